@@ -1,0 +1,50 @@
+"""Multi-similarity mining: Wang et al., Multi-Similarity Loss with General Pair Weighting, CVPR 2019."""
+
+import math
+from typing import Annotated, ClassVar
+
+import torch
+from annotated_types import Ge
+from torch import Tensor, nn
+
+from raydml.tuples import Pairs, all_pairs
+
+
+class MultiSimilarityMiner(nn.Module):
+    """Multi-similarity mining: keep pairs harder than the anchor's hardest opposite pair, within epsilon.
+
+    For anchor i and dot products s: a negative stays when s + epsilon > the least similar positive, a
+    positive stays when s - epsilon < the most similar negative. Both compare with the unmined extremes, so
+    either both sides keep something or neither does; an anchor without positives or without negatives keeps
+    nothing. Deterministic.
+
+    epsilon: slack in similarity, 0.1 in the paper and in the authors' release. Embeddings are used as they
+    come. Departure: an item is left out of its own positives by index, not by "s < 1 - 1e-5".
+    """
+
+    yields: ClassVar[str] = "pairs"
+
+    def __init__(self, *, epsilon: Annotated[float, Ge(0)] = 0.1) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+
+    @torch.no_grad()
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        generator: torch.Generator | None = None,  # noqa: ARG002 - all miners are called alike
+    ) -> Pairs:
+        """Masks (B, B). embeddings: (B, D); labels: (B,) int64; the generator is not used."""
+        pairs = all_pairs(labels)
+        if len(labels) == 0:
+            return pairs
+        with torch.autocast(embeddings.device.type, enabled=False):
+            points = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+            similarity = points @ points.T
+            hardest_positive = similarity.masked_fill(~pairs.positive, math.inf).amin(dim=1, keepdim=True)
+            hardest_negative = similarity.masked_fill(~pairs.negative, -math.inf).amax(dim=1, keepdim=True)
+            return Pairs(
+                positive=pairs.positive & (similarity - self.epsilon < hardest_negative),
+                negative=pairs.negative & (similarity + self.epsilon > hardest_positive),
+            )

@@ -1,0 +1,169 @@
+"""Margin loss against hand values, the released implementations' numbers, a slow loop and another library."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pytorch_metric_learning.losses import MarginLoss
+from torch import Tensor
+
+from raydml import plugins
+from raydml.losses.margin import Margin
+from raydml.tuples import Pairs, Triplets
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+DIVIDE_CONQUER = json.loads((GOLDEN / "divide_conquer_margin.json").read_text())
+EPSILON = 1e-8
+
+
+def _triplets(*columns: Tensor | list[int]) -> Triplets:
+    anchor, positive, negative = (torch.as_tensor(column) for column in columns)
+    return Triplets(anchor, positive, negative, torch.ones_like(anchor, dtype=torch.bool))
+
+
+def _batch(seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(14, 5, generator=generator, dtype=torch.float64)
+    return torch.nn.functional.normalize(points, dim=1), torch.arange(14) % 4
+
+
+@pytest.mark.parametrize(
+    ("negative_at", "expected"),
+    [
+        (1.5, 0.1),  # the negative costs nothing: 0.1 over one active pair
+        (1.3, 0.1),  # it costs 0.1 as well: 0.2 over TWO active pairs of the one triplet
+        (1.1, 0.2),  # 0.1 + 0.3 over two
+    ],
+)
+def test_by_hand(negative_at: float, expected: float) -> None:
+    points = torch.tensor([[0.0], [1.1], [-negative_at]], dtype=torch.float64)
+    loss = Margin(2, margin=0.2, beta=1.2)
+    value = loss(points, torch.tensor([0, 0, 1]), _triplets([0], [1], [2]))
+    assert value.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_beta_is_that_of_the_anchors_class() -> None:
+    points = torch.tensor([[0.0], [1.0], [3.0], [1.5]], dtype=torch.float64)
+    labels = torch.tensor([0, 0, 1, 1])
+    loss = Margin(2, margin=0.2).double()
+    with torch.no_grad():
+        loss.beta.copy_(torch.tensor([0.7, 1.4]))
+    # Class 0: d_ap = 1, cost 0.5; d_an = 3, cost 0. Class 1: d_ap = 1.5, cost 0.3; d_an = 3 - 1 = 2, cost 0.
+    value = loss(points, labels, _triplets([0, 2], [1, 3], [2, 1]))
+    assert value.item() == pytest.approx((0.5 + 0.3) / 2, abs=1e-6)
+    value.backward()
+    assert loss.beta.grad.tolist() == pytest.approx([-0.5, -0.5])
+
+
+def test_one_shared_beta() -> None:
+    assert Margin(7, class_beta=False).beta.shape == (1,)
+    assert Margin(7, beta=0.6).beta.tolist() == pytest.approx([0.6] * 7)
+
+
+@pytest.mark.parametrize("case", DIVIDE_CONQUER["hyperparameters"])
+def test_divide_and_conquer_release(case: str) -> None:
+    settings = DIVIDE_CONQUER["hyperparameters"][case]
+    tolerance = DIVIDE_CONQUER["tolerance"]
+    with np.load(GOLDEN / "divide_conquer_margin.npz") as file:
+        golden = {key.removeprefix(f"{case}__"): torch.from_numpy(file[key]) for key in file if key.startswith(case)}
+    loss = Margin(
+        settings["num_classes"],
+        margin=settings["margin"],
+        nu=settings["nu"],
+        class_beta=settings["class_specific_beta"],
+    ).double()
+    with torch.no_grad():
+        loss.beta.copy_(golden["beta"])
+    points = golden["E"].requires_grad_()
+    tuples = _triplets(golden["anchor"], golden["positive"], golden["negative"])
+    value = loss(points, golden["labels"], tuples)
+    value.backward()
+    torch.testing.assert_close(value, golden["loss"], **tolerance)
+    torch.testing.assert_close(points.grad, golden["grad_E"], **tolerance)
+    torch.testing.assert_close(loss.beta.grad, golden["grad_beta"], **tolerance)
+
+
+@pytest.mark.parametrize("case", ["c0", "c1"])
+def test_multi_similarity_release(case: str) -> None:
+    with np.load(GOLDEN / "deep_metric_margin.npz") as file:
+        golden = {key.removeprefix(f"{case}__"): torch.from_numpy(file[key]) for key in file if key.startswith(case)}
+    learned = "beta" in golden
+    loss = Margin(len(golden["beta"]) if learned else 1, margin=0.2, beta=1.2, class_beta=learned).double()
+    with torch.no_grad():
+        loss.beta.copy_(golden.get("beta", torch.tensor([1.2], dtype=torch.float64)))
+    points = golden["embeddings"].requires_grad_()
+    value = loss(points, golden["labels"].long(), _triplets(*golden["triplets"].long().T))
+    value.backward()
+    torch.testing.assert_close(value, golden["loss"], rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(points.grad, golden["grad"], rtol=1e-7, atol=1e-9)
+    if learned:
+        torch.testing.assert_close(loss.beta.grad, golden["grad_beta"], rtol=1e-7, atol=1e-9)
+
+
+# Not a shared beta with nu: the library does not divide that term by the count, the release does (see above).
+@pytest.mark.parametrize(("class_beta", "nu"), [(True, 0.0), (True, 0.03), (False, 0.0)])
+def test_pytorch_metric_learning(class_beta: bool, nu: float) -> None:
+    points, labels = _batch()
+    generator = torch.Generator().manual_seed(1)
+    anchor = torch.randint(14, (60,), generator=generator)
+    # Never the anchor itself: they have no epsilon under the root, and at distance 0 it is all there is.
+    columns = [anchor, *((anchor + torch.randint(1, 14, (60,), generator=generator)) % 14 for _ in range(2))]
+    theirs = MarginLoss(margin=0.2, nu=nu, beta=1.2, learn_beta=True, num_classes=4 if class_beta else None)
+    ours = Margin(4, margin=0.2, beta=1.2, class_beta=class_beta, nu=nu)
+    expected = theirs(points, labels, tuple(columns))
+    torch.testing.assert_close(ours(points, labels, _triplets(*columns)), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("class_beta", [True, False])
+def test_all_pairs_against_a_slow_loop(class_beta: bool) -> None:
+    points, labels = _batch(2)
+    nu = 0.01
+    loss = Margin(4, margin=0.25, class_beta=class_beta, nu=nu).double()
+    with torch.no_grad():
+        loss.beta.copy_(torch.linspace(0.9, 1.3, len(loss.beta)))
+    total, count, regulariser = 0.0, 0, 0.0
+    for i in range(len(labels)):
+        beta = loss.beta[labels[i] if class_beta else 0].item()
+        for j in range(len(labels)):
+            distance = (((points[i] - points[j]) ** 2).sum().item() + EPSILON) ** 0.5
+            sign = 1 if labels[i] == labels[j] else -1
+            cost = max(0.0, sign * (distance - beta) + 0.25)
+            if i != j:
+                total, count = total + cost, count + (cost > 0)
+                regulariser += beta if class_beta and sign == 1 else 0.0
+    regulariser = regulariser if class_beta else beta
+    assert loss(points, labels).item() == pytest.approx((total + nu * regulariser) / count, rel=1e-12)
+
+
+def test_without_an_active_pair_nu_adds_nothing() -> None:
+    points = torch.tensor([[0.0], [0.1], [5.0], [5.1]], dtype=torch.float64)
+    loss = Margin(2, nu=1.0)
+    value = loss(points, torch.tensor([0, 0, 1, 1]), _triplets([0, 2], [1, 3], [2, 0]))
+    assert value.item() == 0
+    value.backward()
+    assert not loss.beta.grad.any()
+
+
+def test_where_embeddings_coincide_the_gradient_is_zero_not_nan() -> None:
+    points = torch.zeros(3, 4, requires_grad=True)
+    labels = torch.tensor([0, 0, 1])
+    for tuples in (_triplets([0], [1], [2]), None):
+        points.grad = None
+        Margin(2, margin=1.5)(points, labels, tuples).backward()
+        assert not points.grad.any()
+
+
+def test_masks_choose_the_pairs() -> None:
+    points = torch.tensor([[0.0], [1.1], [1.3]], dtype=torch.float64)
+    positive, negative = torch.zeros(2, 3, 3, dtype=torch.bool)
+    positive[0, 1] = negative[0, 2] = True
+    chosen = Margin(2)(points, torch.tensor([0, 0, 1]), Pairs(positive, negative))
+    assert chosen.item() == pytest.approx((0.1 + 0.1) / 2, abs=1e-6)
+
+
+def test_it_is_built_by_name() -> None:
+    loss = plugins.build("losses", "margin", num_classes=3, embedding_dim=9, beta=1, class_beta=False)
+    assert isinstance(loss, Margin)
+    assert loss.beta.dtype == torch.float32

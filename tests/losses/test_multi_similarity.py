@@ -1,0 +1,113 @@
+"""Multi-similarity loss against hand values, the authors' release and another library."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pytorch_metric_learning.losses import MultiSimilarityLoss
+from torch import Tensor
+
+from raydml.losses.multi_similarity import MultiSimilarity
+from raydml.miners.multi_similarity import MultiSimilarityMiner
+from raydml.tuples import Pairs, all_pairs
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+RELEASE = json.loads((GOLDEN / "deep_metric_multisimilarity.json").read_text())
+# The value filter drops positives more alike than 1 - 1e-5; ours is by index (spec, section 1).
+CASES = [case for case in RELEASE["cases"] if not case["requires_value_filter"]]
+
+
+def _batch(seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(14, 5, generator=generator, dtype=torch.float64)
+    return torch.nn.functional.normalize(points, dim=1), torch.arange(14) % 4
+
+
+def test_by_hand() -> None:
+    points = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    value = MultiSimilarity(alpha=2, beta=40, base=0.5)(points, torch.tensor([0, 0, 1]))
+    pulled = math.log1p(math.exp(-2 * (1 - 0.5))) / 2
+    pushed = math.log1p(math.exp(40 * (0 - 0.5))) / 40
+    pushed_twice = math.log1p(2 * math.exp(40 * (0 - 0.5))) / 40  # the third has no positive, but two negatives
+    assert value.item() == pytest.approx((2 * (pulled + pushed) + pushed_twice) / 3, rel=1e-12)
+
+
+def test_defaults_are_the_release() -> None:
+    loss = MultiSimilarity()
+    assert (loss.alpha, loss.beta, loss.base) == (2, 40, 0.5)
+
+
+def test_there_are_golden_cases() -> None:
+    assert len(CASES) >= 10
+    assert any(case.get("beta_scale_neg") == 40 and case.get("lambda_thresh") == 0.5 for case in CASES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["case"])
+def test_release_with_its_miner(case: dict) -> None:
+    name = case["case"]
+    with np.load(GOLDEN / "deep_metric_multisimilarity.npz") as file:
+        golden = {key: torch.from_numpy(file[f"{name}__{key}"]) for key in case["arrays"]}
+    points, labels = golden["embeddings"].requires_grad_(), golden["labels"].long()
+    loss = MultiSimilarity(alpha=case["alpha_scale_pos"], beta=case["beta_scale_neg"], base=case["lambda_thresh"])
+    miner = MultiSimilarityMiner(epsilon=case["epsilon_mining_margin"])
+    value = loss(points, labels, miner(points, labels, None))
+    value.backward()
+    torch.testing.assert_close(value, golden["loss"], rtol=1e-7, atol=1e-9, check_dtype=False)
+    torch.testing.assert_close(points.grad, golden["grad"], rtol=1e-7, atol=1e-9, check_dtype=False)
+
+
+def test_pytorch_metric_learning_without_a_miner() -> None:
+    points, labels = _batch()
+    theirs = MultiSimilarityLoss(alpha=1.5, beta=30, base=0.4)
+    ours = MultiSimilarity(alpha=1.5, beta=30, base=0.4)
+    torch.testing.assert_close(ours(points, labels), theirs(points, labels), rtol=1e-9, atol=0)
+
+
+def test_pair_weights_are_those_of_the_paper() -> None:
+    """dL/ds of the general pair weighting, with the similarities of one anchor as the only free numbers."""
+    alpha, beta, base = 2.0, 10.0, 0.5
+    others = torch.tensor([0.9, 0.3, 0.6, -0.2], dtype=torch.float64, requires_grad=True)
+    # With the anchor at (1, 0, ...) and each other on an axis of its own, s is the other's first coordinate.
+    points = torch.cat([torch.eye(1, 5, dtype=torch.float64), torch.zeros(4, 5, dtype=torch.float64)])
+    points = points + torch.cat([torch.zeros(1, dtype=torch.float64), others])[:, None] * torch.eye(1, 5)
+    positive, negative = torch.zeros(2, 5, 5, dtype=torch.bool)
+    positive[0, 1] = positive[0, 2] = negative[0, 3] = negative[0, 4] = True
+    loss = MultiSimilarity(alpha=alpha, beta=beta, base=base)
+    loss(points, torch.tensor([0, 0, 0, 1, 1]), Pairs(positive, negative)).backward()
+    s = others.detach().tolist()
+    expected = [
+        -1 / (math.exp(alpha * (s[0] - base)) + 1 + math.exp(-alpha * (s[1] - s[0]))),
+        -1 / (math.exp(alpha * (s[1] - base)) + 1 + math.exp(-alpha * (s[0] - s[1]))),
+        1 / (math.exp(beta * (base - s[2])) + 1 + math.exp(beta * (s[3] - s[2]))),
+        1 / (math.exp(beta * (base - s[3])) + 1 + math.exp(beta * (s[2] - s[3]))),
+    ]
+    assert (others.grad * 5).tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_anchors_without_pairs_count_in_the_mean() -> None:
+    points, labels = _batch()
+    pairs = all_pairs(labels)
+    first = torch.zeros(14, 1, dtype=torch.bool)
+    first[0] = True
+    one = MultiSimilarity()(points, labels, Pairs(pairs.positive & first, pairs.negative & first))
+    lone = torch.cat([points, torch.zeros(14, 5, dtype=torch.float64)])
+    wide = [torch.nn.functional.pad(mask & first, (0, 14, 0, 14)) for mask in pairs]
+    half = MultiSimilarity()(lone, torch.cat([labels, labels]), Pairs(*wide))
+    torch.testing.assert_close(half, one / 2)
+
+
+def test_it_does_not_overflow() -> None:
+    points = torch.tensor([[1e3, 0.0], [1e3, 0.0]], requires_grad=True)
+    value = MultiSimilarity(beta=50)(points, torch.tensor([0, 1]))
+    assert value.item() == pytest.approx(1e6, rel=1e-5)  # log(1 + e^x) = x for large x
+    value.backward()
+    assert points.grad.isfinite().all()
+
+
+def test_triplets_are_refused_with_a_cure() -> None:
+    points, labels = _batch()
+    with pytest.raises(ValueError, match="a miner that yields pairs"):
+        MultiSimilarity()(points, labels, (labels, labels, labels, labels))  # type: ignore[arg-type]

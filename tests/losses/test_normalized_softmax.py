@@ -1,0 +1,78 @@
+"""Normalised softmax against hand values, the authors' release and another library."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pytorch_metric_learning.losses import NormalizedSoftmaxLoss
+
+from raydml.losses.normalized_softmax import NormalizedSoftmax
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+RELEASE = json.loads((GOLDEN / "classification_normsoftmax.json").read_text())
+
+
+def test_by_hand() -> None:
+    loss = NormalizedSoftmax(2, 2, temperature=0.5).double()
+    with torch.no_grad():
+        loss.weight.copy_(torch.tensor([[3.0, 0.0], [0.0, 0.1]]))  # lengths must not matter
+    points = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
+    # Logits (2, 0) for the first, (0, 4) for the second, whose own length does matter.
+    expected = (math.log1p(math.exp(-2)) + math.log1p(math.exp(4))) / 2
+    assert loss(points, torch.tensor([0, 0])).item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("case", RELEASE["cases"], ids=lambda case: case["case"])
+def test_release(case: dict) -> None:
+    name = case["case"]
+    with np.load(GOLDEN / "classification_normsoftmax.npz") as file:
+        golden = {key: torch.from_numpy(file[f"{name}__{key}"]) for key in case["arrays"]}
+    loss = NormalizedSoftmax(case["num_classes"], case["dim"], temperature=case["temperature"]).double()
+    loss.load_state_dict({"weight": golden["weight"]})
+    points = golden["embeddings"].requires_grad_()
+    value = loss(points, golden["labels"].long())
+    value.backward()
+    torch.testing.assert_close(value, golden["loss"], **RELEASE["tolerance"])
+    torch.testing.assert_close(points.grad, golden["grad_embeddings"], **RELEASE["tolerance"])
+    torch.testing.assert_close(loss.weight.grad, golden["grad_weight"], **RELEASE["tolerance"])
+
+
+def test_weights_start_as_in_the_release() -> None:
+    rule = RELEASE["init_invariant"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        loss = NormalizedSoftmax(rule["num_classes"], rule["dim"])
+    bound = 1 / math.sqrt(rule["dim"])
+    assert loss.temperature == rule["default_temperature"]
+    assert [key for key, _ in loss.named_parameters()] == ["weight"]  # no bias
+    assert loss.weight.shape == (rule["num_classes"], rule["dim"])
+    assert 0.99 * bound < loss.weight.abs().max().item() <= bound
+    assert loss.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
+    assert loss.weight.mean().item() == pytest.approx(0, abs=bound / 50)
+
+
+def test_pytorch_metric_learning() -> None:
+    generator = torch.Generator().manual_seed(0)
+    points = torch.nn.functional.normalize(torch.randn(9, 6, generator=generator), dim=1)
+    labels = torch.arange(9) % 5
+    theirs, ours = NormalizedSoftmaxLoss(5, 6, temperature=0.1), NormalizedSoftmax(5, 6, temperature=0.1)
+    ours.load_state_dict({"weight": theirs.W.detach().T})
+    torch.testing.assert_close(ours(points, labels), theirs(points, labels))
+
+
+def test_a_class_vector_of_length_zero_does_not_make_nan() -> None:
+    loss = NormalizedSoftmax(3, 4)
+    with torch.no_grad():
+        loss.weight[1] = 0
+    value = loss(torch.eye(3, 4), torch.tensor([0, 1, 2]))
+    value.backward()
+    assert value.isfinite()
+    assert loss.weight.grad.isfinite().all()
+
+
+def test_a_miner_is_refused_with_a_cure() -> None:
+    with pytest.raises(ValueError, match="set miner to null"):
+        NormalizedSoftmax(3, 4)(torch.eye(3, 4), torch.tensor([0, 1, 2]), (None, None))  # type: ignore[arg-type]
