@@ -1,0 +1,269 @@
+"""Metrics against hand values, a slow loop, another library, and the numbers of five published systems."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from raydml.metrics import MetricError, map_at_r, r_precision, recall_at_k
+from raydml.retrieval import nearest_neighbours
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def labels_of(*rows):
+    return np.array(rows, dtype=np.int64)
+
+
+# Three queries of classes 0, 0, 1; R = 3, 2, 1.
+#   query 0: right wrong right wrong  -> R-precision 2/3, AP@3 = (1/1 + 2/3) / 3 = 5/9
+#   query 1: wrong right right wrong  -> R-precision 1/2, AP@2 = (1/2) / 2 = 1/4
+#   query 2: wrong wrong wrong right  -> 0, 0
+RANKED = labels_of([0, 1, 0, 1], [1, 0, 0, 1], [0, 0, 0, 1])
+QUERIES = np.array([0, 0, 1])
+RELEVANT = np.array([3, 2, 1])
+
+
+def test_values_by_hand():
+    assert recall_at_k(RANKED, QUERIES, (1, 2, 3, 4)) == {1: 1 / 3, 2: 2 / 3, 3: 2 / 3, 4: 1.0}
+    assert r_precision(RANKED, QUERIES, RELEVANT) == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
+    assert map_at_r(RANKED, QUERIES, RELEVANT) == pytest.approx((5 / 9 + 1 / 4 + 0) / 3)
+
+
+def test_what_lies_behind_rank_r_does_not_count():
+    changed = RANKED.copy()
+    changed[0, 3], changed[1, 2:], changed[2, 1:] = 0, [1, 0], 1
+    assert r_precision(changed, QUERIES, RELEVANT) == r_precision(RANKED, QUERIES, RELEVANT)
+    assert map_at_r(changed, QUERIES, RELEVANT) == map_at_r(RANKED, QUERIES, RELEVANT)
+
+
+def test_order_counts_for_map_and_not_for_r_precision():
+    first, last = labels_of([0, 1, 1, 1]), labels_of([1, 1, 1, 0])
+    query, relevant = np.array([0]), np.array([4])
+    assert r_precision(first, query, relevant) == r_precision(last, query, relevant) == 0.25
+    assert map_at_r(first, query, relevant) == 0.25
+    assert map_at_r(last, query, relevant) == 0.0625
+
+
+def test_a_query_without_relatives_misses_in_recall_and_is_left_out_elsewhere():
+    ranked, queries, relevant = labels_of([0], [0], [0]), np.array([0, 0, 7]), np.array([1, 1, 0])
+    assert recall_at_k(ranked, queries, [1]) == {1: pytest.approx(2 / 3)}
+    assert r_precision(ranked, queries, relevant) == 1.0
+    assert map_at_r(ranked, queries, relevant) == 1.0
+
+
+def slow_metrics(embeddings, labels, ks):
+    """All three from the definitions, one query and one rank at a time."""
+    recalls, precisions, averages = {k: [] for k in ks}, [], []
+    for query in range(len(labels)):
+        order = sorted(
+            (other for other in range(len(labels)) if other != query),
+            key=lambda other: (float(((embeddings[other].astype(float) - embeddings[query]) ** 2).sum()), other),
+        )
+        right = [labels[other] == labels[query] for other in order]
+        for k in ks:
+            recalls[k].append(any(right[:k]))
+        relevant = sum(right)
+        if relevant:
+            precisions.append(sum(right[:relevant]) / relevant)
+            total = 0.0
+            for rank in range(1, relevant + 1):
+                if right[rank - 1]:
+                    total += sum(right[:rank]) / rank
+            averages.append(total / relevant)
+    return {k: np.mean(hits) for k, hits in recalls.items()}, np.mean(precisions), np.mean(averages)
+
+
+def ours(embeddings, labels, ks):
+    counts = np.bincount(labels)
+    relevant = counts[labels] - 1
+    indices, _ = nearest_neighbours(embeddings, k=int(max(*ks, relevant.max())))
+    ranked = labels[indices]
+    return (
+        recall_at_k(ranked, labels, ks),
+        r_precision(ranked, labels, relevant),
+        map_at_r(ranked, labels, relevant),
+    )
+
+
+def noisy_classes(seed, num_rows=160, num_classes=9, dim=6, noise=0.8):
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, num_classes, num_rows)
+    embeddings = generator.standard_normal((num_classes, dim))[labels]
+    return (embeddings + noise * generator.standard_normal((num_rows, dim))).astype(np.float32), labels
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_slow_loop_agrees(seed):
+    embeddings, labels = noisy_classes(seed)
+    labels[0] = 99  # the only image of its class
+    embeddings[5] = embeddings[6]
+    recalls, precision, average = ours(embeddings, labels, (1, 2, 4, 8))
+    slow_recalls, slow_precision, slow_average = slow_metrics(embeddings, labels, (1, 2, 4, 8))
+    assert recalls == pytest.approx(slow_recalls)
+    assert precision == pytest.approx(slow_precision)
+    assert average == pytest.approx(slow_average)
+    assert 0.2 < average < precision < recalls[1] < recalls[8] < 1, "the example should not sit at a limit"
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+def test_pytorch_metric_learning_agrees(seed):
+    accuracy_calculator = pytest.importorskip("pytorch_metric_learning.utils.accuracy_calculator")
+    inference = pytest.importorskip("pytorch_metric_learning.utils.inference")
+    embeddings, labels = noisy_classes(seed)
+    theirs = accuracy_calculator.AccuracyCalculator(
+        include=("precision_at_1", "r_precision", "mean_average_precision_at_r"),
+        k="max_bin_count",
+        knn_func=inference.CustomKNN(
+            pytest.importorskip("pytorch_metric_learning.distances").LpDistance(normalize_embeddings=False)
+        ),
+        device=torch.device("cpu"),
+    ).get_accuracy(torch.from_numpy(embeddings), torch.from_numpy(labels))
+    recalls, precision, average = ours(embeddings, labels, (1,))
+    assert recalls[1] == pytest.approx(theirs["precision_at_1"], abs=1e-6)
+    assert precision == pytest.approx(theirs["r_precision"], abs=1e-6)
+    assert average == pytest.approx(theirs["mean_average_precision_at_r"], abs=1e-6)
+
+
+def golden(name):
+    return np.load(GOLDEN / f"{name}.npz"), json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+def recalls_of(queries, query_labels, ks, gallery=None, gallery_labels=None):
+    queries = queries.astype(np.float32)
+    gallery = None if gallery is None else gallery.astype(np.float32)
+    gallery_labels = query_labels if gallery_labels is None else gallery_labels
+    indices, _ = nearest_neighbours(queries, gallery, k=max(ks))
+    return list(recall_at_k(gallery_labels[indices], query_labels, ks).values())
+
+
+def test_golden_divide_and_conquer():
+    arrays, about = golden("divide_conquer_eval")
+    ks = about["hyperparameters"]["loo_K"]
+    np.testing.assert_allclose(recalls_of(arrays["loo__X"], arrays["loo__labels"], ks), arrays["loo__recall"])
+    with_ties = recalls_of(arrays["ties__X"], arrays["ties__labels"], ks)
+    assert (with_ties >= arrays["ties__recall_low"] - 1e-9).all()
+    assert (with_ties <= arrays["ties__recall_high"] + 1e-9).all()
+    query_gallery = recalls_of(
+        arrays["inshop__query"],
+        arrays["inshop__query_labels"],
+        about["hyperparameters"]["inshop_K"],
+        arrays["inshop__gallery"],
+        arrays["inshop__gallery_labels"],
+    )
+    np.testing.assert_allclose(query_gallery, arrays["inshop__recall"])
+
+
+def test_golden_mdr():
+    """Percent there, fractions here, and float32 means there."""
+    arrays, about = golden("mdr_eval")
+    ks = about["hyperparameters"]["loo_K"]
+    found = recalls_of(arrays["loo__X"], arrays["loo__labels"], ks)
+    np.testing.assert_allclose(100 * np.array(found), arrays["loo__recall_percent"], rtol=1e-5)
+    query_gallery = recalls_of(
+        arrays["inshop__query"],
+        arrays["inshop__query_labels"],
+        about["hyperparameters"]["inshop_K"],
+        arrays["inshop__gallery"],
+        arrays["inshop__gallery_labels"],
+    )
+    np.testing.assert_allclose(100 * np.array(query_gallery), arrays["inshop__recall_percent"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["c0", "c1"])
+def test_golden_mic(case):
+    """Case c1 has a class of one image, which always misses."""
+    arrays, _ = golden("mic_eval_one_set")
+    ks = arrays[f"{case}_k_vals"].tolist()
+    found = recalls_of(arrays[f"{case}_emb"], arrays[f"{case}_labels"], ks)
+    np.testing.assert_allclose(found, arrays[f"{case}_recall"], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", ["given_results_qg", "given_results_self", "given_results_self_rand"])
+def test_golden_classification_recall_of_given_tables(case):
+    arrays, about = golden("classification_recall")
+    facts = next(entry for entry in about["cases"] if entry["case"] == case)
+    table, query_labels = arrays[f"{case}__results"], arrays[f"{case}__query_labels"]
+    if facts["self_retrieval"]:
+        table = np.array([[other for other in row if other != own] for own, row in enumerate(table)])
+    ks = list(range(1, facts["k"] + 1))
+    found = recall_at_k(arrays[f"{case}__db_labels"][table], query_labels, ks)
+    np.testing.assert_allclose(100 * np.array(list(found.values())), arrays[f"{case}__recall"])
+
+
+@pytest.mark.parametrize("case", ["float0", "float1", "binary2", "binary3", "binary4"])
+def test_golden_classification_recall_of_embeddings(case):
+    """Cosine there: the same order as squared distance on unit vectors. Bits tie often: bounds."""
+    arrays, about = golden("classification_recall")
+    facts = next(entry for entry in about["cases"] if entry["case"] == case)
+    of = {name.removeprefix(f"{case}__"): arrays[name] for name in arrays.files if name.startswith(f"{case}__")}
+    queries, gallery = of["query_embeddings"], of.get("db_embeddings")
+    if facts["mode"] == "binary":
+        queries, gallery = queries > 0, None if gallery is None else gallery > 0
+    ks = list(range(1, facts["k"] + 1))
+    found = 100 * np.array(recalls_of(queries, of["query_labels"], ks, gallery, of.get("db_labels")))
+    if facts["mode"] == "float":
+        np.testing.assert_allclose(found, of["recall"])
+    else:
+        assert (found >= of["recall_pessimistic"] - 1e-6).all()
+        assert (found <= of["recall_optimistic"] + 1e-6).all()
+
+
+def test_golden_classification_report_over_a_thousand_neighbours():
+    arrays, _ = golden("classification_recall")
+    embeddings, labels = arrays["wrapper_k1000__query_embeddings"], arrays["wrapper_k1000__query_labels"]
+    found = recalls_of(embeddings, labels, [1, 2, 4, 8, 10, 20, 30, 40, 50, 100, 1000])
+    expected = [25.28, 37.04, 50.37, 63.43, 67.69, 77.59, 84.07, 88.15, 90.74, 96.57, 100.00]
+    np.testing.assert_allclose(100 * np.array(found), expected, atol=0.005001)
+
+
+@pytest.mark.parametrize("case", ["c0", "c1", "c2"])
+def test_golden_deep_metric_recall(case):
+    """Its quirk (self kept at similarity 0) shows in the case `self_zero_quirk` only, which we depart from."""
+    arrays, about = golden("deep_metric_recall")
+    facts = next(entry for entry in about["cases"] if entry["case"] == case)
+    queries, query_labels = arrays[f"{case}__query_feats"], arrays[f"{case}__query_labels"]
+    gallery = gallery_labels = None
+    if not facts["gallery_equals_query"]:
+        gallery, gallery_labels = arrays[f"{case}__gallery_feats"], arrays[f"{case}__gallery_labels"]
+        gallery = gallery / np.linalg.norm(gallery, axis=1, keepdims=True)
+    queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)
+    available = len(queries) - 1 if gallery is None else len(gallery)
+    pairs = [(k, value) for k, value in zip(facts["ks"], arrays[f"{case}__recalls"], strict=True) if k <= available]
+    assert len(pairs) >= 2
+    found = recalls_of(queries, query_labels, [k for k, _ in pairs], gallery, gallery_labels)
+    np.testing.assert_allclose(found, [value for _, value in pairs])
+
+
+def test_we_depart_from_the_self_similarity_quirk():
+    """Five images, the last alone in its class: with the query really removed it cannot be found at any k."""
+    arrays, _ = golden("deep_metric_recall")
+    features = arrays["self_zero_quirk__query_feats"]
+    features = features / np.linalg.norm(features, axis=1, keepdims=True)
+    found = recalls_of(features, arrays["self_zero_quirk__query_labels"], [1, 4])
+    assert found[1] == pytest.approx(4 / 5)
+    assert arrays["self_zero_quirk__recalls"][2] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: recall_at_k(RANKED, QUERIES, [5]), r"k = 5 is outside 1\.\.4"),
+        (lambda: recall_at_k(RANKED, QUERIES, [0]), "k = 0"),
+        (lambda: recall_at_k(RANKED.astype(float), QUERIES, [1]), "neighbour_labels: expected an integer"),
+        (lambda: recall_at_k(RANKED[0], QUERIES, [1]), r"2 dimension\(s\)"),
+        (lambda: recall_at_k(RANKED, QUERIES[:2], [1]), "3 rows for 2"),
+        (lambda: recall_at_k(RANKED[:0], QUERIES[:0], [1]), "empty"),
+        (lambda: r_precision(RANKED, QUERIES, np.array([5, 1, 1])), "too few: the largest class needs 5"),
+        (lambda: map_at_r(RANKED, QUERIES, np.array([0, 0, 0])), "at least two images"),
+        (lambda: map_at_r(RANKED, QUERIES, np.array([1, -1, 0])), "negative"),
+        (lambda: map_at_r(RANKED, QUERIES, np.array([1, 1])), r"shape \(3,\)"),
+    ],
+)
+def test_wrong_arguments_are_explained(call, message):
+    with pytest.raises(MetricError, match=message):
+        call()
