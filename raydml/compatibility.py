@@ -1,0 +1,210 @@
+"""What must fit together: rules between the sections of a trial, each with the values and a cure.
+
+Each rule names the sections it reads and is asked only where those are valid by themselves, so that one wrong section
+does not hide what is wrong between the others. A hyperparameter that would have no effect is refused, not ignored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from raydml import plugins
+from raydml.model import BACKBONES
+from raydml.problems import Problem
+
+_Rule = Callable[..., Iterator[Problem]]
+_TOGETHER = "where both vary, put them into one choice of blocks (key `loss, miner, sampler`)"
+
+
+def problems_of(sections: Mapping[str, Any]) -> list[Problem]:
+    """All that does not fit together among the given sections of a trial (key -> valid value)."""
+    return [
+        problem
+        for names, rule in _RULES
+        if all(name in sections for name in names)
+        for problem in rule(*(sections[name] for name in names))
+    ]
+
+
+def problems_of_stages(sections: Mapping[str, Any]) -> list[Problem]:
+    """A stage cannot take more configurations than the stage before it hands over."""
+    confirm, finalize = sections.get("confirm"), sections.get("finalize")
+    if confirm is None or finalize is None or finalize.top <= confirm.top:
+        return []
+    message = f"is more than confirm.top: {confirm.top} configuration(s) are confirmed"
+    return [Problem("finalize.top", finalize.top, message, cure=f"write at most {confirm.top}, or raise confirm.top")]
+
+
+# --- losses, miners, samplers ----------------------------------------------------------------------------------------
+
+
+def _loss_and_miner(loss: Any, miner: Any) -> Iterator[Problem]:
+    if miner is None:
+        return
+    accepts = _accepts(loss.name)
+    yields = _yields(miner.name)
+    if not accepts:
+        message = f"loss {loss.name} learns from labels alone and takes no miner"
+        yield Problem("miner.name", miner.name, message, cure=f"remove miner, or write miner: null; {_TOGETHER}")
+    elif yields not in accepts:
+        fitting = tuple(name for name in plugins.names("miners") if _yields(name) in accepts)
+        message = f"yields {yields}, and loss {loss.name} takes {' or '.join(accepts)}"
+        cure = f"choose a miner that fits, or write miner: null; {_TOGETHER}"
+        yield Problem("miner.name", miner.name, message, fitting, cure=cure)
+
+
+def _accepts(loss: str) -> tuple[str, ...]:
+    """The kinds of tuples a loss works on; none for one that learns from labels alone."""
+    accepts: tuple[str, ...] = plugins.load("losses", loss).accepts  # type: ignore[attr-defined]
+    return accepts
+
+
+def _yields(miner: str) -> str:
+    yields: str = plugins.load("miners", miner).yields  # type: ignore[attr-defined]
+    return yields
+
+
+def _loss_and_sampler(loss: Any, sampler: Any) -> Iterator[Problem]:
+    accepts = _accepts(loss.name)
+    if accepts and sampler.name == "class_balanced" and sampler.images_per_class == 1:
+        message = f"leaves no positive pair in a batch, and loss {loss.name} learns from pairs or triplets"
+        yield Problem("sampler.images_per_class", 1, message, cure=f"write at least 2; {_TOGETHER}")
+
+
+def _loss_constructs(loss: Any) -> Iterator[Problem]:
+    yield from _construct("losses", loss)[0]
+
+
+def _miner_constructs(miner: Any) -> Iterator[Problem]:
+    if miner is not None:
+        yield from _construct("miners", miner)[0]
+
+
+def _loss_learning_rate(loss: Any, optimizer: Any) -> Iterator[Problem]:
+    problems, has_parameters = _construct("losses", loss)
+    if optimizer.loss_learning_rate is not None and not has_parameters and not problems:
+        message = f"has no effect: loss {loss.name} has no parameters of its own"
+        cure = "remove it, or put loss and optimizer into one choice of blocks (key `loss, optimizer`)"
+        yield Problem("optimizer.loss_learning_rate", optimizer.loss_learning_rate, message, cure=cure)
+
+
+def _construct(kind: str, block: Any) -> tuple[tuple[Problem, ...], bool]:
+    return _construct_once(kind, block.name, json.dumps(block.settings, sort_keys=True))
+
+
+@lru_cache(maxsize=4096)
+def _construct_once(kind: str, name: str, settings: str) -> tuple[tuple[Problem, ...], bool]:
+    """Build a plugin for a tiny trial: rules between its own settings live in its constructor, as ValueErrors.
+
+    Returns the problems, and whether it has parameters to learn.
+    """
+    given = json.loads(settings)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            plugin = plugins.build(kind, name, num_classes=2, embedding_dim=2, **given)
+    except ValueError as error:
+        return (Problem({"losses": "loss", "miners": "miner"}[kind], {"name": name, **given}, str(error)),), False
+    return (), any(True for _ in plugin.parameters())
+
+
+# --- images and backbones --------------------------------------------------------------------------------------------
+
+
+def _data(data: Any) -> Iterator[Problem]:
+    if data.crop_px > data.resize_px:
+        message = f"is larger than resize_px, {data.resize_px}: the crop is cut out of the resized image"
+        yield Problem("data.crop_px", data.crop_px, message, cure=f"write at most {data.resize_px}, or raise resize_px")
+    if data.name == "image_list" and data.list_file is None:
+        cure = "name the CSV, relative to machine.data_root"
+        yield Problem("data.list_file", None, "is required by image_list", cure=cure)
+    if data.name != "image_list" and data.list_file is not None:
+        message = f"is not used by {data.name}; it is by image_list"
+        yield Problem("data.list_file", data.list_file, message, cure="remove it, or set data.name to image_list")
+    split = data.split
+    if split.fold is not None and split.fold >= split.num_folds:
+        message = f"there are {split.num_folds} folds (num_folds), counted from 0"
+        yield Problem("data.split.fold", split.fold, message, cure=f"write 0 to {split.num_folds - 1}, or null")
+    scale = data.augmentation.random_resized_crop
+    if scale is not None and not scale[0] <= scale[1] <= 1:
+        path = "data.augmentation.random_resized_crop"
+        message = "must be the smallest and the largest share of the area, at most 1"
+        yield Problem(path, list(scale), message, cure="write for example [0.2, 1.0]")
+    if data.augmentation.shift_px >= data.crop_px:
+        message = f"would push the whole image of {data.crop_px} px out of sight"
+        cure = f"write at most {data.crop_px - 1}"
+        yield Problem("data.augmentation.shift_px", data.augmentation.shift_px, message, cure=cure)
+
+
+def _data_and_model(data: Any, model: Any) -> Iterator[Problem]:
+    facts = BACKBONES[model.backbone]
+    smallest = facts.minimum_crop_px
+    if facts.fixed_crop_px not in (None, data.crop_px):
+        message = f"backbone {model.backbone} takes images of exactly {facts.fixed_crop_px} px"
+        cure = f"write crop_px: {facts.fixed_crop_px} and a resize_px at least as large, or choose another backbone"
+        yield Problem("data.crop_px", data.crop_px, message, cure=cure)
+    elif data.crop_px < smallest:
+        message = f"backbone {model.backbone} needs at least {smallest} px"
+        cure = f"write crop_px and resize_px of at least {smallest}, or choose backbone convnet"
+        yield Problem("data.crop_px", data.crop_px, message, cure=cure)
+
+
+def _model(model: Any) -> Iterator[Problem]:
+    if model.weights == "default" and BACKBONES[model.backbone].weights_file is None:
+        message = f"backbone {model.backbone} has no published weights"
+        yield Problem("model.weights", model.weights, message, ("none", "PATH"), cure="write weights: none")
+    if model.weights == "none" and model.freeze_batch_norm:
+        message = "freezes statistics that nothing has trained: weights is none"
+        yield Problem("model.freeze_batch_norm", True, message, cure="remove it, or start from trained weights")
+
+
+# --- epochs ----------------------------------------------------------------------------------------------------------
+
+
+def _schedule_and_epochs(schedule: Any, epochs: int) -> Iterator[Problem]:
+    for key, value in (
+        ("warmup_epochs", schedule.warmup_epochs),
+        ("new_layer_warmup_epochs", schedule.new_layer_warmup_epochs),
+    ):
+        if value >= epochs and value > 0:
+            message = f"leaves nothing of the trial's {epochs} epochs"
+            yield Problem(f"schedule.{key}", value, message, cure=f"write at most {epochs - 1}, or raise epochs")
+    if schedule.name == "step":
+        milestones = list(schedule.milestones)
+        if milestones != sorted(set(milestones)):
+            yield Problem("schedule.milestones", milestones, "must rise", cure="write each epoch once, in order")
+        if max(milestones) >= epochs:
+            message = f"the last milestone has no effect in a trial of {epochs} epochs"
+            cure = f"write milestones up to {epochs - 1}, or raise epochs"
+            yield Problem("schedule.milestones", milestones, message, cure=cure)
+
+
+def _recall_at(recall_at: tuple[int, ...]) -> Iterator[Problem]:
+    if list(recall_at) != sorted(set(recall_at)):
+        yield Problem("recall_at", list(recall_at), "must rise", cure="write each number once, in order")
+
+
+def _select_on(recall_at: tuple[int, ...], select_on: str) -> Iterator[Problem]:
+    k = select_on.removeprefix("val_recall_at_")
+    if k.isdigit() and int(k) not in recall_at:
+        message = f"is not measured: recall_at is [{', '.join(str(number) for number in recall_at)}]"
+        yield Problem("select_on", select_on, message, cure=f"add {k} to recall_at, or select on val_map_at_r")
+
+
+_RULES: tuple[tuple[tuple[str, ...], _Rule], ...] = (
+    (("loss", "miner"), _loss_and_miner),
+    (("loss", "sampler"), _loss_and_sampler),
+    (("loss",), _loss_constructs),
+    (("miner",), _miner_constructs),
+    (("loss", "optimizer"), _loss_learning_rate),
+    (("data",), _data),
+    (("data", "model"), _data_and_model),
+    (("model",), _model),
+    (("schedule", "epochs"), _schedule_and_epochs),
+    (("recall_at",), _recall_at),
+    (("recall_at", "select_on"), _select_on),
+)
