@@ -1,0 +1,99 @@
+"""From a trial's configuration to the parts that train: images, method, optimiser."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from raydml import plugins
+from raydml.config import Machine, Trial
+from raydml.data.datasets import DataError, Split, make_split, open_catalog
+from raydml.data.image_cache import Images, load_development
+from raydml.data.samplers import SAMPLERS
+from raydml.methods._base import Method
+from raydml.model import build_network
+from raydml.optimizers import build_optimizer, check_every_parameter_learns
+from raydml.randomness import seed_for
+
+
+class OpenedImages(NamedTuple):
+    """trial: with ``data.content`` filled in. train, val: never a test image."""
+
+    trial: Trial
+    split: Split
+    train: Images
+    val: Images
+
+
+def open_images(trial: Trial, machine: Machine) -> OpenedImages:
+    """The development images of a trial. Raises DataError, also when the images are not those it was made for."""
+    data = trial.data
+    catalog = open_catalog(data.name, machine.data_root, data.list_file)
+    if data.content not in ("", catalog.content):
+        raise DataError(
+            f"data.content: the trial was made for images with the hash {data.content}, those here have "
+            f"{catalog.content}. Restore the images, or leave data.content empty"
+        )
+    split = make_split(catalog, **data.split.model_dump())
+    train, val = load_development(
+        catalog,
+        split,
+        resize_px=data.resize_px,
+        cache_dir=machine.cache_dir,
+        on_unreadable=machine.on_unreadable,
+    )
+    filled_in = trial.model_copy(update={"data": data.model_copy(update={"content": catalog.content})})
+    return OpenedImages(filled_in, split, train, val)
+
+
+def network_arguments(trial: Trial) -> dict[str, Any]:
+    """What rebuilds the network of a trial, given weights and a seed: keywords of ``model.build_network``."""
+    return trial.model.model_dump(exclude={"weights"})
+
+
+def build_method(trial: Trial, train_labels: np.ndarray, device: torch.device) -> Method:
+    """The trial's method with its network, loss, miner and sampler, on the device, initialised from its seed.
+
+    train_labels: (N,) int64 in 0..C-1.
+    """
+    network = build_network(
+        **network_arguments(trial), weights=trial.model.weights, seed=seed_for(trial.seed, "network_init")
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed_for(trial.seed, "loss_init"))
+        loss = plugins.build(
+            "losses",
+            trial.loss.name,
+            num_classes=int(train_labels.max()) + 1,
+            embedding_dim=trial.model.embedding_dim,
+            **trial.loss.settings,
+        )
+    method: Method = plugins.build(
+        "methods",
+        trial.method.name,
+        network=network,
+        loss=loss,
+        miner=plugins.build("miners", trial.miner.name, **trial.miner.settings) if trial.miner else None,
+        sampler=SAMPLERS[trial.sampler.name](train_labels, **trial.sampler.model_dump(exclude={"name"})),
+        **trial.method.settings,
+    )
+    method.to(device)
+    if trial.channels_last:
+        method.network.to(memory_format=torch.channels_last)
+    if trial.compile:
+        method.network.compile()  # in place: the names in the state dict stay as they are
+    return method
+
+
+def build_trial_optimizer(trial: Trial, method: Method) -> torch.optim.Optimizer:
+    """The trial's optimiser over every parameter of the method; ValueError if one would be left out."""
+    groups = method.parameter_groups()
+    check_every_parameter_learns(method.named_parameters(), groups)
+    settings = trial.optimizer
+    rates = {
+        "backbone": settings.backbone_learning_rate or settings.learning_rate,
+        "head": settings.learning_rate,
+        "loss": settings.loss_learning_rate or settings.learning_rate,
+    }
+    own = settings.model_dump(include={"momentum"})  # of those that have it
+    return build_optimizer(settings.name, groups, learning_rates=rates, weight_decay=settings.weight_decay, **own)

@@ -1,0 +1,173 @@
+"""A trial's state on disk: written so that a reader never takes half a checkpoint for a whole one.
+
+    state.pt             everything needed to continue: tensors and plain values
+    weights.safetensors  the best network so far
+    model.json           the model card: how to rebuild the network, what it was fed, where it comes from
+    manifest.json        size and sha256 of the three, written last: no manifest, no checkpoint
+
+No file is opened in a way that could run code it holds.
+"""
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import re
+import subprocess
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+STATE, WEIGHTS, CARD, MANIFEST = "state.pt", "weights.safetensors", "model.json", "manifest.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, incomplete or damaged."""
+
+
+def save(
+    folder: Path,
+    *,
+    state: Mapping[str, Any],
+    model_card: Mapping[str, Any],
+    best_weights: Mapping[str, Tensor],
+) -> Path:
+    """Write a checkpoint into ``folder`` (made when missing) and return it.
+
+    state: tensors, numbers, strings, None and lists, tuples and dictionaries of them. model_card: plain
+    JSON values; ``raydml_version`` and ``git_commit`` are added. best_weights: name -> tensor. A new folder
+    appears under its name only when complete; in one that exists already the old manifest goes first and the
+    new one comes last, so that a kill in between leaves a folder that ``is_intact`` refuses. Raises ValueError
+    for a card with a number JSON cannot hold (NaN, infinity).
+    """
+    folder = Path(folder)
+    card = {**model_card, "raydml_version": version(), "git_commit": git_commit()}
+    card_text = json.dumps(card, indent=2, allow_nan=False) + "\n"
+    # safetensors stores plain layouts only, so channels_last weights are rewritten; the copy is of values.
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in best_weights.items()}
+    target = folder if folder.exists() else folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
+    target.mkdir(parents=True, exist_ok=True)
+    (target / MANIFEST).unlink(missing_ok=True)
+    _write(target / STATE, lambda path: torch.save(dict(state), path))
+    _write(target / WEIGHTS, lambda path: save_file(weights, path))
+    _write(target / CARD, lambda path: path.write_text(card_text, encoding="utf-8"))
+    files = {name: _facts(target / name) for name in (STATE, WEIGHTS, CARD)}
+    manifest_text = json.dumps({"files": files}, indent=2) + "\n"
+    _write(target / MANIFEST, lambda path: path.write_text(manifest_text, encoding="utf-8"))
+    if target != folder:
+        target.rename(folder)
+    return folder
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """The state as saved, tensors on the CPU. Raises CheckpointError when the file is not as written."""
+    path = _checked(folder, STATE)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    assert isinstance(state, dict)
+    return state
+
+
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """The best network's state dict on the CPU. Raises CheckpointError when the file is not as written."""
+    return load_file(_checked(folder, WEIGHTS))
+
+
+def load_card(folder: Path) -> dict[str, Any]:
+    """The model card. Raises CheckpointError when the file is not as written."""
+    card = json.loads(_checked(folder, CARD).read_text(encoding="utf-8"))
+    assert isinstance(card, dict)
+    return card
+
+
+def is_intact(folder: Path) -> bool:
+    """Whether every file of a checkpoint is there with the size and sha256 that its manifest states."""
+    try:
+        for name in (STATE, WEIGHTS, CARD):
+            _checked(folder, name)
+    except CheckpointError:
+        return False
+    return True
+
+
+def newest_intact(parent: Path) -> Path | None:
+    """The intact checkpoint with the highest number in its name among ``parent``'s folders, or None.
+
+    Names are compared by their last whole number (``checkpoint_000010`` after ``checkpoint_9``), then as
+    text. Files and folders that are no checkpoint are passed over.
+    """
+    parent = Path(parent)
+    if not parent.is_dir():
+        return None
+    folders = [path for path in parent.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    return next((path for path in sorted(folders, key=_age, reverse=True) if is_intact(path)), None)
+
+
+def version() -> str:
+    """The installed version of raydml, "unknown" when it runs from a plain copy of its sources."""
+    try:
+        return importlib.metadata.version("raydml")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+@functools.cache
+def git_commit() -> str | None:
+    """The commit of raydml's own sources, with "-dirty" when tracked files differ; None outside a repository.
+
+    A package installed into an environment that happens to lie in somebody's repository is not tracked there
+    and gives None.
+    """
+    source = Path(__file__).resolve()
+    if _git(source.parent, "ls-files", "--error-unmatch", source.name) is None:
+        return None
+    return _git(source.parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or None
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):  # no git here: the commit is unknown, which is no error
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _age(folder: Path) -> tuple[int, str]:
+    numbers = re.findall(r"\d+", folder.name)
+    return (int(numbers[-1]) if numbers else -1, folder.name)
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    aside = path.with_name(f".{path.name}.partial")
+    write(aside)
+    aside.replace(path)
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return {"size_bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _checked(folder: Path, name: str) -> Path:
+    """The path of a checkpoint's file once its size and sha256 have been found as the manifest states."""
+    folder = Path(folder)
+    try:
+        stated = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"][name]
+        found = _facts(folder / name)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder} is not a complete checkpoint ({type(error).__name__}: {error}); "
+            "use an older one from the folder it lies in"
+        ) from error
+    if found != stated:
+        raise CheckpointError(f"{folder / name} is not as it was written (size or sha256 differ); use an older one")
+    return folder / name

@@ -1,0 +1,116 @@
+"""Optimisers, their parameter groups, and learning-rate schedules."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import nn
+
+GROUPS = ("backbone", "head", "loss")
+
+
+def _adamw(groups: list[dict[str, object]], momentum: float) -> torch.optim.Optimizer:  # noqa: ARG001
+    return torch.optim.AdamW(groups)
+
+
+def _adam(groups: list[dict[str, object]], momentum: float) -> torch.optim.Optimizer:  # noqa: ARG001
+    return torch.optim.Adam(groups)
+
+
+def _sgd(groups: list[dict[str, object]], momentum: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, momentum=momentum)
+
+
+def _rmsprop(groups: list[dict[str, object]], momentum: float) -> torch.optim.Optimizer:
+    return torch.optim.RMSprop(groups, momentum=momentum)
+
+
+# Betas, epsilon and RMSprop's alpha are torch's defaults, as in all the systems we reproduce.
+OPTIMIZERS: dict[str, Callable[[list[dict[str, object]], float], torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+    "adam": _adam,
+    "sgd": _sgd,
+    "rmsprop": _rmsprop,
+}
+
+
+def build_optimizer(
+    name: str,
+    groups: Mapping[str, Sequence[nn.Parameter]],
+    *,
+    learning_rates: Mapping[str, float],
+    weight_decay: float,
+    momentum: float = 0.0,
+) -> torch.optim.Optimizer:
+    """An optimiser with one group per entry of ``groups`` (empty ones are left out).
+
+    Each group carries its ``name`` and, under ``base_lr``, the learning rate that a schedule scales. Weight
+    decay acts on the network only: a margin's beta or a proxy has no reason to be near zero (Roth et al.,
+    "Revisiting Training Strategies", ICML 2020, give the criterion its own group without decay). Momentum is
+    read by sgd and rmsprop.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(f"optimizer name: {name!r}; one of {', '.join(OPTIMIZERS)}")
+    listed: list[dict[str, object]] = [
+        {
+            "params": list(parameters),
+            "name": group,
+            "lr": learning_rates[group],
+            "base_lr": learning_rates[group],
+            "weight_decay": 0.0 if group == "loss" else weight_decay,
+        }
+        for group, parameters in groups.items()
+        if parameters
+    ]
+    return OPTIMIZERS[name](listed, momentum)
+
+
+def check_every_parameter_learns(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], groups: Mapping[str, Sequence[nn.Parameter]]
+) -> None:
+    """Raise ValueError naming every parameter that is in no group, or in more than one."""
+    homes: dict[int, list[str]] = {}
+    for group, parameters in groups.items():
+        for parameter in parameters:
+            homes.setdefault(id(parameter), []).append(group)
+    names = {id(parameter): name for name, parameter in named_parameters}
+    orphans = [name for key, name in names.items() if key not in homes]
+    shared = [f"{name} ({', '.join(homes[key])})" for key, name in names.items() if len(homes.get(key, ())) > 1]
+    if orphans:
+        raise ValueError(
+            f"parameters in no optimiser group, so they would never learn: {', '.join(orphans)}. "
+            f"The method's parameter_groups() must place each in one of {', '.join(groups)}"
+        )
+    if shared:
+        raise ValueError(f"parameters in more than one optimiser group: {', '.join(shared)}")
+
+
+def learning_rate_factor(
+    name: str,
+    *,
+    epoch: int,
+    batch: int,
+    num_batches: int,
+    num_epochs: int,
+    warmup_epochs: int,
+    milestones: Sequence[int] = (),
+    gamma: float = 1.0,
+) -> float:
+    """What the learning rates are multiplied by for one step; a function of the step alone needs no state.
+
+    epoch and batch count from 0. Linear warm-up from 1/(number of warm-up steps) to 1, times: ``constant`` 1;
+    ``cosine`` from 1 after the warm-up to 0 at the end of ``num_epochs``; ``step`` gamma to the power of the
+    number of milestones (epochs, counted from 0) reached.
+    """
+    progress = epoch + batch / num_batches
+    warmup = 1.0
+    if progress < warmup_epochs:
+        warmup = min(1.0, (epoch * num_batches + batch + 1) / (warmup_epochs * num_batches))
+    if name == "constant":
+        return warmup
+    if name == "cosine":
+        span = max(num_epochs - warmup_epochs, 1)
+        return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress - warmup_epochs) / span)))
+    if name == "step":
+        return warmup * gamma ** sum(milestone <= epoch for milestone in milestones)
+    raise ValueError(f"schedule name: {name!r}; one of constant, cosine, step")

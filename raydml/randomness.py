@@ -1,0 +1,58 @@
+"""One seed, split by purpose into generators that are passed around and saved; no global seed anywhere."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+# The position of a purpose is its key: new ones are added at the end, or every old number changes.
+PURPOSES = ("network_init", "loss_init", "sampler", "augmentation", "mining", "layers")
+
+
+def seed_for(seed: int, purpose: str) -> int:
+    """A seed in 0..2**63 - 1 for one purpose; purposes are independent streams (numpy's SeedSequence)."""
+    sequence = np.random.SeedSequence(seed, spawn_key=(PURPOSES.index(purpose),))
+    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+class Randomness:
+    """The generators of one trial, all on the CPU, so that a CPU and a GPU draw the same numbers.
+
+    sampler: numpy; augmentation and mining: torch; layers: torch, seeds what draws from torch's global state
+    (dropout, stochastic depth).
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.sampler = np.random.default_rng(seed_for(seed, "sampler"))
+        self.augmentation = torch.Generator().manual_seed(seed_for(seed, "augmentation"))
+        self.mining = torch.Generator().manual_seed(seed_for(seed, "mining"))
+        self.layers = torch.Generator().manual_seed(seed_for(seed, "layers"))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of every generator: tensors and plain values."""
+        return {
+            "sampler": dict(self.sampler.bit_generator.state),
+            "augmentation": self.augmentation.get_state(),
+            "mining": self.mining.get_state(),
+            "layers": self.layers.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take every generator back to where it was saved."""
+        self.sampler.bit_generator.state = state["sampler"]
+        self.augmentation.set_state(state["augmentation"])
+        self.mining.set_state(state["mining"])
+        self.layers.set_state(state["layers"])
+
+    @contextmanager
+    def seeded_layers(self, device: torch.device) -> Iterator[None]:
+        """Inside, torch's global generators start from ``layers``; afterwards they are as they were before."""
+        cuda = [device.index or 0] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):
+            seed = int(torch.randint(2**62, (), generator=self.layers))
+            torch.default_generator.manual_seed(seed)
+            if cuda:
+                torch.cuda.manual_seed(seed)
+            yield

@@ -1,0 +1,273 @@
+"""Training of one trial: a generator that yields one plain dictionary an epoch. No Ray, no MLflow, no branches on
+what method, loss or sampler it has."""
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raydml import assembly, checkpoint, evaluate
+from raydml.config import Machine, Trial, fingerprint
+from raydml.data import transforms
+from raydml.model import preprocessing_for
+from raydml.optimizers import learning_rate_factor
+from raydml.randomness import Randomness
+
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Trainer:
+    """One trial from its configuration to its best weights.
+
+    Building it opens the images, makes the network and refuses what cannot be trained: ValueError (ConfigError,
+    DataError, ModelError, WeightsError, PluginError) with the cure. It sets torch's number of threads for this
+    process to ``machine.cpus_per_trial``: sums are then split differently, so another number of threads gives
+    other last bits. ``device`` is a torch device string such as "cpu" or "cuda:0".
+
+    ``epochs()`` goes on where ``load_state_dict`` or ``restore`` left off; on a CPU 4 epochs and 2 + restore + 2
+    epochs are the same bit for bit.
+    """
+
+    def __init__(self, trial: Trial, machine: Machine, *, device: str) -> None:
+        torch.set_num_threads(machine.cpus_per_trial)
+        self.machine = machine
+        self.device = torch.device(device)
+        # Sizes are checked before any image is decoded.
+        self.preprocessing = preprocessing_for(
+            trial.model.backbone, resize_px=trial.data.resize_px, crop_px=trial.data.crop_px
+        )
+        self.trial, self.split, self.train_images, self.val_images = assembly.open_images(trial, machine)
+        self.train_labels = torch.from_numpy(np.array(self.train_images.labels)).to(self.device)
+        self.method = assembly.build_method(self.trial, self.train_images.labels, self.device)
+        self.optimizer = assembly.build_trial_optimizer(self.trial, self.method)
+        self.randomness = Randomness(trial.seed)
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=trial.precision == "fp16" and self.device.type == "cuda"
+        )
+        self.epoch = 0
+        self.ended = ""
+        self.last_result: dict[str, Any] = {}
+        self.best_epoch = 0  # 0: the network as it was built
+        self.best_metrics: dict[str, float] = {}
+        self.best_weights = _snapshot(self.method.network.state_dict())
+
+    def epochs(self) -> Iterator[dict[str, Any]]:
+        """Train and validate one epoch at a time; yields after each, and stops when the trial has ended.
+
+        A result holds: epoch (from 1), train_loss (mean over the batches), val_recall_at_k for each k,
+        val_r_precision, val_map_at_r, best_<select_on>, learning_rate (of the head, at the last step),
+        gradient_norm (over all parameters before clipping, mean over the batches), sampler_coverage,
+        sampler_duplicates, epoch_s, images_per_s (training alone), and ended: "" while it goes on, "finished",
+        "non_finite_loss" or "collapsed". Every number in it is finite: what could not be measured is absent.
+        """
+        while not self.ended:
+            yield self._run_epoch()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides the rest of the run, copied to the CPU: tensors and plain values only."""
+        return {
+            "fingerprint": fingerprint(self.trial),
+            "epoch": self.epoch,
+            "ended": self.ended,
+            "last_result": dict(self.last_result),
+            "method": _snapshot(self.method.state_dict()),
+            "sampler": _snapshot(self.method.sampler.state_dict()),
+            "optimizer": _snapshot(self.optimizer.state_dict()),
+            "scaler": self.scaler.state_dict(),
+            "randomness": _snapshot(self.randomness.state_dict()),
+            "best_epoch": self.best_epoch,
+            "best_metrics": dict(self.best_metrics),
+            "best_weights": dict(self.best_weights),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state of the same trial; ValueError for that of another one."""
+        own = fingerprint(self.trial)
+        if state["fingerprint"] != own:
+            raise ValueError(
+                f"this state belongs to trial {state['fingerprint']}, this is trial {own}: "
+                "a trial continues only with the configuration it was started with"
+            )
+        self.method.load_state_dict(state["method"])
+        self.method.sampler.load_state_dict(state["sampler"])
+        # The optimiser would go on working in the tensors it is given.
+        self.optimizer.load_state_dict(_snapshot(state["optimizer"]))
+        self.scaler.load_state_dict(state["scaler"])
+        self.randomness.load_state_dict(state["randomness"])
+        self.epoch, self.ended = state["epoch"], state["ended"]
+        self.last_result = dict(state["last_result"])
+        self.best_epoch, self.best_metrics = state["best_epoch"], dict(state["best_metrics"])
+        self.best_weights = _snapshot(state["best_weights"])
+
+    def save(self, folder: Path) -> Path:
+        """Write the state and the best weights as a checkpoint."""
+        state = self.state_dict()
+        weights = state.pop("best_weights")
+        return checkpoint.save(folder, state=state, model_card=self.model_card(), best_weights=weights)
+
+    def restore(self, folder: Path) -> dict[str, Any]:
+        """Continue from a checkpoint; returns the result of the epoch it was written after ({} for none).
+
+        Raises CheckpointError when the checkpoint is damaged.
+        """
+        state = checkpoint.load_state(folder)
+        self.load_state_dict({**state, "best_weights": checkpoint.load_weights(folder)})
+        return dict(self.last_result)
+
+    def model_card(self) -> dict[str, Any]:
+        """How to rebuild the network of the best weights and feed it, and where they come from; plain JSON."""
+        return {
+            "network": assembly.network_arguments(self.trial),
+            "preprocessing": self.preprocessing.to_dict(),
+            "trial": self.trial.model_dump(mode="json"),
+            "fingerprint": fingerprint(self.trial),
+            "split": self.split.to_dict(),
+            "epoch": self.epoch,
+            "best_epoch": self.best_epoch,
+            "metrics": dict(self.best_metrics),
+        }
+
+    # --- one epoch -----------------------------------------------------------------------------------------
+
+    def _run_epoch(self) -> dict[str, Any]:
+        start = time.perf_counter()
+        trained = self._train()
+        result: dict[str, Any] = {"epoch": self.epoch + 1, **trained}
+        validated = self._validate() if math.isfinite(result["train_loss"]) else "non_finite_loss"
+        self.epoch += 1
+        if isinstance(validated, str):
+            self.ended = validated
+        else:
+            result.update(validated)
+            self._keep_if_best(validated)
+            self.ended = "finished" if self.epoch == self.trial.epochs else ""
+        if self.best_metrics:
+            select_on = self.trial.select_on
+            result[f"best_{select_on}"] = self.best_metrics[select_on]
+        result["epoch_s"] = time.perf_counter() - start
+        result = {name: value for name, value in result.items() if math.isfinite(value)}
+        self.last_result = {**result, "ended": self.ended}
+        return dict(self.last_result)
+
+    def _train(self) -> dict[str, float]:
+        start = time.perf_counter()
+        self.method.train()
+        # Without a gradient the backbone neither moves nor gathers momentum that would push it later.
+        new_layers_only = self.epoch < self.trial.schedule.new_layer_warmup_epochs
+        for parameter in self.method.parameter_groups()["backbone"]:
+            parameter.requires_grad_(not new_layers_only)
+        plan = self.method.plan_epoch(self.randomness.sampler)
+        # The host reads these once, after the last batch: reading each would make the device wait for it.
+        loss_sum = torch.zeros((), device=self.device)
+        norm_sum = torch.zeros((), device=self.device)
+        with self.randomness.seeded_layers(self.device):
+            for batch, indices in enumerate(plan.batches):
+                factor = self._set_learning_rates(batch, len(plan.batches))
+                loss, norm = self._step(indices)
+                loss_sum += loss
+                norm_sum += norm
+        num_batches = len(plan.batches)
+        num_images = sum(len(indices) for indices in plan.batches)
+        train_loss, gradient_norm = loss_sum.item() / num_batches, norm_sum.item() / num_batches
+        return {
+            "train_loss": train_loss,
+            "gradient_norm": gradient_norm,
+            "learning_rate": self.trial.optimizer.learning_rate * factor,
+            "sampler_coverage": plan.coverage,
+            "sampler_duplicates": plan.num_duplicates,
+            "images_per_s": num_images / (time.perf_counter() - start),
+        }
+
+    def _set_learning_rates(self, batch: int, num_batches: int) -> float:
+        schedule = self.trial.schedule
+        factor = learning_rate_factor(
+            schedule.name,
+            epoch=self.epoch,
+            batch=batch,
+            num_batches=num_batches,
+            num_epochs=self.trial.epochs,
+            warmup_epochs=schedule.warmup_epochs,
+            **schedule.model_dump(include={"milestones", "gamma"}),
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        return factor
+
+    def _step(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        """One update; returns the loss and the norm of the gradient, both scalars on the device."""
+        images, labels = self._batch(indices)
+        dtype = AUTOCAST[self.trial.precision]
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            loss = self.method.batch_loss(images, labels, self.randomness.mining)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.trial.optimizer.gradient_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.trial.optimizer.gradient_clip, norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.detach(), norm
+
+    def _batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Indices into the training images -> normalised images (B, 3, crop, crop) and labels (B,) on the device."""
+        pixels = torch.from_numpy(np.asarray(self.train_images.pixels[indices]))
+        where = torch.from_numpy(indices)
+        if self.device.type == "cuda":
+            pixels, where = pixels.pin_memory(), where.pin_memory()
+        pixels, where = (value.to(self.device, non_blocking=True) for value in (pixels, where))
+        augmentation = self.trial.data.augmentation
+        augmented = transforms.augment(
+            pixels,
+            crop_px=self.preprocessing.crop_px,
+            random_resized_crop_scale=augmentation.random_resized_crop,
+            flip=augmentation.flip,
+            shift_px=augmentation.shift_px,
+            generator=self.randomness.augmentation,
+        )
+        images = self.preprocessing.normalise(augmented)
+        if self.trial.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return images, self.train_labels[where]
+
+    def _validate(self) -> dict[str, float] | str:
+        """The validation metrics, or the reason why there are none."""
+        embeddings = evaluate.embed(
+            self.method,
+            self.val_images.pixels,
+            self.preprocessing,
+            device=self.device,
+            batch_size=self.machine.evaluation_batch,
+            precision=self.trial.precision,
+        )
+        if not np.isfinite(embeddings).all():
+            return "non_finite_loss"  # the last update of the epoch broke the weights
+        if evaluate.is_collapsed(embeddings):
+            return "collapsed"  # neighbours are then in the order of the files, and say nothing
+        scores = evaluate.score(embeddings, self.val_images.labels, recall_at=self.trial.recall_at)
+        return {f"val_{name}": value for name, value in scores.items()}
+
+    def _keep_if_best(self, metrics: Mapping[str, float]) -> None:
+        select_on = self.trial.select_on
+        if not self.best_metrics or metrics[select_on] > self.best_metrics[select_on]:
+            self.best_epoch, self.best_metrics = self.epoch, dict(metrics)
+            self.best_weights = _snapshot(self.method.network.state_dict())
+
+
+def _snapshot(value: Any) -> Any:
+    """A copy on the CPU of tensors inside dictionaries, lists and tuples; numpy arrays become tensors."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy())
+    if isinstance(value, Mapping):
+        return {key: _snapshot(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_snapshot(item) for item in value)
+    return value
