@@ -1,0 +1,282 @@
+"""Embedding, scoring, collapse, and checkpoints evaluated by their folder, on the handwritten digits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+from raydml import checkpoint
+from raydml.config import fingerprint, parse_machine, parse_trial
+from raydml.data.datasets import make_split, open_catalog
+from raydml.data.seal import TestReads
+from raydml.evaluate import EvaluationError, embed, evaluate_checkpoint, is_collapsed, load_network, score
+from raydml.model import Preprocessing, build_network, preprocessing_for
+from raydml.randomness import seed_for
+from raydml.retrieval import RetrievalError
+
+PLAIN = Preprocessing(resize_px=6, crop_px=4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+class Flatten(nn.Module):
+    """Embeds an image as its own pixels; remembers how it was called."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.dropout = nn.Dropout(0.5)
+        self.scale = nn.Linear(1, 1)
+        self.calls = []
+
+    def forward(self, images):
+        self.calls.append((len(images), self.training, torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+        return self.dropout(self.norm(images)).flatten(1)
+
+
+def pictures(num_images, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (num_images, 6, 6, 3), dtype=np.uint8)
+
+
+def test_embed_keeps_order_and_prepares_as_stated():
+    pixels = pictures(7)
+    found = embed(Flatten(), pixels, PLAIN, device="cpu", batch_size=3)
+    expected = (pixels[:, 1:5, 1:5] / 255).transpose(0, 3, 1, 2).reshape(7, -1) / np.sqrt(1 + 1e-5)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert found.dtype == np.float32
+
+
+def test_embed_evaluates_without_gradients_and_gives_every_mode_back():
+    network = Flatten().train()
+    network.norm.eval()  # as a frozen BatchNorm layer is
+    before = network.norm.running_mean.clone()
+    embed(network, pictures(7), PLAIN, device="cpu", batch_size=3)
+    assert network.calls == [(3, False, False, False), (3, False, False, False), (1, False, False, False)]
+    assert (network.training, network.norm.training, network.dropout.training) == (True, False, True)
+    assert torch.equal(network.norm.running_mean, before)
+    network.eval()
+    embed(network, pictures(2), PLAIN, device="cpu", batch_size=3)
+    assert not any(module.training for module in network.modules())
+
+
+def test_embed_gives_the_modes_back_after_an_error():
+    network = Flatten().train()
+    network.norm = nn.BatchNorm2d(5)
+    with pytest.raises(RuntimeError):
+        embed(network, pictures(2), PLAIN, device="cpu", batch_size=2)
+    assert all(module.training for module in network.modules())
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.02), ("fp16", 0.003)])
+def test_precision_is_really_lower_and_the_result_is_float32(precision, tolerance):
+    network = build_network(
+        backbone="convnet",
+        embedding_dim=8,
+        layer_norm=False,
+        normalize=True,
+        freeze_batch_norm=False,
+        weights="none",
+        seed=0,
+    )
+    preprocessing = preprocessing_for("convnet", resize_px=8, crop_px=8)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    full = embed(network, pixels, preprocessing, device="cpu", batch_size=4)
+    low = embed(network, pixels, preprocessing, device="cpu", batch_size=4, precision=precision)
+    assert low.dtype == np.float32
+    assert 0 < np.abs(low - full).max() < tolerance
+
+
+def test_embed_reads_a_memory_map_batch_by_batch(tmp_path):
+    pixels = np.lib.format.open_memmap(tmp_path / "pixels.npy", mode="w+", dtype=np.uint8, shape=(5, 6, 6, 3))
+    pixels[:] = pictures(5)
+    pixels.flush()
+    mapped = np.load(tmp_path / "pixels.npy", mmap_mode="r")
+    found = embed(Flatten(), mapped, PLAIN, device="cpu", batch_size=2)
+    np.testing.assert_array_equal(found, embed(Flatten(), pictures(5), PLAIN, device="cpu", batch_size=2))
+
+
+def test_embed_refuses_what_it_cannot_do():
+    with pytest.raises(EvaluationError, match="'fp8'; one of fp32, bf16, fp16"):
+        embed(Flatten(), pictures(2), PLAIN, device="cpu", batch_size=2, precision="fp8")
+    with pytest.raises(EvaluationError, match="0 images"):
+        embed(Flatten(), pictures(0), PLAIN, device="cpu", batch_size=2)
+
+
+def test_score_by_hand():
+    """On a line: 0 (a), 1 (b), 2 (a), 2.5 (a), 10 (b).
+
+    a at 0: b a a -> P@1 0, hits at 2 of R = 2 -> R-precision 1/2, AP (1/2)/2
+    b at 1: a(0) and a(2) tie, index decides -> a, R = 1 -> 0
+    a at 2: a b -> 1, 1/2, 1/2;   a at 2.5: a b -> 1, 1/2, 1/2;   b at 10: a -> 0
+    """
+    embeddings = np.array([[0.0], [1.0], [2.0], [2.5], [10.0]], dtype=np.float32)
+    labels = np.array([5, 9, 5, 5, 9])
+    metrics = score(embeddings, labels, recall_at=(1, 2, 4))
+    assert list(metrics) == ["recall_at_1", "recall_at_2", "recall_at_4", "r_precision", "map_at_r"]
+    assert metrics["recall_at_1"] == pytest.approx(2 / 5)
+    assert metrics["recall_at_2"] == pytest.approx(3 / 5)
+    assert metrics["recall_at_4"] == 1.0
+    assert metrics["r_precision"] == pytest.approx((1 / 2 + 0 + 1 / 2 + 1 / 2 + 0) / 5)
+    assert metrics["map_at_r"] == pytest.approx((1 / 4 + 0 + 1 / 2 + 1 / 2 + 0) / 5)
+
+
+def test_score_of_perfect_and_of_random_embeddings():
+    labels = np.repeat(np.arange(20), 10)
+    perfect = np.eye(20, dtype=np.float32)[labels]
+    assert set(score(perfect, labels).values()) == {1.0}
+    noise = np.random.default_rng(0).standard_normal((200, 8)).astype(np.float32)
+    chance = score(noise, labels)
+    assert chance["recall_at_1"] == pytest.approx(9 / 199, abs=0.06)
+    assert chance["r_precision"] == pytest.approx(9 / 199, abs=0.03)
+
+
+def test_score_explains_what_it_cannot_do():
+    rows = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
+    with pytest.raises(EvaluationError, match="recall_at: 8 neighbours of 6 images; each has only 5 others"):
+        score(rows, np.array([0, 0, 0, 1, 1, 1]), recall_at=(1, 8))
+    with pytest.raises(ValueError, match="at least two images"):
+        score(rows, np.arange(6), recall_at=(1,))
+    rows[2, 1] = np.nan
+    with pytest.raises(RetrievalError, match="row 2"):
+        score(rows, np.array([0, 0, 0, 1, 1, 1]), recall_at=(1,))
+
+
+def unit(rows):
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_healthy_embeddings_are_not_called_collapsed():
+    generator = np.random.default_rng(0)
+    assert is_collapsed(generator.standard_normal((100, 8)).astype(np.float32)) is None
+    # A narrow cone, as an untrained network gives it: 1 % spread.
+    assert is_collapsed(unit(np.ones(64) + 0.01 * generator.standard_normal((100, 64)))) is None
+    # Perfect classes: every image exactly on its class's corner.
+    assert is_collapsed(np.repeat(np.eye(5, dtype=np.float32), 20, axis=0)) is None
+    # Few images in two classes: one may well be everybody's neighbour.
+    assert is_collapsed(np.array([[0.0], [1.0], [-1.1]], dtype=np.float32)) is None
+
+
+def test_each_kind_of_collapse_is_named():
+    generator = np.random.default_rng(0)
+    same = unit(np.ones(64) + 1e-6 * generator.standard_normal((100, 64)))
+    assert "all embeddings are the same" in is_collapsed(same)
+    assert "all embeddings are the same" in is_collapsed(np.zeros((50, 4), dtype=np.float32))
+    assert "all embeddings are the same" in is_collapsed(np.full((50, 4), 700.0, dtype=np.float32))
+    star = np.concatenate([np.zeros((1, 64)), np.eye(64)]).astype(np.float32)
+    assert is_collapsed(star) == "64 of 65 images have the same nearest neighbour"
+    broken = np.ones((30, 4), dtype=np.float32)
+    broken[3, 3] = np.nan
+    assert "NaN" in is_collapsed(broken)
+
+
+def test_one_heap_with_a_single_outlier_is_a_collapse():
+    rows = np.zeros((200, 4), dtype=np.float32)
+    rows[17] = 1.0
+    # Rows 1.. have row 0 nearest by index, row 0 has row 1: 199 of 200.
+    assert is_collapsed(rows) == "199 of 200 images have the same nearest neighbour"
+
+
+TRIAL = {
+    "seed": 5,
+    "data": {
+        "name": "digits",
+        "resize_px": 8,
+        "crop_px": 8,
+        "split": {"order": "sorted", "test_fraction": 0.5, "val_fraction": 0.4},
+    },
+    "model": {"backbone": "convnet", "weights": "none", "embedding_dim": 16},
+    "loss": {"name": "contrastive"},
+    "sampler": {"name": "class_balanced", "classes_per_batch": 3, "images_per_class": 4},
+    "recall_at": [1, 4],
+}
+
+
+def digits_of(classes):
+    """(pixels for the convnet, labels) straight from scikit-learn, prepared by hand: 0..16 -> -1..1."""
+    digits = load_digits()
+    chosen = np.isin(digits.target, classes)
+    grey = np.round(digits.images[chosen] * (255 / 16)) / 127.5 - 1
+    return torch.from_numpy(np.repeat(grey[:, None], 3, axis=1)).float(), digits.target[chosen]
+
+
+def slow_recall_and_map(embeddings, labels):
+    distance = torch.cdist(embeddings.double(), embeddings.double())
+    distance.fill_diagonal_(torch.inf)
+    labels = torch.from_numpy(labels)
+    recalls, averages = [], []
+    for query in range(len(labels)):
+        right = (labels[distance[query].argsort(stable=True)] == labels[query])[:-1]
+        relevant = int(right.sum())
+        hits = right[:relevant].double()
+        averages.append(float((hits.cumsum(0) / torch.arange(1, relevant + 1) * hits).sum() / relevant))
+        recalls.append(float(right[0]))
+    return np.mean(recalls), np.mean(averages)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A checkpoint whose weights are another seed's initial ones: no training is needed to tell them apart."""
+    trial = parse_trial(TRIAL)
+    network = build_network(**trial.model.model_dump(), seed=77)
+    card = {
+        "network": trial.model.model_dump(exclude={"weights"}),
+        "preprocessing": preprocessing_for("convnet", resize_px=8, crop_px=8).to_dict(),
+        "trial": trial.model_dump(mode="json"),
+        "fingerprint": fingerprint(trial),
+        "epoch": 1,
+        "metrics": {},
+    }
+    folder = tmp_path_factory.mktemp("study") / "checkpoint_000001"
+    checkpoint.save(folder, state={}, model_card=card, best_weights=network.state_dict())
+    return folder, trial, network
+
+
+MACHINE = parse_machine({"device": "cpu", "evaluation_batch": 100})
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_a_checkpoint_is_scored_beside_its_untrained_network(saved, part):
+    folder, trial, network = saved
+    split = make_split(open_catalog("digits", None), **trial.data.split.model_dump())
+    assert split.test == (5, 6, 7, 8, 9)
+    key = TestReads(folder.parent / "reads.jsonl").record(purpose="t", checkpoint=folder, commit="c")
+    metrics = evaluate_checkpoint(folder, part, MACHINE, key=key if part == "test" else None)
+    names = ["recall_at_1", "recall_at_4", "r_precision", "map_at_r"]
+    assert list(metrics) == names + [f"untrained_{name}" for name in names]
+    images, labels = digits_of(split.val if part == "val" else split.test)
+    untrained = build_network(**trial.model.model_dump(), seed=seed_for(5, "network_init"))
+    for prefix, candidate in (("", network), ("untrained_", untrained)):
+        with torch.no_grad():
+            recall, average = slow_recall_and_map(candidate.eval()(images), labels)
+        assert metrics[f"{prefix}recall_at_1"] == pytest.approx(recall, abs=0.004)
+        assert metrics[f"{prefix}map_at_r"] == pytest.approx(average, abs=0.004)
+    assert metrics["map_at_r"] != metrics["untrained_map_at_r"]
+    assert list(evaluate_checkpoint(folder, "val", MACHINE, untrained=False)) == names
+
+
+def test_the_test_part_needs_a_key_and_opens_nothing_without(saved, monkeypatch):
+    monkeypatch.setattr("raydml.evaluate.open_catalog", lambda *_: pytest.fail("opened the data"))
+    with pytest.raises(EvaluationError, match="sealed"):
+        evaluate_checkpoint(saved[0], "test", MACHINE)
+    with pytest.raises(EvaluationError, match="'train'; one of val, test"):
+        evaluate_checkpoint(saved[0], "train", MACHINE)
+
+
+def test_other_images_than_the_trials_are_refused(saved, tmp_path):
+    folder, _, network = saved
+    card = checkpoint.load_card(folder)
+    card["trial"]["data"]["content"] = "ab" * 32
+    other = checkpoint.save(tmp_path / "c", state={}, model_card=card, best_weights=network.state_dict())
+    with pytest.raises(EvaluationError, match=r"data\.content: .* trained on images abababababab"):
+        evaluate_checkpoint(other, "val", MACHINE)
+
+
+def test_load_network_gives_the_saved_weights(saved):
+    folder, _, network = saved
+    loaded, preprocessing, card = load_network(folder)
+    assert not loaded.training
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert preprocessing.crop_px == 8
+    assert card["epoch"] == 1
