@@ -1,0 +1,326 @@
+"""The study on Ray: search, confirm, finalize. Every stage can be interrupted and asked for again."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ray
+
+from raydml import checkpoint, events
+from raydml.config import Machine, Study, Trial, fingerprint, parse_trial
+from raydml.results import top_trials, write_results
+from raydml.runner import Context, run_trials
+from raydml.statistics import t_interval
+from raydml.study import (
+    Record,
+    StudyError,
+    confirm_trials,
+    events_path,
+    newest_checkpoint,
+    rank,
+    read_json,
+    read_study,
+    stages_of,
+    write_json,
+)
+from raydml.trial import draw_remotely, evaluate_remotely
+
+
+class Outcome(NamedTuple):
+    status: str  # "finished" or "interrupted"
+    signal: int | None = None
+
+
+class _Interrupted(Exception):
+    """INT or TERM arrived; Tune has stopped its actors."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def run_study(folder: Path, *, address: str | None = None) -> Outcome:
+    """Run the stages of a study that are not finished. Blocks. ``address``: a running Ray cluster, or None for an
+    embedded one that ends with this call."""
+    study_json = read_study(folder)
+    study = Study.model_validate(study_json["study"])
+    machine = Machine.model_validate(study_json["machine"])
+    stages = stages_of(study)
+    if is_finished(folder, stages):
+        return Outcome("finished")
+    start = Context(folder, study, machine, study_json["select_on"], {})
+    start.announce(
+        "study_started",
+        study=study.name,
+        study_id=study_json["study_id"],
+        config={**study_json["study"], "select_on": start.metric},
+        storage=study_json["storage"],
+        commit=study_json["commit"],
+    )
+    with _ray(address), _signals() as received:
+        resources = _resources(machine, start.announce, joined=address is not None)
+        context = start._replace(resources=resources)
+        try:
+            for stage in stages:
+                if not (folder / _result_file(stage)).exists():
+                    _STAGE[stage](context)
+                    if received:
+                        raise _Interrupted(received[0])
+                    if not (folder / _result_file(stage)).exists():
+                        raise StudyError(f"stage {stage} ended with trials that have not; see {events_path(folder)}")
+            _draw(context)
+        except (_Interrupted, KeyboardInterrupt):
+            start.announce("interrupted", signal=received[0] if received else signal.SIGINT)
+            return Outcome("interrupted", received[0] if received else signal.SIGINT)
+    write_results(folder, start.announce)
+    start.announce("study_finished")
+    return Outcome("finished")
+
+
+# --- Ray ------------------------------------------------------------------------------------------------------------
+
+
+def is_finished(folder: Path, stages: list[str]) -> bool:
+    """Whether every stage has its result and the study said so: nothing is left to do."""
+    if not all((folder / _result_file(stage)).exists() for stage in stages):
+        return False
+    return any(event["event"] == "study_finished" for event in events.read(events_path(folder)))
+
+
+@contextmanager
+def _ray(address: str | None) -> Iterator[None]:
+    if ray.is_initialized():  # a test or a notebook brought its own
+        yield
+        return
+    import raydml
+
+    # On a cluster the workers get this very code; an embedded Ray imports it from where the driver did.
+    environment = {"py_modules": [str(Path(raydml.__file__).parent)]} if address else {}
+    ray.init(
+        address=address or "local",  # never somebody else's cluster by accident
+        runtime_env=environment,
+        log_to_driver=False,
+        logging_level="error",
+        configure_logging=False,
+        **({} if address else {"include_dashboard": False}),
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """INT and TERM end the running Tune loop cleanly (its own handler listens to USR1); the second one is rude."""
+    received: list[int] = []
+
+    def on_signal(number: int, _frame: Any) -> None:
+        received.append(number)
+        if len(received) > 1:
+            raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    watched = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, on_signal) for number in watched}
+    # Between Tune runs nobody listens to USR1, and its default action would kill the driver.
+    previous[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _resources(machine: Machine, announce: Any, *, joined: bool) -> dict[str, float]:
+    """CPU and GPU share of one trial. ``auto``: a whole GPU where the cluster has one, else none, and it says so.
+
+    In a joined cluster GPU nodes may start on demand, so a share asked for in so many words is waited for there.
+    """
+    present = ray.cluster_resources().get("GPU", 0)
+    if machine.gpus_per_trial == "auto":
+        gpus = 1.0 if present and machine.device != "cpu" else 0.0
+        if not gpus:
+            cure = " (GPU nodes that start on demand: --set machine.gpus_per_trial=1)" if joined else ""
+            announce("note", text=f"no GPU in this Ray cluster: trials run on the CPU{cure}")
+    else:
+        gpus = float(machine.gpus_per_trial)
+        if gpus > present and joined:
+            announce("note", text=f"waiting for GPU nodes: {gpus:g} GPU a trial asked for, {present:g} there now")
+        elif gpus > present:
+            raise StudyError(
+                f"machine.gpus_per_trial = {gpus:g}, but this machine has {present:g} GPUs, and the trials would wait "
+                "for ever. Cure: --set machine.gpus_per_trial=0, or --address of a cluster with GPUs"
+            )
+    return {"cpu": float(machine.cpus_per_trial), "gpu": gpus}
+
+
+# --- the stages -----------------------------------------------------------------------------------------------------
+
+
+def search_trials(study_json: Mapping[str, Any]) -> dict[str, Trial]:
+    return {f"search-{index:03d}": parse_trial(trial) for index, trial in enumerate(study_json["trials"])}
+
+
+def _search(context: Context) -> None:
+    trials = search_trials(read_study(context.folder))
+    configurations = {key: fingerprint(trial) for key, trial in trials.items()}
+    records = run_trials(context, "search", trials, configurations, context.study.search.scheduler)
+    _finish(context, "search", trials, records, lambda: rank(records, context.metric))
+
+
+def _confirm(context: Context) -> None:
+    rows = confirm_trials(
+        read_json(context.folder / "ranking.json"), search_trials(read_study(context.folder)), context.study
+    )
+    trials = {f"confirm-{index:03d}": row["trial"] for index, row in enumerate(rows)}
+    origin = dict(zip(trials, rows, strict=True))
+    configurations = {key: row["configuration"] for key, row in origin.items()}
+    records = run_trials(context, "confirm", trials, configurations, "none")
+
+    def confirmed() -> list[dict[str, Any]]:
+        groups: dict[str, dict[str, Any]] = {}
+        for key, row in origin.items():
+            group = groups.setdefault(
+                row["configuration"],
+                {"configuration": row["configuration"], "from_trial": row["from_trial"], "runs": []},
+            )
+            best = records[key].best(context.metric)
+            group["runs"].append(
+                {
+                    "trial": key,
+                    "fold": row["trial"].data.split.fold,
+                    "seed": row["trial"].seed,
+                    "value": best[0] if best else None,
+                    "ended": records[key].ended,
+                }
+            )
+        for group in groups.values():
+            values = [run["value"] for run in group["runs"] if run["value"] is not None]
+            interval = t_interval(values) if values else None
+            group["mean"] = interval.mean if interval else None
+            group["half_width"] = interval.half_width if interval else None
+            group["num_runs"] = len(values)
+        # A configuration with a failed run is not confirmed: its mean would be over easier folds.
+        return sorted(
+            groups.values(),
+            key=lambda g: (g["num_runs"] < len(g["runs"]), -(g["mean"] if g["mean"] is not None else -1.0)),
+        )
+
+    _finish(context, "confirm", trials, records, confirmed)
+
+
+def _finish(
+    context: Context, stage: str, trials: Mapping[str, Trial], records: Mapping[str, Record], ranking: Any
+) -> None:
+    """Write the stage's result, unless the run was cut short: an unfinished stage has no result."""
+    if any(key not in records or not records[key].ended for key in trials):
+        return
+    rows = ranking()
+    write_json(context.folder / _result_file(stage), rows)
+    context.announce("stage_finished", stage=stage, ranking=rows)
+
+
+def _finalize(context: Context) -> None:
+    """Open the test classes for the confirmed winners: each checkpoint once, each read recorded before it happens."""
+    assert context.study.finalize is not None
+    finished: list[dict[str, Any]] = []
+    confirmed = context.folder / "confirmed.json"
+    if confirmed.exists():
+        winners = [
+            {
+                **row,
+                "stage": "confirm",
+                "keys": [run["trial"] for run in row["runs"] if run["value"] is not None],
+            }
+            for row in read_json(confirmed)
+        ]
+    else:
+        ranking = read_json(context.folder / "ranking.json")
+        winners = [
+            {
+                "configuration": row["fingerprint"],
+                "from_trial": row["trial"],
+                "stage": "search",
+                "keys": [row["trial"]],
+            }
+            for row in ranking
+            if row["value"] is not None
+        ]
+    winners = winners[: context.study.finalize.top]
+    context.announce("stage_started", stage="finalize", num_trials=sum(len(row["keys"]) for row in winners),
+                     num_ended=0, max_epochs=0)  # fmt: skip
+    for winner in winners:
+        scores = _test_scores(context, winner["stage"], winner["keys"])
+        names = sorted({name for score in scores.values() for name in score})
+        metrics = {}
+        for name in names:
+            interval = t_interval([score[name] for score in scores.values()])
+            metrics[name] = {"mean": interval.mean, "half_width": interval.half_width}
+        finished.append(
+            {
+                "configuration": winner["configuration"],
+                "from_trial": winner["from_trial"],
+                "runs": scores,
+                "metrics": {name: row for name, row in metrics.items() if not name.startswith("untrained_")},
+                "untrained": {
+                    name.removeprefix("untrained_"): row
+                    for name, row in metrics.items()
+                    if name.startswith("untrained_")
+                },
+            }
+        )
+    write_json(context.folder / _result_file("finalize"), finished)
+    context.announce("stage_finished", stage="finalize", ranking=finished)
+
+
+def _test_scores(context: Context, stage: str, keys: list[str]) -> dict[str, dict[str, float]]:
+    """Trial key -> test metrics. A score that an interrupted finalize has written is not computed again."""
+    scores: dict[str, dict[str, float]] = {}
+    pending: dict[Any, str] = {}
+    (context.folder / "final").mkdir(exist_ok=True)
+    reads, commit = str(context.folder / "test_reads.jsonl"), checkpoint.git_commit() or "unknown"
+    for key in keys:
+        part = context.folder / "final" / f"{key}.json"
+        if part.exists():
+            scores[key] = read_json(part)
+            continue
+        found = newest_checkpoint(context.folder, stage, key)
+        if found is None:
+            raise StudyError(f"no intact checkpoint of {key} is left in {context.folder / stage}: it cannot be tested")
+        context.announce("test_read", stage="finalize", trial=key, checkpoint=str(found), commit=commit)
+        task = evaluate_remotely.options(num_cpus=context.resources["cpu"], num_gpus=context.resources["gpu"])
+        pending[task.remote(str(found), context.machine.model_dump(mode="json"), reads, commit)] = key
+    while pending:
+        (ready,), _ = ray.wait(list(pending), num_returns=1)
+        key = pending.pop(ready)
+        scores[key] = ray.get(ready)
+        write_json(context.folder / "final" / f"{key}.json", scores[key])
+    return {key: scores[key] for key in keys}
+
+
+def _draw(context: Context) -> None:
+    """Sample retrievals of the best trials, where the GPUs are: a head node may have none."""
+    (context.folder / "pictures").mkdir(exist_ok=True)
+    machine = context.machine.model_dump(mode="json")
+    share = {"num_cpus": context.resources["cpu"], "num_gpus": context.resources["gpu"]}
+    ray.get(
+        [
+            draw_remotely.options(**share).remote(
+                str(path), machine, str(context.folder / "pictures" / f"retrievals-{key}.png")
+            )
+            for key, path in top_trials(context.folder).items()
+        ]
+    )
+
+
+def _result_file(stage: str) -> str:
+    return {"search": "ranking.json", "confirm": "confirmed.json", "finalize": "final.json"}[stage]
+
+
+_STAGE = {"search": _search, "confirm": _confirm, "finalize": _finalize}

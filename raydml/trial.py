@@ -1,0 +1,108 @@
+"""One configuration in one Ray actor: the rim around :class:`raydml.train.Trainer`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from raydml import checkpoint
+from raydml.config import Machine, Trial, parse_trial
+from raydml.data.seal import TestReads
+from raydml.evaluate import evaluate_checkpoint
+from raydml.train import Trainer
+
+
+def assigned_device(machine: Machine) -> str:
+    """The device Ray gave to this process: a GPU only if one was assigned, whatever else the node has."""
+    if machine.device == "cpu":
+        return "cpu"
+    # Ray hides all other GPUs from the process, so the assigned one (or the share of one) is number 0.
+    return "cuda:0" if ray.get_gpu_ids() else "cpu"
+
+
+class TrialActor(tune.Trainable):
+    """Tune's view of a trial: one :meth:`step` is one epoch, a checkpoint holds the whole state.
+
+    ``config["run"]``: ``key`` (``search-003``), ``trial`` and ``machine`` (dictionaries), ``metric`` (what the
+    scheduler compares) and ``resume_from``, a checkpoint folder of an earlier run of the study or None.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self._start(config["run"])
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take over another trial in the same process: imports and the CUDA context are the expensive part."""
+        self._start(new_config["run"])
+        return True
+
+    def _start(self, config: dict[str, Any]) -> None:
+        self._metric = str(config["metric"])
+        machine = Machine.model_validate(config["machine"])
+        trial: Trial = parse_trial(config["trial"])
+        self._trainer = Trainer(trial, machine, device=assigned_device(machine))
+        self._repeat: dict[str, Any] | None = None
+        if config["resume_from"] is not None:
+            self._load(Path(config["resume_from"]))
+        self._epochs: Iterator[dict[str, Any]] = self._trainer.epochs()
+
+    def _load(self, folder: Path) -> None:
+        # The saved epoch is reported once more: the scheduler then decides on it with the facts it had before.
+        self._repeat = self._trainer.restore(folder)
+
+    def step(self) -> dict[str, Any]:
+        if self._repeat is not None:
+            record, self._repeat = self._repeat, None
+        else:
+            record = next(self._epochs)
+        return {
+            "epoch": record["epoch"],
+            # Tune insists on the metric in every result; a diverged epoch has none.
+            self._metric: record.get(self._metric, math.nan),
+            "record": record,
+            "done": bool(record["ended"]),
+        }
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        self._trainer.save(Path(checkpoint_dir))
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None:
+        self._load(Path(checkpoint_dir))
+        self._epochs = self._trainer.epochs()
+
+    def restore(self, checkpoint_path: Any) -> None:
+        """After a crash: go on from the newest *intact* checkpoint, or from the start when there is none.
+
+        Tune would insist on the newest one and use up every retry on a file that was cut off by the crash.
+        """
+        newest = Path(checkpoint_path.checkpoint.path)
+        if checkpoint.is_intact(newest):
+            super().restore(checkpoint_path)
+            return
+        intact = checkpoint.newest_intact(newest.parent)
+        if intact is not None:
+            self.load_checkpoint(str(intact))
+
+
+@ray.remote
+def evaluate_remotely(folder: str, machine: dict[str, Any], reads: str, commit: str) -> dict[str, float]:
+    """Test metrics of a checkpoint's best weights and of its untrained network, with a trial's resources.
+
+    The read is recorded in the file ``reads`` here, by the process that opens the images, before it opens them.
+    """
+    here = Machine.model_validate(machine)
+    key = TestReads(Path(reads)).record(purpose="finalize", checkpoint=folder, commit=commit)
+    return evaluate_checkpoint(Path(folder), "test", here, key=key, device=assigned_device(here))
+
+
+@ray.remote
+def draw_remotely(folder: str, machine: dict[str, Any], path: str) -> None:
+    """The sample-retrieval picture of a checkpoint, with a trial's resources."""
+    from raydml.results import draw_retrievals  # brings matplotlib, which no trial needs
+
+    here = Machine.model_validate(machine)
+    draw_retrievals(Path(folder), here, assigned_device(here), Path(path))
