@@ -1,0 +1,117 @@
+"""The spool of a study: an append-only file with one JSON object a line, in the order in which things happened.
+
+The driver writes it, and everything that tells about a study (MLflow, the live table, the records of a resume) reads
+it. A line is one ``write`` to a file opened for appending, so a reader sees whole lines or the beginning of the last
+one. Positions in the file are byte offsets and never change, which makes them the identity of an event.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+#: Seconds between two looks at a file that has nothing new.
+POLL_S = 0.2
+
+
+class Record(NamedTuple):
+    """An event and the byte offset just behind its line."""
+
+    event: dict[str, Any]
+    end: int
+
+
+def append(path: Path, event: Mapping[str, Any], *, durable: bool = True) -> None:
+    """Write one event as one line, with ``time`` (seconds since 1970) unless it brings its own.
+
+    ``durable``: wait until the line is on the disk (fsync, well below a millisecond on a local SSD); without it a
+    crash of the machine, not of the process, may lose the last lines. Numbers may be NaN or infinite: they are
+    written as Python's ``json`` writes them. Raises TypeError for what is no plain value.
+    """
+    line = json.dumps({"time": time.time(), **event}, default=_plain, separators=(",", ":")).encode() + b"\n"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        if _ends_within_line(descriptor):
+            # A writer was killed in the middle of a line. It stays, as a line that readers skip; ours must not join it.
+            line = b"\n" + line
+        written = os.write(descriptor, line)
+        if written != len(line):
+            raise OSError(f"{path}: only {written} of {len(line)} bytes could be written (is the disk full?)")
+        if durable:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def records(path: Path, offset: int = 0, until: int | None = None) -> tuple[list[Record], int]:
+    """The events whose lines begin at ``offset`` or later and end at ``until`` or before, and where to read on.
+
+    ``offset`` is 0 or what an earlier call gave back. A last line without its newline is not there yet; a line that
+    is no JSON object (a writer was killed) is skipped. A file that does not exist holds no events.
+    """
+    try:
+        with open(path, "rb") as file:
+            file.seek(offset)
+            data = file.read() if until is None else file.read(max(until - offset, 0))
+    except FileNotFoundError:
+        return [], offset
+    found = []
+    for line in data[: data.rfind(b"\n") + 1].splitlines(keepends=True):
+        offset += len(line)
+        event = _parse(line)
+        if event is not None:
+            found.append(Record(event, offset))
+    return found, offset
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All events of the file, oldest first."""
+    return read_from(path)[0]
+
+
+def read_from(path: Path, offset: int = 0, until: int | None = None) -> tuple[list[dict[str, Any]], int]:
+    """Events without their offsets, and where to read on; see :func:`records`."""
+    found, offset = records(path, offset, until)
+    return [record.event for record in found], offset
+
+
+def follow(path: Path, stop: threading.Event) -> Iterator[dict[str, Any]]:
+    """Every event there is and every one that comes, until ``stop`` is set and nothing is left. Waits for the file."""
+    offset = 0
+    while True:
+        stopping = stop.is_set()  # before reading: what was written before the stop is still delivered
+        found, offset = read_from(path, offset)
+        yield from found
+        if stopping:
+            return
+        stop.wait(POLL_S)
+
+
+def _ends_within_line(descriptor: int) -> bool:
+    size = os.fstat(descriptor).st_size
+    return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except ValueError:  # covers JSONDecodeError and UnicodeDecodeError: the rest of a line that was cut off
+        return None
+    return event if isinstance(event, dict) else None
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    raise TypeError(f"an event holds plain values, not {type(value).__name__}: {value!r}")
