@@ -5,6 +5,8 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from annotated_types import Ge
 
+from raydml.data.datasets import DataError
+
 
 class EpochPlan(NamedTuple):
     """batches: int64 (batch size,) row numbers, one array a batch.
@@ -31,7 +33,7 @@ class ClassBalanced:
     Departures from the reference samplers, which draw classes independently for each batch (no class is sure to
     appear) and images with replacement, or skip the rest of a class when fewer than K remain.
 
-    Raises ValueError for fewer classes than P, and for fewer batches than show every class.
+    Raises DataError for fewer classes than P, and for fewer batches than show every class.
     """
 
     def __init__(
@@ -45,12 +47,12 @@ class ClassBalanced:
         labels = np.asarray(labels)
         counts = np.unique(labels, return_counts=True)[1]
         if classes_per_batch < 2 or images_per_class < 1:
-            raise ValueError(
+            raise DataError(
                 f"sampler: classes_per_batch = {classes_per_batch} must be at least 2 and "
                 f"images_per_class = {images_per_class} at least 1"
             )
         if len(counts) < classes_per_batch:
-            raise ValueError(
+            raise DataError(
                 f"sampler.classes_per_batch = {classes_per_batch}, but there are only {len(counts)} training "
                 f"classes; give at most {len(counts)}"
             )
@@ -59,7 +61,7 @@ class ClassBalanced:
         self.batch_size = classes_per_batch * images_per_class
         fewest = -(-len(counts) // classes_per_batch)
         if batches_per_epoch is not None and batches_per_epoch < fewest:
-            raise ValueError(
+            raise DataError(
                 f"sampler.batches_per_epoch = {batches_per_epoch} cannot show all {len(counts)} classes, "
                 f"{classes_per_batch} a batch; give at least {fewest}"
             )
@@ -134,7 +136,7 @@ class ClassBalanced:
         return {"order": self._order.tolist(), "cursor": self._cursor.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ValueError if the state is not of the same labels."""
+        """Raises DataError if the state is not of the same labels."""
         order, cursor = (np.array(state[key], dtype=np.int64) for key in ("order", "cursor"))
         owner = np.repeat(np.arange(len(self._counts)), self._counts)
         if order.shape == self._order.shape and cursor.shape == self._cursor.shape:
@@ -144,7 +146,7 @@ class ClassBalanced:
         else:
             same_images = False
         if not same_images or (cursor < 0).any() or (cursor > self._counts).any():
-            raise ValueError(
+            raise DataError(
                 f"the sampler's state is of other images: {len(order)} images in {len(cursor)} classes, here "
                 f"{len(self._order)} in {len(self._cursor)}; resume with the same data and the same split"
             )
@@ -155,14 +157,14 @@ class Uniform:
     """Batches from one shuffle of all images an epoch; the last, incomplete batch is dropped.
 
     labels: (N,), only their number is used. No state of its own: the generator decides everything.
-    Raises ValueError for fewer images than a batch.
+    Raises DataError for fewer images than a batch.
     """
 
     def __init__(self, labels: np.ndarray, *, batch_size: Annotated[int, Ge(2)] = 32) -> None:
         self.batch_size = batch_size
         self._num_images = len(labels)
         if not 2 <= batch_size <= self._num_images:
-            raise ValueError(f"sampler.batch_size = {batch_size} is not in 2..{self._num_images}, the training images")
+            raise DataError(f"sampler.batch_size = {batch_size} is not in 2..{self._num_images}, the training images")
         self.batches_per_epoch = self._num_images // batch_size
 
     def plan(self, generator: np.random.Generator) -> EpochPlan:
@@ -176,7 +178,7 @@ class Uniform:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state:
-            raise ValueError(f"the uniform sampler has no state, got {', '.join(state)}: it belongs to another sampler")
+            raise DataError(f"the uniform sampler has no state, got {', '.join(state)}: it belongs to another sampler")
 
 
 SAMPLERS = {"class_balanced": ClassBalanced, "uniform": Uniform}

@@ -308,7 +308,7 @@ class TestCache:
         assert len(manifests(tmp_path / "cache")) == 3
 
     @pytest.mark.parametrize(
-        "harm", ["no manifest", "half a manifest", "odd manifest", "short", "no pixels", "other shape"]
+        "harm", ["no manifest", "half a manifest", "odd manifest", "short", "empty", "no pixels", "other shape"]
     )
     def test_a_damaged_pack_is_made_anew(self, root, tmp_path, decoded, harm):
         expected = development(root, tmp_path / "cache")[0].pixels.copy()
@@ -322,6 +322,8 @@ class TestCache:
             manifest.write_text("[]")
         elif harm == "short":
             os.truncate(pixels, pixels.stat().st_size - 1)
+        elif harm == "empty":
+            os.truncate(pixels, 0)
         elif harm == "no pixels":
             pixels.unlink()
         else:
@@ -357,22 +359,26 @@ class TestCache:
         barrier = FORK.Barrier(3)
 
         def child(queue) -> None:
-            image_open, opened = Image.open, []
+            image_open, opened, replace, renamed = Image.open, [], os.replace, []
 
             def slow(file):
                 opened.append(file)
                 time.sleep(0.05)
                 return image_open(file)
 
-            Image.open = slow
+            def counted(*paths):
+                renamed.append(paths)
+                replace(*paths)
+
+            Image.open, os.replace = slow, counted
             barrier.wait(timeout=60)
             train, val = development(root, tmp_path / "cache")
-            queue.put((len(opened), int(train.pixels.sum()) + int(val.pixels.sum())))
+            queue.put((len(opened), len(renamed), int(train.pixels.sum()) + int(val.pixels.sum())))
 
         results = [result for _, result in run_children(child, 3)]
-        assert sorted(opened for opened, _ in results) == [0, 0, 12]
+        assert sorted(result[:2] for result in results) == [(0, 0), (0, 0), (12, 2)]  # pixels and manifest
         expected = sum(int(images.pixels.sum()) for images in development(root, None))
-        assert {total for _, total in results} == {expected}
+        assert {total for *_, total in results} == {expected}
 
     def test_a_killed_builder_leaves_nothing_in_the_way(self, root, tmp_path):
         def child(_queue) -> None:

@@ -1,0 +1,368 @@
+"""The floors of the package: who may import whom, who may know Ray, MLflow, faiss, argv and the environment.
+
+The tables below are the architecture. A new module gets a line in FLOORS first; an import that the tables forbid is
+answered by moving the code, not the line.
+"""
+
+import ast
+import functools
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "raydml"
+
+# A module may import floors below its own. Folder entries hold for every file in the folder; a file's own entry wins.
+FLOORS = {
+    # 1: facts and value types; they know nothing of the rest
+    "plugins": 1,
+    "tuples": 1,
+    "problems": 1,
+    "pretrained": 1,
+    "randomness": 1,
+    # 2: plain values in, plain values out; never a configuration
+    "losses": 2,
+    "miners": 2,
+    "metrics": 2,
+    "statistics": 2,
+    "retrieval": 2,
+    "model": 2,
+    "optimizers": 2,
+    "events": 2,
+    "yaml_reader": 2,
+    "data/datasets": 2,
+    "data/image_cache": 2,
+    "data/samplers": 2,
+    "data/seal": 2,
+    "data/transforms": 2,
+    # 3: what is made of them, still without a configuration
+    "methods": 3,
+    "compatibility": 3,
+    "domains": 3,
+    "progress": 3,
+    "report": 3,  # pictures of numbers: it needs nothing above, so an actor may draw where the GPU is
+    "run_updates": 3,
+    # 4: the two configurations and the search space
+    "config": 4,
+    "sections": 4,
+    "coverage": 4,
+    "domain_reader": 4,
+    "overrides": 4,
+    "space": 4,
+    "space_schema": 4,
+    # 5: a configuration's parts; a trained network: measured, kept, given away
+    "assembly": 5,
+    "checkpoint": 5,
+    "evaluate": 5,
+    "export": 5,
+    # 6: one trial, and a study's folder
+    "train": 6,
+    "study": 6,
+    "plan": 7,
+    # 7: Ray as a rim, MLflow
+    "trial": 7,
+    "results": 7,
+    "scheduler": 7,
+    "tracking": 7,
+    "mlflow_store": 7,
+    "registered_models": 7,
+    "study_runs": 7,
+    "pyfunc_model": 7,
+    # 8: the study and what people see of it
+    "runner": 8,
+    "sweep": 8,
+    "trial_table": 8,
+    "terminal": 8,
+    "screens": 8,
+    # 9: the front door
+    "cli": 9,
+    "cli_arguments": 9,
+    "cli_lists": 9,
+    "cli_models": 9,
+    "cli_results": 9,
+    "cli_studies": 9,
+    "launch": 9,
+}
+
+# Imports on one floor, importer -> imported; each one is an exception that somebody decided on.
+SIDEWAYS = {
+    ("methods/plain", "methods/_base"),
+    ("data/samplers", "data/datasets"),  # the one error of the data floor
+    ("data/seal", "data/datasets"),
+    ("data/image_cache", "data/datasets"),
+    ("data/image_cache", "data/seal"),
+    ("data/image_cache", "model"),  # how an image is made square: the same for the cache and for an exported model
+    ("config", "sections"),
+    ("space", "config"),
+    ("space", "coverage"),
+    ("space", "domain_reader"),
+    ("space", "overrides"),
+    ("space", "space_schema"),
+    ("space_schema", "config"),
+    ("evaluate", "checkpoint"),
+    ("evaluate", "export"),
+    ("export", "checkpoint"),
+    ("registered_models", "mlflow_store"),
+    ("study_runs", "mlflow_store"),
+    ("tracking", "mlflow_store"),
+    ("tracking", "registered_models"),
+    ("tracking", "study_runs"),
+    ("trial", "results"),
+    ("sweep", "runner"),
+    ("screens", "trial_table"),
+    ("terminal", "trial_table"),
+    ("cli_models", "cli_arguments"),
+    ("cli_results", "cli_arguments"),
+    ("cli_studies", "cli_arguments"),
+    ("cli", "cli_lists"),
+    ("cli", "cli_models"),
+    ("cli", "cli_results"),
+    ("cli", "cli_studies"),
+    ("launch", "cli"),
+}
+
+# Heavy packages and the only modules that may know them.
+HOMES = {
+    "ray": {"trial", "scheduler", "runner", "sweep"},
+    "mlflow": {"tracking", "mlflow_store", "registered_models", "study_runs", "report", "pyfunc_model"},
+    "faiss": {"retrieval", "clustering"},
+    "typer": {"cli", "cli_arguments", "cli_lists", "cli_models", "cli_results", "cli_studies"},
+}
+READS_THE_OUTSIDE = {"cli", "launch"}
+VAGUE_NAMES = {"utils", "util", "common", "helpers", "helper", "misc", "tools", "shared", "base"}
+
+
+@functools.cache
+def modules() -> dict[str, Path]:
+    """Every Python file that is shipped: "train" or "losses/margin" -> path. Empty `__init__` files are left out."""
+    found = {
+        path.relative_to(PACKAGE).with_suffix("").as_posix(): path
+        for path in PACKAGE.rglob("*.py")
+        if path.name != "__init__.py" and "__pycache__" not in path.parts
+    }
+    return {**found, "launch": ROOT / "launch.py"}
+
+
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def floor_of(module: str) -> int | None:
+    """The floor of "losses/margin": its own line, else its folder's, else None."""
+    return FLOORS.get(module, FLOORS.get(module.split("/")[0]) if "/" in module else None)
+
+
+def imported_names(tree: ast.Module, package: str) -> set[str]:
+    """Dotted names of everything imported anywhere in the file, also inside functions.
+
+    ``from a.b import c`` yields both "a.b" and "a.b.c": c may be a module. Relative imports are resolved against
+    ``package``, the dotted name of the folder the file lies in.
+    """
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parts, *([node.module] if node.module else [])])
+            names.add(base)
+            names.update(f"{base}.{alias.name}" for alias in node.names)
+        elif (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name | ast.Attribute)
+            and ast.unparse(node.func) in ("importlib.import_module", "import_module", "__import__")
+            and node.args
+            and isinstance(node.args[0], ast.Constant)
+        ):
+            names.add(str(node.args[0].value))
+    return names
+
+
+def package_of(module: str) -> str:
+    if module == "launch":
+        return ""
+    return ".".join(["raydml", *module.split("/")[:-1]])
+
+
+def own_imports(module: str, names: set[str]) -> set[str]:
+    """Which of ``names`` are modules of this package, as keys of :func:`modules`."""
+    paths = {name.removeprefix("raydml.").replace(".", "/") for name in names if name.startswith("raydml.")}
+    return (paths & modules().keys()) - {module}
+
+
+def forbidden_imports(module: str, imports: set[str]) -> list[str]:
+    """The rule itself: a lower floor, or a listed pair on the same floor."""
+    own = floor_of(module)
+    assert own is not None
+    wrong = []
+    for imported in sorted(imports):
+        floor = floor_of(imported)
+        assert floor is not None, f"{imported} has no line in FLOORS"
+        if floor > own or (floor == own and (module, imported) not in SIDEWAYS):
+            wrong.append(f"{module} (floor {own}) imports {imported} (floor {floor})")
+    return wrong
+
+
+def reads_of_the_outside(tree: ast.Module) -> list[str]:
+    """Where a file reads argv or the environment. Setting a variable for another library is not a read."""
+    written = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store | ast.Del):
+            written.add(id(node.value))
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):  # a statement: nothing is handed back
+            called = node.value.func
+            if isinstance(called, ast.Attribute) and called.attr in ("setdefault", "update"):
+                written.add(id(called.value))
+    reads = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and id(node) not in written:
+            name = ast.unparse(node)
+            if name in ("os.environ", "os.environb", "os.getenv", "sys.argv", "sys.orig_argv"):
+                reads.append(f"line {node.lineno}: {name}")
+        elif isinstance(node, ast.ImportFrom) and node.module in ("os", "sys"):
+            reads += [
+                f"line {node.lineno}: from {node.module} import {alias.name}"
+                for alias in node.names
+                if alias.name in ("environ", "getenv", "argv")
+            ]
+    return reads
+
+
+def test_every_module_has_a_floor() -> None:
+    missing = sorted(module for module in modules() if floor_of(module) is None)
+    assert not missing, f"no line in FLOORS for {missing}: which floor do they stand on?"
+
+
+def test_every_line_of_the_tables_names_a_module_on_disk() -> None:
+    folders = {module.split("/")[0] for module in modules() if "/" in module}
+    assert not sorted(FLOORS.keys() - modules().keys() - folders)
+    named = {module for pair in SIDEWAYS for module in pair}
+    assert not sorted(named - modules().keys())
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_imports_go_down(module: str) -> None:
+    names = imported_names(tree_of(modules()[module]), package_of(module))
+    assert not forbidden_imports(module, own_imports(module, names))
+
+
+def test_sideways_imports_are_used_and_make_no_circle() -> None:
+    used = {
+        (module, imported)
+        for module, path in modules().items()
+        for imported in own_imports(module, imported_names(tree_of(path), package_of(module)))
+        if floor_of(module) == floor_of(imported)
+    }
+    assert not sorted(SIDEWAYS - used), "listed, but nobody imports so any more"
+    remaining = set(used)
+    while remaining:
+        importers = {importer for importer, _ in remaining}
+        leaves = {pair for pair in remaining if pair[1] not in importers}
+        assert leaves, f"these import each other in a circle: {sorted(remaining)}"
+        remaining -= leaves
+
+
+def test_the_rule_bites() -> None:
+    """The checks above, on imports that must be refused."""
+    assert forbidden_imports("train", {"trial"})
+    assert forbidden_imports("losses/margin", {"miners/distance_weighted"})
+    assert forbidden_imports("losses/margin", {"config"})
+    assert not forbidden_imports("losses/margin", {"tuples"})
+    assert floor_of("a_new_module") is None
+    source = "def f():\n    from raydml import trial\n    import raydml.sweep\n    from ..data import seal\n"
+    names = imported_names(ast.parse(source), "raydml.losses")
+    assert own_imports("losses/margin", names) == {"trial", "sweep", "data/seal"}
+    assert imported_names(ast.parse("import importlib\nimportlib.import_module('ray')"), "raydml") >= {"ray"}
+    assert reads_of_the_outside(ast.parse("import os\nx = os.environ['A']"))
+    assert reads_of_the_outside(ast.parse("import os\nx = os.environ.get('A')"))
+    assert reads_of_the_outside(ast.parse("from os import environ"))
+    assert reads_of_the_outside(ast.parse("import os\nx = os.environ.setdefault('A', '1')"))
+    assert not reads_of_the_outside(ast.parse("import os\nos.environ['A'] = '1'\nos.environ.setdefault('B', '1')"))
+
+
+@pytest.mark.parametrize("package", sorted(HOMES))
+def test_heavy_packages_stay_at_home(package: str) -> None:
+    users = {
+        module
+        for module, path in modules().items()
+        if package in {name.split(".")[0] for name in imported_names(tree_of(path), package_of(module))}
+    }
+    assert users <= HOMES[package], f"{sorted(users - HOMES[package])} may not import {package}"
+
+
+def test_init_files_are_empty() -> None:
+    inits = sorted(PACKAGE.rglob("__init__.py"))
+    assert inits
+    assert [path.relative_to(ROOT).as_posix() for path in inits if path.read_text(encoding="utf-8").strip()] == []
+    folders = {path.parent for path in modules().values() if path.is_relative_to(PACKAGE)}
+    assert folders == {path.parent for path in inits}, "a folder without __init__.py is not packed into the wheel"
+
+
+@pytest.mark.parametrize("module", sorted(modules().keys() - READS_THE_OUTSIDE))
+def test_argv_and_environment_are_read_at_the_front_door(module: str) -> None:
+    assert not reads_of_the_outside(tree_of(modules()[module])), "pass the value in from cli.py"
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_no_eval_and_no_bare_except(module: str) -> None:
+    for node in ast.walk(tree_of(modules()[module])):
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"line {node.lineno}: a bare except"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in ("eval", "exec"), f"line {node.lineno}: {node.func.id}"
+
+
+def test_no_vague_module_names() -> None:
+    words = {module: module.split("/")[-1].removesuffix(".py") for module in modules()}
+    assert [module for module, name in words.items() if name in VAGUE_NAMES] == []
+
+
+def test_the_trainer_loads_neither_ray_nor_mlflow() -> None:
+    code = (
+        "import sys, raydml.train, raydml.evaluate, raydml.export\n"
+        "print(sorted({name.split('.')[0] for name in sys.modules} & {'ray', 'mlflow'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def tracked_files() -> list[Path]:
+    """What git has or would take; outside a checkout, nothing (the test is then skipped)."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_no_file_names_a_package_registry_or_somebodys_machine() -> None:
+    """Any index must do, and a path that exists on one machine helps nobody on another."""
+    files = tracked_files()
+    if not files:
+        pytest.skip("not a git checkout")
+    hosts = ["py" + r"pi\.org", "python" + r"hosted\.", "arti" + "factory", "--(?:extra-)?index" + "-url"]
+    places = [
+        r"(?<![\w.])/" + folder + "/" for folder in ("wo" + "rk", "opt/py" + "pi", "opt/wh" + "eels", "ro" + "ot")
+    ]
+    pattern = re.compile("|".join([*hosts, *places]), re.IGNORECASE)
+    found = []
+    for path in files:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        for number, line in enumerate(text.splitlines(), start=1):
+            if pattern.search(line):
+                found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}")
+    assert not found
