@@ -148,7 +148,9 @@ class SyncHalving(FIFOScheduler):
         if epoch not in self._values:
             return TrialScheduler.CONTINUE
         self._record(trial_key(trial), epoch, result[self._metric])
-        return TrialScheduler.PAUSE
+        # The last one to arrive need not wait, nor one that was resumed after its rung had been decided.
+        passed = self.survivors(self._milestones.index(epoch))
+        return TrialScheduler.CONTINUE if passed and trial_key(trial) in passed else TrialScheduler.PAUSE
 
     def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:  # noqa: ARG002
         self._ended.add(trial_key(trial))

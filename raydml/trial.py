@@ -47,18 +47,16 @@ class TrialActor(tune.Trainable):
         self._trainer = Trainer(trial, machine, device=assigned_device(machine))
         self._repeat: dict[str, Any] | None = None
         if config["resume_from"] is not None:
-            self._load(Path(config["resume_from"]))
+            # The saved epoch is reported once more: the new run's scheduler then decides on it with full rungs.
+            self._repeat = self._trainer.restore(Path(config["resume_from"]))
         self._epochs: Iterator[dict[str, Any]] = self._trainer.epochs()
-
-    def _load(self, folder: Path) -> None:
-        # The saved epoch is reported once more: the scheduler then decides on it with the facts it had before.
-        self._repeat = self._trainer.restore(folder)
 
     def step(self) -> dict[str, Any]:
         if self._repeat is not None:
             record, self._repeat = self._repeat, None
         else:
-            record = next(self._epochs)
+            # A trial that died between its last epoch and its end has nothing left but to say so.
+            record = next(self._epochs, None) or self._trainer.last_result
         return {
             "epoch": record["epoch"],
             # Tune insists on the metric in every result; a diverged epoch has none.
@@ -71,7 +69,9 @@ class TrialActor(tune.Trainable):
         self._trainer.save(Path(checkpoint_dir))
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
-        self._load(Path(checkpoint_dir))
+        # Within a run the driver knows the saved epoch already: nothing is repeated.
+        self._repeat = None
+        self._trainer.restore(Path(checkpoint_dir))
         self._epochs = self._trainer.epochs()
 
     def restore(self, checkpoint_path: Any) -> None:

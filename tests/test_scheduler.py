@@ -108,6 +108,15 @@ def test_sync_halving_waits_for_everybody_and_keeps_the_best_third():
     assert scheduler.on_trial_result(None, tune_trial("t1"), result(2, 0.7)) == "CONTINUE"  # no rung at 2
 
 
+def test_the_last_to_arrive_and_a_resumed_winner_go_straight_on():
+    scheduler = sync(["t0", "t1", "t2"])
+    decisions = [
+        scheduler.on_trial_result(None, tune_trial(key), result(1, value))
+        for key, value in [("t0", 0.1), ("t1", 0.2), ("t2", 0.9), ("t2", 0.9), ("t0", 0.1)]
+    ]
+    assert decisions == ["PAUSE", "PAUSE", "CONTINUE", "CONTINUE", "PAUSE"]
+
+
 def test_sync_halving_gives_ties_to_the_earlier_trial_in_any_order_of_arrival():
     keys = ["t0", "t1", "t2"]
     for order in (keys, keys[::-1]):

@@ -1,0 +1,198 @@
+"""Studies on a real (embedded) Ray: stages, what they leave, what a restart does, and the seal of the test classes."""
+
+import json
+import math
+import shutil
+
+import pytest
+import ray
+from scipy import stats
+
+from raydml import checkpoint, events
+from raydml.config import Machine, parse_trial
+from raydml.data.datasets import make_split, open_catalog
+from raydml.data.seal import TestReads
+from raydml.space import load_space
+from raydml.study import create_study, events_path, newest_checkpoint, read_json, read_records
+from raydml.sweep import run_study
+from raydml.train import Trainer
+from tests.test_study import SPACE, image_folder
+
+METRIC = "val_map_at_r"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    yield
+    ray.shutdown()
+
+
+def new_study(folder, *, name="digits", **settings):
+    path = folder / "mini.yaml"
+    path.write_text(SPACE % name)
+    space = load_space(path, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
+    return create_study(space, storage=folder / "studies", tracking_uri="sqlite:///unused.db", space_text="text")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = new_study(
+        tmp_path_factory.mktemp("finished"),
+        **{"study.finalize": {"top": 1}, "study.search.scheduler": "sync", "study.search.reduction_factor": 3},
+    )
+    assert run_study(folder).status == "finished"
+    return folder
+
+
+def curves(folder, stage):
+    return {key: {e: m[METRIC] for e, m in r.epochs.items()} for key, r in read_records(folder, stage).items()}
+
+
+def test_the_search_stops_losers_at_the_rung_and_ranks_by_the_best_epoch(finished):
+    records = read_records(finished, "search")
+    assert sorted(record.ended for record in records.values()) == ["finished", "stopped_early", "stopped_early"]
+    at_the_rung = {key: record.epochs[1][METRIC] for key, record in records.items()}
+    (survivor,) = [key for key, record in records.items() if record.ended == "finished"]
+    assert survivor == max(at_the_rung, key=at_the_rung.get)
+    ranking = read_json(finished / "ranking.json")
+    best = {key: max(values.values()) for key, values in curves(finished, "search").items()}
+    assert [row["trial"] for row in ranking] == sorted(best, key=lambda key: -best[key])
+
+
+def test_confirmation_is_a_t_interval_over_folds_and_seeds(finished):
+    (row,) = read_json(finished / "confirmed.json")
+    assert row["from_trial"] == read_json(finished / "ranking.json")[0]["trial"]
+    assert [(run["fold"], run["seed"]) for run in row["runs"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    values = [max(curve.values()) for curve in curves(finished, "confirm").values()]
+    low, high = stats.t.interval(0.95, df=3, loc=sum(values) / 4, scale=stats.sem(values))
+    assert row["mean"] == pytest.approx((low + high) / 2)
+    assert row["half_width"] == pytest.approx((high - low) / 2)
+
+
+def test_the_test_classes_are_read_once_for_each_confirmed_run_and_each_read_is_recorded(finished):
+    (row,) = read_json(finished / "final.json")
+    assert sorted(row["runs"]) == [f"confirm-00{i}" for i in range(4)]
+    reads = TestReads(finished / "test_reads.jsonl").read()
+    assert sorted(read["checkpoint"].split("/")[-2] for read in reads) == sorted(row["runs"])
+    assert {read["purpose"] for read in reads} == {"finalize"}
+    for name, interval in row["metrics"].items():
+        assert interval["mean"] == pytest.approx(sum(run[name] for run in row["runs"].values()) / 4)
+        assert 0 < row["untrained"][name]["mean"] < 1
+    noted = [event for event in events.read(events_path(finished)) if event["event"] == "test_read"]
+    assert len(noted) == 4
+
+
+def test_asking_again_for_a_finished_study_does_nothing(finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    assert run_study(finished).status == "finished"
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_a_trial_of_the_study_gives_the_same_numbers_without_ray(finished):
+    config = read_json(finished / "study.json")["trials"][1]
+    machine = Machine.model_validate(read_json(finished / "study.json")["machine"])
+    alone = {r["epoch"]: r for r in Trainer(parse_trial(config), machine, device="cpu").epochs()}
+    for epoch, metrics in read_records(finished, "search")["search-001"].epochs.items():
+        for name in ("train_loss", "gradient_norm", METRIC, "val_recall_at_1"):
+            assert metrics[name] == alone[epoch][name]
+
+
+def test_what_a_study_leaves_for_people(finished):
+    summary = read_json(finished / "summary.json")
+    assert [len(summary[stage]) for stage in ("search", "confirm", "final")] == [3, 1, 1]
+    assert (finished / "pictures" / "learning_curves.png").stat().st_size > 5000
+    assert (finished / "model" / "weights.safetensors").exists()
+    top = summary["search"][0]["trial"]
+    kinds = [(event.get("trial"), event.get("artifact_path")) for event in events.read(events_path(finished))]
+    assert (top, "checkpoint") in kinds
+    assert (top, "pictures") in kinds
+
+
+def cut_short(finished, folder):
+    """The study as it was while its search ran: one trial ended, one stopped after its first epoch, one not begun."""
+    shutil.copytree(finished, folder)
+    for name in ("ranking.json", "confirmed.json", "final.json", "summary.json", "test_reads.jsonl"):
+        (folder / name).unlink()
+    for name in ("confirm", "final", "model", "pictures"):
+        shutil.rmtree(folder / name)
+    loser, winner, unborn = (
+        next(key for key, r in read_records(finished, "search").items() if r.ended == "stopped_early"),
+        next(key for key, r in read_records(finished, "search").items() if r.ended == "finished"),
+        [key for key, r in read_records(finished, "search").items() if r.ended == "stopped_early"][1],
+    )
+    kept = []
+    for event in events.read(events_path(finished)):
+        if event.get("stage") == "search" and event.get("trial") == unborn:
+            continue
+        if event.get("trial") == winner and (event["event"] == "trial_ended" or event.get("epoch") == 2):
+            continue
+        if event["event"] in ("study_finished", "summary", "model", "artifact", "test_read"):
+            continue
+        if event.get("stage") in ("confirm", "finalize") or event["event"] == "stage_finished":
+            continue
+        kept.append(event)
+    events_path(folder).unlink()
+    for event in kept:
+        events.append(events_path(folder), event)
+    shutil.rmtree(folder / "search" / "run-000" / unborn)
+    # Of the two checkpoints of the winner the newer was being written when the power went.
+    newest = newest_checkpoint(folder, "search", winner)
+    assert checkpoint.load_card(newest)["epoch"] == 2
+    (newest / "state.pt").write_bytes((newest / "state.pt").read_bytes()[:100])
+    return loser, winner, unborn
+
+
+def test_a_resumed_study_ends_as_the_unbroken_one(finished, tmp_path):
+    folder = tmp_path / "studies" / "cut"
+    loser, winner, unborn = cut_short(finished, folder)
+    num_before = len(events.read(events_path(folder)))
+    assert run_study(folder).status == "finished"
+    later = events.read(events_path(folder))[num_before:]
+    started = {event["trial"] for event in later if event["event"] == "trial_started" and event["stage"] == "search"}
+    assert started == {winner, unborn}  # what had ended is not run again
+    epochs = [event["epoch"] for event in later if event["event"] == "epoch" and event["trial"] == winner]
+    assert epochs == [1, 2]  # the checkpoint's own epoch is told once more; epoch 2 is trained again
+    for stage in ("search", "confirm"):
+        assert curves(folder, stage) == curves(finished, stage)
+    for name in ("ranking.json", "confirmed.json"):
+        assert read_json(folder / name) == read_json(finished / name)
+    assert read_json(folder / "final.json")[0]["metrics"] == read_json(finished / "final.json")[0]["metrics"]
+    assert loser not in started
+
+
+def test_search_and_confirm_never_open_a_test_image(tmp_path):
+    root = image_folder(tmp_path / "images", num_classes=8)
+    settings = {"machine.data_root": str(root), "study.search.num_trials": 2, "study.search.scheduler": "none"}
+    settings |= {"trial.data.split.val_fraction": 0.5, "trial.sampler.classes_per_batch": 2}
+    catalog = open_catalog("image_folder", root, None)
+    split = make_split(catalog, test_fraction=0.5, val_fraction=0.5, num_folds=2, fold=None, order="sorted", seed=0)
+    # Whoever decodes one of these fails: they are no images. (Only their names and sizes go into the catalog.)
+    for class_id in split.test:
+        for image in (root / catalog.class_names[class_id]).iterdir():
+            image.write_bytes(b"sealed")
+    folder = new_study(tmp_path, name="image_folder", **settings)
+    assert run_study(folder).status == "finished"
+    assert {record.ended for record in read_records(folder, "confirm").values()} == {"finished"}
+    assert not (folder / "test_reads.jsonl").exists()
+
+
+def test_a_diverging_trial_ends_with_its_label_and_does_not_stop_the_study(tmp_path):
+    folder = new_study(
+        tmp_path,
+        **{
+            "study.search.num_trials": 1,
+            "study.confirm": None,
+            "trial.optimizer.learning_rate": {"grid": [1e30, 1e-3]},
+            "study.search.scheduler": "asha",
+        },
+    )
+    assert run_study(folder).status == "finished"
+    ended = {
+        record.config["optimizer"]["learning_rate"]: record.ended for record in read_records(folder, "search").values()
+    }
+    assert ended == {1e30: "non_finite_loss", 1e-3: "finished"}
+    ranking = read_json(folder / "ranking.json")
+    assert [row["ended"] for row in ranking] == ["finished", "non_finite_loss"]
+    assert ranking[1]["value"] is None
+    assert math.isfinite(ranking[0]["value"])
