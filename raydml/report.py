@@ -269,20 +269,21 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
         "study": name, "metric": what trials are ranked by,
         "search":  [{"trial", "loss", "miner" | None, "best" | None, "epoch_of_best" | None, "ended"}], best first,
         "confirm": [{"configuration" (fingerprint), "from_trial", "mean" | None, "half_width" | None, "num_runs"}],
-        "final":   [{"configuration", "metrics": {name: {"mean", "half_width" | None}}, "untrained": the same}],
+        "final":   [{"configuration", "metrics": {name: {"mean", "half_width" | None}}, "untrained": the same,
+                     "validation": the same, "untrained_validation": the same}], metrics are those of the test classes,
     }
     A stage that has not been run is an empty list and has no table. Intervals are 95 % t intervals.
     """
     metric = _metric_name(summary["metric"])
     parts = [f"# Study {_cell(summary['study'])}"]
+    parts_shown = ("metrics", "untrained", "validation", "untrained_validation")
     for row in summary["final"]:
         rows = [
-            [_metric_name(name), _interval(row["metrics"][name]), _interval(row["untrained"].get(name))]
-            for name in row["metrics"]
+            [_metric_name(name), *(_interval(row[part].get(name)) for part in parts_shown)] for name in row["metrics"]
         ]
         parts += [
             f"## Test classes, configuration `{row['configuration']}`",
-            _table(["metric", "trained", "untrained network"], rows),
+            _table(["metric", "test", "test, untrained", "validation", "validation, untrained"], rows),
         ]
     if summary["confirm"]:
         rows = [

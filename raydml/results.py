@@ -84,7 +84,7 @@ def summarise(folder: Path) -> dict[str, Any]:
         names = ("configuration", "from_trial", "mean", "half_width", "num_runs")
         summary["confirm"] = [{name: row[name] for name in names} for row in read_json(folder / "confirmed.json")]
     if (folder / "final.json").exists():
-        parts = ("configuration", "from_trial", "metrics", "untrained")
+        parts = ("configuration", "from_trial", "metrics", "untrained", "validation", "untrained_validation")
         summary["final"] = [{name: row[name] for name in parts} for row in read_json(folder / "final.json")]
     return summary
 
@@ -161,6 +161,8 @@ def _summary_metrics(summary: dict[str, Any]) -> dict[str, float]:
     if summary["confirm"] and summary["confirm"][0]["mean"] is not None:
         metrics[f"confirmed_{summary['metric']}"] = summary["confirm"][0]["mean"]
     for row in summary["final"][:1]:
-        for prefix, scores in (("", row["metrics"]), ("untrained_", row["untrained"])):
-            metrics |= {f"test_{prefix}{name}": score["mean"] for name, score in scores.items()}
+        parts = {"test_": "metrics", "test_untrained_": "untrained"}
+        parts |= {"val_": "validation", "val_untrained_": "untrained_validation"}
+        for prefix, part in parts.items():
+            metrics |= {f"{prefix}{name}": score["mean"] for name, score in row[part].items()}
     return metrics

@@ -27,11 +27,11 @@ def short_path(path: str | Path) -> str:
     return os.path.relpath(full, here) if full.is_relative_to(here) else str(full)
 
 
-def interval(mean: float | None, half_width: float | None) -> str:
+def interval(mean: float | None, half_width: float | None, decimals: int = 4) -> str:
     """``0.731 ± 0.012``; without the second part where one run allows no interval."""
     if mean is None:
         return "-"
-    return f"{mean:.4f}" if half_width is None else f"{mean:.4f} ± {half_width:.4f}"
+    return f"{mean:.{decimals}f}" if half_width is None else f"{mean:.{decimals}f} ± {half_width:.{decimals}f}"
 
 
 def _table(*columns: str, right: Sequence[str] = ()) -> Table:
@@ -88,16 +88,18 @@ def _winner(results: Mapping[str, Any], label: str) -> Text:
 
 
 def _test_numbers(row: Mapping[str, Any]) -> Table:
-    table = _table(f"test classes, {row['configuration']}", "trained", "untrained network", right=())
-    untrained = row.get("untrained") or {}
+    """Four columns that fit 80 characters: trained and untrained network on validation and on test classes."""
+    columns = {
+        "test": row["metrics"],
+        "untrained": row["untrained"],
+        "validation": row["validation"],
+        "untrained ": row["untrained_validation"],  # the blank makes it a column of its own
+    }
+    table = _table(row["configuration"], *columns)
     known = [name for name in FINAL_METRICS if name in row["metrics"]]
     for name in known or row["metrics"]:
-        trained, bare = row["metrics"][name], untrained.get(name)
-        table.add_row(
-            metric_label(name),
-            Text(interval(trained["mean"], trained["half_width"]), style="bold"),
-            interval(bare["mean"], bare["half_width"]) if bare else "-",
-        )
+        cells = [interval(scores[name]["mean"], scores[name]["half_width"], 3) for scores in columns.values()]
+        table.add_row(metric_label(name), Text(cells[0], style="bold"), *cells[1:])
     return table
 
 

@@ -256,32 +256,35 @@ def _finalize(context: Context) -> None:
     context.announce("stage_started", stage="finalize", num_trials=sum(len(row["keys"]) for row in winners),
                      num_ended=0, max_epochs=0)  # fmt: skip
     for winner in winners:
-        scores = _test_scores(context, winner["stage"], winner["keys"])
-        names = sorted({name for score in scores.values() for name in score})
-        metrics = {}
-        for name in names:
-            interval = t_interval([score[name] for score in scores.values()])
-            metrics[name] = {"mean": interval.mean, "half_width": interval.half_width}
+        runs = _final_scores(context, winner["stage"], winner["keys"])
         finished.append(
             {
                 "configuration": winner["configuration"],
                 "from_trial": winner["from_trial"],
-                "runs": scores,
-                "metrics": {name: row for name, row in metrics.items() if not name.startswith("untrained_")},
-                "untrained": {
-                    name.removeprefix("untrained_"): row
-                    for name, row in metrics.items()
-                    if name.startswith("untrained_")
-                },
+                "runs": runs,
+                "metrics": _intervals(runs, "test", ""),
+                "untrained": _intervals(runs, "test", "untrained_"),
+                "validation": _intervals(runs, "val", ""),
+                "untrained_validation": _intervals(runs, "val", "untrained_"),
             }
         )
     write_json(context.folder / _result_file("finalize"), finished)
     context.announce("stage_finished", stage="finalize", ranking=finished)
 
 
-def _test_scores(context: Context, stage: str, keys: list[str]) -> dict[str, dict[str, float]]:
-    """Trial key -> test metrics. A score that an interrupted finalize has written is not computed again."""
-    scores: dict[str, dict[str, float]] = {}
+def _intervals(runs: Mapping[str, Any], part: str, prefix: str) -> dict[str, dict[str, float | None]]:
+    """Metric -> mean and half-width over the runs, of the metrics with this prefix (``untrained_`` or none)."""
+    table = {}
+    for name in next(iter(runs.values()))[part]:
+        if name.startswith("untrained_") == bool(prefix):
+            interval = t_interval([run[part][name] for run in runs.values()])
+            table[name.removeprefix(prefix)] = {"mean": interval.mean, "half_width": interval.half_width}
+    return table
+
+
+def _final_scores(context: Context, stage: str, keys: list[str]) -> dict[str, Any]:
+    """Trial key -> {"val": metrics, "test": metrics}; what an interrupted finalize has written is not computed again."""
+    scores: dict[str, Any] = {}
     pending: dict[Any, str] = {}
     (context.folder / "final").mkdir(exist_ok=True)
     reads, commit = str(context.folder / "test_reads.jsonl"), checkpoint.git_commit() or "unknown"

@@ -56,7 +56,7 @@ class TrialActor(tune.Trainable):
             record, self._repeat = self._repeat, None
         else:
             # A trial that died between its last epoch and its end has nothing left but to say so.
-            record = next(self._epochs, None) or self._trainer.last_result
+            record = next(self._epochs, self._trainer.last_result)
         return {
             "epoch": record["epoch"],
             # Tune insists on the metric in every result; a diverged epoch has none.
@@ -89,14 +89,19 @@ class TrialActor(tune.Trainable):
 
 
 @ray.remote
-def evaluate_remotely(folder: str, machine: dict[str, Any], reads: str, commit: str) -> dict[str, float]:
-    """Test metrics of a checkpoint's best weights and of its untrained network, with a trial's resources.
+def evaluate_remotely(folder: str, machine: dict[str, Any], reads: str, commit: str) -> dict[str, Any]:
+    """{"val", "test"} -> metrics of a checkpoint's best weights and of its untrained network, with a trial's resources.
 
     The read is recorded in the file ``reads`` here, by the process that opens the images, before it opens them.
     """
     here = Machine.model_validate(machine)
+    device = assigned_device(here)
+    val = evaluate_checkpoint(Path(folder), "val", here, device=device)
     key = TestReads(Path(reads)).record(purpose="finalize", checkpoint=folder, commit=commit)
-    return evaluate_checkpoint(Path(folder), "test", here, key=key, device=assigned_device(here))
+    return {
+        "val": val,
+        "test": evaluate_checkpoint(Path(folder), "test", here, key=key, device=device),
+    }
 
 
 @ray.remote

@@ -335,7 +335,18 @@ SUMMARY = {
                 "recall_at_1": {"mean": 0.95, "half_width": None},
                 "map_at_r": {"mean": 0.7, "half_width": 0.01},
             },
-            "untrained": {"recall_at_1": {"mean": 0.51, "half_width": None}},
+            "untrained": {
+                "recall_at_1": {"mean": 0.51, "half_width": None},
+                "map_at_r": {"mean": 0.3, "half_width": 0.02},
+            },
+            "validation": {
+                "recall_at_1": {"mean": 0.97, "half_width": None},
+                "map_at_r": {"mean": 0.8125, "half_width": 0.015},
+            },
+            "untrained_validation": {
+                "recall_at_1": {"mean": 0.62, "half_width": None},
+                "map_at_r": {"mean": 0.4, "half_width": 0.03},
+            },
         }
     ],
 }
@@ -353,9 +364,11 @@ def test_the_end_of_a_study(tmp_path, capsys):
         "search-000 (margin + distance_weighted)",
         "0.8125 ± 0.0150",
         "of 4 runs",
-        "0.9500",
-        "0.5100",
-        "0.7000 ± 0.0100",
+        "0.950",
+        "0.510",
+        "0.700 ± 0.010",
+        "0.300 ± 0.020",
+        "0.400 ± 0.030",
     ):
         assert words in text
     assert "search-004" in text

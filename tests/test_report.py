@@ -279,6 +279,11 @@ SUMMARY = {
                 "map_at_r": {"mean": 0.7, "half_width": 0.01},
             },
             "untrained": {"recall_at_1": {"mean": 0.6, "half_width": None}},
+            "validation": {
+                "recall_at_1": {"mean": 0.97, "half_width": None},
+                "map_at_r": {"mean": 0.8, "half_width": 0.02},
+            },
+            "untrained_validation": {"map_at_r": {"mean": 0.4, "half_width": None}},
         }
     ],
 }
@@ -288,10 +293,10 @@ def test_the_summary_in_markdown():
     assert summary_markdown(SUMMARY) == (
         "# Study digits\n\n"
         "## Test classes, configuration `0123456789ab`\n\n"
-        "| metric | trained | untrained network |\n"
-        "| --- | --- | --- |\n"
-        "| Recall@1 | 0.9500 | 0.6000 |\n"
-        "| MAP@R | 0.7000 ± 0.0100 | – |\n\n"
+        "| metric | test | test, untrained | validation | validation, untrained |\n"
+        "| --- | --- | --- | --- | --- |\n"
+        "| Recall@1 | 0.9500 | 0.6000 | 0.9700 | – |\n"
+        "| MAP@R | 0.7000 ± 0.0100 | – | 0.8000 ± 0.0200 | 0.4000 |\n\n"
         "## Confirmed: validation MAP@R over folds and seeds\n\n"
         "| configuration | from | mean ± 95 % interval | runs |\n"
         "| --- | --- | --- | --- |\n"

@@ -1,6 +1,7 @@
 """A study on disk: made once, refused when it is another, found by name; ranking, confirmation and retention."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from raydml.runner import retain
 from raydml.space import load_space
 from raydml.study import Record, StudyError, confirm_trials, create_study, find_study, rank
 
+ROOT = Path(__file__).parent.parent
 SPACE = """
 study:
   name: mini

@@ -77,8 +77,10 @@ def test_the_test_classes_are_read_once_for_each_confirmed_run_and_each_read_is_
     assert sorted(read["checkpoint"].split("/")[-2] for read in reads) == sorted(row["runs"])
     assert {read["purpose"] for read in reads} == {"finalize"}
     for name, interval in row["metrics"].items():
-        assert interval["mean"] == pytest.approx(sum(run[name] for run in row["runs"].values()) / 4)
+        assert interval["mean"] == pytest.approx(sum(run["test"][name] for run in row["runs"].values()) / 4)
         assert 0 < row["untrained"][name]["mean"] < 1
+    confirmed = {run["trial"]: run["value"] for run in read_json(finished / "confirmed.json")[0]["runs"]}
+    assert {key: run["val"]["map_at_r"] for key, run in row["runs"].items()} == confirmed
     noted = [event for event in events.read(events_path(finished)) if event["event"] == "test_read"]
     assert len(noted) == 4
 
