@@ -99,6 +99,8 @@ def prepare_environment() -> None:
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         # Paths of a configuration mean the directory in which the command was typed, also in a worker.
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        # The other console of Tune honours verbose=0; the live table is ours.
+        "RAY_AIR_NEW_OUTPUT": "0",
     }
     defaults = {
         # Under `uv run` Ray would upload the working directory and build a new environment for every session.

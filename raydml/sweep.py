@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Iterator, Mapping
@@ -99,6 +100,9 @@ def _ray(address: str | None) -> Iterator[None]:
         return
     import raydml
 
+    if not address:
+        # Ray says above our table that it turned its token authentication on, which is what we want.
+        logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     # On a cluster the workers get this very code; an embedded Ray imports it from where the driver did.
     environment = {"py_modules": [str(Path(raydml.__file__).parent)]} if address else {}
     ray.init(
@@ -283,7 +287,7 @@ def _intervals(runs: Mapping[str, Any], part: str, prefix: str) -> dict[str, dic
 
 
 def _final_scores(context: Context, stage: str, keys: list[str]) -> dict[str, Any]:
-    """Trial key -> {"val": metrics, "test": metrics}; what an interrupted finalize has written is not computed again."""
+    """Trial key -> {"val": metrics, "test": metrics}; what an interrupted finalize wrote is not computed again."""
     scores: dict[str, Any] = {}
     pending: dict[Any, str] = {}
     (context.folder / "final").mkdir(exist_ok=True)
