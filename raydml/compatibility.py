@@ -33,11 +33,39 @@ def problems_of(sections: Mapping[str, Any]) -> list[Problem]:
 
 def problems_of_stages(sections: Mapping[str, Any]) -> list[Problem]:
     """A stage cannot take more configurations than the stage before it hands over."""
-    confirm, finalize = sections.get("confirm"), sections.get("finalize")
-    if confirm is None or finalize is None or finalize.top <= confirm.top:
+    problems = []
+    confirm, finalize, search = sections.get("confirm"), sections.get("finalize"), sections.get("search")
+    if finalize is not None:
+        limit, setting = (
+            (confirm.top, "confirm.top") if confirm else (sections.get("keep_checkpoints"), "keep_checkpoints")
+        )
+        if limit is not None and finalize.top > limit:
+            message = f"is more than {setting}: {limit} configuration(s) are left to test"
+            cure = f"write at most {limit}, or raise {setting}"
+            problems.append(Problem("finalize.top", finalize.top, message, cure=cure))
+        if confirm is None and finalize.top > 1 and sections.get("max_checkpoint_gib") is not None:
+            message = "may have to test checkpoints that max_checkpoint_gib has dropped"
+            cure = "write 1, add a confirm stage, or remove max_checkpoint_gib"
+            problems.append(Problem("finalize.top", finalize.top, message, cure=cure))
+    if search is not None and search.scheduler == "sync" and search.max_concurrent is not None:
+        message = "cannot be held by scheduler sync: trials that wait at a rung count, and the others would never start"
+        cure = "remove max_concurrent (machine.cpus_per_trial also limits how many run at once), or scheduler: asha"
+        problems.append(Problem("search.max_concurrent", search.max_concurrent, message, cure=cure))
+    return problems
+
+
+def problems_of_machine(sections: Mapping[str, Any]) -> list[Problem]:
+    """Shares of a GPU that Ray can hand out, and a device that they can give."""
+    gpus, device = sections.get("gpus_per_trial"), sections.get("device")
+    if gpus is None or gpus == "auto":
         return []
-    message = f"is more than confirm.top: {confirm.top} configuration(s) are confirmed"
-    return [Problem("finalize.top", finalize.top, message, cure=f"write at most {confirm.top}, or raise confirm.top")]
+    if gpus > 1 and gpus != int(gpus):
+        cure = f"write {int(gpus)}, {int(gpus) + 1}, or a share below 1 such as 0.5"
+        return [Problem("gpus_per_trial", gpus, "must be a share up to 1 or a whole number", cure=cure)]
+    if (device == "cuda" and gpus == 0) or (device == "cpu" and gpus > 0):
+        cure = "device: auto, or gpus_per_trial: auto"
+        return [Problem("gpus_per_trial", gpus, f"contradicts device: {device}", cure=cure)]
+    return []
 
 
 # --- losses, miners, samplers ----------------------------------------------------------------------------------------

@@ -110,6 +110,13 @@ class Machine(Section):
     evaluation_batch: Count = 256
     on_unreadable: Literal["refuse", "skip"] = "refuse"
 
+    @model_validator(mode="after")
+    def _shares_exist(self) -> Machine:
+        problems = compatibility.problems_of_machine(dict(self))
+        if problems:
+            raise ConfigError(problems)
+        return self
+
 
 class Search(Section):
     """Stage 1. A grid is run num_trials times. sync decides in trial order and repeats exactly.
@@ -152,7 +159,11 @@ def _study_name(name: str) -> str:
 
 
 class Study(Section):
-    """A study: its name, its seed and its stages."""
+    """A study: its name, its seed and its stages.
+
+    keep_checkpoints, max_checkpoint_gib: what the search leaves on disk, best trials first. Of the confirmed runs those
+    of the configurations to be tested are kept. max_retries: how often a crashed trial goes on from its checkpoint.
+    """
 
     name: Annotated[str, AfterValidator(_study_name), Field(json_schema_extra={"pattern": _NAME})] = "study"
     seed: Index = 0
@@ -184,7 +195,7 @@ def parse_trial(raw: Mapping[str, Any]) -> Trial:
 
 def parse_machine(raw: Mapping[str, Any]) -> Machine:
     """Plain values -> Machine. Raises ConfigError with every problem found."""
-    return _parse(Machine, raw, _no_rules)
+    return _parse(Machine, raw, compatibility.problems_of_machine)
 
 
 def parse_study(raw: Mapping[str, Any]) -> Study:
@@ -196,10 +207,6 @@ def fingerprint(trial: Trial) -> str:
     """12 hex digits that name the experiment: the sha256 of its canonical JSON (sorted keys, no blanks)."""
     canonical = json.dumps(trial.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
-
-
-def _no_rules(sections: Mapping[str, Any]) -> list[Problem]:  # noqa: ARG001 - rules are all called alike
-    return []
 
 
 def _parse(model: type[_Model], raw: Mapping[str, Any], rules: _Rules) -> _Model:

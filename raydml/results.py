@@ -39,7 +39,7 @@ def find_winner(folder: Path) -> Winner:
     metric = read_study(folder)["select_on"]
     if (folder / "confirmed.json").exists():
         best = read_json(folder / "confirmed.json")[0]
-        run = max(best["runs"], key=lambda run: -1.0 if run["value"] is None else run["value"])
+        run = max(best["runs"], key=lambda run: run["value"])
         key, stage, configuration = run["trial"], "confirm", best["configuration"]
     elif (folder / "ranking.json").exists():
         row = read_json(folder / "ranking.json")[0]

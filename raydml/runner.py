@@ -102,13 +102,25 @@ def retain(folder: Path, stage: str, metric: str, keep: int, max_bytes: int | No
     records = {key: record for key, record in read_records(folder, stage).items() if record.ended}
     used = 0
     for place, row in enumerate(rank(records, metric)):
-        for trial_folder in (folder / stage).glob(f"run-*/{row['trial']}"):
-            checkpoints = sorted(trial_folder.glob("checkpoint_*"))
-            used += sum(file.stat().st_size for path in checkpoints for file in path.rglob("*") if file.is_file())
-            # The winner stays whatever the limit says: without it the search was for nothing.
-            if place and (place >= keep or (max_bytes is not None and used > max_bytes)):
-                for path in checkpoints:
-                    shutil.rmtree(path)
+        used += sum(
+            file.stat().st_size for path in _checkpoints(folder, stage, row["trial"]) for file in path.iterdir()
+        )
+        # The winner stays whatever the limit says: without it the search was for nothing.
+        if place and (place >= keep or (max_bytes is not None and used > max_bytes)):
+            drop_checkpoints(folder, stage, row["trial"])
+
+
+def drop_checkpoints(folder: Path, stage: str, key: str) -> None:
+    """Delete the checkpoints of a trial. What cannot be deleted is told and left: it costs space, not a study."""
+    for path in _checkpoints(folder, stage, key):
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            events.append(events_path(folder), {"event": "note", "text": f"cannot delete {path}: {error}"})
+
+
+def _checkpoints(folder: Path, stage: str, key: str) -> list[Path]:
+    return sorted((folder / stage).glob(f"run-*/{key}/checkpoint_*"))
 
 
 def run_trials(context: Context, stage: str, trials: Mapping[str, Trial], configurations: Mapping[str, str],

@@ -70,11 +70,15 @@ def create_study(space: Space, *, storage: Path, tracking_uri: str, space_text: 
     }
     digest = hashlib.sha256(json.dumps(specification, sort_keys=True).encode()).hexdigest()
     if (folder / "study.json").exists():
-        if read_study(folder)["specification"] != digest:
+        made = read_study(folder)
+        if made["specification"] != digest:
             raise StudyError(
                 f"study {space.study.name!r} exists in {folder} with other settings. Cure: give this one a name of its "
                 f"own (--name {_free_name(folder)}), or go on with the old one (launch.py resume {space.study.name})"
             )
+        # Where it runs and reports may change between one command and the next; what it is may not.
+        here = {"machine": _own_machine(space.machine, storage.resolve()).model_dump(mode="json")}
+        write_json(folder / "study.json", {**made, **here, "tracking_uri": tracking_uri})
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     splits = preflight(space.study, space.machine, trials, cache_dir=storage.resolve() / "cache")

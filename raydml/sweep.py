@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ import ray
 from raydml import checkpoint, events
 from raydml.config import Machine, Study, Trial, fingerprint, parse_trial
 from raydml.results import top_trials, write_results
-from raydml.runner import Context, run_trials
+from raydml.runner import Context, drop_checkpoints, run_trials
 from raydml.statistics import t_interval
 from raydml.study import (
     Record,
@@ -63,24 +64,32 @@ def run_study(folder: Path, *, address: str | None = None) -> Outcome:
         storage=study_json["storage"],
         commit=study_json["commit"],
     )
-    with _ray(address), _signals() as received:
-        resources = _resources(machine, start.announce, joined=address is not None)
-        context = start._replace(resources=resources)
+    with _signals() as received:
         try:
-            for stage in stages:
-                if not (folder / _result_file(stage)).exists():
-                    _STAGE[stage](context)
-                    if received:
-                        raise _Interrupted(received[0])
-                    if not (folder / _result_file(stage)).exists():
-                        raise StudyError(f"stage {stage} ended with trials that have not; see {events_path(folder)}")
-            _draw(context)
+            with _ray(address):
+                resources = _resources(machine, start.announce, joined=address is not None)
+                context = start._replace(resources=resources)
+                for stage in stages:
+                    _run_stage(context, stage, received)
+                _draw(context)
         except (_Interrupted, KeyboardInterrupt):
             start.announce("interrupted", signal=received[0] if received else signal.SIGINT)
             return Outcome("interrupted", received[0] if received else signal.SIGINT)
-    write_results(folder, start.announce)
-    start.announce("study_finished")
+        write_results(folder, start.announce)
+        start.announce("study_finished")
     return Outcome("finished")
+
+
+def _run_stage(context: Context, stage: str, received: list[int]) -> None:
+    result = context.folder / _result_file(stage)
+    if result.exists():
+        return
+    if not received:
+        _STAGE[stage](context)
+    if received:
+        raise _Interrupted(received[0])
+    if not result.exists():
+        raise StudyError(f"stage {stage} ended with trials that have not; see {events_path(context.folder)}")
 
 
 # --- Ray ------------------------------------------------------------------------------------------------------------
@@ -105,14 +114,22 @@ def _ray(address: str | None) -> Iterator[None]:
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     # On a cluster the workers get this very code; an embedded Ray imports it from where the driver did.
     environment = {"py_modules": [str(Path(raydml.__file__).parent)]} if address else {}
-    ray.init(
-        address=address or "local",  # never somebody else's cluster by accident
-        runtime_env=environment,
-        log_to_driver=False,
-        logging_level="error",
-        configure_logging=False,
-        **({} if address else {"include_dashboard": False}),
-    )
+    try:
+        ray.init(
+            address=address or "local",  # never somebody else's cluster by accident
+            runtime_env=environment,
+            log_to_driver=False,
+            logging_level="error",
+            configure_logging=False,
+            **({} if address else {"include_dashboard": False}),
+        )
+    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+        if not address:
+            raise
+        raise StudyError(
+            f"--address {address}: no Ray cluster lets us in there ({str(error).strip().splitlines()[0]}). Cure: check "
+            "the address with `ray status`; a cluster with tokens needs RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
+        ) from error
     try:
         yield
     finally:
@@ -123,20 +140,33 @@ def _ray(address: str | None) -> Iterator[None]:
 def _signals() -> Iterator[list[int]]:
     """INT and TERM end the running Tune loop cleanly (its own handler listens to USR1); the second one is rude."""
     received: list[int] = []
+    over = threading.Event()
+
+    def nobody(_number: int, _frame: Any) -> None:
+        """Between Tune runs nobody listens to USR1, and its default action would kill the driver."""
+
+    def pass_on() -> None:
+        # A Tune run that is only just starting has no handler yet: each one is told as soon as it listens.
+        told: Any = nobody
+        while not over.wait(0.1):
+            listener = signal.getsignal(signal.SIGUSR1)
+            if listener is not told:
+                told = listener
+                os.kill(os.getpid(), signal.SIGUSR1)
 
     def on_signal(number: int, _frame: Any) -> None:
         received.append(number)
         if len(received) > 1:
             raise KeyboardInterrupt
-        os.kill(os.getpid(), signal.SIGUSR1)
+        threading.Thread(target=pass_on, name="interrupt", daemon=True).start()
 
     watched = (signal.SIGINT, signal.SIGTERM)
     previous = {number: signal.signal(number, on_signal) for number in watched}
-    # Between Tune runs nobody listens to USR1, and its default action would kill the driver.
-    previous[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, lambda *_: None)
+    previous[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, nobody)
     try:
         yield received
     finally:
+        over.set()
         for number, handler in previous.items():
             signal.signal(number, handler)
 
@@ -146,21 +176,37 @@ def _resources(machine: Machine, announce: Any, *, joined: bool) -> dict[str, fl
 
     In a joined cluster GPU nodes may start on demand, so a share asked for in so many words is waited for there.
     """
-    present = ray.cluster_resources().get("GPU", 0)
+    cluster = ray.cluster_resources()
+    present, cpus = cluster.get("GPU", 0), cluster.get("CPU", 0)
+    if machine.cpus_per_trial > cpus and not joined:
+        raise StudyError(
+            f"machine.cpus_per_trial = {machine.cpus_per_trial}, but this machine has {cpus:g} CPUs, and the trials "
+            f"would wait for ever. Cure: --set machine.cpus_per_trial={max(1, int(cpus))}"
+        )
     if machine.gpus_per_trial == "auto":
         gpus = 1.0 if present and machine.device != "cpu" else 0.0
-        if not gpus:
+        if not present:
             cure = " (GPU nodes that start on demand: --set machine.gpus_per_trial=1)" if joined else ""
             announce("note", text=f"no GPU in this Ray cluster: trials run on the CPU{cure}")
+        elif not gpus:
+            announce("note", text="machine.device is cpu: the GPUs of this cluster stay idle")
     else:
         gpus = float(machine.gpus_per_trial)
-        if gpus > present and joined:
-            announce("note", text=f"waiting for GPU nodes: {gpus:g} GPU a trial asked for, {present:g} there now")
-        elif gpus > present:
+        if gpus > present and not joined:
             raise StudyError(
                 f"machine.gpus_per_trial = {gpus:g}, but this machine has {present:g} GPUs, and the trials would wait "
                 "for ever. Cure: --set machine.gpus_per_trial=0, or --address of a cluster with GPUs"
             )
+        if not gpus and present:
+            announce("note", text="machine.gpus_per_trial is 0: the GPUs of this cluster stay idle")
+    if joined and not any(
+        node["Alive"]
+        and node["Resources"].get("CPU", 0) >= machine.cpus_per_trial
+        and node["Resources"].get("GPU", 0) >= gpus
+        for node in ray.nodes()
+    ):
+        asked = f"{machine.cpus_per_trial} CPU and {gpus:g} GPU"
+        announce("note", text=f"no node has {asked} for a trial yet: waiting for one to start")
     return {"cpu": float(machine.cpus_per_trial), "gpu": gpus}
 
 
@@ -175,6 +221,11 @@ def _search(context: Context) -> None:
     trials = search_trials(read_study(context.folder))
     configurations = {key: fingerprint(trial) for key, trial in trials.items()}
     records = run_trials(context, "search", trials, configurations, context.study.search.scheduler)
+    if all(record.ended and record.best(context.metric) is None for record in records.values()):
+        raise StudyError(
+            f"no trial of the search has a value of {context.metric}: {_endings(records)}. Nothing can be ranked. "
+            "Cure: gentler settings (smaller learning rates, say) under another --name"
+        )
     _finish(context, "search", trials, records, lambda: rank(records, context.metric))
 
 
@@ -210,13 +261,31 @@ def _confirm(context: Context) -> None:
             group["mean"] = interval.mean if interval else None
             group["half_width"] = interval.half_width if interval else None
             group["num_runs"] = len(values)
-        # A configuration with a failed run is not confirmed: its mean would be over easier folds.
-        return sorted(
-            groups.values(),
-            key=lambda g: (g["num_runs"] < len(g["runs"]), -(g["mean"] if g["mean"] is not None else -1.0)),
-        )
+        # A configuration with a failed run is not confirmed: its mean would be over fewer, perhaps easier, folds.
+        complete = [group for group in groups.values() if group["num_runs"] == len(group["runs"])]
+        if not complete:
+            raise StudyError(f"no configuration got through all its folds and seeds: {_endings(records)}")
+        return sorted(complete, key=lambda group: -group["mean"])
 
     _finish(context, "confirm", trials, records, confirmed)
+    if (context.folder / _result_file("confirm")).exists():
+        _drop_unneeded(context, origin)
+
+
+def _drop_unneeded(context: Context, origin: Mapping[str, Mapping[str, Any]]) -> None:
+    """The checkpoints of confirmed runs that nobody will test."""
+    top = context.study.finalize.top if context.study.finalize else 1
+    kept = {row["configuration"] for row in read_json(context.folder / "confirmed.json")[:top]}
+    for key, row in origin.items():
+        if row["configuration"] not in kept:
+            drop_checkpoints(context.folder, "confirm", key)
+
+
+def _endings(records: Mapping[str, Record]) -> str:
+    """``search-000 crashed (ValueError: ...), search-001 non_finite_loss``."""
+    return ", ".join(
+        f"{key} {record.ended}" + (f" ({record.error})" if record.error else "") for key, record in records.items()
+    )
 
 
 def _finish(

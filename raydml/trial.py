@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray import tune
 
 from raydml import checkpoint
@@ -41,6 +43,12 @@ class TrialActor(tune.Trainable):
         return True
 
     def _start(self, config: dict[str, Any]) -> None:
+        # The old trial goes before the new one comes: two of them may not fit into one share of a GPU.
+        for name in ("_trainer", "_epochs"):
+            self.__dict__.pop(name, None)
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
         self._metric = str(config["metric"])
         machine = Machine.model_validate(config["machine"])
         trial: Trial = parse_trial(config["trial"])

@@ -320,3 +320,30 @@ def test_the_metric_that_selects_is_one_of_the_validation_classes_and_is_measure
     unmeasured = problems_with(select_on="val_recall_at_5")["select_on"]
     assert unmeasured.message == "is not measured: recall_at is [1, 2, 4, 8]"
     assert parse_trial(trial_with(select_on="val_recall_at_8")).select_on == "val_recall_at_8"
+
+
+@pytest.mark.parametrize(
+    ("study", "path"),
+    [
+        ({"finalize": {"top": 4}}, "finalize.top"),  # three checkpoints are kept
+        ({"finalize": {"top": 2}, "max_checkpoint_gib": 1.0}, "finalize.top"),
+        ({"search": {"scheduler": "sync", "max_concurrent": 2}}, "search.max_concurrent"),
+    ],
+)
+def test_stages_that_would_fail_in_the_end_are_refused_at_the_start(study, path):
+    with pytest.raises(ConfigError) as caught:
+        parse_study(study)
+    assert [problem.path for problem in caught.value.problems] == [path]
+    assert parse_study({"finalize": {"top": 3}, "search": {"scheduler": "asha", "max_concurrent": 2}})
+
+
+@pytest.mark.parametrize(
+    "machine",
+    [{"gpus_per_trial": 1.5}, {"gpus_per_trial": 0, "device": "cuda"}, {"gpus_per_trial": 1, "device": "cpu"}],
+)
+def test_shares_of_a_gpu_that_cannot_be_given_are_refused(machine):
+    with pytest.raises(ConfigError) as caught:
+        parse_machine(machine)
+    assert [problem.path for problem in caught.value.problems] == ["gpus_per_trial"]
+    for good in (0, 0.5, 1, 2, "auto"):
+        assert parse_machine({"gpus_per_trial": good}).gpus_per_trial == good

@@ -108,6 +108,16 @@ def test_sync_halving_waits_for_everybody_and_keeps_the_best_third():
     assert scheduler.on_trial_result(None, tune_trial("t1"), result(2, 0.7)) == "CONTINUE"  # no rung at 2
 
 
+def test_a_trial_that_ends_at_a_rung_counts_live_as_it_does_after_a_restart():
+    live = sync(["t0", "t1", "t2"])
+    live.on_trial_complete(None, tune_trial("t0"), result(1, 0.9))  # its only epoch: done, so no on_trial_result
+    restarted = sync(["t0", "t1", "t2"], {"t0": [(1, 0.9)]}, ended=["t0"])
+    for scheduler in (live, restarted):
+        scheduler.on_trial_result(None, tune_trial("t1"), result(1, 0.2))
+        scheduler.on_trial_result(None, tune_trial("t2"), result(1, 0.3))
+        assert scheduler.survivors(0) == ["t0"]
+
+
 def test_the_last_to_arrive_and_a_resumed_winner_go_straight_on():
     scheduler = sync(["t0", "t1", "t2"])
     decisions = [

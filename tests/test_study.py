@@ -63,6 +63,12 @@ def test_the_same_specification_is_the_same_study(tmp_path):
     assert (first / "study.json").read_bytes() == before
 
 
+def test_the_same_study_may_move_to_another_machine(tmp_path):
+    folder = make(tmp_path, overrides=["machine.gpus_per_trial=1"])
+    assert make(tmp_path, overrides=["machine.gpus_per_trial=0"]) == folder
+    assert json.loads((folder / "study.json").read_text())["machine"]["gpus_per_trial"] == 0
+
+
 def test_another_specification_under_the_name_is_refused_with_a_free_name(tmp_path):
     make(tmp_path)
     with pytest.raises(StudyError, match=r"--name mini-2.*resume mini"):

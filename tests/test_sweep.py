@@ -2,7 +2,11 @@
 
 import json
 import math
+import os
 import shutil
+import signal
+import threading
+import time
 
 import pytest
 import ray
@@ -13,7 +17,7 @@ from raydml.config import Machine, parse_trial
 from raydml.data.datasets import make_split, open_catalog
 from raydml.data.seal import TestReads
 from raydml.space import load_space
-from raydml.study import create_study, events_path, newest_checkpoint, read_json, read_records
+from raydml.study import StudyError, create_study, events_path, newest_checkpoint, read_json, read_records
 from raydml.sweep import run_study
 from raydml.train import Trainer
 from tests.test_study import SPACE, image_folder
@@ -198,3 +202,40 @@ def test_a_diverging_trial_ends_with_its_label_and_does_not_stop_the_study(tmp_p
     assert [row["ended"] for row in ranking] == ["finished", "non_finite_loss"]
     assert ranking[1]["value"] is None
     assert math.isfinite(ranking[0]["value"])
+
+
+def test_a_search_without_any_value_is_told_and_nothing_becomes_champion(tmp_path):
+    settings = {"study.confirm": None, "study.search.num_trials": 1, "trial.optimizer.learning_rate": 1e30}
+    folder = new_study(tmp_path, **settings)
+    with pytest.raises(StudyError, match=r"search-000 non_finite_loss"):
+        run_study(folder)
+    assert not (folder / "ranking.json").exists()
+    assert not [event for event in events.read(events_path(folder)) if event["event"] == "model"]
+
+
+@pytest.mark.parametrize(("setting", "value"), [("machine.cpus_per_trial", 64), ("machine.gpus_per_trial", 1)])
+def test_a_share_that_this_machine_does_not_have_is_refused_instead_of_waited_for(tmp_path, setting, value):
+    folder = new_study(tmp_path, **{setting: value})
+    with pytest.raises(StudyError, match=setting):
+        run_study(folder)
+
+
+def test_an_interrupt_before_tune_listens_still_ends_the_study(tmp_path):
+    folder = new_study(tmp_path, **{"trial.epochs": 50, "study.search.scheduler": "none"})
+
+    def interrupt():
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if any(event["event"] == "stage_started" for event in events.read(events_path(folder))):
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+            time.sleep(0.01)
+
+    events_path(folder).touch()
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    outcome = run_study(folder)
+    thread.join()
+    assert outcome == ("interrupted", signal.SIGINT)
+    assert not (folder / "ranking.json").exists()
+    assert events.read(events_path(folder))[-1]["event"] == "interrupted"
