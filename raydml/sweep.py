@@ -112,6 +112,8 @@ def _ray(address: str | None) -> Iterator[None]:
     if not address:
         # Ray says above our table that it turned its token authentication on, which is what we want.
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    # Below an error Tune has only advice that is wrong here, such as to go on with Tuner.restore.
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
     # On a cluster the workers get this very code; an embedded Ray imports it from where the driver did.
     environment = {"py_modules": [str(Path(raydml.__file__).parent)]} if address else {}
     try:
@@ -221,7 +223,8 @@ def _search(context: Context) -> None:
     trials = search_trials(read_study(context.folder))
     configurations = {key: fingerprint(trial) for key, trial in trials.items()}
     records = run_trials(context, "search", trials, configurations, context.study.search.scheduler)
-    if all(record.ended and record.best(context.metric) is None for record in records.values()):
+    failed = [key for key, record in records.items() if record.ended and record.best(context.metric) is None]
+    if len(failed) == len(trials):
         raise StudyError(
             f"no trial of the search has a value of {context.metric}: {_endings(records)}. Nothing can be ranked. "
             "Cure: gentler settings (smaller learning rates, say) under another --name"

@@ -149,6 +149,7 @@ def cut_short(finished, folder):
     return loser, winner, unborn
 
 
+@pytest.mark.slow
 def test_a_resumed_study_ends_as_the_unbroken_one(finished, tmp_path):
     folder = tmp_path / "studies" / "cut"
     loser, winner, unborn = cut_short(finished, folder)
@@ -183,6 +184,7 @@ def test_search_and_confirm_never_open_a_test_image(tmp_path):
     assert not (folder / "test_reads.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_diverging_trial_ends_with_its_label_and_does_not_stop_the_study(tmp_path):
     folder = new_study(
         tmp_path,
@@ -204,6 +206,7 @@ def test_a_diverging_trial_ends_with_its_label_and_does_not_stop_the_study(tmp_p
     assert math.isfinite(ranking[0]["value"])
 
 
+@pytest.mark.slow
 def test_a_search_without_any_value_is_told_and_nothing_becomes_champion(tmp_path):
     settings = {"study.confirm": None, "study.search.num_trials": 1, "trial.optimizer.learning_rate": 1e30}
     folder = new_study(tmp_path, **settings)
@@ -220,6 +223,7 @@ def test_a_share_that_this_machine_does_not_have_is_refused_instead_of_waited_fo
         run_study(folder)
 
 
+@pytest.mark.slow
 def test_an_interrupt_before_tune_listens_still_ends_the_study(tmp_path):
     folder = new_study(tmp_path, **{"trial.epochs": 50, "study.search.scheduler": "none"})
 
