@@ -1,11 +1,89 @@
-"""docs/one_trial.md walks through files and functions: all of them must exist under the names it gives."""
+"""What the documents promise: names exist, the tree is complete, the examples work, nothing is left to fill in."""
 
 import ast
+import importlib.util
 import re
 from pathlib import Path
 
+import pytest
+import torch
+
+from raydml import plugins
+from raydml.data.datasets import make_split, open_catalog
+from raydml.space import load_space, sample_trials
+from raydml.study import check_parts
+from raydml.tuples import Triplets, all_pairs
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "raydml"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = [path for pattern in ("*.md", "docs/*.md", "search_spaces/*.yaml") for path in sorted(ROOT.glob(pattern))]
+PLACEHOLDERS = re.compile(r"RESULT-TABLE|measured numbers here|\b(?:TODO|FIXME|TBD|XXX)\b", re.IGNORECASE)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_nothing_is_left_to_fill_in(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert [f"{path.name}:{number}: {line}" for number, line in enumerate(lines, 1) if PLACEHOLDERS.search(line)] == []
+
+
+def test_the_readme_names_every_module_and_no_other() -> None:
+    tree = README.partition("## The tree")[2].partition("```")[2].partition("```")[0]
+    named = set(re.findall(r"[\w.]+\.py\b", tree))
+    modules = {path.name for path in [*PACKAGE.glob("*.py"), *PACKAGE.glob("data/*.py")]} - {"__init__.py"}
+    assert sorted(modules - named) == [], "modules that the tree leaves out"
+    there = {path.name for path in [*PACKAGE.rglob("*.py"), *ROOT.glob("*.py")]}
+    assert sorted(named - there) == [], "files that the tree names and that do not exist"
+    folders = {path.parent.relative_to(PACKAGE).as_posix() + "/" for path in PACKAGE.glob("*/__init__.py")}
+    assert sorted(folder for folder in folders if folder not in tree.split()) == []
+
+
+def fenced(language: str) -> str:
+    """The only block of a language in the README."""
+    (block,) = re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    return block
+
+
+def test_the_loss_in_the_readme_works(tmp_path: Path) -> None:
+    """Its settings make a schema, it learns from labels and pairs, and refuses what it does not accept."""
+    file = tmp_path / "my_loss.py"
+    file.write_text(fenced("python"), encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("my_loss", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    cls = plugins.public_class(module)
+    settings = plugins.constructor_model(cls)
+    assert settings(scale=8).model_dump() == {"scale": 8.0}
+    with pytest.raises(ValueError, match="greater than 0"):
+        settings(scale=-1)
+
+    labels = torch.tensor([0, 0, 1, 1])
+    loss = cls(scale=8.0)
+    apart = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]], dtype=torch.bfloat16)
+    mixed = apart[[0, 2, 1, 3]].requires_grad_()
+    value = loss(mixed, labels)
+    assert value.dtype == torch.float32
+    assert value > loss(apart, labels)
+    assert loss(mixed, labels, all_pairs(labels)) == value
+    value.backward()
+    assert mixed.grad is not None
+    assert mixed.grad.any()
+    rows = torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match="miner"):
+        loss(mixed, labels, Triplets(rows, rows, rows, rows.bool()))
+
+
+def test_the_search_space_in_the_readme_loads(tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(fenced("yaml"), encoding="utf-8")
+    space = load_space(path, ["study.search.num_trials=8"])
+    catalog = open_catalog("digits", None)
+    trials = sample_trials(space)
+    assert {trial.loss.name for trial in trials} == {"margin", "normalized_softmax"}
+    for trial in trials:
+        check_parts(trial, catalog, make_split(catalog, **trial.data.split.model_dump()))
 
 
 def test_the_walk_names_files_and_functions_that_exist() -> None:
