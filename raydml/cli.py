@@ -116,6 +116,7 @@ def prepare_environment() -> None:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
         # No reports of usage to the outside.
         "RAY_USAGE_STATS_ENABLED": "0",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
         # `ui` serves pages; the job runner behind it would cost a gigabyte.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }

@@ -43,8 +43,10 @@ def study_argument(folder: Path) -> str:
 
 
 def embedded_store(storage: Path) -> str:
-    """The MLflow store of studies that name none: one SQLite file beside them, by its absolute path."""
-    return f"sqlite:///{storage.resolve() / 'mlflow.db'}"
+    """The MLflow store of studies that name none."""
+    from raydml.mlflow_store import default_uri
+
+    return default_uri(storage)
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:

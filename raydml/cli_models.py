@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -16,6 +17,7 @@ from raydml.cli_arguments import STORAGE, CommandError, Storage, TrackingUri, ec
 
 if TYPE_CHECKING:
     from raydml.config import Machine, Trial
+    from raydml.tracking import Origin
 
 DELIVERY_S = 20.0  # how long an evaluation waits for MLflow
 DataRoot = Annotated[Path | None, typer.Option(metavar="DIR", help="Where the images lie, if not where they were.")]
@@ -29,11 +31,13 @@ Model = Annotated[
 
 
 class Located(NamedTuple):
-    """A trained model on this machine: a checkpoint or an exported model, and the study it belongs to, if any."""
+    """A trained model on this machine: a checkpoint or an exported model, the study here that it belongs to, if any,
+    and the run that it was fetched from, if it was."""
 
     folder: Path
     study: Path | None
     is_checkpoint: bool
+    origin: Origin | None = None
 
 
 # --- trial ------------------------------------------------------------------------------------------------------------
@@ -215,10 +219,11 @@ def export(
 def locate(target: str, storage: Path, tracking_uri: str | None, scratch: Path) -> Located:
     """The model that TARGET means; what lies in MLflow is fetched into ``scratch``."""
     if target.startswith(("runs:/", "models:/")):
-        from raydml.tracking import resolve_checkpoint
+        from raydml.tracking import origin_of, resolve_checkpoint
 
-        fetched = resolve_checkpoint(target, tracking_uri or embedded_store(storage), scratch)
-        return model_below(fetched, target, None)
+        uri = tracking_uri or embedded_store(storage)
+        fetched, origin = resolve_checkpoint(target, uri, scratch), origin_of(target, uri)
+        return model_below(fetched, target, study_here(origin, storage))._replace(origin=origin)
     path = Path(target)
     if path.is_dir() and not (path / "study.json").exists():
         above = next((parent for parent in path.absolute().parents if (parent / "study.json").exists()), None)
@@ -228,6 +233,16 @@ def locate(target: str, storage: Path, tracking_uri: str | None, scratch: Path) 
 
     study = find_study(target, storage)
     return Located(find_winner(study).checkpoint, study, True)
+
+
+def study_here(origin: Origin, storage: Path) -> Path | None:
+    """The folder of the study that a fetched model comes from, if this storage holds it."""
+    from raydml.study import read_study
+
+    folder = storage / origin.study
+    if not origin.study_id or not (folder / "study.json").exists():
+        return None
+    return folder if read_study(folder)["study_id"] == origin.study_id else None  # not one of the same name only
 
 
 def model_below(folder: Path, target: str, study: Path | None) -> Located:
@@ -273,17 +288,23 @@ def deliver_test_read(study: Path) -> None:
 def record_test_read(found: Located, target: str, storage: Path) -> Any:
     """Write down that the test classes are about to be read; gives the key that opens them.
 
-    In the study's own record and event file; for a model without a study beside the studies, because the folder it
-    was fetched into will be gone.
+    In the study's own record and event file; for a model without a study here beside the studies, because the folder
+    it was fetched into will be gone. A model from MLflow also has it written to its run, and first: if that cannot be
+    done, nothing is read.
     """
     from raydml import checkpoint, events
     from raydml.data.seal import TestReads
 
     commit = checkpoint.git_commit() or "unknown"
-    where = target if found.study is None else str(found.folder)
+    where = target if found.study is None or found.origin is not None else str(found.folder)
+    read = {"time": time.time(), "event": "test_read", "stage": "evaluate", "trial": None}
+    read |= {"checkpoint": where, "commit": commit}
+    if found.origin is not None:
+        from raydml.tracking import log_test_read
+
+        log_test_read(found.origin, read)
     reads = TestReads((found.study or storage) / "test_reads.jsonl")
     key = reads.record(purpose="evaluate", checkpoint=where, commit=commit)
     if found.study is not None:
-        read = {"event": "test_read", "stage": "evaluate", "trial": None, "checkpoint": where, "commit": commit}
         events.append(found.study / "events.jsonl", read)
     return key

@@ -82,10 +82,10 @@ def ui(
         uri = str(read_study(find_study(study, storage))["tracking_uri"])
     else:
         uri = tracking_uri or embedded_store(storage)
-    from raydml.mlflow_store import redacted
+    from raydml.mlflow_store import redacted, runs_page
 
     if uri.startswith(("http://", "https://")):
-        typer.echo(f"this MLflow is a server of its own: {redacted(uri)}")
+        typer.echo(f"this MLflow is a server of its own: {redacted(uri).rstrip('/')}{runs_page(uri)}")
         return
     database = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not database.exists():  # the server would make an empty one
@@ -93,7 +93,7 @@ def ui(
     port = free_port() if port is None else port
     if not is_free(port):
         raise CommandError(f"--port {port} is taken. Cure: another port, or none and the first free one is taken")
-    typer.echo(f"MLflow UI: http://127.0.0.1:{port}   (store {redacted(uri)}; Ctrl-C ends it)")
+    typer.echo(f"MLflow UI: http://127.0.0.1:{port}{runs_page(uri)}   (store {redacted(uri)}; Ctrl-C ends it)")
     server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     try:
         done = subprocess.run([*server, "--host", "127.0.0.1", "--port", str(port)], check=False)

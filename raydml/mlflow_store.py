@@ -16,6 +16,7 @@ from mlflow.environment_variables import (
     MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR,
     MLFLOW_HTTP_REQUEST_MAX_RETRIES,
     MLFLOW_HTTP_REQUEST_TIMEOUT,
+    MLFLOW_UV_AUTO_DETECT,
 )
 from mlflow.exceptions import MlflowException
 
@@ -26,7 +27,11 @@ MLFLOW_DEFAULTS = {
     MLFLOW_HTTP_REQUEST_TIMEOUT: 30,
     # It would draw over the table of trials.
     MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR: "false",
+    # Asked before each report; what `import mlflow` itself starts is prevented by cli.prepare_environment.
     MLFLOW_DISABLE_TELEMETRY: "true",
+    # It would copy uv.lock, with the addresses of registries, and pyproject.toml of whatever folder the command was
+    # typed in into each model, and say so amid the table. A model names its own requirements.
+    MLFLOW_UV_AUTO_DETECT: "false",
 }
 EXPERIMENT = "raydml"
 #: What the UI's table of runs shows when opened at :func:`runs_page`; MLflow keeps such a view as a tag.
@@ -117,8 +122,18 @@ def experiment_id(client: MlflowClient, uri: str, storage: str | Path | None) ->
     return str(experiment.experiment_id)
 
 
-def runs_page(experiment: str) -> str:
-    """The place of the table of runs behind the address of the UI."""
+def runs_page(uri: str) -> str:
+    """The place of the table of runs, with the columns worth looking at, behind the address of the UI; empty if the
+    store does not hold that view or does not answer. Makes nothing in the store."""
+    try:
+        found = connect(uri).get_experiment_by_name(EXPERIMENT)
+    except Exception as error:
+        if not isinstance(error, MlflowException) and not is_transient(error):
+            raise
+        return ""
+    if found is None or found.lifecycle_stage != "active" or VIEW_TAG not in found.tags:
+        return ""  # of a view that is not there MLflow would only say that it is missing
+    experiment = found.experiment_id
     return f"/#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey={EXPERIMENT}"
 
 

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlflow.pyfunc
 from mlflow import MlflowClient
@@ -23,6 +23,7 @@ from mlflow.models.model import Model
 
 import raydml
 from raydml.mlflow_store import TrackingError, connect, is_transient, redacted
+from raydml.run_updates import file_of_test_read
 
 #: Name of the model within its run, and of the exported folder within the model.
 MODEL = "model"
@@ -30,6 +31,16 @@ MODEL = "model"
 ALIAS = "champion"
 #: What raydml.export needs to run, besides the raydml package, which travels with the model.
 REQUIREMENTS = ("torch", "torchvision", "numpy", "pillow", "safetensors", "mlflow")
+
+
+class Origin(NamedTuple):
+    """Where in MLflow a fetched model comes from: the store, the run, the study's name and its id. A version that
+    somebody registered by hand may have none of the last three: they are empty then."""
+
+    uri: str
+    run_id: str
+    study: str
+    study_id: str
 
 
 def log_exported_model(client: MlflowClient, run_id: str, event: Mapping[str, Any]) -> None:
@@ -138,22 +149,61 @@ def resolve_checkpoint(target: str, uri: str, destination: Path | None = None) -
     client = connect(uri)
     to = None if destination is None else str(destination)
     run_id, _, path = target.removeprefix("runs:/").partition("/")
-    try:
+    with _looking_up(target, uri):
         if target.startswith("runs:/") and path not in ("", MODEL):
             return Path(client.download_artifacts(run_id, path, to))
         fetched = mlflow.artifacts.download_artifacts(
             artifact_uri=_location(client, target), tracking_uri=uri, dst_path=to
         )
+    inside = Model.load(fetched).flavors.get("python_function", {}).get("artifacts", {}).get(MODEL)
+    if inside is None:
+        raise TrackingError(f"{target} is a model, but not one that raydml stored")
+    return Path(fetched) / str(inside["path"])
+
+
+def origin_of(target: str, uri: str) -> Origin:
+    """The run that a target of :func:`resolve_checkpoint` comes from. Raises TrackingError."""
+    client = connect(uri)
+    with _looking_up(target, uri):
+        if target.startswith("runs:/"):
+            run_id = target.removeprefix("runs:/").partition("/")[0]
+        else:
+            run_id = client.get_model_version(*_version(client, target)).run_id or ""
+        tags = client.get_run(run_id).data.tags if run_id else {}
+    return Origin(uri, run_id, tags.get("raydml.study", ""), tags.get("raydml.study_id", ""))
+
+
+def log_test_read(origin: Origin, event: Mapping[str, Any]) -> None:
+    """Write down with the run of a fetched model that the test classes are about to be read; ``event`` as in the
+    spool, with its ``time``. Raises TrackingError: then nothing may be read."""
+    if not origin.run_id:
+        raise TrackingError(
+            f"{event.get('checkpoint')} was registered without a run, so there is none to record the read of the test "
+            "classes with. Cure: name the run (runs:/RUN_ID), or export the model and evaluate the folder"
+        )
+    record = file_of_test_read(event)
+    try:
+        connect(origin.uri).log_text(origin.run_id, record.text, record.artifact_path)
+    except Exception as error:
+        if not isinstance(error, (MlflowException, OSError)) and not is_transient(error):
+            raise
+        said = redacted(str(error).strip().splitlines()[0])[:300]
+        raise TrackingError(
+            f"the read of the test classes cannot be recorded with run {origin.run_id} in MLflow at "
+            f"{redacted(origin.uri)}: {said}. Cure: make that run writable, or export the model and evaluate the folder"
+        ) from error
+
+
+@contextmanager
+def _looking_up(target: str, uri: str) -> Iterator[None]:
+    try:
+        yield
     except (MlflowException, OSError) as error:
         said = redacted(str(error).strip().splitlines()[0])[:300]
         raise TrackingError(
             f"{target}: not found in MLflow at {redacted(uri)}: {said}. Cure: look it up with launch.py ui; a run is "
             "runs:/RUN_ID, a registered model models:/NAME/VERSION or models:/NAME@champion"
         ) from error
-    inside = Model.load(fetched).flavors.get("python_function", {}).get("artifacts", {}).get(MODEL)
-    if inside is None:
-        raise TrackingError(f"{target} is a model, but not one that raydml stored")
-    return Path(fetched) / str(inside["path"])
 
 
 def _location(client: MlflowClient, target: str) -> str:
@@ -168,10 +218,16 @@ def _location(client: MlflowClient, target: str) -> str:
                 "Cure: evaluate the study itself, or a checkpoint folder of the trial"
             )
         return str(client.get_logged_model(models[-1].model_id).artifact_location)
+    return str(client.get_model_version_download_uri(*_version(client, target)))
+
+
+def _version(client: MlflowClient, target: str) -> tuple[str, str]:
+    """Name and version of a registered model."""
+    kind, _, rest = target.partition(":/")
     name, _, version = rest.partition("/")
     if kind != "models" or not name or not (version or "@" in name):
         raise TrackingError(f"{target}: expected runs:/RUN_ID, models:/NAME/VERSION or models:/NAME@ALIAS")
     if not version:
         name, _, alias = name.partition("@")
         version = client.get_model_version_by_alias(name, alias).version
-    return str(client.get_model_version_download_uri(name, version))
+    return name, str(version)

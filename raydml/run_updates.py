@@ -186,10 +186,8 @@ def _summary(update: RunUpdate, event: Mapping[str, Any]) -> None:
 
 
 def _test_read(update: RunUpdate, event: Mapping[str, Any]) -> None:
-    moment = datetime.fromtimestamp(float(event["time"]), tz=timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
-    text = json.dumps({name: value for name, value in event.items() if name != "event"}, indent=1) + "\n"
-    update.files.append(File(f"test_reads/{moment}.json", text=text))
-    update.tags["raydml.last_test_read"] = moment
+    update.files.append(file_of_test_read(event))
+    update.tags["raydml.last_test_read"] = _moment(event)
 
 
 def _study_finished(update: RunUpdate, event: Mapping[str, Any]) -> None:
@@ -218,6 +216,16 @@ _FOLD: dict[Any, Callable[[RunUpdate, Mapping[str, Any]], None]] = {
 _ABOUT_STUDY = frozenset(
     {"study_started", "stage_started", "stage_finished", "summary", "test_read", "study_finished", "interrupted"}
 )
+
+
+def file_of_test_read(event: Mapping[str, Any]) -> File:
+    """The record of one read of the test classes as it lies with a run: ``test_reads/<time>.json``."""
+    text = json.dumps({name: value for name, value in event.items() if name != "event"}, indent=1) + "\n"
+    return File(f"test_reads/{_moment(event)}.json", text=text)
+
+
+def _moment(event: Mapping[str, Any]) -> str:
+    return datetime.fromtimestamp(float(event["time"]), tz=timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
 
 
 # --- making things legal ----------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ class StudyRuns:
         self.client, self.experiment, self.study, self.study_id = client, experiment, study, study_id
         #: What the store refused for good, in words; the rest of the study goes on.
         self.refused: list[str] = []
-        #: Whether answers that look transient count as refusals too (see Tracker).
+        #: Whether answers that look transient count as refusals too; for one delivery only (see PATIENCE).
         self.refuse_transient = False
         # Of two runs with one identity the one that was not deleted counts: it comes last.
         found = sorted(self._search(), key=lambda run: run.info.lifecycle_stage != "deleted")

@@ -29,14 +29,25 @@ from raydml.mlflow_store import (
     preflight,
     redacted,
 )
-from raydml.registered_models import log_exported_model, resolve_checkpoint
+from raydml.registered_models import Origin, log_exported_model, log_test_read, origin_of, resolve_checkpoint
 from raydml.run_updates import fold
 from raydml.study_runs import StudyRuns
 
-__all__ = ["Tracker", "TrackingError", "default_uri", "preflight", "resolve_checkpoint", "sync"]
+__all__ = [
+    "Origin",
+    "Tracker",
+    "TrackingError",
+    "default_uri",
+    "log_test_read",
+    "origin_of",
+    "preflight",
+    "resolve_checkpoint",
+    "sync",
+]
 
 POLL_S, FIRST_DELAY_S, LONGEST_DELAY_S, LAST_DELAY_S = 0.5, 1.0, 30.0, 2.0
-#: So many failures in a row with a store that answers are the fault of one request, which is then left out.
+#: So many deliveries in a row that a store let begin and then broke off are the fault of one request, which is then
+#: left out. Attempts that did not even find the study's runs say nothing about a request and do not count.
 PATIENCE = 5
 _logger = logging.getLogger(__name__)
 
@@ -52,7 +63,8 @@ class Tracker:
         self.problems: list[str] = []
         self._offset = 0
         self._runs: StudyRuns | None = None
-        self._failures = 0
+        self._failures = 0  # in a row, of any kind: how long to wait
+        self._broken_off = 0  # deliveries that began and broke off, in a row: see PATIENCE
         self._last_error = ""
         self._delivered = False
         self._deadline = float("inf")
@@ -143,6 +155,7 @@ class Tracker:
         if updates.interrupted_ms is not None:
             runs.close_running(updates.interrupted_ms, "interrupted")
         self._offset = offset
+        self._broken_off, runs.refuse_transient = 0, False  # what fails from here on gets all the patience again
         if records:
             self._note(runs)
 
@@ -155,7 +168,7 @@ class Tracker:
         experiment = experiment_id(client, self.tracking_uri, storage)
         runs = StudyRuns(client, experiment, self.study, str(started["study_id"]))
         runs.refused = self.problems
-        runs.refuse_transient = self._failures >= PATIENCE
+        runs.refuse_transient = self._broken_off >= PATIENCE
         return runs
 
     def _study_started(self) -> Mapping[str, Any] | None:
@@ -179,6 +192,7 @@ class Tracker:
 
     def _wait_after(self, error: Exception) -> bool:
         self._failures += 1
+        self._broken_off += self._runs is not None
         self._last_error = redacted(str(error).strip().splitlines()[0])[:300]
         self._runs, self._offset = None, 0  # whether the last request arrived is unknown: look the runs up again
         _logger.debug("MLflow did not take it (%d times in a row): %s", self._failures, self._last_error)

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from raydml import cli, cli_models, cli_results, cli_studies, events, plugins, screens
+from raydml import cli, cli_models, cli_results, cli_studies, events, mlflow_store, plugins, screens
 from raydml.cli_arguments import study_argument
 
 ROOT = Path(__file__).parent.parent
@@ -100,7 +100,9 @@ def test_environment_keeps_what_the_user_has_set(monkeypatch):
     monkeypatch.setenv("RAY_DEDUP_LOGS", "0")
     monkeypatch.setenv("TUNE_DISABLE_SIGINT_HANDLER", "0")
     monkeypatch.delenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", raising=False)
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
     cli.prepare_environment()
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
     assert os.environ["RAY_DEDUP_LOGS"] == "0"
     assert os.environ["TUNE_DISABLE_SIGINT_HANDLER"] == "1", "with Tune's handler Ctrl-C would end with exit code 0"
     assert os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] == "0"
@@ -430,6 +432,8 @@ def test_ui_opens_the_store_of_the_study_on_this_machine_only(tmp_path, monkeypa
         seen.append(command)
         return SimpleNamespace(returncode=0)
 
+    asked = []
+    monkeypatch.setattr(mlflow_store, "runs_page", lambda uri: asked.append(uri) or "/#/the/runs")
     monkeypatch.setattr(cli_results.subprocess, "run", serve)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -445,7 +449,8 @@ def test_ui_opens_the_store_of_the_study_on_this_machine_only(tmp_path, monkeypa
     (command,) = seen
     assert command[command.index("--backend-store-uri") + 1] == f"sqlite:///{store}"
     assert command[command.index("--host") + 1] == "127.0.0.1"
-    assert f"http://127.0.0.1:{command[-1]}" in free.output
+    assert f"http://127.0.0.1:{command[-1]}/#/the/runs " in free.output
+    assert asked == [f"sqlite:///{store}"]
 
 
 def test_ui_makes_no_empty_store(tmp_path):
@@ -606,6 +611,81 @@ def test_every_read_of_the_test_classes_is_recorded(trained, tmp_path, monkeypat
     assert len(told) == 1, "MLflow must hear of it"
     assert run("evaluate", str(folder / "checkpoint"), "--on", "test").exit_code == 0
     assert len((tmp_path / "studies" / "test_reads.jsonl").read_text().splitlines()) == 1
+
+
+def test_every_read_of_the_test_classes_by_a_model_from_mlflow_is_recorded_there_too(trained, tmp_path, monkeypatch):
+    """A real store: in the run of the model, in the study if it lies here, and before an image is opened."""
+    from raydml import evaluate, tracking
+    from raydml.export import export_model
+
+    trained_folder, _ = trained
+    storage = tmp_path / "studies"
+    uri = mlflow_store.default_uri(storage)
+    study = make_study(storage, "digits", tracking_uri=uri)
+    about = {"study": "digits", "study_id": "0" * 32, "storage": str(storage), "config": {}, "commit": "c0ffee"}
+    model = export_model(trained_folder / "checkpoint", tmp_path / "exported")
+    for event in (
+        {"event": "study_started", **about},
+        {"event": "trial_started", "trial": "confirm-000", "stage": "confirm", "config": TRIAL},
+        {"event": "model", "trial": "confirm-000", "checkpoint": "/c", "folder": str(model), "name": "digits"},
+        {"event": "trial_ended", "trial": "confirm-000", "reason": "finished"},
+        {"event": "study_finished"},
+    ):
+        events.append(study / "events.jsonl", event)
+    assert tracking.sync(study / "events.jsonl", uri, "digits")
+    client = mlflow_store.connect(uri)
+    version = client.get_model_version_by_alias("digits", "champion")
+    run_id = version.run_id
+    parent_id = client.get_run(run_id).data.tags["mlflow.parentRunId"]
+
+    def reads(run):
+        return [
+            json.loads(Path(client.download_artifacts(run, item.path)).read_text())
+            for item in client.list_artifacts(run, "test_reads")
+        ]
+
+    def rows(folder):
+        path = folder / "test_reads.jsonl"
+        return [json.loads(row) for row in path.read_text().splitlines()] if path.exists() else []
+
+    def seen_before_opening(*_, **__):
+        at_opening.append((len(reads(run_id)), len(rows(study)) + len(rows(tmp_path / "elsewhere"))))
+        return {"recall_at_1": 0.5, "untrained_recall_at_1": 0.25}
+
+    at_opening = []
+    monkeypatch.setattr(evaluate, "evaluate_checkpoint", seen_before_opening)
+    assert run("evaluate", "models:/digits/1", "--on", "val").exit_code == 0
+    assert (reads(run_id), rows(study), at_opening) == ([], [], [(0, 0)])
+    assert run("evaluate", "models:/digits/1", "--on", "test").exit_code == 0
+    assert at_opening[1:] == [(1, 1)]
+    (told,) = reads(run_id)
+    (row,) = rows(study)
+    assert told["checkpoint"] == row["checkpoint"] == "models:/digits/1"
+    assert told["commit"] == row["commit"]
+    (event,) = [event for event in events.read(study / "events.jsonl") if event["event"] == "test_read"]
+    assert event["checkpoint"] == "models:/digits/1"
+    assert [read["checkpoint"] for read in reads(parent_id)] == ["models:/digits/1"], "the study's own run"
+    assert rows(storage) == [], "one read, one record here"
+    # The study does not lie in this storage: its run in MLflow hears of it all the same.
+    away = ("--storage", "elsewhere", "--tracking-uri", uri)
+    assert run("evaluate", f"runs:/{run_id}", "--on", "test", *away).exit_code == 0
+    assert at_opening[2:] == [(2, 2)]
+    assert [read["checkpoint"] for read in reads(run_id)] == ["models:/digits/1", f"runs:/{run_id}"]
+    assert [row["checkpoint"] for row in rows(tmp_path / "elsewhere")] == [f"runs:/{run_id}"]
+    # A study of the same name that is another one.
+    make_study(tmp_path / "other", "digits", study_id="1" * 32)
+    assert (
+        run("evaluate", f"runs:/{run_id}", "--on", "test", "--storage", "other", "--tracking-uri", uri).exit_code == 0
+    )
+    assert rows(tmp_path / "other" / "digits") == []
+    assert len(rows(tmp_path / "other")) == 1
+    # What cannot be recorded is not read.
+    client.create_model_version("digits", source=version.source)
+    refused = run("evaluate", "models:/digits/2", "--on", "test")
+    assert refused.exit_code == 2
+    assert "registered without a run" in refused.stderr
+    assert len(at_opening) == 4
+    assert len(rows(study)) == 1
 
 
 def test_evaluate_refuses_what_holds_no_model(tmp_path):

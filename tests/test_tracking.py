@@ -22,17 +22,31 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from mlflow.utils.validation import _validate_metric_name, _validate_param_name, _validate_tag_name
 from PIL import Image
 
 from raydml import checkpoint, events
 from raydml.export import EmbeddingModel, export_model
-from raydml.mlflow_store import connect, redacted
+from raydml.mlflow_store import VIEW_TAG, connect, redacted, runs_page
 from raydml.model import build_network, preprocessing_for
 from raydml.pyfunc_model import as_images
 from raydml.registered_models import requirements
 from raydml.run_updates import MAX_PARAM_CHARACTERS, cut, flatten, fold, legal_name, points
-from raydml.tracking import Tracker, TrackingError, default_uri, preflight, resolve_checkpoint, sync
+from raydml.tracking import (
+    PATIENCE,
+    POLL_S,
+    Origin,
+    Tracker,
+    TrackingError,
+    default_uri,
+    log_test_read,
+    origin_of,
+    preflight,
+    resolve_checkpoint,
+    sync,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STUDY_ID = "0123456789abcdef"
@@ -586,6 +600,91 @@ def test_a_store_that_does_not_answer_costs_the_study_nothing(spool: Spool) -> N
     assert "secret" not in tracker.hint()
 
 
+class Failing:
+    """The real client; ``failing[name]`` requests of that name are answered with 503 before one gets through."""
+
+    def __init__(self, client: MlflowClient, failing: dict[str, int]) -> None:
+        self._client, self._failing = client, failing
+
+    def __getattr__(self, name: str) -> Any:
+        if self._failing.get(name, 0) > 0:
+            return self._refuse(name)
+        return getattr(self._client, name)
+
+    def _refuse(self, name: str) -> Any:
+        def request(*_: Any, **__: Any) -> Any:
+            self._failing[name] -= 1
+            raise MlflowException("503 Service Unavailable", TEMPORARILY_UNAVAILABLE)
+
+        return request
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How many requests of each name fail from now on; ``connect`` stands for a server that is away."""
+    from raydml import tracking
+
+    counts: dict[str, int] = {}
+
+    def connect_or_not(uri: str) -> Any:
+        if counts.get("connect", 0) > 0:
+            counts["connect"] -= 1
+            raise ConnectionError("refused")
+        return Failing(connect(uri), counts)
+
+    monkeypatch.setattr(tracking, "connect", connect_or_not)
+    monkeypatch.setattr(tracking, "FIRST_DELAY_S", 0.0)
+    return counts
+
+
+def steps(uri: str, trial: str) -> list[int]:
+    return [point.step for point in connect(uri).get_metric_history(runs_of(uri)[trial].info.run_id, "val_map_at_r")]
+
+
+def test_an_outage_uses_up_no_patience(spool: Spool, uri: str, failing: dict[str, int]) -> None:
+    """A server away for longer than PATIENCE tries, then one failing request, at once and again later."""
+    failing |= {"connect": PATIENCE + 2, "log_batch": 1}
+    tracker = Tracker(spool.path, uri, spool.study)
+    tracker.start()
+    spool.study_started()
+    spool.trial_started("search-000")
+    spool.epoch("search-000", 1)
+    wait_for(lambda: steps(uri, "search-000") == [1])
+    assert failing == {"connect": 0, "log_batch": 0}
+    failing["log_batch"] = 1
+    spool.epoch("search-000", 2)
+    wait_for(lambda: steps(uri, "search-000") == [1, 2])
+    assert failing["log_batch"] == 0
+    spool.ended("search-000")
+    spool.add("study_finished")
+    assert tracker.finish(60), tracker.hint()
+    assert tracker.problems == []
+    assert steps(uri, "search-000") == [1, 2]
+
+
+def test_a_request_that_always_fails_is_left_out_and_costs_the_later_ones_nothing(
+    spool: Spool, uri: str, picture: Path, failing: dict[str, int]
+) -> None:
+    failing["log_artifact"] = PATIENCE + 1
+    tracker = Tracker(spool.path, uri, spool.study)
+    tracker.start()
+    spool.study_started()
+    spool.add("artifact", trial=None, path=str(picture), artifact_path="pictures")
+    spool.trial_started("search-000")
+    wait_for(lambda: "search-000" in runs_of(uri))
+    assert len(tracker.problems) == 1
+    assert "curves.txt" in tracker.problems[0]
+    time.sleep(2 * POLL_S)
+    failing["log_batch"] = 1
+    spool.epoch("search-000", 1)
+    wait_for(lambda: failing["log_batch"] == 0)
+    spool.ended("search-000")
+    spool.add("study_finished")
+    assert not tracker.finish(60), "the picture is missing"
+    assert len(tracker.problems) == 1
+    assert steps(uri, "search-000") == [1]
+
+
 # --- models ---------------------------------------------------------------------------------------------------------
 
 
@@ -642,6 +741,64 @@ def test_the_winner_is_a_model_that_loads_elsewhere(
             resolve_checkpoint(target, uri)
     with pytest.raises(TrackingError, match="expected runs:/RUN_ID"):
         resolve_checkpoint("models:/digits", uri)
+
+
+def test_a_model_holds_nothing_of_the_folder_the_command_was_typed_in(
+    spool: Spool, uri: str, storage: Path, exported: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """A uv.lock names registries; MLflow would copy it, and the project beside it, into the model."""
+    project = storage / "project"
+    project.mkdir()
+    (project / "uv.lock").write_text('version = 1\nsource = { registry = "https://secret.example/simple" }\n')
+    (project / "pyproject.toml").write_text('[project]\nname = "theirs"\nversion = "1"\n')
+    (project / ".python-version").write_text("3.11\n")
+    monkeypatch.chdir(project)
+    monkeypatch.delenv("MLFLOW_UV_AUTO_DETECT", raising=False)
+    spool.study_started()
+    spool.trial("confirm-000")
+    spool.add("model", trial="confirm-000", checkpoint="/c", folder=str(exported), name="digits")
+    spool.add("study_finished")
+    assert deliver(spool, uri)
+    stored = [path for path in (storage / "mlartifacts").rglob("*") if path.is_file()]
+    assert "MLmodel" in {path.name for path in stored}
+    assert {"uv.lock", "pyproject.toml", ".python-version"} & {path.name for path in stored} == set()
+    assert [path for path in stored if b"secret.example" in path.read_bytes()] == []
+    (requirements_txt,) = [path for path in stored if path.name == "requirements.txt"]
+    assert requirements_txt.read_text().split() == requirements()
+    out, err = capfd.readouterr()
+    assert "uv" not in out + err
+
+
+def test_a_fetched_model_tells_its_run_and_a_read_of_test_classes_is_written_there(
+    spool: Spool, uri: str, picture: Path, exported: Path
+) -> None:
+    spool.whole_study(picture, exported)
+    assert deliver(spool, uri)
+    run_id = runs_of(uri)["confirm-000"].info.run_id
+    client = connect(uri)
+    origin = Origin(uri, run_id, "digits", STUDY_ID)
+    targets = [f"runs:/{run_id}", f"runs:/{run_id}/checkpoint", "models:/digits/1", "models:/digits@champion"]
+    assert {origin_of(target, uri) for target in targets} == {origin}
+    with pytest.raises(TrackingError, match="not found in MLflow"):
+        origin_of("models:/digits/9", uri)
+    read = {"time": START, "event": "test_read", "checkpoint": targets[0], "commit": "c0ffee"}
+    log_test_read(origin, read)
+    (item,) = client.list_artifacts(run_id, "test_reads")
+    assert item.path == "test_reads/20231114T221320.000000Z.json"
+    assert json.loads(Path(client.download_artifacts(run_id, item.path)).read_text()) == {
+        "time": START,
+        "checkpoint": targets[0],
+        "commit": "c0ffee",
+    }
+    source = client.get_model_version("digits", "1").source
+    client.create_model_version("digits", source=source)
+    by_hand = origin_of("models:/digits/2", uri)
+    assert by_hand == Origin(uri, "", "", "")
+    with pytest.raises(TrackingError, match="registered without a run"):
+        log_test_read(by_hand, read)
+    with pytest.raises(TrackingError, match="cannot be recorded with run"):
+        log_test_read(origin._replace(run_id=32 * "0"), read)
 
 
 def test_images_come_as_paths_bytes_arrays_and_tables(exported: Path, tmp_path: Path) -> None:
@@ -756,6 +913,18 @@ def test_a_deleted_experiment_is_told_with_its_cure(uri: str, storage: Path) -> 
     connect(uri).delete_experiment(experiment)
     with pytest.raises(TrackingError, match=f"was deleted.*restore --experiment-id {experiment}"):
         preflight(uri, storage)
+
+
+def test_the_page_of_runs_is_known_where_its_view_is_stored(uri: str, storage: Path) -> None:
+    assert runs_page(uri) == ""
+    assert connect(uri).get_experiment_by_name("raydml") is None, "to look made something"
+    experiment = preflight(uri, storage)
+    page = f"/#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey=raydml"
+    assert runs_page(uri) == page
+    assert VIEW_TAG.endswith(".raydml"), "the page names the view by its key"
+    connect(uri).delete_experiment_tag(experiment, VIEW_TAG)
+    assert runs_page(uri) == ""
+    assert runs_page(f"http://127.0.0.1:{free_port()}") == ""
 
 
 def test_addresses_lose_their_passwords() -> None:
