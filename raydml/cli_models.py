@@ -6,7 +6,9 @@ import json
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -208,9 +210,13 @@ def export(
         if found.is_checkpoint:
             from raydml.export import export_model
 
-            export_model(found.folder, out)
+            write: Callable[[], object] = partial(export_model, found.folder, out)
         else:
-            shutil.copytree(found.folder, out, dirs_exist_ok=True)
+            write = partial(shutil.copytree, found.folder, out, dirs_exist_ok=True)
+        try:
+            write()
+        except OSError as error:
+            raise CommandError(f"OUT = {str(out)!r}: {error}. Cure: name a folder that can be written") from error
     typer.echo(
         f"{out}\n  from raydml.export import EmbeddingModel\n  EmbeddingModel.load({str(out)!r}).embed(['one.jpg'])"
     )
@@ -227,7 +233,7 @@ def locate(target: str, storage: Path, tracking_uri: str | None, scratch: Path) 
     path = Path(target)
     if path.is_dir() and not (path / "study.json").exists():
         above = next((parent for parent in path.absolute().parents if (parent / "study.json").exists()), None)
-        return model_below(path, target, above)
+        return model_below(path, target, above, deep=False)
     from raydml.results import find_winner
     from raydml.study import find_study
 
@@ -245,15 +251,19 @@ def study_here(origin: Origin, storage: Path) -> Path | None:
     return folder if read_study(folder)["study_id"] == origin.study_id else None  # not one of the same name only
 
 
-def model_below(folder: Path, target: str, study: Path | None) -> Located:
-    """The checkpoint or exported model in a folder or below it: the newest intact checkpoint, else a model card."""
+def model_below(folder: Path, target: str, study: Path | None, *, deep: bool = True) -> Located:
+    """The model in a folder: a checkpoint, the newest intact one of a trial's folder, or an exported model.
+
+    ``deep`` looks further down, in what MLflow packed. In a folder that the user named it would find a stranger's.
+    """
     from raydml import checkpoint
 
-    parents = [folder, *sorted({path.parent.parent for path in folder.rglob("manifest.json")})]
+    inside = folder.rglob("manifest.json") if deep else folder.glob("checkpoint_*/manifest.json")
+    parents = [folder, *sorted({path.parent.parent for path in inside})]
     for candidate in [folder, *(checkpoint.newest_intact(parent) for parent in parents)]:
         if candidate is not None and checkpoint.is_intact(candidate):
             return Located(candidate, study, True)
-    for card in sorted(folder.rglob("model.json")):
+    for card in sorted(folder.rglob("model.json") if deep else folder.glob("model.json")):
         return Located(card.parent, study, False)
     raise CommandError(
         f"TARGET = {target!r}: no checkpoint and no exported model in it. "

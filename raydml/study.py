@@ -80,8 +80,9 @@ def create_study(space: Space, *, storage: Path, tracking_uri: str, space_text: 
         here = {"machine": _own_machine(space.machine, storage.resolve()).model_dump(mode="json")}
         write_json(folder / "study.json", {**made, **here, "tracking_uri": tracking_uri})
         return folder
+    splits = make_splits(space.study, space.machine, trials)
+    preflight(space.machine, trials, cache_dir=storage.resolve() / "cache")
     folder.mkdir(parents=True, exist_ok=True)
-    splits = preflight(space.study, space.machine, trials, cache_dir=storage.resolve() / "cache")
     write_json(folder / "split.json", splits)
     (folder / "space.yaml").write_text(space_text, encoding="utf-8")
     study = {
@@ -132,27 +133,33 @@ def _with_content(trial: Trial, machine: Machine) -> Trial:
     return trial.model_copy(update={"data": trial.data.model_copy(update={"content": catalog.content})})
 
 
-def preflight(study: Study, machine: Machine, trials: Iterable[Trial], *, cache_dir: Path) -> dict[str, Any]:
-    """Make every split, decode the development images once, fetch the weights once. Returns the splits by name."""
+def make_splits(study: Study, machine: Machine, trials: Iterable[Trial]) -> dict[str, Any]:
+    """Every split of the search and of the folds, by name, after asking whether it serves its trials."""
     splits: dict[str, Any] = {}
-    seen: set[str] = set()
     for trial in trials:
         data = trial.data
         catalog = open_catalog(data.name, machine.data_root, data.list_file)
-        folds = [data.split.fold, *(range(study.confirm.folds) if study.confirm else [])]
-        for fold in folds:
+        for fold in (data.split.fold, *(range(study.confirm.folds) if study.confirm else ())):
             settings = data.split.model_copy(update={"fold": fold})
             split: Split = make_split(catalog, **settings.model_dump())
             check_parts(trial, catalog, split)
             name = "search" if fold == data.split.fold else f"fold {fold}"
             named = {part: [catalog.class_names[c] for c in classes] for part, classes in split.to_dict().items()}
             splits[f"{name} {fingerprint_of(settings.model_dump(mode='json'))}"] = named
+    return splits
+
+
+def preflight(machine: Machine, trials: Iterable[Trial], *, cache_dir: Path) -> None:
+    """Decode the development images and fetch the weights, once for all trials and before any of them starts."""
+    seen: set[str] = set()
+    for trial in trials:
+        data = trial.data
         images = json.dumps([data.content, data.resize_px, data.split.model_dump(mode="json")])
         if images not in seen:
-            split = make_split(catalog, **data.split.model_dump())
+            catalog = open_catalog(data.name, machine.data_root, data.list_file)
             load_development(
                 catalog,
-                split,
+                make_split(catalog, **data.split.model_dump()),
                 resize_px=data.resize_px,
                 cache_dir=machine.cache_dir or cache_dir,
                 on_unreadable=machine.on_unreadable,
@@ -161,7 +168,6 @@ def preflight(study: Study, machine: Machine, trials: Iterable[Trial], *, cache_
         if trial.model.weights != "none" and weights not in seen:
             build_network(**trial.model.model_dump(), seed=0)
         seen |= {images, weights}
-    return splits
 
 
 def check_parts(trial: Trial, catalog: Catalog, split: Split) -> None:

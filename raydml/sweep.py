@@ -378,9 +378,19 @@ def _final_scores(context: Context, stage: str, keys: list[str]) -> dict[str, An
     while pending:
         (ready,), _ = ray.wait(list(pending), num_returns=1)
         key = pending.pop(ready)
-        scores[key] = ray.get(ready)
+        scores[key] = _fetch(ready)
         write_json(context.folder / "final" / f"{key}.json", scores[key])
     return {key: scores[key] for key in keys}
+
+
+def _fetch(references: Any) -> Any:
+    """``ray.get``; a mistake of the user that a worker met (images that changed, say) is told as one."""
+    try:
+        return ray.get(references)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ValueError):
+            raise StudyError(str(error.cause)) from error
+        raise
 
 
 def _draw(context: Context) -> None:
@@ -388,7 +398,7 @@ def _draw(context: Context) -> None:
     (context.folder / "pictures").mkdir(exist_ok=True)
     machine = context.machine.model_dump(mode="json")
     share = {"num_cpus": context.resources["cpu"], "num_gpus": context.resources["gpu"]}
-    ray.get(
+    _fetch(
         [
             draw_remotely.options(**share).remote(
                 str(path), machine, str(context.folder / "pictures" / f"retrievals-{key}.png")

@@ -299,7 +299,7 @@ def test_a_stage_without_settings_is_refused(tmp_path):
 
 def test_dry_run_prints_the_study_and_makes_nothing(tmp_path):
     (tmp_path / "space.yaml").write_text(SPACE.replace("margin}", "margin, beta: {uniform: [0.5, 1.0]}}"))
-    result = run("sweep", "space.yaml", "--num-trials", "3", "--dry-run")
+    result = run("sweep", "space.yaml", "--num-trials", "3", "--dry-run", "--set", "trial.sampler.classes_per_batch=2")
     assert result.exit_code == 0, result.output
     for words in ("search", "search-000", "search-002", "beta", "fingerprint"):
         assert words in result.output
@@ -697,3 +697,11 @@ def test_evaluate_refuses_what_holds_no_model(tmp_path):
         refused = run(command, "nothing")
         assert refused.exit_code == 2
         assert "no study 'nothing'" in refused.stderr
+
+
+def test_evaluate_does_not_look_for_models_in_folders_below_the_one_that_was_named(tmp_path):
+    stranger = tmp_path / "somebody" / "trial" / "checkpoint_000000"
+    stranger.mkdir(parents=True)
+    (stranger / "model.json").write_text("{}")
+    with pytest.raises(cli_models.CommandError, match="no checkpoint and no exported model"):
+        cli_models.locate(str(tmp_path), tmp_path / "studies", None, tmp_path)

@@ -10,6 +10,7 @@ from PIL import Image
 from raydml import events, study
 from raydml.config import parse_study
 from raydml.data.datasets import DataError
+from raydml.plan import dry_run
 from raydml.runner import retain
 from raydml.space import load_space
 from raydml.study import Record, StudyError, confirm_trials, create_study, find_study, rank
@@ -96,6 +97,13 @@ def test_an_unreadable_image_is_named_before_anything_starts(tmp_path):
     with pytest.raises(DataError, match=r"0\.png"):
         make(tmp_path, text=SPACE % "image_folder", overrides=[f"machine.data_root={root}"])
     assert not (tmp_path / "studies" / "mini" / "study.json").exists()
+
+
+def test_a_dry_run_refuses_what_a_run_would(tmp_path):
+    with pytest.raises(DataError, match="classes_per_batch"):
+        dry_run(space_at(tmp_path, overrides=["trial.sampler.classes_per_batch=4"]))
+    plan = dry_run(space_at(tmp_path))
+    assert [(stage["stage"], stage["num_trials"]) for stage in plan["stages"]] == [("search", 3), ("confirm", 4)]
 
 
 def test_batches_that_the_classes_cannot_fill_are_refused_before_anything_starts(tmp_path):

@@ -185,6 +185,20 @@ def test_search_and_confirm_never_open_a_test_image(tmp_path):
 
 
 @pytest.mark.slow
+def test_an_unreadable_test_image_is_named_at_finalize_and_can_be_skipped_then(tmp_path):
+    root = image_folder(tmp_path / "images", num_classes=8, per_class=5)
+    settings = {"machine.data_root": str(root), "study.search.num_trials": 1, "study.confirm": None}
+    settings |= {"trial.data.split.val_fraction": 0.5, "study.finalize": {"top": 1}}
+    (root / "class7" / "0.png").write_bytes(b"sealed")
+    folder = new_study(tmp_path, name="image_folder", **settings)
+    with pytest.raises(StudyError, match=r"0\.png"):
+        run_study(folder)
+    assert new_study(tmp_path, name="image_folder", **settings, **{"machine.on_unreadable": "skip"}) == folder
+    assert run_study(folder).status == "finished"
+    assert len(read_records(folder, "search")) == 1
+
+
+@pytest.mark.slow
 def test_a_diverging_trial_ends_with_its_label_and_does_not_stop_the_study(tmp_path):
     folder = new_study(
         tmp_path,
