@@ -106,7 +106,7 @@ def prepare_environment() -> None:
         # Under `uv run` Ray would upload the working directory and build a new environment for every session.
         # On a cluster that can be wanted: set it to 1 there.
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        # Tune's own snapshots, at most every 3 s: cheap here, and the least that a crash can lose.
+        # Tune's own snapshots, for people who open them with Tune: a resumed study reads events.jsonl instead.
         "TUNE_GLOBAL_CHECKPOINT_S": "3",
         # Snapshots this frequent are meant; the warning about them is not news.
         "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
