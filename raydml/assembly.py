@@ -68,12 +68,27 @@ def build_method(trial: Trial, train_labels: np.ndarray, device: torch.device) -
             embedding_dim=trial.model.embedding_dim,
             **trial.loss.settings,
         )
+        miner = plugins.build("miners", trial.miner.name, **trial.miner.settings) if trial.miner else None
+        regularizers = {
+            name: plugins.build(
+                "regularizers",
+                name,
+                num_classes=int(train_labels.max()) + 1,
+                embedding_dim=trial.model.embedding_dim,
+                network=network,
+                loss=loss,
+                miner=miner,
+                **settings,
+            )
+            for name, settings in sorted(trial.regularizers.items())
+        }
     method: Method = plugins.build(
         "methods",
         trial.method.name,
         network=network,
         loss=loss,
-        miner=plugins.build("miners", trial.miner.name, **trial.miner.settings) if trial.miner else None,
+        miner=miner,
+        regularizers=regularizers,
         sampler=SAMPLERS[trial.sampler.name](train_labels, **trial.sampler.model_dump(exclude={"name"})),
         **trial.method.settings,
     )
@@ -96,4 +111,11 @@ def build_trial_optimizer(trial: Trial, method: Method) -> torch.optim.Optimizer
         "loss": settings.loss_learning_rate or settings.learning_rate,
     }
     own = settings.model_dump(include={"momentum"})  # of those that have it
-    return build_optimizer(settings.name, groups, learning_rates=rates, weight_decay=settings.weight_decay, **own)
+    return build_optimizer(
+        settings.name,
+        groups,
+        learning_rates=rates,
+        weight_decay=settings.weight_decay,
+        loss_weight_decay=settings.loss_weight_decay,
+        **own,
+    )

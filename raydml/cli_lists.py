@@ -11,35 +11,39 @@ import typer
 from rich.console import Console
 
 from raydml import screens
+from raydml.screens import Entry, Setting
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-Kind = Literal["losses", "miners", "methods", "samplers", "optimizers", "schedules", "backbones"]
-Row = tuple[str, str, list[tuple[str, str, str]]]
+Kind = Literal["losses", "miners", "regularizers", "methods", "samplers", "optimizers", "schedules", "backbones"]
 
 
 def list_plugins(
     kind: Annotated[Kind, typer.Argument(help="What to list.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
 ) -> None:
-    """Names, one line about each, and settings with type and default."""
-    rows = list(rows_of(kind))
+    """Names, what each is, its paper, and its settings with their defaults."""
+    entries = list(entries_of(kind))
     if as_json:
         typer.echo(
             json.dumps(
                 [
                     {
-                        "name": name,
-                        "about": about,
-                        "settings": {key: [kind, default] for key, kind, default in settings},
+                        "name": entry.name,
+                        "about": entry.about,
+                        "source": entry.source,
+                        "settings": {
+                            setting.name: {"type": setting.kind, "default": setting.default, "about": setting.about}
+                            for setting in entry.settings
+                        },
                     }
-                    for name, about, settings in rows
+                    for entry in entries
                 ]
             )
         )
         return
-    Console(markup=False, highlight=False).print(screens.catalogue(rows), soft_wrap=True)
+    Console(markup=False, highlight=False).print(screens.catalogue(entries))
 
 
 def schema() -> None:
@@ -49,36 +53,44 @@ def schema() -> None:
     typer.echo(json.dumps(json_schema(), indent=2))
 
 
-def rows_of(kind: Kind) -> Iterator[Row]:
-    """(name, one line, [(setting, type, default)]) for everything of a kind, from where it is defined."""
-    if kind in ("losses", "miners", "methods"):
+def entries_of(kind: Kind) -> Iterator[Entry]:
+    """Everything of a kind, from where it is defined."""
+    if kind in ("losses", "miners", "regularizers", "methods"):
         from raydml import plugins
 
         for name in plugins.names(kind):
-            yield name, plugins.describe(kind, name), settings_of(plugins.settings_model(kind, name))
+            settings = settings_of(plugins.settings_model(kind, name))
+            source = "" if kind == "methods" else plugins.source(kind, name)
+            yield Entry(name, plugins.describe(kind, name), source, settings)
     elif kind == "backbones":
         from raydml.model import BACKBONES
 
         for name, facts in BACKBONES.items():
             size = f"exactly {facts.fixed_crop_px}" if facts.fixed_crop_px else f"at least {facts.minimum_crop_px}"
             weights = facts.weights_file or "no published weights"
-            yield name, f"{facts.feature_dim} features, crops of {size} px, {weights}", []
+            yield Entry(name, f"{facts.feature_dim} features, crops of {size} px, {weights}", "", [])
     else:
         from raydml.config import Trial
 
         field = {"samplers": "sampler", "optimizers": "optimizer", "schedules": "schedule"}[kind]
         for model in get_args(Trial.model_fields[field].annotation):
             about = (inspect.getdoc(model) or "").partition("\n")[0]
-            yield get_args(model.model_fields["name"].annotation)[0], about.replace("``", ""), settings_of(model)
+            name = get_args(model.model_fields["name"].annotation)[0]
+            yield Entry(name, about.replace("``", ""), "", settings_of(model))
 
 
-def settings_of(model: type[BaseModel]) -> list[tuple[str, str, str]]:
-    """Every setting of a model but its name: (setting, type with its limits, default as in YAML)."""
+def settings_of(model: type[BaseModel]) -> list[Setting]:
+    """Every setting of a model but its name; the type with its limits."""
     described = model.model_json_schema()
     properties: Mapping[str, Any] = described.get("properties", {})
     required = described.get("required", ())
     return [
-        (name, type_text(facts), "required" if name in required else json.dumps(facts.get("default")))
+        Setting(
+            name,
+            type_text(facts),
+            "required" if name in required else json.dumps(facts.get("default")),
+            facts.get("description", ""),
+        )
         for name, facts in properties.items()
         if name != "name"
     ]

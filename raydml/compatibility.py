@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from raydml import plugins
-from raydml.model import BACKBONES
+from raydml.model import BACKBONES, Head, Network
 from raydml.problems import Problem
 
 _Rule = Callable[..., Iterator[Problem]]
@@ -75,12 +77,12 @@ def _loss_and_miner(loss: Any, miner: Any) -> Iterator[Problem]:
     if miner is None:
         return
     accepts = _accepts(loss.name)
-    yields = _yields(miner.name)
+    yields = _yields(miner)
     if not accepts:
         message = f"loss {loss.name} learns from labels alone and takes no miner"
         yield Problem("miner.name", miner.name, message, cure=f"remove miner, or write miner: null; {_TOGETHER}")
-    elif yields not in accepts:
-        fitting = tuple(name for name in plugins.names("miners") if _yields(name) in accepts)
+    elif yields and yields not in accepts:
+        fitting = tuple(name for name in plugins.names("miners") if _yields(_Default(name)) in accepts)
         message = f"yields {yields}, and loss {loss.name} takes {' or '.join(accepts)}"
         cure = f"choose a miner that fits, or write miner: null; {_TOGETHER}"
         yield Problem("miner.name", miner.name, message, fitting, cure=cure)
@@ -92,9 +94,16 @@ def _accepts(loss: str) -> tuple[str, ...]:
     return accepts
 
 
-def _yields(miner: str) -> str:
-    yields: str = plugins.load("miners", miner).yields  # type: ignore[attr-defined]
-    return yields
+def _yields(miner: Any) -> str:
+    """The kind of tuples that a miner with these settings hands over; "" where it cannot be built."""
+    return _construct("miners", miner.name, miner.settings).yields
+
+
+class _Default(NamedTuple):
+    """A miner's block with every setting at its default."""
+
+    name: str
+    settings: Mapping[str, Any] = MappingProxyType({})
 
 
 def _loss_and_sampler(loss: Any, sampler: Any) -> Iterator[Problem]:
@@ -105,39 +114,78 @@ def _loss_and_sampler(loss: Any, sampler: Any) -> Iterator[Problem]:
 
 
 def _loss_constructs(loss: Any) -> Iterator[Problem]:
-    yield from _construct("losses", loss)[0]
+    yield from _construct("losses", loss.name, loss.settings).problems
 
 
 def _miner_constructs(miner: Any) -> Iterator[Problem]:
     if miner is not None:
-        yield from _construct("miners", miner)[0]
+        yield from _construct("miners", miner.name, miner.settings).problems
 
 
-def _loss_learning_rate(loss: Any, optimizer: Any) -> Iterator[Problem]:
-    problems, has_parameters = _construct("losses", loss)
-    if optimizer.loss_learning_rate is not None and not has_parameters and not problems:
-        message = f"has no effect: loss {loss.name} has no parameters of its own"
-        cure = "remove it, or put loss and optimizer into one choice of blocks (key `loss, optimizer`)"
+def _regularizers_construct(regularizers: Any) -> Iterator[Problem]:
+    for name, settings in regularizers.items():
+        yield from _construct("regularizers", name, settings).problems
+
+
+def _regularizers_and_loss(regularizers: Any, loss: Any, miner: Any) -> Iterator[Problem]:
+    accepts = _accepts(loss.name)
+    for name, settings in regularizers.items():
+        cls = plugins.load("regularizers", name)
+        path = f"regularizers.{name}"
+        if cls.needs_pairs and "pairs" not in accepts:  # type: ignore[attr-defined]
+            fitting = tuple(other for other in plugins.names("losses") if "pairs" in _accepts(other))
+            message = f"needs a loss that takes pairs, and loss {loss.name} takes {' or '.join(accepts) or 'none'}"
+            yield Problem(path, settings, message, fitting, cure=f"choose such a loss, or remove {name}")
+        rewrites: tuple[str, ...] = cls.rewrites  # type: ignore[attr-defined]
+        if rewrites and (miner is None or _yields(miner) not in rewrites):
+            fitting = tuple(other for other in plugins.names("miners") if _yields(_Default(other)) in rewrites)
+            given = "there is no miner" if miner is None else f"miner {miner.name} yields {_yields(miner)}"
+            message = f"changes the {' or '.join(rewrites)} that a miner yields, and {given}"
+            yield Problem(path, settings, message, fitting, cure=f"choose such a miner, or remove {name}")
+
+
+def _loss_group(loss: Any, regularizers: Any, optimizer: Any) -> Iterator[Problem]:
+    """Settings of the optimiser for parameters that are not there."""
+    made = [_construct("losses", loss.name, loss.settings)]
+    made += [_construct("regularizers", name, settings) for name, settings in regularizers.items()]
+    if any(one.problems or one.has_parameters for one in made):
+        return
+    own = "loss and regularizers have" if regularizers else f"loss {loss.name} has"
+    message = f"has no effect: {own} no parameters of {'their' if regularizers else 'its'} own"
+    cure = "remove it, or put loss and optimizer into one choice of blocks (key `loss, optimizer`)"
+    if optimizer.loss_learning_rate is not None:
         yield Problem("optimizer.loss_learning_rate", optimizer.loss_learning_rate, message, cure=cure)
+    if optimizer.loss_weight_decay:
+        yield Problem("optimizer.loss_weight_decay", optimizer.loss_weight_decay, message, cure=cure)
 
 
-def _construct(kind: str, block: Any) -> tuple[tuple[Problem, ...], bool]:
-    return _construct_once(kind, block.name, json.dumps(block.settings, sort_keys=True))
+class _Constructed(NamedTuple):
+    """What building a plugin for a tiny trial told: problems, parameters to learn, tuples that a miner yields."""
+
+    problems: tuple[Problem, ...] = ()
+    has_parameters: bool = False
+    yields: str = ""
+
+
+def _construct(kind: str, name: str, settings: Mapping[str, Any]) -> _Constructed:
+    return _construct_once(kind, name, json.dumps(dict(settings), sort_keys=True))
 
 
 @lru_cache(maxsize=4096)
-def _construct_once(kind: str, name: str, settings: str) -> tuple[tuple[Problem, ...], bool]:
-    """Build a plugin for a tiny trial: rules between its own settings live in its constructor, as ValueErrors.
-
-    Returns the problems, and whether it has parameters to learn.
-    """
+def _construct_once(kind: str, name: str, settings: str) -> _Constructed:
+    """Rules between a plugin's own settings live in its constructor, as ValueErrors."""
     given = json.loads(settings)
     try:
         with torch.random.fork_rng(devices=[]):
-            plugin = plugins.build(kind, name, num_classes=2, embedding_dim=2, **given)
+            network = Network(nn.Identity(), Head(2, 2, layer_norm=False, normalize="none"), freeze_batch_norm=False)
+            plugin = plugins.build(
+                kind, name, num_classes=2, embedding_dim=2, network=network, loss=None, miner=None, **given
+            )
     except ValueError as error:
-        return (Problem({"losses": "loss", "miners": "miner"}[kind], {"name": name, **given}, str(error)),), False
-    return (), any(True for _ in plugin.parameters())
+        path = {"losses": "loss", "miners": "miner", "regularizers": f"regularizers.{name}"}[kind]
+        return _Constructed((Problem(path, given if kind == "regularizers" else {"name": name, **given}, str(error)),))
+    has_parameters = any(True for _ in plugin.parameters())
+    return _Constructed((), has_parameters, getattr(plugin, "yields", ""))
 
 
 # --- images and backbones --------------------------------------------------------------------------------------------
@@ -228,7 +276,9 @@ _RULES: tuple[tuple[tuple[str, ...], _Rule], ...] = (
     (("loss", "sampler"), _loss_and_sampler),
     (("loss",), _loss_constructs),
     (("miner",), _miner_constructs),
-    (("loss", "optimizer"), _loss_learning_rate),
+    (("regularizers",), _regularizers_construct),
+    (("regularizers", "loss", "miner"), _regularizers_and_loss),
+    (("loss", "regularizers", "optimizer"), _loss_group),
     (("data",), _data),
     (("data", "model"), _data_and_model),
     (("model",), _model),

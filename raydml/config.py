@@ -35,6 +35,7 @@ from raydml.sections import (
     NotNegative,
     OptionalPath,
     Positive,
+    RegularizerBlocks,
     RmsProp,
     Section,
     Sgd,
@@ -79,6 +80,7 @@ class Trial(Section):
     method: MethodBlock = Field(default_factory=lambda: MethodBlock(name="plain"))
     loss: LossBlock
     miner: MinerBlock | None = None
+    regularizers: RegularizerBlocks = Field(default_factory=dict)
     sampler: Annotated[ClassBalancedSampler | UniformSampler, Field(discriminator="name")]
     optimizer: Annotated[AdamW | Adam | Sgd | RmsProp, Field(discriminator="name")] = AdamW()
     schedule: Annotated[Constant | Cosine | Step, Field(discriminator="name")] = Constant()

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ import torchvision
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from raydml.distances import euclidean, full_precision
 from raydml.pretrained import WeightsError, load_exactly, published_weights, read_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -203,16 +205,24 @@ BACKBONES: dict[str, BackboneFacts] = {
 }
 
 
+Normalisation = Literal["l2", "mean_distance", "none"]
+
+
 class Head(nn.Module):
-    """Features (B, F) -> embeddings (B, D), float32: [layer norm] -> linear -> [L2 norm].
+    """Features (B, F) -> embeddings (B, D), float32: [layer norm] -> linear -> [normalisation].
 
     The layer norm has no parameters (eps 1e-5) and stands before the linear layer, as in Zhai & Wu,
     "Classification is a Strong Baseline for Deep Metric Learning", BMVC 2019, section 3.2. Departure: their
     linear layer has no bias and is left out when D = F; ours always exists and has one.
-    The L2 norm divides by max(norm, 1e-12). Always computed in float32, also under autocast.
+    Always computed in float32 (or wider), also under autocast.
+
+    normalize: "l2" divides each embedding by max(its norm, 1e-12). "mean_distance" divides a training batch by the mean
+    distance of its pairs and leaves embeddings alone in evaluation: Kim & Park, "Multi-Level Distance Regularization",
+    AAAI 2021; the gradient flows through the mean, so the scale of the linear layer has no effect on the loss, and a
+    batch of one, or of equal rows, is left as it is. "none" leaves them alone always.
     """
 
-    def __init__(self, feature_dim: int, embedding_dim: int, *, layer_norm: bool, normalize: bool) -> None:
+    def __init__(self, feature_dim: int, embedding_dim: int, *, layer_norm: bool, normalize: Normalisation) -> None:
         super().__init__()
         self.standardise = nn.LayerNorm(feature_dim, elementwise_affine=False) if layer_norm else nn.Identity()
         self.linear = nn.Linear(feature_dim, embedding_dim)
@@ -220,8 +230,20 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
-            embeddings = self.linear(self.standardise(features.float()))
-            return nn.functional.normalize(embeddings, dim=1, eps=1e-12) if self.normalize else embeddings
+            embeddings = self.linear(self.standardise(full_precision(features)))
+            if self.normalize == "l2":
+                return nn.functional.normalize(embeddings, dim=1, eps=1e-12)
+            if self.normalize == "mean_distance" and self.training:
+                return embeddings / _mean_distance(embeddings)
+            return embeddings
+
+
+def _mean_distance(points: Tensor) -> Tensor:
+    """Scalar: the mean Euclidean distance over all pairs of different rows of (B, D); 1 where it is next to 0."""
+    itself = torch.eye(len(points), dtype=torch.bool, device=points.device)
+    total = euclidean(points).masked_fill(itself, 0).sum()
+    mean = total / max(len(points) * (len(points) - 1), 1)
+    return mean.masked_fill(mean < 1e-5, 1)
 
 
 class Network(nn.Module):
@@ -270,7 +292,7 @@ def build_network(
     backbone: str,
     embedding_dim: int,
     layer_norm: bool,
-    normalize: bool,
+    normalize: Normalisation,
     freeze_batch_norm: bool,
     weights: str,
     seed: int,

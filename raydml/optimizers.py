@@ -40,14 +40,16 @@ def build_optimizer(
     *,
     learning_rates: Mapping[str, float],
     weight_decay: float,
+    loss_weight_decay: float = 0.0,
     momentum: float = 0.0,
 ) -> torch.optim.Optimizer:
     """An optimiser with one group per entry of ``groups`` (empty ones are left out).
 
     Each group carries its ``name`` and, under ``base_lr``, the learning rate that a schedule scales. Weight
-    decay acts on the network only: a margin's beta or a proxy has no reason to be near zero (Roth et al.,
-    "Revisiting Training Strategies", ICML 2020, give the criterion its own group without decay). Momentum is
-    read by sgd and rmsprop.
+    decay acts on the network; the parameters of the loss have their own, 0 unless given: a margin's beta or a
+    proxy has no reason to be near zero (Roth et al., "Revisiting Training Strategies", ICML 2020, give the
+    criterion its own group without decay), but the class vectors of BMVC 2019 and the levels of AAAI 2021 do
+    decay. Momentum is read by sgd and rmsprop.
     """
     if name not in OPTIMIZERS:
         raise ValueError(f"optimizer name: {name!r}; one of {', '.join(OPTIMIZERS)}")
@@ -57,7 +59,7 @@ def build_optimizer(
             "name": group,
             "lr": learning_rates[group],
             "base_lr": learning_rates[group],
-            "weight_decay": 0.0 if group == "loss" else weight_decay,
+            "weight_decay": loss_weight_decay if group == "loss" else weight_decay,
         }
         for group, parameters in groups.items()
         if parameters

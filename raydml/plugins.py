@@ -1,9 +1,9 @@
-"""Losses, miners and methods by name: the folder is the registry, the constructor's signature is the schema.
+"""Losses, miners, regularisers, methods by name: the folder is the registry, the constructor is the schema.
 
 A plugin is one file `raydml/<kind>/<name>.py` with one public class. Before the `*` its constructor takes
 what the trial knows (CONTEXT); after the `*` come its settings: typed keywords with defaults, limits written
-into the type (`margin: Annotated[float, Gt(0)] = 0.2`). Adding a plugin is adding its file and its test file;
-nothing registers.
+into the type with a word on each (`margin: Annotated[float, Field(gt=0, description="...")] = 0.2`). Adding a plugin is
+adding its file and its test file; nothing registers.
 """
 
 import difflib
@@ -17,10 +17,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-KINDS = ("losses", "miners", "methods")
+KINDS = ("losses", "miners", "regularizers", "methods")
 
 # What a constructor may ask for before its `*`. Anything else there is a mistake in the plugin.
-CONTEXT = ("num_classes", "embedding_dim", "network", "loss", "miner", "sampler")
+CONTEXT = ("num_classes", "embedding_dim", "network", "loss", "miner", "sampler", "regularizers")
 
 # `build` and the plugin block of a configuration use these words themselves.
 RESERVED = ("kind", "name")
@@ -89,6 +89,12 @@ def describe(kind: str, name: str) -> str:
     return (inspect.getdoc(load(kind, name)) or "").partition("\n")[0]
 
 
+def source(kind: str, name: str) -> str:
+    """The paper a plugin is from: what stands behind the colon in the first line of its module's docstring."""
+    module = inspect.getmodule(load(kind, name))
+    return (inspect.getdoc(module) or "").partition("\n")[0].partition(": ")[2]
+
+
 @functools.cache
 def settings_model(kind: str, name: str) -> type[BaseModel]:
     """The plugin's settings as a frozen pydantic model with their defaults.
@@ -146,7 +152,7 @@ def build(kind: str, name: str, **arguments: Any) -> Any:
 
 def _parameters(cls: type) -> list[inspect.Parameter]:
     """The constructor's parameters without self; none where the class has no constructor of its own."""
-    if cls.__init__ is object.__init__:  # type: ignore[misc]
+    if "__init__" not in vars(cls):
         return []
     return list(inspect.signature(cls.__init__).parameters.values())[1:]  # type: ignore[misc]
 

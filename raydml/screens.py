@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -223,17 +224,37 @@ def _value(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else "none" if value is None else str(value)
 
 
-def catalogue(rows: Sequence[tuple[str, str, Sequence[tuple[str, str, str]]]]) -> Group:
-    """A listing: (name, one line, [(setting, type, default)])."""
+class Setting(NamedTuple):
+    """One setting of a listing. default: as in YAML, or "required"; about: what it is, where its default is from."""
+
+    name: str
+    kind: str
+    default: str
+    about: str
+
+
+class Entry(NamedTuple):
+    """One thing of a listing, with its settings. source: the paper, or empty."""
+
+    name: str
+    about: str
+    source: str
+    settings: Sequence[Setting]
+
+
+def catalogue(entries: Sequence[Entry]) -> Group:
+    """A listing: names, a line about each, its source, and its settings with default and meaning."""
     parts: list[RenderableType] = []
-    for name, described, settings in rows:
-        parts.append(Text.assemble((name, "bold"), "  ", (described, "")))
-        for setting, kind, default in settings:
-            parts.append(
-                Text.assemble(
-                    "    ",
-                    (setting, "cyan"),
-                    f": {kind}" + (", required" if default == "required" else f" = {default}"),
-                )
-            )
+    for number, entry in enumerate(entries):
+        if number and any(one.settings for one in entries):
+            parts.append(Text())
+        parts.append(Text.assemble((entry.name, "bold"), "  ", entry.about))
+        if entry.source:
+            parts.append(Padding(Text(entry.source, style="dim"), (0, 0, 0, 4), expand=False))
+        for setting in entry.settings:
+            required = setting.default == "required"
+            typed = f": {setting.kind}" + (", required" if required else f" = {setting.default}")
+            parts.append(Padding(Text.assemble((setting.name, "cyan"), typed), (0, 0, 0, 4), expand=False))
+            if setting.about:
+                parts.append(Padding(Text(setting.about, style="dim"), (0, 0, 0, 8), expand=False))
     return Group(*parts)

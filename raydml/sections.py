@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from raydml import plugins
-from raydml.model import BACKBONES
+from raydml.model import BACKBONES, Normalisation
 from raydml.problems import ABSENT, ConfigError, Problem, problems_from, unknown_name
 
 STRICT = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
@@ -96,6 +96,36 @@ class MinerBlock(PluginBlock):
     kind = "miners"
 
 
+def _filled_in(block: object) -> object:
+    """Regulariser -> its settings, those left at their defaults included. Raises ConfigError with every mistake."""
+    if not isinstance(block, Mapping):
+        cure = "write {mdr: {weight: 0.6}}, or {} for none"
+        raise ConfigError([Problem("", block, "must be a block of regularisers by name", cure=cure)])
+    choices = plugins.names("regularizers")
+    filled: dict[str, dict[str, Any]] = {}
+    problems: list[Problem] = []
+    for name, settings in block.items():
+        if name not in choices:
+            problems.append(unknown_name(str(name), settings, choices, "one of the regularizers"))
+            continue
+        given = {} if settings is None else settings
+        if not isinstance(given, Mapping):
+            problems.append(Problem(name, given, "must be a block of settings", cure=f"write {name}: {{}}"))
+            continue
+        model = plugins.settings_model("regularizers", name)
+        try:
+            filled[name] = model.model_validate(dict(given)).model_dump()
+        except ValidationError as error:
+            problems += [problem.under(name) for problem in problems_from(error, model, given)]
+    if problems:
+        raise ConfigError(problems)
+    return filled
+
+
+# By name, because each may stand there once; the order they are written in says nothing.
+RegularizerBlocks = Annotated[dict[str, dict[str, Any]], BeforeValidator(_filled_in)]
+
+
 # --- images and network ----------------------------------------------------------------------------------------------
 
 
@@ -149,7 +179,7 @@ class Model(Section):
     weights: str = "default"
     embedding_dim: Count = 128
     layer_norm: bool = False
-    normalize: bool = True
+    normalize: Normalisation = "l2"
     freeze_batch_norm: bool = True
 
     @model_validator(mode="before")
@@ -180,12 +210,16 @@ class UniformSampler(Section):
 
 
 class _Optimizer(Section):
-    """backbone_learning_rate and loss_learning_rate are ``learning_rate`` unless given."""
+    """backbone_learning_rate and loss_learning_rate are ``learning_rate`` unless given.
+
+    weight_decay acts on the network, loss_weight_decay on the parameters of the loss and the regularizers.
+    """
 
     learning_rate: Positive = 1e-4
     backbone_learning_rate: Positive | None = None
     loss_learning_rate: Positive | None = None
     weight_decay: NotNegative = 0.0
+    loss_weight_decay: NotNegative = 0.0
     gradient_clip: Positive | None = None
 
 

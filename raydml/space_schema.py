@@ -38,12 +38,22 @@ def _trial_schema() -> dict[str, Any]:
         variants: list[dict[str, Any]] = [_plugin(kind, name) for name in plugins.names(kind)]
         is_optional = not Trial.model_fields[key].is_required() and key == "miner"
         schema["properties"][key] = {"anyOf": [*variants, *([{"type": "null"}] if is_optional else [])]}
+    schema["properties"]["regularizers"] = {
+        "type": "object",
+        "description": "What stands beside the loss, each by its name.",
+        "properties": {name: _settings("regularizers", name) for name in plugins.names("regularizers")},
+        "additionalProperties": False,
+        "default": {},
+    }
     return schema
 
 
+def _settings(kind: str, name: str) -> dict[str, Any]:
+    return {**_flat(plugins.settings_model(kind, name)), "description": plugins.describe(kind, name)}
+
+
 def _plugin(kind: str, name: str) -> dict[str, Any]:
-    schema = _flat(plugins.settings_model(kind, name))
-    schema["description"] = plugins.describe(kind, name)
+    schema = _settings(kind, name)
     schema["properties"] = {"name": {"const": name, "type": "string"}, **schema.get("properties", {})}
     schema["required"] = ["name"]
     return schema

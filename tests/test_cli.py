@@ -467,22 +467,27 @@ def test_ui_makes_no_empty_store(tmp_path):
 def test_list_shows_every_plugin_with_its_settings(kind):
     listed = {row["name"]: row for row in json.loads(run("list", kind, "--json").output)}
     assert tuple(sorted(listed)) == plugins.names(kind)
-    text = run("list", kind).output
+    text = " ".join(run("list", kind).output.split())
     for name, row in listed.items():
         assert row["about"] in text
+        assert row["source"] in text
+        assert bool(row["source"]) == (kind != "methods")
         assert len(row["about"]) > 10
         fields = plugins.settings_model(kind, name).model_fields
         assert set(row["settings"]) == set(fields)
         for setting, field in fields.items():
-            assert json.loads(row["settings"][setting][1]) == field.default
+            assert json.loads(row["settings"][setting]["default"]) == field.default
+            assert row["settings"][setting]["about"] in text
+            assert len(row["settings"][setting]["about"]) > 10, (name, setting)
 
 
 def test_list_says_types_and_limits():
     listed = {row["name"]: row["settings"] for row in json.loads(run("list", "losses", "--json").output)}
-    assert listed["margin"]["beta"] == ["float > 0", "1.2"]
-    assert listed["margin"]["class_beta"] == ["bool", "true"]
+    assert [listed["margin"]["beta"][key] for key in ("type", "default")] == ["float > 0", "1.2"]
+    assert [listed["margin"]["class_beta"][key] for key in ("type", "default")] == ["bool", "true"]
     schedules = {row["name"]: row["settings"] for row in json.loads(run("list", "schedules", "--json").output)}
-    assert schedules["step"]["milestones"] == ["list of int >= 1", "required"]
+    milestones = {"type": "list of int >= 1", "default": "required", "about": ""}
+    assert schedules["step"]["milestones"] == milestones
 
 
 @pytest.mark.parametrize(

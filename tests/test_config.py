@@ -170,7 +170,7 @@ def test_settings_of_a_plugin_are_checked_by_its_signature():
 @pytest.mark.parametrize("miner", [None, *plugins.names("miners")])
 def test_a_miner_is_accepted_where_the_loss_takes_what_it_yields(loss, miner):
     raw = trial_with(loss={"name": loss}, miner=miner and {"name": miner})
-    fits = miner is None or plugins.load("miners", miner).yields in plugins.load("losses", loss).accepts
+    fits = miner is None or plugins.build("miners", miner).yields in plugins.load("losses", loss).accepts
     if fits:
         assert parse_trial(raw).loss.name == loss
     else:
@@ -253,6 +253,79 @@ def test_rules_between_the_settings_of_a_plugin_are_found_in_its_constructor(mon
         compatibility._construct_once.cache_clear()
     assert found["loss"].message == "losses/margin: these two exclude each other"
     assert found["miner"].message == "miners/distance_weighted: these two exclude each other"
+
+
+def test_regularizers_are_blocks_by_name_with_defaults_filled_in():
+    assert parse_trial(BASE).regularizers == {}
+    trial = parse_trial(trial_with(regularizers={"mdr": {"weight": 0.3}, "embedding_norm": None}))
+    assert set(trial.regularizers) == {"mdr", "embedding_norm"}
+    assert trial.regularizers["mdr"]["weight"] == 0.3
+    assert trial.regularizers["mdr"]["momentum"] == 0.9  # spec of the release: 0.9 old + 0.1 new
+    assert parse_trial(trial.model_dump(mode="json")) == trial
+    turned = trial_with(regularizers={"embedding_norm": {}, "mdr": {"weight": 0.3}})
+    assert fingerprint(parse_trial(turned)) == fingerprint(trial)
+    other = trial_with(regularizers={"mdr": {"weight": 0.4}, "embedding_norm": {}})
+    assert fingerprint(parse_trial(other)) != fingerprint(trial)
+
+
+@pytest.mark.parametrize(
+    ("block", "path", "words"),
+    [
+        ({"mrd": {}}, "regularizers.mrd", "is not one of the regularizers"),
+        ({"mdr": {"weigth": 1.0}}, "regularizers.mdr.weigth", "is an unknown key"),
+        ({"mdr": {"weight": -1.0}}, "regularizers.mdr.weight", "must be"),
+        ({"mdr": 0.6}, "regularizers.mdr", "block of settings"),
+        ("mdr", "regularizers", "block of regularisers by name"),
+        (None, "regularizers", "block of regularisers by name"),
+    ],
+)
+def test_wrong_regularizers_are_told_with_their_path(block, path, words):
+    problem = problems_with(regularizers=block)[path]
+    assert words in problem.message
+    assert problem.cure
+
+
+def test_regularizers_need_what_they_work_on():
+    lists = {"name": "semi_hard", "negatives": "all"}
+    found = problems_with(regularizers={"rho": {}}, loss={"name": "triplet"}, miner=lists)["regularizers.rho"]
+    assert "yields triplet_ranges" in found.message
+    assert "distance_weighted" in found.choices
+    assert "no miner" in problems_with(regularizers={"rho": {}}, miner=None)["regularizers.rho"].message
+    assert parse_trial(trial_with(regularizers={"rho": {}})).regularizers["rho"]
+    found = problems_with(regularizers={"cross_batch_memory": {}}, loss={"name": "triplet"})
+    assert "pairs" in found["regularizers.cross_batch_memory"].message
+    assert "contrastive" in found["regularizers.cross_batch_memory"].choices
+    assert "triplet" not in found["regularizers.cross_batch_memory"].choices
+    assert parse_trial(trial_with(regularizers={"cross_batch_memory": {}}, loss={"name": "contrastive"}, miner=None))
+
+
+def test_what_a_miner_yields_may_hang_on_its_settings():
+    pairs = {"loss": {"name": "multi_similarity"}, "miner": {"name": "all", "tuples": "pairs"}}
+    assert parse_trial(trial_with(**pairs)).miner.name == "all"
+    problem = problems_with(**{**pairs, "miner": {"name": "all", "tuples": "triplets"}})["miner.name"]
+    assert problem.message == "yields triplet_ranges, and loss multi_similarity takes pairs"
+    problem = problems_with(loss={"name": "triplet"}, miner={"name": "multi_similarity"})["miner.name"]
+    assert problem.message == "yields pairs, and loss triplet takes triplets or triplet_ranges"
+
+
+def test_the_decay_of_loss_parameters_needs_some():
+    decay = {"optimizer": {"name": "adam", "loss_weight_decay": 1e-4}, "loss": {"name": "contrastive"}}
+    assert "no parameters" in problems_with(**decay)["optimizer.loss_weight_decay"].message
+    # the levels of MDR are parameters too
+    assert parse_trial(trial_with(**decay, regularizers={"mdr": {}})).optimizer.loss_weight_decay == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"loss.margin": -0.1}, "must be > 0"),
+        ({"loss": {"name": "normalized_softmax", "temperature": 0.0}, "miner": None}, "must be > 0"),
+        ({"loss": {"name": "multi_similarity", "alpha": 40.0, "beta": 2.0}, "miner": None}, "alpha"),
+    ],
+)
+def test_bad_settings_are_refused_with_the_reason(changes, words):
+    (problem,) = problems_with(**changes).values()
+    assert words in problem.message
 
 
 def test_checking_leaves_the_random_state_alone():

@@ -74,7 +74,7 @@ def test_precision_is_really_lower_and_the_result_is_float32(precision, toleranc
         backbone="convnet",
         embedding_dim=8,
         layer_norm=False,
-        normalize=True,
+        normalize="l2",
         freeze_batch_norm=False,
         weights="none",
         seed=0,

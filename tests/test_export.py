@@ -21,7 +21,7 @@ NETWORK = {
     "backbone": "convnet",
     "embedding_dim": 12,
     "layer_norm": True,
-    "normalize": True,
+    "normalize": "l2",
     "freeze_batch_norm": False,
 }
 

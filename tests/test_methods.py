@@ -1,5 +1,7 @@
 """The contract of methods, for every method on disk, and what the plain one does with its parts."""
 
+from types import MappingProxyType
+
 import numpy as np
 import pytest
 import torch
@@ -10,11 +12,12 @@ from raydml.data.samplers import ClassBalanced, Uniform
 from raydml.methods._base import Method
 from raydml.model import build_network
 from raydml.optimizers import GROUPS, check_every_parameter_learns
+from raydml.regularizers._base import Regularizer
 
 LABELS = np.repeat(np.arange(4), 6)
 
 
-def network_of(normalize=True):
+def network_of(normalize="l2"):
     return build_network(
         backbone="convnet",
         embedding_dim=8,
@@ -26,10 +29,11 @@ def network_of(normalize=True):
     )
 
 
-def method_of(name, loss=None, miner=None):
+def method_of(name, loss=None, miner=None, regularizers=MappingProxyType({})):
     loss = loss or plugins.build("losses", "margin", num_classes=4, embedding_dim=8)
     sampler = ClassBalanced(LABELS, classes_per_batch=2, images_per_class=3)
-    return plugins.build("methods", name, network=network_of(), loss=loss, miner=miner, sampler=sampler)
+    parts = {"network": network_of(), "loss": loss, "miner": miner, "sampler": sampler, "regularizers": regularizers}
+    return plugins.build("methods", name, **parts)
 
 
 def images_of(num_images=6):
@@ -155,6 +159,47 @@ def test_plain_plans_with_its_sampler():
     expected = Uniform(LABELS, batch_size=5).plan(np.random.default_rng(3))
     assert all(np.array_equal(a, b) for a, b in zip(plan.batches, expected.batches, strict=True))
     assert len(plan.batches) == 4
+
+
+class Term(Regularizer):
+    """A regulariser with a parameter, that notes its calls."""
+
+    def __init__(self, value, suffix=""):
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(value))
+        self.suffix = suffix
+        self.calls = []
+
+    def forward(self, *arguments):
+        self.calls.append(arguments)
+        return self.value
+
+    def rewrite(self, tuples, labels, generator=None):  # noqa: ARG002
+        return tuples + self.suffix
+
+
+def test_regularisers_rewrite_the_tuples_add_their_terms_and_learn_with_the_loss():
+    terms = {"one": Term(0.5, "-once"), "two": Term(0.25, "-twice")}
+    loss = Recorder()
+    method = method_of("plain", loss=loss, miner=Recorder(answer="mined"), regularizers=terms)
+    labels, generator = torch.arange(6), torch.Generator()
+    total = method.batch_loss(images_of(), labels, generator)
+    assert loss.calls[0][2] == "mined-once-twice"
+    torch.testing.assert_close(total, loss.calls[0][0].sum() + 0.75)
+    embeddings, seen_labels, seen_generator = terms["one"].calls[0]
+    assert embeddings is loss.calls[0][0]
+    assert embeddings.requires_grad
+    assert seen_labels is labels
+    assert seen_generator is generator
+    assert {id(term.value) for term in terms.values()} <= {id(p) for p in method.parameter_groups()["loss"]}
+    check_every_parameter_learns(method.named_parameters(), method.parameter_groups())
+
+
+def test_regularisers_without_a_miner_add_their_terms():
+    loss = Recorder()
+    method = method_of("plain", loss=loss, regularizers={"one": Term(0.5)})
+    total = method.batch_loss(images_of(), torch.arange(6), torch.Generator())
+    torch.testing.assert_close(total, loss.calls[0][0].sum() + 0.5)
 
 
 def test_a_method_without_answers_says_so():

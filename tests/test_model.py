@@ -2,6 +2,7 @@ import hashlib
 import io
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ CONVNET = {
     "backbone": "convnet",
     "embedding_dim": 16,
     "layer_norm": False,
-    "normalize": True,
+    "normalize": "l2",
     "freeze_batch_norm": False,
     "weights": "none",
     "seed": 0,
@@ -93,7 +94,7 @@ def test_same_seed_same_network_and_the_global_state_is_left_alone():
 def test_head_standardises_before_the_linear_layer_and_normalises_last():
     torch.manual_seed(0)
     features = torch.randn(3, 8) * 5 + 2
-    head = model.Head(8, 4, layer_norm=True, normalize=True)
+    head = model.Head(8, 4, layer_norm=True, normalize="l2")
     centred = features - features.mean(dim=1, keepdim=True)
     standard = centred / (centred.pow(2).mean(dim=1, keepdim=True) + 1e-5).sqrt()
     expected = standard @ head.linear.weight.T + head.linear.bias
@@ -102,12 +103,53 @@ def test_head_standardises_before_the_linear_layer_and_normalises_last():
 
 
 def test_head_maps_a_zero_vector_to_zero_and_can_leave_the_norm_alone():
-    head = model.Head(4, 2, layer_norm=False, normalize=True)
+    head = model.Head(4, 2, layer_norm=False, normalize="l2")
     torch.nn.init.zeros_(head.linear.bias)
     assert torch.equal(head(torch.zeros(1, 4)), torch.zeros(1, 2))
-    bare = model.Head(4, 2, layer_norm=False, normalize=False)
+    bare = model.Head(4, 2, layer_norm=False, normalize="none")
     features = torch.randn(3, 4)
     torch.testing.assert_close(bare(features), bare.linear(features))
+
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.mark.parametrize(
+    ("normalize", "training", "prefix"),
+    [
+        ("mean_distance", True, "train"),
+        ("mean_distance", False, "eval"),
+        ("none", True, "eval"),
+        ("l2", True, "l2"),
+        ("l2", False, "l2"),
+    ],
+)
+def test_head_is_that_of_the_mdr_release(normalize, training, prefix):
+    with np.load(GOLDEN / "mdr_embedding.npz") as file:
+        golden = {key: torch.from_numpy(file[key]) for key in file.files}
+    head = model.Head(20, 12, layer_norm=False, normalize=normalize).double().train(training)
+    head.linear.load_state_dict({"weight": golden["W"], "bias": golden["b"]})
+    features = golden["feat"].requires_grad_()
+    embeddings = head(features)
+    (embeddings * golden["upstream"]).sum().backward()
+    found = {"out": embeddings, "grad_feat": features.grad, "grad_W": head.linear.weight.grad}
+    found["grad_b"] = head.linear.bias.grad
+    for key, value in found.items():
+        torch.testing.assert_close(value, golden[f"{prefix}__{key}"], rtol=1e-8, atol=1e-10)
+
+
+def test_after_the_mean_distance_head_the_mean_distance_is_one():
+    head = model.Head(6, 4, layer_norm=False, normalize="mean_distance").train()
+    embeddings = head(torch.randn(7, 6, generator=torch.Generator().manual_seed(0)) * 50)
+    assert torch.pdist(embeddings).mean().item() == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.parametrize("features", [torch.ones(1, 6), torch.ones(5, 6), torch.zeros(3, 6)])
+def test_the_mean_distance_head_leaves_a_batch_without_distances_alone(features):
+    head = model.Head(6, 4, layer_norm=False, normalize="mean_distance").train()
+    torch.testing.assert_close(head(features), head.linear(features))
+    head(features).sum().backward()
+    assert head.linear.weight.grad.isfinite().all()
 
 
 def test_embeddings_are_float32_under_autocast():

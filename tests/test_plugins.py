@@ -67,7 +67,16 @@ def test_the_first_families_are_there() -> None:
     assert {"distance_weighted", "multi_similarity"} <= set(plugins.names("miners"))
 
 
-@pytest.mark.parametrize("kind", ["losses", "miners"])
+@pytest.mark.parametrize("kind", ["losses", "miners", "regularizers"])
+def test_every_plugin_names_its_source_and_every_setting_says_what_it_is(kind: str) -> None:
+    for name in plugins.names(kind):
+        assert len(plugins.source(kind, name)) > 20, name
+        assert any(year in plugins.source(kind, name) for year in map(str, range(1990, 2030))), name
+        for setting, field in plugins.settings_model(kind, name).model_fields.items():
+            assert len(field.description or "") > 20, (name, setting)
+
+
+@pytest.mark.parametrize("kind", ["losses", "miners", "regularizers"])
 def test_every_plugin_loads_describes_itself_and_has_valid_defaults(kind: str) -> None:
     for name in plugins.names(kind):
         assert plugins.load(kind, name).__module__ == f"raydml.{kind}.{name}"

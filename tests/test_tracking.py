@@ -160,7 +160,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "backbone": "convnet",
         "embedding_dim": 8,
         "layer_norm": False,
-        "normalize": True,
+        "normalize": "l2",
         "freeze_batch_norm": False,
     }
     card = {"network": network, "preprocessing": preprocessing_for("convnet", resize_px=20, crop_px=16).to_dict()}

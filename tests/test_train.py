@@ -216,12 +216,14 @@ def test_a_parameter_that_no_group_holds_is_refused_by_name():
         assembly.build_trial_optimizer(trainer.trial, trainer.method)
 
 
-def test_each_group_has_its_own_learning_rate_and_the_loss_no_decay():
+def test_each_group_has_its_own_learning_rate_and_the_loss_its_own_decay():
     settings = {"name": "adamw", "learning_rate": 1e-3, "weight_decay": 0.1}
     own = {**settings, "backbone_learning_rate": 1e-4, "loss_learning_rate": 0.5}
     groups = {group["name"]: group for group in trainer_of(MARGIN, optimizer=own).optimizer.param_groups}
     rates = {name: (group["lr"], group["weight_decay"]) for name, group in groups.items()}
     assert rates == {"backbone": (1e-4, 0.1), "head": (1e-3, 0.1), "loss": (0.5, 0.0)}
+    decayed = trainer_of(MARGIN, optimizer={**own, "loss_weight_decay": 0.02}).optimizer.param_groups
+    assert [group["weight_decay"] for group in decayed] == [0.1, 0.1, 0.02]
     shared = trainer_of(MARGIN, optimizer=settings).optimizer.param_groups
     assert [group["lr"] for group in shared] == [1e-3] * 3
 

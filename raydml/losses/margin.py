@@ -1,15 +1,15 @@
-"""Margin loss: Wu et al., Sampling Matters in Deep Embedding Learning, ICCV 2017, "margin based loss"."""
+"""Margin loss: Wu et al., Sampling Matters in Deep Embedding Learning, ICCV 2017."""
 
 from typing import Annotated, ClassVar
 
 import torch
-from annotated_types import Ge, Gt
+from pydantic import Field
 from torch import Tensor, nn
 
-from raydml.tuples import Pairs, Triplets, all_pairs
+from raydml.distances import full_precision, listed_squares, squared_euclidean
+from raydml.tuples import Pairs, TripletRanges, Triplets, all_pairs, check_kind, counts, spread
 
-# Inside the root, after the sum, as in the authors' code: keeps the gradient finite where two embeddings
-# coincide.
+# Inside the root, after the sum, as in the authors' code: keeps the gradient finite where two embeddings coincide.
 DISTANCE_EPSILON = 1e-8
 
 
@@ -17,69 +17,85 @@ class Margin(nn.Module):
     """Margin loss: hinges on the Euclidean distance on both sides of a learned boundary beta.
 
     With d = sqrt(|x_a - x_b|^2 + 1e-8), a positive pair costs max(0, d - beta + margin) and a negative pair
-    max(0, beta - d + margin). The loss is the sum over the chosen pairs divided by the number of pairs whose
-    hinge is active; 0 when none is. In a triplet the two pairs count separately, so one triplet adds 0, 1 or
-    2 to the divisor (released code that adds two boolean masks counts it once on current PyTorch; we follow
-    the original count).
+    max(0, beta - d + margin). The loss is the sum over the chosen pairs divided by the number of pairs whose hinge is
+    active; 0 when none is. In triplets the two pairs count separately, so one triplet adds 0, 1 or 2 to the divisor
+    (released code that adds two boolean masks counts it once on current PyTorch; we follow the original count).
 
-    margin: half the width of the band around the boundary. beta: where the boundary starts. class_beta: one
-    boundary for each class, taken from the anchor's class, instead of one for all. nu: weight of sum(|beta|),
-    added before the division and only where a pair is active: once for a shared beta; with class_beta once
-    for each valid triplet or positive pair (its anchor's beta), as in the reference code.
+    The penalty nu * sum(|beta|) is added before the division and only where a pair is active: once for a shared beta;
+    with class_beta once for each triplet or positive pair (its anchor's beta), as in the Divide and Conquer release.
+    pytorch-metric-learning does not divide the penalty of a shared beta.
 
-    Departure: the reference releases create beta as a parameter but never give it to the optimiser; here it
-    trains.
+    Embeddings are used as they come. Departure: the releases create beta as a parameter but never give it to the
+    optimiser; here it trains, unless `trainable_beta: false` says what they in effect do.
     """
 
-    accepts: ClassVar[tuple[str, ...]] = ("pairs", "triplets")
+    accepts: ClassVar[tuple[str, ...]] = ("pairs", "triplets", "triplet_ranges")
 
     def __init__(
         self,
         num_classes: int,
         *,
-        margin: Annotated[float, Gt(0)] = 0.2,
-        beta: Annotated[float, Gt(0)] = 1.2,
-        class_beta: bool = True,
-        nu: Annotated[float, Ge(0)] = 0.0,
+        margin: Annotated[
+            float, Field(gt=0, description="half the width of the band around beta; 0.2 in Wu et al.")
+        ] = 0.2,
+        beta: Annotated[
+            float,
+            Field(gt=0, description="boundary between positive and negative distances, at first; 1.2 in Wu et al."),
+        ] = 1.2,
+        class_beta: Annotated[
+            bool,
+            Field(description="a boundary for each class, the anchor's counts, as in Wu et al.; false = one for all"),
+        ] = True,
+        trainable_beta: Annotated[
+            bool, Field(description="learn the boundary, as in Wu et al.; false leaves it where it starts")
+        ] = True,
+        nu: Annotated[
+            float, Field(ge=0, description="weight of the penalty on |beta|; 0, no penalty, in the releases")
+        ] = 0.0,
     ) -> None:
         super().__init__()
+        if nu > 0 and not trainable_beta:
+            raise ValueError(
+                f"nu = {nu}, trainable_beta = {trainable_beta}: a penalty moves nothing where beta is constant; "
+                "write nu: 0 or trainable_beta: true"
+            )
         self.margin = margin
         self.class_beta = class_beta
         self.nu = nu
-        self.beta = nn.Parameter(torch.full((num_classes if class_beta else 1,), float(beta)))
+        start = torch.full((num_classes if class_beta else 1,), float(beta))
+        if trainable_beta:
+            self.beta = nn.Parameter(start)
+        else:
+            self.register_buffer("beta", start)
 
-    def forward(self, embeddings: Tensor, labels: Tensor, tuples: Pairs | Triplets | None = None) -> Tensor:
-        """Scalar, float32 or wider. embeddings (B, D); labels (B,) int64 in 0..num_classes-1; None = all pairs."""
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        tuples: Pairs | Triplets | TripletRanges | None = None,
+        references: Tensor | None = None,
+    ) -> Tensor:
+        """Scalar, float32 or wider. embeddings: (B, D); labels: (B,) int64 in 0..num_classes-1; None = all pairs.
+
+        references: (M, D), the embeddings of the columns of pairs; None = the batch.
+        """
         tuples = all_pairs(labels) if tuples is None else tuples
-        # Squares of differences need more than the 8 bits that autocast would leave them.
+        check_kind(tuples, self.accepts, references)
         with torch.autocast(embeddings.device.type, enabled=False):
-            points = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
-            beta = self.beta[labels] if self.class_beta else self.beta.expand(len(labels))  # (B,), by anchor
+            points = full_precision(embeddings)
             if isinstance(tuples, Triplets):
-                anchors = beta[tuples.anchor]
-                positive_distance = _distance(points[tuples.anchor] - points[tuples.positive])
-                negative_distance = _distance(points[tuples.anchor] - points[tuples.negative])
-                positive_mask = negative_mask = tuples.valid
+                squares = listed_squares(points, tuples.anchor, torch.stack([tuples.positive, tuples.negative]))
+                to_positive, to_negative = (squares + DISTANCE_EPSILON).sqrt().unbind()
             else:
-                anchors = beta[:, None].expand(-1, len(labels))
-                # The exact form, not |x|^2 + |y|^2 - 2xy, which loses close pairs to rounding.
-                distance = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
-                positive_distance = negative_distance = (distance.square() + DISTANCE_EPSILON).sqrt()
-                positive_mask, negative_mask = tuples
-            positive = _hinge(positive_distance - anchors + self.margin, positive_mask)
-            negative = _hinge(anchors - negative_distance + self.margin, negative_mask)
-            num_active = (positive > 0).sum() + (negative > 0).sum()
-            regulariser = (
-                torch.where(positive_mask, anchors.abs(), 0).sum() if self.class_beta else self.beta.abs().sum()
-            )
-            total = positive.sum() + negative.sum() + self.nu * regulariser * (num_active > 0)
+                others = None if references is None else references.to(points.dtype)
+                to_positive = to_negative = (squared_euclidean(points, others) + DISTANCE_EPSILON).sqrt()
+            boundary = spread(self.beta[labels] if self.class_beta else self.beta.expand(len(labels)), tuples)
+            num_positive, num_negative = counts(tuples)
+            pulled = (to_positive - boundary + self.margin).clamp(min=0)
+            pushed = (boundary - to_negative + self.margin).clamp(min=0)
+            num_active = ((pulled > 0) * num_positive).sum() + ((pushed > 0) * num_negative).sum()
+            total = (pulled * num_positive).sum() + (pushed * num_negative).sum()
+            if self.nu > 0:
+                penalty = (boundary.abs() * num_positive).sum() if self.class_beta else self.beta.abs().sum()
+                total = total + self.nu * penalty * (num_active > 0)
             return total / num_active.clamp(min=1)
-
-
-def _distance(difference: Tensor) -> Tensor:
-    """(T, D) differences to (T,) distances."""
-    return (difference.square().sum(dim=1) + DISTANCE_EPSILON).sqrt()
-
-
-def _hinge(values: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask, values.clamp(min=0), 0)

@@ -1,13 +1,14 @@
-"""Normalised softmax: Zhai and Wu, Classification is a Strong Baseline for DML, BMVC 2019."""
+"""Normalised softmax: Zhai and Wu, Classification is a Strong Baseline for Deep Metric Learning, BMVC 2019."""
 
 from typing import Annotated, ClassVar
 
 import torch
-from annotated_types import Gt
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raydml.tuples import Pairs, Triplets
+from raydml.distances import full_precision
+from raydml.tuples import Pairs, TripletRanges, Triplets
 
 
 class NormalizedSoftmax(nn.Module):
@@ -17,28 +18,35 @@ class NormalizedSoftmax(nn.Module):
     (no bias). Embeddings are used as they come, so that the network decides whether
     they are unit vectors.
 
-    temperature: divides the cosines; 0.05 in all published runs. The class matrix starts uniform in
-    +-1/sqrt(embedding_dim), drawn from torch's own generator: the caller seeds it. Its rows are normalised in
-    the forward pass only; gradients flow through that, and weight decay acts on the raw rows, as in the
-    reference.
+    The class matrix starts uniform in +-1/sqrt(embedding_dim), drawn from torch's own generator: the caller seeds it.
+    Its rows are normalised in the forward pass only; gradients flow through that, and weight decay acts on the raw
+    rows, as in the reference.
     """
 
     accepts: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, num_classes: int, embedding_dim: int, *, temperature: Annotated[float, Gt(0)] = 0.05) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_dim: int,
+        *,
+        temperature: Annotated[
+            float, Field(gt=0, description="divides the cosines; 0.05 in all published runs of the authors")
+        ] = 0.05,
+    ) -> None:
         super().__init__()
         self.temperature = temperature
         bound = embedding_dim**-0.5
         self.weight = nn.Parameter(torch.empty(num_classes, embedding_dim).uniform_(-bound, bound))
 
-    def forward(self, embeddings: Tensor, labels: Tensor, tuples: Pairs | Triplets | None = None) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, tuples: Pairs | Triplets | TripletRanges | None = None
+    ) -> Tensor:
         """Scalar, float32 or wider. embeddings: (B, D); labels: (B,) int64 in 0..num_classes-1; tuples: None."""
         if tuples is not None:
             raise ValueError("normalized_softmax learns from labels alone: set miner to null")
-        # Divided by a small temperature, a cosine rounded to bfloat16 would be off by tens of percent of a
-        # logit.
         with torch.autocast(embeddings.device.type, enabled=False):
-            dtype = torch.promote_types(embeddings.dtype, self.weight.dtype)
-            logits = embeddings.to(dtype) @ functional.normalize(self.weight.to(dtype)).T / self.temperature
+            points = full_precision(embeddings)
+            logits = points @ functional.normalize(self.weight.to(points.dtype)).T / self.temperature
             # Sum and division, because the mean of an empty batch is NaN.
             return functional.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1)

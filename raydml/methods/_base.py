@@ -1,15 +1,20 @@
 """What a method is: the questions the trainer asks it."""
 
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import cast
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from raydml.data.samplers import ClassBalanced, EpochPlan, Uniform
 from raydml.model import Network
+from raydml.regularizers._base import Regularizer
 
 
 class Method(nn.Module):
-    """How a network, a loss, a miner and a sampler make one training procedure.
+    """How a network, a loss, a miner, regularisers and a sampler make one training procedure.
 
     The trainer asks each epoch which batches to show (``plan_epoch``), each batch what its loss is
     (``batch_loss``), at validation what an image's embedding is (``embed``), and once which parameters learn
@@ -17,13 +22,19 @@ class Method(nn.Module):
     """
 
     def __init__(
-        self, network: Network, loss: nn.Module, miner: nn.Module | None, sampler: ClassBalanced | Uniform
+        self,
+        network: Network,
+        loss: nn.Module,
+        miner: nn.Module | None,
+        sampler: ClassBalanced | Uniform,
+        regularizers: Mapping[str, Regularizer] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         self.network = network
         self.loss = loss
         self.miner = miner
         self.sampler = sampler
+        self.regularizers = nn.ModuleDict(regularizers)
 
     def plan_epoch(self, generator: np.random.Generator) -> EpochPlan:
         """The batches of the next epoch: arrays of indices into the training images."""
@@ -37,6 +48,25 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
+    def objective(self, embeddings: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """The loss on what the miner chose, plus every regulariser's term: a scalar in the graph.
+
+        embeddings: (B, D) of a training batch; labels: (B,) int64; generator: on the CPU. Once a training step.
+        """
+        with torch.autocast(embeddings.device.type, enabled=False):
+            regularizers = cast(Iterable[Regularizer], self.regularizers.values())
+            if self.miner is None:
+                total: Tensor = self.loss(embeddings, labels)
+            else:
+                # Which tuples are taken is a choice, not a function to learn through.
+                tuples = self.miner(embeddings.detach(), labels, generator)
+                for regularizer in regularizers:
+                    tuples = regularizer.rewrite(tuples, labels, generator)
+                total = self.loss(embeddings, labels, tuples)
+            for regularizer in regularizers:
+                total = total + regularizer(embeddings, labels, generator)
+            return total
+
     def embed(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) normalised -> embeddings (B, D) float32 that distances are measured between."""
         raise NotImplementedError
@@ -46,7 +76,7 @@ class Method(nn.Module):
         return {
             "backbone": list(self.network.trunk.parameters()),
             "head": list(self.network.head.parameters()),
-            "loss": list(self.loss.parameters()),
+            "loss": [*self.loss.parameters(), *self.regularizers.parameters()],
         }
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,5 +1,8 @@
 """The usual procedure: one network, one loss, one sampler."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -7,27 +10,27 @@ from torch import Tensor, nn
 from raydml.data.samplers import ClassBalanced, EpochPlan, Uniform
 from raydml.methods._base import Method
 from raydml.model import Network
+from raydml.regularizers._base import Regularizer
 
 
 class Plain(Method):
-    """One network trained with one loss: the sampler's batches, the miner's tuples."""
+    """One network trained with one loss: the sampler's batches, the miner's tuples, the regularisers' terms."""
 
     def __init__(
-        self, network: Network, loss: nn.Module, miner: nn.Module | None, sampler: ClassBalanced | Uniform
+        self,
+        network: Network,
+        loss: nn.Module,
+        miner: nn.Module | None,
+        sampler: ClassBalanced | Uniform,
+        regularizers: Mapping[str, Regularizer] = MappingProxyType({}),
     ) -> None:
-        super().__init__(network, loss, miner, sampler)
+        super().__init__(network, loss, miner, sampler, regularizers)
 
     def plan_epoch(self, generator: np.random.Generator) -> EpochPlan:
         return self.sampler.plan(generator)
 
     def batch_loss(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        embeddings = self.network(images)
-        with torch.autocast(images.device.type, enabled=False):
-            if self.miner is None:
-                return self.loss(embeddings, labels)
-            # Which tuples are taken is a choice, not a function to learn through.
-            tuples = self.miner(embeddings.detach(), labels, generator)
-            return self.loss(embeddings, labels, tuples)
+        return self.objective(self.network(images), labels, generator)
 
     def embed(self, images: Tensor) -> Tensor:
         return self.network(images)

@@ -4,9 +4,10 @@ import math
 from typing import Annotated, ClassVar
 
 import torch
-from annotated_types import Ge
+from pydantic import Field
 from torch import Tensor, nn
 
+from raydml.distances import full_precision, inner_products
 from raydml.tuples import Pairs, all_pairs
 
 
@@ -18,13 +19,22 @@ class MultiSimilarityMiner(nn.Module):
     either both sides keep something or neither does; an anchor without positives or without negatives keeps
     nothing. Deterministic.
 
-    epsilon: slack in similarity, 0.1 in the paper and in the authors' release. Embeddings are used as they
-    come. Departure: an item is left out of its own positives by index, not by "s < 1 - 1e-5".
+    The hard mining of Wang's Deep_Metric code, in front of its binomial, hard-mining, lifted-structure and weight
+    losses, is the same rule, with epsilon 0.1 too.
+
+    Embeddings are used as they come. Departure: an item is left out of its own positives by index, not by
+    "s < 1 - 1e-5".
     """
 
     yields: ClassVar[str] = "pairs"
 
-    def __init__(self, *, epsilon: Annotated[float, Ge(0)] = 0.1) -> None:
+    def __init__(
+        self,
+        *,
+        epsilon: Annotated[
+            float, Field(ge=0, description="slack in similarity; 0.1 in the paper and in the authors' release")
+        ] = 0.1,
+    ) -> None:
         super().__init__()
         self.epsilon = epsilon
 
@@ -34,14 +44,17 @@ class MultiSimilarityMiner(nn.Module):
         embeddings: Tensor,
         labels: Tensor,
         generator: torch.Generator | None = None,  # noqa: ARG002 - all miners are called alike
+        pairs: Pairs | None = None,
+        references: Tensor | None = None,
     ) -> Pairs:
-        """Masks (B, B). embeddings: (B, D); labels: (B,) int64; the generator is not used."""
-        pairs = all_pairs(labels)
-        if len(labels) == 0:
+        """Masks (B, M). embeddings: (B, D); labels: (B,) int64; pairs: candidates, None = all of the batch;
+        references: (M, D), embeddings of the candidates' columns, None = the batch. The generator is not used."""
+        pairs = all_pairs(labels) if pairs is None else pairs
+        if pairs.positive.numel() == 0:
             return pairs
         with torch.autocast(embeddings.device.type, enabled=False):
-            points = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
-            similarity = points @ points.T
+            points = full_precision(embeddings)
+            similarity = inner_products(points, None if references is None else references.to(points.dtype))
             hardest_positive = similarity.masked_fill(~pairs.positive, math.inf).amin(dim=1, keepdim=True)
             hardest_negative = similarity.masked_fill(~pairs.negative, -math.inf).amax(dim=1, keepdim=True)
             return Pairs(

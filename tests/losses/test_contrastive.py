@@ -1,5 +1,9 @@
-"""Contrastive loss against hand values, a slow loop and another library."""
+"""Contrastive loss against hand values, the Deep_Metric release, slow loops and another library."""
 
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from pytorch_metric_learning.distances import LpDistance
@@ -7,7 +11,13 @@ from pytorch_metric_learning.losses import ContrastiveLoss
 from torch import Tensor
 
 from raydml.losses.contrastive import Contrastive
-from raydml.tuples import Triplets
+from raydml.tuples import Pairs, Triplets, all_pairs
+from tests.losses.triplet_lists import as_triplets, listed, random_ranges
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+RELEASE = json.loads((GOLDEN / "deep_metric_contrastive.json").read_text())
+# The release of 2019 takes itself as a positive where its own dot product is below 1; ours goes by index.
+CASES = [case for case in RELEASE["cases"] if not case["requires_value_filter"]]
 
 
 def _batch(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -18,7 +28,9 @@ def _batch(seed: int = 0) -> tuple[Tensor, Tensor]:
 
 def _triplets(seed: int = 1) -> Triplets:
     generator = torch.Generator().manual_seed(seed)
-    anchor, positive, negative = (torch.randint(14, (40,), generator=generator) for _ in range(3))
+    anchor = torch.randint(14, (40,), generator=generator)
+    # Never the anchor itself: its distance is 1e-6 here, which keeps the gradient finite, and 0 in the slow loop.
+    positive, negative = ((anchor + torch.randint(1, 14, (40,), generator=generator)) % 14 for _ in range(2))
     return Triplets(anchor, positive, negative, torch.rand(40, generator=generator) > 0.3)
 
 
@@ -35,6 +47,11 @@ LINE_LABELS = torch.tensor([0, 0, 1, 1])
         ({"average_over": "active"}, (0.3 + 4.3) / 2 + (0.3 + 0.6) / 2),
         ({"positive_margin": 0.5, "negative_margin": 0.5}, 3.8 / 2 + 0.1 / 4),
         ({"positive_margin": 0.5, "negative_margin": 0.5, "average_over": "active"}, 3.8 + 0.1),
+        ({"form": "squared"}, (0.3**2 + 4.3**2) / 4 + (0.3**2 + 0.6**2) / 8),
+        ({"form": "squared", "average_over": "active"}, (0.3**2 + 4.3**2) / 4 + (0.3**2 + 0.6**2) / 4),
+        # Over ordered pairs, sums over four anchors; means for each anchor (0: 0.3; 1: 0.6; 2: 0.3 and 0.6; 3: none).
+        ({"average_over": "anchors"}, (2 * (0.3 + 4.3) + 2 * (0.3 + 0.6)) / 4),
+        ({"average_over": "anchor_means"}, (2 * (0.3 + 4.3) + 0.3 + 0.6 + (0.3 + 0.6) / 2) / 4),
     ],
 )
 def test_by_hand(settings: dict, expected: float) -> None:
@@ -89,7 +106,7 @@ def test_where_embeddings_coincide_the_gradient_is_zero_not_nan() -> None:
     for tuples in (None, Triplets(*columns, torch.tensor([True]))):
         points = torch.zeros(3, 4, requires_grad=True)
         value = Contrastive()(points, labels, tuples)
-        assert value.item() == 1  # positives at 0, negatives a whole margin too close
+        assert value.item() == pytest.approx(1, abs=2e-6)  # positives at 0, negatives a whole margin too close
         value.backward()
         assert not points.grad.any()
 
@@ -98,3 +115,113 @@ def test_close_pairs_far_from_the_origin_keep_their_distance() -> None:
     """|x|^2 + |y|^2 - 2xy would round 0.5 away here."""
     points = torch.tensor([[4096.0, 4096.0], [4096.0, 4096.5]])
     assert Contrastive()(points, torch.tensor([0, 0])).item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"form": "similarity"}, {"form": "squared"}])
+def test_defaults_of_each_form(settings: dict) -> None:
+    loss = Contrastive(**settings)
+    similarity = settings.get("form") == "similarity"
+    assert loss.positive_margin == 0
+    assert loss.negative_margin == (0.5 if similarity else 1)
+    assert loss.average_over == ("anchors" if similarity else "all")
+
+
+def test_there_are_golden_cases() -> None:
+    assert len(CASES) == 6
+    assert {case["margin"] for case in CASES} == {0.5, 0.3}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["case"])
+def test_deep_metric_release(case: dict) -> None:
+    with np.load(GOLDEN / "deep_metric_contrastive.npz") as file:
+        golden = {key: torch.from_numpy(file[f"{case['case']}__{key}"]) for key in case["arrays"]}
+    points = golden["embeddings"].requires_grad_()
+    value = Contrastive(form="similarity", negative_margin=case["margin"])(points, golden["labels"])
+    value.backward()
+    torch.testing.assert_close(value, golden["loss"], rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(points.grad, golden["grad"], rtol=1e-7, atol=1e-9)
+
+
+def _slow(rows: list[tuple[int, float, float]], size: int, average: str) -> float:
+    """rows: anchor, cost of its positive, cost of its negative (None where there is none)."""
+    value = 0.0
+    for side in (1, 2):
+        costs = [(row[0], row[side]) for row in rows if row[side] is not None]
+        active = [(anchor, cost) for anchor, cost in costs if cost > 0]
+        total = sum(cost for _, cost in costs)
+        if average == "all":
+            value += total / len(costs)
+        elif average == "active":
+            value += total / len(active)
+        elif average == "anchors":
+            value += total / size
+        else:
+            for i in range(size):
+                of_anchor = [cost for anchor, cost in active if anchor == i]
+                value += sum(of_anchor) / max(len(of_anchor), 1) / size
+    return value
+
+
+def _costs(points: Tensor, a: int, b: int, form: str) -> tuple[float, float]:
+    """As a positive, as a negative: margins 0.2 and 1.1, for similarity 0 and 0.3."""
+    distance, similarity = (points[a] - points[b]).norm().item(), (points[a] @ points[b]).item()
+    pulled, pushed = max(0.0, distance - 0.2), max(0.0, 1.1 - distance)
+    if form == "similarity":
+        return max(0.0, 1 - similarity), similarity if similarity > 0.3 else 0.0
+    return (pulled**2 / 2, pushed**2 / 2) if form == "squared" else (pulled, pushed)
+
+
+@pytest.mark.parametrize("average", ["all", "active", "anchors", "anchor_means"])
+@pytest.mark.parametrize("form", ["linear", "squared", "similarity"])
+def test_every_form_and_average_against_a_slow_loop(form: str, average: str) -> None:
+    points, labels = _batch(2)
+    margins = {"negative_margin": 0.3} if form == "similarity" else {"positive_margin": 0.2, "negative_margin": 1.1}
+    loss = Contrastive(form=form, average_over=average, **margins)  # type: ignore[arg-type]
+    size = len(labels)
+    pairs = [
+        (i, _costs(points, i, j, form)[0], None) if labels[i] == labels[j] else (i, None, _costs(points, i, j, form)[1])
+        for i in range(size)
+        for j in range(size)
+        if i != j
+    ]
+    assert loss(points, labels).item() == pytest.approx(_slow(pairs, size, average), rel=1e-12)
+    ranges = random_ranges(points, labels)
+    rows = listed(ranges)
+    assert len(rows) > 2 * size
+    costs = [(a, _costs(points, a, p, form)[0], _costs(points, a, n, form)[1]) for a, p, n in rows]
+    expected = _slow(costs, size, average)
+    gradients = []
+    for tuples in (ranges, as_triplets(rows)):
+        leaf = points.clone().requires_grad_()
+        value = loss(leaf, labels, tuples)
+        assert value.item() == pytest.approx(expected, rel=1e-12)
+        value.backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
+    few = loss(points, labels, as_triplets(rows[:20]))
+    assert few.item() == pytest.approx(_slow(costs[:20], size, average), rel=1e-12)
+
+
+def test_a_similarity_above_one_costs_nothing_to_a_positive() -> None:
+    points = torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    assert Contrastive(form="similarity")(points, torch.tensor([0, 0, 1])).item() == 0
+
+
+def test_a_margin_for_positives_has_no_place_in_the_similarity_form() -> None:
+    with pytest.raises(ValueError, match=r"form = similarity, positive_margin = 0.1: .* write positive_margin: 0"):
+        Contrastive(form="similarity", positive_margin=0.1)
+
+
+@pytest.mark.parametrize("form", ["linear", "similarity"])
+def test_references_stand_for_the_columns(form: str) -> None:
+    points, memory = torch.tensor([[1.0, 0.0]]).double(), torch.tensor([[0.6, 0.8], [0.8, 0.6], [1.0, 0.0]]).double()
+    pairs = Pairs(torch.tensor([[True, False, False]]), torch.tensor([[False, True, False]]))
+    value = Contrastive(form=form)(points, torch.tensor([0]), pairs, references=memory)  # type: ignore[arg-type]
+    expected = {"linear": 0.8**0.5 + 1 - 0.4**0.5, "similarity": 0.4 + 0.8}[form]
+    assert value.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_other_things_than_tuples_are_refused_with_a_cure() -> None:
+    points, labels = _batch()
+    with pytest.raises(ValueError, match="pairs or triplets or triplet_ranges, not on tuple; choose a miner"):
+        Contrastive()(points, labels, tuple(all_pairs(labels)))  # type: ignore[arg-type]

@@ -12,9 +12,11 @@ from torch import Tensor
 from raydml import plugins
 from raydml.losses.margin import Margin
 from raydml.tuples import Pairs, Triplets
+from tests.losses.triplet_lists import as_triplets, listed, random_ranges
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 DIVIDE_CONQUER = json.loads((GOLDEN / "divide_conquer_margin.json").read_text())
+MIC = json.loads((GOLDEN / "mic_margin.json").read_text())
 EPSILON = 1e-8
 
 
@@ -102,6 +104,30 @@ def test_multi_similarity_release(case: str) -> None:
         torch.testing.assert_close(loss.beta.grad, golden["grad_beta"], rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("case", MIC["hyperparameters"], ids=lambda case: f"c{case['case']}-{case['kind']}")
+def test_mic_release(case: dict) -> None:
+    """The count of the torch it was written for: active positive plus active negative hinges."""
+    name = f"c{case['case']}"
+    with np.load(GOLDEN / "mic_margin.npz") as file:
+        golden = {key.removeprefix(f"{name}_"): torch.from_numpy(file[key]) for key in file if key.startswith(name)}
+    loss = Margin(
+        case["n_classes"],
+        margin=case["margin"],
+        class_beta=golden["beta"].dim() > 0,
+        trainable_beta=case["beta_trainable"],
+    ).double()
+    with torch.no_grad():
+        loss.beta.copy_(golden["beta"])
+    points = golden["emb"].requires_grad_()
+    value = loss(points, golden["labels"], _triplets(*golden["triplets"].T))
+    value.backward()
+    torch.testing.assert_close(value, golden["loss"], **MIC["tolerance"])
+    torch.testing.assert_close(points.grad, golden["grad_emb"], **MIC["tolerance"])
+    assert case["beta_trainable"] == ("grad_beta" in golden) == any(True for _ in loss.parameters())
+    if case["beta_trainable"]:
+        torch.testing.assert_close(loss.beta.grad, golden["grad_beta"], **MIC["tolerance"])
+
+
 # Not a shared beta with nu: the library does not divide that term by the count, the release does (see above).
 @pytest.mark.parametrize(("class_beta", "nu"), [(True, 0.0), (True, 0.03), (False, 0.0)])
 def test_pytorch_metric_learning(class_beta: bool, nu: float) -> None:
@@ -135,6 +161,64 @@ def test_all_pairs_against_a_slow_loop(class_beta: bool) -> None:
                 regulariser += beta if class_beta and sign == 1 else 0.0
     regulariser = regulariser if class_beta else beta
     assert loss(points, labels).item() == pytest.approx((total + nu * regulariser) / count, rel=1e-12)
+
+
+@pytest.mark.parametrize("class_beta", [True, False])
+def test_ranges_of_triplets_against_a_slow_loop(class_beta: bool) -> None:
+    points, labels = _batch(4)
+    ranges = random_ranges(points, labels)
+    rows = listed(ranges)
+    assert len(rows) > 2 * len(points)
+    nu = 0.01
+    loss = Margin(4, margin=0.25, class_beta=class_beta, nu=nu).double()
+    with torch.no_grad():
+        loss.beta.copy_(torch.linspace(0.9, 1.3, len(loss.beta)))
+    total, count, regulariser = 0.0, 0, 0.0
+    for a, p, n in rows:
+        beta = loss.beta[labels[a] if class_beta else 0].item()
+        near, far = (((points[a] - points[i]).square().sum().item() + EPSILON) ** 0.5 for i in (p, n))
+        costs = [max(0.0, near - beta + 0.25), max(0.0, beta - far + 0.25)]
+        total, count = total + sum(costs), count + sum(cost > 0 for cost in costs)
+        regulariser += beta
+    expected = (total + nu * (regulariser if class_beta else beta)) / count
+    gradients = []
+    for tuples in (ranges, as_triplets(rows)):
+        leaf = points.clone().requires_grad_()
+        loss.zero_grad()
+        value = loss(leaf, labels, tuples)
+        assert value.item() == pytest.approx(expected, rel=1e-12)
+        value.backward()
+        gradients.append(torch.cat([leaf.grad.flatten(), loss.beta.grad]))
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
+
+
+def test_a_constant_beta_is_kept_but_not_learned() -> None:
+    fixed = Margin(3, beta=0.8, trainable_beta=False)
+    assert not list(fixed.parameters())
+    assert fixed.state_dict()["beta"].tolist() == pytest.approx([0.8] * 3)
+    points, labels = _batch()
+    torch.testing.assert_close(
+        Margin(4, beta=0.8, trainable_beta=False)(points, labels), Margin(4, beta=0.8)(points, labels)
+    )
+
+
+def test_a_penalty_on_a_constant_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"nu = 0.1, trainable_beta = False: .* write nu: 0 or trainable_beta: true"):
+        Margin(3, nu=0.1, trainable_beta=False)
+
+
+def test_references_stand_for_the_columns() -> None:
+    """Two anchors against a memory of three: (0, 0) is a positive pair, (1, 2) a negative one."""
+    points, memory = torch.tensor([[0.0], [1.0]]).double(), torch.tensor([[1.15], [7.0], [2.05]]).double()
+    positive, negative = torch.zeros(2, 2, 3, dtype=torch.bool)
+    positive[0, 0] = negative[1, 2] = True
+    loss = Margin(2).double()
+    with torch.no_grad():
+        loss.beta.copy_(torch.tensor([1.2, 1.0]))
+    value = loss(points, torch.tensor([0, 1]), Pairs(positive, negative), references=memory)
+    assert value.item() == pytest.approx(((1.15 - 1.2 + 0.2) + (1.0 - 1.05 + 0.2)) / 2, abs=1e-6)
+    with pytest.raises(ValueError, match=r"references: .* no place in Triplets"):
+        loss(points, torch.tensor([0, 1]), _triplets([0], [0], [1]), references=memory)
 
 
 def test_without_an_active_pair_nu_adds_nothing() -> None:

@@ -111,3 +111,22 @@ def test_triplets_are_refused_with_a_cure() -> None:
     points, labels = _batch()
     with pytest.raises(ValueError, match="a miner that yields pairs"):
         MultiSimilarity()(points, labels, (labels, labels, labels, labels))  # type: ignore[arg-type]
+
+
+def test_scales_that_look_swapped_are_refused_with_reason_and_cure() -> None:
+    with pytest.raises(ValueError, match=r"alpha = 40, beta = 2: .* write alpha = 2, beta = 40") as caught:
+        MultiSimilarity(alpha=40, beta=2)
+    assert "the softer scale" in str(caught.value)
+    MultiSimilarity(alpha=2, beta=2)
+
+
+def test_references_are_the_columns_of_the_pairs() -> None:
+    """Rows against the whole batch as a memory are the first rows of the batch against itself."""
+    points, labels = _batch()
+    pairs = all_pairs(labels)
+    some = Pairs(*(mask[:4] for mask in pairs))
+    rest = torch.arange(14)[:, None] < 4
+    expected = MultiSimilarity()(points, labels, Pairs(pairs.positive & rest, pairs.negative & rest)) * 14 / 4
+    value = MultiSimilarity()(points[:4], labels[:4], some, points.float().double())
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+    assert MultiSimilarity()(points[:4].float(), labels[:4], some, points).dtype == torch.float32

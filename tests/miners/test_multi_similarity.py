@@ -6,7 +6,7 @@ from pytorch_metric_learning.miners import MultiSimilarityMiner as Theirs
 from torch import Tensor
 
 from raydml.miners.multi_similarity import MultiSimilarityMiner
-from raydml.tuples import Pairs
+from raydml.tuples import Pairs, all_pairs
 
 
 def _batch(seed: int = 0, num_rows: int = 20) -> tuple[Tensor, Tensor]:
@@ -77,3 +77,46 @@ def test_an_anchor_without_positives_or_negatives_keeps_nothing() -> None:
         pairs: Pairs = MultiSimilarityMiner(epsilon=3.0)(points, labels)
         assert not pairs.positive.any()
         assert not pairs.negative.any()
+
+
+def test_it_mines_from_the_candidates_it_is_given() -> None:
+    points, labels = _batch(1)
+    pairs = all_pairs(labels)
+    odd = torch.arange(20) % 2 == 1
+    mined = MultiSimilarityMiner()(points, labels, None, Pairs(pairs.positive & odd, pairs.negative & odd))
+    kept = MultiSimilarityMiner()(points[:0], labels[:0], None, Pairs(*(mask[:0] for mask in pairs)), points)
+    assert [mask.shape for mask in kept] == [(0, 20), (0, 20)]
+    # The same as with only the odd rows as references.
+    some = Pairs(*(mask[:, odd] for mask in pairs))
+    direct = MultiSimilarityMiner()(points, labels, None, some, points[odd].float())
+    for mask, expected in zip(mined, direct, strict=True):
+        assert not mask[:, ~odd].any()
+        assert torch.equal(mask[:, odd], expected)
+        assert expected.any()
+
+
+def test_candidates_of_a_memory_against_a_slow_loop() -> None:
+    points, labels = _batch(3, 8)
+    memory, theirs = _batch(4, 30)
+    same = labels[:, None] == theirs
+    some = torch.rand(8, 30, generator=torch.Generator().manual_seed(0)) < 0.6
+    given = Pairs(same & some, ~same & some)
+    mined = MultiSimilarityMiner(epsilon=0.1)(points, labels, None, given, memory)
+    for i in range(8):
+        s = [float(points[i] @ other) for other in memory]
+        positives, negatives = (mask[i].nonzero().flatten().tolist() for mask in given)
+        hard_p = {j for j in positives if negatives and s[j] - 0.1 < max(s[n] for n in negatives)}
+        hard_n = {j for j in negatives if positives and s[j] + 0.1 > min(s[p] for p in positives)}
+        assert set(mined.positive[i].nonzero().flatten().tolist()) == hard_p
+        assert set(mined.negative[i].nonzero().flatten().tolist()) == hard_n
+    assert 0 < mined.positive.sum() < given.positive.sum()
+
+
+def test_without_references_candidates_are_of_the_batch() -> None:
+    points, labels = _batch(3)
+    possible = all_pairs(labels)
+    given = Pairs(possible.positive & torch.ones(20, 20).tril().bool(), possible.negative)
+    mined = MultiSimilarityMiner()(points, labels, None, given)
+    assert mined.positive.any()
+    assert not (mined.positive & ~given.positive).any()
+    assert not torch.equal(mined.negative, MultiSimilarityMiner()(points, labels).negative)

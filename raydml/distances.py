@@ -1,0 +1,168 @@
+"""Distances and similarities between the rows of a batch, as matrices whose gradients are finite everywhere.
+
+All functions take points in float32 or wider: see `full_precision` for what a loss must do before.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Below it a squared distance is taken for zero: its root keeps a finite (zero) gradient.
+SMALLEST_SQUARE = 1e-12
+
+# The logarithm of nothing, near enough: its exponential is 0, and what is multiplied by it stays finite.
+NOTHING = -1e30
+
+
+def full_precision(embeddings: Tensor) -> Tensor:
+    """Embeddings in float32, or as they are where they are wider.
+
+    Differences of nearby points, and similarities that a loss multiplies by 40, need more than the 8 bits of
+    bfloat16. Call it with autocast switched off, or the next product rounds again.
+    """
+    return embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+
+
+def squared_euclidean(points: Tensor, others: Tensor | None = None) -> Tensor:
+    """Squared distances (B, M) of points (B, D) from others (M, D), or from each other; at least 0.
+
+    As |x|^2 + |y|^2 - 2xy, a matrix product, many times faster than differences. What that costs in accuracy is bounded
+    by measuring from the mean of the points: the error is about 1e-7 (float32) of the squared radius of the cloud,
+    wherever the cloud lies. A point is at 0 from itself.
+    """
+    if others is None:
+        squares: Tensor = _SquaresAmong.apply(points)
+        return squares
+    centre = _mean(points.detach())
+    rows, columns = points - centre, others - centre
+    norms = rows.square().sum(dim=1)[:, None] + columns.square().sum(dim=1)
+    return torch.addmm(norms, rows, columns.T, alpha=-2).clamp(min=0)
+
+
+def euclidean(points: Tensor, others: Tensor | None = None) -> Tensor:
+    """Distances (B, M) of points (B, D) from others (M, D), or from each other.
+
+    At least 1e-6, with gradient 0 there: the distance of two equal points has no gradient.
+    """
+    if others is None:
+        distances: Tensor = _DistancesAmong.apply(points)
+        return distances
+    return squared_euclidean(points, others).clamp(min=SMALLEST_SQUARE).sqrt()
+
+
+def inner_products(points: Tensor, others: Tensor | None = None) -> Tensor:
+    """Dot products (B, M) of points (B, D) with others (M, D), or with each other: cosines of unit vectors."""
+    if others is None:
+        products: Tensor = _ProductsAmong.apply(points)
+        return products
+    return points @ others.T
+
+
+# Among the points of one batch the gradient of a matrix reaches a point by its row and by its column. Autograd would
+# follow the two with a product each and a node for every step between; written out it is one product of their sum.
+
+
+class _ProductsAmong(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, points: Tensor) -> Tensor:
+        ctx.save_for_backward(points)
+        return points @ points.T
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (points,) = ctx.saved_tensors
+        return (gradient + gradient.T) @ points
+
+
+class _SquaresAmong(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, points: Tensor) -> Tensor:
+        ctx.save_for_backward(points)
+        return _squares_among(points, 0.0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (points,) = ctx.saved_tensors
+        return _pull(points, gradient, 2)
+
+
+class _DistancesAmong(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, points: Tensor) -> Tensor:
+        distances = _squares_among(points, SMALLEST_SQUARE).sqrt_()
+        ctx.save_for_backward(points, distances)
+        return distances
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        points, distances = ctx.saved_tensors
+        pull = (gradient / distances).masked_fill_(distances <= SMALLEST_SQUARE**0.5, 0)
+        return _pull(points, pull, 1)
+
+
+def _mean(points: Tensor) -> Tensor:
+    return points.sum(dim=0) / max(len(points), 1)
+
+
+def _squares_among(points: Tensor, smallest: float) -> Tensor:
+    centred = points - _mean(points)
+    products = centred @ centred.T
+    norms = products.diagonal()  # not summed anew: so the distance of a point from itself is exactly 0
+    return torch.add(norms[:, None] + norms, products, alpha=-2).clamp_(min=smallest)
+
+
+def _pull(points: Tensor, weight: Tensor, factor: int) -> Tensor:
+    """(B, D): factor times the sum over j of (weight_ij + weight_ji) (x_i - x_j)."""
+    weight = weight + weight.T
+    # Differences do not feel a shift; far from the origin their terms would cancel to noise.
+    centred = points - _mean(points)
+    return torch.addmm(weight.sum(dim=1, keepdim=True) * centred, weight, centred, beta=factor, alpha=-factor)
+
+
+def listed_entries(matrix: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Entries (K, T) of a matrix (B, M) at rows (T,) and columns (K, T), both int64."""
+    return matrix.flatten().index_select(0, (rows * matrix.shape[1] + columns).flatten()).view_as(columns)
+
+
+def listed_squares(points: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Squared distances (K, T) of points (B, D) at rows (T,) from points at columns (K, T), both int64; at least 0.
+
+    A short list takes K T D differences, which are exact; a long one is read from the matrix of all pairs.
+    """
+    if len(rows) > 2 * len(points):
+        return listed_entries(squared_euclidean(points), rows, columns)
+    ends = points.index_select(0, columns.flatten()).view(*columns.shape, points.shape[1])
+    return (points.index_select(0, rows) - ends).square().sum(dim=2)
+
+
+def masked_logsumexp(values: Tensor, mask: Tensor, dim: int = 1) -> Tensor:
+    """Log of the sum of exponentials over the masked entries of each row (dim 1) or column (dim 0).
+
+    Where the mask is empty it is about NOTHING, finite with gradient 0: minus infinity would make gradients NaN.
+    """
+    result: Tensor = _MaskedLogSumExp.apply(values, mask, dim)
+    return result
+
+
+class _MaskedLogSumExp(torch.autograd.Function):
+    """By way of softmax, which is its gradient, and whose fused kernel does not mind exponentials that underflow.
+
+    Those of torch.logsumexp take 20 times as long on a CPU, and most of what is masked or far from the maximum does.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, mask: Tensor, dim: int) -> Tensor:
+        hidden = values.masked_fill(~mask, NOTHING)
+        share = hidden.softmax(dim=dim)
+        ctx.dim = dim
+        ctx.save_for_backward(share * mask)
+        if hidden.shape[dim] == 0:
+            return share.sum(dim=dim) + NOTHING
+        # The largest share is exp(maximum - result), at least one over their number.
+        return hidden.amax(dim=dim) - share.amax(dim=dim).log()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (share,) = ctx.saved_tensors
+        return share * gradient.unsqueeze(ctx.dim), None, None

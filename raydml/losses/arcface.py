@@ -1,0 +1,82 @@
+"""ArcFace: Deng et al., ArcFace: Additive Angular Margin Loss for Deep Face Recognition, CVPR 2019."""
+
+import math
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from raydml.distances import full_precision
+from raydml.tuples import Pairs, TripletRanges, Triplets
+
+# Below it the squared sine is taken for it: its root keeps a finite (zero) gradient at the angles 0 and pi.
+SMALLEST_SQUARED_SINE = 1e-12
+
+
+class ArcFace(nn.Module):
+    """ArcFace: classify by cosine, with a margin added to the angle to the own class; takes no miner.
+
+    With theta_ic the angle between x_i and class vector w_c, the cross-entropy of the logits
+
+        scale * cos(theta_ic + margin * [c = y_i])
+
+    averaged over the batch: equation 3. Embeddings and class vectors are normalised inside the loss, both by
+    max(norm, 1e-12); no bias. The cosine of the sum is cos(theta) cos(margin) - sin(theta) sin(margin), without an
+    arc cosine, whose gradient is infinite at angles 0 and pi.
+
+    Where theta + margin > pi, its cosine would rise again and reward an angle for growing. There the logit is
+    scale * (cos(theta) - margin * sin(margin)), which goes on falling, as in the authors' release (its easy margin
+    switched off) and in pytorch-metric-learning. At theta + margin = pi the logit drops by a step.
+
+    The ICML 2020 benchmark takes scale 16, and also clamps every cosine to at least 1e-10, which stops gradients of
+    obtuse angles; here nothing is clamped. The class matrix starts uniform in +-1/sqrt(embedding_dim), as in
+    normalized_softmax, so that one learning rate serves both.
+    """
+
+    accepts: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_dim: int,
+        *,
+        scale: Annotated[
+            float, Field(gt=0, description="multiplies the cosines; 64 in the paper, 16 in the ICML 2020 benchmark")
+        ] = 64.0,
+        margin: Annotated[
+            float,
+            Field(
+                ge=0,
+                le=math.pi / 2,
+                description="added to the angle to the own class, in radians; 0.5 (28.6 degrees) in the paper",
+            ),
+        ] = 0.5,
+    ) -> None:
+        super().__init__()
+        self.scale = scale
+        self.margin = margin
+        bound = embedding_dim**-0.5
+        self.weight = nn.Parameter(torch.empty(num_classes, embedding_dim).uniform_(-bound, bound))
+
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, tuples: Pairs | Triplets | TripletRanges | None = None
+    ) -> Tensor:
+        """Scalar, float32 or wider. embeddings: (B, D); labels: (B,) int64 in 0..num_classes-1; tuples: None."""
+        if tuples is not None:
+            raise ValueError("arcface learns from labels alone: set miner to null")
+        with torch.autocast(embeddings.device.type, enabled=False):
+            points = full_precision(embeddings)
+            cosine = functional.normalize(points) @ functional.normalize(self.weight.to(points.dtype)).T
+            own = labels[:, None]
+            logits = self.scale * cosine.scatter(1, own, self._with_margin(cosine.gather(1, own)))
+            # Sum and division, because the mean of an empty batch is NaN.
+            return functional.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1)
+
+    def _with_margin(self, cosine: Tensor) -> Tensor:
+        """cos(theta + margin) from cos(theta), continued downwards where the sum exceeds pi."""
+        sine = (1 - cosine.square()).clamp(min=SMALLEST_SQUARED_SINE).sqrt()
+        shifted = cosine * math.cos(self.margin) - sine * math.sin(self.margin)
+        beyond = cosine - self.margin * math.sin(self.margin)
+        return torch.where(cosine >= math.cos(math.pi - self.margin), shifted, beyond)

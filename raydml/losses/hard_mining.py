@@ -1,0 +1,44 @@
+"""Hard-mining loss: Wang, the Deep_Metric code (github.com/bnu-wangxun/Deep_Metric), 2019; no paper."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from raydml.losses._pairs import dot_products, mean_weights
+from raydml.tuples import Pairs, chosen_pairs
+
+
+class HardMining(nn.Module):
+    """Hard-mining loss: mean negative similarity minus mean positive similarity of the mined pairs.
+
+    For anchor i with chosen positives P and negatives N and dot products s:
+
+        mean_P (1 - s) + mean_N s
+
+    averaged over all B anchors: those with nothing chosen add 0 but count. An empty side adds 0.
+
+    The loss itself is linear, without margin and without settings, and negative where negatives point away: all that
+    makes it one is the mining. Put the multi_similarity miner (epsilon 0.1) before it, as the release does; its
+    "triplet" file is the same loss with an epsilon of the user's. Without a miner every pair of the batch pulls alike.
+
+    Embeddings are used as they come, as in the release. Departure: an item is left out of its own positives by index,
+    not by "s < 1".
+    """
+
+    accepts: ClassVar[tuple[str, ...]] = ("pairs",)
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, tuples: Pairs | None = None, references: Tensor | None = None
+    ) -> Tensor:
+        """Scalar, float32 or wider. embeddings: (B, D); labels: (B,) int64; None = all pairs; references: (M, D)."""
+        pairs = chosen_pairs(tuples, labels)
+        # Similarities of hard pairs differ by less than the 8 bits that autocast would leave them.
+        with torch.autocast(embeddings.device.type, enabled=False):
+            similarity = dot_products(embeddings, references)
+            positive, negative = (mean_weights(mask, similarity.dtype) for mask in pairs)
+            ones = pairs.positive.any(dim=1).sum()  # the 1 of each mean over 1 - s
+            return (((negative - positive) * similarity).sum() + ones) / max(len(labels), 1)

@@ -1,0 +1,67 @@
+"""Proxy-Anchor: Kim et al., Proxy Anchor Loss for Deep Metric Learning, CVPR 2020."""
+
+import math
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from raydml.distances import full_precision
+from raydml.tuples import Pairs, TripletRanges, Triplets
+
+
+class ProxyAnchor(nn.Module):
+    """Proxy-Anchor: each class's proxy is the anchor, against all items of the batch; takes no miner.
+
+    With cosines s(x, p), X_p the items of proxy p's class, P all proxies and P+ those with an item in the batch:
+
+        1/|P+| sum_{p in P+} log(1 + sum_{x in X_p} exp(-alpha (s(x, p) - delta)))
+        + 1/|P| sum_{p in P} log(1 + sum_{x not in X_p} exp(alpha (s(x, p) + delta)))
+
+    Embeddings and proxies are normalised inside the loss, both by max(norm, 1e-12). Agrees with
+    pytorch-metric-learning.
+
+    One proxy a class. They start from N(0, 2/num_classes), the He rule over the number of classes, as in the authors'
+    release, drawn from torch's own generator: the caller seeds it. Published runs give the proxies a learning rate 100
+    times the network's (the optimiser's loss_learning_rate).
+    """
+
+    accepts: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_dim: int,
+        *,
+        alpha: Annotated[float, Field(gt=0, description="sharpness on both sides; 32 in the paper")] = 32.0,
+        delta: Annotated[float, Field(ge=0, description="margin, in cosine, on both sides; 0.1 in the paper")] = 0.1,
+    ) -> None:
+        super().__init__()
+        self.alpha = alpha
+        self.delta = delta
+        self.proxies = nn.Parameter(torch.randn(num_classes, embedding_dim) * math.sqrt(2 / num_classes))
+
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, tuples: Pairs | Triplets | TripletRanges | None = None
+    ) -> Tensor:
+        """Scalar, float32 or wider. embeddings: (B, D); labels: (B,) int64 in 0..num_classes-1; tuples: None."""
+        if tuples is not None:
+            raise ValueError("proxy_anchor learns from labels alone: set miner to null")
+        with torch.autocast(embeddings.device.type, enabled=False):
+            points = full_precision(embeddings)
+            cosine = functional.normalize(points) @ functional.normalize(self.proxies.to(points.dtype)).T
+            num_proxies = len(self.proxies)
+            own = labels[:, None] == torch.arange(num_proxies, device=labels.device)
+            pulled = _log_one_plus_sum_exp(-self.alpha * (cosine - self.delta), own)
+            pushed = _log_one_plus_sum_exp(self.alpha * (cosine + self.delta), ~own)
+            num_present = own.any(dim=0).sum().clamp(min=1)
+            # Proxies without items of their class add log(1 + 0) to the first sum.
+            return pulled.sum() / num_present + pushed.sum() / num_proxies
+
+
+def _log_one_plus_sum_exp(values: Tensor, mask: Tensor) -> Tensor:
+    """(B, C) to (C,): log(1 + sum of exp over the masked entries of a column), without overflow."""
+    one = values.new_zeros(1, values.shape[1])  # exp(0), and the reason why no column is ever empty
+    return torch.logsumexp(torch.cat([one, values.masked_fill(~mask, -math.inf)]), dim=0)

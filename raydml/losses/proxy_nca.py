@@ -1,0 +1,64 @@
+"""Proxy-NCA: Movshovitz-Attias et al., No Fuss Distance Metric Learning Using Proxies, ICCV 2017."""
+
+import math
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from raydml.distances import full_precision
+from raydml.tuples import Pairs, TripletRanges, Triplets
+
+
+class ProxyNCA(nn.Module):
+    """Proxy-NCA: near the proxy of the own class, compared with all other classes' proxies; takes no miner.
+
+    With squared distances d between embedding x_i and proxy p_c, both normalised inside the loss (by max(norm, 1e-12))
+    and multiplied by scale, the mean over the batch of
+
+        d(x_i, p_{y_i}) + log sum_{c != y_i} exp(-d(x_i, p_c))
+
+    The own proxy is not in the sum, so the loss has no lower bound at 0 and is often negative. Between vectors of one
+    length, d = 2 scale^2 (1 - cos), and the constant cancels: computed from cosines.
+
+    One proxy a class, drawn from N(0, 1) / 8 by torch's own generator: the caller seeds it. Scale 3 and this start are
+    those of the MIC release and the ICML 2020 benchmark. pytorch-metric-learning has the own proxy in the sum too
+    (log(1 + exp(.)) of each item's loss here) and leaves the scale at 1 (its softmax_scale is scale^2).
+    """
+
+    accepts: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_dim: int,
+        *,
+        scale: Annotated[
+            float, Field(gt=0, description="length of embeddings and proxies; 3 in the MIC release and the benchmark")
+        ] = 3.0,
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(
+                f"proxy_nca compares with the other classes' proxies, and num_classes = {num_classes} leaves none: "
+                "train on two classes or more"
+            )
+        self.scale = scale
+        self.proxies = nn.Parameter(torch.randn(num_classes, embedding_dim) / 8)
+
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, tuples: Pairs | Triplets | TripletRanges | None = None
+    ) -> Tensor:
+        """Scalar, float32 or wider. embeddings: (B, D); labels: (B,) int64 in 0..num_classes-1; tuples: None."""
+        if tuples is not None:
+            raise ValueError("proxy_nca learns from labels alone: set miner to null")
+        with torch.autocast(embeddings.device.type, enabled=False):
+            points = full_precision(embeddings)
+            cosine = functional.normalize(points) @ functional.normalize(self.proxies.to(points.dtype)).T
+            closeness = 2 * self.scale**2 * cosine
+            own = labels[:, None]
+            others = torch.logsumexp(closeness.scatter(1, own, -math.inf), dim=1)
+            # Sum and division, because the mean of an empty batch is NaN.
+            return (others - closeness.gather(1, own).squeeze(1)).sum() / max(len(labels), 1)

@@ -1,0 +1,101 @@
+"""SNR loss: Yuan et al., Signal-to-Noise Ratio: A Robust Distance Metric for Deep Metric Learning, CVPR 2019."""
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from raydml.distances import SMALLEST_SQUARE, full_precision, listed_squares, squared_euclidean
+from raydml.tuples import Pairs, TripletRanges, Triplets, all_pairs, check_kind, counts, spread
+
+
+class SNRContrastive(nn.Module):
+    """Contrastive loss on the noise of a pair relative to the signal of its anchor.
+
+    The distance of x from an anchor a is the inverse ratio of signal to noise, with variances over the D coordinates
+    of one embedding:
+
+        d(a, x) = var(a - x) / var(a)
+
+    A positive pair costs max(0, d - positive_margin), a negative pair max(0, negative_margin - d); the loss is the mean
+    over the chosen positive pairs plus the mean over the chosen negative pairs, each 0 where there is none.
+    average_over: "active" leaves out pairs that cost nothing, as pytorch-metric-learning does.
+
+    The variance takes no notice of an embedding's own mean, so the paper holds it at zero: zero_mean times the mean
+    over the batch of |sum over the coordinates of x| is added, where a pair is left at all. Its weight is that of the
+    ICML 2020 benchmark, the margins are those of pytorch-metric-learning.
+
+    Embeddings are used as they come. Departure: an anchor whose variance is zero has no signal, hence no distance, and
+    is left out with its pairs, where the releases divide by zero.
+    """
+
+    accepts: ClassVar[tuple[str, ...]] = ("pairs", "triplets", "triplet_ranges")
+
+    def __init__(
+        self,
+        *,
+        positive_margin: Annotated[
+            float, Field(ge=0, description="ratio up to which a positive costs nothing; 0 in pytorch-metric-learning")
+        ] = 0.0,
+        negative_margin: Annotated[
+            float, Field(gt=0, description="ratio from which on a negative costs nothing; 1 in pytorch-metric-learning")
+        ] = 1.0,
+        zero_mean: Annotated[
+            float,
+            Field(ge=0, description="weight of the penalty on an embedding's mean; 0.005 in the ICML 2020 benchmark"),
+        ] = 0.005,
+        average_over: Annotated[
+            Literal["all", "active"],
+            Field(description="the pairs to average over: all chosen, or only those that cost something"),
+        ] = "all",
+    ) -> None:
+        super().__init__()
+        self.positive_margin = positive_margin
+        self.negative_margin = negative_margin
+        self.zero_mean = zero_mean
+        self.average_over = average_over
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        tuples: Pairs | Triplets | TripletRanges | None = None,
+        references: Tensor | None = None,
+    ) -> Tensor:
+        """Scalar, float32 or wider. embeddings: (B, D); labels: (B,) int64; None = all pairs.
+
+        references: (M, D), the embeddings of the columns of pairs; None = the batch.
+        """
+        tuples = all_pairs(labels) if tuples is None else tuples
+        check_kind(tuples, self.accepts, references)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            points = full_precision(embeddings)
+            # Without its own mean, an embedding's squared length is D times its variance, a difference's likewise.
+            centred = points - points.mean(dim=1, keepdim=True)
+            if isinstance(tuples, Triplets):
+                noise = listed_squares(centred, tuples.anchor, torch.stack(tuples[1:3]))
+                to_positive, to_negative = noise.unbind()
+            else:
+                others = None
+                if references is not None:
+                    others = references.to(points.dtype)
+                    others = others - others.mean(dim=1, keepdim=True)
+                to_positive = to_negative = squared_euclidean(centred, others)
+            signal = centred.square().sum(dim=1)
+            # Relative to its length: what rounding leaves of equal coordinates is no signal.
+            heard = spread(signal > SMALLEST_SQUARE * (1 + points.square().sum(dim=1)), tuples)
+            signal = spread(signal, tuples)
+            per_signal = signal.masked_fill(~heard, 1).reciprocal()
+            num_positive, num_negative = counts(tuples)
+            pulled = (to_positive * per_signal - self.positive_margin).clamp(min=0)
+            pushed = (self.negative_margin - to_negative * per_signal).clamp(min=0)
+            loss = self._mean(pulled, num_positive * heard) + self._mean(pushed, num_negative * heard)
+            if self.zero_mean > 0:
+                penalty = points.sum(dim=1).abs().sum() / max(len(labels), 1)
+                loss = loss + self.zero_mean * penalty * (num_positive.any() | num_negative.any())
+            return loss
+
+    def _mean(self, cost: Tensor, count: Tensor) -> Tensor:
+        divisor = count.sum() if self.average_over == "all" else ((cost > 0) * count).sum()
+        return (cost * count).sum() / divisor.clamp(min=1)

@@ -1,0 +1,89 @@
+"""SoftTriple: Qian et al., SoftTriple Loss: Deep Metric Learning Without Triplet Sampling, ICCV 2019."""
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from raydml.distances import full_precision
+from raydml.tuples import Pairs, TripletRanges, Triplets
+
+# Inside the root, as in the authors' release: keeps the gradient finite where two centres coincide, which is where the
+# regulariser draws them.
+DISTANCE_EPSILON = 1e-5
+
+
+class SoftTriple(nn.Module):
+    """SoftTriple: softmax over classes that have several centres each; takes no miner.
+
+    With cosines s_ick of x_i and centre k of class c, the similarity to a class is a soft maximum over its centres,
+
+        S_ic = sum_k q_k s_ick,   q = softmax_k(s_ick / gamma)
+
+    and the loss the cross-entropy of the logits scale * (S_ic - margin * [c = y_i]), averaged over the batch, plus
+
+        tau / (C K (K - 1)) * sum_c sum_{k < l} |w_ck - w_cl|
+
+    which merges centres that a class can do without (0 for K = 1 centre, and for an empty batch). Embeddings and
+    centres are normalised inside the loss, by max(norm, 1e-12). The distance is sqrt(2 - 2 cos + 1e-5), as in the
+    release.
+
+    Follows the paper and its release. The ICML 2020 benchmark's code does not: its softmax runs over classes instead of
+    centres. pytorch-metric-learning has the regulariser apart (SparseCentersRegularizer). Centres start uniform in
+    +-1/sqrt(C K), as in the release. Needs memory for B x C x K cosines.
+    """
+
+    accepts: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_dim: int,
+        *,
+        num_centers: Annotated[int, Field(ge=1, description="centres of each class; 10 in the paper")] = 10,
+        scale: Annotated[
+            float, Field(gt=0, description="multiplies the similarities (lambda); 20 in the paper")
+        ] = 20.0,
+        gamma: Annotated[
+            float, Field(gt=0, description="softness of the maximum over a class's centres; 0.1 in the paper")
+        ] = 0.1,
+        margin: Annotated[
+            float, Field(ge=0, lt=2, description="taken from the own class's similarity (delta); 0.01 in the paper")
+        ] = 0.01,
+        tau: Annotated[
+            float, Field(ge=0, description="weight of the distances between a class's centres; 0.2 in the paper")
+        ] = 0.2,
+    ) -> None:
+        super().__init__()
+        self.scale = scale
+        self.gamma = gamma
+        self.margin = margin
+        self.tau = tau
+        bound = (num_classes * num_centers) ** -0.5
+        self.centers = nn.Parameter(torch.empty(num_classes, num_centers, embedding_dim).uniform_(-bound, bound))
+
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, tuples: Pairs | Triplets | TripletRanges | None = None
+    ) -> Tensor:
+        """Scalar, float32 or wider. embeddings: (B, D); labels: (B,) int64 in 0..num_classes-1; tuples: None."""
+        if tuples is not None:
+            raise ValueError("soft_triple learns from labels alone: set miner to null")
+        with torch.autocast(embeddings.device.type, enabled=False):
+            points = full_precision(embeddings)
+            centers = functional.normalize(self.centers.to(points.dtype), dim=2)
+            cosine = (functional.normalize(points) @ centers.flatten(end_dim=1).T).unflatten(1, centers.shape[:2])
+            similarity = ((cosine / self.gamma).softmax(dim=2) * cosine).sum(dim=2)
+            own = labels[:, None]
+            logits = self.scale * similarity.scatter_add(1, own, similarity.new_full(own.shape, -self.margin))
+            # Sum and division, because the mean of an empty batch is NaN.
+            classification = functional.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1)
+            return classification + self.tau * min(len(labels), 1) * _spread(centers)
+
+
+def _spread(centers: Tensor) -> Tensor:
+    """Half the mean distance between different centres of a class. centers: (C, K, D), unit vectors."""
+    num_classes, num_centers, _ = centers.shape
+    squares = (2 + DISTANCE_EPSILON - 2 * (centers @ centers.mT)).clamp(min=DISTANCE_EPSILON)
+    return squares.sqrt().triu(diagonal=1).sum() / max(num_classes * num_centers * (num_centers - 1), 1)

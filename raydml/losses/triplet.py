@@ -1,0 +1,95 @@
+"""Triplet loss: Schroff et al., FaceNet: A Unified Embedding for Face Recognition and Clustering, CVPR 2015."""
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from raydml.distances import SMALLEST_SQUARE, euclidean, full_precision, listed_squares, squared_euclidean
+from raydml.tuples import TripletRanges, Triplets, all_pairs, all_triplets, check_kind, pair_counts
+
+
+class Triplet(nn.Module):
+    """Triplet loss: a positive nearer than a negative, by a margin.
+
+    For an anchor a, a positive p and a negative n, with squared distances d:
+
+        max(0, d(a, p) - d(a, n) + margin)
+
+    averaged over all chosen triplets, those that cost nothing included, as in the code of MIC (ICCV 2019) and of the
+    ICML 2020 benchmark; `average_over: active` leaves them out, as pytorch-metric-learning does, which keeps the few
+    that cost something from being diluted. `squared: false` takes d as the distance itself, as the code of MDR
+    (AAAI 2021) does. Defaults are FaceNet's; published results come from a miner: without one every triplet of the
+    batch counts.
+
+    All triplets at once cost no more than all pairs: the loss is piecewise linear in the (B, B) distances, so a
+    distance enters as often as it is an active triplet's positive, less as often as it is its negative. These counts
+    are whole numbers and the sum is taken in float64, so nothing is lost where two large sums nearly cancel.
+
+    Embeddings are used as they come. Departure: no 1e-6 is added to the differences of coordinates, as MDR's code does
+    through torch; where two embeddings coincide the gradient is 0.
+    """
+
+    accepts: ClassVar[tuple[str, ...]] = ("triplets", "triplet_ranges")
+
+    def __init__(
+        self,
+        *,
+        margin: Annotated[
+            float, Field(gt=0, description="how much nearer a positive must be than a negative; 0.2 in Schroff et al.")
+        ] = 0.2,
+        squared: Annotated[
+            bool, Field(description="compare squared distances, as Schroff et al. do, or distances themselves")
+        ] = True,
+        average_over: Annotated[
+            Literal["all", "active"],
+            Field(description="the triplets to average over: all chosen, or only those that cost something"),
+        ] = "all",
+    ) -> None:
+        super().__init__()
+        self.margin = margin
+        self.squared = squared
+        self.average_over = average_over
+
+    def forward(self, embeddings: Tensor, labels: Tensor, tuples: Triplets | TripletRanges | None = None) -> Tensor:
+        """Scalar, float32 or wider. embeddings: (B, D); labels: (B,) int64; None = all triplets."""
+        if tuples is not None:
+            check_kind(tuples, self.accepts)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            points = full_precision(embeddings)
+            if isinstance(tuples, Triplets):
+                total, num_all, num_active = self._listed(points, tuples)
+            else:
+                total, num_all, num_active = self._ranges(points, labels, tuples)
+            count = num_all if self.average_over == "all" else num_active
+            return (total / count.clamp(min=1)).to(points.dtype)
+
+    def _listed(self, points: Tensor, triplets: Triplets) -> tuple[Tensor, Tensor, Tensor]:
+        """Sum of the costs, number of triplets, number of those that cost something."""
+        squares = listed_squares(points, triplets.anchor, torch.stack([triplets.positive, triplets.negative]))
+        distance = squares if self.squared else squares.clamp(min=SMALLEST_SQUARE).sqrt()
+        cost = (distance[0] - distance[1] + self.margin).clamp(min=0) * triplets.valid
+        return cost.sum(), triplets.valid.sum(), (cost > 0).sum()
+
+    def _ranges(self, points: Tensor, labels: Tensor, ranges: TripletRanges | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for ranges of triplets, or for all of the batch."""
+        distance = (squared_euclidean(points) if self.squared else euclidean(points)).double()
+        if ranges is None:
+            ranges = all_triplets(distance.detach(), all_pairs(labels))
+        pulled, pushed = pair_counts(self._active(distance.detach(), ranges))
+        num_all = torch.where(ranges.positive, ranges.stop - ranges.start, 0).clamp(min=0).sum()
+        num_active = pulled.sum()
+        total = ((pulled - pushed) * distance).sum() + self.margin * num_active.double()
+        return total, num_all, num_active
+
+    def _active(self, distance: Tensor, ranges: TripletRanges) -> TripletRanges:
+        """The ranges as far as they cost something: negatives nearer than the positive plus the margin.
+
+        distance: (B, B) without gradient.
+        """
+        # Behind the negatives of a row come its other items, out of order: the running maximum lifts them.
+        nearest_first = distance.gather(1, ranges.order).cummax(dim=1).values
+        num_nearer = torch.searchsorted(nearest_first, distance + self.margin)
+        stop = torch.minimum(ranges.stop, num_nearer)
+        return TripletRanges(ranges.positive, ranges.order, ranges.start, stop)

@@ -1,0 +1,54 @@
+"""All tuples of the batch: Hermans et al., In Defense of the Triplet Loss for Person Re-Identification, arXiv 2017."""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from raydml.distances import full_precision, squared_euclidean
+from raydml.tuples import Pairs, TripletRanges, all_pairs, all_triplets
+
+
+class All(nn.Module):
+    """Every pair or every triplet of the batch ("batch all").
+
+    What a loss takes without a miner, for a search space in which "no mining" is a choice among miners. Deterministic.
+
+    Pairs: every ordered pair of two different items. Triplets: every positive pair with every negative of its anchor,
+    as ranges over the negatives in order of the Euclidean distance of the embeddings as they come.
+    """
+
+    def __init__(
+        self,
+        *,
+        tuples: Annotated[
+            Literal["pairs", "triplets"],
+            Field(description="what to yield; must be what the loss takes"),
+        ] = "triplets",
+    ) -> None:
+        super().__init__()
+        self.yields = "pairs" if tuples == "pairs" else "triplet_ranges"
+
+    @torch.no_grad()
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        generator: torch.Generator | None = None,  # noqa: ARG002 - all miners are called alike
+        pairs: Pairs | None = None,
+        references: Tensor | None = None,
+    ) -> Pairs | TripletRanges:
+        """Masks (B, M), or ranges (B, B). embeddings: (B, D); labels: (B,) int64; the generator is not used.
+
+        pairs: what to choose from, None for all of the batch. references: (M, D), what the columns of pairs stand for,
+        None for the batch; ranges are of the batch alone.
+        """
+        pairs = all_pairs(labels) if pairs is None else pairs
+        if self.yields == "pairs":
+            return pairs
+        if references is not None:
+            raise ValueError("all: tuples = 'triplets' are of the batch alone; write tuples: pairs for a memory")
+        with torch.autocast(embeddings.device.type, enabled=False):
+            # Squares have the order of distances.
+            return all_triplets(squared_euclidean(full_precision(embeddings)), pairs)

@@ -1,0 +1,79 @@
+"""Inverse-Gaussian sampling: Wang, the Deep_Metric code of 2018 (github.com/bnu-wangxun/Deep_Metric); no paper."""
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from raydml.distances import full_precision, inner_products
+from raydml.draws import draw_different_columns
+from raydml.tuples import Pairs, all_pairs
+
+# The least weight of a negative, next to the greatest, which is 1: nothing that may be drawn weighs 0.
+SMALLEST_WEIGHT = 1e-300
+
+
+class InverseGaussian(nn.Module):
+    """Inverse-Gaussian sampling: all positives, and a tenth of the negatives, rare similarities first.
+
+    For anchor i, let mu and sigma be the mean and the (population) standard deviation of the dot products s with its
+    negatives. Each negative weighs
+
+        exp((s - mu)^2 / (2 sigma^2))
+
+    the inverse of a Gaussian density, and floor(|N| / one_in) of them are drawn without replacement: none where there
+    are fewer than one_in. All positives stay.
+
+    The code calls this "distance weighted"; it is its author's variant, not the sampling of Wu et al., which is the
+    distance_weighted miner. The weight loss follows it there, with alpha 2 and beta 50. Embeddings are used as they
+    come.
+    """
+
+    yields: ClassVar[str] = "pairs"
+
+    def __init__(
+        self,
+        *,
+        one_in: Annotated[int, Field(ge=1, description="of so many negatives one is drawn; 10 in the code")] = 10,
+    ) -> None:
+        super().__init__()
+        self.one_in = one_in
+
+    @torch.no_grad()
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        generator: torch.Generator | None = None,
+        pairs: Pairs | None = None,
+        references: Tensor | None = None,
+    ) -> Pairs:
+        """Masks (B, M). embeddings: (B, D); labels: (B,) int64; generator: on any device, draws B M numbers;
+        pairs: candidates, None = all of the batch; references: (M, D), embeddings of the candidates' columns,
+        None = the batch."""
+        pairs = all_pairs(labels) if pairs is None else pairs
+        with torch.autocast(embeddings.device.type, enabled=False):
+            points = full_precision(embeddings)
+            similarity = inner_products(points, None if references is None else references.to(points.dtype))
+            weight = negative_weights(similarity, pairs.negative)
+        # How many are drawn depends on the row, so as many as any row may need are drawn and the rest is not used.
+        most = pairs.negative.shape[1] // self.one_in
+        columns = draw_different_columns(weight, generator, most)
+        wanted = pairs.negative.sum(dim=1, keepdim=True) // self.one_in
+        used = torch.arange(most, device=columns.device) < wanted
+        return Pairs(pairs.positive, torch.zeros_like(pairs.negative).scatter(1, columns, used))
+
+
+def negative_weights(similarity: Tensor, negative: Tensor) -> Tensor:
+    """(B, M) float64 weight of each negative in a draw: 1 for the heaviest of its row, 0 for what is no negative."""
+    # In float64, because the weights of 1000 negatives span up to exp(-500).
+    similarity = similarity.double()
+    count = negative.sum(dim=1, keepdim=True).clamp(min=1)
+    mean = similarity.masked_fill(~negative, 0).sum(dim=1, keepdim=True) / count
+    square = (similarity - mean).square().masked_fill(~negative, 0)
+    # Twice the variance; where all negatives are equally similar, all weigh the same.
+    spread = (2 * square.sum(dim=1, keepdim=True) / count).clamp(min=torch.finfo(torch.float64).tiny)
+    exponent = square / spread
+    weight = (exponent - exponent.amax(dim=1, keepdim=True)).exp() if exponent.shape[1] else exponent
+    return weight.clamp(min=SMALLEST_WEIGHT).masked_fill(~negative, 0)

@@ -1,0 +1,48 @@
+"""Orthogonality: the orthogonal regulariser (orth_reg) of Wang's Deep_Metric code, 2018."""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from raydml.model import Network
+from raydml.regularizers._base import Regularizer
+
+
+class Orthogonality(Regularizer):
+    """Orthogonality: keep the directions that the embedding layer projects onto at right angles.
+
+    With W (D, F) the weight of the linear layer that makes the embeddings, the term is
+
+        weight * mean over all D^2 entries of (W W^T with its diagonal set to 0)^2
+
+    Only angles count, not lengths. It does not look at the batch, except that an empty one costs nothing. The release
+    multiplies by whatever its option says, 0 (off) by default; its authors publish no number, so 1 here is no more than
+    a start for a search.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        *,
+        weight: Annotated[
+            float, Field(ge=0, description="multiplies the mean; an option without a published value in the release")
+        ] = 1.0,
+    ) -> None:
+        super().__init__()
+        self.weight = weight
+        # In a tuple, where torch does not look for submodules: the layer's parameters are the network's.
+        self._linear = (network.head.linear,)
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,  # noqa: ARG002 - all regularisers are called alike
+        generator: torch.Generator | None = None,  # noqa: ARG002
+    ) -> Tensor:
+        with torch.autocast(embeddings.device.type, enabled=False):
+            rows = self._linear[0].weight.to(torch.promote_types(embeddings.dtype, torch.float32))
+            products = rows @ rows.T
+            across = products - products.diagonal().diag()
+            return self.weight * min(len(embeddings), 1) * across.square().mean()

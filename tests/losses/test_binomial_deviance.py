@@ -1,0 +1,95 @@
+"""Binomial deviance against hand values, the Deep_Metric code and a slow loop."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from raydml.losses.binomial_deviance import BinomialDeviance
+from raydml.miners.multi_similarity import MultiSimilarityMiner
+from raydml.tuples import Pairs, all_pairs
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+RELEASE = json.loads((GOLDEN / "deep_metric_binomial.json").read_text())
+# The value filter takes rounding of the anchor's own similarity for a positive; ours goes by index.
+CASES = [case for case in RELEASE["cases"] if not case["requires_value_filter"]]
+
+
+def _batch(seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(14, 5, generator=generator, dtype=torch.float64)
+    return torch.nn.functional.normalize(points, dim=1), torch.arange(14) % 4
+
+
+def test_by_hand() -> None:
+    points = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    value = BinomialDeviance(alpha=2, beta=4, base=0.5)(points, torch.tensor([0, 0, 1]))
+    pulled, pushed = math.log1p(math.exp(-2 * 0.5)), math.log1p(math.exp(4 * -0.5))
+    # The third has no positive; the mean over its two negatives is that of one.
+    assert value.item() == pytest.approx((2 * (pulled + pushed) + pushed) / 3, rel=1e-12)
+
+
+def test_defaults_are_the_codes() -> None:
+    loss = BinomialDeviance()
+    assert (loss.alpha, loss.beta, loss.base, loss.divide_by_scale) == (2, 40, 0.5, False)
+
+
+def test_there_are_golden_cases_of_both_paths() -> None:
+    assert sum(case["mining"] for case in CASES) == 2
+    assert sum(not case["mining"] for case in CASES) == 6
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["case"])
+def test_deep_metric(case: dict) -> None:
+    name = case["case"]
+    with np.load(GOLDEN / "deep_metric_binomial.npz") as file:
+        golden = {key: torch.from_numpy(file[f"{name}__{key}"]) for key in case["arrays"]}
+    points, labels = golden["embeddings"].requires_grad_(), golden["labels"].long()
+    if case["mining"]:  # the mined path has the base 0.5 written into it
+        loss = BinomialDeviance(alpha=case["beta"], beta=float(case["alpha"]), divide_by_scale=True)
+        pairs = MultiSimilarityMiner(epsilon=0.1)(points, labels)
+    else:
+        loss, pairs = BinomialDeviance(beta=float(case["alpha"]), base=case["margin"]), None
+    value = loss(points, labels, pairs)
+    value.backward()
+    torch.testing.assert_close(value, golden["loss"], rtol=1e-7, atol=1e-9, check_dtype=False)
+    torch.testing.assert_close(points.grad, golden["grad"], rtol=1e-7, atol=1e-9, check_dtype=False)
+
+
+@pytest.mark.parametrize("divide_by_scale", [False, True])
+def test_a_slow_loop_over_chosen_pairs_with_references(divide_by_scale: bool) -> None:
+    points, labels = _batch()
+    memory = _batch(1)[0][:9] * 1.5
+    generator = torch.Generator().manual_seed(2)
+    kind = torch.randint(4, (14, 9), generator=generator)
+    kind[3], kind[5] = 0, 1
+    loss = BinomialDeviance(alpha=1.7, beta=9.3, base=0.3, divide_by_scale=divide_by_scale)
+    value = loss(points, labels, Pairs(kind == 1, kind == 2), memory)
+    total = 0.0
+    for i in range(14):
+        for wanted, scale in ((1, -1.7), (2, 9.3)):
+            chosen = [j for j in range(9) if kind[i, j] == wanted]
+            terms = [math.log1p(math.exp(scale * (float(points[i] @ memory[j]) - 0.3))) for j in chosen]
+            factor = 2 / abs(scale) if divide_by_scale else 1
+            total += factor * sum(terms) / max(len(terms), 1)
+    assert value.item() == pytest.approx(total / 14, rel=1e-12)
+
+
+def test_settings_that_cannot_be_meant_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"alpha = 40, beta = 2: .* write alpha = 2, beta = 40"):
+        BinomialDeviance(alpha=40, beta=2)
+    points, labels = _batch()
+    with pytest.raises(ValueError, match="a miner that yields pairs"):
+        BinomialDeviance()(points, labels, (labels, labels, labels, labels))  # type: ignore[arg-type]
+
+
+def test_it_does_not_overflow() -> None:
+    points = torch.tensor([[1e3, 0.0], [1e3, 0.0]], requires_grad=True)
+    value = BinomialDeviance()(points, torch.tensor([0, 1]), all_pairs(torch.tensor([0, 1])))
+    assert value.item() == pytest.approx(40 * 1e6, rel=1e-5)  # log(1 + e^x) = x for large x
+    value.backward()
+    assert points.grad.isfinite().all()

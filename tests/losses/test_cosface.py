@@ -1,0 +1,83 @@
+"""CosFace against hand values, a slow loop and another library."""
+
+import math
+
+import pytest
+import torch
+from pytorch_metric_learning.losses import CosFaceLoss
+from torch import Tensor
+
+from raydml.losses.cosface import CosFace
+
+
+def _batch(seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(13, 6, generator=generator, dtype=torch.float64), torch.arange(13) % 5
+
+
+def test_by_hand() -> None:
+    loss = CosFace(2, 2, scale=4, margin=0.25).double()
+    with torch.no_grad():
+        loss.weight.copy_(torch.tensor([[3.0, 0.0], [0.0, 0.1]]))  # lengths must not matter
+    points = torch.tensor([[1.0, 0.0], [0.0, 5.0]], dtype=torch.float64)
+    # Logits 4 (1 - 0.25, 0) for the first, 4 (0 - 0.25, 1) for the second, both of class 0.
+    expected = (math.log1p(math.exp(-3)) + math.log1p(math.exp(5))) / 2
+    assert loss(points, torch.tensor([0, 0])).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_against_a_slow_loop() -> None:
+    points, labels = _batch()
+    loss = CosFace(5, 6, scale=10, margin=0.2).double()
+    total = 0.0
+    for point, label in zip(points.tolist(), labels.tolist(), strict=True):
+        cosines = [
+            sum(x * w for x, w in zip(point, row, strict=True)) / math.hypot(*point) / math.hypot(*row)
+            for row in loss.weight.tolist()
+        ]
+        logits = [10 * (cosine - 0.2 * (c == label)) for c, cosine in enumerate(cosines)]
+        total += math.log(sum(math.exp(logit) for logit in logits)) - logits[label]
+    assert loss(points, labels).item() == pytest.approx(total / 13, rel=1e-12)
+
+
+def test_defaults_are_the_papers() -> None:
+    loss = CosFace(3, 4)
+    assert (loss.scale, loss.margin) == (64, 0.35)
+
+
+@pytest.mark.parametrize("settings", [{}, {"scale": 16.0}, {"margin": 0.1}, {"scale": 8.0, "margin": 0.0}])
+def test_pytorch_metric_learning(settings: dict[str, float]) -> None:
+    points, labels = _batch(1)
+    theirs, ours = CosFaceLoss(5, 6, **settings), CosFace(5, 6, **settings).double()
+    with torch.no_grad():
+        ours.weight.copy_(theirs.W.T)
+    copy = points.clone()
+    value, expected = ours(points.requires_grad_(), labels), theirs(copy.requires_grad_(), labels)
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12)
+    value.backward()
+    expected.backward()
+    torch.testing.assert_close(points.grad, copy.grad, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(ours.weight.grad, theirs.W.grad.T, rtol=1e-9, atol=1e-12)
+
+
+def test_the_class_matrix_starts_as_that_of_normalized_softmax() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        weight = CosFace(3000, 16).weight
+    assert weight.shape == (3000, 16)
+    assert 0.24 < weight.abs().max().item() <= 0.25
+    assert weight.std().item() == pytest.approx(0.25 / math.sqrt(3), rel=0.02)
+
+
+def test_a_class_vector_of_length_zero_does_not_make_nan() -> None:
+    loss = CosFace(3, 4)
+    with torch.no_grad():
+        loss.weight[1] = 0
+    value = loss(torch.eye(3, 4), torch.tensor([0, 1, 2]))
+    value.backward()
+    assert value.isfinite()
+    assert loss.weight.grad.isfinite().all()
+
+
+def test_a_miner_is_refused_with_a_cure() -> None:
+    with pytest.raises(ValueError, match="set miner to null"):
+        CosFace(3, 4)(torch.eye(3, 4), torch.tensor([0, 1, 2]), (None, None))  # type: ignore[arg-type]

@@ -1,0 +1,104 @@
+"""FastAP against hand values, a slow loop and another library."""
+
+import pytest
+import torch
+from pytorch_metric_learning.losses import FastAPLoss
+from torch import Tensor
+
+from raydml.losses import fast_ap
+from raydml.losses.fast_ap import FastAp
+from raydml.tuples import Pairs, all_pairs
+
+
+def _batch(seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Of any length, because the loss normalises."""
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(14, 5, generator=generator, dtype=torch.float64)
+    return points, torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 3, 4, 5])
+
+
+def _value_and_gradient(loss: torch.nn.Module, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = points.clone().requires_grad_()
+    value = loss(leaf, labels)
+    value.backward()
+    return value.detach(), leaf.grad
+
+
+def _slow(cosines: list[list[float]], kind: list[list[int]], num_bins: int) -> float:
+    """Kind 1 is a positive, 2 a negative."""
+    losses = []
+    for row, kinds in zip(cosines, kind, strict=True):
+        histograms = {1: [0.0] * (num_bins + 1), 2: [0.0] * (num_bins + 1)}
+        for s, k in zip(row, kinds, strict=True):
+            if k in histograms:
+                for index in range(num_bins + 1):
+                    histograms[k][index] += max(0.0, 1 - abs((2 - 2 * s) * num_bins / 4 - index))
+        if 1 in kinds:
+            precision = 0.0
+            for index in range(num_bins + 1):
+                positives = sum(histograms[1][: index + 1])
+                both = positives + sum(histograms[2][: index + 1])
+                precision += histograms[1][index] * positives / both if both else 0
+            losses.append(1 - precision / kinds.count(1))
+    return sum(losses) / len(losses)
+
+
+def test_by_hand() -> None:
+    """With one bin, distances fall on centres 0 and 4: at cosine 0.5 three quarters of an item are at 0."""
+    memory = torch.tensor([[1.0, 0.0], [0.5, 0.75**0.5], [-1.0, 0.0]], dtype=torch.float64)
+    positive, negative = torch.tensor([[[False, True, False]], [[True, False, True]]])
+    value = FastAp(num_bins=1)(torch.tensor([[3.0, 0.0]]).double(), torch.zeros(1), Pairs(positive, negative), memory)
+    # At centre 0: 0.75 positive, 1 negative; up to centre 4: 1 and 2.
+    assert value.item() == pytest.approx(1 - (0.75 * 0.75 / 1.75 + 0.25 * 1 / 3), rel=1e-12)
+
+
+def test_default_is_the_papers() -> None:
+    assert FastAp().num_bins == 10
+
+
+@pytest.mark.parametrize("num_bins", [3, 10, 25])
+@pytest.mark.parametrize("seed", range(3))
+def test_pytorch_metric_learning(seed: int, num_bins: int) -> None:
+    points, labels = _batch(seed)
+    value, gradient = _value_and_gradient(FastAp(num_bins=num_bins), points, labels)
+    expected, their_gradient = _value_and_gradient(FastAPLoss(num_bins=num_bins), points, labels)
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(gradient, their_gradient, rtol=1e-8, atol=1e-10)
+
+
+def test_a_slow_loop_over_chosen_pairs_with_references() -> None:
+    points, memory = _batch()[0], _batch(1)[0][:9]
+    kind = torch.randint(4, (14, 9), generator=torch.Generator().manual_seed(2))
+    kind[3], kind[5], kind[6] = 0, 1, 2  # nothing, positives alone, negatives alone
+    cosine = torch.nn.functional.cosine_similarity(points[:, None], memory[None], dim=2)
+    value = FastAp(num_bins=7)(points, torch.arange(14), Pairs(kind == 1, kind == 2), memory)
+    assert value.item() == pytest.approx(_slow(cosine.tolist(), kind.tolist(), 7), rel=1e-12)
+
+
+def test_in_parts_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    points, labels = _batch()
+    whole = _value_and_gradient(FastAp(), points, labels)
+    monkeypatch.setattr(fast_ap, "MOST_NUMBERS", 3 * 14 * 14)  # three centres at a time
+    for one, other in zip(_value_and_gradient(FastAp(), points, labels), whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-15)
+
+
+def test_perfect_and_hopeless_rankings() -> None:
+    points = torch.eye(2, dtype=torch.float64)[[0, 0, 1, 1]]
+    assert FastAp()(points, torch.tensor([0, 0, 1, 1])).item() == 0
+    # Before the one positive come the only two negatives, or rather one with it.
+    assert FastAp()(points, torch.tensor([0, 1, 0, 1])).item() == pytest.approx(1 - 1 / 3)
+
+
+def test_queries_without_positives_do_not_count() -> None:
+    points, labels = _batch()
+    pairs = all_pairs(labels)
+    rows = slice(0, 12)  # the last two are alone in their classes
+    some = FastAp()(points[rows], labels[rows], Pairs(*(mask[rows] for mask in pairs)), points)
+    torch.testing.assert_close(FastAp()(points, labels), some, rtol=1e-12, atol=0)
+
+
+def test_triplets_are_refused_with_a_cure() -> None:
+    points, labels = _batch()
+    with pytest.raises(ValueError, match="a miner that yields pairs"):
+        FastAp()(points, labels, (labels, labels, labels, labels))  # type: ignore[arg-type]

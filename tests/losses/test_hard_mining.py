@@ -1,0 +1,59 @@
+"""Hard-mining loss against hand values and the Deep_Metric code."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from raydml.losses.hard_mining import HardMining
+from raydml.miners.multi_similarity import MultiSimilarityMiner
+from raydml.tuples import Pairs
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+RELEASE = json.loads((GOLDEN / "deep_metric_hardmining.json").read_text())
+# The value filter takes rounding of the anchor's own similarity for a positive; ours goes by index.
+CASES = [case for case in RELEASE["cases"] if not case["requires_value_filter"]]
+
+
+def test_by_hand() -> None:
+    points = torch.tensor([[1.0, 0.0], [0.6, 0.8], [-0.5, 0.5], [0.0, 1.0]], dtype=torch.float64)
+    value = HardMining()(points, torch.tensor([0, 0, 1, 2]))
+    # The first two have a positive (1 - 0.6) and two negatives, the others three negatives each.
+    first, second = 0.4 + (-0.5 + 0.0) / 2, 0.4 + (0.1 + 0.8) / 2
+    third, fourth = (-0.5 + 0.1 + 0.5) / 3, (0.0 + 0.8 + 0.5) / 3
+    assert value.item() == pytest.approx((first + second + third + fourth) / 4, rel=1e-12)
+
+
+def test_there_are_golden_cases_of_every_kind() -> None:
+    assert len(CASES) == 7
+    assert sorted({case["mining_margin"] for case in CASES}) == [0.0, 0.1, 0.2]
+    assert sum("skipped" in case["code_version"] for case in CASES) == 2
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["case"])
+def test_deep_metric(case: dict) -> None:
+    name = case["case"]
+    with np.load(GOLDEN / "deep_metric_hardmining.npz") as file:
+        golden = {key: torch.from_numpy(file[f"{name}__{key}"]) for key in case["arrays"]}
+    points, labels = golden["embeddings"].requires_grad_(), golden["labels"].long()
+    value = HardMining()(points, labels, MultiSimilarityMiner(epsilon=case["mining_margin"])(points, labels))
+    value.backward()
+    torch.testing.assert_close(value, golden["loss"], rtol=1e-7, atol=1e-9, check_dtype=False)
+    torch.testing.assert_close(points.grad, golden["grad"], rtol=1e-7, atol=1e-9, check_dtype=False)
+
+
+def test_references_and_anchors_with_one_side_or_none() -> None:
+    points = torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 4.0]], dtype=torch.float64)
+    memory = torch.tensor([[0.5, 0.25], [0.125, 1.0]], dtype=torch.float64)
+    positive = torch.tensor([[True, True], [False, False], [False, False]])
+    negative = torch.tensor([[False, False], [False, True], [False, False]])
+    value = HardMining()(points, torch.arange(3), Pairs(positive, negative), memory)
+    assert value.item() == pytest.approx(((0.5 + 0.875) / 2 + 1.0) / 3, rel=1e-12)
+
+
+def test_triplets_are_refused_with_a_cure() -> None:
+    labels = torch.arange(3)
+    with pytest.raises(ValueError, match="a miner that yields pairs"):
+        HardMining()(torch.eye(3), labels, (labels, labels, labels, labels))  # type: ignore[arg-type]

@@ -1,0 +1,118 @@
+"""N-pair loss against hand values, two released implementations' numbers, a slow loop and another library."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pytorch_metric_learning.losses import NPairsLoss
+
+from raydml.losses.n_pair import NPair
+from raydml.tuples import Pairs, all_pairs
+from tests.losses.triplet_lists import as_triplets, unit_batch
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+RELEASE = json.loads((GOLDEN / "mic_npair.json").read_text())
+
+
+def _one_pair_a_class(anchors: list[int], positives: list[int], size: int) -> Pairs:
+    """The paper's choice: the negatives of an anchor are the positives of the other classes."""
+    positive, negative = torch.zeros(2, size, size, dtype=torch.bool)
+    for a, own in zip(anchors, positives, strict=True):
+        positive[a, own] = True
+        for other in positives:
+            negative[a, other] = other != own
+    return Pairs(positive, negative)
+
+
+def test_there_are_golden_cases() -> None:
+    assert [case["variant"] for case in RELEASE["hyperparameters"]] == ["baselines"] * 2 + ["revisiting"] * 2
+
+
+@pytest.mark.parametrize("case", RELEASE["hyperparameters"], ids=lambda case: case["case"])
+def test_releases(case: dict) -> None:
+    name = case["case"]
+    with np.load(GOLDEN / "mic_npair.npz") as file:
+        golden = {key.removeprefix(f"{name}_"): torch.from_numpy(file[key]) for key in file if key.startswith(name)}
+    points, labels, size = golden["emb"].requires_grad_(), golden["labels"], len(golden["emb"])
+    if case["variant"] == "baselines":
+        rows = golden["npairs"].tolist()
+        pairs = _one_pair_a_class([row[0] for row in rows], [row[1] for row in rows], size)
+        assert all(set(row[2:]) == set(pairs.negative[row[0]].nonzero().flatten().tolist()) for row in rows)
+        value = NPair(l2=case["l2"])(points, labels, pairs)
+    else:
+        # The benchmark: any number of anchors, all other classes' items as negatives, a penalty of its own.
+        positive = torch.zeros(size, size, dtype=torch.bool)
+        positive[golden["anchors"], golden["positives"]] = True
+        value = NPair(l2=0)(points, labels, Pairs(positive, all_pairs(labels).negative))
+        value = value + case["l2"] * points.norm(dim=1).mean()
+    value.backward()
+    torch.testing.assert_close(value, golden["loss"], **RELEASE["tolerance"])
+    torch.testing.assert_close(points.grad, golden["grad_emb"], **RELEASE["tolerance"])
+
+
+def test_by_hand() -> None:
+    points = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0]], dtype=torch.float64)
+    # Both pairs have s = 2 and one negative with s = 0; the third has no positive.
+    cost = math.log1p(math.exp(0 - 2))
+    labels = torch.tensor([0, 0, 1])
+    assert NPair(l2=0)(points, labels).item() == pytest.approx(cost, rel=1e-12)
+    assert NPair(l2=0.1)(points, labels).item() == pytest.approx(cost + 0.1 * (1 + 4), rel=1e-12)
+
+
+def test_chosen_pairs_against_a_slow_loop() -> None:
+    points, labels = unit_batch(1)
+    points = points * torch.linspace(0.5, 2, len(points), dtype=torch.float64)[:, None]
+    generator = torch.Generator().manual_seed(0)
+    pairs = Pairs(*(mask & (torch.rand(mask.shape, generator=generator) < 0.5) for mask in all_pairs(labels)))
+    costs, size = [], range(len(labels))
+    for a in size:
+        for p in size:
+            if pairs.positive[a, p]:
+                pulled = points[a] @ points[p]
+                cost = math.log1p(sum(math.exp(points[a] @ points[n] - pulled) for n in size if pairs.negative[a, n]))
+                costs.append(cost + 0.3 * (points[a] @ points[a] + points[p] @ points[p]).item())
+    assert NPair(l2=0.3)(points, labels, pairs).item() == pytest.approx(sum(costs) / len(costs), rel=1e-12)
+
+
+def test_pytorch_metric_learning() -> None:
+    points, labels = unit_batch(2, num_rows=8)
+    anchors, positives = torch.tensor([0, 5, 2, 7]), torch.tensor([4, 1, 6, 3])
+    theirs = NPairsLoss()
+    theirs.distance.normalize_embeddings = False
+    one, other = (points * 2).requires_grad_(), (points * 2).requires_grad_()
+    none = anchors[:0]
+    expected = theirs(one, labels, (anchors, positives, none, none))
+    pairs = _one_pair_a_class(anchors.tolist(), positives.tolist(), 8)
+    value = NPair(l2=0)(other, labels, pairs)
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=0)
+    expected.backward()
+    value.backward()
+    torch.testing.assert_close(other.grad, one.grad, rtol=1e-7, atol=1e-10)
+
+
+def test_the_default_penalty_is_that_of_the_baselines() -> None:
+    assert NPair().l2 == 0.02
+
+
+def test_it_does_not_overflow() -> None:
+    points = torch.tensor([[1e3, 0.0], [0.0, 1.0], [1e3, 0.0]], requires_grad=True)
+    value = NPair(l2=0)(points, torch.tensor([0, 0, 1]))
+    assert value.item() == pytest.approx(5e5 + math.log(2) / 2, rel=1e-5)
+    value.backward()
+    assert points.grad.isfinite().all()
+
+
+def test_references_stand_for_the_columns() -> None:
+    points, memory = torch.tensor([[1.0]]).double(), torch.tensor([[0.5], [0.2], [9.0]]).double()
+    pairs = Pairs(torch.tensor([[True, False, False]]), torch.tensor([[False, True, False]]))
+    value = NPair(l2=0.1)(points, torch.tensor([0]), pairs, references=memory)
+    assert value.item() == pytest.approx(math.log1p(math.exp(0.2 - 0.5)) + 0.1 * (1 + 0.25), rel=1e-6)
+
+
+def test_triplets_are_refused_with_a_cure() -> None:
+    points, labels = unit_batch()
+    with pytest.raises(ValueError, match="works on pairs, not on Triplets; choose a miner"):
+        NPair()(points, labels, as_triplets([(0, 4, 1)]))  # type: ignore[arg-type]

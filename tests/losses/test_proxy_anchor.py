@@ -1,0 +1,92 @@
+"""Proxy-Anchor against hand values, a slow loop and another library."""
+
+import math
+
+import pytest
+import torch
+from pytorch_metric_learning.losses import ProxyAnchorLoss
+from torch import Tensor
+
+from raydml.losses.proxy_anchor import ProxyAnchor
+
+
+def _batch(seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Of seven classes, two have no item in the batch."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(13, 6, generator=generator, dtype=torch.float64), torch.arange(13) % 5
+
+
+def test_by_hand() -> None:
+    loss = ProxyAnchor(3, 2, alpha=2, delta=0.25).double()
+    with torch.no_grad():
+        loss.proxies.copy_(torch.tensor([[4.0, 0.0], [0.0, 0.1], [-1.0, 0.0]]))  # lengths must not matter
+    points = torch.tensor([[3.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    # Cosines of both items, of class 0: (1, 0, -1) and (0, 1, 0). One proxy of three is present.
+    pulled = math.log(1 + math.exp(-2 * (1 - 0.25)) + math.exp(-2 * (0 - 0.25)))
+    pushed = [
+        math.log(1 + sum(math.exp(2 * (cosine + 0.25)) for cosine in cosines)) for cosines in ([], [0, 1], [-1, 0])
+    ]
+    assert loss(points, torch.tensor([0, 0])).item() == pytest.approx(pulled + sum(pushed) / 3, rel=1e-12)
+
+
+def test_against_a_slow_loop() -> None:
+    points, labels = _batch()
+    loss = ProxyAnchor(7, 6, alpha=5, delta=0.2).double()
+    pulled, pushed, present = 0.0, 0.0, 0
+    for c, proxy in enumerate(loss.proxies.tolist()):
+        cosines = [
+            sum(x * w for x, w in zip(point, proxy, strict=True)) / math.hypot(*point) / math.hypot(*proxy)
+            for point in points.tolist()
+        ]
+        own = [cosine for cosine, label in zip(cosines, labels.tolist(), strict=True) if label == c]
+        others = [cosine for cosine, label in zip(cosines, labels.tolist(), strict=True) if label != c]
+        present += bool(own)
+        pulled += math.log(1 + sum(math.exp(-5 * (cosine - 0.2)) for cosine in own))
+        pushed += math.log(1 + sum(math.exp(5 * (cosine + 0.2)) for cosine in others))
+    assert present == 5
+    assert loss(points, labels).item() == pytest.approx(pulled / 5 + pushed / 7, rel=1e-12)
+
+
+def test_defaults_are_the_papers() -> None:
+    loss = ProxyAnchor(3, 4)
+    assert (loss.alpha, loss.delta) == (32, 0.1)
+
+
+@pytest.mark.parametrize("settings", [{}, {"alpha": 16.0}, {"delta": 0.3}, {"delta": 0.0}])
+def test_pytorch_metric_learning(settings: dict[str, float]) -> None:
+    points, labels = _batch(1)
+    named = {"delta": "margin"}
+    theirs = ProxyAnchorLoss(7, 6, **{named.get(key, key): value for key, value in settings.items()})
+    ours = ProxyAnchor(7, 6, **settings).double()
+    with torch.no_grad():
+        ours.proxies.copy_(theirs.proxies)
+    copy = points.clone()
+    value, expected = ours(points.requires_grad_(), labels), theirs(copy.requires_grad_(), labels)
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12)
+    value.backward()
+    expected.backward()
+    torch.testing.assert_close(points.grad, copy.grad, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(ours.proxies.grad, theirs.proxies.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_it_does_not_overflow() -> None:
+    points = torch.eye(3, 4, requires_grad=True)
+    value = ProxyAnchor(3, 4, alpha=1e4)(points, torch.tensor([0, 1, 2]))
+    value.backward()
+    assert value.isfinite()
+    assert points.grad.isfinite().all()
+
+
+def test_proxies_start_by_the_he_rule_over_the_classes() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        proxies = ProxyAnchor(3000, 16).proxies
+        theirs = torch.nn.init.kaiming_normal_(torch.empty(3000, 16), mode="fan_out")
+    assert proxies.shape == (3000, 16)
+    assert proxies.std().item() == pytest.approx(theirs.std().item(), rel=0.02)
+    assert proxies.abs().max().item() > 3 * theirs.std().item()  # not uniform
+
+
+def test_a_miner_is_refused_with_a_cure() -> None:
+    with pytest.raises(ValueError, match="set miner to null"):
+        ProxyAnchor(3, 4)(torch.eye(3, 4), torch.tensor([0, 1, 2]), (None, None))  # type: ignore[arg-type]

@@ -1,0 +1,90 @@
+"""Proxy-NCA against hand values, the released implementation's numbers and another library."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pytorch_metric_learning.losses import ProxyNCALoss
+from torch import Tensor
+
+from raydml.losses.proxy_nca import ProxyNCA
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+RELEASE = json.loads((GOLDEN / "mic_proxynca.json").read_text())
+
+
+def _batch(seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(13, 6, generator=generator, dtype=torch.float64), torch.arange(13) % 5
+
+
+def test_by_hand() -> None:
+    loss = ProxyNCA(3, 2, scale=2).double()
+    with torch.no_grad():
+        loss.proxies.copy_(torch.tensor([[0.1, 0.0], [0.0, 7.0], [-1.0, 0.0]]))  # lengths must not matter
+    points = torch.tensor([[3.0, 0.0]], dtype=torch.float64)
+    # Squared distances between vectors of length 2: 0 to the first proxy, 8 to the second, 16 to the third.
+    near, far = (loss(points, torch.tensor([label])).item() for label in (0, 2))
+    assert near == pytest.approx(0 + math.log(math.exp(-8) + math.exp(-16)), rel=1e-12)
+    assert far == pytest.approx(16 + math.log(math.exp(-0) + math.exp(-8)), rel=1e-12)
+
+
+def test_there_are_golden_cases() -> None:
+    assert len(RELEASE["hyperparameters"]) == 2
+
+
+@pytest.mark.parametrize("case", RELEASE["hyperparameters"], ids=lambda case: f"c{case['case']}")
+def test_release(case: dict) -> None:
+    prefix = f"c{case['case']}_"
+    with np.load(GOLDEN / "mic_proxynca.npz") as file:
+        golden = {key.removeprefix(prefix): torch.from_numpy(file[key]) for key in file if key.startswith(prefix)}
+    loss = ProxyNCA(case["num_proxies"], case["embedding_dim"]).double()
+    assert loss.scale == case["scale"]
+    loss.load_state_dict({"proxies": golden["proxies"]})
+    points = golden["emb"].requires_grad_()
+    value = loss(points, golden["labels"])
+    value.backward()
+    torch.testing.assert_close(value, golden["loss"], **RELEASE["tolerance"])
+    torch.testing.assert_close(points.grad, golden["grad_emb"], **RELEASE["tolerance"])
+    torch.testing.assert_close(loss.proxies.grad, golden["grad_proxies"], **RELEASE["tolerance"])
+
+
+@pytest.mark.parametrize("scale", [3.0, 1.5])
+def test_pytorch_metric_learning(scale: float) -> None:
+    """Theirs has the own proxy in the sum: an item's loss there is log(1 + exp(its loss here))."""
+    points, labels = _batch()
+    theirs, ours = ProxyNCALoss(5, 6, softmax_scale=scale**2), ProxyNCA(5, 6, scale=scale).double()
+    with torch.no_grad():
+        ours.proxies.copy_(theirs.proxies)
+    copy = points.clone()
+    points.requires_grad_()
+    each = torch.stack([ours(points[i : i + 1], labels[i : i + 1]) for i in range(13)])
+    torch.testing.assert_close(ours(points, labels), each.mean())
+    value, expected = each.exp().log1p().mean(), theirs(copy.requires_grad_(), labels)
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12)
+    value.backward()
+    expected.backward()
+    torch.testing.assert_close(points.grad, copy.grad, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(ours.proxies.grad, theirs.proxies.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_proxies_start_normal_with_deviation_an_eighth() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        proxies = ProxyNCA(3000, 16).proxies
+    assert proxies.shape == (3000, 16)
+    assert proxies.std().item() == pytest.approx(1 / 8, rel=0.02)
+    assert proxies.abs().max().item() > 3 / 8  # not uniform
+
+
+def test_a_single_class_is_refused_with_the_reason() -> None:
+    with pytest.raises(ValueError, match="num_classes = 1 leaves none: train on two classes"):
+        ProxyNCA(1, 4)
+
+
+def test_a_miner_is_refused_with_a_cure() -> None:
+    with pytest.raises(ValueError, match="set miner to null"):
+        ProxyNCA(3, 4)(torch.eye(3, 4), torch.tensor([0, 1, 2]), (None, None))  # type: ignore[arg-type]

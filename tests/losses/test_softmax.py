@@ -1,0 +1,68 @@
+"""Softmax against hand values and the released implementation's numbers."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from raydml.losses.softmax import Softmax
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+RELEASE = json.loads((GOLDEN / "mic_crossentropy.json").read_text())
+
+
+def test_by_hand() -> None:
+    loss = Softmax(2, 2).double()
+    with torch.no_grad():
+        loss.weight.copy_(torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
+        loss.bias.copy_(torch.tensor([0.0, 0.5]))
+    points = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
+    # Logits (3, 0.5) for the first, (0, 2.5) for the second.
+    expected = (math.log1p(math.exp(-2.5)) + math.log1p(math.exp(2.5))) / 2
+    assert loss(points, torch.tensor([0, 0])).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_there_are_golden_cases() -> None:
+    assert RELEASE["hyperparameters"]
+
+
+@pytest.mark.parametrize("case", RELEASE["hyperparameters"], ids=lambda case: f"c{case['case']}")
+def test_release(case: dict) -> None:
+    prefix = f"c{case['case']}_"
+    with np.load(GOLDEN / "mic_crossentropy.npz") as file:
+        golden = {key.removeprefix(prefix): torch.from_numpy(file[key]) for key in file if key.startswith(prefix)}
+    loss = Softmax(case["n_classes"], case["dim"]).double()
+    loss.load_state_dict({"weight": golden["weight"], "bias": golden["bias"]})
+    points = golden["emb"].requires_grad_()
+    value = loss(points, golden["labels"])
+    value.backward()
+    torch.testing.assert_close(value, golden["loss"], **RELEASE["tolerance"])
+    torch.testing.assert_close(points.grad, golden["grad_emb"], **RELEASE["tolerance"])
+    torch.testing.assert_close(loss.weight.grad, golden["grad_weight"], **RELEASE["tolerance"])
+    torch.testing.assert_close(loss.bias.grad, golden["grad_bias"], **RELEASE["tolerance"])
+
+
+def test_it_starts_as_a_linear_layer() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        loss, linear = Softmax(3000, 16), torch.nn.Linear(16, 3000)
+    for ours, theirs in ((loss.weight, linear.weight), (loss.bias, linear.bias)):
+        assert ours.shape == theirs.shape
+        assert 0.24 < ours.abs().max().item() <= 0.25
+        assert ours.std().item() == pytest.approx(theirs.std().item(), rel=0.05)
+
+
+def test_float32_parameters_serve_float64_embeddings() -> None:
+    loss = Softmax(3, 4)
+    points, labels = torch.eye(3, 4, dtype=torch.float64), torch.tensor([0, 1, 2])
+    value = loss(points, labels)
+    assert value.dtype == torch.float64
+    torch.testing.assert_close(value, loss.double()(points, labels))
+
+
+def test_a_miner_is_refused_with_a_cure() -> None:
+    with pytest.raises(ValueError, match="set miner to null"):
+        Softmax(3, 4)(torch.eye(3, 4), torch.tensor([0, 1, 2]), (None, None))  # type: ignore[arg-type]

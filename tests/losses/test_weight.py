@@ -1,0 +1,78 @@
+"""Weight loss against hand values, the Deep_Metric code and the multi-similarity loss."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from raydml.losses.multi_similarity import MultiSimilarity
+from raydml.losses.weight import Weight
+from raydml.miners.multi_similarity import MultiSimilarityMiner
+from raydml.tuples import Pairs
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+RELEASE = json.loads((GOLDEN / "deep_metric_weight.json").read_text())
+CASES = [case for case in RELEASE["cases"] if not case["requires_value_filter"]]
+
+
+def _batch(seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(14, 5, generator=generator, dtype=torch.float64)
+    return torch.nn.functional.normalize(points, dim=1), torch.arange(14) % 4
+
+
+def test_by_hand_with_references() -> None:
+    points = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    memory = torch.tensor([[0.75, 0.5], [0.25, 0.0], [0.5, 1.0]], dtype=torch.float64)
+    positive = torch.tensor([[True, True, False], [False, False, False]])
+    negative = torch.tensor([[False, False, True], [True, False, False]])
+    loss = Weight(alpha=2, beta=8, base=0.25)
+    value = loss(points, torch.arange(2), Pairs(positive, negative), memory)
+    pulled = math.log(1 + math.exp(-2 * 0.5) + math.exp(0))  # 2/alpha is 1
+    pushed = 0.25 * (math.log1p(math.exp(8 * 0.25)) + math.log1p(math.exp(8 * 0.25)))
+    assert value.item() == pytest.approx((pulled + pushed) / 2, rel=1e-12)
+
+
+def test_defaults_are_the_run_scripts() -> None:
+    loss = Weight()
+    assert (loss.alpha, loss.beta, loss.base) == (2, 40, 0.5)
+
+
+def test_there_are_golden_cases_of_both_paths() -> None:
+    assert len(CASES) == len(RELEASE["cases"]) == 6
+    assert sum(case["mining"] for case in CASES) == 4
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["case"])
+def test_deep_metric(case: dict) -> None:
+    name = case["case"]
+    with np.load(GOLDEN / "deep_metric_weight.npz") as file:
+        golden = {key: torch.from_numpy(file[f"{name}__{key}"]) for key in case["arrays"]}
+    points, labels = golden["embeddings"].requires_grad_(), golden["labels"].long()
+    loss = Weight(alpha=case["beta"], beta=float(case["alpha"]), base=case["base"])
+    pairs = MultiSimilarityMiner(epsilon=case["mining_margin"])(points, labels) if case["mining"] else None
+    value = loss(points, labels, pairs)
+    value.backward()
+    torch.testing.assert_close(value, golden["loss"], rtol=1e-7, atol=1e-9, check_dtype=False)
+    torch.testing.assert_close(points.grad, golden["grad"], rtol=1e-7, atol=1e-9, check_dtype=False)
+
+
+@pytest.mark.parametrize("mined", [False, True])
+def test_it_is_twice_the_multi_similarity_loss(mined: bool) -> None:
+    points, labels = _batch()
+    pairs = MultiSimilarityMiner()(points, labels) if mined else None
+    settings = {"alpha": 1.5, "beta": 30.0, "base": 0.4}
+    expected = 2 * MultiSimilarity(**settings)(points, labels, pairs)
+    torch.testing.assert_close(Weight(**settings)(points, labels, pairs), expected, rtol=1e-12, atol=0)
+
+
+def test_settings_that_cannot_be_meant_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"alpha = 40, beta = 2: .* write alpha = 2, beta = 40"):
+        Weight(alpha=40, beta=2)
+    points, labels = _batch()
+    with pytest.raises(ValueError, match="a miner that yields pairs"):
+        Weight()(points, labels, (labels, labels, labels, labels))  # type: ignore[arg-type]

@@ -1,0 +1,48 @@
+"""Ranges of triplets and the lists they stand for, written out by loops."""
+
+import torch
+from torch import Tensor
+
+from raydml.tuples import TripletRanges, Triplets
+
+
+def unit_batch(seed: int = 0, num_rows: int = 14, dim: int = 5) -> tuple[Tensor, Tensor]:
+    """Unit vectors (num_rows, dim) float64 of four classes."""
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(num_rows, dim, generator=generator, dtype=torch.float64)
+    return torch.nn.functional.normalize(points, dim=1), torch.arange(num_rows) % 4
+
+
+def every_triplet(labels: Tensor) -> list[tuple[int, int, int]]:
+    """All (anchor, positive, negative) of a batch."""
+    y, rows = labels.tolist(), range(len(labels))
+    return [(a, p, n) for a in rows for p in rows for n in rows if a != p and y[a] == y[p] != y[n]]
+
+
+def as_triplets(rows: list[tuple[int, int, int]]) -> Triplets:
+    anchor, positive, negative = torch.tensor(rows, dtype=torch.int64).reshape(-1, 3).T
+    return Triplets(anchor, positive, negative, torch.ones_like(anchor, dtype=torch.bool))
+
+
+def random_ranges(points: Tensor, labels: Tensor, seed: int = 0) -> TripletRanges:
+    """Some positives, each with a range of its anchor's negatives at random, empty and backward ones among them."""
+    generator = torch.Generator().manual_seed(seed)
+    size = len(labels)
+    positive, order = torch.zeros(size, size, dtype=torch.bool), torch.zeros(size, size, dtype=torch.int64)
+    start, stop = torch.zeros_like(order), torch.zeros_like(order)
+    for a in range(size):
+        negatives = [n for n in range(size) if labels[n] != labels[a]]
+        negatives.sort(key=lambda n, a=a: (points[a] - points[n]).norm().item())
+        # Behind the negatives comes what is nearest of all, the anchor itself included.
+        order[a] = torch.tensor([*negatives, *(i for i in range(size) if labels[i] == labels[a])])
+        for p in range(size):
+            positive[a, p] = p != a and labels[p] == labels[a] and torch.rand(1, generator=generator).item() < 0.8
+            start[a, p], stop[a, p] = torch.randint(len(negatives) + 1, (2,), generator=generator)
+    return TripletRanges(positive, order, start, stop)
+
+
+def listed(ranges: TripletRanges) -> list[tuple[int, int, int]]:
+    """The triplets that the ranges stand for."""
+    positive, order, start, stop = (column.tolist() for column in ranges)
+    size = range(len(positive))
+    return [(a, p, order[a][r]) for a in size for p in size if positive[a][p] for r in range(start[a][p], stop[a][p])]

@@ -1,0 +1,86 @@
+"""All pairs and all triplets against slow loops and another library."""
+
+import pytest
+import torch
+from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_triplets_indices
+from torch import Tensor
+
+from raydml.miners.all import All
+from raydml.tuples import Pairs, TripletRanges, all_pairs
+
+
+def _batch(seed: int = 0, num_rows: int = 20) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(num_rows, 6, generator=generator, dtype=torch.float64)
+    return points, torch.randint(5, (num_rows,), generator=generator)
+
+
+def _listed(ranges: TripletRanges) -> list[tuple[int, int, int]]:
+    """Every triplet of the ranges, one by one."""
+    return [
+        (a, p, int(ranges.order[a, rank]))
+        for a, p in ranges.positive.nonzero().tolist()
+        for rank in range(int(ranges.start[a, p]), int(ranges.stop[a, p]))
+    ]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_pytorch_metric_learning(seed: int) -> None:
+    points, labels = _batch(seed)
+    theirs = list(zip(*(column.tolist() for column in get_all_triplets_indices(labels)), strict=True))
+    ours = _listed(All()(points, labels))
+    assert len(ours) == len(theirs) > 500
+    assert sorted(ours) == sorted(theirs)
+
+
+def test_against_a_slow_loop() -> None:
+    points, labels = _batch(7, 9)
+    expected = [
+        (a, p, n)
+        for a in range(9)
+        for p in range(9)
+        for n in range(9)
+        if labels[a] == labels[p] != labels[n] and a != p
+    ]
+    assert sorted(_listed(All()(points, labels))) == expected
+
+
+def test_negatives_are_in_order_of_distance_at_any_length() -> None:
+    points = torch.tensor([[0.0], [1.0], [-10.0], [7.0], [3.0]], dtype=torch.float64)
+    ranges = All()(points, torch.tensor([0, 0, 1, 2, 1]))
+    assert ranges.order[0, :3].tolist() == [4, 3, 2]
+    assert ranges.order[2, :3].tolist() == [0, 1, 3]
+
+
+def test_pairs_are_all_pairs() -> None:
+    points, labels = _batch()
+    mined = All(tuples="pairs")(points, labels)
+    for i in range(20):
+        for j in range(20):
+            assert mined.positive[i, j] == (labels[i] == labels[j] and i != j)
+            assert mined.negative[i, j] == (labels[i] != labels[j])
+
+
+def test_what_is_given_is_kept() -> None:
+    points, labels = _batch()
+    given = Pairs(
+        *(mask & (torch.rand(20, 20, generator=torch.Generator().manual_seed(0)) < 0.5) for mask in all_pairs(labels))
+    )
+    mined = All(tuples="pairs")(points, labels, None, given)
+    assert torch.equal(mined.positive, given.positive)
+    assert torch.equal(mined.negative, given.negative)
+    listed = _listed(All()(points, labels, None, given))
+    assert listed
+    assert all(given.positive[a, p] and given.negative[a, n] for a, p, n in listed)
+    assert len(listed) == int((given.positive.sum(dim=1) * given.negative.sum(dim=1)).sum())
+
+
+def test_each_choice_says_what_it_yields() -> None:
+    assert All().yields == All(tuples="triplets").yields == "triplet_ranges"
+    assert All(tuples="pairs").yields == "pairs"
+
+
+def test_triplets_of_a_memory_are_refused() -> None:
+    points, labels = _batch()
+    with pytest.raises(ValueError, match="tuples: pairs"):
+        All()(points, labels, None, all_pairs(labels), points)

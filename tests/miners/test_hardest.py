@@ -1,0 +1,59 @@
+"""Batch-hard mining against hand values, a slow loop and another library."""
+
+import pytest
+import torch
+from pytorch_metric_learning.distances import LpDistance
+from pytorch_metric_learning.miners import BatchHardMiner
+from torch import Tensor
+
+from raydml.miners.hardest import Hardest
+from raydml.tuples import Triplets
+
+
+def _batch(seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(20, 6, generator=generator, dtype=torch.float64)
+    return points, torch.randint(7, (20,), generator=generator)
+
+
+def _listed(triplets: Triplets) -> list[tuple[int, ...]]:
+    return [tuple(row[:3]) for row in zip(*(column.tolist() for column in triplets), strict=True) if row[3]]
+
+
+def test_by_hand() -> None:
+    points = torch.tensor([[0.0], [1.0], [-3.0], [2.0], [10.0]], dtype=torch.float64)
+    labels = torch.tensor([0, 0, 0, 1, 2])
+    assert _listed(Hardest()(points, labels)) == [(0, 2, 3), (1, 2, 3), (2, 1, 3)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pytorch_metric_learning(seed: int) -> None:
+    points, labels = _batch(seed)
+    theirs = BatchHardMiner(distance=LpDistance(normalize_embeddings=False))(points, labels)
+    expected = list(zip(*(column.tolist() for column in theirs), strict=True))
+    assert len(expected) > 10
+    assert sorted(_listed(Hardest()(points, labels))) == sorted(expected)
+
+
+def test_against_a_slow_loop() -> None:
+    points, labels = _batch(9)
+    found = {a: (p, n) for a, p, n in _listed(Hardest()(points, labels))}
+    for a in range(20):
+        distance = [float((points[a] - other).norm()) for other in points]
+        positives = [j for j in range(20) if labels[j] == labels[a] and j != a]
+        negatives = [j for j in range(20) if labels[j] != labels[a]]
+        if positives:
+            assert found[a] == (max(positives, key=distance.__getitem__), min(negatives, key=distance.__getitem__))
+        else:
+            assert a not in found
+
+
+def test_an_anchor_without_positives_or_negatives_is_invalid() -> None:
+    points = torch.eye(5)
+    assert Hardest()(points, torch.tensor([0, 0, 1, 2, 2])).valid.tolist() == [True, True, False, True, True]
+    assert not Hardest()(points, torch.zeros(5, dtype=torch.int64)).valid.any()
+
+
+def test_exact_copies_are_positives_of_each_other() -> None:
+    triplets = Hardest()(torch.eye(1, 3).repeat(4, 1), torch.tensor([0, 0, 1, 1]))
+    assert [(a, p) for a, p, _ in _listed(triplets)] == [(0, 1), (1, 0), (2, 3), (3, 2)]

@@ -1,0 +1,86 @@
+"""Random triplets against the whole population of the authors' release."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+from torch import Tensor
+
+from raydml.miners.random import Random
+from raydml.tuples import Triplets
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+RELEASE = json.loads((GOLDEN / "mic_random_sampling.json").read_text())["hyperparameters"]
+
+
+def _golden(case: int) -> tuple[Tensor, set[tuple[int, ...]]]:
+    with np.load(GOLDEN / "mic_random_sampling.npz") as file:
+        population = {tuple(row) for row in file[f"c{case}_all_triplets_sorted"].tolist()}
+        return torch.from_numpy(file[f"c{case}_labels"]), population
+
+
+def _listed(triplets: Triplets) -> list[tuple[int, ...]]:
+    return [tuple(row[:3]) for row in zip(*(column.tolist() for column in triplets), strict=True) if row[3]]
+
+
+def _draw(labels: Tensor, generator: torch.Generator) -> list[tuple[int, ...]]:
+    return _listed(Random()(torch.zeros(len(labels), 2), labels, generator))
+
+
+@pytest.mark.parametrize("case", [0, 1])
+def test_every_triplet_of_the_release_is_as_likely_and_none_comes_twice(case: int) -> None:
+    labels, population = _golden(case)
+    assert len(population) == RELEASE[case]["n_all"]
+    assert len(labels) == RELEASE[case]["n_drawn_per_batch"]
+    generator = torch.Generator().manual_seed(0)
+    count: Counter[tuple[int, ...]] = Counter()
+    for _ in range(1500):
+        drawn = _draw(labels, generator)
+        assert len(drawn) == len(set(drawn)) <= len(labels)
+        count.update(drawn)
+    assert count.keys() == population
+    assert chisquare(list(count.values())).pvalue > 1e-3
+    assert count.total() > 0.999 * 1500 * len(labels)
+
+
+def test_unequal_classes_in_any_order() -> None:
+    labels = torch.tensor([3, 0, 3, 5, 0, 3, 0, 0])
+    population = {
+        (a, p, n)
+        for a in range(8)
+        for p in range(8)
+        for n in range(8)
+        if a != p and labels[a] == labels[p] and labels[a] != labels[n]
+    }
+    generator, count = torch.Generator().manual_seed(0), Counter()
+    for _ in range(1500):
+        count.update(_draw(labels, generator))
+    assert count.keys() == population
+    assert chisquare(list(count.values())).pvalue > 1e-3
+
+
+def test_a_batch_with_few_triplets_yields_each_once() -> None:
+    labels = torch.tensor([0, 0, 1])
+    for seed in range(20):
+        drawn = _draw(labels, torch.Generator().manual_seed(seed))
+        assert len(drawn) == len(set(drawn))
+        assert set(drawn) <= {(0, 1, 2), (1, 0, 2)}
+
+
+def test_a_large_batch_is_full() -> None:
+    labels = torch.arange(2048) // 4
+    triplets = Random()(torch.zeros(2048, 2), labels, torch.Generator().manual_seed(0))
+    assert triplets.valid.all()
+    assert len(set(_listed(triplets))) == 2048
+    assert (labels[triplets.anchor] == labels[triplets.positive]).all()
+    assert (labels[triplets.anchor] != labels[triplets.negative]).all()
+    assert (triplets.anchor != triplets.positive).all()
+
+
+def test_a_batch_without_triplets_yields_none() -> None:
+    for labels in (torch.zeros(5, dtype=torch.int64), torch.arange(5)):
+        assert _draw(labels, torch.Generator().manual_seed(0)) == []

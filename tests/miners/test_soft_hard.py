@@ -1,0 +1,90 @@
+"""Soft-hard mining: candidates against the authors' code, draws against the candidates."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chi2_contingency, chisquare
+from torch import Tensor
+
+from raydml.miners.soft_hard import SoftHard
+from raydml.tuples import Triplets
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def _golden(case: int) -> dict[str, Tensor]:
+    with np.load(GOLDEN / "mic_semihard_sampling.npz") as file:
+        start = f"c{case}_"
+        return {key.removeprefix(start): torch.from_numpy(file[key]) for key in file if key.startswith(start)}
+
+
+def _draws(num_draws: int, points: Tensor, labels: Tensor) -> Triplets:
+    """As many batches, one row each."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = [SoftHard()(points, labels, generator) for _ in range(num_draws)]
+    return Triplets(*map(torch.stack, zip(*drawn, strict=True)))
+
+
+@pytest.mark.parametrize("case", [0, 1])
+def test_draws_are_even_over_the_candidates_of_the_authors(case: int) -> None:
+    golden = _golden(case)
+    drawn = _draws(500, golden["emb"], golden["labels"])
+    assert torch.equal(drawn.anchor[0], torch.arange(len(golden["labels"])))
+    evenness = []
+    for a, (mates, positives, negatives) in enumerate(
+        zip(
+            golden["pos_candidates"],
+            golden["softhard_pos_candidates"],
+            golden["softhard_neg_candidates"],
+            strict=True,
+        )
+    ):
+        assert drawn.valid[:, a].all() == mates.any()
+        if not mates.any():
+            continue
+        for column, candidates in ((drawn.positive[:, a], positives), (drawn.negative[:, a], negatives)):
+            count = column.bincount(minlength=len(mates))
+            assert torch.equal(count > 0, candidates)
+            evenness.append(chisquare(count[candidates]).pvalue if candidates.sum() > 1 else 1.0)
+    assert len(evenness) >= 30
+    assert min(evenness) > 1e-3 / len(evenness)
+
+
+def test_by_hand() -> None:
+    # From 0: positives at 1, 3, 5, negatives at 2, 4, 6. Farther than 2: 3 and 5. Nearer than 5: 2 and 4.
+    points = torch.tensor([[0.0], [1.0], [-3.0], [5.0], [2.0], [-4.0], [6.0]], dtype=torch.float64)
+    drawn = _draws(60, points, torch.tensor([0, 0, 0, 0, 1, 2, 3]))
+    assert set(drawn.positive[:, 0].tolist()) == {2, 3}
+    assert set(drawn.negative[:, 0].tolist()) == {4, 5}
+
+
+def test_where_none_is_hard_any_will_do() -> None:
+    points = torch.tensor([[0.0], [1.0], [-2.0], [10.0], [12.0]], dtype=torch.float64)
+    drawn = _draws(60, points, torch.tensor([0, 0, 0, 1, 2]))
+    assert set(drawn.positive[:, 0].tolist()) == {1, 2}
+    assert set(drawn.negative[:, 0].tolist()) == {3, 4}
+
+
+def test_as_far_as_the_nearest_negative_is_not_hard() -> None:
+    points = torch.tensor([[0.0], [1.0], [2.0], [-1.0], [3.0]], dtype=torch.float64)
+    drawn = _draws(60, points, torch.tensor([0, 0, 0, 1, 2]))
+    assert set(drawn.positive[:, 0].tolist()) == {2}
+    assert set(drawn.negative[:, 0].tolist()) == {3}
+
+
+def test_positive_and_negative_are_drawn_independently() -> None:
+    points = torch.tensor([[0.0], [3.0], [-4.0], [2.0], [-1.0]], dtype=torch.float64)
+    drawn = _draws(1000, points, torch.tensor([0, 0, 0, 1, 2]))
+    table = np.zeros((2, 2))
+    for p, n in zip(drawn.positive[:, 0].tolist(), drawn.negative[:, 0].tolist(), strict=True):
+        table[p - 1, n - 3] += 1
+    assert (table > 0).all()
+    assert chi2_contingency(table).pvalue > 1e-3
+
+
+def test_an_anchor_without_positives_or_negatives_is_invalid() -> None:
+    points = torch.eye(5)
+    assert SoftHard()(points, torch.tensor([0, 0, 1, 2, 2])).valid.tolist() == [True, True, False, True, True]
+    assert not SoftHard()(points, torch.zeros(5, dtype=torch.int64)).valid.any()
