@@ -162,7 +162,7 @@ CASES = [
     ),
     Case(
         "soft_triple",
-        ("soft_triple", {}),
+        ("soft_triple", {"tau": 0.0}),  # theirs has the distances of the centres apart
         None,
         lambda dim: (losses.SoftTripleLoss(NUM_CLASSES, dim), None),
         "proxies",
@@ -304,7 +304,11 @@ def main() -> None:
     where = torch.cuda.get_device_name() if device != "cpu" else f"{arguments.threads} CPU threads"
     console.print(f"torch {torch.__version__}, {where}")
     hard = ratios.get("mined", []) + ratios.get("lifted", [])
-    for name, values in {**ratios, "mined and lifted": hard, "all": sum(ratios.values(), [])}.items():
+    for name, values in {
+        **ratios,
+        "mined and lifted": hard,
+        "all": [ratio for group in ratios.values() for ratio in group],
+    }.items():
         if values:
             console.print(
                 f"{name}: median {statistics.median(values):.2f}, least {min(values):.2f}, rows {len(values)}"

@@ -57,8 +57,7 @@ def all_pairs(labels: Tensor) -> Pairs:
     are positives of each other.
     """
     same = labels[:, None] == labels[None, :]
-    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    return Pairs(positive=same & ~itself, negative=~same)
+    return Pairs(negative=~same, positive=same.fill_diagonal_(False))
 
 
 def all_triplets(distance: Tensor, pairs: Pairs) -> TripletRanges:

@@ -7,6 +7,7 @@ import jsonschema
 import pytest
 import yaml
 
+from raydml import plugins
 from raydml.domains import to_plain
 from raydml.space import json_schema, load_space, sample_trials
 from raydml.yaml_reader import read_yaml
@@ -43,9 +44,21 @@ def test_header_says_question_command_expectation_cost_and_source(path):
 def test_loads_and_samples(path):
     overrides = [] if path.stem == "digits" else ["machine.data_root=/images"]
     space = load_space(path, overrides)
+    if path.stem == "loss_zoo":
+        assert (space.study.confirm, space.study.finalize) == (None, None)
+        return
     assert len(sample_trials(space)) == 16
     assert (space.study.confirm.top, space.study.confirm.folds, space.study.confirm.seeds) == (2, 2, 2)
     assert space.study.finalize.top == 1
+
+
+def test_the_zoo_has_a_recipe_for_every_loss_miner_and_regulariser():
+    trials = sample_trials(load_space(FOLDER / "loss_zoo.yaml", ["machine.data_root=/images"]))
+    assert {trial.loss.name for trial in trials} == set(plugins.names("losses"))
+    assert {trial.miner.name for trial in trials if trial.miner} == set(plugins.names("miners"))
+    assert {name for trial in trials for name in trial.regularizers} == set(plugins.names("regularizers"))
+    assert {trial.epochs for trial in trials} == {12}  # equal budget
+    assert len({trial.sampler for trial in trials}) == 1
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

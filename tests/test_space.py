@@ -166,7 +166,7 @@ space.yaml:9: trial.loss.beta = -1: must be > 0
     cure: give a number > 0""",
     """\
 space.yaml:12: trial.miner.name = 'distance_weighted': yields triplets, and loss multi_similarity takes pairs
-    choices: multi_similarity""",
+    choices: deep_metric_semi_hard, inverse_gaussian, multi_similarity, n_pair""",
     """\
     did you mean: multi_similarity
     cure: write multi_similarity""",

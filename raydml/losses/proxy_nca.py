@@ -13,7 +13,7 @@ from raydml.tuples import Pairs, TripletRanges, Triplets
 
 
 class ProxyNCA(nn.Module):
-    """Proxy-NCA: near the proxy of the own class, compared with all other classes' proxies; takes no miner.
+    """Proxy-NCA: near the own class's proxy, compared with all other proxies; takes no miner.
 
     With squared distances d between embedding x_i and proxy p_c, both normalised inside the loss (by max(norm, 1e-12))
     and multiplied by scale, the mean over the batch of

@@ -11,7 +11,7 @@ from raydml.tuples import Pairs, all_pairs
 
 
 class DeepMetricSemiHard(nn.Module):
-    """Deep_Metric's semi-hard mining: leave out the pairs that are harder than every pair of the other side.
+    """Deep_Metric's semi-hard mining: leave out pairs harder than every pair of the other side.
 
     For anchor i and dot products s: a positive stays when s > the least similar negative, a negative stays when
     s < the most similar positive. Both compare with the unmined extremes. An anchor without positives or without
