@@ -59,6 +59,15 @@ def inner_products(points: Tensor, others: Tensor | None = None) -> Tensor:
     return points @ others.T
 
 
+def products_with_unit(points: Tensor, vectors: Tensor) -> Tensor:
+    """Dot products (B, C) of points (B, D) with vectors (C, D) brought to unit length, by max(norm, 1e-12).
+
+    It is the products that are divided, C numbers a row: the vectors of a loss, one or more a class, are often many
+    more than the points, and a copy of them all, with its gradient, costs more than the products.
+    """
+    return points @ vectors.T / torch.linalg.vector_norm(vectors, dim=1).clamp(min=1e-12)
+
+
 # Among the points of one batch the gradient of a matrix reaches a point by its row and by its column. Autograd would
 # follow the two with a product each and a node for every step between; written out it is one product of their sum.
 

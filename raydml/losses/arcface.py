@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raydml.distances import full_precision
+from raydml.distances import full_precision, products_with_unit
 from raydml.tuples import Pairs, TripletRanges, Triplets
 
 # Below it the squared sine is taken for it: its root keeps a finite (zero) gradient at the angles 0 and pi.
@@ -68,7 +68,7 @@ class ArcFace(nn.Module):
             raise ValueError("arcface learns from labels alone: set miner to null")
         with torch.autocast(embeddings.device.type, enabled=False):
             points = full_precision(embeddings)
-            cosine = functional.normalize(points) @ functional.normalize(self.weight.to(points.dtype)).T
+            cosine = products_with_unit(functional.normalize(points), self.weight.to(points.dtype))
             own = labels[:, None]
             logits = self.scale * cosine.scatter(1, own, self._with_margin(cosine.gather(1, own)))
             # Sum and division, because the mean of an empty batch is NaN.

@@ -128,7 +128,8 @@ class Contrastive(nn.Module):
             return total.sum() / count.sum().clamp(min=1)
         if self.average_over == "anchors":
             return total.sum() / max(num_anchors, 1)
-        active = (cost > 0) * count
+        # A mask counts a cost once or not at all, so what is left above 0 is active; counts say how often it is.
+        active = total > 0 if count.dtype == torch.bool else (cost > 0) * count
         if self.average_over == "active":
             return total.sum() / active.sum().clamp(min=1)
         if isinstance(tuples, Triplets):

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raydml.distances import full_precision
+from raydml.distances import full_precision, products_with_unit
 from raydml.tuples import Pairs, TripletRanges, Triplets
 
 
@@ -48,7 +48,7 @@ class CosFace(nn.Module):
             raise ValueError("cosface learns from labels alone: set miner to null")
         with torch.autocast(embeddings.device.type, enabled=False):
             points = full_precision(embeddings)
-            cosine = functional.normalize(points) @ functional.normalize(self.weight.to(points.dtype)).T
+            cosine = products_with_unit(functional.normalize(points), self.weight.to(points.dtype))
             own = labels[:, None]
             logits = self.scale * cosine.scatter_add(1, own, cosine.new_full(own.shape, -self.margin))
             # Sum and division, because the mean of an empty batch is NaN.

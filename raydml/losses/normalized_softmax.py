@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raydml.distances import full_precision
+from raydml.distances import full_precision, products_with_unit
 from raydml.tuples import Pairs, TripletRanges, Triplets
 
 
@@ -47,6 +47,6 @@ class NormalizedSoftmax(nn.Module):
             raise ValueError("normalized_softmax learns from labels alone: set miner to null")
         with torch.autocast(embeddings.device.type, enabled=False):
             points = full_precision(embeddings)
-            logits = points @ functional.normalize(self.weight.to(points.dtype)).T / self.temperature
+            logits = products_with_unit(points, self.weight.to(points.dtype)) / self.temperature
             # Sum and division, because the mean of an empty batch is NaN.
             return functional.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1)

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raydml.distances import full_precision
+from raydml.distances import full_precision, products_with_unit
 from raydml.tuples import Pairs, TripletRanges, Triplets
 
 
@@ -51,7 +51,7 @@ class ProxyAnchor(nn.Module):
             raise ValueError("proxy_anchor learns from labels alone: set miner to null")
         with torch.autocast(embeddings.device.type, enabled=False):
             points = full_precision(embeddings)
-            cosine = functional.normalize(points) @ functional.normalize(self.proxies.to(points.dtype)).T
+            cosine = products_with_unit(functional.normalize(points), self.proxies.to(points.dtype))
             num_proxies = len(self.proxies)
             own = labels[:, None] == torch.arange(num_proxies, device=labels.device)
             pulled = _log_one_plus_sum_exp(-self.alpha * (cosine - self.delta), own)

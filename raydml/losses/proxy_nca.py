@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raydml.distances import full_precision
+from raydml.distances import full_precision, products_with_unit
 from raydml.tuples import Pairs, TripletRanges, Triplets
 
 
@@ -56,7 +56,7 @@ class ProxyNCA(nn.Module):
             raise ValueError("proxy_nca learns from labels alone: set miner to null")
         with torch.autocast(embeddings.device.type, enabled=False):
             points = full_precision(embeddings)
-            cosine = functional.normalize(points) @ functional.normalize(self.proxies.to(points.dtype)).T
+            cosine = products_with_unit(functional.normalize(points), self.proxies.to(points.dtype))
             closeness = 2 * self.scale**2 * cosine
             own = labels[:, None]
             others = torch.logsumexp(closeness.scatter(1, own, -math.inf), dim=1)

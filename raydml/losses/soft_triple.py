@@ -1,13 +1,13 @@
 """SoftTriple: Qian et al., SoftTriple Loss: Deep Metric Learning Without Triplet Sampling, ICCV 2019."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raydml.distances import full_precision
+from raydml.distances import full_precision, products_with_unit
 from raydml.tuples import Pairs, TripletRanges, Triplets
 
 # Inside the root, as in the authors' release: keeps the gradient finite where two centres coincide, which is where the
@@ -72,14 +72,34 @@ class SoftTriple(nn.Module):
             raise ValueError("soft_triple learns from labels alone: set miner to null")
         with torch.autocast(embeddings.device.type, enabled=False):
             points = full_precision(embeddings)
-            centers = functional.normalize(self.centers.to(points.dtype), dim=2)
-            cosine = (functional.normalize(points) @ centers.flatten(end_dim=1).T).unflatten(1, centers.shape[:2])
-            similarity = ((cosine / self.gamma).softmax(dim=2) * cosine).sum(dim=2)
+            centers = self.centers.to(points.dtype)
+            # The points are divided by gamma, not their many more cosines.
+            sharpened = functional.normalize(points) / self.gamma
+            cosine = products_with_unit(sharpened, centers.flatten(end_dim=1)).unflatten(1, centers.shape[:2])
+            similarity = _SoftMaximum.apply(cosine) * self.gamma
             own = labels[:, None]
             logits = self.scale * similarity.scatter_add(1, own, similarity.new_full(own.shape, -self.margin))
             # Sum and division, because the mean of an empty batch is NaN.
             classification = functional.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1)
-            return classification + self.tau * min(len(labels), 1) * _spread(centers)
+            if self.tau == 0:
+                return classification
+            return classification + self.tau * min(len(labels), 1) * _spread(functional.normalize(centers, dim=2))
+
+
+class _SoftMaximum(torch.autograd.Function):
+    """The mean over the last dimension weighted by its softmax, in few passes over many numbers (B x C x K)."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        share = values.softmax(dim=-1)
+        mean = (share * values).sum(dim=-1)
+        ctx.save_for_backward(values, share, mean)
+        return mean
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        values, share, mean = ctx.saved_tensors
+        return (values - (mean - 1)[..., None]).mul_(share).mul_(gradient[..., None])
 
 
 def _spread(centers: Tensor) -> Tensor:
