@@ -69,7 +69,8 @@ def products_with_unit(points: Tensor, vectors: Tensor) -> Tensor:
 
 
 # Among the points of one batch the gradient of a matrix reaches a point by its row and by its column. Autograd would
-# follow the two with a product each and a node for every step between; written out it is one product of their sum.
+# follow the two with a product each and a node for every step between; written out it is one product of their sum, but
+# for large batches of short embeddings.
 
 
 class _ProductsAmong(torch.autograd.Function):
@@ -81,6 +82,8 @@ class _ProductsAmong(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (points,) = ctx.saved_tensors
+        if _is_large(points):
+            return torch.addmm(gradient @ points, gradient.T, points)
         return (gradient + gradient.T) @ points
 
 
@@ -123,10 +126,21 @@ def _squares_among(points: Tensor, smallest: float) -> Tensor:
 
 def _pull(points: Tensor, weight: Tensor, factor: int) -> Tensor:
     """(B, D): factor times the sum over j of (weight_ij + weight_ji) (x_i - x_j)."""
-    weight = weight + weight.T
+    large = _is_large(points)
+    if large:
+        total = weight.sum(dim=1) + weight.sum(dim=0)
+    else:
+        weight = weight + weight.T
+        total = weight.sum(dim=1)
     # Differences do not feel a shift; far from the origin their terms would cancel to noise.
     centred = points - _mean(points)
-    return torch.addmm(weight.sum(dim=1, keepdim=True) * centred, weight, centred, beta=factor, alpha=-factor)
+    pull = torch.addmm(total[:, None] * centred, weight, centred, beta=factor, alpha=-factor)
+    return pull.addmm_(weight.T, centred, alpha=-factor) if large else pull
+
+
+def _is_large(points: Tensor) -> bool:
+    """Whether a second product takes less time than adding the transpose of a (B, B) matrix, which strides over it."""
+    return len(points) > 4 * points.shape[1]
 
 
 def listed_entries(matrix: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -165,11 +179,15 @@ class _MaskedLogSumExp(torch.autograd.Function):
         hidden = values.masked_fill(~mask, NOTHING)
         share = hidden.softmax(dim=dim)
         ctx.dim = dim
-        ctx.save_for_backward(share * mask)
         if hidden.shape[dim] == 0:
+            ctx.save_for_backward(share)
             return share.sum(dim=dim) + NOTHING
+        largest = hidden.amax(dim=dim, keepdim=True)
         # The largest share is exp(maximum - result), at least one over their number.
-        return hidden.amax(dim=dim) - share.amax(dim=dim).log()
+        result = (largest - share.amax(dim=dim, keepdim=True).log()).squeeze(dim)
+        # What is masked has the share 0, but for a row of nothing else.
+        ctx.save_for_backward(share.mul_(largest > NOTHING))
+        return result
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:

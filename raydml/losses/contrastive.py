@@ -123,13 +123,14 @@ class Contrastive(nn.Module):
         self, cost: Tensor, count: Tensor, tuples: Pairs | Triplets | TripletRanges, num_anchors: int
     ) -> Tensor:
         """The mean of costs that count so and so often: all positives, or all negatives."""
+        # As numbers: products with a mask are several times slower on a CPU.
+        count = count.to(cost.dtype)
         total = cost * count
         if self.average_over == "all":
             return total.sum() / count.sum().clamp(min=1)
         if self.average_over == "anchors":
             return total.sum() / max(num_anchors, 1)
-        # A mask counts a cost once or not at all, so what is left above 0 is active; counts say how often it is.
-        active = total > 0 if count.dtype == torch.bool else (cost > 0) * count
+        active = cost.detach().sign() * count
         if self.average_over == "active":
             return total.sum() / active.sum().clamp(min=1)
         if isinstance(tuples, Triplets):
