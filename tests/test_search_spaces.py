@@ -1,15 +1,19 @@
 """The spaces that come with raydml, and the schema that editors use for them."""
 
 import json
+import math
 from pathlib import Path
 
 import jsonschema
 import pytest
+import torch
 import yaml
 
 from raydml import plugins
+from raydml.config import Machine
 from raydml.domains import to_plain
 from raydml.space import json_schema, load_space, sample_trials
+from raydml.train import Trainer
 from raydml.yaml_reader import read_yaml
 
 FOLDER = Path(__file__).parents[1] / "search_spaces"
@@ -127,3 +131,25 @@ def test_the_committed_schema_is_the_one_of_the_code():
 def test_editors_find_the_schema(path):
     assert path.read_text(encoding="utf-8").startswith("# yaml-language-server: $schema=schema.json\n")
     assert yaml.safe_load(path.read_text(encoding="utf-8"))  # other readers of YAML understand the file, too
+
+
+ON_DIGITS = [
+    "trial.data={name: digits, resize_px: 16, crop_px: 16, split: {order: sorted, val_fraction: 0.4, num_folds: 2}}",
+    "trial.sampler={name: class_balanced, classes_per_batch: 2, images_per_class: 4, batches_per_epoch: 4}",
+    "trial.epochs=1",
+]
+
+
+@pytest.mark.slow
+def test_every_recipe_of_the_zoo_trains(tmp_path):
+    machine = Machine(cache_dir=tmp_path, device="cpu")
+    for trial in sample_trials(load_space(FOLDER / "loss_zoo.yaml", ON_DIGITS)):
+        trainer = Trainer(trial, machine, device="cpu")
+        before = {name: value.clone() for name, value in trainer.method.network.state_dict().items()}
+        (result,) = trainer.epochs()
+        what = f"{trial.loss} {trial.miner} {trial.regularizers}"
+        assert math.isfinite(result["train_loss"]), what
+        assert result["gradient_norm"] > 0, what
+        assert result["ended"] == "finished", what
+        after = trainer.method.network.state_dict()
+        assert any(not torch.equal(value, after[name]) for name, value in before.items()), what

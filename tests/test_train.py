@@ -17,11 +17,29 @@ MARGIN = {"loss": {"name": "margin", "beta": 1.0}, "miner": {"name": "distance_w
 MULTI_SIMILARITY = {"loss": {"name": "multi_similarity"}, "miner": {"name": "multi_similarity"}}
 CONTRASTIVE = {"loss": {"name": "contrastive"}}
 SOFTMAX = {"loss": {"name": "normalized_softmax"}}
+MDR_AND_RHO = {
+    "loss": {"name": "triplet", "squared": False},
+    "miner": {"name": "distance_weighted", "variant": "mdr"},
+    "regularizers": {"mdr": {"weight": 0.6}, "rho": {"probability": 0.3}},
+    "model": {
+        "backbone": "convnet",
+        "weights": "none",
+        "embedding_dim": 16,
+        "normalize": "mean_distance",
+    },
+}
+MEMORY = {  # wraps round in the second epoch
+    "loss": {"name": "multi_similarity"},
+    "miner": {"name": "multi_similarity"},
+    "regularizers": {"cross_batch_memory": {"size": 150, "start_step": 2}},
+}
 FAMILIES = {
     "margin": MARGIN,
     "multi_similarity": MULTI_SIMILARITY,
     "contrastive": CONTRASTIVE,
     "normalized_softmax": SOFTMAX,
+    "mdr_and_rho": MDR_AND_RHO,
+    "memory": MEMORY,
 }
 BALANCED = {"name": "class_balanced", "classes_per_batch": 3, "images_per_class": 8, "batches_per_epoch": 4}
 UNIFORM = {"name": "uniform", "batch_size": 128}
