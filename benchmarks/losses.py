@@ -60,8 +60,8 @@ def _euclidean() -> distances.LpDistance:
 CASES = [
     Case(
         "triplet, semi_hard",
-        ("triplet", {"average_over": "all"}),
-        ("semi_hard", {"margin": 0.2}),
+        ("triplet", {"squared": False, "average_over": "active"}),
+        ("semi_hard", {"margin": 0.2, "squared": False}),
         lambda _: (
             losses.TripletMarginLoss(0.2, distance=_euclidean()),
             miners.TripletMarginMiner(0.2, type_of_triplets="semihard", distance=_euclidean()),
@@ -71,7 +71,7 @@ CASES = [
     ),
     Case(
         "triplet, hardest",
-        ("triplet", {}),
+        ("triplet", {"squared": False, "average_over": "active"}),
         ("hardest", {}),
         lambda _: (
             losses.TripletMarginLoss(0.2, distance=_euclidean()),
@@ -81,7 +81,7 @@ CASES = [
     ),
     Case(
         "triplet, all",
-        ("triplet", {}),
+        ("triplet", {"squared": False, "average_over": "active"}),
         None,
         lambda _: (losses.TripletMarginLoss(0.2, distance=_euclidean()), None),
         "mined",

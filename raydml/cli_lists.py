@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from rich.console import Console
@@ -33,6 +33,7 @@ def list_plugins(
                         "name": entry.name,
                         "about": entry.about,
                         "source": entry.source,
+                        "fits": entry.fits,
                         "settings": {
                             setting.name: {"type": setting.kind, "default": setting.default, "about": setting.about}
                             for setting in entry.settings
@@ -61,7 +62,7 @@ def entries_of(kind: Kind) -> Iterator[Entry]:
         for name in plugins.names(kind):
             settings = settings_of(plugins.settings_model(kind, name))
             source = "" if kind == "methods" else plugins.source(kind, name)
-            yield Entry(name, plugins.describe(kind, name), source, settings)
+            yield Entry(name, plugins.describe(kind, name), source, settings, fits(kind, name))
     elif kind == "backbones":
         from raydml.model import BACKBONES
 
@@ -77,6 +78,34 @@ def entries_of(kind: Kind) -> Iterator[Entry]:
             about = (inspect.getdoc(model) or "").partition("\n")[0]
             name = get_args(model.model_fields["name"].annotation)[0]
             yield Entry(name, about.replace("``", ""), "", settings_of(model))
+
+
+def fits(kind: str, name: str) -> str:
+    """What a loss takes, what a miner yields, what a regulariser needs; empty where there is nothing to say."""
+    from raydml import plugins
+
+    cls: Any = plugins.load(kind, name)
+    if kind == "losses":
+        return f"takes {', '.join(cls.accepts) or 'labels alone, no miner'}"
+    if kind == "miners":
+        kinds = sorted({miner.yields for miner in _by_each_choice(name)})
+        return f"yields {' or '.join(kinds)}{', by its settings' if len(kinds) > 1 else ''}"
+    if kind == "regularizers":
+        needs = ["a loss that takes pairs"] if cls.needs_pairs else []
+        needs += [f"a miner that yields {' or '.join(cls.rewrites)}"] if cls.rewrites else []
+        return f"needs {' and '.join(needs)}" if needs else ""
+    return ""
+
+
+def _by_each_choice(name: str) -> Iterator[Any]:
+    """A miner with every value of each of its settings that is a choice of words."""
+    from raydml import plugins
+
+    yield plugins.build("miners", name)
+    for setting, field in plugins.settings_model("miners", name).model_fields.items():
+        if get_origin(field.annotation) is Literal:
+            for word in get_args(field.annotation):
+                yield plugins.build("miners", name, **{setting: word})
 
 
 def settings_of(model: type[BaseModel]) -> list[Setting]:

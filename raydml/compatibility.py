@@ -82,7 +82,8 @@ def _loss_and_miner(loss: Any, miner: Any) -> Iterator[Problem]:
         message = f"loss {loss.name} learns from labels alone and takes no miner"
         yield Problem("miner.name", miner.name, message, cure=f"remove miner, or write miner: null; {_TOGETHER}")
     elif yields and yields not in accepts:
-        fitting = tuple(name for name in plugins.names("miners") if _yields(_Default(name)) in accepts)
+        others = (name for name in plugins.names("miners") if name != miner.name)
+        fitting = tuple(name for name in others if _yields(_Default(name)) in accepts)
         message = f"yields {yields}, and loss {loss.name} takes {' or '.join(accepts)}"
         cure = f"choose a miner that fits, or write miner: null; {_TOGETHER}"
         yield Problem("miner.name", miner.name, message, fitting, cure=cure)
@@ -142,6 +143,24 @@ def _regularizers_and_loss(regularizers: Any, loss: Any, miner: Any) -> Iterator
             given = "there is no miner" if miner is None else f"miner {miner.name} yields {_yields(miner)}"
             message = f"changes the {' or '.join(rewrites)} that a miner yields, and {given}"
             yield Problem(path, settings, message, fitting, cure=f"choose such a miner, or remove {name}")
+
+
+def _regularizers_and_model(regularizers: Any, model: Any) -> Iterator[Problem]:
+    if "embedding_norm" in regularizers and model.normalize == "l2":
+        message = "has no effect: model.normalize is l2, so every embedding has length 1"
+        cure = "remove it, or write model.normalize: none"
+        yield Problem("regularizers.embedding_norm", regularizers["embedding_norm"], message, cure=cure)
+
+
+def _regularizers_and_sampler(regularizers: Any, sampler: Any) -> Iterator[Problem]:
+    memory = regularizers.get("cross_batch_memory")
+    if memory is None:
+        return
+    batch = sampler.batch_size if sampler.name == "uniform" else sampler.classes_per_batch * sampler.images_per_class
+    if memory["size"] < batch:
+        message = f"is less than the {batch} images of a batch, which the memory holds first of all"
+        cure = f"write at least {batch}, better many times as much"
+        yield Problem("regularizers.cross_batch_memory.size", memory["size"], message, cure=cure)
 
 
 def _loss_group(loss: Any, regularizers: Any, optimizer: Any) -> Iterator[Problem]:
@@ -278,6 +297,8 @@ _RULES: tuple[tuple[tuple[str, ...], _Rule], ...] = (
     (("miner",), _miner_constructs),
     (("regularizers",), _regularizers_construct),
     (("regularizers", "loss", "miner"), _regularizers_and_loss),
+    (("regularizers", "model"), _regularizers_and_model),
+    (("regularizers", "sampler"), _regularizers_and_sampler),
     (("loss", "regularizers", "optimizer"), _loss_group),
     (("data",), _data),
     (("data", "model"), _data_and_model),

@@ -134,7 +134,8 @@ def build(kind: str, name: str, **arguments: Any) -> Any:
 
     Arguments named in CONTEXT (num_classes=, embedding_dim=, ...) are what the trial knows and reach the
     constructor only where it takes them; all others are settings. PluginError names every setting that is
-    unknown, of the wrong type or out of range, all at once.
+    unknown, of the wrong type or out of range, all at once, and what of the context is missing. ValueError, with
+    the reason, where settings exclude each other.
     """
     cls = load(kind, name)
     context = {key: value for key, value in arguments.items() if key in CONTEXT}
@@ -145,7 +146,14 @@ def build(kind: str, name: str, **arguments: Any) -> Any:
         raise _wrong_settings(kind, name, error) from None
     wanted = {p.name: p.default for p in _parameters(cls) if p.name in CONTEXT}
     missing = [key for key, default in wanted.items() if default is inspect.Parameter.empty and key not in context]
-    assert not missing, f"{kind}/{name} needs {', '.join(missing)} from its caller"
+    if missing:
+        given_as = ", ".join(f"{key}=..." for key in missing)
+        message = f"{kind}/{name} needs {' and '.join(missing)} of whoever builds it: pass {given_as} to build"
+        raise PluginError(message, key=missing[0], choices=wanted)
+    for key in ("num_classes", "embedding_dim"):
+        size = context.get(key, 1)
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise PluginError(f"{key} = {size!r}: must be a whole number of at least 1.", key=key, value=size)
     values = dict(settings)
     return cls(**{key: value for key, value in context.items() if key in wanted}, **values)
 

@@ -234,12 +234,13 @@ class Setting(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One thing of a listing, with its settings. source: the paper, or empty."""
+    """One thing of a listing, with its settings. source: the paper; fits: what goes with it; both may be empty."""
 
     name: str
     about: str
     source: str
     settings: Sequence[Setting]
+    fits: str = ""
 
 
 def catalogue(entries: Sequence[Entry]) -> Group:
@@ -251,6 +252,8 @@ def catalogue(entries: Sequence[Entry]) -> Group:
         parts.append(Text.assemble((entry.name, "bold"), "  ", entry.about))
         if entry.source:
             parts.append(Padding(Text(entry.source, style="dim"), (0, 0, 0, 4), expand=False))
+        if entry.fits:
+            parts.append(Padding(Text(entry.fits), (0, 0, 0, 4), expand=False))
         for setting in entry.settings:
             required = setting.default == "required"
             typed = f": {setting.kind}" + (", required" if required else f" = {setting.default}")

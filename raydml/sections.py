@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from raydml import plugins
 from raydml.model import BACKBONES, Normalisation
-from raydml.problems import ABSENT, ConfigError, Problem, problems_from, unknown_name
+from raydml.problems import ABSENT, ConfigError, Problem, nearest_name, problems_from, unknown_name
 
 STRICT = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -106,7 +106,12 @@ def _filled_in(block: object) -> object:
     problems: list[Problem] = []
     for name, settings in block.items():
         if name not in choices:
-            problems.append(unknown_name(str(name), settings, choices, "one of the regularizers"))
+            nearest = nearest_name(name, choices)
+            cure = f"write {nearest}" if nearest else "write one of the choices"
+            if name == "name":
+                nearest, cure = None, f"write the name as the key: {{{settings}: {{...}}}}"
+            message = "is not one of the regularizers"
+            problems.append(Problem(str(name), settings, message, choices, nearest, cure))
             continue
         given = {} if settings is None else settings
         if not isinstance(given, Mapping):

@@ -472,6 +472,7 @@ def test_list_shows_every_plugin_with_its_settings(kind):
         assert row["about"] in text
         assert row["source"] in text
         assert bool(row["source"]) == (kind != "methods")
+        assert row["fits"] in text
         assert len(row["about"]) > 10
         fields = plugins.settings_model(kind, name).model_fields
         assert set(row["settings"]) == set(fields)
@@ -479,6 +480,19 @@ def test_list_shows_every_plugin_with_its_settings(kind):
             assert json.loads(row["settings"][setting]["default"]) == field.default
             assert row["settings"][setting]["about"] in text
             assert len(row["settings"][setting]["about"]) > 10, (name, setting)
+
+
+def test_list_says_what_fits():
+    def fits(kind):
+        return {row["name"]: row["fits"] for row in json.loads(run("list", kind, "--json").output)}
+
+    assert fits("losses")["multi_similarity"] == "takes pairs"
+    assert fits("losses")["arcface"] == "takes labels alone, no miner"
+    assert fits("miners")["hardest"] == "yields triplets"
+    assert fits("miners")["all"] == "yields pairs or triplet_ranges, by its settings"
+    assert fits("regularizers")["rho"] == "needs a miner that yields triplets"
+    assert fits("regularizers")["cross_batch_memory"] == "needs a loss that takes pairs"
+    assert fits("regularizers")["mdr"] == ""
 
 
 def test_list_says_types_and_limits():

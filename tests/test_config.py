@@ -257,14 +257,14 @@ def test_rules_between_the_settings_of_a_plugin_are_found_in_its_constructor(mon
 
 def test_regularizers_are_blocks_by_name_with_defaults_filled_in():
     assert parse_trial(BASE).regularizers == {}
-    trial = parse_trial(trial_with(regularizers={"mdr": {"weight": 0.3}, "embedding_norm": None}))
-    assert set(trial.regularizers) == {"mdr", "embedding_norm"}
+    trial = parse_trial(trial_with(regularizers={"mdr": {"weight": 0.3}, "rho": None}))
+    assert set(trial.regularizers) == {"mdr", "rho"}
     assert trial.regularizers["mdr"]["weight"] == 0.3
     assert trial.regularizers["mdr"]["momentum"] == 0.9  # spec of the release: 0.9 old + 0.1 new
     assert parse_trial(trial.model_dump(mode="json")) == trial
-    turned = trial_with(regularizers={"embedding_norm": {}, "mdr": {"weight": 0.3}})
+    turned = trial_with(regularizers={"rho": {}, "mdr": {"weight": 0.3}})
     assert fingerprint(parse_trial(turned)) == fingerprint(trial)
-    other = trial_with(regularizers={"mdr": {"weight": 0.4}, "embedding_norm": {}})
+    other = trial_with(regularizers={"mdr": {"weight": 0.4}, "rho": {}})
     assert fingerprint(parse_trial(other)) != fingerprint(trial)
 
 
@@ -299,6 +299,28 @@ def test_regularizers_need_what_they_work_on():
     assert parse_trial(trial_with(regularizers={"cross_batch_memory": {}}, loss={"name": "contrastive"}, miner=None))
 
 
+def test_a_memory_holds_a_batch():
+    memory = {"regularizers": {"cross_batch_memory": {"size": 31}}, "loss": {"name": "contrastive"}, "miner": None}
+    (problem,) = problems_with(**memory).values()  # 8 classes x 4 images
+    assert problem.path == "regularizers.cross_batch_memory.size"
+    assert "32 images of a batch" in problem.message
+    memory["regularizers"] = {"cross_batch_memory": {"size": 32}}
+    assert parse_trial(trial_with(**memory)).regularizers["cross_batch_memory"]["size"] == 32
+    assert problems_with(**memory, sampler={"name": "uniform", "batch_size": 33})
+
+
+def test_a_length_that_is_always_one_is_not_regularised():
+    (problem,) = problems_with(regularizers={"embedding_norm": {}}).values()
+    assert "every embedding has length 1" in problem.message
+    assert parse_trial(trial_with(**{"regularizers": {"embedding_norm": {}}, "model.normalize": "none"}))
+
+
+def test_a_misspelt_regularizer_gets_the_nearest_and_a_name_the_right_form():
+    assert problems_with(regularizers={"mrd": {}})["regularizers.mrd"].nearest == "mdr"
+    problem = problems_with(regularizers={"name": "mdr"})["regularizers.name"]
+    assert problem.cure == "write the name as the key: {mdr: {...}}"
+
+
 def test_what_a_miner_yields_may_hang_on_its_settings():
     pairs = {"loss": {"name": "multi_similarity"}, "miner": {"name": "all", "tuples": "pairs"}}
     assert parse_trial(trial_with(**pairs)).miner.name == "all"
@@ -320,6 +342,11 @@ def test_the_decay_of_loss_parameters_needs_some():
     [
         ({"loss.margin": -0.1}, "must be > 0"),
         ({"loss": {"name": "normalized_softmax", "temperature": 0.0}, "miner": None}, "must be > 0"),
+        (
+            {"loss": {"name": "contrastive", "positive_margin": 0.9, "negative_margin": 0.2}},
+            "below the negative_margin",
+        ),
+        ({"loss": {"name": "snr_contrastive", "positive_margin": 2.0}}, "below the negative_margin"),
         ({"loss": {"name": "multi_similarity", "alpha": 40.0, "beta": 2.0}, "miner": None}, "alpha"),
     ],
 )

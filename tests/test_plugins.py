@@ -135,9 +135,16 @@ def test_context_reaches_the_constructor_and_settings_are_filled_in(made: None) 
     assert plugins.describe("losses", "made_up") == "One line."
 
 
-def test_a_missing_context_value_is_our_own_mistake(made: None) -> None:  # noqa: ARG001
-    with pytest.raises(AssertionError, match="needs num_classes"):
+def test_a_missing_context_value_is_told(made: None) -> None:  # noqa: ARG001
+    with pytest.raises(PluginError, match=r"needs num_classes .*pass num_classes=\.\.\. to build") as caught:
         plugins.build("losses", "made_up")
+    assert caught.value.key == "num_classes"
+
+
+@pytest.mark.parametrize("value", [0, -1, 5.0, "5", True, None])
+def test_a_context_that_is_no_size_is_refused(made: None, value: object) -> None:  # noqa: ARG001
+    with pytest.raises(PluginError, match=r"num_classes = .*whole number of at least 1"):
+        plugins.build("losses", "made_up", num_classes=value)
 
 
 def test_unknown_setting_gives_the_nearest(made: None) -> None:  # noqa: ARG001

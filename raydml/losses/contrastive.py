@@ -77,6 +77,11 @@ class Contrastive(nn.Module):
         self.form = form
         self.positive_margin = positive_margin
         self.negative_margin = (0.5 if similarity else 1.0) if negative_margin is None else negative_margin
+        if not similarity and positive_margin > self.negative_margin:
+            raise ValueError(
+                f"positive_margin = {positive_margin}, negative_margin = {self.negative_margin}: positives shall come "
+                "nearer than negatives may; write a positive_margin below the negative_margin"
+            )
         self.average_over = ("anchors" if similarity else "all") if average_over is None else average_over
 
     def forward(

@@ -51,6 +51,11 @@ class SNRContrastive(nn.Module):
         ] = "all",
     ) -> None:
         super().__init__()
+        if positive_margin > negative_margin:
+            raise ValueError(
+                f"positive_margin = {positive_margin}, negative_margin = {negative_margin}: positives shall come "
+                "nearer than negatives may; write a positive_margin below the negative_margin"
+            )
         self.positive_margin = positive_margin
         self.negative_margin = negative_margin
         self.zero_mean = zero_mean

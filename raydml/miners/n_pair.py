@@ -1,4 +1,4 @@
-"""N-pair sampling: Sohn, Improved Deep Metric Learning with Multi-class N-pair Loss Objective, NIPS 2016."""
+"""N-pair sampling: Sohn, Improved Deep Metric Learning with Multi-class N-pair Loss Objective, NeurIPS 2016."""
 
 from typing import Annotated, ClassVar, Literal
 

@@ -45,8 +45,9 @@ class SemiHard(nn.Module):
             Field(description="all of the band, the nearest beyond each positive, or one of the band for each anchor"),
         ] = "all",
         squared: Annotated[
-            bool, Field(description="measure the band in squared distances, as FaceNet; the code of MIC does not")
-        ] = False,
+            bool,
+            Field(description="measure the band in squared distances, as FaceNet does; the code of MIC does not"),
+        ] = True,
     ) -> None:
         super().__init__()
         if negatives == "nearest" and margin != MARGIN:

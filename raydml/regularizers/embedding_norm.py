@@ -1,4 +1,4 @@
-"""Embedding norm: Sohn, Improved Deep Metric Learning with Multi-class N-pair Loss Objective, NIPS 2016."""
+"""Embedding norm: Sohn, Improved Deep Metric Learning with Multi-class N-pair Loss Objective, NeurIPS 2016."""
 
 from typing import Annotated, Literal
 

@@ -61,7 +61,7 @@ def test_pytorch_metric_learning(seed: int, margin: float) -> None:
         margin=margin, type_of_triplets="semihard", distance=LpDistance(normalize_embeddings=False)
     )
     expected = list(zip(*(column.tolist() for column in theirs(points, labels)), strict=True))
-    ours = _listed(SemiHard(margin=margin)(points, labels))
+    ours = _listed(SemiHard(margin=margin, squared=False)(points, labels))
     assert expected
     assert sorted(ours) == sorted(expected)
 
@@ -85,9 +85,9 @@ def test_squares_change_the_band() -> None:
 def test_both_bounds_are_strict() -> None:
     points = torch.tensor([[0.0], [1.0], [-1.0], [1.25], [1.5]], dtype=torch.float64)
     labels = torch.tensor([0, 0, 1, 1, 1])
-    ranges = SemiHard(margin=0.5)(points, labels)
+    ranges = SemiHard(margin=0.5, squared=False)(points, labels)
     assert [n for a, p, n in _listed(ranges) if (a, p) == (0, 1)] == [3]
-    wider = SemiHard(margin=0.5 + 1e-9)(points, labels)
+    wider = SemiHard(margin=0.5 + 1e-9, squared=False)(points, labels)
     assert [n for a, p, n in _listed(wider) if (a, p) == (0, 1)] == [3, 4]
 
 
@@ -95,7 +95,7 @@ def test_both_bounds_are_strict() -> None:
 def test_all_are_the_candidates_of_the_mic_release(case: int) -> None:
     golden, margin = _golden(case), RELEASE[case]["semihard_margin"]
     found = torch.zeros_like(golden["semihard_neg_candidates"])
-    for triplet in _listed(SemiHard(margin=margin)(golden["emb"], golden["labels"])):
+    for triplet in _listed(SemiHard(margin=margin, squared=False)(golden["emb"], golden["labels"])):
         found[triplet] = True
     expected = golden["semihard_neg_candidates"] & ~golden["semihard_fallback"].bool()[:, :, None]
     assert found.sum() > 50
@@ -132,7 +132,7 @@ def test_nearest_without_a_negative_yields_nothing() -> None:
 
 def _draws(num_draws: int, points: Tensor, labels: Tensor, **settings: object) -> Triplets:
     """As many batches, one row each."""
-    miner, generator = SemiHard(negatives="random", **settings), torch.Generator().manual_seed(0)
+    miner, generator = SemiHard(negatives="random", **{"squared": False, **settings}), torch.Generator().manual_seed(0)
     return Triplets(*map(torch.stack, zip(*[miner(points, labels, generator) for _ in range(num_draws)], strict=True)))
 
 
