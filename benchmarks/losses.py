@@ -39,7 +39,11 @@ Step = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """One row: a loss and a miner of ours, what makes the same of theirs, and the largest batch they can take.
+    """One row: a loss and a miner of ours, the nearest of theirs, and the largest batch they can take.
+
+    The same but for: distance-weighted mining, where theirs lists about as many negatives an anchor as it has positives
+    and ours one for each positive pair; similarities, which theirs normalise and ours take as they come (they are unit
+    vectors); SNR, where ours averages over all pairs and holds the mean at zero besides.
 
     group: "mined" and "lifted" are what the target of three times speaks of. largest: of theirs, where a larger one
     needs more memory than a machine has (B^3 bytes and more) or minutes a step.
@@ -90,7 +94,7 @@ CASES = [
     Case(
         "margin, distance_weighted",
         ("margin", {"class_beta": False}),
-        ("distance_weighted", {}),
+        ("distance_weighted", {"variant": "mdr"}),
         lambda _: (losses.MarginLoss(0.2, nu=0, beta=1.2, learn_beta=True), miners.DistanceWeightedMiner(0.5, 1.4)),
         "mined",
     ),
@@ -268,6 +272,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=BATCHES)
     parser.add_argument("--dim", type=int, nargs="+", default=DIMS)
     parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--group", nargs="+", default=["mined", "lifted", "pairs", "proxies"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--budget", type=float, default=1.0, help="seconds for the turns of one row")
@@ -279,7 +284,7 @@ def main() -> None:
     if device != "cpu":
         table.add_column("host syncs")
     ratios: dict[str, list[float]] = {}
-    cases = [case for case in CASES if arguments.only in case.name]
+    cases = [case for case in CASES if arguments.only in case.name and case.group in arguments.group]
     for case in cases:
         for num_images in arguments.batch:
             for dim in arguments.dim:

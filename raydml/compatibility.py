@@ -123,11 +123,6 @@ def _miner_constructs(miner: Any) -> Iterator[Problem]:
         yield from _construct("miners", miner.name, miner.settings).problems
 
 
-def _regularizers_construct(regularizers: Any) -> Iterator[Problem]:
-    for name, settings in regularizers.items():
-        yield from _construct("regularizers", name, settings).problems
-
-
 def _regularizers_and_loss(regularizers: Any, loss: Any, miner: Any) -> Iterator[Problem]:
     accepts = _accepts(loss.name)
     for name, settings in regularizers.items():
@@ -295,7 +290,6 @@ _RULES: tuple[tuple[tuple[str, ...], _Rule], ...] = (
     (("loss", "sampler"), _loss_and_sampler),
     (("loss",), _loss_constructs),
     (("miner",), _miner_constructs),
-    (("regularizers",), _regularizers_construct),
     (("regularizers", "loss", "miner"), _regularizers_and_loss),
     (("regularizers", "model"), _regularizers_and_model),
     (("regularizers", "sampler"), _regularizers_and_sampler),

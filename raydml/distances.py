@@ -43,7 +43,8 @@ def squared_euclidean(points: Tensor, others: Tensor | None = None) -> Tensor:
 def euclidean(points: Tensor, others: Tensor | None = None) -> Tensor:
     """Distances (B, M) of points (B, D) from others (M, D), or from each other.
 
-    At least 1e-6, with gradient 0 there: the distance of two equal points has no gradient.
+    At least 1e-6, with gradient 0 there: the distance of two equal points has no gradient. In float32 the error of a
+    distance is about 3e-4 of the cloud's radius where two points nearly coincide, and less the farther they are apart.
     """
     if others is None:
         distances: Tensor = _DistancesAmong.apply(points)

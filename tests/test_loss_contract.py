@@ -3,6 +3,7 @@
 import inspect
 import math
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -19,6 +20,45 @@ LOSSES = plugins.names("losses")
 TAKES_PAIRS = [name for name in LOSSES if "pairs" in plugins.load("losses", name).accepts]
 TAKES_TRIPLETS = [name for name in LOSSES if "triplets" in plugins.load("losses", name).accepts]
 HERE = Path(__file__).parent
+
+# Other ways through a loss than its defaults, each held to the same.
+VARIANTS = [
+    ("contrastive", {"form": "squared"}),
+    ("contrastive", {"form": "similarity"}),
+    ("contrastive", {"average_over": "active"}),
+    ("contrastive", {"average_over": "anchor_means"}),
+    ("triplet", {"squared": False, "average_over": "active"}),
+    ("margin", {"class_beta": False, "nu": 0.1}),
+    ("margin", {"trainable_beta": False}),
+    ("snr_contrastive", {"average_over": "active"}),
+    ("lifted_structure", {"variant": "generalized"}),
+    ("lifted_structure", {"variant": "modified"}),
+    ("lifted_structure", {"hardest_negative": True}),
+    ("nca", {"nearest": 3}),
+    ("nt_xent", {"form": "sup_con"}),
+    ("binomial_deviance", {"divide_by_scale": True}),
+    ("soft_triple", {"tau": 0.0}),
+]
+CASES = [(name, {}) for name in LOSSES] + VARIANTS
+
+
+def _case_name(case: tuple[str, dict]) -> str:
+    return " ".join([case[0], *(f"{key}={value}" for key, value in case[1].items())])
+
+
+def test_every_choice_of_words_is_a_case() -> None:
+    for name in LOSSES:
+        for setting, field in plugins.settings_model("losses", name).model_fields.items():
+            words = [word for part in (field.annotation, *get_args(field.annotation)) for word in get_args(part)]
+            for word in words:
+                if isinstance(word, str) and word != field.default:
+                    reached = any(case[0] == name and _reaches(case, setting, word) for case in CASES)
+                    assert reached, f"{name}: {setting} = {word} is in no case"
+
+
+def _reaches(case: tuple[str, dict], setting: str, word: str) -> bool:
+    return getattr(_build(case[0], **case[1]), setting) == word
+
 
 Tuples = Pairs | Triplets | TripletRanges
 
@@ -78,10 +118,10 @@ def test_it_is_a_module_that_says_what_it_accepts(name: str) -> None:
 
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16", "autocast"])
-@pytest.mark.parametrize("name", LOSSES)
-def test_it_is_finite_with_finite_gradients(name: str, precision: str, batch: str) -> None:
+@pytest.mark.parametrize("case", CASES, ids=_case_name)
+def test_it_is_finite_with_finite_gradients(case: tuple[str, dict], precision: str, batch: str) -> None:
     points, labels = BATCHES[batch]
-    loss = _build(name)
+    loss = _build(case[0], **case[1])
     if precision == "float64":
         loss = loss.double()
     dtype = torch.float32 if precision == "autocast" else torch.get_default_dtype()
@@ -113,9 +153,9 @@ def test_autocast_does_not_change_the_number(name: str) -> None:
     assert plain.item() == pytest.approx(exact.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_it_is_zero_in_the_graph_when_nothing_is_left(name: str) -> None:
-    loss = _build(name)
+@pytest.mark.parametrize("case", CASES, ids=_case_name)
+def test_it_is_zero_in_the_graph_when_nothing_is_left(case: tuple[str, dict]) -> None:
+    loss = _build(case[0], **case[1])
     points, labels = BATCHES["balanced"]
     for tuples in _nothing(loss, len(labels)):
         embeddings = points.clone().requires_grad_()
@@ -250,11 +290,11 @@ def test_tuples_of_the_wrong_kind_are_refused(name: str) -> None:
                 loss(points.float(), labels, tuples)
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_it_never_waits_for_the_device(name: str) -> None:
-    """A fake tensor has a shape and no content: .item(), nonzero and boolean indexing raise on it."""
+@pytest.mark.parametrize("case", CASES, ids=_case_name)
+def test_it_never_waits_for_the_device(case: tuple[str, dict]) -> None:
+    """A fake tensor has a shape and no content: .item(), nonzero and reading by a mask raise on it."""
     with FakeTensorMode():
-        loss = _build(name)
+        loss = _build(case[0], **case[1])
         labels = torch.zeros(12, dtype=torch.int64)
         rows = torch.zeros(12, dtype=torch.int64)
         order = torch.zeros(12, 12, dtype=torch.int64)
@@ -311,6 +351,17 @@ def test_going_down_its_gradient_brings_classes_together(name: str) -> None:
         optimizer.step()
     distance = torch.cdist(*[nn.functional.normalize(points.detach(), dim=1)] * 2).fill_diagonal_(math.inf)
     assert torch.equal(labels[distance.argmin(dim=1)], labels)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+@pytest.mark.parametrize("case", CASES, ids=_case_name)
+def test_broken_embeddings_do_not_crash_it(case: tuple[str, dict], broken: float) -> None:
+    """A trial that has diverged is to end as such, by the value of its loss or at validation."""
+    points, labels = BATCHES["balanced"]
+    loss, embeddings = _build(case[0], **case[1]), points.float()
+    embeddings[3] = broken
+    for tuples in _inputs(loss, points, labels):
+        loss(embeddings.clone().requires_grad_(), labels, tuples).backward()
 
 
 @pytest.mark.gpu

@@ -253,7 +253,7 @@ def test_pairs_of_the_batch_are_the_same_as_none_given(name: str, settings: dict
 
 @each_case
 def test_it_never_waits_for_the_device(name: str, settings: dict) -> None:
-    """A fake tensor has a shape and no content: .item(), nonzero and boolean indexing raise on it."""
+    """A fake tensor has a shape and no content: .item(), nonzero and reading by a mask raise on it."""
     with FakeTensorMode():
         miner = plugins.build("miners", name, **settings)
         labels = torch.zeros(12, dtype=torch.int64)

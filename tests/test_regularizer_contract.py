@@ -330,7 +330,7 @@ def test_it_works_without_a_generator_or_a_miner(name: str) -> None:
 
 @pytest.mark.parametrize("name", REGULARIZERS)
 def test_it_never_waits_for_the_device(name: str) -> None:
-    """A fake tensor has a shape and no content: .item(), nonzero and boolean indexing raise on it."""
+    """A fake tensor has a shape and no content: .item(), nonzero and reading by a mask raise on it."""
     with FakeTensorMode():
         regularizer = _build(name)
         labels, order = torch.zeros(12, dtype=torch.int64), torch.zeros(12, 12, dtype=torch.int64)

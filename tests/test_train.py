@@ -499,3 +499,11 @@ def test_importing_the_trainer_loads_neither_ray_nor_mlflow():
     program = "import sys, raydml.train; print(sorted({'ray', 'mlflow'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_memory_mines_with_the_miner_of_the_trial_and_the_seed_reaches_the_loss():
+    trainer = trainer_of(MEMORY)
+    assert trainer.method.regularizers["cross_batch_memory"]._chosen == (trainer.method.loss, trainer.method.miner)
+    weights = [trainer_of(SOFTMAX, seed=seed).method.loss.weight for seed in (1, 1, 2)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])

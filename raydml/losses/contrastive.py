@@ -26,7 +26,8 @@ class Contrastive(nn.Module):
         squared     max(0, d - positive_margin)^2 / 2     max(0, negative_margin - d)^2 / 2
         similarity  max(0, 1 - s)                         s where s > negative_margin, else 0
 
-    "linear" is the form of the ICML 2020 benchmark and of pytorch-metric-learning, "squared" that of Hadsell et al.
+    "linear", the default, is the form of the ICML 2020 benchmark, whose results today's papers compare with, and of
+    pytorch-metric-learning, "squared" that of Hadsell et al.
     (eq. 4, where positive_margin is 0), "similarity" that of the Deep_Metric repository, in which the margin chooses
     the negatives without being subtracted.
 

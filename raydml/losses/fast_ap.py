@@ -81,6 +81,6 @@ class _RunningHistograms(torch.autograd.Function):
         place, positive, negative = ctx.saved_tensors
         num_bins = gradient.shape[1] - 1
         # Only the running sum at the centre below changes with a distance, with slope -1.
-        below = place.long().clamp_(max=num_bins - 1)
+        below = place.long().clamp_(0, num_bins - 1)  # a NaN becomes some integer, and must not be an index
         one, other = gradient.unbind(dim=2)
         return -(one.gather(1, below) * positive + other.gather(1, below) * negative), None, None, None

@@ -24,7 +24,8 @@ class SNRContrastive(nn.Module):
 
     The variance takes no notice of an embedding's own mean, so the paper holds it at zero: zero_mean times the mean
     over the batch of |sum over the coordinates of x| is added, where a pair is left at all. Its weight is that of the
-    ICML 2020 benchmark, the margins are those of pytorch-metric-learning.
+    ICML 2020 benchmark, the margins are those of pytorch-metric-learning. The benchmark's own SNR loss is another one:
+    hinges of triplets, margin 0.2, without the penalty where the miner is distance-weighted.
 
     Embeddings are used as they come. Departure: an anchor whose variance is zero has no signal, hence no distance, and
     is left out with its pairs, where the releases divide by zero.

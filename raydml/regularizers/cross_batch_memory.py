@@ -43,12 +43,14 @@ class CrossBatchMemory(Regularizer):
         loss: nn.Module,
         miner: nn.Module | None = None,
         *,
-        size: Annotated[
-            int, Field(ge=1, description="embeddings remembered; 8192 is the release's default, 55000 its SOP example")
-        ] = 8192,
+        size: Annotated[int, Field(ge=1, description="embeddings remembered; 8192 is the release's default")] = 8192,
         weight: Annotated[float, Field(ge=0, description="multiplies the loss; 1 in the release")] = 1.0,
         start_step: Annotated[
-            int, Field(ge=0, description="steps before anything is remembered; 1000 in the release's example for SOP")
+            int,
+            Field(
+                ge=0,
+                description="steps before anything is remembered; 1000 in the release's sample file, 2000 its default",
+            ),
         ] = 1000,
     ) -> None:
         super().__init__()
