@@ -61,7 +61,10 @@ class DistanceWeighted(nn.Module):
         *,
         variant: Annotated[
             Literal["wu", "divide_conquer", "mdr"],
-            Field(description="how many negatives an anchor draws, and how weights are bounded"),
+            Field(
+                description="negatives drawn: one an anchor (wu), as many as positives (divide_conquer), one for "
+                "every positive pair (mdr); weights are bounded as each release does"
+            ),
         ] = "wu",
         cutoff: Annotated[
             float, Field(gt=0, le=1, description="distances below it weigh as it does; 0.5 in Wu et al.")
