@@ -60,6 +60,12 @@ def inner_products(points: Tensor, others: Tensor | None = None) -> Tensor:
     return points @ others.T
 
 
+def dot_products(embeddings: Tensor, references: Tensor | None) -> Tensor:
+    """Similarities (B, M) of embeddings as they come, with the references or with each other; autocast must be off."""
+    points = full_precision(embeddings)
+    return inner_products(points, None if references is None else references.to(points.dtype))
+
+
 def products_with_unit(points: Tensor, vectors: Tensor) -> Tensor:
     """Dot products (B, C) of points (B, D) with vectors (C, D) brought to unit length, by max(norm, 1e-12).
 

@@ -60,10 +60,15 @@ def draw_different_numbers(bound: Tensor, generator: torch.Generator | None, num
     return drawn[kept], new[kept] & (bound > 0)
 
 
-def uniform(shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None) -> Tensor:
-    """Random numbers in [0, 1), float64, on the device."""
+def uniform(
+    shape: tuple[int, ...],
+    device: torch.device,
+    generator: torch.Generator | None,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """Random numbers in [0, 1) on the device."""
     source = device if generator is None else generator.device
     # Non-blocking only towards an accelerator: in the other direction the CPU could read before the copy has landed.
-    return torch.rand(shape, dtype=torch.float64, device=source, generator=generator).to(
+    return torch.rand(shape, dtype=dtype, device=source, generator=generator).to(
         device, non_blocking=source.type == "cpu"
     )

@@ -9,12 +9,6 @@ from torch.nn import functional
 from raydml.distances import full_precision, inner_products
 
 
-def dot_products(embeddings: Tensor, references: Tensor | None) -> Tensor:
-    """Similarities (B, M) of embeddings as they come, with the references or with each other; autocast must be off."""
-    points = full_precision(embeddings)
-    return inner_products(points, None if references is None else references.to(points.dtype))
-
-
 def cosines(embeddings: Tensor, references: Tensor | None) -> Tensor:
     """Similarities (B, M) of embeddings of any length, with the references or with each other; autocast must be off."""
     points = functional.normalize(full_precision(embeddings), dim=1)

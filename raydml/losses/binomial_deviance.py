@@ -7,7 +7,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raydml.losses._pairs import dot_products, mean_weights, refuse_swapped_scales
+from raydml.distances import dot_products
+from raydml.losses._pairs import mean_weights, refuse_swapped_scales
 from raydml.tuples import Pairs, chosen_pairs
 
 

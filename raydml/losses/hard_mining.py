@@ -5,7 +5,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from raydml.losses._pairs import dot_products, mean_weights
+from raydml.distances import dot_products
+from raydml.losses._pairs import mean_weights
 from raydml.tuples import Pairs, chosen_pairs
 
 
@@ -27,9 +28,6 @@ class HardMining(nn.Module):
     """
 
     accepts: ClassVar[tuple[str, ...]] = ("pairs",)
-
-    def __init__(self) -> None:
-        super().__init__()
 
     def forward(
         self, embeddings: Tensor, labels: Tensor, tuples: Pairs | None = None, references: Tensor | None = None

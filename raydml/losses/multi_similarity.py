@@ -6,7 +6,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raydml.losses._pairs import dot_products, refuse_swapped_scales, sum_of_soft_maxima
+from raydml.distances import dot_products
+from raydml.losses._pairs import refuse_swapped_scales, sum_of_soft_maxima
 from raydml.tuples import Pairs, chosen_pairs
 
 

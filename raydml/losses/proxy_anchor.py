@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raydml.distances import full_precision, products_with_unit
+from raydml.losses._pairs import sum_of_soft_maxima
 from raydml.tuples import Pairs, TripletRanges, Triplets
 
 
@@ -54,14 +55,8 @@ class ProxyAnchor(nn.Module):
             cosine = products_with_unit(functional.normalize(points), self.proxies.to(points.dtype))
             num_proxies = len(self.proxies)
             own = labels[:, None] == torch.arange(num_proxies, device=labels.device)
-            pulled = _log_one_plus_sum_exp(-self.alpha * (cosine - self.delta), own)
-            pushed = _log_one_plus_sum_exp(self.alpha * (cosine + self.delta), ~own)
+            pulled = sum_of_soft_maxima(-self.alpha * (cosine - self.delta).T, own.T)
+            pushed = sum_of_soft_maxima(self.alpha * (cosine + self.delta).T, ~own.T)
             num_present = own.any(dim=0).sum().clamp(min=1)
             # Proxies without items of their class add log(1 + 0) to the first sum.
-            return pulled.sum() / num_present + pushed.sum() / num_proxies
-
-
-def _log_one_plus_sum_exp(values: Tensor, mask: Tensor) -> Tensor:
-    """(B, C) to (C,): log(1 + sum of exp over the masked entries of a column), without overflow."""
-    one = values.new_zeros(1, values.shape[1])  # exp(0), and the reason why no column is ever empty
-    return torch.logsumexp(torch.cat([one, values.masked_fill(~mask, -math.inf)]), dim=0)
+            return pulled / num_present + pushed / num_proxies

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from raydml.distances import full_precision, inner_products
+from raydml.distances import dot_products
 from raydml.tuples import Pairs, all_pairs
 
 
@@ -23,9 +23,6 @@ class DeepMetricSemiHard(nn.Module):
 
     yields: ClassVar[str] = "pairs"
 
-    def __init__(self) -> None:
-        super().__init__()
-
     @torch.no_grad()
     def forward(
         self,
@@ -41,8 +38,7 @@ class DeepMetricSemiHard(nn.Module):
         if pairs.positive.numel() == 0:
             return pairs
         with torch.autocast(embeddings.device.type, enabled=False):
-            points = full_precision(embeddings)
-            similarity = inner_products(points, None if references is None else references.to(points.dtype))
+            similarity = dot_products(embeddings, references)
             # Without negatives the easiest is at infinity, above which no positive lies; likewise without positives.
             easiest_negative = similarity.masked_fill(~pairs.negative, math.inf).amin(dim=1, keepdim=True)
             easiest_positive = similarity.masked_fill(~pairs.positive, -math.inf).amax(dim=1, keepdim=True)

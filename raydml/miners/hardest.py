@@ -18,9 +18,6 @@ class Hardest(nn.Module):
 
     yields: ClassVar[str] = "triplets"
 
-    def __init__(self) -> None:
-        super().__init__()
-
     @torch.no_grad()
     def forward(
         self,

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raydml.distances import full_precision, inner_products
+from raydml.distances import dot_products
 from raydml.draws import draw_different_columns
 from raydml.tuples import Pairs, all_pairs
 
@@ -54,8 +54,7 @@ class InverseGaussian(nn.Module):
         None = the batch."""
         pairs = all_pairs(labels) if pairs is None else pairs
         with torch.autocast(embeddings.device.type, enabled=False):
-            points = full_precision(embeddings)
-            similarity = inner_products(points, None if references is None else references.to(points.dtype))
+            similarity = dot_products(embeddings, references)
             weight = negative_weights(similarity, pairs.negative)
         # How many are drawn depends on the row, so as many as any row may need are drawn and the rest is not used.
         most = pairs.negative.shape[1] // self.one_in

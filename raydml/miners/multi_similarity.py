@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raydml.distances import full_precision, inner_products
+from raydml.distances import dot_products
 from raydml.tuples import Pairs, all_pairs
 
 
@@ -53,8 +53,7 @@ class MultiSimilarityMiner(nn.Module):
         if pairs.positive.numel() == 0:
             return pairs
         with torch.autocast(embeddings.device.type, enabled=False):
-            points = full_precision(embeddings)
-            similarity = inner_products(points, None if references is None else references.to(points.dtype))
+            similarity = dot_products(embeddings, references)
             hardest_positive = similarity.masked_fill(~pairs.positive, math.inf).amin(dim=1, keepdim=True)
             hardest_negative = similarity.masked_fill(~pairs.negative, -math.inf).amax(dim=1, keepdim=True)
             return Pairs(

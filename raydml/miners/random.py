@@ -21,9 +21,6 @@ class Random(nn.Module):
 
     yields: ClassVar[str] = "triplets"
 
-    def __init__(self) -> None:
-        super().__init__()
-
     @torch.no_grad()
     def forward(
         self,

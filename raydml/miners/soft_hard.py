@@ -24,9 +24,6 @@ class SoftHard(nn.Module):
 
     yields: ClassVar[str] = "triplets"
 
-    def __init__(self) -> None:
-        super().__init__()
-
     @torch.no_grad()
     def forward(self, embeddings: Tensor, labels: Tensor, generator: torch.Generator | None = None) -> Triplets:
         """T = B triplets. embeddings: (B, D); labels: (B,) int64; generator: draws 2 B numbers."""

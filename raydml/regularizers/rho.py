@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from raydml.distances import full_precision
+from raydml.draws import uniform
 from raydml.regularizers._base import Regularizer, Tuples
 from raydml.tuples import Triplets
 
@@ -58,11 +59,8 @@ class Rho(Regularizer):
         """generator: on any device, draws one number a triplet."""
         if not isinstance(tuples, Triplets):
             raise ValueError("rho turns triplets round: choose a miner that yields triplets")
-        device = tuples.valid.device
-        source = device if generator is None else generator.device
-        share = torch.rand(len(tuples.valid), device=source, generator=generator)
-        # Non-blocking only towards an accelerator: in the other direction the CPU could read before the copy landed.
-        turned = tuples.valid & (share.to(device, non_blocking=source.type == "cpu") < self.probability)
+        share = uniform((len(tuples.valid),), tuples.valid.device, generator, torch.float32)
+        turned = tuples.valid & (share < self.probability)
         return tuples._replace(
             positive=torch.where(turned, tuples.anchor, tuples.positive),
             negative=torch.where(turned, tuples.positive, tuples.negative),
