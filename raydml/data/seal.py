@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from raydml.data.datasets import DataError
+from raydml.data.catalog import DataError
 
 _MINT = object()  # only this module holds it, so only record() can make a key
 

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from raydml.data.datasets import DataError
+from raydml.data.catalog import DataError
 from raydml.data.seal import TestKey, TestReads
 
 

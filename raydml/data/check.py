@@ -1,0 +1,243 @@
+"""Whether a benchmark on the disk is the published one, whole and readable: counts everything, trusts nothing."""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+
+from raydml.data.benchmark_lists import vehicleid_list
+from raydml.data.benchmarks import BENCHMARKS, VEHICLEID_TESTS, entries_of, folder_of, part_counts
+from raydml.data.catalog import IMAGE_SUFFIXES, DataError, Entry, found_on_disk, is_hidden, listed
+from raydml.data.list_file import Line, read_list, refuse_lines, whole_numbers
+from raydml.images.decoding import UnreadableImage, decode
+
+Progress = Callable[[int, int], None]
+
+_CHUNK = 64  # images a thread decodes between two reports of progress
+_DECIMAL = re.compile(r"\d+(\.\d+)?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Report:
+    """ok: nothing is wrong. lines: what was counted and, opening with "WRONG", all that is wrong."""
+
+    ok: bool
+    lines: tuple[str, ...]
+
+
+class _Findings:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.num_wrong = 0
+
+    def fine(self, text: str) -> None:
+        self.lines.append(text)
+
+    def wrong(self, text: str) -> None:
+        self.lines.append(f"WRONG {text}")
+        self.num_wrong += 1
+
+
+def check(name: str, root: Path, *, decode: bool = True, progress: Progress | None = None) -> Report:
+    """Count and read what is in a folder that should hold a benchmark.
+
+    name: a key of BENCHMARKS ("vehicleid" stands for its three test sets; every list that is there is checked). root:
+    the folder of the data set, or the one that holds it. Checked are the list files line by line (CUB's
+    bounding_boxes.txt and VehicleID's img2vid.txt, too, where they are), images and classes per part against the
+    published counts, files that are missing, empty or in no list, and with decode=True that a trial could decode
+    each file; damage that leaves a decodable picture is not noticed. progress: called with the images decoded so far
+    and their number.
+
+    A bad installation is no exception: the report tells all that is wrong. Raises DataError for an unknown name.
+    """
+    if name not in BENCHMARKS:
+        nearest = get_close_matches(name, BENCHMARKS, n=1, cutoff=0.0)[0]
+        raise DataError(f"{name!r} is no benchmark; choices: {', '.join(BENCHMARKS)}; nearest: {nearest}")
+    findings = _Findings()
+    try:
+        folder = folder_of(name, root)
+    except (DataError, OSError) as error:
+        findings.wrong(str(error))
+        return _report(name, findings)
+    findings.fine(f"{BENCHMARKS[name].title} in {folder}")
+    entries = _vehicleid_lists(folder, findings) if name == "vehicleid" else _lists(name, folder, findings)
+    if name == "cub200" and (folder / "bounding_boxes.txt").exists():
+        _told(findings, partial(_read_bounding_boxes, folder))
+    if entries:
+        intact = _check_files(folder, entries, findings)
+        _check_unlisted(name, folder, entries, findings)
+        if decode:
+            _decode(folder, intact, findings, progress)
+        else:
+            findings.fine("the images were not decoded")
+    return _report(name, findings)
+
+
+def _report(name: str, findings: _Findings) -> Report:
+    if findings.num_wrong:
+        verdict = f"{name} is not as published, see the {findings.num_wrong} WRONG above"
+    else:
+        verdict = f"{name} is as published"
+    return Report(findings.num_wrong == 0, (*findings.lines, verdict))
+
+
+def _told(findings: _Findings, read: Callable[[], list[Entry]]) -> list[Entry]:
+    """What `read` returns, or nothing and a finding."""
+    try:
+        return read()
+    except DataError as error:
+        findings.wrong(str(error))
+        return []
+
+
+def _lists(name: str, folder: Path, findings: _Findings) -> list[Entry]:
+    entries = _told(findings, partial(entries_of, name, folder))
+    if entries:
+        for part, counts in part_counts(name, entries).items():
+            _compare(name, part, counts, findings)
+    return entries
+
+
+def _compare(name: str, part: str, counts: tuple[int, int], findings: _Findings) -> None:
+    published = BENCHMARKS[name].counts[part]
+    text = f"{part}: {counts[0]:,} images of {counts[1]:,} classes"
+    if published.fits(*counts):
+        findings.fine(f"{text}, as published ({published.standing})")
+    else:
+        findings.wrong(
+            f"{text}, published are {published} ({published.standing}): a part or a subset of {name}, or another data "
+            "set in its format"
+        )
+
+
+def _vehicleid_lists(folder: Path, findings: _Findings) -> list[Entry]:
+    """The images of all lists that are there, each once."""
+    parts = {"train": "train_list", **{f"test_{size}": f"test_list_{size}" for size in VEHICLEID_TESTS.values()}}
+    found: dict[str, list[Entry]] = {}
+    for part, stem in parts.items():
+        file = folder / "train_test_split" / f"{stem}.txt"
+        if not file.exists():
+            tell = findings.wrong if part == "train" else findings.fine
+            tell(f"{part}: there is no {file}" + ("" if part == "train" else "; it was not checked"))
+        elif entries := _told(findings, partial(vehicleid_list, file)):
+            found[part] = entries
+            _compare("vehicleid", part, (len(entries), len({e.class_name for e in entries})), findings)
+            if twice := len(entries) - len({e.path for e in entries}):
+                findings.wrong(f"{part}: {twice:,} images of {file} are listed more than once")
+    if not any(part.startswith("test") for part in found):
+        findings.wrong("none of the test lists can be used")
+    train_classes = {entry.class_name for entry in found.get("train", [])}
+    for part, entries in found.items():
+        if part != "train" and (shared := train_classes & {entry.class_name for entry in entries}):
+            findings.wrong(f"{part}: {len(shared):,} vehicles are in train_list.txt, too: {listed(sorted(shared))}")
+    _compare_with_img2vid(folder, found, findings)
+    return list({entry.path: entry for entries in found.values() for entry in entries}.values())
+
+
+def _compare_with_img2vid(folder: Path, found: dict[str, list[Entry]], findings: _Findings) -> None:
+    file = folder / "attribute" / "img2vid.txt"
+    if not file.exists():
+        return
+    entries = _told(findings, partial(vehicleid_list, file))
+    if not entries:
+        return
+    vehicles = {entry.path: entry.class_name for entry in entries}
+    _compare("vehicleid", "img2vid", (len(vehicles), len(set(vehicles.values()))), findings)
+    for part, of_part in found.items():
+        others = [entry.path for entry in of_part if vehicles.get(entry.path) != entry.class_name]
+        if others:
+            findings.wrong(f"{part}: {len(others):,} images have another vehicle in {file}: {listed(others)}")
+
+
+def _read_bounding_boxes(folder: Path) -> list[Entry]:
+    """Nothing; raises DataError for boxes that are no numbers or of other images than images.txt lists."""
+    file = folder / "bounding_boxes.txt"
+    lines = read_list(file, "image_id x y width height")
+    wrong: Iterator[Line] = (line for line in lines if not all(_DECIMAL.fullmatch(text) for text in line.fields[1:]))
+    refuse_lines(file, "must give the box as decimal numbers", wrong)
+    images_file = folder / "images.txt"
+    image_ids = whole_numbers(images_file, read_list(images_file, "image_id path"), 0)
+    if sorted(whole_numbers(file, lines, 0)) != sorted(image_ids):
+        raise DataError(f"{file} has other images ({len(lines):,}) than {images_file.name} ({len(image_ids):,})")
+    return []
+
+
+def _check_files(folder: Path, entries: list[Entry], findings: _Findings) -> list[str]:
+    """Paths of the listed files that are there and not empty."""
+    rows, missing = found_on_disk(folder, entries)
+    empty = [row.path for row in rows if row.num_bytes == 0]
+    for state, paths in (("missing", missing), ("of zero bytes", empty)):
+        if paths:
+            findings.wrong(f"{len(paths):,} of {len(entries):,} listed images are {state}: {listed(paths)}")
+    if not missing:
+        num_bytes = sum(row.num_bytes for row in rows)
+        findings.fine(f"all {len(entries):,} listed images are there, {num_bytes:,} bytes in all")
+    return [row.path for row in rows if row.num_bytes]
+
+
+def _check_unlisted(name: str, folder: Path, entries: list[Entry], findings: _Findings) -> None:
+    known = {entry.path for entry in entries}
+    used = {path.split("/")[0] for path in known}
+    # Of two layouts side by side, only the folders of the one that is read count.
+    candidates = [place for place in BENCHMARKS[name].image_folders if not place or place in used]
+    folders = [place for place in candidates if (folder / place).is_dir()]  # without it, all are told as missing
+    faults: list[OSError] = []
+    extra = sorted(path for place in folders for path in _images_below(folder, place, faults) if path not in known)
+    if faults:
+        findings.wrong(f"{len(faults):,} folders cannot be listed: {listed(faults)}")
+    if extra and BENCHMARKS[name].subset_listed:
+        findings.fine(f"{len(extra):,} images are in no list, as is usual for {name}")
+    elif extra:
+        findings.wrong(f"{len(extra):,} images are in no list: {listed(extra)}")
+
+
+def _images_below(folder: Path, place: str, faults: list[OSError]) -> Iterator[str]:
+    """Paths from folder of all files with an image's suffix in folder/place; links are followed, each folder once."""
+    seen: set[str] = set()
+    for current, folders, files in os.walk(folder / place, followlinks=True, onerror=faults.append):
+        real = os.path.realpath(current)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        inside = os.path.relpath(current, folder).replace(os.sep, "/")
+        prefix = "" if inside == "." else f"{inside}/"
+        for name in files:
+            if name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name):
+                yield prefix + name
+
+
+def _decode(folder: Path, paths: list[str], findings: _Findings, progress: Progress | None) -> None:
+    """Read every pixel of every file, and tell the files of which that fails."""
+
+    def faults_in(start: int) -> list[str]:
+        pairs = ((path, _decoding_fault(folder, path)) for path in paths[start : start + _CHUNK])
+        return [f"{path} ({fault})" for path, fault in pairs if fault]
+
+    corrupt: list[str] = []
+    num_threads = min(16, max(4, os.cpu_count() or 4))  # Pillow decodes without the interpreter lock
+    starts = range(0, len(paths), _CHUNK)
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="decode") as pool:
+        # Ctrl-C ends this loop; the iterator of map() then cancels the chunks that nobody has begun.
+        for start, faults in zip(starts, pool.map(faults_in, starts), strict=True):
+            corrupt += faults
+            if progress is not None:
+                progress(min(start + _CHUNK, len(paths)), len(paths))
+    if corrupt:
+        findings.wrong(f"{len(corrupt):,} of {len(paths):,} images cannot be decoded: {listed(corrupt)}")
+    else:
+        findings.fine(f"all {len(paths):,} images were decoded")
+
+
+def _decoding_fault(folder: Path, path: str) -> str | None:
+    """Why a trial could not use a file, told by the code that decodes it there."""
+    try:
+        decode(folder, path, None)
+    except UnreadableImage as error:
+        return error.reason
+    return None

@@ -1,0 +1,123 @@
+"""How the classes of a data set are divided into train, val and test; classes, never the images of a class."""
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from raydml.data.catalog import Catalog, DataError, listed
+
+ORDERS = ("sorted", "shuffled")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Class ids of the three parts, each ascending; no class is in two of them."""
+
+    train: tuple[int, ...]
+    val: tuple[int, ...]
+    test: tuple[int, ...]
+
+    def to_dict(self) -> dict[str, list[int]]:
+        return {"train": list(self.train), "val": list(self.val), "test": list(self.test)}
+
+
+def make_split(
+    catalog: Catalog,
+    *,
+    test_fraction: float,
+    val_fraction: float,
+    num_folds: int,
+    fold: int | None,
+    order: str,
+    seed: int,
+) -> Split:
+    """Divide the classes (never the images of a class) into train, val and test.
+
+    The classes are put in order: "sorted" by name, or "shuffled" by the SHA-256 of seed and name, which no
+    library version or platform can change. The last ceil(test_fraction * C) classes are test and the rest
+    development. fold None: the last ceil(val_fraction * D) of the D development classes are val. fold i: val is
+    the i-th of num_folds contiguous, nearly equal partitions of the development classes, train the others.
+    A split given by the catalog (a benchmark's, or one in an image list) decides instead: test as given; fold None:
+    val as given (made from the development classes if none is given); fold i: partitions of the given train and val
+    classes together. The folds are those of Musgrave, Belongie and Lim, "A Metric Learning Reality Check" (2020),
+    section 3: with order "sorted" and 4 folds, each quarter of the training classes is val once.
+
+    A class with one image is no obstacle here: benchmarks hold some, and as queries they always miss.
+
+    Raises DataError: a fraction outside (0, 1), a fold out of range, a class shared by two given parts, a
+    part with fewer than two classes (there would be nothing to tell apart).
+    """
+    if order not in ORDERS:
+        raise DataError(f"data.split.order = {order!r}; choices: {', '.join(ORDERS)}")
+    if fold is not None and not 0 <= fold < num_folds:
+        raise DataError(
+            f"data.split.fold = {fold} is out of range; data.split.num_folds = {num_folds}: 0 to {num_folds - 1}"
+        )
+    ordered = list(range(len(catalog.class_names)))  # class ids are in the order of the sorted names
+    if order == "shuffled":
+        ordered.sort(key=lambda c: hashlib.sha256(f"{seed}/{catalog.class_names[c]}".encode()).digest())
+    if catalog.given_split is not None:
+        part_of = _given_parts(catalog)
+        test = [c for c in ordered if part_of[c] == "test"]
+        given_val = [c for c in ordered if part_of[c] == "val"]
+    else:
+        test = ordered[len(ordered) - _share(len(ordered), test_fraction, "test_fraction") :]
+        given_val = []
+    development = _without(ordered, test)
+    if fold is not None:
+        val = [int(c) for c in np.array_split(np.array(development, dtype=np.int64), num_folds)[fold]]
+    else:
+        val = given_val or development[len(development) - _share(len(development), val_fraction, "val_fraction") :]
+    train = _without(development, val)
+    split = Split(tuple(sorted(train)), tuple(sorted(val)), tuple(sorted(test)))
+    _refuse_small_parts(catalog, split, fold, num_folds)
+    return split
+
+
+def _without(classes: list[int], others: list[int]) -> list[int]:
+    left_out = set(others)
+    return [c for c in classes if c not in left_out]
+
+
+def _share(num_classes: int, fraction: float, key: str) -> int:
+    if not 0 < fraction < 1:
+        raise DataError(f"data.split.{key} = {fraction} leaves an empty part; give a number between 0 and 1")
+    # 0.07 * 100 is a hair above 7 in floating point and must not become 8 classes.
+    return math.ceil(num_classes * fraction - 1e-9)
+
+
+def _given_parts(catalog: Catalog) -> dict[int, str]:
+    assert catalog.given_split is not None
+    parts: dict[int, set[str]] = {}
+    for label, part in zip(catalog.labels.tolist(), catalog.given_split, strict=True):
+        parts.setdefault(label, set()).add(part)
+    shared = [f"{catalog.class_names[c]} ({', '.join(sorted(found))})" for c, found in parts.items() if len(found) > 1]
+    if shared:
+        raise DataError(
+            f"the split given by {catalog.name}: {len(shared)} classes are in more than one part: {listed(shared)}; "
+            "train, val and test must not share a class: put all images of a class into one part (in an image_list: "
+            "column split of data.list_file)"
+        )
+    return {c: found.pop() for c, found in parts.items()}
+
+
+def _refuse_small_parts(catalog: Catalog, split: Split, fold: int | None, num_folds: int) -> None:
+    for part, classes in (("train", split.train), ("val", split.val), ("test", split.test)):
+        if len(classes) >= 2:
+            continue
+        size = "is empty" if not classes else "has one class, and retrieval needs two to tell apart"
+        given = catalog.given_split is not None and (fold is None or part == "test")
+        if given and catalog.name == "image_list":
+            cure = f"give more classes split = {part} in data.list_file"
+        elif given:
+            cure = f"the lists of {catalog.name} decide: keep more of its classes"
+        elif fold is not None and part != "test":
+            cure = f"data.split.num_folds = {num_folds} is too many for the development classes; lower it"
+        else:
+            cure = "change data.split.test_fraction or data.split.val_fraction, or use more classes"
+        raise DataError(
+            f"data.split: the {part} part {size} ({len(catalog.class_names)} classes: {len(split.train)} train, "
+            f"{len(split.val)} val, {len(split.test)} test); {cure}"
+        )

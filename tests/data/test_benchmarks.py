@@ -1,0 +1,486 @@
+import io
+import json
+import os
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.io import loadmat, savemat
+
+from raydml.data import benchmarks
+from raydml.data.benchmark_lists import (
+    cub200_entries,
+    inshop_entries,
+    sop_entries,
+    vehicleid_entries,
+    vehicleid_list,
+)
+from raydml.data.benchmarks import BENCHMARK_OF, BENCHMARKS, Count, folder_of, notes_of, part_counts, read
+from raydml.data.cars_lists import cars196_entries
+from raydml.data.catalog import DataError, Entry
+from raydml.data.datasets import DATASETS, open_catalog
+from raydml.data.splits import make_split
+from tests.data.miniatures import LAYOUTS, build
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+LISTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "benchmark_lists"
+needs_real_lists = pytest.mark.skipif(not LISTS.is_dir(), reason="shared/data/benchmark_lists is not beside the repo")
+EVERY_LAYOUT = [(name, layout) for name, layouts in LAYOUTS.items() for layout in layouts]
+
+
+def refusal(call, *args, **settings) -> str:
+    with pytest.raises(DataError) as caught:
+        call(*args, **settings)
+    return str(caught.value)
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+
+
+def partition(paths, labels) -> set[frozenset[str]]:
+    """The classes as sets of paths: what a numbering of labels cannot change."""
+    groups = defaultdict(set)
+    for path, label in zip(paths, labels, strict=True):
+        groups[label].add(str(path))
+    return {frozenset(group) for group in groups.values()}
+
+
+def of_part(entries: list[Entry], part: str) -> set[frozenset[str]]:
+    chosen = [entry for entry in entries if part in (entry.part, entry.role)]
+    return partition([entry.path for entry in chosen], [entry.class_name for entry in chosen])
+
+
+@pytest.fixture
+def golden_lists(tmp_path):
+    """The list files of classification_datasets, written below tmp_path/<data set>."""
+    arrays = np.load(GOLDEN / "classification_datasets.npz", allow_pickle=False)
+    for key in arrays.files:
+        if match := re.fullmatch(r"(\w+?)__file__(.+)", key):
+            (tmp_path / match[1]).mkdir(exist_ok=True)
+            (tmp_path / match[1] / match[2]).write_bytes(arrays[key].tobytes())
+    return tmp_path, arrays
+
+
+class TestGoldenParsers:
+    """The seeds number labels by first appearance or by sorted id within a part; we keep the published id as the name
+    of the class. So the partition into classes is compared, and the paths. The seeds put the first half of the classes
+    present into train; here the last id of that half is given instead (published: 100 and 98)."""
+
+    def test_cub200(self, golden_lists):
+        root, arrays = golden_lists
+        entries = cub200_entries(root / "cub200", last_train_class=3)
+        for part in ("train", "test"):
+            assert of_part(entries, part) == partition(
+                arrays[f"cub200__{part}_paths"], arrays[f"cub200__{part}_labels"]
+            )
+
+    def test_cars196(self, golden_lists):
+        root, arrays = golden_lists
+        entries = cars196_entries(root / "cars196", last_train_class=4)
+        for part in ("train", "test"):
+            paths, labels = arrays[f"cars196__{part}_paths"], arrays[f"cars196__{part}_labels"]
+            assert of_part(entries, part) == partition(paths, labels)
+        assert sorted({entry.class_name for entry in entries}) == [f"{c:03d}" for c in range(1, 9)]
+
+    def test_sop(self, golden_lists):
+        root, arrays = golden_lists
+        entries = sop_entries(root / "sop")
+        for part in ("train", "test"):
+            assert of_part(entries, part) == partition(arrays[f"sop__{part}_paths"], arrays[f"sop__{part}_labels"])
+        assert sorted({entry.class_name for entry in entries}) == [f"{c:05d}" for c in range(1, 15)]
+
+    def test_inshop(self, golden_lists):
+        root, arrays = golden_lists
+        entries = inshop_entries(root / "inshop")
+        for part in ("train", "query", "gallery"):
+            paths, labels = arrays[f"inshop__{part}_paths"], arrays[f"inshop__{part}_labels"]
+            assert of_part(entries, part) == partition(paths, labels)
+        # query and gallery share one numbering in the golden file, and the class name here
+        of_label = dict(zip(arrays["inshop__query_labels"].tolist(), arrays["inshop__query_paths"], strict=True))
+        for path, label in zip(arrays["inshop__gallery_paths"], arrays["inshop__gallery_labels"].tolist(), strict=True):
+            names = {entry.class_name for entry in entries if entry.path in (path, of_label[label])}
+            assert len(names) == 1
+
+    @pytest.mark.parametrize("part", ["training", "testing"])
+    def test_mic_online_products(self, tmp_path, part):
+        expected = self.mic_layout(tmp_path, "online_products")
+        assert of_part(sop_entries(tmp_path), part.removesuffix("ing")) == expected[part]
+
+    def test_mic_inshop_but_for_the_row_it_loses(self, tmp_path):
+        expected = self.mic_layout(tmp_path, "in-shop")
+        entries = inshop_entries(tmp_path)
+        first = "img/WOMEN/Dresses/id_00000007/01_1_front.jpg"
+        train = {group - {first} for group in of_part(entries, "train")}
+        assert any(entry.path == first for entry in entries)
+        assert train == expected["training"]
+        assert of_part(entries, "query") == expected["testing_query"]
+        assert of_part(entries, "gallery") == expected["testing_gallery"]
+
+    @pytest.mark.parametrize(("size", "part"), [(800, "set1"), (1600, "set2"), (2400, "set3")])
+    def test_mic_vehicle_id(self, tmp_path, size, part):
+        expected = self.mic_layout(tmp_path, "vehicle_id")
+        entries = vehicleid_entries(tmp_path, size)
+        assert of_part(entries, "train") == expected["training"]
+        assert of_part(entries, "test") == expected[f"testing_{part}"]
+
+    def mic_layout(self, root: Path, name: str) -> dict[str, set[frozenset[str]]]:
+        case = json.loads((GOLDEN / "mic_parsers.json").read_text())["expected"][name]
+        for file, content in case["files"].items():
+            (root / file).parent.mkdir(parents=True, exist_ok=True)
+            (root / file).write_text(content or "")
+        return {part: partition(*zip(*split["image_list"], strict=True)) for part, split in case["splits"].items()}
+
+    def test_deep_metric_list_is_an_image_list_with_other_separators(self, tmp_path):
+        """Its `path label` files are nobody's published format; with commas and a header they are our image_list."""
+        arrays = np.load(GOLDEN / "deep_metric_datasets.npz", allow_pickle=False)
+        for path in arrays["cub_list__paths"]:
+            (tmp_path / str(path)).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / str(path)).write_bytes(b"x")
+        text = arrays["cub_list__file"].tobytes().decode().replace(" ", ",")
+        (tmp_path / "list.csv").write_text("path,label\n" + text)
+        catalog = open_catalog("image_list", tmp_path, "list.csv")
+        expected = partition(arrays["cub_list__paths"], arrays["cub_list__labels"])
+        assert partition(catalog.paths, catalog.labels.tolist()) == expected
+        assert list(catalog.class_names) == [str(label) for label in arrays["cub_list__classes_sorted"].tolist()]
+
+
+class TestMiniatures:
+    @pytest.mark.parametrize(("name", "layout"), EVERY_LAYOUT)
+    def test_each_layout_opens(self, tmp_path, name, layout):
+        folder = build(name, tmp_path, classes_per_part=3, images_per_class=4, layout=layout)
+        for data_name in BENCHMARKS[name].data_names:
+            size = {"vehicleid_small": 3, "vehicleid_medium": 6, "vehicleid_large": 9}.get(data_name, 3)
+            catalog = open_catalog(data_name, folder)
+            assert len(catalog.class_names) == 3 + size
+            assert np.bincount(catalog.labels).tolist() == [4] * (3 + size)
+            assert catalog.given_split.count("train") == 12
+            assert catalog.given_split.count("test") == 4 * size
+            assert catalog.protocols == BENCHMARKS[name].protocols
+            for row, path in enumerate(catalog.paths):
+                status = os.stat(catalog.root / path)
+                assert catalog.modified_ns[row] == status.st_mtime_ns
+
+    @pytest.mark.parametrize("name", list(BENCHMARKS))
+    def test_root_may_be_the_folder_or_the_one_above(self, tmp_path, name):
+        data_name = BENCHMARKS[name].data_names[0]
+        direct = open_catalog(data_name, build(name, tmp_path / BENCHMARKS[name].folders[0]))
+        above = open_catalog(data_name, tmp_path)
+        assert above.root == direct.root == tmp_path / BENCHMARKS[name].folders[0]
+        assert above.content == direct.content
+        assert above.paths == direct.paths
+
+    @pytest.mark.parametrize("name", list(BENCHMARKS))
+    def test_an_empty_folder_is_told_what_was_looked_for(self, tmp_path, name):
+        message = refusal(open_catalog, BENCHMARKS[name].data_names[0], tmp_path)
+        assert BENCHMARKS[name].folders[0] in message
+        assert BENCHMARKS[name].markers[0] in message
+        assert BENCHMARKS[name].layout in message
+
+    @pytest.mark.parametrize(
+        ("data_name", "classes"),
+        [
+            ("cub200", ("001.Black_footed_Albatross", "002.Laysan_Albatross", "101.White_Pelican")),
+            ("cars196", ("001", "002", "099")),
+            ("sop", ("00001", "00002", "11319")),
+            ("inshop", ("id_00000001", "id_00000002", "id_00000003")),
+            ("vehicleid_small", ("00030", "00037", "18515")),
+        ],
+    )
+    def test_class_names_sort_as_their_ids(self, tmp_path, data_name, classes):
+        catalog = open_catalog(data_name, build(BENCHMARK_OF[data_name], tmp_path, classes_per_part=2))
+        assert catalog.class_names[:3] == classes
+        ids = [int(re.search(r"\d+", name)[0]) for name in catalog.class_names]
+        assert ids == sorted(ids)
+
+    def test_inshop_roles(self, tmp_path):
+        catalog = open_catalog("inshop", build("inshop", tmp_path))
+        expected = {"train": {""}, "test": {"query", "gallery"}}
+        for part, roles in expected.items():
+            assert {r for r, p in zip(catalog.roles, catalog.given_split, strict=True) if p == part} == roles
+        assert catalog.roles.count("query") == catalog.roles.count("gallery") == 6
+        assert open_catalog("sop", build("sop", tmp_path / "sop")).roles is None
+
+    def test_vehicle_images_keep_their_zeros(self, tmp_path):
+        catalog = open_catalog("vehicleid_large", build("vehicleid", tmp_path))
+        assert "image/0279029.jpg" in catalog.paths
+        assert "image/0001000.jpg" in catalog.paths  # vehicle 0
+        assert catalog.class_names[0] == "00000"
+
+    def test_cars_of_both_folders_have_the_same_file_names(self, tmp_path):
+        catalog = open_catalog("cars196", build("cars196", tmp_path, layout="devkit"))
+        assert {"cars_train/00001.jpg", "cars_test/00001.jpg"} <= set(catalog.paths)
+        parts = dict(zip(catalog.paths, catalog.given_split, strict=True))
+        assert {parts[path] for path in parts if path.startswith("cars_train")} == {"train", "test"}
+
+    def test_cars_layouts_agree(self, tmp_path):
+        devkit = cars196_entries(build("cars196", tmp_path / "devkit", layout="devkit"))
+        assert devkit == cars196_entries(build("cars196", tmp_path / "csv", layout="csv"))
+
+    def test_devkit_with_the_csv_of_the_test_classes(self, tmp_path):
+        build("cars196", tmp_path / "csv", layout="csv")
+        folder = build("cars196", tmp_path / "devkit", layout="devkit")
+        expected = cars196_entries(folder)
+        (folder / "cars_test_annos_withlabels.mat").unlink()
+        message = refusal(cars196_entries, folder)
+        assert "anno_test.csv" in message
+        assert "cars_test_annos.mat has none" in message
+        (tmp_path / "csv" / "anno_test.csv").rename(folder / "anno_test.csv")
+        assert cars196_entries(folder) == expected
+
+    def test_one_image_classes_are_allowed(self, tmp_path):
+        catalog = open_catalog("sop", build("sop", tmp_path, images_per_class=1))
+        assert len(catalog.paths) == len(catalog.class_names) == 6
+
+    def test_missing_images_are_counted_and_named(self, tmp_path):
+        folder = build("cub200", tmp_path, images_per_class=8)
+        for file in (folder / "images" / "002.Laysan_Albatross").iterdir():
+            file.unlink()
+        next((folder / "images" / "101.White_Pelican").iterdir()).unlink()
+        (folder / "images" / "103.Sayornis" / "Sayornis_0000_103.jpg").unlink()
+        (folder / "images" / "103.Sayornis" / "Sayornis_0000_103.jpg").mkdir()
+        message = refusal(read, "cub200", folder)
+        assert "10 of 48 listed images cannot be found" in message
+        assert "images/002.Laysan_Albatross/Laysan_Albatross_0007_2.jpg" in message
+        assert "Sayornis_0000_103.jpg (Is a directory)" in message
+
+    def test_the_classification_split_of_cub_is_never_read(self, tmp_path):
+        folder = build("cub200", tmp_path)
+        before = open_catalog("cub200", folder)
+        (folder / "train_test_split.txt").write_bytes(b"\xff nonsense")
+        assert open_catalog("cub200", folder).given_split == before.given_split
+
+    def test_carriage_returns_and_blank_ends_do_not_matter(self, tmp_path):
+        folder = build("sop", tmp_path)
+        before = sop_entries(folder)
+        for part in ("train", "test"):
+            file = folder / f"Ebay_{part}.txt"
+            file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n") + b"\r\n  \r\n")
+        assert sop_entries(folder) == before
+
+
+class TestNotes:
+    def test_a_subset_opens_and_says_so(self, tmp_path):
+        catalog = open_catalog("sop", build("sop", tmp_path))
+        assert catalog.notes == (
+            "sop: train has 12 images of 3 classes, published are 59,551 of 11,318 (no real file has confirmed this)",
+            "sop: test has 12 images of 3 classes, published are 60,502 of 11,316 (no real file has confirmed this)",
+        )
+        catalog = open_catalog("cub200", build("cub200", tmp_path / "cub"))
+        assert catalog.notes[0].endswith("published are 5,864 of 100 (counted in the real lists)")
+
+    @pytest.mark.parametrize("data_name", list(BENCHMARK_OF))
+    def test_published_counts_get_no_note_and_one_image_more_does(self, data_name):
+        published = BENCHMARKS[BENCHMARK_OF[data_name]].counts
+        size = {"vehicleid_small": 800, "vehicleid_medium": 1600, "vehicleid_large": 2400}.get(data_name)
+        entries = []
+        for part in published:
+            if part == "img2vid" or (part.startswith("test_") and part != f"test_{size}"):
+                continue
+            count = published[part]
+            role = part if part in ("query", "gallery") else ""
+            kind = "train" if part == "train" else "test"
+            items = "test" if role else part
+            entries += [
+                Entry(f"{part}/{i}", f"{items}{i % count.num_classes}", kind, role) for i in range(count.num_images)
+            ]
+        assert notes_of(data_name, entries) == ()
+        (note,) = notes_of(data_name, [*entries, Entry("one/more", "train0", "train")])
+        assert note.startswith(f"{data_name}: train has ")
+
+    def test_counts_that_circulate_are_as_good(self):
+        count = Count(10, 3, False, ((8, 2),))
+        assert [count.fits(*pair) for pair in ((10, 3), (8, 2), (10, 2), (8, 3))] == [True, True, False, False]
+        assert str(count) == "10 of 3 or 8 of 2"
+
+    def test_classes_are_counted_within_each_part(self):
+        entries = [Entry("a", "x", "test", "query"), Entry("b", "x", "test", "gallery"), Entry("c", "y", "train")]
+        assert part_counts("inshop", entries) == {"train": (1, 1), "query": (1, 1), "gallery": (1, 1)}
+        assert part_counts("vehicleid_medium", entries[2:]) == {"train": (1, 1), "test_1600": (0, 0)}
+
+    def test_every_benchmark_can_be_named(self):
+        assert set(BENCHMARK_OF) < set(DATASETS)
+        assert {"digits", "image_folder", "image_list"} == set(DATASETS) - set(BENCHMARK_OF)
+        for key, benchmark in BENCHMARKS.items():
+            assert benchmark.data_names
+            assert benchmark.homepage.startswith("http")
+            assert [BENCHMARK_OF[name] for name in benchmark.data_names] == [key] * len(benchmark.data_names)
+        assert set(benchmarks._READERS) == set(BENCHMARK_OF)
+
+
+def duplicate_line(file: Path) -> None:
+    lines = file.read_text().split("\n")
+    file.write_text("\n".join([*lines[:-1], lines[-2], ""]))
+
+
+# Each row: benchmark, list file, old text, new text, what the message must hold beside the file's name.
+FAULTS = [
+    ("cub200", "images.txt", "\n2 ", "\n2", ["line 2: '2001.Black", "image_id path"]),
+    ("cub200", "images.txt", "\n2 ", "\n\n2 ", ["line 2: ''", "image_id path"]),
+    ("cub200", "images.txt", "\n3 ", "\nthree ", ["line 3: 'three 001.", "whole number"]),
+    ("cub200", "images.txt", "\n3 ", "\n2 ", ["1 image ids are listed again"]),
+    ("cub200", "images.txt", "\n3 ", "\n77 ", ["3, 77"]),
+    ("cub200", "images.txt", "\n3 001.B", "\n3 002.B", ["line 3: '3 002.B", "must lie in the folder"]),
+    ("cub200", "images.txt", "_0003_", "_0002_", ["1 images are listed more than once"]),
+    ("cub200", "image_class_labels.txt", "\n2 1\n", "\n2 1 1\n", ["line 2: '2 1 1'"]),
+    ("cub200", "image_class_labels.txt", "\n2 1\n", "\n2 -1\n", ["line 2: '2 -1'"]),
+    ("cub200", "image_class_labels.txt", "\n2 1\n", "\n2 \u0661\n", ["line 2:", "whole number"]),
+    ("cub200", "image_class_labels.txt", "\n2 1\n", "\n2 9\n", ["line 2: '2 9'", "class of classes.txt"]),
+    ("cub200", "image_class_labels.txt", "\n2 1\n", "\n2 2\n", ["line 2: '2 001.", "must lie in the folder"]),
+    ("cub200", "classes.txt", "2 002", "2 020", ["line 2: '2 020.Laysan", "three digits"]),
+    ("sop", "Ebay_train.txt", "super_class_id", "superclass_id", ["line 1 is 'image_id", "it must be 'image_id class"]),
+    ("sop", "Ebay_train.txt", "\n1 1 ", "\n1 x ", ["line 2: '1 x 2", "column 2"]),
+    ("sop", "Ebay_test.txt", "\n13 11319 ", "\n13 1 ", ["1 classes are in both train and test: 00001"]),
+    ("sop", "Ebay_test.txt", "cabinet_final/", "../cabinet_final/", ["may lead out of the folder: ../cabinet"]),
+    ("sop", "Ebay_test.txt", "cabinet_final/", "/cabinet_final/", ["may lead out of the folder: /cabinet"]),
+    ("inshop", "list_eval_partition.txt", "24\n", "25\n", ["line 1 tells '25' images, 24 follow"]),
+    ("inshop", "list_eval_partition.txt", "item_id", "id", ["line 2 is 'image_name id"]),
+    ("inshop", "list_eval_partition.txt", "query", "probe", ["line 7:", "train, query, gallery"]),
+    (
+        "inshop",
+        "list_eval_partition.txt",
+        "id_00000001 train",
+        "id_00000002 train",
+        ["both train and test: id_00000002"],
+    ),
+    ("vehicleid", "train_test_split/train_list.txt", " 30\n", " 30 red\n", ["line 1: '0004000 30 red'"]),
+    ("vehicleid", "train_test_split/train_list.txt", " 30\n", " 123456\n", ["line 1:", "0 to 99999"]),
+    ("vehicleid", "train_test_split/train_list.txt", "0004000", "../../x", ["line 1: '../../x 30'"]),
+    ("vehicleid", "train_test_split/train_list.txt", " 30\n", " 23781\n", ["both train and test: 23781"]),
+]
+
+
+class TestFaultyLists:
+    @pytest.mark.parametrize(("name", "file", "old", "new", "parts"), FAULTS)
+    def test_the_file_and_the_line_are_named(self, tmp_path, name, file, old, new, parts):
+        folder = build(name, tmp_path)
+        data_name = BENCHMARKS[name].data_names[0]
+        read(data_name, folder)
+        edit(folder / file, old, new)
+        message = refusal(read, data_name, folder)
+        if "both train" not in message and "lead out" not in message:
+            assert str(folder / file) in message or "images.txt" in message
+        for part in parts:
+            assert part in message
+
+    def test_inshop_items_with_queries_only(self, tmp_path):
+        folder = build("inshop", tmp_path, images_per_class=2)
+        edit(folder / "list_eval_partition.txt", "gallery", "query  ")
+        assert "1 items have queries and no gallery image to find: id_00000002" in refusal(read, "inshop", folder)
+
+    @pytest.mark.parametrize(
+        ("content", "part"),
+        [(b"", "is empty"), (b"1 \xff\n", "UTF-8"), (b"image_id class_id super_class_id path", "ends")],
+    )
+    def test_files_that_are_no_lists(self, tmp_path, content, part):
+        folder = build("sop", tmp_path)
+        (folder / "Ebay_test.txt").write_bytes(content)
+        assert part in refusal(read, "sop", folder)
+
+    def test_a_list_that_is_absent(self, tmp_path):
+        folder = build("cub200", tmp_path)
+        (folder / "classes.txt").unlink()
+        assert "classes.txt" in refusal(read, "cub200", folder)
+
+    def test_many_wrong_lines_are_counted_and_five_quoted(self, tmp_path):
+        folder = build("vehicleid", tmp_path, images_per_class=5)
+        file = folder / "train_test_split" / "train_list.txt"
+        file.write_text(file.read_text().replace(" ", ","))
+        message = refusal(read, "vehicleid_small", folder)
+        assert "15 do not" in message
+        assert "line 5:" in message
+        assert "line 6:" not in message
+        assert "and 10 more" in message
+
+    def test_class_ids_of_cars(self, tmp_path):
+        folder = build("cars196", tmp_path, layout="csv")
+        edit(folder / "anno_train.csv", ",1\n", ",197\n")
+        assert "classes are 1 to 196; 1 images have others: cars_train/00001.jpg (197)" in refusal(
+            read, "cars196", folder
+        )
+        edit(folder / "anno_train.csv", ",197\n", ",0\n")
+        assert "cars_train/00001.jpg (0)" in refusal(read, "cars196", folder)
+
+    @pytest.mark.parametrize("damage", ["empty", "cut", "text", "other variable", "no classes"])
+    def test_damaged_annotations_of_cars(self, tmp_path, damage):
+        folder = build("cars196", tmp_path, layout="merged")
+        file = folder / "cars_annos.mat"
+        if damage == "empty":
+            file.write_bytes(b"")
+        elif damage == "cut":
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        elif damage == "text":
+            file.write_text("<html>404</html>" * 50)
+        elif damage == "other variable":
+            savemat(file, {"annos": np.zeros(3)})
+        else:
+            savemat(file, {"annotations": np.array([("a", 1)], dtype=[("relative_im_path", object), ("test", object)])})
+        message = refusal(read, "cars196", folder)
+        assert str(file) in message
+        if damage == "no classes":
+            assert "no class" in message
+
+
+@needs_real_lists
+class TestRealLists:
+    def test_cub200(self):
+        entries = cub200_entries(LISTS / "cub200")
+        assert part_counts("cub200", entries) == {"train": (5864, 100), "test": (5924, 100)}
+        assert notes_of("cub200", entries) == ()
+        sizes = np.unique([entry.class_name for entry in entries], return_counts=True)[1]
+        assert (sizes.min(), sizes.max()) == (41, 60)  # its README
+
+    def test_cars196_csv_agrees_with_the_mat_file(self, tmp_path):
+        entries = cars196_entries(LISTS / "cars196")  # train from the .mat file, test from the CSV
+        assert part_counts("cars196", entries) == {"train": (8054, 98), "test": (8131, 98)}
+        for part in ("train", "test"):
+            (tmp_path / f"anno_{part}.csv").symlink_to(LISTS / "cars196" / f"anno_{part}.csv")
+        assert cars196_entries(tmp_path) == entries
+        annotations = loadmat(io.BytesIO((LISTS / "cars196" / "cars_test_annos.mat").read_bytes()))["annotations"][0]
+        names = {f"cars_test/{row['fname'][0]}" for row in annotations}
+        assert {entry.path for entry in entries if entry.path.startswith("cars_test/")} == names
+        in_train_folder = [entry for entry in entries if entry.path.startswith("cars_train/")]
+        assert len([entry for entry in in_train_folder if entry.part == "train"]) == 4052
+
+    def test_vehicleid(self):
+        for name, part in (("test_list_800", "test_800"), ("img2vid", "img2vid")):
+            entries = vehicleid_list(LISTS / "vehicleid" / f"{name}.txt")
+            published = BENCHMARKS["vehicleid"].counts[part]
+            assert published.confirmed
+            assert len({entry.path for entry in entries}) == len(entries)
+            assert published.fits(len(entries), len({entry.class_name for entry in entries}))
+        train = vehicleid_list(LISTS / "vehicleid" / "train_partial_49999.txt")
+        assert (len(train), len({entry.class_name for entry in train})) == (49_999, 5_055)
+
+    def test_look_alikes_open_with_notes(self):
+        for name, folder, counts in (
+            ("cub200", "cub200_lookalike_web9788", {"train": (4864, 100), "test": (4924, 100)}),
+            ("sop", "sop_lookalike_shoes", {"train": (9131, 2051), "test": (9091, 2050)}),
+        ):
+            entries = benchmarks.entries_of(name, folder_of(name, LISTS / folder))
+            assert part_counts(name, entries) == counts
+            assert len(notes_of(name, entries)) == 2
+
+
+@needs_real_lists
+@pytest.mark.parametrize(
+    ("name", "first_test", "sizes"), [("cub200", 100, [25] * 4), ("cars196", 98, [25, 25, 24, 24])]
+)
+def test_reality_check_folds_of_the_real_classes(name, first_test, sizes):
+    """4 contiguous quarters of the training classes; the given test classes do not move."""
+    from raydml.data.catalog import Row, catalog_of
+
+    rows = [Row(*entry[:2], 1, 0, *entry[2:]) for entry in benchmarks.entries_of(name, LISTS / name)]
+    catalog = catalog_of(name, LISTS, rows)
+    settings = {"test_fraction": 0.1, "val_fraction": 0.2, "num_folds": 4, "order": "sorted", "seed": 0}
+    folds = [make_split(catalog, fold=fold, **settings) for fold in range(4)]
+    assert [len(split.val) for split in folds] == sizes
+    assert [c for split in folds for c in split.val] == list(range(first_test))
+    assert {split.test for split in folds} == {tuple(range(first_test, 2 * first_test))}
+    search = make_split(catalog, fold=None, **settings)
+    assert search.val == tuple(range(first_test - 20, first_test))
+    assert search.train == tuple(range(first_test - 20))

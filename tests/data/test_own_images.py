@@ -1,0 +1,338 @@
+import csv
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from raydml.data.catalog import DataError
+from raydml.data.datasets import open_catalog
+from raydml.data.splits import make_split
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+SPLIT = {"test_fraction": 0.5, "val_fraction": 0.5, "num_folds": 4, "fold": None, "order": "sorted", "seed": 0}
+
+
+def write_image(file: Path, shade: int = 100) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4), (shade, shade, shade)).save(file)
+
+
+def folder_of(root: Path, **images_per_class: int) -> Path:
+    for name, count in images_per_class.items():
+        for index in range(count):
+            write_image(root / name / f"{index}.png", shade=index)
+    return root
+
+
+def write_list(root: Path, rows: list[list[str]], header: tuple[str, ...] = ("path", "label")) -> str:
+    with open(root / "list.csv", "w", newline="") as handle:
+        csv.writer(handle).writerows([header, *rows])
+    return "list.csv"
+
+
+@contextmanager
+def as_another_user() -> Iterator[None]:
+    """Whom permissions bind; to root they mean nothing. The real user stays, so that the way back is open."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def refusal(call, *args, **settings) -> str:
+    with pytest.raises(DataError) as caught:
+        call(*args, **settings)
+    return str(caught.value)
+
+
+class TestFolder:
+    def test_nested_leaf_folders_are_classes(self, tmp_path):
+        folder_of(tmp_path, **{"Greek/character01": 2, "Latin/character01": 3})
+        (tmp_path / "README.txt").write_text("not an image")
+        write_image(tmp_path / ".thumbnails" / "x.png")
+        write_image(tmp_path / "Greek" / "character01" / ".hidden.png")
+        (tmp_path / "Greek" / "character01" / "Thumbs.db").write_text("")
+        catalog = open_catalog("image_folder", tmp_path)
+        assert catalog.class_names == ("Greek/character01", "Latin/character01")
+        assert catalog.labels.tolist() == [0, 0, 1, 1, 1]
+        assert catalog.paths[2] == "Latin/character01/0.png"
+
+    def test_no_image_is_opened(self, tmp_path):
+        for name in ("a", "b"):
+            for index in range(2):
+                (tmp_path / name).mkdir(exist_ok=True)
+                (tmp_path / name / f"{index}.JPG").write_bytes(b"not a picture")
+        assert len(open_catalog("image_folder", tmp_path).paths) == 4
+
+    def test_content_is_the_same_elsewhere_and_notices_changes(self, tmp_path):
+        here = open_catalog("image_folder", folder_of(tmp_path / "here", a=2, b=2)).content
+        there = open_catalog("image_folder", folder_of(tmp_path / "there", b=2, a=2)).content
+        assert here == there
+        (tmp_path / "there" / "a" / "0.png").write_bytes(b"longer or shorter")
+        assert open_catalog("image_folder", tmp_path / "there").content != here
+        os.rename(tmp_path / "here" / "a", tmp_path / "here" / "c")
+        assert open_catalog("image_folder", tmp_path / "here").content != here
+
+    def test_empty_class_is_named(self, tmp_path):
+        folder_of(tmp_path, a=2, b=2)
+        (tmp_path / "hollow").mkdir()
+        assert "empty class): hollow" in refusal(open_catalog, "image_folder", tmp_path)
+
+    def test_classes_with_one_image_are_named(self, tmp_path):
+        message = refusal(open_catalog, "image_folder", folder_of(tmp_path, a=2, lonely=1, single=1))
+        assert "2 of 3 classes" in message
+        assert "lonely (1), single (1)" in message
+        assert "a (2)" not in message
+
+    @pytest.mark.parametrize("stray", ["stray.png", "alphabet/stray.png"])
+    def test_images_beside_sub_folders_are_refused(self, tmp_path, stray):
+        folder_of(tmp_path, **{"alphabet/a": 2, "alphabet/b": 2})
+        write_image(tmp_path / stray)
+        message = refusal(open_catalog, "image_folder", tmp_path)
+        assert "beside sub-folders" in message
+        assert "(1 images)" in message
+
+    def test_root_unset_absent_or_without_images(self, tmp_path):
+        assert "machine.data_root" in refusal(open_catalog, "image_folder", None)
+        assert "is not a folder" in refusal(open_catalog, "image_folder", tmp_path / "nowhere")
+        assert "no class folder" in refusal(open_catalog, "image_folder", tmp_path)
+
+    def test_links_that_lead_back_or_nowhere(self, tmp_path):
+        folder_of(tmp_path, a=2, b=2)
+        (tmp_path / "b" / "gone.png").symlink_to(tmp_path / "absent.png")
+        assert "1 links that lead nowhere: b/gone.png" in refusal(open_catalog, "image_folder", tmp_path)
+        (tmp_path / "b" / "gone.png").unlink()
+        (tmp_path / "loop").symlink_to(tmp_path)
+        assert "1 links that lead back to a folder above them: loop;" in refusal(open_catalog, "image_folder", tmp_path)
+
+    def test_a_class_that_is_a_dangling_link_is_not_lost(self, tmp_path):
+        folder_of(tmp_path, a=2, b=2)
+        (tmp_path / "c").symlink_to(tmp_path / "unmounted")
+        (tmp_path / "b" / "self.png").symlink_to("self.png")
+        message = refusal(open_catalog, "image_folder", tmp_path)
+        assert "2 links that lead nowhere: c, b/self.png" in message
+
+    def test_links_to_folders_and_files_elsewhere_are_followed(self, tmp_path):
+        folder_of(tmp_path / "disk", a=2, b=2)
+        (tmp_path / "root" / "c").mkdir(parents=True)
+        (tmp_path / "root" / "a").symlink_to(tmp_path / "disk" / "a")
+        for index in range(2):
+            (tmp_path / "root" / "c" / f"{index}.png").symlink_to(tmp_path / "disk" / "b" / f"{index}.png")
+        catalog = open_catalog("image_folder", tmp_path / "root")
+        assert catalog.paths == ("a/0.png", "a/1.png", "c/0.png", "c/1.png")
+
+    def test_a_pipe_is_no_image(self, tmp_path):
+        folder_of(tmp_path, a=2, b=2)
+        os.mkfifo(tmp_path / "b" / "pipe.png")
+        assert "b/pipe.png (Not a regular file)" in refusal(open_catalog, "image_folder", tmp_path)
+
+    def test_folders_that_cannot_be_read_are_named_with_the_rest(self, tmp_path, monkeypatch):
+        folder_of(tmp_path, a=2, locked=2)
+        (tmp_path / "hollow").mkdir(mode=0o755)
+        (tmp_path / "locked").chmod(0)
+        tmp_path.chmod(0o755)
+        monkeypatch.chdir(tmp_path)  # another user may not get through the folders above
+        with as_another_user():
+            message = refusal(open_catalog, "image_folder", Path())
+        (tmp_path / "locked").chmod(0o755)
+        assert "1 files or folders that cannot be read: locked (Permission denied)" in message
+        assert "(empty class): hollow" in message
+
+
+class TestList:
+    def test_rows_in_any_order_make_the_same_catalog(self, tmp_path):
+        folder_of(tmp_path, x=4)
+        rows = [["x/3.png", "b"], ["x/0.png", "a"], ["x/2.png", "b"], ["./x/1.png", "a"]]
+        first = open_catalog("image_list", tmp_path, write_list(tmp_path, rows))
+        assert first.class_names == ("a", "b")
+        assert first.paths == ("x/0.png", "x/1.png", "x/2.png", "x/3.png")
+        assert first.labels.tolist() == [0, 0, 1, 1]
+        assert first.given_split is None
+        again = open_catalog("image_list", tmp_path, write_list(tmp_path, rows[::-1]))
+        assert again.content == first.content
+        assert again.paths == first.paths
+
+    def test_split_column_decides_and_counts_as_content(self, tmp_path):
+        folder_of(tmp_path, a=2, b=2, c=2, d=2, e=2, f=2)
+        parts = dict(zip("abcdef", ["test", "train", "val", "train", "test", "val"], strict=True))
+        rows = [[f"{c}/{i}.png", c, parts[c]] for c in "abcdef" for i in range(2)]
+        catalog = open_catalog("image_list", tmp_path, write_list(tmp_path, rows, ("path", "label", "split")))
+        split = make_split(catalog, **SPLIT)
+        assert (split.train, split.val, split.test) == ((1, 3), (2, 5), (0, 4))
+        unsplit = open_catalog("image_list", tmp_path, write_list(tmp_path, [row[:2] for row in rows]))
+        assert unsplit.content != catalog.content
+
+    def test_other_column_names_are_told(self, tmp_path):
+        list_file = write_list(tmp_path, [["a.png", "3"]], ("path", "class_id"))
+        message = refusal(open_catalog, "image_list", tmp_path, list_file)
+        assert "no column label" in message
+        assert "it has: path, class_id" in message
+
+    def test_missing_files_are_counted_and_ten_named(self, tmp_path):
+        folder_of(tmp_path, a=2)
+        rows = [["a/0.png", "a"], ["a/1.png", "a"]] + [[f"b/{i:02d}.png", "b"] for i in range(12)]
+        message = refusal(open_catalog, "image_list", tmp_path, write_list(tmp_path, rows))
+        assert "12 of 14 files do not exist" in message
+        assert "b/00.png" in message
+        assert "b/09.png" in message
+        assert "b/10.png" not in message
+        assert "and 2 more" in message
+
+    def test_all_faults_of_a_list_come_at_once(self, tmp_path):
+        folder_of(tmp_path, a=3)
+        rows = [
+            ["a/0.png", "a", "train"],
+            ["a/./0.png", "a", "train"],
+            ["", "a", "train"],
+            ["a/1.png", "a", "valid"],
+            ["../a/1.png", "a", "val"],
+            ["a/2.png", "a", ""],
+        ]
+        list_file = write_list(tmp_path, rows, ("path", "label", "split"))
+        message = refusal(open_catalog, "image_list", tmp_path, list_file)
+        assert "line 3: 'a/./0.png' is listed twice" in message
+        assert "line 4: path or label is empty" in message
+        assert "line 5: split = 'valid'; choices: train, val, test" in message
+        assert "line 6: '../a/1.png' leaves" in message
+        assert "1 of 2 images have no split: a/2.png" in message
+
+    def test_list_unset_absent_or_binary(self, tmp_path):
+        assert "data.list_file" in refusal(open_catalog, "image_list", tmp_path)
+        assert "does not exist" in refusal(open_catalog, "image_list", tmp_path, "no.csv")
+        (tmp_path / "bad.csv").write_bytes(b"path,label\n\xff\xfe\x00,a\n")
+        assert "UTF-8" in refusal(open_catalog, "image_list", tmp_path, "bad.csv")
+        assert "lists no image" in refusal(open_catalog, "image_list", tmp_path, write_list(tmp_path, []))
+
+    def test_byte_order_mark_and_spaces_are_no_obstacle(self, tmp_path):
+        folder_of(tmp_path, a=2)
+        (tmp_path / "list.csv").write_text("\ufeffpath, label\na/0.png, a\na/1.png, a\n", encoding="utf-8")
+        assert open_catalog("image_list", tmp_path, "list.csv").class_names == ("a",)
+
+    def test_paths_with_blanks_commas_and_other_scripts(self, tmp_path):
+        folder_of(tmp_path, **{"Über größe/κλάση 1": 2, "a,b": 2})
+        rows = [[f"{c}/{i}.png", c] for c in ("Über größe/κλάση 1", "a,b") for i in range(2)]
+        catalog = open_catalog("image_list", tmp_path, write_list(tmp_path, rows))
+        assert catalog.class_names == ("a,b", "Über größe/κλάση 1")
+        assert catalog.paths[2] == "Über größe/κλάση 1/0.png"
+        assert open_catalog("image_folder", tmp_path).paths == catalog.paths
+
+    def test_a_comma_without_quotes_is_told(self, tmp_path):
+        folder_of(tmp_path, **{"a,b": 2})
+        (tmp_path / "list.csv").write_text('path,label\n"a,b/0.png",x\na,b/1.png,x\n')
+        message = refusal(open_catalog, "image_list", tmp_path, "list.csv")
+        assert "1 lines have more values than the header has columns: 3" in message
+
+    def test_columns_of_other_names_are_passed_over_even_without_one(self, tmp_path):
+        folder_of(tmp_path, a=2)
+        (tmp_path / "list.csv").write_text(",path,label,colour\n0,a/0.png,x,red\n1,a/1.png,x\n")
+        assert open_catalog("image_list", tmp_path, "list.csv").class_names == ("x",)
+
+    def test_a_path_that_is_a_folder_or_root_itself(self, tmp_path):
+        folder_of(tmp_path, a=2)
+        message = refusal(open_catalog, "image_list", tmp_path, write_list(tmp_path, [["a", "x"], ["a/..", "x"]]))
+        assert "a (Is a directory)" in message
+        assert "line 3: 'a/..' leaves" in message
+
+
+class TestRoles:
+    HEADER = ("path", "label", "split", "role")
+
+    def opened(self, tmp_path, rows):
+        """rows: (class, split, role), one image each."""
+        lines, number = [], {}
+        for label, *others in rows:
+            number[label] = number.get(label, -1) + 1
+            path = f"{label}/{number[label]}.png"
+            write_image(tmp_path / path)
+            lines.append([path, label, *others])
+        return open_catalog("image_list", tmp_path, write_list(tmp_path, lines, self.HEADER))
+
+    def test_the_test_part_is_searched_by_its_queries(self, tmp_path):
+        rows = [(c, "train", "") for c in "aabb"] + [(c, "test", role) for c in "cd" for role in ("query", "gallery")]
+        catalog = self.opened(tmp_path, rows)
+        assert catalog.roles == ("",) * 4 + ("query", "gallery") * 2
+        assert catalog.protocols == ("query_gallery",)
+
+    def test_without_a_split_any_class_may_be_tested(self, tmp_path):
+        catalog = self.opened(tmp_path, [(c, "", role) for c in "abcd" for role in ("query", "gallery")])
+        assert catalog.given_split is None
+        assert catalog.protocols == ("query_gallery",)
+
+    def test_roles_in_val_alone_leave_the_test_part_as_it_was(self, tmp_path):
+        rows = [(c, "val", role) for c in "ab" for role in ("query", "gallery")] + [(c, "test", "") for c in "ccdd"]
+        assert self.opened(tmp_path, rows).protocols == ("leave_one_out",)
+
+    def test_no_roles_at_all(self, tmp_path):
+        catalog = self.opened(tmp_path, [(c, "", "") for c in "aabb"])
+        assert catalog.roles is None
+        assert catalog.protocols == ("leave_one_out",)
+
+    @pytest.mark.parametrize(
+        ("rows", "part"),
+        [
+            ([("a", "test", "probe"), ("a", "test", "")], "line 2: role = 'probe'; choices: query, gallery"),
+            ([("a", "train", "query"), ("a", "train", "gallery")], "line 2: role = 'query' with split = 'train'"),
+            ([("a", "test", "query"), ("a", "test", "query")], "1 classes of split test have no gallery image: a;"),
+            ([("a", "val", "gallery"), ("a", "val", "gallery")], "1 classes of split val have no query image: a;"),
+            (
+                [("a", "test", "query"), ("a", "test", "gallery"), ("b", "test", ""), ("b", "test", "")],
+                "2 images of split test have no role and others have one: b/0.png, b/1.png",
+            ),
+            ([("a", "", "query"), ("a", "", "gallery"), ("b", "", "query"), ("b", "", "query")], "1 classes have no"),
+        ],
+    )
+    def test_refusals(self, tmp_path, rows, part):
+        assert part in refusal(self.opened, tmp_path, rows)
+
+    def test_an_image_without_a_role_is_told_once(self, tmp_path):
+        rows = [("a", "test", "query"), ("a", "test", "gallery"), ("b", "test", ""), ("b", "test", "")]
+        assert len(refusal(self.opened, tmp_path, rows).splitlines()) == 1
+
+    def test_a_class_with_roles_in_two_parts_is_judged_in_each(self, tmp_path):
+        rows = [("a", "val", "query"), ("a", "val", "gallery"), ("a", "test", "query"), ("a", "test", "query")]
+        message = refusal(self.opened, tmp_path, rows)
+        assert "1 classes of split test have no gallery image: a;" in message
+        assert "split val" not in message
+
+
+@pytest.mark.skipif(not (SHARED / "grocery_small").is_dir(), reason="shared/data/grocery_small is not beside the repo")
+class TestGrocery:
+    def test_folders(self):
+        catalog = open_catalog("image_folder", SHARED / "grocery_small" / "images")
+        assert len(catalog.class_names) == 81
+        assert np.bincount(catalog.labels).tolist() == [20] * 81
+
+    def test_list_with_other_columns_is_refused_with_the_cure(self):
+        message = refusal(open_catalog, "image_list", SHARED / "grocery_small", "list.csv")
+        assert "no column label" in message
+        assert "class_name" in message
+
+    def test_its_list_with_renamed_column_is_the_same_set(self, tmp_path):
+        with open(SHARED / "grocery_small" / "list.csv", newline="") as handle:
+            rows = [[row["path"], row["class_name"]] for row in csv.DictReader(handle)]
+        list_file = write_list(tmp_path, rows)
+        catalog = open_catalog("image_list", SHARED / "grocery_small", str(tmp_path / list_file))
+        assert len(catalog.class_names) == 81
+        assert len(catalog.paths) == 1620
+
+
+OMNIGLOT = SHARED / "omniglot_small" / "images_background_small1.zip"
+
+
+@pytest.mark.skipif(not OMNIGLOT.is_file(), reason="shared/data/omniglot_small is not beside the repo")
+def test_omniglot_characters_are_told_apart_by_their_alphabet(tmp_path):
+    with zipfile.ZipFile(OMNIGLOT) as archive:
+        archive.extractall(tmp_path)
+    catalog = open_catalog("image_folder", tmp_path / "images_background_small1")
+    assert len(catalog.class_names) == 136  # the table in its README
+    assert len(catalog.paths) == 2720
+    assert {"Greek/character01", "Latin/character01"} < set(catalog.class_names)

@@ -1,0 +1,112 @@
+import pytest
+
+from raydml.data.catalog import Catalog, DataError, Row, catalog_of
+from raydml.data.splits import make_split
+
+SPLIT = {"test_fraction": 0.5, "val_fraction": 0.5, "num_folds": 4, "fold": None, "order": "sorted", "seed": 0}
+
+
+def classes_of(num_classes: int, given: list[str] | None = None) -> Catalog:
+    """Two images a class; `given` is one part a class."""
+    parts = given or [""] * num_classes
+    rows = [Row(f"{c:03d}/{i}.png", f"class{c:02d}", 1, 0, parts[c]) for c in range(num_classes) for i in range(2)]
+    return catalog_of("image_list", None, rows)
+
+
+def refusal(call, *args, **settings) -> str:
+    with pytest.raises(DataError) as caught:
+        call(*args, **settings)
+    return str(caught.value)
+
+
+class TestSplit:
+    @pytest.mark.parametrize("order", ["sorted", "shuffled"])
+    @pytest.mark.parametrize("num_classes", [8, 13, 81])
+    def test_folds_partition_the_development_classes(self, num_classes, order):
+        catalog = classes_of(num_classes)
+        settings = {**SPLIT, "order": order, "num_folds": 2 if num_classes == 8 else 3}
+        search = make_split(catalog, **settings)
+        development = set(search.train) | set(search.val)
+        seen: list[int] = []
+        for fold in range(settings["num_folds"]):
+            split = make_split(catalog, **{**settings, "fold": fold})
+            assert split.test == search.test  # the seal does not move with the fold
+            assert set(split.train) | set(split.val) == development
+            assert not set(split.train) & set(split.val)
+            seen += split.val
+        assert sorted(seen) == sorted(development)
+        assert not development & set(search.test)
+        assert development | set(search.test) == set(range(num_classes))
+
+    def test_sizes(self):
+        # 11 classes: test ceil(5.5) = 6, val ceil(0.4 * 5) = 2
+        split = make_split(classes_of(11), **{**SPLIT, "val_fraction": 0.4})
+        assert (split.train, split.val, split.test) == ((0, 1, 2), (3, 4), (5, 6, 7, 8, 9, 10))
+        # 0.07 * 100 is 7.000000000000001 in floating point
+        assert len(make_split(classes_of(100), **{**SPLIT, "test_fraction": 0.07}).test) == 7
+        first = make_split(classes_of(20), **{**SPLIT, "num_folds": 3, "fold": 0})
+        assert first.val == (0, 1, 2, 3)  # 10 = 4 + 3 + 3
+
+    def test_shuffled_order_is_fixed_for_ever(self):
+        # printf '3/class00' | sha256sum and so on puts them in the order 3 0 2 5 4 6 1 7.
+        split = make_split(classes_of(8), **{**SPLIT, "order": "shuffled", "seed": 3})
+        assert (split.train, split.val, split.test) == ((0, 3), (2, 5), (1, 4, 6, 7))
+        others = {make_split(classes_of(8), **{**SPLIT, "order": "shuffled", "seed": s}).test for s in range(20)}
+        assert len(others) > 10
+
+    @pytest.mark.parametrize(
+        ("change", "part"),
+        [
+            ({"test_fraction": 0.0}, "data.split.test_fraction = 0.0 leaves an empty part"),
+            ({"test_fraction": 1.0}, "data.split.test_fraction = 1.0 leaves an empty part"),
+            ({"val_fraction": 0.0}, "data.split.val_fraction = 0.0 leaves an empty part"),
+            ({"test_fraction": 0.95}, "the train part is empty"),
+            ({"val_fraction": 0.01}, "the val part has one class"),
+            ({"fold": 4}, "data.split.fold = 4 is out of range; data.split.num_folds = 4: 0 to 3"),
+            ({"fold": -1}, "data.split.fold = -1 is out of range"),
+            ({"fold": 1, "num_folds": 4}, "data.split.num_folds = 4 is too many"),
+            ({"order": "random"}, "choices: sorted, shuffled"),
+        ],
+    )
+    def test_refusals_name_the_key(self, change, part):
+        assert part in refusal(make_split, classes_of(10), **{**SPLIT, **change})
+
+    def test_given_split_must_not_share_a_class(self):
+        catalog = classes_of(6, ["train", "train", "val", "val", "test", "test"])
+        assert catalog.given_split is not None
+        shared = Catalog(**{**vars(catalog), "given_split": ("test", *catalog.given_split[1:])})
+        assert "class00 (test, train)" in refusal(make_split, shared, **SPLIT)
+
+    def test_given_split_without_val_is_divided_and_without_test_refused(self):
+        split = make_split(classes_of(6, ["train"] * 4 + ["test"] * 2), **SPLIT)
+        assert (split.train, split.val, split.test) == ((0, 1), (2, 3), (4, 5))
+        message = refusal(make_split, classes_of(4, ["train", "train", "val", "val"]), **SPLIT)
+        assert "the test part is empty" in message
+        assert "data.list_file" in message
+
+    def test_given_split_with_folds_keeps_its_test_classes(self):
+        catalog = classes_of(8, ["test", "train", "val", "train", "train", "val", "train", "test"])
+        folds = [make_split(catalog, **{**SPLIT, "num_folds": 3, "fold": fold}) for fold in range(3)]
+        assert {split.test for split in folds} == {(0, 7)}
+        assert [split.val for split in folds] == [(1, 2), (3, 4), (5, 6)]
+
+    def test_one_image_classes_are_divided_like_others(self):
+        catalog = catalog_of("x", None, [Row(f"{c}.jpg", f"class{c}", 1, 0) for c in range(8)])
+        split = make_split(catalog, **SPLIT)
+        assert (split.train, split.val, split.test) == ((0, 1), (2, 3), (4, 5, 6, 7))
+
+    def test_many_classes(self):
+        """The sizes of Stanford Online Products."""
+        num_train, num_test = 11_318, 11_316
+        names = [f"{c:05d}" for c in range(1, num_train + num_test + 1)]
+        rows = [Row(name, name, 1, 0, "train" if int(name) <= num_train else "test") for name in names]
+        split = make_split(catalog_of("sop", None, rows), **{**SPLIT, "val_fraction": 0.1})
+        assert (len(split.train), len(split.val), len(split.test)) == (10_186, 1_132, num_test)
+        assert split.val == tuple(range(10_186, num_train))
+
+    def test_the_cure_of_a_benchmark_names_no_list_file(self):
+        rows = [Row(f"{c}{i}", f"{c}", 1, 0, "train") for c in range(4) for i in range(2)]
+        message = refusal(make_split, catalog_of("sop", None, rows), **SPLIT)
+        assert "the test part is empty" in message
+        assert "the lists of sop decide" in message
+        assert "data.list_file" not in message
