@@ -1,23 +1,18 @@
-"""Which images form the batches of an epoch: a plan made in advance, so that it can be counted and repeated."""
+"""Which images form the batches of an epoch: raydml's own samplers, and the table of all that a trial can name."""
 
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import numpy as np
 from annotated_types import Ge
 
-from raydml.data.datasets import DataError
+from raydml.data.catalog import DataError
+from raydml.samplers.class_index import ClassIndex, ShuffledClasses, in_rounds
+from raydml.samplers.class_samplers import BalancedWithReplacement, IdentityChunks, RandomClasses, RandomIdentity
+from raydml.samplers.epoch_plan import EpochPlan, Sampler, counted, refuse_state
+from raydml.samplers.group_samplers import ClassGroups
 
-
-class EpochPlan(NamedTuple):
-    """batches: int64 (batch size,) row numbers, one array a batch.
-
-    coverage: share of all images shown at least once this epoch, 0..1. num_duplicates: how often an image had
-    to stand in a batch again because its class has too few images, summed over the batches.
-    """
-
-    batches: list[np.ndarray]
-    coverage: float
-    num_duplicates: int
+__all__ = ["SAMPLERS", "ClassBalanced", "EpochPlan", "Sampler", "Uniform"]
 
 
 class ClassBalanced:
@@ -44,8 +39,8 @@ class ClassBalanced:
         images_per_class: Annotated[int, Ge(1)] = 4,
         batches_per_epoch: Annotated[int, Ge(1)] | None = None,
     ) -> None:
-        labels = np.asarray(labels)
-        counts = np.unique(labels, return_counts=True)[1]
+        index = ClassIndex(labels)
+        counts = index.counts
         if classes_per_batch < 2 or images_per_class < 1:
             raise DataError(
                 f"sampler: classes_per_batch = {classes_per_batch} must be at least 2 and "
@@ -66,32 +61,21 @@ class ClassBalanced:
                 f"{classes_per_batch} a batch; give at least {fewest}"
             )
         self.batches_per_epoch = batches_per_epoch or max(-(-len(labels) // self.batch_size), fewest)
-        self._counts = counts
-        self._starts = np.cumsum(counts) - counts
-        # The string of images of class c: _order[start : start + count], shown up to _cursor; all shown = reshuffle.
-        self._order = np.argsort(labels, kind="stable").astype(np.int64)
-        self._cursor = counts.astype(np.int64)
+        self._index = index
+        self._shuffled = ShuffledClasses(index)
 
     def plan(self, generator: np.random.Generator) -> EpochPlan:
         """The batches of the next epoch. Advances the cursors and the generator; same states, same plan."""
         classes = self._plan_classes(generator).reshape(-1)
-        # A visit is a place of a class in a batch. The r-th visits of all classes are filled together: within
-        # such a round each class occurs once, so it is one vectorised step.
-        by_class = np.argsort(classes, kind="stable")
-        visits = np.bincount(classes, minlength=len(self._counts))
-        rounds = np.empty(len(classes), dtype=np.int64)
-        rounds[by_class] = np.arange(len(classes)) - np.repeat(np.cumsum(visits) - visits, visits)
-        by_round = np.argsort(rounds, kind="stable")
         images = np.empty((len(classes), self.images_per_class), dtype=np.int64)
-        for places in np.split(by_round, np.cumsum(np.bincount(rounds))[:-1]):
+        for places in in_rounds(classes, len(self._index)):
             images[places] = self._visit(classes[places], generator)
         batches = list(images.reshape(self.batches_per_epoch, self.batch_size))
-        missing = np.maximum(self.images_per_class - self._counts[classes], 0)
-        return EpochPlan(batches, len(np.unique(images)) / len(self._order), int(missing.sum()))
+        return counted(batches, self._index.num_images)
 
     def _plan_classes(self, generator: np.random.Generator) -> np.ndarray:
         """(batches, P) class numbers: permutations strung together and cut; no class twice in a batch."""
-        num_classes, per_batch = len(self._counts), self.classes_per_batch
+        num_classes, per_batch = len(self._index), self.classes_per_batch
         num_places = self.batches_per_epoch * per_batch
         num_rounds = -(-num_places // num_classes)
         string = generator.permuted(np.tile(np.arange(num_classes), (num_rounds, 1)), axis=1)
@@ -106,51 +90,29 @@ class ClassBalanced:
     def _visit(self, classes: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """The next K images of each of these distinct classes: (V,) -> row numbers (V, K)."""
         per_class = self.images_per_class
-        counts, cursors = self._counts[classes], self._cursor[classes]
+        order, shown, first = self._shuffled.order, self._shuffled.shown, self._index.starts[classes]
+        counts, before = self._index.counts[classes], shown[classes]
         steps = np.arange(per_class)
-        ended = cursors + per_class > counts
-        left = np.where(ended, counts - cursors, per_class)  # images that the old shuffle still gives
-        last = np.minimum(cursors[:, None] + steps, counts[:, None] - 1)
-        taken = self._order[self._starts[classes][:, None] + last]
+        ended = before + per_class > counts
+        left = np.where(ended, counts - before, per_class)  # images that the old shuffle still gives
+        last = np.minimum(before[:, None] + steps, counts[:, None] - 1)
+        taken = order[first[:, None] + last]
         if ended.any():
-            self._reshuffle(classes[ended], generator)
+            self._shuffled.shuffle(classes[ended], generator)  # what this visit shows of the old one goes last
             head = (steps - left[:, None]) % counts[:, None]  # a small class goes round its images again
-            renewed = self._order[self._starts[classes][:, None] + head]
-            taken = np.where(steps < left[:, None], taken, renewed)
-        # A class smaller than K starts anew at each visit: its cursor stays at the end.
-        after = np.where(ended, per_class - left, cursors + per_class)
-        self._cursor[classes] = np.where(counts < per_class, counts, after)
+            taken = np.where(steps < left[:, None], taken, order[first[:, None] + head])
+        # A class smaller than K starts anew at each visit: it stays at the end.
+        after = np.where(ended, per_class - left, before + per_class)
+        shown[classes] = np.where(counts < per_class, counts, after)
         return taken
-
-    def _reshuffle(self, classes: np.ndarray, generator: np.random.Generator) -> None:
-        """Shuffle the images of these classes; those not yet shown go last, as the visit under way shows them."""
-        counts = self._counts[classes]
-        owner = np.repeat(np.arange(len(classes)), counts)
-        within = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
-        rows = self._starts[classes][owner] + within
-        keys = generator.random(len(rows)) + (within >= self._cursor[classes][owner])
-        self._order[rows] = self._order[rows[np.lexsort((keys, owner))]]
 
     def state_dict(self) -> dict[str, Any]:
         """Plain lists of integers: the shuffled images of every class and how far each was shown."""
-        return {"order": self._order.tolist(), "cursor": self._cursor.tolist()}
+        return self._shuffled.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises DataError if the state is not of the same labels."""
-        order, cursor = (np.array(state[key], dtype=np.int64) for key in ("order", "cursor"))
-        owner = np.repeat(np.arange(len(self._counts)), self._counts)
-        if order.shape == self._order.shape and cursor.shape == self._cursor.shape:
-            same_images = np.array_equal(
-                order[np.lexsort((order, owner))], self._order[np.lexsort((self._order, owner))]
-            )
-        else:
-            same_images = False
-        if not same_images or (cursor < 0).any() or (cursor > self._counts).any():
-            raise DataError(
-                f"the sampler's state is of other images: {len(order)} images in {len(cursor)} classes, here "
-                f"{len(self._order)} in {len(self._cursor)}; resume with the same data and the same split"
-            )
-        self._order, self._cursor = order, cursor
+        self._shuffled.load_state_dict(state)
 
 
 class Uniform:
@@ -171,14 +133,21 @@ class Uniform:
         """The batches of the next epoch; no image occurs twice."""
         shown = generator.permutation(self._num_images)[: self.batches_per_epoch * self.batch_size]
         batches = list(shown.astype(np.int64).reshape(self.batches_per_epoch, self.batch_size))
-        return EpochPlan(batches, len(shown) / self._num_images, 0)
+        return counted(batches, self._num_images)
 
     def state_dict(self) -> dict[str, Any]:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state:
-            raise DataError(f"the uniform sampler has no state, got {', '.join(state)}: it belongs to another sampler")
+        refuse_state(state, "uniform")
 
 
-SAMPLERS = {"class_balanced": ClassBalanced, "uniform": Uniform}
+SAMPLERS: dict[str, Callable[..., Sampler]] = {
+    "class_balanced": ClassBalanced,
+    "uniform": Uniform,
+    "balanced_with_replacement": BalancedWithReplacement,
+    "random_identity": RandomIdentity,
+    "identity_chunks": IdentityChunks,
+    "class_groups": ClassGroups,
+    "random_classes": RandomClasses,
+}

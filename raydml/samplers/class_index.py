@@ -1,0 +1,209 @@
+"""The images of every class, draws among them, and the shuffles of them that go on from epoch to epoch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from raydml.data.catalog import DataError
+
+# Where the numbers to choose from change with every draw, random numbers below this are taken modulo how many there
+# are: so many more than images that the smaller remainders come too often by less than one part in 10^12.
+NUM_NUMBERS = 1 << 62
+
+
+class ClassIndex:
+    """The images of C classes, one class after the other; classes are numbered 0..C-1 in the order of their labels.
+
+    labels: (N,) whole numbers, not necessarily consecutive. rows: which images to take, ascending; all unless given.
+    labels_present: (C,) the label of each class. counts: (C,) images of each. order: int64 row numbers by class, in
+    ascending order within it; class c has order[starts[c] : starts[c] + counts[c]]. num_images: N, rows or not.
+    Raises DataError for labels that are no row of whole numbers, and where there is no image.
+    """
+
+    def __init__(self, labels: np.ndarray, rows: np.ndarray | None = None) -> None:
+        labels = np.asarray(labels)
+        if labels.ndim != 1 or labels.dtype.kind not in "iu":
+            raise DataError(
+                f"sampler: labels of shape {labels.shape} and type {labels.dtype} are no labels; give one whole "
+                "number an image, (N,)"
+            )
+        chosen = labels if rows is None else labels[rows]
+        if not len(chosen):
+            raise DataError("sampler: there is no training image; give at least one batch of them")
+        self.num_images = len(labels)
+        self.labels_present, classes, self.counts = np.unique(chosen, return_inverse=True, return_counts=True)
+        self.starts = np.cumsum(self.counts) - self.counts
+        by_class = np.argsort(classes, kind="stable").astype(np.int64)
+        self.order = by_class if rows is None else rows[by_class]
+
+    def __len__(self) -> int:
+        """C, the number of classes."""
+        return len(self.counts)
+
+    def images(self, classes: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """The numbers-th images of classes, counted round and round: (V,) and (V, m) >= 0 -> row numbers (V, m)."""
+        return self.order[self.starts[classes][:, None] + numbers % self.counts[classes][:, None]]
+
+    def with_replacement(self, classes: np.ndarray, num_images: int, generator: np.random.Generator) -> np.ndarray:
+        """Independent draws from each class: classes (V,) -> row numbers (V, num_images)."""
+        counts = self.counts[classes][:, None]
+        return self.images(classes, generator.integers(counts, size=(len(classes), num_images)))
+
+    def distinct_if_enough(self, classes: np.ndarray, num_images: int, generator: np.random.Generator) -> np.ndarray:
+        """Different images of a class that has num_images of them, draws with replacement from one that has not.
+
+        classes (V,) -> row numbers (V, num_images).
+        """
+        images = np.empty((len(classes), num_images), dtype=np.int64)
+        enough = self.counts[classes] >= num_images
+        counts = self.counts[classes[enough]]
+        numbers = distinct_numbers(counts, np.full(len(counts), num_images), generator)
+        images[enough] = self.images(classes[enough], numbers.reshape(-1, num_images))
+        images[~enough] = self.with_replacement(classes[~enough], num_images, generator)
+        return images
+
+
+class ShuffledClasses:
+    """The images of every class in a random order, and how many of it have been shown: a sampler's state.
+
+    order: as ClassIndex.order, shuffled within each class. shown: (C,) int64, 0..counts. Begins with all shown, so that
+    the first visit of a class shuffles it.
+    """
+
+    def __init__(self, index: ClassIndex) -> None:
+        self._index = index
+        self.order = index.order.copy()
+        self.shown = index.counts.astype(np.int64)
+
+    def take(self, classes: np.ndarray, num_images: int) -> np.ndarray:
+        """The next images of classes (V,), all different, with so many left: row numbers (V, num_images)."""
+        first = self._index.starts[classes] + self.shown[classes]
+        self.shown[classes] += num_images
+        return self.order[first[:, None] + np.arange(num_images)]
+
+    def shuffle(self, classes: np.ndarray, generator: np.random.Generator) -> None:
+        """Shuffle the images of these classes, all different; those not yet shown go behind those that were.
+
+        Does not touch `shown`.
+        """
+        counts = self._index.counts[classes]
+        owner = np.repeat(np.arange(len(classes)), counts)
+        within = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+        rows = self._index.starts[classes][owner] + within
+        keys = generator.random(len(rows)) + (within >= self.shown[classes][owner])
+        self.order[rows] = self.order[rows[np.lexsort((keys, owner))]]
+
+    def shuffle_anew(self, classes: np.ndarray, generator: np.random.Generator) -> None:
+        """Shuffle all images of these classes, all different, and begin with the first; what was left is skipped."""
+        self.shown[classes] = self._index.counts[classes]
+        self.shuffle(classes, generator)
+        self.shown[classes] = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain lists of integers: the shuffled images of every class and how far each was shown."""
+        return {"order": self.order.tolist(), "cursor": self.shown.tolist()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises DataError if the state is not of the same images and classes."""
+        index = self._index
+        if not {"order", "cursor"} <= set(state):
+            raise DataError(
+                f"the sampler's state has {', '.join(state) or 'nothing'} and not order and cursor: it is another "
+                "sampler's; resume with the sampler that it was saved with"
+            )
+        order, shown = (np.array(state[key], dtype=np.int64) for key in ("order", "cursor"))
+        owner = np.repeat(np.arange(len(index)), index.counts)
+        same = order.shape == self.order.shape and shown.shape == self.shown.shape
+        if same:
+            # `index.order` is ascending within each class, and so is any shuffle of it once it is sorted by class.
+            same = np.array_equal(order[np.lexsort((order, owner))], index.order)
+        if not same or (shown < 0).any() or (shown > index.counts).any():
+            raise DataError(
+                f"the sampler's state is of other images: {len(order)} images in {len(shown)} classes, here "
+                f"{len(self.order)} in {len(self.shown)}; resume with the same data and the same split"
+            )
+        self.order, self.shown = order, shown
+
+
+def distinct_numbers(below: np.ndarray, sizes: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """For each of V rows, `sizes` different numbers in 0..below-1, every set of them equally likely.
+
+    below, sizes: (V,) with sizes <= below. Returns the rows one after the other, int64 (sizes.sum(),); within a row the
+    order means nothing, and is not random. Robert Floyd's sampling ("Programming pearls: a sample of brilliance", CACM
+    30(9), 1987), all rows at once: no memory for what is not drawn, and time in proportion to V * max(sizes)^2.
+    """
+    width = int(sizes.max(initial=0))
+    picks = np.full((len(below), width), -1, dtype=np.int64)
+    for step in range(width):
+        # A row that is complete goes on drawing; what it draws is left out at the end.
+        highest = below - sizes + step
+        number = generator.integers(highest, endpoint=True)
+        again = (picks[:, :step] == number[:, None]).any(axis=1)
+        picks[:, step] = np.where(again, highest, number)
+    return picks[np.arange(width) < sizes[:, None]]
+
+
+def earlier_visits(classes: np.ndarray, num_classes: int) -> np.ndarray:
+    """How often the class of each place stood in an earlier place: (V,) numbers below num_classes -> (V,) int64."""
+    visits = np.bincount(classes, minlength=num_classes)
+    earlier = np.empty(len(classes), dtype=np.int64)
+    by_class = np.argsort(classes, kind="stable")
+    earlier[by_class] = np.arange(len(classes)) - np.repeat(np.cumsum(visits) - visits, visits)
+    return earlier
+
+
+def in_rounds(classes: np.ndarray, num_classes: int) -> list[np.ndarray]:
+    """The places 0..V-1 in groups, the r-th visits of all classes together: within a group each class occurs once.
+
+    What must go on in turn for each class thus goes on for all classes at once.
+    """
+    rounds = earlier_visits(classes, num_classes)
+    return np.split(np.argsort(rounds, kind="stable"), np.cumsum(np.bincount(rounds))[:-1])
+
+
+def classes_in_batch(
+    batch_size: int, images_per_class: int, *, exact: bool, images_key: str = "images_per_class"
+) -> int:
+    """How many classes a batch of this size holds, at least two.
+
+    exact: whether the batch has to come out even. Raises DataError naming batch_size and images_key.
+    """
+    if images_per_class < 1:
+        raise DataError(f"sampler.{images_key} = {images_per_class} must be at least 1")
+    if batch_size < 2 * images_per_class:
+        raise DataError(
+            f"sampler.batch_size = {batch_size} holds fewer than two groups of sampler.{images_key} = "
+            f"{images_per_class}; give a batch_size of at least {2 * images_per_class}"
+        )
+    fitting, rest = divmod(batch_size, images_per_class)
+    if exact and rest:
+        below = fitting * images_per_class
+        raise DataError(
+            f"sampler.batch_size = {batch_size} is no multiple of sampler.{images_key} = {images_per_class}; "
+            f"give a batch_size of {below} or {below + images_per_class}"
+        )
+    return fitting
+
+
+def refuse_few_classes(index: ClassIndex, wanted: int, images_per_class: int) -> None:
+    """Raise DataError where a batch wants more classes than there are."""
+    if len(index) < wanted:
+        most = len(index) * images_per_class
+        cure = f"give a batch_size of at most {most}, or more images_per_class"
+        if len(index) < 2:
+            cure = "give training data of at least two classes"
+        raise DataError(
+            f"sampler.batch_size = {wanted * images_per_class} of {images_per_class} images a class wants {wanted} "
+            f"classes a batch, but there are only {len(index)} training classes; {cure}"
+        )
+
+
+def full_batches(num_images: int, batch_size: int) -> int:
+    """How many times batch_size goes into the images; DataError where it does not."""
+    if num_images < batch_size:
+        raise DataError(
+            f"sampler.batch_size = {batch_size}, but there are only {num_images} training images; "
+            f"give at most {num_images}"
+        )
+    return num_images // batch_size

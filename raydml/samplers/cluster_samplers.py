@@ -1,0 +1,249 @@
+"""Samplers for methods that cluster the training images; each epoch follows the clusters assigned last."""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import numpy as np
+from annotated_types import Ge, Le
+
+from raydml.data.catalog import DataError
+from raydml.samplers.class_index import (
+    NUM_NUMBERS,
+    ClassIndex,
+    ShuffledClasses,
+    classes_in_batch,
+    distinct_numbers,
+    full_batches,
+    in_rounds,
+)
+from raydml.samplers.epoch_plan import ClusterSampler, EpochPlan, counted
+from raydml.samplers.group_samplers import group_classes
+
+
+class ClusterGroups:
+    """Groups of images of one cluster each, trained to be told from other clusters: the auxiliary task of MIC.
+
+    Roth, Brattoli and Ommer (ICCV 2019; spec_mic 4.2). labels: (N,), only their number is used. As ClassGroups, over
+    clusters: each group of another cluster than the two before, uniformly, images with replacement. With probability
+    random_cluster_probability an image is taken from a cluster drawn among all, possibly the same, while its target
+    stays the cluster of the group. The plan's targets are the numbers given to `assign`.
+    An epoch has floor(N / batch_size) batches. Nothing but the clusters is carried from epoch to epoch.
+
+    Departures from the release: as those of ClassGroups. Raises DataError for fewer images than batch_size, for a
+    batch_size that is no multiple of images_per_cluster, for planning before `assign`, and for fewer than 3 clusters.
+    """
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        *,
+        batch_size: Annotated[int, Ge(2)] = 112,
+        images_per_cluster: Annotated[int, Ge(1)] = 4,
+        random_cluster_probability: Annotated[float, Ge(0), Le(1)] = 0.2,
+    ) -> None:
+        classes_in_batch(batch_size, images_per_cluster, exact=True, images_key="images_per_cluster")
+        if not 0 <= random_cluster_probability <= 1:
+            raise DataError(f"sampler.random_cluster_probability = {random_cluster_probability} is not in 0..1")
+        self._num_images = len(labels)
+        self._clusters: np.ndarray | None = None
+        self.batch_size = batch_size
+        self.images_per_cluster = images_per_cluster
+        self.random_cluster_probability = random_cluster_probability
+        self.batches_per_epoch = full_batches(self._num_images, batch_size)
+
+    def assign(self, clusters: np.ndarray) -> None:
+        """Follow these clusters from the next epoch on: (N,) whole numbers, -1 for an image that is not to be used.
+
+        Raises DataError for anything else, and for fewer than 3 clusters with images.
+        """
+        clusters = _as_clusters(clusters, self._num_images)
+        index = ClassIndex(clusters, np.flatnonzero(clusters >= 0))
+        if len(index) < 3:
+            raise DataError(
+                f"a group differs in cluster from the two before it, which takes 3 clusters with images, and there are "
+                f"{len(index)}; ask for more clusters"
+            )
+        self._clusters, self._index = clusters, index
+
+    def plan(self, generator: np.random.Generator) -> EpochPlan:
+        """The batches of the next epoch. Raises DataError before `assign`."""
+        _assigned(self._clusters)
+        shape = self.batches_per_epoch * self.batch_size // self.images_per_cluster, self.images_per_cluster
+        groups = group_classes(generator.integers(NUM_NUMBERS, size=shape[0]), len(self._index))
+        elsewhere = generator.random(shape) < self.random_cluster_probability
+        anywhere = generator.integers(len(self._index), size=shape)
+        numbers = generator.integers(NUM_NUMBERS, size=shape)
+        images = group_images(self._index, groups, np.where(elsewhere, anywhere, -1), numbers)
+        targets = np.repeat(self._index.labels_present[groups], self.images_per_cluster)
+        per_batch = self.batches_per_epoch, self.batch_size
+        return counted(list(images.reshape(per_batch)), self._num_images, targets=list(targets.reshape(per_batch)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The clusters as a list, None before `assign`."""
+        return {"clusters": None if self._clusters is None else self._clusters.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises DataError if the state is not of as many images."""
+        clusters = _clusters_in(state)
+        if clusters is None:
+            self._clusters = None
+        else:
+            self.assign(np.array(clusters))
+
+
+def group_images(index: ClassIndex, groups: np.ndarray, swapped: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """The images of groups of clusters: (G, m) row numbers, the (number mod cluster size)-th of its cluster each.
+
+    groups: (G,) the cluster of each group. swapped: (G, m) the cluster that an image is taken from instead, or -1.
+    numbers: (G, m) >= 0.
+    """
+    used = np.where(swapped >= 0, swapped, groups[:, None])
+    return index.images(used.reshape(-1), numbers.reshape(-1, 1)).reshape(numbers.shape)
+
+
+class ClusterRoundRobin:
+    """Batches of one cluster each, class-balanced within it, the clusters taking turns in fixed order.
+
+    Sanakoyeu, Tschernezki, Büchler and Ommer, "Divide and Conquer the Embedding Space for Metric Learning" (CVPR 2019;
+    spec_divide_conquer 5). labels: (N,) whole numbers. A batch has P = batch_size / images_per_class classes of its
+    cluster, uniform and different, or with replacement where the cluster has fewer than P. A class of a cluster is
+    shown in shuffled order, images_per_class at a time and going on across epochs; when fewer are left, it is shuffled
+    anew and those are skipped. One with fewer images than that is drawn with replacement.
+    An epoch is L rounds of one batch a cluster, L = floor(n / batch_size) of the cluster with the most images n: small
+    clusters are oversampled. The plan's clusters say which one a batch is of. `assign` begins anew.
+
+    Departures from the release: (a) A cluster of n <= batch_size images, which gives no batch there and ends the epoch
+    or crashes, takes its turns like any other, and L is at least 1. Skipping it would leave its learner untrained and
+    its images unseen until the next clustering, and leave nothing at all of a small data set; that it is oversampled
+    shows in num_duplicates. (b) A cluster with a single class is skipped: its batches have no negative pair. (c) A
+    pass over a cluster (ceil(n / batch_size) - 1 batches) is not told from the next: where one ends and the cluster is
+    begun again, the release goes on with the same shuffles too.
+
+    Raises DataError for a batch_size that is no multiple of images_per_class or of fewer than 2 classes, for planning
+    before `assign`, and where no cluster has two classes.
+    """
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        *,
+        batch_size: Annotated[int, Ge(2)] = 80,
+        images_per_class: Annotated[int, Ge(1)] = 4,
+    ) -> None:
+        self._per_batch = classes_in_batch(batch_size, images_per_class, exact=True)
+        index = ClassIndex(labels)
+        self._num_classes = len(index)
+        self._classes = np.searchsorted(index.labels_present, labels)
+        self._clusters: np.ndarray | None = None
+        self.batch_size = batch_size
+        self.images_per_class = images_per_class
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """L times the clusters that take part. Raises DataError before `assign`."""
+        _assigned(self._clusters)
+        return self._num_rounds * len(self._ids)
+
+    def assign(self, clusters: np.ndarray) -> None:
+        """Follow these clusters from the next epoch on: (N,) whole numbers, -1 for an image that is not to be used.
+
+        Raises DataError for anything else, and where no cluster has two classes.
+        """
+        clusters = _as_clusters(clusters, len(self._classes))
+        # A cell is the images of one class in one cluster; the cells of a cluster are neighbours.
+        cells = ClassIndex(clusters * self._num_classes + self._classes, np.flatnonzero(clusters >= 0))
+        cluster_of_cell = cells.labels_present // self._num_classes
+        ids, first_cell, num_cells = np.unique(cluster_of_cell, return_index=True, return_counts=True)
+        takes_part = num_cells >= 2
+        if not takes_part.any():
+            raise DataError(
+                f"none of the {len(ids)} clusters has images of two classes, so that no batch has a negative pair; ask "
+                "for fewer clusters"
+            )
+        sizes = np.add.reduceat(cells.counts, first_cell)
+        self._num_rounds = num_rounds(sizes[takes_part], self.batch_size)
+        self._ids, self._first_cell, self._num_cells = ids[takes_part], first_cell[takes_part], num_cells[takes_part]
+        self._clusters, self._cells, self._shuffled = clusters, cells, ShuffledClasses(cells)
+
+    def plan(self, generator: np.random.Generator) -> EpochPlan:
+        """The batches of the next epoch. Raises DataError before `assign`. Advances the shuffles and the generator."""
+        _assigned(self._clusters)
+        turns = np.tile(np.arange(len(self._ids)), self._num_rounds)
+        cells = self._draw_cells(turns, generator).reshape(-1)
+        images = np.empty((len(cells), self.images_per_class), dtype=np.int64)
+        small = self._cells.counts[cells] < self.images_per_class
+        images[small] = self._cells.with_replacement(cells[small], self.images_per_class, generator)
+        large = np.flatnonzero(~small)
+        for places in in_rounds(cells[large], len(self._cells)):
+            visited = cells[large[places]]
+            left = self._cells.counts[visited] - self._shuffled.shown[visited]
+            self._shuffled.shuffle_anew(visited[left < self.images_per_class], generator)
+            images[large[places]] = self._shuffled.take(visited, self.images_per_class)
+        batches = list(images.reshape(len(turns), self.batch_size))
+        return counted(batches, len(self._classes), clusters=self._ids[turns])
+
+    def _draw_cells(self, turns: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """P cells of the cluster of each batch: turns (batches,) -> (batches, P)."""
+        below = self._num_cells[turns]
+        cells = np.empty((len(turns), self._per_batch), dtype=np.int64)
+        enough = below >= self._per_batch
+        sizes = np.full(np.count_nonzero(enough), self._per_batch)
+        cells[enough] = distinct_numbers(below[enough], sizes, generator).reshape(-1, self._per_batch)
+        few = below[~enough][:, None]
+        cells[~enough] = generator.integers(few, size=(len(few), self._per_batch))
+        return cells + self._first_cell[turns][:, None]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain lists of integers: the clusters, the shuffles within them and how far each was shown."""
+        if self._clusters is None:
+            return {"clusters": None}
+        return {"clusters": self._clusters.tolist(), **self._shuffled.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises DataError if the state is not of the same labels."""
+        clusters = _clusters_in(state)
+        if clusters is None:
+            self._clusters = None
+        else:
+            self.assign(np.array(clusters))
+            self._shuffled.load_state_dict(state)
+
+
+def num_rounds(sizes: np.ndarray, batch_size: int) -> int:
+    """In how many rounds, of a batch a cluster, the largest of these clusters (K,) is shown about once; at least 1."""
+    return max(int(sizes.max()) // batch_size, 1)
+
+
+# Not in SAMPLERS: no trial can name them, a method that clusters builds the one it needs.
+CLUSTER_SAMPLERS: dict[str, Callable[..., ClusterSampler]] = {
+    "cluster_groups": ClusterGroups,
+    "cluster_round_robin": ClusterRoundRobin,
+}
+
+
+def _as_clusters(clusters: np.ndarray, num_images: int) -> np.ndarray:
+    """A copy as int64; DataError for what is no cluster number of each image."""
+    clusters = np.asarray(clusters)
+    if clusters.shape != (num_images,) or clusters.dtype.kind not in "iu" or (clusters < -1).any():
+        raise DataError(
+            f"clusters of shape {clusters.shape} and type {clusters.dtype} do not say for each of the {num_images} "
+            "images which cluster it is in; give whole numbers from 0, and -1 for an image that is not to be used"
+        )
+    if (clusters < 0).all():
+        raise DataError("clusters = -1 for every image leaves none to train on; give at least one a cluster")
+    return clusters.astype(np.int64)
+
+
+def _assigned(clusters: np.ndarray | None) -> None:
+    if clusters is None:
+        raise DataError("there are no clusters yet to make batches of; call assign(clusters) before the first epoch")
+
+
+def _clusters_in(state: dict[str, Any]) -> list[int] | None:
+    if "clusters" not in state:
+        raise DataError(
+            f"the sampler's state has {', '.join(state) or 'nothing'} and not clusters: it is another sampler's; "
+            "resume with the sampler that it was saved with"
+        )
+    clusters: list[int] | None = state["clusters"]
+    return clusters

@@ -1,0 +1,143 @@
+"""The batches of one epoch, planned in advance so that they can be counted, saved and repeated, and who plans them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from raydml.data.catalog import DataError
+
+_KEYS = ("images", "batch_sizes", "coverage", "num_duplicates", "clusters", "targets")
+
+
+class EpochPlan(NamedTuple):
+    """batches: int64 (batch size,) row numbers of the N training images, one array a batch.
+
+    coverage: share of all N images shown at least once this epoch, 0..1. num_duplicates: places in a batch whose image
+    already stands earlier in the same batch, summed over the batches. clusters: int64 (batches,), the cluster that each
+    batch is of, or None. targets: int64 (batch size,) one array a batch, the labels to train with where they are not
+    those of the images, or None.
+    """
+
+    batches: list[np.ndarray]
+    coverage: float
+    num_duplicates: int
+    clusters: np.ndarray | None = None
+    targets: list[np.ndarray] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Numbers, None and flat int64 arrays, `clusters` being the plan's own; `from_dict` reads them back.
+
+        All batches are one array, and so are all targets: a checkpoint holds five entries and not thousands.
+        """
+        return {
+            "images": _joined(self.batches),
+            "batch_sizes": np.array([len(batch) for batch in self.batches], dtype=np.int64),
+            "coverage": self.coverage,
+            "num_duplicates": self.num_duplicates,
+            "clusters": self.clusters,
+            "targets": None if self.targets is None else _joined(self.targets),
+        }
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> "EpochPlan":
+        """The plan of `to_dict`, whose arrays may have become torch tensors on the CPU or lists on the way.
+
+        Raises DataError where entries are missing or do not fit together.
+        """
+        missing = [key for key in _KEYS if key not in state]
+        if missing:
+            raise DataError(f"the saved epoch plan lacks {', '.join(missing)}; give what EpochPlan.to_dict returned")
+        images, sizes = _integers(state["images"]), _integers(state["batch_sizes"])
+        clusters = None if state["clusters"] is None else _integers(state["clusters"])
+        targets = None if state["targets"] is None else _integers(state["targets"])
+        fits = (sizes > 0).all() and sizes.sum() == len(images)
+        fits = fits and (clusters is None or len(clusters) == len(sizes))
+        fits = fits and (targets is None or len(targets) == len(images))
+        if not fits:
+            raise DataError(
+                f"the saved epoch plan is damaged: {len(sizes)} batches of {sizes.sum()} images, but {len(images)} "
+                f"images, {'no' if clusters is None else len(clusters)} clusters and "
+                f"{'no' if targets is None else len(targets)} targets; start the epoch anew"
+            )
+        ends = np.cumsum(sizes)[:-1]
+        return cls(
+            np.split(images, ends),
+            float(state["coverage"]),
+            int(state["num_duplicates"]),
+            clusters,
+            None if targets is None else np.split(targets, ends),
+        )
+
+
+class Sampler(Protocol):
+    """Plans the batches of every epoch; built from the labels (N,) of the training images and its settings.
+
+    All randomness comes from the generator handed to `plan`: the same state and the same generator give the same plan.
+    """
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a batch; the last one of an epoch may be smaller where the sampler says so."""
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Length of every plan."""
+
+    def plan(self, generator: np.random.Generator) -> EpochPlan:
+        """The batches of the next epoch. Advances the state and the generator."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next epoch depends on besides the generator, as plain lists of integers; {} where nothing does."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back a `state_dict`. Raises DataError for one of other images or of another sampler."""
+
+
+class ClusterSampler(Sampler, Protocol):
+    """A sampler that follows clusters of the images, and plans nothing before it has them. The state holds them."""
+
+    def assign(self, clusters: np.ndarray) -> None:
+        """Follow these clusters from the next epoch on: (N,) whole numbers, -1 for an image that is not to be used."""
+
+
+def counted(
+    batches: Sequence[np.ndarray],
+    num_images: int,
+    *,
+    clusters: np.ndarray | None = None,
+    targets: Sequence[np.ndarray] | None = None,
+) -> EpochPlan:
+    """The plan of these batches (row numbers below num_images) with its coverage and its duplicates counted."""
+    images = _joined(batches)
+    shown = np.zeros(num_images, dtype=bool)
+    shown[images] = True
+    batch = np.repeat(np.arange(len(batches)), [len(rows) for rows in batches])
+    # An image twice in a batch is the same number twice, and sorted they stand side by side.
+    places = np.sort(batch * num_images + images)
+    num_duplicates = np.count_nonzero(places[1:] == places[:-1])
+    return EpochPlan(
+        list(batches),
+        float(np.count_nonzero(shown) / num_images),
+        int(num_duplicates),
+        clusters,
+        None if targets is None else list(targets),
+    )
+
+
+def refuse_state(state: Mapping[str, Any], sampler: str) -> None:
+    """Raise DataError if there is a state for a sampler that has none."""
+    if state:
+        raise DataError(
+            f"the {sampler} sampler has no state, got {', '.join(state)}: it belongs to another sampler; "
+            "resume with the sampler that the state was saved with"
+        )
+
+
+def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.int64)
+
+
+def _integers(values: Any) -> np.ndarray:
+    """A copy, so that training on from a plan cannot change the checkpoint it was read from."""
+    return np.asarray(values).astype(np.int64)
