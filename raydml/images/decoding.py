@@ -1,0 +1,174 @@
+"""One image file -> its pixels, or the reason why there are none.
+
+what the file is                          what happens
+JPEG, PNG, GIF, BMP, TIFF, WebP           decoded in full, told by its first bytes; its name does not matter
+grey, 1 bit, palette, CMYK, LA, RGBA      converted to RGB as Pillow does; transparency is dropped, not blended
+EXIF rotation (also as XMP)               applied; an EXIF block that cannot be parsed counts as none
+several frames or pages                   the first
+16 bits a channel, 32 bits, float         refused: what its black and white are is not in the file (Pillow would cut
+                                          grey off at 255 and keep the upper byte of colours)
+more than MAX_PIXELS                      refused from its header, before memory is spent
+longer than 8 times its short side        the central 8 : 1 is kept (preprocessing.resized); all with no resizing
+truncated, empty, text, other formats     refused
+absent, no permission, a link to nothing  refused
+folder, pipe, device                      refused; a pipe is not waited for
+"""
+
+import errno
+import os
+import stat
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from raydml.data.catalog import DataError
+from raydml.preprocessing import Interpolation, Resize, resized, resized_size, upright_rgb
+
+Opener = Callable[[Path], BinaryIO]
+
+# Where Pillow begins to warn of decompression bombs (it refuses at twice that): a quarter of a GiB at 3 bytes a pixel.
+MAX_PIXELS = 89_478_485
+_MAX_SIDE_PX = 1_000_000  # the lines of Pillow's decoders end at some 67 million, with a MemoryError
+# Pillow's own search through all its formats may run Ghostscript and warns where this module decides.
+_FORMATS: tuple[tuple[bytes, type[ImageFile]], ...] = (
+    (b"\xff\xd8\xff", JpegImageFile),
+    (b"\x89PNG\r\n\x1a\n", PngImageFile),
+    (b"GIF87a", GifImageFile),
+    (b"GIF89a", GifImageFile),
+    (b"BM", BmpImageFile),
+    (b"II*\0", TiffImageFile),
+    (b"MM\0*", TiffImageFile),
+    (b"II+\0", TiffImageFile),
+    (b"MM\0+", TiffImageFile),
+    (b"RIFF", WebPImageFile),
+)
+# What Pillow raises for a damaged file, depending on where the damage is.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    TypeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+class UnreadableImage(DataError):
+    """A file that gives no pixels. path: relative to the root. reason: one line."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = path, reason
+
+
+class Resizing(NamedTuple):
+    """How images are scaled before they are kept; see `Preprocessing`."""
+
+    resize_px: int
+    resize: Resize
+    interpolation: Interpolation
+
+
+class Header(NamedTuple):
+    """width, height: as stored, before any rotation. num_bytes: of the file."""
+
+    width: int
+    height: int
+    num_bytes: int
+
+
+def open_regular(file: Path) -> BinaryIO:
+    """A file opened for reading bytes. Raises OSError, also for a folder, a pipe or a device (it waits for none)."""
+    handle = open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
+        handle.close()
+        raise OSError("not a regular file")
+    return handle
+
+
+def decode(root: Path, path: str, resizing: Resizing | None, opener: Opener = open_regular) -> np.ndarray:
+    """uint8 (H, W, 3), read-only: upright RGB, scaled; resizing None: as large as it is. Raises UnreadableImage."""
+    with _opened(root, path, opener) as (image, _):
+        upright = upright_rgb(image)
+    pixels = np.asarray(scaled(upright, resizing))
+    pixels.flags.writeable = False
+    return pixels
+
+
+def scaled(image: Image.Image, resizing: Resizing | None) -> Image.Image:
+    """An upright image as it is kept; resizing None: as it is."""
+    if resizing is None:
+        return image
+    return resized(image, resizing.resize_px, resize=resizing.resize, interpolation=resizing.interpolation)
+
+
+def read_header(root: Path, path: str, opener: Opener = open_regular) -> Header:
+    """What a file says of itself, nothing decoded. Raises UnreadableImage."""
+    with _opened(root, path, opener) as (image, num_bytes):
+        return Header(*image.size, num_bytes)
+
+
+def decoded_bytes(header: Header, resizing: Resizing) -> int:
+    """Bytes of the pixels of a file after scaling; the same whichever way the image is turned."""
+    width, height = resized_size(header[:2], resizing.resize_px, resize=resizing.resize)
+    return width * height * 3
+
+
+@contextmanager
+def _opened(root: Path, path: str, opener: Opener) -> Iterator[tuple[ImageFile, int]]:
+    """The image, not decoded yet, and the bytes of its file; whatever is wrong with it is raised as UnreadableImage."""
+    file = root / path
+    try:
+        with opener(file) as handle:
+            num_bytes = os.fstat(handle.fileno()).st_size
+            image = _identified(path, handle, num_bytes)
+            _refuse_unfit(path, image)
+            yield image, num_bytes
+    except UnreadableImage:
+        raise
+    except _DAMAGE as error:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise DataError(f"{file}: {error}; raise the limit of open files (ulimit -n)") from error  # no damage
+        reason = f"{type(error).__name__}: {error}".replace(str(file), file.name)
+        raise UnreadableImage(path, " ".join(reason.split())) from error
+
+
+def _identified(path: str, handle: BinaryIO, num_bytes: int) -> ImageFile:
+    first = handle.read(12)
+    handle.seek(0)
+    for signature, image_file in _FORMATS:
+        if first.startswith(signature) and (signature != b"RIFF" or first.endswith(b"WEBP")):
+            return image_file(handle, path)
+    reason = "no JPEG, PNG, GIF, BMP, TIFF or WebP by its first bytes" if num_bytes else "an empty file (0 bytes)"
+    raise UnreadableImage(path, reason)
+
+
+def _refuse_unfit(path: str, image: ImageFile) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise UnreadableImage(path, f"{width:,} x {height:,} pixels are more than {MAX_PIXELS:,}; scale the file down")
+    if max(width, height) > _MAX_SIDE_PX:
+        reason = f"a side of {max(width, height):,} pixels is longer than {_MAX_SIDE_PX:,}; scale the file down"
+        raise UnreadableImage(path, reason)
+    rawmodes = [tile.args if isinstance(tile.args, str) else tile.args[0] for tile in image.tile if tile.args]
+    # 16 bits a pixel (not a channel) is BGR;16 in a BMP.
+    deep = [mode for mode in rawmodes if isinstance(mode, str) and ";16" in mode and not mode.startswith("BGR")]
+    if image.mode.startswith(("I", "F")) or deep:
+        found = image.mode if image.mode.startswith(("I", "F")) else deep[0]
+        raise UnreadableImage(path, f"pixels of mode {found} are not 8 bits a channel; convert the file")

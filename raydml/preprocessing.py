@@ -1,0 +1,197 @@
+"""From an image file to what a network sees: resizing, the centre crop, normalisation. It travels with the weights."""
+
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image
+from torch import Tensor
+
+Resize = Literal["short_side", "squash"]
+Interpolation = Literal["bilinear", "bicubic", "lanczos"]
+_FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+MAX_ASPECT = 8  # a strip of 1 x 3,000 pixels, its short side scaled to 256, would take 590 MB
+_TURNS = {  # EXIF 2.32, tag 0x0112, and what undoes it
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_WHERE_EXIF_IS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+
+
+class PreprocessingError(ValueError):
+    """A preprocessing that cannot be done as asked, or an array that is no image."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What was done to an image before the network saw it; kept with the weights, never apart from them.
+
+    resize: "short_side" scales the short side to ``resize_px`` and keeps the aspect ratio (cut to 1 : 8, see
+    ``resized``), "squash" scales both sides to it. interpolation: Pillow's filter for that, always antialiased. The
+    centre ``crop_px`` square is what is embedded. ``mean`` and ``std`` are in the units of ``value_range``: pixels
+    0..255 are first scaled to 0..value_range, then ``(x - mean) / std`` channel by channel, in the order that
+    ``channels`` names.
+    """
+
+    resize_px: int
+    crop_px: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    channels: str = "RGB"
+    value_range: float = 1.0
+    resize: Resize = "short_side"
+    interpolation: Interpolation = "bilinear"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.crop_px <= self.resize_px:
+            raise PreprocessingError(
+                f"crop_px: {self.crop_px} does not fit into resize_px: {self.resize_px}; "
+                f"give crop_px between 1 and {self.resize_px}, or enlarge resize_px"
+            )
+        for key, value, choices in (
+            ("channels", self.channels, ("RGB", "BGR")),
+            ("resize", self.resize, get_args(Resize)),
+            ("interpolation", self.interpolation, get_args(Interpolation)),
+        ):
+            if value not in choices:
+                raise PreprocessingError(f"{key}: {value!r}; one of {', '.join(choices)}")
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values (lists for tuples), ready for JSON."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> "Preprocessing":
+        """The inverse of to_dict."""
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})  # type: ignore[arg-type]
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Pixels 0..255, RGB, uint8 or float (B, H, W, 3) -> float32 (B, 3, H, W), on the same device."""
+        images = pixels.permute(0, 3, 1, 2).float()
+        if self.channels == "BGR":
+            images = images.flip(1)
+        scale, shift = self.scale_and_shift(images.device)
+        return images * scale + shift
+
+    def scale_and_shift(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(1, 3, 1, 1) each, float32: ``pixels * scale + shift`` normalises 0..255 in the order of ``channels``."""
+        return _scale_and_shift(self, device)
+
+    def for_evaluation(self, pixels: Tensor) -> Tensor:
+        """uint8 (B, H, W, 3), resized already -> float32 (B, 3, crop_px, crop_px): the centre, normalised."""
+        top, left = _centre(pixels.shape[1], self.crop_px), _centre(pixels.shape[2], self.crop_px)
+        return self.normalise(pixels[:, top : top + self.crop_px, left : left + self.crop_px])
+
+    def read(self, image: Image.Image | Path | str | np.ndarray) -> np.ndarray:
+        """One image -> uint8 (crop_px, crop_px, 3), RGB: resized, its centre; ready for ``for_evaluation``.
+
+        Takes a path, a PIL image of any mode (its EXIF rotation is applied), or a uint8 array (H, W, 3) or
+        (H, W). Raises PreprocessingError for an array of another kind and OSError for an unreadable file.
+        """
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
+                raise PreprocessingError(
+                    f"an image array is uint8 (H, W, 3) or (H, W), got {image.dtype} {image.shape}"
+                )
+            return self._centre_of(Image.fromarray(image))
+        if isinstance(image, Image.Image):
+            return self._centre_of(image)
+        with Image.open(image) as opened:
+            return self._centre_of(opened)
+
+    def _centre_of(self, image: Image.Image) -> np.ndarray:
+        scaled = resized(upright_rgb(image), self.resize_px, resize=self.resize, interpolation=self.interpolation)
+        return centre_crop(np.asarray(scaled), self.crop_px)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Any 8-bit PIL image -> RGB, its EXIF rotation applied; the image itself where nothing is to be done.
+
+    Transparency is dropped, not blended, as ``convert`` does. An EXIF block that cannot be parsed counts as none, as in
+    every browser: the pixels are whole. Unlike ImageOps.exif_transpose nothing is copied needlessly and the EXIF
+    block is not written anew, which fails for odd blocks.
+    """
+    image.load()  # a PNG may carry its EXIF block behind the pixels; a TIFF is turned while it is loaded
+    turn = _TURNS.get(_orientation(image))
+    upright = image
+    if turn is not None:
+        upright = image.transpose(turn)
+        for key in _WHERE_EXIF_IS:  # or whoever reads the result would turn it once more
+            upright.info.pop(key, None)
+    if upright.mode == "RGB":
+        return upright
+    if upright.mode == "P" and isinstance(upright.info.get("transparency"), bytes):
+        upright = upright.convert("RGBA")  # Pillow warns about the direct way; the colours are the same
+    return upright.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8, or whatever number the file has there; 1 (upright) where it has none."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation)
+    except (SyntaxError, ValueError, TypeError, LookupError, struct.error):
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def resized(image: Image.Image, resize_px: int, *, resize: Resize, interpolation: Interpolation) -> Image.Image:
+    """Scale the short side (or both sides) of a PIL image to resize_px, antialiased, with torchvision's rounding.
+
+    short_side: an image longer than MAX_ASPECT times its short side is first cut to that, centrally, which bounds
+    the result to resize_px x MAX_ASPECT * resize_px; torchvision has no such bound.
+    """
+    size = resized_size(image.size, resize_px, resize=resize)
+    box = _centre_box(image.size) if resize == "short_side" else (0, 0, *image.size)
+    if box != (0, 0, *image.size):
+        image = image.crop(box)
+    return image if size == image.size else image.resize(size, _FILTERS[interpolation])
+
+
+def resized_size(size: tuple[int, int], resize_px: int, *, resize: Resize) -> tuple[int, int]:
+    """(width, height) after ``resized``: torchvision's Resize cuts the fraction of the long side off."""
+    if resize == "squash":
+        return resize_px, resize_px
+    left, top, right, bottom = _centre_box(size)
+    short = min(size)
+    return int(resize_px * (right - left) / short), int(resize_px * (bottom - top) / short)
+
+
+def _centre_box(size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of what stays of (width, height): all of it, or the centre at 1 : MAX_ASPECT."""
+    longest = MAX_ASPECT * min(size)
+    width, height = min(size[0], longest), min(size[1], longest)
+    left, top = _centre(size[0], width), _centre(size[1], height)
+    return left, top, left + width, top + height
+
+
+def centre_crop(pixels: np.ndarray, crop_px: int) -> np.ndarray:
+    """(H, W, 3) -> a view (crop_px, crop_px, 3) of the centre, rounded as torchvision's CenterCrop does."""
+    top, left = _centre(pixels.shape[0], crop_px), _centre(pixels.shape[1], crop_px)
+    return pixels[top : top + crop_px, left : left + crop_px]
+
+
+def _centre(size_px: int, crop_px: int) -> int:
+    return round((size_px - crop_px) / 2)
+
+
+@lru_cache(maxsize=32)  # a copy to the device each batch would make the host wait for it
+def _scale_and_shift(preprocessing: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):  # whoever asks first, the constants serve training too
+        std = torch.tensor(preprocessing.std, dtype=torch.float64)
+        scale = preprocessing.value_range / 255 / std
+        shift = -torch.tensor(preprocessing.mean, dtype=torch.float64) / std
+        return scale.float().view(1, -1, 1, 1).to(device), shift.float().view(1, -1, 1, 1).to(device)

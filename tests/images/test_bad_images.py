@@ -1,0 +1,308 @@
+"""Files that give no pixels: each with its reason, none with a crash, a wait, a warning or much memory."""
+
+import io
+import math
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from raydml.data.catalog import DataError
+from raydml.images import decoding
+from raydml.images.decoding import MAX_PIXELS, Resizing, UnreadableImage, decode, open_regular, read_header
+
+SMALL = Resizing(8, "short_side", "bilinear")
+
+
+def photo(suffix: str = "jpg", size: tuple[int, int] = (64, 48)) -> bytes:
+    content = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(pixels).convert("P" if suffix == "gif" else "RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(
+        content, {"jpg": "jpeg", "tif": "tiff"}.get(suffix, suffix), **({} if suffix == "gif" else {"exif": exif})
+    )
+    return content.getvalue()
+
+
+def claiming(width: int, height: int) -> bytes:
+    """A PNG of 70 bytes whose header says that it is this large."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+def reason(root: Path, name: str) -> str:
+    with pytest.raises(UnreadableImage) as caught:
+        decode(root, name, SMALL)
+    assert str(caught.value) == f"{name}: {caught.value.reason}"
+    assert "\n" not in caught.value.reason
+    assert str(root) not in caught.value.reason  # the same on every machine
+    assert isinstance(caught.value, DataError)
+    return caught.value.reason
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "an empty file (0 bytes)"),
+        (b"not a picture\n", "no JPEG, PNG, GIF, BMP, TIFF or WebP by its first bytes"),
+        (b"<html><body>404 Not Found</body></html>", "no JPEG, PNG"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no JPEG, PNG"),  # no Ghostscript is started
+        (b"RIFF\x24\0\0\0WAVEfmt ", "no JPEG, PNG"),
+        (b"\xff\xd8\xff", "SyntaxError"),
+        (photo("jpg")[:700], "truncated"),
+        (photo("png")[:3000], "truncated"),
+        (photo("png")[:40], "SyntaxError"),
+        (photo("gif")[:900], "truncated"),
+        (photo("tif")[:-900], ""),
+        (photo("webp")[:900], ""),
+        (photo("bmp")[:900], "truncated"),
+    ],
+)
+def test_damaged_content(tmp_path, content, expected):
+    (tmp_path / "a.jpg").write_bytes(content)
+    assert expected in reason(tmp_path, "a.jpg")
+
+
+@pytest.mark.parametrize("size", [(20_000, 20_000), (MAX_PIXELS // 4 + 1, 4), (13_000, 13_000)])
+def test_a_bomb_is_refused_from_its_header(tmp_path, size):
+    """13,000 x 13,000 lies where Pillow only warns."""
+    (tmp_path / "bomb.png").write_bytes(claiming(*size))
+    assert (tmp_path / "bomb.png").stat().st_size < 100
+    tracemalloc.start()
+    found = reason(tmp_path, "bomb.png")
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == f"{size[0]:,} x {size[1]:,} pixels are more than 89,478,485; scale the file down"
+    assert peak_bytes < 2**20
+    with pytest.raises(UnreadableImage, match="scale the file down"):
+        read_header(tmp_path, "bomb.png")
+
+
+def test_bombs_take_no_memory_and_give_no_warning(tmp_path):
+    """In a process of its own, where every warning is an error and little memory is left to take."""
+    for name, size in (("bomb.png", (20_000, 20_000)), ("warned_of.png", (12_000, 12_000))):
+        (tmp_path / name).write_bytes(claiming(*size))
+    code = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from raydml.images.decoding import decode, UnreadableImage\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "for name in ('bomb.png', 'warned_of.png'):\n"
+        "    try:\n"
+        "        decode(Path(sys.argv[1]), name, None)\n"
+        "    except UnreadableImage as error:\n"
+        "        print(error)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    command = [sys.executable, "-W", "error::Image.DecompressionBombWarning", "-W", "always", "-c", code]
+    done = subprocess.run(
+        [*command, str(tmp_path)], capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2]
+    )
+    assert done.returncode == 0, done.stderr
+    *lines, grown_kib = done.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["bomb.png", "warned_of.png"]
+    assert int(grown_kib) < 20_000  # the smaller one would take 432 MB
+    assert "Bomb" not in done.stderr
+
+
+def test_the_largest_size_allowed_is_only_missing_its_pixels(tmp_path):
+    side = math.isqrt(MAX_PIXELS)
+    (tmp_path / "large.png").write_bytes(claiming(side, side))
+    assert read_header(tmp_path, "large.png")[:2] == (side, side)
+    assert "truncated" in reason(tmp_path, "large.png")
+
+
+def test_a_line_too_long_for_pillow_is_refused(tmp_path):
+    """It would say MemoryError, which is what a machine out of memory says of a healthy file."""
+    (tmp_path / "line.png").write_bytes(claiming(MAX_PIXELS, 1))
+    assert reason(tmp_path, "line.png") == "a side of 89,478,485 pixels is longer than 1,000,000; scale the file down"
+
+
+DEEP = np.linspace(0, 65_535, 80).reshape(8, 10)
+
+
+def png_of_16_bits(channels: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    lines = b"".join(b"\0" + np.full((10, channels), 40_000, dtype=">u2").tobytes() for _ in range(8))
+    header = struct.pack(">IIBBBBB", 10, 8, 16, colour, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(lines)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_png_of_16_bits_a_channel(tmp_path, channels):
+    """Pillow would make grey of 40,000 white, and read the upper byte of colours."""
+    (tmp_path / "deep.png").write_bytes(png_of_16_bits(channels))
+    with Image.open(tmp_path / "deep.png") as image:  # Pillow itself finds nothing wrong with the file
+        image.load()
+    assert "are not 8 bits a channel; convert the file" in reason(tmp_path, "deep.png")
+
+
+@pytest.mark.parametrize("kind", ["uint16", "int32", "float32"])
+@pytest.mark.parametrize("compression", [None, "tiff_deflate"])
+def test_tiff_of_more_than_8_bits(tmp_path, kind, compression):
+    Image.fromarray(DEEP.astype(kind)).save(tmp_path / "deep.tif", compression=compression)
+    assert "are not 8 bits a channel; convert the file" in reason(tmp_path, "deep.tif")
+
+
+def test_a_tiff_whose_colours_are_16_bits_deep(tmp_path):
+    """Written by hand: Pillow reads such files and cannot write them."""
+    pixels = np.full((8, 10, 3), 40_000, dtype="<u2").tobytes()
+    facts = [(256, 10), (257, 8), (258, 134), (259, 1), (262, 2), (273, 140), (277, 3), (278, 8), (279, len(pixels))]
+    entries = b"".join(
+        struct.pack("<HHII", tag, 3 if tag == 258 else 4, 3 if tag == 258 else 1, value) for tag, value in facts
+    )
+    content = struct.pack("<2sHIH", b"II", 42, 8, len(facts)) + entries + bytes(4)
+    content = content.ljust(134, b"\0") + struct.pack("<HHH", 16, 16, 16) + pixels
+    (tmp_path / "deep.tif").write_bytes(content)
+    with Image.open(tmp_path / "deep.tif") as image:
+        assert (image.mode, image.size) == ("RGB", (10, 8))
+        image.load()
+    assert "16" in reason(tmp_path, "deep.tif")
+
+
+class TestNoFile:
+    def test_absent(self, tmp_path):
+        assert reason(tmp_path, "gone.jpg").startswith("FileNotFoundError: [Errno 2] No such file or directory")
+
+    def test_a_link_to_nothing(self, tmp_path):
+        (tmp_path / "a.jpg").symlink_to("nowhere.jpg")
+        assert "No such file" in reason(tmp_path, "a.jpg")
+
+    def test_a_link_to_itself(self, tmp_path):
+        (tmp_path / "a.jpg").symlink_to("a.jpg")
+        assert "symbolic links" in reason(tmp_path, "a.jpg")
+
+    def test_a_folder(self, tmp_path):
+        (tmp_path / "a.jpg").mkdir()
+        assert "IsADirectoryError" in reason(tmp_path, "a.jpg")
+
+    def test_a_pipe_is_not_waited_for(self, tmp_path):
+        os.mkfifo(tmp_path / "a.jpg")
+        assert reason(tmp_path, "a.jpg") == "OSError: not a regular file"
+
+    def test_a_device(self, tmp_path):
+        (tmp_path / "a.jpg").symlink_to("/dev/zero")
+        assert reason(tmp_path, "a.jpg") == "OSError: not a regular file"
+
+    def test_no_permission(self):
+        """As another user where this one is root, who may read every file."""
+        folder = Path(tempfile.mkdtemp())  # not below tmp_path, which is closed to other users
+        try:
+            (folder / "a.jpg").write_bytes(photo())
+            (folder / "a.jpg").chmod(0)
+            folder.chmod(0o755)
+
+            def child(queue) -> None:
+                if os.getuid() == 0:
+                    os.setuid(65534)
+                queue.put(reason(folder, "a.jpg"))
+
+            context = multiprocessing.get_context("fork")
+            queue = context.SimpleQueue()
+            process = context.Process(target=child, args=(queue,))
+            process.start()
+            process.join(timeout=60)
+            assert process.exitcode == 0
+            assert queue.get() == "PermissionError: [Errno 13] Permission denied: 'a.jpg'"
+        finally:
+            shutil.rmtree(folder)
+
+    def test_a_disk_that_fails(self, tmp_path):
+        def failing(file: Path):
+            raise OSError(5, "Input/output error", str(file))
+
+        with pytest.raises(UnreadableImage, match=r"a\.jpg: OSError: \[Errno 5\] Input/output error: 'a\.jpg'"):
+            decode(tmp_path, "a.jpg", SMALL, failing)
+
+    def test_a_file_that_vanishes_after_its_header(self, tmp_path):
+        (tmp_path / "a.jpg").write_bytes(photo())
+        assert read_header(tmp_path, "a.jpg")[:2] == (64, 48)
+        (tmp_path / "a.jpg").unlink()
+        assert "FileNotFoundError" in reason(tmp_path, "a.jpg")
+
+    def test_too_many_open_files_are_not_the_files_fault(self, tmp_path):
+        (tmp_path / "a.jpg").write_bytes(photo())
+        used = len(os.listdir("/dev/fd"))
+        old = resource.getrlimit(resource.RLIMIT_NOFILE)
+        held = []
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (used + 8, old[1]))
+            with pytest.raises(OSError, match="Too many open files"):  # noqa: PT012
+                while True:
+                    held.append(os.open("/dev/null", os.O_RDONLY))
+            with pytest.raises(DataError, match=r"raise the limit of open files \(ulimit -n\)") as caught:
+                decode(tmp_path, "a.jpg", SMALL)
+        finally:
+            for descriptor in held:
+                os.close(descriptor)
+            resource.setrlimit(resource.RLIMIT_NOFILE, old)
+        assert not isinstance(caught.value, UnreadableImage)
+
+
+def test_no_descriptor_stays_open(tmp_path):
+    (tmp_path / "good.jpg").write_bytes(photo())
+    (tmp_path / "half.jpg").write_bytes(photo()[:700])
+    (tmp_path / "text.jpg").write_bytes(b"text")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    before = len(os.listdir("/dev/fd"))
+    for name in ("half.jpg", "text.jpg", "pipe.jpg"):
+        reason(tmp_path, name)
+    decode(tmp_path, "good.jpg", SMALL)
+    read_header(tmp_path, "good.jpg")
+    assert len(os.listdir("/dev/fd")) == before
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's own, about broken EXIF blocks
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "bmp", "tif", "webp"])
+def test_broken_bytes_give_pixels_or_a_reason_and_nothing_else(tmp_path, suffix, monkeypatch):
+    """600 files with a few bytes overwritten, half of them near the beginning; sizes kept small for the test's sake."""
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 10**6)
+    draw = random.Random(suffix)
+    content = photo(suffix, (20, 16))
+    outcomes = {"pixels": 0, "reason": 0}
+    for _ in range(600):
+        broken = bytearray(content)
+        end = len(broken) if draw.random() < 0.5 else 120
+        for _ in range(draw.choice((1, 2, 8))):
+            broken[draw.randrange(2, end)] = draw.randrange(256)
+        if draw.random() < 0.2:
+            del broken[draw.randrange(len(broken)) :]
+        (tmp_path / "a").write_bytes(broken)
+        try:
+            pixels = decode(tmp_path, "a", SMALL)
+            assert (min(pixels.shape[:2]), pixels.shape[2], pixels.dtype) == (8, 3, np.uint8)
+            assert max(pixels.shape) <= 64
+            outcomes["pixels"] += 1
+        except UnreadableImage:
+            outcomes["reason"] += 1
+    assert min(outcomes.values()) > 0, outcomes  # a PNG has sums over everything
+
+
+def test_a_regular_file_is_opened_for_reading(tmp_path):
+    (tmp_path / "a").write_bytes(b"content")
+    with open_regular(tmp_path / "a") as handle:
+        assert handle.read() == b"content"
+        assert not handle.writable()

@@ -1,0 +1,779 @@
+import json
+import logging
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from raydml.data.catalog import Catalog, DataError, Row, catalog_of
+from raydml.data.datasets import open_catalog
+from raydml.data.seal import TestReads
+from raydml.data.splits import Split, make_split
+from raydml.images import image_cache, packing, shared_pack
+from raydml.images.decoded_pixels import DecodedPixels
+from raydml.images.free_memory import free_memory_bytes
+from raydml.images.image_cache import Images, Storage, load_development, load_test
+from raydml.images.pixels import PackedPixels
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+SPLIT = {"test_fraction": 0.5, "val_fraction": 0.5, "num_folds": 2, "fold": None, "order": "sorted", "seed": 0}
+NUM_CLASSES, PER_CLASS = 8, 3  # a..d development (a, b train; c, d val), e..h test
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Each image is one colour that tells its class and number: red = 20 * class, green = 50 * number."""
+    folder = tmp_path / "images"
+    for index, name in enumerate("abcdefgh"):
+        (folder / name).mkdir(parents=True)
+        for number in range(PER_CLASS):
+            Image.new("RGB", (12 + index, 10), (20 * index, 50 * number, 7)).save(folder / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(params=["cache", "memory"])
+def cache_dir(request, tmp_path):
+    return tmp_path / "cache" if request.param == "cache" else None
+
+
+def opened(root: Path, **changes) -> tuple[Catalog, Split]:
+    catalog = open_catalog("image_folder", root)
+    return catalog, make_split(catalog, **{**SPLIT, **changes})
+
+
+def stored(cache_dir: Path | None, on_unreadable: str = "refuse", **changes) -> Storage:
+    return Storage(**{"resize_px": 8, "cache_dir": cache_dir, "on_unreadable": on_unreadable, **changes})
+
+
+def development(
+    root: Path, cache_dir: Path | None, on_unreadable: str = "refuse", *, fold: int | None = None, **changes
+) -> tuple[Images, Images]:
+    original = changes.pop("original", False)
+    return load_development(*opened(root, fold=fold), stored(cache_dir, on_unreadable, **changes), original=original)
+
+
+def test_images_of(root: Path, cache_dir: Path | None, reads: Path) -> Images:
+    key = TestReads(reads).record(purpose="evaluate", checkpoint="x", commit="")
+    return load_test(*opened(root), stored(cache_dir), key=key)
+
+
+test_images_of.__test__ = False  # type: ignore[attr-defined]
+
+
+def pixels_of(images: Images) -> list[np.ndarray]:
+    return images.pixels.read(range(len(images.pixels)))
+
+
+def colours(images: Images, channel: int) -> list[int]:
+    """One channel of the one colour of each image."""
+    return [int(image[0, 0, channel]) for image in pixels_of(images)]
+
+
+def same(left: Images, right: Images) -> bool:
+    return (
+        left.paths == right.paths
+        and left.skipped == right.skipped
+        and np.array_equal(left.labels, right.labels)
+        and all(np.array_equal(a, b) for a, b in zip(pixels_of(left), pixels_of(right), strict=True))
+    )
+
+
+def manifests(cache_dir: Path) -> list[Path]:
+    return sorted(cache_dir.glob("*/manifest.json"))
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The paths that were decoded in this process."""
+    from raydml.images import decoded_pixels
+
+    paths: list[str] = []
+    decode = decoded_pixels.decode
+
+    def recording(root, path, *arguments, **settings):
+        paths.append(path)
+        return decode(root, path, *arguments, **settings)
+
+    monkeypatch.setattr(decoded_pixels, "decode", recording)
+    return paths
+
+
+FORK = multiprocessing.get_context("fork")
+
+
+def run_children(child: Callable[..., None], num: int) -> list[tuple[int | None, Any]]:
+    """Run child(queue) in so many processes: their exit codes and what each put into its queue."""
+    queues = [FORK.SimpleQueue() for _ in range(num)]
+    processes = [FORK.Process(target=child, args=(queue,)) for queue in queues]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=60)
+        assert process.exitcode is not None, "a child hangs"
+    return [(p.exitcode, None if q.empty() else q.get()) for p, q in zip(processes, queues, strict=True)]
+
+
+def files_opened(below: Path) -> list[str]:
+    """From now on, every open() of this process below a folder, whoever makes it. It cannot be undone: for children."""
+    seen: list[str] = []
+
+    def hook(event: str, arguments: tuple) -> None:
+        if event == "open" and str(arguments[0]).startswith(str(below)):
+            seen.append(Path(str(arguments[0])).relative_to(below).as_posix())
+
+    sys.addaudithook(hook)
+    return seen
+
+
+class TestContent:
+    def test_pixels_labels_and_paths_belong_together(self, root, cache_dir):
+        train, val = development(root, cache_dir)
+        for images, first_class in ((train, 0), (val, 2)):
+            assert isinstance(images.pixels, PackedPixels)
+            assert images.labels.tolist() == [0, 0, 0, 1, 1, 1]
+            assert images.labels.dtype == np.int64
+            for pixels, label, path in zip(pixels_of(images), images.labels, images.paths, strict=True):
+                index, number = first_class + int(label), int(path[2])
+                assert path == f"{'abcdefgh'[index]}/{number}.png"
+                assert pixels.shape == (8, int(8 * (12 + index) / 10), 3)  # its own aspect ratio
+                assert (pixels == [20 * index, 50 * number, 7]).all()
+                with pytest.raises(ValueError, match="read-only"):
+                    pixels[0] = 0
+            assert images.skipped == ()
+            assert images.roles is None
+
+    def test_a_cached_part_is_a_memory_map(self, root, tmp_path):
+        """Two parts of two loads show the same pages: no part is copied into memory."""
+        for fold in (None, 0):
+            for images in development(root, tmp_path / "cache", fold=fold):
+                base = images.pixels.flat
+                while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
+                    base = base.base
+                assert isinstance(base, np.memmap)
+                assert base.mode == "r"
+
+    def test_images_begin_at_multiples_of_64_bytes(self, root, cache_dir):
+        train, _ = development(root, cache_dir)
+        assert (train.pixels.offsets % 64 == 0).all()
+        assert len(set(train.pixels.offsets.tolist())) == 6
+
+    @pytest.mark.parametrize("resize", ["short_side", "squash"])
+    @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+    def test_kept_and_decoded_pixels_are_the_same_bits(self, root, tmp_path, resize, interpolation):
+        generator = np.random.default_rng(0)
+        exif = Image.Exif()
+        exif[274] = 6  # the camera lay on its side
+        for number, size in enumerate(((20, 40, 3), (3, 50, 3), (17, 16, 3))):
+            noise = Image.fromarray(generator.integers(0, 256, size, dtype=np.uint8))
+            noise.save(root / "a" / f"{number}.jpg", exif=exif)
+            noise.convert("LA").save(root / "c" / f"{number}.png")
+        settings = {"resize": resize, "interpolation": interpolation}
+        on_disk = development(root, tmp_path / "cache", **settings)
+        in_memory = development(root, None, **settings)
+        each_time = development(root, None, max_bytes=1, **settings)
+        for disk, memory, fly in zip(on_disk, in_memory, each_time, strict=True):
+            assert isinstance(fly.pixels, DecodedPixels)
+            assert same(disk, memory)
+            assert same(disk, fly)
+
+    def test_a_squashed_image_is_a_square(self, root, cache_dir):
+        train, _ = development(root, cache_dir, resize="squash")
+        assert {image.shape for image in pixels_of(train)} == {(8, 8, 3)}
+
+    def test_original_images_are_at_full_resolution_and_val_is_not(self, root, cache_dir):
+        """The papers crop before they resize."""
+        train, val = development(root, cache_dir, original=True)
+        assert isinstance(train.pixels, DecodedPixels)
+        assert [image.shape for image in pixels_of(train)] == [(10, 12, 3)] * 3 + [(10, 13, 3)] * 3
+        assert colours(train, 0) == [0] * 3 + [20] * 3
+        assert isinstance(val.pixels, PackedPixels)
+        assert same(val, development(root, cache_dir)[1])
+        scaled = development(root, cache_dir)[0]
+        assert (train.paths, train.labels.tolist()) == (scaled.paths, scaled.labels.tolist())
+
+    def test_original_images_share_the_pack_of_the_others(self, root, tmp_path, decoded):
+        development(root, tmp_path / "cache", fold=0)
+        decoded.clear()
+        development(root, tmp_path / "cache", original=True)
+        assert decoded == []
+
+    def test_in_memory_only_val_is_kept_beside_original_images(self, root, decoded):
+        development(root, None, original=True)
+        assert sorted(decoded) == sorted(f"{c}/{n}.png" for c in "cd" for n in range(PER_CLASS))
+
+    def test_roles_are_those_of_the_images(self, root, tmp_path):
+        rows = [
+            Row(f"{c}/{n}.png", c, (root / c / f"{n}.png").stat().st_size, 0, "train" if c < "e" else "test", role)
+            for c in "abcdefgh"
+            for n, role in enumerate(("query", "gallery", "gallery") if c >= "e" else ("",) * 3)
+        ]
+        catalog = catalog_of("inshop", root, reversed(rows))
+        split = make_split(catalog, **SPLIT)
+        (root / "f" / "0.png").write_bytes(b"")
+        train, _ = load_development(catalog, split, stored(None))
+        assert train.roles == ("",) * 6
+        key = TestReads(tmp_path / "reads.jsonl").record(purpose="evaluate", checkpoint="x", commit="")
+        test = load_test(catalog, split, stored(tmp_path / "cache", "skip"), key=key)
+        assert test.paths[3:5] == ("f/1.png", "f/2.png")
+        assert test.roles == ("query", "gallery", "gallery", "gallery", "gallery", *("query", "gallery", "gallery") * 2)
+
+    @pytest.mark.parametrize("original", [False, True])
+    def test_digits_stay_in_memory_and_are_scaled(self, tmp_path, original):
+        catalog = open_catalog("digits", None)
+        split = make_split(catalog, **SPLIT)
+        train, val = load_development(catalog, split, stored(tmp_path / "cache"), original=original)
+        assert (len(train.pixels), len(val.pixels)) == (178 + 182, 177 + 183 + 181)
+        first = train.pixels.read([0])[0]
+        assert first.shape == (8, 8, 3)
+        assert first[0, :, 1].tolist() == [0, 0, 80, 207, 143, 16, 0, 0]  # the documented first digit
+        assert (np.ptp(first, axis=-1) == 0).all()
+        assert np.bincount(val.labels).tolist() == [177, 183, 181]
+        larger, larger_val = load_development(catalog, split, stored(None, resize_px=16), original=original)
+        assert larger.pixels.read([3])[0].shape == ((8, 8, 3) if original else (16, 16, 3))
+        assert larger_val.pixels.read([3])[0].shape == (16, 16, 3)
+        assert not (tmp_path / "cache").exists()
+
+    def test_settings_are_checked(self):
+        for changes, message in (
+            ({"on_unreadable": "ignore"}, r"machine.on_unreadable = 'ignore'; choices: refuse, skip"),
+            ({"resize": "crop"}, r"data.resize = 'crop'; choices: short_side, squash"),
+            ({"interpolation": "nearest"}, r"data.interpolation = 'nearest'; choices: bilinear"),
+            ({"resize_px": 0}, r"data.resize_px = 0"),
+            ({"max_bytes": 0}, r"machine.max_cache_gib"),
+        ):
+            with pytest.raises(DataError, match=message):
+                Storage(**{"resize_px": 8, **changes})
+
+
+class TestSeal:
+    def test_development_opens_no_test_file(self, root, tmp_path, cache_dir, decoded):
+        for name in "efgh":
+            for file in (root / name).iterdir():
+                file.write_bytes(b"no picture at all")
+        development(root, cache_dir)
+        assert sorted(decoded) == sorted(f"{c}/{n}.png" for c in "abcd" for n in range(PER_CLASS))
+        with pytest.raises(DataError, match="12 of 12 images"):
+            test_images_of(root, cache_dir, tmp_path / "reads.jsonl")
+
+    def test_the_interpreter_opens_no_test_file_either(self, root, tmp_path):
+        """An audit hook sees every open() of the process, whoever makes it; it cannot be removed, hence the child."""
+
+        def child(queue) -> None:
+            seen = files_opened(root)
+            for fold in (None, 0, 1):
+                for settings in ({}, {"original": True}, {"max_bytes": 1}):
+                    for where in (tmp_path / "cache" / str(len(settings)), None):
+                        for images in development(root, where, fold=fold, **settings):
+                            pixels_of(images)
+            queue.put(sorted({path.split("/")[0] for path in seen}))
+
+        ((_, seen),) = run_children(child, 1)
+        assert [name for name in seen if name != "."] == ["a", "b", "c", "d"]
+
+    def test_the_development_cache_holds_no_test_image(self, root, tmp_path):
+        development(root, tmp_path / "cache")
+        before = {file: file.read_bytes() for file in (tmp_path / "cache").rglob("*") if file.is_file()}
+        (pixels,) = (content for file, content in before.items() if file.suffix == ".pixels")
+        assert len(pixels) == sum(-(-8 * int(8 * (12 + c) / 10) * 3 // 64) * 64 * PER_CLASS for c in range(4))
+        test = test_images_of(root, tmp_path / "cache", tmp_path / "reads.jsonl")
+        assert test.labels.tolist() == [label for label in range(4) for _ in range(PER_CLASS)]
+        assert colours(test, 0) == [red for red in (80, 100, 120, 140) for _ in range(PER_CLASS)]
+        for file, content in before.items():
+            assert file.read_bytes() == content  # the test images went into a folder of their own
+        assert len(manifests(tmp_path / "cache")) == 2
+
+    def test_test_images_need_a_fresh_key(self, root, tmp_path):
+        catalog, split = opened(root)
+        for no_key in (None, "finalize", object()):
+            with pytest.raises(DataError, match="sealed"):
+                load_test(catalog, split, stored(None), key=no_key)  # type: ignore[arg-type]
+        key = TestReads(tmp_path / "reads.jsonl").record(purpose="evaluate", checkpoint="x", commit="")
+        load_test(catalog, split, stored(None), key=key)
+        with pytest.raises(DataError, match="used already"):
+            load_test(catalog, split, stored(None), key=key)
+
+
+class TestUnreadable:
+    def damage(self, root: Path) -> None:
+        (root / "a" / "1.png").write_bytes(b"no picture at all")
+        whole = (root / "d" / "2.png").read_bytes()
+        (root / "d" / "2.png").write_bytes(whole[: len(whole) - 25])  # its header is whole
+        (root / "f" / "0.png").write_bytes(b"a test image: not our business")
+
+    def test_refusal_names_every_file_and_the_cure(self, root, cache_dir):
+        self.damage(root)
+        with pytest.raises(DataError) as caught:
+            development(root, cache_dir)
+        message = str(caught.value)
+        assert "2 of 12 images" in message
+        assert "a/1.png: no JPEG, PNG, GIF, BMP, TIFF or WebP" in message
+        assert "d/2.png: " in message
+        assert "machine.on_unreadable: skip" in message
+        assert "f/0.png" not in message
+        assert cache_dir is None or [file.name for file in cache_dir.glob("*/*")] == ["lock"]
+
+    @pytest.mark.parametrize("settings", [{}, {"max_bytes": 1}, {"original": True}, {"original": True, "max_bytes": 1}])
+    def test_skipping_leaves_them_out_and_lists_them(self, root, cache_dir, settings):
+        self.damage(root)
+        for _ in range(2):  # the second time from the cache
+            train, val = development(root, cache_dir, "skip", **settings)
+            assert train.paths == ("a/0.png", "a/2.png", "b/0.png", "b/1.png", "b/2.png")
+            assert train.labels.tolist() == [0, 0, 1, 1, 1]
+            assert colours(train, 1) == [0, 100, 0, 50, 100]  # green = 50 * number
+            assert val.paths[-1] == "d/1.png"
+            assert colours(val, 0) == [40, 40, 40, 60, 60]  # red = 20 * class
+            assert [path for path, _ in train.skipped] == ["a/1.png"]
+            assert [path for path, _ in val.skipped] == ["d/2.png"]
+
+    def test_without_a_cache_a_broken_tail_is_refused_when_it_is_read(self, root):
+        """Only decoding finds it, and nothing is decoded beforehand where nothing is kept."""
+        whole = (root / "d" / "2.png").read_bytes()
+        (root / "d" / "2.png").write_bytes(whole[: len(whole) - 25])
+        _, val = development(root, None, max_bytes=1)
+        assert len(val.pixels.read([0, 4])) == 2
+        with pytest.raises(DataError, match=r"d/2\.png: "):
+            val.pixels.read([5])
+        (root / "d" / "1.png").write_bytes(b"")
+        with pytest.raises(DataError, match=r"1 of 12 images(.|\n)*d/1.png: an empty file"):
+            development(root, None, max_bytes=1)
+
+    def test_a_cache_with_gaps_does_not_satisfy_refuse(self, root, tmp_path, decoded):
+        self.damage(root)
+        development(root, tmp_path / "cache", "skip")
+        decoded.clear()
+        with pytest.raises(DataError, match="2 of 12 images"):
+            development(root, tmp_path / "cache", "refuse")
+        assert decoded == []  # it is known already
+        development(root, tmp_path / "cache", "skip")
+        assert decoded == []
+
+    def test_a_repaired_image_comes_back(self, root, tmp_path):
+        good = (root / "a" / "1.png").read_bytes()
+        (root / "a" / "1.png").write_bytes(b"x" * len(good))  # of the same size: only the time tells
+        train, _ = development(root, tmp_path / "cache", "skip")
+        assert len(train.pixels) == 5
+        (root / "a" / "1.png").write_bytes(good)
+        train, _ = development(root, tmp_path / "cache", "skip")
+        assert len(train.pixels) == 6
+        assert train.skipped == ()
+
+    def test_an_image_skipped_for_a_passing_reason_comes_back(self, root, tmp_path):
+        """A disk that hiccuped, a permission that was mended: neither changes size or time of the file."""
+        catalog, split = opened(root)
+        (root / "a" / "1.png").rename(tmp_path / "elsewhere.png")
+        train, _ = load_development(catalog, split, stored(tmp_path / "cache", "skip"))
+        assert [path for path, _ in train.skipped] == ["a/1.png"]
+        assert "FileNotFoundError" in train.skipped[0][1]
+        (tmp_path / "elsewhere.png").rename(root / "a" / "1.png")
+        train, _ = load_development(catalog, split, stored(tmp_path / "cache", "skip"))
+        assert (len(train.pixels), train.skipped) == (6, ())
+
+    @pytest.mark.parametrize("settings", [{}, {"max_bytes": 1}, {"original": True}])
+    def test_a_class_must_keep_two(self, root, cache_dir, settings):
+        (root / "b" / "0.png").write_bytes(b"")
+        (root / "b" / "2.png").write_bytes(b"")
+        with pytest.raises(DataError, match=r"left after skipping unreadable ones: b \(1\)"):
+            development(root, cache_dir, "skip", **settings)
+
+    def test_a_class_of_one_image_from_the_start_may_stay(self, root, cache_dir):
+        """Benchmarks have such classes; one that loses its only image is refused."""
+        rows = [Row(f"{c}/{n}.png", c, 1, 0) for c in "abcdefgh" for n in range(1 if c == "a" else 3)]
+        catalog = catalog_of("sop", root, rows)
+        split = make_split(catalog, **SPLIT)
+        (root / "b" / "0.png").write_bytes(b"")
+        train, _ = load_development(catalog, split, stored(cache_dir, "skip"))
+        assert train.labels.tolist() == [0, 1, 1]
+        (root / "a" / "0.png").write_bytes(b"")
+        if cache_dir is not None:
+            shutil.rmtree(cache_dir)
+        with pytest.raises(DataError, match=r"a \(0\)"):
+            load_development(catalog, split, stored(cache_dir, "skip"))
+
+    def test_a_file_that_grows_between_header_and_pixels_is_skipped(self, root, cache_dir, monkeypatch):
+        """Its place was reserved for the smaller one; nothing is written over its neighbours."""
+        decode = packing.decode_in_order
+
+        def grown(*arguments):
+            good = (root / "a" / "1.png").read_bytes()
+            Image.new("RGB", (40, 10), (1, 2, 3)).save(root / "a" / "1.png")
+            yield from decode(*arguments)
+            (root / "a" / "1.png").write_bytes(good)  # whole again when the new pack is opened
+
+        monkeypatch.setattr(packing, "decode_in_order", grown)
+        train, _ = development(root, cache_dir, "skip")
+        assert train.skipped == (("a/1.png", "the file changed while it was read"),)
+        assert colours(train, 1) == [0, 100, 0, 50, 100]
+
+
+class TestPack:
+    def test_each_file_is_decoded_once_for_all_folds(self, root, tmp_path, decoded):
+        expected = {fold: development(root, None, fold=fold) for fold in (None, 0, 1)}
+        decoded.clear()
+        for _ in range(2):
+            for fold, parts in expected.items():
+                for got, wanted in zip(development(root, tmp_path / "cache", fold=fold), parts, strict=True):
+                    assert same(got, wanted)
+        assert len(decoded) == len(set(decoded)) == 12
+        assert len(manifests(tmp_path / "cache")) == 1
+        assert len(list((tmp_path / "cache").glob("*/*.pixels"))) == 1  # folds cost no disk
+
+    def test_a_warm_start_opens_and_looks_at_no_image(self, root, tmp_path):
+        catalog, split = opened(root)
+        load_development(catalog, split, stored(tmp_path / "cache"))
+        shutil.rmtree(root)
+        root.mkdir()
+        train, val = load_development(catalog, split, stored(tmp_path / "cache"))
+        assert colours(train, 0) == [0] * 3 + [20] * 3
+        assert colours(val, 0) == [40] * 3 + [60] * 3
+
+    def test_other_settings_and_other_roots_have_packs_of_their_own(self, root, tmp_path):
+        for changes in ({}, {"resize_px": 4}, {"resize": "squash"}, {"interpolation": "bicubic"}):
+            development(root, tmp_path / "cache", **changes)
+        twin = tmp_path / "twin"
+        shutil.copytree(root, twin)
+        assert open_catalog("image_folder", twin).content == opened(root)[0].content
+        development(twin, tmp_path / "cache")
+        development(root, tmp_path / "cache", fold=1)
+        assert len(manifests(tmp_path / "cache")) == 5
+
+    def test_other_development_classes_have_a_pack_of_their_own(self, root, tmp_path):
+        development(root, tmp_path / "cache")
+        catalog, split = opened(root, test_fraction=0.25)
+        train, val = load_development(catalog, split, stored(tmp_path / "cache"))
+        assert colours(train, 0)[::3] + colours(val, 0)[::3] == [0, 20, 40, 60, 80, 100]
+        assert len(manifests(tmp_path / "cache")) == 2
+
+    @pytest.mark.parametrize(
+        "harm",
+        [
+            "no manifest",
+            "half a manifest",
+            "odd manifest",
+            "other format",
+            "short",
+            "long",
+            "empty",
+            "no pixels",
+            "no index",
+            "half an index",
+            "other index",
+            "an image less",
+        ],
+    )
+    def test_a_damaged_pack_is_made_anew(self, root, tmp_path, decoded, harm):
+        expected = development(root, tmp_path / "cache")[0]
+        (manifest,) = manifests(tmp_path / "cache")
+        (pixels,), (index,) = manifest.parent.glob("*.pixels"), manifest.parent.glob("*.index.npy")
+        kept = [image.copy() for image in pixels_of(expected)]
+        if harm == "no manifest":
+            manifest.unlink()
+        elif harm == "half a manifest":
+            manifest.write_text(manifest.read_text()[:40])
+        elif harm == "odd manifest":
+            manifest.write_text("[]")
+        elif harm == "other format":
+            manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 1}))
+        elif harm == "short":
+            os.truncate(pixels, pixels.stat().st_size - 1)
+        elif harm == "long":
+            os.truncate(pixels, pixels.stat().st_size + 64)
+        elif harm == "empty":
+            os.truncate(pixels, 0)
+        elif harm == "no pixels":
+            pixels.unlink()
+        elif harm == "no index":
+            index.unlink()
+        elif harm == "half an index":
+            os.truncate(index, 100)
+        elif harm == "an image less":
+            os.truncate(pixels, pixels.stat().st_size - -(-8 * 12 * 3 // 64) * 64)  # d/2.png, 8 x 12 pixels
+            np.save(index, np.load(index)[:-1])
+        else:
+            np.save(index, np.load(index)[:-1])
+        (manifest.parent / "0badc0de.pixels").write_bytes(b"of a killed writer")
+        decoded.clear()
+        again, _ = development(root, tmp_path / "cache")
+        assert all(np.array_equal(a, b) for a, b in zip(pixels_of(again), kept, strict=True))
+        assert len(decoded) == 12
+        assert sorted(file.suffix for file in manifest.parent.iterdir()) == ["", ".json", ".npy", ".pixels"]
+
+    @pytest.mark.parametrize("told_by", ["time", "size"])
+    def test_an_edited_image_is_noticed(self, root, tmp_path, told_by):
+        """The old pack gives way to the new one, and who has it open keeps it."""
+        file = root / "a" / "0.bmp"
+        Image.new("RGB", (12, 10), (0, 0, 7)).save(file)
+        before = file.stat()
+        old, _ = development(root, tmp_path / "cache")
+        size = (12, 10) if told_by == "time" else (24, 20)  # a BMP is not compressed
+        Image.new("RGB", size, (255, 255, 254)).save(file)
+        os.utime(file, ns=(1, 1) if told_by == "time" else (before.st_atime_ns, before.st_mtime_ns))
+        new, _ = development(root, tmp_path / "cache")
+        assert (pixels_of(new)[0] == [255, 255, 254]).all()
+        assert (pixels_of(old)[0] == [0, 0, 7]).all()
+        assert len(list((tmp_path / "cache").glob("*/*.pixels"))) == 1
+
+    def test_what_happens_to_test_images_leaves_the_pack_alone(self, root, tmp_path, decoded):
+        """Another list of test images (VehicleID has three) shares the pack of the same training images."""
+        development(root, tmp_path / "cache")
+        shutil.rmtree(root / "h")
+        Image.new("RGB", (99, 10)).save(root / "e" / "0.png")
+        decoded.clear()
+        catalog = open_catalog("image_folder", root)
+        train, _ = load_development(catalog, Split((0, 1), (2, 3), (4, 5, 6)), stored(tmp_path / "cache"))
+        assert colours(train, 1) == [0, 50, 100] * 2
+        assert decoded == []
+
+    def test_a_whole_pack_in_a_folder_that_cannot_be_written(self, root):
+        """A cache made beforehand, mounted read-only; as another user, since root may write everywhere."""
+        catalog, split = opened(root)
+        shared = Path(tempfile.mkdtemp())  # not below tmp_path, which is closed to other users
+        try:
+            load_development(catalog, split, stored(shared / "cache"))
+            before = sorted((str(file), file.stat().st_mtime_ns) for file in shared.rglob("*"))
+            for file in (shared, *shared.rglob("*")):
+                file.chmod(0o555 if file.is_dir() else 0o444)
+
+            def child(queue) -> None:
+                if os.getuid() == 0:
+                    os.setuid(65534)
+                with pytest.raises(PermissionError):
+                    (shared / "cache" / "x").write_bytes(b"")
+                with pytest.raises(DataError, match=r"machine.cache_dir = .* cannot be used: .*Permission denied"):
+                    load_development(catalog, split, stored(shared / "cache", resize_px=4))
+                train, val = load_development(catalog, split, stored(shared / "cache"))
+                queue.put((colours(train, 0), colours(val, 1)))
+
+            assert run_children(child, 1) == [(0, ([0] * 3 + [20] * 3, [0, 50, 100] * 2))]
+            assert sorted((str(file), file.stat().st_mtime_ns) for file in shared.rglob("*")) == before
+        finally:
+            for folder in (shared, *(path for path in shared.rglob("*") if path.is_dir())):
+                folder.chmod(0o755)
+            shutil.rmtree(shared)
+
+
+class TestRoom:
+    NEEDED = sum(-(-8 * int(8 * (12 + c) / 10) * 3 // 64) * 64 * PER_CLASS for c in range(4))
+
+    @pytest.mark.parametrize("missing", [0, 1])
+    def test_the_limit_is_exact(self, root, cache_dir, caplog, missing):
+        train, val = development(root, cache_dir, max_bytes=self.NEEDED - missing)
+        assert isinstance(train.pixels, DecodedPixels if missing else PackedPixels)
+        assert bool(caplog.records) == bool(missing)
+        assert same(train, development(root, None)[0])
+        assert same(val, development(root, None)[1])
+        if cache_dir is not None:
+            assert len(list(cache_dir.glob("*/*.pixels"))) == 1 - missing
+
+    def test_a_full_disk_is_told_before_writing(self, root, tmp_path, monkeypatch, caplog):
+        usage = namedtuple("usage", "total used free")
+        monkeypatch.setattr(shared_pack.shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 1000, 1000))
+        written = []
+        monkeypatch.setattr(shared_pack, "write_pack", lambda *_: written.append(1))
+        train, _ = development(root, tmp_path / "cache")
+        assert colours(train, 1) == [0, 50, 100] * 2
+        assert written == []
+        (record,) = caplog.records
+        assert (record.levelno, record.name) == (logging.WARNING, "raydml")
+        assert "12 images at data.resize_px = 8 need 0.000 GiB, but machine.cache_dir = " in record.message
+        assert "has 0.000 GiB free. They are not kept: every trial decodes each image again" in record.message
+        assert record.message.endswith("Cure: free space there or name another folder, or lower data.resize_px")
+        assert not list((tmp_path / "cache").rglob("*.pixels"))
+
+    def test_half_of_the_free_memory_is_the_limit(self, root, monkeypatch, caplog):
+        for free_bytes, kind in ((2 * self.NEEDED, PackedPixels), (2 * self.NEEDED - 1, DecodedPixels)):
+            monkeypatch.setattr(image_cache, "free_memory_bytes", lambda free_bytes=free_bytes: free_bytes)
+            assert isinstance(development(root, None)[0].pixels, kind)
+        (record,) = caplog.records
+        assert "half of the free memory is 0.000 GiB" in record.message
+        assert "Cure: set machine.cache_dir to a folder on a local disk" in record.message
+
+    def test_free_memory_is_that_of_the_machine_and_of_the_container(self, tmp_path):
+        (tmp_path / "meminfo").write_text("MemTotal:  900 kB\nMemFree:  100 kB\nMemAvailable:    500 kB\n")
+        assert free_memory_bytes(tmp_path, tmp_path) == 500 * 1024
+        (tmp_path / "memory.current").write_text("1000\n")
+        for limit, expected in (("max\n", 512_000), ("900000\n", 512_000), ("3000\n", 2000), ("500\n", 0)):
+            (tmp_path / "memory.max").write_text(limit)
+            assert free_memory_bytes(tmp_path, tmp_path) == expected
+        assert free_memory_bytes(tmp_path / "not linux", tmp_path / "not linux") > 2**20
+        assert free_memory_bytes() > 2**20
+
+    def test_a_disk_that_fills_up_while_writing(self, root, tmp_path):
+        """The kernel refuses a write in the middle of the pack: a limit of the process, for want of a full disk."""
+
+        def child(queue) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.NEEDED // 2, resource.RLIM_INFINITY))
+            try:
+                development(root, tmp_path / "cache")
+            except DataError as error:
+                queue.put(str(error))
+
+        ((_, message),) = run_children(child, 1)
+        assert "machine.cache_dir = " in message
+        assert "cannot be used: [Errno 27] File too large" in message
+        assert "with enough space, or leave it out to keep the images in memory" in message
+        assert [file.name for file in (tmp_path / "cache").glob("*/*")] == ["lock"]
+        development(root, tmp_path / "cache")
+
+    def test_a_cache_that_cannot_be_written_is_told(self, root, tmp_path):
+        (tmp_path / "cache").write_text("a file, not a folder")
+        with pytest.raises(DataError, match=r"machine.cache_dir = .* cannot be used"):
+            development(root, tmp_path / "cache")
+
+
+class TestProcesses:
+    def test_four_processes_at_once_decode_once(self, root, tmp_path):
+        """Each file is opened twice in all: for its header and for its pixels."""
+        barrier = FORK.Barrier(4)
+        expected = sum(int(image.sum()) for images in development(root, None) for image in pixels_of(images))
+
+        def child(queue) -> None:
+            from raydml.images import decoded_pixels
+
+            decode = decoded_pixels.decode
+
+            def slow(*arguments, **settings):
+                time.sleep(0.05)
+                return decode(*arguments, **settings)
+
+            decoded_pixels.decode = slow
+            seen = files_opened(root)
+            catalog, split = opened(root)
+            seen.clear()  # folders may have been opened to list them
+            barrier.wait(timeout=60)
+            parts = load_development(catalog, split, stored(tmp_path / "cache"))
+            queue.put((len(seen), sum(int(image.sum()) for images in parts for image in pixels_of(images))))
+
+        results = run_children(child, 4)
+        assert [code for code, _ in results] == [0] * 4
+        assert sorted(opens for _, (opens, _) in results)[:3] == [0, 0, 0]
+        # open() with an opener is seen twice, as open() and as os.open()
+        assert max(opens for _, (opens, _) in results) in (2 * 12, 4 * 12)
+        assert {total for _, (_, total) in results} == {expected}
+
+    def test_who_waits_says_so_and_takes_over_from_a_killed_writer(self, root, tmp_path, monkeypatch, caplog):
+        """The writer is killed with half of its pack written, while this process waits for it."""
+        started = FORK.Event()
+
+        def child() -> None:
+            packing.REPORT_EVERY_S = 0.0
+
+            def stuck(*_arguments):
+                yield np.zeros((8, 9, 3), dtype=np.uint8)
+                yield np.zeros((8, 9, 3), dtype=np.uint8)
+                started.set()
+                time.sleep(600)
+
+            packing.decode_in_order = stuck
+            development(root, tmp_path / "cache")
+
+        writer = FORK.Process(target=child)
+        writer.start()
+        assert started.wait(timeout=60)
+        (folder,) = (tmp_path / "cache").iterdir()
+        assert list(folder.glob("*.pixels"))
+        assert not (folder / "manifest.json").exists()
+        polls = []
+
+        def sleep(_seconds: float) -> None:
+            polls.append(1)
+            if len(polls) == 3:
+                os.kill(writer.pid, signal.SIGKILL)
+                writer.join(timeout=60)
+
+        monkeypatch.setattr(shared_pack, "REPORT_EVERY_S", 0.0)
+        monkeypatch.setattr(shared_pack.time, "sleep", sleep)
+        caplog.set_level(logging.INFO, "raydml")
+        train, _ = development(root, tmp_path / "cache")
+        assert writer.exitcode == -signal.SIGKILL
+        assert len(polls) == 3
+        assert same(train, development(root, None)[0])
+        assert sorted(file.suffix for file in folder.iterdir()) == ["", ".json", ".npy", ".pixels"]
+        waiting = [record.message for record in caplog.records if "waiting" in record.message]
+        assert len(waiting) == 3
+        assert waiting[0].startswith("waiting: another process decodes 2 of 12 images (")
+
+    @pytest.mark.parametrize("moment", ["pixels", "index", "manifest"])
+    def test_a_writer_killed_at_any_moment_leaves_nothing_in_the_way(self, root, tmp_path, moment):
+        def child(_queue) -> None:
+            def die(*_):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+            if moment == "pixels":
+                os.fsync = die
+            elif moment == "index":
+                np.save = die
+            else:
+                os.replace = die  # all is written; the manifest has not got its name
+            development(root, tmp_path / "cache")
+
+        assert run_children(child, 1) == [(-signal.SIGKILL, None)]
+        assert list((tmp_path / "cache").glob("*/*.pixels"))
+        assert not manifests(tmp_path / "cache")
+        train, _ = development(root, tmp_path / "cache")  # the lock died with its holder
+        assert colours(train, 1) == [0, 50, 100] * 2
+        assert len(list((tmp_path / "cache").glob("*/*"))) == 4
+
+    def test_what_a_killed_writer_left_does_not_count_as_a_full_disk(self, root, tmp_path, monkeypatch):
+        development(root, tmp_path / "cache")
+        (manifest,) = manifests(tmp_path / "cache")
+        manifest.unlink()
+        (manifest.parent / "dead.pixels").write_bytes(bytes(10**6))
+        usage = namedtuple("usage", "total used free")
+
+        def disk_usage(_folder: Path):
+            free = 3 * 2**20 if not (manifest.parent / "dead.pixels").exists() else 0
+            return usage(2**30, 0, free)
+
+        monkeypatch.setattr(shared_pack.shutil, "disk_usage", disk_usage)
+        assert isinstance(development(root, tmp_path / "cache")[0].pixels, PackedPixels)
+
+    def test_the_writer_reports_its_rate(self, root, tmp_path, monkeypatch, caplog):
+        caplog.set_level(logging.INFO, "raydml")
+        clock = iter(float(second) for second in range(1000))
+        monkeypatch.setattr(packing.time, "monotonic", lambda: next(clock))
+        development(root, tmp_path / "cache")
+        lines = [record.message for record in caplog.records]
+        # A second passes with each look at the clock: a report every five of twelve images, in both passes.
+        assert [line.split(" (")[0] for line in lines] == [
+            "reads the headers of 5 of 12 images",
+            "reads the headers of 10 of 12 images",
+            *lines_of("decodes", lines),
+            "decoded 12 images once, in 13.0 s",
+        ]
+        assert len(lines_of("decodes", lines)) == 2
+        assert "(1/s)" in lines[0]
+        assert {record.levelno for record in caplog.records} == {logging.INFO}
+
+
+def lines_of(doing: str, lines: list[str]) -> list[str]:
+    return [line.split(" (")[0] for line in lines if line.startswith(doing + " ")]
+
+
+@pytest.mark.skipif(not (SHARED / "grocery_small").is_dir(), reason="shared/data/grocery_small is not beside the repo")
+def test_real_photographs(tmp_path):
+    """Against Pillow in a few lines."""
+    root = SHARED / "grocery_small" / "images"
+    catalog = open_catalog("image_folder", root)
+    split = make_split(catalog, **{**SPLIT, "test_fraction": 0.9, "order": "shuffled"})
+    train, val = load_development(catalog, split, stored(tmp_path / "cache", resize_px=32))
+    assert len(train.pixels) + len(val.pixels) == 20 * 8  # 81 classes, ceil(72.9) = 73 of them test
+    assert np.bincount(val.labels).tolist() == [20] * 4
+    for images in (train, val):
+        for index in range(0, len(images.paths), 7):
+            with Image.open(root / images.paths[index]) as photo:
+                short = min(photo.size)
+                size = tuple(int(32 * side / short) for side in photo.size)
+                expected = np.asarray(photo.convert("RGB").resize(size, Image.Resampling.BILINEAR))
+            assert np.array_equal(images.pixels.read([index])[0], expected)
