@@ -1,49 +1,17 @@
-"""From a trial's configuration to the parts that train: images, method, optimiser."""
+"""From a trial's configuration to the parts that train: method and optimiser."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from raydml import plugins
-from raydml.config import Machine, Trial
-from raydml.data.datasets import DataError, Split, make_split, open_catalog
-from raydml.data.image_cache import Images, load_development
-from raydml.data.samplers import SAMPLERS
+from raydml.config import Trial
 from raydml.methods._base import Method
 from raydml.model import build_network
 from raydml.optimizers import build_optimizer, check_every_parameter_learns
 from raydml.randomness import seed_for
-
-
-class OpenedImages(NamedTuple):
-    """trial: with ``data.content`` filled in. train, val: never a test image."""
-
-    trial: Trial
-    split: Split
-    train: Images
-    val: Images
-
-
-def open_images(trial: Trial, machine: Machine) -> OpenedImages:
-    """The development images of a trial. Raises DataError, also when the images are not those it was made for."""
-    data = trial.data
-    catalog = open_catalog(data.name, machine.data_root, data.list_file)
-    if data.content not in ("", catalog.content):
-        raise DataError(
-            f"data.content: the trial was made for images with the hash {data.content}, those here have "
-            f"{catalog.content}. Restore the images, or leave data.content empty"
-        )
-    split = make_split(catalog, **data.split.model_dump())
-    train, val = load_development(
-        catalog,
-        split,
-        resize_px=data.resize_px,
-        cache_dir=machine.cache_dir,
-        on_unreadable=machine.on_unreadable,
-    )
-    filled_in = trial.model_copy(update={"data": data.model_copy(update={"content": catalog.content})})
-    return OpenedImages(filled_in, split, train, val)
+from raydml.samplers.samplers import SAMPLERS
 
 
 def network_arguments(trial: Trial) -> dict[str, Any]:

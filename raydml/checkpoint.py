@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 STATE, WEIGHTS, CARD, MANIFEST = "state.pt", "weights.safetensors", "model.json", "manifest.json"
@@ -45,6 +44,8 @@ def save(
     new one comes last, so that a kill in between leaves a folder that ``is_intact`` refuses. Raises ValueError
     for a card with a number JSON cannot hold (NaN, infinity).
     """
+    from safetensors.torch import save_file  # not needed to train
+
     folder = Path(folder)
     card = {**model_card, "raydml_version": version(), "git_commit": git_commit()}
     card_text = json.dumps(card, indent=2, allow_nan=False) + "\n"
@@ -74,6 +75,8 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
     """The best network's state dict on the CPU. Raises CheckpointError when the file is not as written."""
+    from safetensors.torch import load_file  # not needed to train
+
     return load_file(_checked(folder, WEIGHTS))
 
 

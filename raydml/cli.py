@@ -16,9 +16,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from raydml import cli_lists, cli_models, cli_results, cli_studies
+from raydml import cli_data, cli_lists, cli_models, cli_results, cli_studies
+from raydml.logs import show_log
 
-RUN, LOOK, TAKE = "Run a study", "Look at results", "One configuration, one model"
+RUN, LOOK, TAKE, IMAGES = "Run a study", "Look at results", "One configuration, one model", "Images"
 
 
 class Front(TyperGroup):
@@ -72,6 +73,7 @@ def front(
     ] = False,
 ) -> None:
     prepare_environment()
+    show_log()
 
 
 app.command("sweep", rich_help_panel=RUN)(cli_studies.sweep)
@@ -83,6 +85,7 @@ app.command("sync", rich_help_panel=LOOK)(cli_results.sync)
 app.command("trial", rich_help_panel=TAKE)(cli_models.trial)
 app.command("evaluate", rich_help_panel=TAKE)(cli_models.evaluate)
 app.command("export", rich_help_panel=TAKE)(cli_models.export)
+app.add_typer(cli_data.data, name="data", rich_help_panel=IMAGES)
 app.command("list", rich_help_panel=LOOK)(cli_lists.list_plugins)
 app.command("schema", rich_help_panel=LOOK)(cli_lists.schema)
 

@@ -16,32 +16,23 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model, model_validator
 
 from raydml import compatibility
+from raydml.image_sections import Data, Model
 from raydml.problems import ConfigError, Problem, problems_from, unknown_name
 from raydml.sections import (
     STRICT,
-    Adam,
-    AdamW,
-    ClassBalancedSampler,
-    Constant,
-    Cosine,
     Count,
     Counts,
-    Data,
     Index,
     LossBlock,
     MethodBlock,
     MinerBlock,
-    Model,
     NotNegative,
     OptionalPath,
     Positive,
     RegularizerBlocks,
-    RmsProp,
     Section,
-    Sgd,
-    Step,
-    UniformSampler,
 )
+from raydml.training_sections import AdamW, Constant, Optimizer, Sampler, Schedule
 
 __all__ = [
     "ConfigError",
@@ -81,9 +72,9 @@ class Trial(Section):
     loss: LossBlock
     miner: MinerBlock | None = None
     regularizers: RegularizerBlocks = Field(default_factory=dict)
-    sampler: Annotated[ClassBalancedSampler | UniformSampler, Field(discriminator="name")]
-    optimizer: Annotated[AdamW | Adam | Sgd | RmsProp, Field(discriminator="name")] = AdamW()
-    schedule: Annotated[Constant | Cosine | Step, Field(discriminator="name")] = Constant()
+    sampler: Sampler
+    optimizer: Optimizer = AdamW()
+    schedule: Schedule = Constant()
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
     compile: bool = False
@@ -102,10 +93,15 @@ class Trial(Section):
 
 
 class Machine(Section):
-    """Where and with what it runs. cpus_per_trial is also the number of torch threads of a trial."""
+    """Where and with what it runs. cpus_per_trial is also the number of torch threads of a trial.
+
+    cache_dir: where decoded images are kept, on a disk of the machine itself. max_cache_gib: what one data set may take
+    there; a larger one is decoded anew each time.
+    """
 
     data_root: OptionalPath = None
     cache_dir: OptionalPath = None
+    max_cache_gib: Positive | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cpus_per_trial: Count = 1
     gpus_per_trial: Literal["auto"] | NotNegative = "auto"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -14,14 +15,17 @@ from torch import nn
 
 from raydml import checkpoint
 from raydml.config import Machine, Trial, parse_trial
-from raydml.data.datasets import make_split, open_catalog
-from raydml.data.image_cache import Images, load_development, load_test
 from raydml.data.seal import TestKey
 from raydml.export import rebuild
+from raydml.images.image_cache import Images
+from raydml.images.pixels import Pixels, centres
 from raydml.metrics import map_at_r, r_precision, recall_at_k
-from raydml.model import Network, Preprocessing, build_network
+from raydml.model import Network, build_network
+from raydml.preprocessing import Preprocessing
+from raydml.protocols import Search, protocols_of, searches
 from raydml.randomness import seed_for
 from raydml.retrieval import nearest_neighbours
+from raydml.trial_images import open_development, open_test
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -39,18 +43,18 @@ class EvaluationError(ValueError):
 
 def embed(
     network: nn.Module,
-    pixels: NDArray[np.uint8],
+    pixels: Pixels,
     preprocessing: Preprocessing,
     *,
     device: str | torch.device,
     batch_size: int,
     precision: str = "fp32",
 ) -> NDArray[np.float32]:
-    """Images (N, S, S, 3) uint8 -> embeddings (N, D) float32 on the host, in the order given.
+    """N resized images -> embeddings (N, D) float32 on the host, in the order given.
 
     The network stands on `device` already. It runs in evaluation mode without gradients, under autocast unless
-    precision is fp32; every module gets the mode back that it had. `pixels` may be a memory map: one batch at a
-    time is read.
+    precision is fp32; every module gets the mode back that it had. The centre crops of one batch are read (or decoded)
+    while the batch before is embedded.
     """
     if precision not in _AUTOCAST:
         raise EvaluationError(f"precision: {precision!r}; one of {', '.join(_AUTOCAST)}")
@@ -58,18 +62,31 @@ def embed(
         raise EvaluationError(f"{len(pixels)} images in batches of {batch_size}: both must be at least 1")
     dtype, device = _AUTOCAST[precision], torch.device(device)
     embeddings: NDArray[np.float32] | None = None
+    start = 0
     with _evaluation_mode(network), torch.inference_mode():
-        for start in range(0, len(pixels), batch_size):
-            # The copy makes a writable, aligned batch out of whatever the cache maps.
-            batch = torch.from_numpy(np.array(pixels[start : start + batch_size])).to(device)
+        for squares in _squares(pixels, preprocessing.crop_px, batch_size):
+            batch = torch.from_numpy(squares).to(device)
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
                 output = network(preprocessing.for_evaluation(batch))
             rows = output.float().cpu().numpy()
             if embeddings is None:
                 embeddings = np.empty((len(pixels), rows.shape[1]), dtype=np.float32)
             embeddings[start : start + len(rows)] = rows
+            start += len(rows)
     assert embeddings is not None
     return embeddings
+
+
+def _squares(pixels: Pixels, crop_px: int, batch_size: int) -> Iterator[NDArray[np.uint8]]:
+    """The centre crops of all images in batches, read one batch ahead."""
+    rows = [np.arange(start, min(start + batch_size, len(pixels))) for start in range(0, len(pixels), batch_size)]
+    with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
+        ahead = reader.submit(centres, pixels, rows[0], crop_px)
+        for following in [*rows[1:], None]:
+            squares = ahead.result()
+            if following is not None:
+                ahead = reader.submit(centres, pixels, following, crop_px)
+            yield squares
 
 
 @contextmanager
@@ -85,34 +102,53 @@ def _evaluation_mode(network: nn.Module) -> Iterator[None]:
 
 
 def score(
-    embeddings: NDArray[np.float32], labels: NDArray[np.int64], *, recall_at: Sequence[int] = (1, 2, 4, 8)
+    embeddings: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    *,
+    recall_at: Sequence[int] = (1, 2, 4, 8),
+    protocol: str = "leave_one_out",
+    roles: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """Leave-one-out retrieval: every image is a query against all the others, by Euclidean distance.
+    """Retrieval by Euclidean distance, every query against its gallery.
 
     Args:
         embeddings: (N, D) float32, as the network gives them.
         labels: (N,) int64; images of one class are the ones to be found.
         recall_at: the k of Recall@k.
+        protocol: who searches whom, see protocols.py; roles: "query" | "gallery" of each image, for query_gallery.
 
     Returns:
-        {"recall_at_<k>": ..., "r_precision": ..., "map_at_r": ...}, fractions in [0, 1], means over queries.
+        {"recall_at_<k>": ..., "r_precision": ..., "map_at_r": ...}, fractions in [0, 1], means over queries (and over
+        the repetitions of a protocol that draws its gallery).
 
-    Raises EvaluationError for a k beyond the N - 1 other images, RetrievalError for NaN, MetricError where no class
-    has two images. Uses as many threads as torch does.
+    Raises EvaluationError for a k beyond the images to be found, ProtocolError for images the protocol does not fit,
+    RetrievalError for NaN, MetricError where no query has an image to find. Uses as many threads as torch does.
     """
-    _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    num_relevant = counts[inverse] - 1
-    largest = max(recall_at)
-    if largest > len(labels) - 1:
+    each = [_score_one(embeddings, labels, search, recall_at) for search in searches(protocol, labels, roles)]
+    return {name: float(np.mean([metrics[name] for metrics in each])) for name in each[0]}
+
+
+def _score_one(
+    embeddings: NDArray[np.float32], labels: NDArray[np.int64], search: Search, recall_at: Sequence[int]
+) -> dict[str, float]:
+    leave_one_out = search.gallery is None
+    gallery = search.queries if search.gallery is None else search.gallery
+    num_classes = int(labels.max()) + 1
+    num_relevant = np.bincount(labels[gallery], minlength=num_classes)[labels[search.queries]] - leave_one_out
+    available, largest = len(gallery) - leave_one_out, max(recall_at)
+    if largest > available:
         raise EvaluationError(
-            f"recall_at: {largest} neighbours of {len(labels)} images; each has only {len(labels) - 1} others: "
+            f"recall_at: {largest} neighbours, but a query has only {available} images to search: "
             "leave the larger k out of recall_at, or evaluate on more images"
         )
-    indices, _ = nearest_neighbours(embeddings, k=max(largest, int(num_relevant.max())))
-    neighbour_labels = labels[indices]
-    metrics = {f"recall_at_{k}": value for k, value in recall_at_k(neighbour_labels, labels, recall_at).items()}
-    metrics["r_precision"] = r_precision(neighbour_labels, labels, num_relevant)
-    metrics["map_at_r"] = map_at_r(neighbour_labels, labels, num_relevant)
+    k = min(max(largest, int(num_relevant.max())), available)
+    whole = leave_one_out and len(search.queries) == len(labels)
+    queries = embeddings if whole else embeddings[search.queries]
+    indices, _ = nearest_neighbours(queries, None if leave_one_out else embeddings[gallery], k=k)
+    query_labels, neighbour_labels = labels[search.queries], labels[gallery][indices]
+    metrics = {f"recall_at_{k}": value for k, value in recall_at_k(neighbour_labels, query_labels, recall_at).items()}
+    metrics["r_precision"] = r_precision(neighbour_labels, query_labels, num_relevant)
+    metrics["map_at_r"] = map_at_r(neighbour_labels, query_labels, num_relevant)
     return metrics
 
 
@@ -167,7 +203,10 @@ def evaluate_checkpoint(
         untrained: also score the network as the trial started from it (same seed, same pretrained weights if any),
             under the same names with the prefix `untrained_`.
 
-    Raises EvaluationError for the test part without a key, or for images other than those of the trial.
+    A data set with several protocols is scored by each: the first under the plain names, the others with the
+    protocol's name as a prefix (`one_gallery_image_recall_at_1`).
+
+    Raises EvaluationError for the test part without a key, DataError for images other than those of the trial.
     """
     if part not in ("val", "test"):
         raise EvaluationError(f"part: {part!r}; one of val, test")
@@ -177,7 +216,7 @@ def evaluate_checkpoint(
         )
     network, preprocessing, card = load_network(checkpoint_folder)
     trial = parse_trial(card["trial"])
-    images = _open_part(trial, part, machine, key)
+    images, protocols = _open_part(trial, part, machine, key)
     run_on = device or _device_of(machine)
 
     def metrics_of(candidate: Network) -> dict[str, float]:
@@ -191,7 +230,7 @@ def evaluate_checkpoint(
             batch_size=machine.evaluation_batch,
             precision=trial.precision,
         )
-        return score(embeddings, images.labels, recall_at=trial.recall_at)
+        return score_by_all(embeddings, images, protocols, recall_at=trial.recall_at)
 
     metrics = metrics_of(network)
     if untrained:
@@ -200,24 +239,25 @@ def evaluate_checkpoint(
     return metrics
 
 
-def _open_part(trial: Trial, part: str, machine: Machine, key: TestKey | None) -> Images:
-    data = trial.data
-    catalog = open_catalog(data.name, machine.data_root, data.list_file)
-    if data.content and data.content != catalog.content:
-        raise EvaluationError(
-            f"data.content: the checkpoint was trained on images {data.content[:12]}, machine.data_root = "
-            f"{machine.data_root} holds {catalog.content[:12]}; point it at the same images"
-        )
-    split = make_split(catalog, **data.split.model_dump())
-    settings: dict[str, Any] = {
-        "resize_px": data.resize_px,
-        "cache_dir": machine.cache_dir,
-        "on_unreadable": machine.on_unreadable,
-    }
+def score_by_all(
+    embeddings: NDArray[np.float32], images: Images, protocols: Sequence[str], *, recall_at: Sequence[int]
+) -> dict[str, float]:
+    """``score`` by the first protocol, and by the others with their names as prefixes."""
+    metrics: dict[str, float] = {}
+    for place, protocol in enumerate(protocols):
+        scores = score(embeddings, images.labels, recall_at=recall_at, protocol=protocol, roles=images.roles)
+        metrics |= {f"{protocol}_{name}" if place else name: value for name, value in scores.items()}
+    return metrics
+
+
+def _open_part(trial: Trial, part: str, machine: Machine, key: TestKey | None) -> tuple[Images, tuple[str, ...]]:
+    """The images of a part and the protocols by which they are scored."""
     if part == "val":
-        return load_development(catalog, split, **settings)[1]
+        images = open_development(trial, machine, augmented=False).val
+        return images, protocols_of(images.roles, ())  # what a data set declares is for its test classes
     assert key is not None
-    return load_test(catalog, split, **settings, key=key)
+    catalog, images = open_test(trial, machine, key)
+    return images, protocols_of(images.roles, catalog.protocols)
 
 
 def _device_of(machine: Machine) -> str:

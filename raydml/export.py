@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from raydml import checkpoint
-from raydml.model import Network, Preprocessing, build_network
+from raydml.model import Network, build_network
+from raydml.preprocessing import Preprocessing
 from raydml.pretrained import load_exactly
 
 WEIGHTS, CARD, README = "weights.safetensors", "model.json", "README.md"
@@ -66,6 +66,8 @@ def export_model(checkpoint_folder: Path, out_folder: Path) -> Path:
     A model that is there already is replaced, its card last; the card holds the sha256 of the weights, so that a
     folder caught in between is refused by `EmbeddingModel.load`. Raises CheckpointError for a damaged checkpoint.
     """
+    from safetensors.torch import save_file  # not needed to train
+
     card = checkpoint.load_card(checkpoint_folder)
     weights = checkpoint.load_weights(checkpoint_folder)
     rebuild(card, weights, str(checkpoint_folder))  # what cannot be loaded is not handed out
@@ -108,6 +110,8 @@ class EmbeddingModel:
             ) from error
         if found != card.get("weights_sha256"):
             raise ExportError(f"{folder / WEIGHTS} is not as it was written (sha256 differs); export it again")
+        from safetensors.torch import load_file  # not needed to train
+
         network, preprocessing = rebuild(card, load_file(folder / WEIGHTS), str(folder))
         return cls(network, preprocessing, card, device)
 
@@ -117,10 +121,10 @@ class EmbeddingModel:
         """N images -> (N, D) float32, in full precision.
 
         images: paths, PIL images and uint8 arrays (H, W, 3) or (H, W), mixed and of any sizes, or one uint8 array
-        (N, H, W, 3). Each is prepared as in training: short side resized, centre square, centre crop, normalised.
+        (N, H, W, 3). Each is prepared as in training: resized, centre crop, normalised.
 
-        Raises ExportError for a single image that is not in a list, ModelError for an array of another kind, and
-        OSError for a file that is no image.
+        Raises ExportError for a single image that is not in a list, PreprocessingError for an array of another kind,
+        and OSError for a file that is no image.
         """
         if isinstance(images, (str, Path, Image.Image)) or (isinstance(images, np.ndarray) and images.ndim != 4):
             raise ExportError(f"images: expected a list of images, got one {type(images).__name__}; write [image]")

@@ -1,19 +1,17 @@
-"""Backbones, the embedding head, and the preprocessing that belongs to a set of weights."""
+"""Backbones, the embedding head, and which preprocessing a backbone wants."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 import torchvision
-from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from raydml.distances import euclidean, full_precision
+from raydml.preprocessing import Interpolation, Preprocessing, Resize
 from raydml.pretrained import WeightsError, load_exactly, published_weights, read_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -21,95 +19,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class ModelError(ValueError):
-    """A network or a preprocessing that cannot be built as asked."""
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """What was done to an image before the network saw it; kept with the weights, never apart from them.
-
-    ``mean`` and ``std`` are in the units of ``value_range``: pixels 0..255 are first scaled to
-    0..value_range, then ``(x - mean) / std`` channel by channel, in the order that ``channels`` names.
-    """
-
-    resize_px: int
-    crop_px: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    channels: str = "RGB"
-    value_range: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.crop_px <= self.resize_px:
-            raise ModelError(
-                f"crop_px: {self.crop_px} does not fit into resize_px: {self.resize_px}; "
-                f"give crop_px between 1 and {self.resize_px}, or enlarge resize_px"
-            )
-        if self.channels not in ("RGB", "BGR"):
-            raise ModelError(f"channels: {self.channels!r}; one of RGB, BGR")
-
-    def to_dict(self) -> dict[str, object]:
-        """Plain values (lists for tuples), ready for JSON."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, object]) -> "Preprocessing":
-        """The inverse of to_dict."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})  # type: ignore[arg-type]
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """Pixels 0..255, RGB, uint8 or float (B, H, W, 3) -> float32 (B, 3, H, W), on the same device."""
-        images = pixels.permute(0, 3, 1, 2).float()
-        if self.channels == "BGR":
-            images = images.flip(1)
-        scale, shift = _scale_and_shift(self, images.device)
-        return images * scale + shift
-
-    def for_evaluation(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, S, S, 3) -> float32 (B, 3, crop_px, crop_px): the centre, normalised."""
-        top, left = _centre(pixels.shape[1], self.crop_px), _centre(pixels.shape[2], self.crop_px)
-        return self.normalise(pixels[:, top : top + self.crop_px, left : left + self.crop_px])
-
-    def read(self, image: Image.Image | Path | str | np.ndarray) -> np.ndarray:
-        """One image -> uint8 (resize_px, resize_px, 3), RGB: short side to resize_px, centre square.
-
-        Takes a path, a PIL image of any mode (its EXIF rotation is applied), or a uint8 array (H, W, 3) or
-        (H, W). Raises ModelError for an array of another kind and OSError for an unreadable file.
-        """
-        if isinstance(image, np.ndarray):
-            if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
-                raise ModelError(f"an image array is uint8 (H, W, 3) or (H, W), got {image.dtype} {image.shape}")
-            return square(Image.fromarray(image), self.resize_px)
-        if isinstance(image, Image.Image):
-            return square(image, self.resize_px)
-        with Image.open(image) as opened:
-            return square(opened, self.resize_px)
-
-
-def square(image: Image.Image, resize_px: int) -> np.ndarray:
-    """PIL image -> uint8 (resize_px, resize_px, 3): EXIF rotation, RGB, short side resized, centre crop.
-
-    Bilinear with antialiasing, rounding as torchvision's Resize and CenterCrop do.
-    """
-    upright = ImageOps.exif_transpose(image).convert("RGB")
-    short = min(upright.size)
-    size = (int(resize_px * upright.width / short), int(resize_px * upright.height / short))
-    resized = upright if size == upright.size else upright.resize(size, Image.Resampling.BILINEAR)
-    left, top = _centre(size[0], resize_px), _centre(size[1], resize_px)
-    return np.asarray(resized.crop((left, top, left + resize_px, top + resize_px)))
-
-
-def _centre(size_px: int, crop_px: int) -> int:
-    return round((size_px - crop_px) / 2)
-
-
-@lru_cache(maxsize=32)  # a copy to the device each batch would make the host wait for it
-def _scale_and_shift(preprocessing: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor]:
-    with torch.inference_mode(False):  # whoever asks first, the constants serve training too
-        std = torch.tensor(preprocessing.std, dtype=torch.float64)
-        scale = preprocessing.value_range / 255 / std
-        shift = -torch.tensor(preprocessing.mean, dtype=torch.float64) / std
-        return scale.float().view(1, -1, 1, 1).to(device), shift.float().view(1, -1, 1, 1).to(device)
+    """A network that cannot be built as asked, or a crop that it cannot take."""
 
 
 class ConvNet(nn.Module):
@@ -271,7 +181,14 @@ class Network(nn.Module):
         return self
 
 
-def preprocessing_for(backbone: str, *, resize_px: int, crop_px: int) -> Preprocessing:
+def preprocessing_for(
+    backbone: str,
+    *,
+    resize_px: int,
+    crop_px: int,
+    resize: Resize = "short_side",
+    interpolation: Interpolation = "bilinear",
+) -> Preprocessing:
     """The preprocessing a backbone wants at these sizes. Raises ModelError where it cannot take the crop."""
     facts = _facts(backbone)
     if facts.fixed_crop_px not in (None, crop_px):
@@ -284,7 +201,14 @@ def preprocessing_for(backbone: str, *, resize_px: int, crop_px: int) -> Preproc
             f"crop_px: {crop_px}; backbone {backbone} needs at least {facts.minimum_crop_px}: "
             "enlarge resize_px and crop_px, or use backbone: convnet"
         )
-    return Preprocessing(resize_px=resize_px, crop_px=crop_px, mean=facts.mean, std=facts.std)
+    return Preprocessing(
+        resize_px=resize_px,
+        crop_px=crop_px,
+        mean=facts.mean,
+        std=facts.std,
+        resize=resize,
+        interpolation=interpolation,
+    )
 
 
 def build_network(

@@ -8,13 +8,15 @@ from typing import Any
 from raydml.config import fingerprint
 from raydml.space import Space
 from raydml.study import described_trials, make_splits
+from raydml.trial_images import Catalogs
 
 
 def dry_run(space: Space) -> dict[str, Any]:
     """What a study would do: stages with their number of trials and epochs, resources of a trial, and each sampled
     configuration with its fingerprint and the settings in which the configurations differ."""
-    trials = described_trials(space)
-    make_splits(space.study, space.machine, trials)  # what a run would refuse, a dry run refuses
+    catalogs = Catalogs(space.machine)
+    trials = described_trials(space, catalogs)
+    make_splits(space.study, catalogs, trials)  # what a run would refuse, a dry run refuses
     epochs = max(trial.epochs for trial in trials)
     study, stages = space.study, [{"stage": "search", "num_trials": len(trials), "epochs": epochs}]
     if study.confirm is not None:

@@ -11,7 +11,6 @@ import uuid
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 DOWNLOAD_URL = "https://download.pytorch.org/models/"
 _TIMEOUT_S = 10.0  # without any network the attempt ends at once; behind a silent firewall it ends after this
@@ -51,6 +50,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         raise WeightsError(f"weights: {path} ends in {path.suffix!r}; one of .safetensors, .pth, .pt is read")
     try:
         if path.suffix == ".safetensors":
+            from safetensors.torch import load_file  # not needed to train
+
             tensors: object = load_file(path)
         else:
             tensors = torch.load(path, map_location="cpu", weights_only=True)

@@ -46,6 +46,13 @@ class Randomness:
         self.mining.set_state(state["mining"])
         self.layers.set_state(state["layers"])
 
+    def batch_seeds(self, num_batches: int) -> np.ndarray:
+        """(num_batches,) int64 seeds for the augmentation of the next batches.
+
+        Each batch has its own, so that it is the same whether its batches were prepared ahead, or anew after a restart.
+        """
+        return torch.randint(2**62, (num_batches,), generator=self.augmentation).numpy()
+
     @contextmanager
     def seeded_layers(self, device: torch.device) -> Iterator[None]:
         """Inside, torch's global generators start from ``layers``; afterwards they are as they were before."""

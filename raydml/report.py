@@ -20,6 +20,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from raydml.images.pixels import Pixels
+from raydml.preprocessing import centre_crop
 from raydml.retrieval import nearest_neighbours
 from raydml.statistics import Interval
 
@@ -160,7 +162,7 @@ def _metric_name(metric: str) -> str:
 
 
 def sample_retrievals(
-    pixels: NDArray[np.uint8],
+    pixels: Pixels,
     labels: NDArray[np.int64],
     class_names: Sequence[str],
     embeddings: NDArray[np.float32],
@@ -176,7 +178,7 @@ def sample_retrievals(
     picture says so; within each half different classes come first. The choice depends on `seed` alone.
 
     Args:
-        pixels: (N, S, S, 3) uint8 RGB.
+        pixels: N images; their centre squares are drawn.
         labels: (N,) ids into class_names.
         embeddings: (N, D) float32.
         path: where the picture goes; its folder is made.
@@ -192,17 +194,21 @@ def sample_retrievals(
     right = labels[neighbours] == labels[:, None]
     chosen = _choose_queries(labels, right[:, 0], num_queries, seed)
     num_columns = 1 + neighbours.shape[1]
+    shown = np.unique([*chosen, *neighbours[chosen].ravel()]).tolist()
+    squares = {
+        row: centre_crop(image, min(image.shape[:2])) for row, image in zip(shown, pixels.read(shown), strict=True)
+    }
     spacing = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06, wspace=0.02, hspace=0.03)
     figure = Figure(figsize=(1.75 * num_columns, 2.25 * len(chosen) + 0.8), dpi=_DPI, layout=spacing)
     grid = figure.subplots(len(chosen), num_columns, squeeze=False)
     for row, query in enumerate(chosen):
         found = f"query: {right[query].sum()} of {len(right[query])} right"
-        _draw_image(grid[row, 0], pixels[query], class_names[labels[query]], _INK, found)
+        _draw_image(grid[row, 0], squares[int(query)], class_names[labels[query]], _INK, found)
         for column, other in enumerate(neighbours[query]):
             good = right[query, column]
             caption = f"{'✓' if good else '✗'}  distance {math.sqrt(distances[query, column]):#.3g}"
             name = class_names[labels[other]]
-            _draw_image(grid[row, column + 1], pixels[other], name, _GREEN if good else _RED, caption)
+            _draw_image(grid[row, column + 1], squares[int(other)], name, _GREEN if good else _RED, caption)
     num_wrong = int((~right[chosen, 0]).sum())
     title = f"Nearest neighbours of {len(chosen)} of {len(labels)} images."
     title += f" The nearest is right for {right[:, 0].mean():.1%} of all."

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from raydml.config import Machine, parse_trial
-from raydml.data.datasets import make_split, open_catalog
-from raydml.data.image_cache import load_development
 from raydml.evaluate import embed, load_network
 from raydml.export import export_model
 from raydml.report import learning_curves, read_curves, sample_retrievals, summary_markdown
@@ -21,6 +19,7 @@ from raydml.study import (
     read_study,
     write_json,
 )
+from raydml.trial_images import open_development
 
 NUM_TOP_TRIALS = 3  # trials whose checkpoint, configuration and retrievals go to MLflow
 
@@ -101,15 +100,8 @@ def draw_retrievals(checkpoint_folder: Path, machine: Machine, device: str, path
     """A picture of queries and their nearest neighbours on the validation classes of a checkpoint."""
     network, preprocessing, card = load_network(checkpoint_folder)
     trial = parse_trial(card["trial"])
-    catalog = open_catalog(trial.data.name, machine.data_root, trial.data.list_file)
-    split = make_split(catalog, **trial.data.split.model_dump())
-    _, images = load_development(
-        catalog,
-        split,
-        resize_px=trial.data.resize_px,
-        cache_dir=machine.cache_dir,
-        on_unreadable=machine.on_unreadable,
-    )
+    opened = open_development(trial, machine, augmented=False)
+    images = opened.val
     embeddings = embed(
         network.to(device),
         images.pixels,
@@ -118,7 +110,7 @@ def draw_retrievals(checkpoint_folder: Path, machine: Machine, device: str, path
         batch_size=machine.evaluation_batch,
         precision=trial.precision,
     )
-    names = [catalog.class_names[class_id] for class_id in split.val]
+    names = [opened.catalog.class_names[class_id] for class_id in opened.split.val]
     sample_retrievals(images.pixels, images.labels, names, embeddings, path, seed=trial.seed)
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -78,6 +77,8 @@ class _Gallery:
     """A faiss index over centred rows, beside the rows themselves."""
 
     def __init__(self, rows: Floats) -> None:
+        import faiss  # training alone does without
+
         self.rows = rows
         # Distances do not change when everything is shifted, rounding does: it grows with the length of the vectors.
         self.centre = rows.mean(axis=0, dtype=np.float64)
@@ -165,6 +166,8 @@ def _squared_distances(queries: Floats, rows: Floats) -> NDArray[np.float64]:
 def _faiss_threads(num_threads: int) -> Iterator[None]:
     if num_threads < 1:
         raise RetrievalError(f"num_threads: {num_threads} is not at least 1.")
+    import faiss  # training alone does without
+
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(num_threads)
     try:

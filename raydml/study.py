@@ -27,11 +27,12 @@ import numpy as np
 
 from raydml import checkpoint, events
 from raydml.config import Machine, Study, Trial
-from raydml.data.datasets import Catalog, Split, make_split, open_catalog
-from raydml.data.image_cache import load_development
-from raydml.data.samplers import SAMPLERS
+from raydml.data.catalog import Catalog
+from raydml.data.splits import Split, make_split
 from raydml.model import build_network
+from raydml.samplers.samplers import SAMPLERS
 from raydml.space import Space, sample_trials
+from raydml.trial_images import Catalogs, open_development
 
 
 class StudyError(ValueError):
@@ -63,7 +64,8 @@ def create_study(space: Space, *, storage: Path, tracking_uri: str, space_text: 
     weights that cannot be fetched. Raises StudyError if the name belongs to a different study.
     """
     folder = storage.resolve() / space.study.name
-    trials = described_trials(space)
+    catalogs = Catalogs(space.machine)
+    trials = described_trials(space, catalogs)
     specification = {
         "study": space.study.model_dump(mode="json"),
         "trials": [trial.model_dump(mode="json") for trial in trials],
@@ -80,7 +82,7 @@ def create_study(space: Space, *, storage: Path, tracking_uri: str, space_text: 
         here = {"machine": _own_machine(space.machine, storage.resolve()).model_dump(mode="json")}
         write_json(folder / "study.json", {**made, **here, "tracking_uri": tracking_uri})
         return folder
-    splits = make_splits(space.study, space.machine, trials)
+    splits = make_splits(space.study, catalogs, trials)
     preflight(space.machine, trials, cache_dir=storage.resolve() / "cache")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "split.json", splits)
@@ -101,9 +103,9 @@ def create_study(space: Space, *, storage: Path, tracking_uri: str, space_text: 
     return folder
 
 
-def described_trials(space: Space) -> list[Trial]:
+def described_trials(space: Space, catalogs: Catalogs) -> list[Trial]:
     """The sampled trials of a space, each with the hash of the images it means: their fingerprints are final."""
-    trials = [_with_content(trial, space.machine) for trial in sample_trials(space)]
+    trials = [_with_content(trial, catalogs.of(trial).content) for trial in sample_trials(space)]
     if len(metrics := sorted({trial.select_on for trial in trials})) > 1:
         raise StudyError(
             f"trial.select_on = {', '.join(metrics)}: trials that are ranked by different metrics cannot be compared. "
@@ -122,23 +124,17 @@ def _own_machine(machine: Machine, storage: Path) -> Machine:
     )
 
 
-def _with_content(trial: Trial, machine: Machine) -> Trial:
+def _with_content(trial: Trial, content: str) -> Trial:
     """The trial with the hash of the images it means, so that its fingerprint names the experiment."""
-    catalog = open_catalog(trial.data.name, machine.data_root, trial.data.list_file)
-    if trial.data.content not in ("", catalog.content):
-        raise StudyError(
-            f"trial.data.content: the configuration was made for images with the hash {trial.data.content}, those in "
-            f"{catalog.root} have {catalog.content}. Cure: restore the images, or leave data.content empty"
-        )
-    return trial.model_copy(update={"data": trial.data.model_copy(update={"content": catalog.content})})
+    return trial.model_copy(update={"data": trial.data.model_copy(update={"content": content})})
 
 
-def make_splits(study: Study, machine: Machine, trials: Iterable[Trial]) -> dict[str, Any]:
+def make_splits(study: Study, catalogs: Catalogs, trials: Iterable[Trial]) -> dict[str, Any]:
     """Every split of the search and of the folds, by name, after asking whether it serves its trials."""
     splits: dict[str, Any] = {}
     for trial in trials:
         data = trial.data
-        catalog = open_catalog(data.name, machine.data_root, data.list_file)
+        catalog = catalogs.of(trial)
         for fold in (data.split.fold, *(range(study.confirm.folds) if study.confirm else ())):
             settings = data.split.model_copy(update={"fold": fold})
             split: Split = make_split(catalog, **settings.model_dump())
@@ -151,19 +147,15 @@ def make_splits(study: Study, machine: Machine, trials: Iterable[Trial]) -> dict
 
 def preflight(machine: Machine, trials: Iterable[Trial], *, cache_dir: Path) -> None:
     """Decode the development images and fetch the weights, once for all trials and before any of them starts."""
+    here = machine.model_copy(update={"cache_dir": machine.cache_dir or cache_dir})
     seen: set[str] = set()
     for trial in trials:
         data = trial.data
-        images = json.dumps([data.content, data.resize_px, data.split.model_dump(mode="json")])
+        images = json.dumps(
+            data.model_dump(mode="json", include={"content", "resize_px", "resize", "interpolation", "split"})
+        )
         if images not in seen:
-            catalog = open_catalog(data.name, machine.data_root, data.list_file)
-            load_development(
-                catalog,
-                make_split(catalog, **data.split.model_dump()),
-                resize_px=data.resize_px,
-                cache_dir=machine.cache_dir or cache_dir,
-                on_unreadable=machine.on_unreadable,
-            )
+            open_development(trial, here, augmented=False)
         weights = f"{trial.model.backbone} {trial.model.weights}"
         if trial.model.weights != "none" and weights not in seen:
             build_network(**trial.model.model_dump(), seed=0)

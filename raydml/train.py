@@ -4,6 +4,7 @@ what method, loss or sampler it has."""
 import math
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from torch import Tensor
 
 from raydml import assembly, checkpoint, evaluate
 from raydml.config import Machine, Trial, fingerprint
-from raydml.data import transforms
+from raydml.images.loader import Loader
 from raydml.model import preprocessing_for
 from raydml.optimizers import learning_rate_factor
+from raydml.protocols import protocols_of
 from raydml.randomness import Randomness
+from raydml.samplers.epoch_plan import EpochPlan
+from raydml.trial_images import augmentation_for, open_development
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -39,9 +43,13 @@ class Trainer:
         self.device = torch.device(device)
         # Sizes are checked before any image is decoded.
         self.preprocessing = preprocessing_for(
-            trial.model.backbone, resize_px=trial.data.resize_px, crop_px=trial.data.crop_px
+            trial.model.backbone,
+            resize_px=trial.data.resize_px,
+            crop_px=trial.data.crop_px,
+            resize=trial.data.resize,
+            interpolation=trial.data.interpolation,
         )
-        self.trial, self.split, self.train_images, self.val_images = assembly.open_images(trial, machine)
+        self.trial, _, self.split, self.train_images, self.val_images = open_development(trial, machine)
         self.train_labels = torch.from_numpy(np.array(self.train_images.labels)).to(self.device)
         self.method = assembly.build_method(self.trial, self.train_images.labels, self.device)
         self.optimizer = assembly.build_trial_optimizer(self.trial, self.method)
@@ -49,8 +57,17 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=trial.precision == "fp16" and self.device.type == "cuda"
         )
+        self.loader = Loader(
+            self.train_images.pixels,
+            augmentation_for(trial),
+            self.preprocessing,
+            device=self.device,
+            num_threads=machine.cpus_per_trial,
+            channels_last=trial.channels_last,
+        )
         self.epoch = 0
         self.ended = ""
+        self.under_way: EpochUnderWay | None = None
         self.last_result: dict[str, Any] = {}
         self.best_epoch = 0  # 0: the network as it was built
         self.best_metrics: dict[str, float] = {}
@@ -65,8 +82,18 @@ class Trainer:
         sampler_duplicates, epoch_s, images_per_s (training alone), and ended: "" while it goes on, "finished",
         "non_finite_loss" or "collapsed". Every number in it is finite: what could not be measured is absent.
         """
+        for result in self.steps():
+            if result is not None:
+                yield result
+
+    def steps(self) -> Iterator[dict[str, Any] | None]:
+        """As ``epochs``, with a None after each batch: there, too, the state can be taken and training can stop.
+
+        A trainer that gets a state from the middle of an epoch trains the batches that are left of it.
+        """
         while not self.ended:
-            yield self._run_epoch()
+            yield from self._train()
+            yield self._end_epoch()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides the rest of the run, copied to the CPU: tensors and plain values only."""
@@ -75,6 +102,7 @@ class Trainer:
             "epoch": self.epoch,
             "ended": self.ended,
             "last_result": dict(self.last_result),
+            "under_way": None if self.under_way is None else _snapshot(self.under_way.to_dict()),
             "method": _snapshot(self.method.state_dict()),
             "sampler": _snapshot(self.method.sampler.state_dict()),
             "optimizer": _snapshot(self.optimizer.state_dict()),
@@ -101,6 +129,8 @@ class Trainer:
         self.randomness.load_state_dict(state["randomness"])
         self.epoch, self.ended = state["epoch"], state["ended"]
         self.last_result = dict(state["last_result"])
+        under_way = state["under_way"]
+        self.under_way = None if under_way is None else EpochUnderWay.from_dict(_snapshot(under_way), self.device)
         self.best_epoch, self.best_metrics = state["best_epoch"], dict(state["best_metrics"])
         self.best_weights = _snapshot(state["best_weights"])
 
@@ -134,10 +164,12 @@ class Trainer:
 
     # --- one epoch -----------------------------------------------------------------------------------------
 
-    def _run_epoch(self) -> dict[str, Any]:
+    def _end_epoch(self) -> dict[str, Any]:
         start = time.perf_counter()
-        trained = self._train()
-        result: dict[str, Any] = {"epoch": self.epoch + 1, **trained}
+        assert self.under_way is not None
+        result: dict[str, Any] = {"epoch": self.epoch + 1, **self.under_way.result()}
+        (result["learning_rate"],) = (group["lr"] for group in self.optimizer.param_groups if group["name"] == "head")
+        trained_s, self.under_way = self.under_way.seconds, None
         validated = self._validate() if math.isfinite(result["train_loss"]) else "non_finite_loss"
         self.epoch += 1
         if isinstance(validated, str):
@@ -149,41 +181,33 @@ class Trainer:
         if self.best_metrics:
             select_on = self.trial.select_on
             result[f"best_{select_on}"] = self.best_metrics[select_on]
-        result["epoch_s"] = time.perf_counter() - start
+        result["epoch_s"] = trained_s + time.perf_counter() - start
         result = {name: value for name, value in result.items() if math.isfinite(value)}
         self.last_result = {**result, "ended": self.ended}
         return dict(self.last_result)
 
-    def _train(self) -> dict[str, float]:
+    def _train(self) -> Iterator[None]:
+        """The batches of an epoch that are still to be trained; a new epoch is planned where none is under way."""
         start = time.perf_counter()
         self.method.train()
         # Without a gradient the backbone neither moves nor gathers momentum that would push it later.
         new_layers_only = self.epoch < self.trial.schedule.new_layer_warmup_epochs
         for parameter in self.method.parameter_groups()["backbone"]:
             parameter.requires_grad_(not new_layers_only)
-        plan = self.method.plan_epoch(self.randomness.sampler)
-        # The host reads these once, after the last batch: reading each would make the device wait for it.
-        loss_sum = torch.zeros((), device=self.device)
-        norm_sum = torch.zeros((), device=self.device)
-        with self.randomness.seeded_layers(self.device):
-            for batch, indices in enumerate(plan.batches):
-                factor = self._set_learning_rates(batch, len(plan.batches))
-                loss, norm = self._step(indices)
-                loss_sum += loss
-                norm_sum += norm
-        num_batches = len(plan.batches)
-        num_images = sum(len(indices) for indices in plan.batches)
-        train_loss, gradient_norm = loss_sum.item() / num_batches, norm_sum.item() / num_batches
-        return {
-            "train_loss": train_loss,
-            "gradient_norm": gradient_norm,
-            "learning_rate": self.trial.optimizer.learning_rate * factor,
-            "sampler_coverage": plan.coverage,
-            "sampler_duplicates": plan.num_duplicates,
-            "images_per_s": num_images / (time.perf_counter() - start),
-        }
+        if self.under_way is None:
+            plan = self.method.plan_epoch(self.randomness.sampler)
+            self.under_way = EpochUnderWay(plan, self.randomness.batch_seeds(len(plan.batches)), self.device)
+        epoch = self.under_way
+        left = epoch.plan.batches[epoch.position :]
+        with closing(self.loader.batches(left, epoch.seeds[epoch.position :])) as loaded:
+            for indices, images in zip(left, loaded, strict=True):
+                self._set_learning_rates(epoch.position, len(epoch.plan.batches))
+                loss, norm = self._step(images, indices)
+                epoch.add(loss, norm, seconds=time.perf_counter() - start)
+                yield
+                start = time.perf_counter()
 
-    def _set_learning_rates(self, batch: int, num_batches: int) -> float:
+    def _set_learning_rates(self, batch: int, num_batches: int) -> None:
         schedule = self.trial.schedule
         factor = learning_rate_factor(
             schedule.name,
@@ -196,13 +220,18 @@ class Trainer:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
-        return factor
 
-    def _step(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
-        """One update; returns the loss and the norm of the gradient, both scalars on the device."""
-        images, labels = self._batch(indices)
+    def _step(self, images: Tensor, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        """One update; returns the loss and the norm of the gradient, both scalars on the device.
+
+        images: (B, 3, crop, crop) normalised; indices: (B,) of these images among the training images.
+        """
+        labels = self.train_labels[_on(self.device, indices)]
         dtype = AUTOCAST[self.trial.precision]
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+        with (
+            self.randomness.seeded_layers(self.device),
+            torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None),
+        ):
             loss = self.method.batch_loss(images, labels, self.randomness.mining)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
@@ -214,27 +243,6 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss.detach(), norm
-
-    def _batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Indices into the training images -> normalised images (B, 3, crop, crop) and labels (B,) on the device."""
-        pixels = torch.from_numpy(np.asarray(self.train_images.pixels[indices]))
-        where = torch.from_numpy(indices)
-        if self.device.type == "cuda":
-            pixels, where = pixels.pin_memory(), where.pin_memory()
-        pixels, where = (value.to(self.device, non_blocking=True) for value in (pixels, where))
-        augmentation = self.trial.data.augmentation
-        augmented = transforms.augment(
-            pixels,
-            crop_px=self.preprocessing.crop_px,
-            random_resized_crop_scale=augmentation.random_resized_crop,
-            flip=augmentation.flip,
-            shift_px=augmentation.shift_px,
-            generator=self.randomness.augmentation,
-        )
-        images = self.preprocessing.normalise(augmented)
-        if self.trial.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        return images, self.train_labels[where]
 
     def _validate(self) -> dict[str, float] | str:
         """The validation metrics, or the reason why there are none."""
@@ -250,7 +258,8 @@ class Trainer:
             return "non_finite_loss"  # the last update of the epoch broke the weights
         if evaluate.is_collapsed(embeddings):
             return "collapsed"  # neighbours are then in the order of the files, and say nothing
-        scores = evaluate.score(embeddings, self.val_images.labels, recall_at=self.trial.recall_at)
+        protocols = protocols_of(self.val_images.roles, ())
+        scores = evaluate.score_by_all(embeddings, self.val_images, protocols, recall_at=self.trial.recall_at)
         return {f"val_{name}": value for name, value in scores.items()}
 
     def _keep_if_best(self, metrics: Mapping[str, float]) -> None:
@@ -258,6 +267,54 @@ class Trainer:
         if not self.best_metrics or metrics[select_on] > self.best_metrics[select_on]:
             self.best_epoch, self.best_metrics = self.epoch, dict(metrics)
             self.best_weights = _snapshot(self.method.network.state_dict())
+
+
+class EpochUnderWay:
+    """An epoch of which some batches are trained: its plan, the seed of each batch, the sums that its result needs."""
+
+    def __init__(self, plan: EpochPlan, seeds: np.ndarray, device: torch.device) -> None:
+        self.plan, self.seeds = plan, seeds
+        self.position = 0
+        self.seconds = 0.0
+        # The host reads these once, after the last batch: reading each would make the device wait for it.
+        self.loss_sum = torch.zeros((), device=device)
+        self.norm_sum = torch.zeros((), device=device)
+
+    def add(self, loss: Tensor, norm: Tensor, *, seconds: float) -> None:
+        """Count one more trained batch."""
+        self.loss_sum += loss
+        self.norm_sum += norm
+        self.seconds += seconds
+        self.position += 1
+
+    def result(self) -> dict[str, float]:
+        """What the epoch says about its training, all batches done."""
+        num_batches = len(self.plan.batches)
+        num_images = sum(len(indices) for indices in self.plan.batches)
+        return {
+            "train_loss": self.loss_sum.item() / num_batches,
+            "gradient_norm": self.norm_sum.item() / num_batches,
+            "sampler_coverage": self.plan.coverage,
+            "sampler_duplicates": self.plan.num_duplicates,
+            "images_per_s": num_images / self.seconds,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Arrays, tensors and plain values."""
+        return {**vars(self), "plan": self.plan.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], device: torch.device) -> "EpochUnderWay":
+        """The inverse of to_dict, its arrays as tensors."""
+        epoch = cls(EpochPlan.from_dict(values["plan"]), values["seeds"].numpy(), device)
+        epoch.position, epoch.seconds = values["position"], values["seconds"]
+        epoch.loss_sum, epoch.norm_sum = values["loss_sum"].to(device), values["norm_sum"].to(device)
+        return epoch
+
+
+def _on(device: torch.device, indices: np.ndarray) -> Tensor:
+    where = torch.from_numpy(indices)
+    return where.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else where
 
 
 def _snapshot(value: Any) -> Any:

@@ -16,6 +16,7 @@ from raydml import checkpoint
 from raydml.config import Machine, Trial, parse_trial
 from raydml.data.seal import TestReads
 from raydml.evaluate import evaluate_checkpoint
+from raydml.logs import show_log
 from raydml.train import Trainer
 
 
@@ -35,6 +36,7 @@ class TrialActor(tune.Trainable):
     """
 
     def setup(self, config: dict[str, Any]) -> None:
+        show_log()  # into Ray's log of this worker
         self._start(config["run"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

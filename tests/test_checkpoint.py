@@ -103,7 +103,7 @@ def test_a_new_folder_appears_only_when_complete(tmp_path, monkeypatch):
     def full(*_arguments):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OSError, match="no space"):
         write(tmp_path / "checkpoint_000000")
     assert not (tmp_path / "checkpoint_000000").exists()
@@ -116,7 +116,7 @@ def test_rewriting_a_folder_is_never_seen_half_done(tmp_path, monkeypatch):
     def full(*_arguments):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OSError, match="no space"):
         write(folder, epoch=2)
     assert not checkpoint.is_intact(folder)  # new state beside old weights

@@ -72,6 +72,8 @@ def test_help_names_every_command_and_is_what_no_command_shows():
     for command in COMMANDS:
         assert f" {command} " in text
     assert {command.name for command in cli.app.registered_commands} == set(COMMANDS)
+    assert [group.name for group in cli.app.registered_groups] == ["data"]
+    assert " data " in text
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -6,14 +6,15 @@ import inspect
 import json
 import pickle
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from raydml import compatibility, plugins
+from raydml import plugin_rules, plugins
 from raydml.config import ConfigError, Trial, fingerprint, parse_machine, parse_study, parse_trial
-from raydml.data.samplers import SAMPLERS
 from raydml.optimizers import OPTIMIZERS
-from raydml.sections import ClassBalancedSampler, UniformSampler
+from raydml.samplers.samplers import SAMPLERS
+from raydml.training_sections import Sampler
 
 BASE = {
     "data": {"name": "digits", "resize_px": 8, "crop_px": 8},
@@ -155,7 +156,7 @@ def test_missing_keys_are_named():
 def test_a_plugin_block_is_told_apart_from_a_name():
     assert problems_with(loss="margin")["loss"].cure == "write {name: margin}"
     assert problems_with(loss={"margin": 0.2})["loss.name"].choices == plugins.names("losses")
-    assert problems_with(sampler={})["sampler.name"].choices == ("class_balanced", "uniform")
+    assert problems_with(sampler={})["sampler.name"].choices == tuple(SAMPLERS)
 
 
 def test_settings_of_a_plugin_are_checked_by_its_signature():
@@ -197,6 +198,8 @@ def test_a_setting_that_nothing_uses_is_refused():
     problem = problems_with(schedule={"name": "constant", "gamma": 0.5})["schedule.gamma"]
     assert problem.message == "is not used by constant; it is by step"
     problem = problems_with(sampler={"name": "uniform", "images_per_class": 4})["sampler.images_per_class"]
+    assert problem.message.startswith("is not used by uniform; it is by class_balanced, balanced_with_replacement")
+    problem = problems_with(sampler={"name": "uniform", "classes_per_batch": 4})["sampler.classes_per_batch"]
     assert problem.message == "is not used by uniform; it is by class_balanced"
     assert "data.list_file" in problems_with(**{"data.list_file": "a.csv"})
     assert "schedule.milestones" in problems_with(epochs=5, schedule={"name": "step", "milestones": [2, 5]})
@@ -213,7 +216,7 @@ def test_a_setting_that_nothing_uses_is_refused():
         ("data.crop_px", {"model": {"backbone": "resnet18"}}, "at least 32 px"),
         ("data.split.fold", {"data.split.fold": 4}, "there are 4 folds"),
         ("data.list_file", {"data.name": "image_list"}, "required by image_list"),
-        ("data.augmentation.shift_px", {"data.augmentation.shift_px": 8}, "out of sight"),
+        ("data.augmentation.padding_px", {"data.augmentation": {"random_crop": True, "padding_px": 8}}, "out of sight"),
         (
             "data.augmentation.random_resized_crop",
             {"data.augmentation.random_resized_crop": [1.0, 0.2]},
@@ -246,11 +249,11 @@ def test_rules_between_the_settings_of_a_plugin_are_found_in_its_constructor(mon
         raise ValueError(f"{kind}/{name}: these two exclude each other")
 
     monkeypatch.setattr(plugins, "build", refuse)
-    compatibility._construct_once.cache_clear()
+    plugin_rules._construct_once.cache_clear()
     try:
         found = problems_with(**{"loss.margin": 0.123})
     finally:
-        compatibility._construct_once.cache_clear()
+        plugin_rules._construct_once.cache_clear()
     assert found["loss"].message == "losses/margin: these two exclude each other"
     assert found["miner"].message == "miners/distance_weighted: these two exclude each other"
 
@@ -363,8 +366,13 @@ def test_checking_leaves_the_random_state_alone():
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-@pytest.mark.parametrize(("model", "name"), [(ClassBalancedSampler, "class_balanced"), (UniformSampler, "uniform")])
-def test_sampler_settings_are_those_of_the_sampler(model, name):
+def test_there_is_a_settings_class_for_every_sampler():
+    assert problems_with(sampler={"name": "p_times_k"})["sampler.name"].choices == tuple(SAMPLERS)
+
+
+@pytest.mark.parametrize("model", get_args(get_args(Sampler)[0]))
+def test_sampler_settings_are_those_of_the_sampler(model):
+    (name,) = get_args(model.model_fields["name"].annotation)
     parameters = inspect.signature(SAMPLERS[name].__init__).parameters
     theirs = {key: p.default for key, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
     ours = {key: field.default for key, field in model.model_fields.items() if key != "name"}

@@ -7,13 +7,18 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
+from torchvision.transforms.v2.functional import center_crop
 
 from raydml import checkpoint
 from raydml.config import fingerprint, parse_machine, parse_trial
-from raydml.data.datasets import make_split, open_catalog
+from raydml.data.catalog import DataError
+from raydml.data.datasets import open_catalog
 from raydml.data.seal import TestReads
+from raydml.data.splits import make_split
 from raydml.evaluate import EvaluationError, embed, evaluate_checkpoint, is_collapsed, load_network, score
-from raydml.model import Preprocessing, build_network, preprocessing_for
+from raydml.images.pixels import PackedPixels, packed
+from raydml.model import build_network, preprocessing_for
+from raydml.preprocessing import Preprocessing
 from raydml.randomness import seed_for
 from raydml.retrieval import RetrievalError
 
@@ -41,7 +46,7 @@ def pictures(num_images, seed=0):
 
 def test_embed_keeps_order_and_prepares_as_stated():
     pixels = pictures(7)
-    found = embed(Flatten(), pixels, PLAIN, device="cpu", batch_size=3)
+    found = embed(Flatten(), packed(pixels), PLAIN, device="cpu", batch_size=3)
     expected = (pixels[:, 1:5, 1:5] / 255).transpose(0, 3, 1, 2).reshape(7, -1) / np.sqrt(1 + 1e-5)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert found.dtype == np.float32
@@ -51,12 +56,12 @@ def test_embed_evaluates_without_gradients_and_gives_every_mode_back():
     network = Flatten().train()
     network.norm.eval()  # as a frozen BatchNorm layer is
     before = network.norm.running_mean.clone()
-    embed(network, pictures(7), PLAIN, device="cpu", batch_size=3)
+    embed(network, packed(pictures(7)), PLAIN, device="cpu", batch_size=3)
     assert network.calls == [(3, False, False, False), (3, False, False, False), (1, False, False, False)]
     assert (network.training, network.norm.training, network.dropout.training) == (True, False, True)
     assert torch.equal(network.norm.running_mean, before)
     network.eval()
-    embed(network, pictures(2), PLAIN, device="cpu", batch_size=3)
+    embed(network, packed(pictures(2)), PLAIN, device="cpu", batch_size=3)
     assert not any(module.training for module in network.modules())
 
 
@@ -64,7 +69,7 @@ def test_embed_gives_the_modes_back_after_an_error():
     network = Flatten().train()
     network.norm = nn.BatchNorm2d(5)
     with pytest.raises(RuntimeError):
-        embed(network, pictures(2), PLAIN, device="cpu", batch_size=2)
+        embed(network, packed(pictures(2)), PLAIN, device="cpu", batch_size=2)
     assert all(module.training for module in network.modules())
 
 
@@ -81,26 +86,30 @@ def test_precision_is_really_lower_and_the_result_is_float32(precision, toleranc
     )
     preprocessing = preprocessing_for("convnet", resize_px=8, crop_px=8)
     pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
-    full = embed(network, pixels, preprocessing, device="cpu", batch_size=4)
-    low = embed(network, pixels, preprocessing, device="cpu", batch_size=4, precision=precision)
+    full = embed(network, packed(pixels), preprocessing, device="cpu", batch_size=4)
+    low = embed(network, packed(pixels), preprocessing, device="cpu", batch_size=4, precision=precision)
     assert low.dtype == np.float32
     assert 0 < np.abs(low - full).max() < tolerance
 
 
-def test_embed_reads_a_memory_map_batch_by_batch(tmp_path):
-    pixels = np.lib.format.open_memmap(tmp_path / "pixels.npy", mode="w+", dtype=np.uint8, shape=(5, 6, 6, 3))
-    pixels[:] = pictures(5)
-    pixels.flush()
-    mapped = np.load(tmp_path / "pixels.npy", mmap_mode="r")
-    found = embed(Flatten(), mapped, PLAIN, device="cpu", batch_size=2)
-    np.testing.assert_array_equal(found, embed(Flatten(), pictures(5), PLAIN, device="cpu", batch_size=2))
+def test_embed_takes_the_centre_of_images_of_different_sizes():
+    """Short sides of 6 pixels, long ones of 6 to 9: the 4 x 4 centre is cut as torchvision's CenterCrop cuts it."""
+    generator = np.random.default_rng(0)
+    sizes = np.array([[6, 9], [7, 6], [6, 6]], dtype=np.int32)
+    images = [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+    offsets = np.cumsum([0, *(image.size for image in images[:-1])])
+    pixels = PackedPixels(np.concatenate([image.reshape(-1) for image in images]), offsets, sizes)
+    found = embed(Flatten(), pixels, PLAIN, device="cpu", batch_size=2)
+    for row, image in zip(found, images, strict=True):
+        centre = center_crop(torch.from_numpy(image).permute(2, 0, 1), [4, 4]).numpy()
+        np.testing.assert_allclose(row, (centre / 255).reshape(-1) / np.sqrt(1 + 1e-5), rtol=1e-5)
 
 
 def test_embed_refuses_what_it_cannot_do():
     with pytest.raises(EvaluationError, match="'fp8'; one of fp32, bf16, fp16"):
-        embed(Flatten(), pictures(2), PLAIN, device="cpu", batch_size=2, precision="fp8")
+        embed(Flatten(), packed(pictures(2)), PLAIN, device="cpu", batch_size=2, precision="fp8")
     with pytest.raises(EvaluationError, match="0 images"):
-        embed(Flatten(), pictures(0), PLAIN, device="cpu", batch_size=2)
+        embed(Flatten(), packed(pictures(0)), PLAIN, device="cpu", batch_size=2)
 
 
 def test_score_by_hand():
@@ -133,7 +142,7 @@ def test_score_of_perfect_and_of_random_embeddings():
 
 def test_score_explains_what_it_cannot_do():
     rows = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
-    with pytest.raises(EvaluationError, match="recall_at: 8 neighbours of 6 images; each has only 5 others"):
+    with pytest.raises(EvaluationError, match="recall_at: 8 neighbours, but a query has only 5 images to search"):
         score(rows, np.array([0, 0, 0, 1, 1, 1]), recall_at=(1, 8))
     with pytest.raises(ValueError, match="at least two images"):
         score(rows, np.arange(6), recall_at=(1,))
@@ -256,7 +265,7 @@ def test_a_checkpoint_is_scored_beside_its_untrained_network(saved, part):
 
 
 def test_the_test_part_needs_a_key_and_opens_nothing_without(saved, monkeypatch):
-    monkeypatch.setattr("raydml.evaluate.open_catalog", lambda *_: pytest.fail("opened the data"))
+    monkeypatch.setattr("raydml.trial_images.open_catalog", lambda *_: pytest.fail("opened the data"))
     with pytest.raises(EvaluationError, match="sealed"):
         evaluate_checkpoint(saved[0], "test", MACHINE)
     with pytest.raises(EvaluationError, match="'train'; one of val, test"):
@@ -268,7 +277,7 @@ def test_other_images_than_the_trials_are_refused(saved, tmp_path):
     card = checkpoint.load_card(folder)
     card["trial"]["data"]["content"] = "ab" * 32
     other = checkpoint.save(tmp_path / "c", state={}, model_card=card, best_weights=network.state_dict())
-    with pytest.raises(EvaluationError, match=r"data\.content: .* trained on images abababababab"):
+    with pytest.raises(DataError, match=r"data\.content: .* made for images with the hash abababababab"):
         evaluate_checkpoint(other, "val", MACHINE)
 
 

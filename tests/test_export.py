@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from raydml import checkpoint, evaluate
 from raydml.export import EmbeddingModel, ExportError, export_model
-from raydml.model import ModelError, build_network, preprocessing_for
+from raydml.model import build_network, preprocessing_for
+from raydml.preprocessing import PreprocessingError
 from raydml.pretrained import WeightsError
 
 NETWORK = {
@@ -151,7 +152,7 @@ def test_one_image_without_a_list_is_refused(model, tmp_path):
     for one in ("photo.jpg", tmp_path / "photo.jpg", Image.new("RGB", (20, 20)), image(20, 20)):
         with pytest.raises(ExportError, match=r"write \[image\]"):
             model.embed(one)
-    with pytest.raises(ModelError, match="uint8"):
+    with pytest.raises(PreprocessingError, match="uint8"):
         model.embed([image(20, 20).astype(np.float32)])
     (tmp_path / "text.jpg").write_text("not an image")
     with pytest.raises(OSError, match=r"text\.jpg"):

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from raydml import plugins
-from raydml.data.samplers import ClassBalanced, Uniform
 from raydml.methods._base import Method
 from raydml.model import build_network
 from raydml.optimizers import GROUPS, check_every_parameter_learns
 from raydml.regularizers._base import Regularizer
+from raydml.samplers.samplers import ClassBalanced, Uniform
 
 LABELS = np.repeat(np.arange(4), 6)
 

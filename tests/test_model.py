@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from PIL import Image
 from safetensors.torch import save_file
 
 from raydml import model, pretrained
-from raydml.model import BACKBONES, ModelError, Network, Preprocessing, build_network, preprocessing_for
+from raydml.model import BACKBONES, ModelError, Network, build_network, preprocessing_for
 from raydml.pretrained import WeightsError
 
 CONVNET = {
@@ -304,90 +303,11 @@ def test_missing_file_and_strange_ending_are_refused(tmp_path):
         make(weights=str(tmp_path / "weights.onnx"))
 
 
-# --- preprocessing ---------------------------------------------------------------------------------------
-
-
-def test_normalise_by_hand():
-    pixels = torch.tensor([[[[255, 0, 51]]]], dtype=torch.uint8)
-    rgb = Preprocessing(1, 1, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0))
-    torch.testing.assert_close(rgb.normalise(pixels).flatten(), torch.tensor([1.0, -1.0, 0.1]))
-    bgr = Preprocessing(1, 1, mean=(1.0, 2.0, 5.0), std=(1.0, 1.0, 1.0), channels="BGR", value_range=255.0)
-    torch.testing.assert_close(bgr.normalise(pixels).flatten(), torch.tensor([50.0, -2.0, 250.0]))
-
-
-def test_for_evaluation_takes_the_centre():
-    pixels = torch.arange(36, dtype=torch.uint8).view(1, 6, 6, 1).expand(1, 6, 6, 3)
-    plain = Preprocessing(6, 2, mean=(0.0,) * 3, std=(1.0,) * 3, value_range=255.0)
-    torch.testing.assert_close(
-        plain.for_evaluation(pixels)[0, 0], torch.tensor([[14.0, 15.0], [20.0, 21.0]]), rtol=0, atol=1e-4
-    )
-
-
-def test_preprocessing_survives_json():
-    import json
-
-    original = preprocessing_for("resnet18", resize_px=256, crop_px=224)
-    assert Preprocessing.from_dict(json.loads(json.dumps(original.to_dict()))) == original
-
-
-def test_read_resizes_the_short_side_and_takes_the_centre(tmp_path):
-    wide = np.zeros((10, 30, 3), np.uint8)
-    wide[:, 10:20] = 200  # the centre square
-    preprocessing = Preprocessing(5, 5, mean=(0.0,) * 3, std=(1.0,) * 3)
-    expected_centre = preprocessing.read(wide)[:, 2]
-    assert (expected_centre == 200).all()
-    Image.fromarray(wide).save(tmp_path / "wide.png")
-    assert np.array_equal(preprocessing.read(tmp_path / "wide.png"), preprocessing.read(wide))
-    assert preprocessing.read(Image.fromarray(wide[..., 0])).shape == (5, 5, 3)  # grey becomes RGB
-    with pytest.raises(ModelError, match="float64"):
-        preprocessing.read(np.zeros((4, 4, 3)))
-
-
-@pytest.mark.parametrize("size", [(60, 47), (47, 60), (33, 100), (24, 24), (37, 20)])
-def test_read_is_torchvisions_resize_and_centre_crop(size):
-    picture = Image.effect_noise(size, 80).convert("RGB")
-    transform = torchvision.transforms.Compose(
-        [torchvision.transforms.Resize(24), torchvision.transforms.CenterCrop(24)]
-    )
-    read = Preprocessing(24, 24, mean=(0.0,) * 3, std=(1.0,) * 3).read(picture)
-    assert np.array_equal(read, np.asarray(transform(picture)))
-
-
-@pytest.mark.parametrize("crop_px", [6, 7, 8])
-def test_for_evaluation_is_torchvisions_centre_crop(crop_px):
-    pixels = torch.randint(0, 256, (1, 9, 9, 3), dtype=torch.uint8)
-    ours = Preprocessing(9, crop_px, mean=(0.0,) * 3, std=(1.0,) * 3, value_range=255.0).for_evaluation(pixels)
-    theirs = torchvision.transforms.CenterCrop(crop_px)(pixels.permute(0, 3, 1, 2)).float()
-    torch.testing.assert_close(ours, theirs)
-
-
-def test_constants_made_while_evaluating_serve_training():
-    preprocessing = Preprocessing(3, 3, mean=(0.125,) * 3, std=(1.0,) * 3)
-    pixels = torch.zeros(1, 3, 3, 3, dtype=torch.uint8)
-    with torch.inference_mode():
-        preprocessing.normalise(pixels)
-    scaled = torch.ones(1, 3, 3, 3, requires_grad=True)
-    preprocessing.normalise(scaled).square().sum().backward()
-    assert scaled.grad is not None
-
-
-def test_read_applies_the_cameras_rotation(tmp_path):
-    picture = Image.new("RGB", (8, 8))
-    picture.paste((255, 255, 255), (0, 0, 8, 4))  # white on top
-    exif = Image.Exif()
-    exif[0x0112] = 3  # upside down
-    picture.save(tmp_path / "turned.png", exif=exif)
-    read = Preprocessing(8, 8, mean=(0.0,) * 3, std=(1.0,) * 3).read(tmp_path / "turned.png")
-    assert (read[:4] == 0).all()
-    assert (read[4:] == 255).all()
-
-
 @pytest.mark.parametrize(
     ("backbone", "resize_px", "crop_px", "message"),
     [
         ("vit_b_16", 256, 192, "crop_px: 224"),
         ("convnet", 6, 6, "at least 8"),
-        ("resnet18", 32, 40, "resize_px"),
     ],
 )
 def test_sizes_a_backbone_cannot_take_are_refused_with_the_cure(backbone, resize_px, crop_px, message):

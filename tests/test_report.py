@@ -12,6 +12,7 @@ from matplotlib.colors import to_hex
 from matplotlib.image import imread
 
 from raydml import report
+from raydml.images.pixels import packed
 from raydml.report import learning_curves, read_curves, sample_retrievals, summary_markdown
 
 
@@ -175,7 +176,9 @@ def rows_of(figure):
 
 
 def test_retrievals_show_the_true_neighbours_framed_by_class(tmp_path, figures):
-    sample_retrievals(squares(LABELS), LABELS, NAMES, PLACES, tmp_path / "r.png", num_queries=6, num_neighbours=2)
+    sample_retrievals(
+        packed(squares(LABELS)), LABELS, NAMES, PLACES, tmp_path / "r.png", num_queries=6, num_neighbours=2
+    )
     shown = {row[0][0]: row for row in rows_of(figures[0])}
     # By hand, nearest first.
     neighbours = {0: (1, 5), 1: (5, 0), 2: (5, 1), 3: (4, 2), 4: (3, 2), 5: (1, 0)}
@@ -197,7 +200,7 @@ def test_retrievals_show_the_true_neighbours_framed_by_class(tmp_path, figures):
 
 
 def test_the_frames_are_in_the_picture(tmp_path):
-    sample_retrievals(squares(LABELS), LABELS, NAMES, PLACES, tmp_path / "r.png", num_queries=4)
+    sample_retrievals(packed(squares(LABELS)), LABELS, NAMES, PLACES, tmp_path / "r.png", num_queries=4)
     pixels = (imread(tmp_path / "r.png")[..., :3] * 255).round().astype(int)
     for colour in (GREEN, RED):
         wanted = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
@@ -208,7 +211,7 @@ def clouds(noise, num_classes=8, seed=0):
     generator = np.random.default_rng(seed)
     labels = np.repeat(np.arange(num_classes), 3)
     places = np.eye(num_classes)[labels] + noise * generator.standard_normal((len(labels), num_classes))
-    return squares(labels), labels, [f"class {name}" for name in range(num_classes)], places.astype(np.float32)
+    return packed(squares(labels)), labels, [f"class {name}" for name in range(num_classes)], places.astype(np.float32)
 
 
 def test_queries_are_of_different_classes_and_failures_only_where_there_are(tmp_path, figures):
@@ -233,10 +236,10 @@ def test_the_seed_decides_which_queries(tmp_path, figures):
 
 
 def test_fewer_images_than_asked_for(tmp_path, figures):
-    sample_retrievals(squares(LABELS)[:3], LABELS[:3], NAMES, PLACES[:3], tmp_path / "r.png")
+    sample_retrievals(packed(squares(LABELS)[:3]), LABELS[:3], NAMES, PLACES[:3], tmp_path / "r.png")
     assert [len(row) for row in rows_of(figures[0])] == [3, 3, 3]
     with pytest.raises(ValueError, match="3 images, 6 labels"):
-        sample_retrievals(squares(LABELS)[:3], LABELS, NAMES, PLACES, tmp_path / "r.png")
+        sample_retrievals(packed(squares(LABELS)[:3]), LABELS, NAMES, PLACES, tmp_path / "r.png")
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ from PIL import Image
 
 from raydml import events, study
 from raydml.config import parse_study
-from raydml.data.datasets import DataError
+from raydml.data.catalog import DataError
 from raydml.plan import dry_run
 from raydml.runner import retain
 from raydml.space import load_space
 from raydml.study import Record, StudyError, confirm_trials, create_study, find_study, rank
+from raydml.trial_images import Catalogs
 
 ROOT = Path(__file__).parent.parent
 SPACE = """
@@ -157,7 +158,9 @@ def test_records_count_a_repeated_epoch_once(tmp_path):
 
 def test_confirmation_is_the_best_configurations_times_folds_times_seeds(tmp_path):
     space = space_at(tmp_path)
-    trials = {f"search-{i:03d}": trial for i, trial in enumerate(study.described_trials(space))}
+    trials = {
+        f"search-{i:03d}": trial for i, trial in enumerate(study.described_trials(space, Catalogs(space.machine)))
+    }
     settings = parse_study({"seed": 5, "confirm": {"top": 2, "folds": 2, "seeds": 2}})
     ranking = [
         {"trial": "search-002", "fingerprint": "c", "value": 0.9},

@@ -14,8 +14,9 @@ from scipy import stats
 
 from raydml import checkpoint, events
 from raydml.config import Machine, parse_trial
-from raydml.data.datasets import make_split, open_catalog
+from raydml.data.datasets import open_catalog
 from raydml.data.seal import TestReads
+from raydml.data.splits import make_split
 from raydml.space import load_space
 from raydml.study import StudyError, create_study, events_path, newest_checkpoint, read_json, read_records
 from raydml.sweep import run_study

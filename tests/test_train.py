@@ -1,6 +1,8 @@
 import math
+import mmap
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from PIL import Image
 
 from raydml import assembly, checkpoint, evaluate
 from raydml.config import parse_machine, parse_trial
-from raydml.data.datasets import DataError
+from raydml.data.catalog import DataError
 from raydml.model import BACKBONES, BackboneFacts
 from raydml.train import Trainer
 
@@ -43,7 +45,13 @@ FAMILIES = {
 }
 BALANCED = {"name": "class_balanced", "classes_per_batch": 3, "images_per_class": 8, "batches_per_epoch": 4}
 UNIFORM = {"name": "uniform", "batch_size": 128}
-AUGMENTED = {"random_resized_crop": [0.5, 1.0], "flip": True, "shift_px": 1}
+AUGMENTED = {
+    "random_resized_crop": [0.5, 1.0],
+    "flip": True,
+    "color_jitter": {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.1},
+    "grayscale": 0.2,
+    "erasing": {"probability": 0.3},
+}
 TIMES = ("epoch_s", "images_per_s")
 
 
@@ -125,6 +133,40 @@ def test_four_epochs_are_two_and_a_resume_and_two(tmp_path, family, sampler):
     )
     torch.load(tmp_path / "checkpoint_000001" / "state.pt", weights_only=True)
     assert checkpoint.is_intact(tmp_path / "checkpoint_000001")
+
+
+@pytest.mark.parametrize("sampler", [BALANCED, UNIFORM], ids=["class_balanced", "uniform"])
+def test_an_epoch_goes_on_in_its_middle(tmp_path, sampler):
+    """Saved after the first batch of epoch 2: the batches left, their crops and the epochs after are the same."""
+
+    def make():
+        return trainer_of(MDR_AND_RHO, sampler=sampler, augmentation=AUGMENTED)
+
+    unbroken = make()
+    steps = unbroken.steps()
+    first = next(result for result in steps if result is not None)
+    assert next(steps) is None
+    unbroken.save(tmp_path / "checkpoint_000001")
+    after = [result for result in steps if result is not None]
+    resumed = make()
+    assert resumed.restore(tmp_path / "checkpoint_000001") == first
+    left = sum(result is None for result in resumed.steps())
+    assert left == 3 * len(resumed.method.plan_epoch(np.random.default_rng(0)).batches) - 1
+    assert resumed.epoch == 4
+    again = make()
+    again.restore(tmp_path / "checkpoint_000001")
+    assert without_times(again.epochs()) == without_times(after)
+    assert_same(again.state_dict(), unbroken.state_dict())
+    torch.load(tmp_path / "checkpoint_000001" / "state.pt", weights_only=True)
+
+
+def test_training_that_is_broken_off_leaves_no_thread():
+    trainer = trainer_of(augmentation=AUGMENTED)
+    before = threading.active_count()
+    steps = trainer.steps()
+    next(steps)
+    steps.close()
+    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize("name", ["adam", "sgd", "rmsprop"])
@@ -466,7 +508,11 @@ def test_a_folder_of_images_trains_from_its_cache(tmp_path):
     )
     sampler = {"name": "class_balanced", "classes_per_batch": 2, "images_per_class": 4}
     trainer = Trainer(trial_of(MARGIN, data=data, sampler=sampler, epochs=2), machine, device="cpu")
-    assert isinstance(trainer.train_images.pixels, np.memmap)
+    memory = trainer.train_images.pixels.flat
+    while isinstance(memory, np.ndarray):
+        memory = memory.base
+    assert isinstance(memory, mmap.mmap)
+    assert trainer.train_images.pixels.sizes.tolist() == [[16, 19]] * 16  # 20 x 24: the aspect ratio is kept
     assert [result["ended"] for result in trainer.epochs()] == ["", "finished"]
     assert torch.get_num_threads() == 1
 
@@ -482,10 +528,10 @@ def test_on_a_gpu_no_step_waits_for_the_device_and_the_numbers_are_close(family,
     first = next(epochs)
     step = trainer._step
 
-    def watched(indices):
+    def watched(images, indices):
         torch.cuda.set_sync_debug_mode("error")
         try:
-            return step(indices)
+            return step(images, indices)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -493,6 +539,25 @@ def test_on_a_gpu_no_step_waits_for_the_device_and_the_numbers_are_close(family,
     assert next(epochs)["ended"] == "finished"
     on_cpu = next(trainer_of(FAMILIES[family], **changes).epochs())
     assert first["train_loss"] == pytest.approx(on_cpu["train_loss"], rel=0.05)
+
+
+def test_the_trainer_needs_little_more_than_torch():
+    """A machine with torch, torchvision (which brings NumPy and Pillow) and pydantic can train; see benchmarks."""
+    absent = [
+        "ray",
+        "mlflow",
+        "faiss",
+        "safetensors",
+        "sklearn",
+        "scipy",
+        "pandas",
+        "matplotlib",
+        "typer",
+        "rich",
+        "yaml",
+    ]
+    program = f"import sys; sys.modules.update(dict.fromkeys({absent})); import raydml.train"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_importing_the_trainer_loads_neither_ray_nor_mlflow():

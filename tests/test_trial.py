@@ -10,6 +10,7 @@ from raydml import trial as trial_module
 from raydml.config import Machine, parse_machine
 from raydml.study import described_trials
 from raydml.trial import TrialActor, assigned_device
+from raydml.trial_images import Catalogs
 from tests.test_study import space_at
 
 METRIC = "val_map_at_r"
@@ -22,7 +23,7 @@ def configs(tmp_path):
     return [
         {"run": {"key": f"search-{i:03d}", "trial": t.model_dump(mode="json"), "machine": machine, "metric": METRIC,
                  "resume_from": None}}
-        for i, t in enumerate(described_trials(space))
+        for i, t in enumerate(described_trials(space, Catalogs(space.machine)))
     ]  # fmt: skip
 
 

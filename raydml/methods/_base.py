@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raydml.data.samplers import ClassBalanced, EpochPlan, Uniform
 from raydml.model import Network
 from raydml.regularizers._base import Regularizer
+from raydml.samplers.epoch_plan import EpochPlan, Sampler
 
 
 class Method(nn.Module):
@@ -26,7 +26,7 @@ class Method(nn.Module):
         network: Network,
         loss: nn.Module,
         miner: nn.Module | None,
-        sampler: ClassBalanced | Uniform,
+        sampler: Sampler,
         regularizers: Mapping[str, Regularizer] = MappingProxyType({}),
     ) -> None:
         super().__init__()

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raydml.data.samplers import ClassBalanced, EpochPlan, Uniform
 from raydml.methods._base import Method
 from raydml.model import Network
 from raydml.regularizers._base import Regularizer
+from raydml.samplers.epoch_plan import EpochPlan, Sampler
 
 
 class Plain(Method):
@@ -21,7 +21,7 @@ class Plain(Method):
         network: Network,
         loss: nn.Module,
         miner: nn.Module | None,
-        sampler: ClassBalanced | Uniform,
+        sampler: Sampler,
         regularizers: Mapping[str, Regularizer] = MappingProxyType({}),
     ) -> None:
         super().__init__(network, loss, miner, sampler, regularizers)

@@ -1,0 +1,268 @@
+"""The image pipeline against torchvision's ImageFolder and DataLoader, and against Pillow alone: one table, one run.
+
+    uv run python benchmarks/loader.py                              # 600 generated photographs of 500 x 375
+    uv run python benchmarks/loader.py --images PATH/TO/IMAGES      # one folder a class
+    uv run python benchmarks/loader.py --trials 1 2 4               # so many trials at once as well, with their memory
+
+A number is images a second, from files to normalised float32 batches of 64 at 224 px, in the fastest of several passes
+that take turns. All do the same to an image: a random resized crop and a flip, or these and colour jitter. raydml's
+training images are decoded once (cold: the first time on this machine, with writing the cache) and cropped from the
+cache (warm); "cache: off" decodes each file every time and crops at its full resolution, as torchvision does here.
+"""
+
+import argparse
+import multiprocessing
+import os
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from photographs import write_photographs
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from raydml.data.catalog import Catalog
+from raydml.data.datasets import open_catalog
+from raydml.data.splits import Split, make_split
+from raydml.images.image_cache import Images, Storage, load_development
+from raydml.images.loader import Loader
+from raydml.images.transforms import Augmentation, ColorJitter
+from raydml.model import IMAGENET_MEAN, IMAGENET_STD
+from raydml.preprocessing import Preprocessing
+
+BATCH, RESIZE_PX, CROP_PX = 64, 256, 224
+SCALE = (0.16, 1.0)
+JITTER = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.1}
+PREPROCESSING = Preprocessing(resize_px=RESIZE_PX, crop_px=CROP_PX, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is done to an image, for us and for torchvision."""
+
+    name: str
+    ours: Augmentation
+    theirs: v2.Transform
+
+
+def recipes() -> list[Recipe]:
+    crop = v2.RandomResizedCrop(CROP_PX, scale=SCALE, antialias=True)
+    end = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+    return [
+        Recipe(
+            "crop, flip",
+            Augmentation(random_resized_crop=SCALE, flip=True),
+            v2.Compose([crop, v2.RandomHorizontalFlip(), *end]),
+        ),
+        Recipe(
+            "crop, flip, jitter",
+            Augmentation(random_resized_crop=SCALE, flip=True, color_jitter=ColorJitter(**JITTER)),
+            v2.Compose([crop, v2.RandomHorizontalFlip(), v2.ColorJitter(**JITTER), *end]),
+        ),
+    ]
+
+
+class Folder:
+    """The images of one folder as raydml's trials see them; a few classes are the sealed ones."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.catalog: Catalog = open_catalog("image_folder", root)
+        num_classes = len(self.catalog.class_names)
+        settings: dict[str, Any] = {"num_folds": 2, "fold": None, "order": "sorted", "seed": 0}
+        self.split: Split = make_split(
+            self.catalog, test_fraction=2 / num_classes, val_fraction=2 / (num_classes - 2), **settings
+        )
+
+    def open(self, cache_dir: Path | None, *, original: bool = False) -> Images:
+        """The training images."""
+        storage = Storage(
+            resize_px=RESIZE_PX,
+            resize="short_side",
+            interpolation="bilinear",
+            cache_dir=cache_dir,
+            max_bytes=None,
+            on_unreadable="refuse",
+        )
+        return load_development(self.catalog, self.split, storage, original=original)[0]
+
+    def num_development(self) -> int:
+        return int(np.isin(self.catalog.labels, (*self.split.train, *self.split.val)).sum())
+
+
+def one_pass(images: Images, recipe: Recipe, threads: int) -> int:
+    """One epoch of our loader; the number of images."""
+    torch.set_num_threads(threads)
+    device = torch.device("cpu")
+    loader = Loader(images.pixels, recipe.ours, PREPROCESSING, device=device, num_threads=threads, channels_last=False)
+    order = np.random.default_rng(0).permutation(len(images.labels))
+    plan = [order[start : start + BATCH] for start in range(0, len(order) - BATCH + 1, BATCH)]
+    with closing(loader.batches(plan, np.arange(len(plan)))) as batches:
+        return sum(len(batch) for batch in batches)
+
+
+def their_pass(root: Path, recipe: Recipe, workers: int) -> Iterator[int]:
+    """Epochs of torchvision's loader, its workers started once and kept."""
+    torch.set_num_threads(1)
+    data = ImageFolder(str(root), transform=recipe.theirs)
+    loader = DataLoader(
+        data,
+        batch_size=BATCH,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        multiprocessing_context="spawn" if workers else None,
+        generator=torch.Generator().manual_seed(0),
+    )
+    while True:
+        yield sum(len(batch) for batch, _ in loader)
+
+
+def pillow_pass(files: list[Path]) -> int:
+    """Decoding alone, one thread."""
+    for file in files:
+        with Image.open(file) as image:
+            image.convert("RGB")
+    return len(files)
+
+
+def rate(run: Callable[[], int]) -> float:
+    start = time.perf_counter()
+    return run() / (time.perf_counter() - start)
+
+
+def compare(folder: Folder, scratch: Path, turns: int, console: Console) -> None:
+    files = [folder.root / path for path in folder.catalog.paths]
+    cache = scratch / "cache"
+    start = time.perf_counter()
+    warm = folder.open(cache)
+    cold_s = time.perf_counter() - start
+    disk_bytes = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
+    file_bytes = sum(file.stat().st_size for file in files)
+    cached = folder.num_development()
+    console.print(
+        f"{folder.root}: {len(files)} images, {file_bytes / 1e6:.0f} MB of files; cold: {cached} images cached in "
+        f"{cold_s:.2f} s ({cached / cold_s:.0f} images/s), {disk_bytes / 1e6:.0f} MB on disk; opened again in "
+        f"{opening_ms(folder, cache):.0f} ms"
+    )
+    off = folder.open(cache, original=True)
+    for recipe in recipes():
+        theirs = {workers: their_pass(folder.root, recipe, workers) for workers in (1, 2)}
+        rows: dict[str, Callable[[], int]] = {
+            "Pillow, decoding alone, 1 thread": partial(pillow_pass, files),
+            "torchvision, 1 worker": partial(next, theirs[1]),
+            "torchvision, 2 workers": partial(next, theirs[2]),
+            "raydml cache: off, 2 threads": partial(one_pass, off, recipe, 2),
+            "raydml warm, 1 thread": partial(one_pass, warm, recipe, 1),
+            "raydml warm, 2 threads": partial(one_pass, warm, recipe, 2),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in rows}
+        for _ in range(turns + 1):
+            for name, run in rows.items():
+                rates[name].append(rate(run))
+        best = {name: max(found[1:]) for name, found in rates.items()}  # the first turn starts workers and reads files
+        table = Table(recipe.name, "images/s", "of its turns, median", "x 1 worker", "x 2 workers", box=None)
+        for name, value in best.items():
+            one, two = best["torchvision, 1 worker"], best["torchvision, 2 workers"]
+            median = statistics.median(rates[name][1:])
+            table.add_row(name, f"{value:.0f}", f"{median:.0f}", f"{value / one:.2f}", f"{value / two:.2f}")
+        console.print(table)
+
+
+def opening_ms(folder: Folder, cache: Path) -> float:
+    start = time.perf_counter()
+    folder.open(cache)
+    return 1000 * (time.perf_counter() - start)
+
+
+# --- several trials at once ------------------------------------------------------------------------------------------
+
+
+def trial(root: Path, cache: Path, begin: Any, passes: int) -> dict[str, float]:
+    """A process of its own: opens the images, waits for the others, goes through them."""
+    folder, recipe = Folder(root), recipes()[0]
+    begin.wait()
+    start = time.perf_counter()
+    cpu = time.process_time()
+    images = folder.open(cache)
+    opened_s, opened_cpu_s = time.perf_counter() - start, time.process_time() - cpu
+    count = sum(one_pass(images, recipe, 1) for _ in range(passes))
+    seconds = time.perf_counter() - start
+    begin.wait()  # all of them still hold their images
+    memory = {
+        line.split(":")[0]: int(line.split()[1])
+        for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
+    }
+    begin.wait()
+    return {
+        "images": count,
+        "seconds": seconds,
+        "opened_s": opened_s,
+        "opened_cpu_s": opened_cpu_s,
+        "rss_mb": memory["Rss"] / 1000,
+        "pss_mb": memory["Pss"] / 1000,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000,
+    }
+
+
+def together(folder: Folder, scratch: Path, counts: list[int], console: Console) -> None:
+    table = Table(
+        "trials at once, cold", "decoding, CPU s of all", "until the last has its images, s", "images/s of all",
+        "RSS of each, MB", "PSS of each, MB", "PSS of all, MB", box=None,
+    )  # fmt: skip
+    context = multiprocessing.get_context("spawn")
+    for count in counts:
+        with context.Manager() as manager, context.Pool(count) as pool:
+            begin = manager.Barrier(count)
+            cache = scratch / f"cache-of-{count}"
+            jobs = [pool.apply_async(trial, (folder.root, cache, begin, 2)) for _ in range(count)]
+            found = [job.get(timeout=1800) for job in jobs]
+        table.add_row(
+            str(count),
+            f"{sum(one['opened_cpu_s'] for one in found):.2f}",
+            f"{max(one['opened_s'] for one in found):.2f}",
+            f"{sum(one['images'] for one in found) / max(one['seconds'] for one in found):.0f}",
+            f"{statistics.mean(one['rss_mb'] for one in found):.0f}",
+            f"{statistics.mean(one['pss_mb'] for one in found):.0f}",
+            f"{sum(one['pss_mb'] for one in found):.0f}",
+        )
+    console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, nargs="*", default=[], help="folders of images, one folder a class")
+    parser.add_argument("--generated", type=int, default=600, help="how many photographs to make up; 0 for none")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--trials", type=int, nargs="*", default=[1, 2, 4], help="trials at once")
+    arguments = parser.parse_args()
+    console = Console(width=150, highlight=False)
+    with tempfile.TemporaryDirectory() as scratch:
+        roots = [*arguments.images]
+        if arguments.generated:
+            roots.append(Path(scratch) / "photographs")
+            write_photographs(roots[-1], arguments.generated)
+        for number, root in enumerate(roots):
+            folder, place = Folder(root.resolve()), Path(scratch) / str(number)
+            compare(folder, place, arguments.turns, console)
+            if arguments.trials:
+                together(folder, place, arguments.trials, console)
+    console.print(f"torch {torch.__version__}, {os.cpu_count()} CPU cores, batches of {BATCH} at {CROP_PX} px")
+
+
+if __name__ == "__main__":
+    main()
