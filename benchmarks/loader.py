@@ -103,15 +103,17 @@ class Folder:
         return int(np.isin(self.catalog.labels, (*self.split.train, *self.split.val)).sum())
 
 
-def one_pass(images: Images, recipe: Recipe, threads: int) -> int:
-    """One epoch of our loader; the number of images."""
-    torch.set_num_threads(threads)
+def our_pass(images: Images, recipe: Recipe, threads: int) -> Iterator[int]:
+    """Epochs of our loader, made once as in a trial; the number of images of each."""
     device = torch.device("cpu")
     loader = Loader(images.pixels, recipe.ours, PREPROCESSING, device=device, num_threads=threads, channels_last=False)
-    order = np.random.default_rng(0).permutation(len(images.labels))
-    plan = [order[start : start + BATCH] for start in range(0, len(order) - BATCH + 1, BATCH)]
-    with closing(loader.batches(plan, np.arange(len(plan)))) as batches:
-        return sum(len(batch) for batch in batches)
+    generator = np.random.default_rng(0)
+    while True:
+        torch.set_num_threads(threads)
+        order = generator.permutation(len(images.labels))
+        plan = [order[start : start + BATCH] for start in range(0, len(order) - BATCH + 1, BATCH)]
+        with closing(loader.batches(plan, generator.integers(0, 2**62, len(plan)))) as batches:
+            yield sum(len(batch) for batch in batches)
 
 
 def their_pass(root: Path, recipe: Recipe, workers: int) -> Iterator[int]:
@@ -166,9 +168,9 @@ def compare(folder: Folder, scratch: Path, turns: int, console: Console) -> None
             "Pillow, decoding alone, 1 thread": partial(pillow_pass, files),
             "torchvision, 1 worker": partial(next, theirs[1]),
             "torchvision, 2 workers": partial(next, theirs[2]),
-            "raydml cache: off, 2 threads": partial(one_pass, off, recipe, 2),
-            "raydml warm, 1 thread": partial(one_pass, warm, recipe, 1),
-            "raydml warm, 2 threads": partial(one_pass, warm, recipe, 2),
+            "raydml cache: off, 2 threads": partial(next, our_pass(off, recipe, 2)),
+            "raydml warm, 1 thread": partial(next, our_pass(warm, recipe, 1)),
+            "raydml warm, 2 threads": partial(next, our_pass(warm, recipe, 2)),
         }
         rates: dict[str, list[float]] = {name: [] for name in rows}
         for _ in range(turns + 1):
@@ -200,7 +202,8 @@ def trial(root: Path, cache: Path, begin: Any, passes: int) -> dict[str, float]:
     cpu = time.process_time()
     images = folder.open(cache)
     opened_s, opened_cpu_s = time.perf_counter() - start, time.process_time() - cpu
-    count = sum(one_pass(images, recipe, 1) for _ in range(passes))
+    epochs = our_pass(images, recipe, 1)
+    count = sum(next(epochs) for _ in range(passes))
     seconds = time.perf_counter() - start
     begin.wait()  # all of them still hold their images
     memory = {

@@ -137,8 +137,7 @@ def finish(
     if not len(pixels):
         return
     if augmentation.flip:
-        rows = torch.from_numpy(np.flatnonzero(draws.flip[:, 0] < 0.5)).to(pixels.device, non_blocking=True)
-        pixels[rows] = pixels[rows].flip(2)
+        _mirror(pixels, np.flatnonzero(draws.flip[:, 0] < 0.5))
     if augmentation.grayscale or augmentation.color_jitter or augmentation.blur:
         images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         _recolour(images, augmentation, draws)
@@ -148,6 +147,17 @@ def finish(
         _normalise(ordered.permute(0, 3, 1, 2), preprocessing, out)
     if augmentation.erasing is not None:
         _erase(out, augmentation.erasing, draws.erasing)
+
+
+def _mirror(pixels: Tensor, rows: np.ndarray) -> None:
+    """Mirror the images with these numbers left to right, in place; pixels: uint8 (B, H, W, 3), contiguous."""
+    if pixels.device.type == "cpu":
+        for row in rows.tolist():  # seen as one channels_last image it takes a fourth of the time
+            image = pixels[row : row + 1].permute(0, 3, 1, 2)
+            image.copy_(image.flip(3))
+    else:
+        chosen = torch.from_numpy(rows).to(pixels.device, non_blocking=True)
+        pixels[chosen] = pixels[chosen].flip(2)
 
 
 def _recolour(images: Tensor, augmentation: Augmentation, draws: Draws) -> None:
