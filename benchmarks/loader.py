@@ -106,7 +106,7 @@ class Folder:
 def our_pass(images: Images, recipe: Recipe, threads: int) -> Iterator[int]:
     """Epochs of our loader, made once as in a trial; the number of images of each."""
     device = torch.device("cpu")
-    loader = Loader(images.pixels, recipe.ours, PREPROCESSING, device=device, num_threads=threads, channels_last=False)
+    loader = Loader(images.pixels, recipe.ours, PREPROCESSING, device=device, channels_last=False)
     generator = np.random.default_rng(0)
     while True:
         torch.set_num_threads(threads)

@@ -62,7 +62,6 @@ class Trainer:
             augmentation_for(trial),
             self.preprocessing,
             device=self.device,
-            num_threads=machine.cpus_per_trial,
             channels_last=trial.channels_last,
         )
         self.epoch = 0

@@ -1,13 +1,13 @@
 """The loader: from the numbers of images to augmented, normalised batches on the device.
 
-A thread reads and cuts the next batches while the device works on this one; what it hands over is as small as the
-crops. Scaling, colours and normalisation are the device's: on a CPU image by image, on a GPU for the batch at once.
+A thread reads and cuts the next batches while the device works on this one; what it hands over is uint8 and as small as
+the crops. Scaling, colours and normalisation are the device's, for the batch at once; where that is a CPU the same
+thread scales, image by image.
 """
 
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from typing import NamedTuple
 
 import numpy as np
@@ -36,19 +36,18 @@ class _Cut(NamedTuple):
     """What the reading thread hands over."""
 
     draws: Draws
-    boxes: list[np.ndarray]  # for a CPU
+    scaled: Tensor | None  # for a CPU: uint8 (B, crop_px, crop_px, 3)
     groups: list[Group]  # for every other device
 
 
 class Loader:
     """Training batches of some images, each augmented by its own draw.
 
-    num_threads: how many scale images at once where the device is a CPU (torch's own threads do the rest).
     channels_last: the memory format of the batches. prefetch: how many batches are read ahead, at least 1; each holds
     its crops as uint8, and while it is being read its whole images, which matters for photographs decoded at full size.
-    The same pixels, settings and seeds give the same batches, whatever num_threads and prefetch are.
+    The same pixels, settings and seeds give the same batches, whatever prefetch is.
 
-    Raises DataError for fewer than one thread or batch ahead.
+    Raises DataError for fewer than one batch ahead.
     """
 
     def __init__(
@@ -58,19 +57,17 @@ class Loader:
         preprocessing: Preprocessing,
         *,
         device: torch.device,
-        num_threads: int,
         channels_last: bool,
         prefetch: int = 2,
     ) -> None:
-        for key, value in (("num_threads", num_threads), ("prefetch", prefetch)):
-            if value < 1:
-                raise DataError(f"{key}: {value} is less than 1; give 1 or more")
+        if prefetch < 1:
+            raise DataError(f"prefetch: {prefetch} is less than 1; give 1 or more")
         self.pixels, self.augmentation, self.preprocessing = pixels, augmentation, preprocessing
-        self.device, self.num_threads, self.prefetch = device, num_threads, prefetch
+        self.device, self.prefetch = device, prefetch
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         # Used again and again on a CPU: memory fresh from the system costs more than what is written into it.
         crop_px = preprocessing.crop_px
-        self._scaled = torch.empty(0, crop_px, crop_px, 3, dtype=torch.uint8)
+        self._scaled = [torch.empty(0, crop_px, crop_px, 3, dtype=torch.uint8)] * (prefetch + 1)
         self._batch = torch.empty(0, 3, crop_px, crop_px)
 
     def batches(self, plan: Sequence[np.ndarray], seeds: np.ndarray | Sequence[int]) -> Generator[Tensor, None, None]:
@@ -88,40 +85,42 @@ class Loader:
         return self._batches(plan, [int(seed) for seed in seeds])
 
     def _batches(self, plan: Sequence[np.ndarray], seeds: list[int]) -> Generator[Tensor, None, None]:
-        with ExitStack() as threads:
-            reader = _pool(1, "raydml-read", threads)
-            on_cpu = self.device.type == "cpu"
-            scalers = _pool(self.num_threads, "raydml-scale", threads) if on_cpu and self.num_threads > 1 else None
-            todo = iter(zip(plan, seeds, strict=True))
+        reader = ThreadPoolExecutor(1, thread_name_prefix="raydml-read")
+        try:
+            todo = iter(enumerate(zip(plan, seeds, strict=True)))
             ahead: deque[Future[_Cut]] = deque()
             for _ in plan:
-                while len(ahead) <= self.prefetch and (batch := next(todo, None)) is not None:
-                    ahead.append(reader.submit(self._cut, *batch))
+                while len(ahead) <= self.prefetch and (following := next(todo, None)) is not None:
+                    number, batch = following
+                    ahead.append(reader.submit(self._cut, *batch, place=number % len(self._scaled)))
                 cut = ahead.popleft().result()
-                yield self._finished_on_cpu(cut, scalers) if on_cpu else self._finished_on_device(cut)
+                yield self._finished_on_device(cut) if cut.scaled is None else self._finished_on_cpu(cut, cut.scaled)
+        finally:
+            reader.shutdown(wait=True, cancel_futures=True)
 
-    def _cut(self, rows: np.ndarray, seed: int) -> _Cut:
+    def _cut(self, rows: np.ndarray, seed: int, *, place: int) -> _Cut:
+        """place: which of the buffers to scale into; there is one for each batch that is ahead."""
         images = self.pixels.read(rows)
         sizes = np.array([image.shape[:2] for image in images], dtype=np.int64).reshape(-1, 2)
         draws = transforms.draw(len(images), seed)
         places = transforms.boxes(self.augmentation, draws, sizes, crop_px=self.preprocessing.crop_px)
-        boxes = [crops.cut(image, place) for image, place in zip(images, places, strict=True)]
-        if self.device.type == "cpu":
-            return _Cut(draws, boxes, [])
-        return _Cut(draws, [], grouped(boxes, max_bytes=_PADDED_BYTES, pinned=self.device.type == "cuda"))
+        boxes = (crops.cut(image, box) for image, box in zip(images, places, strict=True))
+        if self.device.type != "cpu":
+            return _Cut(draws, None, grouped(list(boxes), max_bytes=_PADDED_BYTES, pinned=self.device.type == "cuda"))
+        crop_px = self.preprocessing.crop_px
+        if len(images) > len(self._scaled[place]):
+            self._scaled[place] = torch.empty(len(images), crop_px, crop_px, 3, dtype=torch.uint8)
+        scaled = self._scaled[place][: len(images)]
+        # Copied by numpy: torch would start threads of its own here, which get in the way of those that train.
+        for into, box in zip(scaled.numpy(), boxes, strict=True):
+            into[:] = crops.scaled(box, crop_px, self.preprocessing.interpolation).numpy()
+        return _Cut(draws, scaled, [])
 
-    def _finished_on_cpu(self, cut: _Cut, scalers: ThreadPoolExecutor | None) -> Tensor:
-        num_images, crop_px = len(cut.boxes), self.preprocessing.crop_px
+    def _finished_on_cpu(self, cut: _Cut, scaled: Tensor) -> Tensor:
+        num_images, crop_px = len(scaled), self.preprocessing.crop_px
         if num_images > len(self._batch):
-            self._scaled = torch.empty(num_images, crop_px, crop_px, 3, dtype=torch.uint8)
             self._batch = torch.empty(num_images, 3, crop_px, crop_px, memory_format=self.memory_format)
-        scaled, batch = self._scaled[:num_images], self._batch[:num_images]
-        as_array = scaled.numpy()  # copies by numpy: torch would start threads of its own in each of ours
-
-        def scale(row: int) -> None:
-            as_array[row] = crops.scaled(cut.boxes[row], crop_px, self.preprocessing.interpolation).numpy()
-
-        _for_each(scale, num_images, scalers, self.num_threads)
+        batch = self._batch[:num_images]
         num_together = max(1, _CHUNK_VALUES // (3 * crop_px * crop_px))
         for begin in range(0, num_images, num_together):
             chunk = slice(begin, begin + num_together)
@@ -174,24 +173,3 @@ def scaled_groups(
         rows = group.rows.to(device, non_blocking=True)
         scaled[rows] = crops.scaled_together(pixels, group.sizes, size_px, interpolation)
     return scaled
-
-
-def _pool(num_threads: int, name: str, threads: ExitStack) -> ThreadPoolExecutor:
-    pool = ThreadPoolExecutor(num_threads, thread_name_prefix=name)
-    threads.callback(pool.shutdown, wait=True, cancel_futures=True)
-    return pool
-
-
-def _for_each(function: Callable[[int], None], number: int, pool: ThreadPoolExecutor | None, num_threads: int) -> None:
-    """Call function with 0..number-1; with a pool, each thread takes one stretch of the numbers."""
-    if pool is None:
-        for index in range(number):
-            function(index)
-        return
-
-    def stretch(indices: np.ndarray) -> None:
-        for index in indices.tolist():
-            function(index)
-
-    for done in [pool.submit(stretch, indices) for indices in np.array_split(np.arange(number), num_threads)]:
-        done.result()

@@ -47,13 +47,12 @@ def scenes(shortest=60):
     return [scene(shortest + 7 * (seed % 3), shortest + 11 * (seed % 4), seed) for seed in range(8)]
 
 
-def loading(pixels, augmentation, preprocessing, *, num_threads=1, channels_last=False, prefetch=2, device=CPU):
+def loading(pixels, augmentation, preprocessing, *, channels_last=False, prefetch=2, device=CPU):
     return Loader(
         pixels,
         augmentation,
         preprocessing,
         device=device,
-        num_threads=num_threads,
         channels_last=channels_last,
         prefetch=prefetch,
     )
@@ -111,9 +110,8 @@ ADJUST = [
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("num_threads", [1, 2])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_the_pipelines_of_the_seeds_are_torchvisions(family, num_threads, channels_last):
+def test_the_pipelines_of_the_seeds_are_torchvisions(family, channels_last):
     augmentation, preprocessing = FAMILIES[family]
     images = scenes(90)
     if family not in FROM_THE_ORIGINAL:
@@ -122,9 +120,7 @@ def test_the_pipelines_of_the_seeds_are_torchvisions(family, num_threads, channe
     draws = transforms.draw(8, 21)
     sizes = np.array([image.shape[:2] for image in images])
     boxes = transforms.boxes(augmentation, draws, sizes, crop_px=56).tolist()
-    (got,) = batches(
-        FAMILIES[family], [np.arange(8)], [21], pack(images), num_threads=num_threads, channels_last=channels_last
-    )
+    (got,) = batches(FAMILIES[family], [np.arange(8)], [21], pack(images), channels_last=channels_last)
     for row, image in enumerate(images):
         expected = by_torchvision(image, boxes[row], 56, preprocessing.interpolation)
         if family != "mic_auxiliary" and draws.flip[row, 0] < 0.5:
@@ -186,11 +182,11 @@ def test_crops_from_the_cache_are_close_to_crops_from_the_original():
 # --- batches: what decides them, and what does not -----------------------------------------------------------
 
 
-def test_neither_threads_nor_prefetch_nor_memory_format_decide_a_batch():
+def test_neither_prefetch_nor_memory_format_decide_a_batch():
     plan, seeds = [np.array([3, 1, 1, 5, 0, 7]), np.array([2, 6]), np.array([4, 4, 4])], [9, 2**40, 9]
     settings = (EVERYTHING, Preprocessing(60, 48, **IMAGENET))
     expected = batches(settings, plan, seeds)
-    for machine in ({"num_threads": 3}, {"prefetch": 1}, {"prefetch": 50}):
+    for machine in ({"prefetch": 1}, {"prefetch": 50}):
         for got, want in zip(batches(settings, plan, seeds, **machine), expected, strict=True):
             assert torch.equal(got, want)
     for got, want in zip(batches(settings, plan, seeds, channels_last=True), expected, strict=True):
@@ -226,7 +222,7 @@ def test_on_a_cpu_the_next_batch_takes_the_memory_of_the_last():
 
 @pytest.mark.parametrize("num_images", [0, 1])
 def test_batches_of_one_image_and_of_none(num_images):
-    (got,) = batches((EVERYTHING, Preprocessing(60, 48, **IMAGENET)), [np.arange(num_images)], [0], num_threads=2)
+    (got,) = batches((EVERYTHING, Preprocessing(60, 48, **IMAGENET)), [np.arange(num_images)], [0])
     assert got.shape == (num_images, 3, 48, 48)
     assert got.isfinite().all()
     assert batches((EVERYTHING, Preprocessing(60, 48, **IMAGENET)), [], []) == []
@@ -241,8 +237,6 @@ def test_tiny_images_are_enlarged():
 
 def test_settings_that_cannot_work_are_refused():
     preprocessing = Preprocessing(60, 48, **IMAGENET)
-    with pytest.raises(DataError, match="num_threads: 0"):
-        loading(pack(scenes()), Augmentation(), preprocessing, num_threads=0)
     with pytest.raises(DataError, match="prefetch: 0"):
         loading(pack(scenes()), Augmentation(), preprocessing, prefetch=0)
     with pytest.raises(DataError, match="seeds: 1 for 2 batches"):
@@ -275,10 +269,9 @@ def loader_threads():
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("raydml-")]
 
 
-@pytest.mark.parametrize("num_threads", [1, 2])
-def test_an_error_is_raised_at_its_batch_and_ends_the_threads(num_threads):
+def test_an_error_is_raised_at_its_batch_and_ends_the_threads():
     pixels = Breaking(pack(scenes()), broken=5)
-    made = loading(pixels, EVERYTHING, Preprocessing(60, 48, **IMAGENET), num_threads=num_threads)
+    made = loading(pixels, EVERYTHING, Preprocessing(60, 48, **IMAGENET))
     iterator = made.batches([np.array([row]) for row in (0, 1, 5, 2)], [0, 1, 2, 3])
     assert next(iterator).shape == next(iterator).shape
     assert loader_threads()
@@ -299,10 +292,9 @@ def test_a_crop_that_does_not_fit_is_an_error_of_its_batch():
         next(iterator)
 
 
-@pytest.mark.parametrize("num_threads", [1, 2])
-def test_closing_ends_the_threads_and_reads_no_further(num_threads):
+def test_closing_ends_the_threads_and_reads_no_further():
     pixels = Breaking(pack(scenes()), broken=None)
-    made = loading(pixels, EVERYTHING, Preprocessing(60, 48, **IMAGENET), num_threads=num_threads, prefetch=3)
+    made = loading(pixels, EVERYTHING, Preprocessing(60, 48, **IMAGENET), prefetch=3)
     iterator = made.batches([np.arange(2)] * 100, range(100))
     next(iterator)
     iterator.close()
@@ -330,7 +322,7 @@ def test_batches_are_read_ahead_but_no_further_than_asked():
 
 
 def test_the_end_of_the_plan_ends_the_threads():
-    batches((EVERYTHING, Preprocessing(60, 48, **IMAGENET)), [np.arange(4)] * 3, range(3), num_threads=2)
+    batches((EVERYTHING, Preprocessing(60, 48, **IMAGENET)), [np.arange(4)] * 3, range(3))
     assert not loader_threads()
 
 
