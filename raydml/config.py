@@ -95,8 +95,8 @@ class Trial(Section):
 class Machine(Section):
     """Where and with what it runs. cpus_per_trial is also the number of torch threads of a trial.
 
-    cache_dir: where decoded images are kept, on a disk of the machine itself. max_cache_gib: what one data set may take
-    there; a larger one is decoded anew each time.
+    cache_dir: where decoded images are kept, on a disk of the machine itself. max_cache_gib: what they may take there
+    in all: those used longest ago make room, and what alone is larger is decoded anew each time.
     """
 
     data_root: OptionalPath = None

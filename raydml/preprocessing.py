@@ -99,8 +99,9 @@ class Preprocessing:
     def read(self, image: Image.Image | Path | str | np.ndarray) -> np.ndarray:
         """One image -> uint8 (crop_px, crop_px, 3), RGB: resized, its centre; ready for ``for_evaluation``.
 
-        Takes a path, a PIL image of any mode (its EXIF rotation is applied), or a uint8 array (H, W, 3) or
-        (H, W). Raises PreprocessingError for an array of another kind and OSError for an unreadable file.
+        Takes a path, a PIL image (its EXIF rotation is applied), or a uint8 array (H, W, 3) or (H, W). Raises
+        PreprocessingError for an array of another kind and for more than 8 bits a channel, and OSError for an
+        unreadable file.
         """
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
@@ -118,13 +119,27 @@ class Preprocessing:
         return centre_crop(np.asarray(scaled), self.crop_px)
 
 
+def deep_mode(image: Image.Image) -> str:
+    """The mode of an image with more than 8 bits a channel, "" for any other. Asked before its pixels are loaded."""
+    if image.mode.startswith(("I", "F")):
+        return image.mode
+    tiles = getattr(image, "tile", None) or []
+    rawmodes = [tile.args if isinstance(tile.args, str) else tile.args[0] for tile in tiles if tile.args]
+    # 16 bits a pixel (not a channel) is BGR;16 in a BMP.
+    deep = [mode for mode in rawmodes if isinstance(mode, str) and ";16" in mode and not mode.startswith("BGR")]
+    return deep[0] if deep else ""
+
+
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Any 8-bit PIL image -> RGB, its EXIF rotation applied; the image itself where nothing is to be done.
 
     Transparency is dropped, not blended, as ``convert`` does. An EXIF block that cannot be parsed counts as none, as in
-    every browser: the pixels are whole. Unlike ImageOps.exif_transpose nothing is copied needlessly and the EXIF
-    block is not written anew, which fails for odd blocks.
+    every browser: the pixels are whole. Raises PreprocessingError for more than 8 bits a channel, whose black and white
+    nobody knows: Pillow would cut grey off at 255. Unlike ImageOps.exif_transpose nothing is copied needlessly and the
+    EXIF block is not written anew, which fails for odd blocks.
     """
+    if deep := deep_mode(image):
+        raise PreprocessingError(f"pixels of mode {deep} are not 8 bits a channel; convert the image first")
     image.load()  # a PNG may carry its EXIF block behind the pixels; a TIFF is turned while it is loaded
     turn = _TURNS.get(_orientation(image))
     upright = image

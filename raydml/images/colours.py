@@ -58,7 +58,7 @@ class GaussianBlur:
     """
 
     sigma: tuple[float, float] = (0.1, 2.0)
-    probability: float = 1.0
+    probability: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma[0] <= self.sigma[1] < math.inf:

@@ -35,7 +35,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from raydml.data.catalog import DataError
-from raydml.preprocessing import Interpolation, Resize, resized, resized_size, upright_rgb
+from raydml.preprocessing import Interpolation, Resize, deep_mode, resized, resized_size, upright_rgb
 
 Opener = Callable[[Path], BinaryIO]
 
@@ -166,9 +166,5 @@ def _refuse_unfit(path: str, image: ImageFile) -> None:
     if max(width, height) > _MAX_SIDE_PX:
         reason = f"a side of {max(width, height):,} pixels is longer than {_MAX_SIDE_PX:,}; scale the file down"
         raise UnreadableImage(path, reason)
-    rawmodes = [tile.args if isinstance(tile.args, str) else tile.args[0] for tile in image.tile if tile.args]
-    # 16 bits a pixel (not a channel) is BGR;16 in a BMP.
-    deep = [mode for mode in rawmodes if isinstance(mode, str) and ";16" in mode and not mode.startswith("BGR")]
-    if image.mode.startswith(("I", "F")) or deep:
-        found = image.mode if image.mode.startswith(("I", "F")) else deep[0]
-        raise UnreadableImage(path, f"pixels of mode {found} are not 8 bits a channel; convert the file")
+    if deep := deep_mode(image):
+        raise UnreadableImage(path, f"pixels of mode {deep} are not 8 bits a channel; convert the file")

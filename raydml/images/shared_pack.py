@@ -1,10 +1,11 @@
 """One pack for all processes of a node: opened where it is there, else written by one of them while the others wait."""
 
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -35,7 +36,8 @@ def open_or_write(
 ) -> Pack | NoRoom:
     """The pack of these files; of several processes that ask at once, one decodes.
 
-    max_bytes: what the pack may take; None: what the disk has free. accept: is given path -> reason of the files
+    max_bytes: what all packs in cache_dir may take together: those opened longest ago make room for a new one, and who
+    has them open keeps them. None: what the disk has free. accept: is given path -> reason of the files
     without pixels before a pack is put in its place, and raises if there shall be none. A writer
     that is killed is followed by one of those who wait.
     Raises OSError: the folder cannot be read, made or written to. A whole pack may lie in a read-only folder.
@@ -49,16 +51,39 @@ def open_or_write(
             if pack is None:
                 clear(folder)
                 needs = survey(source, folder)
+                if max_bytes is not None:
+                    _make_room(cache_dir, folder, max_bytes - needs.total_bytes())
                 if no_room := _no_room(needs, cache_dir, max_bytes):
                     return no_room
                 write_pack(folder, source, needs, accept)
                 pack = open_pack(folder, source, try_skipped=False)  # they were tried a moment ago
                 assert pack is not None, "a pack just written is whole and current"
+    with suppress(OSError):  # in a read-only folder nothing is removed, so nobody asks when it was used
+        os.utime(folder / "manifest.json")
     return pack
 
 
 def gib(num_bytes: int) -> str:
     return f"{num_bytes / 2**30:.3f} GiB"
+
+
+def _make_room(cache_dir: Path, new: Path, allowed_bytes: int) -> None:
+    """Remove packs until the others take no more than this, those opened longest ago first, `new` never.
+
+    A pack that somebody writes at this moment is left alone. Nothing is removed where that would not help.
+    """
+    if allowed_bytes < 0:
+        return
+    others = {manifest.parent: manifest.stat().st_mtime_ns for manifest in cache_dir.glob("images-*/manifest.json")}
+    others.pop(new, None)
+    taken_bytes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in others}
+    for folder in sorted(others, key=lambda folder: others[folder]):
+        if sum(taken_bytes.values()) <= allowed_bytes:
+            return
+        with open(folder / "lock", "ab") as handle:
+            if _taken(handle):
+                _logger.info("%s: %s of images make room for others", folder, gib(taken_bytes.pop(folder)))
+                clear(folder)
 
 
 def _no_room(needs: Needs, cache_dir: Path, max_bytes: int | None) -> NoRoom | None:

@@ -1,3 +1,4 @@
+import fcntl
 import json
 import logging
 import multiprocessing
@@ -92,6 +93,14 @@ def same(left: Images, right: Images) -> bool:
 
 def manifests(cache_dir: Path) -> list[Path]:
     return sorted(cache_dir.glob("*/manifest.json"))
+
+
+def pack_folder(cache_dir: Path, short_px: int) -> Path:
+    """The folder of the pack whose images have this short side."""
+    (found,) = (
+        index.parent for index in cache_dir.glob("*/*.index.npy") if int(np.load(index)[0, :2].min()) == short_px
+    )
+    return found
 
 
 @pytest.fixture
@@ -564,6 +573,11 @@ class TestPack:
 
 
 class TestRoom:
+    @staticmethod
+    def needed(short_px: int) -> int:
+        """Bytes of the pixels of the 12 images, each (12 + class) x 10, every one beginning at a multiple of 64."""
+        return sum(-(-short_px * int(short_px * (12 + c) / 10) * 3 // 64) * 64 * PER_CLASS for c in range(4))
+
     NEEDED = sum(-(-8 * int(8 * (12 + c) / 10) * 3 // 64) * 64 * PER_CLASS for c in range(4))
 
     @pytest.mark.parametrize("missing", [0, 1])
@@ -575,6 +589,40 @@ class TestRoom:
         assert same(val, development(root, None)[1])
         if cache_dir is not None:
             assert len(list(cache_dir.glob("*/*.pixels"))) == 1 - missing
+
+    def test_packs_used_longest_ago_make_room_and_stay_readable(self, root, tmp_path):
+        cache = tmp_path / "cache"
+
+        def resize_of_packs() -> list[int]:
+            shapes = [np.load(index)[0, :2].min() for index in cache.glob("*/*.index.npy")]
+            return sorted(int(short_px) for short_px in shapes)
+
+        eight, _ = development(root, cache)
+        development(root, cache, resize_px=4)
+        for age_s, manifest in enumerate(sorted(manifests(cache), key=lambda file: -file.stat().st_mtime_ns)):
+            os.utime(manifest, ns=(0, 10**18 - age_s * 10**9))  # as if opened at moments that can be told apart
+        development(root, cache)  # the pack of 8 pixels is now the one used last
+        taken = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
+        development(root, cache, resize_px=5, max_bytes=taken + 10**6)
+        assert resize_of_packs() == [4, 5, 8]
+        development(root, cache)
+        of_eight = sum(file.stat().st_size for file in cache.rglob("*") if file.parent == pack_folder(cache, 8))
+        development(root, cache, resize_px=6, max_bytes=of_eight + self.needed(6) + self.needed(5) - 1)
+        assert resize_of_packs() == [6, 8]
+        development(root, cache, resize_px=7, max_bytes=self.needed(7))
+        assert resize_of_packs() == [7]
+        assert same(eight, development(root, None)[0])  # who has a removed pack open keeps it
+        development(root, cache, resize_px=9, max_bytes=1)  # does not fit by itself: nothing is removed for it
+        assert resize_of_packs() == [7]
+
+    def test_a_pack_that_is_being_written_makes_no_room(self, root, tmp_path):
+        cache = tmp_path / "cache"
+        development(root, cache)
+        (manifest,) = manifests(cache)
+        with open(manifest.parent / "lock", "ab") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            development(root, cache, resize_px=4, max_bytes=self.NEEDED)
+        assert len(manifests(cache)) == 2
 
     def test_a_full_disk_is_told_before_writing(self, root, tmp_path, monkeypatch, caplog):
         usage = namedtuple("usage", "total used free")
