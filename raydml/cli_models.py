@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -92,7 +92,13 @@ def read_trial(config: str, storage: Path, data_root: Path | None) -> tuple[Tria
     from raydml.config import Machine, parse_machine, parse_trial
 
     if Path(config).is_file():
-        return parse_trial(read_plain(Path(config))), with_data_root(Machine(), data_root)
+        raw = read_plain(Path(config))
+        if isinstance(raw, Mapping) and "trial" in raw:
+            raise CommandError(
+                f"CONFIG = {config!r} has a key trial, as search spaces have. Cure: a file of one trial holds what "
+                "stands below that key (data, model, loss ...); a search space is for `sweep`"
+            )
+        return parse_trial(raw), with_data_root(Machine(cache_dir=storage.resolve() / "cache"), data_root)
     from raydml.study import find_study, read_study
 
     folder = find_study(study, storage)

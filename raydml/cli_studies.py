@@ -91,14 +91,25 @@ def sweep(
     run_and_show(program(context), folder, address)
 
 
-def resume(context: typer.Context, study: Target, storage: Storage = STORAGE, address: Address = None) -> None:
+def resume(
+    context: typer.Context,
+    study: Target,
+    data_root: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the images lie now, if they were moved.")
+    ] = None,
+    storage: Storage = STORAGE,
+    address: Address = None,
+) -> None:
     """Go on with a study that was interrupted or killed.
 
     Finished trials stay finished, the others continue from their newest complete checkpoint.
     """
-    from raydml.study import find_study
+    from raydml.study import find_study, move_data_root
 
-    run_and_show(program(context), find_study(study, storage), address)
+    folder = find_study(study, storage)
+    if data_root is not None:
+        move_data_root(folder, data_root)
+    run_and_show(program(context), folder, address)
 
 
 def run_and_show(program: str, folder: Path, address: str | None) -> None:

@@ -36,11 +36,11 @@ def _augmentation(data: Any) -> Iterator[Problem]:
     if scale is None and augmentation.aspect_ratio != type(augmentation)().aspect_ratio:
         message = "has no effect without random_resized_crop"
         yield Problem(f"{root}.aspect_ratio", list(augmentation.aspect_ratio), message, cure="remove it")
-    if not data.cache and (scale is None or data.resize == "squash"):
+    if data.cache == "off" and (scale is None or data.resize == "squash"):
         message = "would change nothing but the time: only a random_resized_crop can be cut before the image is resized"
         if data.resize == "squash":
             message = "contradicts resize: squash, which resizes before it crops"
-        yield Problem("data.cache", False, message, cure="remove it")
+        yield Problem("data.cache", "off", message, cure="remove it")
     if scale is not None and augmentation.random_crop:
         message = "excludes random_resized_crop: a crop is either resized or not"
         yield Problem(f"{root}.random_crop", True, message, cure="remove one of them")

@@ -72,7 +72,7 @@ class Data(Section):
 
     content: hash of the catalog, filled in at the start, so that a change is noticed. list_file: CSV of an image_list,
     relative to ``machine.data_root``. resize: the short side becomes ``resize_px``, or both sides (squash).
-    cache: training crops are cut from the resized images, decoded once per machine; false: from each file at its full
+    cache: training crops are cut from the resized images, decoded once per machine; off: from each file at its full
     resolution, decoded every time, as the papers do that crop before they resize.
     """
 
@@ -94,7 +94,7 @@ class Data(Section):
     resize: Resize = "short_side"
     interpolation: Interpolation = "bilinear"
     crop_px: Count
-    cache: bool = True
+    cache: Literal["on", "off"] = "on"
     split: SplitSettings = SplitSettings()
     augmentation: Augmentation = Augmentation()
 

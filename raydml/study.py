@@ -213,6 +213,13 @@ def read_study(folder: Path) -> dict[str, Any]:
     return study
 
 
+def move_data_root(folder: Path, data_root: Path) -> None:
+    """Let a study find its images elsewhere. That they are the same is checked where they are opened."""
+    study = read_study(folder)
+    study["machine"]["data_root"] = str(data_root.resolve())
+    write_json(folder / "study.json", study)
+
+
 # --- what has happened ----------------------------------------------------------------------------------------------
 
 

@@ -31,6 +31,7 @@ from raydml.study import (
     write_json,
 )
 from raydml.trial import draw_remotely, evaluate_remotely
+from raydml.trial_images import Catalogs
 
 
 class Outcome(NamedTuple):
@@ -48,13 +49,14 @@ class _Interrupted(Exception):
 
 def run_study(folder: Path, *, address: str | None = None) -> Outcome:
     """Run the stages of a study that are not finished. Blocks. ``address``: a running Ray cluster, or None for an
-    embedded one that ends with this call."""
+    embedded one that ends with this call. Raises DataError before anything starts if the images are gone or others."""
     study_json = read_study(folder)
     study = Study.model_validate(study_json["study"])
     machine = Machine.model_validate(study_json["machine"])
     stages = stages_of(study)
     if is_finished(folder, stages):
         return Outcome("finished")
+    _refuse_other_images(study_json, machine)
     start = Context(folder, study, machine, study_json["select_on"], {})
     start.announce(
         "study_started",
@@ -78,6 +80,13 @@ def run_study(folder: Path, *, address: str | None = None) -> Outcome:
         write_results(folder, start.announce)
         start.announce("study_finished")
     return Outcome("finished")
+
+
+def _refuse_other_images(study_json: Mapping[str, Any], machine: Machine) -> None:
+    """Raise DataError where the images are not those of the study: each trial would crash on them, and count as run."""
+    catalogs = Catalogs(machine)
+    for trial in study_json["trials"]:
+        catalogs.of(parse_trial(trial))
 
 
 def _run_stage(context: Context, stage: str, received: list[int]) -> None:

@@ -38,7 +38,7 @@ class Catalogs:
         if key not in self._opened:
             self._opened[key] = open_catalog(data.name, self._data_root, data.list_file)
             for note in self._opened[key].notes:
-                _logger.warning(note)
+                _logger.warning("warning: %s (launch.py data check says more)", note)
         _refuse_others(trial, self._opened[key])
         return self._opened[key]
 
@@ -65,7 +65,7 @@ def open_development(trial: Trial, machine: Machine, *, augmented: bool = True) 
     """
     catalog = Catalogs(machine).of(trial)
     split = split_for(trial, catalog)
-    original = augmented and not trial.data.cache
+    original = augmented and trial.data.cache == "off"
     train, val = load_development(catalog, split, storage_for(trial, machine), original=original)
     data = trial.data.model_copy(update={"content": catalog.content})
     return OpenedImages(trial.model_copy(update={"data": data}), catalog, split, train, val)

@@ -726,3 +726,10 @@ def test_evaluate_does_not_look_for_models_in_folders_below_the_one_that_was_nam
     (stranger / "model.json").write_text("{}")
     with pytest.raises(cli_models.CommandError, match="no checkpoint and no exported model"):
         cli_models.locate(str(tmp_path), tmp_path / "studies", None, tmp_path)
+
+
+def test_trial_says_what_to_do_with_a_search_space(tmp_path):
+    (tmp_path / "space.yaml").write_text("trial: {epochs: 2}\n")
+    result = run("trial", str(tmp_path / "space.yaml"))
+    assert result.exit_code == 2
+    assert "has a key trial, as search spaces have. Cure: a file of one trial holds what stands below" in result.output

@@ -14,11 +14,20 @@ from scipy import stats
 
 from raydml import checkpoint, events
 from raydml.config import Machine, parse_trial
+from raydml.data.catalog import DataError
 from raydml.data.datasets import open_catalog
 from raydml.data.seal import TestReads
 from raydml.data.splits import make_split
 from raydml.space import load_space
-from raydml.study import StudyError, create_study, events_path, newest_checkpoint, read_json, read_records
+from raydml.study import (
+    StudyError,
+    create_study,
+    events_path,
+    move_data_root,
+    newest_checkpoint,
+    read_json,
+    read_records,
+)
 from raydml.sweep import run_study
 from raydml.train import Trainer
 from tests.test_study import SPACE, image_folder
@@ -258,3 +267,23 @@ def test_an_interrupt_before_tune_listens_still_ends_the_study(tmp_path):
     assert outcome == ("interrupted", signal.SIGINT)
     assert not (folder / "ranking.json").exists()
     assert events.read(events_path(folder))[-1]["event"] == "interrupted"
+
+
+def test_a_study_whose_images_are_gone_starts_nothing_and_goes_on_when_they_are_back(tmp_path):
+    images = image_folder(tmp_path / "images")
+    machine = f"machine:\n  data_root: {images}\n"
+    path = tmp_path / "folder.yaml"
+    path.write_text(SPACE % "image_folder" + machine)
+    space = load_space(path)
+    folder = create_study(space, storage=tmp_path / "studies", tracking_uri="sqlite:///x.db", space_text="text")
+    images.rename(tmp_path / "moved")
+    with pytest.raises(DataError, match=r"machine\.data_root = .*images' is not a folder"):
+        run_study(folder)
+    assert not events_path(folder).exists()  # no trial has begun, so none counts as run
+    move_data_root(folder, tmp_path / "moved")
+    (extra := tmp_path / "moved" / "class0" / "extra.png").write_bytes((tmp_path / "moved/class0/0.png").read_bytes())
+    with pytest.raises(DataError, match=r"data\.content.*Cure: restore the images"):
+        run_study(folder)
+    assert not events_path(folder).exists()
+    extra.unlink()
+    assert read_json(folder / "study.json")["machine"]["data_root"] == str(tmp_path / "moved")

@@ -101,7 +101,7 @@ RECIPES = {
         "interpolation": "lanczos",
         "augmentation": {"random_resized_crop": [0.16, 1.0], "flip": True},
     },
-    "divide_conquer": {"cache": False, "augmentation": {"random_resized_crop": [0.08, 1.0], "flip": True}},
+    "divide_conquer": {"cache": "off", "augmentation": {"random_resized_crop": [0.08, 1.0], "flip": True}},
     "deep_metric": {"augmentation": {"random_resized_crop": [0.16, 1.0], "flip": True}},
 }
 
@@ -119,7 +119,7 @@ def test_a_trainer_crops_from_the_images_its_recipe_names(machine, name):
             image = file.convert("RGB")
         if RECIPES[name].get("resize") == "squash":
             image = image.resize((36, 36), pillow)
-        elif RECIPES[name].get("cache", True):
+        elif "cache" not in RECIPES[name]:
             image = v2.Resize(36, antialias=True)(image)
         size = np.array([[image.height, image.width]])
         one = transforms.Draws(*(numbers[row : row + 1] for numbers in draws))
@@ -150,3 +150,17 @@ def test_cache_off_reads_the_files_for_training_and_nothing_else(machine):
 def test_images_other_than_those_of_the_trial_are_refused_with_the_cure(machine):
     with pytest.raises(ValueError, match=r"data\.content.*hash 0123.*Cure: restore the images"):
         open_development(trial_of(content="0123"), machine)
+
+
+def test_images_left_out_are_told(machine, caplog):
+    (machine.data_root / "class0" / "0.png").write_bytes(b"")
+    (machine.data_root / "class5" / "1.png").write_bytes(b"no image")
+    opened = open_development(
+        trial_of(split={"test_fraction": 0.33, "order": "sorted"}), machine.model_copy(update={"on_unreadable": "skip"})
+    )
+    assert [path for path, _ in (*opened.train.skipped, *opened.val.skipped)] == ["class0/0.png"]
+    (record,) = [record for record in caplog.records if "left out" in record.message]
+    assert record.message.startswith(
+        "warning: 1 of 16 images cannot be read and are left out: class0/0.png: an empty file"
+    )
+    assert "class5" not in record.message  # it is sealed

@@ -78,6 +78,9 @@ def _scan_folder(
         _scan_folder(Path(entry.path), f"{prefix}/{entry.name}".lstrip("/"), above | {real}, entries, faults)
 
 
+_MOST_LINES = 20  # with problems, that a message names
+
+
 def read_image_list(root: Path, list_file: str | None) -> list[Row]:
     """The images of a CSV file (UTF-8) with the columns path,label[,split][,role] in any order; others are ignored.
 
@@ -100,6 +103,8 @@ def read_image_list(root: Path, list_file: str | None) -> list[Row]:
             problems.append(f"line {number}: {fields['path']!r} is listed twice; remove one (it would find itself)")
         else:
             entries[entry.path] = entry
+    if len(problems) > _MOST_LINES:
+        problems[_MOST_LINES:] = [f"and {len(problems) - _MOST_LINES} more lines with problems"]
     rows, missing = found_on_disk(root, list(entries.values()))
     if missing:
         problems.append(f"{len(missing)} of {len(entries)} files do not exist under {root}: {listed(missing)}")

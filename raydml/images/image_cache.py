@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from PIL import Image
 
-from raydml.data.catalog import Catalog, DataError, refuse_small_classes
+from raydml.data.catalog import Catalog, DataError, listed, refuse_small_classes
 from raydml.data.datasets import digit_images
 from raydml.data.seal import TestKey
 from raydml.data.splits import Split
@@ -119,6 +119,7 @@ def load_development(
         kept_val = _stored(catalog, rows[is_val], storage)
         train = _source(catalog, rows[~is_val], storage)
         kept_train = _decoded(catalog, rows[~is_val], train, survey(train), None, storage.on_unreadable)
+    _tell_skipped(len(rows), kept_train.skipped | kept_val.skipped)
     return _part(catalog, split.train, kept_train), _part(catalog, split.val, kept_val)
 
 
@@ -129,7 +130,16 @@ def load_test(catalog: Catalog, split: Split, storage: Storage, *, key: TestKey)
     key.spend()
     rows = np.flatnonzero(np.isin(catalog.labels, split.test))
     kept = _digits(rows, storage.resizing) if catalog.root is None else _stored(catalog, rows, storage)
+    _tell_skipped(len(rows), kept.skipped)
     return _part(catalog, split.test, kept)
+
+
+def _tell_skipped(num_images: int, skipped: dict[str, str]) -> None:
+    if skipped:
+        reasons = listed((f"{path}: {reason}" for path, reason in skipped.items()), limit=20)
+        _logger.warning(
+            "warning: %d of %d images cannot be read and are left out: %s", len(skipped), num_images, reasons
+        )
 
 
 def _part(catalog: Catalog, classes: tuple[int, ...], kept: _Kept) -> Images:
@@ -165,8 +175,8 @@ def _stored(catalog: Catalog, rows: np.ndarray, storage: Storage) -> _Kept:
             )
         except OSError as error:
             raise DataError(
-                f"machine.cache_dir = {str(storage.cache_dir)!r} cannot be used: {error}; give a writable local "
-                "folder with enough space, or leave it out to keep the images in memory"
+                f"machine.cache_dir = {str(storage.cache_dir)!r} cannot be used: {error}; give a writable "
+                "folder with enough space on a local disk"
             ) from error
     if isinstance(found, NoRoom):
         _logger.warning("%s", _without_room(found, source))

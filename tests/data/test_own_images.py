@@ -336,3 +336,13 @@ def test_omniglot_characters_are_told_apart_by_their_alphabet(tmp_path):
     assert len(catalog.class_names) == 136  # the table in its README
     assert len(catalog.paths) == 2720
     assert {"Greek/character01", "Latin/character01"} < set(catalog.class_names)
+
+
+def test_a_message_names_a_bounded_number_of_lines(tmp_path):
+    (tmp_path / "list.csv").write_text("path,label\n" + "/absolute.jpg,a\n" * 50)
+    with pytest.raises(DataError) as caught:
+        open_catalog("image_list", tmp_path, "list.csv")
+    assert str(caught.value).count("\n") <= 25
+    assert "line 21: " in str(caught.value)
+    assert "line 22: " not in str(caught.value)
+    assert "and 30 more lines with problems" in str(caught.value)
