@@ -284,6 +284,8 @@ def test_an_interrupted_download_goes_on_where_it_was(app, server, tmp_path, mon
     server.slow = True
     one = source(server)
     code = (
+        # A shell that starts the tests in the background has them ignore Ctrl-C, and so would this child.
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import typer\nfrom raydml import cli, cli_data\nfrom raydml.download.sources import SOURCES, Archive, Source\n"
         f"SOURCES['cub200'] = {one!r}\n"
         "app = typer.Typer(cls=cli.Front)\napp.add_typer(cli_data.data, name='data')\n"
