@@ -29,8 +29,9 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from raydml.config import Trial, parse_machine, parse_trial
+from raydml.evaluate import AUTOCAST
 from raydml.model import IMAGENET_MEAN, IMAGENET_STD
-from raydml.train import AUTOCAST, Trainer
+from raydml.train import Trainer
 
 CPU_CASES: dict[str, dict[str, Any]] = {
     "convnet 56 px": {"backbone": "convnet", "resize_px": 64, "crop_px": 56, "batch": 64},
@@ -86,25 +87,36 @@ def trainer_turn(trainer: Trainer) -> Callable[[int], int]:
     return turn
 
 
+def bare_step(trainer: Trainer) -> Callable[[torch.Tensor, torch.Tensor], None]:
+    """Forward, loss, backward and optimiser for images and labels, in the trial's precision and with nothing else."""
+    method, device = trainer.method, trainer.device
+    optimizer = torch.optim.AdamW(method.parameters(), lr=1e-4)
+    dtype, generator = AUTOCAST[trainer.trial.precision], torch.Generator()
+
+    def step(images: torch.Tensor, labels: torch.Tensor) -> None:
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            embeddings = method.network(images)
+        loss = method.loss(embeddings, labels, method.miner(embeddings.detach(), labels, generator))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
 def bare_turn(trainer: Trainer) -> Callable[[int], int]:
     """The same network, loss, precision and optimiser on one batch on the device."""
-    trial, method, device = trainer.trial, trainer.method, trainer.device
+    trial, device = trainer.trial, trainer.device
     batch = trial.sampler.classes_per_batch * trial.sampler.images_per_class
     images = torch.randn(batch, 3, trial.data.crop_px, trial.data.crop_px, device=device)
     if trial.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.arange(batch, device=device) // trial.sampler.images_per_class
-    optimizer = torch.optim.AdamW(method.parameters(), lr=1e-4)
-    dtype, generator = AUTOCAST[trial.precision], torch.Generator()
+    step = bare_step(trainer)
 
     def turn(num_steps: int) -> int:
         for _ in range(num_steps):
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-                embeddings = method.network(images)
-            loss = method.loss(embeddings, labels, method.miner(embeddings.detach(), labels, generator))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+            step(images, labels)
         return num_steps
 
     return turn
@@ -112,7 +124,7 @@ def bare_turn(trainer: Trainer) -> Callable[[int], int]:
 
 def papers_turn(trainer: Trainer, root: Path, workers: int) -> Callable[[int], int]:
     """fp32, contiguous, and a DataLoader that decodes and augments image by image: as the published systems do it."""
-    trial, method, device = trainer.trial, trainer.method, trainer.device
+    trial, device = trainer.trial, trainer.device
     batch = trial.sampler.classes_per_batch * trial.sampler.images_per_class
     transform = v2.Compose(
         [
@@ -132,8 +144,7 @@ def papers_turn(trainer: Trainer, root: Path, workers: int) -> Callable[[int], i
         pin_memory=device.type == "cuda",
         persistent_workers=True,
     )
-    optimizer = torch.optim.AdamW(method.parameters(), lr=1e-4)
-    generator = torch.Generator()
+    step = bare_step(trainer)
 
     def endless() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         while True:
@@ -144,11 +155,7 @@ def papers_turn(trainer: Trainer, root: Path, workers: int) -> Callable[[int], i
     def turn(num_steps: int) -> int:
         for _ in range(num_steps):
             images, labels = (part.to(device, non_blocking=True) for part in next(batches))
-            embeddings = method.network(images)
-            loss = method.loss(embeddings, labels, method.miner(embeddings.detach(), labels, generator))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+            step(images, labels)
         return num_steps
 
     return turn

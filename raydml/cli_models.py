@@ -90,6 +90,7 @@ def read_trial(config: str, storage: Path, data_root: Path | None) -> tuple[Tria
             f"CONFIG = {config!r}: no such file. Cure: a YAML or JSON file of one trial, or STUDY:search-003"
         )
     from raydml.config import Machine, parse_machine, parse_trial
+    from raydml.study import find_study, own_machine, read_study
 
     if Path(config).is_file():
         raw = read_plain(Path(config))
@@ -98,8 +99,7 @@ def read_trial(config: str, storage: Path, data_root: Path | None) -> tuple[Tria
                 f"CONFIG = {config!r} has a key trial, as search spaces have. Cure: a file of one trial holds what "
                 "stands below that key (data, model, loss ...); a search space is for `sweep`"
             )
-        return parse_trial(raw), with_data_root(Machine(cache_dir=storage.resolve() / "cache"), data_root)
-    from raydml.study import find_study, read_study
+        return parse_trial(raw), own_machine(with_data_root(Machine(), data_root), storage)
 
     folder = find_study(study, storage)
     return parse_trial(recorded_trial(folder, key)), with_data_root(

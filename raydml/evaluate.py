@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ from raydml.data.seal import TestKey
 from raydml.export import rebuild
 from raydml.images.image_cache import Images
 from raydml.images.pixels import Pixels, centres
+from raydml.images.read_ahead import read_ahead
 from raydml.metrics import map_at_r, r_precision, recall_at_k
 from raydml.model import Network, build_network
 from raydml.preprocessing import Preprocessing
@@ -27,7 +27,7 @@ from raydml.randomness import seed_for
 from raydml.retrieval import nearest_neighbours
 from raydml.trial_images import open_development, open_test
 
-_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # Collapse: the embeddings' spread, relative to their length, is at most this (float32 resolves 6e-8) ...
 _SMALLEST_RELATIVE_SPREAD = 1e-4
@@ -56,15 +56,20 @@ def embed(
     precision is fp32; every module gets the mode back that it had. The centre crops of one batch are read (or decoded)
     while the batch before is embedded.
     """
-    if precision not in _AUTOCAST:
-        raise EvaluationError(f"precision: {precision!r}; one of {', '.join(_AUTOCAST)}")
+    if precision not in AUTOCAST:
+        raise EvaluationError(f"precision: {precision!r}; one of {', '.join(AUTOCAST)}")
     if len(pixels) == 0 or batch_size < 1:
         raise EvaluationError(f"{len(pixels)} images in batches of {batch_size}: both must be at least 1")
-    dtype, device = _AUTOCAST[precision], torch.device(device)
+    dtype, device = AUTOCAST[precision], torch.device(device)
     embeddings: NDArray[np.float32] | None = None
-    start = 0
-    with _evaluation_mode(network), torch.inference_mode():
-        for squares in _squares(pixels, preprocessing.crop_px, batch_size):
+    starts = range(0, len(pixels), batch_size)
+    calls = ((pixels, range(start, min(start + batch_size, len(pixels))), preprocessing.crop_px) for start in starts)
+    with (
+        _evaluation_mode(network),
+        torch.inference_mode(),
+        closing(read_ahead(centres, calls, num_ahead=1)) as squares_of_batches,
+    ):
+        for start, squares in zip(starts, squares_of_batches, strict=True):
             batch = torch.from_numpy(squares).to(device)
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
                 output = network(preprocessing.for_evaluation(batch))
@@ -72,21 +77,8 @@ def embed(
             if embeddings is None:
                 embeddings = np.empty((len(pixels), rows.shape[1]), dtype=np.float32)
             embeddings[start : start + len(rows)] = rows
-            start += len(rows)
     assert embeddings is not None
     return embeddings
-
-
-def _squares(pixels: Pixels, crop_px: int, batch_size: int) -> Iterator[NDArray[np.uint8]]:
-    """The centre crops of all images in batches, read one batch ahead."""
-    rows = [np.arange(start, min(start + batch_size, len(pixels))) for start in range(0, len(pixels), batch_size)]
-    with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
-        ahead = reader.submit(centres, pixels, rows[0], crop_px)
-        for following in [*rows[1:], None]:
-            squares = ahead.result()
-            if following is not None:
-                ahead = reader.submit(centres, pixels, following, crop_px)
-            yield squares
 
 
 @contextmanager

@@ -79,11 +79,12 @@ def create_study(space: Space, *, storage: Path, tracking_uri: str, space_text: 
                 f"own (--name {_free_name(folder)}), or go on with the old one (launch.py resume {space.study.name})"
             )
         # Where it runs and reports may change between one command and the next; what it is may not.
-        here = {"machine": _own_machine(space.machine, storage.resolve()).model_dump(mode="json")}
+        here = {"machine": own_machine(space.machine, storage).model_dump(mode="json")}
         write_json(folder / "study.json", {**made, **here, "tracking_uri": tracking_uri})
         return folder
     splits = make_splits(space.study, catalogs, trials)
-    preflight(space.machine, trials, cache_dir=storage.resolve() / "cache")
+    machine = own_machine(space.machine, storage)
+    preflight(machine, trials)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "split.json", splits)
     (folder / "space.yaml").write_text(space_text, encoding="utf-8")
@@ -96,7 +97,7 @@ def create_study(space: Space, *, storage: Path, tracking_uri: str, space_text: 
         "specification": digest,
         "commit": checkpoint.git_commit(),
         "select_on": trials[0].select_on,
-        "machine": _own_machine(space.machine, storage.resolve()).model_dump(mode="json"),
+        "machine": machine.model_dump(mode="json"),
         **specification,
     }
     write_json(folder / "study.json", study)  # last: a folder without it is not a study
@@ -114,12 +115,12 @@ def described_trials(space: Space, catalogs: Catalogs) -> list[Trial]:
     return trials
 
 
-def _own_machine(machine: Machine, storage: Path) -> Machine:
+def own_machine(machine: Machine, storage: Path) -> Machine:
     """Paths that mean the same in every process, and a cache beside the studies unless another place is named."""
     return machine.model_copy(
         update={
             "data_root": machine.data_root.resolve() if machine.data_root else None,
-            "cache_dir": machine.cache_dir.resolve() if machine.cache_dir else storage / "cache",
+            "cache_dir": machine.cache_dir.resolve() if machine.cache_dir else storage.resolve() / "cache",
         }
     )
 
@@ -145,9 +146,8 @@ def make_splits(study: Study, catalogs: Catalogs, trials: Iterable[Trial]) -> di
     return splits
 
 
-def preflight(machine: Machine, trials: Iterable[Trial], *, cache_dir: Path) -> None:
+def preflight(machine: Machine, trials: Iterable[Trial]) -> None:
     """Decode the development images and fetch the weights, once for all trials and before any of them starts."""
-    here = machine.model_copy(update={"cache_dir": machine.cache_dir or cache_dir})
     seen: set[str] = set()
     for trial in trials:
         data = trial.data
@@ -155,7 +155,7 @@ def preflight(machine: Machine, trials: Iterable[Trial], *, cache_dir: Path) -> 
             data.model_dump(mode="json", include={"content", "resize_px", "resize", "interpolation", "split"})
         )
         if images not in seen:
-            open_development(trial, here, augmented=False)
+            open_development(trial, machine, augmented=False)
         weights = f"{trial.model.backbone} {trial.model.weights}"
         if trial.model.weights != "none" and weights not in seen:
             build_network(**trial.model.model_dump(), seed=0)

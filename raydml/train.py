@@ -22,8 +22,6 @@ from raydml.randomness import Randomness
 from raydml.samplers.epoch_plan import EpochPlan
 from raydml.trial_images import augmentation_for, open_development
 
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 class Trainer:
     """One trial from its configuration to its best weights.
@@ -164,11 +162,11 @@ class Trainer:
     # --- one epoch -----------------------------------------------------------------------------------------
 
     def _end_epoch(self) -> dict[str, Any]:
-        start = time.perf_counter()
         assert self.under_way is not None
         result: dict[str, Any] = {"epoch": self.epoch + 1, **self.under_way.result()}
         (result["learning_rate"],) = (group["lr"] for group in self.optimizer.param_groups if group["name"] == "head")
         trained_s, self.under_way = self.under_way.seconds, None
+        start = time.perf_counter()
         validated = self._validate() if math.isfinite(result["train_loss"]) else "non_finite_loss"
         self.epoch += 1
         if isinstance(validated, str):
@@ -226,7 +224,7 @@ class Trainer:
         images: (B, 3, crop, crop) normalised; indices: (B,) of these images among the training images.
         """
         labels = self.train_labels[_on(self.device, indices)]
-        dtype = AUTOCAST[self.trial.precision]
+        dtype = evaluate.AUTOCAST[self.trial.precision]
         with (
             self.randomness.seeded_layers(self.device),
             torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None),
@@ -287,12 +285,15 @@ class EpochUnderWay:
         self.position += 1
 
     def result(self) -> dict[str, float]:
-        """What the epoch says about its training, all batches done."""
+        """What the epoch says about its training, all batches done. Waits for the device; asked once."""
         num_batches = len(self.plan.batches)
         num_images = sum(len(indices) for indices in self.plan.batches)
+        start = time.perf_counter()
+        loss_sum, norm_sum = self.loss_sum.item(), self.norm_sum.item()
+        self.seconds += time.perf_counter() - start  # a GPU may have had batches to train still
         return {
-            "train_loss": self.loss_sum.item() / num_batches,
-            "gradient_norm": self.norm_sum.item() / num_batches,
+            "train_loss": loss_sum / num_batches,
+            "gradient_norm": norm_sum / num_batches,
             "sampler_coverage": self.plan.coverage,
             "sampler_duplicates": self.plan.num_duplicates,
             "images_per_s": num_images / self.seconds,

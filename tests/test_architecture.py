@@ -65,6 +65,7 @@ FLOORS = {
     "images/loader": 2,
     "images/pack": 2,
     "images/packing": 2,
+    "images/read_ahead": 1,
     "images/shared_pack": 2,
     "images/transforms": 2,
     "samplers/class_index": 2,

@@ -5,9 +5,8 @@ the crops. Scaling, colours and normalisation are the device's, for the batch at
 thread scales, image by image.
 """
 
-from collections import deque
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor
 from raydml.data.catalog import DataError
 from raydml.images import crops, transforms
 from raydml.images.pixels import Pixels
+from raydml.images.read_ahead import read_ahead
 from raydml.images.transforms import Augmentation, Draws
 from raydml.preprocessing import Interpolation, Preprocessing
 
@@ -85,20 +85,15 @@ class Loader:
         return self._batches(plan, [int(seed) for seed in seeds])
 
     def _batches(self, plan: Sequence[np.ndarray], seeds: list[int]) -> Generator[Tensor, None, None]:
-        reader = ThreadPoolExecutor(1, thread_name_prefix="raydml-read")
-        try:
-            todo = iter(enumerate(zip(plan, seeds, strict=True)))
-            ahead: deque[Future[_Cut]] = deque()
-            for _ in plan:
-                while len(ahead) <= self.prefetch and (following := next(todo, None)) is not None:
-                    number, batch = following
-                    ahead.append(reader.submit(self._cut, *batch, place=number % len(self._scaled)))
-                cut = ahead.popleft().result()
+        calls = (
+            (rows, seed, number % len(self._scaled))
+            for number, (rows, seed) in enumerate(zip(plan, seeds, strict=True))
+        )
+        with closing(read_ahead(self._cut, calls, num_ahead=self.prefetch)) as cuts:
+            for cut in cuts:
                 yield self._finished_on_device(cut) if cut.scaled is None else self._finished_on_cpu(cut, cut.scaled)
-        finally:
-            reader.shutdown(wait=True, cancel_futures=True)
 
-    def _cut(self, rows: np.ndarray, seed: int, *, place: int) -> _Cut:
+    def _cut(self, rows: np.ndarray, seed: int, place: int) -> _Cut:
         """place: which of the buffers to scale into; there is one for each batch that is ahead."""
         images = self.pixels.read(rows)
         sizes = np.array([image.shape[:2] for image in images], dtype=np.int64).reshape(-1, 2)
