@@ -34,13 +34,13 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+from raydml.backbones import IMAGENET_MEAN, IMAGENET_STD
 from raydml.data.catalog import Catalog
 from raydml.data.datasets import open_catalog
 from raydml.data.splits import Split, make_split
 from raydml.images.image_cache import Images, Storage, load_development
 from raydml.images.loader import Loader
 from raydml.images.transforms import Augmentation, ColorJitter
-from raydml.model import IMAGENET_MEAN, IMAGENET_STD
 from raydml.preprocessing import Preprocessing
 
 BATCH, RESIZE_PX, CROP_PX = 64, 256, 224

@@ -64,12 +64,11 @@ def entries_of(kind: Kind) -> Iterator[Entry]:
             source = "" if kind == "methods" else plugins.source(kind, name)
             yield Entry(name, plugins.describe(kind, name), source, settings, fits(kind, name))
     elif kind == "backbones":
-        from raydml.model import BACKBONES
+        from raydml.backbones import BACKBONES
 
         for name, facts in BACKBONES.items():
-            size = f"exactly {facts.fixed_crop_px}" if facts.fixed_crop_px else f"at least {facts.minimum_crop_px}"
-            weights = facts.weights_file or "no published weights"
-            yield Entry(name, f"{facts.feature_dim} features, crops of {size} px, {weights}", "", [])
+            weights = facts.weights_file or facts.weights_by_path or "no published weights"
+            yield Entry(name, f"{facts.feature_dim} features, crops of {facts.crops} px, {weights}", "", [])
     else:
         from raydml.config import Trial
 

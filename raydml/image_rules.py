@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from raydml.model import BACKBONES
+from raydml.backbones import BACKBONES
 from raydml.problems import Problem
 
 Rule = tuple[tuple[str, ...], Callable[..., Iterator[Problem]]]  # the sections it reads, and the rule
@@ -68,24 +68,44 @@ def _augmentation(data: Any) -> Iterator[Problem]:
 
 def _data_and_model(data: Any, model: Any) -> Iterator[Problem]:
     facts = BACKBONES[model.backbone]
-    smallest = facts.minimum_crop_px
-    if facts.fixed_crop_px not in (None, data.crop_px):
-        message = f"backbone {model.backbone} takes images of exactly {facts.fixed_crop_px} px"
-        cure = f"write crop_px: {facts.fixed_crop_px} and a resize_px at least as large, or choose another backbone"
-        yield Problem("data.crop_px", data.crop_px, message, cure=cure)
-    elif data.crop_px < smallest:
-        message = f"backbone {model.backbone} needs at least {smallest} px"
-        cure = f"write crop_px and resize_px of at least {smallest}, or choose backbone convnet"
+    if not facts.takes_crop(data.crop_px):
+        message = f"backbone {model.backbone} takes crops of {facts.crops} px"
+        nearest = facts.nearest_crop_px(data.crop_px)
+        cure = f"write crop_px: {nearest} and a resize_px at least as large, or choose another backbone"
         yield Problem("data.crop_px", data.crop_px, message, cure=cure)
 
 
 def _model(model: Any) -> Iterator[Problem]:
-    if model.weights == "default" and BACKBONES[model.backbone].weights_file is None:
-        message = f"backbone {model.backbone} has no published weights"
-        yield Problem("model.weights", model.weights, message, ("none", "PATH"), cure="write weights: none")
+    facts = BACKBONES[model.backbone]
+    if model.weights == "default" and facts.weights_file is None:
+        message = f"backbone {model.backbone} has no published weights to fetch"
+        yield Problem("model.weights", model.weights, message, ("none", "PATH"), cure=facts.weights_cure)
     if model.weights == "none" and model.freeze_batch_norm:
         message = "freezes statistics that nothing has trained: weights is none"
         yield Problem("model.freeze_batch_norm", True, message, cure="remove it, or start from trained weights")
+    if model.pooling != "average" and not facts.has_pooling:
+        message = f"has no effect: backbone {model.backbone} has no map to pool"
+        yield Problem("model.pooling", model.pooling, message, cure="remove it, or choose another backbone")
+
+
+def _projection(model: Any) -> Iterator[Problem]:
+    if model.projection != "none":
+        return
+    feature_dim = BACKBONES[model.backbone].feature_dim
+    if model.embedding_dim != feature_dim:
+        message = f"backbone {model.backbone} has {feature_dim} features, and projection none keeps them as they are"
+        cure = f"write embedding_dim: {feature_dim}, or projection: linear or linear_no_bias"
+        yield Problem("model.embedding_dim", model.embedding_dim, message, cure=cure)
+    if model.head_init != "torch":
+        message = "has no effect: with projection none there is no layer to initialise"
+        yield Problem("model.head_init", model.head_init, message, cure="remove it, or projection: linear")
+
+
+def _projection_and_regularizers(model: Any, regularizers: Any) -> Iterator[Problem]:
+    if model.projection == "none" and "orthogonality" in regularizers:
+        message = "needs a linear layer in the head, and model.projection is none"
+        cure = "remove it, or write model.projection: linear or linear_no_bias"
+        yield Problem("regularizers.orthogonality", regularizers["orthogonality"], message, cure=cure)
 
 
 IMAGE_RULES: tuple[Rule, ...] = (
@@ -93,4 +113,6 @@ IMAGE_RULES: tuple[Rule, ...] = (
     (("data",), _augmentation),
     (("data", "model"), _data_and_model),
     (("model",), _model),
+    (("model",), _projection),
+    (("model", "regularizers"), _projection_and_regularizers),
 )

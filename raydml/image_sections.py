@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from raydml.model import BACKBONES, Normalisation
+from raydml.backbones import BACKBONES, Pooling
+from raydml.head import HeadInit, Normalisation, Projection
 from raydml.preprocessing import Interpolation, Resize
 from raydml.problems import ConfigError, unknown_name
 from raydml.sections import Count, Fraction, Index, NotNegative, Probability, Range, Section
@@ -108,6 +109,8 @@ def _known_backbone(name: str) -> str:
 class Model(Section):
     """Backbone and embedding head. weights: default (published ImageNet weights), none (random), or a path.
 
+    pooling: what becomes of the backbone's last map. The head is [layer norm], [dropout of the features], projection
+    (none: embedding_dim is the backbone's number of features), normalisation. head_init: the projection's first values.
     freeze_batch_norm is true unless said otherwise where the weights are pretrained, and false where they are not.
     """
 
@@ -117,6 +120,10 @@ class Model(Section):
     layer_norm: bool = False
     normalize: Normalisation = "l2"
     freeze_batch_norm: bool = True
+    pooling: Pooling = "average"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    projection: Projection = "linear"
+    head_init: HeadInit = "torch"
 
     @model_validator(mode="before")
     @classmethod

@@ -63,8 +63,12 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def load_exactly(module: torch.nn.Module, state: dict[str, torch.Tensor], origin: str) -> None:
-    """Load a state dict into a module; any missing, unexpected or misshapen tensor is a WeightsError."""
+    """Load a state dict into a module; any missing, unexpected or misshapen tensor is a WeightsError.
+
+    A vector may come as a matrix of one row: so Caffe keeps BatchNorm, and so the published BN-Inception has it.
+    """
     own = module.state_dict()
+    state = {name: _without_row(value, own.get(name)) for name, value in state.items()}
     # Old files lack the counters that BatchNorm gained in torch 0.4; they do not enter any number of ours.
     counters = {name: own[name] for name in own if name.endswith("num_batches_tracked") and name not in state}
     state = {**state, **counters}
@@ -83,6 +87,12 @@ def load_exactly(module: torch.nn.Module, state: dict[str, torch.Tensor], origin
     if problems:
         raise WeightsError(f"weights: {origin} does not fit the network: " + "; ".join(problems))
     module.load_state_dict(state)
+
+
+def _without_row(value: torch.Tensor, wanted: torch.Tensor | None) -> torch.Tensor:
+    """(1, C) -> (C,) where a vector of C is wanted; anything else as it is."""
+    is_row = wanted is not None and wanted.ndim == 1 and value.shape == (1, *wanted.shape)
+    return value.squeeze(0) if is_row else value
 
 
 def _has_named_digest(path: Path, file_name: str) -> bool:

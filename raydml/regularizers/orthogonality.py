@@ -31,6 +31,8 @@ class Orthogonality(Regularizer):
         ] = 1.0,
     ) -> None:
         super().__init__()
+        if network.head.linear is None:
+            raise ValueError("there is no linear layer: set model.projection to linear or linear_no_bias")
         self.weight = weight
         # In a tuple, where torch does not look for submodules: the layer's parameters are the network's.
         self._linear = (network.head.linear,)

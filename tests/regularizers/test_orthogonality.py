@@ -68,3 +68,9 @@ def test_the_layer_is_the_networks_alone() -> None:
     network = _network(torch.eye(3))
     both = nn.ModuleDict({"network": network, "regularizer": Orthogonality(network)})
     assert list(both.state_dict()) == ["network.head.linear.weight", "network.head.linear.bias"]
+
+
+def test_a_head_without_a_layer_is_refused() -> None:
+    head = Head(3, 3, layer_norm=False, normalize="none", projection="none")
+    with pytest.raises(ValueError, match=r"set model\.projection to linear"):
+        Orthogonality(Network(nn.Identity(), head, freeze_batch_norm=False))
