@@ -28,9 +28,9 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+from raydml.backbones import IMAGENET_MEAN, IMAGENET_STD
 from raydml.config import Trial, parse_machine, parse_trial
 from raydml.evaluate import AUTOCAST
-from raydml.model import IMAGENET_MEAN, IMAGENET_STD
 from raydml.train import Trainer
 
 CPU_CASES: dict[str, dict[str, Any]] = {
@@ -96,7 +96,7 @@ def bare_step(trainer: Trainer) -> Callable[[torch.Tensor, torch.Tensor], None]:
     def step(images: torch.Tensor, labels: torch.Tensor) -> None:
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             embeddings = method.network(images)
-        loss = method.loss(embeddings, labels, method.miner(embeddings.detach(), labels, generator))
+        loss = method.objective(embeddings, labels, generator)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

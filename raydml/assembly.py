@@ -1,5 +1,6 @@
 """From a trial's configuration to the parts that train: method and optimiser."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,19 +9,22 @@ import torch
 from raydml import plugins
 from raydml.config import Trial
 from raydml.methods._base import Method
-from raydml.model import build_network
+from raydml.model import Network, build_network
+from raydml.objective import Objective
 from raydml.optimizers import build_optimizer, check_every_parameter_learns
 from raydml.randomness import seed_for
+from raydml.samplers.epoch_plan import Sampler
 from raydml.samplers.samplers import SAMPLERS
 
 
 def network_arguments(trial: Trial) -> dict[str, Any]:
     """What rebuilds the network of a trial, given weights and a seed: keywords of ``model.build_network``."""
-    return trial.model.model_dump(exclude={"weights"})
+    method: type[Method] = plugins.load("methods", trial.method.name)
+    return {**trial.model.model_dump(exclude={"weights"}), **method.network_arguments(**trial.method.settings)}
 
 
 def build_method(trial: Trial, train_labels: np.ndarray, device: torch.device) -> Method:
-    """The trial's method with its network, loss, miner and sampler, on the device, initialised from its seed.
+    """The trial's method with its network, objectives and samplers, on the device, initialised from its seed.
 
     train_labels: (N,) int64 in 0..C-1.
     """
@@ -29,43 +33,42 @@ def build_method(trial: Trial, train_labels: np.ndarray, device: torch.device) -
     )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_for(trial.seed, "loss_init"))
-        loss = plugins.build(
-            "losses",
-            trial.loss.name,
-            num_classes=int(train_labels.max()) + 1,
-            embedding_dim=trial.model.embedding_dim,
-            **trial.loss.settings,
+        method: Method = plugins.build(
+            "methods",
+            trial.method.name,
+            network=network,
+            train_labels=train_labels,
+            num_epochs=trial.epochs,
+            make_objective=partial(make_objective, trial, network),
+            make_sampler=partial(make_sampler, trial),
+            **trial.method.settings,
         )
-        miner = plugins.build("miners", trial.miner.name, **trial.miner.settings) if trial.miner else None
-        regularizers = {
-            name: plugins.build(
-                "regularizers",
-                name,
-                num_classes=int(train_labels.max()) + 1,
-                embedding_dim=trial.model.embedding_dim,
-                network=network,
-                loss=loss,
-                miner=miner,
-                **settings,
-            )
-            for name, settings in sorted(trial.regularizers.items())
-        }
-    method: Method = plugins.build(
-        "methods",
-        trial.method.name,
-        network=network,
-        loss=loss,
-        miner=miner,
-        regularizers=regularizers,
-        sampler=SAMPLERS[trial.sampler.name](train_labels, **trial.sampler.model_dump(exclude={"name"})),
-        **trial.method.settings,
-    )
     method.to(device)
     if trial.channels_last:
         method.network.to(memory_format=torch.channels_last)
     if trial.compile:
-        method.network.compile()  # in place: the names in the state dict stay as they are
+        method.network.trunk.compile()  # in place: the names in the state dict stay as they are
     return method
+
+
+def make_objective(
+    trial: Trial, network: Network, num_classes: int, embedding_dim: int, *, with_regularizers: bool = True
+) -> Objective:
+    """The trial's loss, miner and regularisers, new ones, for so many classes and embeddings of this size."""
+    sizes = {"num_classes": num_classes, "embedding_dim": embedding_dim}
+    loss = plugins.build("losses", trial.loss.name, **sizes, **trial.loss.settings)
+    miner = plugins.build("miners", trial.miner.name, **trial.miner.settings) if trial.miner else None
+    regularizers = {
+        name: plugins.build("regularizers", name, **sizes, network=network, loss=loss, miner=miner, **settings)
+        for name, settings in sorted(trial.regularizers.items())
+        if with_regularizers
+    }
+    return Objective(loss, miner, regularizers)
+
+
+def make_sampler(trial: Trial, labels: np.ndarray) -> Sampler:
+    """The trial's sampler for images of these labels (N,). Raises DataError for what it cannot make batches of."""
+    return SAMPLERS[trial.sampler.name](labels, **trial.sampler.model_dump(exclude={"name"}))
 
 
 def build_trial_optimizer(trial: Trial, method: Method) -> torch.optim.Optimizer:
@@ -85,5 +88,6 @@ def build_trial_optimizer(trial: Trial, method: Method) -> torch.optim.Optimizer
         learning_rates=rates,
         weight_decay=settings.weight_decay,
         loss_weight_decay=settings.loss_weight_decay,
+        own_weight_decays=method.weight_decays(),
         **own,
     )

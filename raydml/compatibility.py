@@ -72,6 +72,10 @@ def _schedule_and_epochs(schedule: Any, epochs: int) -> Iterator[Problem]:
         if value >= epochs and value > 0:
             message = f"leaves nothing of the trial's {epochs} epochs"
             yield Problem(f"schedule.{key}", value, message, cure=f"write at most {epochs - 1}, or raise epochs")
+    if schedule.new_layer_factor != 1 and schedule.new_layer_warmup_epochs == 0:
+        message = "has no effect: new_layer_warmup_epochs is 0"
+        cure = "remove it, or write new_layer_warmup_epochs: 1"
+        yield Problem("schedule.new_layer_factor", schedule.new_layer_factor, message, cure=cure)
     if schedule.name == "step":
         milestones = list(schedule.milestones)
         if milestones != sorted(set(milestones)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from raydml import checkpoint
 from raydml.config import Machine, Trial, parse_trial
@@ -49,11 +49,13 @@ def embed(
     device: str | torch.device,
     batch_size: int,
     precision: str = "fp32",
+    forward: Callable[[Tensor], Tensor] | None = None,
 ) -> NDArray[np.float32]:
     """N resized images -> embeddings (N, D) float32 on the host, in the order given.
 
     The network stands on `device` already. It runs in evaluation mode without gradients, under autocast unless
-    precision is fp32; every module gets the mode back that it had. The centre crops of one batch are read (or decoded)
+    precision is fp32; every module gets the mode back that it had. forward: what of the network to take instead of its
+    output, a function of a batch (B, 3, crop, crop) to (B, D). The centre crops of one batch are read (or decoded)
     while the batch before is embedded.
     """
     if precision not in AUTOCAST:
@@ -72,7 +74,7 @@ def embed(
         for start, squares in zip(starts, squares_of_batches, strict=True):
             batch = torch.from_numpy(squares).to(device)
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-                output = network(preprocessing.for_evaluation(batch))
+                output = (forward or network)(preprocessing.for_evaluation(batch))
             rows = output.float().cpu().numpy()
             if embeddings is None:
                 embeddings = np.empty((len(pixels), rows.shape[1]), dtype=np.float32)

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import nn
 
-GROUPS = ("backbone", "head", "loss")
+GROUPS = ("backbone", "head", "loss")  # of every method; a method may have others of its own
 
 
 def _adamw(groups: list[dict[str, object]], momentum: float) -> torch.optim.Optimizer:  # noqa: ARG001
@@ -41,25 +42,29 @@ def build_optimizer(
     learning_rates: Mapping[str, float],
     weight_decay: float,
     loss_weight_decay: float = 0.0,
+    own_weight_decays: Mapping[str, float] = MappingProxyType({}),
     momentum: float = 0.0,
 ) -> torch.optim.Optimizer:
     """An optimiser with one group per entry of ``groups`` (empty ones are left out).
 
-    Each group carries its ``name`` and, under ``base_lr``, the learning rate that a schedule scales. Weight
-    decay acts on the network; the parameters of the loss have their own, 0 unless given: a margin's beta or a
+    Each group carries its ``name`` and, under ``base_lr``, the learning rate that a schedule scales. A group that is
+    not in ``learning_rates`` takes that of the head, and its decay from ``own_weight_decays``. Weight decay acts on
+    the network; the parameters of the loss have their own, 0 unless given: a margin's beta or a
     proxy has no reason to be near zero (Roth et al., "Revisiting Training Strategies", ICML 2020, give the
     criterion its own group without decay), but the class vectors of BMVC 2019 and the levels of AAAI 2021 do
     decay. Momentum is read by sgd and rmsprop.
     """
     if name not in OPTIMIZERS:
         raise ValueError(f"optimizer name: {name!r}; one of {', '.join(OPTIMIZERS)}")
+    decays = {"backbone": weight_decay, "head": weight_decay, "loss": loss_weight_decay, **own_weight_decays}
+    rates = {group: learning_rates.get(group, learning_rates["head"]) for group in groups}
     listed: list[dict[str, object]] = [
         {
             "params": list(parameters),
             "name": group,
-            "lr": learning_rates[group],
-            "base_lr": learning_rates[group],
-            "weight_decay": loss_weight_decay if group == "loss" else weight_decay,
+            "lr": rates[group],
+            "base_lr": rates[group],
+            "weight_decay": decays[group],
         }
         for group, parameters in groups.items()
         if parameters

@@ -1,4 +1,4 @@
-"""What must fit together among losses, miners, regularizers, samplers and the optimizer."""
+"""What must fit together among methods, losses, miners, regularizers, samplers and the optimizer."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from raydml import plugins
+from raydml.methods._base import Method
 from raydml.model import Head, Network
 from raydml.problems import Problem
 
@@ -93,12 +94,42 @@ def _regularizers_and_model(regularizers: Any, model: Any) -> Iterator[Problem]:
         yield Problem("regularizers.embedding_norm", regularizers["embedding_norm"], message, cure=cure)
 
 
+def _method_and_model(method: Any, model: Any) -> Iterator[Problem]:
+    num_slices = _method_class(method).network_arguments(**method.settings).get("num_slices", 1)
+    if model.embedding_dim % num_slices:
+        message = f"cannot be cut into the {num_slices} equal slices that method {method.name} asks for"
+        nearest = max(num_slices, round(model.embedding_dim / num_slices) * num_slices)
+        cure = f"write {nearest}, or change the method; where both vary, put them into one choice (key `method, model`)"
+        yield Problem("model.embedding_dim", model.embedding_dim, message, cure=cure)
+
+
+def _method_and_sampler(method: Any, sampler: Any) -> Iterator[Problem]:
+    try:
+        _method_class(method).check_settings(
+            {"batch_size": _batch_size(sampler), **sampler.model_dump()}, **method.settings
+        )
+    except ValueError as error:
+        message, _, cure = str(error).partition("; ")
+        yield Problem("method", {"name": method.name, **method.settings}, message, cure=cure)
+
+
+def _method_class(method: Any) -> type[Method]:
+    cls: type[Method] = plugins.load("methods", method.name)
+    return cls
+
+
+def _batch_size(sampler: Any) -> int:
+    """Images in a batch."""
+    balanced = sampler.name == "class_balanced"
+    size: int = sampler.classes_per_batch * sampler.images_per_class if balanced else sampler.batch_size
+    return size
+
+
 def _regularizers_and_sampler(regularizers: Any, sampler: Any) -> Iterator[Problem]:
     memory = regularizers.get("cross_batch_memory")
     if memory is None:
         return
-    balanced = sampler.name == "class_balanced"
-    batch = sampler.classes_per_batch * sampler.images_per_class if balanced else sampler.batch_size
+    batch = _batch_size(sampler)
     if memory["size"] < batch:
         message = f"is less than the {batch} images of a batch, which the memory holds first of all"
         cure = f"write at least {batch}, better many times as much"
@@ -151,6 +182,8 @@ def _construct_once(kind: str, name: str, settings: str) -> _Constructed:
 
 PLUGIN_RULES: tuple[Rule, ...] = (
     (("loss", "miner"), _loss_and_miner),
+    (("method", "model"), _method_and_model),
+    (("method", "sampler"), _method_and_sampler),
     (("loss", "sampler"), _loss_and_sampler),
     (("loss",), _loss_constructs),
     (("miner",), _miner_constructs),

@@ -20,7 +20,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 KINDS = ("losses", "miners", "regularizers", "methods")
 
 # What a constructor may ask for before its `*`. Anything else there is a mistake in the plugin.
-CONTEXT = ("num_classes", "embedding_dim", "network", "loss", "miner", "sampler", "regularizers")
+CONTEXT = (
+    *("num_classes", "embedding_dim", "network", "loss", "miner"),
+    *("train_labels", "num_epochs", "make_objective", "make_sampler"),
+)
 
 # `build` and the plugin block of a configuration use these words themselves.
 RESERVED = ("kind", "name")

@@ -3,18 +3,22 @@ what method, loss or sampler it has."""
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from raydml import assembly, checkpoint, evaluate
 from raydml.config import Machine, Trial, fingerprint
+from raydml.epoch_under_way import EpochUnderWay
 from raydml.images.loader import Loader
+from raydml.images.pixels import Pixels
+from raydml.methods._base import Batch
 from raydml.model import preprocessing_for
 from raydml.optimizers import learning_rate_factor
 from raydml.protocols import protocols_of
@@ -65,6 +69,7 @@ class Trainer:
         self.epoch = 0
         self.ended = ""
         self.under_way: EpochUnderWay | None = None
+        self.seen_train: Pixels | None = None  # the training images as evaluation sees them, once a method asks
         self.last_result: dict[str, Any] = {}
         self.best_epoch = 0  # 0: the network as it was built
         self.best_metrics: dict[str, float] = {}
@@ -76,7 +81,8 @@ class Trainer:
         A result holds: epoch (from 1), train_loss (mean over the batches), val_recall_at_k for each k,
         val_r_precision, val_map_at_r, best_<select_on>, learning_rate (of the head, at the last step),
         gradient_norm (over all parameters before clipping, mean over the batches), sampler_coverage,
-        sampler_duplicates, epoch_s, images_per_s (training alone), and ended: "" while it goes on, "finished",
+        sampler_duplicates, epoch_s, images_per_s (training alone), after a clustering what the method says of it and
+        clustering_s (features included), and ended: "" while it goes on, "finished",
         "non_finite_loss" or "collapsed". Every number in it is finite: what could not be measured is absent.
         """
         for result in self.steps():
@@ -89,8 +95,12 @@ class Trainer:
         A trainer that gets a state from the middle of an epoch trains the batches that are left of it.
         """
         while not self.ended:
-            yield from self._train()
-            yield self._end_epoch()
+            try:
+                yield from self._train()
+            except _NonFiniteFeatures:
+                yield self._end({"epoch": self.epoch + 1}, "non_finite_loss")
+            else:
+                yield self._end_epoch()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides the rest of the run, copied to the CPU: tensors and plain values only."""
@@ -101,7 +111,7 @@ class Trainer:
             "last_result": dict(self.last_result),
             "under_way": None if self.under_way is None else _snapshot(self.under_way.to_dict()),
             "method": _snapshot(self.method.state_dict()),
-            "sampler": _snapshot(self.method.sampler.state_dict()),
+            "samplers": {name: _snapshot(sampler.state_dict()) for name, sampler in self.method.samplers.items()},
             "optimizer": _snapshot(self.optimizer.state_dict()),
             "scaler": self.scaler.state_dict(),
             "randomness": _snapshot(self.randomness.state_dict()),
@@ -119,7 +129,8 @@ class Trainer:
                 "a trial continues only with the configuration it was started with"
             )
         self.method.load_state_dict(state["method"])
-        self.method.sampler.load_state_dict(state["sampler"])
+        for name, sampler in self.method.samplers.items():
+            sampler.load_state_dict(state["samplers"][name])
         # The optimiser would go on working in the tensors it is given.
         self.optimizer.load_state_dict(_snapshot(state["optimizer"]))
         self.scaler.load_state_dict(state["scaler"])
@@ -164,23 +175,26 @@ class Trainer:
     def _end_epoch(self) -> dict[str, Any]:
         assert self.under_way is not None
         result: dict[str, Any] = {"epoch": self.epoch + 1, **self.under_way.result()}
-        (result["learning_rate"],) = (group["lr"] for group in self.optimizer.param_groups if group["name"] == "head")
+        num_batches = len(self.under_way.plan.batches)
+        result["learning_rate"] = self.trial.optimizer.learning_rate * self._rate_factor(num_batches - 1, num_batches)
         trained_s, self.under_way = self.under_way.seconds, None
         start = time.perf_counter()
         validated = self._validate() if math.isfinite(result["train_loss"]) else "non_finite_loss"
-        self.epoch += 1
-        if isinstance(validated, str):
-            self.ended = validated
-        else:
+        ended = validated if isinstance(validated, str) else ""
+        if not isinstance(validated, str):
             result.update(validated)
-            self._keep_if_best(validated)
-            self.ended = "finished" if self.epoch == self.trial.epochs else ""
-        if self.best_metrics:
-            select_on = self.trial.select_on
-            result[f"best_{select_on}"] = self.best_metrics[select_on]
-        result["epoch_s"] = trained_s + time.perf_counter() - start
-        result = {name: value for name, value in result.items() if math.isfinite(value)}
-        self.last_result = {**result, "ended": self.ended}
+            self._keep_if_best(validated, self.epoch + 1)
+            ended = "finished" if self.epoch + 1 == self.trial.epochs else ""
+        result["epoch_s"] = trained_s + result.get("clustering_s", 0.0) + time.perf_counter() - start
+        return self._end(result, ended)
+
+    def _end(self, result: Mapping[str, float], ended: str) -> dict[str, Any]:
+        """Close the epoch with what is finite of its result."""
+        self.epoch += 1
+        self.ended = ended
+        best = {f"best_{name}": value for name, value in self.best_metrics.items() if name == self.trial.select_on}
+        finite = {name: value for name, value in {**result, **best}.items() if math.isfinite(value)}
+        self.last_result = {**finite, "ended": ended}
         return dict(self.last_result)
 
     def _train(self) -> Iterator[None]:
@@ -192,19 +206,57 @@ class Trainer:
         for parameter in self.method.parameter_groups()["backbone"]:
             parameter.requires_grad_(not new_layers_only)
         if self.under_way is None:
-            plan = self.method.plan_epoch(self.randomness.sampler)
-            self.under_way = EpochUnderWay(plan, self.randomness.batch_seeds(len(plan.batches)), self.device)
-        epoch = self.under_way
-        left = epoch.plan.batches[epoch.position :]
-        with closing(self.loader.batches(left, epoch.seeds[epoch.position :])) as loaded:
-            for indices, images in zip(left, loaded, strict=True):
-                self._set_learning_rates(epoch.position, len(epoch.plan.batches))
-                loss, norm = self._step(images, indices)
+            clustering = self._recluster()
+            start = time.perf_counter()
+            if self.epoch == self.trial.schedule.new_layer_warmup_epochs > 0:
+                self.optimizer.state.clear()  # the first epoch in which all layers learn has an optimiser of its own
+            plan = self.method.plan_epoch(self.epoch, self.randomness.sampler)
+            seeds = self.randomness.batch_seeds(len(plan.batches))
+            self.under_way = EpochUnderWay(plan, seeds, self.device, clustering)
+        epoch, plan = self.under_way, self.under_way.plan
+        flip = None if plan.flip is None else plan.flip[epoch.position :]
+        loaded = self.loader.batches(plan.batches[epoch.position :], epoch.seeds[epoch.position :], flip)
+        with closing(loaded):
+            for images in loaded:
+                self._set_learning_rates(epoch.position, len(plan.batches))
+                loss, norm = self._step(images, plan, epoch.position)
                 epoch.add(loss, norm, seconds=time.perf_counter() - start)
                 yield
                 start = time.perf_counter()
 
+    def _recluster(self) -> dict[str, float]:
+        """What there is to say of a clustering before the next epoch; nothing where the method wants none."""
+        if not self.method.time_to_recluster(self.epoch):
+            return {}
+        start = time.perf_counter()
+        clustering = self.method.recluster(self._features, self.epoch, self.device)
+        return {**clustering, "clustering_s": time.perf_counter() - start}
+
+    def _features(self, forward: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
+        """(N, F): forward of all training images as evaluation sees them."""
+        if self.seen_train is None:
+            original = self.trial.data.cache == "off"  # the training images are files of any size then
+            opened = open_development(self.trial, self.machine, augmented=False).train if original else None
+            self.seen_train = (opened or self.train_images).pixels
+        features = evaluate.embed(
+            self.method,
+            self.seen_train,
+            self.preprocessing,
+            device=self.device,
+            batch_size=self.machine.evaluation_batch,
+            precision=self.trial.precision,
+            forward=forward,
+        )
+        if not np.isfinite(features).all():
+            raise _NonFiniteFeatures  # what broke need not be what validation embeds with
+        return features
+
     def _set_learning_rates(self, batch: int, num_batches: int) -> None:
+        factor = self._rate_factor(batch, num_batches)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+
+    def _rate_factor(self, batch: int, num_batches: int) -> float:
         schedule = self.trial.schedule
         factor = learning_rate_factor(
             schedule.name,
@@ -215,25 +267,32 @@ class Trainer:
             warmup_epochs=schedule.warmup_epochs,
             **schedule.model_dump(include={"milestones", "gamma"}),
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
+        return factor * (schedule.new_layer_factor if self.epoch < schedule.new_layer_warmup_epochs else 1.0)
 
-    def _step(self, images: Tensor, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+    def _step(self, images: Tensor, plan: EpochPlan, position: int) -> tuple[Tensor, Tensor]:
         """One update; returns the loss and the norm of the gradient, both scalars on the device.
 
-        images: (B, 3, crop, crop) normalised; indices: (B,) of these images among the training images.
+        images: (B, 3, crop, crop) normalised, the batch of the plan at this position.
         """
-        labels = self.train_labels[_on(self.device, indices)]
+        if plan.targets is None:
+            labels = self.train_labels[_on(self.device, plan.batches[position])]
+        else:
+            labels = _on(self.device, plan.targets[position])
+        batch = Batch(images, labels, self.epoch, 0 if plan.learners is None else int(plan.learners[position]))
         dtype = evaluate.AUTOCAST[self.trial.precision]
         with (
             self.randomness.seeded_layers(self.device),
             torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None),
         ):
-            loss = self.method.batch_loss(images, labels, self.randomness.mining)
+            loss = self.method.batch_loss(batch, self.randomness.mining)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if self.method.idle_parameters_move:
+            for parameter in parameters:
+                if parameter.grad is None and parameter in self.optimizer.state:
+                    parameter.grad = torch.zeros_like(parameter)
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.trial.optimizer.gradient_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.trial.optimizer.gradient_clip, norm)
@@ -259,57 +318,15 @@ class Trainer:
         scores = evaluate.score_by_all(embeddings, self.val_images, protocols, recall_at=self.trial.recall_at)
         return {f"val_{name}": value for name, value in scores.items()}
 
-    def _keep_if_best(self, metrics: Mapping[str, float]) -> None:
+    def _keep_if_best(self, metrics: Mapping[str, float], epoch: int) -> None:
         select_on = self.trial.select_on
         if not self.best_metrics or metrics[select_on] > self.best_metrics[select_on]:
-            self.best_epoch, self.best_metrics = self.epoch, dict(metrics)
+            self.best_epoch, self.best_metrics = epoch, dict(metrics)
             self.best_weights = _snapshot(self.method.network.state_dict())
 
 
-class EpochUnderWay:
-    """An epoch of which some batches are trained: its plan, the seed of each batch, the sums that its result needs."""
-
-    def __init__(self, plan: EpochPlan, seeds: np.ndarray, device: torch.device) -> None:
-        self.plan, self.seeds = plan, seeds
-        self.position = 0
-        self.seconds = 0.0
-        # The host reads these once, after the last batch: reading each would make the device wait for it.
-        self.loss_sum = torch.zeros((), device=device)
-        self.norm_sum = torch.zeros((), device=device)
-
-    def add(self, loss: Tensor, norm: Tensor, *, seconds: float) -> None:
-        """Count one more trained batch."""
-        self.loss_sum += loss
-        self.norm_sum += norm
-        self.seconds += seconds
-        self.position += 1
-
-    def result(self) -> dict[str, float]:
-        """What the epoch says about its training, all batches done. Waits for the device; asked once."""
-        num_batches = len(self.plan.batches)
-        num_images = sum(len(indices) for indices in self.plan.batches)
-        start = time.perf_counter()
-        loss_sum, norm_sum = self.loss_sum.item(), self.norm_sum.item()
-        self.seconds += time.perf_counter() - start  # a GPU may have had batches to train still
-        return {
-            "train_loss": loss_sum / num_batches,
-            "gradient_norm": norm_sum / num_batches,
-            "sampler_coverage": self.plan.coverage,
-            "sampler_duplicates": self.plan.num_duplicates,
-            "images_per_s": num_images / self.seconds,
-        }
-
-    def to_dict(self) -> dict[str, Any]:
-        """Arrays, tensors and plain values."""
-        return {**vars(self), "plan": self.plan.to_dict()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], device: torch.device) -> "EpochUnderWay":
-        """The inverse of to_dict, its arrays as tensors."""
-        epoch = cls(EpochPlan.from_dict(values["plan"]), values["seeds"].numpy(), device)
-        epoch.position, epoch.seconds = values["position"], values["seconds"]
-        epoch.loss_sum, epoch.norm_sum = values["loss_sum"].to(device), values["norm_sum"].to(device)
-        return epoch
+class _NonFiniteFeatures(ArithmeticError):
+    """Training images whose features cannot be clustered: the trial has diverged."""
 
 
 def _on(device: torch.device, indices: np.ndarray) -> Tensor:

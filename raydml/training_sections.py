@@ -123,10 +123,15 @@ Optimizer = Annotated[AdamW | Adam | Sgd | RmsProp, Field(discriminator="name")]
 
 
 class _Schedule(Section):
-    """warmup_epochs: linear from zero. new_layer_warmup_epochs: only head and loss learn at first."""
+    """warmup_epochs: linear from zero. new_layer_warmup_epochs: only head and loss learn at first.
+
+    new_layer_factor multiplies the learning rates in those epochs; after them the optimizer begins anew, without
+    momentum.
+    """
 
     warmup_epochs: Index = 0
     new_layer_warmup_epochs: Index = 0
+    new_layer_factor: Positive = 1.0
 
 
 class Constant(_Schedule):

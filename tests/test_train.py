@@ -1,19 +1,25 @@
+import json
 import math
 import mmap
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from raydml import assembly, checkpoint, evaluate
+from raydml import assembly, checkpoint, evaluate, plugins
 from raydml.config import parse_machine, parse_trial
 from raydml.data.catalog import DataError
-from raydml.model import BACKBONES, BackboneFacts
+from raydml.model import BACKBONES, BackboneFacts, Head, Network
+from raydml.objective import Objective
+from raydml.samplers.epoch_plan import counted
 from raydml.train import Trainer
+
+GOLDEN = Path(__file__).parent / "golden"
 
 MARGIN = {"loss": {"name": "margin", "beta": 1.0}, "miner": {"name": "distance_weighted"}}
 MULTI_SIMILARITY = {"loss": {"name": "multi_similarity"}, "miner": {"name": "multi_similarity"}}
@@ -52,7 +58,7 @@ AUGMENTED = {
     "grayscale": 0.2,
     "erasing": {"probability": 0.3},
 }
-TIMES = ("epoch_s", "images_per_s")
+TIMES = ("epoch_s", "images_per_s", "clustering_s", "seconds")
 
 
 def trial_of(family=CONTRASTIVE, *, augmentation=None, **changes):
@@ -151,7 +157,7 @@ def test_an_epoch_goes_on_in_its_middle(tmp_path, sampler):
     resumed = make()
     assert resumed.restore(tmp_path / "checkpoint_000001") == first
     left = sum(result is None for result in resumed.steps())
-    assert left == 3 * len(resumed.method.plan_epoch(np.random.default_rng(0)).batches) - 1
+    assert left == 3 * len(resumed.method.plan_epoch(0, np.random.default_rng(0)).batches) - 1
     assert resumed.epoch == 4
     again = make()
     again.restore(tmp_path / "checkpoint_000001")
@@ -180,8 +186,8 @@ def test_resume_is_exact_for_every_optimiser(tmp_path, name):
 def test_resume_is_exact_with_layers_that_draw_random_numbers(tmp_path, monkeypatch):
     facts = BACKBONES["convnet"]
 
-    def build():
-        return torch.nn.Sequential(facts.build(), torch.nn.Dropout(0.5))
+    def build(pooling):
+        return torch.nn.Sequential(facts.build(pooling), torch.nn.Dropout(0.5))
 
     monkeypatch.setitem(BACKBONES, "convnet", BackboneFacts(**{**vars(facts), "build": build}))
 
@@ -254,10 +260,10 @@ def test_global_generators_are_neither_read_nor_moved():
 @pytest.mark.parametrize(("family", "name"), [(MARGIN, "beta"), (SOFTMAX, "weight")])
 def test_every_entry_of_the_losss_parameters_moves(family, name):
     trainer = trainer_of(family, epochs=1)
-    before = {key: value.detach().clone() for key, value in trainer.method.loss.named_parameters()}
+    before = {key: value.detach().clone() for key, value in trainer.method.objective.loss.named_parameters()}
     assert name in str(list(before))
     list(trainer.epochs())
-    for key, value in trainer.method.loss.named_parameters():
+    for key, value in trainer.method.objective.loss.named_parameters():
         assert (value != before[key]).all(), key
 
 
@@ -406,7 +412,7 @@ def test_a_loss_that_is_not_finite_ends_the_trial_and_leaves_the_best_weights(tm
     epochs = trainer.epochs()
     first = next(epochs)
     best = {key: value.clone() for key, value in trainer.method.network.state_dict().items()}
-    trainer.method.loss = Broken()
+    trainer.method.objective.loss = Broken()
     second = next(epochs)
     assert (first["ended"], second["ended"]) == ("", "non_finite_loss")
     assert_no_number_is_strange(second)
@@ -420,14 +426,14 @@ def test_a_loss_that_is_not_finite_ends_the_trial_and_leaves_the_best_weights(tm
 
 def test_one_bad_batch_among_good_ones_is_noticed():
     trainer = trainer_of()
-    true, calls = trainer.method.loss, []
+    true, calls = trainer.method.objective.loss, []
 
     class Once(torch.nn.Module):
         def forward(self, embeddings, labels, tuples=None):
             calls.append(1)
             return true(embeddings, labels, tuples) * (math.inf if len(calls) == 2 else 1.0)
 
-    trainer.method.loss = Once()
+    trainer.method.objective.loss = Once()
     assert next(trainer.epochs())["ended"] == "non_finite_loss"
 
 
@@ -568,7 +574,147 @@ def test_importing_the_trainer_loads_neither_ray_nor_mlflow():
 
 def test_the_memory_mines_with_the_miner_of_the_trial_and_the_seed_reaches_the_loss():
     trainer = trainer_of(MEMORY)
-    assert trainer.method.regularizers["cross_batch_memory"]._chosen == (trainer.method.loss, trainer.method.miner)
-    weights = [trainer_of(SOFTMAX, seed=seed).method.loss.weight for seed in (1, 1, 2)]
+    assert trainer.method.objective.regularizers["cross_batch_memory"]._chosen == (
+        trainer.method.objective.loss,
+        trainer.method.objective.miner,
+    )
+    weights = [trainer_of(SOFTMAX, seed=seed).method.objective.loss.weight for seed in (1, 1, 2)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+# --- the two phases of the classification baseline ------------------------------------------------------------------
+
+
+class GivenBatches:
+    """In the place of a loader: the same batches of images each epoch."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def batches(self, plan, seeds, flip):  # noqa: ARG002
+        yield from self.images
+
+
+class GivenPlan:
+    """In the place of a sampler: batch b is images b * n to (b + 1) * n."""
+
+    def __init__(self, shape):
+        self.rows = list(np.arange(np.prod(shape)).reshape(shape))
+
+    def plan(self, generator):  # noqa: ARG002
+        return counted(self.rows, int(sum(map(len, self.rows))))
+
+
+@pytest.mark.parametrize("case", [0, 1])
+def test_new_layers_first_and_then_all_with_a_new_optimiser_as_the_classification_baseline(case):
+    """Its released loop with a 1x1 convolution as backbone: learning rates, losses and weights of both phases."""
+    facts = json.loads((GOLDEN / "classification_training_trace.json").read_text())["cases"][case]
+    arrays = np.load(GOLDEN / "classification_training_trace.npz")
+    value = {name: torch.from_numpy(arrays[f"case{case}__{name}"]) for name in facts["arrays"]}
+    warmup, main = facts["pretrain_epochs"], facts["epochs_per_step"] * facts["num_steps"]
+    trainer = trainer_of(
+        {"loss": {"name": "normalized_softmax", "temperature": facts["temperature"]}},
+        epochs=warmup + main,
+        optimizer={
+            "name": "sgd",
+            "learning_rate": facts["lr"],
+            "momentum": 0.9,
+            "weight_decay": 1e-4,
+            "loss_weight_decay": 1e-4,
+        },
+        schedule={
+            "name": "step",
+            "milestones": [warmup + facts["epochs_per_step"] * step for step in range(1, facts["num_steps"])],
+            "gamma": facts["gamma"],
+            "new_layer_warmup_epochs": warmup,
+            "new_layer_factor": facts["lr_mult"],
+        },
+    )
+    trunk = torch.nn.Sequential(
+        torch.nn.Conv2d(facts["cin"], facts["mid"], 1, bias=False), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+    )
+    projection = "linear_no_bias" if "remap0" in value else "none"
+    head = Head(facts["mid"], facts["dout"], layer_norm=True, normalize="l2", projection=projection)
+    loss = plugins.build(
+        "losses",
+        "normalized_softmax",
+        num_classes=facts["classes"],
+        embedding_dim=facts["dout"],
+        temperature=facts["temperature"],
+    )
+    trainer.method = plugins.build(
+        "methods",
+        "plain",
+        network=Network(trunk, head, freeze_batch_norm=False),
+        train_labels=value["labels"].flatten().numpy(),
+        num_epochs=trainer.trial.epochs,
+        make_objective=lambda num_classes, embedding_dim: Objective(loss),  # noqa: ARG005
+        make_sampler=lambda labels: GivenPlan(value["labels"].shape),  # noqa: ARG005
+    ).double()
+    with torch.no_grad():
+        trunk[0].weight.copy_(value["conv0"])
+        loss.weight.copy_(value["class_weight0"])
+        if projection != "none":
+            head.linear.weight.copy_(value["remap0"])
+    trainer.optimizer = assembly.build_trial_optimizer(trainer.trial, trainer.method)
+    trainer.loader = GivenBatches(value["images"])
+    trainer.train_labels = value["labels"].flatten()
+    losses, rates = [], []
+    step = trainer._step
+
+    def noted(*arguments):
+        stepped = step(*arguments)
+        losses.append(stepped[0].item())
+        rates.append({group["lr"] for group in trainer.optimizer.param_groups})
+        return stepped
+
+    trainer._step = noted
+    for epoch in range(trainer.trial.epochs):
+        for _ in trainer._train():
+            pass
+        trainer.epoch, trainer.under_way = epoch + 1, None
+        if trainer.epoch == warmup:
+            np.testing.assert_allclose(trunk[0].weight.detach(), value["conv_after_warmup"], rtol=1e-6, atol=1e-9)
+            np.testing.assert_allclose(loss.weight.detach(), value["class_weight_after_warmup"], rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(losses, value["losses"], rtol=1e-6, atol=1e-9)
+    assert [len(each) for each in rates] == [1] * len(rates)
+    np.testing.assert_allclose([each.pop() for each in rates], value["lrs"], rtol=1e-9)
+    np.testing.assert_allclose(trunk[0].weight.detach(), value["conv_final"], rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(loss.weight.detach(), value["class_weight_final"], rtol=1e-6, atol=1e-9)
+    if projection != "none":
+        np.testing.assert_allclose(head.linear.weight.detach(), value["remap_final"], rtol=1e-6, atol=1e-9)
+
+
+def test_idle_parameters_move_only_where_a_method_says_so():
+    """Adam's momentum moves what has learned before; what never had a gradient stays, in both cases."""
+
+    class Idle(torch.nn.Module):
+        """A loss of which one part is used in the first step alone, and one never."""
+
+        def __init__(self):
+            super().__init__()
+            self.once, self.never = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
+            self.calls = 0
+
+        def forward(self, embeddings, labels):  # noqa: ARG002
+            self.calls += 1
+            return embeddings.sum() + (self.once.sum() if self.calls == 1 else 0)
+
+    def after_an_epoch(moves):
+        trainer = trainer_of(optimizer={"name": "adam", "learning_rate": 0.1})
+        trainer.method.objective.loss = loss = Idle()
+        trainer.method.idle_parameters_move = moves
+        trainer.optimizer = assembly.build_trial_optimizer(trainer.trial, trainer.method)
+        next(trainer.epochs())
+        assert torch.equal(loss.never, torch.ones(3))
+        return loss.once.detach()
+
+    torch.testing.assert_close(after_an_epoch(False), torch.full((3,), 0.9))
+    # Adam by hand: three more steps with gradient 0 after one with gradient 1.
+    value, first, second = 1.0, 0.0, 0.0
+    for step in range(1, 5):
+        gradient = 1.0 if step == 1 else 0.0
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient
+        value -= 0.1 * (first / (1 - 0.9**step)) / (math.sqrt(second / (1 - 0.999**step)) + 1e-8)
+    torch.testing.assert_close(after_an_epoch(True), torch.full((3,), value))

@@ -70,34 +70,42 @@ class Loader:
         self._scaled = [torch.empty(0, crop_px, crop_px, 3, dtype=torch.uint8)] * (prefetch + 1)
         self._batch = torch.empty(0, 3, crop_px, crop_px)
 
-    def batches(self, plan: Sequence[np.ndarray], seeds: np.ndarray | Sequence[int]) -> Generator[Tensor, None, None]:
+    def batches(
+        self, plan: Sequence[np.ndarray], seeds: np.ndarray | Sequence[int], flip: np.ndarray | None = None
+    ) -> Generator[Tensor, None, None]:
         """The batches of a plan: float32 (B, 3, crop_px, crop_px), normalised, on the device.
 
         plan: the numbers of each batch's images. seeds: one a batch, 0 or more; it seeds everything random of its
-        batch, so a run resumed in the middle of an epoch draws the same. On a CPU a batch is valid until the next one
-        is asked for: they share their memory, so one iterator of a loader is used at a time.
+        batch, so a run resumed in the middle of an epoch draws the same. flip: (batches,) bool, False for a batch
+        that is not to be mirrored whatever the augmentation says; None: there is no such batch. On a CPU a batch is
+        valid until the next one is asked for: they share their memory, so one iterator of a loader is used at a time.
 
         An error while reading (DataError, OSError) is raised at that batch. Closing the iterator ends its threads, as
         do its end and an error. Raises DataError at once when there are not as many seeds as batches.
         """
         if len(plan) != len(seeds):
             raise DataError(f"seeds: {len(seeds)} for {len(plan)} batches; give one seed a batch")
-        return self._batches(plan, [int(seed) for seed in seeds])
+        may_flip = [True] * len(plan) if flip is None else [bool(each) for each in flip]
+        return self._batches(plan, [int(seed) for seed in seeds], may_flip)
 
-    def _batches(self, plan: Sequence[np.ndarray], seeds: list[int]) -> Generator[Tensor, None, None]:
+    def _batches(
+        self, plan: Sequence[np.ndarray], seeds: list[int], may_flip: list[bool]
+    ) -> Generator[Tensor, None, None]:
         calls = (
-            (rows, seed, number % len(self._scaled))
-            for number, (rows, seed) in enumerate(zip(plan, seeds, strict=True))
+            (rows, seed, flip, number % len(self._scaled))
+            for number, (rows, seed, flip) in enumerate(zip(plan, seeds, may_flip, strict=True))
         )
         with closing(read_ahead(self._cut, calls, num_ahead=self.prefetch)) as cuts:
             for cut in cuts:
                 yield self._finished_on_device(cut) if cut.scaled is None else self._finished_on_cpu(cut, cut.scaled)
 
-    def _cut(self, rows: np.ndarray, seed: int, place: int) -> _Cut:
+    def _cut(self, rows: np.ndarray, seed: int, flip: bool, place: int) -> _Cut:
         """place: which of the buffers to scale into; there is one for each batch that is ahead."""
         images = self.pixels.read(rows)
         sizes = np.array([image.shape[:2] for image in images], dtype=np.int64).reshape(-1, 2)
         draws = transforms.draw(len(images), seed)
+        if not flip:
+            draws = draws._replace(flip=np.ones_like(draws.flip))  # mirrored are those below 0.5
         places = transforms.boxes(self.augmentation, draws, sizes, crop_px=self.preprocessing.crop_px)
         boxes = (crops.cut(image, box) for image, box in zip(images, places, strict=True))
         if self.device.type != "cpu":

@@ -1,83 +1,108 @@
 """What a method is: the questions the trainer asks it."""
 
-from collections.abc import Iterable, Mapping
-from types import MappingProxyType
-from typing import cast
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raydml.model import Network
-from raydml.regularizers._base import Regularizer
+from raydml.objective import Objective
 from raydml.samplers.epoch_plan import EpochPlan, Sampler
+
+MakeSampler = Callable[[np.ndarray], Sampler]
+"""Labels (N,) of some training images -> the trial's sampler for them."""
+
+Features = Callable[[Callable[[Tensor], Tensor]], NDArray[np.float32]]
+"""A function of batches, (B, 3, H, W) -> (B, F), applied to all training images as evaluation sees them: (N, F)."""
+
+
+class Batch(NamedTuple):
+    """images: (B, 3, H, W) normalised. labels: (B,) int64, the targets of the plan where it has them. epoch: from 0.
+    learner: of the plan, 0 where it has none."""
+
+    images: Tensor
+    labels: Tensor
+    epoch: int
+    learner: int
 
 
 class Method(nn.Module):
-    """How a network, a loss, a miner, regularisers and a sampler make one training procedure.
+    """How a network and the objective and sampler of a trial make one training procedure.
 
-    The trainer asks each epoch which batches to show (``plan_epoch``), each batch what its loss is
-    (``batch_loss``), at validation what an image's embedding is (``embed``), and once which parameters learn
-    at which pace (``parameter_groups``). It never asks which method it has. Calling the method embeds.
+    The trainer asks before each epoch whether it is time to cluster the training images anew (``time_to_recluster``,
+    ``recluster``) and which batches to show (``plan_epoch``), each batch what its loss is (``batch_loss``), at
+    validation what an image's embedding is (``embed``), and once which parameters learn at which pace
+    (``parameter_groups``, ``weight_decays``). It never asks which method it has. Calling the method embeds.
+
+    What must survive a restart is in parameters, in buffers, or in the state of ``samplers``.
     """
 
-    def __init__(
-        self,
-        network: Network,
-        loss: nn.Module,
-        miner: nn.Module | None,
-        sampler: Sampler,
-        regularizers: Mapping[str, Regularizer] = MappingProxyType({}),
-    ) -> None:
+    # Whether a parameter that a batch gives no gradient counts as having gradient 0 once it has learned: Adam's
+    # momentum then moves it on. So it was wherever gradients were zeroed, as torch did before 2.0.
+    idle_parameters_move: ClassVar[bool] = False
+
+    samplers: dict[str, Sampler]
+
+    def __init__(self, network: Network, samplers: Mapping[str, Sampler]) -> None:
         super().__init__()
         self.network = network
-        self.loss = loss
-        self.miner = miner
-        self.sampler = sampler
-        self.regularizers = nn.ModuleDict(regularizers)
+        self.samplers = dict(samplers)
 
-    def plan_epoch(self, generator: np.random.Generator) -> EpochPlan:
-        """The batches of the next epoch: arrays of indices into the training images."""
+    @classmethod
+    def network_arguments(cls, **settings: Any) -> dict[str, Any]:  # noqa: ARG003 - most ask for nothing
+        """What a method of these settings asks of ``build_network`` beside ``trial.model``."""
+        return {}
+
+    @classmethod
+    def check_settings(cls, sampler: Mapping[str, Any], **settings: Any) -> None:
+        """Raise ValueError, "what is wrong; how to cure it", for settings that exclude each other or the sampler.
+
+        sampler: its name and settings, and its batch_size.
+        """
+
+    def time_to_recluster(self, epoch: int) -> bool:  # noqa: ARG002
+        """Whether the training images are to be clustered before this epoch, counted from 0, is planned."""
+        return False
+
+    def recluster(self, features: Features, epoch: int, device: torch.device) -> dict[str, float]:
+        """Cluster the training images; the next plans follow. Returns what is to be logged of it."""
         raise NotImplementedError
 
-    def batch_loss(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """Images (B, 3, H, W) normalised, labels (B,) int64 in 0..C-1 -> a scalar in the graph.
+    def plan_epoch(self, epoch: int, generator: np.random.Generator) -> EpochPlan:
+        """The batches of this epoch, counted from 0: arrays of indices into the training images."""
+        raise NotImplementedError
+
+    def batch_loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """A scalar in the graph.
 
         generator: on the CPU, for mining. Called under autocast when the trial asks for it;
         the loss's own arithmetic is done in float32.
         """
         raise NotImplementedError
 
-    def objective(self, embeddings: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """The loss on what the miner chose, plus every regulariser's term: a scalar in the graph.
-
-        embeddings: (B, D) of a training batch; labels: (B,) int64; generator: on the CPU. Once a training step.
-        """
-        with torch.autocast(embeddings.device.type, enabled=False):
-            regularizers = cast(Iterable[Regularizer], self.regularizers.values())
-            if self.miner is None:
-                total: Tensor = self.loss(embeddings, labels)
-            else:
-                # Which tuples are taken is a choice, not a function to learn through.
-                tuples = self.miner(embeddings.detach(), labels, generator)
-                for regularizer in regularizers:
-                    tuples = regularizer.rewrite(tuples, labels, generator)
-                total = self.loss(embeddings, labels, tuples)
-            for regularizer in regularizers:
-                total = total + regularizer(embeddings, labels, generator)
-            return total
-
     def embed(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) normalised -> embeddings (B, D) float32 that distances are measured between."""
         raise NotImplementedError
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Every parameter of the method, by the learning rate it takes: "backbone", "head" or "loss"."""
+        """Every parameter of the method, by the learning rate it takes: "backbone", "head" or "loss".
+
+        A group of another name is the method's own: it takes the learning rate of the head and the decay that
+        ``weight_decays`` gives it.
+        """
+        objectives = [module for module in self.modules() if isinstance(module, Objective)]
         return {
             "backbone": list(self.network.trunk.parameters()),
             "head": list(self.network.head.parameters()),
-            "loss": [*self.loss.parameters(), *self.regularizers.parameters()],
+            "loss": [parameter for objective in objectives for parameter in objective.parameters()],
         }
+
+    def weight_decays(self) -> dict[str, float]:
+        """The weight decay of each group of the method's own."""
+        return {}
 
     def forward(self, images: Tensor) -> Tensor:
         return self.embed(images)

@@ -1,36 +1,29 @@
 """The usual procedure: one network, one loss, one sampler."""
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from raydml.methods._base import Method
+from raydml.methods._base import Batch, MakeSampler, Method
 from raydml.model import Network
-from raydml.regularizers._base import Regularizer
-from raydml.samplers.epoch_plan import EpochPlan, Sampler
+from raydml.objective import MakeObjective
+from raydml.samplers.epoch_plan import EpochPlan
 
 
 class Plain(Method):
     """One network trained with one loss: the sampler's batches, the miner's tuples, the regularisers' terms."""
 
     def __init__(
-        self,
-        network: Network,
-        loss: nn.Module,
-        miner: nn.Module | None,
-        sampler: Sampler,
-        regularizers: Mapping[str, Regularizer] = MappingProxyType({}),
+        self, network: Network, train_labels: np.ndarray, make_objective: MakeObjective, make_sampler: MakeSampler
     ) -> None:
-        super().__init__(network, loss, miner, sampler, regularizers)
+        super().__init__(network, {"classes": make_sampler(train_labels)})
+        self.objective = make_objective(int(train_labels.max()) + 1, network.head.embedding_dim)
 
-    def plan_epoch(self, generator: np.random.Generator) -> EpochPlan:
-        return self.sampler.plan(generator)
+    def plan_epoch(self, epoch: int, generator: np.random.Generator) -> EpochPlan:  # noqa: ARG002
+        return self.samplers["classes"].plan(generator)
 
-    def batch_loss(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        return self.objective(self.network(images), labels, generator)
+    def batch_loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        return self.objective(self.network(batch.images), batch.labels, generator)
 
     def embed(self, images: Tensor) -> Tensor:
         return self.network(images)

@@ -7,36 +7,39 @@ import numpy as np
 
 from raydml.data.catalog import DataError
 
-_KEYS = ("images", "batch_sizes", "coverage", "num_duplicates", "clusters", "targets")
+_KEYS = ("images", "batch_sizes", "coverage", "num_duplicates", "learners", "targets", "flip")
 
 
 class EpochPlan(NamedTuple):
     """batches: int64 (batch size,) row numbers of the N training images, one array a batch.
 
     coverage: share of all N images shown at least once this epoch, 0..1. num_duplicates: places in a batch whose image
-    already stands earlier in the same batch, summed over the batches. clusters: int64 (batches,), the cluster that each
-    batch is of, or None. targets: int64 (batch size,) one array a batch, the labels to train with where they are not
-    those of the images, or None.
+    already stands earlier in the same batch, summed over the batches. learners: int64 (batches,), which learner of the
+    method each batch is for, or None. targets: int64 (batch size,) one array a batch, the labels to train with where
+    they are not those of the images, or None. flip: bool (batches,), whether the images of a batch may be mirrored
+    where the trial's augmentation does so, or None: all may.
     """
 
     batches: list[np.ndarray]
     coverage: float
     num_duplicates: int
-    clusters: np.ndarray | None = None
+    learners: np.ndarray | None = None
     targets: list[np.ndarray] | None = None
+    flip: np.ndarray | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Numbers, None and flat int64 arrays, `clusters` being the plan's own; `from_dict` reads them back.
+        """Numbers, None and flat arrays, `learners` and `flip` being the plan's own; `from_dict` reads them back.
 
-        All batches are one array, and so are all targets: a checkpoint holds five entries and not thousands.
+        All batches are one array, and so are all targets: a checkpoint holds seven entries and not thousands.
         """
         return {
             "images": _joined(self.batches),
             "batch_sizes": np.array([len(batch) for batch in self.batches], dtype=np.int64),
             "coverage": self.coverage,
             "num_duplicates": self.num_duplicates,
-            "clusters": self.clusters,
+            "learners": self.learners,
             "targets": None if self.targets is None else _joined(self.targets),
+            "flip": self.flip,
         }
 
     @classmethod
@@ -49,24 +52,26 @@ class EpochPlan(NamedTuple):
         if missing:
             raise DataError(f"the saved epoch plan lacks {', '.join(missing)}; give what EpochPlan.to_dict returned")
         images, sizes = _integers(state["images"]), _integers(state["batch_sizes"])
-        clusters = None if state["clusters"] is None else _integers(state["clusters"])
+        learners = None if state["learners"] is None else _integers(state["learners"])
         targets = None if state["targets"] is None else _integers(state["targets"])
+        flip = None if state["flip"] is None else _integers(state["flip"]).astype(bool)
         fits = (sizes > 0).all() and sizes.sum() == len(images)
-        fits = fits and (clusters is None or len(clusters) == len(sizes))
+        fits = fits and all(each is None or len(each) == len(sizes) for each in (learners, flip))
         fits = fits and (targets is None or len(targets) == len(images))
         if not fits:
             raise DataError(
                 f"the saved epoch plan is damaged: {len(sizes)} batches of {sizes.sum()} images, but {len(images)} "
-                f"images, {'no' if clusters is None else len(clusters)} clusters and "
-                f"{'no' if targets is None else len(targets)} targets; start the epoch anew"
+                f"images, {_number_of(learners)} learners, {_number_of(targets)} targets and {_number_of(flip)} flips; "
+                "start the epoch anew"
             )
         ends = np.cumsum(sizes)[:-1]
         return cls(
             np.split(images, ends),
             float(state["coverage"]),
             int(state["num_duplicates"]),
-            clusters,
+            learners,
             None if targets is None else np.split(targets, ends),
+            flip,
         )
 
 
@@ -105,8 +110,9 @@ def counted(
     batches: Sequence[np.ndarray],
     num_images: int,
     *,
-    clusters: np.ndarray | None = None,
+    learners: np.ndarray | None = None,
     targets: Sequence[np.ndarray] | None = None,
+    flip: np.ndarray | None = None,
 ) -> EpochPlan:
     """The plan of these batches (row numbers below num_images) with its coverage and its duplicates counted."""
     images = _joined(batches)
@@ -120,8 +126,9 @@ def counted(
         list(batches),
         float(np.count_nonzero(shown) / num_images),
         int(num_duplicates),
-        clusters,
+        learners,
         None if targets is None else list(targets),
+        flip,
     )
 
 
@@ -136,6 +143,10 @@ def refuse_state(state: Mapping[str, Any], sampler: str) -> None:
 
 def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.int64)
+
+
+def _number_of(values: np.ndarray | None) -> int | str:
+    return "no" if values is None else len(values)
 
 
 def _integers(values: Any) -> np.ndarray:

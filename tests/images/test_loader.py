@@ -1,4 +1,5 @@
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -212,6 +213,18 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_sees_the_same_batches():
     settings = (EVERYTHING, Preprocessing(60, 48, **IMAGENET))
     whole, rest = batches(settings, plan, seeds), batches(settings, plan[4:], seeds[4:])
     assert all(torch.equal(got, want) for got, want in zip(rest, whole[4:], strict=True))
+
+
+def test_a_batch_that_is_not_to_be_mirrored_is_not_and_else_the_same():
+    image, preprocessing = scene(48, 48, 0), Preprocessing(48, 48, **GREY_LEVELS)
+    augmentation = Augmentation(flip=True, random_resized_crop=(0.5, 1.0))
+    made = loading(pack([image]), augmentation, preprocessing)
+    plan = [np.zeros(20, dtype=np.int64)] * 2
+    still, mirrored = (batch.clone() for batch in made.batches(plan, [5, 5], np.array([False, True])))
+    (never,) = batches((replace(augmentation, flip=False), preprocessing), plan[:1], [5], pack([image]))
+    assert torch.equal(still, never)
+    for row, draw in enumerate(transforms.draw(20, 5).flip[:, 0]):
+        assert torch.equal(mirrored[row], still[row].flip(2) if draw < 0.5 else still[row])
 
 
 def test_on_a_cpu_the_next_batch_takes_the_memory_of_the_last():

@@ -52,8 +52,10 @@ def assert_same(got: EpochPlan, expected: EpochPlan) -> None:
     assert got[1:3] == expected[1:3]
     assert len(got.batches) == len(expected.batches)
     assert all(np.array_equal(one, other) for one, other in zip(got.batches, expected.batches, strict=True))
-    assert (got.clusters is None) == (expected.clusters is None)
-    assert got.clusters is None or np.array_equal(got.clusters, expected.clusters)
+    assert (got.learners is None) == (expected.learners is None)
+    assert got.learners is None or np.array_equal(got.learners, expected.learners)
+    assert (got.flip is None) == (expected.flip is None)
+    assert got.flip is None or np.array_equal(got.flip, expected.flip)
     assert (got.targets is None) == (expected.targets is None)
     if got.targets is not None:
         assert all(np.array_equal(one, other) for one, other in zip(got.targets, expected.targets, strict=True))
@@ -231,32 +233,48 @@ def test_coverage_and_duplicates_by_hand():
     plan = counted([np.array([0, 1, 1, 1]), np.array([1, 4])], 10)
     assert plan.num_duplicates == 2  # the same image in another batch is no duplicate
     assert plan.coverage == 0.3
-    assert plan.clusters is None
+    assert plan.learners is None
     assert plan.targets is None
+    assert plan.flip is None
 
 
 def test_a_plan_survives_lists_and_is_a_copy():
     targets = [np.array([5, 6, 7]), np.array([8])]
-    plan = counted([np.array([0, 1, 2]), np.array([3])], 8, clusters=np.array([4, 2]), targets=targets)
+    plan = counted(
+        [np.array([0, 1, 2]), np.array([3])],
+        8,
+        learners=np.array([4, 2]),
+        targets=targets,
+        flip=np.array([True, False]),
+    )
     state = json.loads(
         json.dumps({k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in plan.to_dict().items()})
     )
     assert_same(EpochPlan.from_dict(state), plan)
     kept = plan.to_dict()
     read = EpochPlan.from_dict(kept)
-    assert read.clusters is not None
-    read.batches[0][0] = read.clusters[0] = 99
-    assert (kept["images"][0], kept["clusters"][0]) == (0, 4)
-    assert (plan.batches[0][0], plan.clusters[0]) == (0, 4)
+    assert read.flip is not None
+    assert read.flip.dtype == bool
+    assert read.learners is not None
+    read.batches[0][0] = read.learners[0] = 99
+    assert (kept["images"][0], kept["learners"][0]) == (0, 4)
+    assert (plan.batches[0][0], plan.learners[0]) == (0, 4)
 
 
 @pytest.mark.parametrize(
     "damage",
-    [{"batch_sizes": [3, 2]}, {"batch_sizes": [4, 0]}, {"clusters": [1]}, {"targets": [1, 2, 3]}, {"images": [1]}],
+    [
+        {"batch_sizes": [3, 2]},
+        {"batch_sizes": [4, 0]},
+        {"learners": [1]},
+        {"flip": [True]},
+        {"targets": [1, 2, 3]},
+        {"images": [1]},
+    ],
 )
 def test_a_damaged_plan_is_refused(damage):
-    plan = counted([np.array([0, 1, 2]), np.array([3])], 4, clusters=np.array([0, 1]))
+    plan = counted([np.array([0, 1, 2]), np.array([3])], 4, learners=np.array([0, 1]))
     with pytest.raises(DataError, match=r"damaged.*start the epoch anew"):
         EpochPlan.from_dict({**plan.to_dict(), **damage})
-    with pytest.raises(DataError, match="lacks images, clusters"):
-        EpochPlan.from_dict({k: v for k, v in plan.to_dict().items() if k not in ("images", "clusters")})
+    with pytest.raises(DataError, match="lacks images, learners"):
+        EpochPlan.from_dict({k: v for k, v in plan.to_dict().items() if k not in ("images", "learners")})
