@@ -56,7 +56,7 @@ class ClusterGroups:
 
         Raises DataError for anything else, and for fewer than 3 clusters with images.
         """
-        clusters = _as_clusters(clusters, self._num_images)
+        clusters = checked_clusters(clusters, self._num_images)
         index = ClassIndex(clusters, np.flatnonzero(clusters >= 0))
         if len(index) < 3:
             raise DataError(
@@ -67,7 +67,7 @@ class ClusterGroups:
 
     def plan(self, generator: np.random.Generator) -> EpochPlan:
         """The batches of the next epoch. Raises DataError before `assign`."""
-        _assigned(self._clusters)
+        refuse_unassigned(self._clusters)
         shape = self.batches_per_epoch * self.batch_size // self.images_per_cluster, self.images_per_cluster
         groups = group_classes(generator.integers(NUM_NUMBERS, size=shape[0]), len(self._index))
         elsewhere = generator.random(shape) < self.random_cluster_probability
@@ -84,7 +84,7 @@ class ClusterGroups:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises DataError if the state is not of as many images."""
-        clusters = _clusters_in(state)
+        clusters = clusters_in_state(state)
         if clusters is None:
             self._clusters = None
         else:
@@ -110,7 +110,7 @@ class ClusterRoundRobin:
     shown in shuffled order, images_per_class at a time and going on across epochs; when fewer are left, it is shuffled
     anew and those are skipped. One with fewer images than that is drawn with replacement.
     An epoch is L rounds of one batch a cluster, L = floor(n / batch_size) of the cluster with the most images n: small
-    clusters are oversampled. The plan's clusters say which one a batch is of. `assign` begins anew.
+    clusters are oversampled. The learner of a batch is the number of its cluster. `assign` begins anew.
 
     Departures from the release: (a) A cluster of n <= batch_size images, which gives no batch there and ends the epoch
     or crashes, takes its turns like any other, and L is at least 1. Skipping it would leave its learner untrained and
@@ -119,9 +119,13 @@ class ClusterRoundRobin:
     pass over a cluster (ceil(n / batch_size) - 1 batches) is not told from the next: where one ends and the cluster is
     begun again, the release goes on with the same shuffles too.
 
+    num_resampled: after `assign`, how many clusters have fewer than P classes, so that these repeat within a batch.
+
     Raises DataError for a batch_size that is no multiple of images_per_class or of fewer than 2 classes, for planning
     before `assign`, and where no cluster has two classes.
     """
+
+    num_resampled: int
 
     def __init__(
         self,
@@ -141,7 +145,7 @@ class ClusterRoundRobin:
     @property
     def batches_per_epoch(self) -> int:
         """L times the clusters that take part. Raises DataError before `assign`."""
-        _assigned(self._clusters)
+        refuse_unassigned(self._clusters)
         return self._num_rounds * len(self._ids)
 
     def assign(self, clusters: np.ndarray) -> None:
@@ -149,25 +153,22 @@ class ClusterRoundRobin:
 
         Raises DataError for anything else, and where no cluster has two classes.
         """
-        clusters = _as_clusters(clusters, len(self._classes))
+        clusters = checked_clusters(clusters, len(self._classes))
         # A cell is the images of one class in one cluster; the cells of a cluster are neighbours.
         cells = ClassIndex(clusters * self._num_classes + self._classes, np.flatnonzero(clusters >= 0))
         cluster_of_cell = cells.labels_present // self._num_classes
         ids, first_cell, num_cells = np.unique(cluster_of_cell, return_index=True, return_counts=True)
         takes_part = num_cells >= 2
-        if not takes_part.any():
-            raise DataError(
-                f"none of the {len(ids)} clusters has images of two classes, so that no batch has a negative pair; ask "
-                "for fewer clusters"
-            )
+        refuse_one_class_each(ids, takes_part)
         sizes = np.add.reduceat(cells.counts, first_cell)
         self._num_rounds = num_rounds(sizes[takes_part], self.batch_size)
         self._ids, self._first_cell, self._num_cells = ids[takes_part], first_cell[takes_part], num_cells[takes_part]
         self._clusters, self._cells, self._shuffled = clusters, cells, ShuffledClasses(cells)
+        self.num_resampled = int(np.count_nonzero(self._num_cells < self._per_batch))
 
     def plan(self, generator: np.random.Generator) -> EpochPlan:
         """The batches of the next epoch. Raises DataError before `assign`. Advances the shuffles and the generator."""
-        _assigned(self._clusters)
+        refuse_unassigned(self._clusters)
         turns = np.tile(np.arange(len(self._ids)), self._num_rounds)
         cells = self._draw_cells(turns, generator).reshape(-1)
         images = np.empty((len(cells), self.images_per_class), dtype=np.int64)
@@ -180,7 +181,7 @@ class ClusterRoundRobin:
             self._shuffled.shuffle_anew(visited[left < self.images_per_class], generator)
             images[large[places]] = self._shuffled.take(visited, self.images_per_class)
         batches = list(images.reshape(len(turns), self.batch_size))
-        return counted(batches, len(self._classes), clusters=self._ids[turns])
+        return counted(batches, len(self._classes), learners=self._ids[turns])
 
     def _draw_cells(self, turns: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """P cells of the cluster of each batch: turns (batches,) -> (batches, P)."""
@@ -201,7 +202,7 @@ class ClusterRoundRobin:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises DataError if the state is not of the same labels."""
-        clusters = _clusters_in(state)
+        clusters = clusters_in_state(state)
         if clusters is None:
             self._clusters = None
         else:
@@ -214,14 +215,7 @@ def num_rounds(sizes: np.ndarray, batch_size: int) -> int:
     return max(int(sizes.max()) // batch_size, 1)
 
 
-# Not in SAMPLERS: no trial can name them, a method that clusters builds the one it needs.
-CLUSTER_SAMPLERS: dict[str, Callable[..., ClusterSampler]] = {
-    "cluster_groups": ClusterGroups,
-    "cluster_round_robin": ClusterRoundRobin,
-}
-
-
-def _as_clusters(clusters: np.ndarray, num_images: int) -> np.ndarray:
+def checked_clusters(clusters: np.ndarray, num_images: int) -> np.ndarray:
     """A copy as int64; DataError for what is no cluster number of each image."""
     clusters = np.asarray(clusters)
     if clusters.shape != (num_images,) or clusters.dtype.kind not in "iu" or (clusters < -1).any():
@@ -234,12 +228,23 @@ def _as_clusters(clusters: np.ndarray, num_images: int) -> np.ndarray:
     return clusters.astype(np.int64)
 
 
-def _assigned(clusters: np.ndarray | None) -> None:
+def refuse_unassigned(clusters: np.ndarray | None) -> None:
+    """Raise DataError where `assign` was not called yet."""
     if clusters is None:
         raise DataError("there are no clusters yet to make batches of; call assign(clusters) before the first epoch")
 
 
-def _clusters_in(state: dict[str, Any]) -> list[int] | None:
+def refuse_one_class_each(ids: np.ndarray, takes_part: np.ndarray) -> None:
+    """Raise DataError where none of the clusters (K,) takes part, for want of a second class."""
+    if not takes_part.any():
+        raise DataError(
+            f"none of the {len(ids)} clusters has images of two classes, so that no batch has a negative pair; ask "
+            "for fewer clusters"
+        )
+
+
+def clusters_in_state(state: dict[str, Any]) -> list[int] | None:
+    """The clusters in a sampler's state; None before `assign`. Raises DataError for the state of another sampler."""
     if "clusters" not in state:
         raise DataError(
             f"the sampler's state has {', '.join(state) or 'nothing'} and not clusters: it is another sampler's; "
@@ -247,3 +252,10 @@ def _clusters_in(state: dict[str, Any]) -> list[int] | None:
         )
     clusters: list[int] | None = state["clusters"]
     return clusters
+
+
+# Not in SAMPLERS: no trial can name them, a method that clusters builds the one it needs.
+CLUSTER_SAMPLERS: dict[str, Callable[..., ClusterSampler]] = {
+    "cluster_groups": ClusterGroups,
+    "cluster_round_robin": ClusterRoundRobin,
+}

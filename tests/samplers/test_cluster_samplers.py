@@ -127,7 +127,7 @@ def test_cluster_groups_draw_clusters_images_and_swaps_evenly():
     following, swapped, taken = np.zeros((4, 4, 4)), np.zeros((4, 4)), np.zeros(100)
     for _ in range(2000):
         plan = sampler.plan(generator)
-        assert plan.clusters is None
+        assert plan.learners is None
         images, targets = np.concatenate(plan.batches), np.searchsorted(ids, np.concatenate(plan.targets))
         assert [len(one) for one in plan.targets] == [24] * 4
         assert set(np.concatenate(plan.targets)) <= set(ids.tolist())
@@ -184,10 +184,10 @@ def test_round_robin_takes_the_turns_of_the_release():
     assert sampler.batches_per_epoch == len(arrays["merge_order"])
     for seed in range(2):
         plan = sampler.plan(np.random.default_rng(seed))
-        assert plan.clusters.tolist() == arrays["merge_order"][:, 0].tolist()
-        assert plan.clusters.dtype == np.int64
+        assert plan.learners.tolist() == arrays["merge_order"][:, 0].tolist()
+        assert plan.learners.dtype == np.int64
         assert plan.targets is None
-        for cluster, batch in zip(plan.clusters, plan.batches, strict=True):
+        for cluster, batch in zip(plan.learners, plan.batches, strict=True):
             assert (clusters[batch] == cluster).all()
 
 
@@ -219,7 +219,7 @@ def test_a_class_of_a_cluster_goes_round_its_images_and_skips_the_rest():
     visits: dict[tuple[int, int], list[list[int]]] = {}
     for _ in range(400):
         plan = sampler.plan(generator)
-        for cluster, batch in zip(plan.clusters.tolist(), plan.batches, strict=True):
+        for cluster, batch in zip(plan.learners.tolist(), plan.batches, strict=True):
             for group in batch.reshape(2, 4).tolist():
                 visits.setdefault((cluster, labels[group[0]]), []).append(group)
     assert len(visits) == 6
@@ -259,7 +259,7 @@ def test_classes_of_a_cluster_are_drawn_evenly_and_again_only_where_there_are_to
     chosen, few = Counter(), Counter()
     for _ in range(1000):
         plan = sampler.plan(generator)
-        for cluster, batch in zip(plan.clusters.tolist(), plan.batches, strict=True):
+        for cluster, batch in zip(plan.learners.tolist(), plan.batches, strict=True):
             classes = labels[batch.reshape(4, 4)[:, 0]].tolist()
             if cluster == 0:
                 chosen[tuple(sorted(classes))] += 1
@@ -286,7 +286,7 @@ def test_clusters_without_a_full_batch_take_their_turns_and_those_of_one_class_n
     sampler = ClusterRoundRobin(labels, batch_size=16, images_per_class=4)
     sampler.assign(clusters)
     plan = sampler.plan(np.random.default_rng(0))
-    assert plan.clusters.tolist() == [4, 6] * (98 // 16)
+    assert plan.learners.tolist() == [4, 6] * (98 // 16)
     assert sampler.batches_per_epoch == 12
     assert all(set(batch.tolist()) <= {0, 50} for batch in plan.batches[1::2])
     assert plan.num_duplicates >= 6 * 14

@@ -1,0 +1,233 @@
+"""Divide & Conquer: Sanakoyeu et al., Divide and Conquer the Embedding Space for Metric Learning, CVPR 2019."""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from raydml.clustering import KMeans, cluster, cluster_metrics, match_to_previous, without_singletons
+from raydml.data.catalog import DataError
+from raydml.distances import full_precision
+from raydml.methods._base import Batch, Features, MakeSampler, Method
+from raydml.model import Network
+from raydml.objective import MakeObjective, Objective
+from raydml.samplers.cluster_samplers import ClusterRoundRobin
+from raydml.samplers.epoch_plan import EpochPlan, Sampler
+from raydml.samplers.per_cluster import PerCluster, cluster_sampler, clusters_of_two_classes
+
+
+class DivideConquer(Method):
+    """K learners, each of which trains one slice of the embedding on one cluster of the training images.
+
+    The images are clustered on the backbone's unit features, K clusters by k-means; a batch is of one cluster, and its
+    loss is taken on the slice of that cluster's learner alone. Before every recluster_every-th epoch they are clustered
+    anew, and a new cluster gets the number of the old one that it agrees with. An image that is alone of its class in
+    its cluster is left out until then. The embedding is all the slices, each of length 1, one after the other.
+
+    Time, with E epochs counted from 0: from epoch f = round(finetune_from * E) on, "finetuning", there is one cluster
+    of all images, for learner 0, and nothing is clustered any more. From the first epoch >= f * full_embedding_from on,
+    the loss is taken on the whole embedding at length 1 (as it is, where the head does not normalise by l2); until f
+    the batches are of one cluster still. That switch is a constant of the release, 8/19, and no option: of 200 epochs,
+    80 and 190. finetune_from 1 never finetunes, 0 never clusters; full_embedding_from 1 takes the whole embedding in
+    finetuning only, 0 always. A short run may round to f = 0 or f = E: the same as 0 and 1.
+    num_learners 1 is the baseline: nothing is clustered, and the trial's own sampler and objective train the embedding.
+
+    Objectives: each learner has its own loss, miner and regularisers, for all the classes and D / K dimensions. On the
+    whole embedding a learner goes on with them where all their parameters and buffers have the same shapes for D
+    dimensions (margin, triplet; the release's criterion of the cluster); where one has not (proxies, class vectors), a
+    single objective made for D dimensions serves the batches of all clusters. What no epoch uses is not made.
+
+    Batches are formed inside a cluster by the trial's sampler; class_balanced with 20 classes of 4 images is the
+    release's. Where no cluster keeps two classes, all images are one cluster, of learner 0, until the next clustering.
+
+    Departures from the release: images are matched as intended, new number to old, unless release_matching asks for its
+    inverse permutation, and clusters too small for a batch are repeated instead of ending the epoch.
+
+    Raises DataError for K > 1 and a single class, and for what the trial's sampler refuses of all the images.
+    """
+
+    clusters: Tensor
+
+    def __init__(
+        self,
+        network: Network,
+        train_labels: np.ndarray,
+        num_epochs: int,
+        make_objective: MakeObjective,
+        make_sampler: MakeSampler,
+        *,
+        num_learners: Annotated[
+            int, Field(ge=1, description="K, slices of the embedding and clusters; 8 in the release, 1 = the baseline")
+        ] = 8,
+        recluster_every: Annotated[int, Field(ge=1, description="epochs between clusterings; 2 in the release")] = 2,
+        finetune_from: Annotated[
+            float,
+            Field(ge=0, le=1, description="share of the epochs after which all images are one cluster; 190 of 200"),
+        ] = 0.95,
+        full_embedding_from: Annotated[
+            float,
+            Field(ge=0, le=1, description="share of the epochs before finetuning that train slices; 8/19, 80 of 190"),
+        ] = 8 / 19,
+        release_matching: Annotated[
+            bool, Field(description="number new clusters by the inverse permutation, as the release does by mistake")
+        ] = False,
+        kmeans_iterations: Annotated[int, Field(ge=1, description="of k-means; 100 in the release")] = 100,
+        kmeans_restarts: Annotated[
+            int, Field(ge=1, description="of k-means, the best counts; 1 in the release, which asks for 5 in vain")
+        ] = 1,
+        kmeans_points_per_centroid: Annotated[
+            int, Field(ge=1, description="k-means learns from a sample of no more; 10^7, all, in the release")
+        ] = 10_000_000,
+        kmeans_spherical: Annotated[bool, Field(description="centroids of length 1; false in the release")] = False,
+        kmeans_seed: Annotated[
+            int, Field(ge=0, description="the same at each clustering, so that numbers change little; 1234")
+        ] = 1234,
+    ) -> None:
+        labels = np.asarray(train_labels)
+        assert network.head.num_slices == num_learners, "the network is built with network_arguments()"
+        if num_learners > 1 and (labels == labels[0]).all():
+            raise DataError("method divide_conquer: all training images are of one class; give data of at least two")
+        timeline = _timeline(num_epochs, num_learners, finetune_from, full_embedding_from)
+        super().__init__(network, _samplers(labels, timeline, num_learners, make_sampler))
+        learners, whole = _objectives(
+            make_objective, int(labels.max()) + 1, network.head.embedding_dim, num_learners, timeline
+        )
+        self.objectives = nn.ModuleList(learners)
+        self.whole_objective = whole
+        self.num_learners = num_learners
+        self.timeline = timeline
+        self.recluster_every = recluster_every
+        self.release_matching = release_matching
+        self.kmeans = KMeans(
+            iterations=kmeans_iterations,
+            restarts=kmeans_restarts,
+            max_points_per_centroid=kmeans_points_per_centroid,
+            spherical=kmeans_spherical,
+            seed=kmeans_seed,
+        )
+        self._train_labels = labels
+        self.register_buffer("clusters", torch.full((len(labels),), -1))
+
+    @classmethod
+    def network_arguments(cls, **settings: Any) -> dict[str, Any]:
+        """A slice for each learner, normalised on its own."""
+        return {"num_slices": settings["num_learners"]}
+
+    @classmethod
+    def check_settings(cls, sampler: Mapping[str, Any], **settings: Any) -> None:
+        if settings["num_learners"] > 1 and sampler["name"] == "class_balanced" and sampler["batches_per_epoch"]:
+            raise ValueError(
+                f"sampler.batches_per_epoch = {sampler['batches_per_epoch']} has no effect: an epoch of num_learners = "
+                f"{settings['num_learners']} is as long as its largest cluster asks for; remove it"
+            )
+
+    def time_to_recluster(self, epoch: int) -> bool:
+        return epoch < self.timeline.finetune and epoch % self.recluster_every == 0
+
+    def recluster(self, features: Features, epoch: int, device: torch.device) -> dict[str, float]:  # noqa: ARG002
+        """Cluster the training images, number the clusters as before, and form the batches of the next epochs of them.
+
+        Returns what `cluster_metrics` says of the clusters, and: num_singletons, images left out; clusters_skipped,
+        those that give no batch because fewer than two classes are left in them; clusters_resampled, those too small
+        for the trial's sampler, in whose batches classes are repeated.
+        """
+        points = features(self._clustering_features)
+        found = cluster(points, self.num_learners, self.kmeans, device).assignment
+        last = self.clusters.cpu().numpy()
+        previous = last if (last >= 0).any() else None
+        if previous is not None:
+            found = match_to_previous(found, previous, self.num_learners, release_matching=self.release_matching)
+        metrics = cluster_metrics(found, self._train_labels, previous, self.num_learners)
+        kept = without_singletons(found, self._train_labels)
+        self.clusters.copy_(torch.from_numpy(kept))
+        sampler = self.samplers["clusters"]
+        assert isinstance(sampler, ClusterRoundRobin | PerCluster)
+        sampler.assign(_trainable(kept, self._train_labels))
+        num_served = len(clusters_of_two_classes(kept, self._train_labels))
+        return {
+            **metrics,
+            "num_singletons": float(np.count_nonzero(kept < 0)),
+            "clusters_skipped": float(len(np.unique(found)) - num_served),
+            "clusters_resampled": float(sampler.num_resampled),
+        }
+
+    def plan_epoch(self, epoch: int, generator: np.random.Generator) -> EpochPlan:
+        return self.samplers["clusters" if epoch < self.timeline.finetune else "images"].plan(generator)
+
+    def batch_loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        embeddings = self.network(batch.images)
+        if batch.epoch < self.timeline.full:
+            width = embeddings.shape[1] // self.num_learners
+            of_learner = embeddings[:, batch.learner * width : (batch.learner + 1) * width]
+            return self.objectives[batch.learner](of_learner, batch.labels, generator)
+        if self.num_learners > 1 and self.network.head.normalize == "l2":
+            embeddings = nn.functional.normalize(embeddings, dim=1)
+        objective = self.objectives[batch.learner] if self.whole_objective is None else self.whole_objective
+        return objective(embeddings, batch.labels, generator)
+
+    def embed(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+    def _clustering_features(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> the features of the backbone at length 1, (B, F)."""
+        return nn.functional.normalize(full_precision(self.network.trunk(images)), dim=1)
+
+
+class _Timeline(NamedTuple):
+    """The first epoch with a loss on the whole embedding, the first of finetuning, and the one after the last."""
+
+    full: int
+    finetune: int
+    end: int
+
+
+def _timeline(num_epochs: int, num_learners: int, finetune_from: float, full_embedding_from: float) -> _Timeline:
+    # A single learner has nothing to divide: all its epochs are like those of finetuning.
+    finetune = round(finetune_from * num_epochs) if num_learners > 1 else 0
+    # Products like 19 * (8 / 19) need not be whole in floating point.
+    return _Timeline(math.ceil(round(finetune * full_embedding_from, 9)), finetune, num_epochs)
+
+
+def _samplers(
+    labels: np.ndarray, timeline: _Timeline, num_learners: int, make_sampler: MakeSampler
+) -> dict[str, Sampler]:
+    """ "clusters" for the epochs before finetuning and "images" for the others, where there are such epochs."""
+    if num_learners == 1:
+        return {"images": make_sampler(labels)}
+    samplers: dict[str, Sampler] = {}
+    if timeline.finetune > 0:
+        samplers["clusters"] = cluster_sampler(labels, make_sampler)
+    if timeline.finetune < timeline.end:
+        together = cluster_sampler(labels, make_sampler)
+        together.assign(_trainable(without_singletons(np.zeros(len(labels), dtype=np.int64), labels), labels))
+        samplers["images"] = together
+    return samplers
+
+
+def _trainable(clusters: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """These clusters (N,), or one of all images where none of them has two classes."""
+    return clusters if len(clusters_of_two_classes(clusters, labels)) else np.zeros_like(clusters)
+
+
+def _objectives(
+    make_objective: MakeObjective, num_classes: int, embedding_dim: int, num_learners: int, timeline: _Timeline
+) -> tuple[list[Objective], Objective | None]:
+    """One for each learner, and one for the whole embedding where the learners' own do not fit it; none in vain."""
+    if timeline.finetune == 0:
+        return [make_objective(num_classes, embedding_dim)], None
+    learners = [make_objective(num_classes, embedding_dim // num_learners) for _ in range(num_learners)]
+    if timeline.full >= timeline.end:
+        return learners, None
+    whole = make_objective(num_classes, embedding_dim)
+    if _shapes(whole) == _shapes(learners[0]):
+        return learners, None
+    return (learners if timeline.full > 0 else []), whole
+
+
+def _shapes(objective: Objective) -> dict[str, torch.Size]:
+    named = [*objective.named_parameters(), *objective.named_buffers()]
+    return {name: values.shape for name, values in named}
