@@ -1,0 +1,286 @@
+"""MIC: Roth, Brattoli and Ommer, Mining Interclass Characteristics for Improved Metric Learning, ICCV 2019."""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from raydml.clustering import KMeans, cluster, cluster_metrics
+from raydml.head import Head
+from raydml.methods._adversary import Adversary
+from raydml.methods._base import Batch, Features, MakeSampler, Method
+from raydml.model import Network
+from raydml.objective import MakeObjective
+from raydml.samplers.cluster_samplers import ClusterGroups
+from raydml.samplers.epoch_plan import EpochPlan, counted
+from raydml.surrogates import Standardise, standardise_by_class, window_features
+
+# The two learners of a batch, in the order in which they take their steps.
+_CLASS, _AUXILIARY = 0, 1
+
+# From which embedding an adversary predicts which.
+_ADVERSARIES = {
+    "auxiliary_to_class": ((_AUXILIARY, _CLASS),),
+    "class_to_auxiliary": ((_CLASS, _AUXILIARY),),
+    "both": ((_AUXILIARY, _CLASS), (_CLASS, _AUXILIARY)),
+}
+
+# A group of images differs in cluster from the two groups before it.
+_FEWEST_CLUSTERS = 3
+
+
+class _Step(NamedTuple):
+    """One optimiser step: images (B,) row numbers, targets (B,), learner."""
+
+    images: np.ndarray
+    targets: np.ndarray
+    learner: int
+
+
+def _groups_of_clusters(
+    train_labels: np.ndarray, batch_size: int, images_per_cluster: int, label_noise: float
+) -> ClusterGroups:
+    """For batches as near to batch_size as whole groups come."""
+    num_groups = _groups_in(min(batch_size, len(train_labels)), images_per_cluster)
+    return ClusterGroups(
+        train_labels,
+        batch_size=num_groups * images_per_cluster,
+        images_per_cluster=images_per_cluster,
+        random_cluster_probability=label_noise,
+    )
+
+
+def _groups_in(batch_size: int, images_per_cluster: int) -> int:
+    num_groups = batch_size // images_per_cluster
+    if num_groups < 2:
+        raise ValueError(
+            f"images_per_cluster = {images_per_cluster}: two groups of so many are more than a batch, {batch_size} "
+            f"images; give at most {batch_size // 2}, or the sampler a larger batch"
+        )
+    return num_groups
+
+
+class MIC(Method):
+    """MIC: a second head learns what classes share, so that the class head need not.
+
+    Two heads on one trunk: the class head, which is the network's and the only one that embeds, learns the classes; the
+    auxiliary head learns surrogate labels. A batch is for one of them and is one step of the optimiser, down
+
+        the objective of its head + adversarial_weight * Adversary of both embeddings of the same images.
+
+    Surrogate labels are k-means clusters: at first of what ``initial_layer`` makes of the training images, averaged
+    over windows, of length 1 and standardised within each class; then, before every recluster_every-th epoch, of the
+    auxiliary embeddings, of length 1, as many clusters as were not empty the first time. Clusters are numbered anew: a
+    parameter of number 7, such as its margin, goes on with another cluster, as in the release.
+
+    An epoch: with each batch of the trial's sampler goes one of ClusterGroups, as large but for what fills no group;
+    each of the two is trained with its probability, the class first. The latter are not mirrored. A parameter that a
+    step does not use is moved on by Adam's momentum, as where gradients were filled with zeros.
+
+    Defaults are the release's for CUB. It has, of num_clusters, adversarial_weight and auxiliary_probability: Cars 150,
+    500, 0.8; In-Shop 150, 250, 0.8; SOP and VehicleID 50, 250, 0.5.
+
+    Departures: objectives have room for num_clusters, not for the clusters that are not empty. With fewer than 3 of
+    these only the classes are trained until the next clustering (which asks for num_clusters again if they were the
+    first). An epoch in which no batch was drawn trains its first. Where the sampler has more batches than ClusterGroups
+    gives, these are planned anew. The auxiliary head has the class head's normalisations and the trial's loss and
+    miner, but no regulariser.
+
+    Raises ValueError where a batch does not hold two groups.
+    """
+
+    idle_parameters_move: ClassVar[bool] = True
+
+    surrogate_labels: Tensor
+    num_initial_clusters: Tensor
+
+    def __init__(
+        self,
+        network: Network,
+        train_labels: np.ndarray,
+        make_objective: MakeObjective,
+        make_sampler: MakeSampler,
+        *,
+        num_clusters: Annotated[
+            int, Field(ge=3, description="surrogate classes; 30 on CUB, 150 on Cars and In-Shop, 50 on SOP")
+        ] = 30,
+        auxiliary_dim: Annotated[
+            int | None, Field(ge=1, description="dimensions of the auxiliary embedding; null: model.embedding_dim")
+        ] = None,
+        class_probability: Annotated[
+            float, Field(gt=0, le=1, description="share of the batches for the classes that are trained")
+        ] = 1.0,
+        auxiliary_probability: Annotated[
+            float,
+            Field(gt=0, le=1, description="share of the batches for the clusters that are trained; 0.5 on SOP"),
+        ] = 0.8,
+        images_per_cluster: Annotated[int, Field(ge=1, description="images in a group of a cluster's batch")] = 4,
+        label_noise: Annotated[
+            float,
+            Field(ge=0, le=1, description="share of a group's images that are of any cluster; 0.2 in the release"),
+        ] = 0.2,
+        recluster_every: Annotated[
+            int, Field(ge=1, description="epochs between clusterings; 4 in the release (which says 3 and adds 1)")
+        ] = 4,
+        standardise: Annotated[
+            Standardise,
+            Field(description="initial features within a class: less the mean (release), mstd also divides (paper)"),
+        ] = "mean",
+        standardise_updates: Annotated[
+            bool, Field(description="standardise also the auxiliary embeddings before they are clustered")
+        ] = False,
+        initial_layer: Annotated[
+            Literal["stage1", "stage2", "stage3", "stage4", "pooled"],
+            Field(description="of the backbone, whose output the first surrogate labels are clusters of"),
+        ] = "stage1",
+        direction: Annotated[
+            Literal["auxiliary_to_class", "class_to_auxiliary", "both"],
+            Field(description="what an adversary predicts from what; auxiliary_to_class in the paper"),
+        ] = "auxiliary_to_class",
+        adversarial_weight: Annotated[
+            float, Field(ge=0, description="2500 on CUB, 500 on Cars, 250 on SOP and In-Shop; 0: no adversary")
+        ] = 2500.0,
+        adversary_dim: Annotated[int, Field(ge=1, description="width of an adversary's hidden layer")] = 512,
+        adversary_weight_decay: Annotated[float, Field(ge=0, description="weight decay of the adversary")] = 1e-6,
+        auxiliary_flip: Annotated[
+            bool, Field(description="mirror the batches for the clusters too; false in the release")
+        ] = False,
+        kmeans_iterations: Annotated[int, Field(ge=1, description="k-means: iterations")] = 25,
+        kmeans_restarts: Annotated[int, Field(ge=1, description="k-means: runs, of which the best counts")] = 1,
+        kmeans_points_per_centroid: Annotated[
+            int, Field(ge=1, description="k-means: trained on at most so many images a cluster")
+        ] = 256,
+        kmeans_spherical: Annotated[bool, Field(description="k-means: centroids of length 1")] = False,
+        kmeans_seed: Annotated[int, Field(ge=0, description="k-means: seed of the first centroids")] = 1234,
+    ) -> None:
+        classes = make_sampler(train_labels)
+        super().__init__(network, {"classes": classes})
+        # Not among the samplers, whose states are saved: it follows the surrogate labels, and they are.
+        self.groups = _groups_of_clusters(train_labels, classes.batch_size, images_per_cluster, label_noise)
+        head = network.head
+        dims = (head.embedding_dim, auxiliary_dim or head.embedding_dim)
+        self.objectives = nn.ModuleList(
+            [
+                make_objective(int(train_labels.max()) + 1, dims[_CLASS]),
+                make_objective(num_clusters, dims[_AUXILIARY], with_regularizers=False),
+            ]
+        )
+        self.auxiliary_head = Head(
+            head.embedding_dim if head.linear is None else head.linear.in_features,
+            dims[_AUXILIARY],
+            layer_norm=isinstance(head.standardise, nn.LayerNorm),
+            normalize=head.normalize,
+        )
+        self.directions = _ADVERSARIES[direction] if adversarial_weight > 0 else ()
+        self.adversaries = nn.ModuleList(
+            Adversary(dims[source], dims[target], adversary_dim) for source, target in self.directions
+        )
+        self.adversarial_weight = adversarial_weight
+        self.adversary_weight_decay = adversary_weight_decay
+        self.train_labels = train_labels
+        self.num_clusters = num_clusters
+        self.probabilities = class_probability, auxiliary_probability
+        self.recluster_every = recluster_every
+        self.standardise, self.standardise_updates = standardise, standardise_updates
+        self.initial_layer = initial_layer
+        self.auxiliary_flip = auxiliary_flip
+        self.kmeans = KMeans(
+            kmeans_iterations, kmeans_restarts, kmeans_points_per_centroid, kmeans_spherical, kmeans_seed
+        )
+        self.register_buffer("surrogate_labels", torch.full((len(train_labels),), -1))
+        self.register_buffer("num_initial_clusters", torch.zeros((), dtype=torch.int64))  # 0: not clustered yet
+
+    @classmethod
+    def check_settings(cls, sampler: Mapping[str, Any], **settings: Any) -> None:
+        if settings["standardise_updates"] and settings["standardise"] == "none":
+            raise ValueError(
+                "standardise_updates = true, standardise = none: there is nothing to do to the updates; write "
+                "standardise_updates: false, or standardise: mean or mstd"
+            )
+        _groups_in(sampler["batch_size"], settings["images_per_cluster"])
+
+    def time_to_recluster(self, epoch: int) -> bool:
+        return epoch % self.recluster_every == 0
+
+    def recluster(self, features: Features, epoch: int, device: torch.device) -> dict[str, float]:  # noqa: ARG002
+        """New surrogate labels, initial ones where there are none.
+
+        Returns ``cluster_metrics`` (NMI to the classes should be low: they were taken out) and auxiliary_off, 1 where
+        there are too few clusters to be trained.
+        """
+        num_initial = int(self.num_initial_clusters)
+        initial = num_initial == 0
+        points = features(self._initial_features if initial else self._auxiliary_embeddings)
+        if initial or self.standardise_updates:
+            standardise_by_class(points, self.train_labels, self.standardise)
+        num_wanted = num_initial if num_initial >= _FEWEST_CLUSTERS else self.num_clusters
+        clusters = cluster(points, num_wanted, self.kmeans, device).assignment
+        num_found = len(np.unique(clusters))
+        previous = None if initial else self.surrogate_labels.cpu().numpy()
+        metrics = cluster_metrics(clusters, self.train_labels, previous, self.num_clusters)
+        self.surrogate_labels.copy_(torch.from_numpy(clusters))
+        if initial:
+            self.num_initial_clusters.fill_(num_found)
+        return {**metrics, "auxiliary_off": float(num_found < _FEWEST_CLUSTERS)}
+
+    def _initial_features(self, images: Tensor) -> Tensor:
+        return window_features(self.network.layer(images, self.initial_layer))
+
+    def _auxiliary_embeddings(self, images: Tensor) -> Tensor:
+        return nn.functional.normalize(self.auxiliary_head(self.network.trunk(images)), dim=1)
+
+    def plan_epoch(self, epoch: int, generator: np.random.Generator) -> EpochPlan:  # noqa: ARG002
+        assert int(self.num_initial_clusters) > 0, "recluster before the first epoch"
+        images = self.samplers["classes"].plan(generator).batches
+        for_classes = [_Step(rows, self.train_labels[rows], _CLASS) for rows in images]
+        for_clusters = self._steps_for_clusters(generator)
+        steps = []
+        for step, taken in zip(for_classes, generator.random((len(images), 2)) < self.probabilities, strict=True):
+            pair = (step, next(for_clusters, None))
+            steps += [each for each, runs in zip(pair, taken, strict=True) if runs and each is not None]
+        steps = steps or for_classes[:1]
+        learners = np.array([step.learner for step in steps])
+        return counted(
+            [step.images for step in steps],
+            len(self.train_labels),
+            learners=learners,
+            targets=[step.targets for step in steps],
+            flip=None if self.auxiliary_flip else learners == _CLASS,
+        )
+
+    def _steps_for_clusters(self, generator: np.random.Generator) -> Iterator[_Step]:
+        """As many as are asked for; none where there are too few clusters."""
+        surrogate_labels = self.surrogate_labels.cpu().numpy()
+        if len(np.unique(surrogate_labels)) < _FEWEST_CLUSTERS:
+            return
+        self.groups.assign(surrogate_labels)
+        while True:
+            plan = self.groups.plan(generator)
+            assert plan.targets is not None
+            for rows, targets in zip(plan.batches, plan.targets, strict=True):
+                yield _Step(rows, targets, _AUXILIARY)
+
+    def batch_loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        features = self.network.trunk(batch.images)
+        embeddings = (self.network.head(features), self.auxiliary_head(features))
+        loss: Tensor = self.objectives[batch.learner](embeddings[batch.learner], batch.labels, generator)
+        for adversary, (source, target) in zip(self.adversaries, self.directions, strict=True):
+            loss = loss + self.adversarial_weight * adversary(embeddings[source], embeddings[target])
+        return loss
+
+    def embed(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {
+            "backbone": list(self.network.trunk.parameters()),
+            "head": [*self.network.head.parameters(), *self.auxiliary_head.parameters()],
+            "loss": list(self.objectives.parameters()),
+            "adversary": list(self.adversaries.parameters()),
+        }
+
+    def weight_decays(self) -> dict[str, float]:
+        return {"adversary": self.adversary_weight_decay}
