@@ -227,6 +227,23 @@ def test_a_setting_that_nothing_uses_is_refused():
         ("sampler.images_per_class", {"sampler.images_per_class": 1}, "no positive pair"),
         ("schedule.warmup_epochs", {"schedule": {"name": "cosine", "warmup_epochs": 10}}, "10 epochs"),
         ("schedule.milestones", {"schedule": {"name": "step", "milestones": [5, 2]}}, "must rise"),
+        ("schedule.new_layer_factor", {"schedule": {"name": "constant", "new_layer_factor": 5.0}}, "no effect"),
+        (
+            "model.embedding_dim",
+            {"method": {"name": "divide_conquer", "num_learners": 3}, "model.embedding_dim": 64},
+            "3 equal slices",
+        ),
+        ("method", {"method": {"name": "mic", "standardise": "none", "standardise_updates": True}}, "nothing to do"),
+        (
+            "method",
+            {"method": {"name": "divide_conquer"}, "sampler": {"name": "class_balanced", "batches_per_epoch": 5}},
+            "no effect",
+        ),
+        (
+            "method",
+            {"method": {"name": "mic", "images_per_cluster": 5}, "sampler": {"name": "uniform", "batch_size": 9}},
+            "two groups",
+        ),
     ],
 )
 def test_what_must_fit_together(path, changes, words):
@@ -242,6 +259,8 @@ def test_what_does_fit_together():
     big = {"data.resize_px": 256, "data.crop_px": 224, "model": {"backbone": "vit_b_16"}}
     assert parse_trial(trial_with(**big)).model.freeze_batch_norm is True
     assert parse_trial(BASE).model.freeze_batch_norm is False
+    sliced = {"method": {"name": "divide_conquer", "num_learners": 3}, "model.embedding_dim": 63}
+    assert parse_trial(trial_with(**sliced)).method.settings["num_learners"] == 3
 
 
 def test_rules_between_the_settings_of_a_plugin_are_found_in_its_constructor(monkeypatch):

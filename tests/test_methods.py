@@ -1,53 +1,88 @@
-"""The contract of methods, for every method on disk, and what the plain one does with its parts."""
+"""The contract of methods, for every method on disk: its answers, its state, its randomness, and bad data."""
 
-from types import MappingProxyType
+import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from raydml import plugins
-from raydml.methods._base import Method
+from raydml import assembly, plugins
+from raydml.config import parse_machine
+from raydml.methods._base import Batch, Method
 from raydml.model import build_network
 from raydml.optimizers import GROUPS, check_every_parameter_learns
-from raydml.regularizers._base import Regularizer
-from raydml.samplers.samplers import ClassBalanced, Uniform
+from raydml.train import Trainer
+from tests.test_train import BALANCED, assert_same, trial_of, without_times
 
 LABELS = np.repeat(np.arange(4), 6)
+METHODS = plugins.names("methods")
+
+# Settings with which a method does on a few digits, in a few epochs, all that it can do.
+BUSY = {
+    "plain": {},
+    "divide_conquer": {"num_learners": 2, "recluster_every": 1, "finetune_from": 0.75, "full_embedding_from": 0.67},
+    "mic": {"num_clusters": 5, "recluster_every": 2, "adversary_dim": 8, "auxiliary_dim": 8},
+}
+LOSSES = {
+    "margin": {
+        "loss": {"name": "margin", "class_beta": True},
+        "miner": {"name": "distance_weighted"},
+        "regularizers": {"mdr": {"weight": 0.1}},
+    },
+    "proxies": {"loss": {"name": "proxy_nca"}},
+}
 
 
-def network_of(normalize="l2"):
-    return build_network(
-        backbone="convnet",
-        embedding_dim=8,
-        layer_norm=False,
-        normalize=normalize,
-        freeze_batch_norm=False,
-        weights="none",
-        seed=0,
-    )
+def test_the_suite_knows_every_method():
+    assert set(BUSY) == set(METHODS)
 
 
-def method_of(name, loss=None, miner=None, regularizers=MappingProxyType({})):
-    loss = loss or plugins.build("losses", "margin", num_classes=4, embedding_dim=8)
-    sampler = ClassBalanced(LABELS, classes_per_batch=2, images_per_class=3)
-    parts = {"network": network_of(), "loss": loss, "miner": miner, "sampler": sampler, "regularizers": regularizers}
-    return plugins.build("methods", name, **parts)
+def trial_with(name, family="margin", **changes):
+    if name == "divide_conquer":  # how long its epochs are, the clusters decide
+        changes = {"sampler": {key: value for key, value in BALANCED.items() if key != "batches_per_epoch"}, **changes}
+    return trial_of(LOSSES[family], method={"name": name, **BUSY[name]}, **changes)
+
+
+def trainer_with(name, family="margin", **changes):
+    return Trainer(trial_with(name, family, **changes), parse_machine({}), device="cpu")
+
+
+def method_with(trial, labels=LABELS):
+    return assembly.build_method(trial, labels, torch.device("cpu"))
 
 
 def images_of(num_images=6):
     return torch.randn(num_images, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture(params=plugins.names("methods"))
-def make(request):
-    return lambda: method_of(request.param)
+def features_of(num_images, seed=0):
+    """What a trainer hands to recluster: a function applied to as many images."""
+    images = torch.randn(num_images, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+    def features(forward):
+        with torch.inference_mode():
+            return forward(images).numpy()
+
+    return features
+
+
+def planned(method, epoch=0, seed=0):
+    if method.time_to_recluster(epoch):
+        method.eval()
+        method.recluster(features_of(len(LABELS)), epoch, torch.device("cpu"))
+        method.train()
+    return method.plan_epoch(epoch, np.random.default_rng(seed))
+
+
+@pytest.fixture(params=METHODS)
+def name(request):
+    return request.param
 
 
 @pytest.fixture
-def method(make):
-    return make()
+def method(name):
+    return method_with(trial_with(name))
 
 
 def test_a_method_is_a_method_and_takes_the_context(method):
@@ -55,159 +90,196 @@ def test_a_method_is_a_method_and_takes_the_context(method):
     assert type(method).__mro__[1] is Method  # inheritance one level deep
 
 
-def test_a_plan_points_into_the_images_and_repeats_with_its_generator(make, method):
-    plan = method.plan_epoch(np.random.default_rng(0))
+def test_a_plan_points_into_the_images_and_repeats_with_its_generator(name, method):
+    plan = planned(method)
     assert plan.batches
     assert all(batch.dtype == np.int64 and batch.min() >= 0 and batch.max() < len(LABELS) for batch in plan.batches)
-    repeated = make().plan_epoch(np.random.default_rng(0))
+    repeated = planned(method_with(trial_with(name)))
     assert all(np.array_equal(a, b) for a, b in zip(plan.batches, repeated.batches, strict=True))
+    for more in (plan.learners, plan.targets, plan.flip):
+        assert more is None or len(more) == len(plan.batches)
 
 
-def test_the_loss_of_a_batch_reaches_every_parameter_and_is_finite(method):
-    labels = torch.tensor([0, 0, 0, 1, 1, 1])
-    loss = method.batch_loss(images_of(), labels, torch.Generator())
-    assert loss.shape == ()
-    assert loss.isfinite()
-    loss.backward()
-    without = [name for name, parameter in method.named_parameters() if parameter.grad is None]
-    assert without == []
+def test_the_losses_of_all_epochs_are_finite_and_reach_every_parameter(method):
+    reached = set()
+    for epoch in range(4):
+        plan = planned(method, epoch)
+        for position, indices in enumerate(plan.batches):
+            labels = LABELS[indices] if plan.targets is None else plan.targets[position]
+            learner = 0 if plan.learners is None else int(plan.learners[position])
+            batch = Batch(images_of(len(indices)), torch.from_numpy(labels), epoch, learner)
+            method.zero_grad(set_to_none=True)
+            loss = method.batch_loss(batch, torch.Generator())
+            assert loss.shape == ()
+            assert loss.isfinite()
+            loss.backward()
+            reached |= {key for key, parameter in method.named_parameters() if parameter.grad is not None}
+    assert {key for key, _ in method.named_parameters()} - reached == set()
 
 
-def test_calling_a_method_embeds(method):
+def test_calling_a_method_embeds_one_image_as_many(method):
     method.eval()
     embeddings = method(images_of())
-    assert embeddings.shape == (6, 8)
+    assert embeddings.shape == (6, 16)
     assert embeddings.dtype == torch.float32
     assert torch.equal(embeddings, method.embed(images_of()))
-    # one image at a time gives the same: no statistics over the batch
     torch.testing.assert_close(method(images_of()[:1]), embeddings[:1])
 
 
-def test_every_parameter_has_one_group(method):
+def test_embeddings_are_normalised_as_the_network_says(name, method):
+    """Unit length, or one unit slice a learner of Divide & Conquer."""
+    method.eval()
+    num_slices = BUSY[name].get("num_learners", 1)
+    lengths = method(images_of()).reshape(6, num_slices, -1).norm(dim=2)
+    torch.testing.assert_close(lengths, torch.ones(6, num_slices))
+
+
+def test_the_network_alone_embeds_as_the_method_does(name, method):
+    """What is exported and evaluated later: rebuilt from the trial and the weights of the network."""
+    arguments = assembly.network_arguments(trial_with(name))
+    network = build_network(**arguments, weights="none", seed=99)
+    network.load_state_dict(method.network.state_dict())
+    assert torch.equal(network.eval()(images_of()), method.eval()(images_of()))
+
+
+def test_every_parameter_has_one_group_and_every_own_group_a_decay(method):
     groups = method.parameter_groups()
-    assert set(groups) <= set(GROUPS)
+    assert set(GROUPS) <= set(groups)
+    assert set(groups) - set(GROUPS) == set(method.weight_decays())
     check_every_parameter_learns(method.named_parameters(), groups)
 
 
-def test_the_state_round_trips(make, method):
-    with torch.no_grad():
-        for parameter in method.parameters():
-            parameter.add_(1.0)
-    other = make()
-    other.load_state_dict(method.state_dict())
-    for name, value in method.state_dict().items():
-        assert torch.equal(value, other.state_dict()[name]), name
-
-
-# --- plain ---------------------------------------------------------------------------------------------------
-
-
-class Recorder(nn.Module):
-    """A loss or a miner that notes what it is given."""
-
-    def __init__(self, answer=None):
-        super().__init__()
-        self.answer = answer
-        self.calls = []
-
-    def forward(self, *arguments):
-        self.calls.append(arguments)
-        return self.answer if self.answer is not None else arguments[0].sum()
-
-
-def test_plain_gives_the_loss_what_the_miner_chose_from_detached_embeddings():
-    loss, miner = Recorder(), Recorder(answer="tuples")
-    method = method_of("plain", loss=loss, miner=miner)
-    labels, generator = torch.arange(6), torch.Generator()
-    method.batch_loss(images_of(), labels, generator)
-    mined, seen_labels, seen_generator = miner.calls[0]
-    embeddings, loss_labels, tuples = loss.calls[0]
-    assert not mined.requires_grad
-    assert embeddings.requires_grad
-    assert torch.equal(mined, embeddings)
-    assert seen_labels is labels
-    assert loss_labels is labels
-    assert seen_generator is generator
-    assert tuples == "tuples"
-
-
-def test_plain_without_a_miner_leaves_the_tuples_to_the_loss():
-    loss = Recorder()
-    method_of("plain", loss=loss).batch_loss(images_of(), torch.arange(6), torch.Generator())
-    assert len(loss.calls[0]) == 2
-
-
-def test_plain_computes_losses_in_float32_under_autocast():
-    class Product(nn.Module):
-        def forward(self, embeddings, labels):  # noqa: ARG002
-            products = embeddings @ embeddings.T
-            self.dtype = products.dtype
-            return products.sum()
-
-    loss = Product()
-    method = method_of("plain", loss=loss)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        total = method.batch_loss(images_of(), torch.arange(6), torch.Generator())
-    assert loss.dtype == torch.float32
-    assert total.dtype == torch.float32
-
-
-def test_plain_plans_with_its_sampler():
-    sampler = Uniform(LABELS, batch_size=5)
-    plain = plugins.build("methods", "plain", network=network_of(), loss=Recorder(), miner=None, sampler=sampler)
-    plan = plain.plan_epoch(np.random.default_rng(3))
-    expected = Uniform(LABELS, batch_size=5).plan(np.random.default_rng(3))
-    assert all(np.array_equal(a, b) for a, b in zip(plan.batches, expected.batches, strict=True))
-    assert len(plan.batches) == 4
-
-
-class Term(Regularizer):
-    """A regulariser with a parameter, that notes its calls."""
-
-    def __init__(self, value, suffix=""):
-        super().__init__()
-        self.value = nn.Parameter(torch.tensor(value))
-        self.suffix = suffix
-        self.calls = []
-
-    def forward(self, *arguments):
-        self.calls.append(arguments)
-        return self.value
-
-    def rewrite(self, tuples, labels, generator=None):  # noqa: ARG002
-        return tuples + self.suffix
-
-
-def test_regularisers_rewrite_the_tuples_add_their_terms_and_learn_with_the_loss():
-    terms = {"one": Term(0.5, "-once"), "two": Term(0.25, "-twice")}
-    loss = Recorder()
-    method = method_of("plain", loss=loss, miner=Recorder(answer="mined"), regularizers=terms)
-    labels, generator = torch.arange(6), torch.Generator()
-    total = method.batch_loss(images_of(), labels, generator)
-    assert loss.calls[0][2] == "mined-once-twice"
-    torch.testing.assert_close(total, loss.calls[0][0].sum() + 0.75)
-    embeddings, seen_labels, seen_generator = terms["one"].calls[0]
-    assert embeddings is loss.calls[0][0]
-    assert embeddings.requires_grad
-    assert seen_labels is labels
-    assert seen_generator is generator
-    assert {id(term.value) for term in terms.values()} <= {id(p) for p in method.parameter_groups()["loss"]}
-    check_every_parameter_learns(method.named_parameters(), method.parameter_groups())
-
-
-def test_regularisers_without_a_miner_add_their_terms():
-    loss = Recorder()
-    method = method_of("plain", loss=loss, regularizers={"one": Term(0.5)})
-    total = method.batch_loss(images_of(), torch.arange(6), torch.Generator())
-    torch.testing.assert_close(total, loss.calls[0][0].sum() + 0.5)
-
-
 def test_a_method_without_answers_says_so():
-    bare = Method(network_of(), Recorder(), None, Uniform(LABELS, batch_size=5))
+    network = build_network(**assembly.network_arguments(trial_with("plain")), weights="none", seed=0)
+    bare = Method(network, {})
+    assert not bare.time_to_recluster(0)
     for question in (
-        lambda: bare.plan_epoch(np.random.default_rng(0)),
-        lambda: bare.batch_loss(images_of(), torch.arange(6), torch.Generator()),
-        lambda: bare.embed(images_of()),
+        partial(bare.recluster, features_of(4), 0, torch.device("cpu")),
+        partial(bare.plan_epoch, 0, np.random.default_rng(0)),
+        partial(bare.batch_loss, Batch(images_of(), torch.arange(6), 0, 0), torch.Generator()),
+        partial(bare.embed, images_of()),
     ):
         with pytest.raises(NotImplementedError):
             question()
+
+
+# --- in a trainer ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", LOSSES)
+def test_a_trial_goes_on_anywhere_as_if_it_had_not_stopped(tmp_path, name, family):
+    """Saved after each batch of the whole run, and continued from each of these states to the end of its epoch."""
+    unbroken = trainer_with(name, family)
+    states, results = [], []
+    for result in unbroken.steps():
+        results.append(result)
+        states.append(unbroken.state_dict())
+    expected = without_times([result for result in results if result is not None])
+    assert expected[-1]["ended"] == "finished"
+    other = trainer_with(name, family)
+    chosen = sorted({0, 1, len(states) // 2, len(states) // 2 + 1, len(states) - 2})
+    for number in chosen:
+        other.load_state_dict(states[number])
+        steps = other.steps()
+        for later in range(number + 1, len(states)):
+            following = next(steps)
+            assert (following is None) == (results[later] is None), (number, later)
+        assert_same(other.state_dict(), states[-1], f"from {number}")
+    unbroken.save(tmp_path / "checkpoint")
+    torch.load(tmp_path / "checkpoint" / "state.pt", weights_only=True)
+
+
+def test_the_seed_decides_everything(name):
+    first, second, third = (list(trainer_with(name, seed=seed, epochs=2).epochs()) for seed in (3, 3, 4))
+    assert without_times(first) == without_times(second)
+    assert without_times(first) != without_times(third)
+
+
+def test_no_image_but_those_that_train_is_clustered_or_trained_on(name):
+    trainer = trainer_with(name, epochs=2)
+    asked = []
+    whole = trainer._features
+    trainer._features = lambda forward: asked.append(whole(forward)) or asked[-1]
+    list(trainer.epochs())
+    num_images = len(trainer.train_images.labels)
+    assert set(trainer.train_images.labels.tolist()) == {0, 1, 2}
+    assert all(len(features) == num_images for features in asked)
+    assert (len(asked) > 0) == trainer.method.time_to_recluster(0)
+
+
+def test_what_a_clustering_says_is_in_the_result_of_its_epoch(name):
+    trainer = trainer_with(name, epochs=2)
+    clusters = trainer.method.time_to_recluster(0)
+    first, second = trainer.epochs()
+    for key in ("num_clusters", "cluster_balance", "cluster_nmi", "clustering_s"):
+        assert (key in first) == clusters
+    assert "cluster_changed" not in first
+    assert ("cluster_changed" in second) == trainer_with(name).method.time_to_recluster(1)
+
+
+@pytest.mark.parametrize("cache", ["on", "off"])
+def test_features_are_of_the_images_as_evaluation_sees_them(cache):
+    """Also where training crops come from the files themselves, and whatever the augmentation."""
+    changed = {"flip": True, "random_resized_crop": [0.3, 0.5]}
+    data = trial_of().data.model_dump() | {"cache": cache, "augmentation": changed}
+    data["split"] = dict(data["split"])
+    trainer = trainer_with("plain", data={key: value for key, value in data.items() if value is not None})
+    got = trainer._features(lambda images: images.flatten(1))
+    pixels = Trainer(trial_with("plain"), parse_machine({}), device="cpu").train_images.pixels
+    seen = trainer.preprocessing.for_evaluation(torch.from_numpy(np.stack([pixels.read(np.array([3]))[0]])))
+    np.testing.assert_array_equal(got[3], seen.flatten().numpy())
+
+
+SAMPLERS = {
+    "few classes": ({"name": "class_balanced", "classes_per_batch": 3, "images_per_class": 4}, [6, 6, 6]),
+    "one image a class": ({"name": "class_balanced", "classes_per_batch": 4, "images_per_class": 3}, [1] * 12),
+    "unequal classes": ({"name": "uniform", "batch_size": 8}, [30, 1, 1, 2]),
+}
+
+
+@pytest.mark.parametrize("case", SAMPLERS)
+def test_degenerate_data_give_finite_losses(name, case):
+    sampler, sizes = SAMPLERS[case]
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    method = method_with(trial_with(name, sampler=sampler), labels)
+    for epoch in range(4):
+        if method.time_to_recluster(epoch):
+            method.eval()
+            said = method.recluster(features_of(len(labels)), epoch, torch.device("cpu"))
+            method.train()
+            assert all(math.isfinite(value) for value in said.values())
+        plan = method.plan_epoch(epoch, np.random.default_rng(epoch))
+        assert plan.batches
+        for position, indices in enumerate(plan.batches):
+            targets = labels[indices] if plan.targets is None else plan.targets[position]
+            learner = 0 if plan.learners is None else int(plan.learners[position])
+            batch = Batch(images_of(len(indices)), torch.from_numpy(targets), epoch, learner)
+            assert method.batch_loss(batch, torch.Generator().manual_seed(0)).isfinite()
+
+
+@pytest.mark.parametrize("method_name", [name for name in METHODS if name != "plain"])
+def test_images_that_all_look_the_same_can_be_clustered(method_name):
+    method = method_with(trial_with(method_name)).eval()
+
+    def features(forward):
+        with torch.inference_mode():
+            return forward(torch.ones(len(LABELS), 3, 8, 8)).numpy()
+
+    said = method.recluster(features, 0, torch.device("cpu"))
+    assert all(math.isfinite(value) for value in said.values())
+    plan = method.train().plan_epoch(0, np.random.default_rng(0))
+    assert plan.batches
+
+
+def test_features_that_are_not_finite_end_the_trial():
+    """A part that validation does not embed with may break alone: here the auxiliary head, after two epochs."""
+    trainer = trainer_with("mic")
+    epochs = trainer.epochs()
+    results = [next(epochs), next(epochs)]
+    with torch.no_grad():
+        trainer.method.auxiliary_head.linear.weight.fill_(math.nan)
+    results += list(epochs)
+    assert [result["ended"] for result in results] == ["", "", "non_finite_loss"]
+    assert results[-1]["epoch"] == 3
+    assert results[-1]["best_val_map_at_r"] == max(result["val_map_at_r"] for result in results[:2])
+    assert trainer.state_dict()["under_way"] is None
