@@ -10,6 +10,10 @@
 `uniform` and `loguniform` draw numbers of 6 significant digits: they can be read, typed again, and are the same on
 every platform.
 
+Any but a grid may name its published value: {uniform: [0.6, 1.5], first: 1.2}, {choice: [64, 128], first: 128}. A space
+with such values begins with the published point: trial 0 takes the `first` of every domain, the first item of a choice
+that names none, and the first point of the grids. All other trials are drawn as if no `first` were there.
+
 A choice (or grid) of blocks may supply several neighbouring keys at once. They are written as one key with commas,
 and each block holds some of them (what it leaves out keeps its default):
 
@@ -42,25 +46,34 @@ Address = tuple[str | int, ...]  # the way to a domain in the tree: keys, list p
 
 @dataclass(frozen=True)
 class Choice:
-    """``choice`` or ``grid``: one of the items, or each in turn."""
+    """``choice`` or ``grid``: one of the items, or each in turn. first: position of the published item, if named."""
 
     kind: str
     items: tuple[Node, ...]
+    first: int | None = None
 
 
 @dataclass(frozen=True)
 class Range:
-    """A range of numbers; step is quniform's q, else None."""
+    """A range of numbers; step is quniform's q, else None. first: the published number, if named."""
 
     kind: str
     low: float
     high: float
     step: float | None = None
+    first: float | None = None
 
     def ends(self) -> tuple[float, ...]:
         """The smallest and the largest number that can be drawn."""
         high = self.high - 1 if self.kind == "randint" else self.high
         return (self.low,) if high == self.low else (self.low, high)
+
+    def holds(self, number: float) -> bool:
+        """Whether the number can be drawn."""
+        if self.kind == "randint":
+            return isinstance(number, int) and self.low <= number < self.high
+        on_a_step = self.step is None or (Decimal(str(number)) - Decimal(str(self.low))) % Decimal(str(self.step)) == 0
+        return self.low <= number <= self.high and on_a_step
 
     def count(self) -> float:
         """How many different numbers can be drawn; infinity for the continuous ones."""
@@ -148,9 +161,11 @@ def to_plain(node: Node) -> Any:
     """The tree as it would stand in YAML, domains written out."""
     value = node.value
     if isinstance(value, Choice):
-        return {value.kind: [to_plain(item) for item in value.items]}
+        first = {} if value.first is None else {"first": to_plain(value.items[value.first])}
+        return {value.kind: [to_plain(item) for item in value.items], **first}
     if isinstance(value, Range):
-        return {value.kind: [value.low, value.high, *([] if value.step is None else [value.step])]}
+        first = {} if value.first is None else {"first": value.first}
+        return {value.kind: [value.low, value.high, *([] if value.step is None else [value.step])], **first}
     if isinstance(value, list):
         return [to_plain(item) for item in value]
     if isinstance(value, dict):
@@ -216,3 +231,17 @@ def draws(
         return int(deck.permutation(num_items)[turn % num_items])
 
     return pick
+
+
+def has_first(node: Node) -> bool:
+    """Whether any domain of the tree names its published value."""
+    named = isinstance(node.value, Choice | Range) and node.value.first is not None
+    return named or any(has_first(child) for _, child in children(node))
+
+
+def published_point(_address: Address, domain: Choice | Range) -> Any:
+    """The ``pick`` for `resolve` that gives trial 0 of a space with published values."""
+    if isinstance(domain, Choice):
+        return domain.first or 0
+    # A range on the way to the point that names none is refused by the reader; the check of a space still asks.
+    return domain.low if domain.first is None else domain.first

@@ -66,8 +66,9 @@ def _put(node: Node, steps: list[str], value: Node, path: str) -> Node | Problem
     if not isinstance(entries, dict):
         cure = f"set {path} as a whole"
         return Problem(join_path(path, *steps), ABSENT, f"{path} is not a block of keys", cure=cure, where=ORIGIN)
-    if len(entries) == 1 and next(iter(entries)) in DOMAINS:
-        message, cure = f"{path} is a {next(iter(entries))}", f"set {path} as a whole, or change the file"
+    domain = next((name for name in entries if name in DOMAINS), None)
+    if domain is not None and steps != ["first"]:
+        message, cure = f"{path} is a {domain}", f"set {path} as a whole, or change the file"
         return Problem(join_path(path, *steps), ABSENT, message, cure=cure, where=ORIGIN)
     step, *rest = steps
     if rest and step not in entries:

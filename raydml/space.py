@@ -18,8 +18,19 @@ from typing import Any
 
 from raydml.config import Machine, Study, Trial, fingerprint, parse_machine, parse_study, parse_trial
 from raydml.coverage import covering_picks
-from raydml.domain_reader import with_domains
-from raydml.domains import Address, Choice, Range, draws, grid_points, num_configurations, resolve, to_plain
+from raydml.domain_reader import problems_of_first, with_domains
+from raydml.domains import (
+    Address,
+    Choice,
+    Range,
+    draws,
+    grid_points,
+    has_first,
+    num_configurations,
+    published_point,
+    resolve,
+    to_plain,
+)
 from raydml.overrides import TOP, with_overrides
 from raydml.problems import ABSENT, ConfigError, Problem, join_path, unknown_name
 from raydml.space_schema import json_schema
@@ -85,7 +96,7 @@ def load_space(path: Path | str, overrides: Iterable[str] = ()) -> Space:
     tree = with_domains(tops["trial"], "trial", structural)
     # Where a domain is broken, its key has no value: what the check says about that key would only confuse.
     broken = tuple(problem.path for problem in structural)
-    problems += structural + [
+    problems += [*structural, *problems_of_first(tree, "trial")] + [
         problem for problem in _check(tree, study, machine, places) if not _below(problem.path, broken)
     ]
     if problems or study is None or machine is None:
@@ -151,7 +162,7 @@ def _check(
     """What is wrong anywhere in the space, each problem once."""
     found: dict[tuple[str, str, str, str], Problem] = {}
     seen: set[str] = set()
-    for pick in covering_picks(tree):
+    for pick in (published_point, *covering_picks(tree)):
         raw, places = resolve(tree, pick, "trial")
         written = json.dumps(raw, sort_keys=True)
         if written in seen:
@@ -195,8 +206,9 @@ def sample_trials(space: Space) -> list[Trial]:
 
     Every combination of all grids, ``num_trials`` times over (round by round), each with its own draw of everything
     else; without grids simply ``num_trials`` trials. Draw number i depends on ``study.seed`` and i alone: the first 8
-    of 16 trials are the 8 of 8. A configuration drawn before is drawn again. ``Trial.seed`` is ``study.seed`` unless
-    the space says otherwise. Raises SpaceError when there are not enough different configurations, or when a drawn
+    of 16 trials are the 8 of 8. Where a domain names a ``first``, trial 0 is the published point and nothing else
+    changes. A configuration drawn before is drawn again. ``Trial.seed`` is ``study.seed`` unless the space says
+    otherwise. Raises SpaceError when there are not enough different configurations, or when a drawn
     one is invalid in a way that the check of the space could not see.
     """
     points = grid_points(space.trial)
@@ -217,7 +229,8 @@ def _draw_new(
     """Trial number ``index``, different from all in ``seen`` (to which it is added)."""
     tried: set[str] = set()
     for redraw in range(_MAX_REDRAWS):
-        pick = draws(space.study.seed, index, redraw, point, num_points)
+        begins = index == 0 and has_first(space.trial)
+        pick = published_point if begins else draws(space.study.seed, index, redraw, point, num_points)
         raw, places = resolve(space.trial, pick, "trial")
         raw.setdefault("seed", space.study.seed)
         written = json.dumps(raw, sort_keys=True)

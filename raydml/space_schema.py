@@ -91,7 +91,8 @@ class _Builder:
         itself = {"$ref": f"#/$defs/{path}"}
         domains = _choices_of(itself)
         if _holds_numbers(schema):
-            ranges = [_single(name, _numbers(3 if name == "quniform" else 2)) for name in DOMAINS[2:]]
+            number = {"type": "number"}
+            ranges = [_domain(name, _numbers(3 if name == "quniform" else 2), number) for name in DOMAINS[2:]]
             self.definitions["a range"] = {"anyOf": ranges}
             domains.append({"$ref": "#/$defs/a range"})
         self.definitions[path] = {"anyOf": [dict(schema), *domains]}
@@ -122,7 +123,8 @@ class _Builder:
 
 
 def _choices_of(item: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [_single(name, {"type": "array", "items": dict(item), "minItems": 1}) for name in DOMAINS[:2]]
+    items = {"type": "array", "items": dict(item), "minItems": 1}
+    return [_domain("choice", items, dict(item)), _domain("grid", items)]
 
 
 def _name_of(variant: Mapping[str, Any]) -> str | None:
@@ -135,8 +137,10 @@ def _variant_path(path: str, variant: Mapping[str, Any]) -> str:
     return f"{path}.{name}" if name else path
 
 
-def _single(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
-    return {"type": "object", "properties": {name: schema}, "required": [name], "additionalProperties": False}
+def _domain(name: str, schema: Mapping[str, Any], first: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """``{name: schema}``, and the published value beside it where a domain of this name may have one."""
+    properties = {name: schema} if first is None else {name: schema, "first": first}
+    return {"type": "object", "properties": properties, "required": [name], "additionalProperties": False}
 
 
 def _numbers(count: int) -> dict[str, Any]:

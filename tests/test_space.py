@@ -8,7 +8,7 @@ import pytest
 from raydml.config import fingerprint
 from raydml.coverage import MAX_CONFIGURATIONS, covering_picks
 from raydml.domain_reader import with_domains
-from raydml.domains import Range, num_configurations, resolve, to_plain
+from raydml.domains import Range, num_configurations, published_point, resolve, to_plain
 from raydml.space import SpaceError, load_space, sample_trials
 from raydml.yaml_reader import read_yaml
 
@@ -155,7 +155,8 @@ space.yaml:3: trial.epochs = '10': must be a whole number
     cure: write 10 without quotes""",
     """\
 space.yaml:5: trial.model.embedding_dims = 64: is an unknown key
-    choices: backbone, weights, embedding_dim, layer_norm, normalize, freeze_batch_norm
+    choices: backbone, weights, embedding_dim, layer_norm, normalize, freeze_batch_norm, pooling, dropout, projection, \
+head_init
     did you mean: embedding_dim
     cure: write embedding_dim""",
     """\
@@ -544,3 +545,160 @@ def test_to_dict_is_the_space_as_written(write):
     assert written["study"]["name"] == "x"
     assert written["trial"]["optimizer"] == {"name": "adamw", "learning_rate": {"loguniform": [1e-5, 1e-2]}}
     assert written["trial"]["epochs"] == {"randint": [1, 100]}
+
+
+# --- the published point as the first trial --------------------------------------------------------------------------
+
+FIRSTS = """\
+trial:
+  data: {name: digits, resize_px: 8, crop_px: 8}
+  model: {backbone: convnet, weights: none, embedding_dim: {choice: [8, 16, 32], first: 32}}
+  loss, miner:
+    choice:
+      - loss: {name: margin, beta: {uniform: [0.6, 1.2], first: 1}}
+        miner: {name: distance_weighted}
+      - loss: {name: normalized_softmax, temperature: {loguniform: [0.01, 0.1]}}
+  sampler: {name: class_balanced}
+  recall_at: {choice: [[1, 2], [1]]}
+  optimizer: {name: adamw, learning_rate: {loguniform: [1e-5, 1e-2], first: 1e-4}}
+  epochs: {randint: [1, 100], first: 99}
+"""
+WITHOUT_FIRSTS = FIRSTS.replace(", first: 32", "").replace(", first: 1e-4", "").replace(", first: 99", "")
+WITHOUT_FIRSTS = WITHOUT_FIRSTS.replace(", first: 1", "")
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_trial_0_is_the_published_point_and_all_others_are_drawn_as_without(write, seed):
+    overrides = ["study.search.num_trials=12", f"study.seed={seed}"]
+    plain = sample_trials(load_space(write(WITHOUT_FIRSTS), overrides))
+    first, *others = sample_trials(load_space(write(FIRSTS), overrides))
+    assert (first.model.embedding_dim, first.loss.name, first.loss.settings["beta"]) == (32, "margin", 1.0)
+    assert (first.optimizer.learning_rate, first.epochs, first.recall_at) == (
+        1e-4,
+        99,
+        (1, 2),
+    )  # the first item: (1, 2)
+    assert first.miner.name == "distance_weighted"
+    assert first.seed == seed
+    assert others == plain[1:]
+    assert first != plain[0]
+
+
+def test_without_any_first_nothing_is_published(write):
+    assert "first" not in WITHOUT_FIRSTS
+    trials = sample_trials(load_space(write(WITHOUT_FIRSTS), ["study.search.num_trials=12"]))
+    assert trials[0].optimizer.learning_rate != 1e-5  # neither the low end nor anything else that is not drawn
+
+
+def test_a_choice_of_blocks_may_name_its_block(write):
+    blocks = "{choice: [{name: margin, beta: 1.0}, {name: margin, beta: 0.5}, {name: triplet}], first: %s}"
+    path = write(TRIAL.replace("{name: margin}", blocks % "{beta: 0.5, name: margin}"))
+    assert sample_trials(load_space(path))[0].loss.settings["beta"] == 0.5
+    (problem,) = problems_of(write(TRIAL.replace("{name: margin}", blocks % "{name: margin}"))).problems
+    assert problem.message == "first is none of its items"
+
+
+def test_with_grids_trial_0_is_the_first_point_with_the_published_values(write):
+    overrides = ["trial.epochs={grid: [5, 6]}", "study.search.num_trials=3"]
+    plain = sample_trials(load_space(write(WITHOUT_FIRSTS), overrides))
+    first, *others = sample_trials(load_space(write(FIRSTS), overrides))
+    assert (first.epochs, first.optimizer.learning_rate, first.model.embedding_dim) == (5, 1e-4, 32)
+    assert [trial.epochs for trial in others] == [6, 5, 6, 5, 6]
+    assert others == plain[1:]
+
+
+def test_the_published_point_is_not_drawn_a_second_time(write):
+    small = TRIAL + "  epochs: {randint: [1, 4], first: 3}\n"
+    for seed in range(6):
+        trials = sample_trials(load_space(write(small), ["study.search.num_trials=3", f"study.seed={seed}"]))
+        assert trials[0].epochs == 3
+        assert {trial.epochs for trial in trials} == {1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{uniform: [1, 2], first: 2.5}", "first cannot be drawn"),
+        ("{uniform: [1, 2], first: true}", "first cannot be drawn"),
+        ("{uniform: [1, 2], first: many}", "first cannot be drawn"),
+        ("{uniform: [1, 2], first: [1]}", "first cannot be drawn"),
+        ("{loguniform: [1e-3, 1], first: 0}", "first cannot be drawn"),
+        ("{randint: [1, 5], first: 5}", "first cannot be drawn"),
+        ("{randint: [1, 5], first: 2.0}", "first cannot be drawn"),
+        ("{quniform: [0.1, 0.5, 0.1], first: 0.25}", "first cannot be drawn"),
+        ("{choice: [1, 2], first: 3}", "first is none of its items"),
+        ("{choice: [1, 2], first: true}", "first is none of its items"),
+        ("{grid: [1, 2], first: 2}", "a grid runs all its items"),
+        ("{uniform: [1, 2], frist: 1}", "frist stands beside uniform"),
+        ("{uniform: [1, 2], choice: [1]}", "stands beside"),
+        ("{unifrom: [1, 2], first: 1}", "unifrom is not a domain"),
+    ],
+)
+def test_mistakes_in_first(text, words):
+    _, problems = tree(f"a: {text}")
+    assert [problem.path for problem in problems] == ["trial.a"]
+    assert words in problems[0].message
+    assert problems[0].where == "x.yaml:1"
+    assert problems[0].cure
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("{uniform: [1, 2], first: 1}", 1),
+        ("{uniform: [1, 2], first: 2}", 2),
+        ("{loguniform: [1e-5, 1], first: 1e-5}", 1e-5),
+        ("{randint: [1, 5], first: 4}", 4),
+        ("{quniform: [0.1, 0.7, 0.1], first: 0.3}", 0.3),
+        ("{choice: [0, 1, 2], first: 0}", 0),
+        ("{choice: [null, true], first: null}", None),
+    ],
+)
+def test_the_ends_and_all_steps_may_be_published(text, value):
+    node, problems = tree(f"a: {text}")
+    assert problems == []
+    assert resolve(node, published_point)[0] == {"a": value}
+    assert to_plain(node)["a"]["first"] == value
+
+
+def test_a_range_without_first_beside_domains_with_one_is_named_with_place_and_cure(write):
+    error = problems_of(write(FIRSTS.replace(", first: 99", "")))
+    (problem,) = error.problems
+    assert (problem.where, problem.path) == ("space.yaml:12", "trial.epochs")
+    assert problem.message.startswith("names no first")
+    assert problem.cure == "write {randint: [1, 100], first: VALUE}, or remove every first"
+
+
+def test_a_first_that_the_published_point_does_not_pass_is_refused(write):
+    error = problems_of(write(FIRSTS.replace("[0.01, 0.1]}", "[0.01, 0.1], first: 0.05}")))
+    (problem,) = error.problems
+    assert (problem.where, problem.path) == ("space.yaml:8", "trial.loss.temperature")
+    assert "has no effect" in problem.message
+
+
+def test_a_block_named_first_is_passed_and_the_others_need_no_first(write):
+    space = FIRSTS.replace("beta: {uniform: [0.6, 1.2], first: 1}", "beta: {uniform: [0.6, 1.2]}")
+    space = space.replace("loguniform: [0.01, 0.1]", "loguniform: [0.01, 0.1], first: 0.05")
+    named = space.replace("  sampler:", "    first: {loss: {name: normalized_softmax, temperature: %s}}\n  sampler:")
+    path = write(named % "{loguniform: [0.01, 0.1], first: 0.05}")
+    assert sample_trials(load_space(path))[0].loss.settings == {"temperature": 0.05}
+
+
+def test_set_replaces_first_alone_or_what_needed_one(write):
+    path = write(FIRSTS)
+    space = load_space(path, ["trial.optimizer.learning_rate.first=1e-3", "trial.epochs=7"])
+    first = sample_trials(space)[0]
+    assert (first.optimizer.learning_rate, first.epochs) == (1e-3, 7)
+    # What takes the place of a block's key takes its first with it.
+    replaced = load_space(path, ["trial.loss={name: triplet}", "trial.miner={name: random}"])
+    assert sample_trials(replaced)[0].loss.name == "triplet"
+    (problem,) = problems_of(path, ["trial.epochs={randint: [1, 5]}"]).problems
+    assert (problem.where, problem.path) == ("--set", "trial.epochs")
+
+
+def test_the_published_point_is_checked_before_anything_starts(write):
+    # 8 learners divide both ends of the range, and not the published value between them.
+    space = TRIAL.replace("weights: none", "weights: none, embedding_dim: {quniform: [8, 16, 4], first: 12}")
+    space += "  method: {name: divide_conquer, num_learners: 8}\n"
+    assert "12" in str(problems_of(write(space)))
+    assert load_space(write(space.replace("first: 12", "first: 16")))
