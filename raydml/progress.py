@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from raydml.recipe import recipe_of
+
 Event = Mapping[str, Any]
 
 #: Reasons of a ``trial_ended`` event that mean something went wrong with the trial.
@@ -25,8 +27,7 @@ class TrialProgress:
 
     trial: str
     stage: str
-    loss: str = ""
-    miner: str = ""
+    recipe: str = ""
     embedding_dim: int | None = None
     learning_rate: float | None = None
     fold: int | None = None
@@ -148,8 +149,7 @@ def _started(state: StudyProgress, event: Event) -> TrialProgress:
     model, optimizer = config.get("model") or {}, config.get("optimizer") or {}
     return replace(
         row,
-        loss=str((config.get("loss") or {}).get("name", "")),
-        miner=str((config.get("miner") or {}).get("name", "")),
+        recipe=recipe_of(config),
         embedding_dim=model.get("embedding_dim"),
         learning_rate=optimizer.get("learning_rate"),
         fold=event.get("fold"),

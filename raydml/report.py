@@ -43,6 +43,13 @@ _ENDINGS = {
 }
 
 
+_HOW_TO_COMPARE = (
+    "Published numbers come from training on all training classes, where ours leave some out to validate on. Those "
+    "marked *chosen on test* are of the epoch that was best on these very test classes; ours were chosen on validation "
+    "classes, and the test classes were opened once."
+)
+
+
 # --- learning curves -------------------------------------------------------------------------------------------------
 
 
@@ -269,14 +276,19 @@ def _save(figure: Figure, path: Path) -> Path:
 
 
 def summary_markdown(summary: Mapping[str, Any]) -> str:
-    """A study's summary as Markdown: the test numbers, the confirmed configurations, the search's leaderboard.
+    """A study's summary as Markdown: the test numbers, those published, the confirmed configurations, the leaderboard.
 
     summary: {
         "study": name, "metric": what trials are ranked by,
-        "search":  [{"trial", "loss", "miner" | None, "best" | None, "epoch_of_best" | None, "ended"}], best first,
-        "confirm": [{"configuration" (fingerprint), "from_trial", "mean" | None, "half_width" | None, "num_runs"}],
-        "final":   [{"configuration", "metrics": {name: {"mean", "half_width" | None}}, "untrained": the same,
+        "search":  [{"trial", "recipe" (method, loss, miner, regularisers in words), "best" | None,
+                     "epoch_of_best" | None, "ended"}], best first,
+        "confirm": [{"configuration" (fingerprint), "recipe", "from_trial", "mean" | None, "half_width" | None,
+                     "num_runs"}],
+        "final":   [{"configuration", "recipe", "dataset", "backbone", "embedding_dim",
+                     "metrics": {name: {"mean", "half_width" | None}}, "untrained": the same,
                      "validation": the same, "untrained_validation": the same}], metrics are those of the test classes,
+        "published": [{"system", "variant", "dataset", "metrics": {name: {"mean", "deviation" | None}}, "protocol",
+                     "backbone" | None, "embedding_dim" | None, "source", "status", "chosen_on_test"}] of published.py,
     }
     A stage that has not been run is an empty list and has no table. Intervals are 95 % t intervals.
     """
@@ -288,32 +300,70 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
             [_metric_name(name), *(_interval(row[part].get(name)) for part in parts_shown)] for name in row["metrics"]
         ]
         parts += [
-            f"## Test classes, configuration `{row['configuration']}`",
+            f"## Test classes, configuration `{row['configuration']}`: {_cell(row['recipe'])}",
             _table(["metric", "test", "test, untrained", "validation", "validation, untrained"], rows),
         ]
+    parts += _beside_published(summary["final"], summary["published"])
     if summary["confirm"]:
         rows = [
-            [f"`{row['configuration']}`", row["from_trial"], _interval(row), row["num_runs"]]
+            [f"`{row['configuration']}`", row["recipe"], row["from_trial"], _interval(row), row["num_runs"]]
             for row in summary["confirm"]
         ]
         title = f"## Confirmed: {metric} over folds and seeds"
-        parts += [title, _table(["configuration", "from", "mean ± 95 % interval", "runs"], rows)]
+        parts += [title, _table(["configuration", "recipe", "from", "mean ± 95 % interval", "runs"], rows)]
     if summary["search"]:
         rows = [
             [
                 str(rank),
                 row["trial"],
-                row["loss"],
-                row["miner"],
+                row["recipe"],
                 _number(row["best"]),
                 row["epoch_of_best"],
                 _ENDINGS.get(row["ended"], row["ended"]),
             ]
             for rank, row in enumerate(summary["search"], start=1)
         ]
-        header = ["", "trial", "loss", "miner", f"best {metric}", "at epoch", "ended"]
+        header = ["", "trial", "recipe", f"best {metric}", "at epoch", "ended"]
         parts += [f"## Search: {_counted(len(rows), 'trial')}", _table(header, rows)]
     return "\n\n".join(parts) + "\n"
+
+
+def _beside_published(final: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A table for each data set and protocol that somebody published numbers of: ours first, then theirs, best last."""
+    parts = []
+    for dataset, protocol in dict.fromkeys((entry["dataset"], entry["protocol"]) for entry in published):
+        ours = [row for row in final if row["dataset"] == dataset]
+        theirs = [entry for entry in published if (entry["dataset"], entry["protocol"]) == (dataset, protocol)]
+        measured = dict.fromkeys(name for row in ours for name in row["metrics"])
+        names = [name for name in measured if any(name in entry["metrics"] for entry in theirs)]
+        theirs = [entry for entry in theirs if any(name in entry["metrics"] for name in names)]
+        theirs.sort(key=lambda entry: entry["metrics"].get(names[0], {"mean": 0.0})["mean"])
+        if not theirs:
+            continue
+        rows = [
+            [f"**this study**: {row['recipe']}", row["backbone"], row["embedding_dim"]]
+            + [_interval(row["metrics"].get(name)) for name in names]
+            + [f"configuration `{row['configuration']}`"]
+            for row in ours
+        ]
+        rows += [
+            [f"{entry['system']}: {entry['variant']}", entry["backbone"], entry["embedding_dim"]]
+            + [_deviating(entry["metrics"].get(name)) for name in names]
+            + [f"{entry['source']}; {entry['status']}{'; chosen on test' if entry['chosen_on_test'] else ''}"]
+            for entry in theirs
+        ]
+        header = ["", "backbone", "dimensions", *(_metric_name(name) for name in names), "source and standing"]
+        parts += [f"## Published numbers: {dataset}, {protocol.replace('_', ' ')}", _table(header, rows)]
+        parts += [_HOW_TO_COMPARE]
+    return parts
+
+
+def _deviating(score: Mapping[str, Any] | None) -> str | None:
+    """A published number and, in words, the deviation of its runs, which is no interval."""
+    if score is None:
+        return None
+    deviation = "" if score["deviation"] is None else f" (deviation {score['deviation']:.4f})"
+    return f"{score['mean']:.4f}{deviation}"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from raydml.config import Machine, parse_trial
+from raydml.data.benchmarks import BENCHMARKS
 from raydml.evaluate import embed, load_network
 from raydml.export import export_model
+from raydml.published import comparable
+from raydml.recipe import recipe_of
 from raydml.report import learning_curves, read_curves, sample_retrievals, summary_markdown
 from raydml.study import (
     StudyError,
@@ -64,14 +67,17 @@ def summarise(folder: Path) -> dict[str, Any]:
         "search": [],
         "confirm": [],
         "final": [],
+        "published": [],
     }
     records = read_records(folder, "search")
+    configs = {key: record.config for key, record in records.items() if record.config}
     if (folder / "ranking.json").exists():
         for row in read_json(folder / "ranking.json"):
-            config = records[row["trial"]].config
+            config = configs[row["trial"]]
             summary["search"].append(
                 {
                     "trial": row["trial"],
+                    "recipe": recipe_of(config),
                     "loss": config["loss"]["name"],
                     "miner": config["miner"]["name"] if config["miner"] else None,
                     "best": row["value"],
@@ -81,11 +87,32 @@ def summarise(folder: Path) -> dict[str, Any]:
             )
     if (folder / "confirmed.json").exists():
         names = ("configuration", "from_trial", "mean", "half_width", "num_runs")
-        summary["confirm"] = [{name: row[name] for name in names} for row in read_json(folder / "confirmed.json")]
+        summary["confirm"] = [
+            {name: row[name] for name in names} | {"recipe": recipe_of(configs[row["from_trial"]])}
+            for row in read_json(folder / "confirmed.json")
+        ]
     if (folder / "final.json").exists():
         parts = ("configuration", "from_trial", "metrics", "untrained", "validation", "untrained_validation")
-        summary["final"] = [{name: row[name] for name in parts} for row in read_json(folder / "final.json")]
+        for row in read_json(folder / "final.json"):
+            config = configs[row["from_trial"]]
+            network = {"backbone": config["model"]["backbone"], "embedding_dim": config["model"]["embedding_dim"]}
+            known = {"recipe": recipe_of(config), "dataset": config["data"]["name"], **network}
+            summary["final"].append({name: row[name] for name in parts} | known)
+        summary["published"] = _published({row["dataset"] for row in summary["final"]})
     return summary
+
+
+def _published(datasets: Collection[str]) -> list[dict[str, Any]]:
+    """The published numbers of benchmarks, scored as `evaluate` scores first, one entry for each system and variant."""
+    entries: dict[tuple[str, ...], dict[str, Any]] = {}
+    for benchmark in BENCHMARKS.values():
+        for dataset in sorted(set(benchmark.data_names) & set(datasets)):
+            for number in comparable(dataset, benchmark.protocols[0]):
+                facts = number._asdict()
+                metric, value, deviation = (facts.pop(name) for name in ("metric", "value", "deviation"))
+                entry = entries.setdefault((dataset, number.source, number.variant), {**facts, "metrics": {}})
+                entry["metrics"][metric] = {"mean": value, "deviation": deviation}
+    return list(entries.values())
 
 
 def top_trials(folder: Path) -> dict[str, Path]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from raydml.events import Record
+from raydml.recipe import recipe_of
 
 #: Longest values that MLflow stores whole (a tag: the limit of older servers; newer ones take 8000).
 MAX_PARAM_CHARACTERS, MAX_TAG_CHARACTERS, MAX_KEY_CHARACTERS = 6000, 5000, 250
@@ -141,7 +142,7 @@ def _trial_started(update: RunUpdate, event: Mapping[str, Any]) -> None:
     facts = {name: event.get(name) for name in ("stage", "fold", "seed", "fingerprint", "configuration")}
     facts |= {name: (config.get(name) or {}).get("name") for name in ("loss", "miner", "method")}
     update.tags |= {f"raydml.{name}": str(fact) for name, fact in facts.items() if fact is not None}
-    update.name = " ".join(filter(None, (str(event["trial"]), facts["loss"])))
+    update.name = " ".join(filter(None, (str(event["trial"]), recipe_of(config))))
 
 
 def _epoch(update: RunUpdate, event: Mapping[str, Any]) -> None:

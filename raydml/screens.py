@@ -50,18 +50,18 @@ def summary(results: Mapping[str, Any]) -> RenderableType:
         parts += ["", _test_numbers(row)]
     confirmed = results.get("confirm") or []
     if confirmed:
-        table = _table("confirmed", "from", f"validation {label}", "runs", right=("runs",))
+        table = _table("confirmed", "recipe", "from", f"validation {label}", "runs", right=("runs",))
         for row in confirmed[:NUM_TOP]:
             score = interval(row["mean"], row["half_width"])
-            table.add_row(row["configuration"], row["from_trial"], score, str(row["num_runs"]))
+            table.add_row(row["configuration"], Text(row["recipe"]), row["from_trial"], score, str(row["num_runs"]))
         parts += ["", table]
     searched = results.get("search") or []
-    table = _table("search", "loss", "miner", label, "epoch", "ended", right=(label, "epoch"))
+    table = _table("search", "recipe", label, "epoch", "ended", right=(label, "epoch"))
     for row in searched[:NUM_TOP]:
         best = "-" if row["best"] is None else f"{row['best']:.4f}"
         ended, colour = STATES.get(row["ended"], (row["ended"], ""))
         epoch = "" if row["epoch_of_best"] is None else str(row["epoch_of_best"])
-        table.add_row(row["trial"], row["loss"], row["miner"] or "-", best, epoch, Text(ended, style=colour))
+        table.add_row(row["trial"], Text(row["recipe"]), best, epoch, Text(ended, style=colour))
     parts += ["", table]
     if len(searched) > NUM_TOP:
         parts.append(Text(f"... and {len(searched) - NUM_TOP} more", style="dim"))
@@ -81,8 +81,7 @@ def _winner(results: Mapping[str, Any], label: str) -> Text:
         if first is None or first["best"] is None:
             return Text("no trial has a value yet", style="yellow")
         key, score, how = first["trial"], f"{first['best']:.4f}", "on validation, one run"
-    row = searched.get(key, {})
-    what = row.get("loss", "") + (f" + {row['miner']}" if row.get("miner") else "")
+    what = searched.get(key, {}).get("recipe", "")
     return Text.assemble(
         ("winner  ", "bold green"), (f"{key} ({what})\n", "bold"), " " * 8, (f"{label} {score}", "bold"), f" {how}"
     )

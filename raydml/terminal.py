@@ -98,13 +98,12 @@ def line(study: StudyProgress, event: Event) -> str | None:
 
 def _trial_line(study: StudyProgress, trial: TrialProgress, kind: str) -> str:
     if kind == "trial_started":
-        what = trial.loss + (f" + {trial.miner}" if trial.miner else "")
         details = [f"dim {trial.embedding_dim}", f"lr {learning_rate_text(trial.learning_rate)}"]
         if trial.fold is not None:
             details = [f"fold {trial.fold}", f"seed {trial.seed}"]
         if trial.epoch:
             details.append(f"from epoch {trial.epoch}")
-        return f"{trial.trial} started: {what}, {', '.join(details)}"
+        return f"{trial.trial} started: {trial.recipe}, {', '.join(details)}"
     why = f": {trial.error.strip().splitlines()[-1]}" if trial.error.strip() else ""
     if kind == "trial_retried":
         return f"{trial.trial} failed after epoch {trial.epoch}, retry {trial.num_retries}{why}"

@@ -57,9 +57,8 @@ def trial_table(study: StudyProgress, stage: str, *, width: int, limit: int, ind
     gap = 2 if width >= WIDE_COLUMNS else 1
     table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("trial", no_wrap=True)
-    # Only these two may give way when the terminal is narrow: a name is still known by its beginning.
-    table.add_column("loss", overflow="ellipsis", min_width=9)
-    table.add_column("miner", overflow="ellipsis", min_width=9)
+    # Only this may give way when the terminal is narrow: a recipe is still known by its beginning.
+    table.add_column("recipe", overflow="ellipsis", min_width=9)
     for title in ("fold", "seed") if confirming else ("dim", "lr"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("epoch", justify="right", no_wrap=True)
@@ -73,8 +72,7 @@ def trial_table(study: StudyProgress, stage: str, *, width: int, limit: int, ind
         )
         table.add_row(
             trial.trial.removeprefix(f"{stage}-") if index_only else trial.trial,
-            Text(trial.loss),  # as Text, or rich would read brackets as markup
-            Text(trial.miner or "-"),
+            Text(trial.recipe, no_wrap=True),  # as Text, or rich would read brackets as markup
             *("" if value is None else str(value) for value in varying),
             f"{trial.epoch}/{trial.epochs}" if trial.epochs else str(trial.epoch),
             "" if trial.best is None else f"{trial.best:.4f}",

@@ -314,8 +314,7 @@ SUMMARY = {
     "search": [
         {
             "trial": f"search-{n:03d}",
-            "loss": "margin",
-            "miner": None if n else "distance_weighted",
+            "recipe": "margin" if n else "mic: margin, distance_weighted",
             "best": None if n == 6 else 0.9 - n / 10,
             "epoch_of_best": None if n == 6 else 3,
             "ended": "non_finite_loss" if n == 6 else "stopped_early",
@@ -325,6 +324,7 @@ SUMMARY = {
     "confirm": [
         {
             "configuration": "aaaabbbbcccc",
+            "recipe": "mic: margin, distance_weighted",
             "from_trial": "search-000",
             "mean": 0.8125,
             "half_width": 0.015,
@@ -334,6 +334,7 @@ SUMMARY = {
     "final": [
         {
             "configuration": "aaaabbbbcccc",
+            "recipe": "mic: margin, distance_weighted",
             "from_trial": "search-000",
             "metrics": {
                 "recall_at_1": {"mean": 0.95, "half_width": None},
@@ -365,7 +366,7 @@ def test_the_end_of_a_study(tmp_path, capsys):
     cli_studies.show_end("uv run launch.py", folder, cli_studies.new_console())
     text = capsys.readouterr().out
     for words in (
-        "search-000 (margin + distance_weighted)",
+        "search-000 (mic: margin, distance_weighted)",
         "0.8125 ± 0.0150",
         "of 4 runs",
         "0.950",

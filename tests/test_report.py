@@ -266,17 +266,23 @@ SUMMARY = {
     "study": "digits",
     "metric": "val_map_at_r",
     "search": [
-        {"trial": "search-004", "loss": "margin", "miner": "distance_weighted", "best": 0.81234, "epoch_of_best": 7}
+        {"trial": "search-004", "recipe": "mic: margin, distance_weighted", "best": 0.81234, "epoch_of_best": 7}
         | {"ended": "finished"},
-        {"trial": "search-001", "loss": "odd|name", "miner": None, "best": None, "epoch_of_best": None}
+        {"trial": "search-001", "recipe": "odd|name", "best": None, "epoch_of_best": None}
         | {"ended": "non_finite_loss"},
     ],
     "confirm": [
         {"configuration": "0123456789ab", "from_trial": "search-004", "mean": 0.8, "half_width": 0.0123, "num_runs": 4}
+        | {"recipe": "mic: margin, distance_weighted"}
     ],
+    "published": [],
     "final": [
         {
             "configuration": "0123456789ab",
+            "recipe": "mic: margin, distance_weighted",
+            "dataset": "digits",
+            "backbone": "convnet",
+            "embedding_dim": 64,
             "metrics": {
                 "recall_at_1": {"mean": 0.95, "half_width": None},
                 "map_at_r": {"mean": 0.7, "half_width": 0.01},
@@ -295,23 +301,62 @@ SUMMARY = {
 def test_the_summary_in_markdown():
     assert summary_markdown(SUMMARY) == (
         "# Study digits\n\n"
-        "## Test classes, configuration `0123456789ab`\n\n"
+        "## Test classes, configuration `0123456789ab`: mic: margin, distance_weighted\n\n"
         "| metric | test | test, untrained | validation | validation, untrained |\n"
         "| --- | --- | --- | --- | --- |\n"
         "| Recall@1 | 0.9500 | 0.6000 | 0.9700 | – |\n"
         "| MAP@R | 0.7000 ± 0.0100 | – | 0.8000 ± 0.0200 | 0.4000 |\n\n"
         "## Confirmed: validation MAP@R over folds and seeds\n\n"
-        "| configuration | from | mean ± 95 % interval | runs |\n"
-        "| --- | --- | --- | --- |\n"
-        "| `0123456789ab` | search-004 | 0.8000 ± 0.0123 | 4 |\n\n"
+        "| configuration | recipe | from | mean ± 95 % interval | runs |\n"
+        "| --- | --- | --- | --- | --- |\n"
+        "| `0123456789ab` | mic: margin, distance_weighted | search-004 | 0.8000 ± 0.0123 | 4 |\n\n"
         "## Search: 2 trials\n\n"
-        "|  | trial | loss | miner | best validation MAP@R | at epoch | ended |\n"
-        "| --- | --- | --- | --- | --- | --- | --- |\n"
-        "| 1 | search-004 | margin | distance_weighted | 0.8123 | 7 | ran to the end |\n"
-        "| 2 | search-001 | odd\\|name | – | – | – | non-finite loss |\n"
+        "|  | trial | recipe | best validation MAP@R | at epoch | ended |\n"
+        "| --- | --- | --- | --- | --- | --- |\n"
+        "| 1 | search-004 | mic: margin, distance_weighted | 0.8123 | 7 | ran to the end |\n"
+        "| 2 | search-001 | odd\\|name | – | – | non-finite loss |\n"
     )
 
 
 def test_a_stage_that_was_not_run_has_no_table():
-    bare = {"study": "s", "metric": "val_recall_at_1", "search": [], "confirm": [], "final": []}
+    bare = {"study": "s", "metric": "val_recall_at_1", "search": [], "confirm": [], "final": [], "published": []}
     assert summary_markdown(bare) == "# Study s\n"
+
+
+def published(variant, metrics, **facts):
+    known = {"system": "S", "variant": variant, "dataset": "inshop", "protocol": "query_gallery", "backbone": None}
+    known |= {"embedding_dim": None, "source": "a README", "status": "checked", "chosen_on_test": False}
+    return {**known, "metrics": {name: {"mean": mean, "deviation": None} for name, mean in metrics.items()}, **facts}
+
+
+def test_published_numbers_stand_below_ours_with_their_source_and_standing():
+    (final,) = SUMMARY["final"]
+    theirs = [
+        published("strong", {"recall_at_1": 0.9}, backbone="resnet50", embedding_dim=128, chosen_on_test=True),
+        published("weak", {"recall_at_1": 0.8, "recall_at_50": 0.97}),
+        published("other k", {"recall_at_50": 0.99}),
+    ]
+    theirs[1]["metrics"]["recall_at_1"]["deviation"] = 0.004
+    text = summary_markdown({**SUMMARY, "final": [{**final, "dataset": "inshop"}], "published": theirs})
+    section = text.partition("## Published numbers: ")[2].partition("\n\n## ")[0]
+    # MAP@R is of ours alone, Recall@50 of theirs alone: neither can be compared.
+    assert section == (
+        "inshop, query gallery\n\n"
+        "|  | backbone | dimensions | Recall@1 | source and standing |\n"
+        "| --- | --- | --- | --- | --- |\n"
+        "| **this study**: mic: margin, distance_weighted | convnet | 64 | 0.9500 | configuration `0123456789ab` |\n"
+        "| S: weak | – | – | 0.8000 (deviation 0.0040) | a README; checked |\n"
+        "| S: strong | resnet50 | 128 | 0.9000 | a README; checked; chosen on test |\n\n"
+        "Published numbers come from training on all training classes, where ours leave some out to validate on. Those "
+        "marked *chosen on test* are of the epoch that was best on these very test classes; ours were chosen on "
+        "validation classes, and the test classes were opened once."
+    )
+
+
+def test_published_numbers_of_another_data_set_or_metric_are_not_shown():
+    other = [
+        published("x", {"recall_at_1": 0.9}, dataset="sop"),
+        published("y", {"recall_at_30": 0.9}, dataset="digits"),
+    ]
+    text = summary_markdown({**SUMMARY, "published": other})
+    assert "Published" not in text

@@ -61,9 +61,8 @@ def test_a_trial_from_start_to_end():
     study = fold([study_started(), stage_started(4), started(0), epoch(0, 1, 0.2), epoch(0, 2, 0.5), epoch(0, 3, 0.4)])
     trial = study.trials["search-000"]
     assert (trial.epoch, trial.best, trial.best_epoch, trial.state) == (3, 0.5, 2, "running")
-    assert (trial.loss, trial.miner, trial.embedding_dim, trial.learning_rate) == (
-        "margin",
-        "distance_weighted",
+    assert (trial.recipe, trial.embedding_dim, trial.learning_rate) == (
+        "margin, distance_weighted",
         64,
         3.14e-4,
     )
@@ -154,8 +153,7 @@ def test_at_80_columns_no_line_is_cut_and_every_column_is_there():
     text = text_of(fold([*events, ended(0, "non_finite_loss")]), 80, 24, eta_s=75)
     for word in (
         "trial",
-        "loss",
-        "miner",
+        "recipe",
         "dim",
         "lr",
         "epoch",
@@ -227,7 +225,7 @@ def test_one_plain_line_an_event_and_none_an_epoch():
     ) == [
         "study digits",
         "search: 2 trials of at most 9 epochs",
-        "search-000 started: margin + distance_weighted, dim 64, lr 3.1e-4",
+        "search-000 started: margin, distance_weighted, dim 64, lr 3.1e-4",
         None,
         "search-000 stopped early after epoch 1/9, best MAP@R 0.2500",
         "search-001 started: contrastive, dim 64, lr 3.1e-4",
