@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import closing
 from pathlib import Path
 
 import jsonschema
@@ -10,11 +11,14 @@ import torch
 import yaml
 
 from raydml import plugins
+from raydml.backbones import BACKBONES, pooling_layer
 from raydml.config import Machine
+from raydml.data.benchmarks import BENCHMARKS
 from raydml.domains import to_plain
 from raydml.space import json_schema, load_space, sample_trials
 from raydml.train import Trainer
 from raydml.yaml_reader import read_yaml
+from tests.data.miniatures import build
 
 FOLDER = Path(__file__).parents[1] / "search_spaces"
 SPACES = sorted(FOLDER.glob("*.yaml"))
@@ -44,16 +48,39 @@ def test_header_says_question_command_expectation_cost_and_source(path):
         assert word in header
 
 
+def space_of(name, overrides=()):
+    return load_space(FOLDER / f"{name}.yaml", ["machine.data_root=/images", *overrides])
+
+
+SYSTEMS = {
+    "divide_conquer": ("sop", "inshop", "vehicleid"),
+    "classification": ("cub200", "cars196", "sop", "inshop"),
+    "deep_metric": ("cub200", "cars196", "sop", "inshop"),
+    "multi_similarity": ("cub200",),
+    "mdr": ("cub200", "cars196", "sop", "inshop"),
+    "mic": ("cub200", "cars196", "sop", "inshop", "vehicleid"),
+}
+PUBLISHED_POINTS = [f"{system}_{dataset}" for system, datasets in SYSTEMS.items() for dataset in datasets]
+REALITY_CHECKS = [f"reality_check_{dataset}" for dataset in ("cub200", "cars196", "sop", "inshop", "vehicleid")]
+COMPARISONS = {"method_x_loss_cub200": (15, 5, 2, 2, 5), "methods_digits": (6, 6, 2, 2, 6)}
+COMPARISONS |= {"methods_image_folder": (6, 6, 2, 3, 6), **dict.fromkeys(REALITY_CHECKS, (192, 8, 2, 3, 8))}
+USUAL = (16, 2, 2, 2, 1)  # trials; configurations, folds and seeds confirmed; configurations tested
+
+
+def test_every_space_is_known_here():
+    names = {"digits", "image_folder", "loss_zoo", *PUBLISHED_POINTS, *COMPARISONS}
+    assert {path.stem for path in SPACES} == names
+
+
 @pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
 def test_loads_and_samples(path):
-    overrides = [] if path.stem == "digits" else ["machine.data_root=/images"]
-    space = load_space(path, overrides)
+    space = space_of(path.stem)
+    trials, study = sample_trials(space), space.study
     if path.stem == "loss_zoo":
-        assert (space.study.confirm, space.study.finalize) == (None, None)
+        assert (len(trials), study.confirm, study.finalize) == (40, None, None)
         return
-    assert len(sample_trials(space)) == 16
-    assert (space.study.confirm.top, space.study.confirm.folds, space.study.confirm.seeds) == (2, 2, 2)
-    assert space.study.finalize.top == 1
+    stages = (study.confirm.top, study.confirm.folds, study.confirm.seeds, study.finalize.top)
+    assert (len(trials), *stages) == COMPARISONS.get(path.stem, USUAL)
 
 
 def test_the_zoo_has_a_recipe_for_every_loss_miner_and_regulariser():
@@ -153,3 +180,319 @@ def test_every_recipe_of_the_zoo_trains(tmp_path):
         assert result["ended"] == "finished", what
         after = trainer.method.network.state_dict()
         assert any(not torch.equal(value, after[name]) for name, value in before.items()), what
+
+
+# --- the published points: written by hand from the papers and their releases ---------------------------------------
+
+RESNET = {"model.backbone": "resnet50", "model.weights": "default", "data.resize_px": 256, "data.crop_px": 224}
+ADAM = {"optimizer.name": "adam", "schedule.new_layer_warmup_epochs": 0}
+FROM_FILE = {"data.cache": "off", "data.augmentation.random_resized_crop": (0.08, 1.0), "data.resize": "short_side"}
+INCEPTION = {"model.backbone": "bn_inception", "model.weights": "bn_inception-52deb4733.pth"}
+INCEPTION |= {"model.embedding_dim": 512, "model.freeze_batch_norm": True, "data.augmentation.flip": True}
+INCEPTION |= {"data.augmentation.random_resized_crop": (0.16, 1.0), "data.cache": "on"}
+
+BY_SYSTEM = {
+    "divide_conquer": RESNET
+    | ADAM
+    | FROM_FILE
+    | {"epochs": 200, "model.embedding_dim": 128, "model.dropout": 0.01, "model.head_init": "xavier_normal"}
+    | {"model.freeze_batch_norm": True, "model.normalize": "l2", "data.augmentation.flip": True}
+    | {"method.name": "divide_conquer", "method.num_learners": 8, "method.recluster_every": 2}
+    | {"method.finetune_from": 0.95, "method.full_embedding_from": 8 / 19, "method.kmeans_iterations": 100}
+    | {"loss.name": "margin", "loss.margin": 0.2, "loss.beta": 1.2, "loss.nu": 0.0}
+    | {"loss.class_beta": False, "loss.trainable_beta": False}
+    | {"miner.name": "nearest_beyond_cutoff", "miner.cutoff": 0.5}
+    | {"sampler.classes_per_batch": 20, "sampler.images_per_class": 4}
+    | {"optimizer.learning_rate": 1e-5, "optimizer.weight_decay": 1e-4, "schedule.name": "constant"},
+    "classification": RESNET
+    | {"epochs": 31, "model.embedding_dim": 2048, "model.layer_norm": True, "model.projection": "none"}
+    | {"model.freeze_batch_norm": False, "model.pooling": "average", "model.normalize": "l2"}
+    | {"data.resize": "squash", "data.augmentation.random_crop": True, "data.augmentation.flip": True}
+    | {"data.augmentation.random_resized_crop": None, "method.name": "plain"}
+    | {"loss.name": "normalized_softmax", "loss.temperature": 0.05}
+    | {"sampler.name": "balanced_with_replacement", "sampler.batch_size": 75}
+    | {"optimizer.name": "sgd", "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4}
+    | {"optimizer.loss_weight_decay": 1e-4, "schedule.name": "step", "schedule.milestones": (16,)}
+    | {"schedule.gamma": 0.1, "schedule.new_layer_warmup_epochs": 1, "schedule.new_layer_factor": 1.0},
+    "deep_metric": INCEPTION
+    | ADAM
+    | {"model.pooling": "max", "data.resize_px": 256, "data.crop_px": 224, "data.resize": "short_side"}
+    | {"loss.name": "weight", "loss.alpha": 2.0, "loss.beta": 40.0, "loss.base": 0.5}
+    | {"miner.name": "multi_similarity", "miner.epsilon": 0.1, "method.name": "plain"}
+    | {"sampler.name": "random_identity", "sampler.images_per_class": 5, "schedule.name": "constant"}
+    | {"optimizer.learning_rate": 1e-5, "optimizer.weight_decay": 2e-4},
+    "multi_similarity": INCEPTION
+    | ADAM
+    | {"model.pooling": "max", "model.head_init": "kaiming_normal", "data.crop_px": 227, "epochs": 15}
+    | {"loss.name": "multi_similarity", "loss.alpha": 2.0, "loss.beta": 40.0, "loss.base": 0.5}
+    | {"miner.name": "multi_similarity", "miner.epsilon": 0.1, "sampler.name": "identity_chunks"}
+    | {"sampler.batch_size": 80, "sampler.images_per_class": 5, "sampler.batches_per_epoch": 200}
+    | {"optimizer.learning_rate": 3e-5, "optimizer.weight_decay": 5e-4}
+    | {"schedule.name": "step", "schedule.milestones": (6, 12), "schedule.gamma": 0.1},
+    "mdr": INCEPTION
+    | ADAM
+    | {"model.pooling": "average", "model.normalize": "mean_distance", "epochs": 100}
+    | {"data.resize": "squash", "data.interpolation": "lanczos", "data.crop_px": 224}
+    | {"loss.name": "triplet", "loss.margin": 0.2, "loss.squared": False, "loss.average_over": "all"}
+    | {"miner.name": "distance_weighted", "miner.variant": "mdr", "miner.cutoff": 0.5}
+    | {"regularizers.mdr.level_weight": 0.01, "regularizers.mdr.num_levels": 3, "regularizers.mdr.momentum": 0.9}
+    | {"sampler.name": "random_classes", "sampler.batches_per_epoch": 100}
+    | {"optimizer.weight_decay": 1e-5, "optimizer.loss_weight_decay": 1e-5, "optimizer.loss_learning_rate": None}
+    | {"schedule.name": "step", "schedule.milestones": (40, 60, 80), "schedule.gamma": 0.2},
+    "mic": RESNET
+    | ADAM
+    | FROM_FILE
+    | {"model.embedding_dim": 128, "model.freeze_batch_norm": True, "data.augmentation.flip": True}
+    | {"method.name": "mic", "method.recluster_every": 4, "method.class_probability": 1.0, "method.label_noise": 0.2}
+    | {"method.standardise": "mean", "method.images_per_cluster": 4, "method.adversary_dim": 512}
+    | {"method.adversary_weight_decay": 1e-6, "method.auxiliary_flip": False, "method.initial_layer": "stage1"}
+    | {"method.direction": "auxiliary_to_class", "method.auxiliary_dim": None, "method.kmeans_iterations": 25}
+    | {"loss.name": "margin", "loss.margin": 0.2, "loss.beta": 1.2, "loss.class_beta": True}
+    | {"loss.trainable_beta": True, "miner.name": "distance_weighted", "miner.variant": "wu", "miner.cutoff": 0.5}
+    | {"sampler.name": "class_groups", "sampler.batch_size": 112, "sampler.images_per_class": 4}
+    | {"optimizer.learning_rate": 1e-5, "optimizer.loss_learning_rate": 5e-4, "optimizer.weight_decay": 4e-4}
+    | {"optimizer.loss_weight_decay": 0.0, "schedule.name": "step", "schedule.gamma": 0.3},
+}
+
+
+def rows(names, *table):
+    """{space: {key: value}} of lines (space, values in the order of the names)."""
+    return {line[0]: dict(zip(names.split(), line[1:], strict=True)) for line in table}
+
+
+BY_DATASET = {
+    **rows(
+        "data.name recall_at",
+        ("divide_conquer_sop", "sop", (1, 2, 4, 8)),
+        ("divide_conquer_inshop", "inshop", (1, 10, 20, 30, 50)),
+        ("divide_conquer_vehicleid", "vehicleid_large", (1, 2, 4, 8)),
+        ("multi_similarity_cub200", "cub200", (1, 2, 4, 8, 16, 32)),
+    ),
+    **rows(
+        "optimizer.learning_rate sampler.images_per_class recall_at",
+        ("classification_cub200", 1e-3, 25, (1, 2, 4, 8)),
+        ("classification_cars196", 1e-2, 25, (1, 2, 4, 8)),
+        ("classification_sop", 1e-2, 5, (1, 10, 100, 1000)),
+        ("classification_inshop", 1e-2, 5, (1, 10, 20, 30, 40, 50)),
+    ),
+    **rows(
+        "epochs sampler.batch_size recall_at",
+        ("deep_metric_cub200", 400, 80, (1, 2, 4, 8, 16, 32)),
+        ("deep_metric_cars196", 400, 80, (1, 2, 4, 8, 16, 32)),
+        ("deep_metric_sop", 100, 240, (1, 10, 100, 1000)),
+        ("deep_metric_inshop", 200, 240, (1, 10, 20, 30, 40, 50)),
+    ),
+    **rows(
+        "optimizer.learning_rate sampler.batch_size sampler.images_per_class regularizers.mdr.weight recall_at",
+        ("mdr_cub200", 5e-5, 128, 4, 0.6, (1, 2, 4, 8)),
+        ("mdr_cars196", 5e-5, 128, 4, 0.2, (1, 2, 4, 8)),
+        ("mdr_sop", 1e-4, 256, 3, 0.1, (1, 10, 100, 1000)),
+        ("mdr_inshop", 1e-4, 256, 3, 0.1, (1, 10, 20, 30, 40)),
+    ),
+    **rows(
+        "method.num_clusters method.adversarial_weight method.auxiliary_probability "
+        "schedule.milestones epochs recall_at",
+        ("mic_cub200", 30, 2500.0, 0.8, (50,), 100, (1, 2, 4, 8)),
+        ("mic_cars196", 150, 500.0, 0.8, (60,), 110, (1, 2, 4, 8)),
+        ("mic_sop", 50, 250.0, 0.5, (20, 35), 45, (1, 10, 100, 1000)),
+        ("mic_inshop", 150, 250.0, 0.8, (50,), 70, (1, 10, 20, 30, 50)),
+        ("mic_vehicleid", 50, 250.0, 0.5, (20, 35), 45, (1, 5)),
+    ),
+}
+
+
+def value_at(trial, path):
+    value = trial.model_dump()
+    for step in path.split("."):
+        value = value[step]
+    return value
+
+
+@pytest.mark.parametrize("name", PUBLISHED_POINTS)
+def test_the_first_trial_is_the_published_point(name):
+    system, _, dataset = name.rpartition("_")
+    expected = {**BY_SYSTEM[system], **BY_DATASET[name], "select_on": "val_recall_at_1"}
+    first, *others = sample_trials(space_of(name))
+    assert {path: value_at(first, path) for path in expected} == expected
+    assert first.data.name in BENCHMARKS[dataset].data_names
+    # The others are around it: each differs in something, and all from each other.
+    assert len({trial.optimizer.learning_rate for trial in others}) == len(others)
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED_POINTS, *COMPARISONS])
+def test_validation_classes_select_in_a_quarter_as_large_as_a_fold(name):
+    for trial in sample_trials(space_of(name)):
+        split = trial.data.split
+        assert trial.select_on.startswith("val_")
+        assert split.val_fraction == (0.4 if name == "methods_digits" else 0.25)
+        assert split.num_folds == (2 if name == "methods_digits" else 4)
+
+
+@pytest.mark.parametrize("name", REALITY_CHECKS)
+def test_the_reality_check_gives_every_loss_the_same(name):
+    trials = sample_trials(space_of(name))
+    assert {trial.loss.name for trial in trials} == set(plugins.names("losses"))
+    assert len({(trial.model, trial.epochs, trial.data) for trial in trials}) == 1
+    assert {(t.optimizer.name, t.optimizer.learning_rate, t.optimizer.weight_decay) for t in trials} == {
+        ("rmsprop", 1e-6, 1e-4)
+    }
+    for trial in trials:
+        sampler = trial.sampler
+        assert sampler.classes_per_batch * sampler.images_per_class == 32
+
+
+def test_the_comparisons_hold_six_recipes_at_equal_epochs():
+    for name in ("methods_digits", "methods_image_folder"):
+        trials = sample_trials(space_of(name))
+        recipes = [(t.method.name, t.loss.name, *t.regularizers) for t in trials]
+        assert recipes == [
+            ("plain", "margin"),
+            ("divide_conquer", "margin"),
+            ("mic", "margin"),
+            ("plain", "margin", "mdr"),
+            ("plain", "normalized_softmax"),
+            ("plain", "multi_similarity"),
+        ]
+        rates = {(t.optimizer.learning_rate, t.optimizer.weight_decay) for t in trials}
+        assert len({(t.epochs, t.sampler, t.schedule, t.model.backbone, t.model.embedding_dim) for t in trials}) == 1
+        assert len(rates) == 1
+
+
+# --- each of them learns, on a miniature in the format of its data set ------------------------------------------------
+
+NUM_CLASSES, NUM_IMAGES = 8, 4  # a quarter of the classes validates: 6 train, 24 images
+SIZES = {
+    "class_balanced": {"classes_per_batch": 3, "images_per_class": 4, "batches_per_epoch": None},
+    "balanced_with_replacement": {"batch_size": 12, "images_per_class": 4},
+    "random_identity": {"batch_size": 12, "images_per_class": 4},
+    "identity_chunks": {"batch_size": 12, "images_per_class": 4, "batches_per_epoch": 2},
+    "class_groups": {"batch_size": 12, "images_per_class": 4},
+    "random_classes": {"batch_size": 12, "images_per_class": 4, "batches_per_epoch": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def miniatures(tmp_path_factory):
+    """The folders of the five benchmarks, and under "" the pictures of one as a folder of classes."""
+    root = tmp_path_factory.mktemp("miniatures")
+    folders = {
+        name: build(name, root / name, classes_per_part=NUM_CLASSES, images_per_class=NUM_IMAGES, size_px=48)
+        for name in BENCHMARKS
+    }
+    return {**folders, "": folders["cub200"] / "images"}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Backbone -> a file of weights that stand for the published ones: random, their BatchNorm statistics of pictures.
+
+    A network whose statistics are of nothing gives every image nearly the same embedding.
+    """
+    generator = torch.Generator().manual_seed(0)
+    colours = 0.7 * torch.randn(32, 3, 1, 1, generator=generator) + 0.3 * torch.randn(
+        32, 3, 64, 64, generator=generator
+    )
+    files = {"convnet": "none"}
+    for name in ("resnet50", "bn_inception"):
+        facts = BACKBONES[name]
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            trunk = facts.build(pooling_layer("average")).train()
+        for module in trunk.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = None  # the mean of all batches: of the one
+        with torch.inference_mode():
+            trunk(colours * (70 if facts.value_range == 255 else 1))
+        files[name] = str(tmp_path_factory.mktemp("weights") / f"{name}.pth")
+        torch.save(trunk.state_dict(), files[name])
+    return files
+
+
+def made_small(trial, weights):
+    """The trial with sizes for a miniature and other weights; everything else as it is."""
+    crop_px = 64 if BACKBONES[trial.model.backbone].takes_crop(64) else 16
+    data = trial.data.model_copy(update={"resize_px": crop_px + 8, "crop_px": crop_px})
+    model = trial.model.model_copy(update={"weights": weights[trial.model.backbone]})
+    sampler = trial.sampler.model_copy(update=SIZES[trial.sampler.name])
+    settings = trial.method.model_dump()
+    settings |= {"num_learners": 2} if trial.method.name == "divide_conquer" else {}
+    settings |= {"num_clusters": 4} if trial.method.name == "mic" else {}
+    method = type(trial.method).model_validate(settings)
+    sizes = {"data": data, "model": model, "sampler": sampler, "method": method, "recall_at": (1, 2)}
+    return trial.model_copy(update=sizes)
+
+
+def first_epoch(trial, machine):
+    """(trainer, number of batches, result) of the first epoch."""
+    trainer = Trainer(trial, machine, device="cpu")
+    num_batches = 0
+    with closing(trainer.steps()) as steps:
+        for result in steps:
+            if result is not None:
+                return trainer, num_batches, result
+            num_batches += 1
+    raise AssertionError("the trial ended without a result")
+
+
+def expected_batches(trainer):
+    """How many batches the first epoch may have, from its images: 24 in 6 classes, 12 a batch."""
+    if trainer.trial.method.name == "mic":  # one of the classes, and perhaps one of clusters, each time
+        return range(2, 5)
+    if trainer.trial.method.name == "divide_conquer":  # in turns, as many as the largest cluster has
+        clusters, labels = trainer.method.clusters.numpy(), trainer.train_images.labels
+        served = [c for c in range(2) if len(set(labels[clusters == c].tolist())) > 1]
+        largest = max(int((clusters == c).sum()) for c in served)
+        return [len(served) * max(1, largest // 12)]
+    return [2]
+
+
+def check_first_epoch(trial, folder, tmp_path):
+    machine = Machine(data_root=folder, cache_dir=tmp_path, device="cpu")
+    trainer, num_batches, result = first_epoch(trial, machine)
+    assert len(trainer.train_images.labels) == 24
+    assert num_batches in expected_batches(trainer)
+    assert result["ended"] in ("", "finished")
+    assert math.isfinite(result["train_loss"])
+    for metric in ("recall_at_1", "recall_at_2", "r_precision", "map_at_r"):
+        assert 0 <= result[f"val_{metric}"] <= 1
+    # The colours of the miniatures are told apart so easily that this miner may find no pair hard enough.
+    assert result["gradient_norm"] > 0 or trial.miner.name == "multi_similarity"
+    if trial.method.name != "plain":
+        assert result["clustering_s"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*PUBLISHED_POINTS, *REALITY_CHECKS])
+def test_the_first_trial_learns_on_a_miniature(name, miniatures, weights, tmp_path):
+    trial = made_small(sample_trials(space_of(name))[0], weights)
+    check_first_epoch(trial, miniatures[name.rpartition("_")[2]], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 5, 10], ids=["plain", "divide_conquer", "mic"])
+def test_each_method_learns_on_a_miniature_with_the_same_loss(index, miniatures, weights, tmp_path):
+    trials = sample_trials(space_of("method_x_loss_cub200"))
+    assert trials[index].loss == trials[0].loss
+    check_first_epoch(made_small(trials[index], weights), miniatures["cub200"], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", range(6))
+def test_each_recipe_of_the_comparison_learns(index, miniatures, weights, tmp_path):
+    trial = sample_trials(space_of("methods_image_folder"))[index]
+    half = trial.data.split.model_copy(update={"order": "sorted"})  # 8 of the 16 folders are sealed
+    trial = trial.model_copy(update={"data": trial.data.model_copy(update={"split": half})})
+    check_first_epoch(made_small(trial, weights), miniatures[""], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fold", [None, 0, 1])
+@pytest.mark.parametrize("index", range(6))
+def test_each_recipe_of_the_small_comparison_learns_on_every_fold(index, fold, tmp_path):
+    trial = sample_trials(space_of("methods_digits"))[index]
+    split = trial.data.split.model_copy(update={"fold": fold})
+    trial = trial.model_copy(update={"data": trial.data.model_copy(update={"split": split})})
+    _, num_batches, result = first_epoch(trial, Machine(cache_dir=tmp_path, device="cpu"))
+    assert num_batches > 0
+    assert math.isfinite(result["train_loss"])
+    assert 0 < result["val_map_at_r"] <= 1
