@@ -1,13 +1,14 @@
-"""Retrieval metrics on integer arrays: labels of ranked neighbours in, one number out.
+"""Metrics on integer arrays: labels of ranked neighbours, or of images and their clusters, in, one number out.
 
 Nothing here knows distances, embeddings or faiss. A ranked list is a row of class labels, nearest first, from
 which the query itself has already been removed (`retrieval.nearest_neighbours` removes it by index). All results
-are fractions in [0, 1], and every mean is the plain mean over queries (not over classes).
+are fractions in [0, 1], and every mean over queries is the plain one (not over classes).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +84,68 @@ def map_at_r(neighbour_labels: Integers, query_labels: Integers, num_relevant: I
     hits, relevant = _hits_within_r(neighbour_labels, query_labels, num_relevant)
     precision = hits.cumsum(axis=1) / np.arange(1, hits.shape[1] + 1)
     return float(np.mean((precision * hits).sum(axis=1) / relevant))
+
+
+def nmi(labels: Integers, clusters: Integers, *, mean: Literal["geometric", "arithmetic"]) -> float:
+    """Normalised mutual information of two partitions of the same images: I(labels, clusters) / mean(H, H).
+
+    Args:
+        labels: (N,) class of each image, any integers.
+        clusters: (N,) cluster of each image, any integers (-1 is a cluster like any other).
+        mean: of the two entropies. Papers before 2019 report the geometric one, as scikit-learn did up to 0.21; since
+            then its default is the arithmetic one. The latter is never larger.
+
+    1.0 where the partitions agree up to names, also where both are one single set; 0.0 where only one of them is.
+    It grows with the number of clusters (no correction for chance).
+
+    Raises:
+        MetricError: arrays that are not integers of one shape (N,), N >= 1, or another mean.
+    """
+    if mean not in ("geometric", "arithmetic"):
+        raise MetricError(f"nmi: mean: {mean!r} is not one of geometric, arithmetic.")
+    _check_partitions(labels, clusters)
+    from sklearn.metrics import normalized_mutual_info_score  # training alone does without
+
+    return float(normalized_mutual_info_score(labels, clusters, average_method=mean))
+
+
+def pair_f1(labels: Integers, clusters: Integers) -> float:
+    """F1 over pairs of images: is a pair of one cluster a pair of one class, and the reverse.
+
+    2 TP / (pairs of one class + pairs of one cluster), with TP the pairs that are both; 0.0 where there is no such
+    pair, also where no class and no cluster has two images.
+
+    Args:
+        labels: (N,) class of each image, any integers.
+        clusters: (N,) cluster of each image, any integers (-1 is a cluster like any other).
+
+    Source: Manning, Raghavan, Schuetze 2008, "Introduction to Information Retrieval", section 16.3; Oh Song et al.
+    2016, section 6.
+
+    Raises:
+        MetricError: arrays that are not integers of one shape (N,), N >= 1.
+    """
+    _check_partitions(labels, clusters)
+    _, label_ids = np.unique(labels, return_inverse=True)
+    cluster_values, cluster_ids = np.unique(clusters, return_inverse=True)
+    both = _num_pairs(label_ids * np.int64(len(cluster_values)) + cluster_ids)
+    return 2 * both / (_num_pairs(label_ids) + _num_pairs(cluster_ids)) if both else 0.0
+
+
+def _num_pairs(ids: Integers) -> int:
+    """How many pairs of places hold the same number."""
+    counts = np.unique(ids, return_counts=True)[1].astype(np.int64)
+    return int((counts * (counts - 1) // 2).sum())
+
+
+def _check_partitions(labels: Integers, clusters: Integers) -> None:
+    for name, array in (("labels", labels), ("clusters", clusters)):
+        if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+            raise MetricError(f"{name}: expected an integer array with 1 dimension, got {array.dtype} {array.shape}.")
+    if labels.shape != clusters.shape:
+        raise MetricError(f"{len(labels)} labels for {len(clusters)} clusters; they must be equal.")
+    if labels.size == 0:
+        raise MetricError("labels and clusters are empty: there is nothing to compare.")
 
 
 def _hits(neighbour_labels: Integers, query_labels: Integers) -> NDArray[np.bool_]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from raydml.metrics import MetricError, map_at_r, r_precision, recall_at_k
+from raydml.metrics import MetricError, map_at_r, nmi, pair_f1, r_precision, recall_at_k
 from raydml.retrieval import nearest_neighbours
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -267,3 +267,105 @@ def test_we_depart_from_the_self_similarity_quirk():
 def test_wrong_arguments_are_explained(call, message):
     with pytest.raises(MetricError, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", ["classification_nmi", "deep_metric_nmi"])
+@pytest.mark.parametrize("case", ["labels0", "labels1"])
+@pytest.mark.parametrize("mean", ["geometric", "arithmetic"])
+def test_golden_nmi(name, case, mean):
+    arrays, _ = golden(name)
+    found = nmi(arrays[f"{case}__labels"], arrays[f"{case}__assignments"], mean=mean)
+    assert found == pytest.approx(float(arrays[f"{case}__nmi_{mean}"]), rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("case", range(9))
+def test_golden_mic_cluster_metrics(case):
+    """Where no pair matches, the reference has no F1; ours is 0."""
+    arrays, _ = golden("mic_cluster_metrics")
+    labels, clusters = arrays[f"c{case}_true_labels"], arrays[f"c{case}_cluster_labels"]
+    expected = float(arrays[f"c{case}_f1"])
+    assert pair_f1(labels, clusters) == pytest.approx(0.0 if np.isnan(expected) else expected, rel=1e-9, abs=1e-12)
+    assert np.isnan(expected) == (case in (7, 8))
+    for mean in ("geometric", "arithmetic"):
+        found = nmi(labels, clusters, mean=mean)
+        assert found == pytest.approx(float(arrays[f"c{case}_nmi_{mean}"]), rel=1e-9, abs=1e-12)
+
+
+def slow_nmi(labels, clusters, mean):
+    """From the probabilities, one cell of the table at a time."""
+
+    def entropy(values):
+        shares = [np.mean(values == value) for value in np.unique(values)]
+        return -sum(share * np.log(share) for share in shares)
+
+    shared = 0.0
+    for label in np.unique(labels):
+        for own in np.unique(clusters):
+            share = np.mean((labels == label) & (clusters == own))
+            if share:
+                shared += share * np.log(share / (np.mean(labels == label) * np.mean(clusters == own)))
+    entropies = entropy(labels), entropy(clusters)
+    return shared / (np.sqrt(entropies[0] * entropies[1]) if mean == "geometric" else sum(entropies) / 2)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_slow_loops_agree_on_nmi_and_pair_f1(seed):
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(-3, 9, 120)
+    clusters = np.where(generator.random(120) < 0.6, labels // 2, generator.integers(-1, 5, 120))
+    pairs = [(labels[i] == labels[j], clusters[i] == clusters[j]) for i in range(120) for j in range(i)]
+    both = sum(same_label and same_cluster for same_label, same_cluster in pairs)
+    precision = both / sum(same_cluster for _, same_cluster in pairs)
+    recall = both / sum(same_label for same_label, _ in pairs)
+    assert pair_f1(labels, clusters) == pytest.approx(2 * precision * recall / (precision + recall))
+    for mean in ("geometric", "arithmetic"):
+        assert nmi(labels, clusters, mean=mean) == pytest.approx(slow_nmi(labels, clusters, mean))
+
+
+def test_partitions_that_agree_or_know_nothing():
+    labels = np.array([4, 4, -1, -1, 9])
+    names = np.array([0, 0, 7, 7, 2], dtype=np.int32)
+    one = np.zeros(5, dtype=np.int64)
+    for mean in ("geometric", "arithmetic"):
+        assert nmi(labels, names, mean=mean) == pytest.approx(1)
+        assert nmi(labels, one, mean=mean) == pytest.approx(0)
+        assert nmi(one, one, mean=mean) == 1
+    assert pair_f1(labels, names) == 1
+    assert pair_f1(np.arange(5), np.arange(5)) == 0
+    # 5 choose 2 pairs of the one cluster, two of the classes.
+    assert pair_f1(labels, one) == pytest.approx(2 * 2 / (2 + 10))
+
+
+def test_stanford_online_products_is_not_too_large():
+    """60,502 images, 11,316 classes; the classes cut in halves by position make the truth known."""
+    labels = np.repeat(np.arange(11_316), 6)[:60_502]
+    halves = labels * 2 + np.arange(60_502) % 2
+    entropies = [
+        -np.sum(s * np.log(s)) for s in (np.bincount(a)[np.bincount(a) > 0] / 60_502 for a in (labels, halves))
+    ]
+    # The halves know the classes: what is shared is the classes' entropy.
+    assert nmi(labels, halves, mean="arithmetic") == pytest.approx(2 * entropies[0] / sum(entropies))
+    assert nmi(labels, halves, mean="geometric") == pytest.approx(np.sqrt(entropies[0] / entropies[1]))
+    sizes = [np.bincount(a).astype(float) for a in (labels, halves)]
+    pairs = [float((size * (size - 1) / 2).sum()) for size in sizes]
+    assert pair_f1(labels, halves) == pytest.approx(2 * pairs[1] / sum(pairs))
+
+
+@pytest.mark.parametrize("metric", [pair_f1, lambda *two: nmi(*two, mean="geometric")])
+@pytest.mark.parametrize(
+    ("labels", "clusters", "message"),
+    [
+        (np.array([0, 1]), np.array([0]), "2 labels for 1 clusters"),
+        (np.array([0.5, 1]), np.array([0, 1]), "labels: expected an integer array"),
+        (np.array([0, 1]), np.array([[0, 1]]), "clusters: expected an integer array"),
+        (np.zeros(0, dtype=int), np.zeros(0, dtype=int), "empty"),
+    ],
+)
+def test_partitions_that_do_not_fit_are_explained(metric, labels, clusters, message):
+    with pytest.raises(MetricError, match=message):
+        metric(labels, clusters)
+
+
+def test_a_mean_that_does_not_exist_is_explained():
+    with pytest.raises(MetricError, match="'max' is not one of geometric, arithmetic"):
+        nmi(QUERIES, QUERIES, mean="max")
