@@ -9,6 +9,7 @@ import torch
 
 from raydml import assembly, plugins
 from raydml.config import parse_machine
+from raydml.data.datasets import digit_images
 from raydml.methods._base import Batch, Method
 from raydml.model import build_network
 from raydml.optimizers import GROUPS, check_every_parameter_learns
@@ -219,15 +220,16 @@ def test_what_a_clustering_says_is_in_the_result_of_its_epoch(name):
 
 @pytest.mark.parametrize("cache", ["on", "off"])
 def test_features_are_of_the_images_as_evaluation_sees_them(cache):
-    """Also where training crops come from the files themselves, and whatever the augmentation."""
-    changed = {"flip": True, "random_resized_crop": [0.3, 0.5]}
-    data = trial_of().data.model_dump() | {"cache": cache, "augmentation": changed}
-    data["split"] = dict(data["split"])
-    trainer = trainer_with("plain", data={key: value for key, value in data.items() if value is not None})
+    """Also where training crops come from the files themselves (8 px here), and whatever the augmentation."""
+    changed = {"resize_px": 24, "crop_px": 20, "augmentation": {"flip": True, "random_resized_crop": [0.3, 0.5]}}
+    data = {**trial_of().data.model_dump(exclude_none=True), **changed, "cache": cache}
+    trainer = trainer_with("plain", data=data)
     got = trainer._features(lambda images: images.flatten(1))
-    pixels = Trainer(trial_with("plain"), parse_machine({}), device="cpu").train_images.pixels
-    seen = trainer.preprocessing.for_evaluation(torch.from_numpy(np.stack([pixels.read(np.array([3]))[0]])))
-    np.testing.assert_array_equal(got[3], seen.flatten().numpy())
+    digits, _ = digit_images()
+    for row in (0, 3, 100):
+        digit = trainer.preprocessing.read(digits[int(trainer.train_images.paths[row].removeprefix("digits/"))])
+        seen = trainer.preprocessing.for_evaluation(torch.from_numpy(digit.copy())[None])
+        np.testing.assert_array_equal(got[row], seen.flatten().numpy())
 
 
 SAMPLERS = {

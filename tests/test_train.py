@@ -706,15 +706,17 @@ def test_idle_parameters_move_only_where_a_method_says_so():
         trainer.method.objective.loss = loss = Idle()
         trainer.method.idle_parameters_move = moves
         trainer.optimizer = assembly.build_trial_optimizer(trainer.trial, trainer.method)
+        trainer.optimizer.param_groups[-1]["weight_decay"] = 0.1  # a gradient of 0 would let it move what never learned
         next(trainer.epochs())
+        assert trainer.optimizer.param_groups[-1]["name"] == "loss"
         assert torch.equal(loss.never, torch.ones(3))
         return loss.once.detach()
 
     torch.testing.assert_close(after_an_epoch(False), torch.full((3,), 0.9))
-    # Adam by hand: three more steps with gradient 0 after one with gradient 1.
+    # Adam by hand: three more steps with gradient 0, but for the decay, after one with gradient 1.
     value, first, second = 1.0, 0.0, 0.0
     for step in range(1, 5):
-        gradient = 1.0 if step == 1 else 0.0
-        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient
+        gradient = (1.0 if step == 1 else 0.0) + 0.1 * value
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
         value -= 0.1 * (first / (1 - 0.9**step)) / (math.sqrt(second / (1 - 0.999**step)) + 1e-8)
     torch.testing.assert_close(after_an_epoch(True), torch.full((3,), value))
