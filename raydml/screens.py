@@ -47,11 +47,11 @@ def summary(results: Mapping[str, Any]) -> RenderableType:
     label = metric_label(results["metric"])
     parts: list[RenderableType] = [_winner(results, label)]
     for row in results.get("final") or []:
-        parts += ["", _test_numbers(row)]
+        parts += ["", Text(row["recipe"], style="bold"), _test_numbers(row)]
     confirmed = results.get("confirm") or []
     if confirmed:
         table = _table("confirmed", "recipe", "from", f"validation {label}", "runs", right=("runs",))
-        for row in confirmed[:NUM_TOP]:
+        for row in confirmed:  # as many as the study asked for
             score = interval(row["mean"], row["half_width"])
             table.add_row(row["configuration"], Text(row["recipe"]), row["from_trial"], score, str(row["num_runs"]))
         parts += ["", table]
