@@ -42,11 +42,13 @@ _ENDINGS = {
     "": "not ended",
 }
 
+_CHOICES = {True: "; chosen on test", False: "", None: "; not known whether chosen on test"}
 
 _HOW_TO_COMPARE = (
     "Published numbers come from training on all training classes, where ours leave some out to validate on. Those "
-    "marked *chosen on test* are of the epoch that was best on these very test classes; ours were chosen on validation "
-    "classes, and the test classes were opened once."
+    "marked *chosen on test* are of the epoch that was best on these very test classes; of those marked *not known "
+    "whether chosen on test* the source does not say how the epoch was chosen; those without a mark were not chosen on "
+    "them. Ours were chosen on validation classes, and the test classes were opened once."
 )
 
 
@@ -157,8 +159,10 @@ def _counted(number: int, noun: str) -> str:
 
 
 def _metric_name(metric: str) -> str:
-    """`val_map_at_r` -> "validation MAP@R", `recall_at_1` -> "Recall@1"; what is unknown stays as it is."""
+    """`val_map_at_r` -> "validation MAP@R", `binary_recall_at_1` -> "binary Recall@1"; what is unknown stays."""
     part, bare = ("validation ", metric[4:]) if metric.startswith("val_") else ("", metric)
+    if bare.startswith("binary_"):
+        part, bare = f"{part}binary ", bare.removeprefix("binary_")
     if bare.startswith("recall_at_"):
         return f"{part}Recall@{bare.removeprefix('recall_at_')}"
     names = {"map_at_r": "MAP@R", "r_precision": "R-precision"}
@@ -288,7 +292,8 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
                      "metrics": {name: {"mean", "half_width" | None}}, "untrained": the same,
                      "validation": the same, "untrained_validation": the same}], metrics are those of the test classes,
         "published": [{"system", "variant", "dataset", "metrics": {name: {"mean", "deviation" | None}}, "protocol",
-                     "backbone" | None, "embedding_dim" | None, "source", "status", "chosen_on_test"}] of published.py,
+                     "backbone" | None, "embedding_dim" | None, "source", "status", "chosen_on_test" | None}] of
+                     published.py; None is not known,
     }
     A stage that has not been run is an empty list and has no table. Intervals are 95 % t intervals.
     """
@@ -349,7 +354,7 @@ def _beside_published(final: Sequence[Mapping[str, Any]], published: Sequence[Ma
         rows += [
             [f"{entry['system']}: {entry['variant']}", entry["backbone"], entry["embedding_dim"]]
             + [_deviating(entry["metrics"].get(name)) for name in names]
-            + [f"{entry['source']}; {entry['status']}{'; chosen on test' if entry['chosen_on_test'] else ''}"]
+            + [f"{entry['source']}; {entry['status']}{_CHOICES[entry['chosen_on_test']]}"]
             for entry in theirs
         ]
         header = ["", "backbone", "dimensions", *(_metric_name(name) for name in names), "source and standing"]

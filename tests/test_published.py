@@ -1,4 +1,7 @@
-"""The table of published numbers: against the texts it was taken from, and in a study's summary."""
+"""The table of published numbers: against a transcription of its sources, which is held to the texts, and in a summary.
+
+published_sources.json has a row for each row that a source prints: percent, as printed, at the k it is printed for.
+"""
 
 import json
 import re
@@ -14,6 +17,7 @@ from raydml.published import PUBLISHED, comparable
 from raydml.recipe import recipe_of
 from raydml.results import summarise
 
+SOURCES = json.loads((Path(__file__).parent / "published_sources.json").read_text(encoding="utf-8"))
 SPEC = Path(__file__).parents[1].parent / "shared" / "spec"
 needs_spec = pytest.mark.skipif(not SPEC.is_dir(), reason="the texts that the table was taken from are not here")
 
@@ -21,13 +25,14 @@ DATA = {"CUB": "cub200", "CUB200": "cub200", "Cars": "cars196", "CARS": "cars196
 DATA |= {"SOP": "sop", "In-Shop": "inshop"}
 
 
-def table(system, variant=None):
+def transcribed(system, variant=None, metric="recall_at"):
     """dataset -> {k: percent} of one system (and variant)."""
     found = {}
-    for number in PUBLISHED:
-        if number.system == system and variant in (None, number.variant):
-            k = int(number.metric.removeprefix("recall_at_"))
-            found.setdefault(number.dataset, {})[k] = round(100 * number.value, 4)
+    for row in SOURCES:
+        if row["system"] == system and variant in (None, row["variant"]):
+            assert row["metric"] == metric
+            assert row["dataset"] not in found
+            found[row["dataset"]] = dict(zip(row["k"], row["percent"], strict=True))
     return found
 
 
@@ -52,7 +57,8 @@ def test_no_number_is_there_twice_and_every_fact_is_one_of_ours():
         assert number.dataset in names
         assert number.protocol in PROTOCOLS
         assert number.backbone is None or number.backbone in BACKBONES
-        assert re.fullmatch(r"recall_at_[1-9]\d*", number.metric)
+        assert re.fullmatch(r"(binary_)?recall_at_[1-9]\d*", number.metric)
+        assert number.metric.startswith("binary") == number.variant.endswith(", binary")
         assert 0.5 < number.value < 1  # fractions, not percent
         assert number.deviation is None or 0 < number.deviation < 0.01
         assert number.source
@@ -60,12 +66,45 @@ def test_no_number_is_there_twice_and_every_fact_is_one_of_ours():
         assert not re.search(r"recall\]|\bmem\b|paper\?", f"{number.source} {number.status}")
 
 
+def test_the_table_is_what_its_sources_print():
+    printed = {}
+    for row in SOURCES:
+        assert row["where"]
+        deviations = row.get("deviation", [None] * len(row["k"]))
+        for k, percent, deviation in zip(row["k"], row["percent"], deviations, strict=True):
+            key = (row["system"], row["variant"], row["dataset"], f"{row['metric']}_{k}")
+            assert key not in printed
+            printed[key] = (percent, deviation)
+    ours = {
+        (n.system, n.variant, n.dataset, n.metric): (
+            round(100 * n.value, 4),
+            None if n.deviation is None else round(100 * n.deviation, 4),
+        )
+        for n in PUBLISHED
+    }
+    assert ours == printed  # in both directions: none is missing, none is of our own making
+    assert len(PUBLISHED) == len(printed) == 246
+
+
 def test_larger_k_finds_more():
-    for system in {number.system for number in PUBLISHED}:
-        for variant in {number.variant for number in PUBLISHED if number.system == system}:
-            for recalls in table(system, variant).values():
-                values = [recalls[k] for k in sorted(recalls)]
-                assert values == sorted(values)
+    for row in SOURCES:
+        assert row["k"] == sorted(row["k"])
+        assert row["percent"] == sorted(row["percent"])
+
+
+def test_who_chose_the_epoch_on_the_test_classes_is_said_only_where_it_is_known():
+    told = {(n.system, n.source): n.chosen_on_test for n in PUBLISHED}
+    assert len(told) == len({(n.system, n.source, n.chosen_on_test) for n in PUBLISHED})
+    assert told == {
+        ("Divide & Conquer", "release README, CVPR 2019"): True,
+        ("classification baseline", "release README, BMVC 2019"): False,  # the last epoch: its code picks none
+        ("classification baseline", "README of leftthomas/NormSoftmax, a re-run"): None,
+        ("Deep_Metric", "README of December 2018"): None,
+        ("multi-similarity", "release README, CVPR 2019"): True,
+        ("MIC", "tables of later papers, ICCV 2019"): True,
+        ("MIC's baselines", "the authors' baseline repository"): None,
+        ("Revisiting Training Strategies", "figures in the benchmark's repository, ICML 2020"): True,
+    }
 
 
 @needs_spec
@@ -74,7 +113,11 @@ def test_divide_and_conquer_is_its_readme_and_not_what_is_remembered_of_the_pape
     (line,) = [line for line in text.splitlines() if line.startswith("| release README")]
     sop, inshop, vehicleid = [float(re.match(r"[\d.]+", cell.strip())[0]) for cell in line.split("|")[2:5]]
     assert "2400 list" in line
-    assert table("Divide & Conquer") == {"sop": {1: sop}, "inshop": {1: inshop}, "vehicleid_large": {1: vehicleid}}
+    read = {"sop": {1: sop}, "inshop": {1: inshop}, "vehicleid_large": {1: vehicleid}}
+    assert transcribed("Divide & Conquer") == read
+
+
+def test_the_vehicles_of_divide_and_conquer_are_scored_by_leave_one_out():
     (vehicles,) = [number for number in PUBLISHED if number.dataset == "vehicleid_large"]
     assert vehicles.protocol == "leave_one_out"
 
@@ -82,16 +125,19 @@ def test_divide_and_conquer_is_its_readme_and_not_what_is_remembered_of_the_pape
 @needs_spec
 def test_the_classification_baseline_is_its_readme_and_a_re_run():
     text = section("spec_classification.md", "## 10. Targets")
-    rows = re.findall(r"^\| (\S+) R@([\d/]+) \| ([\d./ ]+) \|", text, flags=re.MULTILINE)
+    rows = re.findall(r"^\| (\S+) R@([\d/]+) \| ([\d./ ]+) \| ([\d./ ]+) \|", text, flags=re.MULTILINE)
     assert len(rows) == 4
-    printed = {DATA[name]: dict(zip(map(int, ks.split("/")), numbers(p, "/"), strict=True)) for name, ks, p in rows}
-    assert table("classification baseline", "normalised softmax") == printed
     rerun = text.partition("float | binary: ")[2].partition(". With ground-truth")[0]
-    again = {}
-    for part in rerun.split(";"):
-        name, recalls = part.strip().split(" ", 1)
-        again[DATA[name]] = dict(zip(printed[DATA[name]], numbers(recalls.partition("|")[0], "/"), strict=True))
-    assert table("classification baseline", "normalised softmax, re-run") == again
+    rerun_parts = dict(part.strip().split(" ", 1) for part in rerun.split(";"))
+    for column, (ending, metric) in enumerate((("", "recall_at"), (", binary", "binary_recall_at"))):
+        printed, again = {}, {}
+        for name, ks, *columns in rows:
+            num_neighbours = [int(k) for k in ks.split("/")]
+            printed[DATA[name]] = dict(zip(num_neighbours, numbers(columns[column], "/"), strict=True))
+            recalls = numbers(rerun_parts[name].split("|")[column], "/")
+            again[DATA[name]] = dict(zip(num_neighbours, recalls, strict=True))
+        assert transcribed("classification baseline", f"normalised softmax{ending}", metric) == printed
+        assert transcribed("classification baseline", f"normalised softmax, re-run{ending}", metric) == again
 
 
 @needs_spec
@@ -106,11 +152,11 @@ def test_deep_metric_and_multi_similarity_are_their_readmes():
         DATA[name]: dict(zip(ks[DATA[name]], numbers(p, "/"), strict=True)) for name, p in re.findall(row, weight)
     }
     assert len(printed) == 4
-    assert table("Deep_Metric") == printed
+    assert transcribed("Deep_Metric") == printed
     sizes = dict(re.findall(r"(\d+)-d ([\d./]+\d)", ms))
     assert sorted(sizes) == ["512", "64"]
     for dim, recalls in sizes.items():
-        found = table("multi-similarity", f"{dim} dimensions")
+        found = transcribed("multi-similarity", f"{dim} dimensions")
         assert found == {"cub200": dict(zip(ks["cub200"], numbers(recalls, "/"), strict=True))}
         assert {n.embedding_dim for n in PUBLISHED if n.variant == f"{dim} dimensions"} == {int(dim)}
 
@@ -124,7 +170,7 @@ def test_mic_is_what_later_papers_agree_on():
     assert "one secondary table prints R@100 94.6" in text
     del printed["sop"][100]
     (small,) = re.findall(r"^\| VehicleID \| small R@1 ([\d.]+) \| \[2nd\]", text, flags=re.MULTILINE)
-    assert table("MIC") == {**printed, "vehicleid_small": {1: float(small)}}
+    assert transcribed("MIC") == {**printed, "vehicleid_small": {1: float(small)}}
 
 
 @needs_spec
@@ -141,7 +187,7 @@ def test_the_baselines_of_mic_are_those_of_their_repository():
             dataset = DATA[name]
             printed.setdefault(variant, {})[dataset] = dict(zip(ks[dataset], map(float, recalls), strict=True))
     assert sum(len(datasets) for datasets in printed.values()) == 14
-    assert {variant: table("MIC's baselines", variant) for variant in variants.values()} == printed
+    assert {variant: transcribed("MIC's baselines", variant) for variant in variants.values()} == printed
 
 
 @needs_spec
@@ -157,9 +203,9 @@ def test_the_benchmark_of_2020_is_its_figures():
                 printed[cells[0], dataset] = tuple(map(float, re.match(r"([\d.]+) \+- ([\d.]+)", cell).groups()))
     assert len(printed) == 23 * 3 - 2
     ours = {
-        (n.variant, n.dataset): (round(100 * n.value, 4), round(100 * n.deviation, 4))
-        for n in PUBLISHED
-        if n.system == "Revisiting Training Strategies"
+        (row["variant"], row["dataset"]): (*row["percent"], *row["deviation"])
+        for row in SOURCES
+        if row["system"] == "Revisiting Training Strategies"
     }
     assert ours == printed
 
@@ -219,7 +265,10 @@ def test_a_finished_study_of_a_benchmark_has_its_published_numbers(tmp_path):
     assert set(mic["metrics"]) == {"recall_at_1", "recall_at_2", "recall_at_4"}
     assert mic["chosen_on_test"]
     assert {entry["dataset"] for entry in summary["published"]} == {"cub200"}
-    assert len(summary["published"]) == 2 + 1 + 2 + 1 + 4 + 23
+    assert len(summary["published"]) == 4 + 1 + 2 + 1 + 4 + 23
+    (binary,) = [e for e in summary["published"] if e["variant"] == "normalised softmax, binary"]
+    assert binary["metrics"]["binary_recall_at_1"] == {"mean": 0.6367, "deviation": None}
+    assert set(binary["metrics"]) == {f"binary_recall_at_{k}" for k in (1, 2, 4, 8)}
 
 
 def test_a_study_of_other_images_has_none(tmp_path):

@@ -335,6 +335,7 @@ def test_published_numbers_stand_below_ours_with_their_source_and_standing():
         published("strong", {"recall_at_1": 0.9}, backbone="resnet50", embedding_dim=128, chosen_on_test=True),
         published("weak", {"recall_at_1": 0.8, "recall_at_50": 0.97}),
         published("other k", {"recall_at_50": 0.99}),
+        published("re-run", {"recall_at_1": 0.85}, chosen_on_test=None),
     ]
     theirs[1]["metrics"]["recall_at_1"]["deviation"] = 0.004
     text = summary_markdown({**SUMMARY, "final": [{**final, "dataset": "inshop"}], "published": theirs})
@@ -346,11 +347,27 @@ def test_published_numbers_stand_below_ours_with_their_source_and_standing():
         "| --- | --- | --- | --- | --- |\n"
         "| **this study**: mic: margin, distance_weighted | convnet | 64 | 0.9500 | configuration `0123456789ab` |\n"
         "| S: weak | – | – | 0.8000 (deviation 0.0040) | a README; checked |\n"
+        "| S: re-run | – | – | 0.8500 | a README; checked; not known whether chosen on test |\n"
         "| S: strong | resnet50 | 128 | 0.9000 | a README; checked; chosen on test |\n\n"
         "Published numbers come from training on all training classes, where ours leave some out to validate on. Those "
-        "marked *chosen on test* are of the epoch that was best on these very test classes; ours were chosen on "
-        "validation classes, and the test classes were opened once."
+        "marked *chosen on test* are of the epoch that was best on these very test classes; of those marked *not known "
+        "whether chosen on test* the source does not say how the epoch was chosen; those without a mark were not "
+        "chosen on them. Ours were chosen on validation classes, and the test classes were opened once."
     )
+
+
+def test_published_recalls_of_binary_embeddings_stand_only_beside_ours():
+    (final,) = SUMMARY["final"]
+    theirs = [published("float", {"recall_at_1": 0.8}), published("bits", {"binary_recall_at_1": 0.7})]
+    final = {**final, "dataset": "inshop"}
+    text = summary_markdown({**SUMMARY, "final": [final], "published": theirs})
+    assert "S: float" in text
+    assert "S: bits" not in text
+    ours = {"recall_at_1": {"mean": 0.9, "half_width": None}, "binary_recall_at_1": {"mean": 0.6, "half_width": None}}
+    text = summary_markdown({**SUMMARY, "final": [{**final, "metrics": ours}], "published": theirs})
+    assert "|  | backbone | dimensions | Recall@1 | binary Recall@1 | source and standing |" in text
+    assert "| S: float | – | – | 0.8000 | – | a README; checked |" in text
+    assert "| S: bits | – | – | – | 0.7000 | a README; checked |" in text
 
 
 def test_published_numbers_of_another_data_set_or_metric_are_not_shown():

@@ -65,7 +65,7 @@ def _cub200_classes(file: Path, names: dict[int, str], image_ids: list[int]) -> 
 def sop_entries(folder: Path) -> list[Entry]:
     """Stanford Online Products: Ebay_train.txt and Ebay_test.txt, classes "00001" by class_id.
 
-    Two layouts: the archive's, lists and images side by side, and Info_Files/ with images/ (spec_mic, section 12).
+    Two layouts: the archive's, lists and images side by side, and Info_Files/ with images/ as MIC's release has it.
     """
     moved = not (folder / "Ebay_train.txt").exists() and (folder / "Info_Files").is_dir()
     lists, images = (folder / "Info_Files", "images/") if moved else (folder, "")
@@ -82,7 +82,7 @@ def sop_entries(folder: Path) -> list[Entry]:
 def inshop_entries(folder: Path) -> list[Entry]:
     """In-Shop Clothes Retrieval: list_eval_partition.txt, classes by item id; the test images have roles.
 
-    Every row is kept, the first one too, which one seed repository loses (spec_mic, section 12). The id is column 2,
+    Every row is kept, the first one too, which MIC's release loses. The id is column 2,
     never the folder: nobody checked that an item is photographed under one category only.
     """
     files = [folder / place / "list_eval_partition.txt" for place in INSHOP_PLACES]

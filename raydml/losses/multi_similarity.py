@@ -20,8 +20,9 @@ class MultiSimilarity(nn.Module):
 
     averaged over all B anchors: those with nothing chosen add 0 but count. An empty side adds 0.
 
-    Defaults are those of the authors' release; the paper's text gives alpha 2, beta 50, base 1. Published results come
-    from the multi_similarity miner (epsilon 0.1): without a miner every pair of the batch counts.
+    Defaults are those of the authors' release; the paper has alpha 2, beta 50, base 1, as widely reported and not
+    checked. Published results come from the multi_similarity miner (epsilon 0.1): without a miner every pair of the
+    batch counts.
 
     Embeddings are used as they come, as in the release. Departure: an item is left out of its own positives
     by index, not by "s < 1 - 1e-5", so exact copies of an image remain positives of each other.
@@ -33,14 +34,14 @@ class MultiSimilarity(nn.Module):
         self,
         *,
         alpha: Annotated[
-            float, Field(gt=0, description="sharpness on positives, at most beta; 2 in the paper and in the release")
+            float, Field(gt=0, description="sharpness on positives, at most beta; 2 in the release")
         ] = 2.0,
         beta: Annotated[
-            float, Field(gt=0, description="sharpness on negatives; 40 in the release, 50 in the paper")
+            float, Field(gt=0, description="sharpness on negatives; 40 in the release; 50 in the paper, unchecked")
         ] = 40.0,
         base: Annotated[
             float,
-            Field(description="the similarity that both sides are measured from; 0.5 in the release, 1 in the paper"),
+            Field(description="what both sides are measured from; 0.5 in the release; 1 in the paper, unchecked"),
         ] = 0.5,
     ) -> None:
         super().__init__()

@@ -31,9 +31,7 @@ class MultiSimilarityMiner(nn.Module):
     def __init__(
         self,
         *,
-        epsilon: Annotated[
-            float, Field(ge=0, description="slack in similarity; 0.1 in the paper and in the authors' release")
-        ] = 0.1,
+        epsilon: Annotated[float, Field(ge=0, description="slack in similarity; 0.1 in the authors' release")] = 0.1,
     ) -> None:
         super().__init__()
         self.epsilon = epsilon

@@ -22,8 +22,8 @@ from raydml.samplers.epoch_plan import EpochPlan, counted, refuse_state
 class BalancedWithReplacement:
     """Every batch: classes drawn anew, without replacement; images of each, with replacement however many there are.
 
-    Zhai and Wu, "Classification is a Strong Baseline for Deep Metric Learning" (BMVC 2019; spec_classification 4): 75
-    images, 25 a class on CUB and Cars, 5 on SOP and In-Shop. labels: (N,) whole numbers. A batch has
+    Release of Zhai and Wu, "Classification is a Strong Baseline for Deep Metric Learning" (BMVC 2019): 75 images, 25 a
+    class on CUB and Cars, 5 on SOP and In-Shop. labels: (N,) whole numbers. A batch has
     P = floor(batch_size / images_per_class) classes, laid out class by class, so that the attribute
     batch_size = P * images_per_class may be below the setting. An epoch has floor(N / the setting) batches. Neither
     classes nor images are sure to come in an epoch.
@@ -62,7 +62,7 @@ class BalancedWithReplacement:
 class RandomIdentity:
     """Every epoch each class once, in random order, with images_per_class of its images; batches are cut from that.
 
-    From Wang's Deep_Metric code (FastRandomIdentitySampler; spec_deep_metric 5). labels: (N,) whole numbers. The images
+    From Wang's Deep_Metric code (its FastRandomIdentitySampler). labels: (N,) whole numbers. The images
     of a class are different where it has enough of them, else all are drawn with replacement. An epoch shows only
     images_per_class images of a class: CUB's 100 classes, 5 images each, are 6 batches of 80.
     drop_last: whether the last batch is left out, which is smaller than batch_size and may be of a single class.
@@ -107,12 +107,12 @@ class RandomIdentity:
 class IdentityChunks:
     """The images of each class in chunks; a batch takes one chunk each of P classes that still have some.
 
-    Wang et al., "Multi-Similarity Loss with General Pair Weighting" (CVPR 2019), their
-    RandomIdentitySampler (spec_deep_metric 5). labels: (N,) whole numbers.
-    Each class is shuffled and cut into chunks of images_per_class, the rest is left out; a class with fewer images is
-    one chunk, all its images and some of them again. When fewer than P = floor(batch_size / images_per_class) classes
-    have chunks left, all are shuffled and cut anew. That goes on across epochs, which are only so many batches: an
-    epoch may begin in the middle. Large classes are left over at the end of each round, so part of them is not shown.
+    Release of Wang et al., "Multi-Similarity Loss with General Pair Weighting" (CVPR 2019), its RandomIdentitySampler.
+    labels: (N,) whole numbers. Each class is shuffled and cut into chunks of images_per_class, the rest is left out; a
+    class with fewer images is one chunk, all its images and some of them again. When fewer than
+    P = floor(batch_size / images_per_class) classes have chunks left, all are shuffled and cut anew. That goes on
+    across epochs, which are only so many batches: an epoch may begin in the middle. Large classes are left over at the
+    end of each round, so part of them is not shown.
     batches_per_epoch None: ceil(N / batch size), about one pass. The attribute batch_size is P * images_per_class.
 
     Departure from the release, which has one endless epoch. Raises DataError for fewer classes than P and for P < 2.
@@ -199,11 +199,10 @@ class IdentityChunks:
 class RandomClasses:
     """Every batch: all classes in random order, up to images_per_class different images of each, until it is full.
 
-    Kim and Park, "Multi-level Distance Regularization for Deep Metric Learning" (AAAI 2021; spec_mdr 8): 128
-    images, 4 a class; 256 and 3 on SOP and In-Shop. labels: (N,) whole numbers. A class with fewer images gives all it
-    has, and the last class of a batch only what fits: no image stands twice in a batch, and a batch has exactly
-    batch_size. Batches are independent of each other, and their number is a setting: 100 in the release, whatever the
-    data.
+    Release of Kim and Park, "Multi-level Distance Regularization for Deep Metric Learning" (AAAI 2021): 128 images, 4
+    a class; 256 and 3 on SOP and In-Shop. labels: (N,) whole numbers. A class with fewer images gives all it has,
+    and the last class of a batch only what fits: no image stands twice in a batch, and a batch has exactly batch_size.
+    Batches are independent of each other, and their number is a setting: 100 in the release, whatever the data.
 
     Departure from the release, whose batches are smaller where all classes together do not fill one: DataError.
     """

@@ -23,7 +23,7 @@ from raydml.samplers.group_samplers import group_classes
 class ClusterGroups:
     """Groups of images of one cluster each, trained to be told from other clusters: the auxiliary task of MIC.
 
-    Roth, Brattoli and Ommer (ICCV 2019; spec_mic 4.2). labels: (N,), only their number is used. As ClassGroups, over
+    Release of Roth, Brattoli and Ommer (ICCV 2019). labels: (N,), only their number is used. As ClassGroups, over
     clusters: each group of another cluster than the two before, uniformly, images with replacement. With probability
     random_cluster_probability an image is taken from a cluster drawn among all, possibly the same, while its target
     stays the cluster of the group. The plan's targets are the numbers given to `assign`.
@@ -104,8 +104,8 @@ def group_images(index: ClassIndex, groups: np.ndarray, swapped: np.ndarray, num
 class ClusterRoundRobin:
     """Batches of one cluster each, class-balanced within it, the clusters taking turns in fixed order.
 
-    Sanakoyeu, Tschernezki, Büchler and Ommer, "Divide and Conquer the Embedding Space for Metric Learning" (CVPR 2019;
-    spec_divide_conquer 5). labels: (N,) whole numbers. A batch has P = batch_size / images_per_class classes of its
+    Release of Sanakoyeu, Tschernezki, Büchler and Ommer, "Divide and Conquer the Embedding Space for Metric Learning"
+    (CVPR 2019). labels: (N,) whole numbers. A batch has P = batch_size / images_per_class classes of its
     cluster, uniform and different, or with replacement where the cluster has fewer than P. A class of a cluster is
     shown in shuffled order, images_per_class at a time and going on across epochs; when fewer are left, it is shuffled
     anew and those are skipped. One with fewer images than that is drawn with replacement.

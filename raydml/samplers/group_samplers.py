@@ -43,10 +43,10 @@ class ClassGroups:
     floor(N / batch_size) batches; neither classes nor images are sure to come in it. Nothing is carried from epoch to
     epoch, as in the release, whose loading processes begin each epoch with a copy of the same state.
 
-    Departures from the release (spec_mic 4.1, which allows them): one number of a shuffled list chose class
-    and image there, which ties the first image of a group to its class; here each has its own. The two groups before
-    are those of the plan, across batches; there, of the loading process. The second group differs from the first.
-    images_per_class = 1, for which the release takes a plain shuffle, is refused in favour of the sampler uniform.
+    Departures from MIC's release: one number of a shuffled list chose class and image there, which ties the first image
+    of a group to its class; here each has its own. The two groups before are those of the plan, across batches; there,
+    of the loading process. The second group differs from the first. images_per_class = 1, for which the release takes a
+    plain shuffle, is refused in favour of the sampler uniform.
 
     Raises DataError for fewer than 3 classes, fewer images than batch_size, and a batch_size that is no multiple of
     images_per_class.
