@@ -35,6 +35,8 @@ class Head(nn.Module):
     2019). "kaiming_normal": weights of deviation sqrt(2 / D), biases 0, as in the release of the multi-similarity loss
     (Wang et al., CVPR 2019). dropout: its probability for each feature, in training.
 
+    settings: what it was built with, num_slices apart, so that another head can be built alike.
+
     Raises ModelError for settings that do not fit together.
     """
 
@@ -53,9 +55,17 @@ class Head(nn.Module):
         super().__init__()
         refuse_unknown("normalize", normalize, Normalisation)
         _refuse_head(feature_dim, embedding_dim, num_slices, projection, init, dropout)
+        self.feature_dim = feature_dim
         self.embedding_dim = embedding_dim
         self.num_slices = num_slices
-        self.normalize = normalize
+        self.normalize: Normalisation = normalize
+        self.settings: dict[str, Any] = {
+            "layer_norm": layer_norm,
+            "normalize": normalize,
+            "projection": projection,
+            "init": init,
+            "dropout": dropout,
+        }
         self.standardise = nn.LayerNorm(feature_dim, elementwise_affine=False) if layer_norm else nn.Identity()
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.linear: nn.Linear | None = None
@@ -64,17 +74,24 @@ class Head(nn.Module):
             _initialise(self.linear, init, num_slices)
 
     def forward(self, features: Tensor) -> Tensor:
+        return normalised(self.project(features), self.normalize, self.num_slices, training=self.training)
+
+    def project(self, features: Tensor) -> Tensor:
+        """The embeddings before they are normalised."""
         with torch.autocast(features.device.type, enabled=False):
-            embeddings = self.dropout(self.standardise(full_precision(features)))
-            if self.linear is not None:
-                embeddings = self.linear(embeddings)
-            if self.normalize == "l2":
-                slices = embeddings.unflatten(1, (self.num_slices, -1))
-                return nn.functional.normalize(slices, dim=2, eps=1e-12).flatten(1)
-            if self.normalize == "mean_distance" and self.training:
-                scaled = [piece / _mean_distance(piece) for piece in embeddings.chunk(self.num_slices, dim=1)]
-                return torch.cat(scaled, dim=1)
-            return embeddings
+            embeddings: Tensor = self.dropout(self.standardise(full_precision(features)))
+            return embeddings if self.linear is None else self.linear(embeddings)
+
+
+def normalised(embeddings: Tensor, normalize: Normalisation, num_slices: int, *, training: bool) -> Tensor:
+    """Embeddings (B, D), float32 or wider, normalised slice by slice as `Head` says, in training or in evaluation."""
+    with torch.autocast(embeddings.device.type, enabled=False):
+        if normalize == "l2":
+            slices = embeddings.unflatten(1, (num_slices, -1))
+            return nn.functional.normalize(slices, dim=2, eps=1e-12).flatten(1)
+        if normalize == "mean_distance" and training:
+            return torch.cat([piece / _mean_distance(piece) for piece in embeddings.chunk(num_slices, dim=1)], dim=1)
+        return embeddings
 
 
 def _refuse_head(

@@ -106,11 +106,17 @@ def _method_and_model(method: Any, model: Any) -> Iterator[Problem]:
 def _method_and_sampler(method: Any, sampler: Any) -> Iterator[Problem]:
     try:
         _method_class(method).check_settings(
-            {"batch_size": _batch_size(sampler), **sampler.model_dump()}, **method.settings
+            {**sampler.model_dump(exclude_defaults=True), "batch_size": _batch_size(sampler)}, **method.settings
         )
     except ValueError as error:
         message, _, cure = str(error).partition("; ")
         yield Problem("method", {"name": method.name, **method.settings}, message, cure=cure)
+
+
+def _method_and_data(method: Any, data: Any) -> Iterator[Problem]:
+    if method.settings.get("auxiliary_flip") and not data.augmentation.flip:
+        message = "has no effect: data.augmentation.flip is false, so no batch is mirrored"
+        yield Problem("method.auxiliary_flip", True, message, cure="remove it, or write data.augmentation.flip: true")
 
 
 def _method_class(method: Any) -> type[Method]:
@@ -184,6 +190,7 @@ PLUGIN_RULES: tuple[Rule, ...] = (
     (("loss", "miner"), _loss_and_miner),
     (("method", "model"), _method_and_model),
     (("method", "sampler"), _method_and_sampler),
+    (("method", "data"), _method_and_data),
     (("loss", "sampler"), _loss_and_sampler),
     (("loss",), _loss_constructs),
     (("miner",), _miner_constructs),

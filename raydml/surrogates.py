@@ -40,9 +40,9 @@ def standardise_by_class(features: NDArray[np.float32], labels: NDArray[np.int64
     "mean" subtracts the mean of the class; "mstd" also divides by its deviation (of the population), feature by
     feature; "none" does nothing. Lengths are not made 1 again. In place because N * F is 1 GB on SOP.
 
-    MIC's release subtracts the mean only, where its paper divides too. Departures: its "mstd" is NaN for a feature that
-    is constant within a class, as every one of a class with one image is, and here 0; its option for "none" does
-    "mean"; sums are float64.
+    MIC's release subtracts the mean only; its paper divides too, as secondary sources say, not checked. Departures from
+    the release: its "mstd" is NaN for a feature that is constant within a class, as every one of a class with one image
+    is, and here 0; its option for "none" does "mean"; sums are float64.
     """
     if how == "none":
         return

@@ -241,6 +241,38 @@ def test_a_setting_that_nothing_uses_is_refused():
         ),
         (
             "method",
+            {
+                "method": {"name": "divide_conquer"},
+                "sampler": {"name": "identity_chunks", "batch_size": 32, "batches_per_epoch": 5},
+            },
+            "batches_per_epoch = 5 has no effect",
+        ),
+        (
+            "method",
+            {
+                "method": {"name": "divide_conquer"},
+                "sampler": {"name": "random_classes", "batch_size": 32, "batches_per_epoch": 5},
+            },
+            "batches_per_epoch = 5 has no effect",
+        ),
+        (
+            "method",
+            {"method": {"name": "divide_conquer", "num_learners": 1, "recluster_every": 5}},
+            "recluster_every = 5 has no effect",
+        ),
+        (
+            "method",
+            {"method": {"name": "divide_conquer", "finetune_from": 0.0, "kmeans_seed": 5}},
+            "kmeans_seed = 5 has no effect",
+        ),
+        (
+            "method",
+            {"method": {"name": "mic", "adversarial_weight": 0.0, "direction": "both"}},
+            "direction = both has no effect",
+        ),
+        ("method.auxiliary_flip", {"method": {"name": "mic", "auxiliary_flip": True}}, "no batch is mirrored"),
+        (
+            "method",
             {"method": {"name": "mic", "images_per_cluster": 5}, "sampler": {"name": "uniform", "batch_size": 9}},
             "two groups",
         ),
@@ -261,6 +293,16 @@ def test_what_does_fit_together():
     assert parse_trial(BASE).model.freeze_batch_norm is False
     sliced = {"method": {"name": "divide_conquer", "num_learners": 3}, "model.embedding_dim": 63}
     assert parse_trial(trial_with(**sliced)).method.settings["num_learners"] == 3
+    # The 100 batches that this sampler has by default were not asked for.
+    by_clusters = {
+        "method": {"name": "divide_conquer"},
+        "sampler": {"name": "random_classes", "batches_per_epoch": 100},
+    }
+    assert parse_trial(trial_with(**by_clusters)).sampler.name == "random_classes"
+    own_number = {"method": {"name": "divide_conquer", "num_learners": 1}, "sampler.batches_per_epoch": 5}
+    assert parse_trial(trial_with(**own_number)).sampler.batches_per_epoch == 5
+    mirrored = {"method": {"name": "mic", "auxiliary_flip": True}, "data.augmentation": {"flip": True}}
+    assert parse_trial(trial_with(**mirrored)).method.settings["auxiliary_flip"] is True
 
 
 def test_rules_between_the_settings_of_a_plugin_are_found_in_its_constructor(monkeypatch):

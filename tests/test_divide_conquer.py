@@ -234,7 +234,8 @@ def test_each_epoch_trains_the_slices_and_the_batches_of_its_phase(num_epochs):
         assert learners == ({0, 1, 2} if epoch < finetune else {0})
 
 
-def test_the_whole_embedding_is_normalised_once_more_only_where_the_head_normalises():
+def losses_see(method: Method) -> list[torch.Tensor]:
+    """A list to which every batch adds the embeddings that its loss is given."""
     seen = []
 
     class Note(nn.Module):
@@ -242,19 +243,102 @@ def test_the_whole_embedding_is_normalised_once_more_only_where_the_head_normali
             seen.append(embeddings.detach())
             return embeddings.sum()
 
+    method.objectives = nn.ModuleList(Objective(Note()) for _ in method.objectives)
+    return seen
+
+
+# What makes a batch of vectors one of the head's: their lengths, or their mean distance.
+SIZES = {"l2": lambda points: points.norm(dim=1), "mean_distance": lambda points: torch.pdist(points).mean()}
+
+
+@pytest.mark.parametrize("normalize", SIZES)
+def test_slices_and_later_the_whole_embedding_are_normalised(normalize):
+    points, size = blobs(np.arange(24) % 3), SIZES[normalize]
+    network = sliced_network(3, normalize=normalize)
+    with torch.no_grad():
+        network.head.linear.weight[:4] *= 5  # evaluation by mean_distance weighs slices by their sizes
+        evaluated = network.eval()(points)
+    method = build(network=network.train())
+    seen = losses_see(method)
+    for learner in range(3):
+        for epoch in (7, 8, 19):
+            method.batch_loss(Batch(points, torch.zeros(24), epoch, learner), torch.Generator())
+        own, whole, finetuned = seen[-3:]
+        slice_of_learner = evaluated[:, 4 * learner : 4 * learner + 4]
+        torch.testing.assert_close(own, slice_of_learner / size(slice_of_learner).mean())
+        torch.testing.assert_close(size(whole), torch.ones_like(size(whole)))
+        torch.testing.assert_close(whole, evaluated / size(evaluated).mean())
+        assert torch.equal(whole, finetuned)
+    assert torch.equal(method.eval().embed(points), evaluated)
+
+
+def test_without_normalisation_the_loss_sees_what_evaluation_sees():
     points = blobs(np.arange(24) % 3)
-    for normalize in ("l2", "none"):
-        network = sliced_network(3, normalize=normalize)
-        with torch.no_grad():
-            raw = network(points)
-        method = build(network=network)
-        method.objectives = nn.ModuleList(Objective(Note()) for _ in range(3))
-        for learner in range(3):
-            for epoch in (7, 8):
-                method.batch_loss(Batch(points, torch.zeros(24), epoch, learner), torch.Generator())
-            torch.testing.assert_close(seen[-2], raw[:, 4 * learner : 4 * learner + 4])
-            torch.testing.assert_close(seen[-1], raw / 3**0.5 if normalize == "l2" else raw)
-        assert torch.equal(method.embed(points), raw)
+    method = build(network=sliced_network(3, normalize="none"))
+    seen, evaluated = losses_see(method), method.embed(points)
+    for epoch in (7, 8):
+        method.batch_loss(Batch(points, torch.zeros(24), epoch, 2), torch.Generator())
+    assert torch.equal(seen[0], evaluated[:, 8:])
+    assert torch.equal(seen[1], evaluated)
+
+
+@pytest.mark.parametrize("normalize", SIZES)
+def test_one_learner_trains_what_the_head_gives(normalize):
+    points, network = blobs(np.arange(24) % 3), sliced_network(1, normalize=normalize)
+    method = build(network=network, num_learners=1)
+    seen = losses_see(method)
+    method.batch_loss(Batch(points, torch.zeros(24), 0, 0), torch.Generator())
+    assert torch.equal(seen[0], network(points))
+
+
+# --- settings that nothing would use ---------------------------------------------------------------------------------
+
+NOT_DEFAULT = {
+    "recluster_every": 5,
+    "full_embedding_from": 0.5,
+    "release_matching": True,
+    "kmeans_iterations": 20,
+    "kmeans_restarts": 5,
+    "kmeans_points_per_centroid": 256,
+    "kmeans_spherical": True,
+    "kmeans_seed": 1,
+}
+BALANCED = {"name": "class_balanced", "batch_size": 32}
+
+
+def check(sampler=BALANCED, **settings) -> None:
+    DivideConquer.check_settings(sampler, **dict(plugins.settings_model("methods", "divide_conquer")(**settings)))
+
+
+def test_every_setting_has_its_turn():
+    assert {"num_learners", "finetune_from", *NOT_DEFAULT} == set(
+        plugins.settings_model("methods", "divide_conquer").model_fields
+    )
+
+
+@pytest.mark.parametrize("name", NOT_DEFAULT)
+def test_how_to_cluster_is_refused_where_nothing_is_clustered(name):
+    given = {name: NOT_DEFAULT[name]}
+    for nothing in ({"num_learners": 1}, {"finetune_from": 0.0}):
+        check(**nothing)
+        cause = "{} = {}".format(*next(iter(nothing.items()))).replace("0.0", "0")
+        with pytest.raises(ValueError, match=rf"^{name} = {given[name]} has no effect: .*{cause}.*; leave it out"):
+            check(**nothing, **given)
+    check(**given)
+
+
+def test_all_that_has_no_effect_is_named():
+    with pytest.raises(ValueError, match=r"^finetune_from = 0\.5, kmeans_seed = 1 have no effect: .*; leave them out"):
+        check(num_learners=1, finetune_from=0.5, kmeans_seed=1)
+    check(num_learners=1, finetune_from=0.95, recluster_every=2)  # written, but what they are anyway
+    check(finetune_from=0.5)
+
+
+def test_a_number_of_batches_is_refused_where_clusters_decide_it():
+    sampler = {**BALANCED, "batches_per_epoch": 5}
+    check(sampler, num_learners=1)
+    with pytest.raises(ValueError, match=r"sampler\.batches_per_epoch = 5 has no effect: .*; remove it"):
+        check(sampler)
 
 
 # --- one learner -----------------------------------------------------------------------------------------------------

@@ -175,9 +175,26 @@ def test_a_batch_without_two_groups_is_refused_with_the_cure():
         method_of(images_per_cluster=5)
 
 
+def check(**settings):
+    MIC.check_settings(
+        {"name": "uniform", "batch_size": 112}, **dict(plugins.settings_model("methods", "mic")(**settings))
+    )
+
+
 def test_updates_cannot_be_standardised_by_nothing():
     with pytest.raises(ValueError, match="standardise_updates: false"):
-        MIC.check_settings({"batch_size": 112}, standardise="none", standardise_updates=True, images_per_cluster=4)
+        check(standardise="none", standardise_updates=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("direction", "both"), ("adversary_dim", 64), ("adversary_weight_decay", 0.0)],
+)
+def test_settings_of_no_adversary_are_refused(name, value):
+    with pytest.raises(ValueError, match=rf"^{name} = {value} has no effect: .*adversarial_weight = 0.*; leave it out"):
+        check(adversarial_weight=0.0, **{name: value})
+    check(adversarial_weight=0.0)
+    check(**{name: value})
 
 
 # --- surrogate labels ----------------------------------------------------------------------------------------
@@ -578,13 +595,27 @@ def test_regularisers_stand_beside_the_objective_of_the_classes_only():
     check_every_parameter_learns(method.named_parameters(), method.parameter_groups())
 
 
-def test_the_auxiliary_head_is_normalised_as_the_class_head():
+def test_the_auxiliary_head_is_built_as_the_class_head():
     for layer_norm, normalize in ((True, "l2"), (False, "mean_distance")):
         head = method_of(network=network_of(layer_norm=layer_norm, normalize=normalize)).auxiliary_head
         assert isinstance(head.standardise, nn.LayerNorm) == layer_norm
         assert head.normalize == normalize
-    features_themselves = network_of(embedding_dim=128, projection="none")
-    assert method_of(network=features_themselves, auxiliary_dim=6).auxiliary_head.linear.weight.shape == (6, 128)
+        assert isinstance(head.dropout, nn.Identity)
+        assert head.linear.bias is not None
+    network = network_of(dropout=0.25, head_init="kaiming_normal", projection="linear_no_bias")
+    head = method_of(network=network, auxiliary_dim=2).auxiliary_head
+    assert head.dropout.p == 0.25
+    assert head.linear.bias is None
+    # sqrt(2 / 2); torch's own is within 1 / sqrt(128) = 0.09
+    assert head.linear.weight.std().item() == pytest.approx(1.0, abs=0.2)
+
+
+def test_where_the_class_head_has_no_projection_the_auxiliary_head_has_one():
+    features_themselves = network_of(embedding_dim=128, projection="none", dropout=0.5)
+    head = method_of(network=features_themselves, auxiliary_dim=6).auxiliary_head
+    assert head.linear.weight.shape == (6, 128)
+    assert head.linear.bias is not None
+    assert head.dropout.p == 0.5
 
 
 @pytest.mark.parametrize("learner", [0, 1])

@@ -328,6 +328,34 @@ def test_validation_classes_select_in_a_quarter_as_large_as_a_fold(name):
         assert split.num_folds == (2 if name == "methods_digits" else 4)
 
 
+@pytest.mark.parametrize("dataset", SYSTEMS["divide_conquer"])
+def test_divide_and_conquer_stands_beside_its_baseline_that_clusters_nothing(dataset):
+    trials = sample_trials(space_of(f"divide_conquer_{dataset}"))
+    methods = [trial.method.settings for trial in trials]
+    numbers = [settings["num_learners"] for settings in methods]
+    assert sorted(numbers.count(number) for number in (8, 4, 1)) == [5, 5, 6]
+    assert {(s["num_learners"], s["recluster_every"]) for s in methods} == {(8, 2), (8, 5), (4, 2), (4, 5), (1, 2)}
+
+
+NO_MDR = ("trial.regularizers={}", "trial.optimizer.loss_weight_decay=0")
+
+
+@pytest.mark.parametrize(
+    ("system", "overrides"),
+    [
+        ("mdr", NO_MDR),
+        ("mdr", (*NO_MDR, "trial.model.normalize=l2")),
+        ("mic", ("trial.method={name: plain}",)),
+    ],
+)
+def test_the_baselines_that_headers_name_load(system, overrides):
+    for dataset in SYSTEMS[system]:
+        header = (FOLDER / f"{system}_{dataset}.yaml").read_text(encoding="utf-8").split("\nstudy:")[0]
+        assert all(f"--set {text}" in header or f"--set '{text}'" in header for text in overrides)
+    first, *_ = sample_trials(space_of(f"{system}_cub200", overrides))
+    assert (first.method.name, first.regularizers) == ("plain", {})
+
+
 @pytest.mark.parametrize("name", REALITY_CHECKS)
 def test_the_reality_check_gives_every_loss_the_same(name):
     trials = sample_trials(space_of(name))

@@ -15,7 +15,7 @@ class Adversary(nn.Module):
 
     the squares being of products of single features, not of the dot product. It is between -1/D and 0. R descends it as
     it is; the gradient of both embeddings is reversed, so that they, and the trunk behind them, ascend it
-    (Roth, Brattoli and Ommer, ICCV 2019, in the form of their release: the paper sums over dimensions).
+    (Roth, Brattoli and Ommer, ICCV 2019, in the form of their release).
     """
 
     def __init__(self, source_dim: int, target_dim: int, hidden_dim: int) -> None:

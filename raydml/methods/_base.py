@@ -1,6 +1,7 @@
 """What a method is: the questions the trainer asks it."""
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -60,8 +61,22 @@ class Method(nn.Module):
     def check_settings(cls, sampler: Mapping[str, Any], **settings: Any) -> None:
         """Raise ValueError, "what is wrong; how to cure it", for settings that exclude each other or the sampler.
 
-        sampler: its name and settings, and its batch_size.
+        A setting that is given and has no effect is one of them: see ``refuse_without_effect``.
+        sampler: its name, its batch_size, and its other settings where they are not the default.
         """
+
+    @classmethod
+    def refuse_without_effect(cls, settings: Mapping[str, Any], names: Iterable[str], reason: str) -> None:
+        """Raise ValueError where any of these settings is not at its default. reason: why none of them does anything.
+
+        A default says nothing about whether it was written, so it passes.
+        """
+        parameters = inspect.signature(cls).parameters
+        given = [f"{name} = {settings[name]}" for name in names if settings[name] != parameters[name].default]
+        if given:
+            has, it = ("has", "it") if len(given) == 1 else ("have", "them")
+            cure = f"leave {it} out, or put method blocks with and without {it} into one choice (key `method`)"
+            raise ValueError(f"{', '.join(given)} {has} no effect: {reason}; {cure}")
 
     def time_to_recluster(self, epoch: int) -> bool:  # noqa: ARG002
         """Whether the training images are to be clustered before this epoch, counted from 0, is planned."""

@@ -12,12 +12,19 @@ from torch import Tensor, nn
 from raydml.clustering import KMeans, cluster, cluster_metrics, match_to_previous, without_singletons
 from raydml.data.catalog import DataError
 from raydml.distances import full_precision
+from raydml.head import normalised
 from raydml.methods._base import Batch, Features, MakeSampler, Method
 from raydml.model import Network
 from raydml.objective import MakeObjective, Objective
 from raydml.samplers.cluster_samplers import ClusterRoundRobin
 from raydml.samplers.epoch_plan import EpochPlan, Sampler
 from raydml.samplers.per_cluster import PerCluster, cluster_sampler, clusters_of_two_classes
+
+# What says how often, how and for how long to cluster.
+_OF_CLUSTERING = (
+    *("recluster_every", "full_embedding_from", "release_matching", "kmeans_iterations", "kmeans_restarts"),
+    *("kmeans_points_per_centroid", "kmeans_spherical", "kmeans_seed"),
+)
 
 
 class DivideConquer(Method):
@@ -30,11 +37,13 @@ class DivideConquer(Method):
 
     Time, with E epochs counted from 0: from epoch f = round(finetune_from * E) on, "finetuning", there is one cluster
     of all images, for learner 0, and nothing is clustered any more. From the first epoch >= f * full_embedding_from on,
-    the loss is taken on the whole embedding at length 1 (as it is, where the head does not normalise by l2); until f
-    the batches are of one cluster still. That switch is a constant of the release, 8/19, and no option: of 200 epochs,
-    80 and 190. finetune_from 1 never finetunes, 0 never clusters; full_embedding_from 1 takes the whole embedding in
-    finetuning only, 0 always. A short run may round to f = 0 or f = E: the same as 0 and 1.
+    the loss is taken on the whole embedding, as evaluation has it and then normalised by the head's rule as one slice:
+    at length 1, or at a mean distance of 1. Until f the batches are of one cluster still. That switch is a constant of
+    the release, 8/19, and no option: of 200 epochs, 80 and 190. finetune_from 1 never finetunes, 0 never clusters;
+    full_embedding_from 1 takes the whole embedding in finetuning only, 0 always. A short run may round to f = 0 or
+    f = E: the same as 0 and 1.
     num_learners 1 is the baseline: nothing is clustered, and the trial's own sampler and objective train the embedding.
+    Settings of what is not done are refused.
 
     Objectives: each learner has its own loss, miner and regularisers, for all the classes and D / K dimensions. On the
     whole embedding a learner goes on with them where all their parameters and buffers have the same shapes for D
@@ -42,7 +51,9 @@ class DivideConquer(Method):
     single objective made for D dimensions serves the batches of all clusters. What no epoch uses is not made.
 
     Batches are formed inside a cluster by the trial's sampler; class_balanced with 20 classes of 4 images is the
-    release's. Where no cluster keeps two classes, all images are one cluster, of learner 0, until the next clustering.
+    release's. How many an epoch has, the clusters decide: as many for each as its batches fit into the largest. So a
+    batches_per_epoch of the sampler is refused (random_classes has one by default, 100: it has no effect).
+    Where no cluster keeps two classes, all images are one cluster, of learner 0, until the next clustering.
 
     Departures from the release: images are matched as intended, new number to old, unless release_matching asks for its
     inverse permutation, and clusters too small for a batch are repeated instead of ending the epoch.
@@ -119,7 +130,13 @@ class DivideConquer(Method):
 
     @classmethod
     def check_settings(cls, sampler: Mapping[str, Any], **settings: Any) -> None:
-        if settings["num_learners"] > 1 and sampler["name"] == "class_balanced" and sampler["batches_per_epoch"]:
+        if settings["num_learners"] == 1:
+            reason = "num_learners = 1 is the baseline, which clusters nothing"
+            cls.refuse_without_effect(settings, ("finetune_from", *_OF_CLUSTERING), reason)
+            return
+        if settings["finetune_from"] == 0:
+            cls.refuse_without_effect(settings, _OF_CLUSTERING, "with finetune_from = 0 nothing is clustered")
+        if "batches_per_epoch" in sampler:
             raise ValueError(
                 f"sampler.batches_per_epoch = {sampler['batches_per_epoch']} has no effect: an epoch of num_learners = "
                 f"{settings['num_learners']} is as long as its largest cluster asks for; remove it"
@@ -159,15 +176,20 @@ class DivideConquer(Method):
         return self.samplers["clusters" if epoch < self.timeline.finetune else "images"].plan(generator)
 
     def batch_loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        embeddings = self.network(batch.images)
         if batch.epoch < self.timeline.full:
-            width = embeddings.shape[1] // self.num_learners
-            of_learner = embeddings[:, batch.learner * width : (batch.learner + 1) * width]
+            of_learner = self.network(batch.images).chunk(self.num_learners, dim=1)[batch.learner]
             return self.objectives[batch.learner](of_learner, batch.labels, generator)
-        if self.num_learners > 1 and self.network.head.normalize == "l2":
-            embeddings = nn.functional.normalize(embeddings, dim=1)
         objective = self.objectives[batch.learner] if self.whole_objective is None else self.whole_objective
-        return objective(embeddings, batch.labels, generator)
+        return objective(self._as_one_slice(batch.images), batch.labels, generator)
+
+    def _as_one_slice(self, images: Tensor) -> Tensor:
+        """What the loss on the whole embedding sees: (B, D)."""
+        if self.num_learners == 1:
+            return self.network(images)
+        head = self.network.head
+        # Slices as evaluation weighs them against each other: mean_distance would scale each by itself in training.
+        slices = normalised(head.project(self.network.trunk(images)), head.normalize, self.num_learners, training=False)
+        return normalised(slices, head.normalize, 1, training=head.training)
 
     def embed(self, images: Tensor) -> Tensor:
         return self.network(images)

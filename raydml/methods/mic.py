@@ -86,8 +86,9 @@ class MIC(Method):
     Departures: objectives have room for num_clusters, not for the clusters that are not empty. With fewer than 3 of
     these only the classes are trained until the next clustering (which asks for num_clusters again if they were the
     first). An epoch in which no batch was drawn trains its first. Where the sampler has more batches than ClusterGroups
-    gives, these are planned anew. The auxiliary head has the class head's normalisations and the trial's loss and
-    miner, but no regulariser.
+    gives, these are planned anew. The auxiliary head is built as the class head (layer norm, dropout, projection,
+    head_init, normalisation), but "linear" where that has no projection, as its dimensions may be others; it has the
+    trial's loss and miner, but no regulariser.
 
     Raises ValueError where a batch does not hold two groups.
     """
@@ -127,7 +128,7 @@ class MIC(Method):
         ] = 4,
         standardise: Annotated[
             Standardise,
-            Field(description="initial features within a class: less the mean (release), mstd also divides (paper)"),
+            Field(description="initial features within a class: less the mean (release), mstd also divides"),
         ] = "mean",
         standardise_updates: Annotated[
             bool, Field(description="standardise also the auxiliary embeddings before they are clustered")
@@ -168,12 +169,8 @@ class MIC(Method):
                 make_objective(num_clusters, dims[_AUXILIARY], with_regularizers=False),
             ]
         )
-        self.auxiliary_head = Head(
-            head.embedding_dim if head.linear is None else head.linear.in_features,
-            dims[_AUXILIARY],
-            layer_norm=isinstance(head.standardise, nn.LayerNorm),
-            normalize=head.normalize,
-        )
+        projection = "linear" if head.linear is None else head.settings["projection"]
+        self.auxiliary_head = Head(head.feature_dim, dims[_AUXILIARY], **{**head.settings, "projection": projection})
         self.directions = _ADVERSARIES[direction] if adversarial_weight > 0 else ()
         self.adversaries = nn.ModuleList(
             Adversary(dims[source], dims[target], adversary_dim) for source, target in self.directions
@@ -200,6 +197,9 @@ class MIC(Method):
                 "standardise_updates = true, standardise = none: there is nothing to do to the updates; write "
                 "standardise_updates: false, or standardise: mean or mstd"
             )
+        if settings["adversarial_weight"] == 0:
+            of_adversary = ("direction", "adversary_dim", "adversary_weight_decay")
+            cls.refuse_without_effect(settings, of_adversary, "with adversarial_weight = 0 there is no adversary")
         _groups_in(sampler["batch_size"], settings["images_per_cluster"])
 
     def time_to_recluster(self, epoch: int) -> bool:
