@@ -60,6 +60,7 @@ def _metric(name: str) -> str:
 class Trial(Section):
     """Everything that decides the number. Same fingerprint = same experiment on any machine.
 
+    binary_codes: also score the signs of the embeddings (bit 1: above 0): metrics named binary_... beside the others.
     select_on: the validation metric that decides which epoch's weights are kept and ranks the trials of a study (larger
     wins).
     """
@@ -79,6 +80,7 @@ class Trial(Section):
     channels_last: bool = False
     compile: bool = False
     recall_at: Counts = (1, 2, 4, 8)
+    binary_codes: bool = False
     select_on: Annotated[str, AfterValidator(_metric), Field(json_schema_extra={"pattern": _METRIC})] = "val_map_at_r"
 
     @model_validator(mode="after")

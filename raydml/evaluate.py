@@ -24,7 +24,7 @@ from raydml.model import Network, build_network
 from raydml.preprocessing import Preprocessing
 from raydml.protocols import Search, protocols_of, searches
 from raydml.randomness import seed_for
-from raydml.retrieval import nearest_neighbours
+from raydml.retrieval import binary_codes, nearest_neighbours
 from raydml.trial_images import open_development, open_test
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -198,7 +198,8 @@ def evaluate_checkpoint(
             under the same names with the prefix `untrained_`.
 
     A data set with several protocols is scored by each: the first under the plain names, the others with the
-    protocol's name as a prefix (`one_gallery_image_recall_at_1`).
+    protocol's name as a prefix (`one_gallery_image_recall_at_1`). A trial with binary_codes also has the metrics of
+    its embeddings' signs (`binary_recall_at_1`, `one_gallery_image_binary_recall_at_1`).
 
     Raises EvaluationError for the test part without a key, DataError for images other than those of the trial.
     """
@@ -224,7 +225,7 @@ def evaluate_checkpoint(
             batch_size=machine.evaluation_batch,
             precision=trial.precision,
         )
-        return score_by_all(embeddings, images, protocols, recall_at=trial.recall_at)
+        return score_by_all(embeddings, images, protocols, recall_at=trial.recall_at, binary=trial.binary_codes)
 
     metrics = metrics_of(network)
     if untrained:
@@ -234,13 +235,26 @@ def evaluate_checkpoint(
 
 
 def score_by_all(
-    embeddings: NDArray[np.float32], images: Images, protocols: Sequence[str], *, recall_at: Sequence[int]
+    embeddings: NDArray[np.float32],
+    images: Images,
+    protocols: Sequence[str],
+    *,
+    recall_at: Sequence[int],
+    binary: bool = False,
 ) -> dict[str, float]:
-    """``score`` by the first protocol, and by the others with their names as prefixes."""
+    """``score`` by the first protocol, and by the others with their names as prefixes.
+
+    binary: score the embeddings' signs as well, as `binary_<metric>`: by Hamming distance, ties in order of index (see
+    ``retrieval.binary_codes``). Source: Zhai and Wu, BMVC 2019, whose release then returns the larger of the two
+    Recall@1; here each is a number of its own.
+    """
+    kinds = {"": embeddings} | ({"binary_": binary_codes(embeddings)} if binary else {})
     metrics: dict[str, float] = {}
     for place, protocol in enumerate(protocols):
-        scores = score(embeddings, images.labels, recall_at=recall_at, protocol=protocol, roles=images.roles)
-        metrics |= {f"{protocol}_{name}" if place else name: value for name, value in scores.items()}
+        for kind, rows in kinds.items():
+            prefix = f"{protocol}_{kind}" if place else kind
+            scores = score(rows, images.labels, recall_at=recall_at, protocol=protocol, roles=images.roles)
+            metrics |= {f"{prefix}{name}": value for name, value in scores.items()}
     return metrics
 
 

@@ -73,6 +73,22 @@ def nearest_neighbours(
     return indices, distances
 
 
+def binary_codes(embeddings: Floats) -> Floats:
+    """Embeddings (N, D) -> their bits (N, D) as float32: 1 where a coordinate is above 0, else 0 (at 0 itself, too).
+
+    The squared distance of two rows is their Hamming distance, a small integer and so exact: `nearest_neighbours` of
+    codes is Hamming search. Codes tie often, and equal distances come in order of index there.
+
+    Source: Zhai and Wu, "Classification is a Strong Baseline for Deep Metric Learning", BMVC 2019. Their release leaves
+    ties in whatever order faiss returns them, so that its numbers may differ from ours by what ties decide.
+
+    Raises RetrievalError for NaN, which has no sign.
+    """
+    if np.isnan(embeddings).any():
+        raise RetrievalError("embeddings hold NaN, which has no sign: there are no binary codes of them.")
+    return (embeddings > 0).astype(np.float32)
+
+
 class _Gallery:
     """A faiss index over centred rows, beside the rows themselves."""
 

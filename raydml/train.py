@@ -79,11 +79,12 @@ class Trainer:
         """Train and validate one epoch at a time; yields after each, and stops when the trial has ended.
 
         A result holds: epoch (from 1), train_loss (mean over the batches), val_recall_at_k for each k,
-        val_r_precision, val_map_at_r, best_<select_on>, learning_rate (of the head, at the last step),
-        gradient_norm (over all parameters before clipping, mean over the batches), sampler_coverage,
-        sampler_duplicates, epoch_s, images_per_s (training alone), after a clustering what the method says of it and
-        clustering_s (features included), and ended: "" while it goes on, "finished",
-        "non_finite_loss" or "collapsed". Every number in it is finite: what could not be measured is absent.
+        val_r_precision, val_map_at_r, the same of binary codes where the trial asks for them (val_binary_...),
+        best_<select_on>, learning_rate (of the head, at the last step), gradient_norm (over all parameters before
+        clipping, mean over the batches), sampler_coverage, sampler_duplicates, epoch_s, images_per_s (training alone),
+        after a clustering what the method says of it and clustering_s (features included), and ended: "" while it goes
+        on, "finished", "non_finite_loss" or "collapsed". Every number in it is finite: what could not be measured is
+        absent.
         """
         for result in self.steps():
             if result is not None:
@@ -315,7 +316,13 @@ class Trainer:
         if evaluate.is_collapsed(embeddings):
             return "collapsed"  # neighbours are then in the order of the files, and say nothing
         protocols = protocols_of(self.val_images.roles, ())
-        scores = evaluate.score_by_all(embeddings, self.val_images, protocols, recall_at=self.trial.recall_at)
+        scores = evaluate.score_by_all(
+            embeddings,
+            self.val_images,
+            protocols,
+            recall_at=self.trial.recall_at,
+            binary=self.trial.binary_codes,
+        )
         return {f"val_{name}": value for name, value in scores.items()}
 
     def _keep_if_best(self, metrics: Mapping[str, float], epoch: int) -> None:

@@ -15,12 +15,23 @@ from raydml.data.catalog import DataError
 from raydml.data.datasets import open_catalog
 from raydml.data.seal import TestReads
 from raydml.data.splits import make_split
-from raydml.evaluate import EvaluationError, embed, evaluate_checkpoint, is_collapsed, load_network, score
+from raydml.evaluate import (
+    EvaluationError,
+    embed,
+    evaluate_checkpoint,
+    is_collapsed,
+    load_network,
+    score,
+    score_by_all,
+)
+from raydml.images.image_cache import Images
 from raydml.images.pixels import PackedPixels, packed
 from raydml.model import build_network, preprocessing_for
 from raydml.preprocessing import Preprocessing
+from raydml.problems import ConfigError
 from raydml.randomness import seed_for
 from raydml.retrieval import RetrievalError
+from raydml.train import Trainer
 
 PLAIN = Preprocessing(resize_px=6, crop_px=4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
@@ -138,6 +149,53 @@ def test_score_of_perfect_and_of_random_embeddings():
     chance = score(noise, labels)
     assert chance["recall_at_1"] == pytest.approx(9 / 199, abs=0.06)
     assert chance["r_precision"] == pytest.approx(9 / 199, abs=0.03)
+
+
+def images_of(labels, roles=None):
+    """Labelled images whose pixels nobody looks at."""
+    return Images(packed(pictures(len(labels))), labels, tuple(f"{i}.png" for i in range(len(labels))), roles=roles)
+
+
+# Codes 10, 00, 11, 00 (a coordinate of 0 is bit 0) of the classes a, b, a, b. By float distance only row 2 finds its
+# class first. By Hamming distance row 0 is at 1 from all others, so that the index decides and b comes first; the
+# other three find their class.
+SIGNED = np.array([[0.5, -1.0], [0.0, -2.0], [3.0, 0.1], [-1.0, 0.0]], dtype=np.float32)
+
+
+def test_binary_codes_by_hand():
+    images = images_of(np.array([0, 1, 0, 1]))
+    metrics = score_by_all(SIGNED, images, ["leave_one_out"], recall_at=(1, 2), binary=True)
+    names = ["recall_at_1", "recall_at_2", "r_precision", "map_at_r"]
+    assert list(metrics) == names + [f"binary_{name}" for name in names]
+    assert [metrics[name] for name in names] == [1 / 4, 3 / 4, 1 / 4, 1 / 4]
+    assert [metrics[f"binary_{name}"] for name in names] == [3 / 4, 1.0, 3 / 4, 3 / 4]
+    without = score_by_all(SIGNED, images, ["leave_one_out"], recall_at=(1, 2))
+    assert without == {name: metrics[name] for name in names}
+
+
+def test_binary_codes_between_queries_and_gallery_by_hand():
+    """Rows 1 and 2 search rows 0 and 3: 00 finds 00 (b, right), 11 finds 10 (a, right); by float both find row 0."""
+    images = images_of(np.array([0, 1, 0, 1]), roles=("gallery", "query", "query", "gallery"))
+    metrics = score_by_all(SIGNED, images, ["query_gallery"], recall_at=(1,), binary=True)
+    assert (metrics["recall_at_1"], metrics["binary_recall_at_1"]) == (0.5, 1.0)
+
+
+def test_binary_codes_are_scored_under_every_protocol():
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(12), 8)
+    rows = (generator.standard_normal((12, 10))[labels] + generator.standard_normal((96, 10))).astype(np.float32)
+    protocols = ["leave_one_out", "one_gallery_image"]
+    metrics = score_by_all(rows, images_of(labels), protocols, recall_at=(1, 3), binary=True)
+    names = ["recall_at_1", "recall_at_3", "r_precision", "map_at_r"]
+    kinds = ["", "binary_", "one_gallery_image_", "one_gallery_image_binary_"]
+    assert list(metrics) == [kind + name for kind in kinds for name in names]
+    bits = np.where(rows > 0, 1, 0)
+    recall, average = slow_recall_and_map(torch.from_numpy(bits).float(), labels)  # its stable sort is our rule of ties
+    assert metrics["binary_recall_at_1"] == pytest.approx(recall)
+    assert metrics["binary_map_at_r"] == pytest.approx(average)
+    repeated = score(bits.astype(np.float32), labels, recall_at=(1, 3), protocol="one_gallery_image")
+    assert {name: metrics[f"one_gallery_image_binary_{name}"] for name in names} == repeated
+    assert len({metrics[f"{kind}map_at_r"] for kind in kinds}) == 4
 
 
 def test_score_explains_what_it_cannot_do():
@@ -262,6 +320,52 @@ def test_a_checkpoint_is_scored_beside_its_untrained_network(saved, part):
         assert metrics[f"{prefix}map_at_r"] == pytest.approx(average, abs=0.004)
     assert metrics["map_at_r"] != metrics["untrained_map_at_r"]
     assert list(evaluate_checkpoint(folder, "val", MACHINE, untrained=False)) == names
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_a_checkpoint_of_a_trial_with_binary_codes_is_scored_by_them_too(saved, tmp_path, part):
+    _, trial, network = saved
+    card = checkpoint.load_card(saved[0])
+    card["trial"]["binary_codes"] = True
+    folder = checkpoint.save(tmp_path / "c", state={}, model_card=card, best_weights=network.state_dict())
+    key = TestReads(tmp_path / "reads.jsonl").record(purpose="t", checkpoint=folder, commit="c")
+    metrics = evaluate_checkpoint(folder, part, MACHINE, key=key if part == "test" else None)
+    names = ["recall_at_1", "recall_at_4", "r_precision", "map_at_r"]
+    both = names + [f"binary_{name}" for name in names]
+    assert list(metrics) == both + [f"untrained_{name}" for name in both]
+    split = make_split(open_catalog("digits", None), **trial.data.split.model_dump())
+    images, labels = digits_of(split.val if part == "val" else split.test)
+    with torch.no_grad():
+        recall, average = slow_recall_and_map((network.eval()(images) > 0).float(), labels)
+    assert metrics["binary_recall_at_1"] == pytest.approx(recall, abs=0.004)
+    assert metrics["binary_map_at_r"] == pytest.approx(average, abs=0.004)
+    assert metrics["binary_map_at_r"] != metrics["map_at_r"]
+
+
+def test_a_trainer_scores_binary_codes_where_its_trial_asks():
+    sampler = {**TRIAL["sampler"], "batches_per_epoch": 1}
+    results = []
+    for asked in ({}, {"binary_codes": True}):
+        trainer = Trainer(parse_trial({**TRIAL, "epochs": 1, "sampler": sampler, **asked}), MACHINE, device="cpu")
+        results += trainer.epochs()
+    plain, both = results
+    metrics = [name for name in plain if name.startswith("val_")]
+    assert metrics == ["val_recall_at_1", "val_recall_at_4", "val_r_precision", "val_map_at_r"]
+    assert set(both) - set(plain) == {name.replace("val_", "val_binary_") for name in metrics}
+    assert {name: both[name] for name in metrics} == {name: plain[name] for name in metrics}
+    with torch.no_grad():
+        images, labels = digits_of(
+            make_split(open_catalog("digits", None), **trainer.trial.data.split.model_dump()).val
+        )
+        recall, average = slow_recall_and_map((trainer.method.network.eval()(images) > 0).float(), labels)
+    assert both["val_binary_recall_at_1"] == pytest.approx(recall, abs=0.004)
+    assert both["val_binary_map_at_r"] == pytest.approx(average, abs=0.004)
+    assert both["best_val_map_at_r"] == both["val_map_at_r"]
+
+
+def test_binary_codes_choose_no_trial():
+    with pytest.raises(ConfigError, match="select_on"):
+        parse_trial({**TRIAL, "binary_codes": True, "select_on": "val_binary_map_at_r"})
 
 
 def test_the_test_part_needs_a_key_and_opens_nothing_without(saved, monkeypatch):

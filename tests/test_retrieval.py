@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import faiss
 import numpy as np
 import pytest
 import torch
 
 from raydml import retrieval
-from raydml.retrieval import RetrievalError, nearest_neighbours
+from raydml.metrics import recall_at_k
+from raydml.retrieval import RetrievalError, binary_codes, nearest_neighbours
+
+GOLDEN = Path(__file__).parent / "golden"
 
 
 def slow_neighbours(queries, gallery, k, leave_one_out):
@@ -177,3 +183,62 @@ def test_wrong_arguments_are_explained(queries, gallery, k, message):
 def test_threads_below_one_are_refused():
     with pytest.raises(RetrievalError, match="num_threads: 0"):
         nearest_neighbours(cloud(5, 4, 0), k=1, num_threads=0)
+
+
+# --- binary codes --------------------------------------------------------------------------------------------------
+
+
+def test_a_bit_is_whether_a_coordinate_is_above_zero():
+    rows = np.array([[0.0, -0.0, 1e-45, -1e-45], [3.0, -3.0, np.inf, -np.inf]], dtype=np.float32)
+    codes = binary_codes(rows)
+    assert codes.tolist() == [[0, 0, 1, 0], [1, 0, 1, 0]]
+    assert codes.dtype == np.float32
+    with pytest.raises(RetrievalError, match="NaN, which has no sign"):
+        binary_codes(np.array([[1.0, np.nan]], dtype=np.float32))
+
+
+def slow_hamming(queries, gallery, k, leave_one_out):
+    """Bits that differ, counted one pair at a time on Python's integers; sorted by (distance, index)."""
+    queries, gallery = (
+        [int("".join("1" if x > 0 else "0" for x in row), 2) for row in side] for side in (queries, gallery)
+    )
+    ranked = [
+        sorted((bin(query ^ row).count("1"), j) for j, row in enumerate(gallery) if not (leave_one_out and i == j))[:k]
+        for i, query in enumerate(queries)
+    ]
+    return np.array([[j for _, j in row] for row in ranked]), np.array([[d for d, _ in row] for row in ranked])
+
+
+@pytest.mark.parametrize(("num_bits", "k"), [(1, 3), (6, 40), (24, 9), (2048, 60)])
+@pytest.mark.parametrize("leave_one_out", [True, False])
+def test_neighbours_of_codes_are_those_by_hamming_distance_and_index(num_bits, k, leave_one_out):
+    rows = np.random.default_rng(num_bits).standard_normal((150, num_bits)).astype(np.float32)
+    rows[::7] = rows[3] * 2  # other lengths, the same signs
+    queries = rows if leave_one_out else rows[40:80]
+    codes = binary_codes(rows)
+    found = nearest_neighbours(binary_codes(queries), None if leave_one_out else codes, k=k)
+    expected = slow_hamming(queries, rows, k, leave_one_out)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])  # integers: exact, without a tolerance
+
+
+@pytest.mark.parametrize("case", ["binary2", "binary3", "binary4"])
+def test_golden_classification_recall_of_codes(case):
+    """Between the bounds of all orders of ties, and so exact where they meet; binary2 has one order only."""
+    arrays = np.load(GOLDEN / "classification_recall.npz")
+    about = json.loads((GOLDEN / "classification_recall.json").read_text(encoding="utf-8"))
+    facts = next(entry for entry in about["cases"] if entry["case"] == case)
+    of = {name.removeprefix(f"{case}__"): arrays[name] for name in arrays.files if name.startswith(f"{case}__")}
+    codes, gallery = binary_codes(of["query_embeddings"]), None
+    gallery_labels = of.get("db_labels", of["query_labels"])
+    if not facts["self_retrieval"]:
+        gallery = binary_codes(of["db_embeddings"])
+    indices, distances = nearest_neighbours(codes, gallery, k=facts["k"])
+    np.testing.assert_array_equal(distances[0], of["hamming_row0"][indices[0]])
+    recalls = recall_at_k(gallery_labels[indices], of["query_labels"], range(1, facts["k"] + 1))
+    found = 100 * np.array(list(recalls.values()))
+    assert (found >= of["recall_pessimistic"] - 1e-4).all()
+    assert (found <= of["recall_optimistic"] + 1e-4).all()
+    if case == "binary2":
+        np.testing.assert_allclose(of["recall_optimistic"], of["recall_pessimistic"])
+        np.testing.assert_allclose(found, of["recall"], rtol=1e-6)
