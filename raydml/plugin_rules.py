@@ -99,7 +99,7 @@ def _method_and_model(method: Any, model: Any) -> Iterator[Problem]:
     if model.embedding_dim % num_slices:
         message = f"cannot be cut into the {num_slices} equal slices that method {method.name} asks for"
         nearest = max(num_slices, round(model.embedding_dim / num_slices) * num_slices)
-        cure = f"write {nearest}, or another number of learners; where both vary, one choice for both (key `method, model`)"
+        cure = f"write {nearest}, or another number of learners; both vary: one choice for both (`method, model`)"
         yield Problem("model.embedding_dim", model.embedding_dim, message, cure=cure)
 
 
