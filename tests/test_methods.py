@@ -76,6 +76,14 @@ def planned(method, epoch=0, seed=0):
     return method.plan_epoch(epoch, np.random.default_rng(seed))
 
 
+def batches_of(plan, labels, epoch):
+    """What a trainer hands to batch_loss, one after the other; of any images."""
+    for position, indices in enumerate(plan.batches):
+        targets = labels[indices] if plan.targets is None else plan.targets[position]
+        learner = 0 if plan.learners is None else int(plan.learners[position])
+        yield Batch(images_of(len(indices)), torch.from_numpy(targets), epoch, learner)
+
+
 @pytest.fixture(params=METHODS)
 def name(request):
     return request.param
@@ -105,10 +113,7 @@ def test_the_losses_of_all_epochs_are_finite_and_reach_every_parameter(method):
     reached = set()
     for epoch in range(4):
         plan = planned(method, epoch)
-        for position, indices in enumerate(plan.batches):
-            labels = LABELS[indices] if plan.targets is None else plan.targets[position]
-            learner = 0 if plan.learners is None else int(plan.learners[position])
-            batch = Batch(images_of(len(indices)), torch.from_numpy(labels), epoch, learner)
+        for batch in batches_of(plan, LABELS, epoch):
             method.zero_grad(set_to_none=True)
             loss = method.batch_loss(batch, torch.Generator())
             assert loss.shape == ()
@@ -252,10 +257,7 @@ def test_degenerate_data_give_finite_losses(name, case):
             assert all(math.isfinite(value) for value in said.values())
         plan = method.plan_epoch(epoch, np.random.default_rng(epoch))
         assert plan.batches
-        for position, indices in enumerate(plan.batches):
-            targets = labels[indices] if plan.targets is None else plan.targets[position]
-            learner = 0 if plan.learners is None else int(plan.learners[position])
-            batch = Batch(images_of(len(indices)), torch.from_numpy(targets), epoch, learner)
+        for batch in batches_of(plan, labels, epoch):
             assert method.batch_loss(batch, torch.Generator().manual_seed(0)).isfinite()
 
 

@@ -163,8 +163,8 @@ class DivideConquer(Method):
         self.clusters.copy_(torch.from_numpy(kept))
         sampler = self.samplers["clusters"]
         assert isinstance(sampler, ClusterRoundRobin | PerCluster)
-        sampler.assign(_trainable(kept, self._train_labels))
         num_served = len(clusters_of_two_classes(kept, self._train_labels))
+        sampler.assign(_trainable(kept, num_served))
         return {
             **metrics,
             "num_singletons": float(np.count_nonzero(kept < 0)),
@@ -225,14 +225,15 @@ def _samplers(
         samplers["clusters"] = cluster_sampler(labels, make_sampler)
     if timeline.finetune < timeline.end:
         together = cluster_sampler(labels, make_sampler)
-        together.assign(_trainable(without_singletons(np.zeros(len(labels), dtype=np.int64), labels), labels))
+        everything = without_singletons(np.zeros(len(labels), dtype=np.int64), labels)
+        together.assign(_trainable(everything, len(clusters_of_two_classes(everything, labels))))
         samplers["images"] = together
     return samplers
 
 
-def _trainable(clusters: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _trainable(clusters: np.ndarray, num_served: int) -> np.ndarray:
     """These clusters (N,), or one of all images where none of them has two classes."""
-    return clusters if len(clusters_of_two_classes(clusters, labels)) else np.zeros_like(clusters)
+    return clusters if num_served else np.zeros_like(clusters)
 
 
 def _objectives(

@@ -275,12 +275,9 @@ class MIC(Method):
         return self.network(images)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        return {
-            "backbone": list(self.network.trunk.parameters()),
-            "head": [*self.network.head.parameters(), *self.auxiliary_head.parameters()],
-            "loss": list(self.objectives.parameters()),
-            "adversary": list(self.adversaries.parameters()),
-        }
+        groups = super().parameter_groups()
+        heads = [*groups["head"], *self.auxiliary_head.parameters()]
+        return {**groups, "head": heads, "adversary": list(self.adversaries.parameters())}
 
     def weight_decays(self) -> dict[str, float]:
         return {"adversary": self.adversary_weight_decay}
