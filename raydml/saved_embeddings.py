@@ -1,0 +1,123 @@
+"""Embeddings on disk: one file that can be scored again, searched and drawn without the model that made them.
+
+A NumPy archive (.npz) of plain arrays, nothing pickled:
+
+    embeddings   (N, D) float32
+    labels       (N,) int64, ids into class_names
+    class_names  (C,) text
+    paths        (N,) text, each image as its data set names it
+    roles        (N,) text, "query" | "gallery"; missing where the data set has none
+    facts        text, a JSON object: dataset, part, protocols, recall_at, fingerprint, checkpoint, ...
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class SavedEmbeddingsError(ValueError):
+    """A file that holds no embeddings, or embeddings that do not fit together."""
+
+
+class SavedEmbeddings(NamedTuple):
+    """N images of C classes as the module describes them."""
+
+    embeddings: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    paths: tuple[str, ...]
+    roles: tuple[str, ...] | None
+    facts: dict[str, Any]
+
+
+def save_embeddings(
+    path: Path,
+    embeddings: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    *,
+    class_names: Sequence[str],
+    paths: Sequence[str],
+    roles: Sequence[str] | None = None,
+    facts: Mapping[str, Any],
+) -> Path:
+    """Write the file aside, then rename it; its folder is made. Raises SavedEmbeddingsError for arrays that do not fit.
+
+    facts: plain values (JSON) about where the embeddings come from.
+    """
+    path = Path(path)
+    saved = SavedEmbeddings(
+        np.ascontiguousarray(embeddings, dtype=np.float32),
+        np.ascontiguousarray(labels, dtype=np.int64),
+        tuple(class_names),
+        tuple(paths),
+        None if roles is None else tuple(roles),
+        dict(facts),
+    )
+    _check(saved, str(path))
+    arrays: dict[str, Any] = {
+        "embeddings": saved.embeddings,
+        "labels": saved.labels,
+        "class_names": np.array(saved.class_names, dtype=np.str_),
+        "paths": np.array(saved.paths, dtype=np.str_),
+        "facts": np.array(json.dumps(saved.facts)),
+    }
+    if saved.roles is not None:
+        arrays["roles"] = np.array(saved.roles, dtype=np.str_)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.partial")
+    with open(aside, "wb") as file:  # by handle: savez appends its own suffix to a name
+        np.savez(file, **arrays)
+    os.replace(aside, path)
+    return path
+
+
+def load_embeddings(path: Path) -> SavedEmbeddings:
+    """What `save_embeddings` wrote. Raises SavedEmbeddingsError for a file that is missing, damaged or another one."""
+    try:
+        # Opened here: NumPy leaves the file open when it is no archive.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        facts = json.loads(str(arrays["facts"]))
+        saved = SavedEmbeddings(
+            arrays["embeddings"],
+            arrays["labels"],
+            tuple(arrays["class_names"].tolist()),
+            tuple(arrays["paths"].tolist()),
+            tuple(arrays["roles"].tolist()) if "roles" in arrays else None,
+            facts,
+        )
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise SavedEmbeddingsError(
+            f"{path} holds no embeddings ({type(error).__name__}: {error}). "
+            "Cure: a file that `launch.py evaluate ... --save-embeddings FILE` wrote"
+        ) from error
+    _check(saved, str(path))
+    return saved
+
+
+def _check(saved: SavedEmbeddings, source: str) -> None:
+    if saved.embeddings.ndim != 2 or saved.embeddings.dtype != np.float32:
+        raise SavedEmbeddingsError(
+            f"{source}: embeddings are float32 (N, D), not {saved.embeddings.dtype} of shape {saved.embeddings.shape}"
+        )
+    counts = {"embeddings": len(saved.embeddings), "labels": len(saved.labels), "paths": len(saved.paths)}
+    if saved.roles is not None:
+        counts["roles"] = len(saved.roles)
+    if len(set(counts.values())) > 1 or not counts["embeddings"]:
+        told = ", ".join(f"{number} {name}" for name, number in counts.items())
+        raise SavedEmbeddingsError(f"{source}: {told}: the numbers must be equal and at least 1")
+    if saved.labels.ndim != 1 or not np.issubdtype(saved.labels.dtype, np.integer):
+        raise SavedEmbeddingsError(f"{source}: labels are integers (N,), not {saved.labels.dtype} {saved.labels.shape}")
+    if saved.labels.min() < 0 or saved.labels.max() >= len(saved.class_names):
+        raise SavedEmbeddingsError(
+            f"{source}: labels from {saved.labels.min()} to {saved.labels.max()} "
+            f"for {len(saved.class_names)} class names"
+        )
