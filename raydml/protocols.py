@@ -6,15 +6,17 @@ query_gallery: the images with the role "query" search those with the role "gall
 one_gallery_image: one random image of each class is the gallery and the others are the queries; ten repetitions from a
     fixed seed, and the scores are their means. The usual protocol of VehicleID (Liu et al., "Deep Relative Distance
     Learning", CVPR 2016, section 5); R = 1, so R-precision and MAP@R are Recall@1.
+
+Images with the role "distractor" are in every gallery, are never a query and never relevant, whatever their label.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-PROTOCOLS = ("leave_one_out", "query_gallery", "one_gallery_image")
 NUM_REPETITIONS = 10
+DISTRACTOR = "distractor"
 _SEED = 0  # of the galleries drawn: every model is asked the same questions
 
 
@@ -23,18 +25,35 @@ class ProtocolError(ValueError):
 
 
 class Search(NamedTuple):
-    """queries: (Q,) rows of the embeddings. gallery: (G,) rows, or None where the queries search one another."""
+    """queries: (Q,) rows of the embeddings. gallery: (G,) rows, or None where the queries search one another. own: (Q,)
+    the place in the gallery of each query, which does not find itself; None where no query is in the gallery."""
 
     queries: np.ndarray
     gallery: np.ndarray | None
+    own: np.ndarray | None = None
+
+    @property
+    def num_found(self) -> int:
+        """How many images a query searches, itself not counted."""
+        return len(self.queries) - 1 if self.gallery is None else len(self.gallery) - (self.own is not None)
+
+
+class Protocol(NamedTuple):
+    """name: as in data sets and in the names of metrics. sentence: with {queries} and {gallery}, what is asked.
+    searches: labels (N,) and roles (N,) text -> the searches whose scores are averaged."""
+
+    name: str
+    sentence: str
+    searches: Callable[[np.ndarray, np.ndarray], list[Search]]
 
 
 def protocols_of(roles: Sequence[str] | None, declared: Sequence[str]) -> tuple[str, ...]:
     """The protocols of one part, the main one first: those that its data set declares and its images allow.
 
-    roles: "query" | "gallery" of each image of the part, or None. Images with roles are always scored by them.
+    roles: "query" | "gallery" | "distractor" of each image of the part, or None. Images with roles are always scored by
+    them.
     """
-    if roles is not None and any(roles):
+    if roles is not None and any(role not in ("", DISTRACTOR) for role in roles):
         return ("query_gallery",)
     return tuple(name for name in declared if name != "query_gallery") or ("leave_one_out",)
 
@@ -43,34 +62,77 @@ def searches(protocol: str, labels: np.ndarray, roles: Sequence[str] | None = No
     """The searches a protocol asks for; scores are means over them.
 
     labels: (N,) integers. Raises ProtocolError: unknown name; query_gallery with an image that has no role, or without
-    queries or gallery; one_gallery_image without a class of two images.
+    queries or gallery; one_gallery_image without a class of two images; nothing but distractors.
     """
-    if protocol == "leave_one_out":
-        return [Search(np.arange(len(labels)), None)]
-    if protocol == "query_gallery":
-        return [_by_role(np.array(roles if roles is not None else [""] * len(labels)))]
-    if protocol == "one_gallery_image":
-        return [_one_of_each(labels, repetition) for repetition in range(NUM_REPETITIONS)]
-    raise ProtocolError(f"protocol: {protocol!r}; one of {', '.join(PROTOCOLS)}")
+    if protocol not in PROTOCOLS:
+        raise ProtocolError(f"protocol: {protocol!r}; one of {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[protocol].searches(labels, _as_array(roles, len(labels)))
 
 
-def _by_role(roles: np.ndarray) -> Search:
-    search = Search(np.flatnonzero(roles == "query"), np.flatnonzero(roles == "gallery"))
-    assert search.gallery is not None
-    without = len(roles) - len(search.queries) - len(search.gallery)
-    if without or not len(search.queries) or not len(search.gallery):
+def described(protocol: str, labels: np.ndarray, roles: Sequence[str] | None = None) -> str:
+    """A protocol in words and numbers, to stand beside every score: "leave one out: each of 90 images searches ..."."""
+    given = _as_array(roles, len(labels))
+    search = searches(protocol, labels, roles)[0]
+    sentence = PROTOCOLS[protocol].sentence.format(queries=f"{len(search.queries):,}", gallery=f"{search.num_found:,}")
+    num_classes = len(np.unique(labels[given != DISTRACTOR]))
+    distractors = int((given == DISTRACTOR).sum())
+    more = f", {distractors:,} of them distractors" if distractors else ""
+    return f"{sentence}{more}; {num_classes:,} classes"
+
+
+def _as_array(roles: Sequence[str] | None, num_images: int) -> np.ndarray:
+    return np.array(roles if roles is not None else [""] * num_images, dtype=np.str_)
+
+
+def _leave_one_out(labels: np.ndarray, roles: np.ndarray) -> list[Search]:
+    distracts = roles == DISTRACTOR
+    queries = np.flatnonzero(~distracts)
+    if not len(queries):
+        raise ProtocolError(f"protocol leave_one_out: all {len(labels)} images are distractors: nothing searches")
+    if not distracts.any():
+        return [Search(queries, None)]
+    return [Search(queries, np.concatenate([queries, np.flatnonzero(distracts)]), np.arange(len(queries)))]
+
+
+def _query_gallery(_labels: np.ndarray, roles: np.ndarray) -> list[Search]:
+    queries, gallery = np.flatnonzero(roles == "query"), np.flatnonzero(np.isin(roles, ["gallery", DISTRACTOR]))
+    without = len(roles) - len(queries) - len(gallery)
+    if without or not len(queries) or not (roles == "gallery").any():
         raise ProtocolError(
-            f"protocol query_gallery: {len(search.queries)} queries, {len(search.gallery)} gallery images and "
+            f"protocol query_gallery: {len(queries)} queries, {len(gallery)} gallery images and "
             f"{without} images without a role; every image needs one of them, and there must be both"
         )
-    return search
+    return [Search(queries, gallery)]
 
 
-def _one_of_each(labels: np.ndarray, repetition: int) -> Search:
-    generator = np.random.default_rng([_SEED, repetition])
-    shuffled = generator.permutation(len(labels))
-    gallery = shuffled[np.unique(labels[shuffled], return_index=True)[1]]
-    queries = np.setdiff1d(np.arange(len(labels)), gallery)
-    if not len(queries):
+def _one_gallery_image(labels: np.ndarray, roles: np.ndarray) -> list[Search]:
+    found = [_one_of_each(labels, roles, repetition) for repetition in range(NUM_REPETITIONS)]
+    if not len(found[0].queries):
         raise ProtocolError("protocol one_gallery_image: no class has a second image: nothing is left to search with")
-    return Search(queries, np.sort(gallery))
+    return found
+
+
+def _one_of_each(labels: np.ndarray, roles: np.ndarray, repetition: int) -> Search:
+    generator = np.random.default_rng([_SEED, repetition])
+    shuffled = generator.permutation(np.flatnonzero(roles != DISTRACTOR))
+    gallery = shuffled[np.unique(labels[shuffled], return_index=True)[1]]
+    queries = np.setdiff1d(shuffled, gallery)
+    return Search(queries, np.concatenate([np.sort(gallery), np.flatnonzero(roles == DISTRACTOR)]))
+
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            "leave_one_out", "leave one out: each of {queries} images searches the {gallery} others", _leave_one_out
+        ),
+        Protocol(
+            "query_gallery", "query and gallery: {queries} queries search {gallery} gallery images", _query_gallery
+        ),
+        Protocol(
+            "one_gallery_image",
+            "one gallery image a class: {queries} queries search {gallery} images, mean of ten drawn galleries",
+            _one_gallery_image,
+        ),
+    )
+}

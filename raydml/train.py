@@ -24,6 +24,7 @@ from raydml.optimizers import learning_rate_factor
 from raydml.protocols import protocols_of
 from raydml.randomness import Randomness
 from raydml.samplers.epoch_plan import EpochPlan
+from raydml.scoring import is_collapsed, score_by_all
 from raydml.trial_images import augmentation_for, open_development
 
 
@@ -313,17 +314,21 @@ class Trainer:
         )
         if not np.isfinite(embeddings).all():
             return "non_finite_loss"  # the last update of the epoch broke the weights
-        if evaluate.is_collapsed(embeddings):
+        if is_collapsed(embeddings, device=self.device):
             return "collapsed"  # neighbours are then in the order of the files, and say nothing
         protocols = protocols_of(self.val_images.roles, ())
-        scores = evaluate.score_by_all(
+        scored = score_by_all(
             embeddings,
-            self.val_images,
+            self.val_images.labels,
+            self.val_images.roles,
             protocols,
             recall_at=self.trial.recall_at,
-            binary=self.trial.binary_codes,
+            codes=("float", "binary") if self.trial.binary_codes else ("float",),
+            device=self.device,
         )
-        return {f"val_{name}": value for name, value in scores.items()}
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # the memory of the scores: training, or another trial on this GPU, has use for it
+        return {f"val_{name}": value for name, value in scored.metrics.items()}
 
     def _keep_if_best(self, metrics: Mapping[str, float], epoch: int) -> None:
         select_on = self.trial.select_on

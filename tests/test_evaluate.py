@@ -19,18 +19,13 @@ from raydml.evaluate import (
     EvaluationError,
     embed,
     evaluate_checkpoint,
-    is_collapsed,
     load_network,
-    score,
-    score_by_all,
 )
-from raydml.images.image_cache import Images
 from raydml.images.pixels import PackedPixels, packed
 from raydml.model import build_network, preprocessing_for
 from raydml.preprocessing import Preprocessing
 from raydml.problems import ConfigError
 from raydml.randomness import seed_for
-from raydml.retrieval import RetrievalError
 from raydml.train import Trainer
 
 PLAIN = Preprocessing(resize_px=6, crop_px=4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -123,127 +118,6 @@ def test_embed_refuses_what_it_cannot_do():
         embed(Flatten(), packed(pictures(0)), PLAIN, device="cpu", batch_size=2)
 
 
-def test_score_by_hand():
-    """On a line: 0 (a), 1 (b), 2 (a), 2.5 (a), 10 (b).
-
-    a at 0: b a a -> P@1 0, hits at 2 of R = 2 -> R-precision 1/2, AP (1/2)/2
-    b at 1: a(0) and a(2) tie, index decides -> a, R = 1 -> 0
-    a at 2: a b -> 1, 1/2, 1/2;   a at 2.5: a b -> 1, 1/2, 1/2;   b at 10: a -> 0
-    """
-    embeddings = np.array([[0.0], [1.0], [2.0], [2.5], [10.0]], dtype=np.float32)
-    labels = np.array([5, 9, 5, 5, 9])
-    metrics = score(embeddings, labels, recall_at=(1, 2, 4))
-    assert list(metrics) == ["recall_at_1", "recall_at_2", "recall_at_4", "r_precision", "map_at_r"]
-    assert metrics["recall_at_1"] == pytest.approx(2 / 5)
-    assert metrics["recall_at_2"] == pytest.approx(3 / 5)
-    assert metrics["recall_at_4"] == 1.0
-    assert metrics["r_precision"] == pytest.approx((1 / 2 + 0 + 1 / 2 + 1 / 2 + 0) / 5)
-    assert metrics["map_at_r"] == pytest.approx((1 / 4 + 0 + 1 / 2 + 1 / 2 + 0) / 5)
-
-
-def test_score_of_perfect_and_of_random_embeddings():
-    labels = np.repeat(np.arange(20), 10)
-    perfect = np.eye(20, dtype=np.float32)[labels]
-    assert set(score(perfect, labels).values()) == {1.0}
-    noise = np.random.default_rng(0).standard_normal((200, 8)).astype(np.float32)
-    chance = score(noise, labels)
-    assert chance["recall_at_1"] == pytest.approx(9 / 199, abs=0.06)
-    assert chance["r_precision"] == pytest.approx(9 / 199, abs=0.03)
-
-
-def images_of(labels, roles=None):
-    """Labelled images whose pixels nobody looks at."""
-    return Images(packed(pictures(len(labels))), labels, tuple(f"{i}.png" for i in range(len(labels))), roles=roles)
-
-
-# Codes 10, 00, 11, 00 (a coordinate of 0 is bit 0) of the classes a, b, a, b. By float distance only row 2 finds its
-# class first. By Hamming distance row 0 is at 1 from all others, so that the index decides and b comes first; the
-# other three find their class.
-SIGNED = np.array([[0.5, -1.0], [0.0, -2.0], [3.0, 0.1], [-1.0, 0.0]], dtype=np.float32)
-
-
-def test_binary_codes_by_hand():
-    images = images_of(np.array([0, 1, 0, 1]))
-    metrics = score_by_all(SIGNED, images, ["leave_one_out"], recall_at=(1, 2), binary=True)
-    names = ["recall_at_1", "recall_at_2", "r_precision", "map_at_r"]
-    assert list(metrics) == names + [f"binary_{name}" for name in names]
-    assert [metrics[name] for name in names] == [1 / 4, 3 / 4, 1 / 4, 1 / 4]
-    assert [metrics[f"binary_{name}"] for name in names] == [3 / 4, 1.0, 3 / 4, 3 / 4]
-    without = score_by_all(SIGNED, images, ["leave_one_out"], recall_at=(1, 2))
-    assert without == {name: metrics[name] for name in names}
-
-
-def test_binary_codes_between_queries_and_gallery_by_hand():
-    """Rows 1 and 2 search rows 0 and 3: 00 finds 00 (b, right), 11 finds 10 (a, right); by float both find row 0."""
-    images = images_of(np.array([0, 1, 0, 1]), roles=("gallery", "query", "query", "gallery"))
-    metrics = score_by_all(SIGNED, images, ["query_gallery"], recall_at=(1,), binary=True)
-    assert (metrics["recall_at_1"], metrics["binary_recall_at_1"]) == (0.5, 1.0)
-
-
-def test_binary_codes_are_scored_under_every_protocol():
-    generator = np.random.default_rng(0)
-    labels = np.repeat(np.arange(12), 8)
-    rows = (generator.standard_normal((12, 10))[labels] + generator.standard_normal((96, 10))).astype(np.float32)
-    protocols = ["leave_one_out", "one_gallery_image"]
-    metrics = score_by_all(rows, images_of(labels), protocols, recall_at=(1, 3), binary=True)
-    names = ["recall_at_1", "recall_at_3", "r_precision", "map_at_r"]
-    kinds = ["", "binary_", "one_gallery_image_", "one_gallery_image_binary_"]
-    assert list(metrics) == [kind + name for kind in kinds for name in names]
-    bits = np.where(rows > 0, 1, 0)
-    recall, average = slow_recall_and_map(torch.from_numpy(bits).float(), labels)  # its stable sort is our rule of ties
-    assert metrics["binary_recall_at_1"] == pytest.approx(recall)
-    assert metrics["binary_map_at_r"] == pytest.approx(average)
-    repeated = score(bits.astype(np.float32), labels, recall_at=(1, 3), protocol="one_gallery_image")
-    assert {name: metrics[f"one_gallery_image_binary_{name}"] for name in names} == repeated
-    assert len({metrics[f"{kind}map_at_r"] for kind in kinds}) == 4
-
-
-def test_score_explains_what_it_cannot_do():
-    rows = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
-    with pytest.raises(EvaluationError, match="recall_at: 8 neighbours, but a query has only 5 images to search"):
-        score(rows, np.array([0, 0, 0, 1, 1, 1]), recall_at=(1, 8))
-    with pytest.raises(ValueError, match="at least two images"):
-        score(rows, np.arange(6), recall_at=(1,))
-    rows[2, 1] = np.nan
-    with pytest.raises(RetrievalError, match="row 2"):
-        score(rows, np.array([0, 0, 0, 1, 1, 1]), recall_at=(1,))
-
-
-def unit(rows):
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-
-def test_healthy_embeddings_are_not_called_collapsed():
-    generator = np.random.default_rng(0)
-    assert is_collapsed(generator.standard_normal((100, 8)).astype(np.float32)) is None
-    # A narrow cone, as an untrained network gives it: 1 % spread.
-    assert is_collapsed(unit(np.ones(64) + 0.01 * generator.standard_normal((100, 64)))) is None
-    # Perfect classes: every image exactly on its class's corner.
-    assert is_collapsed(np.repeat(np.eye(5, dtype=np.float32), 20, axis=0)) is None
-    # Few images in two classes: one may well be everybody's neighbour.
-    assert is_collapsed(np.array([[0.0], [1.0], [-1.1]], dtype=np.float32)) is None
-
-
-def test_each_kind_of_collapse_is_named():
-    generator = np.random.default_rng(0)
-    same = unit(np.ones(64) + 1e-6 * generator.standard_normal((100, 64)))
-    assert "all embeddings are the same" in is_collapsed(same)
-    assert "all embeddings are the same" in is_collapsed(np.zeros((50, 4), dtype=np.float32))
-    assert "all embeddings are the same" in is_collapsed(np.full((50, 4), 700.0, dtype=np.float32))
-    star = np.concatenate([np.zeros((1, 64)), np.eye(64)]).astype(np.float32)
-    assert is_collapsed(star) == "64 of 65 images have the same nearest neighbour"
-    broken = np.ones((30, 4), dtype=np.float32)
-    broken[3, 3] = np.nan
-    assert "NaN" in is_collapsed(broken)
-
-
-def test_one_heap_with_a_single_outlier_is_a_collapse():
-    rows = np.zeros((200, 4), dtype=np.float32)
-    rows[17] = 1.0
-    # Rows 1.. have row 0 nearest by index, row 0 has row 1: 199 of 200.
-    assert is_collapsed(rows) == "199 of 200 images have the same nearest neighbour"
-
-
 TRIAL = {
     "seed": 5,
     "data": {
@@ -308,7 +182,7 @@ def test_a_checkpoint_is_scored_beside_its_untrained_network(saved, part):
     split = make_split(open_catalog("digits", None), **trial.data.split.model_dump())
     assert split.test == (5, 6, 7, 8, 9)
     key = TestReads(folder.parent / "reads.jsonl").record(purpose="t", checkpoint=folder, commit="c")
-    metrics = evaluate_checkpoint(folder, part, MACHINE, key=key if part == "test" else None)
+    metrics = evaluate_checkpoint(folder, part, MACHINE, key=key if part == "test" else None).metrics
     names = ["recall_at_1", "recall_at_4", "r_precision", "map_at_r"]
     assert list(metrics) == names + [f"untrained_{name}" for name in names]
     images, labels = digits_of(split.val if part == "val" else split.test)
@@ -319,7 +193,7 @@ def test_a_checkpoint_is_scored_beside_its_untrained_network(saved, part):
         assert metrics[f"{prefix}recall_at_1"] == pytest.approx(recall, abs=0.004)
         assert metrics[f"{prefix}map_at_r"] == pytest.approx(average, abs=0.004)
     assert metrics["map_at_r"] != metrics["untrained_map_at_r"]
-    assert list(evaluate_checkpoint(folder, "val", MACHINE, untrained=False)) == names
+    assert list(evaluate_checkpoint(folder, "val", MACHINE, untrained=False).metrics) == names
 
 
 @pytest.mark.parametrize("part", ["val", "test"])
@@ -329,7 +203,7 @@ def test_a_checkpoint_of_a_trial_with_binary_codes_is_scored_by_them_too(saved, 
     card["trial"]["binary_codes"] = True
     folder = checkpoint.save(tmp_path / "c", state={}, model_card=card, best_weights=network.state_dict())
     key = TestReads(tmp_path / "reads.jsonl").record(purpose="t", checkpoint=folder, commit="c")
-    metrics = evaluate_checkpoint(folder, part, MACHINE, key=key if part == "test" else None)
+    metrics = evaluate_checkpoint(folder, part, MACHINE, key=key if part == "test" else None).metrics
     names = ["recall_at_1", "recall_at_4", "r_precision", "map_at_r"]
     both = names + [f"binary_{name}" for name in names]
     assert list(metrics) == both + [f"untrained_{name}" for name in both]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -9,8 +10,20 @@ import numpy as np
 import pytest
 import torch
 
-from raydml.metrics import MetricError, map_at_r, nmi, pair_f1, r_precision, recall_at_k
-from raydml.retrieval import nearest_neighbours
+from raydml.metrics import (
+    MetricError,
+    ami,
+    average_precision,
+    map_at_r,
+    nmi,
+    pair_f1,
+    precision_at_r,
+    r_precision,
+    recall,
+    recall_at_k,
+    reciprocal_rank,
+)
+from raydml.retrieval import nearest_neighbours, rank_relevant
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -110,23 +123,137 @@ def test_a_slow_loop_agrees(seed):
     assert 0.2 < average < precision < recalls[1] < recalls[8] < 1, "the example should not sit at a limit"
 
 
-@pytest.mark.parametrize("seed", [3, 4])
-def test_pytorch_metric_learning_agrees(seed):
+# --- of each query ---------------------------------------------------------------------------------------------------
+
+
+HITS = np.equal(RANKED, QUERIES[:, None])
+
+
+def test_values_of_each_query_by_hand():
+    first = np.array([1, 2, 4, 0])
+    assert recall(first, 1).tolist() == [True, False, False, False]
+    assert recall(first, 2).tolist() == [True, True, False, False]
+    assert recall(first, 4).tolist() == [True, True, True, False]
+    assert recall(first, 1_000).tolist() == [True, True, True, False]  # rank 0: nothing to be found
+    assert reciprocal_rank(first).tolist() == [1, 1 / 2, 1 / 4, 0]
+    assert precision_at_r(HITS, RELEVANT).tolist() == pytest.approx([2 / 3, 1 / 2, 0])
+    assert average_precision(HITS, RELEVANT).tolist() == pytest.approx([5 / 9, 1 / 4, 0])
+
+
+def test_average_precision_to_a_depth_by_hand():
+    """Query 0: hits at 1, 3 of R = 3; query 1: hits at 2, 3 of R = 2; query 2: one at 4 of R = 1."""
+    found = {depth: average_precision(HITS, RELEVANT, depth).tolist() for depth in (1, 2, 4)}
+    assert found[1] == pytest.approx([1, 0, 0])  # divided by min(R, 1)
+    assert found[2] == pytest.approx([1 / 2, (1 / 2) / 2, 0])
+    assert found[4] == pytest.approx([(1 + 2 / 3) / 3, (1 / 2 + 2 / 3) / 2, 1 / 4])
+
+
+def test_map_at_a_depth_is_not_map_at_r():
+    """A class found in a row, but only behind R others: nothing at R, nearly a half at ten times R."""
+    hits = np.repeat([[False, True, False]], [10, 10, 80], axis=1)
+    relevant = np.array([10])
+    assert average_precision(hits, relevant).tolist() == [0.0]
+    expected = sum(rank / (10 + rank) for rank in range(1, 11)) / 10
+    assert average_precision(hits, relevant, 100).tolist() == pytest.approx([expected])
+    assert 0.3 < expected < 0.5
+    perfect = np.repeat([[True, False]], [10, 90], axis=1)
+    assert average_precision(perfect, relevant).tolist() == average_precision(perfect, relevant, 100).tolist() == [1.0]
+
+
+def test_a_query_without_relatives_has_no_precision_and_a_reciprocal_rank_of_nothing():
+    hits, relevant = np.array([[True, False], [False, False]]), np.array([1, 0])
+    for values in (
+        precision_at_r(hits, relevant),
+        average_precision(hits, relevant),
+        average_precision(hits, relevant, 2),
+    ):
+        np.testing.assert_array_equal(values, [1.0, np.nan])
+    assert reciprocal_rank(np.array([1, 0])).mean() == 0.5
+
+
+@pytest.mark.parametrize("depth", [None, 1, 3, 40])
+def test_a_slow_loop_agrees_on_each_query(depth):
+    generator = np.random.default_rng(0)
+    # More queries than are computed at a time.
+    hits = generator.random((5_000, 40)) < generator.random((5_000, 1))
+    relevant = generator.integers(0, 41, 5_000)
+    found = average_precision(hits, relevant, depth)
+    precisions = precision_at_r(hits, relevant)
+    for query in [*range(0, 5_000, 61), 4_094, 4_095, 4_096, 4_097, 4_999]:
+        row, num_relevant = hits[query].tolist(), int(relevant[query])
+        if num_relevant == 0:
+            assert np.isnan(found[query])
+            assert np.isnan(precisions[query])
+            continue
+        last = num_relevant if depth is None else depth
+        total = sum(sum(row[:rank]) / rank for rank in range(1, last + 1) if row[rank - 1])
+        assert found[query] == pytest.approx(total / min(num_relevant, last))
+        assert precisions[query] == pytest.approx(sum(row[:num_relevant]) / num_relevant)
+
+
+# --- another library -------------------------------------------------------------------------------------------------
+
+
+def theirs(embeddings, labels, names, k):
+    """What pytorch-metric-learning says, by Euclidean distance between the vectors as they are."""
     accuracy_calculator = pytest.importorskip("pytorch_metric_learning.utils.accuracy_calculator")
     inference = pytest.importorskip("pytorch_metric_learning.utils.inference")
+    distance = pytest.importorskip("pytorch_metric_learning.distances").LpDistance(normalize_embeddings=False)
+    calculator = accuracy_calculator.AccuracyCalculator(
+        include=names, k=k, knn_func=inference.CustomKNN(distance), device=torch.device("cpu")
+    )
+    return calculator.get_accuracy(torch.from_numpy(embeddings), torch.from_numpy(labels))
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+def test_pytorch_metric_learning_agrees_at_r(seed):
     embeddings, labels = noisy_classes(seed)
-    theirs = accuracy_calculator.AccuracyCalculator(
-        include=("precision_at_1", "r_precision", "mean_average_precision_at_r"),
-        k="max_bin_count",
-        knn_func=inference.CustomKNN(
-            pytest.importorskip("pytorch_metric_learning.distances").LpDistance(normalize_embeddings=False)
-        ),
-        device=torch.device("cpu"),
-    ).get_accuracy(torch.from_numpy(embeddings), torch.from_numpy(labels))
+    found = theirs(
+        embeddings, labels, ("precision_at_1", "r_precision", "mean_average_precision_at_r"), "max_bin_count"
+    )
     recalls, precision, average = ours(embeddings, labels, (1,))
-    assert recalls[1] == pytest.approx(theirs["precision_at_1"], abs=1e-6)
-    assert precision == pytest.approx(theirs["r_precision"], abs=1e-6)
-    assert average == pytest.approx(theirs["mean_average_precision_at_r"], abs=1e-6)
+    assert recalls[1] == pytest.approx(found["precision_at_1"], abs=1e-6)
+    assert precision == pytest.approx(found["r_precision"], abs=1e-6)
+    assert average == pytest.approx(found["mean_average_precision_at_r"], abs=1e-6)
+
+
+@pytest.mark.parametrize("k", [30, 159])
+def test_pytorch_metric_learning_agrees_over_the_whole_ranking(k):
+    """Its mean_average_precision is ours to a depth of its k, as long as k is not below R. Its reciprocal ranks end at
+    k, ours do not."""
+    embeddings, labels = noisy_classes(5)
+    relevant = np.bincount(labels)[labels] - 1
+    assert relevant.max() <= 30
+    found = theirs(embeddings, labels, ("mean_average_precision", "mean_reciprocal_rank"), k)
+    ranks = rank_relevant(embeddings, query_labels=labels, depth=k)
+    assert average_precision(ranks.hits, relevant, k).mean() == pytest.approx(found["mean_average_precision"], abs=1e-6)
+    reciprocals = np.where(recall(ranks.first, k), reciprocal_rank(ranks.first), 0)
+    assert reciprocals.mean() == pytest.approx(found["mean_reciprocal_rank"], abs=1e-6)
+
+
+def test_below_r_pytorch_metric_learning_divides_by_r_and_we_by_the_depth():
+    """Five of each of two classes, far apart: all that can be found in three places is found."""
+    labels = np.repeat([0, 1], 5)
+    embeddings = (100 * labels[:, None] + np.random.default_rng(0).random((10, 2))).astype(np.float32)
+    ranks = rank_relevant(embeddings, query_labels=labels, depth=3)
+    assert average_precision(ranks.hits, np.full(10, 4), 3).tolist() == [1.0] * 10
+    found = theirs(embeddings, labels, ("mean_average_precision",), 3)
+    assert found["mean_average_precision"] == pytest.approx(3 / 4)
+
+
+def test_pytorch_metric_learning_agrees_on_partitions():
+    """Its NMI is the arithmetic one."""
+    accuracy_calculator = pytest.importorskip("pytorch_metric_learning.utils.accuracy_calculator")
+    calculator = accuracy_calculator.AccuracyCalculator(device=torch.device("cpu"))
+    generator = np.random.default_rng(6)
+    labels = generator.integers(0, 9, 200)
+    clusters = np.where(generator.random(200) < 0.5, labels, generator.integers(0, 9, 200))
+    both = torch.from_numpy(labels), torch.from_numpy(clusters)
+    assert nmi(labels, clusters, mean="arithmetic") == pytest.approx(calculator.calculate_NMI(*both))
+    assert ami(labels, clusters) == pytest.approx(calculator.calculate_AMI(*both))
+
+
+# --- golden vectors of published systems -----------------------------------------------------------------------------
 
 
 def golden(name):
@@ -262,6 +389,12 @@ def test_we_depart_from_the_self_similarity_quirk():
         (lambda: map_at_r(RANKED, QUERIES, np.array([0, 0, 0])), "at least two images"),
         (lambda: map_at_r(RANKED, QUERIES, np.array([1, -1, 0])), "negative"),
         (lambda: map_at_r(RANKED, QUERIES, np.array([1, 1])), r"shape \(3,\)"),
+        (lambda: precision_at_r(HITS, np.array([5, 1, 1])), "too few: the largest class needs 5"),
+        (lambda: average_precision(HITS, np.array([5, 1, 1])), "too few: the largest class needs 5"),
+        (lambda: average_precision(HITS, RELEVANT, 5), r"depth = 5 is outside 1\.\.4"),
+        (lambda: average_precision(HITS, RELEVANT, 0), r"depth = 0 is outside 1\.\.4"),
+        (lambda: average_precision(HITS, np.zeros(3, dtype=int), 2), "at least two images"),
+        (lambda: average_precision(HITS, RELEVANT.astype(float), 2), r"integers of shape \(3,\), got float64"),
     ],
 )
 def test_wrong_arguments_are_explained(call, message):
@@ -292,19 +425,9 @@ def test_golden_mic_cluster_metrics(case):
 
 
 def slow_nmi(labels, clusters, mean):
-    """From the probabilities, one cell of the table at a time."""
-
-    def entropy(values):
-        shares = [np.mean(values == value) for value in np.unique(values)]
-        return -sum(share * np.log(share) for share in shares)
-
-    shared = 0.0
-    for label in np.unique(labels):
-        for own in np.unique(clusters):
-            share = np.mean((labels == label) & (clusters == own))
-            if share:
-                shared += share * np.log(share / (np.mean(labels == label) * np.mean(clusters == own)))
-    entropies = entropy(labels), entropy(clusters)
+    """From the probabilities, one cell of the table at a time; a partition's entropy is what it knows of itself."""
+    shared = slow_information(labels, clusters)
+    entropies = slow_information(labels, labels), slow_information(clusters, clusters)
     return shared / (np.sqrt(entropies[0] * entropies[1]) if mean == "geometric" else sum(entropies) / 2)
 
 
@@ -336,6 +459,43 @@ def test_partitions_that_agree_or_know_nothing():
     assert pair_f1(labels, one) == pytest.approx(2 * 2 / (2 + 10))
 
 
+def expected_information(labels, clusters):
+    """Mean over all orders of the clusters: what two partitions of these sizes share by chance."""
+    orders = list(itertools.permutations(clusters.tolist()))
+    return np.mean([slow_information(labels, np.array(order)) for order in orders])
+
+
+def slow_information(labels, clusters):
+    shared = 0.0
+    for label in np.unique(labels):
+        for own in np.unique(clusters):
+            share = np.mean((labels == label) & (clusters == own))
+            if share:
+                shared += share * np.log(share / (np.mean(labels == label) * np.mean(clusters == own)))
+    return shared
+
+
+@pytest.mark.parametrize("clusters", [[0, 0, 1, 1, 1, 1], [0, 1, 2, 0, 1, 2], [5, 5, 5, 5, 5, -1]])
+def test_adjusted_information_is_corrected_by_the_mean_over_all_orders(clusters):
+    labels, clusters = np.array([0, 0, 0, 1, 1, 2]), np.array(clusters)
+    chance = expected_information(labels, clusters)
+    entropies = (slow_information(labels, labels) + slow_information(clusters, clusters)) / 2
+    expected = (slow_information(labels, clusters) - chance) / (entropies - chance)
+    assert ami(labels, clusters) == pytest.approx(expected)
+
+
+def test_adjusted_information_by_hand():
+    """{0, 1} and {2, 3} cut across: nothing shared. Of the 3 ways to pair four, one shares log 2, so chance is a third
+    of it: (0 - log 2 / 3) / (log 2 - log 2 / 3)."""
+    labels = np.array([0, 0, 1, 1])
+    assert ami(labels, np.array([0, 1, 0, 1])) == pytest.approx(-1 / 2)
+    assert ami(labels, np.array([7, 7, -3, -3])) == pytest.approx(1)
+    generator = np.random.default_rng(0)
+    many = generator.integers(0, 200, 1_000), generator.integers(0, 200, 1_000)
+    assert nmi(*many, mean="arithmetic") > 0.5
+    assert ami(*many) == pytest.approx(0, abs=0.03)
+
+
 def test_stanford_online_products_is_not_too_large():
     """60,502 images, 11,316 classes; the classes cut in halves by position make the truth known."""
     labels = np.repeat(np.arange(11_316), 6)[:60_502]
@@ -351,7 +511,7 @@ def test_stanford_online_products_is_not_too_large():
     assert pair_f1(labels, halves) == pytest.approx(2 * pairs[1] / sum(pairs))
 
 
-@pytest.mark.parametrize("metric", [pair_f1, lambda *two: nmi(*two, mean="geometric")])
+@pytest.mark.parametrize("metric", [pair_f1, ami, lambda *two: nmi(*two, mean="geometric")])
 @pytest.mark.parametrize(
     ("labels", "clusters", "message"),
     [

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raydml.evaluate import EvaluationError, score
-from raydml.protocols import NUM_REPETITIONS, PROTOCOLS, ProtocolError, protocols_of, searches
+from raydml.protocols import NUM_REPETITIONS, PROTOCOLS, ProtocolError, described, protocols_of, searches
+from raydml.scoring import ScoringError, score
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -130,12 +130,162 @@ def test_one_gallery_image_is_the_mean_over_its_galleries():
     assert metrics["r_precision"] == metrics["map_at_r"] == pytest.approx(metrics["recall_at_1"])
 
 
+# --- distractors -----------------------------------------------------------------------------------------------------
+
+
+def slow_score(rows, labels, asks, searched, is_distractor):
+    """Recall@1, @2, R-precision and MAP@R of queries (numbers of rows) that search others, one at a time."""
+    of_each = []
+    for query in asks:
+        others = [other for other in searched if other != query]
+        distances = [float(np.square(rows[query].astype(float) - rows[other]).sum()) for other in others]
+        order = [others[place] for place in np.argsort(distances, kind="stable")]
+        right = [labels[other] == labels[query] and not is_distractor[other] for other in order]
+        relevant = sum(right)
+        if not relevant:
+            of_each.append([0.0, 0.0, np.nan, np.nan])
+            continue
+        average = sum(sum(right[:rank]) / rank for rank in range(1, relevant + 1) if right[rank - 1]) / relevant
+        of_each.append([right[0], any(right[:2]), sum(right[:relevant]) / relevant, average])
+    return dict(
+        zip(("recall_at_1", "recall_at_2", "r_precision", "map_at_r"), np.nanmean(of_each, axis=0), strict=True)
+    )
+
+
+def crowded(num_distractors):
+    """Rows near one another, of all roles mixed; the distractors carry labels of the others, which do not matter."""
+    generator = np.random.default_rng(5)
+    labels = generator.integers(0, 6, 60)
+    rows = (0.7 * np.eye(6)[labels] + 0.4 * generator.standard_normal((60, 6))).astype(np.float32)
+    distracts = np.zeros(60, dtype=bool)
+    distracts[generator.permutation(60)[:num_distractors]] = True
+    return rows, labels, distracts
+
+
+@pytest.mark.parametrize("num_distractors", [1, 20])
+@pytest.mark.parametrize("lowest_label", [0, -1, -4])
+def test_distractors_are_in_every_gallery_and_never_relevant(num_distractors, lowest_label):
+    rows, labels, distracts = crowded(num_distractors)
+    labels = labels + lowest_label
+    everyone = np.arange(60)
+    roles = np.where(distracts, "distractor", "")
+    found = score(rows, labels, recall_at=(1, 2), roles=roles.tolist())
+    assert found == pytest.approx(slow_score(rows, labels, everyone[~distracts], everyone, distracts))
+    assert found != pytest.approx(score(rows[~distracts], labels[~distracts], recall_at=(1, 2)))
+    asks = ~distracts & (everyone % 3 == 0)
+    roles = np.where(distracts, "distractor", np.where(asks, "query", "gallery"))
+    found = score(rows, labels, recall_at=(1, 2), protocol="query_gallery", roles=roles.tolist())
+    assert found == pytest.approx(slow_score(rows, labels, everyone[asks], everyone[~asks], distracts))
+
+
+@pytest.mark.parametrize("lowest_label", [0, -1])
+def test_distractors_beside_one_gallery_image_of_each_class(lowest_label):
+    rows, labels, distracts = crowded(25)
+    labels = labels + lowest_label
+    roles = np.where(distracts, "distractor", "").tolist()
+    found = searches("one_gallery_image", labels, roles)
+    assert len(found) == NUM_REPETITIONS
+    expected = []
+    for search in found:
+        assert not distracts[search.queries].any()
+        assert set(np.flatnonzero(distracts)) <= set(search.gallery.tolist())
+        drawn = search.gallery[~distracts[search.gallery]]
+        assert sorted(labels[drawn]) == sorted(set(labels[~distracts]))
+        expected.append(slow_score(rows, labels, search.queries, search.gallery, distracts))
+    means = {name: np.mean([one[name] for one in expected]) for name in expected[0]}
+    assert score(rows, labels, recall_at=(1, 2), protocol="one_gallery_image", roles=roles) == pytest.approx(means)
+
+
+def test_a_query_among_distractors_does_not_find_itself():
+    """Two of one class, apart, and a distractor on each: the copies come first, the query itself nowhere."""
+    rows = np.array([[0.0], [0.0], [9.0], [9.0]], dtype=np.float32)
+    roles = ["distractor", "", "distractor", ""]
+    (search,) = searches("leave_one_out", np.array([3, 3, 3, 3]), roles)
+    assert search.gallery[search.own].tolist() == search.queries.tolist() == [1, 3]
+    assert sorted(search.gallery.tolist()) == [0, 1, 2, 3]
+    assert search.num_found == 3
+    found = score(rows, np.array([3, 3, 3, 3]), recall_at=(1, 2, 3), roles=roles)
+    # From 0: the copy, then (both 9 away) the other of the class or its copy: in the gallery the queries come first.
+    assert found == {"recall_at_1": 0, "recall_at_2": 1, "recall_at_3": 1, "r_precision": 0, "map_at_r": 0}
+
+
+def test_binary_codes_and_integers_meet_the_same_distractors():
+    rows, labels, distracts = crowded(20)
+    everyone, roles = np.arange(60), np.where(distracts, "distractor", "").tolist()
+    signs = (rows > 0).astype(np.float32)
+    found = score(rows, labels, recall_at=(1, 2), roles=roles, codes="binary")
+    # Equal distances are ordered by place in the gallery, where the queries stand before the distractors.
+    order = np.concatenate([everyone[~distracts], everyone[distracts]])
+    assert found == pytest.approx(slow_score(signs, labels, everyone[~distracts], order, distracts))
+    rounded = np.rint(rows.astype(np.float64) * (127 / np.abs(rows).max()))
+    found = score(rows, labels, recall_at=(1, 2), roles=roles, codes="int8")
+    assert found == pytest.approx(slow_score(rounded, labels, everyone[~distracts], order, distracts))
+
+
+# --- in words --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("protocol", "roles", "words"),
+    [
+        ("leave_one_out", None, "leave one out: each of 9 images searches the 8 others; 3 classes"),
+        (
+            "leave_one_out",
+            ["distractor"] * 4 + [""] * 5,
+            "leave one out: each of 5 images searches the 8 others, 4 of them distractors; 2 classes",
+        ),
+        (
+            "query_gallery",
+            ["query"] * 2 + ["gallery"] * 6 + ["distractor"],
+            "query and gallery: 2 queries search 7 gallery images, 1 of them distractors; 3 classes",
+        ),
+        (
+            "one_gallery_image",
+            None,
+            "one gallery image a class: 6 queries search 3 images, mean of ten drawn galleries; 3 classes",
+        ),
+        (
+            "one_gallery_image",
+            [""] * 6 + ["distractor"] * 3,
+            "one gallery image a class: 4 queries search 5 images, mean of ten drawn galleries, 3 of them distractors; "
+            "2 classes",
+        ),
+    ],
+)
+def test_a_protocol_in_words(protocol, roles, words):
+    assert described(protocol, np.repeat([4, 2, 9], 3), roles) == words
+
+
+def test_thousands_are_readable():
+    assert described("leave_one_out", np.arange(60_502) // 6).startswith(
+        "leave one out: each of 60,502 images searches"
+    )
+
+
+def test_every_protocol_is_named_told_and_searched():
+    assert list(PROTOCOLS) == ["leave_one_out", "query_gallery", "one_gallery_image"]
+    labels, roles = np.array([0, 0, 1, 1]), ["query", "gallery", "query", "gallery"]
+    for name, protocol in PROTOCOLS.items():
+        assert protocol.name == name
+        assert "{queries}" in protocol.sentence
+        assert "{gallery}" in protocol.sentence
+        given = roles if name == "query_gallery" else None
+        found = searches(name, labels, given)
+        assert found
+        for search in found:
+            gallery = search.queries if search.gallery is None else search.gallery
+            assert search.num_found == len(gallery) - (search.gallery is None)
+        assert described(name, labels, given).count("{") == 0
+
+
 def test_which_protocols_a_part_is_scored_by():
     both = ("leave_one_out", "one_gallery_image")
     assert protocols_of(None, both) == both
     assert protocols_of(None, ("query_gallery",)) == ("leave_one_out",)  # the validation classes of In-Shop
     assert protocols_of(["query", "gallery"], ("leave_one_out",)) == ("query_gallery",)
     assert protocols_of(["", ""], ()) == ("leave_one_out",)
+    assert protocols_of(["", "distractor"], both) == both
+    assert protocols_of(["query", "gallery", "distractor"], both) == ("query_gallery",)
 
 
 def test_what_a_protocol_cannot_be_applied_to():
@@ -148,6 +298,12 @@ def test_what_a_protocol_cannot_be_applied_to():
         searches("query_gallery", labels)
     with pytest.raises(ProtocolError, match="no class has a second image"):
         searches("one_gallery_image", np.arange(4))
+    with pytest.raises(ProtocolError, match="no class has a second image"):
+        searches("one_gallery_image", np.zeros(3, int), ["", "distractor", "distractor"])
+    with pytest.raises(ProtocolError, match="all 4 images are distractors"):
+        searches("leave_one_out", labels, ["distractor"] * 4)
+    with pytest.raises(ProtocolError, match="2 queries, 2 gallery images and 0 images without"):
+        searches("query_gallery", labels, ["query", "query", "distractor", "distractor"])
     rows = np.eye(4, dtype=np.float32)
-    with pytest.raises(EvaluationError, match="3 neighbours, but a query has only 2 images to search"):
+    with pytest.raises(ScoringError, match="3 neighbours, but a query has only 2 images to search"):
         score(rows, labels, recall_at=(1, 3), protocol="one_gallery_image")

@@ -11,12 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from raydml import assembly, checkpoint, evaluate, plugins
+from raydml import assembly, checkpoint, evaluate, plugins, train
 from raydml.config import parse_machine, parse_trial
 from raydml.data.catalog import DataError
 from raydml.model import BACKBONES, BackboneFacts, Head, Network
 from raydml.objective import Objective
 from raydml.samplers.epoch_plan import counted
+from raydml.scoring import Scored, score
 from raydml.train import Trainer
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -353,7 +354,7 @@ def test_learning_is_visible_on_digits_never_seen():
     embeddings = evaluate.embed(
         trainer.method, trainer.val_images.pixels, trainer.preprocessing, device="cpu", batch_size=256
     )
-    untrained = evaluate.score(embeddings, trainer.val_images.labels)
+    untrained = score(embeddings, trainer.val_images.labels)
     list(trainer.epochs())
     assert trainer.best_metrics["val_map_at_r"] > untrained["map_at_r"] + 0.1
     assert trainer.best_metrics["val_r_precision"] > untrained["r_precision"] + 0.05
@@ -378,7 +379,9 @@ def test_the_best_weights_are_those_of_the_best_epoch_and_the_card_says_which(tm
     trainer = trainer_of(epochs=4)
     given = iter([0.5, 0.7, 0.7, 0.6])
     monkeypatch.setattr(
-        evaluate, "score", lambda *_a, **_k: {"map_at_r": next(given), "r_precision": 0.1, "recall_at_1": 0.2}
+        train,
+        "score_by_all",
+        lambda *_a, **_k: Scored({"map_at_r": next(given), "r_precision": 0.1, "recall_at_1": 0.2}, None),
     )
     weights, bests = [], []
     for result in trainer.epochs():
