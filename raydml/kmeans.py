@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from raydml.long_steps import tell
+
 # Bytes of a chunk's points and scores in float64. Chunks of a quarter are a tenth slower, larger ones no faster.
 _CHUNK_BYTES = 32 * 2**20
 # faiss splits a cluster by moving every second coordinate up and the others down by this share of themselves.
@@ -46,13 +48,15 @@ def lloyd(points: Tensor, centroids: Tensor, *, num_iterations: int, spherical: 
     lengths = torch.linalg.vector_norm(points, dim=1)
     centroids = on_sphere(centroids) if spherical else centroids
     searched, assignment = centroids, None
-    for _ in range(num_iterations):
+    for iteration in range(num_iterations):
+        tell("clustering", iteration, num_iterations, "iterations")
         searched, previous = centroids, assignment
         assignment = nearest(points, searched, spherical=spherical, lengths=lengths)
         if previous is not None and torch.equal(assignment, previous):
             break
         centroids = _means(points, assignment, len(centroids))
         centroids = on_sphere(centroids) if spherical else centroids
+    tell("clustering", num_iterations, num_iterations, "iterations")
     assert assignment is not None, "at least one iteration"
     return Fit(centroids, _objective(points, searched, assignment, spherical))
 

@@ -15,6 +15,7 @@ from raydml.images.decoded_pixels import decode_in_order, read_headers
 from raydml.images.decoding import UnreadableImage, decoded_bytes
 from raydml.images.pack import Pack, Source, aligned, manifest_of, offsets_of
 from raydml.images.pixels import PackedPixels
+from raydml.long_steps import tell
 
 REPORT_EVERY_S = 5.0
 _PROGRESS = "progress.json"
@@ -74,6 +75,7 @@ def survey(source: Source, folder: Path | None = None) -> Needs:
         else:
             decoded[number], files[number] = decoded_bytes(header, source.resizing), header.num_bytes
         progress.step(number + 1)
+        tell("decoding", number + 1, len(source.paths), "images")
     return Needs(decoded, files, unreadable)
 
 
@@ -83,6 +85,7 @@ def unreadable_of(source: Source) -> dict[str, str]:
     progress = Progress("checks", len(source.paths))
     for number, image in enumerate(decode_in_order(source.root, source.paths, source.resizing)):
         progress.step(number + 1)
+        tell("decoding", number + 1, len(source.paths), "images")
         if isinstance(image, UnreadableImage):
             unreadable[image.path] = image.reason
     return unreadable
@@ -162,6 +165,7 @@ def _decoded(
     begin_s = time.monotonic()
     for number, image in enumerate(decode_in_order(source.root, source.paths, source.resizing)):
         progress.step(number + 1)
+        tell("decoding", number + 1, len(source.paths), "images")
         if isinstance(image, UnreadableImage):
             skipped[image.path] = image.reason
         elif image.size != needs.decoded_bytes[number]:
