@@ -131,7 +131,7 @@ def run_trials(context: Context, stage: str, trials: Mapping[str, Trial], config
     waiting = {key: trial for key, trial in trials.items() if key not in records or not records[key].ended}
     context.announce(
         "stage_started", stage=stage, num_trials=len(trials), num_ended=len(trials) - len(waiting),
-        max_epochs=max(trial.epochs for trial in trials.values()),
+        max_epochs=max(trial.epochs for trial in trials.values()), resources=context.resources,
     )  # fmt: skip
     if not waiting:
         return records

@@ -5,8 +5,9 @@
                  events.jsonl    everything that happened, one line each (raydml.events)
                  search/ confirm/  run-000/<trial>/checkpoint_*, one run folder for each (re)start
                  ranking.json confirmed.json final.json summary.json   what each stage ended with
+                 final/          the test numbers and embeddings of each finalized run
                  test_reads.jsonl  every opening of the test classes
-                 pictures/ model/
+                 illustrations/ report/ pictures/ model/
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import ray
 
 from raydml import checkpoint, events
 from raydml.config import Machine, Study, Trial, fingerprint, parse_trial
+from raydml.pictures.illustrated_runs import illustrated_runs
 from raydml.results import top_trials, write_results
 from raydml.runner import Context, drop_checkpoints, run_trials
 from raydml.statistics import t_interval
@@ -30,7 +31,7 @@ from raydml.study import (
     stages_of,
     write_json,
 )
-from raydml.trial import draw_remotely, evaluate_remotely
+from raydml.trial import evaluate_ensemble_remotely, evaluate_remotely, illustrate_remotely
 from raydml.trial_images import Catalogs
 
 
@@ -73,7 +74,7 @@ def run_study(folder: Path, *, address: str | None = None) -> Outcome:
                 context = start._replace(resources=resources)
                 for stage in stages:
                     _run_stage(context, stage, received)
-                _draw(context)
+                _illustrate(context)
         except (_Interrupted, KeyboardInterrupt):
             start.announce("interrupted", signal=received[0] if received else signal.SIGINT)
             return Outcome("interrupted", received[0] if received else signal.SIGINT)
@@ -351,6 +352,8 @@ def _finalize(context: Context) -> None:
                 "untrained": _intervals(runs, "test", "untrained_"),
                 "validation": _intervals(runs, "val", ""),
                 "untrained_validation": _intervals(runs, "val", "untrained_"),
+                "ensemble": _ensemble(context, winner.get("runs", [])),
+                "protocols": next(iter(runs.values())).get("protocols", {}),
             }
         )
     write_json(context.folder / _result_file("finalize"), finished)
@@ -365,6 +368,33 @@ def _intervals(runs: Mapping[str, Any], part: str, prefix: str) -> dict[str, dic
             interval = t_interval([run[part][name] for run in runs.values()])
             table[name.removeprefix(prefix)] = {"mean": interval.mean, "half_width": interval.half_width}
     return table
+
+
+def _ensemble(context: Context, runs: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Metric -> mean and half-width, over the seeds, of the concatenated embeddings of all folds; {} with one fold."""
+    by_seed: dict[int, list[str]] = {}
+    for run in sorted(runs, key=lambda run: run["fold"]):
+        if run["value"] is not None:
+            by_seed.setdefault(run["seed"], []).append(str(_embeddings_file(context, run["trial"])))
+    # A run of a study that was finalized before embeddings were kept has none.
+    whole = [files for files in by_seed.values() if len(files) > 1 and all(Path(file).exists() for file in files)]
+    if not whole:
+        return {}
+    reads, commit = str(context.folder / "test_reads.jsonl"), checkpoint.git_commit() or "unknown"
+    task = evaluate_ensemble_remotely.options(num_cpus=context.resources["cpu"], num_gpus=context.resources["gpu"])
+    machine = context.machine.model_dump(mode="json")
+    for files in whole:
+        context.announce("test_read", stage="finalize", trial=None, checkpoint=files[0], commit=commit)
+    scores = _fetch([task.remote(files, machine, reads, commit) for files in whole])
+    return {
+        name: {"mean": interval.mean, "half_width": interval.half_width}
+        for name in scores[0]
+        for interval in [t_interval([score[name] for score in scores])]
+    }
+
+
+def _embeddings_file(context: Context, key: str) -> Path:
+    return context.folder / "final" / f"{key}.npz"
 
 
 def _final_scores(context: Context, stage: str, keys: list[str]) -> dict[str, Any]:
@@ -383,7 +413,8 @@ def _final_scores(context: Context, stage: str, keys: list[str]) -> dict[str, An
             raise StudyError(f"no intact checkpoint of {key} is left in {context.folder / stage}: it cannot be tested")
         context.announce("test_read", stage="finalize", trial=key, checkpoint=str(found), commit=commit)
         task = evaluate_remotely.options(num_cpus=context.resources["cpu"], num_gpus=context.resources["gpu"])
-        pending[task.remote(str(found), context.machine.model_dump(mode="json"), reads, commit)] = key
+        kept = str(_embeddings_file(context, key))
+        pending[task.remote(str(found), context.machine.model_dump(mode="json"), reads, commit, kept)] = key
     while pending:
         (ready,), _ = ray.wait(list(pending), num_returns=1)
         key = pending.pop(ready)
@@ -402,18 +433,18 @@ def _fetch(references: Any) -> Any:
         raise
 
 
-def _draw(context: Context) -> None:
-    """Sample retrievals of the best trials, where the GPUs are: a head node may have none."""
-    (context.folder / "pictures").mkdir(exist_ok=True)
-    machine = context.machine.model_dump(mode="json")
-    share = {"num_cpus": context.resources["cpu"], "num_gpus": context.resources["gpu"]}
+def _illustrate(context: Context) -> None:
+    """Pictures of the winner, its rivals and its test embedding, where the GPUs are: a head node may have none."""
+    chosen = {**illustrated_runs(context.folder), **top_trials(context.folder)}
+    tests = [path for path in [_embeddings_file(context, next(iter(chosen)))] if path.exists()]
+    task = illustrate_remotely.options(num_cpus=context.resources["cpu"], num_gpus=context.resources["gpu"])
     _fetch(
-        [
-            draw_remotely.options(**share).remote(
-                str(path), machine, str(context.folder / "pictures" / f"retrievals-{key}.png")
-            )
-            for key, path in top_trials(context.folder).items()
-        ]
+        task.remote(
+            {key: str(path) for key, path in chosen.items()},
+            context.machine.model_dump(mode="json"),
+            str(context.folder / "illustrations"),
+            [str(path) for path in tests],
+        )
     )
 
 

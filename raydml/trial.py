@@ -15,8 +15,12 @@ from ray import tune
 from raydml import checkpoint
 from raydml.config import Machine, Trial, parse_trial
 from raydml.data.seal import TestReads
-from raydml.evaluate import evaluate_checkpoint
+from raydml.ensemble import concatenated
+from raydml.evaluate import Wanted, evaluate_checkpoint, wanted_by
+from raydml.evaluate_other import evaluate_saved
 from raydml.logs import show_log
+from raydml.saved_embeddings import load_embeddings
+from raydml.scoring import GROUPS
 from raydml.train import Trainer
 
 
@@ -99,25 +103,39 @@ class TrialActor(tune.Trainable):
 
 
 @ray.remote
-def evaluate_remotely(folder: str, machine: dict[str, Any], reads: str, commit: str) -> dict[str, Any]:
-    """{"val", "test"} -> metrics of a checkpoint's best weights and of its untrained network, with a trial's resources.
+def evaluate_remotely(folder: str, machine: dict[str, Any], reads: str, commit: str, embeddings: str) -> dict[str, Any]:
+    """{"val", "test"} -> all metrics of a checkpoint's best weights and of its untrained network, {"protocols"} -> how
+    the test classes were asked; with a trial's resources. The test embeddings are kept in the file ``embeddings``.
 
     The read is recorded in the file ``reads`` here, by the process that opens the images, before it opens them.
     """
     here = Machine.model_validate(machine)
     device = assigned_device(here)
-    val = evaluate_checkpoint(Path(folder), "val", here, device=device)
+    wanted = wanted_by(parse_trial(checkpoint.load_card(Path(folder))["trial"]))._replace(groups=GROUPS)
+    val = evaluate_checkpoint(Path(folder), "val", here, device=device, wanted=wanted)
     key = TestReads(Path(reads)).record(purpose="finalize", checkpoint=folder, commit=commit)
-    return {
-        "val": val,
-        "test": evaluate_checkpoint(Path(folder), "test", here, key=key, device=device),
-    }
+    test = evaluate_checkpoint(
+        Path(folder), "test", here, key=key, device=device, wanted=wanted, save_to=Path(embeddings)
+    )
+    return {"val": val.metrics, "test": test.metrics, "protocols": test.protocols}
 
 
 @ray.remote
-def draw_remotely(folder: str, machine: dict[str, Any], path: str) -> None:
-    """The sample-retrieval picture of a checkpoint, with a trial's resources."""
-    from raydml.results import draw_retrievals  # brings matplotlib, which no trial needs
+def evaluate_ensemble_remotely(files: list[str], machine: dict[str, Any], reads: str, commit: str) -> dict[str, float]:
+    """All metrics of the concatenated test embeddings of several runs, from the files that finalize kept."""
+    parts = [load_embeddings(Path(file)) for file in files]
+    purpose = f"finalize: ensemble of {len(files)} kept embeddings"
+    TestReads(Path(reads)).record(purpose=purpose, checkpoint=files[0], commit=commit)
+    codes = ("float",)  # signs of several networks side by side are no system that anybody published
+    wanted = Wanted(tuple(parts[0].facts["recall_at"]), codes, GROUPS)
+    return evaluate_saved(concatenated(parts), wanted, assigned_device(Machine.model_validate(machine))).metrics
+
+
+@ray.remote
+def illustrate_remotely(checkpoints: dict[str, str], machine: dict[str, Any], folder: str, tests: list[str]) -> None:
+    """The pictures of some runs, best first, and of kept test embeddings, with a trial's resources."""
+    from raydml.pictures.illustrations import illustrate  # brings matplotlib, which no trial needs
 
     here = Machine.model_validate(machine)
-    draw_retrievals(Path(folder), here, assigned_device(here), Path(path))
+    chosen = {key: Path(path) for key, path in checkpoints.items()}
+    illustrate(chosen, here, assigned_device(here), Path(folder), [Path(test) for test in tests])

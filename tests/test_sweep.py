@@ -3,11 +3,13 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import threading
 import time
 
+import numpy as np
 import pytest
 import ray
 from scipy import stats
@@ -88,15 +90,39 @@ def test_the_test_classes_are_read_once_for_each_confirmed_run_and_each_read_is_
     (row,) = read_json(finished / "final.json")
     assert sorted(row["runs"]) == [f"confirm-00{i}" for i in range(4)]
     reads = TestReads(finished / "test_reads.jsonl").read()
-    assert sorted(read["checkpoint"].split("/")[-2] for read in reads) == sorted(row["runs"])
-    assert {read["purpose"] for read in reads} == {"finalize"}
+    of_images = [read for read in reads if read["purpose"] == "finalize"]
+    assert sorted(read["checkpoint"].split("/")[-2] for read in of_images) == sorted(row["runs"])
+    again = [read["checkpoint"].split("/")[-1] for read in reads if read not in of_images]
+    assert sorted(again) == ["confirm-000.npz", "confirm-001.npz"], "the ensemble of each seed"
     for name, interval in row["metrics"].items():
         assert interval["mean"] == pytest.approx(sum(run["test"][name] for run in row["runs"].values()) / 4)
-        assert 0 < row["untrained"][name]["mean"] < 1
+        if name not in ("density", "rho"):
+            assert 0 < row["untrained"][name]["mean"] < 1
+    assert {"recall_at_1", "map_at_r", "mrr", "map_at_1000", "nmi_geometric", "ami", "pair_f1", "rho"} <= set(
+        row["metrics"]
+    )
+    (sentence,) = row["protocols"].values()
+    assert re.fullmatch(r"leave one out: each of \d+ images searches the \d+ others; 5 classes", sentence)
     confirmed = {run["trial"]: run["value"] for run in read_json(finished / "confirmed.json")[0]["runs"]}
     assert {key: run["val"]["map_at_r"] for key, run in row["runs"].items()} == confirmed
     noted = [event for event in events.read(events_path(finished)) if event["event"] == "test_read"]
-    assert len(noted) == 4
+    assert len(noted) == 6
+
+
+def test_the_ensemble_is_the_folds_embeddings_side_by_side(finished):
+    (row,) = read_json(finished / "final.json")
+    values = []
+    for keys in (("confirm-000", "confirm-002"), ("confirm-001", "confirm-003")):  # a seed's two folds
+        parts = [np.load(finished / "final" / f"{key}.npz") for key in keys]
+        assert np.array_equal(parts[0]["paths"], parts[1]["paths"])
+        rows = np.hstack([part["embeddings"] / np.linalg.norm(part["embeddings"], axis=1)[:, None] for part in parts])
+        distances = ((rows[:, None].astype(np.float64) - rows[None]) ** 2).sum(axis=2)
+        np.fill_diagonal(distances, np.inf)
+        labels = parts[0]["labels"]
+        values.append((labels[distances.argmin(axis=1)] == labels).mean())
+    assert row["ensemble"]["recall_at_1"]["mean"] == pytest.approx(np.mean(values), abs=2e-3)
+    low, high = stats.t.interval(0.95, df=1, loc=np.mean(values), scale=stats.sem(values))
+    assert row["ensemble"]["recall_at_1"]["half_width"] == pytest.approx((high - low) / 2, abs=0.03)
 
 
 def test_asking_again_for_a_finished_study_does_nothing(finished):
@@ -118,7 +144,12 @@ def test_what_a_study_leaves_for_people(finished):
     summary = read_json(finished / "summary.json")
     assert [len(summary[stage]) for stage in ("search", "confirm", "final")] == [3, 1, 1]
     assert (finished / "pictures" / "learning_curves.png").stat().st_size > 5000
-    assert (finished / "model" / "weights.safetensors").exists()
+    assert (finished / "model" / "model.safetensors").exists()
+    assert sorted(path.name for path in (finished / "report").iterdir()) == [
+        *("epochs.csv", "report.html", "report.md", "table.tex", "trials.csv"),
+    ]
+    sections = {row["section"] for row in read_json(finished / "illustrations" / "illustrations.json")}
+    assert sections >= {"retrievals", "classes", "map"}
     top = summary["search"][0]["trial"]
     kinds = [(event.get("trial"), event.get("artifact_path")) for event in events.read(events_path(finished))]
     assert (top, "checkpoint") in kinds
@@ -130,7 +161,7 @@ def cut_short(finished, folder):
     shutil.copytree(finished, folder)
     for name in ("ranking.json", "confirmed.json", "final.json", "summary.json", "test_reads.jsonl"):
         (folder / name).unlink()
-    for name in ("confirm", "final", "model", "pictures"):
+    for name in ("confirm", "final", "model", "pictures", "illustrations", "report"):
         shutil.rmtree(folder / name)
     loser, winner, unborn = (
         next(key for key, r in read_records(finished, "search").items() if r.ended == "stopped_early"),
