@@ -115,6 +115,7 @@ def _save(local: Path, folder: Path, model: Model) -> None:
             artifacts={MODEL: str(folder)},
             code_paths=[str(package)],
             pip_requirements=requirements(),
+            model_config={"device": "cpu"},  # what whoever loads or serves the model may set otherwise
             mlflow_model=model,
         )
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import textwrap
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from raydml import checkpoint, evaluate
-from raydml.export import EmbeddingModel, ExportError, export_model
+from raydml.export import EmbeddingModel, ExportError, export_model, is_exported, load_checkpoint
 from raydml.model import build_network, preprocessing_for
 from raydml.preprocessing import PreprocessingError
 from raydml.pretrained import WeightsError
@@ -97,11 +100,67 @@ def test_the_folder_needs_nothing_else(model, checkpoint_folder, tmp_path):
         file.unlink()
     moved = (tmp_path / "model").rename(tmp_path / "moved")
     np.testing.assert_array_equal(EmbeddingModel.load(str(moved)).embed(images), before)
-    assert sorted(file.name for file in moved.iterdir()) == ["README.md", "model.json", "weights.safetensors"]
+    assert sorted(file.name for file in moved.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert "EmbeddingModel.load" in (moved / "README.md").read_text()
-    card = json.loads((moved / "model.json").read_text())
+    card = json.loads((moved / "config.json").read_text())
     assert (card["fingerprint"], card["epoch"], card["metrics"]) == ("0123456789ab", 4, {"val_map_at_r": 0.5})
-    assert str(tmp_path) not in (moved / "model.json").read_text() + (moved / "README.md").read_text()
+    assert str(tmp_path) not in (moved / "config.json").read_text() + (moved / "README.md").read_text()
+    modes = {file.name: file.stat().st_mode & 0o777 for file in moved.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"], "whoever may read the one may read the other"
+
+
+def test_a_folder_of_an_earlier_version_is_read_and_renewed(model, tmp_path):
+    folder = tmp_path / "model"
+    images = [image(20, 20), image(25, 20, 1)]
+    expected = model.embed(images)
+    assert is_exported(folder)
+    (folder / "model.safetensors").rename(folder / "weights.safetensors")
+    (folder / "config.json").rename(folder / "model.json")
+    assert is_exported(folder)
+    earlier = EmbeddingModel.load(folder)
+    np.testing.assert_array_equal(earlier.embed(images), expected)
+    earlier.save(folder)
+    assert sorted(file.name for file in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    np.testing.assert_array_equal(EmbeddingModel.load(folder).embed(images), expected)
+
+
+def test_what_is_an_exported_model_is_told_by_its_files(model, checkpoint_folder, tmp_path):
+    assert model.card["epoch"] == 4
+    assert not is_exported(checkpoint_folder), "it has the names of an earlier export, and a manifest"
+    assert not is_exported(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    assert not is_exported(tmp_path), "a stranger's configuration"
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ExportError, match="weights_sha256"):
+        EmbeddingModel.load(tmp_path)
+
+
+def test_a_checkpoint_is_the_model_that_would_be_exported(model, checkpoint_folder):
+    images = [image(20, 20), image(25, 20, 1)]
+    np.testing.assert_array_equal(load_checkpoint(checkpoint_folder).embed(images), model.embed(images))
+
+
+@pytest.mark.parametrize("resize", ["short_side", "squash"])
+def test_the_readme_prepares_an_image_as_the_model_does(resize, checkpoint_folder, tmp_path):
+    """Its function, taken from the text and run, against `Preprocessing.read`; on a turned JPEG and a grey strip."""
+    loaded = load_checkpoint(checkpoint_folder)
+    loaded.preprocessing = replace(loaded.preprocessing, resize=resize, interpolation="lanczos", resize_px=21)
+    text = (loaded.save(tmp_path / "out") / "README.md").read_text()
+    (block,) = re.findall(r"^    import numpy.*?(?=^    session)", text, flags=re.DOTALL | re.MULTILINE)
+    turned = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(image(50, 31)).save(turned, exif=exif)
+    grey = tmp_path / "grey.png"
+    Image.fromarray(image(90, 30)[:, :, 0]).save(grey)
+    (tmp_path / "prepare.py").write_text(
+        textwrap.dedent(block).replace(", onnxruntime", "")
+        + f"numpy.save('out.npy', numpy.stack([prepared({str(turned)!r}), prepared({str(grey)!r})]))\n"
+    )
+    subprocess.run([sys.executable, "prepare.py"], cwd=tmp_path, check=True, timeout=60)
+    expected = np.stack([loaded.preprocessing.read(turned), loaded.preprocessing.read(grey)])
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), expected)
+    assert all(len(line) <= 120 for line in text.splitlines())
 
 
 @pytest.mark.usefixtures("model")
@@ -118,16 +177,16 @@ def test_exporting_again_replaces_the_model(network, tmp_path, checkpoint_folder
 @pytest.mark.usefixtures("model")
 def test_damage_is_noticed(checkpoint_folder, tmp_path):
     folder = tmp_path / "model"
-    weights = folder / "weights.safetensors"
+    weights = folder / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    with pytest.raises(ExportError, match=r"weights\.safetensors is not as it was written"):
+    with pytest.raises(ExportError, match=r"model\.safetensors is not as it was written"):
         EmbeddingModel.load(folder)
     weights.unlink()
     with pytest.raises(ExportError, match="is no exported model"):
         EmbeddingModel.load(folder)
-    with pytest.raises(ExportError, match=r"is no exported model.*model\.json"):
+    with pytest.raises(ExportError, match=r"is no exported model.*config\.json"):
         EmbeddingModel.load(tmp_path)
     (checkpoint_folder / "weights.safetensors").write_bytes(b"")
     with pytest.raises(checkpoint.CheckpointError):

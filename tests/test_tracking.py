@@ -19,19 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from mlflow.utils.validation import _validate_metric_name, _validate_param_name, _validate_tag_name
-from PIL import Image
 
 from raydml import checkpoint, events
 from raydml.export import EmbeddingModel, export_model
 from raydml.mlflow_store import VIEW_TAG, connect, redacted, runs_page
 from raydml.model import build_network, preprocessing_for
-from raydml.pyfunc_model import as_images
 from raydml.registered_models import requirements
 from raydml.run_updates import MAX_PARAM_CHARACTERS, cut, flatten, fold, legal_name, points
 from raydml.tracking import (
@@ -799,45 +796,6 @@ def test_a_fetched_model_tells_its_run_and_a_read_of_test_classes_is_written_the
         log_test_read(by_hand, read)
     with pytest.raises(TrackingError, match="cannot be recorded with run"):
         log_test_read(origin._replace(run_id=32 * "0"), read)
-
-
-def test_images_come_as_paths_bytes_arrays_and_tables(exported: Path, tmp_path: Path) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 24, 24, 3), dtype=np.uint8)
-    paths, encoded = [], []
-    for index, image in enumerate(pixels):
-        path = tmp_path / f"{index}.png"
-        Image.fromarray(image).save(path)
-        paths.append(str(path))
-        encoded.append(path.read_bytes())
-    model = EmbeddingModel.load(exported)
-    expected = model.embed(pixels)
-    ways = {
-        "array": pixels,
-        "list of arrays": list(pixels),
-        "paths": paths,
-        "bytes": encoded,
-        "streams of one column": pd.DataFrame({"anything": encoded}),
-        "named column": pd.DataFrame({"id": [1, 2], "image": paths}),
-        "series": pd.Series(paths),
-        "objects": np.array(paths, dtype=object),
-    }
-    for way, images in ways.items():
-        np.testing.assert_array_equal(model.embed(as_images(images)), expected, err_msg=way)
-
-
-@pytest.mark.parametrize(
-    ("images", "message"),
-    [
-        (np.zeros((2, 4, 4, 3)), "uint8"),
-        (np.zeros((4, 4, 3), dtype=np.uint8), r"\(N, height, width, 3\)"),
-        ("one.jpg", "got str"),
-        (b"one", "got bytes"),
-        (pd.DataFrame({"a": [1], "b": [2]}), r"column image or path; got \['a', 'b'\]"),
-    ],
-)
-def test_what_is_no_list_of_images_is_refused(images: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        as_images(images)
 
 
 @pytest.mark.slow
