@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,15 @@ from raydml.cli_arguments import (
 )
 
 FIRST_PORT = 5000
+
+
+class ReportFormat(str, Enum):
+    """What `report` writes; a list of Literals is nothing that typer takes."""
+
+    HTML = "html"
+    MD = "md"
+    LATEX = "latex"
+    CSV = "csv"
 
 
 def status(
@@ -56,17 +66,34 @@ def status(
         console.print(screens.summary(json.loads((folder / "summary.json").read_text(encoding="utf-8"))))
 
 
-def report(study: Target, storage: Storage = STORAGE) -> None:
-    """Print a study's results as Markdown."""
-    from raydml.report import summary_markdown
-    from raydml.results import summarise
+def report(
+    study: Target,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to; without it, STUDY/report.")] = None,
+    formats: Annotated[
+        list[ReportFormat] | None,
+        typer.Option("--format", help="What to write; repeatable. Without it, all four."),
+    ] = None,
+    storage: Storage = STORAGE,
+) -> None:
+    """Write a study's report: HTML, Markdown, a LaTeX table, CSV files.
+
+    Prints the Markdown. A study that has not ended has a report of what it has so far.
+    """
+    from raydml.report.embedded_pictures import read_illustrations
+    from raydml.report.markdown import summary_markdown
+    from raydml.report.write import write_report
     from raydml.study import find_study
+    from raydml.study_summary import histories, summarise
 
     folder = find_study(study, storage)
-    # Made from the result files rather than read from summary.json: an unfinished study has results too.
-    typer.echo(summary_markdown(summarise(folder)))
-    pictures = folder / "pictures"
-    typer.echo(f"Pictures: {pictures if pictures.is_dir() else 'none yet'}")
+    # Made from the result files and the events rather than read from summary.json: an unfinished study has results too.
+    trials = histories(folder)
+    summary = summarise(folder, trials)
+    wanted = [one.value for one in formats or ReportFormat]
+    written = write_report(out or folder / "report", summary, trials, read_illustrations(folder), wanted)
+    typer.echo(summary_markdown(summary))
+    for path in written:
+        typer.echo(f"Report: {screens.short_path(path)}")
 
 
 def ui(

@@ -1,28 +1,25 @@
-"""What a study ended with: the winner, the summary, the pictures and the model to take away."""
+"""What a study ended with: the winner, the summary, the report and the model to take away."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from raydml.config import Machine, parse_trial
-from raydml.data.benchmarks import BENCHMARKS
-from raydml.evaluate import embed, load_network
 from raydml.export import export_model
-from raydml.published import comparable
-from raydml.recipe import recipe_of
-from raydml.report import learning_curves, read_curves, sample_retrievals, summary_markdown
+from raydml.report.curves import learning_curves, read_curves
+from raydml.report.embedded_pictures import read_illustrations
+from raydml.report.markdown import summary_markdown
+from raydml.report.write import write_report
 from raydml.study import (
     StudyError,
     events_path,
     newest_checkpoint,
     read_json,
-    read_records,
     read_study,
     write_json,
 )
-from raydml.trial_images import open_development
+from raydml.study_summary import histories, summarise
 
 NUM_TOP_TRIALS = 3  # trials whose checkpoint, configuration and retrievals go to MLflow
 
@@ -57,64 +54,6 @@ def find_winner(folder: Path) -> Winner:
     return Winner(key, configuration, found)
 
 
-def summarise(folder: Path) -> dict[str, Any]:
-    """The study in one dictionary (described in raydml/report.py), from the result files there are."""
-    study = read_study(folder)
-    metric = study["select_on"]
-    summary: dict[str, Any] = {
-        "study": study["name"],
-        "metric": metric,
-        "search": [],
-        "confirm": [],
-        "final": [],
-        "published": [],
-    }
-    records = read_records(folder, "search")
-    configs = {key: record.config for key, record in records.items() if record.config}
-    if (folder / "ranking.json").exists():
-        for row in read_json(folder / "ranking.json"):
-            config = configs[row["trial"]]
-            summary["search"].append(
-                {
-                    "trial": row["trial"],
-                    "recipe": recipe_of(config),
-                    "loss": config["loss"]["name"],
-                    "miner": config["miner"]["name"] if config["miner"] else None,
-                    "best": row["value"],
-                    "epoch_of_best": row["epoch_of_best"],
-                    "ended": row["ended"],
-                }
-            )
-    if (folder / "confirmed.json").exists():
-        names = ("configuration", "from_trial", "mean", "half_width", "num_runs")
-        summary["confirm"] = [
-            {name: row[name] for name in names} | {"recipe": recipe_of(configs[row["from_trial"]])}
-            for row in read_json(folder / "confirmed.json")
-        ]
-    if (folder / "final.json").exists():
-        parts = ("configuration", "from_trial", "metrics", "untrained", "validation", "untrained_validation")
-        for row in read_json(folder / "final.json"):
-            config = configs[row["from_trial"]]
-            network = {"backbone": config["model"]["backbone"], "embedding_dim": config["model"]["embedding_dim"]}
-            known = {"recipe": recipe_of(config), "dataset": config["data"]["name"], **network}
-            summary["final"].append({name: row[name] for name in parts} | known)
-        summary["published"] = _published({row["dataset"] for row in summary["final"]})
-    return summary
-
-
-def _published(datasets: Collection[str]) -> list[dict[str, Any]]:
-    """The published numbers of benchmarks, scored as `evaluate` scores first, one entry for each system and variant."""
-    entries: dict[tuple[str, ...], dict[str, Any]] = {}
-    for benchmark in BENCHMARKS.values():
-        for dataset in sorted(set(benchmark.data_names) & set(datasets)):
-            for number in comparable(dataset, benchmark.protocols[0]):
-                facts = number._asdict()
-                metric, value, deviation = (facts.pop(name) for name in ("metric", "value", "deviation"))
-                entry = entries.setdefault((dataset, number.source, number.variant), {**facts, "metrics": {}})
-                entry["metrics"][metric] = {"mean": value, "deviation": deviation}
-    return list(entries.values())
-
-
 def top_trials(folder: Path) -> dict[str, Path]:
     """Key -> checkpoint of the best searched trials and of the winner."""
     keys = [row["trial"] for row in read_json(folder / "ranking.json")[:NUM_TOP_TRIALS]]
@@ -123,29 +62,14 @@ def top_trials(folder: Path) -> dict[str, Path]:
     return {key: path for key, path in found.items() if path is not None} | {winner.trial: winner.checkpoint}
 
 
-def draw_retrievals(checkpoint_folder: Path, machine: Machine, device: str, path: Path) -> None:
-    """A picture of queries and their nearest neighbours on the validation classes of a checkpoint."""
-    network, preprocessing, card = load_network(checkpoint_folder)
-    trial = parse_trial(card["trial"])
-    opened = open_development(trial, machine, augmented=False)
-    images = opened.val
-    embeddings = embed(
-        network.to(device),
-        images.pixels,
-        preprocessing,
-        device=device,
-        batch_size=machine.evaluation_batch,
-        precision=trial.precision,
-    )
-    names = [opened.catalog.class_names[class_id] for class_id in opened.split.val]
-    sample_retrievals(images.pixels, images.labels, names, embeddings, path, seed=trial.seed)
-
-
 def write_results(folder: Path, announce: Callable[..., None]) -> None:
-    """Summary, curves and the exported model; and the events that carry them, and the top trials, to MLflow."""
-    summary = summarise(folder)
+    """Summary, report, curves and the exported model; and the events that carry them, and the top trials, to MLflow."""
+    trials = histories(folder)
+    summary = summarise(folder, trials)
+    illustrations = read_illustrations(folder)
     write_json(folder / "summary.json", summary)
     (folder / "summary.md").write_text(summary_markdown(summary), encoding="utf-8")
+    write_report(folder / "report", summary, trials, illustrations)
     pictures = folder / "pictures"
     pictures.mkdir(exist_ok=True)
     winner = find_winner(folder)
@@ -157,10 +81,12 @@ def write_results(folder: Path, announce: Callable[..., None]) -> None:
         announce("artifact", trial=None, path=str(folder / name), artifact_path="study")
     if (folder / "test_reads.jsonl").exists():
         announce("artifact", trial=None, path=str(folder / "test_reads.jsonl"), artifact_path="study")
-    announce("artifact", trial=None, path=str(pictures), artifact_path="pictures")
+    announce("artifact", trial=None, path=str(folder / "report"), artifact_path="report")
+    announce("artifact", trial=None, path=str(pictures / "learning_curves.png"), artifact_path="pictures")
     for key, path in top_trials(folder).items():
         announce("artifact", trial=key, path=str(path), artifact_path="checkpoint")
-        announce("artifact", trial=key, path=str(pictures / f"retrievals-{key}.png"), artifact_path="pictures")
+    for picture in illustrations:
+        announce("artifact", trial=picture.trial, path=str(picture.path), artifact_path="pictures")
     export_model(winner.checkpoint, folder / "model")
     announce(
         "model",

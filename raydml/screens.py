@@ -166,12 +166,21 @@ def trials(study: StudyProgress, *, width: int) -> Group:
     return Group(*parts[:-1])
 
 
-def scores(trained: Mapping[str, float], untrained: Mapping[str, float], *, title: str) -> Table:
-    """Metrics of one evaluation beside those of the network before training."""
-    table = _table(title, "trained", "untrained", right=("trained", "untrained"))
+def scores(
+    trained: Mapping[str, float],
+    untrained: Mapping[str, float],
+    intervals: Mapping[str, tuple[float, float]],
+    *,
+    title: str,
+) -> Table:
+    """Metrics of one evaluation with their intervals, beside those of the network before training if there are any."""
+    columns = ["score", "95 % interval", *(["untrained"] if untrained else [])]
+    table = _table(title, *columns, right=tuple(columns))
     for name, value in trained.items():
-        bare = f"{untrained[name]:.4f}" if name in untrained else "-"
-        table.add_row(metric_label(name), Text(f"{value:.4f}", style="bold"), bare)
+        low, high = intervals.get(name, (None, None))
+        between = "" if low is None else f"{low:.4f} to {high:.4f}"
+        bare = [f"{untrained[name]:.4f}" if name in untrained else "-"] if untrained else []
+        table.add_row(metric_label(name), Text(f"{value:.4f}", style="bold"), between, *bare)
     return table
 
 

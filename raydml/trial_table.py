@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
+from raydml.metric_names import metric_label
 from raydml.progress import StudyProgress, TrialProgress
 
 #: What a state is called on the screen, and its colour.
@@ -19,14 +20,6 @@ STATES: dict[str, tuple[str, str]] = {
     "crashed": ("crashed", "bold red"),
 }
 WIDE_COLUMNS = 100  # from here on there is room for generous gaps
-
-
-def metric_label(name: str) -> str:
-    """``val_map_at_r`` as one reads it: ``MAP@R``; names that are not ours stay as they are."""
-    bare = name.removeprefix("val_").removeprefix("test_")
-    if bare.startswith("recall_at_"):
-        return "R@" + bare.removeprefix("recall_at_")
-    return {"map_at_r": "MAP@R", "r_precision": "R-precision"}.get(bare, name)
 
 
 def learning_rate_text(value: float | None) -> str:

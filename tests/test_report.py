@@ -1,379 +1,375 @@
-"""Pictures looked at through their axes and their pixels; curves and tables from files written by hand."""
+"""The report of a study written by hand: every format read back, nothing unescaped, nothing from outside."""
 
 from __future__ import annotations
 
-import json
-import logging
-import math
+import base64
+import csv
+import io
+import re
+from html.parser import HTMLParser
 
-import numpy as np
 import pytest
-from matplotlib.colors import to_hex
-from matplotlib.image import imread
+import yaml
+from typer.testing import CliRunner
 
-from raydml import report
-from raydml.images.pixels import packed
-from raydml.report import learning_curves, read_curves, sample_retrievals, summary_markdown
+from raydml.cli import app
+from raydml.report.csv_files import epochs_csv, trials_csv
+from raydml.report.embedded_pictures import Illustration, ReportError, read_illustrations, size_px
+from raydml.report.latex import final_latex
+from raydml.report.markdown import summary_markdown
+from raydml.report.page import report_page
+from raydml.report.write import write_report
+from raydml.study_summary import histories, summarise
+from tests.written_study import CURVES, ERROR, METRIC, png, write_study
+
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+SECTIONS = [
+    "findings", "test", "published", "confirmed", "settled", "curves", "choices", "importance", "cost",
+    "retrievals", "classes", "map", "parameters", "trials", "reads",
+]  # fmt: skip
+
+
+class Page(HTMLParser):
+    """Which tags a page opens and closes, its text by section, its links, and its tables as rows of cells."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.sections, self.sources, self.rows = [], {}, [], []
+        self.feed(text)
+        assert self.open == [], "every element is closed"
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.sources += [value for name, value in found.items() if name in ("src", "href", "data", "action", "poster")]
+        if tag == "section":
+            self.key = found["id"]
+            self.sections[self.key] = ""
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "section" in self.open:
+            self.sections[self.key] += data + " "
+        if "td" in self.open or "th" in self.open:
+            self.rows[-1][-1] += data
 
 
 @pytest.fixture
-def figures(monkeypatch):
-    """The figures drawn, kept instead of becoming files."""
-    kept = []
-    monkeypatch.setattr(report, "_save", lambda figure, path: kept.append(figure) or path)
-    return kept
+def study(tmp_path):
+    return write_study(tmp_path / "birds")
 
 
-def epoch(trial, number, **metrics):
-    return {"event": "epoch", "trial": trial, "stage": "search", "epoch": number, "metrics": metrics}
+@pytest.fixture
+def told(study):
+    trials = histories(study)
+    return summarise(study, trials), trials, read_illustrations(study)
 
 
-def ended(trial, reason):
-    return {"event": "trial_ended", "trial": trial, "stage": "search", "reason": reason, "error": None}
+def test_the_page_has_every_section_and_stands_alone(told):
+    text = report_page(*told)
+    page = Page(text)
+    assert list(page.sections) == SECTIONS
+    assert all(source.startswith(("#", "data:image/png;base64,")) for source in page.sources)
+    assert [source[1:] for source in page.sources if source.startswith("#")] == SECTIONS
+    assert "@import" not in text
+    assert "url(" not in text
+    assert not re.search(r"https?://", text)
 
 
-def write(path, *events, tail=""):
-    path.write_text("".join(json.dumps(event) + "\n" for event in events) + tail)
-    return path
+def test_the_protocol_stands_beside_the_test_numbers(told):
+    assert "<p>Leave one out: so &amp; so.</p>" in report_page(*told)
+    assert "\nLeave one out: so & so.\n" in summary_markdown(told[0])
 
 
-def test_curves_are_read_from_the_events(tmp_path):
-    path = write(
-        tmp_path / "events.jsonl",
-        {"event": "study_started", "study": "s"},
-        {"event": "trial_started", "trial": "search-000"},
-        {"event": "trial_started", "trial": "search-001"},
-        epoch("search-001", 2, val_map_at_r=0.3, val_recall_at_1=0.6),
-        epoch("search-000", 1, val_map_at_r=0.1, val_recall_at_1=0.5),
-        epoch("search-001", 1, val_map_at_r=0.2),
-        epoch("search-001", 3, train_loss=0.2),
-        ended("search-001", "non_finite_loss"),
-        {"event": "study_finished"},
-    )
-    curves, reasons = read_curves(path)
-    assert curves == {"search-000": [(1, 0.1)], "search-001": [(1, 0.2), (2, 0.3)]}
-    assert reasons == {"search-001": "non_finite_loss"}
-    assert read_curves(path, metric="val_recall_at_1")[0] == {"search-000": [(1, 0.5)], "search-001": [(2, 0.6)]}
+def test_what_comes_from_a_study_is_escaped(told):
+    text = report_page(*told)
+    for evil in (ERROR, "birds <1>", "<MIC>", "<i>Black"):
+        assert evil not in text
+    assert "&lt;script&gt;alert(&quot;1 &amp; 2&quot;)&lt;/script&gt;" in text
+    page = Page(text)
+    assert ERROR in page.sections["trials"]
+    assert 'The class "<i>Black & White</i>" fails.' in page.sections["map"]
+    assert text.count("<script") == 1
 
 
-def test_after_a_resume_the_last_report_counts_and_the_trial_runs_again(tmp_path):
-    path = write(
-        tmp_path / "events.jsonl",
-        epoch("search-000", 1, val_map_at_r=0.1),
-        epoch("search-000", 2, val_map_at_r=0.2),
-        ended("search-000", "crashed"),
-        {"event": "trial_retried", "trial": "search-000", "error": "killed"},
-        epoch("search-000", 2, val_map_at_r=0.25),
-    )
-    assert read_curves(path) == ({"search-000": [(1, 0.1), (2, 0.25)]}, {})
+def test_the_page_says_what_was_found(told):
+    page = Page(report_page(*told))
+    assert "A (mic: margin, distance_weighted) has the best mean" in page.sections["findings"]
+    assert "The test classes were read 1 time outside of finalize" in page.sections["findings"]
+    assert ["A", "mic: margin, distance_weighted", "0.310 ± 0.040", "0.360", "0.100 ± 0.010", "0.600 ± 0.040",
+            "0.650 ± 0.030"] in page.rows  # fmt: skip
+    assert ["A above B", "0.0900 ± 0.0130", "< 0.001", "< 0.001", "real", "4"] in page.rows
+    assert ["B above A", "0.0100 ± 0.0130", "0.092", "0.092", "may be chance", "4"] in page.rows
+    assert "confirm-004, fold 0, seed 0: 0.6000" in page.sections["confirmed"]
+    published = [row for row in page.rows if row and row[0].startswith("MIC: margin loss")]
+    assert [row[:4] for row in published] == [
+        ["MIC: margin loss this study ran it: A", "0.6610", "resnet50", "128"]
+    ] * 2
+    # 33 rows are folded; with ours stand the 3 of the systems that were run and the 4 best, of which MIC's is one.
+    titled = [row[0] for row in page.rows if len(row) == 5 and row[3] in ("128", "512", "2048", "–", "64")]
+    assert len(titled) == 2 + (3 + 4 - 1) + 33
+    assert "All 33 published rows of cub200, leave one out" in page.sections["published"]
+    assert "rung 2" in page.sections["curves"]
+    assert "Of 4 trials: 2 ran to the end, 1 stopped early, 1 crashed." in page.sections["curves"]
+    assert "cluster NMI" in page.sections["curves"]
+    assert "at least 8 are needed" in page.sections["importance"]
+    assert ["search", "4", "11", "16", "1.8 min", "5.7%", "1", "2", "20 s"] in page.rows
+    assert ["together", "12", "43", "48", "11.4 min", "0.9%", "1", "2", "20 s"] in page.rows
+    assert "9 reads: 8 for finalize, 1 for evaluate; on node-7." in page.sections["reads"]
 
 
-@pytest.mark.parametrize("tail", ['{"event": "epoch", "tri', '{"event": "study_fini', "{", '{"a": "ü'[:-1]])
-def test_a_line_being_written_is_left_for_later(tmp_path, tail, caplog):
-    path = write(tmp_path / "events.jsonl", epoch("search-000", 1, val_map_at_r=0.1), tail=tail)
-    assert read_curves(path)[0] == {"search-000": [(1, 0.1)]}
-    assert not caplog.records
+def test_a_trial_that_was_stopped_ends_in_a_bar_and_one_that_failed_in_a_cross(told):
+    text = report_page(*told)
+    for words, mark in (
+        ("search-001[^<]*stopped early after epoch 2", "M0 -6V6"),
+        ("search-003[^<]*crashed", "M-4 -4"),
+    ):
+        assert re.search(rf'{words}[^<]*</title></path></svg><svg [^>]*><path d="{mark}', text), words
+    assert re.search("search-000[^<]*ran to the end[^<]*</title></path></svg><circle", text)
 
 
-def test_a_line_cut_off_by_a_kill_is_passed_over_and_reported(tmp_path, caplog):
-    path = write(tmp_path / "events.jsonl", epoch("search-000", 1, val_map_at_r=0.1), tail='{"event": "epo\n')
-    with path.open("a") as file:
-        file.write(json.dumps(epoch("search-000", 2, val_map_at_r=0.2)) + "\n")
-    with caplog.at_level(logging.WARNING, logger="raydml.report"):
-        assert read_curves(path)[0] == {"search-000": [(1, 0.1), (2, 0.2)]}
-    assert "events.jsonl:2 is not a whole event" in caplog.text
+def test_loss_by_method(told):
+    page = Page(report_page(*told))
+    header = next(row for row in page.rows if row and row[0] == "loss × miner")
+    assert header == ["loss × miner", "distance_weighted", "multi_similarity", "none"]
+    assert ["margin", "0.550median 0.540, 2 trials", "–", "–"] in page.rows
+    assert ["contrastive", "–", "–", "0.100median 0.100, 1 trial"] in page.rows
 
 
-CURVES = {
-    "search-000": [(1, 0.2), (2, 0.5), (3, 0.4)],
-    "search-001": [(1, 0.3)],
-    "search-002": [(1, 0.1), (2, math.nan)],
-    "search-003": [(1, 0.2), (2, 0.3), (3, 0.45)],
-    "search-004": [(1, 0.15), (2, 0.2)],
-}
-ENDED = {
-    "search-000": "finished",
-    "search-001": "stopped_early",
-    "search-002": "non_finite_loss",
-    "search-003": "finished",
-    "search-004": "stopped_early",
-}
-
-
-def test_learning_curves_set_the_winner_apart(tmp_path, figures):
-    learning_curves(CURVES, ENDED, "search-000", "val_map_at_r", tmp_path / "curves.png")
-    axes = figures[0].axes[0]
-    lines = [line for line in axes.lines if len(line.get_xdata()) > 1 or line.get_linestyle() != "None"]
-    by_values = {tuple(line.get_ydata()): line for line in lines}
-    winner = by_values[0.2, 0.5, 0.4]
-    others = [line for line in lines if line is not winner]
-    assert len(others) == 4
-    assert winner.get_linewidth() > 2 * max(line.get_linewidth() for line in others)
-    assert winner.get_zorder() > max(line.get_zorder() for line in others)
-    grey = to_hex(by_values[0.15, 0.2].get_color())
-    assert grey == to_hex(by_values[(0.3,)].get_color())
-    red, green, blue = (int(grey[place : place + 2], 16) for place in (1, 3, 5))
-    assert red == green == blue
-    assert to_hex(by_values[0.2, 0.3, 0.45].get_color()) not in (grey, to_hex(winner.get_color()))
-    texts = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert texts == [
-        "winner: search-000\n0.5000 at epoch 2",
-        "ran to the end (1)",
-        "non-finite loss (1)",
-        "stopped early (2)",
+def test_pictures_are_inside_the_page(told):
+    page = Page(report_page(*told))
+    pictures = [source for source in page.sources if source.startswith("data:")]
+    assert [base64.b64decode(source.partition(",")[2]) for source in pictures] == [
+        png(width_px, 40) for width_px in (1200, 700, 700)
     ]
-    assert axes.get_title(loc="left") == "validation MAP@R of 5 trials"
+    # Only the one of 1200 pixels takes the width of the page.
+    assert re.findall(r'<figure class="wide"><img [^>]*width="(\d+)"', report_page(*told)) == ["1200"]
+    summary, trials, _ = told
+    assert {"retrievals", "classes", "map"}.isdisjoint(Page(report_page(summary, trials)).sections)
 
 
-def test_curves_become_a_picture_in_a_new_folder(tmp_path):
-    path = learning_curves(CURVES, ENDED, "search-000", "val_map_at_r", tmp_path / "new" / "curves.png")
-    assert imread(path).shape[:2] == (728, 1260)
-    assert [file.name for file in path.parent.iterdir()] == ["curves.png"]
-
-
-def test_learning_curves_of_a_study_that_has_hardly_begun(tmp_path, figures):
-    learning_curves({}, {}, None, "val_map_at_r", tmp_path / "a.png")
-    learning_curves({"search-000": []}, {}, "search-000", "val_map_at_r", tmp_path / "b.png")
-    learning_curves({"search-000": [(1, math.nan)]}, {}, None, "val_map_at_r", tmp_path / "c.png")
-    for figure in figures:
-        assert [text.get_text() for text in figure.axes[0].texts] == ["no epoch has ended yet"]
-    learning_curves({"search-000": [(1, 0.3)]}, {}, None, "val_recall_at_8", tmp_path / "d.png")
-    assert figures[-1].axes[0].get_title(loc="left") == "validation Recall@8 of 1 trial"
-    assert [text.get_text() for text in figures[-1].axes[0].get_legend().get_texts()] == ["not ended (1)"]
-
-
-def test_a_winner_without_a_curve_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="'search-009' has no curve; curves of search-000, search-001"):
-        learning_curves(CURVES, ENDED, "search-009", "val_map_at_r", tmp_path / "a.png")
-
-
-# On a line, classes 0 0 0 | 1 1 1, and one image of class 1 among those of class 0.
-PLACES = np.array([[0.0], [1.0], [2.5], [10.0], [11.0], [1.25]], dtype=np.float32)
-LABELS = np.array([0, 0, 0, 1, 1, 1])
-NAMES = ["pears", "plums $ 2"]
-GREEN, RED = "#1a9641", "#d7191c"
-
-
-def squares(labels, size=16):
-    pixels = np.zeros((len(labels), size, size, 3), dtype=np.uint8)
-    pixels[..., 2] = np.arange(len(labels))[:, None, None] * 10 + 5
-    return pixels
-
-
-def rows_of(figure):
-    """For each row: the numbers of the images shown (their shade says which), frames, titles and captions."""
-    columns = figure.axes[0].get_gridspec().ncols
-    cells = [
-        (
-            int(axes.images[0].get_array()[0, 0, 2]) // 10,
-            to_hex(axes.spines["left"].get_edgecolor()),
-            axes.get_title(),
-            axes.get_xlabel(),
-        )
-        for axes in figure.axes
+def test_parameters_can_be_read_back(told):
+    blocks = re.findall(r"<pre>(.*?)</pre>", report_page(*told), flags=re.DOTALL)
+    summary, trials, _ = told
+    configs = {trial.trial: trial.config for trial in trials}
+    assert [yaml.safe_load(block.replace("&#x27;", "'")) for block in blocks] == [
+        configs[row["from_trial"]] for row in summary["confirm"]
     ]
-    return [cells[start : start + columns] for start in range(0, len(cells), columns)]
 
 
-def test_retrievals_show_the_true_neighbours_framed_by_class(tmp_path, figures):
-    sample_retrievals(
-        packed(squares(LABELS)), LABELS, NAMES, PLACES, tmp_path / "r.png", num_queries=6, num_neighbours=2
-    )
-    shown = {row[0][0]: row for row in rows_of(figures[0])}
-    # By hand, nearest first.
-    neighbours = {0: (1, 5), 1: (5, 0), 2: (5, 1), 3: (4, 2), 4: (3, 2), 5: (1, 0)}
-    assert set(shown) == set(neighbours)
-    for query, row in shown.items():
-        assert tuple(cell[0] for cell in row[1:]) == neighbours[query]
-        right = [LABELS[other] == LABELS[query] for other in neighbours[query]]
-        assert [cell[1] for cell in row[1:]] == [GREEN if good else RED for good in right]
-        assert [cell[2] for cell in row] == [NAMES[LABELS[number]] for number in (query, *neighbours[query])]
-        assert row[0][3] == f"query: {sum(right)} of 2 right"
-        assert [cell[3][0] for cell in row[1:]] == ["✓" if good else "✗" for good in right]
-    assert shown[0][1][3] == "✓  distance 1.00"
-    assert shown[1][1][3] == "✗  distance 0.250"
-    # The nearest is right for 0, 3 and 4; the rows with a wrong one come last.
-    assert {row[0][0] for row in rows_of(figures[0])[:3]} == {0, 3, 4}
-    title = figures[0].get_suptitle()
-    assert "50.0% of all" in title
-    assert "the last 3 rows" in title
+@pytest.mark.parametrize("stages", [0, 1, 2])
+def test_a_study_that_has_not_ended_has_a_page_of_what_there_is(tmp_path, stages):
+    folder = write_study(tmp_path / "birds", stages=stages)
+    page = Page(report_page(summarise(folder), histories(folder)))
+    assert ("confirmed" in page.sections) == (stages == 2)
+    assert ("settled" in page.sections) == (stages >= 1)
+    assert {"test", "published"}.isdisjoint(page.sections)
+    assert {"findings", "curves", "cost", "trials"} <= set(page.sections)
+    assert "The test classes have not been read." in page.sections["reads"]
 
 
-def test_the_frames_are_in_the_picture(tmp_path):
-    sample_retrievals(packed(squares(LABELS)), LABELS, NAMES, PLACES, tmp_path / "r.png", num_queries=4)
-    pixels = (imread(tmp_path / "r.png")[..., :3] * 255).round().astype(int)
-    for colour in (GREEN, RED):
-        wanted = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
-        assert (np.abs(pixels - wanted).max(axis=2) <= 2).sum() > 2000, colour
+def test_a_study_without_an_epoch_has_a_page(tmp_path):
+    folder = write_study(tmp_path / "birds", stages=0)
+    (folder / "events.jsonl").unlink()
+    assert set(Page(report_page(summarise(folder), [])).sections) == {"findings", "reads"}
 
 
-def clouds(noise, num_classes=8, seed=0):
-    generator = np.random.default_rng(seed)
-    labels = np.repeat(np.arange(num_classes), 3)
-    places = np.eye(num_classes)[labels] + noise * generator.standard_normal((len(labels), num_classes))
-    return packed(squares(labels)), labels, [f"class {name}" for name in range(num_classes)], places.astype(np.float32)
+def test_a_picture_that_is_not_there_is_an_error_with_a_cure(study, told):
+    summary, trials, pictures = told
+    (study / "illustrations" / "map.png").unlink()
+    with pytest.raises(ReportError, match=r"map\.png.*Cure: copy the whole folder"):
+        report_page(summary, trials, pictures)
+    (study / "illustrations" / "map.png").write_bytes(b"GIF89a" + bytes(40))
+    with pytest.raises(ReportError, match=r"map\.png is no PNG"):
+        report_page(summary, trials, pictures)
 
 
-def test_queries_are_of_different_classes_and_failures_only_where_there_are(tmp_path, figures):
-    sample_retrievals(*clouds(noise=0.01), tmp_path / "r.png", num_neighbours=2)
-    rows = rows_of(figures[0])
-    assert len({row[0][2] for row in rows}) == 6
-    assert all(cell[1] == GREEN for row in rows for cell in row[1:])
-    assert "100.0% of all" in figures[0].get_suptitle()
-    assert "wrong" not in figures[0].get_suptitle()
-    pixels, _, _, places = clouds(noise=0.01)
-    sample_retrievals(pixels, np.arange(24), [str(name) for name in range(24)], places, tmp_path / "r.png")
-    assert all(cell[1] == RED for row in rows_of(figures[1]) for cell in row[1:])
-    assert len(rows_of(figures[1])) == 6
+def test_studies_of_before_have_their_retrievals(study):
+    (study / "illustrations" / "illustrations.json").unlink()
+    assert read_illustrations(study) == []
+    (study / "pictures").mkdir()
+    (study / "pictures" / "retrievals-search-000.png").write_bytes(png(30, 20))
+    (found,) = read_illustrations(study)
+    assert isinstance(found, Illustration)
+    assert (found.section, found.trial, size_px(found.png())) == ("retrievals", "search-000", (30, 20))
 
 
-def test_the_seed_decides_which_queries(tmp_path, figures):
-    for seed in (1, 1, 2):
-        sample_retrievals(*clouds(noise=0.5), tmp_path / "r.png", seed=seed)
-    first, again, other = ([row[0][0] for row in rows_of(figure)] for figure in figures)
-    assert first == again != other
-    assert len(set(first)) == 6
+# --- Markdown ---------------------------------------------------------------------------------------------------------
 
 
-def test_fewer_images_than_asked_for(tmp_path, figures):
-    sample_retrievals(packed(squares(LABELS)[:3]), LABELS[:3], NAMES, PLACES[:3], tmp_path / "r.png")
-    assert [len(row) for row in rows_of(figures[0])] == [3, 3, 3]
-    with pytest.raises(ValueError, match="3 images, 6 labels"):
-        sample_retrievals(packed(squares(LABELS)[:3]), LABELS, NAMES, PLACES, tmp_path / "r.png")
+def test_the_markdown_says_what_matters_first(told):
+    text = summary_markdown(told[0])
+    assert text.startswith("# Study birds <1>\n\nIs <MIC> better than the margin loss alone, on birds & cars?\n\n")
+    assert text.index("has the best mean") < text.index("## Test classes") < text.index("## Search")
+    assert (
+        "|  | configuration | MAP@R, test | MAP@R, concatenated | MAP@R, untrained | MAP@R, validation | R@1 |\n"
+        "| --- | --- | --- | --- | --- | --- | --- |\n"
+        "| A | mic: margin, distance_weighted | 0.3100 ± 0.0400 | 0.3600 | 0.1000 ± 0.0100 | 0.6000 ± 0.0400 | "
+        "0.6500 ± 0.0300 |\n"
+        "| B | margin, distance_weighted | 0.3200 ± 0.0400 | – | 0.1000 ± 0.0100 | 0.6000 ± 0.0400 | "
+        "0.6500 ± 0.0300 |\n"
+    ) in text
+    assert (
+        "| A | mic: margin, distance_weighted | `print-search-002` | search-002 | 0.6100 ± 0.0411 | 4 |\n"
+        "| B | margin, distance_weighted | `print-search-000` | search-000 | 0.5200 ± 0.0504 | 4 |\n"
+    ) in text
+    assert "| 1 | search-000 | margin, distance_weighted | 0.5500 | 3 | ran to the end |\n" in text
+    assert "| 4 | search-003 | contrastive | 0.1000 | 1 | crashed |\n" in text
 
 
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [
-        ("short", "short"),
-        ("x" * 19, "x" * 19),
-        ("Royal-Gala-Apples from Italy", "Royal-Gala-Apples\nfrom Italy"),
-        ("Japanese_(hiragana)/character05", "Japanese_\n(hiragana)/character05"),
-        ("a" * 30, "a" * 19 + "\n" + "a" * 11),
-        ("b" * 30 + "c" * 30, "b" * 18 + "…\n" + "c" * 19),
-    ],
-)
-def test_long_class_names_stay_tellable(name, shown):
-    found = report._shortened(name)
-    if name.startswith("Japanese"):
-        assert found.split("\n")[-1].endswith("character05")
-        assert max(map(len, found.split("\n"))) <= 19
-    else:
-        assert found == shown
-
-
-SUMMARY = {
-    "study": "digits",
-    "metric": "val_map_at_r",
-    "search": [
-        {"trial": "search-004", "recipe": "mic: margin, distance_weighted", "best": 0.81234, "epoch_of_best": 7}
-        | {"ended": "finished"},
-        {"trial": "search-001", "recipe": "odd|name", "best": None, "epoch_of_best": None}
-        | {"ended": "non_finite_loss"},
-    ],
-    "confirm": [
-        {"configuration": "0123456789ab", "from_trial": "search-004", "mean": 0.8, "half_width": 0.0123, "num_runs": 4}
-        | {"recipe": "mic: margin, distance_weighted"}
-    ],
-    "published": [],
-    "final": [
-        {
-            "configuration": "0123456789ab",
-            "recipe": "mic: margin, distance_weighted",
-            "dataset": "digits",
-            "backbone": "convnet",
-            "embedding_dim": 64,
-            "metrics": {
-                "recall_at_1": {"mean": 0.95, "half_width": None},
-                "map_at_r": {"mean": 0.7, "half_width": 0.01},
-            },
-            "untrained": {"recall_at_1": {"mean": 0.6, "half_width": None}},
-            "validation": {
-                "recall_at_1": {"mean": 0.97, "half_width": None},
-                "map_at_r": {"mean": 0.8, "half_width": 0.02},
-            },
-            "untrained_validation": {"map_at_r": {"mean": 0.4, "half_width": None}},
-        }
-    ],
-}
-
-
-def test_the_summary_in_markdown():
-    assert summary_markdown(SUMMARY) == (
-        "# Study digits\n\n"
-        "## Test classes, configuration `0123456789ab`: mic: margin, distance_weighted\n\n"
-        "| metric | test | test, untrained | validation | validation, untrained |\n"
-        "| --- | --- | --- | --- | --- |\n"
-        "| Recall@1 | 0.9500 | 0.6000 | 0.9700 | – |\n"
-        "| MAP@R | 0.7000 ± 0.0100 | – | 0.8000 ± 0.0200 | 0.4000 |\n\n"
-        "## Confirmed: validation MAP@R over folds and seeds\n\n"
-        "| configuration | recipe | from | mean ± 95 % interval | runs |\n"
-        "| --- | --- | --- | --- | --- |\n"
-        "| `0123456789ab` | mic: margin, distance_weighted | search-004 | 0.8000 ± 0.0123 | 4 |\n\n"
-        "## Search: 2 trials\n\n"
-        "|  | trial | recipe | best validation MAP@R | at epoch | ended |\n"
-        "| --- | --- | --- | --- | --- | --- |\n"
-        "| 1 | search-004 | mic: margin, distance_weighted | 0.8123 | 7 | ran to the end |\n"
-        "| 2 | search-001 | odd\\|name | – | – | non-finite loss |\n"
-    )
-
-
-def test_a_stage_that_was_not_run_has_no_table():
-    bare = {"study": "s", "metric": "val_recall_at_1", "search": [], "confirm": [], "final": [], "published": []}
-    assert summary_markdown(bare) == "# Study s\n"
-
-
-def published(variant, metrics, **facts):
-    known = {"system": "S", "variant": variant, "dataset": "inshop", "protocol": "query_gallery", "backbone": None}
-    known |= {"embedding_dim": None, "source": "a README", "status": "checked", "chosen_on_test": False}
-    return {**known, "metrics": {name: {"mean": mean, "deviation": None} for name, mean in metrics.items()}, **facts}
-
-
-def test_published_numbers_stand_below_ours_with_their_source_and_standing():
-    (final,) = SUMMARY["final"]
-    theirs = [
-        published("strong", {"recall_at_1": 0.9}, backbone="resnet50", embedding_dim=128, chosen_on_test=True),
-        published("weak", {"recall_at_1": 0.8, "recall_at_50": 0.97}),
-        published("other k", {"recall_at_50": 0.99}),
-        published("re-run", {"recall_at_1": 0.85}, chosen_on_test=None),
-    ]
-    theirs[1]["metrics"]["recall_at_1"]["deviation"] = 0.004
-    text = summary_markdown({**SUMMARY, "final": [{**final, "dataset": "inshop"}], "published": theirs})
+def test_published_numbers_stand_below_ours_with_their_source_and_standing(told):
+    text = summary_markdown(told[0])
     section = text.partition("## Published numbers: ")[2].partition("\n\n## ")[0]
-    # MAP@R is of ours alone, Recall@50 of theirs alone: neither can be compared.
-    assert section == (
-        "inshop, query gallery\n\n"
-        "|  | backbone | dimensions | Recall@1 | source and standing |\n"
-        "| --- | --- | --- | --- | --- |\n"
-        "| **this study**: mic: margin, distance_weighted | convnet | 64 | 0.9500 | configuration `0123456789ab` |\n"
-        "| S: weak | – | – | 0.8000 (deviation 0.0040) | a README; checked |\n"
-        "| S: re-run | – | – | 0.8500 | a README; checked; not known whether chosen on test |\n"
-        "| S: strong | resnet50 | 128 | 0.9000 | a README; checked; chosen on test |\n\n"
-        "Published numbers come from training on all training classes, where ours leave some out to validate on. Those "
-        "marked *chosen on test* are of the epoch that was best on these very test classes; of those marked *not known "
-        "whether chosen on test* the source does not say how the epoch was chosen; those without a mark were not "
-        "chosen on them. Ours were chosen on validation classes, and the test classes were opened once."
+    lines = section.splitlines()
+    assert lines[0] == "cub200, leave one out"
+    assert lines[2] == "|  | backbone | dimensions | Recall@1 | source and standing |"
+    assert lines[4] == (
+        "| **this study**: A, mic: margin, distance_weighted | resnet50 | 128 | 0.6500 ± 0.0300 | "
+        "configuration `print-search-002` |"
     )
+    (mic,) = [line for line in lines if line.startswith("| MIC: ")]
+    assert mic == (
+        "| MIC: margin loss (this study ran it: A) | resnet50 | 128 | 0.6610 | tables of later papers, ICCV 2019; "
+        "confirmed by secondary sources; chosen on test |"
+    )
+    (margin,) = [line for line in lines if line.startswith("| Revisiting Training Strategies: ")]
+    assert "Margin (D, beta 1.2) (this study ran it: B) | resnet50 | 128 | 0.6309 (deviation 0.0046) |" in margin
+    # Of 33 rows: the three of the systems that were run, and the four best, of which MIC's is one.
+    assert [line.split("|")[4].strip() for line in lines[6:12]] == [
+        "0.6309 (deviation 0.0046)", "0.6340", "0.6536", "0.6570", "0.6610", "0.6685",
+    ]  # fmt: skip
+    assert "\n\n... and 27 more in report.html\n\n" in section
+    assert section.endswith("the test classes were opened once.")
 
 
-def test_published_recalls_of_binary_embeddings_stand_only_beside_ours():
-    (final,) = SUMMARY["final"]
-    theirs = [published("float", {"recall_at_1": 0.8}), published("bits", {"binary_recall_at_1": 0.7})]
-    final = {**final, "dataset": "inshop"}
-    text = summary_markdown({**SUMMARY, "final": [final], "published": theirs})
-    assert "S: float" in text
-    assert "S: bits" not in text
-    ours = {"recall_at_1": {"mean": 0.9, "half_width": None}, "binary_recall_at_1": {"mean": 0.6, "half_width": None}}
-    text = summary_markdown({**SUMMARY, "final": [{**final, "metrics": ours}], "published": theirs})
-    assert "|  | backbone | dimensions | Recall@1 | binary Recall@1 | source and standing |" in text
-    assert "| S: float | – | – | 0.8000 | – | a README; checked |" in text
-    assert "| S: bits | – | – | – | 0.7000 | a README; checked |" in text
+def test_a_long_search_is_cut_in_the_markdown(told):
+    summary = {**told[0], "search": told[0]["search"] * 4}
+    text = summary_markdown(summary)
+    assert "## Search: 16 trials" in text
+    assert "\n| 10 |" in text
+    assert "\n| 11 |" not in text
+    assert "... and 6 more in trials.csv" in text
 
 
-def test_published_numbers_of_another_data_set_or_metric_are_not_shown():
-    other = [
-        published("x", {"recall_at_1": 0.9}, dataset="sop"),
-        published("y", {"recall_at_30": 0.9}, dataset="digits"),
-    ]
-    text = summary_markdown({**SUMMARY, "published": other})
-    assert "Published" not in text
+def test_a_bar_in_a_name_does_not_end_a_cell(told):
+    summary = told[0]
+    summary["search"][0]["recipe"] = "odd|name"
+    assert "| odd\\|name |" in summary_markdown(summary)
+
+
+# --- LaTeX ------------------------------------------------------------------------------------------------------------
+
+
+def rows_of(latex):
+    """The rows of the tabular, as cells; raises where braces or environments do not close."""
+    bare = latex.replace("\\{", "").replace("\\}", "").replace("\\\\", "\n")
+    depth = 0
+    for letter in bare:
+        depth += {"{": 1, "}": -1}.get(letter, 0)
+        assert depth >= 0
+    assert depth == 0
+    open_ = []
+    for kind, name in re.findall(r"\\(begin|end)\{(\w+)\}", latex):
+        if kind == "begin":
+            open_.append(name)
+        else:
+            assert open_.pop() == name
+    assert open_ == []
+    inside = re.search(r"\\begin\{tabular\}\{(l\w*)\}(.*)\\end\{tabular\}", latex, flags=re.DOTALL)
+    assert inside is not None
+    rows = [row.replace("\\toprule", "").replace("\\midrule", "").replace("\\bottomrule", "").strip()
+            for row in inside[2].split("\\\\")]  # fmt: skip
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)&", row)] for row in rows if row]
+    assert {len(row) for row in cells} == {len(inside[1])}
+    return cells
+
+
+def test_the_latex_table_closes_and_holds_the_numbers(told):
+    latex = final_latex(told[0])
+    rows = rows_of(latex)
+    assert rows[0] == ["", "MAP@R", "R@1"]
+    assert rows[1] == ["mic: margin, distance\\_weighted", "31.0 $\\pm$ 4.0", "65.0 $\\pm$ 3.0"]
+    assert rows[2] == ["\\quad concatenated", "36.0", "--"]
+    assert rows[3] == ["\\quad untrained", "10.0 $\\pm$ 1.0", "30.0 $\\pm$ 2.0"]
+    assert ["MIC: margin loss$^\\ast$", "--", "66.1"] in rows
+    assert latex.count("$") % 2 == 0
+    assert "\\caption{Study birds \\textless{}1\\textgreater{}: MAP@R, Recall@1 on the test classes" in latex
+    assert "over up to 4 runs" in latex
+
+
+def test_letters_that_mean_something_to_latex_are_escaped(told):
+    summary = told[0]
+    summary["final"][0]["label"] = r"50% & $x_1^2$ #~{\a}"
+    rows = rows_of(final_latex(summary))
+    assert rows[1][0] == (r"50\% \& \$x\_1\textasciicircum{}2\$ \#\textasciitilde{}\{\textbackslash{}a\}")
+
+
+@pytest.mark.parametrize(("stages", "num_rows"), [(0, 0), (1, 4), (2, 2)])
+def test_before_the_test_the_table_holds_validation_numbers(tmp_path, stages, num_rows):
+    latex = final_latex(summarise(write_study(tmp_path / "birds", stages=stages)))
+    rows = rows_of(latex)
+    assert len(rows) == 1 + num_rows
+    assert "validation classes" in latex
+    if stages == 2:
+        assert rows[1] == ["mic: margin, distance\\_weighted", "61.0 $\\pm$ 4.1"]
+
+
+# --- CSV --------------------------------------------------------------------------------------------------------------
+
+
+def test_one_row_a_trial_with_every_parameter_and_result(told):
+    summary, trials, _ = told
+    rows = list(csv.DictReader(io.StringIO(trials_csv(trials, summary))))
+    assert len(rows) == 12
+    first = rows[0]
+    assert (first["trial"], first["ended"], first["best"], first["epoch_of_best"]) == (
+        "search-000", "finished", "0.55", "3",
+    )  # fmt: skip
+    assert first["configuration"] == "print-search-000"
+    assert (first["epochs_run"], first["epochs_planned"], first["seconds"]) == ("4", "4", "40.0")
+    assert float(first["best.train_loss"]) == pytest.approx(1 / 3)
+    assert (first["loss.name"], first["loss.beta"], first["optimizer.learning_rate"]) == ("margin", "1.2", "0.0001")
+    assert first["test.map_at_r"] == ""
+    assert rows[3]["error"] == ERROR
+    tested = next(row for row in rows if row["trial"] == "confirm-004")
+    assert (tested["configuration"], tested["fold"], tested["seed"]) == ("print-search-002", "0", "0")
+    assert float(tested["test.map_at_r"]) == pytest.approx(0.3)
+
+
+def test_one_row_an_epoch_with_every_metric(told):
+    rows = list(csv.DictReader(io.StringIO(epochs_csv(told[1]))))
+    assert len(rows) == 11 + 32
+    curves = {key: [float(row[METRIC]) for row in rows if row["trial"] == key] for key in CURVES}
+    assert curves == CURVES
+    nmi = [(row["trial"], row["epoch"]) for row in rows if row["cluster_nmi"]]
+    assert nmi == [("search-002", "1"), ("search-002", "3")]
+
+
+# --- files and the command --------------------------------------------------------------------------------------------
+
+
+def test_the_formats_become_files(told, tmp_path):
+    written = write_report(tmp_path / "new" / "report", *told)
+    names = ["report.html", "report.md", "table.tex", "trials.csv", "epochs.csv"]
+    assert [path.name for path in written] == names
+    assert sorted(path.name for path in (tmp_path / "new" / "report").iterdir()) == sorted(names)
+    only = write_report(tmp_path / "some", *told, formats=("csv", "md", "csv"))
+    assert [path.name for path in only] == ["trials.csv", "epochs.csv", "report.md"]
+
+
+def test_the_command_prints_the_markdown_and_writes_the_files(study, tmp_path):
+    result = CliRunner().invoke(app, ["report", str(study)])
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("# Study birds <1>")
+    assert (study / "report" / "report.html").exists()
+    assert "report.html" in result.output
+    some = CliRunner().invoke(app, ["report", str(study), "--out", str(tmp_path / "o"), "--format", "latex"])
+    assert some.exit_code == 0, some.output
+    assert [path.name for path in (tmp_path / "o").iterdir()] == ["table.tex"]

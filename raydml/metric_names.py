@@ -1,0 +1,40 @@
+"""What a metric is called where people read it: `val_map_at_r` -> "validation MAP@R"."""
+
+from __future__ import annotations
+
+import re
+
+_NAMES = {
+    "map_at_r": "MAP@R",
+    "r_precision": "R-precision",
+    "mrr": "MRR",
+    "nmi_geometric": "NMI (geometric mean)",
+    "nmi_arithmetic": "NMI (arithmetic mean)",
+    "nmi": "NMI",
+    "ami": "AMI",
+    "pair_f1": "pair F1",
+    "intra_distance": "distance within classes",
+    "inter_distance": "distance between classes",
+}
+_AT_K = {"recall": "Recall", "precision": "Precision", "map": "mAP"}
+_PARTS = {"val": "validation", "test": "test"}
+#: What a prefix says (the part, the protocol, the code), and the name or the metric at a k.
+_METRIC = re.compile(rf"(?:(\w+)_)??(?:({'|'.join(_NAMES)})|({'|'.join(_AT_K)})_at_(\d+))")
+
+
+def metric_name(metric: str) -> str:
+    """`val_map_at_r` -> "validation MAP@R", `binary_recall_at_1` -> "binary Recall@1"; what is unknown stays."""
+    found = _METRIC.fullmatch(metric)
+    if found is None:
+        return metric
+    prefix, name, ranked, k = found.groups()
+    words = [_PARTS.get(word, word) for word in prefix.split("_")] if prefix else []
+    return " ".join([*words, _NAMES[name] if name else f"{_AT_K[ranked]}@{k}"])
+
+
+def metric_label(metric: str) -> str:
+    """The same for a narrow column, which says elsewhere of which images it is: `val_recall_at_10` -> "R@10"."""
+    name = metric_name(metric)
+    for part in _PARTS.values():
+        name = name.removeprefix(f"{part} ")
+    return name.replace("Recall@", "R@").replace("Precision@", "P@")
