@@ -16,8 +16,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from raydml import cli_data, cli_lists, cli_models, cli_results, cli_studies
+from raydml import cli_data, cli_evaluate, cli_export, cli_lists, cli_models, cli_results, cli_studies
 from raydml.logs import show_log
+from raydml.step_bars import show_steps
 
 RUN, LOOK, TAKE, IMAGES = "Run a study", "Look at results", "One configuration, one model", "Images"
 
@@ -74,6 +75,7 @@ def front(
 ) -> None:
     prepare_environment()
     show_log()
+    show_steps()
 
 
 app.command("sweep", rich_help_panel=RUN)(cli_studies.sweep)
@@ -83,8 +85,10 @@ app.command("report", rich_help_panel=LOOK)(cli_results.report)
 app.command("ui", rich_help_panel=LOOK)(cli_results.ui)
 app.command("sync", rich_help_panel=LOOK)(cli_results.sync)
 app.command("trial", rich_help_panel=TAKE)(cli_models.trial)
-app.command("evaluate", rich_help_panel=TAKE)(cli_models.evaluate)
-app.command("export", rich_help_panel=TAKE)(cli_models.export)
+app.command("evaluate", rich_help_panel=TAKE)(cli_evaluate.evaluate)
+app.command("export", rich_help_panel=TAKE)(cli_export.export)
+app.command("index", rich_help_panel=TAKE)(cli_export.index)
+app.command("search", rich_help_panel=TAKE)(cli_export.search)
 app.add_typer(cli_data.data, name="data", rich_help_panel=IMAGES)
 app.command("list", rich_help_panel=LOOK)(cli_lists.list_plugins)
 app.command("schema", rich_help_panel=LOOK)(cli_lists.schema)

@@ -1,21 +1,17 @@
-"""Commands about one configuration or one trained model: trial, evaluate, export."""
+"""The command trial, and how commands find a trained model: `locate`."""
 
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from raydml import screens
-from raydml.cli_arguments import STORAGE, CommandError, Storage, TrackingUri, echo, embedded_store, new_console, program
+from raydml.cli_arguments import STORAGE, CommandError, Storage, echo, embedded_store, new_console, program
 
 if TYPE_CHECKING:
     from raydml.config import Machine, Trial
@@ -156,76 +152,7 @@ def device_of(machine: Machine) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-# --- evaluate and export ----------------------------------------------------------------------------------------------
-
-
-def evaluate(
-    target: Model,
-    on: Annotated[Literal["val", "test"], typer.Option(help="Which classes; each read of test is recorded.")] = "val",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    data_root: DataRoot = None,
-    storage: Storage = STORAGE,
-    tracking_uri: TrackingUri = None,
-) -> None:
-    """Score a model, and its untrained self, on val or test classes."""
-    with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="raydml-")))
-        found = locate(target, storage, tracking_uri, scratch)
-        from raydml import checkpoint
-        from raydml.config import Machine, parse_machine
-        from raydml.evaluate import evaluate_checkpoint
-
-        folder = found.folder if found.is_checkpoint else as_checkpoint(found.folder, scratch / "as-checkpoint")
-        card = checkpoint.load_card(folder)
-        machine = Machine()
-        if found.study is not None:
-            from raydml.study import read_study
-
-            machine = parse_machine(read_study(found.study)["machine"])
-        key = record_test_read(found, target, storage) if on == "test" else None
-        scores = evaluate_checkpoint(folder, on, with_data_root(machine, data_root), key=key)
-    if on == "test" and found.study is not None:
-        deliver_test_read(found.study)
-    trained = {name: value for name, value in scores.items() if not name.startswith("untrained_")}
-    untrained = {name.removeprefix("untrained_"): scores[name] for name in scores if name.startswith("untrained_")}
-    # What was fetched from MLflow is gone by now; its name there stays.
-    where = target if found.folder.is_relative_to(scratch) else screens.short_path(found.folder)
-    if as_json:
-        facts = {"target": target, "on": on, "checkpoint": where, "fingerprint": card.get("fingerprint")}
-        typer.echo(json.dumps({**facts, "epoch": card.get("best_epoch"), "metrics": trained, "untrained": untrained}))
-        return
-    console = new_console()
-    echo(console, f"{where}, best epoch {card.get('best_epoch')}")
-    console.print(screens.scores(trained, untrained, title=f"{on} classes"))
-
-
-def export(
-    target: Model,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder for the model.")],
-    storage: Storage = STORAGE,
-    tracking_uri: TrackingUri = None,
-) -> None:
-    """Write a model as one folder to take away.
-
-    It holds weights, preprocessing, provenance and how to load it."""
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
-        raise CommandError(f"OUT = {str(out)!r} exists and is not empty. Cure: name a new folder")
-    with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="raydml-")))
-        found = locate(target, storage, tracking_uri, scratch)
-        if found.is_checkpoint:
-            from raydml.export import export_model
-
-            write: Callable[[], object] = partial(export_model, found.folder, out)
-        else:
-            write = partial(shutil.copytree, found.folder, out, dirs_exist_ok=True)
-        try:
-            write()
-        except OSError as error:
-            raise CommandError(f"OUT = {str(out)!r}: {error}. Cure: name a folder that can be written") from error
-    typer.echo(
-        f"{out}\n  from raydml.export import EmbeddingModel\n  EmbeddingModel.load({str(out)!r}).embed(['one.jpg'])"
-    )
+# --- finding models ---------------------------------------------------------------------------------------------------
 
 
 def locate(target: str, storage: Path, tracking_uri: str | None, scratch: Path) -> Located:
@@ -243,8 +170,26 @@ def locate(target: str, storage: Path, tracking_uri: str | None, scratch: Path) 
     from raydml.results import find_winner
     from raydml.study import find_study
 
+    name, colon, key = target.rpartition(":")
+    if colon and key.startswith(("search-", "confirm-")):
+        study = find_study(name, storage)
+        return Located(checkpoint_of(study, key), study, True)
     study = find_study(target, storage)
     return Located(find_winner(study).checkpoint, study, True)
+
+
+def checkpoint_of(study: Path, key: str) -> Path:
+    """The newest intact checkpoint of one trial of a study."""
+    from raydml.study import newest_checkpoint
+
+    recorded_trial(study, key)  # says which trials there are
+    found = newest_checkpoint(study, key.split("-")[0], key)
+    if found is None:
+        raise CommandError(
+            f"study {study.name!r}: {key} has no intact checkpoint. Losing trials' are dropped as they lose; "
+            "search.keep_checkpoints says how many are kept"
+        )
+    return found
 
 
 def study_here(origin: Origin, storage: Path) -> Path | None:
@@ -263,17 +208,20 @@ def model_below(folder: Path, target: str, study: Path | None, *, deep: bool = T
     ``deep`` looks further down, in what MLflow packed. In a folder that the user named it would find a stranger's.
     """
     from raydml import checkpoint
+    from raydml.export import is_exported
 
     inside = folder.rglob("manifest.json") if deep else folder.glob("checkpoint_*/manifest.json")
     parents = [folder, *sorted({path.parent.parent for path in inside})]
     for candidate in [folder, *(checkpoint.newest_intact(parent) for parent in parents)]:
         if candidate is not None and checkpoint.is_intact(candidate):
             return Located(candidate, study, True)
-    for card in sorted(folder.rglob("model.json") if deep else folder.glob("model.json")):
-        return Located(card.parent, study, False)
+    below = sorted({path.parent for path in folder.rglob("*.safetensors")}) if deep else []
+    for candidate in [folder, *below]:
+        if is_exported(candidate):
+            return Located(candidate, study, False)
     raise CommandError(
         f"TARGET = {target!r}: no checkpoint and no exported model in it. "
-        "Cure: a folder with manifest.json or model.json, a study, runs:/ID/checkpoint or models:/NAME/VERSION"
+        "Cure: a folder with manifest.json or config.json, a study, runs:/ID/checkpoint or models:/NAME/VERSION"
     )
 
 
@@ -301,26 +249,27 @@ def deliver_test_read(study: Path) -> None:
         typer.echo(f"note: the read is recorded in the study, MLflow hears of it later: {reason}", err=True)
 
 
-def record_test_read(found: Located, target: str, storage: Path) -> Any:
+def record_test_read(found: Located | None, target: str, storage: Path) -> Any:
     """Write down that the test classes are about to be read; gives the key that opens them.
 
-    In the study's own record and event file; for a model without a study here beside the studies, because the folder
-    it was fetched into will be gone. A model from MLflow also has it written to its run, and first: if that cannot be
-    done, nothing is read.
+    In the study's own record and event file; without a study here (or without a trained model) beside the studies,
+    because the folder it was fetched into will be gone. A model from MLflow also has it written to its run, and first:
+    if that cannot be done, nothing is read.
     """
     from raydml import checkpoint, events
     from raydml.data.seal import TestReads
 
     commit = checkpoint.git_commit() or "unknown"
-    where = target if found.study is None or found.origin is not None else str(found.folder)
+    study, origin = (None, None) if found is None else (found.study, found.origin)
+    where = target if found is None or study is None or origin is not None else str(found.folder)
     read = {"time": time.time(), "event": "test_read", "stage": "evaluate", "trial": None}
     read |= {"checkpoint": where, "commit": commit}
-    if found.origin is not None:
+    if origin is not None:
         from raydml.tracking import log_test_read
 
-        log_test_read(found.origin, read)
-    reads = TestReads((found.study or storage) / "test_reads.jsonl")
+        log_test_read(origin, read)
+    reads = TestReads((study or storage) / "test_reads.jsonl")
     key = reads.record(purpose="evaluate", checkpoint=where, commit=commit)
-    if found.study is not None:
-        events.append(found.study / "events.jsonl", read)
+    if study is not None:
+        events.append(study / "events.jsonl", read)
     return key

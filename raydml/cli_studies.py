@@ -153,7 +153,7 @@ def show_end(program: str, folder: Path, console: Console) -> None:
     registered = registered_model(folder)
     if registered:
         where.append(("model", f"models:/{registered}@{ALIAS} in MLflow; {screens.short_path(folder / 'model')}"))
-    where.append(("pictures", screens.short_path(folder / "pictures")))
+    where.append(("report", screens.short_path(folder / "report" / "report.html")))
     console.print()
     console.print(screens.places(where))
     console.print()

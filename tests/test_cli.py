@@ -17,7 +17,21 @@ from raydml import cli, cli_models, cli_results, cli_studies, events, mlflow_sto
 from raydml.cli_arguments import study_argument
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ["sweep", "resume", "status", "report", "ui", "sync", "trial", "evaluate", "export", "list", "schema"]
+COMMANDS = [
+    "sweep",
+    "resume",
+    "status",
+    "report",
+    "ui",
+    "sync",
+    "trial",
+    "evaluate",
+    "export",
+    "index",
+    "search",
+    "list",
+    "schema",
+]
 TRIAL = {
     "epochs": 2,
     "data": {"name": "digits", "resize_px": 8, "crop_px": 8, "split": {"order": "sorted", "num_folds": 2}},
@@ -607,7 +621,7 @@ def test_an_exported_model_scores_the_same(trained, tmp_path):
     assert numbers[0] == numbers[1]
     again = run("export", "model", "copy")
     assert again.exit_code == 0
-    assert (tmp_path / "copy" / "weights.safetensors").read_bytes() == (
+    assert (tmp_path / "copy" / "model.safetensors").read_bytes() == (
         folder / "checkpoint" / "weights.safetensors"
     ).read_bytes()
     assert run("export", "model", "copy").exit_code == 2, "it would overwrite"
@@ -672,7 +686,7 @@ def test_every_read_of_the_test_classes_by_a_model_from_mlflow_is_recorded_there
 
     def seen_before_opening(*_, **__):
         at_opening.append((len(reads(run_id)), len(rows(study)) + len(rows(tmp_path / "elsewhere"))))
-        return {"recall_at_1": 0.5, "untrained_recall_at_1": 0.25}
+        return evaluate.Evaluated({"recall_at_1": 0.5, "untrained_recall_at_1": 0.25}, {}, {"leave_one_out": "so"})
 
     at_opening = []
     monkeypatch.setattr(evaluate, "evaluate_checkpoint", seen_before_opening)
