@@ -106,7 +106,7 @@ def _summary_metrics(summary: dict[str, Any]) -> dict[str, float]:
     if summary["confirm"] and summary["confirm"][0]["mean"] is not None:
         metrics[f"confirmed_{summary['metric']}"] = summary["confirm"][0]["mean"]
     for row in summary["final"][:1]:
-        parts = {"test_": "metrics", "test_untrained_": "untrained"}
+        parts = {"test_": "metrics", "test_untrained_": "untrained", "test_ensemble_": "ensemble"}
         parts |= {"val_": "validation", "val_untrained_": "untrained_validation"}
         for prefix, part in parts.items():
             metrics |= {f"{prefix}{name}": score["mean"] for name, score in row[part].items()}

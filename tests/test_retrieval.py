@@ -541,3 +541,12 @@ def test_labels_and_depth_that_do_not_fit_are_explained():
         rank_relevant(rows, rows[:3], query_labels=labels, gallery_labels=labels, depth=1)
     with pytest.raises(RetrievalError, match=r"k = 5 .* 4 images besides the query itself"):
         rank_relevant(rows, rows, query_labels=labels, gallery_labels=labels, depth=5, own=labels)
+
+
+@pytest.mark.parametrize(
+    "own", [np.array([0, 1]), np.array([0, 1, 4]), np.array([-1, 0, 1]), np.zeros((3, 1), dtype=int)]
+)
+def test_own_places_that_are_none_are_refused(own):
+    rows = cloud(4, 3, 0)
+    with pytest.raises(RetrievalError, match="own: a place among the 4 rows to search for each of 3 queries"):
+        rank_relevant(rows[:3], rows, query_labels=np.zeros(3, int), gallery_labels=np.zeros(4, int), depth=1, own=own)
