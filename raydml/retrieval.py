@@ -167,8 +167,8 @@ def rank_in(
     own = space.own
     if own is not None and (own.shape != (space.num_queries,) or own.min() < 0 or own.max() >= space.num_rows):
         raise RetrievalError(
-            f"own: a place among the {space.num_rows} rows to search for each of {space.num_queries} queries is wanted, "
-            f"got {own.dtype} of shape {own.shape}."
+            f"own: a place among the {space.num_rows} rows to search for each of {space.num_queries} queries is "
+            f"wanted, got {own.dtype} of shape {own.shape}."
         )
     ranks = Ranks(
         np.zeros(space.num_queries, dtype=np.int64),
