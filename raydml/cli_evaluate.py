@@ -51,7 +51,10 @@ class _Result(NamedTuple):
 
 def evaluate(
     target: ToEvaluate,
-    on: Annotated[Literal["val", "test"], typer.Option(help="Which classes; each read of test is recorded.")] = "val",
+    on: Annotated[
+        Literal["val", "test"] | None,
+        typer.Option(help="Which classes, val unless said; each read of test is recorded."),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(metavar="FOLDER|NAME", help="Other images: a folder of class folders, or a data set's name."),
@@ -68,7 +71,9 @@ def evaluate(
     recall_at: Annotated[
         str | None, typer.Option(metavar="K,K", help="The k of Recall@k. Default: as trained.")
     ] = None,
-    untrained: Annotated[bool, typer.Option(help="Score the network before training, too.")] = True,
+    untrained: Annotated[
+        bool | None, typer.Option("--untrained/--no-untrained", help="Score the network before training, too (it is).")
+    ] = None,
     save_embeddings: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Keep the embeddings (.npz), to be scored again.")
     ] = None,
@@ -85,11 +90,20 @@ def evaluate(
 
     if save_embeddings is not None and save_embeddings.suffix != ".npz":
         raise CommandError(f"--save-embeddings {save_embeddings}: the file is a NumPy archive. Cure: name it *.npz")
+    own = {"--on": on, "--untrained": untrained}
+    given = [name for name, value in own.items() if value is not None]
+    if target.endswith(".npz"):
+        given += [
+            name for name, value in (("--save-embeddings", save_embeddings), ("--data", data)) if value is not None
+        ]
+    if given and (target.endswith(".npz") or data is not None):
+        what = "embeddings that were kept" if target.endswith(".npz") else "other images"
+        raise CommandError(f"{', '.join(given)}: without effect on {what}. Cure: leave it out")
     if distractors is not None and data is None:
         raise CommandError("--distractors goes with --data. Cure: --data FOLDER with the images to be found")
     wanted = _wanted(metrics, codes, recall_at)
     if target.endswith(".npz"):
-        result = _of_embeddings(Path(target), wanted, data)
+        result = _of_embeddings(Path(target), wanted)
     elif data is not None:
         with ExitStack() as stack:
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="raydml-")))
@@ -103,7 +117,7 @@ def evaluate(
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="raydml-")))
             found = locate(target, storage, tracking_uri, scratch)
             source = _Source(target, found, scratch, storage, data_root)
-            result = _on_own_classes(source, on, wanted, untrained, save_embeddings)
+            result = _on_own_classes(source, on or "val", wanted, untrained is not False, save_embeddings)
     _print(result, as_json, save_embeddings)
 
 
@@ -280,20 +294,17 @@ def _recorded(source: _Source, what: str) -> Any:
     return record_test_read(source.found, where, source.storage)
 
 
-def _of_embeddings(path: Path, wanted: dict[str, Any], data: str | None) -> _Result:
-    """Kept embeddings, scored again without the model; those of test classes count as a read of them."""
-    from raydml import checkpoint
-    from raydml.data.seal import TestReads
+def _of_embeddings(path: Path, wanted: dict[str, Any]) -> _Result:
+    """Kept embeddings, scored again without the model. Those that may be of test classes count as a read of them."""
     from raydml.evaluate_other import evaluate_saved
     from raydml.saved_embeddings import load_embeddings
 
-    if data is not None:
-        raise CommandError(f"--data {data}: {path} holds embeddings, not a model. Cure: leave --data out")
     saved = load_embeddings(path)
-    if saved.facts.get("part") == "test":
-        above = next((parent for parent in path.absolute().parents if (parent / "study.json").exists()), None)
-        reads = TestReads((above or path.absolute().parent) / "test_reads.jsonl")
-        reads.record(purpose="evaluate kept embeddings", checkpoint=path, commit=checkpoint.git_commit() or "unknown")
+    if saved.facts.get("part") != "val":
+        study = next((parent for parent in path.absolute().parents if (parent / "study.json").exists()), None)
+        record_test_read(Located(path.absolute(), study, False), str(path.absolute()), path.absolute().parent)
+        if study is not None:
+            deliver_test_read(study)
     settings = {"recall_at": tuple(saved.facts.get("recall_at") or DEFAULT_RECALL_AT)} | wanted
     evaluated = evaluate_saved(saved, _wanted_of(settings))
     about = f"{saved.facts.get('dataset', 'unknown data set')}, {saved.facts.get('part', 'unknown part')}"

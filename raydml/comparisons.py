@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 SIGNIFICANCE = 0.05  # a difference whose Holm-adjusted p is below it is called real
 _CONFIDENCE = 0.95
 
 # configuration -> {(fold, seed): value}; the larger value is the better one
-Runs = Mapping[str, Mapping[Hashable, float]]
+Runs = Mapping[str, Mapping[Any, float]]
 
 
 class Comparison(NamedTuple):

@@ -17,7 +17,8 @@ Floats = NDArray[np.float32]
 
 class ClassDistances(NamedTuple):
     """Mean cosine distances. intra: within a class, mean over the classes of two images or more; NaN without any.
-    inter: between the normalised means of the classes; NaN with one class. density: intra / inter (pi_ratio)."""
+    inter: between the normalised means of the classes; NaN with one class. density: intra / inter (pi_ratio).
+    Classes of one image have no distance within and are left out of intra."""
 
     intra: float
     inter: float

@@ -26,7 +26,7 @@ from raydml.preprocessing import Preprocessing
 from raydml.protocols import described, protocols_of
 from raydml.randomness import seed_for
 from raydml.saved_embeddings import save_embeddings
-from raydml.scoring import query_values, score_by_all
+from raydml.scoring import query_values, score_by_all, told_of
 from raydml.statistics import bootstrap_interval
 from raydml.trial_images import open_development, open_test, split_for
 
@@ -151,7 +151,9 @@ def evaluate_embeddings(
     intervals = {}
     if wanted.intervals and scored.queries is not None:
         classes = labels[scored.queries.rows]
-        values = query_values(scored.queries, wanted.recall_at)
+        code = told_of(wanted.codes)
+        prefix = "" if code == "float" else f"{code}_"
+        values = {f"{prefix}{name}": of for name, of in query_values(scored.queries, wanted.recall_at).items()}
         intervals = {
             name: bootstrap_interval(of_queries, groups=classes)
             for name, of_queries in values.items()

@@ -175,7 +175,7 @@ def score(
 
 
 class Scored(NamedTuple):
-    """metrics by name; queries: of the (first) search that they come from, None where no metric asked for one."""
+    """metrics by name; queries: of the search that they come from, None where there was none, or several."""
 
     metrics: dict[str, float]
     queries: QueryScores | None
@@ -210,7 +210,7 @@ def _scored(
         counted = slice(None) if is_distractor is None else ~is_distractor
         bits = np.where(embeddings > 0, np.float32(1), np.float32(-1)) if codes == "binary" else rows
         named |= _regardless_of_queries(bits[counted], labels[counted], groups, device)
-    return Scored(named, found[0] if found else None)
+    return Scored(named, found[0] if len(found) == 1 else None)
 
 
 def _refuse_large_k(recall_at: Sequence[int], search: Search) -> None:
@@ -265,7 +265,7 @@ def score_by_all(
     codes: floats have no prefix, the others theirs (`binary_recall_at_1`, `one_gallery_image_int8_map_at_r`). Source of
     the signs: Zhai and Wu, BMVC 2019, whose release then returns the larger of the two Recall@1; here each is a number
     of its own. What knows no protocol is in the names of the first. The queries are those of the first protocol and
-    the first of the codes.
+    of the codes that `told_of` names.
     """
     named: dict[str, float] = {}
     queries = None
@@ -275,8 +275,14 @@ def score_by_all(
             prefix = (f"{protocol}_" if place else "") + ("" if kind == "float" else f"{kind}_")
             scored = _scored(embeddings, labels, recall_at, protocol, roles, kind, asked, device)
             named |= {f"{prefix}{name}": value for name, value in scored.metrics.items()}
-            queries = queries or scored.queries
+            if place == 0 and kind == told_of(codes):
+                queries = scored.queries
     return Scored(named, queries)
+
+
+def told_of(codes: Sequence[str]) -> str:
+    """Of several codes the one whose queries are handed out: floats, or else the first."""
+    return "float" if "float" in codes else codes[0]
 
 
 def is_collapsed(embeddings: NDArray[np.float32], *, device: Device = "cpu") -> str | None:

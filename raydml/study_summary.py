@@ -10,7 +10,8 @@
     "confirm": [{"configuration" (fingerprint), "letter" (A is the best), "label" (its recipe, told apart where two have
                  the same), "recipe", "from_trial", "mean" | None, "half_width" | None, "num_runs",
                  "runs": [{"trial", "fold", "seed", "value" | None, "ended"}]}], best first,
-    "comparisons": [fields of comparisons.Comparison, by letter], "ranking_in_words": [sentence],
+    "comparisons": [fields of comparisons.Comparison, by letter, and "p_corrected": Holm's of the test corrected for
+                 shared training classes | None with one fold], "ranking_in_words": [sentence],
     "adequacy": fields of adequacy.Adequacy | None before the search has ended,
     "final":   [{"configuration", "letter", "label", "recipe", "from_trial", "dataset", "backbone", "embedding_dim",
                  "metrics": {name: {"mean", "half_width" | None}}, "untrained": the same, "validation": the same,
@@ -30,7 +31,7 @@ A stage that has not ended is an empty list. Intervals are 95 % t intervals.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ from raydml.report.systems import is_system
 from raydml.report.trial_history import TrialHistory, parameters_of, varying
 from raydml.study import Record, events_path, read_json, read_records, read_study
 
-_Runs = dict[str, dict[Hashable, float]]
+_Runs = dict[str, dict[tuple[Any, Any], float]]
 _STAGE_FILES = {"search": "ranking.json", "confirm": "confirmed.json", "finalize": "final.json"}
 
 
@@ -243,8 +244,15 @@ def _compared(values: _Runs, prefix: str) -> dict[str, Any]:
     if len(values) < 2 or not all(values.values()):
         return {f"{prefix}comparisons": [], f"{prefix}ranking_in_words": []}
     comparisons = compare_all(values)
+    folds = {fold for runs in values.values() for fold, _seed in runs}
+    corrected = {}
+    if len(folds) > 1:  # each of k folds tests on 1 part and trains on k - 1
+        again = compare_all(values, test_train_ratio=1 / (len(folds) - 1))
+        corrected = {frozenset((row.better, row.worse)): row.p_holm for row in again}
     return {
-        f"{prefix}comparisons": [row._asdict() for row in comparisons],
+        f"{prefix}comparisons": [
+            {**row._asdict(), "p_corrected": corrected.get(frozenset((row.better, row.worse)))} for row in comparisons
+        ],
         f"{prefix}ranking_in_words": ranking_in_words(values, comparisons),
     }
 

@@ -362,12 +362,20 @@ def _finalize(context: Context) -> None:
 
 def _intervals(runs: Mapping[str, Any], part: str, prefix: str) -> dict[str, dict[str, float | None]]:
     """Metric -> mean and half-width over the runs, of the metrics with this prefix (``untrained_`` or none)."""
-    table = {}
-    for name in next(iter(runs.values()))[part]:
-        if name.startswith("untrained_") == bool(prefix):
-            interval = t_interval([run[part][name] for run in runs.values()])
-            table[name.removeprefix(prefix)] = {"mean": interval.mean, "half_width": interval.half_width}
-    return table
+    scores = [
+        {name.removeprefix(prefix): value for name, value in run[part].items()
+         if name.startswith("untrained_") == bool(prefix)}
+        for run in runs.values()
+    ]  # fmt: skip
+    return _means(scores)
+
+
+def _means(scores: list[dict[str, float]]) -> dict[str, dict[str, float | None]]:
+    """Metric -> mean and half-width, of the metrics that every run has: one that a run does not define (the spectrum of
+    embeddings that leave a direction unused, say) would be a mean over other runs than the rest."""
+    shared = [name for name in scores[0] if all(name in score for score in scores)]
+    intervals = {name: t_interval([score[name] for score in scores]) for name in shared}
+    return {name: {"mean": interval.mean, "half_width": interval.half_width} for name, interval in intervals.items()}
 
 
 def _ensemble(context: Context, runs: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
@@ -377,20 +385,19 @@ def _ensemble(context: Context, runs: list[dict[str, Any]]) -> dict[str, dict[st
         if run["value"] is not None:
             by_seed.setdefault(run["seed"], []).append(str(_embeddings_file(context, run["trial"])))
     # A run of a study that was finalized before embeddings were kept has none.
-    whole = [files for files in by_seed.values() if len(files) > 1 and all(Path(file).exists() for file in files)]
-    if not whole:
+    several = [files for files in by_seed.values() if len(files) > 1]
+    whole = [files for files in several if all(Path(file).exists() for file in files)]
+    if len(whole) < len(several):
+        context.announce("note", text="no ensemble of the folds: some runs' test embeddings were not kept")
+    if not whole or len(whole) < len(several):
         return {}
     reads, commit = str(context.folder / "test_reads.jsonl"), checkpoint.git_commit() or "unknown"
     task = evaluate_ensemble_remotely.options(num_cpus=context.resources["cpu"], num_gpus=context.resources["gpu"])
     machine = context.machine.model_dump(mode="json")
-    for files in whole:
-        context.announce("test_read", stage="finalize", trial=None, checkpoint=files[0], commit=commit)
+    for file in (file for files in whole for file in files):
+        context.announce("test_read", stage="finalize", trial=None, checkpoint=file, commit=commit)
     scores = _fetch([task.remote(files, machine, reads, commit) for files in whole])
-    return {
-        name: {"mean": interval.mean, "half_width": interval.half_width}
-        for name in scores[0]
-        for interval in [t_interval([score[name] for score in scores])]
-    }
+    return _means(scores)
 
 
 def _embeddings_file(context: Context, key: str) -> Path:
@@ -435,8 +442,13 @@ def _fetch(references: Any) -> Any:
 
 def _illustrate(context: Context) -> None:
     """Pictures of the winner, its rivals and its test embedding, where the GPUs are: a head node may have none."""
+    if (context.folder / "illustrations" / "illustrations.json").exists():  # written last
+        return
     chosen = {**illustrated_runs(context.folder), **top_trials(context.folder)}
     tests = [path for path in [_embeddings_file(context, next(iter(chosen)))] if path.exists()]
+    reads, commit = str(context.folder / "test_reads.jsonl"), checkpoint.git_commit() or "unknown"
+    for path in tests:
+        context.announce("test_read", stage="finalize", trial=None, checkpoint=str(path), commit=commit)
     task = illustrate_remotely.options(num_cpus=context.resources["cpu"], num_gpus=context.resources["gpu"])
     _fetch(
         task.remote(
@@ -444,6 +456,8 @@ def _illustrate(context: Context) -> None:
             context.machine.model_dump(mode="json"),
             str(context.folder / "illustrations"),
             [str(path) for path in tests],
+            reads,
+            commit,
         )
     )
 

@@ -123,19 +123,23 @@ def evaluate_remotely(folder: str, machine: dict[str, Any], reads: str, commit: 
 @ray.remote
 def evaluate_ensemble_remotely(files: list[str], machine: dict[str, Any], reads: str, commit: str) -> dict[str, float]:
     """All metrics of the concatenated test embeddings of several runs, from the files that finalize kept."""
+    for file in files:
+        TestReads(Path(reads)).record(purpose="finalize: ensemble of kept embeddings", checkpoint=file, commit=commit)
     parts = [load_embeddings(Path(file)) for file in files]
-    purpose = f"finalize: ensemble of {len(files)} kept embeddings"
-    TestReads(Path(reads)).record(purpose=purpose, checkpoint=files[0], commit=commit)
     codes = ("float",)  # signs of several networks side by side are no system that anybody published
     wanted = Wanted(tuple(parts[0].facts["recall_at"]), codes, GROUPS)
     return evaluate_saved(concatenated(parts), wanted, assigned_device(Machine.model_validate(machine))).metrics
 
 
 @ray.remote
-def illustrate_remotely(checkpoints: dict[str, str], machine: dict[str, Any], folder: str, tests: list[str]) -> None:
+def illustrate_remotely(
+    checkpoints: dict[str, str], machine: dict[str, Any], folder: str, tests: list[str], reads: str, commit: str
+) -> None:
     """The pictures of some runs, best first, and of kept test embeddings, with a trial's resources."""
     from raydml.pictures.illustrations import illustrate  # brings matplotlib, which no trial needs
 
     here = Machine.model_validate(machine)
+    for test in tests:
+        TestReads(Path(reads)).record(purpose="finalize: pictures of kept embeddings", checkpoint=test, commit=commit)
     chosen = {key: Path(path) for key, path in checkpoints.items()}
     illustrate(chosen, here, assigned_device(here), Path(folder), [Path(test) for test in tests])

@@ -67,7 +67,9 @@ def test_a_bare_backbone_on_a_folder_and_its_embeddings_again(folder, tmp_path):
     names = [name for name in json.loads(other.stdout)["metrics"] if "recall" in name]
     assert names == ["recall_at_5", "binary_recall_at_5", "int8_recall_at_5"]
     reads = [json.loads(line) for line in (tmp_path / "studies" / "test_reads.jsonl").read_text().splitlines()]
-    assert [read["checkpoint"] for read in reads] == [f"backbone:convnet:none on --data {folder}"], "one look at images"
+    assert [read["checkpoint"] for read in reads] == [f"backbone:convnet:none on --data {folder}"]
+    again = [json.loads(line)["checkpoint"] for line in (tmp_path / "test_reads.jsonl").read_text().splitlines()]
+    assert again == [str(kept)] * 2, "whoever scores them again may look at sealed classes"
 
 
 def test_distractors_are_searched_among_and_never_right(folder, tmp_path):
@@ -98,8 +100,34 @@ def test_kept_embeddings_of_test_classes_are_read_on_record(tmp_path):
     assert not (tmp_path / "test_reads.jsonl").exists()
     assert run(tmp_path / "test.npz").exit_code == 0
     (read,) = [json.loads(line) for line in (tmp_path / "test_reads.jsonl").read_text().splitlines()]
-    assert read["purpose"] == "evaluate kept embeddings"
+    assert read["purpose"] == "evaluate"
     assert read["checkpoint"] == str(tmp_path / "test.npz")
+
+
+def test_kept_embeddings_are_scored_by_the_protocols_they_were_kept_with(tmp_path):
+    rows = np.array([[0.0], [0.2], [1.0], [1.1], [5.0], [5.3]], dtype=np.float32)
+    save_embeddings(
+        tmp_path / "kept.npz",
+        rows,
+        np.array([0, 0, 1, 1, 2, 2]),
+        class_names=["a", "b", "c"],
+        paths=list("123456"),
+        facts={"part": "val", "protocols": ["one_gallery_image", "leave_one_out"], "recall_at": [1]},
+    )
+    told = json.loads(run(tmp_path / "kept.npz", "--json").stdout)
+    assert list(told["protocols"]) == ["one_gallery_image", "leave_one_out"]
+    assert [name for name in told["metrics"] if "recall" in name] == ["recall_at_1", "leave_one_out_recall_at_1"]
+    assert told["intervals"] == {}, "means over ten galleries have no queries of their own"
+
+
+def test_intervals_are_those_of_floats_whatever_stands_first(folder):
+    arguments = ("backbone:convnet:none", "--data", folder, "--json")
+    floats = json.loads(run(*arguments, "--codes", "float").stdout)
+    both = json.loads(run(*arguments, "--codes", "binary,float").stdout)
+    assert both["intervals"] == floats["intervals"]
+    names = list(json.loads(run(*arguments, "--codes", "binary").stdout)["intervals"])
+    assert names
+    assert all(name.startswith("binary_") for name in names)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +144,13 @@ def test_kept_embeddings_of_test_classes_are_read_on_record(tmp_path):
         (("backbone:convnet:none", "--data", "images", "--save-embeddings", "x.bin"), r"name it *.npz"),
         (("some", "--distractors", "images"), "goes with --data"),
         (("nothing.npz",), "holds no embeddings"),
-        (("nothing.npz", "--data", "images"), "holds embeddings, not a model"),
+        (("nothing.npz", "--data", "images"), "--data: without effect on embeddings that were kept"),
+        (("nothing.npz", "--save-embeddings", "x.npz"), "--save-embeddings: without effect"),
+        (("nothing.npz", "--on", "val"), "--on: without effect"),
+        (
+            ("backbone:convnet:none", "--data", "images", "--no-untrained"),
+            "--untrained: without effect on other images",
+        ),
     ],
 )
 @pytest.mark.usefixtures("folder")

@@ -17,8 +17,10 @@ from raydml.data.seal import TestReads
 from raydml.data.splits import make_split
 from raydml.evaluate import (
     EvaluationError,
+    Wanted,
     embed,
     evaluate_checkpoint,
+    evaluate_embeddings,
     load_network,
 )
 from raydml.images.pixels import PackedPixels, packed
@@ -267,3 +269,16 @@ def test_load_network_gives_the_saved_weights(saved):
         assert torch.equal(loaded.state_dict()[name], tensor), name
     assert preprocessing.crop_px == 8
     assert card["epoch"] == 1
+
+
+def test_intervals_draw_whole_classes():
+    """Two classes, one always found and one never: drawn query by query the mean could hardly leave 0.5."""
+    generator = np.random.default_rng(0)
+    good = np.repeat(np.eye(40)[:2] * 10, 20, axis=0)[:20] + 0.01 * generator.standard_normal((20, 40))
+    lost = np.repeat(np.eye(40)[2:22] * 10, 2, axis=0)  # pairs of twins from two different classes
+    rows = np.concatenate([good, lost]).astype(np.float32)
+    labels = np.array([0] * 20 + [1, 2] * 20)
+    found = evaluate_embeddings(rows, labels, None, ["leave_one_out"], Wanted((1,), intervals=True))
+    assert found.metrics["recall_at_1"] == pytest.approx(20 / 60)
+    low, high = found.intervals["recall_at_1"]
+    assert (low, high) == (0.0, 1.0), "three classes are drawn: all of the found one, or none"

@@ -1,7 +1,7 @@
 """Which of the sampled parameters moved the result: a random forest over the trials, and what it loses without each.
 
 The idea is that of functional ANOVA over a forest (Hutter, Hoos, Leyton-Brown 2014); the measure is Breiman's (2001)
-permutation importance, which needs no grid over the space.
+permutation importance, which needs no grid over the space; permuted are all trials, not only those out of a tree's bag.
 """
 
 from __future__ import annotations

@@ -227,10 +227,19 @@ def _comparisons(comparisons: Sequence[Mapping[str, Any]], title: str) -> Markup
         [f"{row['better']} above {row['worse']}", comparison_text(row).partition(",")[0],
          None if row["p"] is None else p_text(row["p"]).removeprefix("= "),
          None if row["p_holm"] is None else p_text(row["p_holm"]).removeprefix("= "),
+         None if row.get("p_corrected") is None else p_text(row["p_corrected"]).removeprefix("= "),
          "real" if row["is_real"] else "may be chance", row["num_pairs"]]
         for row in comparisons
     ]  # fmt: skip
     real = [number for number, row in enumerate(comparisons) if row["is_real"]]
-    header = ["", "difference ± 95 % interval", "p", "p, Holm", "", "paired runs"]
-    body = table(header, rows, words=(0, 4), caption=title, emphasised=real)
+    header = [
+        "",
+        "difference ± 95 % interval",
+        "p",
+        "p, Holm",
+        "p, Holm, corrected for shared classes",
+        "",
+        "paired runs",
+    ]
+    body = table(header, rows, words=(0, 5), caption=title, emphasised=real)
     return folded(f"{title}: {counted(len(rows), 'comparison')}, {len(real)} real", body)
