@@ -74,6 +74,9 @@ def evaluate(
     untrained: Annotated[
         bool | None, typer.Option("--untrained/--no-untrained", help="Score the network before training, too (it is).")
     ] = None,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="With --data: leave out files that give no pixels.")
+    ] = False,
     save_embeddings: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Keep the embeddings (.npz), to be scored again.")
     ] = None,
@@ -90,6 +93,13 @@ def evaluate(
 
     if save_embeddings is not None and save_embeddings.suffix != ".npz":
         raise CommandError(f"--save-embeddings {save_embeddings}: the file is a NumPy archive. Cure: name it *.npz")
+    if save_embeddings is not None:
+        try:  # before the work rather than after it
+            save_embeddings.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CommandError(
+                f"--save-embeddings {save_embeddings}: {error}. Cure: a file that can be written"
+            ) from error
     own = {"--on": on, "--untrained": untrained}
     given = [name for name, value in own.items() if value is not None]
     if target.endswith(".npz"):
@@ -108,7 +118,7 @@ def evaluate(
         with ExitStack() as stack:
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="raydml-")))
             found = None if target.startswith(PREFIXES) else locate(target, storage, tracking_uri, scratch)
-            source = _Source(target, found, scratch, storage, data_root)
+            source = _Source(target, found, scratch, storage, data_root, skip_unreadable)
             result = _on_other_images(source, data, distractors, wanted, save_embeddings)
     elif target.startswith(PREFIXES):
         raise CommandError(f"TARGET = {target!r} has no classes of its own. Cure: --data FOLDER, or --data cub200")
@@ -129,6 +139,7 @@ class _Source(NamedTuple):
     scratch: Path
     storage: Path
     data_root: Path | None
+    skip_unreadable: bool = False
 
     @property
     def machine(self) -> Machine:
@@ -137,6 +148,8 @@ class _Source(NamedTuple):
 
         study = self.found.study if self.found else None
         machine = Machine() if study is None else parse_machine(read_study(study)["machine"])
+        if self.skip_unreadable:
+            machine = machine.model_copy(update={"on_unreadable": "skip"})
         return with_data_root(machine, self.data_root)
 
     @property
@@ -246,6 +259,8 @@ def _on_other_images(
     if save_to is not None:
         save_embeddings(save_to, *saved[:2], class_names=saved.class_names, paths=saved.paths, roles=saved.roles,
                         facts=saved.facts)  # fmt: skip
+    if "recall_at" not in wanted:  # the k were chosen for other images
+        asked = asked._replace(recall_at=tuple(k for k in asked.recall_at if k < len(saved.labels)) or (1,))
     evaluated = evaluate_saved(saved, asked, device_of(machine))
     if source.found is not None and source.found.study is not None:
         deliver_test_read(source.found.study)
@@ -290,8 +305,7 @@ def _size_and_time(path: Path) -> tuple[int, int]:
 
 
 def _recorded(source: _Source, what: str) -> Any:
-    where = f"{source.target} on {what}"
-    return record_test_read(source.found, where, source.storage)
+    return record_test_read(source.found, source.target, source.storage, what)
 
 
 def _of_embeddings(path: Path, wanted: dict[str, Any]) -> _Result:
@@ -301,7 +315,9 @@ def _of_embeddings(path: Path, wanted: dict[str, Any]) -> _Result:
 
     saved = load_embeddings(path)
     if saved.facts.get("part") != "val":
-        study = next((parent for parent in path.absolute().parents if (parent / "study.json").exists()), None)
+        origins = [path.absolute(), Path(str(saved.facts.get("checkpoint", ""))).absolute()]
+        above = (parent for origin in origins for parent in origin.parents)
+        study = next((folder for folder in above if (folder / "study.json").exists()), None)
         record_test_read(Located(path.absolute(), study, False), str(path.absolute()), path.absolute().parent)
         if study is not None:
             deliver_test_read(study)

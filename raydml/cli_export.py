@@ -120,7 +120,10 @@ def search(
         gallery = Gallery.load(fetched(out, storage, tracking_uri, stack))
     found = gallery.search(images, k)
     if picture is not None:
-        draw_neighbours(gallery, images, found, picture)
+        try:
+            draw_neighbours(gallery, images, found, picture)
+        except OSError as error:
+            raise CommandError(f"--picture {picture}: {error}. Cure: a file that can be written") from error
     if as_json:
         queries = [
             {"image": str(image), "neighbours": [neighbour._asdict() for neighbour in neighbours]}

@@ -249,12 +249,12 @@ def deliver_test_read(study: Path) -> None:
         typer.echo(f"note: the read is recorded in the study, MLflow hears of it later: {reason}", err=True)
 
 
-def record_test_read(found: Located | None, target: str, storage: Path) -> Any:
+def record_test_read(found: Located | None, target: str, storage: Path, images: str = "") -> Any:
     """Write down that the test classes are about to be read; gives the key that opens them.
 
     In the study's own record and event file; without a study here (or without a trained model) beside the studies,
     because the folder it was fetched into will be gone. A model from MLflow also has it written to its run, and first:
-    if that cannot be done, nothing is read.
+    if that cannot be done, nothing is read. images: of which other images than its own test classes, if so.
     """
     from raydml import checkpoint, events
     from raydml.data.seal import TestReads
@@ -262,6 +262,7 @@ def record_test_read(found: Located | None, target: str, storage: Path) -> Any:
     commit = checkpoint.git_commit() or "unknown"
     study, origin = (None, None) if found is None else (found.study, found.origin)
     where = target if found is None or study is None or origin is not None else str(found.folder)
+    where += f" on {images}" if images else ""
     read = {"time": time.time(), "event": "test_read", "stage": "evaluate", "trial": None}
     read |= {"checkpoint": where, "commit": commit}
     if origin is not None:

@@ -90,7 +90,10 @@ def report(
     trials = histories(folder)
     summary = summarise(folder, trials)
     wanted = [one.value for one in formats or ReportFormat]
-    written = write_report(out or folder / "report", summary, trials, read_illustrations(folder), wanted)
+    try:
+        written = write_report(out or folder / "report", summary, trials, read_illustrations(folder), wanted)
+    except OSError as error:
+        raise CommandError(f"--out {out or folder / 'report'}: {error}. Cure: a folder that can be written") from error
     typer.echo(summary_markdown(summary))
     for path in written:
         typer.echo(f"Report: {screens.short_path(path)}")

@@ -44,7 +44,7 @@ def int8_codes(embeddings: Floats) -> Floats:
     return np.rint(embeddings / (largest or 1.0) * 127.0).astype(np.float32)
 
 
-def rank_relevant_codes(
+def ranked_relevant_codes(
     queries: Codes,
     gallery: Codes | None = None,
     *,
@@ -53,8 +53,8 @@ def rank_relevant_codes(
     depth: int,
     own: Integers | None = None,
     working_bytes: int = _WORKING_BYTES,
-) -> Ranks:
-    """`retrieval.rank_relevant` by Hamming distance, with as many threads as torch has. Always on the CPU.
+) -> Iterator[tuple[slice, Ranks]]:
+    """`retrieval.ranked_relevant` by Hamming distance, with as many threads as torch has. Always on the CPU.
 
     queries (N, bytes), gallery (M, bytes) or None for leave-one-out; the rest as there.
 
@@ -65,7 +65,7 @@ def rank_relevant_codes(
     if not 1 <= depth <= available:
         raise RetrievalError(f"depth = {depth} neighbours were asked for; use 1..{available}.")
     with _faiss_threads(torch.get_num_threads()):
-        return rank_in(space, query_labels, gallery_labels, depth, working_bytes)
+        yield from rank_in(space, query_labels, gallery_labels, depth, working_bytes)
 
 
 class _Bits:

@@ -15,6 +15,8 @@ _NAMES = {
     "pair_f1": "pair F1",
     "intra_distance": "distance within classes",
     "inter_distance": "distance between classes",
+    "density": "density",
+    "rho": "rho",
 }
 _AT_K = {"recall": "Recall", "precision": "Precision", "map": "mAP"}
 _PARTS = {"val": "validation", "test": "test"}

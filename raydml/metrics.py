@@ -132,10 +132,11 @@ def average_precision(hits: NDArray[np.bool_], num_relevant: Integers, depth: in
         counted, divisors = hits[:, :depth], np.minimum(num_relevant, depth)
     total = np.zeros(len(hits))
     # Some queries at a time: thousands of neighbours of each would take gigabytes as floats.
-    for start in range(0, len(hits), 4096):
-        block = counted[start : start + 4096]
+    at_once = max(1, 2**20 // counted.shape[1])
+    for start in range(0, len(hits), at_once):
+        block = counted[start : start + at_once]
         precision = block.cumsum(axis=1) / np.arange(1, counted.shape[1] + 1)
-        total[start : start + 4096] = (precision * block).sum(axis=1)
+        total[start : start + at_once] = (precision * block).sum(axis=1)
     return _divided(total, divisors)
 
 

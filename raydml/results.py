@@ -50,7 +50,10 @@ def find_winner(folder: Path) -> Winner:
         )
     found = newest_checkpoint(folder, stage, key)
     if found is None:
-        raise StudyError(f"study {folder.name!r}: {key} is the best by {metric}, but it has no intact checkpoint left")
+        raise StudyError(
+            f"study {folder.name!r}: {key} is the best by {metric}, but it has no intact checkpoint "
+            f"left. Cure: the exported model {folder / 'model'}, if it is there"
+        )
     return Winner(key, configuration, found)
 
 

@@ -31,6 +31,8 @@ Device = str | torch.device
 
 # Bytes of scores at a time.
 _WORKING_BYTES = 256 * 2**20
+# Of a neighbour: places, scores and columns, on the device and on the host.
+_BYTES_A_NEIGHBOUR = 64
 # Pairs (query, row) that are looked at one by one at a time, about 200 bytes each.
 _MAX_PAIRS = 2**20
 # Rows looked at beyond k, so that which one is the k-th needs no second look where they are of one kind, and of more
@@ -95,7 +97,7 @@ def nearest_neighbours(
     space = _Points(queries, gallery, torch.device(device))
     indices = np.empty((len(queries), k), dtype=np.int64)
     distances = np.empty((len(queries), k), dtype=np.float32)
-    for chunk in _chunks(space, working_bytes):
+    for chunk in _chunks(space, working_bytes, k):
         indices[chunk.rows], distances[chunk.rows] = chunk.nearest(k, with_distances=True)
     return indices, distances
 
@@ -113,6 +115,8 @@ def rank_relevant(
 ) -> Ranks:
     """The relevance of each query's `depth` nearest rows, and the rank of its nearest relevant one, however far.
 
+    hits take N x K bytes: see `ranked_relevant` where classes are large.
+
     Args:
         queries, gallery, device, working_bytes: as in `nearest_neighbours`.
         query_labels: (N,) and gallery_labels (M,), None in leave-one-out: rows of a query's label are relevant.
@@ -123,9 +127,38 @@ def rank_relevant(
     Raises:
         RetrievalError: as `nearest_neighbours`; labels that are not one for each row.
     """
+    return whole(
+        ranked_relevant(
+            queries,
+            gallery,
+            query_labels=query_labels,
+            gallery_labels=gallery_labels,
+            depth=depth,
+            own=own,
+            device=device,
+            working_bytes=working_bytes,
+        )
+    )
+
+
+def ranked_relevant(
+    queries: Floats,
+    gallery: Floats | None = None,
+    *,
+    query_labels: Integers,
+    gallery_labels: Integers | None = None,
+    depth: int,
+    own: Integers | None = None,
+    device: Device = "cpu",
+    working_bytes: int = _WORKING_BYTES,
+) -> Iterator[tuple[slice, Ranks]]:
+    """`rank_relevant`, some queries at a time, with which they are.
+
+    Where classes are large, the hits of all queries together would fill the memory.
+    """
     _check(queries, gallery, depth, own)
     space = _Points(queries, gallery, torch.device(device), own)
-    return rank_in(space, query_labels, gallery_labels, depth, working_bytes)
+    yield from rank_in(space, query_labels, gallery_labels, depth, working_bytes)
 
 
 class Space(Protocol):
@@ -156,7 +189,7 @@ class Space(Protocol):
 
 def rank_in(
     space: Space, query_labels: Integers, gallery_labels: Integers | None, depth: int, working_bytes: int
-) -> Ranks:
+) -> Iterator[tuple[slice, Ranks]]:
     """`rank_relevant` in any space."""
     searched = query_labels if gallery_labels is None else gallery_labels
     if len(query_labels) != space.num_queries or len(searched) != space.num_rows:
@@ -170,14 +203,9 @@ def rank_in(
             f"own: a place among the {space.num_rows} rows to search for each of {space.num_queries} queries is "
             f"wanted, got {own.dtype} of shape {own.shape}."
         )
-    ranks = Ranks(
-        np.zeros(space.num_queries, dtype=np.int64),
-        np.empty((space.num_queries, depth), dtype=np.bool_),
-        np.empty(space.num_queries, dtype=np.int64),
-    )
     members = _Members(searched)
     label_of = np.pad(searched, (0, space.width - space.num_rows))
-    for chunk in _chunks(space, working_bytes):
+    for chunk in _chunks(space, working_bytes, depth):
         labels = query_labels[chunk.rows]
         neighbours, _ = chunk.nearest(depth, relevance=_Relevance(labels, label_of))
         hits = searched[neighbours] == labels[:, None]
@@ -186,8 +214,13 @@ def rank_in(
         further = np.flatnonzero((first == 0) & (members.count(labels) > num_own))
         if len(further):
             first[further] = chunk.rank_nearest_of(members.of(labels[further]), further)
-        ranks.first[chunk.rows], ranks.hits[chunk.rows], ranks.nearest[chunk.rows] = first, hits, neighbours[:, 0]
-    return ranks
+        yield chunk.rows, Ranks(first, hits, neighbours[:, 0])
+
+
+def whole(parts: Iterator[tuple[slice, Ranks]]) -> Ranks:
+    """The ranks of all queries, from those of some at a time."""
+    first, hits, nearest = zip(*(ranks for _, ranks in parts), strict=True)
+    return Ranks(np.concatenate(first), np.concatenate(hits), np.concatenate(nearest))
 
 
 class _Members:
@@ -296,8 +329,9 @@ def nothing(dtype: torch.dtype) -> float:
     return -1.5 * 2.0**127 if dtype == torch.float32 else torch.iinfo(dtype).min
 
 
-def _chunks(space: Space, working_bytes: int) -> Iterator[_Chunk]:
-    num_rows = min(max(1, working_bytes // (space.dtype.itemsize * space.width)), space.num_queries)
+def _chunks(space: Space, working_bytes: int, depth: int) -> Iterator[_Chunk]:
+    bytes_a_query = space.dtype.itemsize * space.width + _BYTES_A_NEIGHBOUR * depth
+    num_rows = min(max(1, working_bytes // bytes_a_query), space.num_queries)
     buffer = torch.empty((num_rows, space.width), device=space.device, dtype=space.dtype)
     for start in range(0, space.num_queries, num_rows):
         rows = slice(start, min(start + num_rows, space.num_queries))

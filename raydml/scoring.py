@@ -10,7 +10,7 @@ Groups of metrics, of which the first is what every epoch is scored by:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from raydml import metrics
 from raydml.clustering import KMeans, cluster
-from raydml.codes import binary_codes, int8_codes, rank_relevant_codes
+from raydml.codes import binary_codes, int8_codes, ranked_relevant_codes
 from raydml.embedding_geometry import class_distances, spectral_decay
 from raydml.protocols import DISTRACTOR, Search, searches
-from raydml.retrieval import Device, Ranks, nearest_neighbours, rank_relevant
+from raydml.retrieval import Device, Ranks, nearest_neighbours, ranked_relevant
 
 GROUPS = ("retrieval", "ranking", "clustering", "geometry")
 #: What is searched: the embeddings, their signs by Hamming distance, or their 8-bit integers.
@@ -90,19 +90,18 @@ def score_queries(
             "no query has another image of its class, so R-precision and MAP@R are undefined; evaluate on classes with "
             "at least two images."
         )
-    depth = max(int(num_relevant.max()), DEPTH if to_1000 else 1)
-    ranks = _rank(embeddings, search, query_labels, gallery_labels, min(depth, search.num_found), codes, device)
-    at_1000 = None
-    if to_1000:
-        at_1000 = metrics.average_precision(ranks.hits, num_relevant, min(DEPTH, search.num_found))
+    depth = min(max(int(num_relevant.max()), DEPTH if to_1000 else 1), search.num_found)
+    first, nearest = (np.zeros(len(search.queries), dtype=np.int64) for _ in range(2))
+    precision, average, at_1000 = (np.full(len(search.queries), np.nan) for _ in range(3))
+    for rows, ranks in _ranked(embeddings, search, query_labels, gallery_labels, depth, codes, device):
+        first[rows], nearest[rows], relevant = ranks.first, ranks.nearest, num_relevant[rows]
+        if relevant.any():
+            precision[rows] = metrics.precision_at_r(ranks.hits, relevant)
+            average[rows] = metrics.average_precision(ranks.hits, relevant)
+            if to_1000:
+                at_1000[rows] = metrics.average_precision(ranks.hits, relevant, min(DEPTH, search.num_found))
     return QueryScores(
-        search.queries,
-        ranks.first,
-        num_relevant,
-        metrics.precision_at_r(ranks.hits, num_relevant),
-        metrics.average_precision(ranks.hits, num_relevant),
-        at_1000,
-        gallery[ranks.nearest],
+        search.queries, first, num_relevant, precision, average, at_1000 if to_1000 else None, gallery[nearest]
     )
 
 
@@ -112,7 +111,7 @@ def _counts(gallery_labels: NDArray[np.int64], query_labels: NDArray[np.int64]) 
     return np.where(values[place] == query_labels, counts[place], 0)
 
 
-def _rank(
+def _ranked(
     embeddings: NDArray[np.float32],
     search: Search,
     query_labels: NDArray[np.int64],
@@ -120,17 +119,17 @@ def _rank(
     depth: int,
     codes: str,
     device: Device,
-) -> Ranks:
+) -> Iterator[tuple[slice, Ranks]]:
     whole = len(search.queries) == len(embeddings)
     queries = embeddings if whole else embeddings[search.queries]
     gallery = None if search.gallery is None else embeddings[search.gallery]
     labels = None if search.gallery is None else gallery_labels
     if codes == "binary":
         bits = None if gallery is None else binary_codes(gallery)
-        return rank_relevant_codes(
+        return ranked_relevant_codes(
             binary_codes(queries), bits, query_labels=query_labels, gallery_labels=labels, depth=depth, own=search.own
         )
-    return rank_relevant(
+    return ranked_relevant(
         queries,
         gallery,
         query_labels=query_labels,
@@ -217,7 +216,7 @@ def _refuse_large_k(recall_at: Sequence[int], search: Search) -> None:
     if max(recall_at) > search.num_found:
         raise ScoringError(
             f"recall_at: {max(recall_at)} neighbours, but a query has only {search.num_found} images to search: "
-            "leave the larger k out of recall_at, or evaluate on more images"
+            "leave the larger k out of recall_at (--recall-at), or evaluate on more images"
         )
 
 

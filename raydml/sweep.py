@@ -379,7 +379,8 @@ def _means(scores: list[dict[str, float]]) -> dict[str, dict[str, float | None]]
 
 
 def _ensemble(context: Context, runs: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """Metric -> mean and half-width, over the seeds, of the concatenated embeddings of all folds; {} with one fold."""
+    """Metric -> mean and half-width, over the seeds, of the concatenated embeddings of all folds; {} with one fold, no
+    interval from fewer than three seeds."""
     by_seed: dict[int, list[str]] = {}
     for run in sorted(runs, key=lambda run: run["fold"]):
         if run["value"] is not None:
@@ -397,7 +398,9 @@ def _ensemble(context: Context, runs: list[dict[str, Any]]) -> dict[str, dict[st
     for file in (file for files in whole for file in files):
         context.announce("test_read", stage="finalize", trial=None, checkpoint=file, commit=commit)
     scores = _fetch([task.remote(files, machine, reads, commit) for files in whole])
-    return _means(scores)
+    means = _means(scores)
+    # Of two seeds a t interval is 13 times as wide as their distance: it says nothing of scores between 0 and 1.
+    return means if len(scores) > 2 else {name: {**row, "half_width": None} for name, row in means.items()}
 
 
 def _embeddings_file(context: Context, key: str) -> Path:

@@ -143,6 +143,7 @@ def test_intervals_are_those_of_floats_whatever_stands_first(folder):
         (("backbone:convnet:none", "--data", "images", "--recall-at", "12"), "only 11 images to search"),
         (("backbone:convnet:none", "--data", "images", "--save-embeddings", "x.bin"), r"name it *.npz"),
         (("some", "--distractors", "images"), "goes with --data"),
+        (("some", "--save-embeddings", "images/red/0.png/x.npz"), "Cure: a file that can be written"),
         (("nothing.npz",), "holds no embeddings"),
         (("nothing.npz", "--data", "images"), "--data: without effect on embeddings that were kept"),
         (("nothing.npz", "--save-embeddings", "x.npz"), "--save-embeddings: without effect"),

@@ -452,11 +452,11 @@ def test_small_blocks_of_pairs_find_the_same(monkeypatch):
 @pytest.mark.parametrize("num_rows", [500, 1_000, 2_000])
 def test_the_scores_at_a_time_follow_working_bytes_and_not_the_square(num_rows):
     points = retrieval._Points(cloud(num_rows, 8, 0), None, torch.device("cpu"))
-    chunks = [(chunk.rows, chunk.scores.nbytes) for chunk in retrieval._chunks(points, 100_000)]
+    chunks = [(chunk.rows, chunk.scores.nbytes) for chunk in retrieval._chunks(points, 100_000, 1)]
     assert max(num_bytes for _, num_bytes in chunks) <= 100_000
     assert sum(num_bytes for _, num_bytes in chunks) == 4 * num_rows * retrieval.padded_width(num_rows)
     # One query is always allowed through, whatever its size.
-    assert len(list(retrieval._chunks(points, 1))) == num_rows
+    assert len(list(retrieval._chunks(points, 1, 1))) == num_rows
 
 
 MEMORY = """

@@ -86,6 +86,10 @@ def test_confirmation_is_a_t_interval_over_folds_and_seeds(finished):
     assert row["half_width"] == pytest.approx((high - low) / 2)
 
 
+def confirmed_runs(finished):
+    return read_json(finished / "confirmed.json")[0]["runs"]
+
+
 def test_the_test_classes_are_read_once_for_each_confirmed_run_and_each_read_is_recorded(finished):
     (row,) = read_json(finished / "final.json")
     assert sorted(row["runs"]) == [f"confirm-00{i}" for i in range(4)]
@@ -93,7 +97,8 @@ def test_the_test_classes_are_read_once_for_each_confirmed_run_and_each_read_is_
     of_images = [read for read in reads if read["purpose"] == "finalize"]
     assert sorted(read["checkpoint"].split("/")[-2] for read in of_images) == sorted(row["runs"])
     again = [read["checkpoint"].split("/")[-1] for read in reads if read not in of_images]
-    assert sorted(again) == ["confirm-000.npz", "confirm-001.npz"], "the ensemble of each seed"
+    winner = max(confirmed_runs(finished), key=lambda run: run["value"])["trial"]
+    assert sorted(again) == sorted([*(f"confirm-00{i}.npz" for i in range(4)), f"{winner}.npz"]), "ensembles, pictures"
     for name, interval in row["metrics"].items():
         assert interval["mean"] == pytest.approx(sum(run["test"][name] for run in row["runs"].values()) / 4)
         if name not in ("density", "rho"):
@@ -106,7 +111,7 @@ def test_the_test_classes_are_read_once_for_each_confirmed_run_and_each_read_is_
     confirmed = {run["trial"]: run["value"] for run in read_json(finished / "confirmed.json")[0]["runs"]}
     assert {key: run["val"]["map_at_r"] for key, run in row["runs"].items()} == confirmed
     noted = [event for event in events.read(events_path(finished)) if event["event"] == "test_read"]
-    assert len(noted) == 6
+    assert len(noted) == 9
 
 
 def test_the_ensemble_is_the_folds_embeddings_side_by_side(finished):
@@ -121,8 +126,7 @@ def test_the_ensemble_is_the_folds_embeddings_side_by_side(finished):
         labels = parts[0]["labels"]
         values.append((labels[distances.argmin(axis=1)] == labels).mean())
     assert row["ensemble"]["recall_at_1"]["mean"] == pytest.approx(np.mean(values), abs=2e-3)
-    low, high = stats.t.interval(0.95, df=1, loc=np.mean(values), scale=stats.sem(values))
-    assert row["ensemble"]["recall_at_1"]["half_width"] == pytest.approx((high - low) / 2, abs=0.03)
+    assert {score["half_width"] for score in row["ensemble"].values()} == {None}, "two seeds allow no interval"
 
 
 def test_asking_again_for_a_finished_study_does_nothing(finished):
