@@ -209,10 +209,11 @@ def test_whoever_loads_a_model_chooses_its_device(exported: Path) -> None:
 @pytest.fixture(scope="module")
 def registered(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The address of a store that holds the model as models:/digits/1."""
-    uri = default_uri(tmp_path_factory.mktemp("store"))
+    storage = tmp_path_factory.mktemp("store")
+    uri = default_uri(storage)
     preflight(uri)
     client = connect(uri)
-    run = client.create_run(client.create_experiment("serving"))
+    run = client.create_run(client.create_experiment("serving", artifact_location=(storage / "artifacts").as_uri()))
     log_exported_model(client, run.info.run_id, {"name": "digits", "folder": str(exported), "checkpoint": "/c"})
     return uri
 

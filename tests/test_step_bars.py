@@ -45,7 +45,7 @@ def told():
 
 def test_searching_tells_each_chunk(told):
     rows = np.random.default_rng(0).standard_normal((100, 4)).astype(np.float32)
-    nearest_neighbours(rows, k=1, working_bytes=4 * 128 * 40)  # 40 queries against 128 columns at a time
+    nearest_neighbours(rows, k=1, working_bytes=(4 * 128 + 64) * 40)  # 40 queries against 128 columns at a time
     assert told == [Step("searching", done, 100, "queries") for done in (40, 80, 100)]
 
 
