@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from raydml.cli_arguments import STORAGE, CommandError, Storage, TrackingUri, echo, new_console, program
-from raydml.cli_models import Located, Model, device_of, locate
+from raydml.cli_models import Located, Model, deliver, locate
 
 if TYPE_CHECKING:
     from raydml.export import EmbeddingModel
@@ -79,6 +79,7 @@ def index(
     OUT holds the faiss index, the names and the model: 2 kB an image at 512 dimensions, 123 MB for 60,000."""
     refuse_used(out)
     from raydml.config import Machine
+    from raydml.evaluate import device_of
     from raydml.gallery import embed_images, image_names, write_gallery
 
     names = image_names(folder)
@@ -181,21 +182,14 @@ def log_gallery(study: Path, out: Path) -> None:
     """Store a gallery with the study's own run in MLflow, or say that it comes later."""
     from raydml import events
     from raydml.study import read_study
-    from raydml.tracking import TrackingError, sync
 
-    specification = read_study(study)
     where = f"galleries/{out.resolve().name}"
     event: dict[str, Any] = {"time": time.time(), "event": "artifact", "trial": None}
     events.append(study / "events.jsonl", {**event, "path": str(out.resolve()), "artifact_path": where})
-    try:
-        delivered = sync(study / "events.jsonl", specification["tracking_uri"], specification["name"], DELIVERY_S)
-        reason = "" if delivered else "it does not answer"
-    except TrackingError as error:
-        reason = str(error)
-    if reason:
+    if reason := deliver(study, DELIVERY_S):
         typer.echo(f"note: MLflow gets the index later, with the study's next events: {reason}", err=True)
     else:
-        typer.echo(f"in MLflow, with the run of study {specification['name']!r}: {where}")
+        typer.echo(f"in MLflow, with the run of study {read_study(study)['name']!r}: {where}")
 
 
 def fetched(out: str, storage: Path, tracking_uri: str | None, stack: ExitStack) -> Path:

@@ -59,6 +59,7 @@ def trial(
     if save is not None and save.exists() and any(save.iterdir() if save.is_dir() else [save]):
         raise CommandError(f"--save {save} exists and is not empty. Cure: name a new folder")
     from raydml.config import fingerprint
+    from raydml.evaluate import device_of
     from raydml.train import Trainer
 
     trainer = Trainer(settings, machine, device=device_of(machine))
@@ -144,14 +145,6 @@ def with_data_root(machine: Machine, data_root: Path | None) -> Machine:
     return machine if data_root is None else machine.model_copy(update={"data_root": data_root.resolve()})
 
 
-def device_of(machine: Machine) -> str:
-    if machine.device != "auto":
-        return machine.device
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 # --- finding models ---------------------------------------------------------------------------------------------------
 
 
@@ -234,18 +227,22 @@ def as_checkpoint(exported: Path, scratch: Path) -> Path:
     return checkpoint.save(scratch, state={}, model_card=model.card, best_weights=model.network.state_dict())
 
 
-def deliver_test_read(study: Path) -> None:
-    """Tell MLflow of the read as well, unless somebody else is telling it things about this study now."""
+def deliver(study: Path, patience_s: float) -> str:
+    """Tell MLflow what it does not know of a study yet; the reason why it could not be told, empty if it was."""
     from raydml.study import read_study
     from raydml.tracking import TrackingError, sync
 
     specification = read_study(study)
     try:
-        delivered = sync(study / "events.jsonl", specification["tracking_uri"], specification["name"], DELIVERY_S)
-        reason = "" if delivered else "it does not answer"
+        delivered = sync(study / "events.jsonl", specification["tracking_uri"], specification["name"], patience_s)
     except TrackingError as error:
-        reason = str(error)
-    if reason:
+        return str(error)
+    return "" if delivered else "it does not answer"
+
+
+def deliver_test_read(study: Path) -> None:
+    """Tell MLflow of the read as well, unless somebody else is telling it things about this study now."""
+    if reason := deliver(study, DELIVERY_S):
         typer.echo(f"note: the read is recorded in the study, MLflow hears of it later: {reason}", err=True)
 
 

@@ -29,6 +29,7 @@ from raydml.preprocessing import Preprocessing
 from raydml.problems import ConfigError
 from raydml.randomness import seed_for
 from raydml.train import Trainer
+from tests.slow_ranking import slow_recall_and_map
 
 PLAIN = Preprocessing(resize_px=6, crop_px=4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
@@ -141,20 +142,6 @@ def digits_of(classes):
     chosen = np.isin(digits.target, classes)
     grey = np.round(digits.images[chosen] * (255 / 16)) / 127.5 - 1
     return torch.from_numpy(np.repeat(grey[:, None], 3, axis=1)).float(), digits.target[chosen]
-
-
-def slow_recall_and_map(embeddings, labels):
-    distance = torch.cdist(embeddings.double(), embeddings.double())
-    distance.fill_diagonal_(torch.inf)
-    labels = torch.from_numpy(labels)
-    recalls, averages = [], []
-    for query in range(len(labels)):
-        right = (labels[distance[query].argsort(stable=True)] == labels[query])[:-1]
-        relevant = int(right.sum())
-        hits = right[:relevant].double()
-        averages.append(float((hits.cumsum(0) / torch.arange(1, relevant + 1) * hits).sum() / relevant))
-        recalls.append(float(right[0]))
-    return np.mean(recalls), np.mean(averages)
 
 
 @pytest.fixture(scope="module")

@@ -13,22 +13,9 @@ from raydml import scoring
 from raydml.protocols import Search, searches
 from raydml.retrieval import RetrievalError
 from raydml.scoring import GROUPS, ScoringError, is_collapsed, query_values, score, score_by_all, score_queries
+from tests.slow_ranking import slow_recall_and_map
 
 GOLDEN = Path(__file__).parent / "golden"
-
-
-def slow_recall_and_map(embeddings, labels):
-    distance = torch.cdist(embeddings.double(), embeddings.double())
-    distance.fill_diagonal_(torch.inf)
-    labels = torch.from_numpy(labels)
-    recalls, averages = [], []
-    for query in range(len(labels)):
-        right = (labels[distance[query].argsort(stable=True)] == labels[query])[:-1]
-        relevant = int(right.sum())
-        hits = right[:relevant].double()
-        averages.append(float((hits.cumsum(0) / torch.arange(1, relevant + 1) * hits).sum() / relevant))
-        recalls.append(float(right[0]))
-    return np.mean(recalls), np.mean(averages)
 
 
 def test_score_by_hand():
