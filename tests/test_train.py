@@ -526,6 +526,20 @@ def test_a_folder_of_images_trains_from_its_cache(tmp_path):
     assert torch.get_num_threads() == 1
 
 
+def forbid_waiting(trainer):
+    """From now on a step of this trainer that waits for its GPU raises RuntimeError."""
+    step = trainer._step
+
+    def watched(images, plan, position):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return step(images, plan, position)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    trainer._step = watched
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("family", FAMILIES)
@@ -535,19 +549,23 @@ def test_on_a_gpu_no_step_waits_for_the_device_and_the_numbers_are_close(family,
     trainer = Trainer(trial_of(FAMILIES[family], **changes), parse_machine({}), device="cuda:0")
     epochs = trainer.epochs()
     first = next(epochs)
-    step = trainer._step
-
-    def watched(images, indices):
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            return step(images, indices)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-
-    trainer._step = watched
+    forbid_waiting(trainer)
     assert next(epochs)["ended"] == "finished"
     on_cpu = next(trainer_of(FAMILIES[family], **changes).epochs())
     assert first["train_loss"] == pytest.approx(on_cpu["train_loss"], rel=0.05)
+
+
+def test_the_steps_that_must_not_wait_for_a_gpu_are_those_of_the_trainer(monkeypatch):
+    modes = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    trainer = trainer_of(epochs=2)
+    epochs = trainer.epochs()
+    next(epochs)
+    forbid_waiting(trainer)
+    second = next(epochs)
+    assert modes == ["error", "default"] * BALANCED["batches_per_epoch"]
+    _, unwatched = trainer_of(epochs=2).epochs()
+    assert without_times([second]) == without_times([unwatched])
 
 
 def test_the_trainer_needs_little_more_than_torch():
