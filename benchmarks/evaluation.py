@@ -6,10 +6,10 @@
 
 The floor is the product of all queries with all images alone, chunk by chunk into one buffer; nothing that looks at
 every distance is faster. "x floor" is how many of it a row takes, "/ float" the time of a kind of codes by that of
-floats. Ours is `scoring.score`: Recall@1, 10, 100 and 1000, R-precision and MAP@R in one go, exact, with ties by index.
-The others only search: 1,001 neighbours, which is what Recall@1000 asks of them. The rows are unit vectors, a class's
-centre and noise around it ("R@1" says how hard that is); "noise" has no classes and is the worst case, as nearly all
-relevant images lie behind all others.
+floats. Ours is `scoring.score_by_all`: Recall@1, 10, 100 and 1000, R-precision and MAP@R in one go, exact, with ties by
+index. The others only search: 1,001 neighbours, which is what Recall@1000 asks of them. The rows are unit vectors, a
+class's centre and noise around it ("R@1" says how hard that is); "noise" has no classes and is the worst case, as
+nearly all relevant images lie behind all others.
 
 All take turns and the fastest turn counts; slow ones have one. The floor and the searches of others are timed on a
 share of the queries and told for all of them: each query costs them the same. k-means' floor is the product of images
@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raydml.codes import binary_codes
-from raydml.scoring import score
+from raydml.scoring import score_by_all
 
 RECALL_AT = (1, 10, 100, 1000)
 CHUNK_BYTES = 256 * 2**20
@@ -126,8 +126,17 @@ def by_accuracy_calculator(rows: Rows, device: str) -> float:
 
 
 def by_us(rows: Rows, device: str, groups: tuple[str, ...] = ("retrieval",), codes: str = "float") -> float | None:
-    found = score(rows.embeddings, rows.labels, recall_at=RECALL_AT, groups=groups, codes=codes, device=device)
-    return found.get("recall_at_1")
+    found = score_by_all(
+        rows.embeddings,
+        rows.labels,
+        None,
+        ("leave_one_out",),
+        recall_at=RECALL_AT,
+        groups=groups,
+        codes=(codes,),
+        device=device,
+    )
+    return found.metrics.get("recall_at_1" if codes == "float" else f"{codes}_recall_at_1")
 
 
 def cases_of(arguments: argparse.Namespace) -> list[Case]:

@@ -58,7 +58,7 @@ def ranked_relevant_codes(
 
     queries (N, bytes), gallery (M, bytes) or None for leave-one-out; the rest as there.
 
-    Raises RetrievalError: other arrays than `binary_codes` gives, and as `rank_relevant`.
+    Raises RetrievalError: other arrays than `binary_codes` gives, and as `ranked_relevant`.
     """
     space = _Bits(queries, gallery, own)
     available = space.num_rows - (space.own is not None)

@@ -1,16 +1,14 @@
-"""Metrics on integer arrays: ranked neighbours, or images and their clusters, in, one number (or one a query) out.
+"""Metrics on plain arrays: ranked neighbours in, one number a query out; images and their clusters in, one number out.
 
-Nothing here knows distances, embeddings or faiss. A ranked list is a row of class labels, or of hits (is the neighbour
-relevant), nearest first, from which the query itself has already been removed by index. All results are fractions in
-[0, 1], and every mean over queries is the plain one (not over classes).
+Nothing here knows distances, embeddings or faiss. A ranked list is a row of hits (is the neighbour relevant), nearest
+first, from which the query itself has already been removed by index. All results but AMI are fractions in [0, 1].
 
-Numbers of one query each (recall, precision_at_r ...) are what intervals over queries and tables of classes are
-made of; a query without a relevant image has no average precision there (NaN).
+The plain mean over queries (not over classes) is what is reported; intervals over queries and tables of classes are
+made of the same numbers. A query without a relevant image has no precision (NaN) and is left out of that mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -23,73 +21,12 @@ class MetricError(ValueError):
     """The arrays given to a metric do not fit together, or hold no query the metric is defined for."""
 
 
-def recall_at_k(neighbour_labels: Integers, query_labels: Integers, ks: Sequence[int]) -> dict[int, float]:
-    """Share of queries with at least one neighbour of their own class among the first k, for each k.
-
-    Args:
-        neighbour_labels: (N, K) labels of the neighbours, nearest first, without the query itself.
-        query_labels: (N,) labels of the queries.
-        ks: ranks to report, each in 1..K.
-
-    The mean is over all N queries: the only image of its class can never be a hit and counts as a miss.
-
-    Source: Jegou et al. 2011 (Recall@k of retrieval); Oh Song et al. 2016, section 6, for this "any hit" form.
-
-    Raises:
-        MetricError: wrong shapes or dtypes, no query, or a k outside 1..K.
-    """
-    hits = _hits(neighbour_labels, query_labels)
-    for k in ks:
-        if not 1 <= k <= hits.shape[1]:
-            raise MetricError(
-                f"recall_at: k = {k} is outside 1..{hits.shape[1]}, the number of neighbours given for each query."
-            )
-    # A query whose class never shows up gets rank K, which no k reaches.
-    first_hit = np.where(hits.any(axis=1), hits.argmax(axis=1), hits.shape[1])
-    return {int(k): float(np.mean(first_hit < k)) for k in ks}
-
-
-def r_precision(neighbour_labels: Integers, query_labels: Integers, num_relevant: Integers) -> float:
-    """Mean share of own-class images among a query's R nearest, R being the number of relevant images.
-
-    Args:
-        neighbour_labels: (N, K) labels of the neighbours, nearest first, without the query itself; K >= max R.
-        query_labels: (N,) labels of the queries.
-        num_relevant: (N,) R of each query: how many images of its class it could find (itself not counted).
-
-    Queries with R = 0 have no R-precision and are left out of the mean.
-
-    Source: Musgrave, Belongie, Lim 2020, "A Metric Learning Reality Check", section 3.1.
-
-    Raises:
-        MetricError: wrong shapes or dtypes, K < max R, or no query with R > 0.
-    """
-    hits = _hits(neighbour_labels, query_labels)
-    return _mean_of_defined(precision_at_r(hits, num_relevant))
-
-
-def map_at_r(neighbour_labels: Integers, query_labels: Integers, num_relevant: Integers) -> float:
-    """Mean average precision at R: (1/R) * sum over i <= R of precision(i) where the i-th neighbour is right.
-
-    Args:
-        neighbour_labels: (N, K) labels of the neighbours, nearest first, without the query itself; K >= max R.
-        query_labels: (N,) labels of the queries.
-        num_relevant: (N,) R of each query: how many images of its class it could find (itself not counted).
-
-    Queries with R = 0 are left out of the mean. 1.0 means that every query has its whole class in front.
-
-    Source: Musgrave, Belongie, Lim 2020, "A Metric Learning Reality Check", section 3.1. The mAP_c of Roth et al.
-    2020 divides by R + 1 instead and is therefore not comparable.
-
-    Raises:
-        MetricError: wrong shapes or dtypes, K < max R, or no query with R > 0.
-    """
-    hits = _hits(neighbour_labels, query_labels)
-    return _mean_of_defined(average_precision(hits, num_relevant))
-
-
 def recall(first: Integers, k: int) -> NDArray[np.bool_]:
-    """(N,) whether the nearest relevant neighbour, at rank first (N,) from 1, 0 for none, is among the first k."""
+    """(N,) whether the nearest relevant neighbour, at rank first (N,) from 1, 0 for none, is among the first k.
+
+    Its mean is Recall@k, over all queries: the only image of its class is a miss. Source: Jegou et al. 2011 (Recall@k
+    of retrieval); Oh Song et al. 2016, section 6, for this "any hit" form.
+    """
     return (first >= 1) & (first <= k)
 
 
@@ -102,9 +39,13 @@ def reciprocal_rank(first: Integers) -> NDArray[np.float64]:
 
 
 def precision_at_r(hits: NDArray[np.bool_], num_relevant: Integers) -> NDArray[np.float64]:
-    """(N,) R-precision of each query, see `r_precision`; NaN where R = 0.
+    """(N,) R-precision of each query: share of relevant images among its R nearest; NaN where R = 0.
 
-    hits: (N, K) is the i-th neighbour relevant, K >= max R. num_relevant: (N,) R. Raises MetricError.
+    hits: (N, K) is the i-th neighbour relevant, nearest first, K >= max R. num_relevant: (N,) R, how many relevant
+    images the query could find, itself not counted. Source: Musgrave, Belongie, Lim 2020, "A Metric Learning Reality
+    Check", section 3.1.
+
+    Raises MetricError: K below max R; no query with R > 0.
     """
     within = _within_r(hits, num_relevant)
     return _divided(within.sum(axis=1), num_relevant)
@@ -115,6 +56,9 @@ def average_precision(hits: NDArray[np.bool_], num_relevant: Integers, depth: in
 
     hits: (N, K) is the i-th neighbour relevant, nearest first. num_relevant: (N,) R; where it is 0 the result is NaN.
     depth: how far down the list hits count; None: R of each query, and the mean of the result is MAP@R.
+
+    MAP@R is 1 where every query has its whole class in front. Source: Musgrave, Belongie, Lim 2020, section 3.1. The
+    mAP_c of Roth et al. 2020 divides by R + 1 instead and is therefore not comparable.
 
     With a fixed depth the mean is mAP@depth, which is another metric: mAP@1000 counts hits far behind rank R and does
     not reach 1 sooner than MAP@R, but is never near 0 where Recall@1000 is high. It divides by min(R, depth), as the
@@ -249,23 +193,6 @@ def _check_partitions(labels: Integers, clusters: Integers) -> None:
         raise MetricError("labels and clusters are empty: there is nothing to compare.")
 
 
-def _hits(neighbour_labels: Integers, query_labels: Integers) -> NDArray[np.bool_]:
-    """(N, K) truth table: is the neighbour of the query's class."""
-    for name, array, num_dims in (("neighbour_labels", neighbour_labels, 2), ("query_labels", query_labels, 1)):
-        if array.ndim != num_dims or not np.issubdtype(array.dtype, np.integer):
-            raise MetricError(
-                f"{name}: expected an integer array with {num_dims} dimension(s), got {array.dtype} {array.shape}."
-            )
-    if len(neighbour_labels) != len(query_labels):
-        raise MetricError(
-            f"neighbour_labels has {len(neighbour_labels)} rows for {len(query_labels)} query_labels; "
-            "they must be equal."
-        )
-    if neighbour_labels.size == 0:
-        raise MetricError(f"neighbour_labels is empty, shape {neighbour_labels.shape}: there is nothing to rank.")
-    return neighbour_labels == query_labels[:, None]
-
-
 def _within_r(hits: NDArray[np.bool_], num_relevant: Integers) -> NDArray[np.bool_]:
     """(N, max R) hits with everything behind rank R of each query struck out."""
     _check_relevant(hits, num_relevant)
@@ -291,7 +218,3 @@ def _check_relevant(hits: NDArray[np.bool_], num_relevant: Integers) -> None:
 
 def _divided(totals: NDArray[np.number], divisors: Integers) -> NDArray[np.float64]:
     return np.divide(totals, divisors, out=np.full(len(totals), np.nan), where=divisors > 0)
-
-
-def _mean_of_defined(values: NDArray[np.float64]) -> float:
-    return float(np.mean(values[~np.isnan(values)]))

@@ -102,45 +102,6 @@ def nearest_neighbours(
     return indices, distances
 
 
-def rank_relevant(
-    queries: Floats,
-    gallery: Floats | None = None,
-    *,
-    query_labels: Integers,
-    gallery_labels: Integers | None = None,
-    depth: int,
-    own: Integers | None = None,
-    device: Device = "cpu",
-    working_bytes: int = _WORKING_BYTES,
-) -> Ranks:
-    """The relevance of each query's `depth` nearest rows, and the rank of its nearest relevant one, however far.
-
-    hits take N x K bytes: see `ranked_relevant` where classes are large.
-
-    Args:
-        queries, gallery, device, working_bytes: as in `nearest_neighbours`.
-        query_labels: (N,) and gallery_labels (M,), None in leave-one-out: rows of a query's label are relevant.
-        depth: K, at most the rows that a query can find.
-        own: (N,) the row of the gallery that each query is itself, and therefore cannot find; None: none (in
-            leave-one-out each its own).
-
-    Raises:
-        RetrievalError: as `nearest_neighbours`; labels that are not one for each row.
-    """
-    return whole(
-        ranked_relevant(
-            queries,
-            gallery,
-            query_labels=query_labels,
-            gallery_labels=gallery_labels,
-            depth=depth,
-            own=own,
-            device=device,
-            working_bytes=working_bytes,
-        )
-    )
-
-
 def ranked_relevant(
     queries: Floats,
     gallery: Floats | None = None,
@@ -152,9 +113,19 @@ def ranked_relevant(
     device: Device = "cpu",
     working_bytes: int = _WORKING_BYTES,
 ) -> Iterator[tuple[slice, Ranks]]:
-    """`rank_relevant`, some queries at a time, with which they are.
+    """The relevance of each query's `depth` nearest rows, and the rank of its nearest relevant one, however far.
 
-    Where classes are large, the hits of all queries together would fill the memory.
+    Some queries at a time, with which they are: where classes are large, the hits of all would fill the memory.
+
+    Args:
+        queries, gallery, device, working_bytes: as in `nearest_neighbours`.
+        query_labels: (N,) and gallery_labels (M,), None in leave-one-out: rows of a query's label are relevant.
+        depth: K, at most the rows that a query can find.
+        own: (N,) the row of the gallery that each query is itself, and therefore cannot find; None: none (in
+            leave-one-out each its own).
+
+    Raises:
+        RetrievalError: as `nearest_neighbours`; labels that are not one for each row.
     """
     _check(queries, gallery, depth, own)
     space = _Points(queries, gallery, torch.device(device), own)
@@ -190,7 +161,7 @@ class Space(Protocol):
 def rank_in(
     space: Space, query_labels: Integers, gallery_labels: Integers | None, depth: int, working_bytes: int
 ) -> Iterator[tuple[slice, Ranks]]:
-    """`rank_relevant` in any space."""
+    """`ranked_relevant` in any space."""
     searched = query_labels if gallery_labels is None else gallery_labels
     if len(query_labels) != space.num_queries or len(searched) != space.num_rows:
         raise RetrievalError(
@@ -215,12 +186,6 @@ def rank_in(
         if len(further):
             first[further] = chunk.rank_nearest_of(members.of(labels[further]), further)
         yield chunk.rows, Ranks(first, hits, neighbours[:, 0])
-
-
-def whole(parts: Iterator[tuple[slice, Ranks]]) -> Ranks:
-    """The ranks of all queries, from those of some at a time."""
-    first, hits, nearest = zip(*(ranks for _, ranks in parts), strict=True)
-    return Ranks(np.concatenate(first), np.concatenate(hits), np.concatenate(nearest))
 
 
 class _Members:

@@ -140,39 +140,6 @@ def _ranked(
     )
 
 
-def score(
-    embeddings: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    *,
-    recall_at: Sequence[int] = (1, 2, 4, 8),
-    protocol: str = "leave_one_out",
-    roles: Sequence[str] | None = None,
-    codes: str = "float",
-    groups: Sequence[str] = ("retrieval",),
-    device: Device = "cpu",
-) -> dict[str, float]:
-    """Retrieval by Euclidean distance, every query against its gallery.
-
-    Args:
-        embeddings: (N, D) float32, as the network gives them.
-        labels: (N,) int64; images of one class are the ones to be found.
-        recall_at: the k of Recall@k.
-        protocol: who searches whom, see protocols.py; roles: "query" | "gallery" | "distractor" of each image.
-        codes: "float", "binary" (signs, by Hamming distance) or "int8".
-        groups: which metrics, of GROUPS. Those of clustering and geometry know no protocol and leave distractors out.
-        device: where distances are computed, and k-means.
-
-    Returns:
-        the metrics by name, fractions in [0, 1] but for those of geometry; means over queries, and over the repetitions
-        of a protocol that draws its gallery.
-
-    Raises ScoringError for a k beyond the images to be found or names that do not exist, ProtocolError for images the
-    protocol does not fit, RetrievalError for NaN, MetricError where no query has an image to find. Uses as many threads
-    as torch does.
-    """
-    return _scored(embeddings, labels, recall_at, protocol, roles, codes, groups, device).metrics
-
-
 class Scored(NamedTuple):
     """metrics by name; queries: of the search that they come from, None where there was none, or several."""
 
@@ -259,12 +226,28 @@ def score_by_all(
     groups: Sequence[str] = ("retrieval",),
     device: Device = "cpu",
 ) -> Scored:
-    """``score`` by the first protocol, and by the others with their names as prefixes.
+    """Retrieval by Euclidean distance, every query against its gallery: by each protocol and each kind of codes.
 
-    codes: floats have no prefix, the others theirs (`binary_recall_at_1`, `one_gallery_image_int8_map_at_r`). Source of
-    the signs: Zhai and Wu, BMVC 2019, whose release then returns the larger of the two Recall@1; here each is a number
-    of its own. What knows no protocol is in the names of the first. The queries are those of the first protocol and
-    of the codes that `told_of` names.
+    Args:
+        embeddings: (N, D) float32, as the network gives them.
+        labels: (N,) int64; images of one class are the ones to be found.
+        roles: "query" | "gallery" | "distractor" of each image.
+        protocols: who searches whom, see protocols.py.
+        recall_at: the k of Recall@k.
+        codes: "float", "binary" (signs, by Hamming distance) or "int8".
+        groups: which metrics, of GROUPS. Those of clustering and geometry know no protocol and leave distractors out.
+        device: where distances are computed, and k-means.
+
+    The metrics are fractions in [0, 1] but for those of geometry; means over queries, and over the repetitions of a
+    protocol that draws its gallery. The first protocol has no prefix, the others their names; floats have none, the
+    other codes theirs (`binary_recall_at_1`, `one_gallery_image_int8_map_at_r`). Source of the signs: Zhai and Wu, BMVC
+    2019, whose release then returns the larger of the two Recall@1; here each is a number of its own. What knows no
+    protocol is in the names of the first. The queries are those of the first protocol and of the codes that `told_of`
+    names.
+
+    Raises ScoringError for a k beyond the images to be found or names that do not exist, ProtocolError for images the
+    protocol does not fit, RetrievalError for NaN, MetricError where no query has an image to find. Uses as many threads
+    as torch does.
     """
     named: dict[str, float] = {}
     queries = None

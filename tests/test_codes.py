@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 
 from raydml import codes
 from raydml.codes import binary_codes, int8_codes, ranked_relevant_codes
-from raydml.retrieval import RetrievalError, whole
+from raydml.retrieval import RetrievalError
+from tests.joined_ranks import joined
 
 GOLDEN = Path(__file__).parent / "golden"
 
 
 def rank_relevant_codes(*arguments, **settings):
-    return whole(ranked_relevant_codes(*arguments, **settings))
+    return joined(ranked_relevant_codes(*arguments, **settings))
 
 
 def test_a_bit_is_whether_a_coordinate_is_above_zero():

@@ -14,59 +14,36 @@ from raydml.metrics import (
     MetricError,
     ami,
     average_precision,
-    map_at_r,
     nmi,
     pair_f1,
     precision_at_r,
-    r_precision,
     recall,
-    recall_at_k,
     reciprocal_rank,
 )
-from raydml.retrieval import nearest_neighbours, rank_relevant
+from tests.joined_ranks import rank_relevant
 
 GOLDEN = Path(__file__).parent / "golden"
-
-
-def labels_of(*rows):
-    return np.array(rows, dtype=np.int64)
 
 
 # Three queries of classes 0, 0, 1; R = 3, 2, 1.
 #   query 0: right wrong right wrong  -> R-precision 2/3, AP@3 = (1/1 + 2/3) / 3 = 5/9
 #   query 1: wrong right right wrong  -> R-precision 1/2, AP@2 = (1/2) / 2 = 1/4
 #   query 2: wrong wrong wrong right  -> 0, 0
-RANKED = labels_of([0, 1, 0, 1], [1, 0, 0, 1], [0, 0, 0, 1])
-QUERIES = np.array([0, 0, 1])
+HITS = np.array([[1, 0, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]], dtype=bool)
 RELEVANT = np.array([3, 2, 1])
 
 
-def test_values_by_hand():
-    assert recall_at_k(RANKED, QUERIES, (1, 2, 3, 4)) == {1: 1 / 3, 2: 2 / 3, 3: 2 / 3, 4: 1.0}
-    assert r_precision(RANKED, QUERIES, RELEVANT) == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
-    assert map_at_r(RANKED, QUERIES, RELEVANT) == pytest.approx((5 / 9 + 1 / 4 + 0) / 3)
-
-
 def test_what_lies_behind_rank_r_does_not_count():
-    changed = RANKED.copy()
-    changed[0, 3], changed[1, 2:], changed[2, 1:] = 0, [1, 0], 1
-    assert r_precision(changed, QUERIES, RELEVANT) == r_precision(RANKED, QUERIES, RELEVANT)
-    assert map_at_r(changed, QUERIES, RELEVANT) == map_at_r(RANKED, QUERIES, RELEVANT)
+    changed = HITS.copy()
+    changed[0, 3], changed[1, 2:], changed[2, 1:] = True, [False, True], [True, True, True]
+    assert precision_at_r(changed, RELEVANT).tolist() == pytest.approx([2 / 3, 1 / 2, 0])
+    assert average_precision(changed, RELEVANT).tolist() == pytest.approx([5 / 9, 1 / 4, 0])
 
 
 def test_order_counts_for_map_and_not_for_r_precision():
-    first, last = labels_of([0, 1, 1, 1]), labels_of([1, 1, 1, 0])
-    query, relevant = np.array([0]), np.array([4])
-    assert r_precision(first, query, relevant) == r_precision(last, query, relevant) == 0.25
-    assert map_at_r(first, query, relevant) == 0.25
-    assert map_at_r(last, query, relevant) == 0.0625
-
-
-def test_a_query_without_relatives_misses_in_recall_and_is_left_out_elsewhere():
-    ranked, queries, relevant = labels_of([0], [0], [0]), np.array([0, 0, 7]), np.array([1, 1, 0])
-    assert recall_at_k(ranked, queries, [1]) == {1: pytest.approx(2 / 3)}
-    assert r_precision(ranked, queries, relevant) == 1.0
-    assert map_at_r(ranked, queries, relevant) == 1.0
+    hits, relevant = np.array([[1, 0, 0, 0], [0, 0, 0, 1]], dtype=bool), np.array([4, 4])
+    assert precision_at_r(hits, relevant).tolist() == [0.25, 0.25]
+    assert average_precision(hits, relevant).tolist() == [0.25, 0.0625]
 
 
 def slow_metrics(embeddings, labels, ks):
@@ -92,14 +69,12 @@ def slow_metrics(embeddings, labels, ks):
 
 
 def ours(embeddings, labels, ks):
-    counts = np.bincount(labels)
-    relevant = counts[labels] - 1
-    indices, _ = nearest_neighbours(embeddings, k=int(max(*ks, relevant.max())))
-    ranked = labels[indices]
+    relevant = np.bincount(labels)[labels] - 1
+    ranks = rank_relevant(embeddings, query_labels=labels, depth=int(relevant.max()))
     return (
-        recall_at_k(ranked, labels, ks),
-        r_precision(ranked, labels, relevant),
-        map_at_r(ranked, labels, relevant),
+        {k: recall(ranks.first, k).mean() for k in ks},
+        np.nanmean(precision_at_r(ranks.hits, relevant)),
+        np.nanmean(average_precision(ranks.hits, relevant)),
     )
 
 
@@ -124,9 +99,6 @@ def test_a_slow_loop_agrees(seed):
 
 
 # --- of each query ---------------------------------------------------------------------------------------------------
-
-
-HITS = np.equal(RANKED, QUERIES[:, None])
 
 
 def test_values_of_each_query_by_hand():
@@ -261,11 +233,15 @@ def golden(name):
 
 
 def recalls_of(queries, query_labels, ks, gallery=None, gallery_labels=None):
-    queries = queries.astype(np.float32)
     gallery = None if gallery is None else gallery.astype(np.float32)
-    gallery_labels = query_labels if gallery_labels is None else gallery_labels
-    indices, _ = nearest_neighbours(queries, gallery, k=max(ks))
-    return list(recall_at_k(gallery_labels[indices], query_labels, ks).values())
+    ranks = rank_relevant(
+        queries.astype(np.float32),
+        gallery,
+        query_labels=query_labels,
+        gallery_labels=gallery_labels,
+        depth=1,
+    )
+    return [recall(ranks.first, k).mean() for k in ks]
 
 
 def test_golden_divide_and_conquer():
@@ -317,9 +293,10 @@ def test_golden_classification_recall_of_given_tables(case):
     table, query_labels = arrays[f"{case}__results"], arrays[f"{case}__query_labels"]
     if facts["self_retrieval"]:
         table = np.array([[other for other in row if other != own] for own, row in enumerate(table)])
-    ks = list(range(1, facts["k"] + 1))
-    found = recall_at_k(arrays[f"{case}__db_labels"][table], query_labels, ks)
-    np.testing.assert_allclose(100 * np.array(list(found.values())), arrays[f"{case}__recall"])
+    hits = arrays[f"{case}__db_labels"][table] == query_labels[:, None]
+    first = np.array([row.index(True) + 1 if True in row else 0 for row in hits.tolist()])
+    found = [recall(first, k).mean() for k in range(1, facts["k"] + 1)]
+    np.testing.assert_allclose(100 * np.array(found), arrays[f"{case}__recall"])
 
 
 @pytest.mark.parametrize("case", ["float0", "float1", "binary2", "binary3", "binary4"])
@@ -379,16 +356,11 @@ def test_we_depart_from_the_self_similarity_quirk():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: recall_at_k(RANKED, QUERIES, [5]), r"k = 5 is outside 1\.\.4"),
-        (lambda: recall_at_k(RANKED, QUERIES, [0]), "k = 0"),
-        (lambda: recall_at_k(RANKED.astype(float), QUERIES, [1]), "neighbour_labels: expected an integer"),
-        (lambda: recall_at_k(RANKED[0], QUERIES, [1]), r"2 dimension\(s\)"),
-        (lambda: recall_at_k(RANKED, QUERIES[:2], [1]), "3 rows for 2"),
-        (lambda: recall_at_k(RANKED[:0], QUERIES[:0], [1]), "empty"),
-        (lambda: r_precision(RANKED, QUERIES, np.array([5, 1, 1])), "too few: the largest class needs 5"),
-        (lambda: map_at_r(RANKED, QUERIES, np.array([0, 0, 0])), "at least two images"),
-        (lambda: map_at_r(RANKED, QUERIES, np.array([1, -1, 0])), "negative"),
-        (lambda: map_at_r(RANKED, QUERIES, np.array([1, 1])), r"shape \(3,\)"),
+        (lambda: average_precision(HITS, np.array([0, 0, 0])), "at least two images"),
+        (lambda: average_precision(HITS, np.array([1, -1, 0])), "negative"),
+        (lambda: precision_at_r(HITS, np.array([0, 0, 0])), "at least two images"),
+        (lambda: precision_at_r(HITS, np.array([1, -1, 0])), "negative"),
+        (lambda: precision_at_r(HITS, np.array([1, 1])), r"shape \(3,\)"),
         (lambda: precision_at_r(HITS, np.array([5, 1, 1])), "too few: the largest class needs 5"),
         (lambda: average_precision(HITS, np.array([5, 1, 1])), "too few: the largest class needs 5"),
         (lambda: average_precision(HITS, RELEVANT, 5), r"depth = 5 is outside 1\.\.4"),
@@ -528,4 +500,4 @@ def test_partitions_that_do_not_fit_are_explained(metric, labels, clusters, mess
 
 def test_a_mean_that_does_not_exist_is_explained():
     with pytest.raises(MetricError, match="'max' is not one of geometric, arithmetic"):
-        nmi(QUERIES, QUERIES, mean="max")
+        nmi(RELEVANT, RELEVANT, mean="max")

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from raydml.protocols import NUM_REPETITIONS, PROTOCOLS, ProtocolError, described, protocols_of, searches
-from raydml.scoring import ScoringError, score
+from raydml.scoring import ScoringError
+from tests.scored import score
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from raydml import retrieval
-from raydml.retrieval import RetrievalError, nearest_neighbours, rank_relevant
+from raydml.retrieval import RetrievalError, nearest_neighbours
+from tests.joined_ranks import rank_relevant
 
 
 def slow_order(query, gallery, own=None):
@@ -462,15 +463,16 @@ def test_the_scores_at_a_time_follow_working_bytes_and_not_the_square(num_rows):
 MEMORY = """
 import resource, sys
 import numpy as np
-from raydml.retrieval import rank_relevant
+from raydml.retrieval import ranked_relevant
 num_rows, dim, depth, working_bytes = map(int, sys.argv[1:])
 generator = np.random.default_rng(0)
 labels = np.sort(generator.integers(0, num_rows // 5, num_rows))
 rows = generator.standard_normal((num_rows, dim), dtype=np.float32)
 rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-rank_relevant(rows[:64], query_labels=np.zeros(64, dtype=np.int64), depth=1)  # what loads at the first call
+list(ranked_relevant(rows[:64], query_labels=np.zeros(64, dtype=np.int64), depth=1))  # what loads at the first call
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-rank_relevant(rows, query_labels=labels, depth=depth, working_bytes=working_bytes)
+for _ in ranked_relevant(rows, query_labels=labels, depth=depth, working_bytes=working_bytes):
+    pass
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
 

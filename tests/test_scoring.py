@@ -12,7 +12,8 @@ import torch
 from raydml import scoring
 from raydml.protocols import Search, searches
 from raydml.retrieval import RetrievalError
-from raydml.scoring import GROUPS, ScoringError, is_collapsed, query_values, score, score_by_all, score_queries
+from raydml.scoring import GROUPS, ScoringError, is_collapsed, query_values, score_by_all, score_queries
+from tests.scored import score
 from tests.slow_ranking import slow_recall_and_map
 
 GOLDEN = Path(__file__).parent / "golden"

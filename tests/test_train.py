@@ -17,8 +17,9 @@ from raydml.data.catalog import DataError
 from raydml.model import BACKBONES, BackboneFacts, Head, Network
 from raydml.objective import Objective
 from raydml.samplers.epoch_plan import counted
-from raydml.scoring import Scored, score
+from raydml.scoring import Scored
 from raydml.train import Trainer
+from tests.scored import score
 
 GOLDEN = Path(__file__).parent / "golden"
 
