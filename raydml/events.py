@@ -9,16 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-
-#: Seconds between two looks at a file that has nothing new.
-POLL_S = 0.2
 
 
 class Record(NamedTuple):
@@ -80,18 +76,6 @@ def read_from(path: Path, offset: int = 0, until: int | None = None) -> tuple[li
     """Events without their offsets, and where to read on; see :func:`records`."""
     found, offset = records(path, offset, until)
     return [record.event for record in found], offset
-
-
-def follow(path: Path, stop: threading.Event) -> Iterator[dict[str, Any]]:
-    """Every event there is and every one that comes, until ``stop`` is set and nothing is left. Waits for the file."""
-    offset = 0
-    while True:
-        stopping = stop.is_set()  # before reading: what was written before the stop is still delivered
-        found, offset = read_from(path, offset)
-        yield from found
-        if stopping:
-            return
-        stop.wait(POLL_S)
 
 
 def _ends_within_line(descriptor: int) -> bool:

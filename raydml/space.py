@@ -10,7 +10,6 @@ Every mistake in it is reported at once, with file and line, before anything sta
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,7 @@ from raydml.problems import ABSENT, ConfigError, Problem, join_path, unknown_nam
 from raydml.space_schema import json_schema
 from raydml.yaml_reader import Node, read_yaml
 
-__all__ = ["Space", "SpaceError", "json_schema", "load_space", "num_distinct", "sample_trials"]
+__all__ = ["Space", "SpaceError", "json_schema", "load_space", "sample_trials"]
 
 _MAX_REDRAWS = 3_000  # about two seconds
 
@@ -253,9 +252,3 @@ def _too_few(space: Space, wanted: int, distinct: int, num_points: int) -> Probl
     message = f"{asked} were asked for, and the space has only {distinct} distinct configuration(s)"
     cure = f"write at most {max(1, distinct // num_points)}, or widen the space"
     return Problem("study.search.num_trials", space.study.search.num_trials, message, cure=cure, where=str(space.path))
-
-
-def num_distinct(space: Space) -> float:
-    """How many different configurations the space holds, counting equal alternatives apart; infinity if continuous."""
-    count = num_configurations(space.trial)
-    return count if math.isinf(count) else int(count)

@@ -5,7 +5,7 @@ Each is a closed set of one class each, chosen by ``name``: a setting that the c
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -101,12 +101,10 @@ class _Optimizer(Section):
 
 class AdamW(_Optimizer):
     name: Literal["adamw"] = "adamw"
-    momentum: ClassVar[float] = 0.0  # not a setting here
 
 
 class Adam(_Optimizer):
     name: Literal["adam"]
-    momentum: ClassVar[float] = 0.0  # not a setting here
 
 
 class Sgd(_Optimizer):
@@ -136,14 +134,10 @@ class _Schedule(Section):
 
 class Constant(_Schedule):
     name: Literal["constant"] = "constant"
-    milestones: ClassVar[tuple[int, ...]] = ()  # not settings here
-    gamma: ClassVar[float] = 1.0
 
 
 class Cosine(_Schedule):
     name: Literal["cosine"]
-    milestones: ClassVar[tuple[int, ...]] = ()  # not settings here
-    gamma: ClassVar[float] = 1.0
 
 
 class Step(_Schedule):

@@ -7,7 +7,6 @@ import math
 import os
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -107,29 +106,6 @@ def test_a_line_cut_off_by_a_kill_never_swallows_the_next_one(tmp_path: Path) ->
     events.append(path, {"event": "e", "number": 3})
     assert [event["number"] for event in events.read(path)] == [0, 2, 3]
     assert [event["number"] for event in events.read_from(path, offset)[0]] == [2, 3]
-
-
-def test_follow_gives_what_is_there_what_comes_and_then_ends(tmp_path: Path) -> None:
-    path, stop, seen = tmp_path / "events.jsonl", threading.Event(), []
-
-    def consume() -> None:
-        for event in events.follow(path, stop):
-            seen.append(event["number"])
-
-    consumer = threading.Thread(target=consume, daemon=True)
-    consumer.start()  # before the file exists
-    time.sleep(0.05)
-    for number in range(3):
-        events.append(path, {"event": "e", "number": number})
-    deadline = time.monotonic() + 10
-    while len(seen) < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert seen == [0, 1, 2]
-    events.append(path, {"event": "e", "number": 3})
-    stop.set()  # at once: the last event must still arrive
-    consumer.join(10)
-    assert not consumer.is_alive()
-    assert seen == [0, 1, 2, 3]
 
 
 def test_writers_in_several_processes_never_mix_their_lines(tmp_path: Path) -> None:

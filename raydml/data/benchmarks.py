@@ -55,7 +55,6 @@ class Benchmark:
     """
 
     title: str
-    homepage: str
     layout: str
     folders: tuple[str, ...]
     markers: tuple[str, ...]
@@ -72,7 +71,6 @@ class Benchmark:
 BENCHMARKS: dict[str, Benchmark] = {
     "cub200": Benchmark(
         title="CUB-200-2011 (birds)",
-        homepage="https://www.vision.caltech.edu/datasets/cub_200_2011/",
         layout="images.txt, image_class_labels.txt, classes.txt and images/<NNN.Name>/*.jpg",
         folders=("CUB_200_2011", "cub200", "CUB200"),
         markers=("images.txt", "image_class_labels.txt"),
@@ -82,7 +80,6 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "cars196": Benchmark(
         title="Stanford Cars (Cars196)",
-        homepage="http://ai.stanford.edu/~jkrause/cars/car_dataset.html",
         layout="cars_annos.mat and car_ims/*.jpg; or cars_train_annos.mat with cars_test_annos_withlabels.mat (here or "
         "in devkit/), or anno_train.csv with anno_test.csv, and cars_train/*.jpg, cars_test/*.jpg",
         folders=("cars196", "Cars196", "CARS196", "stanford_cars"),
@@ -99,7 +96,6 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "sop": Benchmark(
         title="Stanford Online Products",
-        homepage="https://cvgl.stanford.edu/projects/lifted_struct/",
         layout="Ebay_train.txt, Ebay_test.txt, <name>_final/*.JPG; or Info_Files/Ebay_*.txt and images/<name>_final/",
         folders=("Stanford_Online_Products", "online_products", "sop", "SOP"),
         markers=("Ebay_train.txt", "Ebay_test.txt", "Info_Files/Ebay_train.txt", "Info_Files/Ebay_test.txt"),
@@ -109,7 +105,6 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "inshop": Benchmark(
         title="In-Shop Clothes Retrieval (DeepFashion)",
-        homepage="https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html",
         layout="list_eval_partition.txt (here, in Eval/ or in Anno/) and img/<MEN|WOMEN>/<category>/<item>/*.jpg",
         folders=("In-shop Clothes Retrieval Benchmark", "in-shop", "Inshop", "inshop"),
         markers=tuple(f"{place}/list_eval_partition.txt".lstrip("/") for place in INSHOP_PLACES),
@@ -124,7 +119,6 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "vehicleid": Benchmark(
         title="PKU VehicleID",
-        homepage="https://www.pkuml.org/resources/pku-vehicleid.html",
         layout="train_test_split/{train_list,test_list_800,test_list_1600,test_list_2400}.txt and image/<name>.jpg",
         folders=("VehicleID_V1.0", "VehicleID", "vehicle_id", "vehicleid"),
         markers=(

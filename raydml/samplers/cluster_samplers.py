@@ -1,6 +1,5 @@
 """Samplers for methods that cluster the training images; each epoch follows the clusters assigned last."""
 
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from raydml.samplers.class_index import (
     full_batches,
     in_rounds,
 )
-from raydml.samplers.epoch_plan import ClusterSampler, EpochPlan, counted
+from raydml.samplers.epoch_plan import EpochPlan, counted
 from raydml.samplers.group_samplers import group_classes
 
 
@@ -252,10 +251,3 @@ def clusters_in_state(state: dict[str, Any]) -> list[int] | None:
         )
     clusters: list[int] | None = state["clusters"]
     return clusters
-
-
-# Not in SAMPLERS: no trial can name them, a method that clusters builds the one it needs.
-CLUSTER_SAMPLERS: dict[str, Callable[..., ClusterSampler]] = {
-    "cluster_groups": ClusterGroups,
-    "cluster_round_robin": ClusterRoundRobin,
-}

@@ -99,13 +99,6 @@ class Sampler(Protocol):
         """Take back a `state_dict`. Raises DataError for one of other images or of another sampler."""
 
 
-class ClusterSampler(Sampler, Protocol):
-    """A sampler that follows clusters of the images, and plans nothing before it has them. The state holds them."""
-
-    def assign(self, clusters: np.ndarray) -> None:
-        """Follow these clusters from the next epoch on: (N,) whole numbers, -1 for an image that is not to be used."""
-
-
 def counted(
     batches: Sequence[np.ndarray],
     num_images: int,

@@ -307,7 +307,6 @@ class TestNotes:
         assert {"digits", "image_folder", "image_list"} == set(DATASETS) - set(BENCHMARK_OF)
         for key, benchmark in BENCHMARKS.items():
             assert benchmark.data_names
-            assert benchmark.homepage.startswith("http")
             assert [BENCHMARK_OF[name] for name in benchmark.data_names] == [key] * len(benchmark.data_names)
         assert set(benchmarks._READERS) == set(BENCHMARK_OF)
 

@@ -11,7 +11,6 @@ import pytest
 from raydml.data.catalog import DataError
 from raydml.samplers.class_index import ClassIndex
 from raydml.samplers.cluster_samplers import (
-    CLUSTER_SAMPLERS,
     ClusterGroups,
     ClusterRoundRobin,
     group_images,
@@ -43,9 +42,9 @@ def mixed(*counts: int, seed: int = 0) -> np.ndarray:
 # --- both ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CLUSTER_SAMPLERS)
-def test_planning_before_clusters_are_assigned_is_refused(name):
-    sampler = CLUSTER_SAMPLERS[name](mixed(50, 50, 50), batch_size=12)
+@pytest.mark.parametrize("of_clusters", [ClusterGroups, ClusterRoundRobin])
+def test_planning_before_clusters_are_assigned_is_refused(of_clusters):
+    sampler = of_clusters(mixed(50, 50, 50), batch_size=12)
     with pytest.raises(DataError, match="call assign"):
         sampler.plan(np.random.default_rng(0))
     state = sampler.state_dict()
@@ -54,23 +53,23 @@ def test_planning_before_clusters_are_assigned_is_refused(name):
     sampler.load_state_dict(state)  # that of a trial before its first clustering
     with pytest.raises(DataError, match="call assign"):
         sampler.plan(np.random.default_rng(0))
-    if name == "cluster_round_robin":
+    if of_clusters is ClusterRoundRobin:
         with pytest.raises(DataError, match="call assign"):
             _ = sampler.batches_per_epoch
 
 
-@pytest.mark.parametrize("name", CLUSTER_SAMPLERS)
+@pytest.mark.parametrize("of_clusters", [ClusterGroups, ClusterRoundRobin])
 @pytest.mark.parametrize(
     "clusters", [np.zeros(149, dtype=int), np.zeros((150, 1), dtype=int), np.zeros(150), np.full(150, -2)]
 )
-def test_what_is_no_clustering_is_refused(name, clusters):
+def test_what_is_no_clustering_is_refused(of_clusters, clusters):
     with pytest.raises(DataError, match=r"clusters of shape .* each of the 150 images .* -1"):
-        CLUSTER_SAMPLERS[name](mixed(50, 50, 50), batch_size=12).assign(clusters)
+        of_clusters(mixed(50, 50, 50), batch_size=12).assign(clusters)
 
 
-@pytest.mark.parametrize("name", CLUSTER_SAMPLERS)
-def test_no_images_are_refused_and_unused_ones_never_shown(name):
-    sampler = CLUSTER_SAMPLERS[name](mixed(50, 50, 50), batch_size=12)
+@pytest.mark.parametrize("of_clusters", [ClusterGroups, ClusterRoundRobin])
+def test_no_images_are_refused_and_unused_ones_never_shown(of_clusters):
+    sampler = of_clusters(mixed(50, 50, 50), batch_size=12)
     with pytest.raises(DataError, match="-1 for every image"):
         sampler.assign(np.full(150, -1))
     clusters = np.random.default_rng(0).choice([-1, 2, 3, 8], size=150)
@@ -80,10 +79,10 @@ def test_no_images_are_refused_and_unused_ones_never_shown(name):
     assert set(shown.tolist()) == set(np.flatnonzero(clusters >= 0).tolist())
 
 
-@pytest.mark.parametrize("name", CLUSTER_SAMPLERS)
-def test_the_clusters_assigned_last_count_and_are_a_copy(name):
+@pytest.mark.parametrize("of_clusters", [ClusterGroups, ClusterRoundRobin])
+def test_the_clusters_assigned_last_count_and_are_a_copy(of_clusters):
     labels, clusters = mixed(50, 50, 50), np.arange(150) % 5
-    sampler, fresh = (CLUSTER_SAMPLERS[name](labels, batch_size=12) for _ in range(2))
+    sampler, fresh = (of_clusters(labels, batch_size=12) for _ in range(2))
     sampler.assign((np.arange(150) + 1) % 4)
     sampler.plan(np.random.default_rng(0))
     sampler.assign(clusters)
