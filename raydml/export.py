@@ -6,7 +6,7 @@
 
 The names and the single JSON file are those of timm's models on the Hugging Face Hub (Transformers keeps the
 preprocessing apart, in a preprocessor_config.json whose keys can express neither BGR nor our rounding; apart from the
-weights it gets lost). Folders of earlier versions (weights.safetensors, model.json) are read as well.
+weights it gets lost).
 
 Needs torch, torchvision and Pillow besides raydml itself; neither Ray nor MLflow is imported.
 """
@@ -31,7 +31,6 @@ from raydml.preprocessing import MAX_ASPECT, Preprocessing
 from raydml.pretrained import load_exactly
 
 WEIGHTS, CONFIG, README = "model.safetensors", "config.json", "README.md"
-_EARLIER_WEIGHTS, _EARLIER_CONFIG = "weights.safetensors", "model.json"
 
 _README = """\
 # {name}: image embeddings of {embedding_dim} dimensions
@@ -112,10 +111,7 @@ def load_checkpoint(folder: Path, device: str = "cpu") -> EmbeddingModel:
 
 def is_exported(folder: Path) -> bool:
     """Whether a folder holds what `export_model` writes, by the names of its files; a checkpoint does not."""
-    return not (folder / checkpoint.MANIFEST).exists() and any(
-        (folder / config).is_file() and (folder / weights).is_file()
-        for config, weights in ((CONFIG, WEIGHTS), (_EARLIER_CONFIG, _EARLIER_WEIGHTS))
-    )
+    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
 
 
 class EmbeddingModel:
@@ -132,10 +128,9 @@ class EmbeddingModel:
     def load(cls, folder: Path | str, device: str = "cpu") -> EmbeddingModel:
         """A folder written by `export_model`. Raises ExportError for one that is incomplete or damaged."""
         folder = Path(folder)
-        is_earlier = not (folder / CONFIG).exists() and (folder / _EARLIER_CONFIG).exists()
-        weights = folder / (_EARLIER_WEIGHTS if is_earlier else WEIGHTS)
+        weights = folder / WEIGHTS
         try:
-            card = json.loads((folder / (_EARLIER_CONFIG if is_earlier else CONFIG)).read_text(encoding="utf-8"))
+            card = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
             found = _sha256(weights)
         except (OSError, ValueError) as error:
             raise ExportError(
@@ -170,8 +165,6 @@ class EmbeddingModel:
         written = {"preprocessing": self.preprocessing.to_dict(), "weights_sha256": _sha256(folder / WEIGHTS)}
         card_text = json.dumps({**self.card, **written}, indent=2, allow_nan=False) + "\n"
         _write(folder / CONFIG, lambda path: path.write_text(card_text, encoding="utf-8"))
-        for name in (_EARLIER_WEIGHTS, _EARLIER_CONFIG):
-            (folder / name).unlink(missing_ok=True)
         return folder
 
     def embed(

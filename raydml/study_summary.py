@@ -1,7 +1,7 @@
 """A study in one dictionary: what was asked, what won, what it cost. Every output is made of it.
 
 {
-    "study": name, "created": ISO time | None, "metric": what trials are ranked by, "question": text | None,
+    "study": name, "created": ISO time, "metric": what trials are ranked by, "question": text | None,
     "plan": {"dataset", "num_trials", "scheduler", "epochs" (the longest trial's), "rungs": [epoch],
              "folds" | None, "seeds" | None, "stages": [those asked for], "finished": [those with a result]},
     "search":  [{"trial", "recipe" (method, loss, miner, regularisers in words), "best" | None,
@@ -16,7 +16,7 @@
     "final":   [{"configuration", "letter", "label", "recipe", "from_trial", "dataset", "backbone", "embedding_dim",
                  "metrics": {name: {"mean", "half_width" | None}}, "untrained": the same, "validation": the same,
                  "untrained_validation": the same, "ensemble": the same (empty where none was computed),
-                 "protocols": {name: who searched whom, in words} (empty in studies of before they were kept),
+                 "protocols": {name: who searched whom, in words},
                  "runs": [{"trial", "fold", "seed", "test": {name: value}}]}]: "metrics" are those of the test classes,
     "test_comparisons", "test_ranking_in_words": as above, of the ranking metric on the test classes,
     "published": [{"system", "variant", "dataset", "metrics": {name: {"mean", "deviation" | None}}, "protocol",
@@ -77,7 +77,7 @@ def summarise(folder: Path, trials: Sequence[TrialHistory] | None = None) -> dic
     metric = study["select_on"]
     summary: dict[str, Any] = {
         "study": study["name"],
-        "created": study.get("created"),
+        "created": study["created"],
         "metric": metric,
         "question": question_of(_text(folder / "space.yaml")),
         "plan": _plan(study, searched, found),
@@ -96,7 +96,7 @@ def summarise(folder: Path, trials: Sequence[TrialHistory] | None = None) -> dic
         "final": final,
         "adequacy": None,
         "published": _published({row["dataset"] for row in final}, final, configs),
-        "cost": _cost(folder, study["machine"], trials),
+        "cost": _cost(folder, trials),
         "importance": _importance(searched)._asdict(),
         "test_reads": TestReads(folder / "test_reads.jsonl").read(),
     }
@@ -219,8 +219,8 @@ def _final(
         "dataset": config["data"]["name"],
         "backbone": config["model"]["backbone"],
         "embedding_dim": config["model"]["embedding_dim"],
-        "ensemble": row.get("ensemble") or {},  # studies of before the ensembles have none
-        "protocols": row.get("protocols") or {},
+        "ensemble": row["ensemble"],
+        "protocols": row["protocols"],
         "runs": [
             {"trial": key, "fold": trials[key].fold, "seed": trials[key].seed, "test": scores["test"]}
             for key, scores in row["runs"].items()
@@ -284,21 +284,15 @@ def _importance(searched: Sequence[TrialHistory]) -> Any:
     return importance_of(parameters, [trial.best for trial in searched], varying(parameters))
 
 
-def _cost(folder: Path, machine: Mapping[str, Any], trials: Sequence[TrialHistory]) -> dict[str, Any]:
-    cpus, gpus = _held(events.read(events_path(folder)), machine)
+def _cost(folder: Path, trials: Sequence[TrialHistory]) -> dict[str, Any]:
+    cpus, gpus = _held(events.read(events_path(folder)))
     cost: Cost = cost_of(trials, cpus=cpus, gpus=gpus)
     return cost._asdict() | {"stages": [stage._asdict() for stage in cost.stages]}
 
 
-def _held(told: Sequence[Mapping[str, Any]], machine: Mapping[str, Any]) -> tuple[float, float]:
-    """CPUs and GPUs that each trial held: as the newest stage announced, in older studies as it was asked for."""
+def _held(told: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """CPUs and GPUs that each trial held, as the newest stage announced; none before the first stage."""
     for event in reversed(told):
         if "resources" in event:
             return float(event["resources"]["cpu"]), float(event["resources"]["gpu"])
-    gpus = machine["gpus_per_trial"]
-    if gpus == "auto":
-        without = machine["device"] == "cpu" or any(
-            str(event.get("text")).startswith("no GPU in this Ray cluster") for event in told
-        )
-        gpus = 0 if without else 1
-    return float(machine["cpus_per_trial"]), float(gpus)
+    return 0.0, 0.0

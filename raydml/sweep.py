@@ -353,7 +353,7 @@ def _finalize(context: Context) -> None:
                 "validation": _intervals(runs, "val", ""),
                 "untrained_validation": _intervals(runs, "val", "untrained_"),
                 "ensemble": _ensemble(context, winner.get("runs", [])),
-                "protocols": next(iter(runs.values())).get("protocols", {}),
+                "protocols": next(iter(runs.values()))["protocols"],
             }
         )
     write_json(context.folder / _result_file("finalize"), finished)
@@ -385,7 +385,7 @@ def _ensemble(context: Context, runs: list[dict[str, Any]]) -> dict[str, dict[st
     for run in sorted(runs, key=lambda run: run["fold"]):
         if run["value"] is not None:
             by_seed.setdefault(run["seed"], []).append(str(_embeddings_file(context, run["trial"])))
-    # A run of a study that was finalized before embeddings were kept has none.
+    # They are large: somebody may have deleted them.
     several = [files for files in by_seed.values() if len(files) > 1]
     whole = [files for files in several if all(Path(file).exists() for file in files)]
     if len(whole) < len(several):

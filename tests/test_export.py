@@ -109,24 +109,10 @@ def test_the_folder_needs_nothing_else(model, checkpoint_folder, tmp_path):
     assert modes["model.safetensors"] == modes["config.json"], "whoever may read the one may read the other"
 
 
-def test_a_folder_of_an_earlier_version_is_read_and_renewed(model, tmp_path):
-    folder = tmp_path / "model"
-    images = [image(20, 20), image(25, 20, 1)]
-    expected = model.embed(images)
-    assert is_exported(folder)
-    (folder / "model.safetensors").rename(folder / "weights.safetensors")
-    (folder / "config.json").rename(folder / "model.json")
-    assert is_exported(folder)
-    earlier = EmbeddingModel.load(folder)
-    np.testing.assert_array_equal(earlier.embed(images), expected)
-    earlier.save(folder)
-    assert sorted(file.name for file in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
-    np.testing.assert_array_equal(EmbeddingModel.load(folder).embed(images), expected)
-
-
 def test_what_is_an_exported_model_is_told_by_its_files(model, checkpoint_folder, tmp_path):
     assert model.card["epoch"] == 4
-    assert not is_exported(checkpoint_folder), "it has the names of an earlier export, and a manifest"
+    assert is_exported(tmp_path / "model")
+    assert not is_exported(checkpoint_folder)
     assert not is_exported(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     assert not is_exported(tmp_path), "a stranger's configuration"

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from raydml.cli import app
 from raydml.report.csv_files import epochs_csv, trials_csv
-from raydml.report.embedded_pictures import Illustration, ReportError, read_illustrations, size_px
+from raydml.report.embedded_pictures import ReportError, read_illustrations
 from raydml.report.latex import final_latex
 from raydml.report.markdown import summary_markdown
 from raydml.report.page import report_page
@@ -192,14 +192,9 @@ def test_a_picture_that_is_not_there_is_an_error_with_a_cure(study, told):
         report_page(summary, trials, pictures)
 
 
-def test_studies_of_before_have_their_retrievals(study):
+def test_a_study_without_pictures_has_none_to_show(study):
     (study / "illustrations" / "illustrations.json").unlink()
     assert read_illustrations(study) == []
-    (study / "pictures").mkdir()
-    (study / "pictures" / "retrievals-search-000.png").write_bytes(png(30, 20))
-    (found,) = read_illustrations(study)
-    assert isinstance(found, Illustration)
-    assert (found.section, found.trial, size_px(found.png())) == ("retrievals", "search-000", (30, 20))
 
 
 # --- Markdown ---------------------------------------------------------------------------------------------------------

@@ -96,7 +96,11 @@ def confirmed_runs() -> dict[str, tuple[str, int, int, float]]:
 
 
 def _events(stages: int) -> list[dict[str, object]]:
-    events: list[dict[str, object]] = [{"event": "study_started", "study": "birds <1>"}]
+    held = {"resources": {"cpu": 4.0, "gpu": 0.5}}
+    events: list[dict[str, object]] = [
+        {"event": "study_started", "study": "birds <1>"},
+        {"event": "stage_started", "stage": "search", **held},
+    ]
     for trial, values in CURVES.items():
         events.append(_started("search", trial, config_of(trial)))
         events += [_epoch("search", trial, n, value, SECONDS[trial]) for n, value in enumerate(values, start=1)]
@@ -104,6 +108,7 @@ def _events(stages: int) -> list[dict[str, object]]:
             error = ERROR if ENDED[trial] == "crashed" else None
             events.append(_event("trial_ended", "search", trial, reason=ENDED[trial], error=error))
     if stages >= 2:
+        events.append({"event": "stage_started", "stage": "confirm", **held})
         for key, (trial, fold, seed, value) in confirmed_runs().items():
             events.append(_started("confirm", key, config_of(trial, fold=fold, seed=seed)))
             events += [_epoch("confirm", key, n, value - 0.01 * (4 - n), 36.0) for n in (1, 2, 3, 4)]
@@ -164,13 +169,10 @@ def _final() -> list[dict[str, object]]:
                 "untrained": {"map_at_r": score(0.1, 0.01), "recall_at_1": score(0.3, 0.02)},
                 "validation": {"map_at_r": score(0.6, 0.04), "recall_at_1": score(0.8, 0.03)},
                 "untrained_validation": {"map_at_r": score(0.2, 0.01)},
+                "ensemble": {"map_at_r": score(0.36, None)} if trial == "search-002" else {},
+                "protocols": {"leave_one_out": "leave one out: so & so"},
                 "runs": {key: {"val": {}, "test": {"map_at_r": value}} for key, value in tested.items()},
             }
-            | (
-                {"ensemble": {"map_at_r": score(0.36, None)}, "protocols": {"leave_one_out": "leave one out: so & so"}}
-                if trial == "search-002"
-                else {}
-            )
         )
     return rows
 

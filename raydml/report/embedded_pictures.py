@@ -44,21 +44,11 @@ def size_px(png: bytes) -> tuple[int, int]:
 
 
 def read_illustrations(folder: Path) -> list[Illustration]:
-    """The pictures of a study's folder, in order of display; none where none were drawn.
-
-    Studies of before `illustrations.json` have one picture of retrievals for each of their best runs.
-    """
+    """The pictures of a study's folder, in order of display; none where none were drawn."""
     index = folder / "illustrations" / "illustrations.json"
-    if index.exists():
-        return [
-            Illustration(
-                entry["section"], entry["title"], entry["caption"], entry.get("trial"), index.parent / entry["file"]
-            )
-            for entry in json.loads(index.read_text(encoding="utf-8"))
-        ]
-    drawn = sorted((folder / "pictures").glob("retrievals-*.png"))
-    keys = [path.stem.removeprefix("retrievals-") for path in drawn]
+    if not index.exists():
+        return []
     return [
-        Illustration("retrievals", f"Nearest neighbours, {key}", "Validation classes.", key, path)
-        for key, path in zip(keys, drawn, strict=True)
+        Illustration(entry["section"], entry["title"], entry["caption"], entry["trial"], index.parent / entry["file"])
+        for entry in json.loads(index.read_text(encoding="utf-8"))
     ]

@@ -44,7 +44,7 @@ def report_page(
         element("style", Markup(_STYLE.read_text(encoding="utf-8"))),
     )
     links = element("nav", *(element("a", one.title, href=f"#{one.key}") for one in sections), aria_label="sections")
-    made = f"Study of {summary['created']}. " if summary["created"] else ""
+    made = f"Study of {summary['created']}. "
     body = joined(
         element("header", element("h1", summary["study"]), links),
         element("main", *(section.markup() for section in sections)),
