@@ -1,8 +1,6 @@
 import json
 import math
 import mmap
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -567,31 +565,6 @@ def test_the_steps_that_must_not_wait_for_a_gpu_are_those_of_the_trainer(monkeyp
     assert modes == ["error", "default"] * BALANCED["batches_per_epoch"]
     _, unwatched = trainer_of(epochs=2).epochs()
     assert without_times([second]) == without_times([unwatched])
-
-
-def test_the_trainer_needs_little_more_than_torch():
-    """A machine with torch, torchvision (which brings NumPy and Pillow) and pydantic can train; see benchmarks."""
-    absent = [
-        "ray",
-        "mlflow",
-        "faiss",
-        "safetensors",
-        "sklearn",
-        "scipy",
-        "pandas",
-        "matplotlib",
-        "typer",
-        "rich",
-        "yaml",
-    ]
-    program = f"import sys; sys.modules.update(dict.fromkeys({absent})); import raydml.train"
-    subprocess.run([sys.executable, "-c", program], check=True)
-
-
-def test_importing_the_trainer_loads_neither_ray_nor_mlflow():
-    program = "import sys, raydml.train; print(sorted({'ray', 'mlflow'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_the_memory_mines_with_the_miner_of_the_trial_and_the_seed_reaches_the_loss():
