@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from raydml.cli import main
+from raydml.cli.main import main
 
 if __name__ == "__main__":
     main(default_space=Path(__file__).parent / "search_spaces" / "digits.yaml")

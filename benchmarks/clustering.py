@@ -26,7 +26,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from raydml.clustering import Clusters, KMeans, cluster
+from raydml.ops.clustering import Clusters, KMeans, cluster
 
 # What clusters so: images, features, clusters, iterations, and at most so many points a centroid.
 CASES = {

@@ -31,8 +31,8 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from rich.console import Console
 from rich.table import Table
 
-from raydml.codes import binary_codes
-from raydml.scoring import score_by_all
+from raydml.evaluation.binary_codes import binary_codes
+from raydml.evaluation.scoring import score_by_all
 
 RECALL_AT = (1, 10, 100, 1000)
 CHUNK_BYTES = 256 * 2**20

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from raydml import plugins
+from raydml import registry
 
 IMAGES_PER_CLASS = 4
 NUM_CLASSES = 512
@@ -185,8 +185,8 @@ def batch_of(num_images: int, dim: int, device: str) -> tuple[Tensor, Tensor]:
 def our_step(case: Case, dim: int, device: str) -> Step:
     torch.manual_seed(0)
     name, settings = case.loss
-    loss = plugins.build("losses", name, num_classes=NUM_CLASSES, embedding_dim=dim, **settings).to(device)
-    miner = plugins.build("miners", case.miner[0], **case.miner[1]) if case.miner else None
+    loss = registry.build("losses", name, num_classes=NUM_CLASSES, embedding_dim=dim, **settings).to(device)
+    miner = registry.build("miners", case.miner[0], **case.miner[1]) if case.miner else None
     generator = torch.Generator().manual_seed(0)  # on the CPU, as a trial's is
 
     def step(points: Tensor, labels: Tensor) -> Tensor:

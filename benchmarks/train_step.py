@@ -28,10 +28,10 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from raydml.backbones import IMAGENET_MEAN, IMAGENET_STD
-from raydml.config import Trial, parse_machine, parse_trial
-from raydml.evaluate import AUTOCAST
-from raydml.train import Trainer
+from raydml.config.trial import Trial, parse_machine, parse_trial
+from raydml.evaluation.embed import AUTOCAST
+from raydml.models.backbones import IMAGENET_MEAN, IMAGENET_STD
+from raydml.training.trainer import Trainer
 
 CPU_CASES: dict[str, dict[str, Any]] = {
     "convnet 56 px": {"backbone": "convnet", "resize_px": 64, "crop_px": 56, "batch": 64},

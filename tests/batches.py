@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from raydml.tuples import Triplets
+from raydml.ops.tuples import Triplets
 
 DIM = 8
 

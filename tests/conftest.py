@@ -1,5 +1,5 @@
 """The environment the commands run in: set before any test imports Ray or MLflow."""
 
-from raydml.cli import prepare_environment
+from raydml.cli.main import prepare_environment
 
 prepare_environment()

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from raydml import plugins
+from raydml import registry
 from raydml.data.datasets import open_catalog
 from raydml.data.splits import make_split
-from raydml.space import load_space, sample_trials
-from raydml.study import check_parts
-from raydml.tuples import Triplets, all_pairs
+from raydml.ops.tuples import Triplets, all_pairs
+from raydml.search_space.space import load_space, sample_trials
+from raydml.study.folder import check_parts
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "raydml"
@@ -55,8 +55,8 @@ def test_the_loss_in_the_readme_works(tmp_path: Path) -> None:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    cls = plugins.public_class(module)
-    settings = plugins.constructor_model(cls)
+    cls = registry.public_class(module)
+    settings = registry.constructor_model(cls)
     assert settings(scale=8).model_dump() == {"scale": 8.0}
     with pytest.raises(ValueError, match="greater than 0"):
         settings(scale=-1)

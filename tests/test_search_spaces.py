@@ -10,14 +10,14 @@ import pytest
 import torch
 import yaml
 
-from raydml import plugins
-from raydml.backbones import BACKBONES, pooling_layer
-from raydml.config import Machine
+from raydml import registry
+from raydml.config.trial import Machine
 from raydml.data.benchmarks import BENCHMARKS
-from raydml.domains import to_plain
-from raydml.space import json_schema, load_space, sample_trials
-from raydml.train import Trainer
-from raydml.yaml_reader import read_yaml
+from raydml.models.backbones import BACKBONES, pooling_layer
+from raydml.search_space.domains import to_plain
+from raydml.search_space.space import json_schema, load_space, sample_trials
+from raydml.search_space.yaml_reader import read_yaml
+from raydml.training.trainer import Trainer
 from tests.data.miniatures import build
 
 FOLDER = Path(__file__).parents[1] / "search_spaces"
@@ -85,9 +85,9 @@ def test_loads_and_samples(path):
 
 def test_the_zoo_has_a_recipe_for_every_loss_miner_and_regulariser():
     trials = sample_trials(load_space(FOLDER / "loss_zoo.yaml", ["machine.data_root=/images"]))
-    assert {trial.loss.name for trial in trials} == set(plugins.names("losses"))
-    assert {trial.miner.name for trial in trials if trial.miner} == set(plugins.names("miners"))
-    assert {name for trial in trials for name in trial.regularizers} == set(plugins.names("regularizers"))
+    assert {trial.loss.name for trial in trials} == set(registry.names("losses"))
+    assert {trial.miner.name for trial in trials if trial.miner} == set(registry.names("miners"))
+    assert {name for trial in trials for name in trial.regularizers} == set(registry.names("regularizers"))
     assert {trial.epochs for trial in trials} == {12}  # equal budget
     assert len({trial.sampler for trial in trials}) == 1
 
@@ -359,7 +359,7 @@ def test_the_baselines_that_headers_name_load(system, overrides):
 @pytest.mark.parametrize("name", REALITY_CHECKS)
 def test_the_reality_check_gives_every_loss_the_same(name):
     trials = sample_trials(space_of(name))
-    assert {trial.loss.name for trial in trials} == set(plugins.names("losses"))
+    assert {trial.loss.name for trial in trials} == set(registry.names("losses"))
     assert len({(trial.model, trial.epochs, trial.data) for trial in trials}) == 1
     assert {(t.optimizer.name, t.optimizer.learning_rate, t.optimizer.weight_decay) for t in trials} == {
         ("rmsprop", 1e-6, 1e-4)

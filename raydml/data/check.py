@@ -13,7 +13,6 @@ from raydml.data.benchmark_lists import vehicleid_list
 from raydml.data.benchmarks import BENCHMARKS, VEHICLEID_TESTS, entries_of, folder_of, part_counts
 from raydml.data.catalog import IMAGE_SUFFIXES, DataError, Entry, found_on_disk, is_hidden, listed
 from raydml.data.list_file import Line, read_list, refuse_lines, whole_numbers
-from raydml.images.decoding import UnreadableImage, decode
 
 Progress = Callable[[int, int], None]
 
@@ -42,14 +41,21 @@ class _Findings:
         self.num_wrong += 1
 
 
-def check(name: str, root: Path, *, decode: bool = True, progress: Progress | None = None) -> Report:
+def check(
+    name: str,
+    root: Path,
+    *,
+    fault_of: Callable[[Path, str], str | None] | None = None,
+    progress: Progress | None = None,
+) -> Report:
     """Count and read what is in a folder that should hold a benchmark.
 
     name: a key of BENCHMARKS ("vehicleid" stands for its three test sets; every list that is there is checked). root:
     the folder of the data set, or the one that holds it. Checked are the list files line by line (CUB's
     bounding_boxes.txt and VehicleID's img2vid.txt, too, where they are), images and classes per part against the
-    published counts, files that are missing, empty or in no list, and with decode=True that a trial could decode
-    each file; damage that leaves a decodable picture is not noticed. progress: called with the images decoded so far
+    published counts, files that are missing, empty or in no list, and with fault_of that every file
+    can be decoded: fault_of(folder, path) gives the reason why an image cannot be used, or None (images/decoding.py has
+    it). Damage that leaves a decodable picture is not noticed. progress: called with the images decoded so far
     and their number.
 
     A bad installation is no exception: the report tells all that is wrong. Raises DataError for an unknown name.
@@ -70,8 +76,8 @@ def check(name: str, root: Path, *, decode: bool = True, progress: Progress | No
     if entries:
         intact = _check_files(folder, entries, findings)
         _check_unlisted(name, folder, entries, findings)
-        if decode:
-            _decode(folder, intact, findings, progress)
+        if fault_of is not None:
+            _decode(folder, intact, fault_of, findings, progress)
         else:
             findings.fine("the images were not decoded")
     return _report(name, findings)
@@ -212,11 +218,17 @@ def _images_below(folder: Path, place: str, faults: list[OSError]) -> Iterator[s
                 yield prefix + name
 
 
-def _decode(folder: Path, paths: list[str], findings: _Findings, progress: Progress | None) -> None:
+def _decode(
+    folder: Path,
+    paths: list[str],
+    fault_of: Callable[[Path, str], str | None],
+    findings: _Findings,
+    progress: Progress | None,
+) -> None:
     """Read every pixel of every file, and tell the files of which that fails."""
 
     def faults_in(start: int) -> list[str]:
-        pairs = ((path, _decoding_fault(folder, path)) for path in paths[start : start + _CHUNK])
+        pairs = ((path, fault_of(folder, path)) for path in paths[start : start + _CHUNK])
         return [f"{path} ({fault})" for path, fault in pairs if fault]
 
     corrupt: list[str] = []
@@ -232,12 +244,3 @@ def _decode(folder: Path, paths: list[str], findings: _Findings, progress: Progr
         findings.wrong(f"{len(corrupt):,} of {len(paths):,} images cannot be decoded: {listed(corrupt)}")
     else:
         findings.fine(f"all {len(paths):,} images were decoded")
-
-
-def _decoding_fault(folder: Path, path: str) -> str | None:
-    """Why a trial could not use a file, told by the code that decodes it there."""
-    try:
-        decode(folder, path, None)
-    except UnreadableImage as error:
-        return error.reason
-    return None

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from raydml.data.catalog import DataError
-from raydml.preprocessing import Interpolation
+from raydml.images.preprocessing import Interpolation
 
 Range = tuple[float, float]
 NUM_TRIES = 10  # as torchvision: how often a random box is drawn before it is given up

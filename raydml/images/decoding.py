@@ -35,7 +35,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from raydml.data.catalog import DataError
-from raydml.preprocessing import Interpolation, Resize, deep_mode, resized, resized_size, upright_rgb
+from raydml.images.preprocessing import Interpolation, Resize, deep_mode, resized, resized_size, upright_rgb
 
 Opener = Callable[[Path], BinaryIO]
 
@@ -168,3 +168,12 @@ def _refuse_unfit(path: str, image: ImageFile) -> None:
         raise UnreadableImage(path, reason)
     if deep := deep_mode(image):
         raise UnreadableImage(path, f"pixels of mode {deep} are not 8 bits a channel; convert the file")
+
+
+def fault_of(folder: Path, path: str) -> str | None:
+    """The reason why an image file cannot be used, found by decoding it in full; None for a good file."""
+    try:
+        decode(folder, path, None)
+    except UnreadableImage as error:
+        return error.reason
+    return None

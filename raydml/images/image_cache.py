@@ -23,8 +23,8 @@ from raydml.images.free_memory import free_memory_bytes
 from raydml.images.pack import Pack, Source
 from raydml.images.packing import Needs, pack_in_memory, survey, unreadable_of
 from raydml.images.pixels import Pixels, packed
+from raydml.images.preprocessing import Interpolation, Resize, upright_rgb
 from raydml.images.shared_pack import NoRoom, gib, open_or_write
-from raydml.preprocessing import Interpolation, Resize, upright_rgb
 
 OnUnreadable = Literal["refuse", "skip"]
 _logger = logging.getLogger("raydml")

@@ -16,9 +16,9 @@ from torch import Tensor
 from raydml.data.catalog import DataError
 from raydml.images import crops, transforms
 from raydml.images.pixels import Pixels
+from raydml.images.preprocessing import Interpolation, Preprocessing
 from raydml.images.read_ahead import read_ahead
 from raydml.images.transforms import Augmentation, Draws
-from raydml.preprocessing import Interpolation, Preprocessing
 
 _PADDED_BYTES = 64 << 20  # of boxes scaled together; with their float copies a GPU needs about ten times that
 _CHUNK_VALUES = 1 << 18  # floats finished together on a CPU: with temporaries of as much they stay in its cache

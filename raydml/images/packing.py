@@ -15,7 +15,7 @@ from raydml.images.decoded_pixels import decode_in_order, read_headers
 from raydml.images.decoding import UnreadableImage, decoded_bytes
 from raydml.images.pack import Pack, Source, aligned, manifest_of, offsets_of
 from raydml.images.pixels import PackedPixels
-from raydml.long_steps import tell
+from raydml.ops.progress import tell
 
 REPORT_EVERY_S = 5.0
 _PROGRESS = "progress.json"

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from raydml.preprocessing import centre_crop
+from raydml.images.preprocessing import centre_crop
 
 Rows = Sequence[int] | np.ndarray
 

@@ -16,7 +16,7 @@ from raydml.data.catalog import DataError
 from raydml.images import colours, crops
 from raydml.images.colours import ColorJitter, GaussianBlur
 from raydml.images.crops import Range
-from raydml.preprocessing import Preprocessing
+from raydml.images.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)

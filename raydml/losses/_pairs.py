@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from raydml.distances import full_precision, inner_products
+from raydml.ops.distances import full_precision, inner_products
 
 
 def cosines(embeddings: Tensor, references: Tensor | None) -> Tensor:

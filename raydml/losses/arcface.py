@@ -8,8 +8,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raydml.distances import full_precision, products_with_unit
-from raydml.tuples import Pairs, TripletRanges, Triplets
+from raydml.ops.distances import full_precision, products_with_unit
+from raydml.ops.tuples import Pairs, TripletRanges, Triplets
 
 # Below it the squared sine is taken for it: its root keeps a finite (zero) gradient at the angles 0 and pi.
 SMALLEST_SQUARED_SINE = 1e-12

@@ -7,9 +7,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raydml.distances import dot_products
 from raydml.losses._pairs import mean_weights, refuse_swapped_scales
-from raydml.tuples import Pairs, chosen_pairs
+from raydml.ops.distances import dot_products
+from raydml.ops.tuples import Pairs, chosen_pairs
 
 
 class BinomialDeviance(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raydml.distances import (
+from raydml.ops.distances import (
     SMALLEST_SQUARE,
     euclidean,
     full_precision,
@@ -14,7 +14,7 @@ from raydml.distances import (
     listed_entries,
     listed_squares,
 )
-from raydml.tuples import Pairs, TripletRanges, Triplets, all_pairs, check_kind, counts
+from raydml.ops.tuples import Pairs, TripletRanges, Triplets, all_pairs, check_kind, counts
 
 
 class Contrastive(nn.Module):

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raydml.losses._pairs import cosines
-from raydml.tuples import Pairs, chosen_pairs
+from raydml.ops.tuples import Pairs, chosen_pairs
 
 # A bin emptier than this is left out of a quotient.
 EMPTY = 1e-12

@@ -5,9 +5,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from raydml.distances import dot_products
 from raydml.losses._pairs import mean_weights
-from raydml.tuples import Pairs, chosen_pairs
+from raydml.ops.distances import dot_products
+from raydml.ops.tuples import Pairs, chosen_pairs
 
 
 class HardMining(nn.Module):

@@ -6,9 +6,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raydml.distances import NOTHING, euclidean, full_precision, inner_products, masked_logsumexp
 from raydml.losses._pairs import refuse_swapped_scales
-from raydml.tuples import Pairs, chosen_pairs
+from raydml.ops.distances import NOTHING, euclidean, full_precision, inner_products, masked_logsumexp
+from raydml.ops.tuples import Pairs, chosen_pairs
 
 
 class LiftedStructure(nn.Module):

@@ -6,8 +6,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raydml.distances import full_precision, listed_squares, squared_euclidean
-from raydml.tuples import Pairs, TripletRanges, Triplets, all_pairs, check_kind, counts, spread
+from raydml.ops.distances import full_precision, listed_squares, squared_euclidean
+from raydml.ops.tuples import Pairs, TripletRanges, Triplets, all_pairs, check_kind, counts, spread
 
 # Inside the root, after the sum, as in the authors' code: keeps the gradient finite where two embeddings coincide.
 DISTANCE_EPSILON = 1e-8

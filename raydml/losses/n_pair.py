@@ -7,8 +7,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raydml.distances import full_precision, inner_products, masked_logsumexp
-from raydml.tuples import Pairs, chosen_pairs
+from raydml.ops.distances import full_precision, inner_products, masked_logsumexp
+from raydml.ops.tuples import Pairs, chosen_pairs
 
 
 class NPair(nn.Module):

@@ -7,8 +7,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raydml.distances import full_precision, masked_logsumexp, squared_euclidean
-from raydml.tuples import Pairs, chosen_pairs
+from raydml.ops.distances import full_precision, masked_logsumexp, squared_euclidean
+from raydml.ops.tuples import Pairs, chosen_pairs
 
 
 class NCA(nn.Module):

@@ -7,9 +7,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raydml.distances import masked_logsumexp
 from raydml.losses._pairs import cosines, mean_weights
-from raydml.tuples import Pairs, chosen_pairs
+from raydml.ops.distances import masked_logsumexp
+from raydml.ops.tuples import Pairs, chosen_pairs
 
 
 class NtXent(nn.Module):

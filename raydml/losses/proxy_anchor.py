@@ -8,9 +8,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raydml.distances import full_precision, products_with_unit
 from raydml.losses._pairs import sum_of_soft_maxima
-from raydml.tuples import Pairs, TripletRanges, Triplets
+from raydml.ops.distances import full_precision, products_with_unit
+from raydml.ops.tuples import Pairs, TripletRanges, Triplets
 
 
 class ProxyAnchor(nn.Module):

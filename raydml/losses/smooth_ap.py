@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raydml.losses._pairs import cosines, mean_weights
-from raydml.tuples import Pairs, chosen_pairs
+from raydml.ops.tuples import Pairs, chosen_pairs
 
 # How many differences of similarities lie in memory at once: 64 MiB in float32.
 MOST_DIFFERENCES = 2**24

@@ -6,8 +6,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raydml.distances import SMALLEST_SQUARE, full_precision, listed_squares, squared_euclidean
-from raydml.tuples import Pairs, TripletRanges, Triplets, all_pairs, check_kind, counts, spread
+from raydml.ops.distances import SMALLEST_SQUARE, full_precision, listed_squares, squared_euclidean
+from raydml.ops.tuples import Pairs, TripletRanges, Triplets, all_pairs, check_kind, counts, spread
 
 
 class SNRContrastive(nn.Module):

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raydml.distances import full_precision
-from raydml.tuples import Pairs, TripletRanges, Triplets
+from raydml.ops.distances import full_precision
+from raydml.ops.tuples import Pairs, TripletRanges, Triplets
 
 
 class Softmax(nn.Module):

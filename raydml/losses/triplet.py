@@ -6,8 +6,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raydml.distances import SMALLEST_SQUARE, euclidean, full_precision, listed_squares, squared_euclidean
-from raydml.tuples import Pairs, TripletRanges, Triplets, all_pairs, check_kind, pair_counts
+from raydml.ops.distances import SMALLEST_SQUARE, euclidean, full_precision, listed_squares, squared_euclidean
+from raydml.ops.tuples import Pairs, TripletRanges, Triplets, all_pairs, check_kind, pair_counts
 
 
 class Triplet(nn.Module):

@@ -6,9 +6,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raydml.distances import dot_products
 from raydml.losses._pairs import refuse_swapped_scales, sum_of_soft_maxima
-from raydml.tuples import Pairs, chosen_pairs
+from raydml.ops.distances import dot_products
+from raydml.ops.tuples import Pairs, chosen_pairs
 
 
 class Weight(nn.Module):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from raydml.distances import full_precision
+from raydml.ops.distances import full_precision
 
 
 class Adversary(nn.Module):

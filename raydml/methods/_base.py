@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from raydml.model import Network
-from raydml.objective import Objective
-from raydml.samplers.epoch_plan import EpochPlan, Sampler
+from raydml.methods._objective import Objective
+from raydml.models.network import Network
+from raydml.samplers._epoch_plan import EpochPlan, Sampler
 
 MakeSampler = Callable[[np.ndarray], Sampler]
 """Labels (N,) of some training images -> the trial's sampler for them."""

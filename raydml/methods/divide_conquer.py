@@ -9,15 +9,16 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raydml.clustering import KMeans, cluster, cluster_metrics, match_to_previous, without_singletons
 from raydml.data.catalog import DataError
-from raydml.distances import full_precision
-from raydml.head import normalised
 from raydml.methods._base import Batch, Features, MakeSampler, Method
-from raydml.model import Network
-from raydml.objective import MakeObjective, Objective
+from raydml.methods._objective import MakeObjective, Objective
+from raydml.metrics.clustering import cluster_metrics
+from raydml.models.head import normalised
+from raydml.models.network import Network
+from raydml.ops.clustering import KMeans, cluster, match_to_previous, without_singletons
+from raydml.ops.distances import full_precision
+from raydml.samplers._epoch_plan import EpochPlan, Sampler
 from raydml.samplers.cluster_samplers import ClusterRoundRobin
-from raydml.samplers.epoch_plan import EpochPlan, Sampler
 from raydml.samplers.per_cluster import PerCluster, cluster_sampler, clusters_of_two_classes
 
 # What says how often, how and for how long to cluster.

@@ -8,15 +8,16 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raydml.clustering import KMeans, cluster, cluster_metrics
-from raydml.head import Head
 from raydml.methods._adversary import Adversary
 from raydml.methods._base import Batch, Features, MakeSampler, Method
-from raydml.model import Network
-from raydml.objective import MakeObjective
+from raydml.methods._objective import MakeObjective
+from raydml.methods._pseudo_labels import Standardise, standardise_by_class, window_features
+from raydml.metrics.clustering import cluster_metrics
+from raydml.models.head import Head
+from raydml.models.network import Network
+from raydml.ops.clustering import KMeans, cluster
+from raydml.samplers._epoch_plan import EpochPlan, counted
 from raydml.samplers.cluster_samplers import ClusterGroups
-from raydml.samplers.epoch_plan import EpochPlan, counted
-from raydml.surrogates import Standardise, standardise_by_class, window_features
 
 # The two learners of a batch, in the order in which they take their steps.
 _CLASS, _AUXILIARY = 0, 1

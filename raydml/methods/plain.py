@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from raydml.methods._base import Batch, MakeSampler, Method
-from raydml.model import Network
-from raydml.objective import MakeObjective
-from raydml.samplers.epoch_plan import EpochPlan
+from raydml.methods._objective import MakeObjective
+from raydml.models.network import Network
+from raydml.samplers._epoch_plan import EpochPlan
 
 
 class Plain(Method):

@@ -6,8 +6,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raydml.distances import full_precision, squared_euclidean
-from raydml.tuples import Pairs, TripletRanges, all_pairs, all_triplets
+from raydml.ops.distances import full_precision, squared_euclidean
+from raydml.ops.tuples import Pairs, TripletRanges, all_pairs, all_triplets
 
 
 class All(nn.Module):

@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from raydml.distances import dot_products
-from raydml.tuples import Pairs, all_pairs
+from raydml.ops.distances import dot_products
+from raydml.ops.tuples import Pairs, all_pairs
 
 
 class DeepMetricSemiHard(nn.Module):

@@ -7,9 +7,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raydml.distances import full_precision, squared_euclidean
-from raydml.draws import draw_columns, draw_different_columns
-from raydml.tuples import Pairs, Triplets, all_pairs
+from raydml.ops.distances import full_precision, squared_euclidean
+from raydml.ops.random_columns import draw_columns, draw_different_columns
+from raydml.ops.tuples import Pairs, Triplets, all_pairs
 
 # Beyond it a negative costs nothing in the margin loss of Wu et al.: beta + margin.
 ZERO_LOSS_DISTANCE = 1.4

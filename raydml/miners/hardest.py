@@ -5,8 +5,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from raydml.distances import full_precision, squared_euclidean
-from raydml.tuples import Triplets, all_pairs
+from raydml.ops.distances import full_precision, squared_euclidean
+from raydml.ops.tuples import Triplets, all_pairs
 
 
 class Hardest(nn.Module):

@@ -6,9 +6,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raydml.distances import dot_products
-from raydml.draws import draw_different_columns
-from raydml.tuples import Pairs, all_pairs
+from raydml.ops.distances import dot_products
+from raydml.ops.random_columns import draw_different_columns
+from raydml.ops.tuples import Pairs, all_pairs
 
 # The least weight of a negative, next to the greatest, which is 1: nothing that may be drawn weighs 0.
 SMALLEST_WEIGHT = 1e-300

@@ -7,8 +7,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raydml.distances import dot_products
-from raydml.tuples import Pairs, all_pairs
+from raydml.ops.distances import dot_products
+from raydml.ops.tuples import Pairs, all_pairs
 
 
 class MultiSimilarityMiner(nn.Module):

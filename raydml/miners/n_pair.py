@@ -6,8 +6,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raydml.draws import draw_columns, uniform
-from raydml.tuples import Pairs, all_pairs
+from raydml.ops.random_columns import draw_columns, uniform
+from raydml.ops.tuples import Pairs, all_pairs
 
 
 class NPair(nn.Module):

@@ -6,8 +6,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raydml.distances import euclidean, full_precision
-from raydml.tuples import Triplets, all_pairs
+from raydml.ops.distances import euclidean, full_precision
+from raydml.ops.tuples import Triplets, all_pairs
 
 
 class NearestBeyondCutoff(nn.Module):

@@ -5,8 +5,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from raydml.draws import draw_different_numbers
-from raydml.tuples import Triplets
+from raydml.ops.random_columns import draw_different_numbers
+from raydml.ops.tuples import Triplets
 
 
 class Random(nn.Module):

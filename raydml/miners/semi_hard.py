@@ -6,9 +6,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raydml.distances import euclidean, full_precision, squared_euclidean
-from raydml.draws import draw_columns
-from raydml.tuples import Pairs, TripletRanges, Triplets, all_pairs
+from raydml.ops.distances import euclidean, full_precision, squared_euclidean
+from raydml.ops.random_columns import draw_columns
+from raydml.ops.tuples import Pairs, TripletRanges, Triplets, all_pairs
 
 MARGIN = 0.2
 

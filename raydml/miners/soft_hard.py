@@ -5,9 +5,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from raydml.distances import full_precision, squared_euclidean
-from raydml.draws import draw_columns
-from raydml.tuples import Triplets, all_pairs
+from raydml.ops.distances import full_precision, squared_euclidean
+from raydml.ops.random_columns import draw_columns
+from raydml.ops.tuples import Triplets, all_pairs
 
 
 class SoftHard(nn.Module):

@@ -5,7 +5,7 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from raydml.tuples import Pairs, TripletRanges, Triplets
+from raydml.ops.tuples import Pairs, TripletRanges, Triplets
 
 Tuples = TypeVar("Tuples", bound=Pairs | Triplets | TripletRanges)
 

@@ -6,9 +6,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raydml.distances import full_precision
+from raydml.ops.distances import full_precision
+from raydml.ops.tuples import Pairs
 from raydml.regularizers._base import Regularizer
-from raydml.tuples import Pairs
 
 NEVER = -1  # the label of a slot that nothing was written to
 

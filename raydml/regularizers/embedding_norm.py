@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from raydml.distances import full_precision
+from raydml.ops.distances import full_precision
 from raydml.regularizers._base import Regularizer
 
 

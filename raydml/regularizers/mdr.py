@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raydml.distances import euclidean, full_precision
+from raydml.ops.distances import euclidean, full_precision
 from raydml.regularizers._base import Regularizer
 
 

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from raydml.model import Network
+from raydml.models.network import Network
 from raydml.regularizers._base import Regularizer
 
 

@@ -6,10 +6,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from raydml.distances import full_precision
-from raydml.draws import uniform
+from raydml.ops.distances import full_precision
+from raydml.ops.random_columns import uniform
+from raydml.ops.tuples import Triplets
 from raydml.regularizers._base import Regularizer, Tuples
-from raydml.tuples import Triplets
 
 
 class Rho(Regularizer):

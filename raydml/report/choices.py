@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raydml.metric_names import metric_name
+from raydml.analysis.crossing import Cell, crossing_of
+from raydml.analysis.importance import Importance
+from raydml.analysis.trial_history import TrialHistory, parameters_of, varying
+from raydml.metrics.names import metric_name
 from raydml.report.charts import bars
-from raydml.report.crossing import Cell, crossing_of
-from raydml.report.importance import Importance
 from raydml.report.markup import Markup, element, escaped, joined, paragraph, table
 from raydml.report.parallel import axis_of, labels_of, parallel_coordinates
 from raydml.report.section import legend, titled
-from raydml.report.trial_history import TrialHistory, parameters_of, varying
 from raydml.report.words import counted
 
 _MAX_AXES = 10

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from raydml.report.trial_history import TrialHistory, flattened
+from raydml.analysis.trial_history import TrialHistory, flattened
 
 _TRIAL_COLUMNS = (
     "trial", "stage", "fingerprint", "configuration", "recipe", "fold", "seed", "ended", "error", "epochs_run",

@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from raydml.metric_names import metric_name
-from raydml.pictures.style import BLUE, INK, ORANGE, PALE, PURPLE, counted, save_picture
-from raydml.report.trial_history import ENDINGS, FAILURES
+from raydml.analysis.trial_history import ENDINGS, FAILURES
+from raydml.metrics.names import metric_name
+from raydml.report.style import BLUE, INK, ORANGE, PALE, PURPLE, counted, save_picture
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raydml.metric_names import metric_label, metric_name
+from raydml.metrics.names import metric_label, metric_name
 from raydml.report.words import counted, main_metrics, published_groups
 
 _SPECIAL = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raydml.metric_names import metric_label, metric_name
-from raydml.report.trial_history import ENDINGS
+from raydml.analysis.trial_history import ENDINGS
+from raydml.metrics.names import metric_label, metric_name
 from raydml.report.words import (
     CHOICES,
     HOW_INTERVALS_ARE_MADE,

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from raydml.analysis.trial_history import TrialHistory
 from raydml.report.embedded_pictures import Illustration
 from raydml.report.markup import Markup, element, joined
 from raydml.report.records import record_sections
 from raydml.report.results import result_sections
 from raydml.report.search import search_sections
-from raydml.report.trial_history import TrialHistory
 
 _STYLE = Path(__file__).with_name("page.css")
 _SCRIPT = Path(__file__).with_name("page.js")  # sorts a table by a click on a heading; nothing depends on it

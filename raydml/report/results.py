@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raydml.metric_names import metric_label, metric_name
+from raydml.metrics.names import metric_label, metric_name
 from raydml.report.charts import Whisker, whisker_rows
 from raydml.report.markup import Markup, bullets, element, folded, joined, paragraph, table
 from raydml.report.section import Section

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from raydml.metric_names import metric_name
+from raydml.analysis.trial_history import ENDINGS, FAILURES, TrialHistory, by_stage
+from raydml.metrics.names import metric_name
 from raydml.report.charts import NUM_COLOURS, Line, Scale, line_chart
 from raydml.report.choices import crossing_table, importance_charts
 from raydml.report.markup import Markup, element, folded, joined, paragraph, table
 from raydml.report.section import Section, legend, titled
-from raydml.report.trial_history import ENDINGS, FAILURES, TrialHistory, by_stage
 from raydml.report.words import counted, findings, hours_text
 
 _MAX_SMALL = 24  # curves in each small chart: of the best trials

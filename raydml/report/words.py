@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from raydml.metric_names import metric_name
-from raydml.statistics import Interval
+from raydml.metrics.intervals import Interval
+from raydml.metrics.names import metric_name
 
 #: How far a published number can be compared with ours.
 CHOICES = {True: "chosen on test", False: "", None: "not known whether chosen on test"}

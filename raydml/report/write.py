@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from raydml.analysis.trial_history import TrialHistory
 from raydml.report.csv_files import epochs_csv, trials_csv
 from raydml.report.embedded_pictures import Illustration
 from raydml.report.latex import final_latex
 from raydml.report.markdown import summary_markdown
 from raydml.report.page import report_page
-from raydml.report.trial_history import TrialHistory
 
 FORMATS = ("html", "md", "latex", "csv")
 

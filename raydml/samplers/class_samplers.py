@@ -6,7 +6,7 @@ import numpy as np
 from annotated_types import Ge
 
 from raydml.data.catalog import DataError
-from raydml.samplers.class_index import (
+from raydml.samplers._class_index import (
     NUM_NUMBERS,
     ClassIndex,
     ShuffledClasses,
@@ -16,7 +16,7 @@ from raydml.samplers.class_index import (
     full_batches,
     refuse_few_classes,
 )
-from raydml.samplers.epoch_plan import EpochPlan, counted, refuse_state
+from raydml.samplers._epoch_plan import EpochPlan, counted, refuse_state
 
 
 class BalancedWithReplacement:

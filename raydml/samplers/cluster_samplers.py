@@ -6,7 +6,7 @@ import numpy as np
 from annotated_types import Ge, Le
 
 from raydml.data.catalog import DataError
-from raydml.samplers.class_index import (
+from raydml.samplers._class_index import (
     NUM_NUMBERS,
     ClassIndex,
     ShuffledClasses,
@@ -15,7 +15,7 @@ from raydml.samplers.class_index import (
     full_batches,
     in_rounds,
 )
-from raydml.samplers.epoch_plan import EpochPlan, counted
+from raydml.samplers._epoch_plan import EpochPlan, counted
 from raydml.samplers.group_samplers import group_classes
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from annotated_types import Ge
 
 from raydml.data.catalog import DataError
-from raydml.samplers.class_index import NUM_NUMBERS, ClassIndex, classes_in_batch, full_batches
-from raydml.samplers.epoch_plan import EpochPlan, counted, refuse_state
+from raydml.samplers._class_index import NUM_NUMBERS, ClassIndex, classes_in_batch, full_batches
+from raydml.samplers._epoch_plan import EpochPlan, counted, refuse_state
 
 
 def group_classes(numbers: np.ndarray, num_classes: int, before: int | None = None) -> np.ndarray:

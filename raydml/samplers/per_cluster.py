@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from raydml.data.catalog import DataError
+from raydml.samplers._epoch_plan import EpochPlan, Sampler, counted
 from raydml.samplers.cluster_samplers import (
     ClusterRoundRobin,
     checked_clusters,
@@ -14,7 +15,6 @@ from raydml.samplers.cluster_samplers import (
     refuse_one_class_each,
     refuse_unassigned,
 )
-from raydml.samplers.epoch_plan import EpochPlan, Sampler, counted
 from raydml.samplers.samplers import ClassBalanced
 
 

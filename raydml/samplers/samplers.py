@@ -7,9 +7,9 @@ import numpy as np
 from annotated_types import Ge
 
 from raydml.data.catalog import DataError
-from raydml.samplers.class_index import ClassIndex, ShuffledClasses, in_rounds
+from raydml.samplers._class_index import ClassIndex, ShuffledClasses, in_rounds
+from raydml.samplers._epoch_plan import EpochPlan, Sampler, counted, refuse_state
 from raydml.samplers.class_samplers import BalancedWithReplacement, IdentityChunks, RandomClasses, RandomIdentity
-from raydml.samplers.epoch_plan import EpochPlan, Sampler, counted, refuse_state
 from raydml.samplers.group_samplers import ClassGroups
 
 __all__ = ["SAMPLERS", "ClassBalanced", "EpochPlan", "Sampler", "Uniform"]

@@ -9,7 +9,7 @@ from PIL import Image
 from raydml.images import decoded_pixels
 from raydml.images.decoded_pixels import DecodedPixels, decode_in_order, read_headers
 from raydml.images.decoding import Resizing, UnreadableImage, decode, decoded_bytes, open_regular, read_header
-from raydml.preprocessing import Preprocessing
+from raydml.images.preprocessing import Preprocessing
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 SMALL = Resizing(8, "short_side", "bilinear")

@@ -13,8 +13,8 @@ from raydml.images import crops, loader, transforms
 from raydml.images.colours import jitter_factors, jitter_orders
 from raydml.images.loader import Loader
 from raydml.images.pixels import PackedPixels
+from raydml.images.preprocessing import Preprocessing, resized, upright_rgb
 from raydml.images.transforms import Augmentation, ColorJitter, Erasing, GaussianBlur
-from raydml.preprocessing import Preprocessing, resized, upright_rgb
 
 PHOTOGRAPHS = Path(__file__).parents[2].parent / "shared" / "data" / "grocery_small" / "images"
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

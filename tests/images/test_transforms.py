@@ -10,8 +10,8 @@ from torchvision.transforms.v2 import functional
 
 from raydml.data.catalog import DataError
 from raydml.images import crops, transforms
+from raydml.images.preprocessing import Preprocessing
 from raydml.images.transforms import Augmentation, ColorJitter, Draws, Erasing, GaussianBlur
-from raydml.preprocessing import Preprocessing
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

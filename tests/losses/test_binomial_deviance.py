@@ -11,7 +11,7 @@ from torch import Tensor
 
 from raydml.losses.binomial_deviance import BinomialDeviance
 from raydml.miners.multi_similarity import MultiSimilarityMiner
-from raydml.tuples import Pairs, all_pairs
+from raydml.ops.tuples import Pairs, all_pairs
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RELEASE = json.loads((GOLDEN / "deep_metric_binomial.json").read_text())

@@ -9,7 +9,7 @@ from pytorch_metric_learning.reducers import MeanReducer
 from torch import Tensor
 
 from raydml.losses.circle import Circle
-from raydml.tuples import Pairs, all_pairs
+from raydml.ops.tuples import Pairs, all_pairs
 
 
 def _batch(seed: int = 0) -> tuple[Tensor, Tensor]:

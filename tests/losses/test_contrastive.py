@@ -11,7 +11,7 @@ from pytorch_metric_learning.losses import ContrastiveLoss
 from torch import Tensor
 
 from raydml.losses.contrastive import Contrastive
-from raydml.tuples import Pairs, Triplets, all_pairs
+from raydml.ops.tuples import Pairs, Triplets, all_pairs
 from tests.losses.triplet_lists import as_triplets, listed, random_ranges
 
 GOLDEN = Path(__file__).parents[1] / "golden"

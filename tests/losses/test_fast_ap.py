@@ -7,7 +7,7 @@ from torch import Tensor
 
 from raydml.losses import fast_ap
 from raydml.losses.fast_ap import FastAp
-from raydml.tuples import Pairs, all_pairs
+from raydml.ops.tuples import Pairs, all_pairs
 
 
 def _batch(seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 
 from raydml.losses.hard_mining import HardMining
 from raydml.miners.multi_similarity import MultiSimilarityMiner
-from raydml.tuples import Pairs
+from raydml.ops.tuples import Pairs
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RELEASE = json.loads((GOLDEN / "deep_metric_hardmining.json").read_text())

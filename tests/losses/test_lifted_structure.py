@@ -12,7 +12,7 @@ from pytorch_metric_learning.losses import GeneralizedLiftedStructureLoss, Lifte
 from torch import Tensor
 
 from raydml.losses.lifted_structure import LiftedStructure
-from raydml.tuples import Pairs, all_pairs
+from raydml.ops.tuples import Pairs, all_pairs
 from tests.losses.triplet_lists import as_triplets, unit_batch
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -9,9 +9,9 @@ import torch
 from pytorch_metric_learning.losses import MarginLoss
 from torch import Tensor
 
-from raydml import plugins
+from raydml import registry
 from raydml.losses.margin import Margin
-from raydml.tuples import Pairs, Triplets
+from raydml.ops.tuples import Pairs, Triplets
 from tests.losses.triplet_lists import as_triplets, listed, random_ranges
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -248,6 +248,6 @@ def test_masks_choose_the_pairs() -> None:
 
 
 def test_it_is_built_by_name() -> None:
-    loss = plugins.build("losses", "margin", num_classes=3, embedding_dim=9, beta=1, class_beta=False)
+    loss = registry.build("losses", "margin", num_classes=3, embedding_dim=9, beta=1, class_beta=False)
     assert isinstance(loss, Margin)
     assert loss.beta.dtype == torch.float32

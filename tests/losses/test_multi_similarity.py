@@ -12,7 +12,7 @@ from torch import Tensor
 
 from raydml.losses.multi_similarity import MultiSimilarity
 from raydml.miners.multi_similarity import MultiSimilarityMiner
-from raydml.tuples import Pairs, all_pairs
+from raydml.ops.tuples import Pairs, all_pairs
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RELEASE = json.loads((GOLDEN / "deep_metric_multisimilarity.json").read_text())

@@ -10,7 +10,7 @@ import torch
 from pytorch_metric_learning.losses import NPairsLoss
 
 from raydml.losses.n_pair import NPair
-from raydml.tuples import Pairs, all_pairs
+from raydml.ops.tuples import Pairs, all_pairs
 from tests.losses.triplet_lists import as_triplets, unit_batch
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -11,7 +11,7 @@ from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import NCALoss
 
 from raydml.losses.nca import NCA
-from raydml.tuples import Pairs, all_pairs
+from raydml.ops.tuples import Pairs, all_pairs
 from tests.losses.triplet_lists import as_triplets, unit_batch
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -9,7 +9,7 @@ from pytorch_metric_learning.losses import NTXentLoss, SupConLoss
 from torch import Tensor
 
 from raydml.losses.nt_xent import NtXent
-from raydml.tuples import Pairs
+from raydml.ops.tuples import Pairs
 
 Form = Literal["nt_xent", "sup_con"]
 FORMS: tuple[Form, ...] = ("nt_xent", "sup_con")

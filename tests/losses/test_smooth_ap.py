@@ -9,7 +9,7 @@ from torch import Tensor
 
 from raydml.losses import smooth_ap
 from raydml.losses.smooth_ap import SmoothAp
-from raydml.tuples import Pairs, all_pairs
+from raydml.ops.tuples import Pairs, all_pairs
 
 
 def _batch(seed: int = 0) -> tuple[Tensor, Tensor]:

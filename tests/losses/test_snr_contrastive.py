@@ -11,7 +11,7 @@ from pytorch_metric_learning.regularizers import ZeroMeanRegularizer
 from torch import Tensor
 
 from raydml.losses.snr_contrastive import SNRContrastive
-from raydml.tuples import Pairs, all_pairs
+from raydml.ops.tuples import Pairs, all_pairs
 from tests.losses.triplet_lists import as_triplets, listed, random_ranges, unit_batch
 
 

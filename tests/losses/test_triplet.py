@@ -12,7 +12,7 @@ from pytorch_metric_learning.reducers import AvgNonZeroReducer, MeanReducer
 from torch import Tensor
 
 from raydml.losses.triplet import Triplet
-from raydml.tuples import TripletRanges, Triplets, all_pairs
+from raydml.ops.tuples import TripletRanges, Triplets, all_pairs
 from tests.losses.triplet_lists import as_triplets, every_triplet, listed, random_ranges, unit_batch
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -12,7 +12,7 @@ from torch import Tensor
 from raydml.losses.multi_similarity import MultiSimilarity
 from raydml.losses.weight import Weight
 from raydml.miners.multi_similarity import MultiSimilarityMiner
-from raydml.tuples import Pairs
+from raydml.ops.tuples import Pairs
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RELEASE = json.loads((GOLDEN / "deep_metric_weight.json").read_text())

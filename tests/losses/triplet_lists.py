@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from raydml.tuples import TripletRanges, Triplets
+from raydml.ops.tuples import TripletRanges, Triplets
 
 
 def unit_batch(seed: int = 0, num_rows: int = 14, dim: int = 5) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_triplets_
 from torch import Tensor
 
 from raydml.miners.all import All
-from raydml.tuples import Pairs, TripletRanges, all_pairs
+from raydml.ops.tuples import Pairs, TripletRanges, all_pairs
 
 
 def _batch(seed: int = 0, num_rows: int = 20) -> tuple[Tensor, Tensor]:

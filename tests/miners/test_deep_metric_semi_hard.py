@@ -10,7 +10,7 @@ from torch import Tensor
 
 from raydml.losses.weight import Weight
 from raydml.miners.deep_metric_semi_hard import DeepMetricSemiHard
-from raydml.tuples import Pairs, all_pairs
+from raydml.ops.tuples import Pairs, all_pairs
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RELEASE = json.loads((GOLDEN / "deep_metric_semihard.json").read_text())

@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from raydml.miners.distance_weighted import DistanceWeighted
-from raydml.tuples import Triplets, all_pairs
+from raydml.ops.tuples import Triplets, all_pairs
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 DIVIDE_CONQUER = json.loads((GOLDEN / "divide_conquer_distance_weighted.json").read_text())

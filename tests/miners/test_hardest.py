@@ -7,7 +7,7 @@ from pytorch_metric_learning.miners import BatchHardMiner
 from torch import Tensor
 
 from raydml.miners.hardest import Hardest
-from raydml.tuples import Triplets
+from raydml.ops.tuples import Triplets
 
 
 def _batch(seed: int = 0) -> tuple[Tensor, Tensor]:

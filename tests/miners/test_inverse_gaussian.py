@@ -11,7 +11,7 @@ from torch import Tensor
 
 from raydml.losses.weight import Weight
 from raydml.miners.inverse_gaussian import InverseGaussian, negative_weights
-from raydml.tuples import Pairs, all_pairs
+from raydml.ops.tuples import Pairs, all_pairs
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = json.loads((GOLDEN / "deep_metric_distweighted.json").read_text())["cases"]

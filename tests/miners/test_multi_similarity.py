@@ -6,7 +6,7 @@ from pytorch_metric_learning.miners import MultiSimilarityMiner as Theirs
 from torch import Tensor
 
 from raydml.miners.multi_similarity import MultiSimilarityMiner
-from raydml.tuples import Pairs, all_pairs
+from raydml.ops.tuples import Pairs, all_pairs
 
 
 def _batch(seed: int = 0, num_rows: int = 20) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from raydml.miners.n_pair import NPair
-from raydml.tuples import Pairs, all_pairs
+from raydml.ops.tuples import Pairs, all_pairs
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 LABELS = torch.tensor([0, 1, 0, 2, 0, 1, 3])  # the fourth and the last have no positive

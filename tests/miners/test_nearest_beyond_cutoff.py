@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from raydml.miners.nearest_beyond_cutoff import NearestBeyondCutoff
-from raydml.tuples import Triplets
+from raydml.ops.tuples import Triplets
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RELEASE = json.loads((GOLDEN / "divide_conquer_miner.json").read_text())["hyperparameters"]

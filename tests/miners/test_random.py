@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from raydml.miners.random import Random
-from raydml.tuples import Triplets
+from raydml.ops.tuples import Triplets
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RELEASE = json.loads((GOLDEN / "mic_random_sampling.json").read_text())["hyperparameters"]

@@ -12,7 +12,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from raydml.miners.semi_hard import SemiHard
-from raydml.tuples import TripletRanges, Triplets
+from raydml.ops.tuples import TripletRanges, Triplets
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RELEASE = json.loads((GOLDEN / "mic_semihard_sampling.json").read_text())["hyperparameters"]

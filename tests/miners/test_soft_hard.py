@@ -9,7 +9,7 @@ from scipy.stats import chi2_contingency, chisquare
 from torch import Tensor
 
 from raydml.miners.soft_hard import SoftHard
-from raydml.tuples import Triplets
+from raydml.ops.tuples import Triplets
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

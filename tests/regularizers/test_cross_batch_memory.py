@@ -10,12 +10,12 @@ from pytorch_metric_learning.losses import ContrastiveLoss
 from pytorch_metric_learning.losses import CrossBatchMemory as TheirMemory
 from torch import Tensor, nn
 
-from raydml import plugins
+from raydml import registry
 from raydml.losses.contrastive import Contrastive
 from raydml.miners.distance_weighted import DistanceWeighted
 from raydml.miners.multi_similarity import MultiSimilarityMiner
+from raydml.ops.tuples import Pairs
 from raydml.regularizers.cross_batch_memory import CrossBatchMemory
-from raydml.tuples import Pairs
 
 DIM = 5
 
@@ -152,10 +152,10 @@ def test_pytorch_metric_learning(form: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in plugins.names("losses") if "pairs" in plugins.load("losses", name).accepts]
+    "name", [name for name in registry.names("losses") if "pairs" in registry.load("losses", name).accepts]
 )
 def test_no_loss_costs_anything_before_the_memory_starts(name: str) -> None:
-    loss = plugins.build("losses", name, num_classes=3, embedding_dim=DIM)
+    loss = registry.build("losses", name, num_classes=3, embedding_dim=DIM)
     memory = CrossBatchMemory(DIM, loss, size=30, start_step=1)
     values = []
     for points, labels in _batches(4, batch_size=12):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from raydml import plugins
-from raydml.plugins import PluginError
+from raydml import registry
+from raydml.registry import PluginError
 from raydml.regularizers.embedding_norm import EmbeddingNorm
 
 LABELS = torch.tensor([0, 0])
@@ -48,4 +48,4 @@ def test_at_the_origin_the_gradient_is_zero(power: Literal[1, 2]) -> None:
 @pytest.mark.parametrize("settings", [{"power": 3}, {"weight": -0.1}, {"power": "2"}])
 def test_other_powers_and_negative_weights_are_refused(settings: dict) -> None:
     with pytest.raises((PluginError, ValidationError), match=next(iter(settings))):
-        plugins.build("regularizers", "embedding_norm", **settings)
+        registry.build("regularizers", "embedding_norm", **settings)

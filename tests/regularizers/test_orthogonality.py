@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raydml.model import Head, Network
+from raydml.models.network import Head, Network
 from raydml.regularizers.orthogonality import Orthogonality
 
 GOLDEN = Path(__file__).parents[1] / "golden"

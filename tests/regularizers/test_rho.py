@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from raydml.ops.tuples import Triplets, all_pairs
 from raydml.regularizers.rho import Rho
-from raydml.tuples import Triplets, all_pairs
 
 
 def _triplets(num_triplets: int = 4000) -> tuple[Triplets, Tensor]:

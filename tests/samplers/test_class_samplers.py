@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from raydml.data.catalog import DataError
-from raydml.samplers.class_index import ClassIndex, ShuffledClasses, distinct_numbers, earlier_visits, in_rounds
+from raydml.samplers._class_index import ClassIndex, ShuffledClasses, distinct_numbers, earlier_visits, in_rounds
 from raydml.samplers.class_samplers import BalancedWithReplacement, IdentityChunks, RandomClasses, RandomIdentity
 from raydml.samplers.group_samplers import ClassGroups, group_classes
 

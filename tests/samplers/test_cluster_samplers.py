@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from raydml.data.catalog import DataError
-from raydml.samplers.class_index import ClassIndex
+from raydml.samplers._class_index import ClassIndex
 from raydml.samplers.cluster_samplers import (
     ClusterGroups,
     ClusterRoundRobin,

@@ -1,0 +1,76 @@
+"""What a study cost and what early stopping saved, from the seconds each epoch reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from raydml.analysis.trial_history import TrialHistory
+
+_HOUR_S = 3600.0
+
+
+class StageCost(NamedTuple):
+    """Hours are those of the trials' devices: seconds of all epochs times the devices a trial holds.
+
+    hours_clustering: the part that went into embedding the training images and clustering them.
+    epochs_saved: epochs that trials stopped early did not run. hours_saved: these, at each trial's own mean epoch.
+    """
+
+    stage: str
+    num_trials: int
+    epochs_run: int
+    epochs_planned: int
+    hours: float
+    hours_clustering: float
+    num_stopped: int
+    epochs_saved: int
+    hours_saved: float
+
+
+class Cost(NamedTuple):
+    """unit: "GPU-hours" or, where trials hold no GPU, "CPU-hours". per_trial: devices of that kind a trial holds."""
+
+    unit: str
+    per_trial: float
+    stages: list[StageCost]
+
+
+def cost_of(trials: Sequence[TrialHistory], *, cpus: float, gpus: float) -> Cost:
+    """The cost of each stage, in order of the stages' first trials.
+
+    cpus, gpus: what each trial holds, as Ray was asked for.
+
+    An epoch counts once, as a resumed study reports it; what an interruption threw away, and the time in which a trial
+    holds a device between two epochs, is not in the numbers. An epoch that diverged reports no time and has none here.
+    """
+    unit, share = ("GPU-hours", gpus) if gpus else ("CPU-hours", cpus)
+    stages = dict.fromkeys(trial.stage for trial in trials)
+    return Cost(unit, share, [_stage_cost(stage, [t for t in trials if t.stage == stage], share) for stage in stages])
+
+
+def _stage_cost(stage: str, trials: Sequence[TrialHistory], share: float) -> StageCost:
+    stopped = [trial for trial in trials if trial.ended == "stopped_early"]
+    missing = {trial.trial: max(trial.num_planned_epochs - trial.num_epochs, 0) for trial in stopped}
+    return StageCost(
+        stage=stage,
+        num_trials=len(trials),
+        epochs_run=sum(len(trial.epochs) for trial in trials),
+        epochs_planned=sum(trial.num_planned_epochs for trial in trials),
+        hours=sum(seconds for trial in trials for seconds in _seconds(trial, "epoch_s")) * share / _HOUR_S,
+        hours_clustering=sum(seconds for trial in trials for seconds in _seconds(trial, "clustering_s"))
+        * share
+        / _HOUR_S,
+        num_stopped=len(stopped),
+        epochs_saved=sum(missing.values()),
+        hours_saved=sum(missing[trial.trial] * _mean_epoch_s(trial) for trial in stopped) * share / _HOUR_S,
+    )
+
+
+def _seconds(trial: TrialHistory, name: str) -> list[float]:
+    return [metrics[name] for metrics in trial.epochs.values() if name in metrics]
+
+
+def _mean_epoch_s(trial: TrialHistory) -> float:
+    seconds = _seconds(trial, "epoch_s")
+    return sum(seconds) / len(seconds) if seconds else 0.0

@@ -1,0 +1,79 @@
+"""Progress bars with rates for long steps, on stderr where it is a terminal; nothing stays of them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from raydml.ops.progress import Step, step_of
+
+#: A step that is over sooner than this is not worth a bar.
+PATIENCE_S = 1.0
+
+
+class StepBars(logging.Handler):
+    """Listens to `raydml.steps`. A bar is there from a second after a step's first record to its last one."""
+
+    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(level=logging.DEBUG)
+        self.clock = clock
+        self.console = console or Console(stderr=True)
+        self._bars: Progress | None = None
+        self._tasks: dict[str, tuple[float, int, TaskID | None]] = {}  # begin_s, done at the first record, bar
+
+    def emit(self, record: logging.LogRecord) -> None:
+        step = step_of(record)
+        if step is None:
+            return
+        now_s = self.clock()
+        begin_s, at_first, bar = self._tasks.get(step.name, (now_s, step.done, None))
+        waited_s = now_s - begin_s
+        if bar is None and waited_s >= PATIENCE_S and step.done < step.total and self.console.is_terminal:
+            bar = self._new_bar(step)
+        self._tasks[step.name] = (begin_s, at_first, bar)
+        rate = (step.done - at_first) / waited_s if waited_s > 0 else 0.0
+        if bar is not None and self._bars is not None:
+            self._bars.update(bar, completed=step.done, total=step.total, rate=f"{rate:,.0f} {step.unit}/s")
+        if step.done >= step.total:
+            self._finish(step, bar)
+
+    def _new_bar(self, step: Step) -> TaskID:
+        if self._bars is None:
+            self._bars = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self._bars.start()
+        return self._bars.add_task(step.name, total=step.total, rate="")
+
+    def _finish(self, step: Step, bar: TaskID | None) -> None:
+        del self._tasks[step.name]
+        if bar is not None and self._bars is not None:
+            self._bars.remove_task(bar)
+            if not self._bars.tasks:
+                self._bars.stop()
+                self._bars = None
+
+    def close(self) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+        super().close()
+
+
+def show_steps() -> None:
+    """Let the steps of this process be seen; asking again changes nothing."""
+    logger = logging.getLogger("raydml.steps")
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False  # the log of messages has no use for them
+    if not any(isinstance(handler, StepBars) for handler in logger.handlers):
+        logger.addHandler(StepBars())

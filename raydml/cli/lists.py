@@ -1,0 +1,140 @@
+"""Commands that tell what can be written into a search space: list and schema."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+
+import typer
+from rich.console import Console
+
+from raydml.cli import tables
+from raydml.cli.tables import Entry, Setting
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+Kind = Literal["losses", "miners", "regularizers", "methods", "samplers", "optimizers", "schedules", "backbones"]
+
+
+def list_plugins(
+    kind: Annotated[Kind, typer.Argument(help="What to list.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
+) -> None:
+    """Names, what each is, its paper, and its settings with their defaults."""
+    entries = list(entries_of(kind))
+    if as_json:
+        typer.echo(
+            json.dumps(
+                [
+                    {
+                        "name": entry.name,
+                        "about": entry.about,
+                        "source": entry.source,
+                        "fits": entry.fits,
+                        "settings": {
+                            setting.name: {"type": setting.kind, "default": setting.default, "about": setting.about}
+                            for setting in entry.settings
+                        },
+                    }
+                    for entry in entries
+                ]
+            )
+        )
+        return
+    Console(markup=False, highlight=False).print(tables.catalogue(entries))
+
+
+def schema() -> None:
+    """Print the JSON schema of a search space, for editors."""
+    from raydml.search_space.space import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+def entries_of(kind: Kind) -> Iterator[Entry]:
+    """Everything of a kind, from where it is defined."""
+    if kind in ("losses", "miners", "regularizers", "methods"):
+        from raydml import registry as plugins
+
+        for name in plugins.names(kind):
+            settings = settings_of(plugins.settings_model(kind, name))
+            source = "" if kind == "methods" else plugins.source(kind, name)
+            yield Entry(name, plugins.describe(kind, name), source, settings, fits(kind, name))
+    elif kind == "backbones":
+        from raydml.models.backbones import BACKBONES
+
+        for name, facts in BACKBONES.items():
+            weights = facts.weights_file or facts.weights_by_path or "no published weights"
+            yield Entry(name, f"{facts.feature_dim} features, crops of {facts.crops} px, {weights}", "", [])
+    else:
+        from raydml.config.trial import Trial
+
+        field = {"samplers": "sampler", "optimizers": "optimizer", "schedules": "schedule"}[kind]
+        for model in get_args(Trial.model_fields[field].annotation):
+            about = (inspect.getdoc(model) or "").partition("\n")[0]
+            name = get_args(model.model_fields["name"].annotation)[0]
+            yield Entry(name, about.replace("``", ""), "", settings_of(model))
+
+
+def fits(kind: str, name: str) -> str:
+    """What a loss takes, what a miner yields, what a regulariser needs; empty where there is nothing to say."""
+    from raydml import registry as plugins
+
+    cls: Any = plugins.load(kind, name)
+    if kind == "losses":
+        return f"takes {', '.join(cls.accepts) or 'labels alone, no miner'}"
+    if kind == "miners":
+        kinds = sorted({miner.yields for miner in _by_each_choice(name)})
+        return f"yields {' or '.join(kinds)}{', by its settings' if len(kinds) > 1 else ''}"
+    if kind == "regularizers":
+        needs = ["a loss that takes pairs"] if cls.needs_pairs else []
+        needs += [f"a miner that yields {' or '.join(cls.rewrites)}"] if cls.rewrites else []
+        return f"needs {' and '.join(needs)}" if needs else ""
+    return ""
+
+
+def _by_each_choice(name: str) -> Iterator[Any]:
+    """A miner with every value of each of its settings that is a choice of words."""
+    from raydml import registry as plugins
+
+    yield plugins.build("miners", name)
+    for setting, field in plugins.settings_model("miners", name).model_fields.items():
+        if get_origin(field.annotation) is Literal:
+            for word in get_args(field.annotation):
+                yield plugins.build("miners", name, **{setting: word})
+
+
+def settings_of(model: type[BaseModel]) -> list[Setting]:
+    """Every setting of a model but its name; the type with its limits."""
+    described = model.model_json_schema()
+    properties: Mapping[str, Any] = described.get("properties", {})
+    required = described.get("required", ())
+    return [
+        Setting(
+            name,
+            type_text(facts),
+            "required" if name in required else json.dumps(facts.get("default")),
+            facts.get("description", ""),
+        )
+        for name, facts in properties.items()
+        if name != "name"
+    ]
+
+
+def type_text(facts: Mapping[str, Any]) -> str:
+    """``float > 0``, ``int >= 1 or null``, ``a | b``: a type in the words of the JSON schema."""
+    if "anyOf" in facts:
+        return " or ".join(type_text(branch) for branch in facts["anyOf"])
+    if "enum" in facts:
+        return " | ".join(str(choice) for choice in facts["enum"])
+    if facts.get("type") == "array" and "items" in facts:
+        return f"list of {type_text(facts['items'])}"
+    kind = {"number": "float", "integer": "int", "boolean": "bool", "string": "text", "array": "list"}.get(
+        facts.get("type", ""), facts.get("type", "value")
+    )
+    signs = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
+    limits = [f"{sign} {facts[key]:g}" for key, sign in signs.items() if key in facts]
+    return f"{kind} {' and '.join(limits)}".strip()

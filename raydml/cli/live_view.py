@@ -1,0 +1,202 @@
+"""The live picture of a running study: a table of trials, a progress bar with an ETA; plain lines without a terminal.
+
+``LiveStudy`` follows ``events.jsonl`` in a thread of its own and never touches the study: what runs the trials does not
+know that somebody is looking. ``view`` and ``line`` turn a state into what is shown and can be tested without either.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from raydml.cli.trial_table import learning_rate_text, metric_label, trial_table
+from raydml.study import events
+from raydml.study.state import FAILURES, Event, StudyProgress, TrialProgress, fold, reduce
+
+POLL_S = 0.2
+
+
+def duration(seconds: float) -> str:
+    """``0:48``, ``12:03`` or ``1:02:03``."""
+    minutes, second = divmod(max(round(seconds), 0), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
+
+
+def headline(study: StudyProgress) -> Text:
+    """``study digits  search: 3 running, 9 of 16 ended, best search-004 MAP@R 0.7312``."""
+    text = Text.assemble(("study ", "dim"), (study.study, "bold"), no_wrap=True, overflow="ellipsis")
+    if not study.stage:
+        return text.append("  starting Ray", "dim")
+    trials, plan = study.of_stage(study.stage), study.stages.get(study.stage)
+    num_ended = sum(trial.ended for trial in trials)
+    text.append("  ").append(study.stage, "bold cyan")
+    if plan and plan.num_trials and trials:
+        num_running = sum(trial.state in ("running", "retrying") for trial in trials)
+        doing = "interrupted" if study.state == "interrupted" else f"{num_running} running"
+        text.append(f": {doing}, {num_ended} of {plan.num_trials} ended")
+    if study.stage == "finalize":
+        text.append(f": test classes opened {study.num_test_reads} times")
+    best = study.best_of_stage(study.stage)
+    if best is not None:
+        text.append(f", best {best.trial} {metric_label(study.metric)} {best.best:.4f}")
+    failed = sum(trial.state in FAILURES for trial in trials)
+    return text.append(f", {failed} failed", "red") if failed else text
+
+
+def view(study: StudyProgress, *, width: int, height: int, eta_s: float | None = None) -> RenderableType:
+    """The whole picture for a terminal of ``width`` x ``height`` characters; it never outgrows the height."""
+    notes = dict.fromkeys(study.notes)  # a resumed study repeats them
+    parts: list[RenderableType] = [*(Text(note, style="dim") for note in notes), headline(study)]
+    done, total = study.settled(study.stage)
+    trials = study.of_stage(study.stage)
+    if trials:
+        limit = max(height - 5 - len(notes), 4)
+        parts.append(trial_table(study, study.stage, width=width, limit=limit))
+        hidden = len(trials) - min(limit, len(trials))
+        if hidden:
+            parts.append(Text(f"... and {hidden} more trials that are not among the best", style="dim"))
+    if total:
+        bar = Table.grid(padding=(0, 2))
+        eta = "" if eta_s is None else f"ETA {duration(eta_s)}"
+        bar_width = max(min(width - 40, 60), 10)
+        bar.add_row(ProgressBar(total=total, completed=done, width=bar_width), f"{done}/{total} epochs", eta)
+        parts.append(bar)
+    return Group(*parts)
+
+
+def line(study: StudyProgress, event: Event) -> str | None:
+    """One plain line for an event, given the state after it; None for events that need none (every epoch)."""
+    kind = event.get("event")
+    if kind == "study_started":
+        return f"study {study.study}"
+    if kind == "stage_started":
+        plan = study.stages[str(event["stage"])]
+        size = f": {plan.num_trials} trials of at most {plan.max_epochs} epochs" if plan.max_epochs else ""
+        return f"{plan.stage}{size}"
+    if kind == "stage_finished":
+        best = study.best_of_stage(str(event["stage"]))
+        won = f", best {best.trial} {metric_label(study.metric)} {best.best:.4f}" if best else ""
+        return f"{event['stage']} finished{won}"
+    if kind == "note":
+        return f"note: {event.get('text', '')}"
+    if kind in ("interrupted", "study_finished"):
+        return f"study {study.study} {'interrupted' if kind == 'interrupted' else 'finished'}"
+    if kind in ("trial_started", "trial_retried", "trial_ended"):
+        return _trial_line(study, study.trials[str(event["trial"])], str(kind))
+    return None
+
+
+def _trial_line(study: StudyProgress, trial: TrialProgress, kind: str) -> str:
+    if kind == "trial_started":
+        details = [f"dim {trial.embedding_dim}", f"lr {learning_rate_text(trial.learning_rate)}"]
+        if trial.fold is not None:
+            details = [f"fold {trial.fold}", f"seed {trial.seed}"]
+        if trial.epoch:
+            details.append(f"from epoch {trial.epoch}")
+        return f"{trial.trial} started: {trial.recipe}, {', '.join(details)}"
+    why = f": {trial.error.strip().splitlines()[-1]}" if trial.error.strip() else ""
+    if kind == "trial_retried":
+        return f"{trial.trial} failed after epoch {trial.epoch}, retry {trial.num_retries}{why}"
+    done = {"finished": "finished", "stopped_early": "stopped early"}.get(trial.state) or (
+        "failed (" + trial.state.replace("_", " ") + ")"
+    )
+    best = "" if trial.best is None else f", best {metric_label(study.metric)} {trial.best:.4f}"
+    return f"{trial.trial} {done} after epoch {trial.epoch}/{trial.epochs}{best}{why}"
+
+
+class LiveStudy:
+    """Shows a study while it runs: ``with LiveStudy(folder / "events.jsonl"): run_study(folder)``.
+
+    What lies before ``from_offset`` (bytes) is history: it is counted, summed up in one line, and not shown again.
+    On a terminal the picture is redrawn in place and the last one stays; elsewhere (a pipe, a log file, TERM=dumb)
+    every event becomes one plain line without control codes.
+    """
+
+    def __init__(
+        self,
+        events_path: Path,
+        from_offset: int = 0,
+        *,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.console = console or Console()
+        self.study = StudyProgress()
+        self._path = events_path
+        self._offset = 0
+        self._history_ends = from_offset
+        self._clock = clock
+        self._pace: tuple[str, float, int] | None = None  # stage, when we first saw it, epochs settled then
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="live-study", daemon=True)
+        self._live: Live | None = None
+
+    def __enter__(self) -> LiveStudy:
+        self._replay_history()
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
+            self._live = Live(get_renderable=self._picture, console=self.console, refresh_per_second=4, transient=False)
+            self._live.start()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join(timeout=5)
+        self._read_on()
+        if self._live is not None:
+            self._live.stop()
+
+    def eta_s(self) -> float | None:
+        """Seconds to the end of the stage at the pace seen here; None until a few epochs have been seen."""
+        done, total = self.study.settled(self.study.stage)
+        if self._pace is None or done >= total:
+            return None
+        _, began, done_then = self._pace
+        elapsed = self._clock() - began
+        return (total - done) * elapsed / (done - done_then) if done - done_then >= 3 else None
+
+    def _replay_history(self) -> None:
+        if not self._history_ends:
+            return
+        history, self._offset = events.read_from(self._path, until=self._history_ends)
+        self.study = fold(history)
+        ended = sum(trial.ended for trial in self.study.trials.values())
+        epochs = sum(trial.epoch for trial in self.study.trials.values())
+        self.console.print(
+            f"resuming {self.study.study}: {ended} of {len(self.study.trials)} started trials have ended, "
+            f"{epochs} epochs are done",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def _follow(self) -> None:
+        while not self._stop.wait(POLL_S):
+            self._read_on()
+
+    def _read_on(self) -> None:
+        new, self._offset = events.read_from(self._path, self._offset)
+        for event in new:
+            self.study = reduce(self.study, event)
+            stage = self.study.stage
+            if stage and (self._pace is None or self._pace[0] != stage):
+                self._pace = (stage, self._clock(), self.study.settled(stage)[0])
+            text = line(self.study, event)
+            if self._live is None and text:
+                self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _picture(self) -> RenderableType:
+        size = self.console.size
+        return view(self.study, width=size.width, height=size.height, eta_s=self.eta_s())

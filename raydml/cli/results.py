@@ -1,0 +1,158 @@
+"""Commands that look at studies: status, report, ui, sync."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raydml.cli import tables
+from raydml.cli.arguments import (
+    STORAGE,
+    CommandError,
+    Storage,
+    Target,
+    TrackingUri,
+    age_of,
+    echo,
+    embedded_store,
+    new_console,
+    read_events,
+)
+
+FIRST_PORT = 5000
+
+
+class ReportFormat(str, Enum):
+    """What `report` writes; a list of Literals is nothing that typer takes."""
+
+    HTML = "html"
+    MD = "md"
+    LATEX = "latex"
+    CSV = "csv"
+
+
+def status(
+    study: Annotated[str | None, typer.Argument(metavar="[STUDY]", help="Name or folder; without it, all.")] = None,
+    storage: Storage = STORAGE,
+) -> None:
+    """List the studies, or show one study's trials."""
+    from raydml.study.state import fold
+
+    console = new_console()
+    if study is None:
+        folders = sorted(path.parent for path in storage.glob("*/study.json"))
+        if not folders:
+            echo(console, f"no studies in {storage.resolve()}")
+            return
+        rows = [(folder.name, fold(read_events(folder)), age_of(folder)) for folder in folders]
+        console.print(tables.studies(rows))
+        return
+    from raydml.study.folder import find_study
+
+    folder = find_study(study, storage)
+    progress = fold(read_events(folder))
+    console.print(tables.studies([(folder.name, progress, age_of(folder))]))
+    console.print()
+    console.print(tables.trials(progress, width=console.width))
+    if (folder / "summary.json").exists():
+        console.print()
+        console.print(tables.summary(json.loads((folder / "summary.json").read_text(encoding="utf-8"))))
+
+
+def report(
+    study: Target,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to; without it, STUDY/report.")] = None,
+    formats: Annotated[
+        list[ReportFormat] | None,
+        typer.Option("--format", help="What to write; repeatable. Without it, all four."),
+    ] = None,
+    storage: Storage = STORAGE,
+) -> None:
+    """Write a study's report: HTML, Markdown, a LaTeX table, CSV files.
+
+    Prints the Markdown. A study that has not ended has a report of what it has so far.
+    """
+    from raydml.report.embedded_pictures import read_illustrations
+    from raydml.report.markdown import summary_markdown
+    from raydml.report.write import write_report
+    from raydml.study.folder import find_study
+    from raydml.study.summary import histories, summarise
+
+    folder = find_study(study, storage)
+    # Made from the result files and the events rather than read from summary.json: an unfinished study has results too.
+    trials = histories(folder)
+    summary = summarise(folder, trials)
+    wanted = [one.value for one in formats or ReportFormat]
+    try:
+        written = write_report(out or folder / "report", summary, trials, read_illustrations(folder), wanted)
+    except OSError as error:
+        raise CommandError(f"--out {out or folder / 'report'}: {error}. Cure: a folder that can be written") from error
+    typer.echo(summary_markdown(summary))
+    for path in written:
+        typer.echo(f"Report: {tables.short_path(path)}")
+
+
+def ui(
+    study: Annotated[str | None, typer.Argument(metavar="[STUDY]", help="Whose MLflow store to open.")] = None,
+    port: Annotated[int | None, typer.Option(metavar="N", help="Without one, the first free from 5000.")] = None,
+    storage: Storage = STORAGE,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Open the MLflow UI on 127.0.0.1 until Ctrl-C."""
+    if study is not None:
+        from raydml.study.folder import find_study, read_study
+
+        uri = str(read_study(find_study(study, storage))["tracking_uri"])
+    else:
+        uri = tracking_uri or embedded_store(storage)
+    from raydml.tracking.store import redacted, runs_page
+
+    if uri.startswith(("http://", "https://")):
+        typer.echo(f"this MLflow is a server of its own: {redacted(uri).rstrip('/')}{runs_page(uri)}")
+        return
+    database = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not database.exists():  # the server would make an empty one
+        raise CommandError(f"no MLflow store {database} yet. Cure: run a study first, or name the right --storage")
+    port = free_port() if port is None else port
+    if not is_free(port):
+        raise CommandError(f"--port {port} is taken. Cure: another port, or none and the first free one is taken")
+    typer.echo(f"MLflow UI: http://127.0.0.1:{port}{runs_page(uri)}   (store {redacted(uri)}; Ctrl-C ends it)")
+    server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    try:
+        done = subprocess.run([*server, "--host", "127.0.0.1", "--port", str(port)], check=False)
+    except KeyboardInterrupt:  # the way to end it
+        return
+    raise typer.Exit(done.returncode)
+
+
+def sync(study: Target, storage: Storage = STORAGE) -> None:
+    """Send to MLflow what its server missed."""
+    from raydml.study.folder import find_study, read_study
+    from raydml.tracking.delivery import sync as deliver
+
+    folder = find_study(study, storage)
+    specification = read_study(folder)
+    if not deliver(folder / "events.jsonl", specification["tracking_uri"], specification["name"]):
+        raise CommandError(f"MLflow has not taken all of {specification['name']}. Nothing is lost; try again later")
+    typer.echo(f"MLflow has all of study {specification['name']}")
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def free_port() -> int:
+    return next(port for port in range(FIRST_PORT, FIRST_PORT + 1000) if is_free(port))

@@ -1,0 +1,271 @@
+"""What the commands print when nothing is running: the end of a study, lists of studies, scores, dry runs, plugins.
+
+Every function takes plain values (the JSON files of a study, rows of a listing) and gives something rich can print.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from raydml.cli.trial_table import STATES, metric_label, trial_table
+from raydml.study.state import StudyProgress
+
+NUM_TOP = 5
+FINAL_METRICS = ("recall_at_1", "r_precision", "map_at_r")
+
+
+def short_path(path: str | Path) -> str:
+    """A path as one would type it here: relative where it lies below the working directory."""
+    full, here = Path(path).resolve(), Path.cwd()
+    return os.path.relpath(full, here) if full.is_relative_to(here) else str(full)
+
+
+def interval(mean: float | None, half_width: float | None, decimals: int = 4) -> str:
+    """``0.731 ± 0.012``; without the second part where one run allows no interval."""
+    if mean is None:
+        return "-"
+    return f"{mean:.{decimals}f}" if half_width is None else f"{mean:.{decimals}f} ± {half_width:.{decimals}f}"
+
+
+def _table(*columns: str, right: Sequence[str] = ()) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def summary(results: Mapping[str, Any]) -> RenderableType:
+    """The outcome of a study: the winner first, then the test numbers, then how the search ranked its trials."""
+    label = metric_label(results["metric"])
+    parts: list[RenderableType] = [_winner(results, label)]
+    for row in results.get("final") or []:
+        parts += ["", Text(row["recipe"], style="bold"), _test_numbers(row)]
+    confirmed = results.get("confirm") or []
+    if confirmed:
+        table = _table("confirmed", "recipe", "from", f"validation {label}", "runs", right=("runs",))
+        for row in confirmed:  # as many as the study asked for
+            score = interval(row["mean"], row["half_width"])
+            table.add_row(row["configuration"], Text(row["recipe"]), row["from_trial"], score, str(row["num_runs"]))
+        parts += ["", table]
+    searched = results.get("search") or []
+    table = _table("search", "recipe", label, "epoch", "ended", right=(label, "epoch"))
+    for row in searched[:NUM_TOP]:
+        best = "-" if row["best"] is None else f"{row['best']:.4f}"
+        ended, colour = STATES.get(row["ended"], (row["ended"], ""))
+        epoch = "" if row["epoch_of_best"] is None else str(row["epoch_of_best"])
+        table.add_row(row["trial"], Text(row["recipe"]), best, epoch, Text(ended, style=colour))
+    parts += ["", table]
+    if len(searched) > NUM_TOP:
+        parts.append(Text(f"... and {len(searched) - NUM_TOP} more", style="dim"))
+    return Group(*parts)
+
+
+def _winner(results: Mapping[str, Any], label: str) -> Text:
+    searched = {row["trial"]: row for row in results.get("search") or []}
+    confirmed = results.get("confirm") or []
+    if confirmed:
+        key = confirmed[0]["from_trial"]
+        score = interval(confirmed[0]["mean"], confirmed[0]["half_width"])
+        num_runs = confirmed[0]["num_runs"]
+        how = f"on validation, mean and 95 % interval of {num_runs} runs" if num_runs > 1 else "on validation, one run"
+    else:
+        first = next(iter(searched.values()), None)
+        if first is None or first["best"] is None:
+            return Text("no trial has a value yet", style="yellow")
+        key, score, how = first["trial"], f"{first['best']:.4f}", "on validation, one run"
+    what = searched.get(key, {}).get("recipe", "")
+    return Text.assemble(
+        ("winner  ", "bold green"), (f"{key} ({what})\n", "bold"), " " * 8, (f"{label} {score}", "bold"), f" {how}"
+    )
+
+
+def _test_numbers(row: Mapping[str, Any]) -> Table:
+    """Four columns that fit 80 characters: trained and untrained network on validation and on test classes."""
+    columns = {
+        "test": row["metrics"],
+        "untrained": row["untrained"],
+        "validation": row["validation"],
+        "untrained ": row["untrained_validation"],  # the blank makes it a column of its own
+    }
+    table = _table(row["configuration"], *columns)
+    known = [name for name in FINAL_METRICS if name in row["metrics"]]
+    for name in known or row["metrics"]:
+        cells = [interval(scores[name]["mean"], scores[name]["half_width"], 3) for scores in columns.values()]
+        table.add_row(metric_label(name), Text(cells[0], style="bold"), *cells[1:])
+    return table
+
+
+def places(rows: Sequence[tuple[str, str]]) -> Table:
+    """Where everything lies: (what, where) pairs."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for what, where in rows:
+        grid.add_row(Text(what, style="bold"), Text(where))
+    return grid
+
+
+def commands(rows: Sequence[tuple[str, str]]) -> Text:
+    """Commands to copy, each on a line of its own under what it does: a table would break long ones."""
+    text = Text()
+    for number, (command, purpose) in enumerate(rows):
+        text.append("\n" if number else "").append(f"# {purpose}\n", "dim").append(command, "cyan")
+    return text
+
+
+def studies(rows: Sequence[tuple[str, StudyProgress, float]]) -> Table:
+    """One line a study: how far each stage is, what is best, and how many seconds ago something happened.
+
+    A study whose driver was killed looks like one that runs, so an unfinished one is shown with its last sign of life.
+    """
+    table = _table("study", "search", "confirm", "finalize", "best", "state")
+    for name, study, age_s in rows:
+        best = study.best_of_stage("confirm") or study.best_of_stage("search")
+        score = "" if best is None else f"{metric_label(study.metric)} {best.best:.4f}"
+        named = "unfinished" if study.state in ("waiting", "running") else study.state
+        state = named if named == "finished" else f"{named}, {ago(age_s)}"
+        table.add_row(
+            name, *(stage_progress(study, stage) for stage in ("search", "confirm", "finalize")), score, state
+        )
+    return table
+
+
+def ago(seconds: float) -> str:
+    """``12 min ago``."""
+    for unit, name in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= unit:
+            return f"{int(seconds // unit)} {name} ago"
+    return f"{int(seconds)} s ago"
+
+
+def stage_progress(study: StudyProgress, stage: str) -> str:
+    """``done``, ``9/16`` or ``-`` for a stage that has not begun (or is not asked for)."""
+    plan = study.stages.get(stage)
+    if plan is None:
+        return "-"
+    if plan.finished:
+        return "done"
+    ended = study.num_test_reads if stage == "finalize" else sum(t.ended for t in study.of_stage(stage))
+    return f"{ended}/{plan.num_trials}"
+
+
+def trials(study: StudyProgress, *, width: int) -> Group:
+    """Every trial of every stage that has any."""
+    parts: list[RenderableType] = []
+    for stage in study.stages:
+        if study.of_stage(stage):
+            parts += [trial_table(study, stage, width=width, limit=len(study.trials)), ""]
+    return Group(*parts[:-1])
+
+
+def scores(
+    trained: Mapping[str, float],
+    untrained: Mapping[str, float],
+    intervals: Mapping[str, tuple[float, float]],
+    *,
+    title: str,
+) -> Table:
+    """Metrics of one evaluation with their intervals, beside those of the network before training if there are any."""
+    columns = ["score", "95 % interval", *(["untrained"] if untrained else [])]
+    table = _table(title, *columns, right=tuple(columns))
+    for name, value in trained.items():
+        low, high = intervals.get(name, (None, None))
+        between = "" if low is None else f"{low:.4f} to {high:.4f}"
+        bare = [f"{untrained[name]:.4f}" if name in untrained else "-"] if untrained else []
+        table.add_row(metric_label(name), Text(f"{value:.4f}", style="bold"), between, *bare)
+    return table
+
+
+EPOCH_COLUMNS: dict[str, tuple[str, str]] = {
+    "epoch": ("epoch", "d"),
+    "train_loss": ("loss", ".4f"),
+    "val_recall_at_1": ("val R@1", ".4f"),
+    "val_r_precision": ("R-prec", ".4f"),
+    "val_map_at_r": ("MAP@R", ".4f"),
+    "best": ("best", ".4f"),
+    "learning_rate": ("lr", ".1e"),
+    "images_per_s": ("images/s", ".0f"),
+    "epoch_s": ("s", ".1f"),
+}
+
+
+def epoch_header() -> str:
+    return " ".join(f"{title:>8}" for title, _ in EPOCH_COLUMNS.values())
+
+
+def epoch_line(result: Mapping[str, Any]) -> str:
+    """One epoch of a trainer as a line of fixed columns; what was not measured (after a NaN) is ``-``.
+
+    ``best`` is the best value so far of the metric that the trial is selected on, whichever that is.
+    """
+    result = {"best" if name.startswith("best_val_") else name: value for name, value in result.items()}
+    return " ".join(
+        f"{format(result[name], style) if name in result else '-':>8}" for name, (_, style) in EPOCH_COLUMNS.items()
+    )
+
+
+def dry_run(plan: Mapping[str, Any], *, num_shown: int = 8) -> Group:
+    """The resolved study of ``--dry-run``: stages, resources, the first sampled configurations."""
+    stages = _table("stage", "trials", "epochs", right=("trials", "epochs"))
+    for row in plan["stages"]:
+        stages.add_row(row["stage"], str(row["num_trials"]), str(row["epochs"] or "-"))
+    shown = plan["trials"][:num_shown]
+    sampled = _table("trial", "fingerprint", "what varies")
+    for row in shown:
+        settings = "  ".join(f"{key}={_value(value)}" for key, value in row["settings"].items())
+        sampled.add_row(row["trial"], row["fingerprint"], settings)
+    resources = "  ".join(f"{name} {value}" for name, value in plan["resources"].items())
+    parts: list[RenderableType] = [stages, "", Text.assemble(("resources  ", "bold"), resources), "", sampled]
+    hidden = len(plan["trials"]) - len(shown)
+    return Group(*parts, *([Text(f"... and {hidden} more", style="dim")] if hidden else []))
+
+
+def _value(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else "none" if value is None else str(value)
+
+
+class Setting(NamedTuple):
+    """One setting of a listing. default: as in YAML, or "required"; about: what it is, where its default is from."""
+
+    name: str
+    kind: str
+    default: str
+    about: str
+
+
+class Entry(NamedTuple):
+    """One thing of a listing, with its settings. source: the paper; fits: what goes with it; both may be empty."""
+
+    name: str
+    about: str
+    source: str
+    settings: Sequence[Setting]
+    fits: str = ""
+
+
+def catalogue(entries: Sequence[Entry]) -> Group:
+    """A listing: names, a line about each, its source, and its settings with default and meaning."""
+    parts: list[RenderableType] = []
+    for number, entry in enumerate(entries):
+        if number and any(one.settings for one in entries):
+            parts.append(Text())
+        parts.append(Text.assemble((entry.name, "bold"), "  ", entry.about))
+        if entry.source:
+            parts.append(Padding(Text(entry.source, style="dim"), (0, 0, 0, 4), expand=False))
+        if entry.fits:
+            parts.append(Padding(Text(entry.fits), (0, 0, 0, 4), expand=False))
+        for setting in entry.settings:
+            required = setting.default == "required"
+            typed = f": {setting.kind}" + (", required" if required else f" = {setting.default}")
+            parts.append(Padding(Text.assemble((setting.name, "cyan"), typed), (0, 0, 0, 4), expand=False))
+            if setting.about:
+                parts.append(Padding(Text(setting.about, style="dim"), (0, 0, 0, 8), expand=False))
+    return Group(*parts)

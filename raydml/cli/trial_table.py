@@ -1,0 +1,75 @@
+"""Trials as a table: the one picture that the live view and ``launch.py status`` share."""
+
+from __future__ import annotations
+
+from rich.table import Table
+from rich.text import Text
+
+from raydml.metrics.names import metric_label
+from raydml.study.state import StudyProgress, TrialProgress
+
+#: What a state is called on the screen, and its colour.
+STATES: dict[str, tuple[str, str]] = {
+    "running": ("running", "cyan"),
+    "retrying": ("retrying", "magenta"),
+    "interrupted": ("paused", "yellow"),
+    "finished": ("finished", "green"),
+    "stopped_early": ("stopped", "yellow"),
+    "non_finite_loss": ("NaN loss", "red"),
+    "collapsed": ("collapsed", "red"),
+    "crashed": ("crashed", "bold red"),
+}
+WIDE_COLUMNS = 100  # from here on there is room for generous gaps
+
+
+def learning_rate_text(value: float | None) -> str:
+    """``3.1e-4``: two digits and no padded exponent, so that the column stays narrow."""
+    if value is None:
+        return ""
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def chosen_rows(trials: list[TrialProgress], limit: int) -> list[TrialProgress]:
+    """The rows worth the room, in their order: all if they fit, else what runs, then the best that have ended."""
+    if len(trials) <= limit:
+        return trials
+    running = [trial for trial in trials if not trial.ended][:limit]
+    ended = sorted(
+        (trial for trial in trials if trial.ended and trial.best is not None),
+        key=lambda trial: trial.best or 0.0,
+        reverse=True,
+    )
+    keep = {trial.trial for trial in (*running, *ended[: limit - len(running)])}
+    return [trial for trial in trials if trial.trial in keep]
+
+
+def trial_table(study: StudyProgress, stage: str, *, width: int, limit: int, index_only: bool = False) -> Table:
+    """One row a trial of a stage; in ``confirm`` the fold and seed stand where the search shows what varies."""
+    confirming = stage == "confirm"
+    gap = 2 if width >= WIDE_COLUMNS else 1
+    table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("trial", no_wrap=True)
+    # Only this may give way when the terminal is narrow: a recipe is still known by its beginning.
+    table.add_column("recipe", overflow="ellipsis", min_width=9)
+    for title in ("fold", "seed") if confirming else ("dim", "lr"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("epoch", justify="right", no_wrap=True)
+    table.add_column(metric_label(study.metric), justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    best = study.best_of_stage(stage)
+    for trial in chosen_rows(study.of_stage(stage), limit):
+        label, colour = STATES.get(trial.state, (trial.state, ""))
+        varying = (
+            (trial.fold, trial.seed) if confirming else (trial.embedding_dim, learning_rate_text(trial.learning_rate))
+        )
+        table.add_row(
+            trial.trial.removeprefix(f"{stage}-") if index_only else trial.trial,
+            Text(trial.recipe, no_wrap=True),  # as Text, or rich would read brackets as markup
+            *("" if value is None else str(value) for value in varying),
+            f"{trial.epoch}/{trial.epochs}" if trial.epochs else str(trial.epoch),
+            "" if trial.best is None else f"{trial.best:.4f}",
+            Text(label, style=colour),
+            style="bold" if best is not None and trial.trial == best.trial else "",
+        )
+    return table

@@ -1,0 +1,238 @@
+"""What an experiment is made of: `Trial` decides the number, `Machine` does not, `Study` says how many and which.
+
+All are frozen pydantic models that refuse unknown keys and wrong types (an int will do for a float, a bool never for
+a number). `parse_trial`, `parse_machine` and `parse_study` report every mistake at once as a `ConfigError`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model, model_validator
+
+from raydml.config import rules as compatibility
+from raydml.config.errors import ConfigError, Problem, problems_from, unknown_name
+from raydml.config.image_sections import Data, Model
+from raydml.config.sections import (
+    STRICT,
+    Count,
+    Counts,
+    Index,
+    LossBlock,
+    MethodBlock,
+    MinerBlock,
+    NotNegative,
+    OptionalPath,
+    Positive,
+    RegularizerBlocks,
+    Section,
+)
+from raydml.config.training_sections import AdamW, Constant, Optimizer, Sampler, Schedule
+
+__all__ = [
+    "ConfigError",
+    "Machine",
+    "Problem",
+    "Study",
+    "Trial",
+    "fingerprint",
+    "parse_machine",
+    "parse_study",
+    "parse_trial",
+]
+
+
+_METRIC = r"^val_(map_at_r|r_precision|recall_at_[1-9]\d*)$"
+
+
+def _metric(name: str) -> str:
+    if not re.fullmatch(_METRIC, name):
+        choices = ("val_map_at_r", "val_r_precision", "val_recall_at_1", "val_recall_at_K")
+        raise ConfigError([unknown_name("", name, choices, "a metric on the validation classes")])
+    return name
+
+
+class Trial(Section):
+    """Everything that decides the number. Same fingerprint = same experiment on any machine.
+
+    binary_codes: also score the signs of the embeddings (bit 1: above 0): metrics named binary_... beside the others.
+    select_on: the validation metric that decides which epoch's weights are kept and ranks the trials of a study (larger
+    wins).
+    """
+
+    seed: Index = 0
+    epochs: Count = 10
+    data: Data
+    model: Model
+    method: MethodBlock = Field(default_factory=lambda: MethodBlock(name="plain"))
+    loss: LossBlock
+    miner: MinerBlock | None = None
+    regularizers: RegularizerBlocks = Field(default_factory=dict)
+    sampler: Sampler
+    optimizer: Optimizer = AdamW()
+    schedule: Schedule = Constant()
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: bool = False
+    compile: bool = False
+    recall_at: Counts = (1, 2, 4, 8)
+    binary_codes: bool = False
+    select_on: Annotated[str, AfterValidator(_metric), Field(json_schema_extra={"pattern": _METRIC})] = "val_map_at_r"
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Trial:
+        problems = compatibility.problems_of(dict(self))
+        if problems:
+            raise ConfigError(problems)
+        return self
+
+
+# --- machine and study -----------------------------------------------------------------------------------------------
+
+
+class Machine(Section):
+    """Where and with what it runs. cpus_per_trial is also the number of torch threads of a trial.
+
+    cache_dir: where decoded images are kept, on a disk of the machine itself. max_cache_gib: what they may take there
+    in all: those used longest ago make room, and what alone is larger is decoded anew each time.
+    """
+
+    data_root: OptionalPath = None
+    cache_dir: OptionalPath = None
+    max_cache_gib: Positive | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    cpus_per_trial: Count = 1
+    gpus_per_trial: Literal["auto"] | NotNegative = "auto"
+    evaluation_batch: Count = 256
+    on_unreadable: Literal["refuse", "skip"] = "refuse"
+
+    @model_validator(mode="after")
+    def _shares_exist(self) -> Machine:
+        problems = compatibility.problems_of_machine(dict(self))
+        if problems:
+            raise ConfigError(problems)
+        return self
+
+
+class Search(Section):
+    """Stage 1. A grid is run num_trials times. sync decides in trial order and repeats exactly.
+
+    grace_epochs and reduction_factor are those of successive halving; with scheduler none nothing is stopped.
+    """
+
+    num_trials: Count = 1
+    max_concurrent: Count | None = None
+    scheduler: Literal["asha", "sync", "none"] = "asha"
+    grace_epochs: Count = 1
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+
+
+class Confirm(Section):
+    """Stage 2: the best ``top`` configurations on the first ``folds`` folds, ``seeds`` times each."""
+
+    top: Count = 1
+    folds: Count = 2
+    seeds: Count = 1
+
+
+class Finalize(Section):
+    """Stage 3: the test classes are opened for the best ``top`` of the confirmed configurations.
+
+    Without a confirm stage, for the best ``top`` of the search.
+    """
+
+    top: Count = 1
+
+
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+def _study_name(name: str) -> str:
+    if not re.fullmatch(_NAME, name):
+        cure = "use letters, digits, dots, dashes and underscores, and begin with a letter or a digit"
+        raise ConfigError([Problem("", name, "is not a usable name of a folder", cure=cure)])
+    return name
+
+
+class Study(Section):
+    """A study: its name, its seed and its stages.
+
+    keep_checkpoints, max_checkpoint_gib: what the search leaves on disk, best trials first. Of the confirmed runs those
+    of the configurations to be tested are kept. max_retries: how often a crashed trial goes on from its checkpoint.
+    """
+
+    name: Annotated[str, AfterValidator(_study_name), Field(json_schema_extra={"pattern": _NAME})] = "study"
+    seed: Index = 0
+    search: Search = Search()
+    confirm: Confirm | None = None
+    finalize: Finalize | None = None
+    keep_checkpoints: Count = 3
+    max_checkpoint_gib: Positive | None = None
+    max_retries: Index = 2
+
+    @model_validator(mode="after")
+    def _stages_follow(self) -> Study:
+        problems = compatibility.problems_of_stages(dict(self))
+        if problems:
+            raise ConfigError(problems)
+        return self
+
+
+# --- from plain values -----------------------------------------------------------------------------------------------
+
+_Model = TypeVar("_Model", bound=BaseModel)
+_Rules = Callable[[Mapping[str, Any]], list[Problem]]
+
+
+def parse_trial(raw: Mapping[str, Any]) -> Trial:
+    """Plain values (from YAML or JSON) -> Trial. Raises ConfigError with every problem found."""
+    return _parse(Trial, raw, compatibility.problems_of)
+
+
+def parse_machine(raw: Mapping[str, Any]) -> Machine:
+    """Plain values -> Machine. Raises ConfigError with every problem found."""
+    return _parse(Machine, raw, compatibility.problems_of_machine)
+
+
+def parse_study(raw: Mapping[str, Any]) -> Study:
+    """Plain values -> Study. Raises ConfigError with every problem found."""
+    return _parse(Study, raw, compatibility.problems_of_stages)
+
+
+def fingerprint(trial: Trial) -> str:
+    """12 hex digits that name the experiment: the sha256 of its canonical JSON (sorted keys, no blanks)."""
+    canonical = json.dumps(trial.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def _parse(model: type[_Model], raw: Mapping[str, Any], rules: _Rules) -> _Model:
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        problems = problems_from(error, model, raw)
+    if isinstance(raw, Mapping):  # one wrong section does not hide what is wrong between the others
+        problems += [problem for problem in rules(_sound_sections(model, raw)) if problem not in problems]
+    raise ConfigError(problems)
+
+
+def _sound_sections(model: type[BaseModel], raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a model whose values are valid taken by themselves."""
+    sections: dict[str, Any] = {}
+    for key, alone in _each_key_alone(model).items():
+        try:
+            sections.update(alone.model_validate({key: raw[key]} if key in raw else {}))
+        except ValidationError:
+            continue  # it is among the problems already
+    return sections
+
+
+@lru_cache
+def _each_key_alone(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    return {
+        key: create_model(f"{model.__name__}_{key}", __config__=STRICT, **{key: (field.annotation, field)})  # type: ignore[call-overload]
+        for key, field in model.model_fields.items()
+    }

@@ -1,0 +1,132 @@
+"""Embeddings in few bits: their signs, searched by XOR and popcount, and 8-bit integers.
+
+Hamming distances are small integers, so that many neighbours tie; everywhere in raydml equal distances come in order
+of index in the gallery. Published numbers whose code leaves ties to luck may differ from ours by what ties decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raydml.evaluation.retrieval import Floats, Integers, Ranks, RetrievalError, nothing, padded_width, rank_in
+
+Codes = NDArray[np.uint8]
+_WORKING_BYTES = 256 * 2**20
+
+
+def binary_codes(embeddings: Floats) -> Codes:
+    """Embeddings (N, D) -> their bits (N, ceil(D / 8)), packed: 1 where a coordinate is above 0, else 0 (also at 0).
+
+    Source: Zhai and Wu, "Classification is a Strong Baseline for Deep Metric Learning", BMVC 2019.
+
+    Raises RetrievalError for NaN, which has no sign.
+    """
+    if np.isnan(embeddings).any():
+        raise RetrievalError("embeddings hold NaN, which has no sign: there are no binary codes of them.")
+    return np.packbits(embeddings > 0, axis=1)
+
+
+def int8_codes(embeddings: Floats) -> Floats:
+    """Embeddings (N, D) rounded to integers in -127..127, as float32: one scale for all, so that the largest fits.
+
+    Symmetric scalar quantisation: Euclidean distances keep their order up to rounding. A quarter of the memory where
+    they are stored as int8. Raises RetrievalError for NaN and infinity.
+    """
+    if not np.isfinite(embeddings).all():
+        raise RetrievalError("embeddings hold NaN or infinity: there are no int8 codes of them.")
+    largest = float(np.abs(embeddings).max())
+    return np.rint(embeddings / (largest or 1.0) * 127.0).astype(np.float32)
+
+
+def ranked_relevant_codes(
+    queries: Codes,
+    gallery: Codes | None = None,
+    *,
+    query_labels: Integers,
+    gallery_labels: Integers | None = None,
+    depth: int,
+    own: Integers | None = None,
+    working_bytes: int = _WORKING_BYTES,
+) -> Iterator[tuple[slice, Ranks]]:
+    """`retrieval.ranked_relevant` by Hamming distance, with as many threads as torch has. Always on the CPU.
+
+    queries (N, bytes), gallery (M, bytes) or None for leave-one-out; the rest as there.
+
+    Raises RetrievalError: other arrays than `binary_codes` gives, and as `ranked_relevant`.
+    """
+    space = _Bits(queries, gallery, own)
+    available = space.num_rows - (space.own is not None)
+    if not 1 <= depth <= available:
+        raise RetrievalError(f"depth = {depth} neighbours were asked for; use 1..{available}.")
+    with _faiss_threads(torch.get_num_threads()):
+        yield from rank_in(space, query_labels, gallery_labels, depth, working_bytes)
+
+
+class _Bits:
+    """Hamming space. The score -(distance * width + column) is different for each row: no ties are left."""
+
+    device = torch.device("cpu")
+    dtype = torch.int32
+    is_exact = True
+
+    def __init__(self, queries: Codes, gallery: Codes | None, own: Integers | None = None) -> None:
+        self.own = np.arange(len(queries)) if gallery is None else own
+        for name, codes in (("queries", queries), ("gallery", queries if gallery is None else gallery)):
+            if codes.ndim != 2 or codes.dtype != np.uint8 or 0 in codes.shape:
+                raise RetrievalError(
+                    f"{name}: expected packed bits, uint8 (N, bytes); got {codes.dtype} {codes.shape}."
+                )
+        if gallery is not None and queries.shape[1] != gallery.shape[1]:
+            raise RetrievalError(f"queries have {queries.shape[1]} bytes, the gallery has {gallery.shape[1]}.")
+        self.queries = _whole_words(queries)
+        self.gallery = self.queries if gallery is None else _whole_words(gallery)
+        self.num_queries, self.num_rows = len(self.queries), len(self.gallery)
+        self.width = padded_width(self.num_rows)
+        if (8 * self.gallery.shape[1] + 1) * self.width >= 2**31:
+            raise RetrievalError(
+                f"{self.num_rows} codes of {8 * self.gallery.shape[1]} bits: their product must stay below 2^31. "
+                "Cure: shorter codes, or fewer images"
+            )
+        # Rows of padding, so that faiss writes the distances where the scores belong.
+        self.padded = np.pad(self.gallery, ((0, self.width - self.num_rows), (0, 0)))
+        self.minus_columns = -torch.arange(self.width, dtype=torch.int32)
+
+    def score(self, rows: slice, out: Tensor) -> NDArray[np.float64]:
+        import faiss  # training alone does without
+
+        num_queries = rows.stop - rows.start
+        assert out.is_contiguous()
+        pointers = [faiss.swig_ptr(array) for array in (self.queries[rows], self.padded)]
+        faiss.hammings(  # type: ignore[attr-defined,unused-ignore]
+            *pointers, num_queries, self.width, self.padded.shape[1], faiss.swig_ptr(out.numpy())
+        )
+        torch.add(self.minus_columns, out, alpha=-self.width, out=out)
+        out[:, self.num_rows :] = nothing(self.dtype)
+        return np.zeros(num_queries)
+
+    def settle(self, queries: Integers, columns: Integers) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        differing = np.bitwise_count(self.queries[queries] ^ self.gallery[columns]).sum(axis=1, dtype=np.int64)
+        return (-differing * self.width - columns).astype(np.float64), differing.astype(np.float64)
+
+
+def _whole_words(codes: Codes) -> Codes:
+    """Zero bytes behind each code up to a multiple of 8, which is what faiss compares at a time."""
+    return np.ascontiguousarray(np.pad(codes, ((0, 0), (0, -codes.shape[1] % 8))))
+
+
+@contextmanager
+def _faiss_threads(num_threads: int) -> Iterator[None]:
+    import faiss  # training alone does without
+
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(num_threads)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)

@@ -1,0 +1,148 @@
+"""Embeddings of images, and their metrics under every protocol of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from raydml.config.trial import Machine, Trial
+from raydml.evaluation.protocols import described
+from raydml.evaluation.scoring import query_values, score_by_all, told_of
+from raydml.images.pixels import Pixels, centres
+from raydml.images.preprocessing import Preprocessing
+from raydml.images.read_ahead import read_ahead
+from raydml.metrics.intervals import bootstrap_interval
+from raydml.ops.progress import tell
+
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class EvaluationError(ValueError):
+    """An evaluation that cannot be done as asked."""
+
+
+def embed(
+    network: nn.Module,
+    pixels: Pixels,
+    preprocessing: Preprocessing,
+    *,
+    device: str | torch.device,
+    batch_size: int,
+    precision: str = "fp32",
+    forward: Callable[[Tensor], Tensor] | None = None,
+) -> NDArray[np.float32]:
+    """N resized images -> embeddings (N, D) float32 on the host, in the order given.
+
+    The network stands on `device` already. It runs in evaluation mode without gradients, under autocast unless
+    precision is fp32; every module gets the mode back that it had. forward: what of the network to take instead of its
+    output, a function of a batch (B, 3, crop, crop) to (B, D). The centre crops of one batch are read (or decoded)
+    while the batch before is embedded.
+    """
+    if precision not in AUTOCAST:
+        raise EvaluationError(f"precision: {precision!r}; one of {', '.join(AUTOCAST)}")
+    if len(pixels) == 0 or batch_size < 1:
+        raise EvaluationError(f"{len(pixels)} images in batches of {batch_size}: both must be at least 1")
+    dtype, device = AUTOCAST[precision], torch.device(device)
+    embeddings: NDArray[np.float32] | None = None
+    starts = range(0, len(pixels), batch_size)
+    calls = ((pixels, range(start, min(start + batch_size, len(pixels))), preprocessing.crop_px) for start in starts)
+    with (
+        _evaluation_mode(network),
+        torch.inference_mode(),
+        closing(read_ahead(centres, calls, num_ahead=1)) as squares_of_batches,
+    ):
+        for start, squares in zip(starts, squares_of_batches, strict=True):
+            batch = torch.from_numpy(squares).to(device)
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+                output = (forward or network)(preprocessing.for_evaluation(batch))
+            rows = output.float().cpu().numpy()
+            if embeddings is None:
+                embeddings = np.empty((len(pixels), rows.shape[1]), dtype=np.float32)
+            embeddings[start : start + len(rows)] = rows
+            tell("embedding", start + len(rows), len(pixels), "images")
+    assert embeddings is not None
+    return embeddings
+
+
+@contextmanager
+def _evaluation_mode(network: nn.Module) -> Iterator[None]:
+    # Module by module: frozen BatchNorm layers are in evaluation mode inside a network that trains.
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+class Wanted(NamedTuple):
+    """What to measure: the k of Recall@k, codes and groups of metrics as in scoring.py, and whether with intervals."""
+
+    recall_at: tuple[int, ...]
+    codes: tuple[str, ...] = ("float",)
+    groups: tuple[str, ...] = ("retrieval",)
+    intervals: bool = False
+
+
+class Evaluated(NamedTuple):
+    """metrics by name. intervals: name -> (low, high), 95 % bootstrap over the queries, class by class, of the metrics
+    of the first protocol. protocols: name -> who searched whom, in words and numbers."""
+
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    protocols: dict[str, str]
+
+
+def wanted_by(trial: Trial) -> Wanted:
+    """What a trial asks for in its configuration."""
+    return Wanted(trial.recall_at, ("float", "binary") if trial.binary_codes else ("float",))
+
+
+def evaluate_embeddings(
+    embeddings: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    roles: Sequence[str] | None,
+    protocols: Sequence[str],
+    wanted: Wanted,
+    device: str = "cpu",
+) -> Evaluated:
+    """Score embeddings (N, D) of labels (N,) by every protocol, the first under plain names.
+
+    A data set with several protocols is scored by each: the first under the plain names, the others with the
+    protocol's name as a prefix (`one_gallery_image_recall_at_1`).
+    """
+    scored = score_by_all(
+        embeddings,
+        labels,
+        roles,
+        protocols,
+        recall_at=wanted.recall_at,
+        codes=wanted.codes,
+        groups=wanted.groups,
+        device=device,
+    )
+    intervals = {}
+    if wanted.intervals and scored.queries is not None:
+        classes = labels[scored.queries.rows]
+        code = told_of(wanted.codes)
+        prefix = "" if code == "float" else f"{code}_"
+        values = {f"{prefix}{name}": of for name, of in query_values(scored.queries, wanted.recall_at).items()}
+        intervals = {
+            name: bootstrap_interval(of_queries, groups=classes)
+            for name, of_queries in values.items()
+            if name in scored.metrics and len(np.unique(classes[~np.isnan(of_queries)])) > 1
+        }
+    return Evaluated(scored.metrics, intervals, {name: described(name, labels, roles) for name in protocols})
+
+
+def device_of(machine: Machine) -> str:
+    if machine.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return machine.device

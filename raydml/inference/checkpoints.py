@@ -1,0 +1,133 @@
+"""Trained networks by their checkpoint folders: loaded, and scored on the classes of their own trials."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raydml.config.trial import Machine, Trial, parse_trial
+from raydml.data.seal import TestKey
+from raydml.evaluation.embed import Evaluated, EvaluationError, Wanted, device_of, embed, evaluate_embeddings, wanted_by
+from raydml.evaluation.protocols import protocols_of
+from raydml.evaluation.saved_embeddings import save_embeddings
+from raydml.images.image_cache import Images
+from raydml.images.preprocessing import Preprocessing
+from raydml.inference.export import rebuild
+from raydml.models.network import Network, build_network
+from raydml.training import checkpoint
+from raydml.training.parts import network_arguments
+from raydml.training.randomness import seed_for
+from raydml.training.trial_images import open_development, open_test, split_for
+
+
+def load_network(checkpoint_folder: Path) -> tuple[Network, Preprocessing, dict[str, Any]]:
+    """The best network of a checkpoint (CPU, evaluation mode), its preprocessing and its model card.
+
+    Raises CheckpointError for a damaged checkpoint.
+    """
+    card = checkpoint.load_card(checkpoint_folder)
+    network, preprocessing = rebuild(card, checkpoint.load_weights(checkpoint_folder), str(checkpoint_folder))
+    return network, preprocessing, card
+
+
+def evaluate_checkpoint(
+    checkpoint_folder: Path,
+    part: Literal["val", "test"],
+    machine: Machine,
+    *,
+    key: TestKey | None = None,
+    device: str | None = None,
+    untrained: bool = True,
+    wanted: Wanted | None = None,
+    save_to: Path | None = None,
+) -> Evaluated:
+    """Metrics of a checkpoint's best weights on the validation or the test classes of its own trial.
+
+    Args:
+        checkpoint_folder: a checkpoint, see checkpoint.py.
+        part: "val", or "test" with a key from `TestReads.record`.
+        machine: where the images lie and how large a batch may be.
+        device: where to run; None takes `machine.device` ("auto": a GPU where torch sees one).
+        untrained: also score the network as the trial started from it (same seed, same pretrained weights if any),
+            under the same names with the prefix `untrained_`.
+        wanted: what to measure; None: what the trial asks for.
+        save_to: a file for the embeddings (saved_embeddings.py), written before they are scored.
+
+    Raises EvaluationError for the test part without a key, DataError for images other than those of the trial.
+    """
+    if part not in ("val", "test"):
+        raise EvaluationError(f"part: {part!r}; one of val, test")
+    if part == "test" and key is None:
+        raise EvaluationError(
+            "part: test; the test classes are sealed: pass the key that TestReads(...).record(...) returns"
+        )
+    network, preprocessing, card = load_network(checkpoint_folder)
+    trial = parse_trial(card["trial"])
+    images, class_names, protocols = _open_part(trial, part, machine, key)
+    run_on = device or device_of(machine)
+    wanted = wanted or wanted_by(trial)
+
+    def embeddings_of(candidate: Network) -> NDArray[np.float32]:
+        if trial.channels_last:  # as in training: another layout sums in another order
+            candidate.to(memory_format=torch.channels_last)
+        return embed(
+            candidate.to(run_on),
+            images.pixels,
+            preprocessing,
+            device=run_on,
+            batch_size=machine.evaluation_batch,
+            precision=trial.precision,
+        )
+
+    embeddings = embeddings_of(network)
+    if save_to is not None:
+        save_embeddings(
+            save_to,
+            embeddings,
+            images.labels,
+            class_names=class_names,
+            paths=images.paths,
+            roles=images.roles,
+            facts={
+                "dataset": trial.data.name,
+                "part": part,
+                "protocols": list(protocols),
+                "recall_at": list(wanted.recall_at),
+                "fingerprint": card.get("fingerprint"),
+                "seed": trial.seed,
+                "checkpoint": str(checkpoint_folder),
+            },
+        )
+    found = evaluate_embeddings(embeddings, images.labels, images.roles, protocols, wanted, run_on)
+    if untrained:
+        beginning = build_network(
+            **network_arguments(trial), weights=trial.model.weights, seed=seed_for(trial.seed, "network_init")
+        )
+        start = evaluate_embeddings(
+            embeddings_of(beginning),
+            images.labels,
+            images.roles,
+            protocols,
+            wanted._replace(intervals=False),
+            run_on,
+        )
+        found.metrics.update({f"untrained_{name}": value for name, value in start.metrics.items()})
+    return found
+
+
+def _open_part(
+    trial: Trial, part: str, machine: Machine, key: TestKey | None
+) -> tuple[Images, list[str], tuple[str, ...]]:
+    """The images of a part, the names of its classes, and the protocols by which they are scored."""
+    if part == "val":
+        opened = open_development(trial, machine, augmented=False)
+        names = [opened.catalog.class_names[number] for number in opened.split.val]
+        return opened.val, names, protocols_of(opened.val.roles, ())  # what is declared is for the test classes
+    assert key is not None
+    catalog, images = open_test(trial, machine, key)
+    names = [catalog.class_names[number] for number in split_for(trial, catalog).test]
+    return images, names, protocols_of(images.roles, catalog.protocols)

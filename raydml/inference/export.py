@@ -1,0 +1,223 @@
+"""A trained network to take away: one folder with weights, preprocessing and provenance, and the class that runs it.
+
+    model.safetensors  the network, no pickle
+    config.json        how to rebuild the network, how to prepare an image, where the weights come from
+    README.md          how to use it, with and without raydml
+
+The names and the single JSON file are those of timm's models on the Hugging Face Hub (Transformers keeps the
+preprocessing apart, in a preprocessor_config.json whose keys can express neither BGR nor our rounding; apart from the
+weights it gets lost).
+
+Needs torch, torchvision and Pillow besides raydml itself; neither Ray nor MLflow is imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from raydml.images.preprocessing import MAX_ASPECT, Preprocessing
+from raydml.models.network import Network, build_network
+from raydml.models.pretrained import load_exactly
+from raydml.training import checkpoint
+
+WEIGHTS, CONFIG, README = "model.safetensors", "config.json", "README.md"
+
+_README = """\
+# {name}: image embeddings of {embedding_dim} dimensions
+
+    from raydml.export import EmbeddingModel
+
+    model = EmbeddingModel.load("path/to/this/folder")
+    embeddings = model.embed(["one.jpg", "another.png"])  # float32, (2, {embedding_dim})
+
+Images may be paths, PIL images or uint8 arrays (height, width, 3), of any sizes. Compare embeddings by Euclidean
+distance. `config.json` says how the network is built, how an image is prepared and which experiment it comes from
+(fingerprint {fingerprint}, epoch {epoch}).
+
+## Without raydml
+
+`model.onnx`, if it is here (`export ... --onnx` writes it), is the same network with the normalisation inside:
+
+- in: `images`, uint8 (N, {crop_px}, {crop_px}, 3), RGB, any N
+- out: `embeddings`, float32 (N, {embedding_dim})
+
+An image is turned upright (EXIF) first, {resizing}
+({interpolation}, antialiased, as Pillow does it), and cut to its centre {crop_px} x {crop_px}.{strips}
+
+    import numpy, onnxruntime
+    from PIL import Image, ImageOps
+
+    def prepared(path):
+        image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+        {python_resize}
+        left, top = round((image.width - {crop_px}) / 2), round((image.height - {crop_px}) / 2)
+        return numpy.asarray(image)[top : top + {crop_px}, left : left + {crop_px}]
+
+    session = onnxruntime.InferenceSession("model.onnx")
+    (embeddings,) = session.run(None, {{"images": numpy.stack([prepared("one.jpg"), prepared("another.png")])}})
+"""
+_STRIPS = f"""
+A strip longer than {MAX_ASPECT} times its short side is cut to its centre of that shape before."""
+_PYTHON_RESIZE = {
+    "short_side": """short = min(image.size)
+        size = [int({resize_px} * side / short) for side in image.size]
+        image = image.resize(size, Image.Resampling.{filter})""",
+    "squash": "image = image.resize(({resize_px}, {resize_px}), Image.Resampling.{filter})",
+}
+
+
+class ExportError(ValueError):
+    """A folder that is no exported model, or images that cannot be embedded."""
+
+
+def rebuild(card: Mapping[str, Any], weights: Mapping[str, Tensor], source: str) -> tuple[Network, Preprocessing]:
+    """The network that a model card describes, with these weights, on the CPU in evaluation mode.
+
+    Raises ExportError for a card without the needed keys and WeightsError for weights that do not fit.
+    """
+    missing = [key for key in ("network", "preprocessing") if key not in card]
+    if missing:
+        raise ExportError(f"{source}: the model card lacks {', '.join(missing)}; it was not written by raydml")
+    # The initial values are overwritten, so neither the seed nor published weights matter.
+    network = build_network(**{**card["network"], "weights": "none", "seed": 0})
+    load_exactly(network, dict(weights), source)
+    return network.eval(), Preprocessing.from_dict(card["preprocessing"])
+
+
+def export_model(checkpoint_folder: Path, out_folder: Path) -> Path:
+    """Write the best weights of a checkpoint as a self-contained model folder, and return it.
+
+    Raises CheckpointError for a damaged checkpoint, ExportError and WeightsError for one that gives no network.
+    """
+    return load_checkpoint(checkpoint_folder).save(out_folder)
+
+
+def load_checkpoint(folder: Path, device: str = "cpu") -> EmbeddingModel:
+    """The network of a checkpoint's best epoch, without exporting it. Raises as `export_model` does."""
+    card, weights = checkpoint.load_card(folder), checkpoint.load_weights(folder)
+    network, preprocessing = rebuild(card, weights, str(folder))
+    return EmbeddingModel(network, preprocessing, card, device)
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether a folder holds what `export_model` writes, by the names of its files; a checkpoint does not."""
+    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+
+
+class EmbeddingModel:
+    """Images in, embeddings out. ``card`` is the whole config.json; ``embedding_dim`` is D."""
+
+    def __init__(self, network: Network, preprocessing: Preprocessing, card: Mapping[str, Any], device: str) -> None:
+        self.network = network.to(device).eval()
+        self.preprocessing = preprocessing
+        self.card = dict(card)
+        self.device = device
+        self.embedding_dim = int(card["network"]["embedding_dim"])
+
+    @classmethod
+    def load(cls, folder: Path | str, device: str = "cpu") -> EmbeddingModel:
+        """A folder written by `export_model`. Raises ExportError for one that is incomplete or damaged."""
+        folder = Path(folder)
+        weights = folder / WEIGHTS
+        try:
+            card = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+            found = _sha256(weights)
+        except (OSError, ValueError) as error:
+            raise ExportError(
+                f"{folder} is no exported model ({type(error).__name__}: {error}); "
+                "give the folder that `export` or export_model wrote"
+            ) from error
+        stated = card.get("weights_sha256") if isinstance(card, dict) else None
+        if stated is None:
+            raise ExportError(f"{folder} is no exported model: its JSON file states no weights_sha256")
+        if found != stated:
+            raise ExportError(f"{weights} is not as it was written (sha256 differs); export it again")
+        from safetensors.torch import load_file  # not needed to train
+
+        network, preprocessing = rebuild(card, load_file(weights), str(folder))
+        return cls(network, preprocessing, card, device)
+
+    def save(self, folder: Path | str) -> Path:
+        """Write the folder that `load` reads, and return it.
+
+        A model that is there already is replaced, its card last; the card holds the sha256 of the weights, so that a
+        folder caught in between is refused by `load`.
+        """
+        from safetensors.torch import save as serialised  # not needed to train
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: tensor.cpu().contiguous() for name, tensor in self.network.state_dict().items()}
+        # Not save_file: what it writes only its owner may read.
+        _write(folder / WEIGHTS, lambda path: path.write_bytes(serialised(weights)))
+        text = _readme(self.card, self.preprocessing)
+        _write(folder / README, lambda path: path.write_text(text, encoding="utf-8"))
+        written = {"preprocessing": self.preprocessing.to_dict(), "weights_sha256": _sha256(folder / WEIGHTS)}
+        card_text = json.dumps({**self.card, **written}, indent=2, allow_nan=False) + "\n"
+        _write(folder / CONFIG, lambda path: path.write_text(card_text, encoding="utf-8"))
+        return folder
+
+    def embed(
+        self, images: Sequence[str | Path | Image.Image | np.ndarray] | np.ndarray, *, batch_size: int = 64
+    ) -> NDArray[np.float32]:
+        """N images -> (N, D) float32, in full precision.
+
+        images: paths, PIL images and uint8 arrays (H, W, 3) or (H, W), mixed and of any sizes, or one uint8 array
+        (N, H, W, 3). Each is prepared as in training: resized, centre crop, normalised.
+
+        Raises ExportError for a single image that is not in a list, PreprocessingError for an array of another kind,
+        and OSError for a file that is no image.
+        """
+        if isinstance(images, (str, Path, Image.Image)) or (isinstance(images, np.ndarray) and images.ndim != 4):
+            raise ExportError(f"images: expected a list of images, got one {type(images).__name__}; write [image]")
+        embeddings = np.empty((len(images), self.embedding_dim), dtype=np.float32)
+        for start in range(0, len(images), batch_size):
+            rows = slice(start, start + batch_size)
+            pixels = torch.from_numpy(np.stack([self.preprocessing.read(image) for image in images[rows]]))
+            with torch.inference_mode():
+                batch = self.preprocessing.for_evaluation(pixels.to(self.device))
+                embeddings[rows] = self.network(batch).float().cpu().numpy()
+        return embeddings
+
+
+def _readme(card: Mapping[str, Any], preprocessing: Preprocessing) -> str:
+    sizes = {"resize_px": preprocessing.resize_px, "filter": preprocessing.interpolation.upper()}
+    in_words = {
+        "short_side": "its short side scaled to {resize_px} pixels",
+        "squash": "both sides scaled to {resize_px} pixels",
+    }
+    return _README.format(
+        name=card["network"]["backbone"],
+        embedding_dim=card["network"]["embedding_dim"],
+        fingerprint=card.get("fingerprint", "unknown"),
+        epoch=card.get("epoch", "unknown"),
+        crop_px=preprocessing.crop_px,
+        strips=_STRIPS if preprocessing.resize == "short_side" else "",
+        interpolation=preprocessing.interpolation,
+        resizing=in_words[preprocessing.resize].format(**sizes),
+        python_resize=_PYTHON_RESIZE[preprocessing.resize].format(**sizes),
+    )
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    aside = path.with_name(f".{path.name}.partial")
+    write(aside)
+    aside.replace(path)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,171 @@
+"""A gallery to search: the embeddings of a folder of images in a faiss index, and the model that made them.
+
+    index.faiss   IndexFlatL2 of N x D float32 (60,000 x 512: 123 MB); row i is image i
+    gallery.json  names: the N images, relative to root, the folder they were in
+    model/        the exported model (raydml/inference/export.py), for the queries
+
+The folder needs nothing else to be searched; the images themselves are only opened to be shown. Any other index that
+faiss can search may take the place of index.faiss (IVF, HNSW, PQ), as long as row i stays image i and its distances
+are squared Euclidean ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raydml.data.catalog import IMAGE_SUFFIXES, is_hidden, listed
+from raydml.images.decoded_pixels import decode_in_order
+from raydml.images.decoding import Resizing, UnreadableImage, decode
+from raydml.inference.export import EmbeddingModel
+
+INDEX, CARD, MODEL = "index.faiss", "gallery.json", "model"
+
+
+class GalleryError(ValueError):
+    """A folder without images, images without usable embeddings, or a folder that is no gallery."""
+
+
+class Neighbour(NamedTuple):
+    """An image of a gallery. distance: Euclidean, to the query's embedding."""
+
+    name: str
+    distance: float
+
+
+class EmbeddedBatch(NamedTuple):
+    """The readable ones of some images: their names, embeddings (n, D) float32; and why the others have none."""
+
+    names: list[str]
+    embeddings: NDArray[np.float32]
+    unreadable: list[UnreadableImage]
+
+
+def image_names(root: Path) -> list[str]:
+    """The images below a folder, flat or in folders of any depth: paths relative to it with "/", sorted.
+
+    An image is a file with an image's suffix; hidden ones and `__MACOSX` are passed over, links are followed (into a
+    folder once). Raises GalleryError for a folder that cannot be read or that holds none.
+    """
+    if not root.is_dir():
+        raise GalleryError(f"FOLDER = {str(root)!r} is no folder. Cure: name the folder that holds the images")
+    names: list[str] = []
+    seen: set[str] = set()
+    for folder, subfolders, files in os.walk(root, onerror=_refuse, followlinks=True):
+        real = os.path.realpath(folder)
+        subfolders[:] = sorted(name for name in subfolders if not is_hidden(name)) if real not in seen else []
+        files = [] if real in seen else files
+        seen.add(real)
+        inside = Path(folder).relative_to(root)
+        wanted = (name for name in files if name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name))
+        names += [(inside / name).as_posix() for name in wanted]
+    if not names:
+        raise GalleryError(f"FOLDER = {str(root)!r} holds no image ({', '.join(IMAGE_SUFFIXES)}), nor do its folders")
+    return sorted(names)
+
+
+def _refuse(error: OSError) -> None:
+    raise GalleryError(f"{error.filename}: {error.strerror}. Cure: make it readable, or move it away") from error
+
+
+def embed_images(
+    model: EmbeddingModel, root: Path, names: Sequence[str], *, batch_size: int = 64
+) -> Iterator[EmbeddedBatch]:
+    """Embed the images root/name in order, a batch at a time; threads decode ahead of the network."""
+    decoded = zip(names, decode_in_order(root, names, resizing_of(model)), strict=True)
+    while batch := list(islice(decoded, batch_size)):
+        readable = [(name, image) for name, image in batch if isinstance(image, np.ndarray)]
+        yield EmbeddedBatch(
+            [name for name, _ in readable],
+            model.embed([image for _, image in readable], batch_size=batch_size),
+            [image for _, image in batch if isinstance(image, UnreadableImage)],
+        )
+
+
+def resizing_of(model: EmbeddingModel) -> Resizing:
+    """How a model's images are scaled when they are decoded."""
+    preparation = model.preprocessing
+    return Resizing(preparation.resize_px, preparation.resize, preparation.interpolation)
+
+
+def write_gallery(
+    folder: Path, model: EmbeddingModel, root: Path, names: Sequence[str], embeddings: NDArray[np.float32]
+) -> Path:
+    """Write the folder that `Gallery.load` reads, gallery.json last, and return it.
+
+    root: where the images lie; names: N paths relative to it; embeddings: (N, D) of the model. Raises GalleryError for
+    embeddings with NaN or infinity, which no distance is defined for.
+    """
+    import faiss
+
+    assert embeddings.shape == (len(names), model.embedding_dim)
+    bad = [names[row] for row in np.flatnonzero(~np.isfinite(embeddings).all(axis=1)).tolist()]
+    if bad:
+        raise GalleryError(f"{len(bad)} images have embeddings with NaN or infinity: {listed(bad)}. The model diverged")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CARD).unlink(missing_ok=True)
+    model.save(folder / MODEL)
+    index = faiss.IndexFlatL2(model.embedding_dim)
+    index.add(np.ascontiguousarray(embeddings))
+    faiss.write_index(index, str(folder / INDEX))
+    card = {"root": str(root.resolve()), "num_images": len(names), "embedding_dim": model.embedding_dim}
+    aside = folder / f".{CARD}.partial"
+    aside.write_text(json.dumps({**card, "names": list(names)}, indent=1) + "\n", encoding="utf-8")
+    aside.replace(folder / CARD)
+    return folder
+
+
+class Gallery:
+    """A gallery in memory. names: N images, relative to ``root``, where they were when they were indexed."""
+
+    def __init__(self, model: EmbeddingModel, index: Any, root: Path, names: Sequence[str]) -> None:
+        self.model, self.index, self.root, self.names = model, index, root, tuple(names)
+
+    @classmethod
+    def load(cls, folder: Path | str, device: str = "cpu") -> Gallery:
+        """What `write_gallery` wrote. Raises GalleryError for a folder that is none, and ExportError for its model."""
+        import faiss
+
+        folder = Path(folder)
+        try:
+            card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+            names, root = card["names"], Path(card["root"])
+            index = faiss.read_index(str(folder / INDEX))
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:  # RuntimeError: faiss
+            said = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+            raise GalleryError(
+                f"{folder} is no gallery ({said}). Cure: a folder that `index TARGET FOLDER OUT` wrote"
+            ) from error
+        model = EmbeddingModel.load(folder / MODEL, device)
+        if (index.ntotal, index.d) != (len(names), model.embedding_dim):
+            raise GalleryError(
+                f"{folder}: the index holds {index.ntotal} x {index.d}, but there are {len(names)} names and a model "
+                f"of {model.embedding_dim} dimensions: files of different galleries. Cure: index the images again"
+            )
+        return cls(model, index, root, names)
+
+    def search(self, paths: Sequence[Path | str], k: int) -> list[list[Neighbour]]:
+        """The k nearest images of each image file, nearest first; all of them where the gallery holds fewer.
+
+        Raises UnreadableImage for a file that gives no pixels, and GalleryError for k < 1.
+        """
+        if k < 1:
+            raise GalleryError(f"k: {k} neighbours; at least 1 is needed")
+        images = [decode(Path(), str(path), resizing_of(self.model)) for path in paths]
+        return [self._nearest(query[None], k) for query in self.model.embed(images)]
+
+    def _nearest(self, query: NDArray[np.float32], k: int) -> list[Neighbour]:
+        # One query at a time: for many at once faiss expands the square, and an image is no longer at 0 from itself.
+        squared, rows = self.index.search(query, min(k, len(self.names)))
+        return [
+            Neighbour(self.names[row], float(np.sqrt(max(distance, 0.0))))
+            for row, distance in zip(rows[0].tolist(), squared[0].tolist(), strict=True)
+            if row >= 0  # an approximate index may find fewer
+        ]

@@ -1,0 +1,247 @@
+"""Domains: what may stand for a value in a search space, and the tree of values and domains they are part of.
+
+    {choice: [8, 16, 32]}           one of these; items may be whole blocks, with domains of their own, to any depth
+    {grid: [8, 16, 32]}             each of these in turn; several grids make a product; not inside a choice
+    {uniform: [0.1, 0.5]}           a number between the ends
+    {loguniform: [1e-6, 1e-3]}      a number between the ends, its logarithm uniform
+    {randint: [1, 10]}              a whole number, the upper end excluded
+    {quniform: [0.1, 0.5, 0.1]}     low, low + q, ..., high, all equally likely, without float noise
+
+`uniform` and `loguniform` draw numbers of 6 significant digits: they can be read, typed again, and are the same on
+every platform.
+
+Any but a grid may name its published value: {uniform: [0.6, 1.5], first: 1.2}, {choice: [64, 128], first: 128}. A space
+with such values begins with the published point: trial 0 takes the `first` of every domain, the first item of a choice
+that names none, and the first point of the grids. All other trials are drawn as if no `first` were there.
+
+A choice (or grid) of blocks may supply several neighbouring keys at once. They are written as one key with commas,
+and each block holds some of them (what it leaves out keeps its default):
+
+    loss, miner:
+      choice:
+        - loss: {name: margin, beta: {uniform: [0.6, 1.2]}}
+          miner: {name: distance_weighted}
+        - loss: {name: normalized_softmax}
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from raydml.config.errors import join_path
+from raydml.search_space.yaml_reader import Node
+
+DOMAINS = ("choice", "grid", "uniform", "loguniform", "randint", "quniform")
+
+Address = tuple[str | int, ...]  # the way to a domain in the tree: keys, list positions and items of choices
+
+
+@dataclass(frozen=True)
+class Choice:
+    """``choice`` or ``grid``: one of the items, or each in turn. first: position of the published item, if named."""
+
+    kind: str
+    items: tuple[Node, ...]
+    first: int | None = None
+
+
+@dataclass(frozen=True)
+class Range:
+    """A range of numbers; step is quniform's q, else None. first: the published number, if named."""
+
+    kind: str
+    low: float
+    high: float
+    step: float | None = None
+    first: float | None = None
+
+    def ends(self) -> tuple[float, ...]:
+        """The smallest and the largest number that can be drawn."""
+        high = self.high - 1 if self.kind == "randint" else self.high
+        return (self.low,) if high == self.low else (self.low, high)
+
+    def holds(self, number: float) -> bool:
+        """Whether the number can be drawn."""
+        if self.kind == "randint":
+            return isinstance(number, int) and self.low <= number < self.high
+        on_a_step = self.step is None or (Decimal(str(number)) - Decimal(str(self.low))) % Decimal(str(self.step)) == 0
+        return self.low <= number <= self.high and on_a_step
+
+    def count(self) -> float:
+        """How many different numbers can be drawn; infinity for the continuous ones."""
+        if self.kind == "randint":
+            return self.high - self.low
+        if self.kind == "quniform":
+            return self._num_steps() + 1
+        return 1 if self.low == self.high else math.inf
+
+    def numbers(self) -> list[float]:
+        """All numbers of a countable range, in order."""
+        if self.kind == "randint":
+            return list(range(int(self.low), int(self.high)))
+        return [self._step_to(k) for k in range(self._num_steps() + 1)] if self.kind == "quniform" else [self.low]
+
+    def draw(self, generator: np.random.Generator) -> float:
+        """One number."""
+        if self.kind == "randint":
+            return int(generator.integers(int(self.low), int(self.high)))
+        if self.kind == "quniform":
+            return self._step_to(int(generator.integers(self._num_steps() + 1)))
+        if self.kind == "loguniform":
+            drawn = math.exp(generator.uniform(math.log(self.low), math.log(self.high)))
+        else:
+            drawn = float(generator.uniform(self.low, self.high))
+        return min(max(float(f"{drawn:.6g}"), self.low), self.high)  # rounding may step over an end
+
+    def _num_steps(self) -> int:
+        return int((Decimal(str(self.high)) - Decimal(str(self.low))) / Decimal(str(self.step)))
+
+    def _step_to(self, k: int) -> float:
+        # In decimals as written: 0.1 + 2 * 0.1 is 0.3 here, not 0.30000000000000004.
+        number = Decimal(str(self.low)) + k * Decimal(str(self.step))
+        return int(number) if isinstance(self.low, int) and isinstance(self.step, int) else float(number)
+
+
+def shared_keys(key: str) -> tuple[str, ...]:
+    """``"loss, miner" -> ("loss", "miner")``: the neighbouring keys that one choice of blocks supplies."""
+    return tuple(name.strip() for name in key.split(","))
+
+
+# --- from the tree to plain values -----------------------------------------------------------------------------------
+
+
+def resolve(node: Node, pick: Callable[[Address, Choice | Range], Any], path: str = "") -> tuple[Any, dict[str, str]]:
+    """The tree with a value for each domain, and where each key of the result was written.
+
+    pick: (address, domain) -> the position of the item of a choice, or the number of a range. path: what the keys of
+    the second result begin with.
+    """
+    places: dict[str, str] = {}
+    return _resolve(node, pick, (), path, places), places
+
+
+def _resolve(
+    node: Node, pick: Callable[[Address, Choice | Range], Any], address: Address, path: str, places: dict[str, str]
+) -> Any:
+    value = node.value
+    places[path] = node.where
+    if isinstance(value, Choice):
+        position = pick(address, value)
+        return _resolve(value.items[position], pick, (*address, position), path, places)
+    if isinstance(value, Range):
+        return pick(address, value)
+    if isinstance(value, list):
+        return [
+            _resolve(item, pick, (*address, number), join_path(path, number), places)
+            for number, item in enumerate(value)
+        ]
+    if not isinstance(value, dict):
+        return value
+    block: dict[str, Any] = {}
+    # Shared keys first: a plain key beside them is there only by --set, and wins.
+    for key, child in sorted(value.items(), key=lambda entry: "," not in entry[0]):
+        if "," in key:
+            supplied = _resolve(child, pick, (*address, key), path, places)
+            block.update(supplied if isinstance(supplied, dict) else {})
+            places[path] = node.where
+        else:
+            block[key] = _resolve(child, pick, (*address, key), join_path(path, key), places)
+    return block
+
+
+def to_plain(node: Node) -> Any:
+    """The tree as it would stand in YAML, domains written out."""
+    value = node.value
+    if isinstance(value, Choice):
+        first = {} if value.first is None else {"first": to_plain(value.items[value.first])}
+        return {value.kind: [to_plain(item) for item in value.items], **first}
+    if isinstance(value, Range):
+        first = {} if value.first is None else {"first": value.first}
+        return {value.kind: [value.low, value.high, *([] if value.step is None else [value.step])], **first}
+    if isinstance(value, list):
+        return [to_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: to_plain(item) for key, item in value.items()}
+    return value
+
+
+def children(node: Node) -> Iterator[tuple[str | int, Node]]:
+    """(step, child) of a block, a list or a choice."""
+    value = node.value
+    if isinstance(value, dict):
+        yield from value.items()
+    elif isinstance(value, list):
+        yield from enumerate(value)
+    elif isinstance(value, Choice):
+        yield from enumerate(value.items)
+
+
+def grid_points(node: Node, address: Address = ()) -> list[dict[Address, int]]:
+    """Every combination of the items of all grids: address -> position. One empty combination without grids."""
+    if isinstance(node.value, Choice) and node.value.kind == "grid":
+        return [
+            {address: position, **point}
+            for position, item in enumerate(node.value.items)
+            for point in grid_points(item, (*address, position))
+        ]
+    if isinstance(node.value, Choice):
+        return [{}]  # no grid inside a choice
+    parts = [grid_points(child, (*address, step)) for step, child in children(node)]
+    return [{key: value for part in combination for key, value in part.items()} for combination in product(*parts)]
+
+
+def num_configurations(node: Node) -> float:
+    """How many different values the tree can take, counting equal items apart; infinity if it is continuous."""
+    if isinstance(node.value, Range):
+        return node.value.count()
+    counts = [num_configurations(child) for _, child in children(node)]
+    return sum(counts) if isinstance(node.value, Choice) else math.prod(counts)
+
+
+def draws(
+    seed: int, index: int, redraw: int, fixed: Mapping[Address, int], num_points: int = 1
+) -> Callable[[Address, Choice | Range], Any]:
+    """A ``pick`` for `resolve` that draws trial number ``index``, all but the fixed positions.
+
+    Choices are dealt like cards: of n alternatives each occurs once in every n consecutive trials, in an order that
+    differs from choice to choice, so that 16 trials over 4 losses try each loss 4 times. (Tune draws them one by one;
+    a seed then decides whether a loss is tried at all.) With a grid of ``num_points``, which the trials go through in
+    turn, each point has its own cards. A redraw, after a duplicate, is plain chance.
+    """
+    turn, point = divmod(index, num_points)
+    generator = np.random.default_rng([seed, index, redraw])
+
+    def pick(address: Address, domain: Choice | Range) -> Any:
+        if isinstance(domain, Range):
+            return domain.draw(generator)
+        if address in fixed:
+            return fixed[address]
+        num_items = len(domain.items)
+        if redraw:
+            return int(generator.integers(num_items))
+        deck = np.random.default_rng([seed, turn // num_items, zlib.crc32(repr((point, address)).encode())])
+        return int(deck.permutation(num_items)[turn % num_items])
+
+    return pick
+
+
+def has_first(node: Node) -> bool:
+    """Whether any domain of the tree names its published value."""
+    named = isinstance(node.value, Choice | Range) and node.value.first is not None
+    return named or any(has_first(child) for _, child in children(node))
+
+
+def published_point(_address: Address, domain: Choice | Range) -> Any:
+    """The ``pick`` for `resolve` that gives trial 0 of a space with published values."""
+    if isinstance(domain, Choice):
+        return domain.first or 0
+    # A range on the way to the point that names none is refused by the reader; the check of a space still asks.
+    return domain.low if domain.first is None else domain.first

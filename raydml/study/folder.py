@@ -1,0 +1,305 @@
+"""A study on disk: its folder, its specification, and what its trials have done so far.
+
+<storage>/<name>/study.json      the specification: settings, machine, every trial of the search stage
+                 split.json      which classes train, validate and are sealed, for the search and each fold
+                 events.jsonl    everything that happened, one line each (raydml.events)
+                 search/ confirm/  run-000/<trial>/checkpoint_*, one run folder for each (re)start
+                 ranking.json confirmed.json final.json summary.json   what each stage ended with
+                 final/          the test numbers and embeddings of each finalized run
+                 test_reads.jsonl  every opening of the test classes
+                 illustrations/ report/ pictures/ model/
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import os
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raydml.config.trial import Machine, Study, Trial
+from raydml.data.catalog import Catalog
+from raydml.data.splits import Split, make_split
+from raydml.models.network import build_network
+from raydml.samplers.samplers import SAMPLERS
+from raydml.search_space.space import Space, sample_trials
+from raydml.study import events
+from raydml.training import checkpoint
+from raydml.training.trial_images import Catalogs, open_development
+
+
+class StudyError(ValueError):
+    """A study that cannot be made, found or continued, with the cure."""
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write aside, then rename: a reader sees the old file or the new one."""
+    aside = path.with_suffix(path.suffix + ".partial")
+    aside.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(aside, path)
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def events_path(folder: Path) -> Path:
+    return folder / "events.jsonl"
+
+
+# --- making and finding ---------------------------------------------------------------------------------------------
+
+
+def create_study(space: Space, *, storage: Path, tracking_uri: str, space_text: str) -> Path:
+    """Make the folder of a new study, or hand back the folder of the same study made before.
+
+    Everything that can be wrong is found here, before an actor starts: unreadable images, splits without classes,
+    weights that cannot be fetched. Raises StudyError if the name belongs to a different study.
+    """
+    folder = storage.resolve() / space.study.name
+    catalogs = Catalogs(space.machine)
+    trials = described_trials(space, catalogs)
+    specification = {
+        "study": space.study.model_dump(mode="json"),
+        "trials": [trial.model_dump(mode="json") for trial in trials],
+    }
+    digest = hashlib.sha256(json.dumps(specification, sort_keys=True).encode()).hexdigest()
+    if (folder / "study.json").exists():
+        made = read_study(folder)
+        if made["specification"] != digest:
+            raise StudyError(
+                f"study {space.study.name!r} exists in {folder} with other settings. Cure: give this one a name of its "
+                f"own (--name {_free_name(folder)}), or go on with the old one (launch.py resume {space.study.name})"
+            )
+        # Where it runs and reports may change between one command and the next; what it is may not.
+        here = {"machine": own_machine(space.machine, storage).model_dump(mode="json")}
+        write_json(folder / "study.json", {**made, **here, "tracking_uri": tracking_uri})
+        return folder
+    splits = make_splits(space.study, catalogs, trials)
+    machine = own_machine(space.machine, storage)
+    preflight(machine, trials)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "split.json", splits)
+    (folder / "space.yaml").write_text(space_text, encoding="utf-8")
+    study = {
+        "name": space.study.name,
+        "study_id": uuid.uuid4().hex,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "storage": str(storage.resolve()),
+        "tracking_uri": tracking_uri,
+        "specification": digest,
+        "commit": checkpoint.git_commit(),
+        "select_on": trials[0].select_on,
+        "machine": machine.model_dump(mode="json"),
+        **specification,
+    }
+    write_json(folder / "study.json", study)  # last: a folder without it is not a study
+    return folder
+
+
+def described_trials(space: Space, catalogs: Catalogs) -> list[Trial]:
+    """The sampled trials of a space, each with the hash of the images it means: their fingerprints are final."""
+    trials = [_with_content(trial, catalogs.of(trial).content) for trial in sample_trials(space)]
+    if len(metrics := sorted({trial.select_on for trial in trials})) > 1:
+        raise StudyError(
+            f"trial.select_on = {', '.join(metrics)}: trials that are ranked by different metrics cannot be compared. "
+            "Cure: one value instead of a domain"
+        )
+    return trials
+
+
+def own_machine(machine: Machine, storage: Path) -> Machine:
+    """Paths that mean the same in every process, and a cache beside the studies unless another place is named."""
+    return machine.model_copy(
+        update={
+            "data_root": machine.data_root.resolve() if machine.data_root else None,
+            "cache_dir": machine.cache_dir.resolve() if machine.cache_dir else storage.resolve() / "cache",
+        }
+    )
+
+
+def _with_content(trial: Trial, content: str) -> Trial:
+    """The trial with the hash of the images it means, so that its fingerprint names the experiment."""
+    return trial.model_copy(update={"data": trial.data.model_copy(update={"content": content})})
+
+
+def make_splits(study: Study, catalogs: Catalogs, trials: Iterable[Trial]) -> dict[str, Any]:
+    """Every split of the search and of the folds, by name, after asking whether it serves its trials."""
+    splits: dict[str, Any] = {}
+    for trial in trials:
+        data = trial.data
+        catalog = catalogs.of(trial)
+        for fold in (data.split.fold, *(range(study.confirm.folds) if study.confirm else ())):
+            settings = data.split.model_copy(update={"fold": fold})
+            split: Split = make_split(catalog, **settings.model_dump())
+            check_parts(trial, catalog, split)
+            name = "search" if fold == data.split.fold else f"fold {fold}"
+            named = {part: [catalog.class_names[c] for c in classes] for part, classes in split.to_dict().items()}
+            splits[f"{name} {fingerprint_of(settings.model_dump(mode='json'))}"] = named
+    return splits
+
+
+def preflight(machine: Machine, trials: Iterable[Trial]) -> None:
+    """Decode the development images and fetch the weights, once for all trials and before any of them starts."""
+    seen: set[str] = set()
+    for trial in trials:
+        data = trial.data
+        images = json.dumps(
+            data.model_dump(mode="json", include={"content", "resize_px", "resize", "interpolation", "split"})
+        )
+        if images not in seen:
+            open_development(trial, machine, augmented=False)
+        weights = f"{trial.model.backbone} {trial.model.weights}"
+        if trial.model.weights != "none" and weights not in seen:
+            build_network(**trial.model.model_dump(), seed=0)
+        seen |= {images, weights}
+
+
+def check_parts(trial: Trial, catalog: Catalog, split: Split) -> None:
+    """Whether the training classes make batches and the validation classes answer recall_at, told from labels alone."""
+    labels = catalog.labels[np.isin(catalog.labels, split.train)]
+    SAMPLERS[trial.sampler.name](
+        np.unique(labels, return_inverse=True)[1], **trial.sampler.model_dump(exclude={"name"})
+    )
+    num_val, largest = int(np.isin(catalog.labels, split.val).sum()), max(trial.recall_at)
+    if largest >= num_val:
+        raise StudyError(
+            f"trial.recall_at = {list(trial.recall_at)}: the validation classes have {num_val} images, so a query has "
+            f"{num_val - 1} neighbours. Cure: leave the larger k out, or raise trial.data.split.val_fraction"
+        )
+
+
+def fingerprint_of(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _free_name(folder: Path) -> str:
+    number = 2
+    while folder.with_name(f"{folder.name}-{number}").exists():
+        number += 1
+    return f"{folder.name}-{number}"
+
+
+def find_study(target: str, storage: Path) -> Path:
+    """The folder of a study given by name or path. Raises StudyError that names what is there."""
+    for folder in (Path(target), storage / target):
+        if (folder / "study.json").exists():
+            return folder.resolve()
+    known = sorted(path.parent.name for path in storage.glob("*/study.json"))
+    nearest = difflib.get_close_matches(target, known, n=1)
+    raise StudyError(
+        f"no study {target!r} in {storage.resolve()}"
+        + (f"; did you mean {nearest[0]!r}?" if nearest else "")
+        + (f" Studies there: {', '.join(known)}" if known else " There are none yet")
+        + ". Cure: name one of these, its folder, or the right --storage"
+    )
+
+
+def stages_of(study: Study) -> list[str]:
+    """The stages of a study in order: search always, the others where they have settings."""
+    optional = {"confirm": study.confirm, "finalize": study.finalize}
+    return ["search", *(stage for stage, settings in optional.items() if settings is not None)]
+
+
+def read_study(folder: Path) -> dict[str, Any]:
+    study: dict[str, Any] = read_json(folder / "study.json")
+    return study
+
+
+def move_data_root(folder: Path, data_root: Path) -> None:
+    """Let a study find its images elsewhere. That they are the same is checked where they are opened."""
+    study = read_study(folder)
+    study["machine"]["data_root"] = str(data_root.resolve())
+    write_json(folder / "study.json", study)
+
+
+# --- what has happened ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Record:
+    """One trial as the events tell it. A repeated epoch counts once: resumed trials repeat exactly."""
+
+    key: str
+    stage: str
+    fingerprint: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    epochs: dict[int, dict[str, float]] = field(default_factory=dict)
+    ended: str = ""
+    error: str | None = None
+
+    def best(self, metric: str) -> tuple[float, int] | None:
+        """Best finite value and its epoch (the earliest of equals), or None."""
+        values = [(m[metric], -epoch) for epoch, m in self.epochs.items() if math.isfinite(m.get(metric, math.nan))]
+        if not values:
+            return None
+        value, epoch = max(values)
+        return value, -epoch
+
+
+def read_records(folder: Path, stage: str) -> dict[str, Record]:
+    """Trial key -> record of all trials of a stage that have started, in order of their keys."""
+    records: dict[str, Record] = {}
+    if not events_path(folder).exists():
+        return records
+    for event in events.read(events_path(folder)):
+        if event.get("stage") != stage or "trial" not in event:
+            continue
+        record = records.setdefault(event["trial"], Record(event["trial"], stage))
+        if event["event"] == "trial_started":
+            record.fingerprint, record.config = event["fingerprint"], event["config"]
+        elif event["event"] == "epoch":
+            record.epochs[event["epoch"]] = event["metrics"]
+        elif event["event"] == "trial_ended":
+            record.ended, record.error = event["reason"], event["error"]
+    return dict(sorted(records.items()))
+
+
+def rank(records: Mapping[str, Record], metric: str) -> list[dict[str, Any]]:
+    """Best first by the best epoch's value; equals in trial order; trials without a value last."""
+    rows = []
+    for record in records.values():
+        best = record.best(metric)
+        rows.append(
+            {
+                "trial": record.key,
+                "fingerprint": record.fingerprint,
+                "value": best[0] if best else None,
+                "epoch_of_best": best[1] if best else None,
+                "epochs": max(record.epochs, default=0),
+                "ended": record.ended,
+            }
+        )
+    return sorted(rows, key=lambda row: (row["value"] is None, -(row["value"] or 0.0), row["trial"]))
+
+
+def newest_checkpoint(folder: Path, stage: str, key: str) -> Path | None:
+    """The newest intact checkpoint of a trial over all (re)starts of its stage."""
+    for run in sorted((folder / stage).glob("run-*"), reverse=True):
+        if (run / key).is_dir() and (found := checkpoint.newest_intact(run / key)) is not None:
+            return found
+    return None
+
+
+def confirm_trials(ranking: list[dict[str, Any]], trials: Mapping[str, Trial], study: Study) -> list[dict[str, Any]]:
+    """The best configurations x folds x seeds: rows of ``from_trial``, ``configuration`` and ``trial``."""
+    assert study.confirm is not None
+    rows = []
+    for row in [row for row in ranking if row["value"] is not None][: study.confirm.top]:
+        searched = trials[row["trial"]]
+        for fold in range(study.confirm.folds):
+            split = searched.data.split.model_copy(update={"fold": fold})
+            data = searched.data.model_copy(update={"split": split})
+            for seed in range(study.confirm.seeds):
+                trial = searched.model_copy(update={"data": data, "seed": study.seed + seed})
+                rows.append({"from_trial": row["trial"], "configuration": row["fingerprint"], "trial": trial})
+    return rows

@@ -1,0 +1,116 @@
+"""What a study ended with: the winner, the summary, the report and the model to take away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from raydml.inference.export import export_model
+from raydml.report.curves import learning_curves, read_curves
+from raydml.report.embedded_pictures import read_illustrations
+from raydml.report.markdown import summary_markdown
+from raydml.report.write import write_report
+from raydml.study.folder import (
+    StudyError,
+    events_path,
+    newest_checkpoint,
+    read_json,
+    read_study,
+    write_json,
+)
+from raydml.study.summary import histories, summarise
+
+NUM_TOP_TRIALS = 3  # trials whose checkpoint, configuration and retrievals go to MLflow
+
+
+class Winner(NamedTuple):
+    """The checkpoint a study stands for: chosen on validation classes, never on the sealed ones."""
+
+    trial: str  # key, confirm-001 or search-003
+    configuration: str  # fingerprint of the searched configuration
+    checkpoint: Path
+
+
+def find_winner(folder: Path) -> Winner:
+    """The best run of the best confirmed configuration, or the best searched trial of a study without a confirm
+    stage. Raises StudyError while there is none."""
+    metric = read_study(folder)["select_on"]
+    if (folder / "confirmed.json").exists():
+        best = read_json(folder / "confirmed.json")[0]
+        run = max(best["runs"], key=lambda run: run["value"])
+        key, stage, configuration = run["trial"], "confirm", best["configuration"]
+    elif (folder / "ranking.json").exists():
+        row = read_json(folder / "ranking.json")[0]
+        key, stage, configuration = row["trial"], "search", row["fingerprint"]
+    else:
+        raise StudyError(
+            f"study {folder.name!r} has not ended its search. Cure: launch.py resume {folder.name}, or name a "
+            f"checkpoint below {folder / 'search'}"
+        )
+    found = newest_checkpoint(folder, stage, key)
+    if found is None:
+        raise StudyError(
+            f"study {folder.name!r}: {key} is the best by {metric}, but it has no intact checkpoint "
+            f"left. Cure: the exported model {folder / 'model'}, if it is there"
+        )
+    return Winner(key, configuration, found)
+
+
+def top_trials(folder: Path) -> dict[str, Path]:
+    """Key -> checkpoint of the best searched trials and of the winner."""
+    keys = [row["trial"] for row in read_json(folder / "ranking.json")[:NUM_TOP_TRIALS]]
+    found = {key: newest_checkpoint(folder, "search", key) for key in keys}
+    winner = find_winner(folder)
+    return {key: path for key, path in found.items() if path is not None} | {winner.trial: winner.checkpoint}
+
+
+def write_results(folder: Path, announce: Callable[..., None]) -> None:
+    """Summary, report, curves and the exported model; and the events that carry them, and the top trials, to MLflow."""
+    trials = histories(folder)
+    summary = summarise(folder, trials)
+    illustrations = read_illustrations(folder)
+    write_json(folder / "summary.json", summary)
+    (folder / "summary.md").write_text(summary_markdown(summary), encoding="utf-8")
+    write_report(folder / "report", summary, trials, illustrations)
+    pictures = folder / "pictures"
+    pictures.mkdir(exist_ok=True)
+    winner = find_winner(folder)
+    curves, ended = read_curves(events_path(folder), metric=summary["metric"])
+    searched = {key: rows for key, rows in curves.items() if key.startswith("search-")}
+    best = summary["search"][0]["trial"] if summary["search"] else None
+    learning_curves(searched, ended, best, summary["metric"], pictures / "learning_curves.png")
+    for name in ("space.yaml", "summary.json", "summary.md", "split.json"):
+        announce("artifact", trial=None, path=str(folder / name), artifact_path="study")
+    if (folder / "test_reads.jsonl").exists():
+        announce("artifact", trial=None, path=str(folder / "test_reads.jsonl"), artifact_path="study")
+    announce("artifact", trial=None, path=str(folder / "report"), artifact_path="report")
+    announce("artifact", trial=None, path=str(pictures / "learning_curves.png"), artifact_path="pictures")
+    for key, path in top_trials(folder).items():
+        announce("artifact", trial=key, path=str(path), artifact_path="checkpoint")
+    for picture in illustrations:
+        announce("artifact", trial=picture.trial, path=str(picture.path), artifact_path="pictures")
+    export_model(winner.checkpoint, folder / "model")
+    announce(
+        "model",
+        trial=None,
+        checkpoint=str(winner.checkpoint),
+        folder=str(folder / "model"),
+        name=f"raydml-{summary['study']}",
+    )
+    announce("summary", metrics=_summary_metrics(summary), tags={"winner": winner.trial})
+
+
+def _summary_metrics(summary: dict[str, Any]) -> dict[str, float]:
+    """The few numbers of a study for the parent run: flat and legal as MLflow metric names."""
+    metrics: dict[str, float] = {}
+    if summary["search"] and summary["search"][0]["best"] is not None:
+        metrics[f"search_best_{summary['metric']}"] = summary["search"][0]["best"]
+    if summary["confirm"] and summary["confirm"][0]["mean"] is not None:
+        metrics[f"confirmed_{summary['metric']}"] = summary["confirm"][0]["mean"]
+    for row in summary["final"][:1]:
+        parts = {"test_": "metrics", "test_untrained_": "untrained", "test_ensemble_": "ensemble"}
+        parts |= {"val_": "validation", "val_untrained_": "untrained_validation"}
+        for prefix, part in parts.items():
+            metrics |= {f"{prefix}{name}": score["mean"] for name, score in row[part].items()}
+    return metrics

@@ -1,0 +1,212 @@
+"""The trials of one stage through Ray Tune: what is left of them, from where each left off.
+
+A restart is a *new* Tune run over the trials that have not ended, each from its newest intact checkpoint, with the
+schedulers fed from events.jsonl. ``Tuner.restore`` is not used: it forgets ASHA's rungs, follows a pickled snapshot
+that lags behind the checkpoints on disk, and starts over in silence when that snapshot was cut off (docs/LOG.md).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ray import tune
+from ray.tune.logger import JsonLoggerCallback
+
+from raydml.config.trial import Machine, Study, Trial, fingerprint
+from raydml.study import events
+from raydml.study.actor import TrialActor
+from raydml.study.folder import Record, events_path, newest_checkpoint, rank, read_records
+from raydml.study.scheduler import Asha, SyncHalving, trial_key
+from raydml.training import checkpoint
+
+
+class Context(NamedTuple):
+    """What every stage of one run of a study needs."""
+
+    folder: Path
+    study: Study
+    machine: Machine
+    metric: str
+    resources: dict[str, float]
+
+    def announce(self, event: str, **fields: Any) -> None:
+        events.append(events_path(self.folder), {"event": event, **fields})
+
+
+class StudyEvents(tune.Callback):
+    """Writes what Tune does into the study's event file, and drops checkpoints of losing trials as they lose.
+
+    Plain data only: Tune pickles its callbacks. The consumers (MLflow, the live table) read the file.
+    """
+
+    def __init__(self, folder: str, stage: str, metric: str, keep: int | None, max_bytes: int | None) -> None:
+        self._folder, self._stage, self._metric = folder, stage, metric
+        self._keep, self._max_bytes = keep, max_bytes
+
+    def _append(self, event: str, trial: Any, **fields: Any) -> None:
+        path = events_path(Path(self._folder))
+        events.append(path, {"event": event, "stage": self._stage, "trial": trial_key(trial), **fields})
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
+        run = trial.config["run"]
+        config = run["trial"]
+        self._append(
+            "trial_started",
+            trial,
+            fingerprint=run["fingerprint"],
+            configuration=run["configuration"],
+            config=config,
+            fold=config["data"]["split"]["fold"],
+            seed=config["seed"],
+        )
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any  # noqa: ARG002
+    ) -> None:  # fmt: skip
+        record = result["record"]
+        metrics = {name: value for name, value in record.items() if name not in ("epoch", "ended")}
+        self._append("epoch", trial, epoch=record["epoch"], metrics=metrics)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
+        self._append("trial_retried", trial, error=_last_line(trial))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
+        record = (trial.last_result or {}).get("record", {})
+        self._end(trial, record.get("ended") or "stopped_early", None)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
+        self._end(trial, "crashed", _last_line(trial))
+
+    def _end(self, trial: Any, reason: str, error: str | None) -> None:
+        self._append("trial_ended", trial, reason=reason, error=error)
+        if self._keep is not None:
+            retain(Path(self._folder), self._stage, self._metric, self._keep, self._max_bytes)
+
+
+def _last_line(trial: Any) -> str:
+    """The exception of a failed trial, without the traceback that Ray folds around it."""
+    file = trial.error_file
+    if not file or not Path(file).exists():
+        return "unknown"
+    lines = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
+    return lines[-1] if lines else "unknown"
+
+
+def retain(folder: Path, stage: str, metric: str, keep: int, max_bytes: int | None) -> None:
+    """Keep the checkpoints of the best ``keep`` ended trials of a stage, within ``max_bytes``; drop the others'.
+
+    Trials that have not ended are never touched.
+    """
+    records = {key: record for key, record in read_records(folder, stage).items() if record.ended}
+    used = 0
+    for place, row in enumerate(rank(records, metric)):
+        used += sum(
+            file.stat().st_size for path in _checkpoints(folder, stage, row["trial"]) for file in path.iterdir()
+        )
+        # The winner stays whatever the limit says: without it the search was for nothing.
+        if place and (place >= keep or (max_bytes is not None and used > max_bytes)):
+            drop_checkpoints(folder, stage, row["trial"])
+
+
+def drop_checkpoints(folder: Path, stage: str, key: str) -> None:
+    """Delete the checkpoints of a trial. What cannot be deleted is told and left: it costs space, not a study."""
+    for path in _checkpoints(folder, stage, key):
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            events.append(events_path(folder), {"event": "note", "text": f"cannot delete {path}: {error}"})
+
+
+def _checkpoints(folder: Path, stage: str, key: str) -> list[Path]:
+    return sorted((folder / stage).glob(f"run-*/{key}/checkpoint_*"))
+
+
+def run_trials(context: Context, stage: str, trials: Mapping[str, Trial], configurations: Mapping[str, str],
+                scheduler: str) -> dict[str, Record]:  # fmt: skip
+    """Run the trials of a stage that have not ended, through Tune. Returns the records of all of them."""
+    folder, study, metric = context.folder, context.study, context.metric
+    records = read_records(folder, stage)
+    waiting = {key: trial for key, trial in trials.items() if key not in records or not records[key].ended}
+    context.announce(
+        "stage_started", stage=stage, num_trials=len(trials), num_ended=len(trials) - len(waiting),
+        max_epochs=max(trial.epochs for trial in trials.values()), resources=context.resources,
+    )  # fmt: skip
+    if not waiting:
+        return records
+    resume_from = {key: newest_checkpoint(folder, stage, key) for key in waiting}
+    configs = [
+        {
+            "key": key,
+            "trial": trial.model_dump(mode="json"),
+            "fingerprint": fingerprint(trial),
+            "configuration": configurations[key],
+            "machine": context.machine.model_dump(mode="json"),
+            "metric": metric,
+            "resume_from": str(resume_from[key]) if resume_from[key] else None,
+        }
+        for key, trial in waiting.items()
+    ]
+    ended = [key for key in trials if key not in waiting]
+    search = stage == "search"
+    number = len(list((folder / stage).glob("run-*")))
+    tuner = tune.Tuner(
+        tune.with_resources(TrialActor, context.resources),
+        # Each configuration is one whole grid value: what runs is what was validated and fingerprinted.
+        param_space={"run": tune.grid_search(configs)},
+        tune_config=tune.TuneConfig(
+            scheduler=_scheduler(context, scheduler, trials, ended, _history(records, metric, resume_from)),
+            max_concurrent_trials=study.search.max_concurrent or 0,
+            reuse_actors=True,
+            trial_name_creator=trial_key,
+            trial_dirname_creator=trial_key,
+        ),
+        run_config=tune.RunConfig(
+            name=f"run-{number:03d}",
+            storage_path=str(folder / stage),
+            failure_config=tune.FailureConfig(max_failures=study.max_retries),
+            # Two, because the newest may have been cut off; the best epoch's weights lie inside each.
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=2, checkpoint_frequency=1),
+            callbacks=[
+                JsonLoggerCallback(),  # Tune reads its results back from these files
+                StudyEvents(str(folder), stage, metric, study.keep_checkpoints if search else None,
+                            int(study.max_checkpoint_gib * 2**30) if study.max_checkpoint_gib else None)
+            ],
+            verbose=0,
+        ),
+    )  # fmt: skip
+    tuner.fit()
+    return read_records(folder, stage)
+
+
+def _history(
+    records: Mapping[str, Record], metric: str, resume_from: Mapping[str, Path | None]
+) -> dict[str, list[tuple[int, float]]]:
+    """What the schedulers must know and no trial will report again (see :class:`raydml.study.scheduler.Asha`)."""
+    history = {}
+    for key, record in records.items():
+        rows = [(epoch, metrics[metric]) for epoch, metrics in sorted(record.epochs.items()) if metric in metrics]
+        if not record.ended:
+            found = resume_from[key]
+            resumed = checkpoint.load_card(found)["epoch"] if found else 0
+            rows = [(epoch, value) for epoch, value in rows if epoch < resumed]
+        history[key] = rows
+    return history
+
+
+def _scheduler(
+    context: Context, name: str, trials: Mapping[str, Trial], ended: list[str], history: dict[str, Any]
+) -> Any:
+    search = context.study.search
+    if name == "none":
+        return None
+    rungs: dict[str, Any] = {
+        "metric": context.metric,
+        "max_epochs": max(trial.epochs for trial in trials.values()),
+        "grace_epochs": search.grace_epochs,
+        "reduction_factor": search.reduction_factor,
+        "history": history,
+    }
+    return Asha(**rungs) if name == "asha" else SyncHalving(**rungs, keys=list(trials), ended=ended)

@@ -1,0 +1,298 @@
+"""A study in one dictionary: what was asked, what won, what it cost. Every output is made of it.
+
+{
+    "study": name, "created": ISO time, "metric": what trials are ranked by, "question": text | None,
+    "plan": {"dataset", "num_trials", "scheduler", "epochs" (the longest trial's), "rungs": [epoch],
+             "folds" | None, "seeds" | None, "stages": [those asked for], "finished": [those with a result]},
+    "search":  [{"trial", "recipe" (method, loss, miner, regularisers in words), "best" | None,
+                 "epoch_of_best" | None, "ended"}], best first,
+    "best_so_far": {"trial", "recipe", "best", "epoch_of_best"} of all searched trials | None, also while they run,
+    "confirm": [{"configuration" (fingerprint), "letter" (A is the best), "label" (its recipe, told apart where two have
+                 the same), "recipe", "from_trial", "mean" | None, "half_width" | None, "num_runs",
+                 "runs": [{"trial", "fold", "seed", "value" | None, "ended"}]}], best first,
+    "comparisons": [fields of comparisons.Comparison, by letter, and "p_corrected": Holm's of the test corrected for
+                 shared training classes | None with one fold], "ranking_in_words": [sentence],
+    "adequacy": fields of adequacy.Adequacy | None before the search has ended,
+    "final":   [{"configuration", "letter", "label", "recipe", "from_trial", "dataset", "backbone", "embedding_dim",
+                 "metrics": {name: {"mean", "half_width" | None}}, "untrained": the same, "validation": the same,
+                 "untrained_validation": the same, "ensemble": the same (empty where none was computed),
+                 "protocols": {name: who searched whom, in words},
+                 "runs": [{"trial", "fold", "seed", "test": {name: value}}]}]: "metrics" are those of the test classes,
+    "test_comparisons", "test_ranking_in_words": as above, of the ranking metric on the test classes,
+    "published": [{"system", "variant", "dataset", "metrics": {name: {"mean", "deviation" | None}}, "protocol",
+                 "backbone" | None, "embedding_dim" | None, "source", "status", "chosen_on_test" | None,
+                 "ours": [letters of the configurations that run this system]}]; None is not known,
+    "cost": fields of cost.Cost, "importance": fields of importance.Importance,
+    "test_reads": [records of test_reads.jsonl],
+}
+A stage that has not ended is an empty list. Intervals are 95 % t intervals.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from raydml.analysis.comparisons import compare_all, ranking_in_words
+from raydml.analysis.cost import Cost, cost_of
+from raydml.analysis.importance import importance_of
+from raydml.analysis.published import comparable
+from raydml.analysis.rank_stability import adequacy
+from raydml.analysis.systems import is_system
+from raydml.analysis.trial_history import TrialHistory, parameters_of, varying
+from raydml.config.recipe import recipe_of
+from raydml.data.benchmarks import BENCHMARKS
+from raydml.data.seal import TestReads
+from raydml.study import events
+from raydml.study.folder import Record, events_path, read_json, read_records, read_study
+
+_Runs = dict[str, dict[tuple[Any, Any], float]]
+_STAGE_FILES = {"search": "ranking.json", "confirm": "confirmed.json", "finalize": "final.json"}
+
+
+def histories(folder: Path) -> list[TrialHistory]:
+    """Every trial of the search and of the confirmation that has started, in order of their keys."""
+    metric = read_study(folder)["select_on"]
+    return [
+        _history(record, metric) for stage in ("search", "confirm") for record in read_records(folder, stage).values()
+    ]
+
+
+def summarise(folder: Path, trials: Sequence[TrialHistory] | None = None) -> dict[str, Any]:
+    """The dictionary that this module describes, from the result files and the events there are.
+
+    trials: what `histories` gives, where the caller has it already.
+    """
+    study = read_study(folder)
+    trials = histories(folder) if trials is None else trials
+    searched = [trial for trial in trials if trial.stage == "search"]
+    found = {stage: _result(folder / name) for stage, name in _STAGE_FILES.items()}
+    configs = {trial.trial: trial.config for trial in searched if trial.config}
+    names = _names(found["confirm"] or found["finalize"], configs)
+    confirmed = [_confirmed(row, names) for row in found["confirm"]]
+    by_key = {trial.trial: trial for trial in trials}
+    final = [_final(row, configs[row["from_trial"]], names, by_key) for row in found["finalize"]]
+    metric = study["select_on"]
+    summary: dict[str, Any] = {
+        "study": study["name"],
+        "created": study["created"],
+        "metric": metric,
+        "question": question_of(_text(folder / "space.yaml")),
+        "plan": _plan(study, searched, found),
+        "search": [
+            {
+                "trial": row["trial"],
+                "recipe": recipe_of(configs[row["trial"]]),
+                "best": row["value"],
+                "epoch_of_best": row["epoch_of_best"],
+                "ended": row["ended"],
+            }
+            for row in found["search"]
+        ],
+        "best_so_far": _best_so_far(searched),
+        "confirm": confirmed,
+        "final": final,
+        "adequacy": None,
+        "published": _published({row["dataset"] for row in final}, final, configs),
+        "cost": _cost(folder, trials),
+        "importance": _importance(searched)._asdict(),
+        "test_reads": TestReads(folder / "test_reads.jsonl").read(),
+    }
+    summary |= _compared(_values(confirmed), "") | _compared(_tested(final, metric.removeprefix("val_")), "test_")
+    if found["search"]:
+        judged = adequacy([trial.best for trial in searched], [trial.recipe for trial in searched], noun="recipes")
+        summary["adequacy"] = judged._asdict()
+    return summary
+
+
+def question_of(space_text: str) -> str | None:
+    """The question at the head of a search space: the comment after ``# Question:``, up to the next heading."""
+    words: list[str] = []
+    for line in space_text.splitlines():
+        text = line.removeprefix("#").strip() if line.startswith("#") else ""
+        if text.startswith("Question:"):
+            words = [text.removeprefix("Question:").strip()]
+        elif words and (not text or not line.startswith("#  ")):
+            break
+        elif words:
+            words.append(text)
+    return " ".join(words) or None
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def _history(record: Record, metric: str) -> TrialHistory:
+    best = record.best(metric)
+    return TrialHistory(
+        trial=record.key,
+        stage=record.stage,
+        recipe=recipe_of(record.config),
+        config=record.config,
+        epochs=dict(sorted(record.epochs.items())),
+        best=best[0] if best else None,
+        epoch_of_best=best[1] if best else None,
+        ended=record.ended,
+        error=record.error,
+        fingerprint=record.fingerprint,
+    )
+
+
+def _result(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = read_json(path) if path.exists() else []
+    return rows
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def _plan(study: Mapping[str, Any], searched: Sequence[TrialHistory], found: Mapping[str, Any]) -> dict[str, Any]:
+    from raydml.study.scheduler import milestones  # brings Ray, which no trial's actor needs from here
+
+    settings = study["study"]
+    search, confirm = settings["search"], settings["confirm"]
+    epochs = max((trial.num_planned_epochs for trial in searched), default=0)
+    rungs = milestones(
+        max_epochs=epochs, grace_epochs=search["grace_epochs"], reduction_factor=search["reduction_factor"]
+    )
+    asked = ["search", *(stage for stage in ("confirm", "finalize") if settings[stage] is not None)]
+    return {
+        "dataset": study["trials"][0]["data"]["name"] if study["trials"] else None,
+        "num_trials": len(study["trials"]),
+        "scheduler": search["scheduler"],
+        "epochs": epochs,
+        "rungs": rungs if search["scheduler"] != "none" else [],
+        "folds": confirm["folds"] if confirm else None,
+        "seeds": confirm["seeds"] if confirm else None,
+        "stages": asked,
+        "finished": [stage for stage in asked if found[stage]],
+    }
+
+
+def _best_so_far(searched: Sequence[TrialHistory]) -> dict[str, Any] | None:
+    reached = [(trial.best, trial) for trial in searched if trial.best is not None]
+    if not reached:
+        return None
+    _, best = max(reached, key=lambda pair: pair[0])
+    return {"trial": best.trial, "recipe": best.recipe, "best": best.best, "epoch_of_best": best.epoch_of_best}
+
+
+def _names(rows: Sequence[Mapping[str, Any]], configs: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Configuration -> a letter for sentences (A is the best) and a label: the recipe, with the trial it comes from
+    where several have the same."""
+    recipes = [recipe_of(configs[row["from_trial"]]) for row in rows]
+    counts = Counter(recipes)
+    return {
+        row["configuration"]: {
+            "letter": _letter(number),
+            "label": recipe + (f", {row['from_trial']}" if counts[recipe] > 1 else ""),
+            "recipe": recipe,
+        }
+        for number, (row, recipe) in enumerate(zip(rows, recipes, strict=True))
+    }
+
+
+def _letter(number: int) -> str:
+    """A ... Z, then A2 ... Z2."""
+    turn, place = divmod(number, 26)
+    return chr(ord("A") + place) + (str(turn + 1) if turn else "")
+
+
+def _confirmed(row: Mapping[str, Any], names: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    kept = ("configuration", "from_trial", "mean", "half_width", "num_runs", "runs")
+    return {**names[row["configuration"]], **{name: row[name] for name in kept}}
+
+
+def _final(
+    row: Mapping[str, Any],
+    config: Mapping[str, Any],
+    names: Mapping[str, Mapping[str, str]],
+    trials: Mapping[str, TrialHistory],
+) -> dict[str, Any]:
+    parts = ("configuration", "from_trial", "metrics", "untrained", "validation", "untrained_validation")
+    return {
+        **names[row["configuration"]],
+        **{name: row[name] for name in parts},
+        "dataset": config["data"]["name"],
+        "backbone": config["model"]["backbone"],
+        "embedding_dim": config["model"]["embedding_dim"],
+        "ensemble": row["ensemble"],
+        "protocols": row["protocols"],
+        "runs": [
+            {"trial": key, "fold": trials[key].fold, "seed": trials[key].seed, "test": scores["test"]}
+            for key, scores in row["runs"].items()
+        ],
+    }
+
+
+def _values(confirmed: Sequence[Mapping[str, Any]]) -> _Runs:
+    return {row["letter"]: {(run["fold"], run["seed"]): run["value"] for run in row["runs"]} for row in confirmed}
+
+
+def _tested(final: Sequence[Mapping[str, Any]], name: str) -> _Runs:
+    return {
+        row["letter"]: {(run["fold"], run["seed"]): run["test"][name] for run in row["runs"] if name in run["test"]}
+        for row in final
+    }
+
+
+def _compared(values: _Runs, prefix: str) -> dict[str, Any]:
+    """Comparisons and their words; empty where there are no two configurations to compare."""
+    if len(values) < 2 or not all(values.values()):
+        return {f"{prefix}comparisons": [], f"{prefix}ranking_in_words": []}
+    comparisons = compare_all(values)
+    folds = {fold for runs in values.values() for fold, _seed in runs}
+    corrected = {}
+    if len(folds) > 1:  # each of k folds tests on 1 part and trains on k - 1
+        again = compare_all(values, test_train_ratio=1 / (len(folds) - 1))
+        corrected = {frozenset((row.better, row.worse)): row.p_holm for row in again}
+    return {
+        f"{prefix}comparisons": [
+            {**row._asdict(), "p_corrected": corrected.get(frozenset((row.better, row.worse)))} for row in comparisons
+        ],
+        f"{prefix}ranking_in_words": ranking_in_words(values, comparisons),
+    }
+
+
+def _published(
+    datasets: Collection[str], final: Sequence[Mapping[str, Any]], configs: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The published numbers of benchmarks, scored as `evaluate` scores first, one entry for each system and variant."""
+    entries: dict[tuple[str, ...], dict[str, Any]] = {}
+    for benchmark in BENCHMARKS.values():
+        for dataset in sorted(set(benchmark.data_names) & set(datasets)):
+            for number in comparable(dataset, benchmark.protocols[0]):
+                facts = number._asdict()
+                metric, value, deviation = (facts.pop(name) for name in ("metric", "value", "deviation"))
+                entry = entries.setdefault((dataset, number.source, number.variant), {**facts, "metrics": {}})
+                entry["metrics"][metric] = {"mean": value, "deviation": deviation}
+    for entry in entries.values():
+        entry["ours"] = [
+            row["letter"]
+            for row in final
+            if row["dataset"] == entry["dataset"]
+            and is_system(configs[row["from_trial"]], entry["system"], entry["variant"])
+        ]
+    return list(entries.values())
+
+
+def _importance(searched: Sequence[TrialHistory]) -> Any:
+    parameters = [parameters_of(trial.config) for trial in searched]
+    return importance_of(parameters, [trial.best for trial in searched], varying(parameters))
+
+
+def _cost(folder: Path, trials: Sequence[TrialHistory]) -> dict[str, Any]:
+    cpus, gpus = _held(events.read(events_path(folder)))
+    cost: Cost = cost_of(trials, cpus=cpus, gpus=gpus)
+    return cost._asdict() | {"stages": [stage._asdict() for stage in cost.stages]}
+
+
+def _held(told: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """CPUs and GPUs that each trial held, as the newest stage announced; none before the first stage."""
+    for event in reversed(told):
+        if "resources" in event:
+            return float(event["resources"]["cpu"]), float(event["resources"]["gpu"])
+    return 0.0, 0.0

@@ -1,0 +1,234 @@
+"""Exported models in MLflow: stored with a run, registered as a version, and fetched again.
+
+Everything goes through one client with an address of its own. ``mlflow.pyfunc.log_model`` would use MLflow's global
+tracking address and end the run it logs to; these are the same steps without that.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlflow.pyfunc
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models.model import Model
+
+import raydml
+from raydml.tracking.store import TrackingError, connect, is_transient, redacted
+from raydml.tracking.updates import file_of_test_read
+
+#: Name of the model within its run, and of the exported folder within the model.
+MODEL = "model"
+#: The alias of the newest winner.
+ALIAS = "champion"
+#: What raydml.export needs to run, besides the raydml package, which travels with the model.
+REQUIREMENTS = ("torch", "torchvision", "numpy", "pillow", "safetensors", "mlflow")
+
+
+class Origin(NamedTuple):
+    """Where in MLflow a fetched model comes from: the store, the run, the study's name and its id. A version that
+    somebody registered by hand may have none of the last three: they are empty then."""
+
+    uri: str
+    run_id: str
+    study: str
+    study_id: str
+
+
+def log_exported_model(client: MlflowClient, run_id: str, event: Mapping[str, Any]) -> None:
+    """Store the exported folder ``event["folder"]`` with the run and register it as a version of ``event["name"]``
+    with the alias ``champion``. The same event again changes nothing; one that broke off half-way is completed.
+
+    Raises FileNotFoundError if the folder is gone, and MlflowException.
+    """
+    name, folder = str(event["name"]), Path(event["folder"])
+    source = str(event.get("checkpoint") or folder)
+    run = client.get_run(run_id)
+    if source in run.data.tags.get("raydml.model_logged", "").splitlines():
+        return
+    version = _version_of(client, name, run_id, source) or _register(client, name, run, source, folder)
+    client.set_registered_model_alias(name, ALIAS, version.version)
+    logged = [*run.data.tags.get("raydml.model_logged", "").splitlines(), source]
+    client.set_tag(run_id, "raydml.model", f"models:/{name}/{version.version}")
+    client.set_tag(run_id, "raydml.model_logged", "\n".join(logged))
+
+
+def _version_of(client: MlflowClient, name: str, run_id: str, source: str) -> ModelVersion | None:
+    for version in client.search_model_versions(f"name = '{name}'"):
+        if version.run_id == run_id and version.tags.get("raydml.checkpoint") == source:
+            return version
+    return None
+
+
+def _register(client: MlflowClient, name: str, run: Any, source: str, folder: Path) -> ModelVersion:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"the exported model {folder} does not exist any more")
+    run_id = run.info.run_id
+    tags = {
+        key: run.data.tags[key] for key in ("raydml.study_id", "raydml.study", "raydml.trial") if key in run.data.tags
+    }
+    tags["raydml.checkpoint"] = source
+    logged = client.create_logged_model(
+        run.info.experiment_id, name=MODEL, source_run_id=run_id, tags=tags, model_type="embedding"
+    )
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            local = Path(scratch) / MODEL
+            _save(local, folder, Model(run_id=run_id, model_uuid=logged.model_id, model_id=logged.model_id))
+            client.log_model_artifacts(logged.model_id, str(local))
+        logged = client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name)
+        # The place itself, not models:/ID: a database store would look that up at the global tracking address.
+        return client.create_model_version(
+            name, source=logged.artifact_location, run_id=run_id, tags=tags, model_id=logged.model_id
+        )
+    except Exception:
+        _discard(client, logged.model_id)
+        raise
+
+
+def _discard(client: MlflowClient, model_id: str) -> None:
+    """Half a model helps nobody; if the store cannot be reached now, it stays there as PENDING."""
+    try:
+        client.delete_logged_model(model_id)
+    except Exception as error:
+        if not is_transient(error):
+            raise
+
+
+def _save(local: Path, folder: Path, model: Model) -> None:
+    package = Path(raydml.__file__).parent
+    with _without_remarks():
+        mlflow.pyfunc.save_model(
+            path=str(local),
+            python_model=str(package / "pyfunc_model.py"),
+            artifacts={MODEL: str(folder)},
+            code_paths=[str(package)],
+            pip_requirements=requirements(),
+            model_config={"device": "cpu"},  # what whoever loads or serves the model may set otherwise
+            mlflow_model=model,
+        )
+
+
+@contextmanager
+def _without_remarks() -> Iterator[None]:
+    """MLflow remarks on the missing schema (images have none it knows) and a missing pip, amid the table of trials."""
+    loggers = [logging.getLogger(name) for name in ("mlflow.pyfunc", "mlflow.utils.environment")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def requirements() -> list[str]:
+    """What to install to load the model, in the versions of this environment (of torch without ``+cu130``)."""
+    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
+
+
+def resolve_checkpoint(target: str, uri: str, destination: Path | None = None) -> Path:
+    """The exported model (a folder for ``EmbeddingModel.load``) of a run or a model version, on this machine.
+
+    target: ``runs:/RUN_ID``, ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``; or ``runs:/RUN_ID/PATH`` for another
+    artifact of the run (a checkpoint, say), which is handed out as it is. ``destination``: an existing folder
+    to download to; without one a temporary folder, or the store's own folder if it lies on this machine.
+    Raises TrackingError.
+    """
+    client = connect(uri)
+    to = None if destination is None else str(destination)
+    run_id, _, path = target.removeprefix("runs:/").partition("/")
+    with _looking_up(target, uri):
+        if target.startswith("runs:/") and path not in ("", MODEL):
+            return Path(client.download_artifacts(run_id, path, to))
+        fetched = mlflow.artifacts.download_artifacts(
+            artifact_uri=_location(client, target), tracking_uri=uri, dst_path=to
+        )
+    inside = Model.load(fetched).flavors.get("python_function", {}).get("artifacts", {}).get(MODEL)
+    if inside is None:
+        raise TrackingError(f"{target} is a model, but not one that raydml stored")
+    return Path(fetched) / str(inside["path"])
+
+
+def origin_of(target: str, uri: str) -> Origin:
+    """The run that a target of :func:`resolve_checkpoint` comes from. Raises TrackingError."""
+    client = connect(uri)
+    with _looking_up(target, uri):
+        if target.startswith("runs:/"):
+            run_id = target.removeprefix("runs:/").partition("/")[0]
+        else:
+            run_id = client.get_model_version(*_version(client, target)).run_id or ""
+        tags = client.get_run(run_id).data.tags if run_id else {}
+    return Origin(uri, run_id, tags.get("raydml.study", ""), tags.get("raydml.study_id", ""))
+
+
+def log_test_read(origin: Origin, event: Mapping[str, Any]) -> None:
+    """Write down with the run of a fetched model that the test classes are about to be read; ``event`` as in the
+    spool, with its ``time``. Raises TrackingError: then nothing may be read."""
+    if not origin.run_id:
+        raise TrackingError(
+            f"{event.get('checkpoint')} was registered without a run, so there is none to record the read of the test "
+            "classes with. Cure: name the run (runs:/RUN_ID), or export the model and evaluate the folder"
+        )
+    record = file_of_test_read(event)
+    try:
+        connect(origin.uri).log_text(origin.run_id, record.text, record.artifact_path)
+    except Exception as error:
+        if not isinstance(error, (MlflowException, OSError)) and not is_transient(error):
+            raise
+        said = redacted(str(error).strip().splitlines()[0])[:300]
+        raise TrackingError(
+            f"the read of the test classes cannot be recorded with run {origin.run_id} in MLflow at "
+            f"{redacted(origin.uri)}: {said}. Cure: make that run writable, or export the model and evaluate the folder"
+        ) from error
+
+
+@contextmanager
+def _looking_up(target: str, uri: str) -> Iterator[None]:
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        said = redacted(str(error).strip().splitlines()[0])[:300]
+        raise TrackingError(
+            f"{target}: not found in MLflow at {redacted(uri)}: {said}. Cure: look it up with launch.py ui; a run is "
+            "runs:/RUN_ID, a registered model models:/NAME/VERSION or models:/NAME@champion"
+        ) from error
+
+
+def _location(client: MlflowClient, target: str) -> str:
+    """The address of the model's files."""
+    kind, _, rest = target.partition(":/")
+    if kind == "runs" and rest:
+        run = client.get_run(rest.split("/")[0])
+        models = run.outputs.model_outputs if run.outputs else []
+        if not models:
+            raise TrackingError(
+                f"{target}: the run {run.info.run_name!r} holds no model; only the winner of a finished study does. "
+                "Cure: evaluate the study itself, or a checkpoint folder of the trial"
+            )
+        return str(client.get_logged_model(models[-1].model_id).artifact_location)
+    return str(client.get_model_version_download_uri(*_version(client, target)))
+
+
+def _version(client: MlflowClient, target: str) -> tuple[str, str]:
+    """Name and version of a registered model."""
+    kind, _, rest = target.partition(":/")
+    name, _, version = rest.partition("/")
+    if kind != "models" or not name or not (version or "@" in name):
+        raise TrackingError(f"{target}: expected runs:/RUN_ID, models:/NAME/VERSION or models:/NAME@ALIAS")
+    if not version:
+        name, _, alias = name.partition("@")
+        version = client.get_model_version_by_alias(name, alias).version
+    return name, str(version)

@@ -1,0 +1,192 @@
+"""The runs of one study in an MLflow store: found again by their tags, and brought up to date.
+
+Identity lives in the store, never in a file of ours: whoever delivers the same events again finds the same runs, and a
+store that was lost is filled anew. One writer a study is assumed (raydml.tracking holds a lock).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any, TypeVar
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run, RunTag, ViewType
+
+from raydml.tracking.store import is_transient, redacted
+from raydml.tracking.updates import EPOCH_METRIC, File, RunUpdate
+
+#: Below the limits of one REST request (1000 metrics, 100 parameters, 100 tags, 1000 of all together).
+MAX_METRICS, MAX_PARAMS, MAX_TAGS = 800, 100, 100
+T = TypeVar("T")
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class KnownRun:
+    """A run as the store has it. ``offset``: how far in the spool its events have arrived; ``epoch``: its last."""
+
+    run_id: str
+    status: str
+    deleted: bool
+    tags: dict[str, str]
+    params: dict[str, str]
+    epoch: int
+    offset: int
+
+
+class StudyRuns:
+    """The runs of one study in one store: one for the study, below it one a trial."""
+
+    def __init__(self, client: MlflowClient, experiment: str, study: str, study_id: str) -> None:
+        self.client, self.experiment, self.study, self.study_id = client, experiment, study, study_id
+        #: What the store refused for good, in words; the rest of the study goes on.
+        self.refused: list[str] = []
+        #: Whether answers that look transient count as refusals too; for one delivery only (see PATIENCE).
+        self.refuse_transient = False
+        # Of two runs with one identity the one that was not deleted counts: it comes last.
+        found = sorted(self._search(), key=lambda run: run.info.lifecycle_stage != "deleted")
+        self.known = {run.data.tags.get("raydml.trial"): _known_run(run) for run in found}
+
+    def offsets(self) -> dict[str | None, int]:
+        return {trial: run.offset for trial, run in self.known.items()}
+
+    def apply(self, update: RunUpdate, log_model: Callable[[str, Mapping[str, Any]], None]) -> None:
+        """Bring one run up to date: what is there already is left alone, the offset goes last.
+
+        ``log_model(run_id, event)`` stores a model. Raises what :func:`is_transient` accepts, and then the same
+        update can be applied again.
+        """
+        run = self.known.get(update.trial) or self._create(update)
+        if run.deleted:
+            self._refuse(f"run {update.name!r} was deleted in MLflow; its new events are left out")
+            run.offset = update.offset
+            return
+        if update.status is not None and run.status != update.status and run.status != "RUNNING":
+            self._run_again(run)
+        for file in update.files:
+            self._attempt(f"artifact {file.path or file.artifact_path}", self._log_file, run.run_id, file)
+        for event in update.models:
+            self._attempt(f"model {event.get('name')!r}", log_model, run.run_id, event)
+        if update.status not in (None, "RUNNING") and run.status != update.status:
+            self.client.set_terminated(run.run_id, update.status, update.end_ms)
+            run.status = str(update.status)
+        self._log_batches(run, update)
+        run.offset = update.offset
+
+    def close_running(self, time_ms: int, reason: str) -> None:
+        """End every run that is still RUNNING as KILLED: nobody works on it any more."""
+        for run in self.known.values():
+            if run.status == "RUNNING" and not run.deleted:
+                self.client.set_tag(run.run_id, "raydml.ended", reason)
+                self.client.set_terminated(run.run_id, "KILLED", time_ms)
+                run.status = "KILLED"
+
+    # --- inside ---
+
+    def _search(self) -> Iterator[Run]:
+        token = None
+        while True:
+            page = self.client.search_runs(
+                [self.experiment],
+                f"tags.`raydml.study_id` = '{self.study_id}'",
+                run_view_type=ViewType.ALL,
+                max_results=500,
+                page_token=token,
+            )
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def _create(self, update: RunUpdate) -> KnownRun:
+        identity = {"raydml.study_id": self.study_id, "raydml.study": self.study}
+        if update.trial is not None:
+            identity |= {"raydml.trial": update.trial, "mlflow.parentRunId": self.known[None].run_id}
+        # The identity goes with the creation itself: a crash right after it leaves nothing that cannot be found.
+        run = self.client.create_run(self.experiment, update.start_ms, identity, run_name=update.name)
+        self.known[update.trial] = _known_run(run)
+        return self.known[update.trial]
+
+    def _run_again(self, run: KnownRun) -> None:
+        self.client.update_run(run.run_id, status="RUNNING")
+        run.status = "RUNNING"
+        for tag in ("raydml.ended", "raydml.error"):
+            if run.tags.pop(tag, None) is not None:
+                self.client.delete_tag(run.run_id, tag)
+
+    def _log_file(self, run_id: str, file: File) -> None:
+        if file.path is None:
+            self.client.log_text(run_id, file.text, file.artifact_path)
+        elif file.path.is_dir():
+            self.client.log_artifacts(run_id, str(file.path), file.artifact_path or file.path.name)
+        elif file.path.exists():
+            self.client.log_artifact(run_id, str(file.path), file.artifact_path or None)
+        else:
+            raise FileNotFoundError(f"{file.path} does not exist any more")
+
+    def _log_batches(self, run: KnownRun, update: RunUpdate) -> None:
+        params = {name: text for name, text in update.params.items() if name not in run.params}
+        # MLflow keeps the first value of a parameter for ever; a resumed study's new one is told beside it.
+        changed = {
+            f"raydml.changed.{name}"[:250]: text
+            for name, text in update.params.items()
+            if run.params.get(name, text) != text
+        }
+        tags = {**changed, **update.tags}
+        if "raydml.non_finite" in run.tags:
+            tags.pop("raydml.non_finite", None)
+        if update.num_retries:
+            tags["raydml.retries"] = str(int(run.tags.get("raydml.retries", 0)) + update.num_retries)
+        new = [point for epoch, row in sorted(update.epochs.items()) if epoch > run.epoch for point in row]
+        metrics = [Metric(point.name, point.value, point.time_ms, point.step) for point in new + update.summary]
+        parts: Iterator[tuple[list[Any], ...]] = zip_longest(
+            _pieces(metrics, MAX_METRICS),
+            _pieces([Param(name, text) for name, text in params.items()], MAX_PARAMS),
+            _pieces([RunTag(name, text) for name, text in tags.items()], MAX_TAGS),
+            fillvalue=[],
+        )
+        requests_ = [[list(part) for part in request] for request in parts] or [[[], [], []]]
+        if len(requests_[-1][2]) == MAX_TAGS:
+            requests_.append([[], [], []])
+        # The very last thing: everything up to here has arrived.
+        requests_[-1][2].append(RunTag("raydml.spool_offset", str(update.offset)))
+        for metrics_, params_, tags_ in requests_:
+            self._attempt(f"values of run {update.name!r}", self.client.log_batch, run.run_id, metrics_, params_, tags_)
+        run.tags |= tags
+        run.params |= params
+        run.epoch = max([run.epoch, *update.epochs])
+
+    def _attempt(self, what: str, request: Callable[..., Any], *arguments: Any) -> None:
+        """A request whose refusal must not hold up the rest of the study; it is told, and not tried again."""
+        try:
+            request(*arguments)
+        except Exception as error:
+            if is_transient(error) and not self.refuse_transient:
+                raise
+            self._refuse(f"{what}: {type(error).__name__}: {redacted(str(error))[:500]}")
+
+    def _refuse(self, text: str) -> None:
+        if text in self.refused:
+            return
+        self.refused.append(text)
+        _logger.warning("not stored in MLflow: %s", text)
+
+
+def _pieces(values: list[T], size: int) -> list[list[T]]:
+    return [values[start : start + size] for start in range(0, len(values), size)]
+
+
+def _known_run(run: Run) -> KnownRun:
+    tags = dict(run.data.tags)
+    return KnownRun(
+        run_id=run.info.run_id,
+        status=run.info.status,
+        deleted=run.info.lifecycle_stage == "deleted",
+        tags=tags,
+        params=dict(run.data.params),
+        epoch=int(run.data.metrics.get(EPOCH_METRIC, 0)),
+        offset=int(tags.get("raydml.spool_offset", 0)),
+    )

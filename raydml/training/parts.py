@@ -1,0 +1,93 @@
+"""From a trial's configuration to the parts that train: method and optimiser."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from raydml import registry
+from raydml.config.trial import Trial
+from raydml.methods._base import Method
+from raydml.methods._objective import Objective
+from raydml.models.network import Network, build_network
+from raydml.samplers._epoch_plan import Sampler
+from raydml.samplers.samplers import SAMPLERS
+from raydml.training.optimizers import build_optimizer, check_every_parameter_learns
+from raydml.training.randomness import seed_for
+
+
+def network_arguments(trial: Trial) -> dict[str, Any]:
+    """What rebuilds the network of a trial, given weights and a seed: keywords of ``model.build_network``."""
+    method: type[Method] = registry.load("methods", trial.method.name)
+    return {**trial.model.model_dump(exclude={"weights"}), **method.network_arguments(**trial.method.settings)}
+
+
+def build_method(trial: Trial, train_labels: np.ndarray, device: torch.device) -> Method:
+    """The trial's method with its network, objectives and samplers, on the device, initialised from its seed.
+
+    train_labels: (N,) int64 in 0..C-1.
+    """
+    network = build_network(
+        **network_arguments(trial), weights=trial.model.weights, seed=seed_for(trial.seed, "network_init")
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed_for(trial.seed, "loss_init"))
+        method: Method = registry.build(
+            "methods",
+            trial.method.name,
+            network=network,
+            train_labels=train_labels,
+            num_epochs=trial.epochs,
+            make_objective=partial(make_objective, trial, network),
+            make_sampler=partial(make_sampler, trial),
+            **trial.method.settings,
+        )
+    method.to(device)
+    if trial.channels_last:
+        method.network.to(memory_format=torch.channels_last)
+    if trial.compile:
+        method.network.trunk.compile()  # in place: the names in the state dict stay as they are
+    return method
+
+
+def make_objective(
+    trial: Trial, network: Network, num_classes: int, embedding_dim: int, *, with_regularizers: bool = True
+) -> Objective:
+    """The trial's loss, miner and regularisers, new ones, for so many classes and embeddings of this size."""
+    sizes = {"num_classes": num_classes, "embedding_dim": embedding_dim}
+    loss = registry.build("losses", trial.loss.name, **sizes, **trial.loss.settings)
+    miner = registry.build("miners", trial.miner.name, **trial.miner.settings) if trial.miner else None
+    regularizers = {
+        name: registry.build("regularizers", name, **sizes, network=network, loss=loss, miner=miner, **settings)
+        for name, settings in sorted(trial.regularizers.items())
+        if with_regularizers
+    }
+    return Objective(loss, miner, regularizers)
+
+
+def make_sampler(trial: Trial, labels: np.ndarray) -> Sampler:
+    """The trial's sampler for images of these labels (N,). Raises DataError for what it cannot make batches of."""
+    return SAMPLERS[trial.sampler.name](labels, **trial.sampler.model_dump(exclude={"name"}))
+
+
+def build_trial_optimizer(trial: Trial, method: Method) -> torch.optim.Optimizer:
+    """The trial's optimiser over every parameter of the method; ValueError if one would be left out."""
+    groups = method.parameter_groups()
+    check_every_parameter_learns(method.named_parameters(), groups)
+    settings = trial.optimizer
+    rates = {
+        "backbone": settings.backbone_learning_rate or settings.learning_rate,
+        "head": settings.learning_rate,
+        "loss": settings.loss_learning_rate or settings.learning_rate,
+    }
+    own = settings.model_dump(include={"momentum"})  # of those that have it
+    return build_optimizer(
+        settings.name,
+        groups,
+        learning_rates=rates,
+        weight_decay=settings.weight_decay,
+        loss_weight_decay=settings.loss_weight_decay,
+        own_weight_decays=method.weight_decays(),
+        **own,
+    )

@@ -1,0 +1,360 @@
+"""Training of one trial: a generator that yields one plain dictionary an epoch. No Ray, no MLflow, no branches on
+what method, loss or sampler it has."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raydml.config.trial import Machine, Trial, fingerprint
+from raydml.evaluation import embed
+from raydml.evaluation.protocols import protocols_of
+from raydml.evaluation.scoring import is_collapsed, score_by_all
+from raydml.images.loader import Loader
+from raydml.images.pixels import Pixels
+from raydml.methods._base import Batch
+from raydml.models.network import preprocessing_for
+from raydml.samplers._epoch_plan import EpochPlan
+from raydml.training import checkpoint, parts
+from raydml.training.epoch_state import EpochUnderWay
+from raydml.training.optimizers import learning_rate_factor
+from raydml.training.randomness import Randomness
+from raydml.training.trial_images import augmentation_for, open_development
+
+
+class Trainer:
+    """One trial from its configuration to its best weights.
+
+    Building it opens the images, makes the network and refuses what cannot be trained: ValueError (ConfigError,
+    DataError, ModelError, WeightsError, PluginError) with the cure. It sets torch's number of threads for this
+    process to ``machine.cpus_per_trial``: sums are then split differently, so another number of threads gives
+    other last bits. ``device`` is a torch device string such as "cpu" or "cuda:0".
+
+    ``epochs()`` goes on where ``load_state_dict`` or ``restore`` left off; on a CPU 4 epochs and 2 + restore + 2
+    epochs are the same bit for bit.
+    """
+
+    def __init__(self, trial: Trial, machine: Machine, *, device: str) -> None:
+        torch.set_num_threads(machine.cpus_per_trial)
+        self.machine = machine
+        self.device = torch.device(device)
+        # Sizes are checked before any image is decoded.
+        self.preprocessing = preprocessing_for(
+            trial.model.backbone,
+            resize_px=trial.data.resize_px,
+            crop_px=trial.data.crop_px,
+            resize=trial.data.resize,
+            interpolation=trial.data.interpolation,
+        )
+        self.trial, _, self.split, self.train_images, self.val_images = open_development(trial, machine)
+        self.train_labels = torch.from_numpy(np.array(self.train_images.labels)).to(self.device)
+        self.method = parts.build_method(self.trial, self.train_images.labels, self.device)
+        self.optimizer = parts.build_trial_optimizer(self.trial, self.method)
+        self.randomness = Randomness(trial.seed)
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=trial.precision == "fp16" and self.device.type == "cuda"
+        )
+        self.loader = Loader(
+            self.train_images.pixels,
+            augmentation_for(trial),
+            self.preprocessing,
+            device=self.device,
+            channels_last=trial.channels_last,
+        )
+        self.epoch = 0
+        self.ended = ""
+        self.under_way: EpochUnderWay | None = None
+        self.seen_train: Pixels | None = None  # the training images as evaluation sees them, once a method asks
+        self.last_result: dict[str, Any] = {}
+        self.best_epoch = 0  # 0: the network as it was built
+        self.best_metrics: dict[str, float] = {}
+        self.best_weights = _snapshot(self.method.network.state_dict())
+
+    def epochs(self) -> Iterator[dict[str, Any]]:
+        """Train and validate one epoch at a time; yields after each, and stops when the trial has ended.
+
+        A result holds: epoch (from 1), train_loss (mean over the batches), val_recall_at_k for each k,
+        val_r_precision, val_map_at_r, the same of binary codes where the trial asks for them (val_binary_...),
+        best_<select_on>, learning_rate (of the head, at the last step), gradient_norm (over all parameters before
+        clipping, mean over the batches), sampler_coverage, sampler_duplicates, epoch_s, images_per_s (training alone),
+        after a clustering what the method says of it and clustering_s (features included), and ended: "" while it goes
+        on, "finished", "non_finite_loss" or "collapsed". Every number in it is finite: what could not be measured is
+        absent.
+        """
+        for result in self.steps():
+            if result is not None:
+                yield result
+
+    def steps(self) -> Iterator[dict[str, Any] | None]:
+        """As ``epochs``, with a None after each batch: there, too, the state can be taken and training can stop.
+
+        A trainer that gets a state from the middle of an epoch trains the batches that are left of it.
+        """
+        while not self.ended:
+            try:
+                yield from self._train()
+            except _NonFiniteFeatures:
+                yield self._end({"epoch": self.epoch + 1}, "non_finite_loss")
+            else:
+                yield self._end_epoch()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides the rest of the run, copied to the CPU: tensors and plain values only."""
+        return {
+            "fingerprint": fingerprint(self.trial),
+            "epoch": self.epoch,
+            "ended": self.ended,
+            "last_result": dict(self.last_result),
+            "under_way": None if self.under_way is None else _snapshot(self.under_way.to_dict()),
+            "method": _snapshot(self.method.state_dict()),
+            "samplers": {name: _snapshot(sampler.state_dict()) for name, sampler in self.method.samplers.items()},
+            "optimizer": _snapshot(self.optimizer.state_dict()),
+            "scaler": self.scaler.state_dict(),
+            "randomness": _snapshot(self.randomness.state_dict()),
+            "best_epoch": self.best_epoch,
+            "best_metrics": dict(self.best_metrics),
+            "best_weights": dict(self.best_weights),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state of the same trial; ValueError for that of another one."""
+        own = fingerprint(self.trial)
+        if state["fingerprint"] != own:
+            raise ValueError(
+                f"this state belongs to trial {state['fingerprint']}, this is trial {own}: "
+                "a trial continues only with the configuration it was started with"
+            )
+        self.method.load_state_dict(state["method"])
+        for name, sampler in self.method.samplers.items():
+            sampler.load_state_dict(state["samplers"][name])
+        # The optimiser would go on working in the tensors it is given.
+        self.optimizer.load_state_dict(_snapshot(state["optimizer"]))
+        self.scaler.load_state_dict(state["scaler"])
+        self.randomness.load_state_dict(state["randomness"])
+        self.epoch, self.ended = state["epoch"], state["ended"]
+        self.last_result = dict(state["last_result"])
+        under_way = state["under_way"]
+        self.under_way = None if under_way is None else EpochUnderWay.from_dict(_snapshot(under_way), self.device)
+        self.best_epoch, self.best_metrics = state["best_epoch"], dict(state["best_metrics"])
+        self.best_weights = _snapshot(state["best_weights"])
+
+    def save(self, folder: Path) -> Path:
+        """Write the state and the best weights as a checkpoint."""
+        state = self.state_dict()
+        weights = state.pop("best_weights")
+        return checkpoint.save(folder, state=state, model_card=self.model_card(), best_weights=weights)
+
+    def restore(self, folder: Path) -> dict[str, Any]:
+        """Continue from a checkpoint; returns the result of the epoch it was written after ({} for none).
+
+        Raises CheckpointError when the checkpoint is damaged.
+        """
+        state = checkpoint.load_state(folder)
+        self.load_state_dict({**state, "best_weights": checkpoint.load_weights(folder)})
+        return dict(self.last_result)
+
+    def model_card(self) -> dict[str, Any]:
+        """How to rebuild the network of the best weights and feed it, and where they come from; plain JSON."""
+        return {
+            "network": parts.network_arguments(self.trial),
+            "preprocessing": self.preprocessing.to_dict(),
+            "trial": self.trial.model_dump(mode="json"),
+            "fingerprint": fingerprint(self.trial),
+            "split": self.split.to_dict(),
+            "epoch": self.epoch,
+            "best_epoch": self.best_epoch,
+            "metrics": dict(self.best_metrics),
+        }
+
+    # --- one epoch -----------------------------------------------------------------------------------------
+
+    def _end_epoch(self) -> dict[str, Any]:
+        assert self.under_way is not None
+        result: dict[str, Any] = {"epoch": self.epoch + 1, **self.under_way.result()}
+        num_batches = len(self.under_way.plan.batches)
+        result["learning_rate"] = self.trial.optimizer.learning_rate * self._rate_factor(num_batches - 1, num_batches)
+        trained_s, self.under_way = self.under_way.seconds, None
+        start = time.perf_counter()
+        validated = self._validate() if math.isfinite(result["train_loss"]) else "non_finite_loss"
+        ended = validated if isinstance(validated, str) else ""
+        if not isinstance(validated, str):
+            result.update(validated)
+            self._keep_if_best(validated, self.epoch + 1)
+            ended = "finished" if self.epoch + 1 == self.trial.epochs else ""
+        result["epoch_s"] = trained_s + result.get("clustering_s", 0.0) + time.perf_counter() - start
+        return self._end(result, ended)
+
+    def _end(self, result: Mapping[str, float], ended: str) -> dict[str, Any]:
+        """Close the epoch with what is finite of its result."""
+        self.epoch += 1
+        self.ended = ended
+        best = {f"best_{name}": value for name, value in self.best_metrics.items() if name == self.trial.select_on}
+        finite = {name: value for name, value in {**result, **best}.items() if math.isfinite(value)}
+        self.last_result = {**finite, "ended": ended}
+        return dict(self.last_result)
+
+    def _train(self) -> Iterator[None]:
+        """The batches of an epoch that are still to be trained; a new epoch is planned where none is under way."""
+        start = time.perf_counter()
+        self.method.train()
+        # Without a gradient the backbone neither moves nor gathers momentum that would push it later.
+        new_layers_only = self.epoch < self.trial.schedule.new_layer_warmup_epochs
+        for parameter in self.method.parameter_groups()["backbone"]:
+            parameter.requires_grad_(not new_layers_only)
+        if self.under_way is None:
+            clustering = self._recluster()
+            start = time.perf_counter()
+            if self.epoch == self.trial.schedule.new_layer_warmup_epochs > 0:
+                self.optimizer.state.clear()  # the first epoch in which all layers learn has an optimiser of its own
+            plan = self.method.plan_epoch(self.epoch, self.randomness.sampler)
+            seeds = self.randomness.batch_seeds(len(plan.batches))
+            self.under_way = EpochUnderWay(plan, seeds, self.device, clustering)
+        epoch, plan = self.under_way, self.under_way.plan
+        flip = None if plan.flip is None else plan.flip[epoch.position :]
+        loaded = self.loader.batches(plan.batches[epoch.position :], epoch.seeds[epoch.position :], flip)
+        with closing(loaded):
+            for images in loaded:
+                self._set_learning_rates(epoch.position, len(plan.batches))
+                loss, norm = self._step(images, plan, epoch.position)
+                epoch.add(loss, norm, seconds=time.perf_counter() - start)
+                yield
+                start = time.perf_counter()
+
+    def _recluster(self) -> dict[str, float]:
+        """What there is to say of a clustering before the next epoch; nothing where the method wants none."""
+        if not self.method.time_to_recluster(self.epoch):
+            return {}
+        start = time.perf_counter()
+        clustering = self.method.recluster(self._features, self.epoch, self.device)
+        return {**clustering, "clustering_s": time.perf_counter() - start}
+
+    def _features(self, forward: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
+        """(N, F): forward of all training images as evaluation sees them."""
+        if self.seen_train is None:
+            original = self.trial.data.cache == "off"  # the training images are files of any size then
+            opened = open_development(self.trial, self.machine, augmented=False).train if original else None
+            self.seen_train = (opened or self.train_images).pixels
+        features = embed.embed(
+            self.method,
+            self.seen_train,
+            self.preprocessing,
+            device=self.device,
+            batch_size=self.machine.evaluation_batch,
+            precision=self.trial.precision,
+            forward=forward,
+        )
+        if not np.isfinite(features).all():
+            raise _NonFiniteFeatures  # what broke need not be what validation embeds with
+        return features
+
+    def _set_learning_rates(self, batch: int, num_batches: int) -> None:
+        factor = self._rate_factor(batch, num_batches)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+
+    def _rate_factor(self, batch: int, num_batches: int) -> float:
+        schedule = self.trial.schedule
+        factor = learning_rate_factor(
+            schedule.name,
+            epoch=self.epoch,
+            batch=batch,
+            num_batches=num_batches,
+            num_epochs=self.trial.epochs,
+            warmup_epochs=schedule.warmup_epochs,
+            **schedule.model_dump(include={"milestones", "gamma"}),
+        )
+        return factor * (schedule.new_layer_factor if self.epoch < schedule.new_layer_warmup_epochs else 1.0)
+
+    def _step(self, images: Tensor, plan: EpochPlan, position: int) -> tuple[Tensor, Tensor]:
+        """One update; returns the loss and the norm of the gradient, both scalars on the device.
+
+        images: (B, 3, crop, crop) normalised, the batch of the plan at this position.
+        """
+        if plan.targets is None:
+            labels = self.train_labels[_on(self.device, plan.batches[position])]
+        else:
+            labels = _on(self.device, plan.targets[position])
+        batch = Batch(images, labels, self.epoch, 0 if plan.learners is None else int(plan.learners[position]))
+        dtype = embed.AUTOCAST[self.trial.precision]
+        with (
+            self.randomness.seeded_layers(self.device),
+            torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None),
+        ):
+            loss = self.method.batch_loss(batch, self.randomness.mining)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if self.method.idle_parameters_move:
+            for parameter in parameters:
+                if parameter.grad is None and parameter in self.optimizer.state:
+                    parameter.grad = torch.zeros_like(parameter)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.trial.optimizer.gradient_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.trial.optimizer.gradient_clip, norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.detach(), norm
+
+    def _validate(self) -> dict[str, float] | str:
+        """The validation metrics, or the reason why there are none."""
+        embeddings = embed.embed(
+            self.method,
+            self.val_images.pixels,
+            self.preprocessing,
+            device=self.device,
+            batch_size=self.machine.evaluation_batch,
+            precision=self.trial.precision,
+        )
+        if not np.isfinite(embeddings).all():
+            return "non_finite_loss"  # the last update of the epoch broke the weights
+        if is_collapsed(embeddings, device=self.device):
+            return "collapsed"  # neighbours are then in the order of the files, and say nothing
+        protocols = protocols_of(self.val_images.roles, ())
+        scored = score_by_all(
+            embeddings,
+            self.val_images.labels,
+            self.val_images.roles,
+            protocols,
+            recall_at=self.trial.recall_at,
+            codes=("float", "binary") if self.trial.binary_codes else ("float",),
+            device=self.device,
+        )
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # the memory of the scores: training, or another trial on this GPU, has use for it
+        return {f"val_{name}": value for name, value in scored.metrics.items()}
+
+    def _keep_if_best(self, metrics: Mapping[str, float], epoch: int) -> None:
+        select_on = self.trial.select_on
+        if not self.best_metrics or metrics[select_on] > self.best_metrics[select_on]:
+            self.best_epoch, self.best_metrics = epoch, dict(metrics)
+            self.best_weights = _snapshot(self.method.network.state_dict())
+
+
+class _NonFiniteFeatures(ArithmeticError):
+    """Training images whose features cannot be clustered: the trial has diverged."""
+
+
+def _on(device: torch.device, indices: np.ndarray) -> Tensor:
+    where = torch.from_numpy(indices)
+    return where.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else where
+
+
+def _snapshot(value: Any) -> Any:
+    """A copy on the CPU of tensors inside dictionaries, lists and tuples; numpy arrays become tensors."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy())
+    if isinstance(value, Mapping):
+        return {key: _snapshot(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_snapshot(item) for item in value)
+    return value

@@ -1,0 +1,106 @@
+"""The images a trial means: its catalog, its split, its pixels, and how its training images are changed."""
+
+import logging
+from typing import NamedTuple
+
+from raydml.config.trial import Machine, Trial
+from raydml.data.catalog import Catalog, DataError
+from raydml.data.datasets import open_catalog
+from raydml.data.seal import TestKey
+from raydml.data.splits import Split, make_split
+from raydml.images.image_cache import Images, Storage, load_development, load_test
+from raydml.images.transforms import Augmentation, ColorJitter, Erasing, GaussianBlur
+
+_logger = logging.getLogger("raydml")
+
+
+class OpenedImages(NamedTuple):
+    """trial: with ``data.content`` filled in. train, val: never a test image."""
+
+    trial: Trial
+    catalog: Catalog
+    split: Split
+    train: Images
+    val: Images
+
+
+class Catalogs:
+    """The catalogs that the trials of one command mean, each listed once: a large one takes seconds."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._data_root = machine.data_root
+        self._opened: dict[tuple[str, str | None], Catalog] = {}
+
+    def of(self, trial: Trial) -> Catalog:
+        """The catalog of a trial's data set. Raises DataError, also when it is not the one the trial was made for."""
+        data = trial.data
+        key = (data.name, data.list_file)
+        if key not in self._opened:
+            self._opened[key] = open_catalog(data.name, self._data_root, data.list_file)
+            for note in self._opened[key].notes:
+                _logger.warning("warning: %s (launch.py data check says more)", note)
+        _refuse_others(trial, self._opened[key])
+        return self._opened[key]
+
+
+def _refuse_others(trial: Trial, catalog: Catalog) -> None:
+    data = trial.data
+    if data.content not in ("", catalog.content):
+        raise DataError(
+            f"data.content: the trial was made for images with the hash {data.content[:12]}, those "
+            f"in machine.data_root = {str(catalog.root)!r} have {catalog.content[:12]}. Cure: restore the images, "
+            "point machine.data_root at them, or leave data.content empty"
+        )
+
+
+def split_for(trial: Trial, catalog: Catalog) -> Split:
+    """Which classes train, validate and are sealed in this trial."""
+    return make_split(catalog, **trial.data.split.model_dump())
+
+
+def open_development(trial: Trial, machine: Machine, *, augmented: bool = True) -> OpenedImages:
+    """The development images of a trial. Raises DataError.
+
+    augmented False: the training images as evaluation sees them, also where ``data.cache`` is off.
+    """
+    catalog = Catalogs(machine).of(trial)
+    split = split_for(trial, catalog)
+    original = augmented and trial.data.cache == "off"
+    train, val = load_development(catalog, split, storage_for(trial, machine), original=original)
+    data = trial.data.model_copy(update={"content": catalog.content})
+    return OpenedImages(trial.model_copy(update={"data": data}), catalog, split, train, val)
+
+
+def open_test(trial: Trial, machine: Machine, key: TestKey) -> tuple[Catalog, Images]:
+    """The test images of a trial, for a key that this spends. Raises DataError."""
+    catalog = Catalogs(machine).of(trial)
+    return catalog, load_test(catalog, split_for(trial, catalog), storage_for(trial, machine), key=key)
+
+
+def storage_for(trial: Trial, machine: Machine) -> Storage:
+    """How and where the images of a trial are kept decoded."""
+    return Storage(
+        resize_px=trial.data.resize_px,
+        resize=trial.data.resize,
+        interpolation=trial.data.interpolation,
+        cache_dir=machine.cache_dir,
+        max_bytes=None if machine.max_cache_gib is None else int(machine.max_cache_gib * 2**30),
+        on_unreadable=machine.on_unreadable,
+    )
+
+
+def augmentation_for(trial: Trial) -> Augmentation:
+    """What happens to a training image of a trial."""
+    settings = trial.data.augmentation
+    jitter, blur, erasing = settings.color_jitter, settings.blur, settings.erasing
+    return Augmentation(
+        random_resized_crop=settings.random_resized_crop,
+        aspect_ratio=settings.aspect_ratio,
+        random_crop=settings.random_crop,
+        padding_px=settings.padding_px,
+        flip=settings.flip,
+        color_jitter=None if jitter is None else ColorJitter(**jitter.model_dump()),
+        grayscale=settings.grayscale,
+        blur=None if blur is None else GaussianBlur(**blur.model_dump()),
+        erasing=None if erasing is None else Erasing(**erasing.model_dump()),
+    )

@@ -1,0 +1,248 @@
+"""Verdicts on searches whose truth is known; curves against scipy, itertools and numbers worked out by hand."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from raydml.analysis.rank_stability import SETTLED_TAU, adequacy, expected_best, trials_needed
+
+GAPS = {"triplet": 0.60, "contrastive": 0.58, "arcface": 0.56, "proxy": 0.54, "softmax": 0.52}
+
+
+def simulated(num_each: int, seed: int, peaks: dict[str, float] = GAPS, dimensions: int = 2):
+    """A random search, round by round: a smooth peak over each loss's hyperparameters, drawn from a cube around it."""
+    generator = np.random.default_rng(seed)
+    levels = list(peaks) * num_each
+    distance = generator.uniform(-1, 1, (len(levels), dimensions))
+    return [peaks[name] - 0.3 * float((own**2).mean()) for name, own in zip(levels, distance, strict=True)], levels
+
+
+# --- the verdict ----------------------------------------------------------------------------------------------------
+
+
+def test_many_trials_settle_the_true_ranking_and_few_do_not():
+    for seed in range(5):
+        found = adequacy(*simulated(80, seed), noun="losses")
+        assert found.settled
+        assert found.ranking == list(GAPS)
+        assert found.verdict.startswith("settled: the ranking of the 5 losses did not change over the last ")
+        few = adequacy(*simulated(5, seed))
+        assert not few.settled
+        assert few.verdict.startswith("not settled: ")
+
+
+def test_agreement_grows_with_the_trials():
+    curves = [[tau for _, tau in adequacy(*simulated(32, seed)).subsample_tau] for seed in range(10)]
+    mean = np.mean(curves, axis=0)
+    assert len(mean) == 8
+    assert (np.diff(mean) > 0).all()
+    assert mean[0] < 0.4
+    assert mean[-1] > 0.8
+
+
+def test_equal_losses_are_not_ranked():
+    equal = dict.fromkeys(GAPS, 0.6)
+    assert not any(adequacy(*simulated(40, seed, equal)).settled for seed in range(10))
+
+
+def test_the_number_of_missing_trials_is_about_right():
+    """In two dimensions halves agree with 0.9 at about 37 trials of each loss (mean over many simulated searches)."""
+    wanted = []
+    for seed in range(21):
+        found = adequacy(*simulated(24, seed))
+        needed = trials_needed(24 * 5, found.subsample_tau)
+        wanted.append(math.inf if needed is None else needed)
+    assert 0.7 * 37 * 5 < np.median(wanted) < 1.8 * 37 * 5
+
+
+def test_a_ranking_that_stood_still_but_hangs_on_lucky_trials_is_not_settled():
+    # The first trial of each decides, the others are all alike: no change since trial 2, but halves disagree.
+    generator = np.random.default_rng(0)
+    values = [0.9, 0.8, *generator.uniform(0.1, 0.2, 38)]
+    found = adequacy(values, ["A", "B"] * 20)
+    assert [tau for _, tau in found.kendall_tau] == [1.0] * 39
+    assert not found.settled
+    assert "random halves of the search agree with Kendall's tau" in found.verdict
+    assert "last changed" not in found.verdict
+
+
+def test_a_ranking_that_changed_late_is_not_settled():
+    # B overtakes A at trial 82 of 100, with values so many that all halves have one.
+    values = [value for number in range(50) for value in (0.5 + number / 1000, 0.4 if number < 40 else 0.9)]
+    found = adequacy(values, ["A", "B"] * 50)
+    assert found.subsample_tau[-1] == (50, pytest.approx(1.0, abs=0.01))
+    assert not found.settled
+    # 82 of 103 trials is below 80 %.
+    assert found.verdict.startswith(
+        "not settled: about 3 more trials (the ranking of the 2 levels last changed at trial 82 of 100)"
+    )
+    # As many trials more as it asks for, and nothing new in them.
+    assert adequacy([*values, 0.1, 0.1, 0.1], ["A", "B"] * 50 + ["A", "B", "A"]).settled
+
+
+def test_three_trials_of_a_level_are_too_few_whatever_they_say():
+    values = [0.9, 0.1] * 3
+    found = adequacy(values, ["A", "B"] * 3)
+    assert found.subsample_tau[-1][1] == 1.0
+    assert not found.settled
+    assert found.verdict.startswith(
+        "not settled: at least 2 more trials (the 2 levels need 4 trials each, and one has 3)"
+    )
+    assert adequacy([0.9, 0.1] * 4, ["A", "B"] * 4).settled
+
+
+# --- the curves -----------------------------------------------------------------------------------------------------
+
+
+def test_curves_by_hand():
+    values = [None, 0.3, 0.2, 0.4, 0.5, None, 0.1, 0.6]
+    found = adequacy(values, ["A", "B", "A", "C", "A", "B", "C", "B"])
+    assert found.best_so_far == [None, 0.3, 0.3, 0.4, 0.5, 0.5, 0.5, 0.6]
+    assert found.ranking == ["B", "A", "C"]
+    # After 4 trials C 0.4, B 0.3, A 0.2: B A right, the other two pairs wrong; after 5 A 0.5, C 0.4, B 0.3: A C right.
+    assert [n for n, _ in found.kendall_tau] == [4, 5, 6, 7, 8]
+    assert [tau for _, tau in found.kendall_tau] == pytest.approx([-1 / 3, -1 / 3, -1 / 3, -1 / 3, 1])
+
+
+def test_tau_is_scipys_also_with_ties():
+    generator = np.random.default_rng(1)
+    levels = [str(name) for name in generator.integers(0, 6, 60)]
+    values = [float(value) for value in generator.integers(0, 9, 60)]  # coarse, so that levels tie
+    found = adequacy(values, levels)
+
+    def best(num_trials: int) -> list[float]:
+        pairs = list(zip(values, levels, strict=True))[:num_trials]
+        return [max((value for value, level in pairs if level == name), default=-math.inf) for name in "012345"]
+
+    first = next(n for n in range(1, 61) if min(best(n)) > -math.inf)
+    assert [n for n, _ in found.kendall_tau] == list(range(first, 61))
+    for num_trials, tau in found.kendall_tau:
+        assert tau == pytest.approx(stats.kendalltau(best(num_trials), best(60)).statistic)
+    assert len({tau for _, tau in found.kendall_tau}) > 3
+
+
+def test_half_samples_against_all_of_them():
+    """Three levels of 4, 4 and 3 trials, one failed: every way to draw two disjoint halves of 2, 2 and 1."""
+    own = {"A": [0.9, 0.2, 0.3, 0.55], "B": [0.5, 0.6, 0.1, 0.4], "C": [0.7, -math.inf, 0.45]}
+    halves = {
+        "A": [(set(first), {0, 1, 2, 3} - set(first)) for first in itertools.combinations(range(4), 2)],
+        "C": [({first}, {second}) for first, second in itertools.permutations(range(3), 2)],
+    }
+    halves["B"] = halves["A"]
+    taus = []
+    for chosen in itertools.product(*(halves[name] for name in "ABC")):
+        best = [
+            [max(own[name][place] for place in pair[part]) for name, pair in zip("ABC", chosen, strict=True)]
+            for part in (0, 1)
+        ]
+        taus.append(stats.kendalltau(*(stats.rankdata(half) for half in best)).statistic)
+    levels = [name for name in "ABC" for _ in own[name]]
+    values = [None if math.isinf(value) else value for name in "ABC" for value in own[name]]
+    found = [adequacy(values, levels, seed=seed).subsample_tau for seed in range(30)]
+    assert {curve[-1][0] for curve in found} == {5}
+    assert np.mean([curve[-1][1] for curve in found]) == pytest.approx(np.mean(taus), abs=0.025)  # 4 standard errors
+
+
+def test_a_saturated_metric_ties_without_warnings():
+    found = adequacy([1.0] * 20, ["A", "B"] * 10)
+    assert {tau for _, tau in found.kendall_tau} == {1.0}
+    assert found.ranking == ["A", "B"]
+
+
+@pytest.mark.parametrize("num_trials", [1, 2, 3, 5, 6])
+def test_expected_best_is_the_mean_over_all_subsets(num_trials):
+    values = [0.3, 0.1, 0.7, 0.7, 0.2, 0.5]
+    subsets = [max(subset) for subset in itertools.combinations(values, num_trials)]
+    assert expected_best(values, num_trials) == pytest.approx(np.mean(subsets))
+
+
+def test_what_the_second_half_is_worth():
+    # Best of two of 0.1, 0.2, 0.3, 0.4: 0.2, 0.3 twice, 0.4 three times: 2/6; 0.4 - 0.3333.
+    found = adequacy([0.2, 0.4, 0.1, 0.3], ["A", "B", "A", "B"])
+    assert found.verdict.endswith("; the second half of the trials is worth 0.0667 of the best value")
+
+
+def test_trials_needed_is_the_spearman_brown_formula_without_a_curve():
+    for tau in (0.7, 0.8, 0.89):
+        factor = trials_needed(1000, [(500, tau)]) / 1000
+        rho = math.sin(math.pi / 2 * tau)
+        raised = factor * rho / (1 + (factor - 1) * rho)
+        assert 2 / math.pi * math.asin(raised) == pytest.approx(SETTLED_TAU, abs=1e-4)
+    assert trials_needed(1000, [(500, 0.95)]) == 1000
+
+
+def test_trials_needed_follows_a_steeper_curve():
+    # Odds that grow with the square of the trials; by hand: from odds 20 at half of 100 to 80.24 takes 2.003 times as
+    # many. rho = sin(0.45 pi) = 0.98769, so its odds are 80.22.
+    curve = [(n, 2 / math.pi * math.asin(1 / (1 + 1 / (20 * (n / 50) ** 2)))) for n in (15, 25, 40, 50)]
+    assert trials_needed(100, curve) == 201
+
+
+@pytest.mark.parametrize("tau", [-0.4, 0.0, 0.04, 0.5])
+def test_what_cannot_be_told_is_not_told(tau):
+    assert trials_needed(100, [(50, tau)]) is None
+
+
+# --- hardly any trials ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "levels", "ranking", "words"),
+    [
+        ([], [], [], "not settled: no trial has a value"),
+        ([None, None], ["A", "B"], [], "not settled: no trial has a value"),
+        ([0.5], ["A"], ["A"], "not settled: there is nothing to rank, only A has a value"),
+        (
+            [0.5, None, 0.7],
+            ["A", "B", "A"],
+            ["A"],
+            "not settled: there is nothing to rank, only A has a value; the second half of the trials is worth 0.1000 "
+            "of the best value; no trial of B has a value",
+        ),
+    ],
+)
+def test_where_there_is_nothing_to_rank(values, levels, ranking, words):
+    found = adequacy(values, levels)
+    assert (found.ranking, found.settled, found.verdict) == (ranking, False, words)
+    assert found.kendall_tau == found.subsample_tau == []
+    assert len(found.best_so_far) == len(values)
+
+
+def test_one_trial_of_each_has_no_halves():
+    found = adequacy([0.5, 0.6, 0.4], ["A", "B", "C"], noun="methods")
+    assert found.ranking == ["B", "A", "C"]
+    assert found.kendall_tau == [(3, 1.0)]
+    assert found.subsample_tau == []
+    assert found.verdict.startswith(
+        "not settled: at least 9 more trials (the 3 methods need 4 trials each, and one has 1; "
+        "the ranking of the 3 methods last changed at trial 3 of 3)"
+    )
+
+
+def test_a_level_that_never_has_a_value_is_named_and_not_ranked():
+    values, levels = simulated(80, 0)
+    values, levels = [*values, None, None], [*levels, "broken", "broken"]
+    found = adequacy(values, levels)
+    assert found.settled
+    assert found.ranking == list(GAPS)
+    assert found.verdict.endswith("; no trial of broken has a value")
+
+
+def test_the_seed_alone_decides():
+    search = simulated(10, 3)
+    assert adequacy(*search, seed=1) == adequacy(*search, seed=1)
+    assert adequacy(*search, seed=1).subsample_tau != adequacy(*search, seed=2).subsample_tau
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(ValueError, match="2 values but 1 levels"):
+        adequacy([0.1, 0.2], ["A"])
+    with pytest.raises(ValueError, match="trial 1 has the value nan"):
+        adequacy([0.1, math.nan], ["A", "B"])
+    with pytest.raises(ValueError, match="num_trials: 3"):
+        expected_best([0.1, 0.2], 3)

@@ -1,0 +1,333 @@
+"""The commands data list, data download and data check: what they print, what they leave, how they exit."""
+
+import gzip
+import hashlib
+import io
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from raydml.cli import data, main
+from raydml.data import install as install_module
+from raydml.data.benchmarks import BENCHMARKS
+from raydml.data.catalog import DataError
+from raydml.data.install import install
+from raydml.data.sources import SOURCES, Archive, Source
+
+ROOT = Path(__file__).parents[2]
+
+
+def birds():
+    """A tar.gz file in the layout of CUB-200-2011: 2 classes of 2 images; attributes.txt lies beside the folder."""
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8), (200, 30, 60)).save(picture, "JPEG")
+    paths = ["001.Wren/a.jpg", "001.Wren/b.jpg", "002.Tit/c.jpg", "002.Tit/d.jpg"]
+    files = {
+        "attributes.txt": b"1 has_bill\n",
+        "CUB_200_2011/images.txt": "".join(f"{n} {path}\n" for n, path in enumerate(paths, 1)).encode(),
+        "CUB_200_2011/image_class_labels.txt": b"1 1\n2 1\n3 2\n4 2\n",
+        "CUB_200_2011/classes.txt": b"1 001.Wren\n2 002.Tit\n",
+        **{f"CUB_200_2011/images/{path}": picture.getvalue() for path in paths},
+    }
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as file:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+    return gzip.compress(stream.getvalue(), mtime=0)
+
+
+BIRDS = birds()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Sends BIRDS: the first half and then silence while the server is slow, ranges as asked for."""
+
+    def do_GET(self):
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+        self.server.starts.append(start)
+        self.send_response(206 if start else self.server.status)
+        self.send_header("Content-Length", str(len(BIRDS) - start))
+        self.send_header("Content-Range", f"bytes {start}-{len(BIRDS) - 1}/{len(BIRDS)}")
+        self.end_headers()
+        if self.server.slow:
+            self.wfile.write(BIRDS[start : len(BIRDS) // 2])
+            self.wfile.flush()
+            self.server.released.wait(60)
+        else:
+            self.wfile.write(BIRDS[start:])
+
+    def log_message(self, *_):
+        """Silence."""
+
+
+@pytest.fixture
+def server(monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.starts, server.slow, server.status, server.released = [], False, 200, threading.Event()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield server
+    server.released.set()
+    server.shutdown()
+    server.server_close()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def source(server, **more):
+    facts = {
+        "url": f"http://127.0.0.1:{server.server_address[1]}/CUB_200_2011.tgz",
+        "file_name": "CUB_200_2011.tgz",
+        "num_bytes": len(BIRDS),
+        "digest": f"sha256:{hashlib.sha256(BIRDS).hexdigest()}",
+        "verified": True,
+        "folder": "CUB_200_2011",
+        "max_unpacked_bytes": 10**7,
+    }
+    return Source((Archive(**{**facts, **more}),), "Ask a friend.")
+
+
+@pytest.fixture
+def app():
+    app = typer.Typer(cls=main.Front)
+    app.add_typer(data.data, name="data")
+    return app
+
+
+def run(app, *arguments):
+    result = CliRunner().invoke(app, ["data", *map(str, arguments)], prog_name="launch.py")
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def words(text):
+    return " ".join(text.split())
+
+
+# --- the tables ------------------------------------------------------------------------------------------------------
+
+
+def test_every_benchmark_has_a_source_and_every_fact_is_well_formed():
+    assert list(SOURCES) == list(BENCHMARKS)
+    for name, one in SOURCES.items():
+        assert one.by_hand.endswith(".")
+        for archive in one.archives:
+            assert archive.url.startswith(("http://", "https://"))
+            assert archive.url.endswith(f"/{archive.file_name}")
+            assert archive.folder in BENCHMARKS[name].folders, "what is unpacked must be found again"
+            assert re.fullmatch(r"md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}", archive.digest)
+            assert archive.num_bytes < archive.max_unpacked_bytes
+            assert archive.url.startswith("https://") or archive.digest.startswith("sha256:")
+
+
+def test_the_facts_are_those_that_were_looked_up():
+    """Typed once more from TensorFlow Datasets' url_checksums, so that a slip in the table is seen."""
+    facts = {name: [(a.num_bytes, a.digest[:15], a.digest[-8:]) for a in one.archives] for name, one in SOURCES.items()}
+    assert facts == {
+        "cub200": [(1150585339, "sha256:0c685df5", "eb49bf081"[-8:])],
+        "cars196": [],
+        "sop": [(3083860082, "sha256:b04fa782", "b756ef48")],
+        "inshop": [],
+        "vehicleid": [],
+    }
+
+
+def test_list_shows_the_five_benchmarks_with_parts_and_size(app):
+    result = run(app, "list")
+    assert result.exit_code == 0
+    text = words(result.stdout)
+    for name, benchmark in BENCHMARKS.items():
+        assert name in text
+        for part in benchmark.counts:
+            assert part in text
+    assert "train 5,864 of 100" in text
+    assert "gallery 12,612 of 3,985" in text
+    assert "1.2 GB" in text
+    assert "3.1 GB" in text
+    assert text.count("by hand") == 3
+
+
+def test_help_names_the_commands_and_options(app):
+    text = run(app, "--help").output
+    assert all(f" {command} " in text for command in ("list", "download", "check"))
+    assert "--sha256" in run(app, "download", "--help").output
+    assert "--quick" in run(app, "check", "--help").output
+
+
+@pytest.mark.parametrize("command", ["download", "check"])
+def test_an_unknown_benchmark_is_refused_with_the_choices(app, tmp_path, command):
+    result = run(app, command, "cub20", "--root", tmp_path)
+    assert result.exit_code == 2
+    assert "'cub20' is no benchmark; choices: cub200, cars196, sop, inshop, vehicleid; nearest: cub200" in result.stderr
+
+
+# --- download --------------------------------------------------------------------------------------------------------
+
+
+def test_download_fetches_checks_and_unpacks_and_then_has_nothing_to_do(app, server, tmp_path, monkeypatch):
+    monkeypatch.setitem(SOURCES, "cub200", source(server))
+    root = tmp_path / "new" / "root"
+    result = run(app, "download", "cub200", "--root", root)
+    assert result.exit_code == 0, result.output
+    assert f"is in {root / 'CUB_200_2011'}; look at it with: launch.py data check cub200 --root {root}" in result.stdout
+    assert "left in the archive: 'attributes.txt'" in result.stderr
+    assert "not confirmed" not in result.output
+    assert len(list((root / "CUB_200_2011" / "images").rglob("*.jpg"))) == 4
+    assert {path.name for path in root.iterdir()} == {"CUB_200_2011", "CUB_200_2011.tgz", install_module.LOCK_FILE}
+    for again in (root, root / "CUB_200_2011"):
+        result = run(app, "download", "cub200", "--root", again)
+        assert result.exit_code == 0
+        assert f"is in {root / 'CUB_200_2011'} already" in result.stdout
+    assert server.starts == [0]
+
+
+def test_a_folder_that_is_there_but_is_no_data_set_is_left_alone_and_told(app, server, tmp_path, monkeypatch):
+    monkeypatch.setitem(SOURCES, "cub200", source(server))
+    (tmp_path / "CUB_200_2011").mkdir()
+    result = run(app, "download", "cub200", "--root", tmp_path)
+    assert result.exit_code == 2
+    assert f"{tmp_path / 'CUB_200_2011'} is there already" in result.stderr
+    assert "images.txt" in result.stderr
+    assert server.starts == []
+
+
+def test_a_folder_can_be_made_again_from_the_archive_without_the_network(app, server, tmp_path, monkeypatch):
+    monkeypatch.setitem(SOURCES, "cub200", source(server))
+    (tmp_path / "CUB_200_2011.tgz").write_bytes(BIRDS)
+    assert run(app, "download", "cub200", "--root", tmp_path).exit_code == 0
+    assert (tmp_path / "CUB_200_2011" / "images.txt").exists()
+    assert server.starts == []
+
+
+@pytest.mark.parametrize(
+    ("digest", "why"), [(None, "none to compare"), ("md5:" + hashlib.md5(BIRDS).hexdigest(), "from memory")]
+)
+def test_a_checksum_that_nobody_confirmed_is_said_to_be_one(app, server, tmp_path, monkeypatch, digest, why):
+    monkeypatch.setitem(SOURCES, "cub200", source(server, digest=digest, verified=False))
+    result = run(app, "download", "cub200", "--root", tmp_path)
+    assert result.exit_code == 0
+    assert re.search(f"checksum not confirmed, .*{why}", result.stderr)
+
+
+def test_a_wrong_checksum_blocks_until_the_user_vouches_for_the_file(app, server, tmp_path, monkeypatch):
+    monkeypatch.setitem(SOURCES, "cub200", source(server, digest="sha256:" + "0" * 64, verified=False))
+    result = run(app, "download", "cub200", "--root", tmp_path)
+    assert result.exit_code == 2
+    assert not (tmp_path / "CUB_200_2011").exists()
+    given = re.search(r"add --sha256 ([0-9a-f]{64})", result.stderr)[1]
+    assert given == hashlib.sha256(BIRDS).hexdigest()
+    assert run(app, "download", "cub200", "--root", tmp_path, "--sha256", given).exit_code == 0
+    assert server.starts == [0]
+    result = run(app, "download", "cub200", "--root", tmp_path / "other", "--sha256", "abc")
+    assert (result.exit_code, "64 hexadecimal digits" in result.stderr) == (2, True)
+
+
+def test_what_is_not_served_ends_with_what_a_person_can_do(app, server, tmp_path, monkeypatch):
+    server.status = 404
+    monkeypatch.setitem(SOURCES, "cub200", source(server))
+    result = run(app, "download", "cub200", "--root", tmp_path)
+    assert result.exit_code == 2
+    assert f"By hand: Ask a friend. Put CUB_200_2011.tgz into {tmp_path}" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["cars196", "inshop", "vehicleid"])
+def test_what_is_only_had_by_hand_says_how_and_where_to_put_it(app, tmp_path, name):
+    root = tmp_path / "my data"
+    result = run(app, "download", name, "--root", root)
+    assert result.exit_code == 2
+    assert SOURCES[name].by_hand in result.stderr
+    assert f"Make the folder {root / name} and" in result.stderr
+    assert name in BENCHMARKS[name].folders, "where it is looked for"
+    assert BENCHMARKS[name].layout in result.stderr
+    assert f"launch.py data check {name} --root '{root}'" in result.stderr
+    assert not root.exists()
+
+
+def test_two_downloads_into_one_folder_are_one_too_many(server, tmp_path):
+    def ignore(*_):
+        pass
+
+    with (
+        install_module._alone_in(tmp_path),
+        pytest.raises(DataError, match="another download is at work"),
+    ):
+        install(source(server), tmp_path, progress=ignore, tell=ignore)
+    assert server.starts == []
+    install(source(server), tmp_path, progress=ignore, tell=ignore)
+
+
+def test_a_root_that_cannot_be_is_refused(app, server, tmp_path, monkeypatch):
+    monkeypatch.setitem(SOURCES, "cub200", source(server))
+    (tmp_path / "file").write_bytes(b"")
+    result = run(app, "download", "cub200", "--root", tmp_path / "file" / "root")
+    assert (result.exit_code, "cannot make the folder" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_download_goes_on_where_it_was(app, server, tmp_path, monkeypatch, how):
+    server.slow = True
+    one = source(server)
+    code = (
+        # A shell that starts the tests in the background has them ignore Ctrl-C, and so would this child.
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import typer\nfrom raydml import cli, cli_data\nfrom raydml.download.sources import SOURCES, Archive, Source\n"
+        f"SOURCES['cub200'] = {one!r}\n"
+        "app = typer.Typer(cls=cli.Front)\napp.add_typer(cli_data.data, name='data')\n"
+        f"app(['data', 'download', 'cub200', '--root', {str(tmp_path)!r}])\n"
+    )
+    half, there = len(BIRDS) // 2, tmp_path / "CUB_200_2011.tgz.partial"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        for _ in range(1000):  # 20 s: before the connection counts as stalled
+            if there.exists() and there.stat().st_size == half:
+                break
+            server.released.wait(0.02)
+        process.send_signal(how)
+        _, errors = process.communicate(timeout=60)
+    assert there.read_bytes() == BIRDS[:half]
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+        assert "the same command goes on from there" in errors
+    else:
+        assert process.returncode == -how
+    server.slow = False
+    monkeypatch.setitem(SOURCES, "cub200", one)
+    assert run(app, "download", "cub200", "--root", tmp_path).exit_code == 0
+    assert server.starts == [0, half]
+    assert (tmp_path / "CUB_200_2011" / "images.txt").exists()
+
+
+# --- check -----------------------------------------------------------------------------------------------------------
+
+
+def test_check_prints_the_report_and_exits_by_it(app, tmp_path):
+    with tarfile.open(fileobj=io.BytesIO(BIRDS)) as file:
+        file.extractall(tmp_path, filter="data") if sys.version_info >= (3, 12) else file.extractall(tmp_path)
+    result = run(app, "check", "cub200", "--root", tmp_path)
+    assert result.exit_code == 2, "4 images are not 11,788"
+    assert "5,864" in result.stdout
+    broken = tmp_path / "CUB_200_2011" / "images" / "001.Wren" / "a.jpg"
+    broken.write_bytes(broken.read_bytes()[:200])
+    assert "a.jpg" in run(app, "check", "cub200", "--root", tmp_path).stdout
+    assert "a.jpg" not in run(app, "check", "cub200", "--root", tmp_path, "--quick").stdout
+
+
+def test_check_without_a_data_set_is_the_users_mistake(app, tmp_path):
+    result = run(app, "check", "sop", "--root", tmp_path)
+    assert result.exit_code == 2
+    assert "Ebay_train.txt" in result.output

@@ -1,0 +1,161 @@
+"""`launch.py evaluate` on folders, kept embeddings and bare backbones: real images made here, real files."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from raydml.cli.main import app
+from raydml.evaluation.saved_embeddings import load_embeddings, save_embeddings
+
+NUM_CLASSES, NUM_IMAGES = 3, 4
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three classes of four images: one colour a class, with noise."""
+    generator = np.random.default_rng(0)
+    for number, name in enumerate(("blue", "green", "red")):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for image in range(NUM_IMAGES):
+            pixels = generator.integers(0, 60, (40, 40, 3))
+            pixels[:, :, 2 - number] += 150
+            path = tmp_path / "images" / name / f"{image}.png"
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return tmp_path / "images"
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+
+
+def test_a_bare_backbone_on_a_folder_and_its_embeddings_again(folder, tmp_path):
+    kept = tmp_path / "kept.npz"
+    first = run(
+        *("backbone:convnet:none", "--data", folder, "--json", "--recall-at", "2,1", "--metrics", "all"),
+        *("--save-embeddings", kept),
+    )
+    assert first.exit_code == 0, first.output
+    told = json.loads(first.stdout)
+    assert told["protocols"] == {"leave_one_out": "leave one out: each of 12 images searches the 11 others; 3 classes"}
+    assert told["untrained"] == {}
+    saved = load_embeddings(kept)
+    assert saved.class_names == ("blue", "green", "red")
+    assert saved.paths[0] == "blue/0.png"
+    rows = saved.embeddings.astype(np.float64)
+    distances = ((rows[:, None] - rows[None]) ** 2).sum(axis=2)
+    np.fill_diagonal(distances, np.inf)
+    right = saved.labels[np.argsort(distances, axis=1)] == saved.labels[:, None]
+    assert told["metrics"]["recall_at_1"] == pytest.approx(right[:, 0].mean())
+    assert told["metrics"]["recall_at_2"] == pytest.approx(right[:, :2].any(axis=1).mean())
+    assert told["metrics"]["r_precision"] == pytest.approx(right[:, : NUM_IMAGES - 1].mean())
+    assert {"mrr", "map_at_1000", "nmi_geometric", "ami", "pair_f1", "density"} <= set(told["metrics"])
+    low, high = told["intervals"]["map_at_r"]
+    assert low <= told["metrics"]["map_at_r"] <= high
+    again = run(kept, "--json", "--metrics", "all")
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout)["metrics"] == told["metrics"], "the same k, kept with the embeddings"
+    other = run(kept, "--json", "--codes", "float,binary,int8", "--recall-at", "5")
+    names = [name for name in json.loads(other.stdout)["metrics"] if "recall" in name]
+    assert names == ["recall_at_5", "binary_recall_at_5", "int8_recall_at_5"]
+    reads = [json.loads(line) for line in (tmp_path / "studies" / "test_reads.jsonl").read_text().splitlines()]
+    assert [read["checkpoint"] for read in reads] == [f"backbone:convnet:none on --data {folder}"]
+    again = [json.loads(line)["checkpoint"] for line in (tmp_path / "test_reads.jsonl").read_text().splitlines()]
+    assert again == [str(kept)] * 2, "whoever scores them again may look at sealed classes"
+
+
+def test_distractors_are_searched_among_and_never_right(folder, tmp_path):
+    plain = json.loads(run("backbone:convnet:none", "--data", folder, "--json").stdout)
+    flat = tmp_path / "more"
+    flat.mkdir()
+    for path in sorted((folder / "red").iterdir()):  # exact copies: nearer than anything else to the red images
+        (flat / path.name).write_bytes(path.read_bytes())
+    told = json.loads(
+        run("backbone:convnet:none", "--data", folder, "--distractors", flat, "--json", "--recall-at", "1").stdout
+    )
+    (sentence,) = told["protocols"].values()
+    assert sentence == "leave one out: each of 12 images searches the 15 others, 4 of them distractors; 3 classes"
+    assert plain["metrics"]["recall_at_1"] == 1.0
+    assert told["metrics"]["recall_at_1"] == pytest.approx(8 / 12), "each red image finds its copy"
+
+
+def test_kept_embeddings_of_test_classes_are_read_on_record(tmp_path):
+    facts = {"part": "test", "dataset": "digits", "protocols": ["leave_one_out"], "recall_at": [1], "checkpoint": "c"}
+    rows = np.array([[0.0], [0.1], [5.0], [5.1]], dtype=np.float32)
+    arguments = {"class_names": ["a", "b"], "paths": ["1", "2", "3", "4"]}
+    save_embeddings(tmp_path / "test.npz", rows, np.array([0, 0, 1, 1]), facts=facts, **arguments)
+    save_embeddings(tmp_path / "val.npz", rows, np.array([0, 0, 1, 1]), facts={**facts, "part": "val"}, **arguments)
+    result = run(tmp_path / "val.npz")
+    assert result.exit_code == 0
+    assert "R@1" in result.output
+    assert "1.0000" in result.output
+    assert not (tmp_path / "test_reads.jsonl").exists()
+    assert run(tmp_path / "test.npz").exit_code == 0
+    (read,) = [json.loads(line) for line in (tmp_path / "test_reads.jsonl").read_text().splitlines()]
+    assert read["purpose"] == "evaluate"
+    assert read["checkpoint"] == str(tmp_path / "test.npz")
+
+
+def test_kept_embeddings_are_scored_by_the_protocols_they_were_kept_with(tmp_path):
+    rows = np.array([[0.0], [0.2], [1.0], [1.1], [5.0], [5.3]], dtype=np.float32)
+    save_embeddings(
+        tmp_path / "kept.npz",
+        rows,
+        np.array([0, 0, 1, 1, 2, 2]),
+        class_names=["a", "b", "c"],
+        paths=list("123456"),
+        facts={"part": "val", "protocols": ["one_gallery_image", "leave_one_out"], "recall_at": [1]},
+    )
+    told = json.loads(run(tmp_path / "kept.npz", "--json").stdout)
+    assert list(told["protocols"]) == ["one_gallery_image", "leave_one_out"]
+    assert [name for name in told["metrics"] if "recall" in name] == ["recall_at_1", "leave_one_out_recall_at_1"]
+    assert told["intervals"] == {}, "means over ten galleries have no queries of their own"
+
+
+def test_intervals_are_those_of_floats_whatever_stands_first(folder):
+    arguments = ("backbone:convnet:none", "--data", folder, "--json")
+    floats = json.loads(run(*arguments, "--codes", "float").stdout)
+    both = json.loads(run(*arguments, "--codes", "binary,float").stdout)
+    assert both["intervals"] == floats["intervals"]
+    names = list(json.loads(run(*arguments, "--codes", "binary").stdout)["intervals"])
+    assert names
+    assert all(name.startswith("binary_") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("backbone:resnet18",), "Cure: --data FOLDER"),
+        (("backbone:resnet9", "--data", "images"), "'resnet9'; one of convnet"),
+        (("backbone:convnet:none", "--data", "nowhere"), "no such folder, and no data set of that name"),
+        (("backbone:convnet:none", "--data", "images", "--metrics", "recall"), "'recall' is none of retrieval"),
+        (("backbone:convnet:none", "--data", "images", "--codes", "binary,int4"), "'int4' is none of float"),
+        (("backbone:convnet:none", "--data", "images", "--recall-at", "1,x"), "whole numbers by commas"),
+        (("backbone:convnet:none", "--data", "images", "--recall-at", "0"), "k is at least 1"),
+        (("backbone:convnet:none", "--data", "images", "--recall-at", "12"), "only 11 images to search"),
+        (("backbone:convnet:none", "--data", "images", "--save-embeddings", "x.bin"), r"name it *.npz"),
+        (("some", "--distractors", "images"), "goes with --data"),
+        (("some", "--save-embeddings", "images/red/0.png/x.npz"), "Cure: a file that can be written"),
+        (("nothing.npz",), "holds no embeddings"),
+        (("nothing.npz", "--data", "images"), "--data: without effect on embeddings that were kept"),
+        (("nothing.npz", "--save-embeddings", "x.npz"), "--save-embeddings: without effect"),
+        (("nothing.npz", "--on", "val"), "--on: without effect"),
+        (
+            ("backbone:convnet:none", "--data", "images", "--no-untrained"),
+            "--untrained: without effect on other images",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("folder")
+def test_what_cannot_be_done_is_explained(arguments, message):
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr

@@ -1,0 +1,754 @@
+"""The commands: exit codes, messages, what is asked of the modules below, and the numbers that come back."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from typer.testing import CliRunner
+
+from raydml import registry
+from raydml.cli import main, models, results, studies, tables
+from raydml.cli.arguments import study_argument
+from raydml.study import events
+from raydml.tracking import store as mlflow_store
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = [
+    "sweep",
+    "resume",
+    "status",
+    "report",
+    "ui",
+    "sync",
+    "trial",
+    "evaluate",
+    "export",
+    "index",
+    "search",
+    "list",
+    "schema",
+]
+TRIAL = {
+    "epochs": 2,
+    "data": {"name": "digits", "resize_px": 8, "crop_px": 8, "split": {"order": "sorted", "num_folds": 2}},
+    "model": {"backbone": "convnet", "weights": "none", "embedding_dim": 16},
+    "loss": {"name": "normalized_softmax"},
+    "sampler": {"name": "uniform", "batch_size": 128},
+    "optimizer": {"name": "adamw", "learning_rate": 1e-3},
+}
+
+
+@pytest.fixture(autouse=True)
+def _apart(tmp_path, monkeypatch):
+    """Each test in a folder of its own, with the environment as it was afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+
+
+def run(*arguments):
+    result = CliRunner().invoke(main.app, list(arguments), prog_name="launch.py")
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def launch(*arguments, **more):
+    command = [sys.executable, str(ROOT / "launch.py"), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False, **more)
+
+
+def make_study(storage, name="digits", **more):
+    """A study's folder as far as these commands look at it."""
+    folder = storage / name
+    folder.mkdir(parents=True)
+    study = {"name": name, "study_id": "0" * 32, "tracking_uri": "http://127.0.0.1:9", "machine": {}, "trials": []}
+    study |= {"storage": str(storage), "study": {"name": name, "select_on": "val_map_at_r"}, **more}
+    (folder / "study.json").write_text(json.dumps(study))
+    return folder
+
+
+def write_trial(path, **more):
+    path.write_text(json.dumps({**TRIAL, **more}))
+    return str(path)
+
+
+# --- help, version, environment -------------------------------------------------------------------------------------
+
+
+def test_help_names_every_command_and_is_what_no_command_shows():
+    text = run("--help").output
+    for command in COMMANDS:
+        assert f" {command} " in text
+    assert {command.name for command in main.app.registered_commands} == set(COMMANDS)
+    assert [group.name for group in main.app.registered_groups] == ["data"]
+    assert " data " in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_and_every_option_has_a_help_text(command):
+    assert run(command, "--help").exit_code == 0
+    click_command = main.typer.main.get_command(main.app).commands[command]
+    assert len((click_command.help or "").splitlines()[0]) <= 72
+    assert [option.name for option in click_command.params if not getattr(option, "help", None)] == []
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys\nfrom raydml import cli\n"
+        "try:\n    cli.app(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print(sorted({n.split('.')[0] for n in sys.modules} & {'torch', 'ray', 'mlflow', 'numpy', 'pydantic'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_version():
+    assert run("--version").output.startswith("raydml ")
+
+
+def test_environment_keeps_what_the_user_has_set(monkeypatch):
+    monkeypatch.setenv("RAY_DEDUP_LOGS", "0")
+    monkeypatch.setenv("TUNE_DISABLE_SIGINT_HANDLER", "0")
+    monkeypatch.delenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", raising=False)
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
+    main.prepare_environment()
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert os.environ["RAY_DEDUP_LOGS"] == "0"
+    assert os.environ["TUNE_DISABLE_SIGINT_HANDLER"] == "1", "with Tune's handler Ctrl-C would end with exit code 0"
+    assert os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("given", "means"),
+    [
+        ([], ["sweep", "SPACE"]),
+        (["--num-trials", "4"], ["sweep", "SPACE", "--num-trials", "4"]),
+        (["--help"], ["--help"]),
+        (["--version"], ["--version"]),
+        (["resume", "x"], ["resume", "x"]),
+    ],
+)
+def test_without_a_command_it_is_the_default_study(given, means):
+    space = ROOT / "search_spaces" / "digits.yaml"
+    assert main.with_default_command(given, space) == [str(space) if word == "SPACE" else word for word in means]
+    assert main.with_default_command(given, None) == given
+
+
+def test_commands_that_are_printed_start_as_the_user_started(monkeypatch):
+    monkeypatch.delenv("UV_RUN_RECURSION_DEPTH", raising=False)
+    assert main.program_name("launch.py") == "python launch.py"
+    assert main.program_name("/venv/bin/raydml") == "raydml"
+    monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
+    assert main.program_name("launch.py") == "uv run launch.py"
+
+
+# --- exit codes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["sweep", "search_spaces/digit.yaml"], ["no such file", "did you mean search_spaces/digits.yaml", "Cure"]),
+        (["sweep", "search_spaces/digits.yaml", "--stages", "confirm"], ["--stages", "must name search", "Cure"]),
+        (["trial", "nothing.yaml"], ["CONFIG = 'nothing.yaml'", "Cure"]),
+    ],
+)
+def test_a_users_mistake_is_told_in_full_without_a_traceback(arguments, words):
+    done = launch(*arguments, cwd=ROOT)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    for word in words:
+        assert word in done.stderr
+
+
+def test_a_mistake_of_ours_has_a_traceback(monkeypatch):
+    def broken(*_):
+        raise ValueError("a plain ValueError comes from a bug")
+
+    monkeypatch.setattr(models, "read_trial", broken)
+    with pytest.raises(ValueError, match="comes from a bug"):
+        run("trial", "x.yaml")
+
+
+def test_ctrl_c_in_any_command_is_130(monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(models, "read_trial", interrupted)
+    assert run("trial", "x.yaml").exit_code == 130
+
+
+def fake_run(monkeypatch, outcome):
+    """The study's modules without Ray and MLflow; gives the list of what was asked of them."""
+    asked = []
+
+    class Tracker:
+        def __init__(self, *arguments):
+            asked.append(("tracker", *arguments))
+
+        def start(self):
+            asked.append("start")
+
+        def finish(self, _timeout_s):
+            asked.append("finish")
+            return False
+
+        def hint(self):
+            return "deliver it later: launch.py sync digits"
+
+    def run_study(folder, *, address):
+        asked.append((folder, address))
+        return outcome
+
+    monkeypatch.setitem(sys.modules, "raydml.study.stages", SimpleNamespace(run_study=run_study))
+    tracking = SimpleNamespace(Tracker=Tracker, preflight=lambda *_: None)
+    monkeypatch.setitem(sys.modules, "raydml.tracking.delivery", tracking)
+    return asked
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_study_says_how_to_go_on(monkeypatch, tmp_path, number, code):
+    folder = make_study(tmp_path / "else where", "digits")
+    asked = fake_run(monkeypatch, SimpleNamespace(status="interrupted", signal=int(number)))
+    result = run("resume", "digits", "--storage", "else where", "--address", "auto")
+    assert result.exit_code == code
+    assert "launch.py resume 'else where/digits' --address auto" in result.output
+    assert "launch.py sync digits" in result.output, "what MLflow has not heard must be said"
+    assert (folder, "auto") in asked
+    assert asked.index("start") < asked.index((folder, "auto")) < asked.index("finish")
+
+
+def test_study_argument_is_what_the_next_command_understands(tmp_path, monkeypatch):
+    make_study(tmp_path / "studies", "mine")
+    elsewhere = make_study(tmp_path / "other", "mine")
+    assert study_argument(tmp_path / "studies" / "mine") == "mine"
+    assert study_argument(elsewhere) == "other/mine"
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    assert study_argument(elsewhere) == str(elsewhere)
+
+
+# --- sweep ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stages", "overrides"),
+    [
+        (None, []),
+        ("search", ["study.confirm=null", "study.finalize=null"]),
+        ("search,confirm", ["study.finalize=null"]),
+        ("search, confirm, finalize", []),
+    ],
+)
+def test_stages_that_are_not_named_are_taken_out(stages, overrides):
+    assert studies.stage_overrides(stages) == overrides
+
+
+@pytest.mark.parametrize("stages", ["", "confirm", "search,search", "search,confrim"])
+def test_stages_that_make_no_study_are_refused(stages):
+    with pytest.raises(ValueError, match="Cure"):
+        studies.stage_overrides(stages)
+
+
+SPACE = """\
+study: {search: {num_trials: 1}}
+trial:
+  data: {name: digits, resize_px: 8, crop_px: 8}
+  model: {backbone: convnet, weights: none}
+  loss: {name: margin}
+  sampler: {name: class_balanced}
+"""
+
+
+def test_options_reach_the_study(monkeypatch, tmp_path):
+    (tmp_path / "space.yaml").write_text(SPACE.replace("convnet,", "convnet, embedding_dim: {randint: [8, 64]},"))
+    seen = {}
+    monkeypatch.setattr(studies, "run_and_show", lambda *_: None)
+    fake_run(monkeypatch, None)
+
+    def create_study(space, **arguments):
+        seen.update(space=space, **arguments)
+
+    monkeypatch.setattr("raydml.study.folder.create_study", create_study)
+    result = run(
+        *["sweep", "space.yaml", "--num-trials", "3", "--max-epochs", "7", "--seed", "5", "--name", "007"],
+        *["--scheduler", "sync", "--data-root", "images", "--set", "trial.loss.beta=0.9", "--set", "study.seed=1"],
+        *["--storage", "there"],
+    )
+    assert result.exit_code == 0, result.output
+    study = seen["space"].study
+    assert (study.name, study.seed, study.search.num_trials, study.search.scheduler) == ("007", 5, 3, "sync")
+    assert str(seen["space"].machine.data_root) == "images"
+    assert seen["tracking_uri"] == f"sqlite:///{tmp_path}/there/mlflow.db"
+    assert seen["space_text"] == (tmp_path / "space.yaml").read_text()
+    from raydml.search_space.space import sample_trials
+
+    trial = sample_trials(seen["space"])[0]
+    assert (trial.epochs, trial.loss.settings["beta"]) == (7, 0.9)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example")
+    run("sweep", "space.yaml")
+    assert seen["tracking_uri"] == "http://mlflow.example"
+
+
+def test_a_wrong_space_names_every_mistake_and_starts_nothing(tmp_path):
+    (tmp_path / "space.yaml").write_text(SPACE.replace("margin}", "margn}").replace("num_trials: 1", "num_trials: 0"))
+    result = run("sweep", "space.yaml", "--storage", "there")
+    assert result.exit_code == 2
+    for words in ("space.yaml:5", "margn", "did you mean: margin", "space.yaml:1", "num_trials"):
+        assert words in result.stderr
+    assert not (tmp_path / "there").exists()
+
+
+def test_a_stage_without_settings_is_refused(tmp_path):
+    (tmp_path / "space.yaml").write_text(SPACE)
+    result = run("sweep", "space.yaml", "--stages", "search,confirm")
+    assert result.exit_code == 2
+    assert "study.confirm" in result.stderr
+
+
+def test_dry_run_prints_the_study_and_makes_nothing(tmp_path):
+    (tmp_path / "space.yaml").write_text(SPACE.replace("margin}", "margin, beta: {uniform: [0.5, 1.0]}}"))
+    result = run("sweep", "space.yaml", "--num-trials", "3", "--dry-run", "--set", "trial.sampler.classes_per_batch=2")
+    assert result.exit_code == 0, result.output
+    for words in ("search", "search-000", "search-002", "beta", "fingerprint"):
+        assert words in result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["space.yaml"]
+
+
+SUMMARY = {
+    "study": "digits",
+    "metric": "val_map_at_r",
+    "search": [
+        {
+            "trial": f"search-{n:03d}",
+            "recipe": "margin" if n else "mic: margin, distance_weighted",
+            "best": None if n == 6 else 0.9 - n / 10,
+            "epoch_of_best": None if n == 6 else 3,
+            "ended": "non_finite_loss" if n == 6 else "stopped_early",
+        }
+        for n in range(7)
+    ],
+    "confirm": [
+        {
+            "configuration": "aaaabbbbcccc",
+            "recipe": "mic: margin, distance_weighted",
+            "from_trial": "search-000",
+            "mean": 0.8125,
+            "half_width": 0.015,
+            "num_runs": 4,
+        }
+    ],
+    "final": [
+        {
+            "configuration": "aaaabbbbcccc",
+            "recipe": "mic: margin, distance_weighted",
+            "from_trial": "search-000",
+            "metrics": {
+                "recall_at_1": {"mean": 0.95, "half_width": None},
+                "map_at_r": {"mean": 0.7, "half_width": 0.01},
+            },
+            "untrained": {
+                "recall_at_1": {"mean": 0.51, "half_width": None},
+                "map_at_r": {"mean": 0.3, "half_width": 0.02},
+            },
+            "validation": {
+                "recall_at_1": {"mean": 0.97, "half_width": None},
+                "map_at_r": {"mean": 0.8125, "half_width": 0.015},
+            },
+            "untrained_validation": {
+                "recall_at_1": {"mean": 0.62, "half_width": None},
+                "map_at_r": {"mean": 0.4, "half_width": 0.03},
+            },
+        }
+    ],
+}
+
+
+def test_the_end_of_a_study(tmp_path, capsys):
+    folder = make_study(tmp_path / "studies", "digits")
+    (folder / "summary.json").write_text(json.dumps(SUMMARY))
+    events.append(
+        folder / "events.jsonl", {"event": "model", "trial": None, "checkpoint": "x", "name": "raydml-digits"}
+    )
+    studies.show_end("uv run launch.py", folder, studies.new_console())
+    text = capsys.readouterr().out
+    for words in (
+        "search-000 (mic: margin, distance_weighted)",
+        "0.8125 ± 0.0150",
+        "of 4 runs",
+        "0.950",
+        "0.510",
+        "0.700 ± 0.010",
+        "0.300 ± 0.020",
+        "0.400 ± 0.030",
+    ):
+        assert words in text
+    assert "search-004" in text
+    assert "search-005" not in text
+    for command in ("ui digits", "evaluate digits --on val", "export digits digits-model", "resume digits"):
+        assert f"uv run launch.py {command}\n" in text, "a command must stand alone on its line to be copied"
+    for words in ("studies/digits", "http://127.0.0.1:9", "models:/raydml-digits@champion"):
+        assert words in text
+
+
+def test_a_search_alone_has_an_end_too():
+    console = studies.new_console()
+    with console.capture() as captured:
+        console.print(tables.summary({**SUMMARY, "confirm": [], "final": []}))
+    assert "MAP@R 0.9000 on validation, one run" in captured.get()
+    with console.capture() as captured:
+        console.print(tables.summary({**SUMMARY, "confirm": [], "final": [], "search": SUMMARY["search"][6:]}))
+    assert "no trial has a value yet" in captured.get()
+
+
+# --- looking at studies ---------------------------------------------------------------------------------------------
+
+
+def test_status_lists_studies_and_shows_one(tmp_path):
+    storage = tmp_path / "studies"
+    for name, ended in (("first", True), ("second", False)):
+        path = make_study(storage, name) / "events.jsonl"
+        events.append(path, {"event": "study_started", "study": name, "config": {"select_on": "val_map_at_r"}})
+        events.append(path, {"event": "stage_started", "stage": "search", "num_trials": 2, "max_epochs": 3})
+        config = {"epochs": 3, "loss": {"name": "contrastive"}}
+        events.append(path, {"event": "trial_started", "trial": "search-000", "stage": "search", "config": config})
+        metrics = {"val_map_at_r": 0.4321}
+        events.append(
+            path, {"event": "epoch", "trial": "search-000", "stage": "search", "epoch": 1, "metrics": metrics}
+        )
+        events.append(path, {"event": "trial_ended", "trial": "search-000", "stage": "search", "reason": "finished"})
+        if ended:
+            events.append(path, {"event": "stage_finished", "stage": "search"})
+            events.append(path, {"event": "study_finished"})
+    rows = run("status").output.splitlines()
+    assert [row.split()[0] for row in rows] == ["study", "first", "second"]
+    assert "done" in rows[1]
+    assert "1/2" in rows[2]
+    assert "s ago" in rows[2]
+    one = run("status", "second").output
+    assert "contrastive" in one
+    assert "0.4321" in one
+    assert run("status", "secnd").exit_code == 2
+    assert "no studies" in run("status", "--storage", "nowhere").output
+
+
+def test_ui_opens_the_store_of_the_study_on_this_machine_only(tmp_path, monkeypatch):
+    store = tmp_path / "studies" / "mlflow.db"
+    make_study(tmp_path / "studies", "digits", tracking_uri=f"sqlite:///{store}")
+    store.write_text("")
+    seen = []
+
+    def serve(command, **_):
+        seen.append(command)
+        return SimpleNamespace(returncode=0)
+
+    asked = []
+    monkeypatch.setattr(mlflow_store, "runs_page", lambda uri: asked.append(uri) or "/#/the/runs")
+    monkeypatch.setattr(results.subprocess, "run", serve)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        refused = run("ui", "digits", "--port", str(port))
+        assert refused.exit_code == 2
+        assert str(port) in refused.stderr
+        monkeypatch.setattr(results, "FIRST_PORT", port)
+        free = run("ui", "digits")
+    assert free.exit_code == 0
+    assert f"http://127.0.0.1:{port}" not in free.output
+    (command,) = seen
+    assert command[command.index("--backend-store-uri") + 1] == f"sqlite:///{store}"
+    assert command[command.index("--host") + 1] == "127.0.0.1"
+    assert f"http://127.0.0.1:{command[-1]}/#/the/runs " in free.output
+    assert asked == [f"sqlite:///{store}"]
+
+
+def test_ui_makes_no_empty_store(tmp_path):
+    result = run("ui", "--storage", "nowhere")
+    assert result.exit_code == 2
+    assert "mlflow.db" in result.stderr
+    assert not (tmp_path / "nowhere").exists()
+
+
+# --- what can be written into a space -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", registry.KINDS)
+def test_list_shows_every_plugin_with_its_settings(kind):
+    listed = {row["name"]: row for row in json.loads(run("list", kind, "--json").output)}
+    assert tuple(sorted(listed)) == registry.names(kind)
+    text = " ".join(run("list", kind).output.split())
+    for name, row in listed.items():
+        assert row["about"] in text
+        assert row["source"] in text
+        assert bool(row["source"]) == (kind != "methods")
+        assert row["fits"] in text
+        assert len(row["about"]) > 10
+        fields = registry.settings_model(kind, name).model_fields
+        assert set(row["settings"]) == set(fields)
+        for setting, field in fields.items():
+            assert json.loads(row["settings"][setting]["default"]) == field.default
+            assert row["settings"][setting]["about"] in text
+            assert len(row["settings"][setting]["about"]) > 10, (name, setting)
+
+
+def test_list_says_what_fits():
+    def fits(kind):
+        return {row["name"]: row["fits"] for row in json.loads(run("list", kind, "--json").output)}
+
+    assert fits("losses")["multi_similarity"] == "takes pairs"
+    assert fits("losses")["arcface"] == "takes labels alone, no miner"
+    assert fits("miners")["hardest"] == "yields triplets"
+    assert fits("miners")["all"] == "yields pairs or triplet_ranges, by its settings"
+    assert fits("regularizers")["rho"] == "needs a miner that yields triplets"
+    assert fits("regularizers")["cross_batch_memory"] == "needs a loss that takes pairs"
+    assert fits("regularizers")["mdr"] == ""
+
+
+def test_list_says_types_and_limits():
+    listed = {row["name"]: row["settings"] for row in json.loads(run("list", "losses", "--json").output)}
+    assert [listed["margin"]["beta"][key] for key in ("type", "default")] == ["float > 0", "1.2"]
+    assert [listed["margin"]["class_beta"][key] for key in ("type", "default")] == ["bool", "true"]
+    schedules = {row["name"]: row["settings"] for row in json.loads(run("list", "schedules", "--json").output)}
+    milestones = {"type": "list of int >= 1", "default": "required", "about": ""}
+    assert schedules["step"]["milestones"] == milestones
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("samplers", {"class_balanced", "uniform"}),
+        ("optimizers", {"adamw", "adam", "sgd", "rmsprop"}),
+        ("backbones", {"convnet", "resnet18", "resnet50", "googlenet", "convnext_tiny", "vit_b_16"}),
+    ],
+)
+def test_list_shows_the_closed_sets(kind, names):
+    assert {row["name"] for row in json.loads(run("list", kind, "--json").output)} >= names
+
+
+def test_schema_is_the_schema():
+    from raydml.search_space.space import json_schema
+
+    assert json.loads(run("schema").output) == json_schema()
+
+
+# --- one configuration, one model -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A checkpoint made by the `trial` command, and the epochs it printed."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = write_trial(folder / "trial.json")
+    result = run("trial", config, "--json", "--save", str(folder / "checkpoint"))
+    assert result.exit_code == 0, result.output
+    return folder, [json.loads(row) for row in result.output.splitlines()]
+
+
+def test_trial_gives_the_numbers_of_the_trainer(trained):
+    from raydml.config.trial import Machine, parse_trial
+    from raydml.training.trainer import Trainer
+
+    _, epochs = trained
+    expected = list(Trainer(parse_trial(TRIAL), Machine(), device="cpu").epochs())
+    assert [row["epoch"] for row in epochs] == [1, 2]
+    for name in ("train_loss", "val_recall_at_1", "val_map_at_r"):
+        assert [row[name] for row in epochs] == [row[name] for row in expected]
+    assert epochs[-1]["ended"] == "finished"
+
+
+def test_trial_stops_early_without_becoming_another_experiment(trained, tmp_path):
+    folder, epochs = trained
+    result = run("trial", str(folder / "trial.json"), "--max-epochs", "1", "--save", "here")
+    rows = [row for row in result.output.splitlines() if row.strip()[:1].isdigit()]
+    assert len(rows) == 1
+    assert f"{epochs[0]['val_map_at_r']:.4f}" in rows[0]
+    cards = [json.loads((path / "model.json").read_text()) for path in (folder / "checkpoint", tmp_path / "here")]
+    assert cards[0]["fingerprint"] == cards[1]["fingerprint"]
+    assert run("trial", str(folder / "trial.json"), "--save", "here").exit_code == 2, "it would overwrite"
+
+
+def test_trial_finds_configurations_in_a_study(tmp_path):
+    other = {**TRIAL, "seed": 7}
+    folder = make_study(tmp_path / "studies", "digits", trials=[TRIAL, other], machine={"cpus_per_trial": 2})
+    started = {"event": "trial_started", "stage": "confirm", "trial": "confirm-000", "fingerprint": "x"}
+    events.append(folder / "events.jsonl", {**started, "config": {**TRIAL, "seed": 9}})
+    for key, seed in (("search-000", 0), ("search-001", 7), ("confirm-000", 9)):
+        trial, machine = models.read_trial(f"digits:{key}", Path("studies"), Path("images"))
+        assert (trial.seed, machine.cpus_per_trial, machine.data_root) == (seed, 2, (tmp_path / "images"))
+    with pytest.raises(ValueError, match=r"no trial 'search-002'.*search-001"):
+        models.read_trial("digits:search-002", Path("studies"), None)
+
+
+def test_trial_tells_a_space_from_a_trial_and_all_mistakes_at_once(tmp_path):
+    (tmp_path / "space.yaml").write_text(SPACE)
+    result = run("trial", "space.yaml")
+    assert result.exit_code == 2
+    assert "is a search space" in result.stderr
+    result = run("trial", write_trial(tmp_path / "wrong.json", epochs=0, sedd=1))
+    assert result.exit_code == 2
+    assert "epochs = 0" in result.stderr
+    assert "sedd" in result.stderr
+
+
+def test_evaluate_gives_the_validation_numbers_of_the_best_epoch(trained):
+    folder, epochs = trained
+    result = run("evaluate", str(folder / "checkpoint"), "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.output)
+    best = max(epochs, key=lambda row: row["val_map_at_r"])
+    assert report["epoch"] == best["epoch"]
+    for name, value in report["metrics"].items():
+        assert value == pytest.approx(best[f"val_{name}"], abs=1e-6)
+    assert set(report["untrained"]) == set(report["metrics"])
+    table = run("evaluate", str(folder / "checkpoint")).output
+    assert f"{best['val_map_at_r']:.4f}" in table
+
+
+def test_an_exported_model_scores_the_same(trained, tmp_path):
+    folder, _ = trained
+    assert run("export", str(folder / "checkpoint"), "model").exit_code == 0
+    numbers = [
+        json.loads(run("evaluate", t, "--json").output)["metrics"] for t in (str(folder / "checkpoint"), "model")
+    ]
+    assert numbers[0] == numbers[1]
+    again = run("export", "model", "copy")
+    assert again.exit_code == 0
+    assert (tmp_path / "copy" / "model.safetensors").read_bytes() == (
+        folder / "checkpoint" / "weights.safetensors"
+    ).read_bytes()
+    assert run("export", "model", "copy").exit_code == 2, "it would overwrite"
+
+
+def test_every_read_of_the_test_classes_is_recorded(trained, tmp_path, monkeypatch):
+    folder, _ = trained
+    study = make_study(tmp_path / "studies", "digits")
+    (study / "search").mkdir()
+    shutil.copytree(folder / "checkpoint", study / "search" / "checkpoint")
+    told = []
+    tracking = SimpleNamespace(sync=lambda *arguments: told.append(arguments) or True, TrackingError=ValueError)
+    monkeypatch.setitem(sys.modules, "raydml.tracking.delivery", tracking)
+    inside = "studies/digits/search/checkpoint"
+    assert run("evaluate", inside, "--on", "val").exit_code == 0
+    assert not (study / "test_reads.jsonl").exists()
+    assert run("evaluate", inside, "--on", "test").exit_code == 0
+    (read,) = (json.loads(row) for row in (study / "test_reads.jsonl").read_text().splitlines())
+    assert read["purpose"] == "evaluate"
+    assert read["checkpoint"].endswith("search/checkpoint")
+    (event,) = events.read(study / "events.jsonl")
+    assert event["event"] == "test_read"
+    assert len(told) == 1, "MLflow must hear of it"
+    assert run("evaluate", str(folder / "checkpoint"), "--on", "test").exit_code == 0
+    assert len((tmp_path / "studies" / "test_reads.jsonl").read_text().splitlines()) == 1
+
+
+def test_every_read_of_the_test_classes_by_a_model_from_mlflow_is_recorded_there_too(trained, tmp_path, monkeypatch):
+    """A real store: in the run of the model, in the study if it lies here, and before an image is opened."""
+    from raydml.evaluation import embed
+    from raydml.inference.export import export_model
+    from raydml.tracking import delivery as tracking
+
+    trained_folder, _ = trained
+    storage = tmp_path / "studies"
+    uri = mlflow_store.default_uri(storage)
+    study = make_study(storage, "digits", tracking_uri=uri)
+    about = {"study": "digits", "study_id": "0" * 32, "storage": str(storage), "config": {}, "commit": "c0ffee"}
+    model = export_model(trained_folder / "checkpoint", tmp_path / "exported")
+    for event in (
+        {"event": "study_started", **about},
+        {"event": "trial_started", "trial": "confirm-000", "stage": "confirm", "config": TRIAL},
+        {"event": "model", "trial": "confirm-000", "checkpoint": "/c", "folder": str(model), "name": "digits"},
+        {"event": "trial_ended", "trial": "confirm-000", "reason": "finished"},
+        {"event": "study_finished"},
+    ):
+        events.append(study / "events.jsonl", event)
+    assert tracking.sync(study / "events.jsonl", uri, "digits")
+    client = mlflow_store.connect(uri)
+    version = client.get_model_version_by_alias("digits", "champion")
+    run_id = version.run_id
+    parent_id = client.get_run(run_id).data.tags["mlflow.parentRunId"]
+
+    def reads(run):
+        return [
+            json.loads(Path(client.download_artifacts(run, item.path)).read_text())
+            for item in client.list_artifacts(run, "test_reads")
+        ]
+
+    def rows(folder):
+        path = folder / "test_reads.jsonl"
+        return [json.loads(row) for row in path.read_text().splitlines()] if path.exists() else []
+
+    def seen_before_opening(*_, **__):
+        at_opening.append((len(reads(run_id)), len(rows(study)) + len(rows(tmp_path / "elsewhere"))))
+        return embed.Evaluated({"recall_at_1": 0.5, "untrained_recall_at_1": 0.25}, {}, {"leave_one_out": "so"})
+
+    at_opening = []
+    monkeypatch.setattr(embed, "evaluate_checkpoint", seen_before_opening)
+    assert run("evaluate", "models:/digits/1", "--on", "val").exit_code == 0
+    assert (reads(run_id), rows(study), at_opening) == ([], [], [(0, 0)])
+    assert run("evaluate", "models:/digits/1", "--on", "test").exit_code == 0
+    assert at_opening[1:] == [(1, 1)]
+    (told,) = reads(run_id)
+    (row,) = rows(study)
+    assert told["checkpoint"] == row["checkpoint"] == "models:/digits/1"
+    assert told["commit"] == row["commit"]
+    (event,) = [event for event in events.read(study / "events.jsonl") if event["event"] == "test_read"]
+    assert event["checkpoint"] == "models:/digits/1"
+    assert [read["checkpoint"] for read in reads(parent_id)] == ["models:/digits/1"], "the study's own run"
+    assert rows(storage) == [], "one read, one record here"
+    # The study does not lie in this storage: its run in MLflow hears of it all the same.
+    away = ("--storage", "elsewhere", "--tracking-uri", uri)
+    assert run("evaluate", f"runs:/{run_id}", "--on", "test", *away).exit_code == 0
+    assert at_opening[2:] == [(2, 2)]
+    assert [read["checkpoint"] for read in reads(run_id)] == ["models:/digits/1", f"runs:/{run_id}"]
+    assert [row["checkpoint"] for row in rows(tmp_path / "elsewhere")] == [f"runs:/{run_id}"]
+    # A study of the same name that is another one.
+    make_study(tmp_path / "other", "digits", study_id="1" * 32)
+    assert (
+        run("evaluate", f"runs:/{run_id}", "--on", "test", "--storage", "other", "--tracking-uri", uri).exit_code == 0
+    )
+    assert rows(tmp_path / "other" / "digits") == []
+    assert len(rows(tmp_path / "other")) == 1
+    # What cannot be recorded is not read.
+    client.create_model_version("digits", source=version.source)
+    refused = run("evaluate", "models:/digits/2", "--on", "test")
+    assert refused.exit_code == 2
+    assert "registered without a run" in refused.stderr
+    assert len(at_opening) == 4
+    assert len(rows(study)) == 1
+
+
+def test_evaluate_refuses_what_holds_no_model(tmp_path):
+    (tmp_path / "empty").mkdir()
+    result = run("evaluate", "empty")
+    assert result.exit_code == 2
+    assert "no checkpoint and no exported model" in result.stderr
+    for command in ("evaluate", "resume", "sync", "report"):
+        refused = run(command, "nothing")
+        assert refused.exit_code == 2
+        assert "no study 'nothing'" in refused.stderr
+
+
+def test_evaluate_does_not_look_for_models_in_folders_below_the_one_that_was_named(tmp_path):
+    stranger = tmp_path / "somebody" / "trial" / "checkpoint_000000"
+    stranger.mkdir(parents=True)
+    (stranger / "model.json").write_text("{}")
+    with pytest.raises(models.CommandError, match="no checkpoint and no exported model"):
+        models.locate(str(tmp_path), tmp_path / "studies", None, tmp_path)
+
+
+def test_trial_says_what_to_do_with_a_search_space(tmp_path):
+    (tmp_path / "space.yaml").write_text("trial: {epochs: 2}\n")
+    result = run("trial", str(tmp_path / "space.yaml"))
+    assert result.exit_code == 2
+    assert "has a key trial, as search spaces have. Cure: a file of one trial holds what stands below" in result.output

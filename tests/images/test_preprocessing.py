@@ -1,0 +1,191 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image, ImageOps
+
+from raydml.images.preprocessing import Preprocessing, PreprocessingError, resized, resized_size, upright_rgb
+
+PLAIN, ONE = (0.0,) * 3, (1.0,) * 3
+
+
+def test_normalise_by_hand():
+    pixels = torch.tensor([[[[255, 0, 51]]]], dtype=torch.uint8)
+    rgb = Preprocessing(1, 1, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0))
+    torch.testing.assert_close(rgb.normalise(pixels).flatten(), torch.tensor([1.0, -1.0, 0.1]))
+    bgr = Preprocessing(1, 1, mean=(1.0, 2.0, 5.0), std=(1.0, 1.0, 1.0), channels="BGR", value_range=255.0)
+    torch.testing.assert_close(bgr.normalise(pixels).flatten(), torch.tensor([50.0, -2.0, 250.0]))
+
+
+def test_for_evaluation_takes_the_centre():
+    pixels = torch.arange(36, dtype=torch.uint8).view(1, 6, 6, 1).expand(1, 6, 6, 3)
+    plain = Preprocessing(6, 2, mean=(0.0,) * 3, std=(1.0,) * 3, value_range=255.0)
+    torch.testing.assert_close(
+        plain.for_evaluation(pixels)[0, 0], torch.tensor([[14.0, 15.0], [20.0, 21.0]]), rtol=0, atol=1e-4
+    )
+
+
+def test_preprocessing_survives_json():
+    original = Preprocessing(256, 224, (0.5, 0.4, 0.3), (0.2, 0.2, 0.1), "BGR", 255.0, "squash", "lanczos")
+    assert Preprocessing.from_dict(json.loads(json.dumps(original.to_dict()))) == original
+
+
+def test_read_resizes_the_short_side_and_takes_the_centre(tmp_path):
+    wide = np.zeros((10, 30, 3), np.uint8)
+    wide[:, 10:20] = 200  # the centre square
+    preprocessing = Preprocessing(5, 5, mean=(0.0,) * 3, std=(1.0,) * 3)
+    expected_centre = preprocessing.read(wide)[:, 2]
+    assert (expected_centre == 200).all()
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    assert np.array_equal(preprocessing.read(tmp_path / "wide.png"), preprocessing.read(wide))
+    assert preprocessing.read(Image.fromarray(wide[..., 0])).shape == (5, 5, 3)  # grey becomes RGB
+    with pytest.raises(PreprocessingError, match="float64"):
+        preprocessing.read(np.zeros((4, 4, 3)))
+
+
+SIZES = [(60, 47), (47, 60), (33, 100), (24, 24), (37, 20), (9, 72), (1, 8)]
+FILTERS = {
+    "bilinear": torchvision.transforms.InterpolationMode.BILINEAR,
+    "bicubic": torchvision.transforms.InterpolationMode.BICUBIC,
+    "lanczos": torchvision.transforms.InterpolationMode.LANCZOS,
+}
+
+
+def noise(size: tuple[int, int], seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("interpolation", sorted(FILTERS))
+@pytest.mark.parametrize("resize", ["short_side", "squash"])
+@pytest.mark.parametrize("size", SIZES)
+def test_read_is_torchvisions_resize_and_centre_crop(size, resize, interpolation):
+    picture = noise(size)
+    target = 24 if resize == "short_side" else (24, 24)
+    transform = torchvision.transforms.Compose(
+        [torchvision.transforms.Resize(target, FILTERS[interpolation]), torchvision.transforms.CenterCrop(21)]
+    )
+    preprocessing = Preprocessing(24, 21, PLAIN, ONE, resize=resize, interpolation=interpolation)
+    assert np.array_equal(preprocessing.read(picture), np.asarray(transform(picture)))
+    everything = resized(picture, 24, resize=resize, interpolation=interpolation)
+    assert everything.size == transform.transforms[0](picture).size == resized_size(size, 24, resize=resize)
+
+
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (10, 81), (3, 25)])
+def test_a_strip_is_cut_to_eight_to_one_about_its_centre(size):
+    strip = noise(size)
+    short, long = min(size), 8 * min(size)
+    begin = round((max(size) - long) / 2)
+    box = (0, begin, short, begin + long) if size[0] < size[1] else (begin, 0, begin + long, short)
+    expected = torchvision.transforms.Resize(24)(strip.crop(box))
+    assert np.array_equal(resized(strip, 24, resize="short_side", interpolation="bilinear"), expected)
+    assert sorted(expected.size) == [24, 192]
+    assert resized_size(size, 24, resize="short_side") == expected.size
+    squashed = resized(strip, 24, resize="squash", interpolation="bilinear")  # bounded as it is: nothing is cut
+    assert np.array_equal(squashed, torchvision.transforms.Resize((24, 24))(strip))
+
+
+def test_sizes_are_symmetric_bounded_and_hold_the_crop():
+    generator = np.random.default_rng(0)
+    drawn = np.exp(generator.uniform(0, np.log(4000), (5000, 2))).astype(int).tolist()  # as many slim images as square
+    for (width, height), resize_px in zip(drawn, generator.integers(1, 301, 5000).tolist(), strict=True):
+        size = resized_size((width, height), resize_px, resize="short_side")
+        assert size[::-1] == resized_size((height, width), resize_px, resize="short_side")
+        assert min(size) == resize_px, (width, height)
+        assert max(size) <= 8 * resize_px, (width, height)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(10))  # 0 and 9 mean nothing
+def test_every_rotation_is_applied_once(tmp_path, orientation, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    noise((5, 3)).save(tmp_path / f"turned.{suffix}", exif=exif)
+    with Image.open(tmp_path / f"turned.{suffix}") as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    with Image.open(tmp_path / f"turned.{suffix}") as image:
+        upright = upright_rgb(image)
+    assert np.array_equal(upright, expected)
+    assert upright.size == ((3, 5) if orientation in (5, 6, 7, 8) else (5, 3))
+    assert np.array_equal(upright_rgb(upright), expected)
+
+
+def test_a_rotation_behind_the_pixels_of_a_png_is_applied(tmp_path):
+    """The PNG specification lets the EXIF block stand on either side of the pixels."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise((5, 3)).save(tmp_path / "before.png", exif=exif)
+    content = (tmp_path / "before.png").read_bytes()
+    begin = content.index(b"eXIf") - 4
+    end = begin + 12 + int.from_bytes(content[begin : begin + 4], "big")
+    at = content.index(b"IEND") - 4
+    (tmp_path / "behind.png").write_bytes(content[:begin] + content[end:at] + content[begin:end] + content[at:])
+    with Image.open(tmp_path / "behind.png") as image:
+        assert np.array_equal(upright_rgb(image), np.asarray(noise((5, 3)).transpose(Image.Transpose.ROTATE_270)))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")  # Pillow says so, once
+@pytest.mark.parametrize("block", [b"Exif\0\0", b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"MM\0*\0"])
+def test_a_broken_exif_block_turns_nothing(tmp_path, block):
+    noise((5, 3)).save(tmp_path / "odd.png", exif=block)
+    with Image.open(tmp_path / "odd.png") as image:
+        assert np.array_equal(upright_rgb(image), np.asarray(noise((5, 3))))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"])
+def test_every_8_bit_mode_becomes_rgb_as_pillow_converts_it(mode):
+    picture = noise((6, 4)).convert(mode)
+    assert np.array_equal(upright_rgb(picture), np.asarray(picture.convert("RGB")))
+    assert upright_rgb(picture).mode == "RGB"
+
+
+def test_transparency_is_dropped_and_not_blended():
+    grey_alpha = Image.fromarray(np.array([[[200, 0], [10, 128]]], dtype=np.uint8), mode=None)
+    assert np.asarray(upright_rgb(grey_alpha)).tolist() == [[[200] * 3, [10] * 3]]
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([1, 2, 3, 40, 50, 60])
+    palette.putpixel((1, 0), 1)
+    for transparency in (0, b"\x00\x80"):
+        palette.info["transparency"] = transparency
+        assert np.asarray(upright_rgb(palette)).tolist() == [[[1, 2, 3], [40, 50, 60]]]
+
+
+def test_settings_that_cannot_be_are_refused():
+    for changes, message in (
+        ({"crop_px": 25}, "crop_px: 25 does not fit into resize_px: 24"),
+        ({"channels": "GBR"}, "channels: 'GBR'; one of RGB, BGR"),
+        ({"resize": "long_side"}, "resize: 'long_side'; one of short_side, squash"),
+        ({"interpolation": "nearest"}, "interpolation: 'nearest'; one of"),
+    ):
+        with pytest.raises(PreprocessingError, match=message):
+            Preprocessing(**{"resize_px": 24, "crop_px": 24, "mean": PLAIN, "std": ONE, **changes})
+
+
+@pytest.mark.parametrize("crop_px", [6, 7, 8])
+def test_for_evaluation_is_torchvisions_centre_crop(crop_px):
+    pixels = torch.randint(0, 256, (1, 9, 9, 3), dtype=torch.uint8)
+    ours = Preprocessing(9, crop_px, mean=(0.0,) * 3, std=(1.0,) * 3, value_range=255.0).for_evaluation(pixels)
+    theirs = torchvision.transforms.CenterCrop(crop_px)(pixels.permute(0, 3, 1, 2)).float()
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_constants_made_while_evaluating_serve_training():
+    preprocessing = Preprocessing(3, 3, mean=(0.125,) * 3, std=(1.0,) * 3)
+    pixels = torch.zeros(1, 3, 3, 3, dtype=torch.uint8)
+    with torch.inference_mode():
+        preprocessing.normalise(pixels)
+    scaled = torch.ones(1, 3, 3, 3, requires_grad=True)
+    preprocessing.normalise(scaled).square().sum().backward()
+    assert scaled.grad is not None
+
+
+def test_read_applies_the_cameras_rotation(tmp_path):
+    picture = Image.new("RGB", (8, 8))
+    picture.paste((255, 255, 255), (0, 0, 8, 4))  # white on top
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    picture.save(tmp_path / "turned.png", exif=exif)
+    read = Preprocessing(8, 8, mean=(0.0,) * 3, std=(1.0,) * 3).read(tmp_path / "turned.png")
+    assert (read[:4] == 0).all()
+    assert (read[4:] == 255).all()

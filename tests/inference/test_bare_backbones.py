@@ -1,0 +1,74 @@
+"""Backbones without a head: features against the libraries' own models, and names that do not exist."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+
+from raydml.inference.bare_backbones import open_bare
+from raydml.models.network import ModelError
+from raydml.models.pretrained import WeightsError
+
+
+def test_features_are_the_librarys_own_and_of_length_one():
+    bare = open_bare("backbone:resnet18:none", resize_px=40, crop_px=32)
+    theirs = torchvision.models.resnet18()
+    missing, unexpected = theirs.load_state_dict(bare.network.trunk.state_dict(), strict=False)
+    assert (sorted(missing), unexpected) == (["fc.bias", "fc.weight"], [])
+    theirs.fc = torch.nn.Identity()
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        features = theirs.eval()(images)
+        found = bare.network(images)
+    torch.testing.assert_close(found, features / features.norm(dim=1, keepdim=True))
+    assert not bare.network.training
+    assert bare.name == "backbone:resnet18:none"
+    assert (bare.preprocessing.resize_px, bare.preprocessing.crop_px) == (40, 32)
+
+
+def test_random_weights_are_the_same_each_time_and_leave_the_callers_state():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    states = [open_bare("backbone:convnet:none").network.state_dict() for _ in range(2)]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_model_of_timm_sees_images_as_timm_prepares_them():
+    bare = open_bare("timm:resnet10t.c3_in1k:none")
+    config = resolve_model_data_config(timm.create_model("resnet10t.c3_in1k", num_classes=0))
+    theirs = create_transform(**config, is_training=False)
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 260, 3), dtype=np.uint8)
+    pixels = np.asarray(
+        Image.fromarray(pixels).resize((30, 26)).resize((300, 260))
+    )  # smooth: filters differ in rounding
+    image = Image.fromarray(pixels)
+    ours = bare.preprocessing.for_evaluation(torch.tensor(bare.preprocessing.read(image))[None])[0]
+    assert ours.shape == theirs(image).shape
+    torch.testing.assert_close(ours, theirs(image), atol=0.05, rtol=0)
+    with torch.inference_mode():
+        found = bare.network(ours[None])
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(1))
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("backbone:resnet9", "'resnet9'; one of convnet, resnet18"),
+        ("timm:resnet10t_nothing", "has no such model"),
+        ("timm:resnet10t:other", "weights are default or none"),
+        ("elsewhere:resnet18", "backbone:NAME or timm:NAME"),
+        ("backbone:", "backbone:NAME or timm:NAME"),
+    ],
+)
+def test_what_does_not_exist_is_explained(target, message):
+    with pytest.raises(ModelError, match=message):
+        open_bare(target)
+
+
+def test_a_backbone_without_published_weights_says_so():
+    with pytest.raises(WeightsError, match="convnet has no published weights"):
+        open_bare("backbone:convnet")

@@ -1,0 +1,265 @@
+"""Embedding, scoring, collapse, and checkpoints evaluated by their folder, on the handwritten digits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torchvision.transforms.v2.functional import center_crop
+
+from raydml.config.errors import ConfigError
+from raydml.config.trial import fingerprint, parse_machine, parse_trial
+from raydml.data.catalog import DataError
+from raydml.data.datasets import open_catalog
+from raydml.data.seal import TestReads
+from raydml.data.splits import make_split
+from raydml.evaluation.embed import EvaluationError, Wanted, embed, evaluate_embeddings
+from raydml.images.pixels import PackedPixels, packed
+from raydml.images.preprocessing import Preprocessing
+from raydml.inference.checkpoints import evaluate_checkpoint, load_network
+from raydml.models.network import build_network, preprocessing_for
+from raydml.training import checkpoint
+from raydml.training.randomness import seed_for
+from raydml.training.trainer import Trainer
+from tests.evaluation.slow_ranking import slow_recall_and_map
+
+PLAIN = Preprocessing(resize_px=6, crop_px=4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+class Flatten(nn.Module):
+    """Embeds an image as its own pixels; remembers how it was called."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.dropout = nn.Dropout(0.5)
+        self.scale = nn.Linear(1, 1)
+        self.calls = []
+
+    def forward(self, images):
+        self.calls.append((len(images), self.training, torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+        return self.dropout(self.norm(images)).flatten(1)
+
+
+def pictures(num_images, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (num_images, 6, 6, 3), dtype=np.uint8)
+
+
+def test_embed_keeps_order_and_prepares_as_stated():
+    pixels = pictures(7)
+    found = embed(Flatten(), packed(pixels), PLAIN, device="cpu", batch_size=3)
+    expected = (pixels[:, 1:5, 1:5] / 255).transpose(0, 3, 1, 2).reshape(7, -1) / np.sqrt(1 + 1e-5)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert found.dtype == np.float32
+
+
+def test_embed_evaluates_without_gradients_and_gives_every_mode_back():
+    network = Flatten().train()
+    network.norm.eval()  # as a frozen BatchNorm layer is
+    before = network.norm.running_mean.clone()
+    embed(network, packed(pictures(7)), PLAIN, device="cpu", batch_size=3)
+    assert network.calls == [(3, False, False, False), (3, False, False, False), (1, False, False, False)]
+    assert (network.training, network.norm.training, network.dropout.training) == (True, False, True)
+    assert torch.equal(network.norm.running_mean, before)
+    network.eval()
+    embed(network, packed(pictures(2)), PLAIN, device="cpu", batch_size=3)
+    assert not any(module.training for module in network.modules())
+
+
+def test_embed_gives_the_modes_back_after_an_error():
+    network = Flatten().train()
+    network.norm = nn.BatchNorm2d(5)
+    with pytest.raises(RuntimeError):
+        embed(network, packed(pictures(2)), PLAIN, device="cpu", batch_size=2)
+    assert all(module.training for module in network.modules())
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.02), ("fp16", 0.003)])
+def test_precision_is_really_lower_and_the_result_is_float32(precision, tolerance):
+    network = build_network(
+        backbone="convnet",
+        embedding_dim=8,
+        layer_norm=False,
+        normalize="l2",
+        freeze_batch_norm=False,
+        weights="none",
+        seed=0,
+    )
+    preprocessing = preprocessing_for("convnet", resize_px=8, crop_px=8)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    full = embed(network, packed(pixels), preprocessing, device="cpu", batch_size=4)
+    low = embed(network, packed(pixels), preprocessing, device="cpu", batch_size=4, precision=precision)
+    assert low.dtype == np.float32
+    assert 0 < np.abs(low - full).max() < tolerance
+
+
+def test_embed_takes_the_centre_of_images_of_different_sizes():
+    """Short sides of 6 pixels, long ones of 6 to 9: the 4 x 4 centre is cut as torchvision's CenterCrop cuts it."""
+    generator = np.random.default_rng(0)
+    sizes = np.array([[6, 9], [7, 6], [6, 6]], dtype=np.int32)
+    images = [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+    offsets = np.cumsum([0, *(image.size for image in images[:-1])])
+    pixels = PackedPixels(np.concatenate([image.reshape(-1) for image in images]), offsets, sizes)
+    found = embed(Flatten(), pixels, PLAIN, device="cpu", batch_size=2)
+    for row, image in zip(found, images, strict=True):
+        centre = center_crop(torch.from_numpy(image).permute(2, 0, 1), [4, 4]).numpy()
+        np.testing.assert_allclose(row, (centre / 255).reshape(-1) / np.sqrt(1 + 1e-5), rtol=1e-5)
+
+
+def test_embed_refuses_what_it_cannot_do():
+    with pytest.raises(EvaluationError, match="'fp8'; one of fp32, bf16, fp16"):
+        embed(Flatten(), packed(pictures(2)), PLAIN, device="cpu", batch_size=2, precision="fp8")
+    with pytest.raises(EvaluationError, match="0 images"):
+        embed(Flatten(), packed(pictures(0)), PLAIN, device="cpu", batch_size=2)
+
+
+TRIAL = {
+    "seed": 5,
+    "data": {
+        "name": "digits",
+        "resize_px": 8,
+        "crop_px": 8,
+        "split": {"order": "sorted", "test_fraction": 0.5, "val_fraction": 0.4},
+    },
+    "model": {"backbone": "convnet", "weights": "none", "embedding_dim": 16},
+    "loss": {"name": "contrastive"},
+    "sampler": {"name": "class_balanced", "classes_per_batch": 3, "images_per_class": 4},
+    "recall_at": [1, 4],
+}
+
+
+def digits_of(classes):
+    """(pixels for the convnet, labels) straight from scikit-learn, prepared by hand: 0..16 -> -1..1."""
+    digits = load_digits()
+    chosen = np.isin(digits.target, classes)
+    grey = np.round(digits.images[chosen] * (255 / 16)) / 127.5 - 1
+    return torch.from_numpy(np.repeat(grey[:, None], 3, axis=1)).float(), digits.target[chosen]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A checkpoint whose weights are another seed's initial ones: no training is needed to tell them apart."""
+    trial = parse_trial(TRIAL)
+    network = build_network(**trial.model.model_dump(), seed=77)
+    card = {
+        "network": trial.model.model_dump(exclude={"weights"}),
+        "preprocessing": preprocessing_for("convnet", resize_px=8, crop_px=8).to_dict(),
+        "trial": trial.model_dump(mode="json"),
+        "fingerprint": fingerprint(trial),
+        "epoch": 1,
+        "metrics": {},
+    }
+    folder = tmp_path_factory.mktemp("study") / "checkpoint_000001"
+    checkpoint.save(folder, state={}, model_card=card, best_weights=network.state_dict())
+    return folder, trial, network
+
+
+MACHINE = parse_machine({"device": "cpu", "evaluation_batch": 100})
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_a_checkpoint_is_scored_beside_its_untrained_network(saved, part):
+    folder, trial, network = saved
+    split = make_split(open_catalog("digits", None), **trial.data.split.model_dump())
+    assert split.test == (5, 6, 7, 8, 9)
+    key = TestReads(folder.parent / "reads.jsonl").record(purpose="t", checkpoint=folder, commit="c")
+    metrics = evaluate_checkpoint(folder, part, MACHINE, key=key if part == "test" else None).metrics
+    names = ["recall_at_1", "recall_at_4", "r_precision", "map_at_r"]
+    assert list(metrics) == names + [f"untrained_{name}" for name in names]
+    images, labels = digits_of(split.val if part == "val" else split.test)
+    untrained = build_network(**trial.model.model_dump(), seed=seed_for(5, "network_init"))
+    for prefix, candidate in (("", network), ("untrained_", untrained)):
+        with torch.no_grad():
+            recall, average = slow_recall_and_map(candidate.eval()(images), labels)
+        assert metrics[f"{prefix}recall_at_1"] == pytest.approx(recall, abs=0.004)
+        assert metrics[f"{prefix}map_at_r"] == pytest.approx(average, abs=0.004)
+    assert metrics["map_at_r"] != metrics["untrained_map_at_r"]
+    assert list(evaluate_checkpoint(folder, "val", MACHINE, untrained=False).metrics) == names
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_a_checkpoint_of_a_trial_with_binary_codes_is_scored_by_them_too(saved, tmp_path, part):
+    _, trial, network = saved
+    card = checkpoint.load_card(saved[0])
+    card["trial"]["binary_codes"] = True
+    folder = checkpoint.save(tmp_path / "c", state={}, model_card=card, best_weights=network.state_dict())
+    key = TestReads(tmp_path / "reads.jsonl").record(purpose="t", checkpoint=folder, commit="c")
+    metrics = evaluate_checkpoint(folder, part, MACHINE, key=key if part == "test" else None).metrics
+    names = ["recall_at_1", "recall_at_4", "r_precision", "map_at_r"]
+    both = names + [f"binary_{name}" for name in names]
+    assert list(metrics) == both + [f"untrained_{name}" for name in both]
+    split = make_split(open_catalog("digits", None), **trial.data.split.model_dump())
+    images, labels = digits_of(split.val if part == "val" else split.test)
+    with torch.no_grad():
+        recall, average = slow_recall_and_map((network.eval()(images) > 0).float(), labels)
+    assert metrics["binary_recall_at_1"] == pytest.approx(recall, abs=0.004)
+    assert metrics["binary_map_at_r"] == pytest.approx(average, abs=0.004)
+    assert metrics["binary_map_at_r"] != metrics["map_at_r"]
+
+
+def test_a_trainer_scores_binary_codes_where_its_trial_asks():
+    sampler = {**TRIAL["sampler"], "batches_per_epoch": 1}
+    results = []
+    for asked in ({}, {"binary_codes": True}):
+        trainer = Trainer(parse_trial({**TRIAL, "epochs": 1, "sampler": sampler, **asked}), MACHINE, device="cpu")
+        results += trainer.epochs()
+    plain, both = results
+    metrics = [name for name in plain if name.startswith("val_")]
+    assert metrics == ["val_recall_at_1", "val_recall_at_4", "val_r_precision", "val_map_at_r"]
+    assert set(both) - set(plain) == {name.replace("val_", "val_binary_") for name in metrics}
+    assert {name: both[name] for name in metrics} == {name: plain[name] for name in metrics}
+    with torch.no_grad():
+        images, labels = digits_of(
+            make_split(open_catalog("digits", None), **trainer.trial.data.split.model_dump()).val
+        )
+        recall, average = slow_recall_and_map((trainer.method.network.eval()(images) > 0).float(), labels)
+    assert both["val_binary_recall_at_1"] == pytest.approx(recall, abs=0.004)
+    assert both["val_binary_map_at_r"] == pytest.approx(average, abs=0.004)
+    assert both["best_val_map_at_r"] == both["val_map_at_r"]
+
+
+def test_binary_codes_choose_no_trial():
+    with pytest.raises(ConfigError, match="select_on"):
+        parse_trial({**TRIAL, "binary_codes": True, "select_on": "val_binary_map_at_r"})
+
+
+def test_the_test_part_needs_a_key_and_opens_nothing_without(saved, monkeypatch):
+    monkeypatch.setattr("raydml.training.trial_images.open_catalog", lambda *_: pytest.fail("opened the data"))
+    with pytest.raises(EvaluationError, match="sealed"):
+        evaluate_checkpoint(saved[0], "test", MACHINE)
+    with pytest.raises(EvaluationError, match="'train'; one of val, test"):
+        evaluate_checkpoint(saved[0], "train", MACHINE)
+
+
+def test_other_images_than_the_trials_are_refused(saved, tmp_path):
+    folder, _, network = saved
+    card = checkpoint.load_card(folder)
+    card["trial"]["data"]["content"] = "ab" * 32
+    other = checkpoint.save(tmp_path / "c", state={}, model_card=card, best_weights=network.state_dict())
+    with pytest.raises(DataError, match=r"data\.content: .* made for images with the hash abababababab"):
+        evaluate_checkpoint(other, "val", MACHINE)
+
+
+def test_load_network_gives_the_saved_weights(saved):
+    folder, _, network = saved
+    loaded, preprocessing, card = load_network(folder)
+    assert not loaded.training
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert preprocessing.crop_px == 8
+    assert card["epoch"] == 1
+
+
+def test_intervals_draw_whole_classes():
+    """Two classes, one always found and one never: drawn query by query the mean could hardly leave 0.5."""
+    generator = np.random.default_rng(0)
+    good = np.repeat(np.eye(40)[:2] * 10, 20, axis=0)[:20] + 0.01 * generator.standard_normal((20, 40))
+    lost = np.repeat(np.eye(40)[2:22] * 10, 2, axis=0)  # pairs of twins from two different classes
+    rows = np.concatenate([good, lost]).astype(np.float32)
+    labels = np.array([0] * 20 + [1, 2] * 20)
+    found = evaluate_embeddings(rows, labels, None, ["leave_one_out"], Wanted((1,), intervals=True))
+    assert found.metrics["recall_at_1"] == pytest.approx(20 / 60)
+    low, high = found.intervals["recall_at_1"]
+    assert (low, high) == (0.0, 1.0), "three classes are drawn: all of the found one, or none"

@@ -1,0 +1,203 @@
+import hashlib
+import io
+import urllib.error
+import urllib.request
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+
+from raydml.models.backbones import BACKBONES, BackboneFacts
+from raydml.models.head import ModelError
+from raydml.models.network import Network, build_network, preprocessing_for
+from raydml.models.pretrained import WeightsError
+
+CONVNET = {
+    "backbone": "convnet",
+    "embedding_dim": 16,
+    "layer_norm": False,
+    "normalize": "l2",
+    "freeze_batch_norm": False,
+    "weights": "none",
+    "seed": 0,
+}
+
+
+def make(**changes) -> Network:
+    return build_network(**{**CONVNET, **changes})
+
+
+def test_same_seed_same_network_and_the_global_state_is_left_alone():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first, second, other = make(), make(), make(seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+    assert not torch.equal(first.head.linear.weight, other.head.linear.weight)
+
+
+def test_embeddings_are_float32_under_autocast():
+    network = make()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        embeddings = network(torch.randn(4, 3, 8, 8))
+    assert embeddings.dtype == torch.float32
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(4))
+
+
+def test_frozen_batch_norm_keeps_its_statistics_but_learns_scale_and_shift():
+    network = make(freeze_batch_norm=True).train()
+    norm = network.trunk.blocks[0][1]
+    statistics = norm.running_mean.clone(), norm.running_var.clone()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    scale = norm.weight.detach().clone()
+    network(torch.randn(4, 3, 8, 8))[:, 0].sum().backward()
+    optimizer.step()
+    assert torch.equal(norm.running_mean, statistics[0])
+    assert torch.equal(norm.running_var, statistics[1])
+    assert not torch.equal(norm.weight, scale)
+    assert network.training
+    assert not norm.training
+
+
+def test_batch_norm_that_is_not_frozen_moves():
+    network = make(freeze_batch_norm=False).train()
+    before = network.trunk.blocks[0][1].running_mean.clone()
+    network(torch.randn(4, 3, 8, 8))
+    assert not torch.equal(network.trunk.blocks[0][1].running_mean, before)
+
+
+def test_dropout_made_for_imagenet_classifiers_is_off():
+    drops = [m.p for m in make(backbone="googlenet").modules() if isinstance(m, torch.nn.Dropout)]
+    assert all(p == 0 for p in drops)
+
+
+# --- weights ---------------------------------------------------------------------------------------------
+
+
+def test_default_weights_of_a_backbone_without_any_are_refused_with_the_cure():
+    with pytest.raises(WeightsError, match="weights: none"):
+        make(weights="default")
+
+
+def test_unknown_backbone_lists_the_choices():
+    with pytest.raises(ModelError, match=r"'resnet19'.*resnet18"):
+        make(backbone="resnet19")
+
+
+def test_without_a_network_the_message_says_which_file_goes_where(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    timeouts = []
+
+    def refuse(url, timeout):
+        timeouts.append((url, timeout))
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    with pytest.raises(WeightsError) as caught:
+        make(backbone="resnet18", weights="default")
+    assert timeouts == [("https://download.pytorch.org/models/resnet18-f37072fd.pth", 10.0)]
+    assert str(tmp_path / "checkpoints" / "resnet18-f37072fd.pth") in str(caught.value)
+    assert "weights: none" in str(caught.value)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_a_download_cut_off_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(urllib.request, "urlopen", lambda _url, **_options: io.BytesIO(b"half a file"))
+    with pytest.raises(WeightsError, match="sha256 differs"):
+        make(backbone="resnet18", weights="default")
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def published(tmp_path, monkeypatch, state) -> str:
+    """A stand-in for a published file: named by its own digest, where torch keeps such files."""
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    torch.save(state, folder / "draft")
+    digest = hashlib.sha256((folder / "draft").read_bytes()).hexdigest()
+    name = f"resnet18-{digest[:8]}.pth"
+    (folder / "draft").rename(folder / name)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    facts = BACKBONES["resnet18"]
+    monkeypatch.setitem(BACKBONES, "resnet18", BackboneFacts(**{**vars(facts), "weights_file": name}))
+    return name
+
+
+def test_published_weights_are_taken_from_where_torch_keeps_them(tmp_path, monkeypatch):
+    theirs = torchvision.models.resnet18()
+    published(tmp_path, monkeypatch, theirs.state_dict())
+    ours = make(backbone="resnet18", weights="default").eval()
+    images = torch.randn(2, 3, 64, 64)
+    theirs.fc = torch.nn.Identity()
+    torch.testing.assert_close(ours.trunk(images), theirs.eval()(images))
+
+
+def test_a_damaged_published_file_is_named(tmp_path, monkeypatch):
+    name = published(tmp_path, monkeypatch, torchvision.models.resnet18().state_dict())
+    path = tmp_path / "checkpoints" / name
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(WeightsError, match="damaged") as caught:
+        make(backbone="resnet18", weights="default")
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
+@pytest.mark.parametrize("part", ["network", "trunk"])
+def test_weights_of_a_network_or_its_trunk_load_from_a_path(tmp_path, ending, part):
+    source = make(seed=3)
+    state = source.state_dict() if part == "network" else source.trunk.state_dict()
+    path = tmp_path / f"weights{ending}"
+    if ending == ".pth":
+        torch.save(state, path)
+    else:
+        save_file(state, path)
+    loaded = make(weights=str(path))
+    assert torch.equal(loaded.trunk.blocks[2][0].weight, source.trunk.blocks[2][0].weight)
+    assert torch.equal(loaded.head.linear.weight, source.head.linear.weight) == (part == "network")
+
+
+def test_weights_that_do_not_fit_name_what_is_missing_unexpected_and_misshapen(tmp_path):
+    state = make().state_dict()
+    del state["trunk.blocks.0.0.weight"]
+    state["trunk.extra"] = torch.zeros(1)
+    state["head.linear.bias"] = torch.zeros(5)
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(WeightsError) as caught:
+        make(weights=str(tmp_path / "weights.pth"))
+    message = str(caught.value)
+    assert "missing: trunk.blocks.0.0.weight" in message
+    assert "unexpected: trunk.extra" in message
+    assert "head.linear.bias is (5,), the network wants (16,)" in message
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (print, ("code ran",))
+
+    torch.save({"trunk": Trap()}, tmp_path / "weights.pth")
+    with pytest.raises(WeightsError, match="cannot read"):
+        make(weights=str(tmp_path / "weights.pth"))
+
+
+def test_missing_file_and_strange_ending_are_refused(tmp_path):
+    with pytest.raises(WeightsError, match="no such file"):
+        make(weights=str(tmp_path / "nothing.pth"))
+    (tmp_path / "weights.onnx").write_bytes(b"x")
+    with pytest.raises(WeightsError, match=r"\.onnx"):
+        make(weights=str(tmp_path / "weights.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "resize_px", "crop_px", "message"),
+    [
+        ("vit_b_16", 256, 192, "exactly 224 px: set crop_px: 224 "),
+        ("convnet", 6, 6, "at least 8 px: set crop_px: 8 "),
+        ("bn_inception", 256, 200, "such as 63 to 70 or 223 to 230.*: set crop_px: 198 "),
+    ],
+)
+def test_sizes_a_backbone_cannot_take_are_refused_with_the_cure(backbone, resize_px, crop_px, message):
+    with pytest.raises(ModelError, match=message):
+        preprocessing_for(backbone, resize_px=resize_px, crop_px=crop_px)

@@ -1,0 +1,458 @@
+"""k-means against faiss and slow loops, the bookkeeping of clusters against golden vectors and hand values."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import adjusted_rand_score
+
+from raydml.metrics.clustering import cluster_metrics, nmi
+from raydml.ops import kmeans
+from raydml.ops.clustering import (
+    ClusteringError,
+    KMeans,
+    cluster,
+    match_to_previous,
+    membership_difference,
+    without_singletons,
+)
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+CPU = torch.device("cpu")
+WHOLE = 10_000_000
+
+
+def golden(name):
+    return np.load(GOLDEN / f"{name}.npz"), json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+def faiss_kmeans(points, num_clusters, settings):
+    """assignment, centroids, objective of the last iteration, and how often a cluster was split."""
+    theirs = faiss.Kmeans(
+        points.shape[1],
+        num_clusters,
+        niter=settings.iterations,
+        nredo=settings.restarts,
+        max_points_per_centroid=settings.max_points_per_centroid,
+        spherical=settings.spherical,
+        seed=settings.seed,
+        min_points_per_centroid=1,
+    )
+    theirs.train(points)
+    _, assignment = theirs.assign(points)
+    return assignment, theirs.centroids, theirs.obj[-1], sum(turn["nsplit"] for turn in theirs.iteration_stats)
+
+
+def blobs(generator, num_points=900, dim=24, num_blobs=20):
+    centres = generator.standard_normal((num_blobs, dim))
+    points = centres[generator.integers(num_blobs, size=num_points)]
+    return (points + 0.3 * generator.standard_normal((num_points, dim))).astype(np.float32)
+
+
+def unit_vectors(generator, num_points=900, dim=24):
+    points = np.abs(generator.standard_normal((num_points, dim))).astype(np.float32)
+    return points / np.linalg.norm(points, axis=1, keepdims=True)
+
+
+def heaps(generator, num_points=900):
+    """Eight points close together in each place: some of the initial rows share one, and clusters come out empty."""
+    centres = unit_vectors(generator, num_points // 8)[generator.integers(num_points // 8, size=num_points)]
+    return centres + 0.01 * generator.standard_normal(centres.shape).astype(np.float32)
+
+
+CLOUDS = {"blobs": blobs, "unit vectors": unit_vectors, "heaps": heaps}
+SETTINGS = {
+    "all points": KMeans(iterations=100, max_points_per_centroid=WHOLE),
+    "a choice of points": KMeans(max_points_per_centroid=6),
+    "restarts": KMeans(iterations=10, restarts=3, max_points_per_centroid=WHOLE, seed=7),
+    "spherical": KMeans(restarts=2, max_points_per_centroid=10, spherical=True, seed=0),
+    "one iteration": KMeans(iterations=1, max_points_per_centroid=WHOLE),
+}
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("num_clusters", [2, 9, 64])
+def test_the_answer_is_that_of_faiss(cloud, settings, num_clusters):
+    points = CLOUDS[cloud](np.random.default_rng(num_clusters))
+    assignment, centroids, objective, _ = faiss_kmeans(points, num_clusters, SETTINGS[settings])
+    found = cluster(points, num_clusters, SETTINGS[settings], CPU)
+    np.testing.assert_array_equal(found.assignment, assignment)
+    np.testing.assert_allclose(found.centroids, centroids, atol=1e-5)
+    assert found.objective == pytest.approx(objective, rel=1e-5)
+    assert found.assignment.dtype == np.int64
+    assert found.centroids.dtype == np.float32
+
+
+@pytest.mark.parametrize("spherical", [False, True])
+def test_empty_clusters_are_split_as_faiss_splits_them(spherical):
+    points = heaps(np.random.default_rng(2), num_points=1500)
+    settings = KMeans(max_points_per_centroid=WHOLE, spherical=spherical)
+    assignment, centroids, objective, num_splits = faiss_kmeans(points, 150, settings)
+    assert num_splits >= 5, "the example should split"
+    found = cluster(points, 150, settings, CPU)
+    np.testing.assert_array_equal(found.assignment, assignment)
+    np.testing.assert_allclose(found.centroids, centroids, atol=1e-5)
+    assert found.objective == pytest.approx(objective, rel=1e-5)
+
+
+@pytest.mark.parametrize("share_empty", [0.05, 0.6])
+def test_which_cluster_is_split_follows_the_loop_over_single_random_numbers(share_empty):
+    generator = np.random.default_rng(4)
+    counts = generator.integers(1, 9, size=400) * (generator.random(400) >= share_empty)
+    num_points, centroids = int(counts.sum()) + 400, generator.standard_normal((400, 5)).astype(np.float32)
+    counts[17] += num_points - counts.sum()
+    expected, sizes, draws = centroids.copy(), counts.astype(np.float32), faiss.RandomGenerator(1234)
+    sign = np.array([1, -1, 1, -1, 1], dtype=np.float32) / 1024
+    for empty in np.flatnonzero(counts == 0):
+        donor = 0
+        while draws.rand_float() >= (sizes[donor] - 1) / (num_points - 400):
+            donor = (donor + 1) % 400
+        expected[empty] = expected[donor] * (1 + sign)
+        expected[donor] *= 1 - sign
+        sizes[empty] = sizes[donor] / 2
+        sizes[donor] -= sizes[empty]
+    found = torch.from_numpy(centroids.copy())
+    kmeans._split(found, counts, num_points)
+    np.testing.assert_array_equal(found.numpy(), expected)
+
+
+def test_restarts_keep_the_best_and_spherical_restarts_the_largest():
+    points = blobs(np.random.default_rng(3))
+    for spherical in (False, True):
+        settings = KMeans(iterations=50, max_points_per_centroid=WHOLE, spherical=spherical)
+        one = [
+            cluster(points, 20, settings._replace(seed=1234 + restart * 15486557), CPU).objective
+            for restart in range(5)
+        ]
+        assert len(set(one)) > 1
+        best = max(one) if spherical else min(one)
+        assert cluster(points, 20, settings._replace(restarts=5), CPU).objective == best
+
+
+@pytest.mark.parametrize(("num_points", "seed"), [(1, 0), (2, 3), (1000, 1235), (4000, 1234 + 15486557 * 9), (50, -1)])
+def test_rows_are_drawn_as_faiss_draws_them(num_points, seed):
+    theirs = np.empty(num_points, dtype=np.int32)
+    faiss.rand_perm(faiss.swig_ptr(theirs), num_points, seed)
+    np.testing.assert_array_equal(kmeans.draw_rows(num_points, num_points, seed), theirs)
+    np.testing.assert_array_equal(kmeans.draw_rows(num_points, num_points // 2, seed), theirs[: num_points // 2])
+
+
+@pytest.mark.parametrize("case", ["km_a", "km_b"])
+def test_golden_divide_and_conquer_kmeans(case):
+    arrays, about = golden("divide_conquer_clusters")
+    facts = about["hyperparameters"][case]
+    settings = KMeans(facts["niter"], facts["nredo"], facts["max_points_per_centroid"], facts["spherical"])
+    found = cluster(arrays[f"{case}__X"], facts["K"], settings._replace(seed=facts["seed"]), CPU)
+    assert adjusted_rand_score(arrays[f"{case}__assign"], found.assignment) == 1
+    assert found.objective == pytest.approx(float(arrays[f"{case}__objective"]), rel=1e-4)
+
+
+@pytest.mark.parametrize("case", ["c0", "c1"])
+def test_golden_mic_restarts_recover_the_latent_modes(case):
+    arrays, about = golden("mic_mining_recovery")
+    features, classes = arrays[f"{case}_features"], arrays[f"{case}_class_labels"]
+    features = features / np.linalg.norm(features, axis=1, keepdims=True)
+    centred = features - np.stack([features[classes == label].mean(axis=0) for label in classes])
+    num_clusters = about["hyperparameters"][int(case[1])]["n_clusters"]
+    found = cluster(centred, num_clusters, KMeans(restarts=20), CPU)
+    assert adjusted_rand_score(arrays[f"{case}_latent_mode"], found.assignment) >= 0.999
+
+
+@pytest.mark.parametrize("case", ["kmeans0", "kmeans1"])
+def test_golden_classification_nmi_of_clusters(case):
+    arrays, about = golden("classification_nmi")
+    facts = next(entry for entry in about["cases"] if entry["case"] == case)
+    labels = arrays[f"{case}__labels"]
+    settings = KMeans(facts["faiss"]["niter"], facts["faiss"]["nredo"], WHOLE, seed=facts["faiss"]["seed"])
+    found = cluster(arrays[f"{case}__embeddings"], len(np.unique(labels)), settings, CPU)
+    value = nmi(labels, found.assignment, mean="arithmetic")
+    assert value == pytest.approx(float(arrays[f"{case}__nmi_faiss"]), abs=facts["kmeans_tolerance"])
+
+
+def slow_nearest(points, centroids, spherical=False):
+    found = []
+    for point in points.astype(np.float64):
+        if spherical:
+            costs = [-float((point * row).sum()) for row in centroids.astype(np.float64)]
+        else:
+            costs = [float(((point - row) ** 2).sum()) for row in centroids.astype(np.float64)]
+        found.append(int(np.argmin(costs)))
+    return np.array(found)
+
+
+TIES = {
+    "grid": lambda generator: generator.integers(0, 3, (300, 3)).astype(np.float32),
+    "far from the origin": lambda generator: blobs(generator, 300, 8) + np.float32(4096),
+    "lengths from 1e-4 to 1e4": lambda generator: (
+        unit_vectors(generator, 300, 8) * np.logspace(-4, 4, 300, dtype=np.float32)[:, None]
+    ),
+    "all the same point": lambda _: np.full((300, 5), 0.3, dtype=np.float32),
+}
+
+
+@pytest.mark.parametrize("name", TIES)
+@pytest.mark.parametrize("spherical", [False, True])
+def test_nearest_is_that_of_float64_and_the_lowest_of_equals(name, spherical):
+    points = TIES[name](np.random.default_rng(1))
+    centroids = np.concatenate([points[:20], points[:20]])
+    found = kmeans.nearest(torch.from_numpy(points), torch.from_numpy(centroids), spherical=spherical)
+    expected = slow_nearest(points, centroids, spherical)
+    np.testing.assert_array_equal(found.numpy(), expected)
+    assert found.max() < 20, "the second copy of a centroid is never taken"
+
+
+def test_neither_threads_nor_chunks_decide(monkeypatch):
+    points = unit_vectors(np.random.default_rng(5), 2000, 64)
+    settings = KMeans(iterations=30, max_points_per_centroid=WHOLE)
+    expected = cluster(points, 12, settings, CPU)
+    before = torch.get_num_threads()
+    try:
+        for num_threads in (1, 2):
+            torch.set_num_threads(num_threads)
+            np.testing.assert_array_equal(cluster(points, 12, settings, CPU).assignment, expected.assignment)
+    finally:
+        torch.set_num_threads(before)
+    monkeypatch.setattr(kmeans, "_CHUNK_BYTES", 8 * (12 + 64) * 150)
+    again = cluster(points, 12, settings, CPU)
+    np.testing.assert_array_equal(again.assignment, expected.assignment)
+    np.testing.assert_array_equal(again.centroids, expected.centroids)
+    assert again.objective == pytest.approx(expected.objective)
+
+
+def test_the_last_centroids_are_the_means_of_their_clusters_and_more_iterations_change_nothing():
+    points = blobs(np.random.default_rng(6))
+    found = cluster(points, 10, KMeans(iterations=200), CPU)
+    for number, centroid in enumerate(found.centroids):
+        members = points[found.assignment == number].astype(np.float64)
+        np.testing.assert_allclose(centroid, members.mean(axis=0), atol=1e-5)
+    distances = ((points - found.centroids[found.assignment]) ** 2).sum(dtype=np.float64)
+    assert found.objective == pytest.approx(distances, rel=1e-6)
+    longer = cluster(points, 10, KMeans(iterations=2000), CPU)
+    np.testing.assert_array_equal(longer.assignment, found.assignment)
+
+
+@pytest.mark.parametrize("spherical", [False, True])
+@pytest.mark.parametrize("num_clusters", [5, 6, 9])
+def test_not_more_points_than_clusters_are_clusters_of_their_own(num_clusters, spherical):
+    points = np.array([[1, 0], [0, 2], [1, 0], [3, 3], [-1, 0]], dtype=np.float32)
+    found = cluster(points, num_clusters, KMeans(spherical=spherical), CPU)
+    assert found.assignment.tolist() == [0, 1, 0, 3, 4]
+    assert found.centroids.shape == (num_clusters, 2)
+    assert np.isfinite(found.centroids).all()
+    assert found.objective == 0
+    lengths = np.linalg.norm(found.centroids, axis=1)
+    np.testing.assert_allclose(lengths[:4], [1, 1, 1, 1] if spherical else [1, 2, 1, np.sqrt(18)], rtol=1e-6)
+
+
+def test_one_point_a_centroid_is_its_own_choice():
+    """As many points chosen as clusters: they are the centroids, and all points go to the nearest."""
+    points = blobs(np.random.default_rng(8), 60, 4)
+    found = cluster(points, 6, KMeans(max_points_per_centroid=1), CPU)
+    chosen = points[kmeans.draw_rows(60, 6, 1234)]
+    np.testing.assert_array_equal(found.centroids, chosen)
+    np.testing.assert_array_equal(found.assignment, slow_nearest(points, chosen))
+
+
+@pytest.mark.parametrize("spherical", [False, True])
+def test_identical_points_are_one_cluster(spherical):
+    found = cluster(np.full((40, 3), 0.5, dtype=np.float32), 4, KMeans(spherical=spherical), CPU)
+    assert np.isfinite(found.centroids).all()
+    assert len(np.unique(found.assignment)) == 1
+    zeros = cluster(np.zeros((40, 3), dtype=np.float32), 4, KMeans(spherical=spherical), CPU)
+    assert zeros.assignment.tolist() == [0] * 40
+    assert (zeros.centroids == 0).all()
+
+
+def test_one_cluster_is_the_mean():
+    points = blobs(np.random.default_rng(9), 50, 3)
+    found = cluster(points, 1, KMeans(), CPU)
+    assert found.assignment.tolist() == [0] * 50
+    np.testing.assert_allclose(found.centroids[0], points.astype(np.float64).mean(axis=0), atol=1e-6)
+    alone = cluster(points[:1], 1, KMeans(), CPU)
+    assert alone.assignment.tolist() == [0]
+    np.testing.assert_array_equal(alone.centroids, points[:1])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_other_floats_are_converted_and_left_alone(dtype):
+    points = blobs(np.random.default_rng(10)).astype(dtype)
+    kept = points.copy()
+    found = cluster(points, 8, KMeans(), CPU)
+    expected = cluster(points.astype(np.float32), 8, KMeans(), CPU)
+    np.testing.assert_array_equal(found.assignment, expected.assignment)
+    assert found.centroids.dtype == np.float32
+    np.testing.assert_array_equal(points, kept)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("strided", [False, True])
+def test_rows_of_any_stride_are_taken_and_left_alone(strided):
+    wide = blobs(np.random.default_rng(11))
+    points = wide[::2, ::3] if strided else wide[:]
+    kept = wide.copy()
+    points.setflags(write=False)
+    found = cluster(points, 8, KMeans(spherical=True), CPU)
+    expected = cluster(points.copy(), 8, KMeans(spherical=True), CPU)
+    np.testing.assert_array_equal(found.assignment, expected.assignment)
+    np.testing.assert_array_equal(wide, kept)
+
+
+def test_the_precision_of_the_training_is_put_back_and_draws_are_its_own():
+    before = torch.get_float32_matmul_precision()
+    points = unit_vectors(np.random.default_rng(12))
+    expected = cluster(points, 8, KMeans(), CPU)
+    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002 - the global one
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = cluster(points, 8, KMeans(), CPU)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    np.testing.assert_array_equal(found.assignment, expected.assignment)
+    assert torch.equal(torch.get_rng_state(), state)
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+
+
+def with_bad_rows():
+    points = np.ones((10, 3), dtype=np.float32)
+    points[[2, 5, 7], 1] = np.nan, np.inf, -np.inf
+    return points
+
+
+@pytest.mark.parametrize(
+    ("points", "num_clusters", "settings", "message"),
+    [
+        (with_bad_rows(), 2, KMeans(), "3 of 10 rows hold NaN.*first is row 2.*learning rate"),
+        (np.full((4, 2), 1e300), 2, KMeans(), "4 of 4 rows"),
+        (np.ones((0, 3), dtype=np.float32), 2, KMeans(), "expected floats"),
+        (np.ones((3, 0), dtype=np.float32), 2, KMeans(), "expected floats"),
+        (np.ones(3, dtype=np.float32), 2, KMeans(), "expected floats"),
+        (np.ones((3, 2), dtype=np.int64), 2, KMeans(), "expected floats.*int64"),
+        (np.ones((3, 2)), 0, KMeans(), "num_clusters: 0 is not at least 1"),
+        (np.ones((3, 2)), 1, KMeans(iterations=0), "iterations: 0"),
+        (np.ones((3, 2)), 1, KMeans(restarts=0), "restarts: 0"),
+        (np.ones((3, 2)), 1, KMeans(max_points_per_centroid=0), "max_points_per_centroid: 0"),
+    ],
+)
+def test_what_cannot_be_clustered_is_explained(points, num_clusters, settings, message):
+    with pytest.raises(ClusteringError, match=message):
+        cluster(points, num_clusters, settings, CPU)
+
+
+@pytest.mark.parametrize("case", ["cycle", "swap", "random8"])
+def test_golden_matching(case):
+    arrays, about = golden("divide_conquer_clusters")
+    now, before = arrays[f"{case}__C_curr"], arrays[f"{case}__C_prev"]
+    num_clusters = about["hyperparameters"][case]["K"]
+    np.testing.assert_array_equal(membership_difference(now, before, num_clusters), arrays[f"{case}__cost"])
+    np.testing.assert_array_equal(match_to_previous(now, before, num_clusters), arrays[f"{case}__C_matched"])
+    released = match_to_previous(now, before, num_clusters, release_matching=True)
+    np.testing.assert_array_equal(released, arrays[f"{case}__C_release"])
+
+
+def test_membership_difference_against_the_definition():
+    generator = np.random.default_rng(0)
+    now, before = generator.integers(0, 5, 200), generator.integers(-1, 5, 200)
+    expected = [[int(((now == i) != (before == j)).sum()) for j in range(5)] for i in range(5)]
+    np.testing.assert_array_equal(membership_difference(now, before, 5), expected)
+
+
+def test_a_cycle_is_undone_and_the_release_goes_round_it_once_more():
+    before = np.repeat([0, 1, 2, 3], 4)
+    now = np.array([1, 2, 0, 3])[before]  # what was 0 is now called 1, and so on
+    np.testing.assert_array_equal(match_to_previous(now, before, 4), before)
+    np.testing.assert_array_equal(
+        match_to_previous(now, before, 4, release_matching=True), [2] * 4 + [0] * 4 + [1] * 4 + [3] * 4
+    )
+
+
+def test_images_of_no_cluster_before_take_part_by_size_alone():
+    before = np.array([-1, -1, 0, 0, 1])
+    now = np.array([0, 0, 1, 1, 0])
+    np.testing.assert_array_equal(match_to_previous(now, before, 2), [1, 1, 0, 0, 1])
+    assert match_to_previous(now, np.full(5, -1), 2).dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "message"),
+    [
+        ([0, 2], [0, 1], r"clusters: 2 is not in 0\.\.1"),
+        ([0, -1], [0, 1], r"clusters: -1 is not in 0\.\.1"),
+        ([0, 1], [0, -2], r"previous: -2 is not in -1\.\.1"),
+        ([0, 1], [0], "must be as many"),
+        ([0.0, 1.0], [0, 1], "clusters: expected integers"),
+    ],
+)
+def test_ids_that_cannot_be_matched_are_explained(now, before, message):
+    with pytest.raises(ClusteringError, match=message):
+        match_to_previous(np.array(now), np.array(before), 2)
+
+
+def test_golden_singletons():
+    arrays, _ = golden("divide_conquer_clusters")
+    kept = arrays["singles__C_in"].copy()
+    found = without_singletons(kept, arrays["singles__labels"])
+    np.testing.assert_array_equal(found, arrays["singles__C_out"])
+    np.testing.assert_array_equal(kept, arrays["singles__C_in"])
+
+
+def test_singletons_against_a_loop_and_what_was_out_stays_out():
+    generator = np.random.default_rng(2)
+    clusters, labels = generator.integers(-1, 4, 150), generator.integers(0, 40, 150)
+    expected = [
+        -1 if ((clusters == own) & (labels == label)).sum() == 1 else own
+        for own, label in zip(clusters, labels, strict=True)
+    ]
+    assert without_singletons(clusters, labels).tolist() == expected
+    assert without_singletons(clusters[:0], labels[:0]).tolist() == []
+    with pytest.raises(ClusteringError, match="must be as many"):
+        without_singletons(clusters, labels[1:])
+
+
+def test_metrics_by_hand():
+    clusters, labels = np.array([0, 0, 1, 1, -1, 0, 0, 1, 1]), np.array([5, 5, 7, 7, 5, 5, 5, 7, 7])
+    found = cluster_metrics(clusters, labels, None, 2)
+    assert found == {"num_clusters": 2, "cluster_balance": pytest.approx(1), "cluster_nmi": pytest.approx(1)}
+    # Sizes 3 and 1 of four clusters: (3/4 log 4/3 + 1/4 log 4) / log 4 = 1 - 3/4 * log 3 / log 4
+    uneven = cluster_metrics(np.array([2, 2, 2, 0]), np.array([0, 0, 1, 1]), None, 4)
+    assert uneven["num_clusters"] == 2
+    assert uneven["cluster_balance"] == pytest.approx(1 - 0.75 * np.log(3) / np.log(4))
+    alone = cluster_metrics(np.array([0, 0]), np.array([0, 1]), None, 1)
+    assert alone == {"num_clusters": 1, "cluster_balance": 1.0, "cluster_nmi": 0.0}
+    assert cluster_metrics(np.array([1, 1]), np.array([0, 1]), None, 3)["cluster_balance"] == 0
+
+
+def test_nmi_of_unequal_entropies_takes_their_arithmetic_mean():
+    """Four images of four classes in two clusters: I = log 2, entropies log 4 and log 2."""
+    found = cluster_metrics(np.array([0, 0, 1, 1]), np.array([0, 1, 2, 3]), None, 2)
+    assert found["cluster_nmi"] == pytest.approx(2 / 3)
+
+
+def test_changes_are_counted_up_to_names_and_among_images_in_a_cluster_both_times():
+    labels = np.zeros(8, dtype=np.int64)
+    before = np.array([0, 0, 0, 1, 1, 1, -1, 2])
+    renamed = np.array([1, 1, 1, 2, 2, 2, 0, -1])
+    assert cluster_metrics(renamed, labels, before, 3)["cluster_changed"] == 0
+    moved = np.array([1, 1, 2, 2, 2, 2, 0, -1])
+    assert cluster_metrics(moved, labels, before, 3)["cluster_changed"] == pytest.approx(1 / 6)
+    assert "cluster_changed" not in cluster_metrics(moved, labels, np.full(8, -1), 3)
+    assert "cluster_changed" not in cluster_metrics(moved, labels, None, 3)
+
+
+def test_metrics_refuse_what_they_are_not_defined_for():
+    labels = np.array([0, 1])
+    with pytest.raises(ClusteringError, match="none of 2 images"):
+        cluster_metrics(np.array([-1, -1]), labels, None, 2)
+    with pytest.raises(ClusteringError, match=r"clusters: 2 is not in -1\.\.1"):
+        cluster_metrics(np.array([0, 2]), labels, None, 2)
+    with pytest.raises(ClusteringError, match="must be as many"):
+        cluster_metrics(np.array([0, 1]), labels, np.array([0]), 2)
+    with pytest.raises(ClusteringError, match="must be as many"):
+        cluster_metrics(np.array([0, 1]), labels[:1], None, 2)

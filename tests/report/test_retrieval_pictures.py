@@ -1,0 +1,251 @@
+"""Queries and their neighbours, looked at through the axes and the pixels of their pictures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.image import imread
+
+from raydml.images.pixels import packed
+from raydml.report import image_rows
+from raydml.report.image_rows import Cell, ImageRow, LabelledImages, draw_image_rows
+from raydml.report.ranked_queries import rank_queries
+from raydml.report.retrievals import (
+    best_queries,
+    changed_queries,
+    draw_queries,
+    draw_two_rankings,
+    random_queries,
+    sample_retrievals,
+    worst_queries,
+)
+from raydml.report.style import DPI, WIDTH_IN, counted, one_line, shortened
+from tests.report.drawn_squares import GREEN, RED, rows_of, squares, words_of
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures drawn, kept instead of becoming files."""
+    kept = []
+    monkeypatch.setattr(image_rows, "save_picture", lambda figure, path: kept.append(figure) or path)
+    return kept
+
+
+# On a line, classes 0 0 0 | 1 1 1, and one image of class 1 among those of class 0.
+PLACES = np.array([[0.0], [1.0], [2.5], [10.0], [11.0], [1.25]], dtype=np.float32)
+LABELS = np.array([0, 0, 0, 1, 1, 1])
+NAMES = ["pears", "plums $ 2"]
+IMAGES = LabelledImages(packed(squares(6)), LABELS, NAMES)
+# The same with that image among its own: every query finds all of its class first.
+SORTED = np.array([[0.0], [1.0], [2.5], [10.0], [11.0], [12.0]], dtype=np.float32)
+
+
+def test_retrievals_show_the_true_neighbours_framed_by_class(tmp_path, figures):
+    sample_retrievals(IMAGES.pixels, LABELS, NAMES, PLACES, tmp_path / "r.png", num_queries=6, num_neighbours=2)
+    shown = {row[0].number: row for row in rows_of(figures[0])}
+    # By hand, nearest first.
+    neighbours = {0: (1, 5), 1: (5, 0), 2: (5, 1), 3: (4, 2), 4: (3, 2), 5: (1, 0)}
+    assert set(shown) == set(neighbours)
+    for query, row in shown.items():
+        assert tuple(cell.number for cell in row[1:]) == neighbours[query]
+        right = [LABELS[other] == LABELS[query] for other in neighbours[query]]
+        assert [cell.frame for cell in row[1:]] == [GREEN if good else RED for good in right]
+        assert [cell.name for cell in row] == [NAMES[LABELS[number]] for number in (query, *neighbours[query])]
+        assert row[0].caption == "query"
+        assert [cell.caption[0] for cell in row[1:]] == ["✓" if good else "✗" for good in right]
+    assert shown[0][1].caption == "✓ 1.00"
+    assert shown[1][1].caption == "✗ 0.250"
+    # The nearest is right for 0, 3 and 4; the rows with a wrong one come last.
+    assert {row[0].number for row in rows_of(figures[0])[:3]} == {0, 3, 4}
+    title = words_of(figures[0])
+    assert "50.0% of all" in title
+    assert "the last 3 rows" in title
+    assert "AP@R 0.50, 1 of the 2 nearest are right" in title
+
+
+def test_the_frames_are_in_the_picture(tmp_path):
+    sample_retrievals(IMAGES.pixels, LABELS, NAMES, PLACES, tmp_path / "r.png", num_queries=4)
+    picture = imread(tmp_path / "r.png")
+    assert picture.shape[1] == WIDTH_IN * DPI
+    pixels = (picture[..., :3] * 255).round().astype(int)
+    for colour in (GREEN, RED):
+        wanted = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
+        assert (np.abs(pixels - wanted).max(axis=2) <= 2).sum() > 2000, colour
+    assert [file.name for file in tmp_path.iterdir()] == ["r.png"]
+
+
+def clouds(noise, num_classes=8, seed=0):
+    generator = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(num_classes), 3)
+    places = np.eye(num_classes)[labels] + noise * generator.standard_normal((len(labels), num_classes))
+    names = [f"class {name}" for name in range(num_classes)]
+    return packed(squares(len(labels))), labels, names, places.astype(np.float32)
+
+
+def test_queries_are_of_different_classes_and_failures_only_where_there_are(tmp_path, figures):
+    sample_retrievals(*clouds(noise=0.01), tmp_path / "r.png", num_neighbours=2)
+    rows = rows_of(figures[0])
+    assert len({row[0].name for row in rows}) == 6
+    assert all(cell.frame == GREEN for row in rows for cell in row[1:])
+    assert "100.0% of all" in words_of(figures[0])
+    assert "wrong" not in words_of(figures[0])
+    pixels, _, _, places = clouds(noise=0.01)
+    sample_retrievals(pixels, np.arange(24), [str(name) for name in range(24)], places, tmp_path / "r.png")
+    assert all(cell.frame == RED for row in rows_of(figures[1]) for cell in row[1:])
+    assert len(rows_of(figures[1])) == 6
+    assert "no other image of its class" in words_of(figures[1])
+
+
+def test_the_seed_decides_which_queries():
+    _, labels, _, places = clouds(noise=0.5)
+    ranked = rank_queries(places, labels)
+    first, again, other = (random_queries(ranked, labels, 6, seed) for seed in (1, 1, 2))
+    assert first == again != other
+    assert len(set(first)) == 6
+
+
+def test_fewer_images_than_asked_for(tmp_path, figures):
+    sample_retrievals(packed(squares(3)), LABELS[:3], NAMES, PLACES[:3], tmp_path / "r.png")
+    assert [len(row) for row in rows_of(figures[0])] == [3, 3, 3]
+    with pytest.raises(ValueError, match="3 images, 6 labels"):
+        sample_retrievals(packed(squares(3)), LABELS, NAMES, PLACES, tmp_path / "r.png")
+
+
+def test_queries_search_the_gallery_alone(tmp_path, figures):
+    roles = ["query", "gallery", "gallery", "gallery", "gallery", "query"]
+    sample_retrievals(IMAGES.pixels, LABELS, NAMES, PLACES, tmp_path / "r.png", roles=roles, num_neighbours=2)
+    # Image 5 lies between 1 and 2, but is itself a query.
+    assert [[cell.number for cell in row] for row in rows_of(figures[0])] == [[0, 1, 2], [5, 1, 2]]
+
+
+def test_the_best_and_the_worst_are_those_of_the_highest_and_lowest_precision():
+    ranked = rank_queries(PLACES, LABELS)  # AP@R 1/2, 1/4, 1/4, 1/2, 1/2, 0
+    assert best_queries(ranked, LABELS, 2) == [0, 3]
+    # Of different classes, then the second of each; the last has found nothing and is not among the best.
+    assert best_queries(ranked, LABELS, 9) == [0, 3, 4, 1, 2]
+    # Of equals first the one that lies nearest to a wrong image.
+    assert worst_queries(ranked, LABELS, 4) == [5, 1, 2, 3]
+    perfect = rank_queries(SORTED, LABELS)
+    assert worst_queries(perfect, LABELS, 4) == []
+    nothing = rank_queries(PLACES, np.arange(6))
+    assert best_queries(nothing, np.arange(6), 4) == worst_queries(nothing, np.arange(6), 4) == []
+
+
+def test_of_perfect_queries_the_one_with_most_to_find_comes_first():
+    places = np.array([[0.0], [0.1], [5.0], [6.0], [7.0]], dtype=np.float32)
+    labels = np.array([0, 0, 1, 1, 1])
+    assert best_queries(rank_queries(places, labels), labels, 2) == [2, 0]
+
+
+def test_changed_queries_are_those_with_the_largest_difference_either_way():
+    worse, better = rank_queries(PLACES, LABELS), rank_queries(SORTED, LABELS)
+    # Gains 1/2, 3/4, 3/4, 1/2, 1/2, 1.
+    assert changed_queries(better, worse, LABELS, 4) == ([5, 1, 2, 3], [])
+    assert changed_queries(worse, better, LABELS, 4) == ([], [5, 1, 2, 3])
+    assert changed_queries(worse, worse, LABELS, 4) == ([], [])
+    with pytest.raises(ValueError, match="the same queries"):
+        changed_queries(better, rank_queries(PLACES[:4], LABELS[:4]), LABELS, 2)
+
+
+def test_two_rankings_stand_one_below_the_other(tmp_path, figures):
+    rankings = {"run A": rank_queries(SORTED, LABELS), "run B": rank_queries(PLACES, LABELS)}
+    draw_two_rankings([5, 1], rankings, IMAGES, tmp_path / "r.png", title="Better in A", num_neighbours=2)
+    rows = rows_of(figures[0])
+    assert [[cell.number for cell in row] for row in rows] == [[5, 4, 3], [1, 0], [1, 0, 2], [5, 0]]
+    assert [[cell.frame for cell in row][-2:] for row in rows] == [[GREEN] * 2, [RED] * 2, [GREEN] * 2, [RED, GREEN]]
+    # The second row leaves the place of the query empty.
+    assert [cell.left for cell in rows[1]] == [cell.left for cell in rows[0][1:]]
+    texts = [text.get_text() for text in figures[0].texts]
+    assert texts == [
+        "Better in A",
+        "run A: AP@R 1.00, 2 of the 2 nearest are right",
+        "run B: AP@R 0.00, 0 of the 2 nearest are right",
+        "run A: AP@R 1.00, 2 of the 2 nearest are right",
+        "run B: AP@R 0.25, 1 of the 2 nearest are right",
+    ]
+    assert len(figures[0].artists) == 1  # one line between the two queries
+
+
+def test_neighbours_beyond_those_to_be_found_can_be_left_out(tmp_path, figures):
+    ranked = rank_queries(SORTED, LABELS, num_neighbours=4)
+    for within_r in (True, False):
+        draw_queries([0], ranked, IMAGES, tmp_path / "r.png", title="", within_r=within_r)
+    assert [len(rows_of(figure)[0]) for figure in figures] == [3, 5]
+
+
+def test_only_the_images_shown_are_read(tmp_path):
+    class Counting:
+        read_rows = ()
+
+        def __len__(self):
+            return 6
+
+        def read(self, rows):
+            self.read_rows = (*self.read_rows, *rows)
+            return [squares(6)[row] for row in rows]
+
+    pixels = Counting()
+    rows = [ImageRow("", [Cell(4), None, Cell(1)]), ImageRow("again", [Cell(1)])]
+    draw_image_rows(rows, pixels, tmp_path / "r.png")
+    assert pixels.read_rows == (1, 4)
+
+
+def test_rows_without_an_image_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="nothing to draw"):
+        draw_image_rows([ImageRow("empty", [None])], IMAGES.pixels, tmp_path / "r.png")
+
+
+def test_texts_do_not_overlap_images_or_one_another(tmp_path, figures):
+    long = "Mediterranean-Vegetable-Soup with a very long name indeed"
+    rows = [
+        ImageRow(" ".join(["a heading of many words"] * 6), [Cell(0, long, "✓ 0.123"), Cell(1, long, "query")] * 2),
+        ImageRow("a heading as wide as the caption above it", [Cell(2, "x", "✗ 1.00", RED)]),
+    ]
+    draw_image_rows(rows, IMAGES.pixels, tmp_path / "r.png", title=" ".join(["title"] * 30))
+    figure = figures[0]
+    figure.set_dpi(DPI)
+    FigureCanvasAgg(figure).draw()
+    boxes = [text.get_window_extent() for text in figure.texts]
+    for axes in figure.axes:
+        boxes += [part.get_window_extent() for part in (axes.patch, axes.title, axes.xaxis.label)]
+    whole = figure.bbox
+    for number, box in enumerate(boxes):
+        assert box.x0 >= whole.x0 and box.x1 <= whole.x1 and box.y0 >= whole.y0 and box.y1 <= whole.y1  # noqa: PT018
+        for other in boxes[number + 1 :]:
+            width = min(box.x1, other.x1) - max(box.x0, other.x0)
+            height = min(box.y1, other.y1) - max(box.y0, other.y0)
+            assert width <= 1 or height <= 1, (box, other)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("short", "short"),
+        ("x" * 19, "x" * 19),
+        ("Royal-Gala-Apples from Italy", "Royal-Gala-Apples\nfrom Italy"),
+        ("Japanese_(hiragana)/character05", "Japanese_\n(hiragana)/character05"),
+        ("a" * 30, "a" * 19 + "\n" + "a" * 11),
+        ("b" * 30 + "c" * 30, "b" * 18 + "…\n" + "c" * 19),
+    ],
+)
+def test_long_class_names_stay_tellable(name, shown):
+    found = shortened(name, 19)
+    if name.startswith("Japanese"):
+        assert found.split("\n")[-1].endswith("character05")
+        assert max(map(len, found.split("\n"))) <= 19
+    else:
+        assert found == shown
+
+
+def test_names_on_one_line_and_counted_words():
+    assert one_line("short", 8) == "short"
+    assert one_line("b" * 9 + "c" * 9, 8) == "bbbb…ccc"
+    assert [counted(number, "row") for number in (0, 1, 1234)] == ["0 rows", "1 row", "1,234 rows"]
+    assert counted(2, "class", "classes") == "2 classes"
+
+
+def test_an_ink_frame_is_neither_green_nor_red(tmp_path, figures):
+    draw_queries([0], rank_queries(PLACES, LABELS), IMAGES, tmp_path / "r.png", title="")
+    frame = rows_of(figures[0])[0][0].frame
+    assert frame not in (GREEN, RED)

@@ -1,0 +1,282 @@
+"""What every sampler keeps to, whatever its rule; a sampler without a case here fails."""
+
+import inspect
+import io
+import json
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+
+from raydml.data.catalog import DataError
+from raydml.samplers._epoch_plan import EpochPlan, counted
+from raydml.samplers.cluster_samplers import ClusterGroups, ClusterRoundRobin
+from raydml.samplers.samplers import SAMPLERS
+
+# Not in SAMPLERS: no trial can name them, a method that clusters builds the one it needs.
+CLUSTER_SAMPLERS = {"cluster_groups": ClusterGroups, "cluster_round_robin": ClusterRoundRobin}
+EVERY = {**SAMPLERS, **CLUSTER_SAMPLERS}
+NUM_CLASSES = 17
+
+# Settings for few images; several for one sampler where a setting changes what a plan looks like.
+CASES = [
+    ("class_balanced", {"classes_per_batch": 3, "images_per_class": 4}),
+    ("uniform", {"batch_size": 12}),
+    ("balanced_with_replacement", {"batch_size": 14, "images_per_class": 4}),
+    ("random_identity", {"batch_size": 12, "images_per_class": 4}),
+    ("random_identity", {"batch_size": 12, "images_per_class": 4, "drop_last": False}),
+    ("identity_chunks", {"batch_size": 14, "images_per_class": 4}),
+    ("identity_chunks", {"batch_size": 12, "images_per_class": 1, "batches_per_epoch": 40}),
+    ("class_groups", {"batch_size": 12, "images_per_class": 3}),
+    ("random_classes", {"batch_size": 14, "images_per_class": 3, "batches_per_epoch": 9}),
+    ("cluster_groups", {"batch_size": 12, "images_per_cluster": 4, "random_cluster_probability": 0.3}),
+    ("cluster_round_robin", {"batch_size": 12, "images_per_class": 4}),
+]
+IDS = [name + "".join(f"-{value}" for value in settings.values()) for name, settings in CASES]
+
+
+def labels_and_clusters(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Mixed classes of 1 to 17 images whose numbers have gaps; clusters 3, 4, 5, 9 and images that are in none."""
+    generator = np.random.default_rng(seed)
+    labels = generator.permutation(np.repeat(7 + 13 * np.arange(NUM_CLASSES) ** 2, np.arange(1, NUM_CLASSES + 1)))
+    return labels, generator.choice([-1, 3, 4, 5, 9], size=len(labels))
+
+
+def built(name: str, settings: dict, labels: np.ndarray, clusters: np.ndarray):
+    sampler = EVERY[name](labels, **settings)
+    if name in CLUSTER_SAMPLERS:
+        sampler.assign(clusters)
+    return sampler
+
+
+def assert_same(got: EpochPlan, expected: EpochPlan) -> None:
+    assert got[1:3] == expected[1:3]
+    assert len(got.batches) == len(expected.batches)
+    assert all(np.array_equal(one, other) for one, other in zip(got.batches, expected.batches, strict=True))
+    assert (got.learners is None) == (expected.learners is None)
+    assert got.learners is None or np.array_equal(got.learners, expected.learners)
+    assert (got.flip is None) == (expected.flip is None)
+    assert got.flip is None or np.array_equal(got.flip, expected.flip)
+    assert (got.targets is None) == (expected.targets is None)
+    if got.targets is not None:
+        assert all(np.array_equal(one, other) for one, other in zip(got.targets, expected.targets, strict=True))
+
+
+def test_every_sampler_has_a_case():
+    assert {name for name, _ in CASES} == set(SAMPLERS) | set(CLUSTER_SAMPLERS)
+    assert not set(SAMPLERS) & set(CLUSTER_SAMPLERS)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_settings_are_typed_keywords_with_defaults(name):
+    parameters = list(inspect.signature(EVERY[name].__init__).parameters.values())
+    assert [parameter.name for parameter in parameters[:2]] == ["self", "labels"]
+    for parameter in parameters[2:]:
+        assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        assert parameter.default is not inspect.Parameter.empty
+        assert parameter.annotation is not inspect.Parameter.empty
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES, ids=IDS)
+def test_a_plan_has_the_promised_shape_and_numbers(name, settings):
+    labels, clusters = labels_and_clusters()
+    sampler, generator = built(name, settings, labels, clusters), np.random.default_rng(1)
+    for _ in range(5):
+        plan = sampler.plan(generator)
+        assert len(plan.batches) == sampler.batches_per_epoch > 0
+        for batch in plan.batches[:-1]:
+            assert len(batch) == sampler.batch_size
+        assert len(plan.batches[-1]) == sampler.batch_size or settings.get("drop_last") is False
+        for batch in plan.batches:
+            assert batch.dtype == np.int64
+            assert batch.ndim == 1
+            assert batch.min() >= 0
+            assert batch.max() < len(labels)
+        shown, duplicates = set(), 0
+        for batch in plan.batches:
+            seen = set()
+            for image in batch.tolist():
+                duplicates += image in seen
+                seen.add(image)
+            shown |= seen
+        assert plan.num_duplicates == duplicates
+        assert plan.coverage == len(shown) / len(labels)
+        assert type(plan.num_duplicates) is int
+        assert type(plan.coverage) is float
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES, ids=IDS)
+def test_only_the_generator_decides_and_only_the_order_of_the_labels_counts(name, settings):
+    labels, clusters = labels_and_clusters()
+    ranks = np.unique(labels, return_inverse=True)[1]
+    before = np.random.get_state()[1].tolist()  # noqa: NPY002 - that nobody touches it is what is tested
+    one, other, renumbered = (built(name, settings, given, clusters) for given in (labels, labels.copy(), ranks))
+    generators = [np.random.default_rng(7) for _ in range(3)]
+    previous = None
+    for _ in range(3):
+        plan = one.plan(generators[0])
+        assert_same(other.plan(generators[1]), plan)
+        assert_same(renumbered.plan(generators[2]), plan)
+        assert previous is None or not np.array_equal(previous, np.concatenate(plan.batches))
+        previous = np.concatenate(plan.batches)
+    assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES, ids=IDS)
+def test_half_an_epoch_then_a_resume_goes_on_as_if_nothing_had_happened(name, settings):
+    labels, clusters = labels_and_clusters()
+    sampler, generator = built(name, settings, labels, clusters), np.random.default_rng(2)
+    sampler.plan(generator)
+    plan = sampler.plan(generator)
+    position = len(plan.batches) // 2
+    # A checkpoint as a trainer writes it: tensors for arrays, and no pickled classes.
+    saved = {key: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for key, v in plan.to_dict().items()}
+    file = io.BytesIO()
+    torch.save({"plan": saved, "sampler": sampler.state_dict(), "generator": generator.bit_generator.state}, file)
+    expected = [sampler.plan(generator) for _ in range(3)]
+
+    file.seek(0)
+    checkpoint = torch.load(file, weights_only=True)
+    restored, again = EVERY[name](labels, **settings), np.random.default_rng(0)
+    restored.load_state_dict(checkpoint["sampler"])
+    again.bit_generator.state = checkpoint["generator"]
+    rest = EpochPlan.from_dict(checkpoint["plan"])
+    assert_same(rest, plan)
+    assert all(np.array_equal(a, b) for a, b in zip(rest.batches[position:], plan.batches[position:], strict=True))
+    for following in expected:
+        assert_same(restored.plan(again), following)
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES, ids=IDS)
+def test_a_state_is_plain_and_stays_as_it_was(name, settings):
+    labels, clusters = labels_and_clusters()
+    sampler, generator = built(name, settings, labels, clusters), np.random.default_rng(3)
+    sampler.plan(generator)
+    state = sampler.state_dict()
+    before = json.dumps(state)
+    sampler.plan(generator)
+    assert json.dumps(state) == before
+    restored = EVERY[name](labels, **settings)
+    restored.load_state_dict(state)
+    restored.plan(generator)
+    assert json.dumps(state) == before
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES, ids=IDS)
+def test_a_state_of_another_sampler_or_of_other_images_is_refused(name, settings):
+    labels, clusters = labels_and_clusters()
+    sampler = built(name, settings, labels, clusters)
+    with pytest.raises(DataError, match=r"another sampler.*resume with the sampler"):
+        EVERY[name](labels, **settings).load_state_dict({"position": 3})
+    state = sampler.state_dict()
+    if state:
+        longer = np.append(labels, labels[0])
+        with pytest.raises(DataError, match=r"other images|each of the 154"):
+            EVERY[name](longer, **settings).load_state_dict(state)
+    if "order" in state:
+        damaged = {**state, "order": [state["order"][0], *state["order"][:-1]]}
+        with pytest.raises(DataError, match="other images"):
+            sampler.load_state_dict(damaged)
+        for wrong in (-1, 10**6):
+            with pytest.raises(DataError, match="other images"):
+                sampler.load_state_dict({**state, "cursor": [wrong, *state["cursor"][1:]]})
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES, ids=IDS)
+@pytest.mark.parametrize("counts", [[1, 1], [2], [200], [1]], ids=["two images", "pair", "one class", "one image"])
+def test_too_little_data_is_refused_with_a_cure(name, settings, counts):
+    labels = np.repeat(np.arange(len(counts)) * 5, counts)
+    if name == "uniform" and counts == [200]:
+        assert built(name, settings, labels, labels).batches_per_epoch == 16  # the classes are none of its business
+        return
+    if settings.get("drop_last") is False and counts == [1, 1]:
+        assert len(built(name, settings, labels, labels).plan(np.random.default_rng(0)).batches) == 1  # 2 x 4, repeated
+        return
+    with pytest.raises(DataError, match=r"give|take|ask|is not in 2\.\."):
+        built(name, settings, labels, labels)
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name not in ("uniform", "cluster_groups")])
+def test_labels_must_be_whole_numbers(name):
+    for labels in (np.zeros((10, 2), dtype=int), np.arange(400) / 2, np.zeros(0, dtype=int)):
+        with pytest.raises(DataError, match=r"labels of shape|no training image"):
+            EVERY[name](labels)
+
+
+@pytest.fixture(scope="module")
+def online_products() -> np.ndarray:
+    """Labels of 59,551 images in 11,318 mixed classes of 2 to 12, as Stanford Online Products has for training."""
+    generator = np.random.default_rng(0)
+    counts = np.full(11_318, 2)
+    while missing := 59_551 - counts.sum():
+        smaller = np.flatnonzero(counts < 12)
+        counts[generator.choice(smaller, min(missing, 4_000), replace=False)] += 1
+    return generator.permutation(np.repeat(np.arange(11_318), counts))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_plan_takes_memory_in_proportion_to_the_images(name, online_products):
+    num_images, generator = len(online_products), np.random.default_rng(4)
+    clusters = generator.integers(8, size=num_images)
+    sampler = built(name, {}, online_products, clusters)
+    sampler.plan(generator)
+    tracemalloc.start()
+    try:
+        plan = sampler.plan(generator)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert sum(map(len, plan.batches)) > 10_000
+    assert peak_bytes < 150 * num_images
+
+
+def test_coverage_and_duplicates_by_hand():
+    plan = counted([np.array([0, 1, 1, 1]), np.array([1, 4])], 10)
+    assert plan.num_duplicates == 2  # the same image in another batch is no duplicate
+    assert plan.coverage == 0.3
+    assert plan.learners is None
+    assert plan.targets is None
+    assert plan.flip is None
+
+
+def test_a_plan_survives_lists_and_is_a_copy():
+    targets = [np.array([5, 6, 7]), np.array([8])]
+    plan = counted(
+        [np.array([0, 1, 2]), np.array([3])],
+        8,
+        learners=np.array([4, 2]),
+        targets=targets,
+        flip=np.array([True, False]),
+    )
+    state = json.loads(
+        json.dumps({k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in plan.to_dict().items()})
+    )
+    assert_same(EpochPlan.from_dict(state), plan)
+    kept = plan.to_dict()
+    read = EpochPlan.from_dict(kept)
+    assert read.flip is not None
+    assert read.flip.dtype == bool
+    assert read.learners is not None
+    read.batches[0][0] = read.learners[0] = 99
+    assert (kept["images"][0], kept["learners"][0]) == (0, 4)
+    assert (plan.batches[0][0], plan.learners[0]) == (0, 4)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"batch_sizes": [3, 2]},
+        {"batch_sizes": [4, 0]},
+        {"learners": [1]},
+        {"flip": [True]},
+        {"targets": [1, 2, 3]},
+        {"images": [1]},
+    ],
+)
+def test_a_damaged_plan_is_refused(damage):
+    plan = counted([np.array([0, 1, 2]), np.array([3])], 4, learners=np.array([0, 1]))
+    with pytest.raises(DataError, match=r"damaged.*start the epoch anew"):
+        EpochPlan.from_dict({**plan.to_dict(), **damage})
+    with pytest.raises(DataError, match="lacks images, learners"):
+        EpochPlan.from_dict({k: v for k, v in plan.to_dict().items() if k not in ("images", "learners")})

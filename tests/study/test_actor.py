@@ -1,0 +1,105 @@
+"""The Ray rim of a trial, driven as Tune drives it: step, save, restore, reset."""
+
+import pytest
+from ray import tune
+from ray.tune.trainable.trainable import (
+    _TrainingResult,
+)  # Tune hands this to restore(); our override must understand it
+
+from raydml.config.trial import Machine, parse_machine
+from raydml.study import actor as trial_module
+from raydml.study.actor import TrialActor, assigned_device
+from raydml.study.folder import described_trials
+from raydml.training.trial_images import Catalogs
+from tests.study.test_folder import space_at
+
+METRIC = "val_map_at_r"
+
+
+@pytest.fixture
+def configs(tmp_path):
+    space = space_at(tmp_path, overrides=["trial.epochs=4"])
+    machine = Machine(device="cpu").model_dump(mode="json")
+    return [
+        {"run": {"key": f"search-{i:03d}", "trial": t.model_dump(mode="json"), "machine": machine, "metric": METRIC,
+                 "resume_from": None}}
+        for i, t in enumerate(described_trials(space, Catalogs(space.machine)))
+    ]  # fmt: skip
+
+
+def rows(actor, number):
+    return [(row["epoch"], row[METRIC], row["done"]) for row in (actor.step() for _ in range(number))]
+
+
+def result_at(folder, epoch):
+    return _TrainingResult(tune.Checkpoint.from_directory(str(folder)), {"training_iteration": epoch})
+
+
+def saved(actor, parent, number):
+    folder = parent / f"checkpoint_{number:06d}"
+    folder.mkdir(parents=True)
+    actor.save_checkpoint(str(folder))
+    return folder
+
+
+def test_a_crashed_trial_goes_on_from_the_newest_intact_checkpoint(configs, tmp_path):
+    unbroken = rows(TrialActor(configs[0]), 4)
+    assert [epoch for epoch, _, _ in unbroken] == [1, 2, 3, 4]
+    assert [done for _, _, done in unbroken] == [False, False, False, True]
+    actor = TrialActor(configs[0])
+    for number in range(3):
+        actor.step()
+        newest = saved(actor, tmp_path / "trial", number)
+    (newest / "weights.safetensors").write_bytes(b"cut off")
+    again = TrialActor(configs[0])
+    again.restore(result_at(newest, 3))
+    assert rows(again, 2) == unbroken[2:]  # from epoch 2, whose checkpoint is whole
+
+
+def test_without_any_intact_checkpoint_a_crashed_trial_starts_over(configs, tmp_path):
+    actor = TrialActor(configs[0])
+    first = rows(actor, 1)
+    newest = saved(actor, tmp_path / "trial", 0)
+    (newest / "manifest.json").unlink()
+    again = TrialActor(configs[0])
+    again.restore(result_at(newest, 1))
+    assert rows(again, 1) == first
+
+
+def test_a_trial_resumed_from_an_earlier_run_tells_its_epoch_once_more(configs, tmp_path):
+    actor = TrialActor(configs[0])
+    told = rows(actor, 2)
+    folder = saved(actor, tmp_path / "trial", 0)
+    told += rows(actor, 1)
+    resumed = TrialActor({"run": {**configs[0]["run"], "resume_from": str(folder)}})
+    assert rows(resumed, 2) == told[1:]
+
+
+def test_a_trial_that_died_after_its_last_epoch_says_so_again(configs, tmp_path):
+    actor = TrialActor(configs[0])
+    told = rows(actor, 4)
+    folder = saved(actor, tmp_path / "trial", 0)
+    again = TrialActor(configs[0])
+    again.restore(result_at(folder, 4))
+    assert rows(again, 1) == told[3:]
+
+
+def test_a_reused_actor_gives_the_numbers_of_a_fresh_one(configs):
+    reused = TrialActor(configs[0])
+    reused.step()
+    assert reused.reset_config(configs[1])
+    assert rows(reused, 2) == rows(TrialActor(configs[1]), 2)
+
+
+@pytest.mark.parametrize(
+    ("machine", "assigned", "device"),
+    [
+        ({"device": "auto"}, [0], "cuda:0"),
+        ({"device": "auto"}, [], "cpu"),
+        ({"device": "cpu"}, [0], "cpu"),
+        ({"device": "cuda"}, [3], "cuda:0"),
+    ],
+)
+def test_the_device_is_what_ray_assigned_and_not_what_the_node_has(monkeypatch, machine, assigned, device):
+    monkeypatch.setattr(trial_module.ray, "get_gpu_ids", lambda: assigned)
+    assert assigned_device(parse_machine(machine)) == device

@@ -1,0 +1,59 @@
+"""Two Ray nodes on one machine, and the loss of one of them in the middle of a study."""
+
+import threading
+import time
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from raydml.search_space.space import load_space
+from raydml.study import events
+from raydml.study.folder import create_study, events_path, read_json, read_records
+from raydml.study.stages import run_study
+from tests.study.test_folder import ROOT
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.timeout(900)
+def test_the_default_study_survives_the_loss_of_a_node(tmp_path, monkeypatch):
+    # The nodes and this driver have no token in common; they live and die within this test.
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    second = cluster.add_node(num_cpus=1)
+    try:
+        cluster.wait_for_nodes()
+        space = load_space(ROOT / "search_spaces" / "digits.yaml")
+        folder = create_study(space, storage=tmp_path, tracking_uri="sqlite:///unused.db", space_text="")
+        lost = threading.Event()
+
+        def lose_a_node():
+            deadline = time.monotonic() + 400
+            while time.monotonic() < deadline:
+                if events_path(folder).exists():
+                    seen = events.read(events_path(folder))
+                    if sum(event["event"] == "epoch" for event in seen) >= 12:
+                        cluster.remove_node(second, allow_graceful=False)
+                        lost.set()
+                        return
+                time.sleep(0.2)
+
+        thread = threading.Thread(target=lose_a_node)
+        thread.start()
+        outcome = run_study(folder, address=cluster.address)
+        thread.join()
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert lost.is_set()
+    assert outcome.status == "finished"
+    search, confirm = read_records(folder, "search"), read_records(folder, "confirm")
+    assert len(search) == 16
+    assert {record.ended for record in search.values()} <= {"finished", "stopped_early"}
+    assert {record.ended for record in confirm.values()} == {"finished"}
+    retried = {event["trial"] for event in events.read(events_path(folder)) if event["event"] == "trial_retried"}
+    assert retried  # somebody was on the node that went
+    for record in (*search.values(), *confirm.values()):
+        assert sorted(record.epochs) == list(range(1, max(record.epochs) + 1))
+    assert len(read_json(folder / "final.json")[0]["runs"]) == 4

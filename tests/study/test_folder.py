@@ -1,0 +1,206 @@
+"""A study on disk: made once, refused when it is another, found by name; ranking, confirmation and retention."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from raydml.config.trial import parse_study
+from raydml.data.catalog import DataError
+from raydml.search_space.space import load_space
+from raydml.study import events
+from raydml.study import folder as study
+from raydml.study.dry_run import dry_run
+from raydml.study.folder import Record, StudyError, confirm_trials, create_study, find_study, rank
+from raydml.study.runner import retain
+from raydml.training.trial_images import Catalogs
+
+ROOT = Path(__file__).parents[2]
+SPACE = """
+study:
+  name: mini
+  search: {num_trials: 3}
+  confirm: {top: 1, folds: 2, seeds: 2}
+trial:
+  epochs: 2
+  data:
+    name: %s
+    resize_px: 8
+    crop_px: 8
+    split: {order: sorted, test_fraction: 0.5, val_fraction: 0.4, num_folds: 2}
+  model: {backbone: convnet, weights: none, embedding_dim: 8}
+  loss: {name: contrastive}
+  sampler: {name: class_balanced, classes_per_batch: 2, images_per_class: 4, batches_per_epoch: 2}
+  optimizer: {name: adamw, learning_rate: {loguniform: [1e-4, 1e-2]}}
+  recall_at: [1]
+"""
+
+
+def space_at(folder, text=SPACE % "digits", overrides=()):
+    path = folder / "mini.yaml"
+    path.write_text(text)
+    return load_space(path, overrides)
+
+
+def make(folder, **changes):
+    space = space_at(folder, **changes)
+    return create_study(space, storage=folder / "studies", tracking_uri="sqlite:///x.db", space_text="text")
+
+
+def image_folder(root, num_classes=8, per_class=4):
+    rng = np.random.default_rng(0)
+    for number in range(num_classes):
+        (root / f"class{number}").mkdir(parents=True)
+        for image in range(per_class):
+            pixels = rng.integers(0, 255, (10, 12, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / f"class{number}" / f"{image}.png")
+    return root
+
+
+def test_the_same_specification_is_the_same_study(tmp_path):
+    first = make(tmp_path)
+    before = (first / "study.json").read_bytes()
+    assert make(tmp_path) == first
+    assert (first / "study.json").read_bytes() == before
+
+
+def test_the_same_study_may_move_to_another_machine(tmp_path):
+    folder = make(tmp_path, overrides=["machine.gpus_per_trial=1"])
+    assert make(tmp_path, overrides=["machine.gpus_per_trial=0"]) == folder
+    assert json.loads((folder / "study.json").read_text())["machine"]["gpus_per_trial"] == 0
+
+
+def test_another_specification_under_the_name_is_refused_with_a_free_name(tmp_path):
+    make(tmp_path)
+    with pytest.raises(StudyError, match=r"--name mini-2.*resume mini"):
+        make(tmp_path, overrides=["trial.epochs=3"])
+
+
+def test_every_trial_of_a_study_carries_the_hash_of_its_images(tmp_path):
+    trials = json.loads((make(tmp_path) / "study.json").read_text())["trials"]
+    assert len(trials) == 3
+    assert len({trial["data"]["content"] for trial in trials}) == 1
+    assert trials[0]["data"]["content"]
+
+
+def test_the_split_is_recorded_by_class_name_and_is_disjoint(tmp_path):
+    splits = json.loads((make(tmp_path) / "split.json").read_text())
+    assert len(splits) == 3  # the search and two folds
+    for parts in splits.values():
+        assert parts["test"] == ["5", "6", "7", "8", "9"]
+        assert sorted(parts["train"] + parts["val"]) == ["0", "1", "2", "3", "4"]
+
+
+def test_an_unreadable_image_is_named_before_anything_starts(tmp_path):
+    root = image_folder(tmp_path / "images")
+    (root / "class0" / "0.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"0\.png"):
+        make(tmp_path, text=SPACE % "image_folder", overrides=[f"machine.data_root={root}"])
+    assert not (tmp_path / "studies" / "mini" / "study.json").exists()
+
+
+def test_a_dry_run_refuses_what_a_run_would(tmp_path):
+    with pytest.raises(DataError, match="classes_per_batch"):
+        dry_run(space_at(tmp_path, overrides=["trial.sampler.classes_per_batch=4"]))
+    plan = dry_run(space_at(tmp_path))
+    assert [(stage["stage"], stage["num_trials"]) for stage in plan["stages"]] == [("search", 3), ("confirm", 4)]
+
+
+def test_batches_that_the_classes_cannot_fill_are_refused_before_anything_starts(tmp_path):
+    with pytest.raises(DataError, match=r"classes_per_batch = 4.*only 3 training classes"):
+        make(tmp_path, overrides=["trial.sampler.classes_per_batch=4"])
+
+
+def test_a_k_beyond_the_validation_images_is_refused_before_anything_starts(tmp_path):
+    with pytest.raises(StudyError, match="recall_at"):
+        make(tmp_path, overrides=["trial.recall_at=[1, 5000]"])
+
+
+def test_trials_that_select_on_different_metrics_are_refused(tmp_path):
+    with pytest.raises(StudyError, match="select_on"):
+        make(tmp_path, overrides=["trial.select_on={grid: [val_map_at_r, val_recall_at_1]}"])
+
+
+def test_a_study_is_found_by_name_and_by_path_and_a_misspelt_one_gets_the_nearest(tmp_path):
+    folder = make(tmp_path)
+    assert find_study("mini", tmp_path / "studies") == folder
+    assert find_study(str(folder), tmp_path) == folder
+    with pytest.raises(StudyError, match="did you mean 'mini'"):
+        find_study("mimi", tmp_path / "studies")
+
+
+def test_ranking_is_by_the_best_epoch_and_failures_come_last():
+    records = {
+        "search-000": Record("search-000", "search", epochs={1: {"m": 0.2}, 2: {"m": 0.9}, 3: {"m": 0.5}}),
+        "search-001": Record("search-001", "search", epochs={1: {}}, ended="non_finite_loss"),
+        "search-002": Record("search-002", "search", epochs={1: {"m": 0.9}}),
+        "search-003": Record("search-003", "search", epochs={1: {"m": 0.95}}),
+    }
+    rows = rank(records, "m")
+    assert [row["trial"] for row in rows] == ["search-003", "search-000", "search-002", "search-001"]
+    assert [row["epoch_of_best"] for row in rows] == [1, 2, 1, None]
+
+
+def test_records_count_a_repeated_epoch_once(tmp_path):
+    def note(**event):
+        events.append(tmp_path / "events.jsonl", {"stage": "search", "trial": "search-000", **event})
+
+    note(event="trial_started", fingerprint="f", config={})
+    for value in (0.5, 0.5):
+        note(event="epoch", epoch=1, metrics={"m": value})
+    note(event="trial_ended", reason="finished", error=None)
+    record = study.read_records(tmp_path, "search")["search-000"]
+    assert record.epochs == {1: {"m": 0.5}}
+    assert record.ended == "finished"
+    assert study.read_records(tmp_path, "confirm") == {}
+
+
+def test_confirmation_is_the_best_configurations_times_folds_times_seeds(tmp_path):
+    space = space_at(tmp_path)
+    trials = {
+        f"search-{i:03d}": trial for i, trial in enumerate(study.described_trials(space, Catalogs(space.machine)))
+    }
+    settings = parse_study({"seed": 5, "confirm": {"top": 2, "folds": 2, "seeds": 2}})
+    ranking = [
+        {"trial": "search-002", "fingerprint": "c", "value": 0.9},
+        {"trial": "search-000", "fingerprint": "a", "value": 0.5},
+        {"trial": "search-001", "fingerprint": "b", "value": None},
+    ]
+    rows = confirm_trials(ranking, trials, settings)
+    assert [(r["from_trial"], r["trial"].data.split.fold, r["trial"].seed) for r in rows] == [
+        (key, fold, seed) for key in ("search-002", "search-000") for fold in (0, 1) for seed in (5, 6)
+    ]
+    assert rows[0]["trial"].optimizer == trials["search-002"].optimizer
+
+
+def retention_study(folder, values, bytes_each=1000):
+    for index, value in enumerate(values):
+        key = f"search-{index:03d}"
+        for number in (1, 2):
+            place = folder / "search" / "run-000" / key / f"checkpoint_{number:06d}"
+            place.mkdir(parents=True)
+            (place / "state.pt").write_bytes(b"x" * bytes_each)
+        path = folder / "events.jsonl"
+        events.append(path, {"event": "epoch", "stage": "search", "trial": key, "epoch": 1, "metrics": {"m": value}})
+        if value is not None and value < 1:
+            events.append(
+                path,
+                {"event": "trial_ended", "stage": "search", "trial": key, "reason": "finished", "error": None},
+            )
+    return lambda: sorted(p.name for p in (folder / "search" / "run-000").glob("*") if any(p.glob("checkpoint_*")))
+
+
+def test_retention_keeps_the_best_ended_trials_and_every_running_one(tmp_path):
+    left = retention_study(tmp_path, [0.1, 0.8, 0.5, 0.9, 2.0])  # the last has not ended
+    retain(tmp_path, "search", "m", keep=2, max_bytes=None)
+    assert left() == ["search-001", "search-003", "search-004"]
+
+
+def test_retention_by_bytes_never_drops_the_best(tmp_path):
+    left = retention_study(tmp_path, [0.1, 0.8, 0.5])
+    retain(tmp_path, "search", "m", keep=3, max_bytes=4500)  # 2000 bytes a trial: the best two fit
+    assert left() == ["search-001", "search-002"]
+    retain(tmp_path, "search", "m", keep=3, max_bytes=10)
+    assert left() == ["search-001"]

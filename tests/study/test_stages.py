@@ -1,0 +1,325 @@
+"""Studies on a real (embedded) Ray: stages, what they leave, what a restart does, and the seal of the test classes."""
+
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+import ray
+from scipy import stats
+
+from raydml.config.trial import Machine, parse_trial
+from raydml.data.catalog import DataError
+from raydml.data.datasets import open_catalog
+from raydml.data.seal import TestReads
+from raydml.data.splits import make_split
+from raydml.search_space.space import load_space
+from raydml.study import events
+from raydml.study.folder import (
+    StudyError,
+    create_study,
+    events_path,
+    move_data_root,
+    newest_checkpoint,
+    read_json,
+    read_records,
+)
+from raydml.study.stages import run_study
+from raydml.training import checkpoint
+from raydml.training.trainer import Trainer
+from tests.study.test_folder import SPACE, image_folder
+
+METRIC = "val_map_at_r"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    yield
+    ray.shutdown()
+
+
+def new_study(folder, *, name="digits", **settings):
+    path = folder / "mini.yaml"
+    path.write_text(SPACE % name)
+    space = load_space(path, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
+    return create_study(space, storage=folder / "studies", tracking_uri="sqlite:///unused.db", space_text="text")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = new_study(
+        tmp_path_factory.mktemp("finished"),
+        **{"study.finalize": {"top": 1}, "study.search.scheduler": "sync", "study.search.reduction_factor": 3},
+    )
+    assert run_study(folder).status == "finished"
+    return folder
+
+
+def curves(folder, stage):
+    return {key: {e: m[METRIC] for e, m in r.epochs.items()} for key, r in read_records(folder, stage).items()}
+
+
+def test_the_search_stops_losers_at_the_rung_and_ranks_by_the_best_epoch(finished):
+    records = read_records(finished, "search")
+    assert sorted(record.ended for record in records.values()) == ["finished", "stopped_early", "stopped_early"]
+    at_the_rung = {key: record.epochs[1][METRIC] for key, record in records.items()}
+    (survivor,) = [key for key, record in records.items() if record.ended == "finished"]
+    assert survivor == max(at_the_rung, key=at_the_rung.get)
+    ranking = read_json(finished / "ranking.json")
+    best = {key: max(values.values()) for key, values in curves(finished, "search").items()}
+    assert [row["trial"] for row in ranking] == sorted(best, key=lambda key: -best[key])
+
+
+def test_confirmation_is_a_t_interval_over_folds_and_seeds(finished):
+    (row,) = read_json(finished / "confirmed.json")
+    assert row["from_trial"] == read_json(finished / "ranking.json")[0]["trial"]
+    assert [(run["fold"], run["seed"]) for run in row["runs"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    values = [max(curve.values()) for curve in curves(finished, "confirm").values()]
+    low, high = stats.t.interval(0.95, df=3, loc=sum(values) / 4, scale=stats.sem(values))
+    assert row["mean"] == pytest.approx((low + high) / 2)
+    assert row["half_width"] == pytest.approx((high - low) / 2)
+
+
+def confirmed_runs(finished):
+    return read_json(finished / "confirmed.json")[0]["runs"]
+
+
+def test_the_test_classes_are_read_once_for_each_confirmed_run_and_each_read_is_recorded(finished):
+    (row,) = read_json(finished / "final.json")
+    assert sorted(row["runs"]) == [f"confirm-00{i}" for i in range(4)]
+    reads = TestReads(finished / "test_reads.jsonl").read()
+    of_images = [read for read in reads if read["purpose"] == "finalize"]
+    assert sorted(read["checkpoint"].split("/")[-2] for read in of_images) == sorted(row["runs"])
+    again = [read["checkpoint"].split("/")[-1] for read in reads if read not in of_images]
+    winner = max(confirmed_runs(finished), key=lambda run: run["value"])["trial"]
+    assert sorted(again) == sorted([*(f"confirm-00{i}.npz" for i in range(4)), f"{winner}.npz"]), "ensembles, pictures"
+    for name, interval in row["metrics"].items():
+        assert interval["mean"] == pytest.approx(sum(run["test"][name] for run in row["runs"].values()) / 4)
+        if name not in ("density", "rho"):
+            assert 0 < row["untrained"][name]["mean"] < 1
+    assert {"recall_at_1", "map_at_r", "mrr", "map_at_1000", "nmi_geometric", "ami", "pair_f1", "rho"} <= set(
+        row["metrics"]
+    )
+    (sentence,) = row["protocols"].values()
+    assert re.fullmatch(r"leave one out: each of \d+ images searches the \d+ others; 5 classes", sentence)
+    confirmed = {run["trial"]: run["value"] for run in read_json(finished / "confirmed.json")[0]["runs"]}
+    assert {key: run["val"]["map_at_r"] for key, run in row["runs"].items()} == confirmed
+    noted = [event for event in events.read(events_path(finished)) if event["event"] == "test_read"]
+    assert len(noted) == 9
+
+
+def test_the_ensemble_is_the_folds_embeddings_side_by_side(finished):
+    (row,) = read_json(finished / "final.json")
+    values = []
+    for keys in (("confirm-000", "confirm-002"), ("confirm-001", "confirm-003")):  # a seed's two folds
+        parts = [np.load(finished / "final" / f"{key}.npz") for key in keys]
+        assert np.array_equal(parts[0]["paths"], parts[1]["paths"])
+        rows = np.hstack([part["embeddings"] / np.linalg.norm(part["embeddings"], axis=1)[:, None] for part in parts])
+        distances = ((rows[:, None].astype(np.float64) - rows[None]) ** 2).sum(axis=2)
+        np.fill_diagonal(distances, np.inf)
+        labels = parts[0]["labels"]
+        values.append((labels[distances.argmin(axis=1)] == labels).mean())
+    assert row["ensemble"]["recall_at_1"]["mean"] == pytest.approx(np.mean(values), abs=2e-3)
+    assert {score["half_width"] for score in row["ensemble"].values()} == {None}, "two seeds allow no interval"
+
+
+def test_asking_again_for_a_finished_study_does_nothing(finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    assert run_study(finished).status == "finished"
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_a_trial_of_the_study_gives_the_same_numbers_without_ray(finished):
+    config = read_json(finished / "study.json")["trials"][1]
+    machine = Machine.model_validate(read_json(finished / "study.json")["machine"])
+    alone = {r["epoch"]: r for r in Trainer(parse_trial(config), machine, device="cpu").epochs()}
+    for epoch, metrics in read_records(finished, "search")["search-001"].epochs.items():
+        for name in ("train_loss", "gradient_norm", METRIC, "val_recall_at_1"):
+            assert metrics[name] == alone[epoch][name]
+
+
+def test_what_a_study_leaves_for_people(finished):
+    summary = read_json(finished / "summary.json")
+    assert [len(summary[stage]) for stage in ("search", "confirm", "final")] == [3, 1, 1]
+    assert (finished / "pictures" / "learning_curves.png").stat().st_size > 5000
+    assert (finished / "model" / "model.safetensors").exists()
+    assert sorted(path.name for path in (finished / "report").iterdir()) == [
+        *("epochs.csv", "report.html", "report.md", "table.tex", "trials.csv"),
+    ]
+    sections = {row["section"] for row in read_json(finished / "illustrations" / "illustrations.json")}
+    assert sections >= {"retrievals", "classes", "map"}
+    top = summary["search"][0]["trial"]
+    kinds = [(event.get("trial"), event.get("artifact_path")) for event in events.read(events_path(finished))]
+    assert (top, "checkpoint") in kinds
+    assert (top, "pictures") in kinds
+
+
+def cut_short(finished, folder):
+    """The study as it was while its search ran: one trial ended, one stopped after its first epoch, one not begun."""
+    shutil.copytree(finished, folder)
+    for name in ("ranking.json", "confirmed.json", "final.json", "summary.json", "test_reads.jsonl"):
+        (folder / name).unlink()
+    for name in ("confirm", "final", "model", "pictures", "illustrations", "report"):
+        shutil.rmtree(folder / name)
+    loser, winner, unborn = (
+        next(key for key, r in read_records(finished, "search").items() if r.ended == "stopped_early"),
+        next(key for key, r in read_records(finished, "search").items() if r.ended == "finished"),
+        [key for key, r in read_records(finished, "search").items() if r.ended == "stopped_early"][1],
+    )
+    kept = []
+    for event in events.read(events_path(finished)):
+        if event.get("stage") == "search" and event.get("trial") == unborn:
+            continue
+        if event.get("trial") == winner and (event["event"] == "trial_ended" or event.get("epoch") == 2):
+            continue
+        if event["event"] in ("study_finished", "summary", "model", "artifact", "test_read"):
+            continue
+        if event.get("stage") in ("confirm", "finalize") or event["event"] == "stage_finished":
+            continue
+        kept.append(event)
+    events_path(folder).unlink()
+    for event in kept:
+        events.append(events_path(folder), event)
+    shutil.rmtree(folder / "search" / "run-000" / unborn)
+    # Of the two checkpoints of the winner the newer was being written when the power went.
+    newest = newest_checkpoint(folder, "search", winner)
+    assert checkpoint.load_card(newest)["epoch"] == 2
+    (newest / "state.pt").write_bytes((newest / "state.pt").read_bytes()[:100])
+    return loser, winner, unborn
+
+
+@pytest.mark.slow
+def test_a_resumed_study_ends_as_the_unbroken_one(finished, tmp_path):
+    folder = tmp_path / "studies" / "cut"
+    loser, winner, unborn = cut_short(finished, folder)
+    num_before = len(events.read(events_path(folder)))
+    assert run_study(folder).status == "finished"
+    later = events.read(events_path(folder))[num_before:]
+    started = {event["trial"] for event in later if event["event"] == "trial_started" and event["stage"] == "search"}
+    assert started == {winner, unborn}  # what had ended is not run again
+    epochs = [event["epoch"] for event in later if event["event"] == "epoch" and event["trial"] == winner]
+    assert epochs == [1, 2]  # the checkpoint's own epoch is told once more; epoch 2 is trained again
+    for stage in ("search", "confirm"):
+        assert curves(folder, stage) == curves(finished, stage)
+    for name in ("ranking.json", "confirmed.json"):
+        assert read_json(folder / name) == read_json(finished / name)
+    assert read_json(folder / "final.json")[0]["metrics"] == read_json(finished / "final.json")[0]["metrics"]
+    assert loser not in started
+
+
+def test_search_and_confirm_never_open_a_test_image(tmp_path):
+    root = image_folder(tmp_path / "images", num_classes=8)
+    settings = {"machine.data_root": str(root), "study.search.num_trials": 2, "study.search.scheduler": "none"}
+    settings |= {"trial.data.split.val_fraction": 0.5, "trial.sampler.classes_per_batch": 2}
+    catalog = open_catalog("image_folder", root, None)
+    split = make_split(catalog, test_fraction=0.5, val_fraction=0.5, num_folds=2, fold=None, order="sorted", seed=0)
+    # Whoever decodes one of these fails: they are no images. (Only their names and sizes go into the catalog.)
+    for class_id in split.test:
+        for image in (root / catalog.class_names[class_id]).iterdir():
+            image.write_bytes(b"sealed")
+    folder = new_study(tmp_path, name="image_folder", **settings)
+    assert run_study(folder).status == "finished"
+    assert {record.ended for record in read_records(folder, "confirm").values()} == {"finished"}
+    assert not (folder / "test_reads.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_an_unreadable_test_image_is_named_at_finalize_and_can_be_skipped_then(tmp_path):
+    root = image_folder(tmp_path / "images", num_classes=8, per_class=5)
+    settings = {"machine.data_root": str(root), "study.search.num_trials": 1, "study.confirm": None}
+    settings |= {"trial.data.split.val_fraction": 0.5, "study.finalize": {"top": 1}}
+    (root / "class7" / "0.png").write_bytes(b"sealed")
+    folder = new_study(tmp_path, name="image_folder", **settings)
+    with pytest.raises(StudyError, match=r"0\.png"):
+        run_study(folder)
+    assert new_study(tmp_path, name="image_folder", **settings, **{"machine.on_unreadable": "skip"}) == folder
+    assert run_study(folder).status == "finished"
+    assert len(read_records(folder, "search")) == 1
+
+
+@pytest.mark.slow
+def test_a_diverging_trial_ends_with_its_label_and_does_not_stop_the_study(tmp_path):
+    folder = new_study(
+        tmp_path,
+        **{
+            "study.search.num_trials": 1,
+            "study.confirm": None,
+            "trial.optimizer.learning_rate": {"grid": [1e30, 1e-3]},
+            "study.search.scheduler": "asha",
+        },
+    )
+    assert run_study(folder).status == "finished"
+    ended = {
+        record.config["optimizer"]["learning_rate"]: record.ended for record in read_records(folder, "search").values()
+    }
+    assert ended == {1e30: "non_finite_loss", 1e-3: "finished"}
+    ranking = read_json(folder / "ranking.json")
+    assert [row["ended"] for row in ranking] == ["finished", "non_finite_loss"]
+    assert ranking[1]["value"] is None
+    assert math.isfinite(ranking[0]["value"])
+
+
+@pytest.mark.slow
+def test_a_search_without_any_value_is_told_and_nothing_becomes_champion(tmp_path):
+    settings = {"study.confirm": None, "study.search.num_trials": 1, "trial.optimizer.learning_rate": 1e30}
+    folder = new_study(tmp_path, **settings)
+    with pytest.raises(StudyError, match=r"search-000 non_finite_loss"):
+        run_study(folder)
+    assert not (folder / "ranking.json").exists()
+    assert not [event for event in events.read(events_path(folder)) if event["event"] == "model"]
+
+
+@pytest.mark.parametrize(("setting", "value"), [("machine.cpus_per_trial", 64), ("machine.gpus_per_trial", 1)])
+def test_a_share_that_this_machine_does_not_have_is_refused_instead_of_waited_for(tmp_path, setting, value):
+    folder = new_study(tmp_path, **{setting: value})
+    with pytest.raises(StudyError, match=setting):
+        run_study(folder)
+
+
+@pytest.mark.slow
+def test_an_interrupt_before_tune_listens_still_ends_the_study(tmp_path):
+    folder = new_study(tmp_path, **{"trial.epochs": 50, "study.search.scheduler": "none"})
+
+    def interrupt():
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if any(event["event"] == "stage_started" for event in events.read(events_path(folder))):
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+            time.sleep(0.01)
+
+    events_path(folder).touch()
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    outcome = run_study(folder)
+    thread.join()
+    assert outcome == ("interrupted", signal.SIGINT)
+    assert not (folder / "ranking.json").exists()
+    assert events.read(events_path(folder))[-1]["event"] == "interrupted"
+
+
+def test_a_study_whose_images_are_gone_starts_nothing_and_goes_on_when_they_are_back(tmp_path):
+    images = image_folder(tmp_path / "images")
+    machine = f"machine:\n  data_root: {images}\n"
+    path = tmp_path / "folder.yaml"
+    path.write_text(SPACE % "image_folder" + machine)
+    space = load_space(path)
+    folder = create_study(space, storage=tmp_path / "studies", tracking_uri="sqlite:///x.db", space_text="text")
+    images.rename(tmp_path / "moved")
+    with pytest.raises(DataError, match=r"machine\.data_root = .*images' is not a folder"):
+        run_study(folder)
+    assert not events_path(folder).exists()  # no trial has begun, so none counts as run
+    move_data_root(folder, tmp_path / "moved")
+    (extra := tmp_path / "moved" / "class0" / "extra.png").write_bytes((tmp_path / "moved/class0/0.png").read_bytes())
+    with pytest.raises(DataError, match=r"data\.content.*Cure: restore the images"):
+        run_study(folder)
+    assert not events_path(folder).exists()
+    extra.unlink()
+    assert read_json(folder / "study.json")["machine"]["data_root"] == str(tmp_path / "moved")

@@ -1,0 +1,1083 @@
+"""Delivery to MLflow: real stores (SQLite, a local server), every way a delivery can break off, and what arrives."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+from mlflow.utils.validation import _validate_metric_name, _validate_param_name, _validate_tag_name
+
+from raydml.inference.export import EmbeddingModel, export_model
+from raydml.models.network import build_network, preprocessing_for
+from raydml.study import events
+from raydml.tracking.delivery import (
+    PATIENCE,
+    POLL_S,
+    Origin,
+    Tracker,
+    TrackingError,
+    default_uri,
+    log_test_read,
+    origin_of,
+    preflight,
+    resolve_checkpoint,
+    sync,
+)
+from raydml.tracking.models import requirements
+from raydml.tracking.store import VIEW_TAG, connect, redacted, runs_page
+from raydml.tracking.updates import MAX_PARAM_CHARACTERS, cut, flatten, fold, legal_name, points
+from raydml.training import checkpoint
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+STUDY_ID = "0123456789abcdef"
+START = 1_700_000_000.0
+
+
+class Spool:
+    """Writes a study's events with a clock of its own, one second an event."""
+
+    def __init__(self, storage: Path, study: str = "digits") -> None:
+        self.study, self.folder = study, storage / study
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.path = self.folder / "events.jsonl"
+        self.now = START
+
+    def add(self, event: str, **fields: Any) -> None:
+        self.now += 1
+        events.append(self.path, {"time": self.now, "event": event, **fields}, durable=False)
+
+    def study_started(self, **config: Any) -> None:
+        config = {"select_on": "val_map_at_r", "search": {"num_trials": 2}, **config}
+        self.add("study_started", study=self.study, study_id=STUDY_ID, config=config, commit="c0ffee",
+                 storage=str(self.folder.parent))  # fmt: skip
+
+    def trial_started(self, trial: str, loss: str = "margin", fold: int | None = None, seed: int = 0) -> None:
+        config = {
+            "epochs": 3,
+            "loss": {"name": loss, "margin": 0.2},
+            "optimizer": {"learning_rate": 1e-3, "momentum": None},
+            "recall_at": [1, 2],
+        }
+        self.add("trial_started", trial=trial, stage=trial.split("-")[0], fingerprint=f"f{trial[-3:]}", config=config,
+                 fold=fold, seed=seed)  # fmt: skip
+
+    def epoch(self, trial: str, epoch: int, **metrics: float) -> None:
+        index = int(trial[-3:])
+        metrics = {"train_loss": 1 / epoch, "val_map_at_r": 0.1 * epoch + 0.01 * index, **metrics}
+        self.add("epoch", trial=trial, stage=trial.split("-")[0], epoch=epoch, metrics=metrics)
+
+    def ended(self, trial: str, reason: str = "finished", error: str | None = None) -> None:
+        self.add("trial_ended", trial=trial, stage=trial.split("-")[0], reason=reason, error=error, checkpoint="/c")
+
+    def trial(self, trial: str, epochs: int = 3, reason: str = "finished", **fields: Any) -> None:
+        self.trial_started(trial, **fields)
+        for epoch in range(1, epochs + 1):
+            self.epoch(trial, epoch)
+        self.ended(trial, reason)
+
+    def whole_study(self, picture: Path, model: Path | None = None) -> None:
+        self.study_started()
+        self.add("stage_started", stage="search", num_trials=3, max_epochs=3)
+        self.trial("search-000")
+        self.trial("search-001", epochs=1, reason="stopped_early", loss="contrastive")
+        self.trial("search-002", epochs=2, reason="collapsed")
+        self.add("stage_finished", stage="search", ranking=[{"trial": "search-000", "val_map_at_r": 0.3}])
+        self.add("stage_started", stage="confirm", num_trials=2, max_epochs=3)
+        self.trial("confirm-000", fold=0, seed=1)
+        self.trial("confirm-001", fold=1, seed=1)
+        self.add("stage_finished", stage="confirm", ranking=None)
+        self.add("artifact", trial=None, path=str(picture), artifact_path="pictures")
+        self.add("artifact", trial="search-000", path=str(picture.parent), artifact_path="folder")
+        if model is not None:
+            self.add("model", trial="confirm-000", checkpoint="/study/checkpoint_3", folder=str(model), name="digits")
+        self.add("test_read", purpose="finalize", checkpoint="/study/checkpoint_3", commit="c0ffee")
+        self.add("summary", metrics={"test_recall_at_1": 0.5}, tags={"raydml.winner": "confirm-000"})
+        self.add("note", text="nothing to store")
+        self.add("study_finished")
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with its tables (they take seconds to make) and nothing in them."""
+    path = tmp_path_factory.mktemp("store") / "made" / "mlflow.db"
+    preflight(f"sqlite:///{path}")
+    database = sqlite3.connect(path)
+    database.execute("delete from experiment_tags")
+    database.execute("delete from experiments where name = 'raydml'")
+    database.commit()
+    database.close()
+    return path
+
+
+@pytest.fixture
+def storage(tmp_path: Path, empty_store: Path) -> Path:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    return tmp_path
+
+
+@pytest.fixture
+def uri(storage: Path) -> str:
+    return default_uri(storage)
+
+
+@pytest.fixture
+def spool(storage: Path) -> Spool:
+    return Spool(storage)
+
+
+@pytest.fixture
+def picture(storage: Path) -> Path:
+    path = storage / "drawn" / "curves.txt"
+    path.parent.mkdir()
+    path.write_text("a picture")
+    return path
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    network = {
+        "backbone": "convnet",
+        "embedding_dim": 8,
+        "layer_norm": False,
+        "normalize": "l2",
+        "freeze_batch_norm": False,
+    }
+    card = {"network": network, "preprocessing": preprocessing_for("convnet", resize_px=20, crop_px=16).to_dict()}
+    weights = build_network(**network, weights="none", seed=1).state_dict()
+    checkpoint.save(folder / "checkpoint", state={}, model_card=card, best_weights=weights)
+    return export_model(folder / "checkpoint", folder / "model")
+
+
+def deliver(spool: Spool, uri: str) -> bool:
+    return sync(spool.path, uri, spool.study, timeout_s=120)
+
+
+def runs_of(uri: str) -> dict[str | None, Any]:
+    """All runs by trial; a second run of one trial is an error."""
+    client = connect(uri)
+    experiment = client.get_experiment_by_name("raydml")
+    found = client.search_runs([experiment.experiment_id], max_results=1000)
+    by_trial = {run.data.tags.get("raydml.trial"): run for run in found}
+    assert len(by_trial) == len(found), "one trial has two runs"
+    return by_trial
+
+
+def contents(storage: Path) -> dict[str, list[Any]]:
+    """Everything in the store under the names of the trials: what a delivery adds to, and nothing it may change."""
+    database = sqlite3.connect(storage / "mlflow.db")
+    name = "coalesce((select value from tags t where t.key = 'raydml.trial' and t.run_uuid = {0}.run_uuid), 'study')"
+    tables = {
+        "runs": "name, status, start_time, end_time, lifecycle_stage, " + name.format("runs"),
+        "metrics": "key, value, step, timestamp, is_nan, " + name.format("metrics"),
+        "params": "key, value, " + name.format("params"),
+        "tags": "key, value, " + name.format("tags"),
+        "model_versions": "name, version, run_id",
+        "logged_models": "name, status, source_run_id",
+        "registered_model_aliases": "name, alias, version",
+    }
+    rows = {table: sorted(database.execute(f"select {what} from {table}"), key=repr) for table, what in tables.items()}
+    database.close()
+    parent = "mlflow.parentRunId"  # the id differs between stores; that it is the study's run is tested apart
+    rows["tags"] = [row for row in rows["tags"] if row[0] not in (parent, "mlflow.user")]
+    root = storage / "mlartifacts"
+    # <experiment folder>/<run id>/artifacts/...: without the id
+    rows["files"] = sorted(
+        "/".join(path.relative_to(root).parts[1:])
+        for path in root.rglob("*")
+        if path.is_file() and "models" not in path.parts
+    )
+    return rows
+
+
+def assert_same(found: dict[str, list[Any]], expected: dict[str, list[Any]], what: str = "") -> None:
+    for table, rows in expected.items():
+        missing = [row for row in rows if row not in found[table]]
+        added = [row for row in found[table] if row not in rows]
+        assert (missing, added) == ([], []), f"{what} {table}"
+        assert len(found[table]) == len(rows), f"{what} {table}: a row twice"
+
+
+# --- what arrives ---------------------------------------------------------------------------------------------------
+
+
+def test_a_study_is_one_run_with_its_trials_below_it(spool: Spool, uri: str, picture: Path, storage: Path) -> None:
+    spool.whole_study(picture)
+    assert deliver(spool, uri)
+    runs = runs_of(uri)
+    parent = runs.pop(None)
+    assert parent.info.run_name == "digits"
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params["search.num_trials"] == "2"
+    assert parent.data.metrics["test_recall_at_1"] == 0.5
+    assert parent.data.tags["raydml.winner"] == "confirm-000"
+    assert parent.data.tags["mlflow.source.git.commit"] == "c0ffee"
+    assert set(runs) == {"search-000", "search-001", "search-002", "confirm-000", "confirm-001"}
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
+    run = runs["confirm-001"]
+    assert run.info.run_name == "confirm-001 margin"
+    expected = {
+        "stage": "confirm",
+        "fold": "1",
+        "seed": "1",
+        "fingerprint": "f001",
+        "loss": "margin",
+        "ended": "finished",
+    }
+    assert {name: run.data.tags[f"raydml.{name}"] for name in expected} == expected
+    assert run.data.params == {
+        "epochs": "3",
+        "loss.name": "margin",
+        "loss.margin": "0.2",
+        "optimizer.learning_rate": "0.001",
+        "optimizer.momentum": "None",
+        "recall_at": "[1, 2]",
+    }
+    assert "raydml.fold" not in runs["search-000"].data.tags
+    client = connect(uri)
+    history = client.get_metric_history(run.info.run_id, "val_map_at_r")
+    assert [(point.step, round(point.value, 6)) for point in history] == [(1, 0.11), (2, 0.21), (3, 0.31)]
+    written = [event["time"] for event in events.read(spool.path) if event.get("trial") == "confirm-001"]
+    assert [point.timestamp for point in history] == [int(moment * 1000) for moment in written[1:4]]
+    assert run.info.start_time == int(written[0] * 1000)
+    assert run.info.end_time == int(written[4] * 1000)
+    experiment = client.get_experiment_by_name("raydml")
+    assert experiment.artifact_location == (storage / "mlartifacts").as_uri()
+    assert [item.path for item in client.list_artifacts(parent.info.run_id, "pictures")] == ["pictures/curves.txt"]
+    assert [item.path for item in client.list_artifacts(runs["search-000"].info.run_id, "folder")] == [
+        "folder/curves.txt"
+    ]
+    ranking = Path(client.download_artifacts(parent.info.run_id, "ranking_search.json"))
+    assert json.loads(ranking.read_text())[0]["trial"] == "search-000"
+    (read,) = client.list_artifacts(parent.info.run_id, "test_reads")
+    read_event = json.loads(Path(client.download_artifacts(parent.info.run_id, read.path)).read_text())
+    assert (read_event["purpose"], read_event["commit"]) == ("finalize", "c0ffee")
+    known = json.loads((spool.folder / "tracking.json").read_text())[uri]
+    assert known["study_run_id"] == parent.info.run_id
+    assert known["trial_run_ids"] == {trial: run.info.run_id for trial, run in runs.items()}
+    assert known["spool_offset"] == spool.path.stat().st_size
+
+
+def test_why_a_trial_ended_decides_the_status(spool: Spool, uri: str) -> None:
+    good, bad = ["finished", "stopped_early"], ["non_finite_loss", "collapsed", "crashed"]
+    spool.study_started()
+    for index, reason in enumerate(good + bad):
+        spool.trial_started(f"search-{index:03d}")
+        spool.ended(f"search-{index:03d}", reason, f"it is {reason}" if reason in bad else None)
+    spool.add("study_finished")
+    assert deliver(spool, uri)
+    runs = runs_of(uri)
+    for index, reason in enumerate(good + bad):
+        run = runs[f"search-{index:03d}"]
+        assert run.info.status == ("FINISHED" if reason in good else "FAILED")
+        assert run.data.tags["raydml.ended"] == reason
+        assert run.data.tags.get("raydml.error") == (f"it is {reason}" if reason in bad else None)
+
+
+def test_values_that_are_not_finite_are_kept_as_nan_and_named(spool: Spool, uri: str) -> None:
+    spool.study_started()
+    spool.trial_started("search-000")
+    spool.epoch("search-000", 1)
+    spool.epoch("search-000", 2, train_loss=math.nan, gradient_norm=math.inf)
+    spool.ended("search-000", "non_finite_loss")
+    spool.add("study_finished")
+    assert deliver(spool, uri)
+    run = runs_of(uri)["search-000"]
+    assert math.isnan(run.data.metrics["train_loss"])
+    assert math.isnan(run.data.metrics["gradient_norm"])
+    assert run.data.tags["raydml.non_finite"] == "train_loss = nan in step 2; gradient_norm = inf in step 2"
+
+
+def test_large_configurations_and_many_epochs_pass_the_limits_of_a_request(spool: Spool, uri: str) -> None:
+    spool.study_started(**{f"key{index}": index for index in range(250)}, text="x" * 7000)
+    spool.trial_started("search-000")
+    for epoch in range(1, 301):
+        spool.epoch("search-000", epoch, **{f"recall@{k}": 0.5 for k in range(5)})
+    spool.ended("search-000")
+    spool.add("study_finished")
+    assert deliver(spool, uri)
+    runs = runs_of(uri)
+    assert len(runs[None].data.params) == 250 + 3
+    assert len(runs[None].data.params["text"]) == MAX_PARAM_CHARACTERS
+    history = connect(uri).get_metric_history(runs["search-000"].info.run_id, "recall_at_4")
+    assert [point.step for point in history] == list(range(1, 301))
+
+
+# --- breaking off and going on --------------------------------------------------------------------------------------
+
+
+def test_a_second_delivery_adds_nothing(spool: Spool, uri: str, picture: Path, exported: Path, storage: Path) -> None:
+    spool.whole_study(picture, exported)
+    assert deliver(spool, uri)
+    before = contents(storage)
+    assert before["model_versions"]
+    assert before["files"]
+    assert deliver(spool, uri)
+    (spool.folder / "tracking.json").unlink()
+    assert deliver(spool, uri)
+    assert_same(contents(storage), before)
+
+
+def test_any_way_of_cutting_the_spool_gives_the_same_runs(tmp_path: Path, empty_store: Path, picture_of: Any) -> None:
+    """Deliveries that each see a little more, as after kills at every moment, against one delivery at the end."""
+    found = {}
+    for way in ("at_once", "in_bits"):  # names of one length: the spool holds the path, and offsets are compared
+        storage = tmp_path / way
+        storage.mkdir()
+        shutil.copy(empty_store, storage / "mlflow.db")
+        spool = Spool(storage)
+        spool.whole_study(picture_of(tmp_path))
+        data = spool.path.read_bytes()
+        if way == "in_bits":
+            cuts = np.random.default_rng(0).choice(len(data), size=12, replace=False)
+            for cut_at in sorted(int(cut_at) for cut_at in cuts):
+                spool.path.write_bytes(data[:cut_at])
+                deliver(spool, default_uri(storage))
+            spool.path.write_bytes(data)
+        assert deliver(spool, default_uri(storage))
+        found[way] = contents(storage)
+    assert_same(found["in_bits"], found["at_once"])
+
+
+@pytest.fixture
+def picture_of() -> Any:
+    def make(folder: Path) -> Path:
+        path = folder / "drawn" / "curves.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("a picture")
+        return path
+
+    return make
+
+
+class Lossy:
+    """The real client; request number ``breaks`` gets through, or not, and then the connection is lost."""
+
+    WRITES = (
+        "create_run", "update_run", "set_terminated", "set_tag", "delete_tag", "log_batch", "log_text", "log_artifact",
+        "log_artifacts", "create_logged_model", "log_model_artifacts", "finalize_logged_model", "log_outputs",
+        "create_registered_model", "create_model_version", "set_registered_model_alias",
+    )  # fmt: skip
+
+    def __init__(self, client: MlflowClient, breaks: int, arrives: bool) -> None:
+        self._client, self._breaks, self._arrives = client, breaks, arrives
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+        if name not in self.WRITES:
+            return method
+
+        def request(*arguments: Any, **named: Any) -> Any:
+            self.calls.append(name)
+            breaks = len(self.calls) == self._breaks
+            if breaks and not self._arrives:
+                raise ConnectionError("lost before it arrived")
+            answer = method(*arguments, **named)
+            if breaks:
+                raise ConnectionError("lost after it arrived")
+            return answer
+
+        return request
+
+
+def interrupted_and_resumed(spool: Spool, picture: Path, model: Path) -> None:
+    spool.study_started()
+    spool.trial("search-000")
+    spool.trial_started("search-001")
+    spool.epoch("search-001", 1)
+    spool.add("interrupted", signal=2)
+    spool.study_started(added_later=1)
+    spool.trial_started("search-001")
+    spool.epoch("search-001", 1)  # redone from an older checkpoint
+    spool.epoch("search-001", 2)
+    spool.ended("search-001")
+    spool.add("artifact", trial=None, path=str(picture), artifact_path="pictures")
+    spool.add("model", trial=None, checkpoint="/study/checkpoint_2", folder=str(model), name="digits")
+    spool.add("study_finished")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arrives", [False, True], ids=["before", "after"])
+def test_a_connection_lost_at_any_request_leaves_no_trace(
+    tmp_path: Path, empty_store: Path, picture_of: Any, exported: Path, arrives: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Break off at request 1, 2, 3, ...; after the next delivery the store is as if nothing had happened."""
+    from raydml.tracking import delivery as tracking
+
+    monkeypatch.setattr(tracking, "FIRST_DELAY_S", 0.0)
+    breaks, names, reference = 0, ["one more"], {}
+    while breaks <= len(names):
+        storage = tmp_path / f"{breaks:02d}"
+        storage.mkdir()
+        shutil.copy(empty_store, storage / "mlflow.db")
+        spool = Spool(storage)
+        interrupted_and_resumed(spool, picture_of(tmp_path), exported)
+        clients: list[Lossy] = []
+
+        def lossy(uri: str, breaks: int = breaks, clients: list[Lossy] = clients) -> Any:
+            clients.append(Lossy(connect(uri), breaks if not clients else 0, arrives))
+            return clients[-1]
+
+        monkeypatch.setattr(tracking, "connect", lossy)
+        assert deliver(spool, default_uri(storage)), f"broken at request {breaks}"
+        found = contents(storage)
+        found["model_versions"] = [row[:2] for row in found["model_versions"]]
+        # A model whose storing broke off may stay behind unregistered; only finished ones count.
+        found["logged_models"] = [row[:2] for row in found["logged_models"] if "READY" in repr(row)][:1]
+        if breaks == 0:
+            names, reference = clients[0].calls, found
+            assert len(names) > 10
+        else:
+            assert len(clients) == 2, "the delivery did not begin again"
+        assert_same(found, reference, f"broken at request {breaks}, {names[breaks - 1]}:")
+        breaks += 1
+
+
+def test_an_interruption_ends_the_runs_and_a_resume_continues_them(spool: Spool, uri: str) -> None:
+    spool.study_started()
+    spool.trial("search-000")
+    spool.trial_started("search-001")
+    spool.epoch("search-001", 1)
+    spool.add("interrupted", signal=2)
+    assert deliver(spool, uri)
+    first = runs_of(uri)
+    statuses = {trial: run.info.status for trial, run in first.items()}
+    assert statuses == {None: "KILLED", "search-000": "FINISHED", "search-001": "KILLED"}
+    assert first["search-001"].data.tags["raydml.ended"] == "interrupted"
+    spool.study_started(search={"num_trials": 5})
+    spool.trial_started("search-001")
+    tracker = Tracker(spool.path, uri, spool.study)
+    tracker.start()
+    wait_for(lambda: runs_of(uri)["search-001"].info.status == "RUNNING")
+    running = runs_of(uri)
+    assert running[None].info.status == "RUNNING"
+    assert running["search-000"].info.status == "FINISHED"
+    assert "raydml.ended" not in running["search-001"].data.tags
+    spool.epoch("search-001", 1)
+    spool.epoch("search-001", 2)
+    spool.ended("search-001")
+    spool.add("study_finished")
+    assert tracker.finish(60)
+    assert tracker.hint() == ""
+    last = runs_of(uri)
+    assert {trial: run.info.run_id for trial, run in last.items()} == {t: run.info.run_id for t, run in first.items()}
+    assert {run.info.status for run in last.values()} == {"FINISHED"}
+    history = connect(uri).get_metric_history(last["search-001"].info.run_id, "train_loss")
+    assert [point.step for point in history] == [1, 2]
+    assert last[None].data.params["search.num_trials"] == "2"
+    assert last[None].data.tags["raydml.changed.search.num_trials"] == "5"
+
+
+def test_runs_of_a_killed_driver_are_ended_by_the_next_delivery(spool: Spool, uri: str) -> None:
+    spool.study_started()
+    spool.trial_started("search-000")
+    spool.epoch("search-000", 1)
+    with open(spool.path, "ab") as file:
+        file.write(b'{"event":"epoch","trial":"search-0')
+    assert deliver(spool, uri)
+    runs = runs_of(uri)
+    assert {run.info.status for run in runs.values()} == {"KILLED"}
+    assert runs["search-000"].info.end_time == int(spool.now * 1000)
+
+
+def test_a_trial_whose_end_nobody_wrote_does_not_stay_running(spool: Spool, uri: str) -> None:
+    spool.study_started()
+    spool.trial_started("search-000")
+    spool.add("study_finished")
+    assert deliver(spool, uri)
+    run = runs_of(uri)["search-000"]
+    assert (run.info.status, run.data.tags["raydml.ended"]) == ("KILLED", "unrecorded")
+    assert runs_of(uri)[None].info.status == "FINISHED"
+
+
+def test_a_retried_trial_runs_on_and_counts_its_retries(spool: Spool, uri: str) -> None:
+    spool.study_started()
+    spool.trial_started("search-000")
+    spool.epoch("search-000", 1)
+    for _ in range(2):
+        spool.add("trial_retried", trial="search-000", stage="search", error="worker died")
+    spool.epoch("search-000", 2)
+    spool.ended("search-000")
+    spool.add("study_finished")
+    assert deliver(spool, uri)
+    tags = runs_of(uri)["search-000"].data.tags
+    assert (tags["raydml.retries"], tags["raydml.retried_after"]) == ("2", "worker died")
+    assert "raydml.error" not in tags
+
+
+def test_a_lost_database_is_filled_anew(
+    spool: Spool, uri: str, picture: Path, storage: Path, empty_store: Path
+) -> None:
+    spool.whole_study(picture)
+    assert deliver(spool, uri)
+    before = contents(storage)
+    shutil.copy(empty_store, storage / "mlflow.db")
+    shutil.rmtree(storage / "mlartifacts")
+    assert deliver(spool, uri)
+    assert_same(contents(storage), before)
+
+
+def test_a_run_that_somebody_deleted_is_left_alone(spool: Spool, uri: str) -> None:
+    spool.study_started()
+    spool.trial_started("search-000")
+    assert deliver(spool, uri)
+    connect(uri).delete_run(runs_of(uri)["search-000"].info.run_id)
+    spool.epoch("search-000", 1)
+    spool.epoch("search-000", 2)
+    tracker = Tracker(spool.path, uri, spool.study)
+    tracker.start()
+    assert not tracker.finish(60)
+    assert list(runs_of(uri)) == [None]
+    assert tracker.problems == ["run 'search-000' was deleted in MLflow; its new events are left out"]
+
+
+def test_a_lost_file_is_told_and_holds_nothing_up(spool: Spool, uri: str, storage: Path) -> None:
+    spool.study_started()
+    spool.add("artifact", trial="search-000", path=str(storage / "gone.png"), artifact_path="pictures")
+    spool.trial("search-000")
+    spool.add("study_finished")
+    tracker = Tracker(spool.path, uri, spool.study)
+    tracker.start()
+    assert not tracker.finish(60)
+    assert len(tracker.problems) == 1
+    assert "gone.png does not exist any more" in tracker.hint()
+    assert runs_of(uri)["search-000"].data.metrics["epoch"] == 3
+
+
+def test_two_writers_for_one_study_are_refused(spool: Spool, uri: str) -> None:
+    spool.study_started()
+    tracker = Tracker(spool.path, uri, spool.study)
+    tracker.start()
+    with pytest.raises(TrackingError, match="another process is delivering study 'digits'"):
+        sync(spool.path, uri, spool.study)
+    tracker.finish(60)
+    assert deliver(spool, uri)
+
+
+def test_studies_of_one_name_are_kept_apart_by_their_id(spool: Spool, uri: str, storage: Path) -> None:
+    spool.study_started()
+    spool.add("study_finished")
+    assert deliver(spool, uri)
+    other = Spool(storage / "elsewhere")
+    other.add("study_started", study="digits", study_id="another", config={}, storage=str(storage))
+    other.add("study_finished")
+    assert deliver(other, uri)
+    found = connect(uri).search_runs([connect(uri).get_experiment_by_name("raydml").experiment_id])
+    assert sorted(run.data.tags["raydml.study_id"] for run in found) == [STUDY_ID, "another"]
+
+
+def test_a_store_that_does_not_answer_costs_the_study_nothing(spool: Spool) -> None:
+    tracker = Tracker(spool.path, f"http://user:secret@127.0.0.1:{free_port()}", spool.study)
+    tracker.start()
+    began = time.monotonic()
+    spool.study_started()
+    spool.trial("search-000")
+    assert time.monotonic() - began < 1
+    assert not tracker.finish(2)
+    assert time.monotonic() - began < 6
+    assert "launch.py sync digits" in tracker.hint()
+    assert "secret" not in tracker.hint()
+
+
+class Failing:
+    """The real client; ``failing[name]`` requests of that name are answered with 503 before one gets through."""
+
+    def __init__(self, client: MlflowClient, failing: dict[str, int]) -> None:
+        self._client, self._failing = client, failing
+
+    def __getattr__(self, name: str) -> Any:
+        if self._failing.get(name, 0) > 0:
+            return self._refuse(name)
+        return getattr(self._client, name)
+
+    def _refuse(self, name: str) -> Any:
+        def request(*_: Any, **__: Any) -> Any:
+            self._failing[name] -= 1
+            raise MlflowException("503 Service Unavailable", TEMPORARILY_UNAVAILABLE)
+
+        return request
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How many requests of each name fail from now on; ``connect`` stands for a server that is away."""
+    from raydml.tracking import delivery as tracking
+
+    counts: dict[str, int] = {}
+
+    def connect_or_not(uri: str) -> Any:
+        if counts.get("connect", 0) > 0:
+            counts["connect"] -= 1
+            raise ConnectionError("refused")
+        return Failing(connect(uri), counts)
+
+    monkeypatch.setattr(tracking, "connect", connect_or_not)
+    monkeypatch.setattr(tracking, "FIRST_DELAY_S", 0.0)
+    return counts
+
+
+def steps(uri: str, trial: str) -> list[int]:
+    return [point.step for point in connect(uri).get_metric_history(runs_of(uri)[trial].info.run_id, "val_map_at_r")]
+
+
+def test_an_outage_uses_up_no_patience(spool: Spool, uri: str, failing: dict[str, int]) -> None:
+    """A server away for longer than PATIENCE tries, then one failing request, at once and again later."""
+    failing |= {"connect": PATIENCE + 2, "log_batch": 1}
+    tracker = Tracker(spool.path, uri, spool.study)
+    tracker.start()
+    spool.study_started()
+    spool.trial_started("search-000")
+    spool.epoch("search-000", 1)
+    wait_for(lambda: steps(uri, "search-000") == [1])
+    assert failing == {"connect": 0, "log_batch": 0}
+    failing["log_batch"] = 1
+    spool.epoch("search-000", 2)
+    wait_for(lambda: steps(uri, "search-000") == [1, 2])
+    assert failing["log_batch"] == 0
+    spool.ended("search-000")
+    spool.add("study_finished")
+    assert tracker.finish(60), tracker.hint()
+    assert tracker.problems == []
+    assert steps(uri, "search-000") == [1, 2]
+
+
+def test_a_request_that_always_fails_is_left_out_and_costs_the_later_ones_nothing(
+    spool: Spool, uri: str, picture: Path, failing: dict[str, int]
+) -> None:
+    failing["log_artifact"] = PATIENCE + 1
+    tracker = Tracker(spool.path, uri, spool.study)
+    tracker.start()
+    spool.study_started()
+    spool.add("artifact", trial=None, path=str(picture), artifact_path="pictures")
+    spool.trial_started("search-000")
+    wait_for(lambda: "search-000" in runs_of(uri))
+    assert len(tracker.problems) == 1
+    assert "curves.txt" in tracker.problems[0]
+    time.sleep(2 * POLL_S)
+    failing["log_batch"] = 1
+    spool.epoch("search-000", 1)
+    wait_for(lambda: failing["log_batch"] == 0)
+    spool.ended("search-000")
+    spool.add("study_finished")
+    assert not tracker.finish(60), "the picture is missing"
+    assert len(tracker.problems) == 1
+    assert steps(uri, "search-000") == [1]
+
+
+# --- models ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_winner_is_a_model_that_loads_elsewhere(
+    spool: Spool, uri: str, picture: Path, exported: Path, tmp_path: Path
+) -> None:
+    """In another process, in another folder, without the checkout on its path and without pickle."""
+    spool.whole_study(picture, exported)
+    assert deliver(spool, uri)
+    images = np.random.default_rng(0).integers(0, 256, (3, 24, 20, 3), dtype=np.uint8)
+    expected = EmbeddingModel.load(exported).embed(images)
+    np.save(tmp_path / "images.npy", images)
+    code = (
+        "import sys, numpy as np, mlflow\n"
+        "mlflow.set_tracking_uri(sys.argv[1])\n"
+        "model = mlflow.pyfunc.load_model('models:/digits@champion')\n"
+        "np.save('found.npy', model.predict(np.load('images.npy')))\n"
+        "import raydml.inference.export; print(raydml.inference.export.__file__)\n"
+    )
+    elsewhere = {**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+    elsewhere.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        [sys.executable, "-c", code, uri], cwd=tmp_path, env=elsewhere, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert str(REPOSITORY) not in done.stdout, "the code did not come from the model"
+    np.testing.assert_allclose(np.load(tmp_path / "found.npy"), expected, atol=1e-6)
+    version = connect(uri).get_model_version_by_alias("digits", "champion")
+    run = runs_of(uri)["confirm-000"]
+    assert version.run_id == run.info.run_id
+    assert run.data.tags["raydml.model"] == "models:/digits/1"
+    assert run.info.status == "FINISHED"
+    for target in (
+        f"runs:/{run.info.run_id}",
+        f"runs:/{run.info.run_id}/model",
+        "models:/digits/1",
+        "models:/digits@champion",
+    ):
+        np.testing.assert_array_equal(EmbeddingModel.load(resolve_checkpoint(target, uri)).embed(images), expected)
+    picture_path = resolve_checkpoint(f"runs:/{runs_of(uri)[None].info.run_id}/pictures/curves.txt", uri)
+    assert picture_path.read_text() == "a picture"
+    away = resolve_checkpoint("models:/digits/1", uri, tmp_path / "away")
+    assert away.is_relative_to(tmp_path / "away")
+    with pytest.raises(TrackingError, match="holds no model"):
+        resolve_checkpoint(f"runs:/{runs_of(uri)['search-000'].info.run_id}", uri)
+    for target in (
+        "models:/nothing/1",
+        "models:/digits/9",
+        "models:/digits@nobody",
+        "runs:/" + 32 * "0",
+        f"runs:/{run.info.run_id}/none",
+    ):
+        with pytest.raises(TrackingError, match="not found in MLflow"):
+            resolve_checkpoint(target, uri)
+    with pytest.raises(TrackingError, match="expected runs:/RUN_ID"):
+        resolve_checkpoint("models:/digits", uri)
+
+
+def test_a_model_holds_nothing_of_the_folder_the_command_was_typed_in(
+    spool: Spool, uri: str, storage: Path, exported: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """A uv.lock names registries; MLflow would copy it, and the project beside it, into the model."""
+    project = storage / "project"
+    project.mkdir()
+    (project / "uv.lock").write_text('version = 1\nsource = { registry = "https://secret.example/simple" }\n')
+    (project / "pyproject.toml").write_text('[project]\nname = "theirs"\nversion = "1"\n')
+    (project / ".python-version").write_text("3.11\n")
+    monkeypatch.chdir(project)
+    monkeypatch.delenv("MLFLOW_UV_AUTO_DETECT", raising=False)
+    spool.study_started()
+    spool.trial("confirm-000")
+    spool.add("model", trial="confirm-000", checkpoint="/c", folder=str(exported), name="digits")
+    spool.add("study_finished")
+    assert deliver(spool, uri)
+    stored = [path for path in (storage / "mlartifacts").rglob("*") if path.is_file()]
+    assert "MLmodel" in {path.name for path in stored}
+    assert {"uv.lock", "pyproject.toml", ".python-version"} & {path.name for path in stored} == set()
+    assert [path for path in stored if b"secret.example" in path.read_bytes()] == []
+    (requirements_txt,) = [path for path in stored if path.name == "requirements.txt"]
+    assert requirements_txt.read_text().split() == requirements()
+    out, err = capfd.readouterr()
+    assert "uv" not in out + err
+
+
+def test_a_fetched_model_tells_its_run_and_a_read_of_test_classes_is_written_there(
+    spool: Spool, uri: str, picture: Path, exported: Path
+) -> None:
+    spool.whole_study(picture, exported)
+    assert deliver(spool, uri)
+    run_id = runs_of(uri)["confirm-000"].info.run_id
+    client = connect(uri)
+    origin = Origin(uri, run_id, "digits", STUDY_ID)
+    targets = [f"runs:/{run_id}", f"runs:/{run_id}/checkpoint", "models:/digits/1", "models:/digits@champion"]
+    assert {origin_of(target, uri) for target in targets} == {origin}
+    with pytest.raises(TrackingError, match="not found in MLflow"):
+        origin_of("models:/digits/9", uri)
+    read = {"time": START, "event": "test_read", "checkpoint": targets[0], "commit": "c0ffee"}
+    log_test_read(origin, read)
+    (item,) = client.list_artifacts(run_id, "test_reads")
+    assert item.path == "test_reads/20231114T221320.000000Z.json"
+    assert json.loads(Path(client.download_artifacts(run_id, item.path)).read_text()) == {
+        "time": START,
+        "checkpoint": targets[0],
+        "commit": "c0ffee",
+    }
+    source = client.get_model_version("digits", "1").source
+    client.create_model_version("digits", source=source)
+    by_hand = origin_of("models:/digits/2", uri)
+    assert by_hand == Origin(uri, "", "", "")
+    with pytest.raises(TrackingError, match="registered without a run"):
+        log_test_read(by_hand, read)
+    with pytest.raises(TrackingError, match="cannot be recorded with run"):
+        log_test_read(origin._replace(run_id=32 * "0"), read)
+
+
+@pytest.mark.slow
+def test_the_requirements_of_a_model_cover_what_its_code_imports() -> None:
+    """What a fresh interpreter loads with raydml.export belongs to a required distribution or to what it requires."""
+    code = (
+        "import sys, json, importlib.metadata as m, re\n"
+        "import raydml.inference.export\n"
+        "owners = m.packages_distributions()\n"
+        "loaded = {name.split('.')[0] for name in sys.modules} - set(sys.stdlib_module_names) - {'raydml'}\n"
+        "print(json.dumps(sorted({owners[name][0].lower().replace('_', '-') for name in loaded if name in owners})))\n"
+        "def close(names):\n"
+        "    seen, todo = set(), list(names)\n"
+        "    while todo:\n"
+        "        name = todo.pop().lower().replace('_', '-')\n"
+        "        if name in seen: continue\n"
+        "        seen.add(name)\n"
+        "        try: needs = m.requires(name) or []\n"
+        "        except m.PackageNotFoundError: continue\n"
+        "        todo += [re.match(r'[\\w.-]+', need).group() for need in needs if 'extra ==' not in need]\n"
+        "    return seen\n"
+        "print(json.dumps(sorted(close(sys.argv[1:]))))\n"
+    )
+    names = [line.partition("==")[0] for line in requirements()]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *names], capture_output=True, text=True, cwd=REPOSITORY, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    loaded, covered = (set(json.loads(line)) for line in done.stdout.splitlines())
+    assert "torch" in loaded
+    assert not loaded - covered - {"tqdm"}, "torch takes tqdm where it finds it, and does without"
+    assert all("+" not in line and "==" in line for line in requirements())
+
+
+# --- reaching a store -----------------------------------------------------------------------------------------------
+
+
+def test_the_default_store_lies_in_the_storage_folder(
+    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "new/storage").mkdir(parents=True)
+    shutil.copy(empty_store, tmp_path / "new/storage/mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    uri = default_uri(Path("new/storage"))
+    assert uri == f"sqlite:///{tmp_path}/new/storage/mlflow.db"
+    first = preflight(uri, Path("new/storage"))
+    assert preflight(uri, Path("new/storage")) == first
+    assert connect(uri).get_experiment(first).artifact_location == (tmp_path / "new/storage/mlartifacts").as_uri()
+    assert [path.name for path in tmp_path.iterdir()] == ["new"], "something was written to the working directory"
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("", "no store of the kind ''"),
+        ("./mlruns", "no store of the kind './mlruns'"),
+        ("file:///tmp/mlruns", "no store of the kind 'file'"),
+        ("sqlite:///mlflow.db", "relative to the working directory.*Cure: sqlite:////"),
+        ("sqlite:////proc/none/mlflow.db", "the folder cannot be made"),
+        ("http://user:secret@127.0.0.1:1", r"http://\*\*\*@127.0.0.1:1 cannot be used.*Cure: start the server"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_told_at_once(uri: str, message: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(TrackingError, match=message) as caught:
+        preflight(uri)
+    assert time.monotonic() - began < 10
+    assert "secret" not in str(caught.value)
+
+
+def test_a_deleted_experiment_is_told_with_its_cure(uri: str, storage: Path) -> None:
+    experiment = preflight(uri, storage)
+    connect(uri).delete_experiment(experiment)
+    with pytest.raises(TrackingError, match=f"was deleted.*restore --experiment-id {experiment}"):
+        preflight(uri, storage)
+
+
+def test_the_page_of_runs_is_known_where_its_view_is_stored(uri: str, storage: Path) -> None:
+    assert runs_page(uri) == ""
+    assert connect(uri).get_experiment_by_name("raydml") is None, "to look made something"
+    experiment = preflight(uri, storage)
+    page = f"/#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey=raydml"
+    assert runs_page(uri) == page
+    assert VIEW_TAG.endswith(".raydml"), "the page names the view by its key"
+    connect(uri).delete_experiment_tag(experiment, VIEW_TAG)
+    assert runs_page(uri) == ""
+    assert runs_page(f"http://127.0.0.1:{free_port()}") == ""
+
+
+def test_addresses_lose_their_passwords() -> None:
+    assert (
+        redacted("at http://me:pw@host:5000/x and postgresql://u:p@h/d")
+        == "at http://***@host:5000/x and postgresql://***@h/d"
+    )
+    assert redacted("sqlite:////tmp/a@b/mlflow.db") == "sqlite:////tmp/a@b/mlflow.db"
+
+
+# --- names and values -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "legal"),
+    [
+        ("recall@1", "recall_at_1"),
+        ("val_map_at_r", "val_map_at_r"),
+        ("a/b c:d.e-f", "a/b c:d.e-f"),
+        ("loss [mean]", "loss _mean_"),
+        ("../x", None),
+        ("/x", None),
+        ("a//b", None),
+        ("a/./b", None),
+        (".", None),
+        ("..", None),
+        ("", None),
+        ("é@µ", None),
+        ("x" * 300, "x" * 250),
+    ],
+)
+def test_names_are_what_mlflow_takes(name: str, legal: str | None) -> None:
+    found = legal_name(name)
+    assert legal is None or found == legal
+    for validate in (_validate_metric_name, _validate_param_name, _validate_tag_name):
+        validate(found)
+
+
+def test_settings_become_dotted_texts() -> None:
+    config = {
+        "trial": {"optimizer": {"learning_rate": 1e-4}},
+        "a": {"b": None, "c": True},
+        "list": [1, "x"],
+        "empty": {},
+    }
+    assert flatten(config) == {
+        "optimizer.learning_rate": "0.0001",
+        "a.b": "None",
+        "a.c": "True",
+        "list": '[1, "x"]',
+        "empty": "{}",
+    }
+    assert cut("abcdefgh", 6) == "abc..."
+
+
+def test_only_numbers_are_metrics() -> None:
+    tags: dict[str, str] = {}
+    found = points({"a": 1, "b": True, "text": "x", "none": None, "bad": -math.inf}, 4, 5000, tags)
+    assert [(point.name, point.step, point.time_ms) for point in found] == [
+        ("a", 4, 5000),
+        ("b", 4, 5000),
+        ("bad", 4, 5000),
+    ]
+    assert [point.value for point in found[:2]] == [1.0, 1.0]
+    assert math.isnan(found[2].value)
+    assert tags == {"raydml.non_finite": "bad = -inf in step 4"}
+
+
+def test_what_a_run_has_already_is_left_out_of_the_fold(spool: Spool) -> None:
+    spool.study_started()
+    spool.trial("search-000")
+    records, end = events.records(spool.path)
+    updates = fold(records, "digits", {None: 0, "search-000": records[2].end})
+    assert sorted(updates.runs["search-000"].epochs) == [2, 3]
+    assert updates.runs["search-000"].offset == end
+    assert fold(records, "digits", {None: end, "search-000": end}).runs == {}
+
+
+# --- a server -------------------------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def wait_for(condition: Any, timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        with contextlib.suppress(KeyError, OSError, AttributeError):
+            if condition():
+                return
+        time.sleep(0.1)
+    raise AssertionError("it did not happen in time")
+
+
+@contextlib.contextmanager
+def server(storage: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+        "--backend-store-uri", default_uri(storage), "--artifacts-destination", str(storage / "served"),
+    ]  # fmt: skip
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with open(storage / "server.log", "ab") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_for(lambda: urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).status == 200)
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # the group is the server's own
+        process.wait(30)
+
+
+@pytest.mark.slow
+def test_a_server_killed_in_the_middle_of_a_study_misses_nothing(
+    spool: Spool, storage: Path, picture: Path, exported: Path
+) -> None:
+    port = free_port()
+    uri = f"http://127.0.0.1:{port}"
+    with server(storage, port):
+        preflight(uri, storage)
+        tracker = Tracker(spool.path, uri, spool.study)
+        tracker.start()
+        spool.study_started()
+        spool.trial("search-000")
+        spool.trial_started("search-001")
+        spool.epoch("search-001", 1, train_loss=math.nan)
+        wait_for(lambda: math.isnan(runs_of(uri)["search-001"].data.metrics["train_loss"]))
+    spool.epoch("search-001", 2)
+    spool.ended("search-001")
+    time.sleep(3)
+    spool.trial("confirm-000", fold=0)
+    spool.add("artifact", trial=None, path=str(picture), artifact_path="pictures")
+    with server(storage, port):
+        spool.add("model", trial="confirm-000", checkpoint="/c3", folder=str(exported), name="digits")
+        spool.add("study_finished")
+        assert tracker.finish(90), tracker.hint()
+        runs = runs_of(uri)
+        assert {run.info.status for run in runs.values()} == {"FINISHED"}
+        assert set(runs) == {None, "search-000", "search-001", "confirm-000"}
+        client = connect(uri)
+        history = client.get_metric_history(runs["search-001"].info.run_id, "val_map_at_r")
+        assert [point.step for point in history] == [1, 2]
+        (item,) = client.list_artifacts(runs[None].info.run_id, "pictures")
+        assert Path(client.download_artifacts(runs[None].info.run_id, item.path)).read_text() == "a picture"
+        model = EmbeddingModel.load(resolve_checkpoint("models:/digits@champion", uri))
+        images = np.zeros((1, 20, 20, 3), dtype=np.uint8)
+        np.testing.assert_array_equal(model.embed(images), EmbeddingModel.load(exported).embed(images))
+        assert list((storage / "served").rglob("curves.txt")), "the artifacts did not go through the server"
+    # The server is gone again: a second delivery straight to its database finds everything there.
+    before = contents(storage)
+    assert deliver(spool, default_uri(storage))
+    assert_same(contents(storage), before)
+
+
+@pytest.mark.slow
+def test_a_delivery_killed_at_random_moments_ends_complete(tmp_path: Path, empty_store: Path, picture_of: Any) -> None:
+    """kill -9 of the delivering process itself, again and again, against an undisturbed delivery."""
+    found = {}
+    for way in ("calm", "kill"):
+        storage = tmp_path / way
+        storage.mkdir()
+        shutil.copy(empty_store, storage / "mlflow.db")
+        spool = Spool(storage)
+        spool.whole_study(picture_of(tmp_path))
+        code = (
+            "import sys; from pathlib import Path; from raydml.tracking import sync\n"
+            "print('go', flush=True); sync(Path(sys.argv[1]), sys.argv[2], 'digits')\n"
+        )
+        generator = np.random.default_rng(1)
+        for _ in range(6 if way == "kill" else 0):
+            process = subprocess.Popen(
+                [sys.executable, "-c", code, str(spool.path), default_uri(storage)],
+                cwd=REPOSITORY,
+                stdout=subprocess.PIPE,
+            )
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(float(generator.uniform(0.05, 0.8)))
+            process.kill()
+            process.wait(30)
+            process.stdout.close()
+        assert deliver(spool, default_uri(storage))
+        found[way] = contents(storage)
+    assert_same(found["kill"], found["calm"])
+
+
+def test_the_log_of_a_delivery_is_quiet(
+    spool: Spool, uri: str, picture: Path, exported: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It runs beside the live table of trials."""
+    spool.whole_study(picture, exported)
+    assert deliver(spool, uri)
+    out, err = capfd.readouterr()
+    assert out + err == ""
