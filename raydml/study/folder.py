@@ -7,7 +7,7 @@
                  ranking.json confirmed.json final.json summary.json   what each stage ended with
                  final/          the test numbers and embeddings of each finalized run
                  test_reads.jsonl  every opening of the test classes
-                 illustrations/ report/ pictures/ model/
+                 illustrations/ report/ model/
 """
 
 from __future__ import annotations

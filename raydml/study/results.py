@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from raydml.inference.export import export_model
-from raydml.report.curves import learning_curves, read_curves
 from raydml.report.embedded_pictures import read_illustrations
 from raydml.report.markdown import summary_markdown
 from raydml.report.write import write_report
 from raydml.study.folder import (
     StudyError,
-    events_path,
     newest_checkpoint,
     read_json,
     read_study,
@@ -66,26 +64,19 @@ def top_trials(folder: Path) -> dict[str, Path]:
 
 
 def write_results(folder: Path, announce: Callable[..., None]) -> None:
-    """Summary, report, curves and the exported model; and the events that carry them, and the top trials, to MLflow."""
+    """Summary, report and the exported model; and the events that carry them, and the top trials, to MLflow."""
     trials = histories(folder)
     summary = summarise(folder, trials)
     illustrations = read_illustrations(folder)
     write_json(folder / "summary.json", summary)
     (folder / "summary.md").write_text(summary_markdown(summary), encoding="utf-8")
     write_report(folder / "report", summary, trials, illustrations)
-    pictures = folder / "pictures"
-    pictures.mkdir(exist_ok=True)
     winner = find_winner(folder)
-    curves, ended = read_curves(events_path(folder), metric=summary["metric"])
-    searched = {key: rows for key, rows in curves.items() if key.startswith("search-")}
-    best = summary["search"][0]["trial"] if summary["search"] else None
-    learning_curves(searched, ended, best, summary["metric"], pictures / "learning_curves.png")
     for name in ("space.yaml", "summary.json", "summary.md", "split.json"):
         announce("artifact", trial=None, path=str(folder / name), artifact_path="study")
     if (folder / "test_reads.jsonl").exists():
         announce("artifact", trial=None, path=str(folder / "test_reads.jsonl"), artifact_path="study")
     announce("artifact", trial=None, path=str(folder / "report"), artifact_path="report")
-    announce("artifact", trial=None, path=str(pictures / "learning_curves.png"), artifact_path="pictures")
     for key, path in top_trials(folder).items():
         announce("artifact", trial=key, path=str(path), artifact_path="checkpoint")
     for picture in illustrations:
