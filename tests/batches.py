@@ -38,6 +38,35 @@ BATCHES: dict[str, tuple[Tensor, Tensor]] = {
 }
 
 
+def unit_batch(seed: int = 0, num_rows: int = 14, dim: int = 5) -> tuple[Tensor, Tensor]:
+    """Unit vectors (num_rows, dim) float64 of four classes in turn."""
+    points, labels = torch.randn(num_rows, dim, generator=_generator(seed), dtype=torch.float64), torch.arange(num_rows)
+    return nn.functional.normalize(points, dim=1), labels % 4
+
+
+def uneven_batch(seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Vectors (14, 5) of any length, of classes with one to four rows."""
+    points = torch.randn(14, 5, generator=_generator(seed), dtype=torch.float64)
+    return points, torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 3, 4, 5])
+
+
+def proxy_batch(seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Vectors (13, 6) of any length, of the first five classes."""
+    return torch.randn(13, 6, generator=_generator(seed), dtype=torch.float64), torch.arange(13) % 5
+
+
+def mining_batch(seed: int = 0, num_rows: int = 20, num_classes: int = 5, unit: bool = True) -> tuple[Tensor, Tensor]:
+    """Vectors (num_rows, 6), their classes at random."""
+    generator = _generator(seed)
+    points = torch.randn(num_rows, 6, generator=generator, dtype=torch.float64)
+    labels = torch.randint(num_classes, (num_rows,), generator=generator)
+    return nn.functional.normalize(points, dim=1) if unit else points, labels
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def random_triplets(labels: Tensor, seed: int = 0, num_triplets: int = 30) -> Triplets:
     """Triplets at random; those that are none by their labels are marked invalid."""
     generator = torch.Generator().manual_seed(seed)

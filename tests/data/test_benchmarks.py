@@ -1,5 +1,4 @@
 import io
-import json
 import os
 import re
 from collections import defaultdict
@@ -23,8 +22,8 @@ from raydml.data.catalog import DataError, Entry
 from raydml.data.datasets import DATASETS, open_catalog
 from raydml.data.splits import make_split
 from tests.data.miniatures import LAYOUTS, build
+from tests.golden_vectors import golden_arrays, golden_facts
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 LISTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "benchmark_lists"
 needs_real_lists = pytest.mark.skipif(not LISTS.is_dir(), reason="shared/data/benchmark_lists is not beside the repo")
 EVERY_LAYOUT = [(name, layout) for name, layouts in LAYOUTS.items() for layout in layouts]
@@ -58,8 +57,8 @@ def of_part(entries: list[Entry], part: str) -> set[frozenset[str]]:
 @pytest.fixture
 def golden_lists(tmp_path):
     """The list files of classification_datasets, written below tmp_path/<data set>."""
-    arrays = np.load(GOLDEN / "classification_datasets.npz", allow_pickle=False)
-    for key in arrays.files:
+    arrays = golden_arrays("classification_datasets")
+    for key in arrays:
         if match := re.fullmatch(r"(\w+?)__file__(.+)", key):
             (tmp_path / match[1]).mkdir(exist_ok=True)
             (tmp_path / match[1] / match[2]).write_bytes(arrays[key].tobytes())
@@ -129,7 +128,7 @@ class TestGoldenParsers:
         assert of_part(entries, "test") == expected[f"testing_{part}"]
 
     def mic_layout(self, root: Path, name: str) -> dict[str, set[frozenset[str]]]:
-        case = json.loads((GOLDEN / "mic_parsers.json").read_text())["expected"][name]
+        case = golden_facts("mic_parsers")["expected"][name]
         for file, content in case["files"].items():
             (root / file).parent.mkdir(parents=True, exist_ok=True)
             (root / file).write_text(content or "")
@@ -137,7 +136,7 @@ class TestGoldenParsers:
 
     def test_deep_metric_list_is_an_image_list_with_other_separators(self, tmp_path):
         """Its `path label` files are nobody's published format; with commas and a header they are our image_list."""
-        arrays = np.load(GOLDEN / "deep_metric_datasets.npz", allow_pickle=False)
+        arrays = golden_arrays("deep_metric_datasets")
         for path in arrays["cub_list__paths"]:
             (tmp_path / str(path)).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / str(path)).write_bytes(b"x")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import faiss
 import numpy as np
 import pytest
@@ -16,8 +13,7 @@ from raydml.evaluation import binary_codes as codes
 from raydml.evaluation.binary_codes import binary_codes, int8_codes, ranked_relevant_codes
 from raydml.evaluation.retrieval import RetrievalError
 from tests.evaluation.joined_ranks import joined
-
-GOLDEN = Path(__file__).parents[1] / "golden"
+from tests.golden_vectors import golden_arrays, golden_facts
 
 
 def rank_relevant_codes(*arguments, **settings):
@@ -119,10 +115,10 @@ def test_any_few_bits_give_the_full_sort(data):
 @pytest.mark.parametrize("case", ["binary2", "binary3", "binary4"])
 def test_golden_classification_recall_of_codes(case):
     """Between the bounds of all orders of ties, and so exact where they meet; binary2 has one order only."""
-    arrays = np.load(GOLDEN / "classification_recall.npz")
-    about = json.loads((GOLDEN / "classification_recall.json").read_text(encoding="utf-8"))
+    arrays = golden_arrays("classification_recall")
+    about = golden_facts("classification_recall")
     facts = next(entry for entry in about["cases"] if entry["case"] == case)
-    of = {name.removeprefix(f"{case}__"): arrays[name] for name in arrays.files if name.startswith(f"{case}__")}
+    of = {name.removeprefix(f"{case}__"): arrays[name] for name in arrays if name.startswith(f"{case}__")}
     queries, gallery, gallery_labels = binary_codes(of["query_embeddings"]), None, None
     if not facts["self_retrieval"]:
         gallery, gallery_labels = binary_codes(of["db_embeddings"]), of["db_labels"]

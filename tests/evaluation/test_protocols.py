@@ -1,21 +1,12 @@
 """Who searches whom, against counting by hand, slow loops and the seeds' vectors."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from raydml.evaluation.protocols import NUM_REPETITIONS, PROTOCOLS, ProtocolError, described, protocols_of, searches
 from raydml.evaluation.scoring import ScoringError
 from tests.evaluation.scored import score
-
-GOLDEN = Path(__file__).parents[1] / "golden"
-
-
-def golden(name):
-    with np.load(GOLDEN / f"{name}.npz") as arrays:
-        return dict(arrays), json.loads((GOLDEN / f"{name}.json").read_text())
+from tests.golden_vectors import golden
 
 
 def scored_apart(queries, query_labels, gallery, gallery_labels, ks):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -15,8 +12,7 @@ from raydml.evaluation.retrieval import RetrievalError
 from raydml.evaluation.scoring import GROUPS, ScoringError, is_collapsed, query_values, score_by_all, score_queries
 from tests.evaluation.scored import score
 from tests.evaluation.slow_ranking import slow_recall_and_map
-
-GOLDEN = Path(__file__).parents[1] / "golden"
+from tests.golden_vectors import golden
 
 
 def test_score_by_hand():
@@ -298,11 +294,6 @@ def test_one_search_of_a_protocol_is_a_part_of_its_score():
 
 
 # --- published systems -----------------------------------------------------------------------------------------------
-
-
-def golden(name):
-    with np.load(GOLDEN / f"{name}.npz") as arrays:
-        return dict(arrays), json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def recalls(rows, labels, ks, **asked):

@@ -1,6 +1,4 @@
-import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +10,8 @@ from raydml.data.catalog import DataError
 from raydml.images import crops, transforms
 from raydml.images.preprocessing import Preprocessing
 from raydml.images.transforms import Augmentation, ColorJitter, Draws, Erasing, GaussianBlur
+from tests.golden_vectors import golden
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 CAFFE = {"mean": (104.0, 117.0, 128.0), "std": (1.0, 1.0, 1.0), "channels": "BGR", "value_range": 255.0}
 
@@ -30,11 +28,6 @@ def finished(images, augmentation, draws, preprocessing, memory_format=torch.con
     return out
 
 
-def golden(name):
-    with np.load(GOLDEN / f"{name}.npz") as arrays:
-        return json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8")), dict(arrays)
-
-
 def evaluated(image, preprocessing):
     read = torch.from_numpy(preprocessing.read(image).copy())
     return preprocessing.for_evaluation(read[None])[0].numpy()
@@ -44,7 +37,7 @@ def evaluated(image, preprocessing):
 
 
 def test_classification_evaluation_is_the_reference_codes():
-    facts, arrays = golden("classification_eval_transform")
+    arrays, facts = golden("classification_eval_transform")
     preprocessing = Preprocessing(256, 224, **IMAGENET, resize="squash")
     for case in facts["cases"]:
         name = case["case"]
@@ -61,7 +54,7 @@ def test_classification_evaluation_is_the_reference_codes():
 
 
 def test_deep_metric_evaluation_is_the_reference_codes():
-    facts, arrays = golden("deep_metric_transform")
+    arrays, facts = golden("deep_metric_transform")
     for case in facts["cases"]:
         preprocessing = Preprocessing(case["origin_width"], case["width"], **CAFFE)
         got = evaluated(arrays[f"{case['case']}__image"], preprocessing)
@@ -69,7 +62,7 @@ def test_deep_metric_evaluation_is_the_reference_codes():
 
 
 def test_divide_and_conquer_evaluation_is_the_reference_codes():
-    _, arrays = golden("divide_conquer_transform")
+    arrays, _ = golden("divide_conquer_transform")
     got = evaluated(arrays["image"], Preprocessing(256, 224, **IMAGENET))
     np.testing.assert_allclose(got[:, ::8, ::8], arrays["out_stride8"], atol=0.03)
     np.testing.assert_allclose(got.mean(axis=(1, 2)), arrays["out_mean"], atol=0.003)
@@ -77,7 +70,7 @@ def test_divide_and_conquer_evaluation_is_the_reference_codes():
 
 @pytest.mark.parametrize(("name", "numbers", "atol"), [("bninception", CAFFE, 1.5), ("resnet", IMAGENET, 0.03)])
 def test_mdr_evaluation_is_the_reference_codes(name, numbers, atol):
-    _, arrays = golden("mdr_transform")
+    arrays, _ = golden("mdr_transform")
     preprocessing = Preprocessing(256, 224, **numbers, resize="squash", interpolation="lanczos")
     got = evaluated(arrays["image"], preprocessing)
     np.testing.assert_allclose(got[:, ::8, ::8], arrays[f"{name}__out_stride8"], atol=atol)

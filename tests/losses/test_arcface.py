@@ -9,11 +9,7 @@ from pytorch_metric_learning.losses import ArcFaceLoss
 from torch import Tensor
 
 from raydml.losses.arcface import ArcFace
-
-
-def _batch(seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(13, 6, generator=generator, dtype=torch.float64), torch.arange(13) % 5
+from tests.batches import proxy_batch
 
 
 def _at_angle(theta: float) -> Tensor:
@@ -47,7 +43,7 @@ def test_a_larger_angle_never_has_a_larger_logit(margin: float) -> None:
 
 
 def test_against_arc_cosines_in_a_slow_loop() -> None:
-    points, labels = _batch()
+    points, labels = proxy_batch()
     loss = ArcFace(5, 6, scale=10, margin=0.4).double()
     total = 0.0
     for point, label in zip(points.tolist(), labels.tolist(), strict=True):
@@ -69,7 +65,7 @@ def test_defaults_are_the_papers() -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"scale": 16.0}, {"margin": 0.2}, {"scale": 8.0, "margin": 0.0}])
 def test_pytorch_metric_learning(settings: dict[str, float]) -> None:
-    points, labels = _batch(1)
+    points, labels = proxy_batch(1)
     in_degrees = {**settings, "margin": math.degrees(settings.get("margin", 0.5))}
     theirs, ours = ArcFaceLoss(5, 6, **in_degrees), ArcFace(5, 6, **settings).double()
     with torch.no_grad():

@@ -1,28 +1,19 @@
 """Binomial deviance against hand values, the Deep_Metric code and a slow loop."""
 
-import json
 import math
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from raydml.losses.binomial_deviance import BinomialDeviance
 from raydml.miners.multi_similarity import MultiSimilarityMiner
 from raydml.ops.tuples import Pairs, all_pairs
+from tests.batches import unit_batch
+from tests.golden_vectors import golden_case, golden_facts
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-RELEASE = json.loads((GOLDEN / "deep_metric_binomial.json").read_text())
+RELEASE = golden_facts("deep_metric_binomial")
 # The value filter takes rounding of the anchor's own similarity for a positive; ours goes by index.
 CASES = [case for case in RELEASE["cases"] if not case["requires_value_filter"]]
-
-
-def _batch(seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    points = torch.randn(14, 5, generator=generator, dtype=torch.float64)
-    return torch.nn.functional.normalize(points, dim=1), torch.arange(14) % 4
 
 
 def test_by_hand() -> None:
@@ -46,8 +37,7 @@ def test_there_are_golden_cases_of_both_paths() -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["case"])
 def test_deep_metric(case: dict) -> None:
     name = case["case"]
-    with np.load(GOLDEN / "deep_metric_binomial.npz") as file:
-        golden = {key: torch.from_numpy(file[f"{name}__{key}"]) for key in case["arrays"]}
+    golden = golden_case("deep_metric_binomial", name)
     points, labels = golden["embeddings"].requires_grad_(), golden["labels"].long()
     if case["mining"]:  # the mined path has the base 0.5 written into it
         loss = BinomialDeviance(alpha=case["beta"], beta=float(case["alpha"]), divide_by_scale=True)
@@ -62,8 +52,8 @@ def test_deep_metric(case: dict) -> None:
 
 @pytest.mark.parametrize("divide_by_scale", [False, True])
 def test_a_slow_loop_over_chosen_pairs_with_references(divide_by_scale: bool) -> None:
-    points, labels = _batch()
-    memory = _batch(1)[0][:9] * 1.5
+    points, labels = unit_batch()
+    memory = unit_batch(1)[0][:9] * 1.5
     generator = torch.Generator().manual_seed(2)
     kind = torch.randint(4, (14, 9), generator=generator)
     kind[3], kind[5] = 0, 1
@@ -82,7 +72,7 @@ def test_a_slow_loop_over_chosen_pairs_with_references(divide_by_scale: bool) ->
 def test_settings_that_cannot_be_meant_are_refused() -> None:
     with pytest.raises(ValueError, match=r"alpha = 40, beta = 2: .* write alpha = 2, beta = 40"):
         BinomialDeviance(alpha=40, beta=2)
-    points, labels = _batch()
+    points, labels = unit_batch()
     with pytest.raises(ValueError, match="a miner that yields pairs"):
         BinomialDeviance()(points, labels, (labels, labels, labels, labels))  # type: ignore[arg-type]
 

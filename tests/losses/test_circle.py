@@ -10,13 +10,7 @@ from torch import Tensor
 
 from raydml.losses.circle import Circle
 from raydml.ops.tuples import Pairs, all_pairs
-
-
-def _batch(seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Of any length, because the loss normalises."""
-    generator = torch.Generator().manual_seed(seed)
-    points = torch.randn(14, 5, generator=generator, dtype=torch.float64)
-    return points, torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 3, 4, 5])
+from tests.batches import uneven_batch
 
 
 def _value_and_gradient(loss: torch.nn.Module, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,7 +38,7 @@ def test_defaults_are_the_papers_for_fine_grained_retrieval() -> None:
 @pytest.mark.parametrize(("margin", "scale"), [(0.4, 80.0), (0.25, 16.0)])
 @pytest.mark.parametrize("seed", range(3))
 def test_pytorch_metric_learning(seed: int, margin: float, scale: float) -> None:
-    points, labels = _batch(seed)
+    points, labels = uneven_batch(seed)
     theirs = CircleLoss(m=margin, gamma=scale)
     value, gradient = _value_and_gradient(Circle(margin=margin, scale=scale), points, labels)
     expected, their_gradient = _value_and_gradient(theirs, points, labels)
@@ -98,7 +92,7 @@ def test_the_mean_is_over_anchors_with_both_sides_even_where_their_loss_is_zero(
 
 def test_pytorch_metric_learning_leaves_zeros_out_of_its_mean() -> None:
     """The one difference: with the plain mean over anchors the two are the same again."""
-    points = torch.eye(4, dtype=torch.float64)[[0, 0, 1, 1, 2, 3]] + 1e-3 * _batch()[0][:6, :4]
+    points = torch.eye(4, dtype=torch.float64)[[0, 0, 1, 1, 2, 3]] + 1e-3 * uneven_batch()[0][:6, :4]
     labels = torch.tensor([0, 0, 1, 1, 2, 2])  # the last class is torn apart, the others are perfect
     ours = Circle(scale=3e3)(points, labels)
     torch.testing.assert_close(CircleLoss(gamma=3e3, reducer=MeanReducer())(points, labels), ours, rtol=1e-9, atol=0)
@@ -106,6 +100,6 @@ def test_pytorch_metric_learning_leaves_zeros_out_of_its_mean() -> None:
 
 
 def test_triplets_are_refused_with_a_cure() -> None:
-    points, labels = _batch()
+    points, labels = uneven_batch()
     with pytest.raises(ValueError, match="a miner that yields pairs"):
         Circle()(points, labels, (labels, labels, labels, labels))  # type: ignore[arg-type]

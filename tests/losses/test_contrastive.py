@@ -1,9 +1,5 @@
 """Contrastive loss against hand values, the Deep_Metric release, slow loops and another library."""
 
-import json
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from pytorch_metric_learning.distances import LpDistance
@@ -12,18 +8,13 @@ from torch import Tensor
 
 from raydml.losses.contrastive import Contrastive
 from raydml.ops.tuples import Pairs, Triplets, all_pairs
+from tests.batches import unit_batch
+from tests.golden_vectors import golden_case, golden_facts
 from tests.losses.triplet_lists import as_triplets, listed, random_ranges
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-RELEASE = json.loads((GOLDEN / "deep_metric_contrastive.json").read_text())
+RELEASE = golden_facts("deep_metric_contrastive")
 # The release of 2019 takes itself as a positive where its own dot product is below 1; ours goes by index.
 CASES = [case for case in RELEASE["cases"] if not case["requires_value_filter"]]
-
-
-def _batch(seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    points = torch.randn(14, 3, generator=generator, dtype=torch.float64)
-    return torch.nn.functional.normalize(points, dim=1), torch.arange(14) % 4
 
 
 def _triplets(seed: int = 1) -> Triplets:
@@ -67,7 +58,7 @@ def test_a_triplet_is_a_positive_and_a_negative_pair() -> None:
 
 @pytest.mark.parametrize("average_over", ["all", "active"])
 def test_triplets_against_a_slow_loop(average_over: str) -> None:
-    points, labels = _batch()
+    points, labels = unit_batch(dim=3)
     triplets = _triplets()
     pulled, pushed = [], []
     for a, p, n, valid in zip(*(column.tolist() for column in triplets), strict=True):
@@ -83,7 +74,7 @@ def test_triplets_against_a_slow_loop(average_over: str) -> None:
 
 @pytest.mark.parametrize(("inner", "outer"), [(0.0, 1.0), (0.3, 0.9), (0.0, 2.5)])
 def test_pytorch_metric_learning(inner: float, outer: float) -> None:
-    points, labels = _batch()
+    points, labels = unit_batch(dim=3)
     theirs = ContrastiveLoss(pos_margin=inner, neg_margin=outer, distance=LpDistance(normalize_embeddings=False))
     ours = Contrastive(positive_margin=inner, negative_margin=outer, average_over="active")
     one, other = points.clone().requires_grad_(), points.clone().requires_grad_()
@@ -95,7 +86,7 @@ def test_pytorch_metric_learning(inner: float, outer: float) -> None:
 
 
 def test_embeddings_are_used_as_they_come() -> None:
-    points, labels = _batch()
+    points, labels = unit_batch(dim=3)
     wide = Contrastive(negative_margin=3.0)(3 * points, labels)
     torch.testing.assert_close(wide, 3 * Contrastive(negative_margin=1.0)(points, labels))
 
@@ -133,8 +124,7 @@ def test_there_are_golden_cases() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["case"])
 def test_deep_metric_release(case: dict) -> None:
-    with np.load(GOLDEN / "deep_metric_contrastive.npz") as file:
-        golden = {key: torch.from_numpy(file[f"{case['case']}__{key}"]) for key in case["arrays"]}
+    golden = golden_case("deep_metric_contrastive", case["case"])
     points = golden["embeddings"].requires_grad_()
     value = Contrastive(form="similarity", negative_margin=case["margin"])(points, golden["labels"])
     value.backward()
@@ -174,7 +164,7 @@ def _costs(points: Tensor, a: int, b: int, form: str) -> tuple[float, float]:
 @pytest.mark.parametrize("average", ["all", "active", "anchors", "anchor_means"])
 @pytest.mark.parametrize("form", ["linear", "squared", "similarity"])
 def test_every_form_and_average_against_a_slow_loop(form: str, average: str) -> None:
-    points, labels = _batch(2)
+    points, labels = unit_batch(2, dim=3)
     margins = {"negative_margin": 0.3} if form == "similarity" else {"positive_margin": 0.2, "negative_margin": 1.1}
     loss = Contrastive(form=form, average_over=average, **margins)  # type: ignore[arg-type]
     size = len(labels)
@@ -222,6 +212,6 @@ def test_references_stand_for_the_columns(form: str) -> None:
 
 
 def test_other_things_than_tuples_are_refused_with_a_cure() -> None:
-    points, labels = _batch()
+    points, labels = unit_batch(dim=3)
     with pytest.raises(ValueError, match="pairs or triplets or triplet_ranges, not on tuple; choose a miner"):
         Contrastive()(points, labels, tuple(all_pairs(labels)))  # type: ignore[arg-type]

@@ -5,14 +5,9 @@ import math
 import pytest
 import torch
 from pytorch_metric_learning.losses import CosFaceLoss
-from torch import Tensor
 
 from raydml.losses.cosface import CosFace
-
-
-def _batch(seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(13, 6, generator=generator, dtype=torch.float64), torch.arange(13) % 5
+from tests.batches import proxy_batch
 
 
 def test_by_hand() -> None:
@@ -26,7 +21,7 @@ def test_by_hand() -> None:
 
 
 def test_against_a_slow_loop() -> None:
-    points, labels = _batch()
+    points, labels = proxy_batch()
     loss = CosFace(5, 6, scale=10, margin=0.2).double()
     total = 0.0
     for point, label in zip(points.tolist(), labels.tolist(), strict=True):
@@ -46,7 +41,7 @@ def test_defaults_are_the_papers() -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"scale": 16.0}, {"margin": 0.1}, {"scale": 8.0, "margin": 0.0}])
 def test_pytorch_metric_learning(settings: dict[str, float]) -> None:
-    points, labels = _batch(1)
+    points, labels = proxy_batch(1)
     theirs, ours = CosFaceLoss(5, 6, **settings), CosFace(5, 6, **settings).double()
     with torch.no_grad():
         ours.weight.copy_(theirs.W.T)

@@ -8,13 +8,7 @@ from torch import Tensor
 from raydml.losses import fast_ap
 from raydml.losses.fast_ap import FastAp
 from raydml.ops.tuples import Pairs, all_pairs
-
-
-def _batch(seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Of any length, because the loss normalises."""
-    generator = torch.Generator().manual_seed(seed)
-    points = torch.randn(14, 5, generator=generator, dtype=torch.float64)
-    return points, torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 3, 4, 5])
+from tests.batches import uneven_batch
 
 
 def _value_and_gradient(loss: torch.nn.Module, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,7 +53,7 @@ def test_default_is_the_papers() -> None:
 @pytest.mark.parametrize("num_bins", [3, 10, 25])
 @pytest.mark.parametrize("seed", range(3))
 def test_pytorch_metric_learning(seed: int, num_bins: int) -> None:
-    points, labels = _batch(seed)
+    points, labels = uneven_batch(seed)
     value, gradient = _value_and_gradient(FastAp(num_bins=num_bins), points, labels)
     expected, their_gradient = _value_and_gradient(FastAPLoss(num_bins=num_bins), points, labels)
     torch.testing.assert_close(value, expected, rtol=1e-9, atol=0)
@@ -67,7 +61,7 @@ def test_pytorch_metric_learning(seed: int, num_bins: int) -> None:
 
 
 def test_a_slow_loop_over_chosen_pairs_with_references() -> None:
-    points, memory = _batch()[0], _batch(1)[0][:9]
+    points, memory = uneven_batch()[0], uneven_batch(1)[0][:9]
     kind = torch.randint(4, (14, 9), generator=torch.Generator().manual_seed(2))
     kind[3], kind[5], kind[6] = 0, 1, 2  # nothing, positives alone, negatives alone
     cosine = torch.nn.functional.cosine_similarity(points[:, None], memory[None], dim=2)
@@ -76,7 +70,7 @@ def test_a_slow_loop_over_chosen_pairs_with_references() -> None:
 
 
 def test_in_parts_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    points, labels = _batch()
+    points, labels = uneven_batch()
     whole = _value_and_gradient(FastAp(), points, labels)
     monkeypatch.setattr(fast_ap, "MOST_NUMBERS", 3 * 14 * 14)  # three centres at a time
     for one, other in zip(_value_and_gradient(FastAp(), points, labels), whole, strict=True):
@@ -91,7 +85,7 @@ def test_perfect_and_hopeless_rankings() -> None:
 
 
 def test_queries_without_positives_do_not_count() -> None:
-    points, labels = _batch()
+    points, labels = uneven_batch()
     pairs = all_pairs(labels)
     rows = slice(0, 12)  # the last two are alone in their classes
     some = FastAp()(points[rows], labels[rows], Pairs(*(mask[rows] for mask in pairs)), points)
@@ -99,6 +93,6 @@ def test_queries_without_positives_do_not_count() -> None:
 
 
 def test_triplets_are_refused_with_a_cure() -> None:
-    points, labels = _batch()
+    points, labels = uneven_batch()
     with pytest.raises(ValueError, match="a miner that yields pairs"):
         FastAp()(points, labels, (labels, labels, labels, labels))  # type: ignore[arg-type]

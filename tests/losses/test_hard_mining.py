@@ -1,18 +1,14 @@
 """Hard-mining loss against hand values and the Deep_Metric code."""
 
-import json
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 
 from raydml.losses.hard_mining import HardMining
 from raydml.miners.multi_similarity import MultiSimilarityMiner
 from raydml.ops.tuples import Pairs
+from tests.golden_vectors import golden_case, golden_facts
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-RELEASE = json.loads((GOLDEN / "deep_metric_hardmining.json").read_text())
+RELEASE = golden_facts("deep_metric_hardmining")
 # The value filter takes rounding of the anchor's own similarity for a positive; ours goes by index.
 CASES = [case for case in RELEASE["cases"] if not case["requires_value_filter"]]
 
@@ -35,8 +31,7 @@ def test_there_are_golden_cases_of_every_kind() -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["case"])
 def test_deep_metric(case: dict) -> None:
     name = case["case"]
-    with np.load(GOLDEN / "deep_metric_hardmining.npz") as file:
-        golden = {key: torch.from_numpy(file[f"{name}__{key}"]) for key in case["arrays"]}
+    golden = golden_case("deep_metric_hardmining", name)
     points, labels = golden["embeddings"].requires_grad_(), golden["labels"].long()
     value = HardMining()(points, labels, MultiSimilarityMiner(epsilon=case["mining_margin"])(points, labels))
     value.backward()

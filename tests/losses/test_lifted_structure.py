@@ -1,10 +1,7 @@
 """Lifted structure loss against hand values, the Deep_Metric release, slow loops and another library."""
 
-import json
 import math
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from pytorch_metric_learning.distances import LpDistance
@@ -13,10 +10,11 @@ from torch import Tensor
 
 from raydml.losses.lifted_structure import LiftedStructure
 from raydml.ops.tuples import Pairs, all_pairs
-from tests.losses.triplet_lists import as_triplets, unit_batch
+from tests.batches import unit_batch
+from tests.golden_vectors import golden_case, golden_facts
+from tests.losses.triplet_lists import as_triplets
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-RELEASE = json.loads((GOLDEN / "deep_metric_lifted.json").read_text())
+RELEASE = golden_facts("deep_metric_lifted")
 CASES = [case for case in RELEASE["cases"] if not case["requires_value_filter"]]
 
 
@@ -49,8 +47,7 @@ def test_there_are_golden_cases() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["case"])
 def test_deep_metric_release(case: dict) -> None:
-    with np.load(GOLDEN / "deep_metric_lifted.npz") as file:
-        golden = {key: torch.from_numpy(file[f"{case['case']}__{key}"]) for key in case["arrays"]}
+    golden = golden_case("deep_metric_lifted", case["case"])
     points, labels = golden["embeddings"].requires_grad_(), golden["labels"]
     if case["variant"] == "original":
         loss = LiftedStructure(margin=case["margin"], hardest_negative=case["hard"])

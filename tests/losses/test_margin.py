@@ -1,9 +1,5 @@
 """Margin loss against hand values, the released implementations' numbers, a slow loop and another library."""
 
-import json
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from pytorch_metric_learning.losses import MarginLoss
@@ -12,23 +8,18 @@ from torch import Tensor
 from raydml import registry
 from raydml.losses.margin import Margin
 from raydml.ops.tuples import Pairs, Triplets
+from tests.batches import unit_batch
+from tests.golden_vectors import golden_case, golden_facts
 from tests.losses.triplet_lists import as_triplets, listed, random_ranges
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-DIVIDE_CONQUER = json.loads((GOLDEN / "divide_conquer_margin.json").read_text())
-MIC = json.loads((GOLDEN / "mic_margin.json").read_text())
+DIVIDE_CONQUER = golden_facts("divide_conquer_margin")
+MIC = golden_facts("mic_margin")
 EPSILON = 1e-8
 
 
 def _triplets(*columns: Tensor | list[int]) -> Triplets:
     anchor, positive, negative = (torch.as_tensor(column) for column in columns)
     return Triplets(anchor, positive, negative, torch.ones_like(anchor, dtype=torch.bool))
-
-
-def _batch(seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    points = torch.randn(14, 5, generator=generator, dtype=torch.float64)
-    return torch.nn.functional.normalize(points, dim=1), torch.arange(14) % 4
 
 
 @pytest.mark.parametrize(
@@ -68,8 +59,7 @@ def test_one_shared_beta() -> None:
 def test_divide_and_conquer_release(case: str) -> None:
     settings = DIVIDE_CONQUER["hyperparameters"][case]
     tolerance = DIVIDE_CONQUER["tolerance"]
-    with np.load(GOLDEN / "divide_conquer_margin.npz") as file:
-        golden = {key.removeprefix(f"{case}__"): torch.from_numpy(file[key]) for key in file if key.startswith(case)}
+    golden = golden_case("divide_conquer_margin", case)
     loss = Margin(
         settings["num_classes"],
         margin=settings["margin"],
@@ -89,8 +79,7 @@ def test_divide_and_conquer_release(case: str) -> None:
 
 @pytest.mark.parametrize("case", ["c0", "c1"])
 def test_multi_similarity_release(case: str) -> None:
-    with np.load(GOLDEN / "deep_metric_margin.npz") as file:
-        golden = {key.removeprefix(f"{case}__"): torch.from_numpy(file[key]) for key in file if key.startswith(case)}
+    golden = golden_case("deep_metric_margin", case)
     learned = "beta" in golden
     loss = Margin(len(golden["beta"]) if learned else 1, margin=0.2, beta=1.2, class_beta=learned).double()
     with torch.no_grad():
@@ -108,8 +97,7 @@ def test_multi_similarity_release(case: str) -> None:
 def test_mic_release(case: dict) -> None:
     """The count of the torch it was written for: active positive plus active negative hinges."""
     name = f"c{case['case']}"
-    with np.load(GOLDEN / "mic_margin.npz") as file:
-        golden = {key.removeprefix(f"{name}_"): torch.from_numpy(file[key]) for key in file if key.startswith(name)}
+    golden = golden_case("mic_margin", name)
     loss = Margin(
         case["n_classes"],
         margin=case["margin"],
@@ -131,7 +119,7 @@ def test_mic_release(case: dict) -> None:
 # Not a shared beta with nu: the library does not divide that term by the count, the release does (see above).
 @pytest.mark.parametrize(("class_beta", "nu"), [(True, 0.0), (True, 0.03), (False, 0.0)])
 def test_pytorch_metric_learning(class_beta: bool, nu: float) -> None:
-    points, labels = _batch()
+    points, labels = unit_batch()
     generator = torch.Generator().manual_seed(1)
     anchor = torch.randint(14, (60,), generator=generator)
     # Never the anchor itself: they have no epsilon under the root, and at distance 0 it is all there is.
@@ -144,7 +132,7 @@ def test_pytorch_metric_learning(class_beta: bool, nu: float) -> None:
 
 @pytest.mark.parametrize("class_beta", [True, False])
 def test_all_pairs_against_a_slow_loop(class_beta: bool) -> None:
-    points, labels = _batch(2)
+    points, labels = unit_batch(2)
     nu = 0.01
     loss = Margin(4, margin=0.25, class_beta=class_beta, nu=nu).double()
     with torch.no_grad():
@@ -165,7 +153,7 @@ def test_all_pairs_against_a_slow_loop(class_beta: bool) -> None:
 
 @pytest.mark.parametrize("class_beta", [True, False])
 def test_ranges_of_triplets_against_a_slow_loop(class_beta: bool) -> None:
-    points, labels = _batch(4)
+    points, labels = unit_batch(4)
     ranges = random_ranges(points, labels)
     rows = listed(ranges)
     assert len(rows) > 2 * len(points)
@@ -196,7 +184,7 @@ def test_a_constant_beta_is_kept_but_not_learned() -> None:
     fixed = Margin(3, beta=0.8, trainable_beta=False)
     assert not list(fixed.parameters())
     assert fixed.state_dict()["beta"].tolist() == pytest.approx([0.8] * 3)
-    points, labels = _batch()
+    points, labels = unit_batch()
     torch.testing.assert_close(
         Margin(4, beta=0.8, trainable_beta=False)(points, labels), Margin(4, beta=0.8)(points, labels)
     )

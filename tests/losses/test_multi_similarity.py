@@ -1,29 +1,20 @@
 """Multi-similarity loss against hand values, the authors' release and another library."""
 
-import json
 import math
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from pytorch_metric_learning.losses import MultiSimilarityLoss
-from torch import Tensor
 
 from raydml.losses.multi_similarity import MultiSimilarity
 from raydml.miners.multi_similarity import MultiSimilarityMiner
 from raydml.ops.tuples import Pairs, all_pairs
+from tests.batches import unit_batch
+from tests.golden_vectors import golden_case, golden_facts
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-RELEASE = json.loads((GOLDEN / "deep_metric_multisimilarity.json").read_text())
+RELEASE = golden_facts("deep_metric_multisimilarity")
 # The value filter drops positives more alike than 1 - 1e-5; ours is by index (spec, section 1).
 CASES = [case for case in RELEASE["cases"] if not case["requires_value_filter"]]
-
-
-def _batch(seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    points = torch.randn(14, 5, generator=generator, dtype=torch.float64)
-    return torch.nn.functional.normalize(points, dim=1), torch.arange(14) % 4
 
 
 def test_by_hand() -> None:
@@ -48,8 +39,7 @@ def test_there_are_golden_cases() -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["case"])
 def test_release_with_its_miner(case: dict) -> None:
     name = case["case"]
-    with np.load(GOLDEN / "deep_metric_multisimilarity.npz") as file:
-        golden = {key: torch.from_numpy(file[f"{name}__{key}"]) for key in case["arrays"]}
+    golden = golden_case("deep_metric_multisimilarity", name)
     points, labels = golden["embeddings"].requires_grad_(), golden["labels"].long()
     loss = MultiSimilarity(alpha=case["alpha_scale_pos"], beta=case["beta_scale_neg"], base=case["lambda_thresh"])
     miner = MultiSimilarityMiner(epsilon=case["epsilon_mining_margin"])
@@ -60,7 +50,7 @@ def test_release_with_its_miner(case: dict) -> None:
 
 
 def test_pytorch_metric_learning_without_a_miner() -> None:
-    points, labels = _batch()
+    points, labels = unit_batch()
     theirs = MultiSimilarityLoss(alpha=1.5, beta=30, base=0.4)
     ours = MultiSimilarity(alpha=1.5, beta=30, base=0.4)
     torch.testing.assert_close(ours(points, labels), theirs(points, labels), rtol=1e-9, atol=0)
@@ -88,7 +78,7 @@ def test_pair_weights_are_those_of_the_paper() -> None:
 
 
 def test_anchors_without_pairs_count_in_the_mean() -> None:
-    points, labels = _batch()
+    points, labels = unit_batch()
     pairs = all_pairs(labels)
     first = torch.zeros(14, 1, dtype=torch.bool)
     first[0] = True
@@ -108,7 +98,7 @@ def test_it_does_not_overflow() -> None:
 
 
 def test_triplets_are_refused_with_a_cure() -> None:
-    points, labels = _batch()
+    points, labels = unit_batch()
     with pytest.raises(ValueError, match="a miner that yields pairs"):
         MultiSimilarity()(points, labels, (labels, labels, labels, labels))  # type: ignore[arg-type]
 
@@ -122,7 +112,7 @@ def test_scales_that_look_swapped_are_refused_with_reason_and_cure() -> None:
 
 def test_references_are_the_columns_of_the_pairs() -> None:
     """Rows against the whole batch as a memory are the first rows of the batch against itself."""
-    points, labels = _batch()
+    points, labels = unit_batch()
     pairs = all_pairs(labels)
     some = Pairs(*(mask[:4] for mask in pairs))
     rest = torch.arange(14)[:, None] < 4

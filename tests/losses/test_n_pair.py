@@ -1,20 +1,18 @@
 """N-pair loss against hand values, two released implementations' numbers, a slow loop and another library."""
 
-import json
 import math
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from pytorch_metric_learning.losses import NPairsLoss
 
 from raydml.losses.n_pair import NPair
 from raydml.ops.tuples import Pairs, all_pairs
-from tests.losses.triplet_lists import as_triplets, unit_batch
+from tests.batches import unit_batch
+from tests.golden_vectors import golden_case, golden_facts
+from tests.losses.triplet_lists import as_triplets
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-RELEASE = json.loads((GOLDEN / "mic_npair.json").read_text())
+RELEASE = golden_facts("mic_npair")
 
 
 def _one_pair_a_class(anchors: list[int], positives: list[int], size: int) -> Pairs:
@@ -34,8 +32,7 @@ def test_there_are_golden_cases() -> None:
 @pytest.mark.parametrize("case", RELEASE["hyperparameters"], ids=lambda case: case["case"])
 def test_releases(case: dict) -> None:
     name = case["case"]
-    with np.load(GOLDEN / "mic_npair.npz") as file:
-        golden = {key.removeprefix(f"{name}_"): torch.from_numpy(file[key]) for key in file if key.startswith(name)}
+    golden = golden_case("mic_npair", name)
     points, labels, size = golden["emb"].requires_grad_(), golden["labels"], len(golden["emb"])
     if case["variant"] == "baselines":
         rows = golden["npairs"].tolist()

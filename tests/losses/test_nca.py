@@ -1,10 +1,7 @@
 """NCA loss against hand values, the Deep_Metric release, a slow loop and another library."""
 
-import json
 import math
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from pytorch_metric_learning.distances import LpDistance
@@ -12,10 +9,11 @@ from pytorch_metric_learning.losses import NCALoss
 
 from raydml.losses.nca import NCA
 from raydml.ops.tuples import Pairs, all_pairs
-from tests.losses.triplet_lists import as_triplets, unit_batch
+from tests.batches import unit_batch
+from tests.golden_vectors import golden_case, golden_facts
+from tests.losses.triplet_lists import as_triplets
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-RELEASE = json.loads((GOLDEN / "deep_metric_nca.json").read_text())
+RELEASE = golden_facts("deep_metric_nca")
 # The other variant is the code of 2019, which takes similarities for distances and so turns the objective round.
 CASES = [case for case in RELEASE["cases"] if case["variant"] == "distance"]
 
@@ -27,8 +25,7 @@ def test_there_are_golden_cases() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["case"])
 def test_deep_metric_release(case: dict) -> None:
-    with np.load(GOLDEN / "deep_metric_nca.npz") as file:
-        golden = {key: torch.from_numpy(file[f"{case['case']}__{key}"]) for key in case["arrays"]}
+    golden = golden_case("deep_metric_nca", case["case"])
     points = golden["embeddings"].requires_grad_()
     value = NCA(alpha=case["alpha"], nearest=case["K"])(points, golden["labels"])
     value.backward()

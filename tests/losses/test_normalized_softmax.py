@@ -1,18 +1,15 @@
 """Normalised softmax against hand values, the authors' release and another library."""
 
-import json
 import math
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from pytorch_metric_learning.losses import NormalizedSoftmaxLoss
 
 from raydml.losses.normalized_softmax import NormalizedSoftmax
+from tests.golden_vectors import golden_case, golden_facts
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-RELEASE = json.loads((GOLDEN / "classification_normsoftmax.json").read_text())
+RELEASE = golden_facts("classification_normsoftmax")
 
 
 def test_by_hand() -> None:
@@ -28,8 +25,7 @@ def test_by_hand() -> None:
 @pytest.mark.parametrize("case", RELEASE["cases"], ids=lambda case: case["case"])
 def test_release(case: dict) -> None:
     name = case["case"]
-    with np.load(GOLDEN / "classification_normsoftmax.npz") as file:
-        golden = {key: torch.from_numpy(file[f"{name}__{key}"]) for key in case["arrays"]}
+    golden = golden_case("classification_normsoftmax", name)
     loss = NormalizedSoftmax(case["num_classes"], case["dim"], temperature=case["temperature"]).double()
     loss.load_state_dict({"weight": golden["weight"]})
     points = golden["embeddings"].requires_grad_()

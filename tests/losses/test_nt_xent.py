@@ -10,16 +10,10 @@ from torch import Tensor
 
 from raydml.losses.nt_xent import NtXent
 from raydml.ops.tuples import Pairs
+from tests.batches import uneven_batch
 
 Form = Literal["nt_xent", "sup_con"]
 FORMS: tuple[Form, ...] = ("nt_xent", "sup_con")
-
-
-def _batch(seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Of any length, because the loss normalises."""
-    generator = torch.Generator().manual_seed(seed)
-    points = torch.randn(14, 5, generator=generator, dtype=torch.float64)
-    return points, torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 3, 4, 5])
 
 
 def _value_and_gradient(loss: torch.nn.Module, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,7 +41,7 @@ def test_defaults() -> None:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("form", FORMS)
 def test_pytorch_metric_learning(form: Form, seed: int, temperature: float) -> None:
-    points, labels = _batch(seed)
+    points, labels = uneven_batch(seed)
     theirs = {"nt_xent": NTXentLoss, "sup_con": SupConLoss}[form](temperature=temperature)
     value, gradient = _value_and_gradient(NtXent(temperature=temperature, form=form), points, labels)
     expected, their_gradient = _value_and_gradient(theirs, points, labels)
@@ -56,14 +50,14 @@ def test_pytorch_metric_learning(form: Form, seed: int, temperature: float) -> N
 
 
 def test_the_forms_differ_with_more_than_one_positive() -> None:
-    points, labels = _batch()
+    points, labels = uneven_batch()
     assert abs(NtXent()(points, labels) - NtXent(form="sup_con")(points, labels)) > 0.01
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_slow_loop_over_chosen_pairs_with_references(form: Form) -> None:
-    points = _batch()[0]
-    memory = _batch(1)[0][:9]
+    points = uneven_batch()[0]
+    memory = uneven_batch(1)[0][:9]
     kind = torch.randint(4, (14, 9), generator=torch.Generator().manual_seed(2))
     kind[3], kind[5], kind[6] = 0, 1, 2  # nothing, positives alone, negatives alone
     value = NtXent(temperature=0.3, form=form)(points, torch.arange(14), Pairs(kind == 1, kind == 2), memory)
@@ -96,6 +90,6 @@ def test_it_does_not_overflow(form: Form) -> None:
 
 
 def test_triplets_are_refused_with_a_cure() -> None:
-    points, labels = _batch()
+    points, labels = uneven_batch()
     with pytest.raises(ValueError, match="a miner that yields pairs"):
         NtXent()(points, labels, (labels, labels, labels, labels))  # type: ignore[arg-type]

@@ -5,15 +5,9 @@ import math
 import pytest
 import torch
 from pytorch_metric_learning.losses import ProxyAnchorLoss
-from torch import Tensor
 
 from raydml.losses.proxy_anchor import ProxyAnchor
-
-
-def _batch(seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Of seven classes, two have no item in the batch."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(13, 6, generator=generator, dtype=torch.float64), torch.arange(13) % 5
+from tests.batches import proxy_batch
 
 
 def test_by_hand() -> None:
@@ -30,7 +24,7 @@ def test_by_hand() -> None:
 
 
 def test_against_a_slow_loop() -> None:
-    points, labels = _batch()
+    points, labels = proxy_batch()
     loss = ProxyAnchor(7, 6, alpha=5, delta=0.2).double()
     pulled, pushed, present = 0.0, 0.0, 0
     for c, proxy in enumerate(loss.proxies.tolist()):
@@ -54,7 +48,7 @@ def test_defaults_are_the_papers() -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"alpha": 16.0}, {"delta": 0.3}, {"delta": 0.0}])
 def test_pytorch_metric_learning(settings: dict[str, float]) -> None:
-    points, labels = _batch(1)
+    points, labels = proxy_batch(1)
     named = {"delta": "margin"}
     theirs = ProxyAnchorLoss(7, 6, **{named.get(key, key): value for key, value in settings.items()})
     ours = ProxyAnchor(7, 6, **settings).double()

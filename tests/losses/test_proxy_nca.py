@@ -1,24 +1,16 @@
 """Proxy-NCA against hand values, the released implementation's numbers and another library."""
 
-import json
 import math
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from pytorch_metric_learning.losses import ProxyNCALoss
-from torch import Tensor
 
 from raydml.losses.proxy_nca import ProxyNCA
+from tests.batches import proxy_batch
+from tests.golden_vectors import golden_case, golden_facts
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-RELEASE = json.loads((GOLDEN / "mic_proxynca.json").read_text())
-
-
-def _batch(seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(13, 6, generator=generator, dtype=torch.float64), torch.arange(13) % 5
+RELEASE = golden_facts("mic_proxynca")
 
 
 def test_by_hand() -> None:
@@ -38,9 +30,7 @@ def test_there_are_golden_cases() -> None:
 
 @pytest.mark.parametrize("case", RELEASE["hyperparameters"], ids=lambda case: f"c{case['case']}")
 def test_release(case: dict) -> None:
-    prefix = f"c{case['case']}_"
-    with np.load(GOLDEN / "mic_proxynca.npz") as file:
-        golden = {key.removeprefix(prefix): torch.from_numpy(file[key]) for key in file if key.startswith(prefix)}
+    golden = golden_case("mic_proxynca", case["case"])
     loss = ProxyNCA(case["num_proxies"], case["embedding_dim"]).double()
     assert loss.scale == case["scale"]
     loss.load_state_dict({"proxies": golden["proxies"]})
@@ -55,7 +45,7 @@ def test_release(case: dict) -> None:
 @pytest.mark.parametrize("scale", [3.0, 1.5])
 def test_pytorch_metric_learning(scale: float) -> None:
     """Theirs has the own proxy in the sum: an item's loss there is log(1 + exp(its loss here))."""
-    points, labels = _batch()
+    points, labels = proxy_batch()
     theirs, ours = ProxyNCALoss(5, 6, softmax_scale=scale**2), ProxyNCA(5, 6, scale=scale).double()
     with torch.no_grad():
         ours.proxies.copy_(theirs.proxies)

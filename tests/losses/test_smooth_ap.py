@@ -10,13 +10,7 @@ from torch import Tensor
 from raydml.losses import smooth_ap
 from raydml.losses.smooth_ap import SmoothAp
 from raydml.ops.tuples import Pairs, all_pairs
-
-
-def _batch(seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Of any length, because the loss normalises."""
-    generator = torch.Generator().manual_seed(seed)
-    points = torch.randn(14, 5, generator=generator, dtype=torch.float64)
-    return points, torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 3, 4, 5])
+from tests.batches import uneven_batch
 
 
 def _slow(cosine: Tensor, kind: Tensor, temperature: float) -> Tensor:
@@ -58,7 +52,7 @@ def test_default_is_the_papers() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_pytorch_metric_learning_where_an_anchor_retrieves_itself(seed: int, temperature: float) -> None:
     # Theirs wants classes in order and of one size, and takes that size for their number: 3 classes of 3.
-    points, labels = _batch(seed)[0][:9], torch.arange(9) // 3
+    points, labels = uneven_batch(seed)[0][:9], torch.arange(9) // 3
     same = labels[:, None] == labels
     pairs = Pairs(same, ~same)
     value, gradient = _value_and_gradient(SmoothAp(temperature=temperature), points, labels, pairs)
@@ -74,7 +68,7 @@ def test_pytorch_metric_learning_where_an_anchor_retrieves_itself(seed: int, tem
 def test_a_slow_loop_over_chosen_pairs_with_references(most_differences: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """At once, five anchors at a time, and four columns of one anchor at a time."""
     monkeypatch.setattr(smooth_ap, "MOST_DIFFERENCES", most_differences)
-    points, memory = _batch()[0], _batch(1)[0][:9]
+    points, memory = uneven_batch()[0], uneven_batch(1)[0][:9]
     kind = torch.randint(4, (14, 9), generator=torch.Generator().manual_seed(2))
     kind[3], kind[5], kind[6] = 0, 1, 2  # nothing, positives alone, negatives alone
     pairs = Pairs(kind == 1, kind == 2)
@@ -87,7 +81,7 @@ def test_a_slow_loop_over_chosen_pairs_with_references(most_differences: int, mo
 
 
 def test_the_gradient_through_both_sides_of_a_batch() -> None:
-    points, labels = _batch()
+    points, labels = uneven_batch()
     value, gradient = _value_and_gradient(SmoothAp(temperature=0.05), points, labels)
     leaf = points.clone().requires_grad_()
     unit = torch.nn.functional.normalize(leaf)
@@ -99,12 +93,12 @@ def test_the_gradient_through_both_sides_of_a_batch() -> None:
 
 
 def test_without_a_gradient_the_value_is_the_same() -> None:
-    points, labels = _batch()
+    points, labels = uneven_batch()
     assert SmoothAp()(points, labels).item() == SmoothAp()(points.clone().requires_grad_(), labels).item()
 
 
 def test_cold_it_is_average_precision() -> None:
-    points, labels = _batch(4)
+    points, labels = uneven_batch(4)
     cosine = torch.nn.functional.cosine_similarity(points[:, None], points[None], dim=2)
     precisions = []
     for i in range(12):  # the last two are alone in their classes
@@ -116,6 +110,6 @@ def test_cold_it_is_average_precision() -> None:
 
 
 def test_triplets_are_refused_with_a_cure() -> None:
-    points, labels = _batch()
+    points, labels = uneven_batch()
     with pytest.raises(ValueError, match="a miner that yields pairs"):
         SmoothAp()(points, labels, (labels, labels, labels, labels))  # type: ignore[arg-type]

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from raydml.losses.snr_contrastive import SNRContrastive
 from raydml.ops.tuples import Pairs, all_pairs
-from tests.losses.triplet_lists import as_triplets, listed, random_ranges, unit_batch
+from tests.batches import unit_batch
+from tests.losses.triplet_lists import as_triplets, listed, random_ranges
 
 
 def _ratio(points: Tensor, a: int, x: int) -> float:

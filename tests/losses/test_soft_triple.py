@@ -6,15 +6,9 @@ import pytest
 import torch
 from pytorch_metric_learning.losses import NormalizedSoftmaxLoss, SoftTripleLoss
 from pytorch_metric_learning.regularizers import SparseCentersRegularizer
-from torch import Tensor
 
 from raydml.losses.soft_triple import SoftTriple
-from tests.batches import random_points
-
-
-def _batch(seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(13, 6, generator=generator, dtype=torch.float64), torch.arange(13) % 5
+from tests.batches import proxy_batch, random_points
 
 
 def _unit(row: list[float]) -> list[float]:
@@ -36,7 +30,7 @@ def test_by_hand() -> None:
 
 
 def test_against_a_slow_loop() -> None:
-    points, labels = _batch()
+    points, labels = proxy_batch()
     loss = SoftTriple(5, 6, num_centers=3, scale=7, gamma=0.3, margin=0.05, tau=0.6).double()
     centers = [[_unit(row) for row in rows] for rows in loss.centers.tolist()]
     total = 0.0
@@ -64,7 +58,7 @@ def test_defaults_are_the_papers() -> None:
     "settings", [{}, {"num_centers": 3}, {"scale": 5.0}, {"gamma": 1.0}, {"margin": 0.5}, {"margin": 0.0}]
 )
 def test_pytorch_metric_learning_without_the_regulariser(settings: dict[str, float]) -> None:
-    points, labels = _batch(1)
+    points, labels = proxy_batch(1)
     named = {"num_centers": "centers_per_class", "scale": "la"}
     theirs = SoftTripleLoss(5, 6, **{named.get(key, key): value for key, value in settings.items()})
     ours = SoftTriple(5, 6, tau=0.0, **settings).double()  # type: ignore[arg-type]
@@ -81,7 +75,7 @@ def test_pytorch_metric_learning_without_the_regulariser(settings: dict[str, flo
 
 def test_pytorch_metric_learnings_regulariser() -> None:
     """Theirs adds another small number under the root: equal where no two centres are close."""
-    points, labels = _batch(2)
+    points, labels = proxy_batch(2)
     regulariser = SparseCentersRegularizer(5, 4)
     theirs = SoftTripleLoss(5, 6, centers_per_class=4, weight_regularizer=regulariser, weight_reg_weight=0.7)
     ours = SoftTriple(5, 6, num_centers=4, tau=0.7).double()
@@ -95,7 +89,7 @@ def test_pytorch_metric_learnings_regulariser() -> None:
 
 
 def test_with_one_center_it_is_a_softmax_of_cosines() -> None:
-    points, labels = _batch()
+    points, labels = proxy_batch()
     ours = SoftTriple(5, 6, num_centers=1, margin=0.0).double()
     theirs = NormalizedSoftmaxLoss(5, 6, temperature=1 / 20)
     with torch.no_grad():

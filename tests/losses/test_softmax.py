@@ -1,17 +1,14 @@
 """Softmax against hand values and the released implementation's numbers."""
 
-import json
 import math
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from raydml.losses.softmax import Softmax
+from tests.golden_vectors import golden_case, golden_facts
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-RELEASE = json.loads((GOLDEN / "mic_crossentropy.json").read_text())
+RELEASE = golden_facts("mic_crossentropy")
 
 
 def test_by_hand() -> None:
@@ -31,9 +28,7 @@ def test_there_are_golden_cases() -> None:
 
 @pytest.mark.parametrize("case", RELEASE["hyperparameters"], ids=lambda case: f"c{case['case']}")
 def test_release(case: dict) -> None:
-    prefix = f"c{case['case']}_"
-    with np.load(GOLDEN / "mic_crossentropy.npz") as file:
-        golden = {key.removeprefix(prefix): torch.from_numpy(file[key]) for key in file if key.startswith(prefix)}
+    golden = golden_case("mic_crossentropy", case["case"])
     loss = Softmax(case["n_classes"], case["dim"]).double()
     loss.load_state_dict({"weight": golden["weight"], "bias": golden["bias"]})
     points = golden["emb"].requires_grad_()

@@ -1,9 +1,5 @@
 """Triplet loss against hand values, the released implementations' numbers, slow loops and another library."""
 
-import json
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from pytorch_metric_learning.distances import LpDistance
@@ -13,11 +9,12 @@ from torch import Tensor
 
 from raydml.losses.triplet import Triplet
 from raydml.ops.tuples import TripletRanges, Triplets, all_pairs
-from tests.losses.triplet_lists import as_triplets, every_triplet, listed, random_ranges, unit_batch
+from tests.batches import unit_batch
+from tests.golden_vectors import golden_case, golden_facts
+from tests.losses.triplet_lists import as_triplets, every_triplet, listed, random_ranges
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-MIC = json.loads((GOLDEN / "mic_triplet.json").read_text())
-MDR = json.loads((GOLDEN / "mdr_triplet.json").read_text())
+MIC = golden_facts("mic_triplet")
+MDR = golden_facts("mdr_triplet")
 FORMS = [(squared, average) for squared in (True, False) for average in ("all", "active")]
 
 
@@ -68,8 +65,7 @@ def test_by_hand(settings: dict, expected: float) -> None:
 @pytest.mark.parametrize("case", MIC["hyperparameters"], ids=lambda case: f"c{case['case']}")
 def test_mic_release(case: dict) -> None:
     name = f"c{case['case']}"
-    with np.load(GOLDEN / "mic_triplet.npz") as file:
-        golden = {key.removeprefix(f"{name}_"): torch.from_numpy(file[key]) for key in file if key.startswith(name)}
+    golden = golden_case("mic_triplet", name)
     triplets = as_triplets([tuple(row) for row in golden["triplets"].tolist()])
     value, gradient = _value_and_gradient(Triplet(margin=case["margin"]), golden["emb"], golden["labels"], triplets)
     torch.testing.assert_close(value, golden["loss"], **MIC["tolerance"])
@@ -80,8 +76,7 @@ def test_mic_release(case: dict) -> None:
 def test_mdr_release(case: str) -> None:
     """Its 1e-6 on every difference is the same as moving the anchors by it, and only the anchors."""
     settings = MDR["hyperparameters"][case]
-    with np.load(GOLDEN / "mdr_triplet.npz") as file:
-        golden = {key.removeprefix(f"{case}__"): torch.from_numpy(file[key]) for key in file if key.startswith(case)}
+    golden = golden_case("mdr_triplet", case)
     points, labels, size = golden["E"], golden["labels"], len(golden["E"])
     loss = Triplet(margin=settings["margin"], squared=False)
     rows = zip(*(golden[key].tolist() for key in ("anchor", "positive", "negative")), strict=True)

@@ -1,28 +1,19 @@
 """Weight loss against hand values, the Deep_Metric code and the multi-similarity loss."""
 
-import json
 import math
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from raydml.losses.multi_similarity import MultiSimilarity
 from raydml.losses.weight import Weight
 from raydml.miners.multi_similarity import MultiSimilarityMiner
 from raydml.ops.tuples import Pairs
+from tests.batches import unit_batch
+from tests.golden_vectors import golden_case, golden_facts
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-RELEASE = json.loads((GOLDEN / "deep_metric_weight.json").read_text())
+RELEASE = golden_facts("deep_metric_weight")
 CASES = [case for case in RELEASE["cases"] if not case["requires_value_filter"]]
-
-
-def _batch(seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    points = torch.randn(14, 5, generator=generator, dtype=torch.float64)
-    return torch.nn.functional.normalize(points, dim=1), torch.arange(14) % 4
 
 
 def test_by_hand_with_references() -> None:
@@ -50,8 +41,7 @@ def test_there_are_golden_cases_of_both_paths() -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["case"])
 def test_deep_metric(case: dict) -> None:
     name = case["case"]
-    with np.load(GOLDEN / "deep_metric_weight.npz") as file:
-        golden = {key: torch.from_numpy(file[f"{name}__{key}"]) for key in case["arrays"]}
+    golden = golden_case("deep_metric_weight", name)
     points, labels = golden["embeddings"].requires_grad_(), golden["labels"].long()
     loss = Weight(alpha=case["beta"], beta=float(case["alpha"]), base=case["base"])
     pairs = MultiSimilarityMiner(epsilon=case["mining_margin"])(points, labels) if case["mining"] else None
@@ -63,7 +53,7 @@ def test_deep_metric(case: dict) -> None:
 
 @pytest.mark.parametrize("mined", [False, True])
 def test_it_is_twice_the_multi_similarity_loss(mined: bool) -> None:
-    points, labels = _batch()
+    points, labels = unit_batch()
     pairs = MultiSimilarityMiner()(points, labels) if mined else None
     settings = {"alpha": 1.5, "beta": 30.0, "base": 0.4}
     expected = 2 * MultiSimilarity(**settings)(points, labels, pairs)
@@ -73,6 +63,6 @@ def test_it_is_twice_the_multi_similarity_loss(mined: bool) -> None:
 def test_settings_that_cannot_be_meant_are_refused() -> None:
     with pytest.raises(ValueError, match=r"alpha = 40, beta = 2: .* write alpha = 2, beta = 40"):
         Weight(alpha=40, beta=2)
-    points, labels = _batch()
+    points, labels = unit_batch()
     with pytest.raises(ValueError, match="a miner that yields pairs"):
         Weight()(points, labels, (labels, labels, labels, labels))  # type: ignore[arg-type]

@@ -6,13 +6,6 @@ from torch import Tensor
 from raydml.ops.tuples import TripletRanges, Triplets
 
 
-def unit_batch(seed: int = 0, num_rows: int = 14, dim: int = 5) -> tuple[Tensor, Tensor]:
-    """Unit vectors (num_rows, dim) float64 of four classes."""
-    generator = torch.Generator().manual_seed(seed)
-    points = torch.randn(num_rows, dim, generator=generator, dtype=torch.float64)
-    return torch.nn.functional.normalize(points, dim=1), torch.arange(num_rows) % 4
-
-
 def every_triplet(labels: Tensor) -> list[tuple[int, int, int]]:
     """All (anchor, positive, negative) of a batch."""
     y, rows = labels.tolist(), range(len(labels))

@@ -1,17 +1,13 @@
 """MIC's adversary against its release, a hand value and what it means to train against it."""
 
-import json
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
 from raydml.methods._adversary import Adversary
+from tests.golden_vectors import golden_case, golden_facts
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-FACTS = json.loads((GOLDEN / "mic_adversarial.json").read_text())
+FACTS = golden_facts("mic_adversarial")
 
 
 def random_unit(num_rows, dim, seed):
@@ -27,9 +23,7 @@ def adversary_of(source_dim, target_dim, hidden_dim):
 
 @pytest.mark.parametrize("case", FACTS["hyperparameters"], ids=lambda case: f"case{case['case']}")
 def test_value_and_gradients_are_the_releases(case):
-    with np.load(GOLDEN / "mic_adversarial.npz") as file:
-        prefix = f"c{case['case']}_"
-        arrays = {key.removeprefix(prefix): torch.from_numpy(file[key]) for key in file if key.startswith(prefix)}
+    arrays = golden_case("mic_adversarial", case["case"])
     adversary = adversary_of(case["aux_dim(source)"], case["class_dim(target)"], case["proj_dim"]).double()
     weights = dict(zip(("W1", "b1", "W2", "b2"), adversary.parameters(), strict=True))
     with torch.no_grad():

@@ -2,7 +2,6 @@
 
 import json
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,18 +19,12 @@ from raydml.models.network import Network
 from raydml.ops.clustering import KMeans, cluster
 from raydml.samplers.samplers import SAMPLERS
 from raydml.training.optimizers import check_every_parameter_learns
+from tests.golden_vectors import golden_facts, golden_tensors
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 CPU = torch.device("cpu")
 RELEASE = {"name": "margin", "class_beta": False, "trainable_beta": False}
 NEAREST = {"name": "nearest_beyond_cutoff"}
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(6), 12))
-
-
-def golden(name: str) -> tuple[dict, dict[str, torch.Tensor]]:
-    with np.load(GOLDEN / f"{name}.npz") as file:
-        arrays = {key: torch.from_numpy(file[key]) for key in file}
-    return json.loads((GOLDEN / f"{name}.json").read_text()), arrays
 
 
 def sliced_network(num_slices: int, feature_dim: int = 10, embedding_dim: int = 12, normalize: str = "l2") -> Network:
@@ -119,7 +112,7 @@ def release_method(weight: torch.Tensor, bias: torch.Tensor, labels: torch.Tenso
 
 
 def test_the_losses_and_gradients_of_every_learner_are_the_releases():
-    facts, arrays = golden("divide_conquer_head")
+    facts, arrays = golden_facts("divide_conquer_head"), golden_tensors("divide_conquer_head")
     method = release_method(arrays["W"], arrays["b"], arrays["labels"], facts)
     linear, tolerance = method.network.head.linear, facts["tolerance"]
     torch.testing.assert_close(method.embed(arrays["feat"]), arrays["embedding"], **tolerance)
@@ -138,7 +131,7 @@ def test_the_losses_and_gradients_of_every_learner_are_the_releases():
 
 
 def test_thirteen_steps_of_both_phases_are_the_releases():
-    facts, arrays = golden("divide_conquer_train_steps")
+    facts, arrays = golden_facts("divide_conquer_train_steps"), golden_tensors("divide_conquer_train_steps")
     settings, tolerance = facts["hyperparameters"], facts["tolerance"]
     method = release_method(arrays["W0"], arrays["b0"], arrays["labels"], facts)
     assert (method.timeline.full, method.timeline.finetune) == (8, settings["finetune_epoch"])

@@ -1,8 +1,5 @@
 """MIC: its steps against the release's numbers, its plans and clusterings against their rules."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -21,19 +18,14 @@ from raydml.ops.clustering import KMeans, cluster
 from raydml.ops.tuples import Triplets
 from raydml.samplers.samplers import ClassBalanced, Uniform
 from raydml.training.optimizers import build_optimizer, check_every_parameter_learns
+from tests.golden_vectors import golden
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 CPU = torch.device("cpu")
 
 # 6 classes with 4 modes, each twice: what classes share is the mode.
 NUM_CLASSES, NUM_MODES = 6, 4
 LABELS = np.repeat(np.arange(NUM_CLASSES), 2 * NUM_MODES)
 MODES = np.tile(np.arange(NUM_MODES), 2 * NUM_CLASSES)
-
-
-def golden(name):
-    with np.load(GOLDEN / f"{name}.npz") as file:
-        return json.loads((GOLDEN / f"{name}.json").read_text()), {key: file[key] for key in file}
 
 
 def images_of(modes=MODES, labels=LABELS):
@@ -222,7 +214,7 @@ def test_without_standardisation_they_are_the_classes():
 
 @pytest.mark.parametrize("case", [0, 1])
 def test_modes_of_the_release_are_recovered(case):
-    facts, arrays = golden("mic_mining_recovery")
+    arrays, facts = golden("mic_mining_recovery")
     labels, settings = arrays[f"c{case}_class_labels"], facts["hyperparameters"][case]
     method = method_of(labels=labels, num_clusters=settings["n_clusters"], kmeans_restarts=20)
     method.recluster(lambda forward: arrays[f"c{case}_features"].copy(), 0, CPU)  # noqa: ARG005
@@ -397,7 +389,7 @@ def test_a_plan_before_the_first_clustering_is_our_own_mistake():
 
 
 def test_both_heads_are_the_releases():
-    facts, arrays = golden("mic_network_pieces")
+    arrays, facts = golden("mic_network_pieces")
     arrays = {key: torch.from_numpy(value) for key, value in arrays.items()}
     network = Network(nn.Identity(), Head(24, 8, layer_norm=False, normalize="l2"), freeze_batch_norm=False).double()
     method = method_of(network=network, auxiliary_dim=6).double()
@@ -423,7 +415,7 @@ class Listed(nn.Module):
 @pytest.mark.parametrize("idle", ["zeroed", "setnone"])
 @pytest.mark.parametrize("case", [0, 1])
 def test_four_steps_are_the_releases(case, idle):
-    facts, arrays = golden("mic_optimisation_steps")
+    arrays, facts = golden("mic_optimisation_steps")
     arrays = {key[3:]: value for key, value in arrays.items() if key.startswith(f"c{case}_")}
     settings = facts["hyperparameters"][case]
     miners = [Listed(arrays[f"batch_{task}_triplets"]) for task in ("class", "shared")]

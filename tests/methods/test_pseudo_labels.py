@@ -1,8 +1,5 @@
 """Features whose clusters are surrogate labels, against MIC's release, hand values and slow loops."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -11,13 +8,7 @@ from sklearn.metrics import adjusted_rand_score
 from torch.nn import functional
 
 from raydml.methods._pseudo_labels import standardise_by_class, window_features
-
-GOLDEN = Path(__file__).parents[1] / "golden"
-
-
-def golden(name):
-    with np.load(GOLDEN / f"{name}.npz") as file:
-        return json.loads((GOLDEN / f"{name}.json").read_text()), {key: file[key] for key in file}
+from tests.golden_vectors import golden
 
 
 def standardised(features, labels, how):
@@ -30,7 +21,7 @@ def standardised(features, labels, how):
 
 
 def test_standardisation_is_the_releases():
-    facts, arrays = golden("mic_mining")
+    arrays, facts = golden("mic_mining")
     for case in facts["hyperparameters"]:
         prefix = f"c{case['case']}_"
         actual = standardised(arrays[prefix + "features"], arrays[prefix + "class_labels"], case["cluster_mode"])
@@ -80,7 +71,7 @@ def test_class_offsets_and_class_scales_are_forgotten():
 
 @pytest.mark.parametrize("case", [0, 1])
 def test_clusters_of_standardised_features_are_what_classes_share(case):
-    facts, arrays = golden("mic_mining_recovery")
+    arrays, facts = golden("mic_mining_recovery")
     num_clusters = facts["hyperparameters"][case]["n_clusters"]
     features, labels = arrays[f"c{case}_features"], arrays[f"c{case}_class_labels"]
 
@@ -98,7 +89,7 @@ def test_clusters_of_standardised_features_are_what_classes_share(case):
 
 
 def test_windows_on_the_first_stage_are_the_releases():
-    facts, arrays = golden("mic_network_pieces")
+    arrays, facts = golden("mic_network_pieces")
     maps = torch.from_numpy(arrays["c0_layer1_out"]).float()
     torch.testing.assert_close(window_features(maps), torch.from_numpy(arrays["c0_init_feature"]), **facts["tolerance"])
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +11,7 @@ import torch
 from raydml.metrics.clustering import ami, nmi, pair_f1
 from raydml.metrics.ranking import MetricError, average_precision, precision_at_r, recall, reciprocal_rank
 from tests.evaluation.joined_ranks import rank_relevant
-
-GOLDEN = Path(__file__).parents[1] / "golden"
-
+from tests.golden_vectors import golden
 
 # Three queries of classes 0, 0, 1; R = 3, 2, 1.
 #   query 0: right wrong right wrong  -> R-precision 2/3, AP@3 = (1/1 + 2/3) / 3 = 5/9
@@ -220,10 +216,6 @@ def test_pytorch_metric_learning_agrees_on_partitions():
 # --- golden vectors of published systems -----------------------------------------------------------------------------
 
 
-def golden(name):
-    return np.load(GOLDEN / f"{name}.npz"), json.loads((GOLDEN / f"{name}.json").read_text())
-
-
 def recalls_of(queries, query_labels, ks, gallery=None, gallery_labels=None):
     gallery = None if gallery is None else gallery.astype(np.float32)
     ranks = rank_relevant(
@@ -296,7 +288,7 @@ def test_golden_classification_recall_of_embeddings(case):
     """Cosine there: the same order as squared distance on unit vectors. Bits tie often: bounds."""
     arrays, about = golden("classification_recall")
     facts = next(entry for entry in about["cases"] if entry["case"] == case)
-    of = {name.removeprefix(f"{case}__"): arrays[name] for name in arrays.files if name.startswith(f"{case}__")}
+    of = {name.removeprefix(f"{case}__"): arrays[name] for name in arrays if name.startswith(f"{case}__")}
     queries, gallery = of["query_embeddings"], of.get("db_embeddings")
     if facts["mode"] == "binary":
         queries, gallery = queries > 0, None if gallery is None else gallery > 0

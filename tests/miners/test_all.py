@@ -3,16 +3,10 @@
 import pytest
 import torch
 from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_triplets_indices
-from torch import Tensor
 
 from raydml.miners.all import All
 from raydml.ops.tuples import Pairs, TripletRanges, all_pairs
-
-
-def _batch(seed: int = 0, num_rows: int = 20) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    points = torch.randn(num_rows, 6, generator=generator, dtype=torch.float64)
-    return points, torch.randint(5, (num_rows,), generator=generator)
+from tests.batches import mining_batch
 
 
 def _listed(ranges: TripletRanges) -> list[tuple[int, int, int]]:
@@ -26,7 +20,7 @@ def _listed(ranges: TripletRanges) -> list[tuple[int, int, int]]:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_pytorch_metric_learning(seed: int) -> None:
-    points, labels = _batch(seed)
+    points, labels = mining_batch(seed, unit=False)
     theirs = list(zip(*(column.tolist() for column in get_all_triplets_indices(labels)), strict=True))
     ours = _listed(All()(points, labels))
     assert len(ours) == len(theirs) > 500
@@ -34,7 +28,7 @@ def test_pytorch_metric_learning(seed: int) -> None:
 
 
 def test_against_a_slow_loop() -> None:
-    points, labels = _batch(7, 9)
+    points, labels = mining_batch(7, 9, unit=False)
     expected = [
         (a, p, n)
         for a in range(9)
@@ -53,7 +47,7 @@ def test_negatives_are_in_order_of_distance_at_any_length() -> None:
 
 
 def test_pairs_are_all_pairs() -> None:
-    points, labels = _batch()
+    points, labels = mining_batch(unit=False)
     mined = All(tuples="pairs")(points, labels)
     for i in range(20):
         for j in range(20):
@@ -62,7 +56,7 @@ def test_pairs_are_all_pairs() -> None:
 
 
 def test_what_is_given_is_kept() -> None:
-    points, labels = _batch()
+    points, labels = mining_batch(unit=False)
     given = Pairs(
         *(mask & (torch.rand(20, 20, generator=torch.Generator().manual_seed(0)) < 0.5) for mask in all_pairs(labels))
     )
@@ -81,6 +75,6 @@ def test_each_choice_says_what_it_yields() -> None:
 
 
 def test_triplets_of_a_memory_are_refused() -> None:
-    points, labels = _batch()
+    points, labels = mining_batch(unit=False)
     with pytest.raises(ValueError, match="tuples: pairs"):
         All()(points, labels, None, all_pairs(labels), points)

@@ -1,26 +1,16 @@
 """Deep_Metric's semi-hard mining against hand values, and before the weight loss against the code itself."""
 
-import json
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from raydml.losses.weight import Weight
 from raydml.miners.deep_metric_semi_hard import DeepMetricSemiHard
 from raydml.ops.tuples import Pairs, all_pairs
+from tests.batches import mining_batch
+from tests.golden_vectors import golden_case, golden_facts
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-RELEASE = json.loads((GOLDEN / "deep_metric_semihard.json").read_text())
+RELEASE = golden_facts("deep_metric_semihard")
 CASES = [case for case in RELEASE["cases"] if not case["requires_value_filter"]]
-
-
-def _batch(seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    points = torch.randn(20, 6, generator=generator, dtype=torch.float64)
-    return points, torch.randint(5, (20,), generator=generator)
 
 
 def test_by_hand() -> None:
@@ -45,8 +35,7 @@ def test_there_are_golden_cases() -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["case"])
 def test_deep_metric(case: dict) -> None:
     name = case["case"]
-    with np.load(GOLDEN / "deep_metric_semihard.npz") as file:
-        golden = {key: torch.from_numpy(file[f"{name}__{key}"]) for key in case["arrays"]}
+    golden = golden_case("deep_metric_semihard", name)
     points, labels = golden["embeddings"].requires_grad_(), golden["labels"].long()
     pairs = DeepMetricSemiHard()(points, labels)
     every = all_pairs(labels)
@@ -58,8 +47,8 @@ def test_deep_metric(case: dict) -> None:
 
 
 def test_a_slow_loop_over_candidates_and_references() -> None:
-    points, labels = _batch()
-    memory, others = _batch(1)
+    points, labels = mining_batch(unit=False)
+    memory, others = mining_batch(1, unit=False)
     memory, others = memory[:15], others[:15]
     same = labels[:, None] == others
     offered = torch.rand(20, 15, generator=torch.Generator().manual_seed(2)) < 0.7
@@ -77,6 +66,6 @@ def test_a_slow_loop_over_candidates_and_references() -> None:
 
 
 def test_an_anchor_without_positives_or_negatives_keeps_nothing() -> None:
-    points, _ = _batch()
+    points, _ = mining_batch(unit=False)
     for labels in (torch.zeros(20, dtype=torch.int64), torch.arange(20)):
         assert not any(mask.any() for mask in DeepMetricSemiHard()(points, labels))

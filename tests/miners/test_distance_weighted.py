@@ -1,10 +1,7 @@
 """Distance-weighted mining: probabilities against three releases, draws against the probabilities."""
 
-import json
 import math
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
@@ -12,17 +9,11 @@ from torch import Tensor
 
 from raydml.miners.distance_weighted import DistanceWeighted
 from raydml.ops.tuples import Triplets, all_pairs
+from tests.golden_vectors import golden_case, golden_facts
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-DIVIDE_CONQUER = json.loads((GOLDEN / "divide_conquer_distance_weighted.json").read_text())
-MDR = json.loads((GOLDEN / "mdr_distance_weighted.json").read_text())
+DIVIDE_CONQUER = golden_facts("divide_conquer_distance_weighted")
+MDR = golden_facts("mdr_distance_weighted")
 VARIANTS = ["wu", "divide_conquer", "mdr"]
-
-
-def _golden(name: str, case: str, separator: str) -> dict[str, Tensor]:
-    with np.load(GOLDEN / f"{name}.npz") as file:
-        start = case + separator
-        return {key.removeprefix(start): torch.from_numpy(file[key]) for key in file if key.startswith(start)}
 
 
 def _probabilities(miner: DistanceWeighted, points: Tensor, labels: Tensor) -> Tensor:
@@ -46,14 +37,14 @@ def _fit(count: Tensor, probability: Tensor) -> float:
 
 @pytest.mark.parametrize("case", ["c0", "c1"])
 def test_probabilities_of_the_multi_similarity_release(case: str) -> None:
-    golden = _golden("deep_metric_margin", case, "__")
+    golden = golden_case("deep_metric_margin", case)
     found = _probabilities(DistanceWeighted(cutoff=0.5), golden["embeddings"], golden["labels"])
     torch.testing.assert_close(found, golden["neg_probs"], rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("case", ["c0", "c1", "c2"])
 def test_probabilities_of_the_mic_release(case: str) -> None:
-    golden = _golden("mic_distance_sampling", case, "_")
+    golden = golden_case("mic_distance_sampling", case)
     found = _probabilities(DistanceWeighted(cutoff=0.5), golden["emb"], golden["labels"])
     torch.testing.assert_close(found, golden["neg_prob"], rtol=1e-7, atol=1e-10)
     assert torch.equal(all_pairs(golden["labels"]).positive, golden["pos_candidates"])
@@ -62,7 +53,7 @@ def test_probabilities_of_the_mic_release(case: str) -> None:
 @pytest.mark.parametrize("case", DIVIDE_CONQUER["hyperparameters"])
 def test_weights_of_the_divide_and_conquer_authors(case: str) -> None:
     settings = DIVIDE_CONQUER["hyperparameters"][case]
-    golden = _golden("divide_conquer_distance_weighted", case, "__")
+    golden = golden_case("divide_conquer_distance_weighted", case)
     miner = DistanceWeighted(
         variant="divide_conquer", cutoff=settings["cutoff"], upper_cutoff=settings["nonzero_loss_cutoff"]
     )
@@ -75,7 +66,7 @@ def test_weights_of_the_divide_and_conquer_authors(case: str) -> None:
 @pytest.mark.parametrize("case", MDR["hyperparameters"])
 def test_probabilities_of_the_mdr_release(case: str) -> None:
     """Also of float64 embeddings: float32 underflow is part of the method."""
-    settings, golden = MDR["hyperparameters"][case], _golden("mdr_distance_weighted", case, "__")
+    settings, golden = MDR["hyperparameters"][case], golden_case("mdr_distance_weighted", case)
     miner = DistanceWeighted(variant="mdr", cutoff=settings["cut_off"], upper_cutoff=settings["nonzero_loss_cutoff"])
     even = golden["uniform_fallback_float32"].bool()
     negative = all_pairs(golden["labels"]).negative
@@ -87,7 +78,7 @@ def test_probabilities_of_the_mdr_release(case: str) -> None:
 
 
 def test_the_goldens_underflow_in_some_rows_and_in_others_not() -> None:
-    even = [_golden("mdr_distance_weighted", case, "__")["uniform_fallback_float32"] for case in MDR["hyperparameters"]]
+    even = [golden_case("mdr_distance_weighted", case)["uniform_fallback_float32"] for case in MDR["hyperparameters"]]
     assert 10 < torch.cat(even).sum() < len(torch.cat(even)) - 10
 
 
@@ -119,7 +110,7 @@ def test_by_hand_in_three_dimensions() -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_lengths_do_not_matter(variant: str) -> None:
-    golden = _golden("deep_metric_margin", "c0", "__")
+    golden = golden_case("deep_metric_margin", "c0")
     lengths = torch.linspace(0.01, 100, len(golden["labels"]), dtype=torch.float64)[:, None]
     miner = DistanceWeighted(variant=variant)
     torch.testing.assert_close(
@@ -156,7 +147,7 @@ def test_beyond_the_upper_cutoff_negatives_are_next_to_impossible(variant: str, 
 
 
 def test_draws_follow_the_probabilities() -> None:
-    golden = _golden("deep_metric_margin", "c0", "__")
+    golden = golden_case("deep_metric_margin", "c0")
     points, labels = golden["embeddings"], golden["labels"]
     generator = torch.Generator().manual_seed(0)
     draws = [DistanceWeighted()(points, labels, generator) for _ in range(1000)]
@@ -185,14 +176,14 @@ def test_an_anchor_without_positives_or_negatives_is_invalid() -> None:
 
 
 def test_one_triplet_an_anchor() -> None:
-    golden = _golden("deep_metric_margin", "c0", "__")
+    golden = golden_case("deep_metric_margin", "c0")
     triplets = DistanceWeighted()(golden["embeddings"], golden["labels"], torch.Generator().manual_seed(0))
     assert triplets.anchor.tolist() == list(range(20))
 
 
 @pytest.mark.parametrize("case", MDR["hyperparameters"])
 def test_mdr_gives_every_positive_pair_one_negative_in_the_order_of_the_release(case: str) -> None:
-    golden = _golden("mdr_distance_weighted", case, "__")
+    golden = golden_case("mdr_distance_weighted", case)
     generator = torch.Generator().manual_seed(0)
     triplets = DistanceWeighted(variant="mdr")(golden["E"], golden["labels"], generator)
     listed = _listed(triplets)
@@ -202,7 +193,7 @@ def test_mdr_gives_every_positive_pair_one_negative_in_the_order_of_the_release(
 
 
 def test_mdr_draws_follow_the_probabilities_independently() -> None:
-    golden = _golden("mdr_distance_weighted", "d8", "__")
+    golden = golden_case("mdr_distance_weighted", "d8")
     points, labels = golden["E"], golden["labels"]
     generator = torch.Generator().manual_seed(0)
     draws = [DistanceWeighted(variant="mdr")(points, labels, generator) for _ in range(500)]
@@ -216,7 +207,7 @@ def test_mdr_draws_follow_the_probabilities_independently() -> None:
 
 @pytest.mark.parametrize("case", DIVIDE_CONQUER["hyperparameters"])
 def test_divide_conquer_draws_as_many_different_negatives_as_the_release(case: str) -> None:
-    golden = _golden("divide_conquer_distance_weighted", case, "__")
+    golden = golden_case("divide_conquer_distance_weighted", case)
     labels, k = golden["labels"], int(golden["num_neg"])
     generator = torch.Generator().manual_seed(0)
     listed = _listed(DistanceWeighted(variant="divide_conquer")(golden["E"], labels, generator))
@@ -256,7 +247,7 @@ def test_number_of_negatives_of_divide_conquer(labels: list[int], k: int) -> Non
 
 
 def test_divide_conquer_draws_follow_the_weights() -> None:
-    golden = _golden("divide_conquer_distance_weighted", "d16", "__")
+    golden = golden_case("divide_conquer_distance_weighted", "d16")
     points, labels = golden["E"], golden["labels"]
     generator, size = torch.Generator().manual_seed(0), len(labels)
     draws = [DistanceWeighted(variant="divide_conquer")(points, labels, generator) for _ in range(400)]

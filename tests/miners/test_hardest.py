@@ -4,16 +4,10 @@ import pytest
 import torch
 from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.miners import BatchHardMiner
-from torch import Tensor
 
 from raydml.miners.hardest import Hardest
 from raydml.ops.tuples import Triplets
-
-
-def _batch(seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    points = torch.randn(20, 6, generator=generator, dtype=torch.float64)
-    return points, torch.randint(7, (20,), generator=generator)
+from tests.batches import mining_batch
 
 
 def _listed(triplets: Triplets) -> list[tuple[int, ...]]:
@@ -28,7 +22,7 @@ def test_by_hand() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_pytorch_metric_learning(seed: int) -> None:
-    points, labels = _batch(seed)
+    points, labels = mining_batch(seed, num_classes=7, unit=False)
     theirs = BatchHardMiner(distance=LpDistance(normalize_embeddings=False))(points, labels)
     expected = list(zip(*(column.tolist() for column in theirs), strict=True))
     assert len(expected) > 10
@@ -36,7 +30,7 @@ def test_pytorch_metric_learning(seed: int) -> None:
 
 
 def test_against_a_slow_loop() -> None:
-    points, labels = _batch(9)
+    points, labels = mining_batch(9, num_classes=7, unit=False)
     found = {a: (p, n) for a, p, n in _listed(Hardest()(points, labels))}
     for a in range(20):
         distance = [float((points[a] - other).norm()) for other in points]

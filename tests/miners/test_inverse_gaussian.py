@@ -1,10 +1,7 @@
 """Inverse-Gaussian sampling against the Deep_Metric code, a slow loop and the frequencies of its draws."""
 
-import json
 import math
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,14 +9,10 @@ from torch import Tensor
 from raydml.losses.weight import Weight
 from raydml.miners.inverse_gaussian import InverseGaussian, negative_weights
 from raydml.ops.tuples import Pairs, all_pairs
+from tests.batches import unit_batch
+from tests.golden_vectors import golden_case, golden_facts
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-CASES = json.loads((GOLDEN / "deep_metric_distweighted.json").read_text())["cases"]
-
-
-def _golden(case: dict) -> dict[str, Tensor]:
-    with np.load(GOLDEN / "deep_metric_distweighted.npz") as file:
-        return {key: torch.from_numpy(file[f"{case['case']}__{key}"]) for key in case["arrays"]}
+CASES = golden_facts("deep_metric_distweighted")["cases"]
 
 
 def _in_order(points: Tensor, negative: Tensor) -> Tensor:
@@ -28,19 +21,13 @@ def _in_order(points: Tensor, negative: Tensor) -> Tensor:
     return order[:, : int(negative[0].sum())]
 
 
-def _batch(num_rows: int = 40) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    points = torch.randn(num_rows, 6, generator=generator, dtype=torch.float64)
-    return torch.nn.functional.normalize(points, dim=1), torch.arange(num_rows) % 4
-
-
 def test_there_are_golden_cases() -> None:
     assert len(CASES) == 2
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["case"])
 def test_probabilities_of_deep_metric(case: dict) -> None:
-    golden = _golden(case)
+    golden = golden_case("deep_metric_distweighted", case["case"])
     negative = all_pairs(golden["labels"].long()).negative
     weight = negative_weights(golden["embeddings"] @ golden["embeddings"].T, negative)
     found = (weight / weight.sum(dim=1, keepdim=True)).gather(1, _in_order(golden["embeddings"], negative))
@@ -50,7 +37,7 @@ def test_probabilities_of_deep_metric(case: dict) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["case"])
 def test_loss_of_deep_metric_on_its_own_draws(case: dict) -> None:
-    golden = _golden(case)
+    golden = golden_case("deep_metric_distweighted", case["case"])
     points, labels = golden["embeddings"].requires_grad_(), golden["labels"].long()
     pairs = all_pairs(labels)
     columns = _in_order(points, pairs.negative).gather(1, golden["neg_index"].long())
@@ -74,7 +61,7 @@ def test_weights_by_hand() -> None:
 
 @pytest.mark.parametrize("one_in", [1, 3, 10, 31, 50])
 def test_all_positives_stay_and_one_in_so_many_negatives_of_each_row(one_in: int) -> None:
-    points, _ = _batch()
+    points, _ = unit_batch(num_rows=40, dim=6)
     labels = torch.tensor([0] * 25 + [1] * 10 + [2] * 5)  # 15, 30 and 35 negatives
     every = all_pairs(labels)
     pairs = InverseGaussian(one_in=one_in)(points, labels, torch.Generator().manual_seed(0))
@@ -100,7 +87,7 @@ def test_draws_are_as_frequent_as_they_weigh() -> None:
 
 
 def test_candidates_and_references_decide_what_may_be_drawn() -> None:
-    points, labels = _batch()
+    points, labels = unit_batch(num_rows=40, dim=6)
     some = Pairs(*(mask[:, :25] & (torch.arange(25) % 5 > 0) for mask in all_pairs(labels)))
     pairs = InverseGaussian(one_in=4)(points, labels, torch.Generator().manual_seed(0), some, points[:25].float())
     assert torch.equal(pairs.positive, some.positive)
@@ -127,6 +114,6 @@ def test_equally_similar_negatives_weigh_the_same() -> None:
 
 
 def test_too_few_negatives_leave_none() -> None:
-    points, labels = _batch(8)
+    points, labels = unit_batch(num_rows=8, dim=6)
     assert not InverseGaussian()(points, labels).negative.any()
     assert InverseGaussian(one_in=2)(points, labels).negative.any()

@@ -7,12 +7,7 @@ from torch import Tensor
 
 from raydml.miners.multi_similarity import MultiSimilarityMiner
 from raydml.ops.tuples import Pairs, all_pairs
-
-
-def _batch(seed: int = 0, num_rows: int = 20) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    points = torch.randn(num_rows, 6, generator=generator, dtype=torch.float64)
-    return torch.nn.functional.normalize(points, dim=1), torch.randint(5, (num_rows,), generator=generator)
+from tests.batches import mining_batch
 
 
 def _where(mask: Tensor) -> set[tuple[int, int]]:
@@ -42,7 +37,7 @@ def test_inequalities_are_strict() -> None:
 @pytest.mark.parametrize("epsilon", [0.0, 0.1, 0.5])
 @pytest.mark.parametrize("seed", range(3))
 def test_pytorch_metric_learning(seed: int, epsilon: float) -> None:
-    points, labels = _batch(seed)
+    points, labels = mining_batch(seed)
     anchor1, positive, anchor2, negative = Theirs(epsilon=epsilon)(points, labels)
     pairs = MultiSimilarityMiner(epsilon=epsilon)(points, labels)
     assert _where(pairs.positive) == set(zip(anchor1.tolist(), positive.tolist(), strict=True))
@@ -51,7 +46,7 @@ def test_pytorch_metric_learning(seed: int, epsilon: float) -> None:
 
 
 def test_against_a_slow_loop_on_embeddings_of_any_length() -> None:
-    points, labels = _batch(7)
+    points, labels = mining_batch(7)
     points = points * torch.linspace(0.5, 3, len(points), dtype=torch.float64)[:, None]
     pairs = MultiSimilarityMiner(epsilon=0.1)(points, labels)
     for i in range(len(labels)):
@@ -72,7 +67,7 @@ def test_exact_copies_are_positives_of_each_other() -> None:
 
 
 def test_an_anchor_without_positives_or_negatives_keeps_nothing() -> None:
-    points, _ = _batch()
+    points, _ = mining_batch()
     for labels in (torch.zeros(20, dtype=torch.int64), torch.arange(20)):
         pairs: Pairs = MultiSimilarityMiner(epsilon=3.0)(points, labels)
         assert not pairs.positive.any()
@@ -80,7 +75,7 @@ def test_an_anchor_without_positives_or_negatives_keeps_nothing() -> None:
 
 
 def test_it_mines_from_the_candidates_it_is_given() -> None:
-    points, labels = _batch(1)
+    points, labels = mining_batch(1)
     pairs = all_pairs(labels)
     odd = torch.arange(20) % 2 == 1
     mined = MultiSimilarityMiner()(points, labels, None, Pairs(pairs.positive & odd, pairs.negative & odd))
@@ -96,8 +91,8 @@ def test_it_mines_from_the_candidates_it_is_given() -> None:
 
 
 def test_candidates_of_a_memory_against_a_slow_loop() -> None:
-    points, labels = _batch(3, 8)
-    memory, theirs = _batch(4, 30)
+    points, labels = mining_batch(3, 8)
+    memory, theirs = mining_batch(4, 30)
     same = labels[:, None] == theirs
     some = torch.rand(8, 30, generator=torch.Generator().manual_seed(0)) < 0.6
     given = Pairs(same & some, ~same & some)
@@ -113,7 +108,7 @@ def test_candidates_of_a_memory_against_a_slow_loop() -> None:
 
 
 def test_without_references_candidates_are_of_the_batch() -> None:
-    points, labels = _batch(3)
+    points, labels = mining_batch(3)
     possible = all_pairs(labels)
     given = Pairs(possible.positive & torch.ones(20, 20).tril().bool(), possible.negative)
     mined = MultiSimilarityMiner()(points, labels, None, given)

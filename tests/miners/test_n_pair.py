@@ -1,9 +1,7 @@
 """N-pair sampling: structure against the authors of MIC and of their benchmark, draws against even frequencies."""
 
 from collections import Counter
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
@@ -11,15 +9,9 @@ from torch import Tensor
 
 from raydml.miners.n_pair import NPair
 from raydml.ops.tuples import Pairs, all_pairs
+from tests.golden_vectors import golden_case
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 LABELS = torch.tensor([0, 1, 0, 2, 0, 1, 3])  # the fourth and the last have no positive
-
-
-def _golden(case: str) -> dict[str, Tensor]:
-    with np.load(GOLDEN / "mic_npair.npz") as file:
-        start = f"{case}_"
-        return {key.removeprefix(start): torch.from_numpy(file[key]) for key in file if key.startswith(start)}
 
 
 def _mine(labels: Tensor, seed: int = 0, **settings: object) -> Pairs:
@@ -34,7 +26,7 @@ def _where(mask: Tensor) -> set[tuple[int, int]]:
 @pytest.mark.parametrize("case", ["a0", "a1"])
 def test_rows_of_the_authors_where_the_same_pairs_are_drawn(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One row a class: anchor, positive, and the positives of the other classes."""
-    golden = _golden(case)
+    golden = golden_case("mic_npair", case)
     rows = golden["npairs"].tolist()
     chosen = torch.zeros(len(golden["labels"]), dtype=torch.float64)
     drawn = torch.zeros(len(golden["labels"]), 1, dtype=torch.int64)
@@ -49,7 +41,7 @@ def test_rows_of_the_authors_where_the_same_pairs_are_drawn(case: str, monkeypat
 
 @pytest.mark.parametrize("case", ["b0", "b1"])
 def test_rows_of_the_benchmark_where_the_same_positives_are_drawn(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    golden = _golden(case)
+    golden = golden_case("mic_npair", case)
     assert golden["anchors"].tolist() == list(range(len(golden["labels"])))
     monkeypatch.setattr("raydml.miners.n_pair.draw_columns", lambda *_: golden["positives"][:, None])
     mined = NPair(negatives="all")(golden["emb"], golden["labels"])

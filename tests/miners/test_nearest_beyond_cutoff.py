@@ -1,27 +1,17 @@
 """Nearest negatives beyond a cutoff against the Divide and Conquer release, hand values and a slow loop."""
 
-import json
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from raydml.miners.nearest_beyond_cutoff import NearestBeyondCutoff
 from raydml.ops.tuples import Triplets
+from tests.golden_vectors import golden_case, golden_facts
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-RELEASE = json.loads((GOLDEN / "divide_conquer_miner.json").read_text())["hyperparameters"]
+RELEASE = golden_facts("divide_conquer_miner")["hyperparameters"]
 # Here no anchor has negatives beyond the cutoff, and the release pairs items with themselves; a departure.
 DEGENERATE = "all_too_close"
 CASES = [case for case in RELEASE if case != DEGENERATE]
-
-
-def _golden(case: str) -> dict[str, Tensor]:
-    with np.load(GOLDEN / "divide_conquer_miner.npz") as file:
-        start = f"{case}__"
-        return {key.removeprefix(start): torch.from_numpy(file[key]) for key in file if key.startswith(start)}
 
 
 def _listed(triplets: Triplets) -> list[tuple[int, ...]]:
@@ -30,20 +20,20 @@ def _listed(triplets: Triplets) -> list[tuple[int, ...]]:
 
 def test_there_are_golden_cases() -> None:
     assert len(CASES) == 3
-    num_triplets = {case: len(_golden(case)["anchor"]) for case in CASES}
+    num_triplets = {case: len(golden_case("divide_conquer_miner", case)["anchor"]) for case in CASES}
     assert num_triplets == {"cutoff_active": 60, "ragged": 38, "short_of_classes": 108}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_lists_of_the_release(case: str) -> None:
-    golden = _golden(case)
+    golden = golden_case("divide_conquer_miner", case)
     mined = NearestBeyondCutoff(cutoff=RELEASE[case]["cutoff"])(golden["E"], golden["labels"])
     expected = zip(golden["anchor"].tolist(), golden["positive"].tolist(), golden["negative"].tolist(), strict=True)
     assert _listed(mined) == list(expected)  # in the same order, too
 
 
 def test_the_excluded_case_is_degenerate() -> None:
-    golden = _golden(DEGENERATE)
+    golden = golden_case("divide_conquer_miner", DEGENERATE)
     negative = golden["labels"][:, None] != golden["labels"]
     assert not (negative & (golden["dist"] >= RELEASE[DEGENERATE]["cutoff"])).any()
     assert (golden["anchor"] == golden["negative"]).any()

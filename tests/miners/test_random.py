@@ -1,10 +1,7 @@
 """Random triplets against the whole population of the authors' release."""
 
-import json
 from collections import Counter
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
@@ -12,15 +9,14 @@ from torch import Tensor
 
 from raydml.miners.random import Random
 from raydml.ops.tuples import Triplets
+from tests.golden_vectors import golden_case, golden_facts
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-RELEASE = json.loads((GOLDEN / "mic_random_sampling.json").read_text())["hyperparameters"]
+RELEASE = golden_facts("mic_random_sampling")["hyperparameters"]
 
 
 def _golden(case: int) -> tuple[Tensor, set[tuple[int, ...]]]:
-    with np.load(GOLDEN / "mic_random_sampling.npz") as file:
-        population = {tuple(row) for row in file[f"c{case}_all_triplets_sorted"].tolist()}
-        return torch.from_numpy(file[f"c{case}_labels"]), population
+    arrays = golden_case("mic_random_sampling", case)
+    return arrays["labels"], {tuple(row) for row in arrays["all_triplets_sorted"].tolist()}
 
 
 def _listed(triplets: Triplets) -> list[tuple[int, ...]]:

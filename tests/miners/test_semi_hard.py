@@ -1,9 +1,5 @@
 """Semi-hard mining against hand values, slow loops, the authors of MIC and another library."""
 
-import json
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from pytorch_metric_learning.distances import LpDistance
@@ -13,23 +9,12 @@ from torch import Tensor
 
 from raydml.miners.semi_hard import SemiHard
 from raydml.ops.tuples import TripletRanges, Triplets
+from tests.batches import mining_batch
+from tests.golden_vectors import golden_case, golden_facts
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-RELEASE = json.loads((GOLDEN / "mic_semihard_sampling.json").read_text())["hyperparameters"]
+RELEASE = golden_facts("mic_semihard_sampling")["hyperparameters"]
 
 Listed = list[tuple[int, int, int]]
-
-
-def _golden(case: int) -> dict[str, Tensor]:
-    with np.load(GOLDEN / "mic_semihard_sampling.npz") as file:
-        start = f"c{case}_"
-        return {key.removeprefix(start): torch.from_numpy(file[key]) for key in file if key.startswith(start)}
-
-
-def _batch(seed: int = 0, num_rows: int = 20) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    points = torch.randn(num_rows, 6, generator=generator, dtype=torch.float64)
-    return torch.nn.functional.normalize(points, dim=1), torch.randint(5, (num_rows,), generator=generator)
 
 
 def _listed(ranges: TripletRanges) -> Listed:
@@ -56,7 +41,7 @@ def _pairs_of(labels: Tensor) -> list[tuple[int, int, list[int]]]:
 @pytest.mark.parametrize("margin", [0.05, 0.2, 1.0])
 @pytest.mark.parametrize("seed", range(3))
 def test_pytorch_metric_learning(seed: int, margin: float) -> None:
-    points, labels = _batch(seed)
+    points, labels = mining_batch(seed)
     theirs = TripletMarginMiner(
         margin=margin, type_of_triplets="semihard", distance=LpDistance(normalize_embeddings=False)
     )
@@ -68,7 +53,7 @@ def test_pytorch_metric_learning(seed: int, margin: float) -> None:
 
 @pytest.mark.parametrize("squared", [False, True])
 def test_all_against_a_slow_loop_at_any_length(squared: bool) -> None:
-    points, labels = _batch(7)
+    points, labels = mining_batch(7)
     points = points * torch.linspace(0.5, 3, len(points), dtype=torch.float64)[:, None]
     d = _distances(points, squared)
     expected = [(a, p, n) for a, p, rest in _pairs_of(labels) for n in rest if d[a][p] < d[a][n] < d[a][p] + 0.7]
@@ -77,7 +62,7 @@ def test_all_against_a_slow_loop_at_any_length(squared: bool) -> None:
 
 
 def test_squares_change_the_band() -> None:
-    points, labels = _batch(7)
+    points, labels = mining_batch(7)
     plain, squared = (_listed(SemiHard(squared=flag)(points, labels)) for flag in (False, True))
     assert set(plain) - set(squared)  # among distances beyond 1/2 a band of squares is the narrower one
 
@@ -93,7 +78,7 @@ def test_both_bounds_are_strict() -> None:
 
 @pytest.mark.parametrize("case", [0, 1])
 def test_all_are_the_candidates_of_the_mic_release(case: int) -> None:
-    golden, margin = _golden(case), RELEASE[case]["semihard_margin"]
+    golden, margin = golden_case("mic_semihard_sampling", case), RELEASE[case]["semihard_margin"]
     found = torch.zeros_like(golden["semihard_neg_candidates"])
     for triplet in _listed(SemiHard(margin=margin, squared=False)(golden["emb"], golden["labels"])):
         found[triplet] = True
@@ -105,7 +90,7 @@ def test_all_are_the_candidates_of_the_mic_release(case: int) -> None:
 @pytest.mark.parametrize("squared", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 def test_nearest_against_a_slow_loop(seed: int, squared: bool) -> None:
-    points, labels = _batch(seed)
+    points, labels = mining_batch(seed)
     d = _distances(points)
     expected, num_inside = [], 0
     for a, p, rest in _pairs_of(labels):
@@ -126,7 +111,7 @@ def test_nearest_by_hand() -> None:
 
 
 def test_nearest_without_a_negative_yields_nothing() -> None:
-    points, _ = _batch()
+    points, _ = mining_batch()
     assert _listed(SemiHard(negatives="nearest")(points, torch.zeros(20, dtype=torch.int64))) == []
 
 
@@ -138,7 +123,7 @@ def _draws(num_draws: int, points: Tensor, labels: Tensor, **settings: object) -
 
 @pytest.mark.parametrize("case", [0, 1])
 def test_random_draws_from_the_candidates_of_the_mic_release(case: int) -> None:
-    golden, margin = _golden(case), RELEASE[case]["semihard_margin"]
+    golden, margin = golden_case("mic_semihard_sampling", case), RELEASE[case]["semihard_margin"]
     drawn = _draws(600, golden["emb"], golden["labels"], margin=margin)
     assert torch.equal(drawn.anchor[0], torch.arange(len(golden["labels"])))
     candidates, evenness = golden["semihard_neg_candidates"], []

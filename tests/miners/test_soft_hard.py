@@ -1,7 +1,5 @@
 """Soft-hard mining: candidates against the authors' code, draws against the candidates."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -10,14 +8,7 @@ from torch import Tensor
 
 from raydml.miners.soft_hard import SoftHard
 from raydml.ops.tuples import Triplets
-
-GOLDEN = Path(__file__).parents[1] / "golden"
-
-
-def _golden(case: int) -> dict[str, Tensor]:
-    with np.load(GOLDEN / "mic_semihard_sampling.npz") as file:
-        start = f"c{case}_"
-        return {key.removeprefix(start): torch.from_numpy(file[key]) for key in file if key.startswith(start)}
+from tests.golden_vectors import golden_case
 
 
 def _draws(num_draws: int, points: Tensor, labels: Tensor) -> Triplets:
@@ -29,7 +20,7 @@ def _draws(num_draws: int, points: Tensor, labels: Tensor) -> Triplets:
 
 @pytest.mark.parametrize("case", [0, 1])
 def test_draws_are_even_over_the_candidates_of_the_authors(case: int) -> None:
-    golden = _golden(case)
+    golden = golden_case("mic_semihard_sampling", case)
     drawn = _draws(500, golden["emb"], golden["labels"])
     assert torch.equal(drawn.anchor[0], torch.arange(len(golden["labels"])))
     evenness = []

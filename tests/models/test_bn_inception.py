@@ -1,7 +1,6 @@
 """BN-Inception against the released implementation's numbers, an explicit wiring, and its published file's names."""
 
 import dataclasses
-import json
 import zlib
 from pathlib import Path
 
@@ -15,9 +14,9 @@ from raydml.models.backbones import BACKBONES, pooling_layer
 from raydml.models.bn_inception import BNInception, takes_crop
 from raydml.models.network import ModelError, build_network, preprocessing_for
 from raydml.models.pretrained import WeightsError, load_exactly
+from tests.golden_vectors import golden_arrays, golden_case, golden_facts
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-RELEASE = json.loads((GOLDEN / "deep_metric_bninception.json").read_text())
+RELEASE = golden_facts("deep_metric_bninception")
 SETTINGS = {
     "backbone": "bn_inception",
     "embedding_dim": 512,
@@ -27,15 +26,6 @@ SETTINGS = {
     "pooling": "max",
     "seed": 0,
 }
-
-
-def arrays_of(case: str) -> dict[str, Tensor]:
-    with np.load(GOLDEN / "deep_metric_bninception.npz") as file:
-        return {
-            key.removeprefix(f"{case}__"): torch.from_numpy(file[key])
-            for key in file.files
-            if key.startswith(f"{case}__")
-        }
 
 
 def by_rule(key: str, shape: torch.Size, salt: int) -> Tensor:
@@ -62,7 +52,7 @@ def filled(module: nn.Module, salt: int, prefix: str = "") -> None:
 
 @pytest.mark.parametrize("case", RELEASE["cases"], ids=lambda case: case["case"])
 def test_it_is_the_release(case: dict) -> None:
-    golden = arrays_of(case["case"])
+    golden = golden_case("deep_metric_bninception", case["case"])
     network = build_network(**SETTINGS, weights="none").double().eval()
     filled(network.trunk, case["salt"])
     filled(network.head.linear, case["salt"], "classifier.linear.")
@@ -249,8 +239,8 @@ def test_a_crop_it_cannot_take_names_the_nearest(crop_px: int, nearest: int) -> 
 
 
 def test_an_image_is_prepared_as_in_the_mdr_release() -> None:
-    with np.load(GOLDEN / "mdr_transform.npz") as stored:
-        image, expected = stored["image"], stored["bninception__out_stride8"]
+    stored = golden_arrays("mdr_transform")
+    image, expected = stored["image"], stored["bninception__out_stride8"]
     preprocessing = preprocessing_for(
         "bn_inception", resize_px=256, crop_px=224, resize="squash", interpolation="lanczos"
     )
@@ -261,9 +251,9 @@ def test_an_image_is_prepared_as_in_the_mdr_release() -> None:
 
 def test_an_image_is_prepared_as_in_the_deep_metric_release() -> None:
     """Its images are smaller than any crop the network takes: the sizes are the file's, the rest is the table's."""
-    case = json.loads((GOLDEN / "deep_metric_transform.json").read_text())["cases"][0]
-    with np.load(GOLDEN / "deep_metric_transform.npz") as stored:
-        image, expected = stored["c0__image"], stored["c0__center_crop"]
+    case = golden_facts("deep_metric_transform")["cases"][0]
+    stored = golden_arrays("deep_metric_transform")
+    image, expected = stored["c0__image"], stored["c0__center_crop"]
     ours = preprocessing_for("bn_inception", resize_px=64, crop_px=64)
     preprocessing = dataclasses.replace(ours, resize_px=case["origin_width"], crop_px=case["width"])
     read = torch.from_numpy(preprocessing.read(image).copy())

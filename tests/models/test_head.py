@@ -1,10 +1,7 @@
 """The embedding head against hand values and the four released implementations of it."""
 
-import json
 import math
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,11 +11,11 @@ from raydml.losses.normalized_softmax import NormalizedSoftmax
 from raydml.miners.nearest_beyond_cutoff import NearestBeyondCutoff
 from raydml.models.backbones import pooling_layer
 from raydml.models.head import Head, ModelError
+from tests.golden_vectors import golden_facts, golden_tensors
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-CLASSIFICATION = json.loads((GOLDEN / "classification_head.json").read_text())
-DIVIDE_CONQUER = json.loads((GOLDEN / "divide_conquer_head.json").read_text())
-MIC = json.loads((GOLDEN / "mic_network_pieces.json").read_text())
+CLASSIFICATION = golden_facts("classification_head")
+DIVIDE_CONQUER = golden_facts("divide_conquer_head")
+MIC = golden_facts("mic_network_pieces")
 
 
 def make(feature_dim: int, embedding_dim: int, **settings) -> Head:
@@ -26,11 +23,6 @@ def make(feature_dim: int, embedding_dim: int, **settings) -> Head:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return Head(feature_dim, embedding_dim, **{"layer_norm": False, "normalize": "none", **settings})
-
-
-def golden_of(name: str) -> dict[str, Tensor]:
-    with np.load(GOLDEN / f"{name}.npz") as file:
-        return {key: torch.from_numpy(file[key]) for key in file.files}
 
 
 def features_of(num_rows: int, feature_dim: int, seed: int = 0) -> Tensor:
@@ -71,8 +63,7 @@ def test_head_maps_a_zero_vector_to_zero_and_can_leave_the_norm_alone():
     ],
 )
 def test_head_is_that_of_the_mdr_release(normalize, training, prefix):
-    with np.load(GOLDEN / "mdr_embedding.npz") as file:
-        golden = {key: torch.from_numpy(file[key]) for key in file.files}
+    golden = golden_tensors("mdr_embedding")
     head = Head(20, 12, layer_norm=False, normalize=normalize).double().train(training)
     head.linear.load_state_dict({"weight": golden["W"], "bias": golden["b"]})
     features = golden["feat"].requires_grad_()
@@ -103,7 +94,7 @@ def test_it_can_be_the_head_of_the_classification_release(case: dict) -> None:
     tolerance, name = CLASSIFICATION["tolerance"], case["case"]
     golden = {
         key.removeprefix(f"{name}__"): value
-        for key, value in golden_of("classification_head").items()
+        for key, value in golden_tensors("classification_head").items()
         if key.startswith(f"{name}__")
     }
     remap = {"projection": "linear_no_bias" if case["has_remap"] else "none"}
@@ -135,7 +126,7 @@ def test_without_a_projection_there_is_nothing_to_learn() -> None:
 
 
 def test_the_two_heads_of_the_mic_release() -> None:
-    golden = golden_of("mic_network_pieces")
+    golden = golden_tensors("mic_network_pieces")
     for name in ("class", "shared"):
         weight = golden[f"heads_W_{name}"]
         head = make(weight.shape[1], len(weight), normalize="l2").double()
@@ -147,7 +138,7 @@ def test_the_two_heads_of_the_mic_release() -> None:
 
 
 def divide_conquer_head() -> tuple[Head, dict[str, Tensor]]:
-    golden = golden_of("divide_conquer_head")
+    golden = golden_tensors("divide_conquer_head")
     num_slices = DIVIDE_CONQUER["hyperparameters"]["K"]
     weight = golden["W"]
     head = make(weight.shape[1], len(weight), normalize="l2", num_slices=num_slices).double().train()
@@ -234,7 +225,7 @@ def test_xavier_normal_is_a_layer_for_each_slice() -> None:
 
 
 def test_xavier_normal_starts_as_the_divide_and_conquer_release_does() -> None:
-    golden = golden_of("divide_conquer_head")
+    golden = golden_tensors("divide_conquer_head")
     weight, bias = golden["W"], golden["b"]
     head = make(24, 16, init="xavier_normal", num_slices=4)
     expected = math.sqrt(2 / (24 + 4))

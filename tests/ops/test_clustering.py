@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import faiss
 import numpy as np
 import pytest
@@ -21,14 +18,10 @@ from raydml.ops.clustering import (
     membership_difference,
     without_singletons,
 )
+from tests.golden_vectors import golden
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 CPU = torch.device("cpu")
 WHOLE = 10_000_000
-
-
-def golden(name):
-    return np.load(GOLDEN / f"{name}.npz"), json.loads((GOLDEN / f"{name}.json").read_text())
 
 
 def faiss_kmeans(points, num_clusters, settings):

@@ -1,25 +1,17 @@
 """Multi-level distance regularisation against hand values and the released implementation's numbers."""
 
-import json
 import math
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from raydml.regularizers.mdr import MDR
+from tests.golden_vectors import golden_facts, golden_tensors
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-RELEASE = json.loads((GOLDEN / "mdr_loss.json").read_text())
-TRAINING = json.loads((GOLDEN / "mdr_train_steps.json").read_text())
-
-
-def _load(name: str) -> dict[str, Tensor]:
-    with np.load(GOLDEN / f"{name}.npz") as file:
-        return {key: torch.from_numpy(file[key]) for key in file}
+RELEASE = golden_facts("mdr_loss")
+TRAINING = golden_facts("mdr_train_steps")
 
 
 def _labels(points: Tensor) -> Tensor:
@@ -72,7 +64,11 @@ def test_there_are_golden_cases() -> None:
 def test_release(case: str) -> None:
     """Three batches one after the other; the levels stay as they are."""
     settings = RELEASE["hyperparameters"][case]
-    golden = {key.removeprefix(f"{case}__"): value for key, value in _load("mdr_loss").items() if key.startswith(case)}
+    golden = {
+        key.removeprefix(f"{case}__"): value
+        for key, value in golden_tensors("mdr_loss").items()
+        if key.startswith(case)
+    }
     regularizer = MDR(
         weight=1.0, level_weight=0.0, num_levels=len(settings["levels"]), momentum=settings["momentum"]
     ).double()
@@ -96,7 +92,7 @@ def test_release(case: str) -> None:
 
 def test_release_in_training() -> None:
     """Six steps of Adam on the whole objective: a linear head scaled by its mean distance, triplets, this term."""
-    settings, golden = TRAINING["hyperparameters"], _load("mdr_train_steps")
+    settings, golden = TRAINING["hyperparameters"], golden_tensors("mdr_train_steps")
     weight, bias = golden["W0"].clone().requires_grad_(), golden["b0"].clone().requires_grad_()
     regularizer = MDR(weight=settings["lambda_mdr"], level_weight=settings["nu_mdr"]).double()
     optimizer = torch.optim.Adam(

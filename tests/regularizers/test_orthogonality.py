@@ -1,18 +1,14 @@
 """The orthogonal regulariser against hand values and the released implementation's numbers."""
 
-import json
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from raydml.models.network import Head, Network
 from raydml.regularizers.orthogonality import Orthogonality
+from tests.golden_vectors import golden_case, golden_facts
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-RELEASE = json.loads((GOLDEN / "deep_metric_orthreg.json").read_text())
+RELEASE = golden_facts("deep_metric_orthreg")
 LABELS = torch.tensor([0, 0])
 
 
@@ -38,8 +34,7 @@ def test_there_are_golden_cases() -> None:
 @pytest.mark.parametrize("case", RELEASE["cases"], ids=lambda case: case["case"])
 def test_release(case: dict) -> None:
     name = case["case"]
-    with np.load(GOLDEN / "deep_metric_orthreg.npz") as file:
-        golden = {key: torch.from_numpy(file[f"{name}__{key}"]) for key in case["arrays"]}
+    golden = golden_case("deep_metric_orthreg", name)
     network = _network(golden["weight"])
     term = Orthogonality(network, weight=case["cof"])(torch.zeros(2, 3, dtype=torch.float64), LABELS)
     term.backward()

@@ -1,9 +1,7 @@
 """Samplers of published systems that draw classes, then images: each against its rule and the release's own batches."""
 
 import itertools
-import json
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +10,7 @@ from raydml.data.catalog import DataError
 from raydml.samplers._class_index import ClassIndex, ShuffledClasses, distinct_numbers, earlier_visits, in_rounds
 from raydml.samplers.class_samplers import BalancedWithReplacement, IdentityChunks, RandomClasses, RandomIdentity
 from raydml.samplers.group_samplers import ClassGroups, group_classes
-
-GOLDEN = Path(__file__).parents[1] / "golden"
-
-
-def golden(name: str) -> tuple[dict, dict[str, np.ndarray]]:
-    with np.load(GOLDEN / f"{name}.npz") as file:
-        return json.loads((GOLDEN / f"{name}.json").read_text()), {key: file[key] for key in file}
+from tests.golden_vectors import golden, golden_arrays, golden_facts
 
 
 def labels_of(*counts: int, seed: int = 0) -> np.ndarray:
@@ -87,9 +79,9 @@ def test_a_shuffle_stays_within_the_class_and_every_order_is_as_likely():
 # --- balanced_with_replacement ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", golden("classification_sampler")[0]["cases"], ids=lambda case: case["case"])
+@pytest.mark.parametrize("case", golden_facts("classification_sampler")["cases"], ids=lambda case: case["case"])
 def test_balanced_with_replacement_keeps_the_invariants_of_the_release(case):
-    arrays = golden("classification_sampler")[1]
+    arrays = golden_arrays("classification_sampler")
     labels, theirs = arrays[f"{case['case']}__targets"], arrays[f"{case['case']}__batches"]
     settings = {key: case[key] for key in ("batch_size", "images_per_class")}
     sampler = BalancedWithReplacement(labels, **settings)
@@ -145,7 +137,7 @@ def assert_each_class_once(stream: np.ndarray, labels: np.ndarray, per_class: in
 
 @pytest.mark.parametrize("case", ["fast0", "fast1"])
 def test_random_identity_keeps_the_invariants_of_the_release(case):
-    facts, arrays = golden("deep_metric_sampler")
+    arrays, facts = golden("deep_metric_sampler")
     case = next(entry for entry in facts["cases"] if entry["case"] == case)
     labels, theirs = arrays[f"{case['case']}__labels"], arrays[f"{case['case']}__stream"]
     settings = {"batch_size": case["batch_size"], "images_per_class": case["num_instances"]}
@@ -220,7 +212,7 @@ def num_rebuilds(batches: list[np.ndarray], labels: np.ndarray, per_class: int) 
 
 @pytest.mark.parametrize("case", ["ms0", "ms1"])
 def test_identity_chunks_keeps_the_invariants_of_the_release(case):
-    facts, arrays = golden("deep_metric_sampler")
+    arrays, facts = golden("deep_metric_sampler")
     case = next(entry for entry in facts["cases"] if entry["case"] == case)
     labels, theirs = arrays[f"{case['case']}__labels"], arrays[f"{case['case']}__batches"]
     settings = {"batch_size": case["batch_size"], "images_per_class": case["num_instances"]}
@@ -299,7 +291,7 @@ def test_identity_chunks_refusals():
 
 
 def test_random_classes_keep_the_invariants_of_the_release():
-    facts, arrays = golden("mdr_batches")
+    arrays, facts = golden("mdr_batches")
     labels, settings = arrays["labels"], facts["hyperparameters"]
     per_class = settings["images_per_class"]
     sampler = RandomClasses(labels, batch_size=16, images_per_class=per_class, batches_per_epoch=8)
@@ -355,7 +347,7 @@ def test_random_classes_refusals():
 
 @pytest.mark.parametrize("case", ["m0", "m1"])
 def test_the_rule_of_class_groups_is_that_of_the_release_number_by_number(case):
-    facts, arrays = golden("mic_batch_construction")
+    arrays, facts = golden("mic_batch_construction")
     per_group = next(entry for entry in facts["hyperparameters"] if entry["case"] == case)["samples_per_class"]
     given = arrays[f"{case}_idx"]
     index = ClassIndex(np.repeat(np.arange(len(arrays[f"{case}_class_sizes"])), arrays[f"{case}_class_sizes"]))

@@ -1,9 +1,7 @@
 """Samplers that follow clusters: each against its rule and the releases' own batches."""
 
 import itertools
-import json
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,13 +15,7 @@ from raydml.samplers.cluster_samplers import (
     num_rounds,
 )
 from raydml.samplers.group_samplers import group_classes
-
-GOLDEN = Path(__file__).parents[1] / "golden"
-
-
-def golden(name: str) -> tuple[dict, dict[str, np.ndarray]]:
-    with np.load(GOLDEN / f"{name}.npz") as file:
-        return json.loads((GOLDEN / f"{name}.json").read_text()), {key: file[key] for key in file}
+from tests.golden_vectors import golden, golden_arrays
 
 
 def assert_as_likely(observed: np.ndarray, expected: np.ndarray | float) -> None:
@@ -98,7 +90,7 @@ def test_the_clusters_assigned_last_count_and_are_a_copy(of_clusters):
 
 @pytest.mark.parametrize("case", ["s0", "s1"])
 def test_the_rule_of_cluster_groups_is_that_of_the_release_draw_by_draw(case):
-    facts, arrays = golden("mic_batch_construction")
+    arrays, facts = golden("mic_batch_construction")
     per_group = next(entry for entry in facts["hyperparameters"] if entry["case"] == case)["samples_per_class"]
     given, drawn, kept, swapped, targets, images = arrays[f"{case}_trace"].T
     first, index = int(arrays[f"{case}_init_class"]), ClassIndex(arrays[f"{case}_cluster_labels"])
@@ -173,7 +165,7 @@ def test_cluster_groups_refusals():
 
 
 def test_round_robin_takes_the_turns_of_the_release():
-    arrays = golden("divide_conquer_batches")[1]
+    arrays = golden_arrays("divide_conquer_batches")
     for size, reported in zip(arrays["dataset_len"].tolist(), arrays["len_reported"].tolist(), strict=True):
         assert num_rounds(np.array([size, 10]), 80) == max(reported, 1)
     sizes = arrays["merge_sizes"]
@@ -191,7 +183,7 @@ def test_round_robin_takes_the_turns_of_the_release():
 
 
 def test_round_robin_keeps_the_invariants_of_the_release_within_a_batch():
-    facts, arrays = golden("divide_conquer_batches")
+    arrays, facts = golden("divide_conquer_batches")
     labels, settings = arrays["cb_labels"], facts["hyperparameters"]
     per_class = settings["cb_samples_per_class"]
     sampler = ClusterRoundRobin(labels, batch_size=settings["cb_batch_size"], images_per_class=per_class)

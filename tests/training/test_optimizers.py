@@ -1,6 +1,3 @@
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -8,8 +5,8 @@ import torch
 from raydml.losses.multi_similarity import MultiSimilarity
 from raydml.miners.multi_similarity import MultiSimilarityMiner
 from raydml.training.optimizers import OPTIMIZERS, build_optimizer, check_every_parameter_learns, learning_rate_factor
+from tests.golden_vectors import golden
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 LONG = {"num_batches": 5, "num_epochs": 8, "warmup_epochs": 0}
 
 
@@ -94,10 +91,6 @@ def test_parameters_in_no_group_or_in_two_are_named():
 
 
 # --- as the published systems set them -------------------------------------------------------------------------------
-
-
-def golden(name):
-    return np.load(GOLDEN / f"{name}.npz"), json.loads((GOLDEN / f"{name}.json").read_text())
 
 
 def rates(num_epochs, base, milestones, gamma):

@@ -1,8 +1,6 @@
-import json
 import math
 import mmap
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,8 +20,7 @@ from raydml.training import parts as assembly
 from raydml.training import trainer as train
 from raydml.training.trainer import Trainer
 from tests.evaluation.scored import score
-
-GOLDEN = Path(__file__).parents[1] / "golden"
+from tests.golden_vectors import golden_arrays, golden_facts
 
 MARGIN = {"loss": {"name": "margin", "beta": 1.0}, "miner": {"name": "distance_weighted"}}
 MULTI_SIMILARITY = {"loss": {"name": "multi_similarity"}, "miner": {"name": "multi_similarity"}}
@@ -608,8 +605,8 @@ class GivenPlan:
 @pytest.mark.parametrize("case", [0, 1])
 def test_new_layers_first_and_then_all_with_a_new_optimiser_as_the_classification_baseline(case):
     """Its released loop with a 1x1 convolution as backbone: learning rates, losses and weights of both phases."""
-    facts = json.loads((GOLDEN / "classification_training_trace.json").read_text())["cases"][case]
-    arrays = np.load(GOLDEN / "classification_training_trace.npz")
+    facts = golden_facts("classification_training_trace")["cases"][case]
+    arrays = golden_arrays("classification_training_trace")
     value = {name: torch.from_numpy(arrays[f"case{case}__{name}"]) for name in facts["arrays"]}
     warmup, main = facts["pretrain_epochs"], facts["epochs_per_step"] * facts["num_steps"]
     trainer = trainer_of(
