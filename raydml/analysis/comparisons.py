@@ -1,4 +1,4 @@
-"""Which configuration is better: paired tests over their common runs, and the ranking these allow, in words."""
+"""Which configuration is better: paired tests over their common runs, and the resulting ranking in words."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Comparison(NamedTuple):
 
 
 def compare_all(values: Runs, *, test_train_ratio: float = 0.0) -> list[Comparison]:
-    """Every two configurations, by a paired t-test over common runs, p-values adjusted by Holm's step-down method.
+    """Compare every two configurations by a paired t-test over their common runs, adjusted by Holm's method.
 
     values: configuration -> {(fold, seed): value}, larger is better; two runs are a pair when their keys are equal.
     Pairs of configurations come in the order of their means, best first.
@@ -42,16 +42,16 @@ def compare_all(values: Runs, *, test_train_ratio: float = 0.0) -> list[Comparis
     only seeds vary, and because published tables (Musgrave et al. 2020) carry the plain interval; with 2 folds of 3
     seeds it makes each interval sqrt(7) times as wide, and hardly anything is real.
 
-    Differences without spread (equal up to rounding) have no t statistic. That says more about coarse values than about
-    certainty, so p is the exact one of the sign-flip test, 2^(1 - n) for n pairs, instead of the limit 0, and there is
-    no half_width; p is 1 where all differences are 0. One common run: no p, and never real; it is also not counted
+    Differences without spread (equal up to rounding) have no t statistic and no half_width. They come from coarse
+    values rather than from certainty, so p is that of the exact sign-flip test, 2^(1 - n) for n pairs, instead of the
+    limit 0; it is 1 where all differences are 0. A pair with one common run has no p, is never real, and is not counted
     among the comparisons that Holm's method adjusts for.
 
     Raises:
         ValueError: a value that is NaN or infinite, two configurations without a common run, or a negative ratio.
     """
     if not (math.isfinite(test_train_ratio) and test_train_ratio >= 0):
-        raise ValueError(f"test_train_ratio: {test_train_ratio} is no ratio of test to training classes, such as 1/3.")
+        raise ValueError(f"test_train_ratio: {test_train_ratio} is no ratio of test to training classes, such as 1/3")
     _refuse_values(values)
     found = [_compare(values, first, second, test_train_ratio) for first, second in combinations(_by_mean(values), 2)]
     adjusted = iter(holm([row.p for row in found if row.p is not None]))
@@ -73,11 +73,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def ranking_in_words(values: Runs, comparisons: Sequence[Comparison]) -> list[str]:
-    """What the comparisons allow to say, in sentences without a full stop, best configurations first.
+    """Return the ranking in sentences without a full stop, best configurations first.
 
-    Each two configurations are in exactly one kind of sentence: "A is better than B, C and D", or "Which of B, C and D
-    is better cannot be told from these runs". The second kind holds for every two that it names, and a configuration
-    may be in several of them: A may not differ from B, nor B from C, where A is better than C.
+    Each pair is in exactly one kind of sentence: "A is better than B, C and D", or "These runs cannot decide which of
+    B, C and D is better". The second kind holds for every pair that it names, and a configuration may be in several of
+    them: A may not differ from B, nor B from C, where A is better than C.
 
     Raises:
         ValueError: two configurations of ``values`` without a comparison.
@@ -88,7 +88,7 @@ def ranking_in_words(values: Runs, comparisons: Sequence[Comparison]) -> list[st
     rows = {frozenset((row.better, row.worse)): row for row in comparisons}
     for first, second in combinations(names, 2):
         if frozenset((first, second)) not in rows:
-            raise ValueError(f"{first!r} and {second!r} are not compared; pass what compare_all returns for them.")
+            raise ValueError(f"{first!r} and {second!r} are not compared. Cure: pass what compare_all returns for them")
     beaten = {name: tuple(other for other in names if other != name and _beats(rows, name, other)) for name in names}
     sentences = []
     for losers in dict.fromkeys(beaten[name] for name in names if beaten[name]):
@@ -97,13 +97,13 @@ def ranking_in_words(values: Runs, comparisons: Sequence[Comparison]) -> list[st
         sentences.append(f"{_listed(winners)} {verb} better than {_listed(losers)} (Holm-adjusted p < {SIGNIFICANCE})")
     for group in _undecided_groups(names, rows):
         untested = any(rows[frozenset(pair)].p is None for pair in combinations(group, 2))
-        reason = " (no test is possible between two that share one run only)" if untested else ""
-        sentences.append(f"Which of {_listed(group)} is better cannot be told from these runs{reason}")
+        reason = " (two configurations that share a single run cannot be tested)" if untested else ""
+        sentences.append(f"These runs cannot decide which of {_listed(group)} is better{reason}")
     return sentences
 
 
 def _compare(values: Runs, first: str, second: str, test_train_ratio: float) -> Comparison:
-    """The row of one pair before Holm's adjustment."""
+    """Return the comparison of one pair before Holm's adjustment."""
     from scipy import stats
 
     common = [key for key in values[first] if key in values[second]]
@@ -115,7 +115,7 @@ def _compare(values: Runs, first: str, second: str, test_train_ratio: float) -> 
         )
     differences = [values[first][key] - values[second][key] for key in common]
     mean = math.fsum(differences) / num_pairs
-    # What subtracting leaves of equal differences: 0.7 - 0.6 and 0.8 - 0.7 differ in the last places.
+    # The rounding error of equal differences: 0.7 - 0.6 and 0.8 - 0.7 differ in the last places.
     rounding = 8 * 2.0**-52 * max(abs(values[name][key]) for name in (first, second) for key in common)
     if max(map(abs, differences)) <= rounding:
         mean = 0.0
@@ -132,18 +132,18 @@ def _compare(values: Runs, first: str, second: str, test_train_ratio: float) -> 
 
 
 def _undecided_groups(names: Sequence[str], rows: Mapping[frozenset[str], Comparison]) -> list[list[str]]:
-    """Groups of names, no two of which differ really, that together hold every such two."""
-    said: set[frozenset[str]] = set()
+    """Return groups of names without a real difference inside, which together hold every such pair."""
+    covered: set[frozenset[str]] = set()
     groups = []
     for pair in combinations(names, 2):
-        if rows[frozenset(pair)].is_real or frozenset(pair) in said:
+        if rows[frozenset(pair)].is_real or frozenset(pair) in covered:
             continue
         group = list(pair)
         for name in names:
             if name not in group and not any(rows[frozenset((name, member))].is_real for member in group):
                 group.append(name)
         group.sort(key=names.index)
-        said |= {frozenset(two) for two in combinations(group, 2)}
+        covered |= {frozenset(two) for two in combinations(group, 2)}
         groups.append(group)
     return groups
 
@@ -154,17 +154,17 @@ def _beats(rows: Mapping[frozenset[str], Comparison], name: str, other: str) -> 
 
 
 def _by_mean(values: Runs) -> list[str]:
-    """Names by the mean over all their runs, best first; in the order given where means are equal."""
+    """Sort names by the mean over all their runs, best first; equal means keep the given order."""
     return sorted(values, key=lambda name: -math.fsum(values[name].values()) / len(values[name]))
 
 
 def _refuse_values(values: Runs) -> None:
     for name, runs in values.items():
         if not runs:
-            raise ValueError(f"{name!r} has no run; leave it out.")
+            raise ValueError(f"{name!r} has no run. Cure: leave it out")
         for key, value in runs.items():
             if not math.isfinite(value):
-                raise ValueError(f"{name!r}, run {key}: the value is {value}; leave failed runs out first.")
+                raise ValueError(f"{name!r}, run {key}: the value is {value}. Cure: leave failed runs out")
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""What a study cost and what early stopping saved, from the seconds each epoch reports."""
+"""What a study cost and what early stopping saved, from the seconds that each epoch reports."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _HOUR_S = 3600.0
 
 
 class StageCost(NamedTuple):
-    """Hours are those of the trials' devices: seconds of all epochs times the devices a trial holds.
+    """The cost of one stage. Hours are device hours: seconds of all epochs times the devices that a trial holds.
 
-    hours_clustering: the part that went into embedding the training images and clustering them.
-    epochs_saved: epochs that trials stopped early did not run. hours_saved: these, at each trial's own mean epoch.
+    hours_clustering: the part spent on embedding the training images and clustering them.
+    epochs_saved: epochs that trials stopped early did not run. hours_saved: the same at each trial's mean epoch time.
     """
 
     stage: str
@@ -29,7 +29,7 @@ class StageCost(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """unit: "GPU-hours" or, where trials hold no GPU, "CPU-hours". per_trial: devices of that kind a trial holds."""
+    """unit: "GPU-hours" or, where trials hold no GPU, "CPU-hours". per_trial: such devices that a trial holds."""
 
     unit: str
     per_trial: float
@@ -37,12 +37,12 @@ class Cost(NamedTuple):
 
 
 def cost_of(trials: Sequence[TrialHistory], *, cpus: float, gpus: float) -> Cost:
-    """The cost of each stage, in order of the stages' first trials.
+    """Return the cost of each stage, in order of the stages' first trials.
 
-    cpus, gpus: what each trial holds, as Ray was asked for.
+    cpus, gpus: the resources that each trial holds.
 
-    An epoch counts once, as a resumed study reports it; what an interruption threw away, and the time in which a trial
-    holds a device between two epochs, is not in the numbers. An epoch that diverged reports no time and has none here.
+    Each epoch counts once. Not counted are epochs lost to an interruption, the time between two epochs, and epochs
+    that diverged, which report no time.
     """
     unit, share = ("GPU-hours", gpus) if gpus else ("CPU-hours", cpus)
     stages = dict.fromkeys(trial.stage for trial in trials)
@@ -52,15 +52,17 @@ def cost_of(trials: Sequence[TrialHistory], *, cpus: float, gpus: float) -> Cost
 def _stage_cost(stage: str, trials: Sequence[TrialHistory], share: float) -> StageCost:
     stopped = [trial for trial in trials if trial.ended == "stopped_early"]
     missing = {trial.trial: max(trial.num_planned_epochs - trial.num_epochs, 0) for trial in stopped}
+    hours, hours_clustering = (
+        sum(second for trial in trials for second in _seconds(trial, name)) * share / _HOUR_S
+        for name in ("epoch_s", "clustering_s")
+    )
     return StageCost(
         stage=stage,
         num_trials=len(trials),
         epochs_run=sum(len(trial.epochs) for trial in trials),
         epochs_planned=sum(trial.num_planned_epochs for trial in trials),
-        hours=sum(seconds for trial in trials for seconds in _seconds(trial, "epoch_s")) * share / _HOUR_S,
-        hours_clustering=sum(seconds for trial in trials for seconds in _seconds(trial, "clustering_s"))
-        * share
-        / _HOUR_S,
+        hours=hours,
+        hours_clustering=hours_clustering,
         num_stopped=len(stopped),
         epochs_saved=sum(missing.values()),
         hours_saved=sum(missing[trial.trial] * _mean_epoch_s(trial) for trial in stopped) * share / _HOUR_S,

@@ -1,9 +1,9 @@
 """Whether a search had enough trials: would another one rank the compared choices (losses, methods) alike?
 
-A level is one value of the compared choice, ranked by the best of its trials. Three questions are asked.
+A level is one value of the compared choice, ranked by the best of its trials. Three questions are answered.
 
-1. Did the ranking still change? Kendall's tau-b (Kendall 1945) between the ranking by the first n trials and the one by
-   all of them. That the last one is 1 means nothing, so only the share of trials since the last change counts.
+1. Does the ranking still change? Kendall's tau-b (Kendall 1945) between the ranking by the first n trials and the one
+   by all of them. It ends at 1 by construction, so only the share of trials since the last change counts.
 2. Would another search agree? Every level's trials are split at random into two halves, and tau is taken between the
    rankings by each half; a mean over many splits (split-half reliability, Spearman 1910, Brown 1910). The same with
    smaller parts shows how agreement grows with trials. No trial is in both parts, so this is not circular.
@@ -11,15 +11,15 @@ A level is one value of the compared choice, ranked by the best of its trials. T
    "Show Your Work", in the unbiased form without replacement of Tang et al. 2020, "Showing Your Work Doesn't Always
    Work").
 
-How many trials are missing is extrapolated from the curve of question 2. Tau is turned into a correlation, rho =
-sin(pi/2 tau) (Greiner), and its odds rho / (1 - rho), the ratio of the levels' true variance to that of the error, grow
-as a power of the number of trials. Power 1 is the Spearman-Brown formula; the best of n random draws near a smooth peak
-in d searched dimensions has power 4/d; so the power is fitted to the curve, between 1 and 4. In simulated searches
-(5 losses; 1, 2, 3, 4 and 6 dimensions) with half of the trials that they needed, the median estimate was 1.9, 1.5, 1.2,
+The number of missing trials is extrapolated from the curve of question 2. Tau is converted to a correlation, rho =
+sin(pi/2 tau) (Greiner). Its odds rho / (1 - rho), the ratio of the levels' true variance to that of the error, grow as
+a power of the number of trials. Power 1 is the Spearman-Brown formula; the best of n random draws near a smooth peak in
+d searched dimensions has power 4/d; so the power is fitted to the curve, between 1 and 4. In simulated searches (5
+losses; 1, 2, 3, 4 and 6 dimensions) with half of the trials that they needed, the median estimate was 1.9, 1.5, 1.2,
 1.2 and 1.2 times the truth, and half of the estimates were between 0.7 and 4 times (7 in one dimension).
 
-What "settled" is worth: five equally good losses were not called settled in any of 240 simulated searches, two equally
-good ones in 19, because one of two is ahead in both halves easily.
+How reliable "settled" is: five equally good losses were called settled in none of 240 simulated searches, two equally
+good ones in 19, because one of two is easily ahead in both halves.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-SETTLED_TAU = 0.9  # of 5 levels, one of the ten pairs may be a coin toss
-SETTLED_SHARE = 0.2  # of the trials, the last ones, in which the ranking may not change
+SETTLED_TAU = 0.9  # of 5 levels, the order of one of the ten pairs may be random
+SETTLED_SHARE = 0.2  # the last trials, as a share of all, in which the ranking may not change
 MIN_TRIALS = 4  # of every level: two in each half
-MAX_FACTOR = 10  # an extrapolation beyond so many times the trials is a guess, and is not told
+MAX_FACTOR = 10  # the largest factor of missing trials that is reported; a larger one is a guess
 
 _NUM_SPLITS = 200
 _LEAST_TAU = 0.05  # nothing is extrapolated from less agreement
@@ -43,8 +43,8 @@ _NUM_SIZES = 8  # parts of 1/16, 2/16, ... 8/16 of the trials
 _Scores = NDArray[np.float64]  # (N,) values in trial order, -inf for a trial without one
 
 
-class Adequacy(NamedTuple):
-    """What `adequacy` found; the numbers are those to draw, the verdict is the one to print."""
+class SearchStability(NamedTuple):
+    """The verdict on a search, in words, and the curves behind it."""
 
     best_so_far: list[float | None]  # after each trial; None before the first value
     kendall_tau: list[tuple[int, float]]  # first n trials against all, from where every ranked level has a value
@@ -54,19 +54,22 @@ class Adequacy(NamedTuple):
     verdict: str
 
 
-def adequacy(values: Sequence[float | None], levels: Sequence[str], *, seed: int = 0, noun: str = "levels") -> Adequacy:
+def search_stability(
+    values: Sequence[float | None], levels: Sequence[str], *, seed: int = 0, noun: str = "levels"
+) -> SearchStability:
     """Judge a search by its trials in order. The larger value is the better one.
 
-    values: the selection metric of each trial, None for a trial without (it counts as a trial that found nothing).
-    levels: the level of each trial. noun: what the levels are, in the plural, for the verdict ("losses"). A level none
-    of whose trials has a value is not ranked; the verdict names it. Settled is: at least two ranked levels, at least
-    `MIN_TRIALS` trials of each, `SETTLED_TAU` between halves, and no change of the ranking in the last `SETTLED_SHARE`.
+    values: the selection metric of each trial; None counts as a trial that found nothing.
+    levels: the level of each trial. noun: the plural of what the levels are, for the verdict ("losses").
 
-    Raises:
-        ValueError: lengths that differ, or a value that is NaN or infinite.
+    A level none of whose trials has a value is not ranked; the verdict names it. A search is settled if at least two
+    levels are ranked, each by at least `MIN_TRIALS` trials, if halves agree with at least `SETTLED_TAU`, and if the
+    ranking did not change in the last `SETTLED_SHARE` of the trials.
+
+    Raises ValueError for lengths that differ, or a value that is NaN or infinite.
     """
     if len(values) != len(levels):
-        raise ValueError(f"{len(values)} values but {len(levels)} levels; one of each for a trial.")
+        raise ValueError(f"{len(values)} values but {len(levels)} levels; each trial needs one of both.")
     for index, value in enumerate(values):
         if value is not None and not math.isfinite(value):
             raise ValueError(f"trial {index} has the value {value}; pass None for a trial without one.")
@@ -80,16 +83,16 @@ def adequacy(values: Sequence[float | None], levels: Sequence[str], *, seed: int
     remarks = _remarks(values, [name for name in dict.fromkeys(levels) if name not in valued])
     if len(names) < 2:
         reason = f"there is nothing to rank, only {names[0]} has a value" if names else "no trial has a value"
-        return Adequacy(so_far, [], [], ranking, False, f"not settled: {reason}{remarks}")
+        return SearchStability(so_far, [], [], ranking, False, f"not settled: {reason}{remarks}")
     prefix, unchanged_from = _prefix_tau(scores, level_of, len(names))
     parts = _subsample_tau(scores, level_of, len(names), np.random.default_rng(seed))
     fewest = int(np.bincount(level_of[level_of >= 0]).min())
     settled, verdict = _verdict(len(values), unchanged_from, fewest, parts, f"{len(names)} {noun}")
-    return Adequacy(so_far, prefix, parts, ranking, settled, verdict + remarks)
+    return SearchStability(so_far, prefix, parts, ranking, settled, verdict + remarks)
 
 
 def expected_best(values: Sequence[float], num_trials: int) -> float:
-    """Expected best of ``num_trials`` different ones of the values, drawn at random: all of them give the maximum.
+    """Return the expected best of ``num_trials`` of the values, drawn at random without replacement.
 
     The mean over all subsets of that size (Tang et al. 2020): the i-th smallest of N values is the largest
     of a subset of n with probability C(i - 1, n - 1) / C(N, n). Raises ValueError unless 1 <= num_trials <= N.
@@ -104,14 +107,16 @@ def expected_best(values: Sequence[float], num_trials: int) -> float:
 
 
 def trials_needed(num_trials: int, curve: Sequence[tuple[int, float]]) -> int | None:
-    """How many trials in all until halves agree with `SETTLED_TAU`, from ``Adequacy.subsample_tau``, halves last.
+    """Estimate the total number of trials with which halves agree with `SETTLED_TAU`.
 
-    None where it cannot be told: more than `MAX_FACTOR` times as many, or halves that do not agree at all.
+    curve: ``SearchStability.subsample_tau``, halves last. None where halves do not agree at all, or where more than
+    `MAX_FACTOR` times as many trials would be needed.
     """
     size, tau = curve[-1]
     if tau < _LEAST_TAU:
         return None
-    # Smaller parts say how fast agreement grows; much smaller ones have another law, and no agreement has no odds.
+    # Smaller parts show how fast agreement grows; much smaller ones follow another law, and without agreement there
+    # are no odds.
     used = [(n, own) for n, own in curve if own >= _LEAST_TAU and 4 * n >= size]
     log_size, log_odds = [math.log(n) for n, _ in used], [math.log(_odds(own)) for _, own in used]
     power = float(np.polyfit(log_size, log_odds, 1)[0]) if len(used) >= 3 else 1.0
@@ -120,15 +125,15 @@ def trials_needed(num_trials: int, curve: Sequence[tuple[int, float]]) -> int | 
 
 
 def _odds(tau: float) -> float:
-    """rho / (1 - rho) of the correlation rho of two rankings that agree with tau."""
-    rho = math.sin(math.pi / 2 * min(tau, 0.995))  # halves that agree entirely have no odds
+    """Return rho / (1 - rho) of the correlation rho of two rankings that agree with tau."""
+    rho = math.sin(math.pi / 2 * min(tau, 0.995))  # finite odds where halves agree entirely
     return rho / (1 - rho)
 
 
 def _verdict(
     num_trials: int, unchanged_from: int, fewest: int, parts: list[tuple[int, float]], what: str
 ) -> tuple[bool, str]:
-    """Whether it is settled, and the words: why, or else what is missing and how many trials that takes."""
+    """Return (settled, verdict); the verdict gives the reasons and how many trials are missing."""
     half_tau = parts[-1][1] if parts else None
     problems: list[str] = []
     needed: list[int | None] = [num_trials]
@@ -152,7 +157,7 @@ def _verdict(
 
 
 def _more(num_trials: int, needed: Sequence[int | None], *, at_least: bool) -> str:
-    """`about 35 more trials`, rounded up to two digits: the extrapolation is worth no more."""
+    """Return `about 35 more trials`, rounded up to the two digits that the extrapolation is good for."""
     known = [number for number in needed if number is not None]
     if len(known) < len(needed):
         return f"more than {MAX_FACTOR} times as many trials"
@@ -173,7 +178,7 @@ def _remarks(values: Sequence[float | None], without_value: Sequence[str]) -> st
 
 
 def _prefix_tau(scores: _Scores, level_of: NDArray[np.int64], num_levels: int) -> tuple[list[tuple[int, float]], int]:
-    """Kendall's tau of the first n trials against all, and the first n from which the ranking is the final one."""
+    """Return Kendall's tau of the first n trials against all, and the n from which on the ranking is the final one."""
     final = _order(_best_of_levels(scores, level_of, num_levels))
     best = np.full(num_levels, -np.inf)
     taus: list[tuple[int, float]] = []
@@ -192,7 +197,7 @@ def _prefix_tau(scores: _Scores, level_of: NDArray[np.int64], num_levels: int) -
 def _subsample_tau(
     scores: _Scores, level_of: NDArray[np.int64], num_levels: int, generator: np.random.Generator
 ) -> list[tuple[int, float]]:
-    """Mean tau between two disjoint random parts, each with the same share of every level's trials, by their size.
+    """Return (size, mean tau) of two disjoint random parts, each with the same share of every level's trials.
 
     Empty where a level has a single trial, which cannot be in both parts.
     """
@@ -212,7 +217,7 @@ def _subsample_tau(
 
 
 def _best_of_levels(scores: _Scores, level_of: NDArray[np.int64], num_levels: int) -> _Scores:
-    """Best score (L,) of each level; -inf for a level without one."""
+    """Return the best score (L,) of each level; -inf for a level without one."""
     best = np.full(num_levels, -np.inf)
     ranked = level_of >= 0
     np.maximum.at(best, level_of[ranked], scores[ranked])
@@ -220,14 +225,14 @@ def _best_of_levels(scores: _Scores, level_of: NDArray[np.int64], num_levels: in
 
 
 def _order(best: _Scores) -> NDArray[np.int64]:
-    """Which of two of the levels (..., L) is better, (..., L, L): 1 the row's, -1 the column's, 0 where equal."""
-    # Compared, not subtracted: two levels without a score are equal, and -inf - -inf is not a number.
+    """Compare every two levels (..., L): 1 in (..., L, L) where the row's is better, -1 the column's, 0 where equal."""
+    # Not by subtraction: two levels without a score are equal, but -inf - -inf is NaN.
     row, column = best[..., :, None], best[..., None, :]
     return (row > column).astype(np.int64) - (row < column)
 
 
 def _tau(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Kendall's tau-b (...) of orders (..., L, L); where one has only equal levels, 1 if both have, else 0."""
+    """Return Kendall's tau-b (...) of orders (..., L, L); 1 if both have only equal levels, 0 if one has."""
     num_first, num_second = (np.abs(order).sum(axis=(-2, -1)) for order in (first, second))
     agreement, scale = (first * second).sum(axis=(-2, -1)), np.sqrt(num_first * num_second)
     return np.where(scale > 0, agreement / np.maximum(scale, 1), num_first == num_second)

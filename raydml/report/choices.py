@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raydml.analysis.crossing import Cell, crossing_of
-from raydml.analysis.importance import Importance
+from raydml.analysis.importance import CrossingCell, Importance, crossing_of
 from raydml.analysis.trial_history import TrialHistory, parameters_of, varying
 from raydml.metrics.names import metric_name
 from raydml.report.charts import bars
@@ -26,7 +25,7 @@ def crossing_table(searched: Sequence[TrialHistory]) -> Markup:
     bests = [cell.best for cell in crossing.cells.values()]
     low, high = min(bests), max(bests)
 
-    def shown(cell: Cell | None) -> Markup:
+    def shown(cell: CrossingCell | None) -> Markup:
         if cell is None:
             return escaped(None)
         strength = 0.0 if high == low else (cell.best - low) / (high - low)
@@ -43,7 +42,7 @@ def crossing_table(searched: Sequence[TrialHistory]) -> Markup:
 
 def importance_charts(summary: Mapping[str, Any], searched: Sequence[TrialHistory]) -> Markup:
     """Bars and parallel coordinates once the search has ended; in words where there is too little to learn from."""
-    if summary["adequacy"] is None:
+    if summary["stability"] is None:
         return Markup()
     found = Importance(**summary["importance"])
     return joined(_shares(found), _parallel(searched, found, metric_name(summary["metric"])))

@@ -21,7 +21,7 @@ _NOT_DRAWN = ("epoch_s", "clustering_s")  # times: the section about cost has th
 def search_sections(summary: Mapping[str, Any], trials: Sequence[TrialHistory]) -> list[Section]:
     searched = by_stage(trials, "search")
     return [
-        Section("settled", "Is the search settled", _adequacy(summary, searched)),
+        Section("settled", "Is the search settled", _stability(summary, searched)),
         Section("curves", "Learning curves", _curves(summary, searched, by_stage(trials, "confirm"))),
         Section("choices", "What each choice reached", crossing_table(searched)),
         Section("importance", "Which hyperparameters mattered", importance_charts(summary, searched)),
@@ -32,8 +32,8 @@ def search_sections(summary: Mapping[str, Any], trials: Sequence[TrialHistory]) 
 # --- enough? ----------------------------------------------------------------------------------------------------------
 
 
-def _adequacy(summary: Mapping[str, Any], searched: Sequence[TrialHistory]) -> Markup:
-    judged = summary["adequacy"]
+def _stability(summary: Mapping[str, Any], searched: Sequence[TrialHistory]) -> Markup:
+    judged = summary["stability"]
     if judged is None:
         return Markup()
     metric = metric_name(summary["metric"])

@@ -189,7 +189,7 @@ def _tested(summary: Mapping[str, Any]) -> list[str]:
     text += f"; its folds' embeddings concatenated have {score_text(scores[2])}" if scores[2] else ""
     sentences = [f"{text}.", *_trained_for_nothing(summary, name)]
     # Only a letter stands for itself in the middle of a sentence.
-    ranked = [sentence.replace("Which of", "which of", 1) for sentence in summary["test_ranking_in_words"]]
+    ranked = [sentence.replace("These runs", "these runs", 1) for sentence in summary["test_ranking_in_words"]]
     sentences += [f"On the test classes {sentence}." for sentence in ranked]
     for dataset, _, names, ours, theirs in published_groups(summary):
         key = names[0]
@@ -217,8 +217,8 @@ def _trained_for_nothing(summary: Mapping[str, Any], name: str) -> list[str]:
 
 
 def _settled(summary: Mapping[str, Any]) -> list[str]:
-    adequacy = summary["adequacy"]
-    return [f"The search is {adequacy['verdict']}."] if adequacy else []
+    stability = summary["stability"]
+    return [f"The search is {stability['verdict']}."] if stability else []
 
 
 def _cost(cost: Mapping[str, Any]) -> list[str]:

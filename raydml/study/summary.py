@@ -12,7 +12,7 @@
                  "runs": [{"trial", "fold", "seed", "value" | None, "ended"}]}], best first,
     "comparisons": [fields of comparisons.Comparison, by letter, and "p_corrected": Holm's of the test corrected for
                  shared training classes | None with one fold], "ranking_in_words": [sentence],
-    "adequacy": fields of adequacy.Adequacy | None before the search has ended,
+    "stability": fields of rank_stability.SearchStability | None before the search has ended,
     "final":   [{"configuration", "letter", "label", "recipe", "from_trial", "dataset", "backbone", "embedding_dim",
                  "metrics": {name: {"mean", "half_width" | None}}, "untrained": the same, "validation": the same,
                  "untrained_validation": the same, "ensemble": the same (empty where none was computed),
@@ -38,9 +38,8 @@ from typing import Any
 from raydml.analysis.comparisons import compare_all, ranking_in_words
 from raydml.analysis.cost import Cost, cost_of
 from raydml.analysis.importance import importance_of
-from raydml.analysis.published import comparable
-from raydml.analysis.rank_stability import adequacy
-from raydml.analysis.systems import is_system
+from raydml.analysis.published import comparable, is_system
+from raydml.analysis.rank_stability import search_stability
 from raydml.analysis.trial_history import TrialHistory, parameters_of, varying
 from raydml.config.recipe import recipe_of
 from raydml.data.benchmarks import BENCHMARKS
@@ -94,7 +93,7 @@ def summarise(folder: Path, trials: Sequence[TrialHistory] | None = None) -> dic
         "best_so_far": _best_so_far(searched),
         "confirm": confirmed,
         "final": final,
-        "adequacy": None,
+        "stability": None,
         "published": _published({row["dataset"] for row in final}, final, configs),
         "cost": _cost(folder, trials),
         "importance": _importance(searched)._asdict(),
@@ -102,8 +101,10 @@ def summarise(folder: Path, trials: Sequence[TrialHistory] | None = None) -> dic
     }
     summary |= _compared(_values(confirmed), "") | _compared(_tested(final, metric.removeprefix("val_")), "test_")
     if found["search"]:
-        judged = adequacy([trial.best for trial in searched], [trial.recipe for trial in searched], noun="recipes")
-        summary["adequacy"] = judged._asdict()
+        judged = search_stability(
+            [trial.best for trial in searched], [trial.recipe for trial in searched], noun="recipes"
+        )
+        summary["stability"] = judged._asdict()
     return summary
 
 

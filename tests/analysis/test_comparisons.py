@@ -177,19 +177,19 @@ def relation(names: str, real: str) -> tuple[dict[str, dict[int, float]], list[C
     [
         ("A", "", ["A is the only configuration: there is nothing to compare it with"]),
         ("AB", "AB", [f"A is better than B{REAL}"]),
-        ("AB", "", ["Which of A and B is better cannot be told from these runs"]),
+        ("AB", "", ["These runs cannot decide which of A and B is better"]),
         (
             "ABCD",
             "AB AC AD",
-            [f"A is better than B, C and D{REAL}", "Which of B, C and D is better cannot be told from these runs"],
+            [f"A is better than B, C and D{REAL}", "These runs cannot decide which of B, C and D is better"],
         ),
         (  # not transitive: neither neighbour differs, the ends do
             "ABC",
             "AC",
             [
                 f"A is better than C{REAL}",
-                "Which of A and B is better cannot be told from these runs",
-                "Which of B and C is better cannot be told from these runs",
+                "These runs cannot decide which of A and B is better",
+                "These runs cannot decide which of B and C is better",
             ],
         ),
         (  # two that beat the same
@@ -197,8 +197,8 @@ def relation(names: str, real: str) -> tuple[dict[str, dict[int, float]], list[C
             "AC AD BC BD",
             [
                 f"A and B are each better than C and D{REAL}",
-                "Which of A and B is better cannot be told from these runs",
-                "Which of C and D is better cannot be told from these runs",
+                "These runs cannot decide which of A and B is better",
+                "These runs cannot decide which of C and D is better",
             ],
         ),
         (  # a circle, possible where each two have other common runs
@@ -216,8 +216,7 @@ def test_a_single_run_says_why_nothing_can_be_told():
     values = {"A": {0: 0.5}, "B": {0: 0.4}}
     (sentence,) = ranking_in_words(values, compare_all(values))
     assert sentence == (
-        "Which of A and B is better cannot be told from these runs "
-        "(no test is possible between two that share one run only)"
+        "These runs cannot decide which of A and B is better (two configurations that share a single run cannot be tested)"
     )
 
 

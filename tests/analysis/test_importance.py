@@ -1,11 +1,12 @@
-"""Importance on results whose cause is known, because the test made them."""
+"""Importance on results whose cause the test made, and the table of two choices by hand."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from raydml.analysis.importance import importance_of
+from raydml.analysis.importance import CrossingCell, crossing_of, importance_of
+from raydml.analysis.trial_history import TrialHistory, flattened, parameters_of, varying
 
 
 def drawn(count, seed=0):
@@ -87,3 +88,64 @@ def test_too_little_to_learn_from_is_said(values, reason):
 def test_a_search_over_nothing_has_no_importance():
     found = importance_of([{"rate": 0.1}] * 10, list(range(10)), ["rate"])
     assert found.reason == "no parameter differs between the trials"
+
+
+def trial(value, loss, method="plain", miner=None, regularizers=()):
+    config = {
+        "seed": 3,
+        "loss": {"name": loss, "beta": 1.0},
+        "method": {"name": method},
+        "miner": {"name": miner} if miner else None,
+        "regularizers": {name: {"weight": 0.1} for name in regularizers},
+    }
+    return TrialHistory("search-000", "search", "", config, {}, value, None, "finished")
+
+
+def test_the_two_most_varied_choices_are_crossed():
+    trials = [trial(0.5, "margin"), trial(0.7, "margin"), trial(0.6, "margin"), trial(0.4, "triplet")]
+    trials += [trial(0.8, "triplet", "mic"), trial(0.3, "weight", "mic"), trial(None, "arcface", "divide_conquer")]
+    crossing = crossing_of(trials)
+    assert (crossing.rows_of, crossing.columns_of) == ("loss", "method")
+    assert crossing.rows == ["triplet", "margin", "weight"]
+    assert crossing.columns == ["mic", "plain"]
+    assert crossing.cells == {
+        ("triplet", "mic"): CrossingCell(0.8, 0.8, 1),
+        ("margin", "plain"): CrossingCell(0.7, 0.6, 3),
+        ("triplet", "plain"): CrossingCell(0.4, 0.4, 1),
+        ("weight", "mic"): CrossingCell(0.3, 0.3, 1),
+    }
+
+
+def test_a_choice_that_varies_more_comes_first_and_one_alone_is_a_column():
+    trials = [trial(0.1, "margin", miner=miner) for miner in (None, "random", "all")]
+    crossing = crossing_of([*trials, trial(0.2, "margin", regularizers=["rho", "mdr"])])
+    assert (crossing.rows_of, crossing.columns_of) == ("miner", "regularizers")
+    assert crossing.rows == ["none", "random", "all"]
+    assert crossing.columns == ["mdr + rho", "none"]
+    alone = crossing_of(trials)
+    assert (alone.rows_of, alone.columns_of, alone.columns) == ("miner", None, [""])
+    assert crossing_of([trial(0.1, "margin"), trial(0.2, "margin")]) is None
+    assert crossing_of([trial(None, "margin"), trial(None, "triplet")]) is None
+
+
+def test_a_setting_carries_the_name_of_its_choice():
+    parameters = parameters_of(trial(0.1, "margin", miner="random", regularizers=["mdr"]).config)
+    assert parameters == {
+        "loss": "margin",
+        "method": "plain",
+        "miner": "random",
+        "sampler": "none",
+        "regularizers": "mdr",
+        "loss.margin.beta": 1.0,
+        "regularizers.mdr.weight": 0.1,
+    }
+    assert flattened({"a": {"b": {"c": [1]}, "d": None}, "e": {}}) == {"a.b.c": [1], "a.d": None}
+
+
+def test_only_what_differs_among_those_that_have_it_varies():
+    one = {"loss": "margin", "loss.margin.beta": 1.0, "epochs": 3}
+    other = {"loss": "triplet", "loss.triplet.margin": 0.2, "epochs": 3}
+    third = {"loss": "triplet", "loss.triplet.margin": 0.3, "epochs": 3}
+    assert varying([one, other]) == ["loss"]
+    assert varying([one, other, third]) == ["loss", "loss.triplet.margin"]
+    assert varying([{"flag": 1}, {"flag": True}]) == ["flag"]

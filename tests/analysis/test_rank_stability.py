@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from raydml.analysis.rank_stability import SETTLED_TAU, adequacy, expected_best, trials_needed
+from raydml.analysis.rank_stability import SETTLED_TAU, expected_best, search_stability, trials_needed
 
 GAPS = {"triplet": 0.60, "contrastive": 0.58, "arcface": 0.56, "proxy": 0.54, "softmax": 0.52}
 
@@ -27,17 +27,17 @@ def simulated(num_each: int, seed: int, peaks: dict[str, float] = GAPS, dimensio
 
 def test_many_trials_settle_the_true_ranking_and_few_do_not():
     for seed in range(5):
-        found = adequacy(*simulated(80, seed), noun="losses")
+        found = search_stability(*simulated(80, seed), noun="losses")
         assert found.settled
         assert found.ranking == list(GAPS)
         assert found.verdict.startswith("settled: the ranking of the 5 losses did not change over the last ")
-        few = adequacy(*simulated(5, seed))
+        few = search_stability(*simulated(5, seed))
         assert not few.settled
         assert few.verdict.startswith("not settled: ")
 
 
 def test_agreement_grows_with_the_trials():
-    curves = [[tau for _, tau in adequacy(*simulated(32, seed)).subsample_tau] for seed in range(10)]
+    curves = [[tau for _, tau in search_stability(*simulated(32, seed)).subsample_tau] for seed in range(10)]
     mean = np.mean(curves, axis=0)
     assert len(mean) == 8
     assert (np.diff(mean) > 0).all()
@@ -47,14 +47,14 @@ def test_agreement_grows_with_the_trials():
 
 def test_equal_losses_are_not_ranked():
     equal = dict.fromkeys(GAPS, 0.6)
-    assert not any(adequacy(*simulated(40, seed, equal)).settled for seed in range(10))
+    assert not any(search_stability(*simulated(40, seed, equal)).settled for seed in range(10))
 
 
 def test_the_number_of_missing_trials_is_about_right():
     """In two dimensions halves agree with 0.9 at about 37 trials of each loss (mean over many simulated searches)."""
     wanted = []
     for seed in range(21):
-        found = adequacy(*simulated(24, seed))
+        found = search_stability(*simulated(24, seed))
         needed = trials_needed(24 * 5, found.subsample_tau)
         wanted.append(math.inf if needed is None else needed)
     assert 0.7 * 37 * 5 < np.median(wanted) < 1.8 * 37 * 5
@@ -64,7 +64,7 @@ def test_a_ranking_that_stood_still_but_hangs_on_lucky_trials_is_not_settled():
     # The first trial of each decides, the others are all alike: no change since trial 2, but halves disagree.
     generator = np.random.default_rng(0)
     values = [0.9, 0.8, *generator.uniform(0.1, 0.2, 38)]
-    found = adequacy(values, ["A", "B"] * 20)
+    found = search_stability(values, ["A", "B"] * 20)
     assert [tau for _, tau in found.kendall_tau] == [1.0] * 39
     assert not found.settled
     assert "random halves of the search agree with Kendall's tau" in found.verdict
@@ -74,7 +74,7 @@ def test_a_ranking_that_stood_still_but_hangs_on_lucky_trials_is_not_settled():
 def test_a_ranking_that_changed_late_is_not_settled():
     # B overtakes A at trial 82 of 100, with values so many that all halves have one.
     values = [value for number in range(50) for value in (0.5 + number / 1000, 0.4 if number < 40 else 0.9)]
-    found = adequacy(values, ["A", "B"] * 50)
+    found = search_stability(values, ["A", "B"] * 50)
     assert found.subsample_tau[-1] == (50, pytest.approx(1.0, abs=0.01))
     assert not found.settled
     # 82 of 103 trials is below 80 %.
@@ -82,18 +82,18 @@ def test_a_ranking_that_changed_late_is_not_settled():
         "not settled: about 3 more trials (the ranking of the 2 levels last changed at trial 82 of 100)"
     )
     # As many trials more as it asks for, and nothing new in them.
-    assert adequacy([*values, 0.1, 0.1, 0.1], ["A", "B"] * 50 + ["A", "B", "A"]).settled
+    assert search_stability([*values, 0.1, 0.1, 0.1], ["A", "B"] * 50 + ["A", "B", "A"]).settled
 
 
 def test_three_trials_of_a_level_are_too_few_whatever_they_say():
     values = [0.9, 0.1] * 3
-    found = adequacy(values, ["A", "B"] * 3)
+    found = search_stability(values, ["A", "B"] * 3)
     assert found.subsample_tau[-1][1] == 1.0
     assert not found.settled
     assert found.verdict.startswith(
         "not settled: at least 2 more trials (the 2 levels need 4 trials each, and one has 3)"
     )
-    assert adequacy([0.9, 0.1] * 4, ["A", "B"] * 4).settled
+    assert search_stability([0.9, 0.1] * 4, ["A", "B"] * 4).settled
 
 
 # --- the curves -----------------------------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ def test_three_trials_of_a_level_are_too_few_whatever_they_say():
 
 def test_curves_by_hand():
     values = [None, 0.3, 0.2, 0.4, 0.5, None, 0.1, 0.6]
-    found = adequacy(values, ["A", "B", "A", "C", "A", "B", "C", "B"])
+    found = search_stability(values, ["A", "B", "A", "C", "A", "B", "C", "B"])
     assert found.best_so_far == [None, 0.3, 0.3, 0.4, 0.5, 0.5, 0.5, 0.6]
     assert found.ranking == ["B", "A", "C"]
     # After 4 trials C 0.4, B 0.3, A 0.2: B A right, the other two pairs wrong; after 5 A 0.5, C 0.4, B 0.3: A C right.
@@ -113,7 +113,7 @@ def test_tau_is_scipys_also_with_ties():
     generator = np.random.default_rng(1)
     levels = [str(name) for name in generator.integers(0, 6, 60)]
     values = [float(value) for value in generator.integers(0, 9, 60)]  # coarse, so that levels tie
-    found = adequacy(values, levels)
+    found = search_stability(values, levels)
 
     def best(num_trials: int) -> list[float]:
         pairs = list(zip(values, levels, strict=True))[:num_trials]
@@ -143,13 +143,13 @@ def test_half_samples_against_all_of_them():
         taus.append(stats.kendalltau(*(stats.rankdata(half) for half in best)).statistic)
     levels = [name for name in "ABC" for _ in own[name]]
     values = [None if math.isinf(value) else value for name in "ABC" for value in own[name]]
-    found = [adequacy(values, levels, seed=seed).subsample_tau for seed in range(30)]
+    found = [search_stability(values, levels, seed=seed).subsample_tau for seed in range(30)]
     assert {curve[-1][0] for curve in found} == {5}
     assert np.mean([curve[-1][1] for curve in found]) == pytest.approx(np.mean(taus), abs=0.025)  # 4 standard errors
 
 
 def test_a_saturated_metric_ties_without_warnings():
-    found = adequacy([1.0] * 20, ["A", "B"] * 10)
+    found = search_stability([1.0] * 20, ["A", "B"] * 10)
     assert {tau for _, tau in found.kendall_tau} == {1.0}
     assert found.ranking == ["A", "B"]
 
@@ -163,7 +163,7 @@ def test_expected_best_is_the_mean_over_all_subsets(num_trials):
 
 def test_what_the_second_half_is_worth():
     # Best of two of 0.1, 0.2, 0.3, 0.4: 0.2, 0.3 twice, 0.4 three times: 2/6; 0.4 - 0.3333.
-    found = adequacy([0.2, 0.4, 0.1, 0.3], ["A", "B", "A", "B"])
+    found = search_stability([0.2, 0.4, 0.1, 0.3], ["A", "B", "A", "B"])
     assert found.verdict.endswith("; the second half of the trials is worth 0.0667 of the best value")
 
 
@@ -184,7 +184,7 @@ def test_trials_needed_follows_a_steeper_curve():
 
 
 @pytest.mark.parametrize("tau", [-0.4, 0.0, 0.04, 0.5])
-def test_what_cannot_be_told_is_not_told(tau):
+def test_nothing_is_extrapolated_from_too_little_agreement(tau):
     assert trials_needed(100, [(50, tau)]) is None
 
 
@@ -207,14 +207,14 @@ def test_what_cannot_be_told_is_not_told(tau):
     ],
 )
 def test_where_there_is_nothing_to_rank(values, levels, ranking, words):
-    found = adequacy(values, levels)
+    found = search_stability(values, levels)
     assert (found.ranking, found.settled, found.verdict) == (ranking, False, words)
     assert found.kendall_tau == found.subsample_tau == []
     assert len(found.best_so_far) == len(values)
 
 
 def test_one_trial_of_each_has_no_halves():
-    found = adequacy([0.5, 0.6, 0.4], ["A", "B", "C"], noun="methods")
+    found = search_stability([0.5, 0.6, 0.4], ["A", "B", "C"], noun="methods")
     assert found.ranking == ["B", "A", "C"]
     assert found.kendall_tau == [(3, 1.0)]
     assert found.subsample_tau == []
@@ -227,7 +227,7 @@ def test_one_trial_of_each_has_no_halves():
 def test_a_level_that_never_has_a_value_is_named_and_not_ranked():
     values, levels = simulated(80, 0)
     values, levels = [*values, None, None], [*levels, "broken", "broken"]
-    found = adequacy(values, levels)
+    found = search_stability(values, levels)
     assert found.settled
     assert found.ranking == list(GAPS)
     assert found.verdict.endswith("; no trial of broken has a value")
@@ -235,14 +235,14 @@ def test_a_level_that_never_has_a_value_is_named_and_not_ranked():
 
 def test_the_seed_alone_decides():
     search = simulated(10, 3)
-    assert adequacy(*search, seed=1) == adequacy(*search, seed=1)
-    assert adequacy(*search, seed=1).subsample_tau != adequacy(*search, seed=2).subsample_tau
+    assert search_stability(*search, seed=1) == search_stability(*search, seed=1)
+    assert search_stability(*search, seed=1).subsample_tau != search_stability(*search, seed=2).subsample_tau
 
 
 def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="2 values but 1 levels"):
-        adequacy([0.1, 0.2], ["A"])
+        search_stability([0.1, 0.2], ["A"])
     with pytest.raises(ValueError, match="trial 1 has the value nan"):
-        adequacy([0.1, math.nan], ["A", "B"])
+        search_stability([0.1, math.nan], ["A", "B"])
     with pytest.raises(ValueError, match="num_trials: 3"):
         expected_best([0.1, 0.2], 3)

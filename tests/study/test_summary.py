@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from raydml.analysis.systems import is_system
+from raydml.analysis.published import is_system
 from raydml.report.words import all_metrics, findings, hours_text, main_metrics, p_text, published_groups, score_text
 from raydml.study.summary import histories, question_of, summarise
 from tests.report.written_study import CURVES, ENDED, ERROR, write_study
@@ -59,7 +59,7 @@ def test_the_summary_of_a_finished_study(study):
     assert summary["final"][0]["ensemble"]["map_at_r"]["mean"] == 0.36
     assert summary["final"][1]["ensemble"] == {}
     assert [row["protocols"] for row in summary["final"]] == [{"leave_one_out": "leave one out: so & so"}] * 2
-    assert summary["adequacy"]["best_so_far"] == [0.55] * 4
+    assert summary["stability"]["best_so_far"] == [0.55] * 4
     assert summary["importance"]["reason"] == "4 trials with a value: at least 8 are needed"
     assert [read["purpose"] for read in summary["test_reads"]] == ["finalize"] * 8 + ["evaluate"]
     json.dumps(summary, allow_nan=False)
@@ -142,7 +142,7 @@ def test_the_findings_in_words(study):
         "On the test classes A has MAP@R 0.3100 ± 0.0400; the same network untrained has 0.1000 ± 0.0100; "
         "its folds' embeddings concatenated have 0.3600."
     )
-    assert told.tested[1].startswith("On the test classes which of B and A is better cannot be told")
+    assert told.tested[1].startswith("On the test classes these runs cannot decide which of B and A is better")
     # 0.65: above all but 65.36 and 66.85 (classification, Deep_Metric), 65.7 (multi-similarity) and 66.1 (MIC).
     beside = "Of 33 published numbers of Recall@1 on cub200, our winner on validation (A, 0.6500) is above 29."
     assert told.tested[2] == beside
