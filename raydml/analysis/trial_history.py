@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from raydml.config.recipe import flatten
+
 #: How a trial ended, in words.
 ENDINGS = {
     "finished": "ran to the end",
@@ -60,17 +62,6 @@ class TrialHistory(NamedTuple):
         return [(epoch, metrics[metric]) for epoch, metrics in sorted(self.epochs.items()) if metric in metrics]
 
 
-def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"loss": {"name": "margin"}}`` -> ``{"loss.name": "margin"}``; lists stay, an empty block is left out."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= flattened(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 def level_of(config: Mapping[str, Any], choice: str) -> str:
     """The name of what a trial chose for a block of `CHOICES`: ``margin``; ``none`` without one; ``mdr + rho``."""
     block = config.get(choice) or {}
@@ -86,7 +77,7 @@ def parameters_of(config: Mapping[str, Any]) -> dict[str, Any]:
     loss is not that of another. The seed is none.
     """
     flat: dict[str, Any] = {choice: level_of(config, choice) for choice in CHOICES}
-    for name, value in flattened({key: block for key, block in config.items() if key != "seed"}).items():
+    for name, value in flatten({key: block for key, block in config.items() if key != "seed"}).items():
         block, _, rest = name.partition(".")
         if block == "regularizers":
             flat[name] = value

@@ -20,6 +20,7 @@ from pathlib import Path, PureWindowsPath
 from typing import IO, Any
 
 from raydml.data.catalog import DataError, listed
+from raydml.ops.files import flush_to_disk
 
 CHUNK_BYTES = 1 << 18
 MAX_HEADER_BYTES = 1 << 20  # tarfile reads a header's text in one piece, however long the header says it is
@@ -71,7 +72,7 @@ def unpack(
             raise DataError(f"{archive} has no folder {folder!r}, only {listed(map(repr, left_out)) or 'nothing'}")
         os.sync()  # once for all: fsync of each of 120,000 files takes longer than unpacking them
         (aside / folder).rename(target)
-        _flush_folder(root)
+        flush_to_disk(root)
     except _DAMAGES as error:
         raise DataError(
             f"{archive} is damaged ({type(error).__name__}: {error}). Remove it and fetch it again"
@@ -235,11 +236,3 @@ def _tar_members(file: IO[bytes], limit: _Limit) -> Iterator[_Member]:
             yield _Member(info.name, info.isdir(), info.size, content)
     while stream.read(CHUNK_BYTES):  # to the end, where gzip keeps its checksum
         pass
-
-
-def _flush_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -4,9 +4,7 @@
 also of another process, goes on where this one stopped (RFC 9110, sections 13.1.5 and 14).
 """
 
-import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -16,8 +14,8 @@ from pathlib import Path
 from raydml.data.catalog import DataError
 from raydml.data.http_body import Body, Broken, NotServed, Origin, RangeRefused, request
 from raydml.data.sources import Archive
+from raydml.ops.files import digest_of, flush_to_disk, write_whole
 
-CHUNK_BYTES = 1 << 20
 RESERVE_BYTES = 64 << 20  # left free on the disk for everybody else
 GAIN_BYTES = 1 << 20  # a try that brought this much was not in vain and does not count as one
 MAX_WAIT_S = 30.0
@@ -77,7 +75,7 @@ def fetch(
             partial.path.replace(rejected)
             partial.forget()
             raise DataError(_rejection(archive, rejected, fault))
-        _flush_to_disk(partial.path)
+        flush_to_disk(partial.path)
         partial.path.replace(target)
         partial.forget()
     except OSError as error:  # the network's are Broken by now: this is the disk
@@ -87,7 +85,7 @@ def fetch(
 
 def fault_of(path: Path, archive: Archive, accepted_sha256: str | None = None) -> str:
     """What speaks against a file being the archive, or "" if nothing does; the whole file is read."""
-    num_bytes, sha256 = path.stat().st_size, _digest_of(path, "sha256")
+    num_bytes, sha256 = path.stat().st_size, digest_of(path)
     if accepted_sha256:
         return "" if sha256 == accepted_sha256.lower() else f"its sha256 is {sha256}, not the one given with --sha256"
     if archive.num_bytes is not None and num_bytes != archive.num_bytes:
@@ -95,7 +93,7 @@ def fault_of(path: Path, archive: Archive, accepted_sha256: str | None = None) -
     if archive.digest is None:
         return ""
     algorithm, _, wanted = archive.digest.partition(":")
-    found = sha256 if algorithm == "sha256" else _digest_of(path, algorithm)
+    found = sha256 if algorithm == "sha256" else digest_of(path, algorithm)
     if found == wanted:
         return ""
     same = "" if algorithm == "sha256" else f"; its sha256 is {sha256}"
@@ -104,7 +102,7 @@ def fault_of(path: Path, archive: Archive, accepted_sha256: str | None = None) -
 
 def _rejection(archive: Archive, rejected: Path, fault: str) -> str:
     doubt = "" if archive.verified else " The expected values are from memory and not confirmed: they may be wrong."
-    sha256 = _digest_of(rejected, "sha256")
+    sha256 = digest_of(rejected)
     return (
         f"what came from {archive.url} is not {archive.file_name}: {fault}.{doubt} It was moved to {rejected}; the "
         f"same command starts from the beginning. If another source says that this file is right, add --sha256 {sha256}"
@@ -138,9 +136,7 @@ class _Partial:
     def begin(self, origin: Origin) -> None:
         # Emptied first: a kill in between must not leave old bytes under a new origin.
         self.path.write_bytes(b"")
-        aside = self._note.with_name(f"{self._note.name}.tmp")
-        aside.write_text(json.dumps(asdict(origin)), encoding="utf-8")
-        aside.replace(self._note)
+        write_whole(self._note, json.dumps(asdict(origin)))
 
     def forget(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -224,19 +220,6 @@ def _refuse_full_disk(folder: Path, num_bytes: int) -> None:
             f"{folder} has {free_bytes:,} bytes free; {num_bytes:,} more are to come and {RESERVE_BYTES:,} stay in "
             "reserve. Make room or give another --root"
         )
-
-
-def _digest_of(path: Path, algorithm: str) -> str:
-    digest = hashlib.new(algorithm, usedforsecurity=False)
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _flush_to_disk(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _ignore(*_: object) -> None:

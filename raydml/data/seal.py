@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raydml.data.catalog import DataError
+from raydml.ops.files import flush_to_disk
 
 _MINT = object()  # only this module holds it, so only record() can make a key
 
@@ -111,8 +112,4 @@ def _append(path: Path, line: str) -> None:
         handle.write(line.encode() + b"\n")
         os.fsync(handle.fileno())
     if new:
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        flush_to_disk(path.parent)

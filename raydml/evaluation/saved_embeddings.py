@@ -13,7 +13,6 @@ A NumPy archive (.npz) of plain arrays, nothing pickled:
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from raydml.ops.files import write_whole
 
 
 class SavedEmbeddingsError(ValueError):
@@ -72,11 +73,12 @@ def save_embeddings(
     if saved.roles is not None:
         arrays["roles"] = np.array(saved.roles, dtype=np.str_)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    with open(aside, "wb") as file:  # by handle: savez appends its own suffix to a name
-        np.savez(file, **arrays)
-    os.replace(aside, path)
-    return path
+
+    def write(aside: Path) -> None:
+        with open(aside, "wb") as file:  # by handle: savez appends its own suffix to a name
+            np.savez(file, **arrays)
+
+    return write_whole(path, write)
 
 
 def load_embeddings(path: Path) -> SavedEmbeddings:

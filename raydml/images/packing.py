@@ -15,6 +15,7 @@ from raydml.images.decoded_pixels import decode_in_order, read_headers
 from raydml.images.decoding import UnreadableImage, decoded_bytes
 from raydml.images.pack import Pack, Source, aligned, manifest_of, offsets_of
 from raydml.images.pixels import PackedPixels
+from raydml.ops.files import flush_to_disk, write_whole
 from raydml.ops.progress import tell
 
 REPORT_EVERY_S = 5.0
@@ -51,9 +52,7 @@ class Progress:
         text = f"{self._doing} {done:,} of {self._num_files:,} images ({rate:,.0f}/s)"
         _logger.info("%s", text)
         if self._folder is not None:
-            aside = self._folder / f"{_PROGRESS}.part"
-            aside.write_text(json.dumps({"progress": text}), encoding="utf-8")
-            os.replace(aside, self._folder / _PROGRESS)
+            write_whole(self._folder / _PROGRESS, json.dumps({"progress": text}))
 
 
 def progress_in(folder: Path) -> str:
@@ -116,16 +115,10 @@ def write_pack(folder: Path, source: Source, needs: Needs, accept: Callable[[dic
     try:
         index = _write_pixels(folder / f"{token}.pixels", _decoded(source, needs, skipped, folder))
         accept(skipped)
-        with open(folder / f"{token}.index.npy", "wb") as handle:
-            np.save(handle, index)
-            handle.flush()
-            os.fsync(handle.fileno())
+        np.save(folder / f"{token}.index.npy", index)
+        flush_to_disk(folder / f"{token}.index.npy")
         manifest = manifest_of(source, token=token, skipped=skipped)
-        with open(folder / f"{token}.json", "wb") as handle:
-            handle.write(json.dumps(manifest, indent=1).encode())
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(folder / f"{token}.json", folder / "manifest.json")
+        write_whole(folder / "manifest.json", json.dumps(manifest, indent=1), fsync=True)
     except BaseException:
         clear(folder)
         raise

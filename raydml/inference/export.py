@@ -13,9 +13,8 @@ Needs torch, torchvision and Pillow besides raydml itself; neither Ray nor MLflo
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from torch import Tensor
 from raydml.images.preprocessing import MAX_ASPECT, Preprocessing
 from raydml.models.network import Network, build_network
 from raydml.models.pretrained import load_exactly
+from raydml.ops.files import digest_of, write_whole
 from raydml.training import checkpoint
 
 WEIGHTS, CONFIG, README = "model.safetensors", "config.json", "README.md"
@@ -131,7 +131,7 @@ class EmbeddingModel:
         weights = folder / WEIGHTS
         try:
             card = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-            found = _sha256(weights)
+            found = digest_of(weights)
         except (OSError, ValueError) as error:
             raise ExportError(
                 f"{folder} is no exported model ({type(error).__name__}: {error}); "
@@ -159,12 +159,11 @@ class EmbeddingModel:
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.cpu().contiguous() for name, tensor in self.network.state_dict().items()}
         # Not save_file: what it writes only its owner may read.
-        _write(folder / WEIGHTS, lambda path: path.write_bytes(serialised(weights)))
-        text = _readme(self.card, self.preprocessing)
-        _write(folder / README, lambda path: path.write_text(text, encoding="utf-8"))
-        written = {"preprocessing": self.preprocessing.to_dict(), "weights_sha256": _sha256(folder / WEIGHTS)}
+        write_whole(folder / WEIGHTS, serialised(weights))
+        write_whole(folder / README, _readme(self.card, self.preprocessing))
+        written = {"preprocessing": self.preprocessing.to_dict(), "weights_sha256": digest_of(folder / WEIGHTS)}
         card_text = json.dumps({**self.card, **written}, indent=2, allow_nan=False) + "\n"
-        _write(folder / CONFIG, lambda path: path.write_text(card_text, encoding="utf-8"))
+        write_whole(folder / CONFIG, card_text)
         return folder
 
     def embed(
@@ -207,17 +206,3 @@ def _readme(card: Mapping[str, Any], preprocessing: Preprocessing) -> str:
         resizing=in_words[preprocessing.resize].format(**sizes),
         python_resize=_PYTHON_RESIZE[preprocessing.resize].format(**sizes),
     )
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    aside = path.with_name(f".{path.name}.partial")
-    write(aside)
-    aside.replace(path)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

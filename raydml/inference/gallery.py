@@ -25,6 +25,7 @@ from raydml.data.catalog import IMAGE_SUFFIXES, is_hidden, listed
 from raydml.images.decoded_pixels import decode_in_order
 from raydml.images.decoding import Resizing, UnreadableImage, decode
 from raydml.inference.export import EmbeddingModel
+from raydml.ops.files import write_whole
 
 INDEX, CARD, MODEL = "index.faiss", "gallery.json", "model"
 
@@ -116,9 +117,7 @@ def write_gallery(
     index.add(np.ascontiguousarray(embeddings))
     faiss.write_index(index, str(folder / INDEX))
     card = {"root": str(root.resolve()), "num_images": len(names), "embedding_dim": model.embedding_dim}
-    aside = folder / f".{CARD}.partial"
-    aside.write_text(json.dumps({**card, "names": list(names)}, indent=1) + "\n", encoding="utf-8")
-    aside.replace(folder / CARD)
+    write_whole(folder / CARD, json.dumps({**card, "names": list(names)}, indent=1) + "\n")
     return folder
 
 

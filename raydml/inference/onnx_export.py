@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from raydml.images.preprocessing import MAX_ASPECT, Preprocessing
 from raydml.inference.export import EmbeddingModel, ExportError
 from raydml.models.network import Network
+from raydml.ops.files import write_whole
 
 ONNX = "model.onnx"
 INPUT, OUTPUT = "images", "embeddings"
@@ -63,19 +64,19 @@ def export_onnx(model: EmbeddingModel | Path | str, path: Path | str) -> float:
         raise ExportError(f"the model is on {model.device}; load it on the CPU to export it to ONNX")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    try:
+    differences: list[float] = []
+
+    def write(aside: Path) -> None:
         _write(model, aside)
-        difference = _difference(model, aside)
-        if not difference <= TOLERANCE:
+        differences.append(_difference(model, aside))
+        if not differences[0] <= TOLERANCE:
             raise ExportError(
-                f"the embeddings of the ONNX file differ from the network's by {difference:.1e} of their length, more "
-                f"than {TOLERANCE:.0e}; it was not kept. Cure: another version of torch, onnxscript or onnxruntime"
+                f"the embeddings of the ONNX file differ from the network's by {differences[0]:.1e} of their length, "
+                f"more than {TOLERANCE:.0e}; it was not kept. Cure: another version of torch, onnxscript or onnxruntime"
             )
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    return difference
+
+    write_whole(path, write)
+    return differences[0]
 
 
 def require_packages() -> None:

@@ -3,14 +3,14 @@
 Nothing here opens a pickle that could run code: ``.pth`` files go through ``torch.load(weights_only=True)``.
 """
 
-import hashlib
 import http.client
 import shutil
 import urllib.request
-import uuid
 from pathlib import Path
 
 import torch
+
+from raydml.ops.files import digest_of, write_whole
 
 DOWNLOAD_URL = "https://download.pytorch.org/models/"
 _TIMEOUT_S = 10.0  # without any network the attempt ends at once; behind a silent firewall it ends after this
@@ -97,24 +97,23 @@ def _without_row(value: torch.Tensor, wanted: torch.Tensor | None) -> torch.Tens
 
 def _has_named_digest(path: Path, file_name: str) -> bool:
     """Whether the sha256 of a file starts with the hex digits at the end of ``file_name``'s stem."""
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return digest.startswith(Path(file_name).stem.rsplit("-", 1)[-1])
+    return digest_of(path).startswith(Path(file_name).stem.rsplit("-", 1)[-1])
 
 
 def _download(url: str, path: Path) -> None:
     """Fetch to a file beside the target, check it, rename it: several trials may do this at once."""
-    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(aside: Path) -> None:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response, aside.open("wb") as file:
             shutil.copyfileobj(response, file)
         if not _has_named_digest(aside, path.name):
             raise OSError("what came back is not that file: its sha256 differs")
-        aside.replace(path)
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, write, several_writers=True)
     except (OSError, http.client.HTTPException) as error:  # urllib's URLError is an OSError
         raise WeightsError(
             f"weights: default: cannot fetch {url} ({error}). Without a network: fetch that file elsewhere "
             f"and put it at {path}, or set weights: none, or weights: PATH"
         ) from error
-    finally:
-        aside.unlink(missing_ok=True)

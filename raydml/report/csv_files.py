@@ -8,7 +8,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from raydml.analysis.trial_history import TrialHistory, flattened
+from raydml.analysis.trial_history import TrialHistory
+from raydml.config.recipe import flatten
 
 _TRIAL_COLUMNS = (
     "trial", "stage", "fingerprint", "configuration", "recipe", "fold", "seed", "ended", "error", "epochs_run",
@@ -44,7 +45,7 @@ def trials_csv(trials: Sequence[TrialHistory], summary: Mapping[str, Any]) -> st
         }
         row |= {f"best.{name}": value for name, value in at_best.items()}
         row |= {f"test.{name}": value for name, value in tested.get(trial.trial, {}).items()}
-        row |= {name: value for name, value in flattened(trial.config).items() if name != "seed"}
+        row |= {name: value for name, value in flatten(trial.config).items() if name != "seed"}
         rows.append(row)
     return _csv(_TRIAL_COLUMNS, rows)
 

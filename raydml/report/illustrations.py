@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 from raydml.config.trial import Machine
 from raydml.evaluation.saved_embeddings import SavedEmbeddings, load_embeddings
 from raydml.images.pixels import Pixels
+from raydml.ops.files import write_whole
 from raydml.report.class_failures import class_failures, draw_class_failures, draw_confusions
 from raydml.report.cluster_illustrations import illustrate_clusters
 from raydml.report.embedding_map import draw_embedding_map, draw_image_map, embedding_map
@@ -83,9 +83,7 @@ def illustrate(
     for saved_test in saved_tests:
         entries += illustrate_test(saved_test, folder)
     entries.sort(key=lambda entry: SECTIONS.index(entry["section"]))
-    aside = folder / f".{INDEX}.partial"
-    aside.write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(aside, folder / INDEX)
+    write_whole(folder / INDEX, json.dumps(entries, indent=1, ensure_ascii=False) + "\n")
 
 
 def illustrate_test(saved: Path, folder: Path) -> list[dict[str, str]]:

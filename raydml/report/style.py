@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
+from raydml.ops.files import write_whole
+
 DPI = 140
 # Half of it, 350 pixels, is what a report has room for: text of 7.5 points is then still read.
 WIDTH_IN = 5.0
@@ -26,10 +28,7 @@ def save_picture(figure: Figure, path: Path) -> Path:
     """Write the PNG aside, then rename it; its folder is made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    figure.savefig(aside, format="png", facecolor="white", dpi=DPI)
-    aside.replace(path)
-    return path
+    return write_whole(path, lambda aside: figure.savefig(aside, format="png", facecolor="white", dpi=DPI))
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from raydml.analysis.trial_history import TrialHistory
+from raydml.ops.files import write_whole
 from raydml.report.csv_files import epochs_csv, trials_csv
 from raydml.report.embedded_pictures import Illustration
 from raydml.report.latex import final_latex
@@ -38,11 +38,4 @@ def write_report(
         "latex": {"table.tex": lambda: final_latex(summary)},
         "csv": {"trials.csv": lambda: trials_csv(trials, summary), "epochs.csv": lambda: epochs_csv(trials)},
     }
-    return [_write(out / name, make()) for kind in dict.fromkeys(formats) for name, make in makers[kind].items()]
-
-
-def _write(path: Path, text: str) -> Path:
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(aside, path)
-    return path
+    return [write_whole(out / name, make()) for kind in dict.fromkeys(formats) for name, make in makers[kind].items()]

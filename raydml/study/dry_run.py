@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
+from raydml.config.recipe import flatten
 from raydml.config.trial import fingerprint
 from raydml.search_space.space import Space
 from raydml.study.folder import described_trials, make_splits
@@ -27,7 +27,7 @@ def dry_run(space: Space) -> dict[str, Any]:
         if study.confirm is not None:
             tested = min(tested, study.confirm.top) * study.confirm.folds * study.confirm.seeds
         stages.append({"stage": "finalize", "num_trials": tested, "epochs": 0})
-    flat = [_flatten(trial.model_dump(mode="json")) for trial in trials]
+    flat = [flatten(trial.model_dump(mode="json")) for trial in trials]
     varying = sorted({name for row in flat for name in row if any(other.get(name) != row[name] for other in flat)})
     return {
         "study": study.model_dump(mode="json"),
@@ -46,13 +46,3 @@ def dry_run(space: Space) -> dict[str, Any]:
             for index, (trial, row) in enumerate(zip(trials, flat, strict=True))
         ],
     }
-
-
-def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, item in value.items():
-        if isinstance(item, Mapping):
-            flat |= _flatten(item, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = item
-    return flat

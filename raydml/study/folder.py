@@ -16,7 +16,6 @@ import difflib
 import hashlib
 import json
 import math
-import os
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from raydml.config.trial import Machine, Study, Trial
 from raydml.data.catalog import Catalog
 from raydml.data.splits import Split, make_split
 from raydml.models.network import build_network
+from raydml.ops.files import write_whole
 from raydml.samplers.samplers import SAMPLERS
 from raydml.search_space.space import Space, sample_trials
 from raydml.study import events
@@ -42,10 +42,8 @@ class StudyError(ValueError):
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write aside, then rename: a reader sees the old file or the new one."""
-    aside = path.with_suffix(path.suffix + ".partial")
-    aside.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    """Write plain values as indented JSON with sorted keys; a reader sees the old file or the new one."""
+    write_whole(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
 def read_json(path: Path) -> Any:

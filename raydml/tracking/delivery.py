@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import os
 import threading
 import time
 import traceback
@@ -19,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from raydml.ops.files import write_whole
 from raydml.study import events
 from raydml.tracking.models import Origin, log_exported_model, log_test_read, origin_of, resolve_checkpoint
 from raydml.tracking.runs import StudyRuns
@@ -214,9 +214,7 @@ class Tracker:
             "trial_run_ids": {trial: run.run_id for trial, run in runs.known.items() if trial is not None},
             "spool_offset": self._offset,
         }
-        aside = path.with_suffix(".json.partial")
-        aside.write_text(json.dumps(stores, indent=1) + "\n", encoding="utf-8")
-        os.replace(aside, path)
+        write_whole(path, json.dumps(stores, indent=1) + "\n")
 
 
 def sync(events_path: Path, tracking_uri: str, study: str, timeout_s: float = 600.0) -> bool:

@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from raydml.config.recipe import recipe_of
+from raydml.config.recipe import flatten, recipe_of
 from raydml.study.events import Record
 
 #: Longest values that MLflow stores whole (a tag: the limit of older servers; newer ones take 8000).
@@ -119,7 +119,7 @@ def fold(records: Iterable[Record], study: str, delivered: Mapping[str | None, i
 
 def _study_started(update: RunUpdate, event: Mapping[str, Any]) -> None:
     update.run_again()
-    update.params |= flatten(event.get("config") or {})
+    update.params |= params_of(event.get("config") or {})
     if event.get("commit"):
         update.tags["mlflow.source.git.commit"] = str(event["commit"])
 
@@ -138,7 +138,7 @@ def _trial_started(update: RunUpdate, event: Mapping[str, Any]) -> None:
     update.run_again()
     config: Mapping[str, Any] = event.get("config") or {}
     config = config.get("trial", config)
-    update.params |= flatten(config)
+    update.params |= params_of(config)
     facts = {name: event.get(name) for name in ("stage", "fold", "seed", "fingerprint", "configuration")}
     facts |= {name: (config.get(name) or {}).get("name") for name in ("loss", "miner", "method")}
     update.tags |= {f"raydml.{name}": str(fact) for name, fact in facts.items() if fact is not None}
@@ -232,17 +232,13 @@ def _moment(event: Mapping[str, Any]) -> str:
 # --- making things legal ----------------------------------------------------------------------------------------------
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as dotted names and texts: ``{"optimizer": {"learning_rate": 1e-3}}`` gives
+def params_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return nested settings as MLflow params: ``{"optimizer": {"learning_rate": 1e-3}}`` gives
     ``{"optimizer.learning_rate": "0.001"}``. A leading ``trial.`` is dropped, lists become JSON."""
-    flat: dict[str, str] = {}
-    for name, value in config.items():
-        key = f"{prefix}.{name}" if prefix else str(name)
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, key)
-        else:
-            flat[legal_name(key.removeprefix("trial."))] = cut(_text(value), MAX_PARAM_CHARACTERS)
-    return flat
+    return {
+        legal_name(name.removeprefix("trial.")): cut(_text(value), MAX_PARAM_CHARACTERS)
+        for name, value in flatten(config, keep_empty=True).items()
+    }
 
 
 def points(metrics: Mapping[str, Any], step: int, time_ms: int, tags: dict[str, str]) -> list[Point]:

@@ -9,18 +9,19 @@ No file is opened in a way that could run code it holds.
 """
 
 import functools
-import hashlib
 import importlib.metadata
 import json
 import re
 import subprocess
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from raydml.ops.files import digest_of, write_whole
 
 STATE, WEIGHTS, CARD, MANIFEST = "state.pt", "weights.safetensors", "model.json", "manifest.json"
 
@@ -54,12 +55,12 @@ def save(
     target = folder if folder.exists() else folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
     target.mkdir(parents=True, exist_ok=True)
     (target / MANIFEST).unlink(missing_ok=True)
-    _write(target / STATE, lambda path: torch.save(dict(state), path))
-    _write(target / WEIGHTS, lambda path: save_file(weights, path))
-    _write(target / CARD, lambda path: path.write_text(card_text, encoding="utf-8"))
+    write_whole(target / STATE, lambda path: torch.save(dict(state), path))
+    write_whole(target / WEIGHTS, lambda path: save_file(weights, path))
+    write_whole(target / CARD, card_text)
     files = {name: _facts(target / name) for name in (STATE, WEIGHTS, CARD)}
     manifest_text = json.dumps({"files": files}, indent=2) + "\n"
-    _write(target / MANIFEST, lambda path: path.write_text(manifest_text, encoding="utf-8"))
+    write_whole(target / MANIFEST, manifest_text)
     if target != folder:
         target.rename(folder)
     return folder
@@ -146,18 +147,8 @@ def _age(folder: Path) -> tuple[int, str]:
     return (int(numbers[-1]) if numbers else -1, folder.name)
 
 
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    aside = path.with_name(f".{path.name}.partial")
-    write(aside)
-    aside.replace(path)
-
-
 def _facts(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return {"size_bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    return {"size_bytes": path.stat().st_size, "sha256": digest_of(path)}
 
 
 def _checked(folder: Path, name: str) -> Path:

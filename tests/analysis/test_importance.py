@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from raydml.analysis.importance import CrossingCell, crossing_of, importance_of
-from raydml.analysis.trial_history import TrialHistory, flattened, parameters_of, varying
+from raydml.analysis.trial_history import TrialHistory, parameters_of, varying
+from raydml.config.recipe import flatten
 
 
 def drawn(count, seed=0):
@@ -139,7 +140,7 @@ def test_a_setting_carries_the_name_of_its_choice():
         "loss.margin.beta": 1.0,
         "regularizers.mdr.weight": 0.1,
     }
-    assert flattened({"a": {"b": {"c": [1]}, "d": None}, "e": {}}) == {"a.b.c": [1], "a.d": None}
+    assert flatten({"a": {"b": {"c": [1]}, "d": None}, "e": {}}) == {"a.b.c": [1], "a.d": None}
 
 
 def test_only_what_differs_among_those_that_have_it_varies():

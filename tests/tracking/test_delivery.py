@@ -43,7 +43,7 @@ from raydml.tracking.delivery import (
 )
 from raydml.tracking.models import requirements
 from raydml.tracking.store import VIEW_TAG, connect, redacted, runs_page
-from raydml.tracking.updates import MAX_PARAM_CHARACTERS, cut, flatten, fold, legal_name, points
+from raydml.tracking.updates import MAX_PARAM_CHARACTERS, cut, fold, legal_name, params_of, points
 from raydml.training import checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -929,7 +929,7 @@ def test_settings_become_dotted_texts() -> None:
         "list": [1, "x"],
         "empty": {},
     }
-    assert flatten(config) == {
+    assert params_of(config) == {
         "optimizer.learning_rate": "0.0001",
         "a.b": "None",
         "a.c": "True",
