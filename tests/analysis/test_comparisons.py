@@ -212,11 +212,12 @@ def test_sentences_by_hand(names, real, expected):
     assert ranking_in_words(*relation(names, real)) == expected
 
 
-def test_a_single_run_says_why_nothing_can_be_told():
+def test_a_single_run_says_why_nothing_can_be_decided():
     values = {"A": {0: 0.5}, "B": {0: 0.4}}
     (sentence,) = ranking_in_words(values, compare_all(values))
     assert sentence == (
-        "These runs cannot decide which of A and B is better (two configurations that share a single run cannot be tested)"
+        "These runs cannot decide which of A and B is better "
+        "(two configurations that share a single run cannot be tested)"
     )
 
 
@@ -233,7 +234,7 @@ def test_the_sentences_say_what_the_comparisons_say_and_nothing_else():
         values, rows = relation(names, " ".join(real))
         better, undecided = [], set()
         for sentence in ranking_in_words(values, rows):
-            if sentence.startswith("Which of"):
+            if sentence.startswith("These runs cannot decide which of"):
                 group = names_of(sentence)
                 undecided |= set(map(frozenset, itertools.combinations(group, 2)))
             else:
