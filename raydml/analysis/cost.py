@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from raydml.analysis.trial_history import TrialHistory
+from raydml.analysis.trials import TrialHistory
 
 _HOUR_S = 3600.0
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from raydml.analysis.trial_history import CHOICES, TrialHistory, level_of
+from raydml.analysis.trials import CHOICES, TrialHistory, level_of
 
 _FEWEST_TRIALS = 8  # a forest over fewer memorises them
 _NUM_TREES, _NUM_PERMUTATIONS = 200, 20

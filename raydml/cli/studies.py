@@ -78,7 +78,7 @@ def sweep(
     loaded = load_space(space, overrides)
     refuse_absent_stages(stages, loaded.study)
     if dry_run:
-        from raydml.study.dry_run import dry_run as resolve
+        from raydml.study.folder import dry_run as resolve
 
         new_console().print(tables.dry_run(resolve(loaded)))
         return

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raydml.analysis.importance import CrossingCell, Importance, crossing_of
-from raydml.analysis.trial_history import TrialHistory, parameters_of, varying
+from raydml.analysis.trials import TrialHistory, parameters_of, varying
 from raydml.metrics.names import metric_name
 from raydml.report.charts import bars
 from raydml.report.markup import Markup, element, escaped, joined, paragraph, table

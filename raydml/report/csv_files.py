@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from raydml.analysis.trial_history import TrialHistory
+from raydml.analysis.trials import TrialHistory
 from raydml.config.recipe import flatten
 
 _TRIAL_COLUMNS = (

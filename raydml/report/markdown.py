@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raydml.analysis.trial_history import ENDINGS
+from raydml.analysis.trials import ENDINGS
 from raydml.metrics.names import metric_label, metric_name
 from raydml.report.words import (
     CHOICES,

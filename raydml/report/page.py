@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raydml.analysis.trial_history import TrialHistory
+from raydml.analysis.trials import TrialHistory
 from raydml.report.embedded_pictures import Illustration
 from raydml.report.markup import Markup, element, joined
 from raydml.report.records import record_sections

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from raydml.analysis.trial_history import ENDINGS, TrialHistory
+from raydml.analysis.trials import ENDINGS, TrialHistory
 from raydml.report.embedded_pictures import Illustration, size_px
 from raydml.report.markup import Markup, element, folded, joined, paragraph, table
 from raydml.report.section import Section

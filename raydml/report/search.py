@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from raydml.analysis.trial_history import ENDINGS, FAILURES, TrialHistory, by_stage
+from raydml.analysis.trials import ENDINGS, FAILURES, TrialHistory, by_stage
 from raydml.metrics.names import metric_name
 from raydml.report.charts import NUM_COLOURS, Line, Scale, line_chart
 from raydml.report.choices import crossing_table, importance_charts

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raydml.analysis.trial_history import TrialHistory
+from raydml.analysis.trials import TrialHistory
 from raydml.ops.files import write_whole
 from raydml.report.csv_files import epochs_csv, trials_csv
 from raydml.report.embedded_pictures import Illustration

@@ -1,4 +1,4 @@
-"""A study on disk: its folder, its specification, and what its trials have done so far.
+"""A study on disk: its folder, its specification, what a run of it would do, and what its trials have done so far.
 
 <storage>/<name>/study.json      the specification: settings, machine, every trial of the search stage
                  split.json      which classes train, validate and are sealed, for the search and each fold
@@ -25,7 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from raydml.config.trial import Machine, Study, Trial
+from raydml.config.recipe import flatten
+from raydml.config.trial import Machine, Study, Trial, fingerprint
 from raydml.data.catalog import Catalog
 from raydml.data.splits import Split, make_split
 from raydml.models.network import build_network
@@ -301,3 +302,40 @@ def confirm_trials(ranking: list[dict[str, Any]], trials: Mapping[str, Trial], s
                 trial = searched.model_copy(update={"data": data, "seed": study.seed + seed})
                 rows.append({"from_trial": row["trial"], "configuration": row["fingerprint"], "trial": trial})
     return rows
+
+
+def dry_run(space: Space) -> dict[str, Any]:
+    """What a study would do: stages with their number of trials and epochs, resources of a trial, and each sampled
+    configuration with its fingerprint and the settings in which the configurations differ."""
+    catalogs = Catalogs(space.machine)
+    trials = described_trials(space, catalogs)
+    make_splits(space.study, catalogs, trials)  # what a run would refuse, a dry run refuses
+    epochs = max(trial.epochs for trial in trials)
+    study, stages = space.study, [{"stage": "search", "num_trials": len(trials), "epochs": epochs}]
+    if study.confirm is not None:
+        runs = min(study.confirm.top, len(trials)) * study.confirm.folds * study.confirm.seeds
+        stages.append({"stage": "confirm", "num_trials": runs, "epochs": epochs})
+    if study.finalize is not None:
+        tested = study.finalize.top
+        if study.confirm is not None:
+            tested = min(tested, study.confirm.top) * study.confirm.folds * study.confirm.seeds
+        stages.append({"stage": "finalize", "num_trials": tested, "epochs": 0})
+    flat = [flatten(trial.model_dump(mode="json")) for trial in trials]
+    varying = sorted({name for row in flat for name in row if any(other.get(name) != row[name] for other in flat)})
+    return {
+        "study": study.model_dump(mode="json"),
+        "stages": stages,
+        "resources": {
+            "cpus_per_trial": space.machine.cpus_per_trial,
+            "gpus_per_trial": space.machine.gpus_per_trial,
+            "max_concurrent": study.search.max_concurrent,
+        },
+        "trials": [
+            {
+                "trial": f"search-{index:03d}",
+                "fingerprint": fingerprint(trial),
+                "settings": {name: row[name] for name in varying if name in row},
+            }
+            for index, (trial, row) in enumerate(zip(trials, flat, strict=True))
+        ],
+    }

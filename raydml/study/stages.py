@@ -29,8 +29,7 @@ from raydml.study.folder import (
     stages_of,
     write_json,
 )
-from raydml.study.illustrated_runs import illustrated_runs
-from raydml.study.results import top_trials, write_results
+from raydml.study.results import illustrated_runs, top_trials, write_results
 from raydml.study.runner import Context, drop_checkpoints, run_trials
 from raydml.training import checkpoint
 from raydml.training.trial_images import Catalogs

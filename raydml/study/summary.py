@@ -40,7 +40,7 @@ from raydml.analysis.cost import Cost, cost_of
 from raydml.analysis.importance import importance_of
 from raydml.analysis.published import comparable, is_system
 from raydml.analysis.rank_stability import search_stability
-from raydml.analysis.trial_history import TrialHistory, parameters_of, varying
+from raydml.analysis.trials import TrialHistory, parameters_of, varying
 from raydml.config.recipe import recipe_of
 from raydml.data.benchmarks import BENCHMARKS
 from raydml.data.seal import TestReads

@@ -111,7 +111,7 @@ def _save(local: Path, folder: Path, model: Model) -> None:
     with _without_remarks():
         mlflow.pyfunc.save_model(
             path=str(local),
-            python_model=str(package / "pyfunc_model.py"),
+            python_model=str(package / "tracking" / "pyfunc_model.py"),
             artifacts={MODEL: str(folder)},
             code_paths=[str(package)],
             pip_requirements=requirements(),

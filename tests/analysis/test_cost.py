@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raydml.analysis.cost import cost_of
-from raydml.analysis.trial_history import TrialHistory
+from raydml.analysis.trials import TrialHistory
 
 
 def trial(key, stage, planned, seconds, ended, *, clustering=()):

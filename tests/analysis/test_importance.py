@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from raydml.analysis.importance import CrossingCell, crossing_of, importance_of
-from raydml.analysis.trial_history import TrialHistory, parameters_of, varying
+from raydml.analysis.trials import TrialHistory, parameters_of, varying
 from raydml.config.recipe import flatten
 
 

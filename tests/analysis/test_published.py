@@ -242,15 +242,15 @@ def finished_study(folder, dataset):
     """A folder with the result files of a study of one trial on this data set."""
     config = {**CONFIG, "data": {"name": dataset}}
     score = {"recall_at_1": {"mean": 0.5, "half_width": None}}
-    parts = dict.fromkeys(("metrics", "untrained", "validation", "untrained_validation"), score)
+    parts = dict.fromkeys(("metrics", "untrained", "validation", "untrained_validation", "ensemble"), score)
     started = {"event": "trial_started", "stage": "search", "trial": "search-000", "fingerprint": "f", "config": config}
     settings = {"search": {"scheduler": "none", "grace_epochs": 1, "reduction_factor": 3}}
     files = {
-        "study.json": {"name": "x", "select_on": "val_recall_at_1", "trials": [config]}
+        "study.json": {"name": "x", "created": "2026", "select_on": "val_recall_at_1", "trials": [config]}
         | {"machine": {"device": "cpu", "gpus_per_trial": 0, "cpus_per_trial": 1}}
         | {"study": {**settings, "confirm": None, "finalize": {"top": 1}}},
         "ranking.json": [{"trial": "search-000", "value": 0.5, "epoch_of_best": 1, "ended": "finished"}],
-        "final.json": [{"configuration": "f", "from_trial": "search-000", "runs": {}, **parts}],
+        "final.json": [{"configuration": "f", "from_trial": "search-000", "runs": {}, "protocols": {}, **parts}],
     }
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content))

@@ -111,7 +111,7 @@ def test_a_line_cut_off_by_a_kill_never_swallows_the_next_one(tmp_path: Path) ->
 def test_writers_in_several_processes_never_mix_their_lines(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     code = (
-        "import sys; from pathlib import Path; from raydml import events\n"
+        "import sys; from pathlib import Path; from raydml.study import events\n"
         "for number in range(200):\n"
         "    events.append(Path(sys.argv[1]), {'event': 'e', 'writer': sys.argv[2], 'number': number, "
         "'padding': 'x' * 3000}, durable=False)\n"

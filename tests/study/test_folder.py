@@ -12,8 +12,7 @@ from raydml.data.catalog import DataError
 from raydml.search_space.space import load_space
 from raydml.study import events
 from raydml.study import folder as study
-from raydml.study.dry_run import dry_run
-from raydml.study.folder import Record, StudyError, confirm_trials, create_study, find_study, rank
+from raydml.study.folder import Record, StudyError, confirm_trials, create_study, dry_run, find_study, rank
 from raydml.study.runner import retain
 from raydml.training.trial_images import Catalogs
 

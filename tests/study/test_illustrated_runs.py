@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from raydml.study.folder import StudyError
-from raydml.study.illustrated_runs import illustrated_runs
+from raydml.study.results import illustrated_runs
 from raydml.training import checkpoint
 
 METHODS = {"search-000": "plain", "search-001": "plain", "search-002": "plain", "search-003": "mic"}

@@ -1052,7 +1052,7 @@ def test_a_delivery_killed_at_random_moments_ends_complete(tmp_path: Path, empty
         spool = Spool(storage)
         spool.whole_study(picture_of(tmp_path))
         code = (
-            "import sys; from pathlib import Path; from raydml.tracking import sync\n"
+            "import sys; from pathlib import Path; from raydml.tracking.delivery import sync\n"
             "print('go', flush=True); sync(Path(sys.argv[1]), sys.argv[2], 'digits')\n"
         )
         generator = np.random.default_rng(1)
