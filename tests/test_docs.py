@@ -28,18 +28,6 @@ def test_nothing_is_left_to_fill_in(path: Path) -> None:
     assert [f"{path.name}:{number}: {line}" for number, line in enumerate(lines, 1) if PLACEHOLDERS.search(line)] == []
 
 
-def test_the_readme_names_every_module_and_no_other() -> None:
-    tree = README.partition("## The tree")[2].partition("```")[2].partition("```")[0]
-    named = set(re.findall(r"[\w.]+\.py\b", tree))
-    folders = ("", "data/", "download/", "images/", "samplers/")  # of losses, miners ... the tree names the folder
-    modules = {path.name for folder in folders for path in PACKAGE.glob(f"{folder}*.py")} - {"__init__.py"}
-    assert sorted(modules - named) == [], "modules that the tree leaves out"
-    there = {path.name for path in [*PACKAGE.rglob("*.py"), *ROOT.glob("*.py"), *ROOT.glob("benchmarks/*.py")]}
-    assert sorted(named - there) == [], "files that the tree names and that do not exist"
-    folders = {path.parent.relative_to(PACKAGE).as_posix() + "/" for path in PACKAGE.glob("*/__init__.py")}
-    assert sorted(folder for folder in folders if folder not in tree.split()) == []
-
-
 def fenced(language: str) -> str:
     """The only block of a language in the README."""
     (block,) = re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
@@ -92,7 +80,7 @@ def test_the_walk_names_files_and_functions_that_exist() -> None:
     text = (ROOT / "docs" / "one_trial.md").read_text(encoding="utf-8")
     quoted = re.findall(r"`([^`\n]+)`", text)
     files = {name for name in quoted if re.fullmatch(r"[\w/]+\.py", name)}
-    assert len(files) > 20
+    assert 10 <= len(files) <= 15, "one trial is a walk through at most fifteen files"
     assert sorted(name for name in files if not (PACKAGE / name).exists() and not (ROOT / name).exists()) == []
 
     defined: set[str] = set()
@@ -101,7 +89,7 @@ def test_the_walk_names_files_and_functions_that_exist() -> None:
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 defined.add(node.name)
     called = {match[1] for name in quoted if (match := re.fullmatch(r"(?:\w+\.)*(\w+)\([^)]*\)", name))}
-    assert len(called) > 20
+    assert len(called) > 15
     assert sorted(called - defined) == []
 
     metrics = {name for name in quoted if name.startswith("val_")}

@@ -286,9 +286,9 @@ def test_an_interrupted_download_goes_on_where_it_was(app, server, tmp_path, mon
     code = (
         # A shell that starts the tests in the background has them ignore Ctrl-C, and so would this child.
         "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "import typer\nfrom raydml import cli, cli_data\nfrom raydml.download.sources import SOURCES, Archive, Source\n"
+        "import typer\nfrom raydml.cli import data, main\nfrom raydml.data.sources import SOURCES, Archive, Source\n"
         f"SOURCES['cub200'] = {one!r}\n"
-        "app = typer.Typer(cls=cli.Front)\napp.add_typer(cli_data.data, name='data')\n"
+        "app = typer.Typer(cls=main.Front)\napp.add_typer(data.data, name='data')\n"
         f"app(['data', 'download', 'cub200', '--root', {str(tmp_path)!r}])\n"
     )
     half, there = len(BIRDS) // 2, tmp_path / "CUB_200_2011.tgz.partial"

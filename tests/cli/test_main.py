@@ -103,7 +103,7 @@ def test_every_command_and_every_option_has_a_help_text(command):
 
 def test_help_loads_nothing_heavy():
     code = (
-        "import sys\nfrom raydml import cli\n"
+        "import sys\nfrom raydml.cli import main as cli\n"
         "try:\n    cli.app(['--help'])\nexcept SystemExit:\n    pass\n"
         "print(sorted({n.split('.')[0] for n in sys.modules} & {'torch', 'ray', 'mlflow', 'numpy', 'pydantic'}))"
     )
@@ -654,7 +654,7 @@ def test_every_read_of_the_test_classes_is_recorded(trained, tmp_path, monkeypat
 
 def test_every_read_of_the_test_classes_by_a_model_from_mlflow_is_recorded_there_too(trained, tmp_path, monkeypatch):
     """A real store: in the run of the model, in the study if it lies here, and before an image is opened."""
-    from raydml.evaluation import embed
+    from raydml.inference import checkpoints
     from raydml.inference.export import export_model
     from raydml.tracking import delivery as tracking
 
@@ -690,10 +690,10 @@ def test_every_read_of_the_test_classes_by_a_model_from_mlflow_is_recorded_there
 
     def seen_before_opening(*_, **__):
         at_opening.append((len(reads(run_id)), len(rows(study)) + len(rows(tmp_path / "elsewhere"))))
-        return embed.Evaluated({"recall_at_1": 0.5, "untrained_recall_at_1": 0.25}, {}, {"leave_one_out": "so"})
+        return checkpoints.Evaluated({"recall_at_1": 0.5, "untrained_recall_at_1": 0.25}, {}, {"leave_one_out": "so"})
 
     at_opening = []
-    monkeypatch.setattr(embed, "evaluate_checkpoint", seen_before_opening)
+    monkeypatch.setattr(checkpoints, "evaluate_checkpoint", seen_before_opening)
     assert run("evaluate", "models:/digits/1", "--on", "val").exit_code == 0
     assert (reads(run_id), rows(study), at_opening) == ([], [], [(0, 0)])
     assert run("evaluate", "models:/digits/1", "--on", "test").exit_code == 0

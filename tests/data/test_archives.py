@@ -355,7 +355,7 @@ def test_ctrl_c_leaves_nothing(root, tmp_path):
 def test_what_a_kill_leaves_is_hidden_and_removed_the_next_time(root, tmp_path):
     archive = make_tar(tmp_path / "archive", FILES)
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom raydml.download.archives import unpack\n"
+        "import sys, time\nfrom pathlib import Path\nfrom raydml.data.archives import unpack\n"
         "def wait(*_):\n    print('unpacking', flush=True)\n    time.sleep(60)\n"
         "unpack(Path(sys.argv[1]), Path(sys.argv[2]), 'birds', max_bytes=10**7, progress=wait)\n"
     )

@@ -463,7 +463,7 @@ def test_the_scores_at_a_time_follow_working_bytes_and_not_the_square(num_rows):
 MEMORY = """
 import resource, sys
 import numpy as np
-from raydml.retrieval import ranked_relevant
+from raydml.evaluation.retrieval import ranked_relevant
 num_rows, dim, depth, working_bytes = map(int, sys.argv[1:])
 generator = np.random.default_rng(0)
 labels = np.sort(generator.integers(0, num_rows // 5, num_rows))

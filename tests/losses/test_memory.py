@@ -9,10 +9,10 @@ import pytest
 # the process itself: ru_maxrss begins with the peak of the process that started it.
 STEP = """
 import torch
-from raydml import plugins
+from raydml import registry
 torch.set_num_threads(1)
-loss = plugins.build("losses", {loss!r}, num_classes=512, embedding_dim=128)
-miner = {miner!r} and plugins.build("miners", {miner!r})
+loss = registry.build("losses", {loss!r}, num_classes=512, embedding_dim=128)
+miner = {miner!r} and registry.build("miners", {miner!r})
 def step(size):
     points = torch.nn.functional.normalize(torch.randn(size, 128)).requires_grad_()
     labels = torch.arange(size) // 4

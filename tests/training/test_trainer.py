@@ -12,6 +12,7 @@ from raydml.config.trial import parse_machine, parse_trial
 from raydml.data.catalog import DataError
 from raydml.evaluation import embed
 from raydml.evaluation.scoring import Scored
+from raydml.inference.checkpoints import load_network
 from raydml.methods._objective import Objective
 from raydml.models.network import BACKBONES, BackboneFacts, Head, Network
 from raydml.samplers._epoch_plan import counted
@@ -393,7 +394,7 @@ def test_the_best_weights_are_those_of_the_best_epoch_and_the_card_says_which(tm
     assert (card["epoch"], card["best_epoch"]) == (4, 2)  # an equal later epoch is no improvement
     assert card["metrics"]["val_map_at_r"] == 0.7
     assert_same(checkpoint.load_weights(tmp_path / "c"), weights[1])
-    network, preprocessing, _ = embed.load_network(tmp_path / "c")
+    network, preprocessing, _ = load_network(tmp_path / "c")
     assert preprocessing == trainer.preprocessing
     assert_same(dict(network.state_dict()), weights[1])
 
