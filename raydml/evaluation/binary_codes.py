@@ -7,7 +7,6 @@ of index in the gallery. Published numbers whose code leaves ties to luck may di
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raydml.evaluation.retrieval import Floats, Integers, Ranks, RetrievalError, nothing, padded_width, rank_in
+from raydml.ops.clustering import faiss_threads
 
 Codes = NDArray[np.uint8]
 _WORKING_BYTES = 256 * 2**20
@@ -64,7 +64,7 @@ def ranked_relevant_codes(
     available = space.num_rows - (space.own is not None)
     if not 1 <= depth <= available:
         raise RetrievalError(f"depth = {depth} neighbours were asked for; use 1..{available}.")
-    with _faiss_threads(torch.get_num_threads()):
+    with faiss_threads():
         yield from rank_in(space, query_labels, gallery_labels, depth, working_bytes)
 
 
@@ -118,15 +118,3 @@ class _Bits:
 def _whole_words(codes: Codes) -> Codes:
     """Zero bytes behind each code up to a multiple of 8, which is what faiss compares at a time."""
     return np.ascontiguousarray(np.pad(codes, ((0, 0), (0, -codes.shape[1] % 8))))
-
-
-@contextmanager
-def _faiss_threads(num_threads: int) -> Iterator[None]:
-    import faiss  # training alone does without
-
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(num_threads)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)

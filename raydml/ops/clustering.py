@@ -1,34 +1,37 @@
-"""Clusters of the training images: k-means, matching to earlier clusters, and what is logged about them."""
+"""Clusters of images by k-means, their relation to earlier clusters, and the removal of singletons."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raydml.ops import kmeans
+from raydml.ops.progress import tell
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
 
-# faiss begins its n-th restart with this many times n added to the seed.
-_RESTART_STRIDE = 15_486_557
-# Beyond this a squared distance leaves float32; NaN fails every comparison.
+# GPU memory that faiss works in, beside the centroids. Its own default is 1.5 GiB, which the training needs.
+_SCRATCH_BYTES = 256 * 2**20
+# The square of a larger number overflows float32. NaN fails every comparison.
 _LARGEST = 1e17
+_LARGEST_SEED = 2**31 - 1
 
 
 class ClusteringError(ValueError):
-    """Points, clusters or settings that k-means, the matching or the metrics are not defined for."""
+    """Points, clusters or settings for which k-means, the matching or the metrics are not defined."""
 
 
 class KMeans(NamedTuple):
-    """The settings of k-means, with faiss' names' meanings and faiss' defaults.
+    """The settings of k-means, with the meanings and defaults of faiss.
 
-    iterations: at most so many (faiss: niter). restarts: runs from other initial rows, of which the one with the best
-    objective counts (nredo). max_points_per_centroid: of more than K times so many points, a random choice of that
-    many is fitted; all points are assigned. spherical: centroids of length 1, compared by inner product.
+    iterations: at most this many (faiss: niter); they end early when the objective repeats.
+    restarts: runs from different initial rows, of which the one with the best objective is kept (faiss: nredo).
+    max_points_per_centroid: if there are more than K times this many points, only a random sample of that size is
+        fitted; all points are assigned.
+    spherical: centroids have length 1, and points are compared with them by inner product.
     """
 
     iterations: int = 25
@@ -39,7 +42,7 @@ class KMeans(NamedTuple):
 
 
 class Clusters(NamedTuple):
-    """assignment (N,) int64 in 0..K-1; centroids (K, F); objective of the fitted points, as faiss reports it: the sum
+    """assignment (N,) int64 in 0..K-1; centroids (K, F); objective of the fitted points in the last iteration: the sum
     of squared distances (spherical: of inner products) before the centroids moved for the last time."""
 
     assignment: Ids
@@ -48,64 +51,78 @@ class Clusters(NamedTuple):
 
 
 def cluster(points: NDArray[np.floating], num_clusters: int, settings: KMeans, device: torch.device) -> Clusters:
-    """k-means from random rows, as faiss does it (see `raydml.kmeans`): the same seed gives the same partition.
+    """Cluster points by the k-means of faiss, on the given GPU or on the CPU.
 
-    Not more points than clusters: each distinct point is a cluster of its own (spherical: each direction), numbered by
-    its first row, and the centroids left over repeat the first point and have no image. (faiss refuses fewer.)
-    Duplicates and points equally far from two centroids go to the lower number, so a cluster may stay empty.
+    The same seed gives the same clusters on one kind of device, for any number of threads. A CPU and a GPU round
+    differently: a point that is almost equally far from two centroids may change its cluster between them.
+
+    If there are at most as many points as clusters, each distinct point (spherical: each direction) becomes a cluster,
+    numbered by its first row; the remaining centroids repeat the first point and receive no image.
 
     Args:
         points: (N, F) float16, float32 or float64; computed in float32.
         num_clusters: K, at least 1.
-        device: where it is computed. It takes the memory of the points, twice that where a choice of them is fitted,
-            and at most 256 MiB besides, all of it from torch's own allocator.
+        device: a CUDA device runs on that GPU, with 256 MiB of scratch memory, if faiss supports GPUs; every other
+            device runs on the CPU with as many threads as torch.
 
     Raises:
-        ClusteringError: no points, not (N, F) floats, NaN, infinity or numbers beyond 1e17, a setting below 1.
+        ClusteringError: no points, not (N, F) floats, NaN, infinity or numbers beyond 1e17, a setting out of range.
     """
     _check_settings(num_clusters, settings)
     rows = _usable(points)
-    with torch.no_grad(), torch.autocast(device.type, enabled=False), _whole_float32():
-        everything = torch.from_numpy(rows).to(device)
-        fitted, limit = everything, num_clusters * settings.max_points_per_centroid
-        if len(rows) > limit:
-            fitted = everything[_on(kmeans.draw_rows(len(rows), limit, settings.seed), device)]
-        if len(fitted) <= num_clusters:
-            centroids = torch.cat([fitted, fitted[:1].expand(num_clusters - len(fitted), -1)])
-            centroids = kmeans.on_sphere(centroids) if settings.spherical else centroids
-            best = kmeans.Fit(centroids, 0.0)
-        else:
-            best = _best_fit(fitted, num_clusters, settings)
-        assignment = kmeans.nearest(everything, best.centroids, spherical=settings.spherical)
-    return Clusters(assignment.cpu().numpy(), best.centroids.cpu().numpy(), best.objective)
+    if len(rows) <= num_clusters:
+        return _clusters_of_their_own(rows, num_clusters, spherical=settings.spherical)
+    import faiss  # here, because training without clusters needs no faiss
+
+    fit = faiss.Clustering(rows.shape[1], num_clusters)
+    fit.niter, fit.nredo, fit.seed = settings.iterations, settings.restarts, settings.seed
+    fit.spherical, fit.max_points_per_centroid = settings.spherical, settings.max_points_per_centroid
+    fit.min_points_per_centroid = 1  # no warning
+    tell("clustering", 0, settings.iterations, "iterations")
+    with faiss_threads():
+        index = _flat_index(rows.shape[1], device, spherical=settings.spherical)
+        fit.train(rows, index)  # leaves the centroids in the index
+        _, nearest = index.search(rows, 1)
+    tell("clustering", settings.iterations, settings.iterations, "iterations")
+    centroids = faiss.vector_to_array(fit.centroids).reshape(num_clusters, -1)
+    steps: Any = fit.iteration_stats
+    objective = steps.at(steps.size() - 1).obj if steps.size() else 0.0
+    return Clusters(nearest[:, 0], centroids, objective)
 
 
-def _best_fit(points: torch.Tensor, num_clusters: int, settings: KMeans) -> kmeans.Fit:
-    """The first of the restarts with the best objective: the smallest distances or the largest inner products."""
-    best, sign = None, -1 if settings.spherical else 1
-    for restart in range(settings.restarts):
-        rows = kmeans.draw_rows(len(points), num_clusters, settings.seed + 1 + restart * _RESTART_STRIDE)
-        initial = points[_on(rows, points.device)]
-        fit = kmeans.lloyd(points, initial, num_iterations=settings.iterations, spherical=settings.spherical)
-        if best is None or sign * fit.objective < sign * best.objective:
-            best = fit
-    assert best is not None, "at least one restart"
-    return best
+def _flat_index(dim: int, device: torch.device, *, spherical: bool) -> Any:
+    """An empty faiss index that compares with every centroid, on the device if faiss can use it."""
+    import faiss
 
-
-def _on(rows: Ids, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(rows).to(device)
+    if device.type != "cuda" or not faiss.get_num_gpus():
+        return faiss.IndexFlatIP(dim) if spherical else faiss.IndexFlatL2(dim)
+    resources = faiss.StandardGpuResources()
+    resources.setTempMemory(_SCRATCH_BYTES)
+    config = faiss.GpuIndexFlatConfig()
+    config.device = torch.cuda.current_device() if device.index is None else device.index
+    return (faiss.GpuIndexFlatIP if spherical else faiss.GpuIndexFlatL2)(resources, dim, config)
 
 
 @contextmanager
-def _whole_float32() -> Iterator[None]:
-    """Matrix products without TF32 or bfloat16 inside, which a training may have asked for."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+def faiss_threads() -> Iterator[None]:
+    """Let faiss use as many threads as torch, and restore its own number afterwards."""
+    import faiss
+
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(torch.get_num_threads())
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        faiss.omp_set_num_threads(before)
+
+
+def _clusters_of_their_own(rows: Floats, num_clusters: int, *, spherical: bool) -> Clusters:
+    if spherical:
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+        rows = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
+    _, first, inverse = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    centroids = np.concatenate([rows, np.repeat(rows[:1], num_clusters - len(rows), axis=0)])
+    return Clusters(first[inverse.reshape(-1)].astype(np.int64), centroids, 0.0)
 
 
 def _check_settings(num_clusters: int, settings: KMeans) -> None:
@@ -118,6 +135,8 @@ def _check_settings(num_clusters: int, settings: KMeans) -> None:
     for name, number in numbers.items():
         if number < 1:
             raise ClusteringError(f"{name}: {number} is not at least 1.")
+    if not 0 <= settings.seed <= _LARGEST_SEED:
+        raise ClusteringError(f"seed: {settings.seed} is not in 0..{_LARGEST_SEED}.")
 
 
 def _usable(points: NDArray[np.floating]) -> Floats:
@@ -125,7 +144,7 @@ def _usable(points: NDArray[np.floating]) -> Floats:
     if points.ndim != 2 or 0 in points.shape or not np.issubdtype(points.dtype, np.floating):
         raise ClusteringError(f"points: expected floats (N, F) with N, F >= 1, got {points.dtype} of {points.shape}.")
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity, which is refused below
-        rows = np.require(points, np.float32, ["C", "W"])  # torch shares memory with writeable arrays only
+        rows = np.ascontiguousarray(points, dtype=np.float32)
     usable = (np.abs(rows) < _LARGEST).all(axis=1)
     if not usable.all():
         raise ClusteringError(

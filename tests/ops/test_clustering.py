@@ -1,4 +1,4 @@
-"""k-means against faiss and slow loops, the bookkeeping of clusters against golden vectors and hand values."""
+"""k-means against golden vectors and slow loops, the bookkeeping of clusters against golden vectors and hand values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 
 from raydml.metrics.clustering import cluster_metrics, nmi
-from raydml.ops import kmeans
 from raydml.ops.clustering import (
     ClusteringError,
     KMeans,
@@ -21,24 +20,7 @@ from raydml.ops.clustering import (
 from tests.golden_vectors import golden
 
 CPU = torch.device("cpu")
-WHOLE = 10_000_000
-
-
-def faiss_kmeans(points, num_clusters, settings):
-    """assignment, centroids, objective of the last iteration, and how often a cluster was split."""
-    theirs = faiss.Kmeans(
-        points.shape[1],
-        num_clusters,
-        niter=settings.iterations,
-        nredo=settings.restarts,
-        max_points_per_centroid=settings.max_points_per_centroid,
-        spherical=settings.spherical,
-        seed=settings.seed,
-        min_points_per_centroid=1,
-    )
-    theirs.train(points)
-    _, assignment = theirs.assign(points)
-    return assignment, theirs.centroids, theirs.obj[-1], sum(turn["nsplit"] for turn in theirs.iteration_stats)
+ALL_POINTS = 10_000_000
 
 
 def blobs(generator, num_points=900, dim=24, num_blobs=20):
@@ -50,90 +32,6 @@ def blobs(generator, num_points=900, dim=24, num_blobs=20):
 def unit_vectors(generator, num_points=900, dim=24):
     points = np.abs(generator.standard_normal((num_points, dim))).astype(np.float32)
     return points / np.linalg.norm(points, axis=1, keepdims=True)
-
-
-def heaps(generator, num_points=900):
-    """Eight points close together in each place: some of the initial rows share one, and clusters come out empty."""
-    centres = unit_vectors(generator, num_points // 8)[generator.integers(num_points // 8, size=num_points)]
-    return centres + 0.01 * generator.standard_normal(centres.shape).astype(np.float32)
-
-
-CLOUDS = {"blobs": blobs, "unit vectors": unit_vectors, "heaps": heaps}
-SETTINGS = {
-    "all points": KMeans(iterations=100, max_points_per_centroid=WHOLE),
-    "a choice of points": KMeans(max_points_per_centroid=6),
-    "restarts": KMeans(iterations=10, restarts=3, max_points_per_centroid=WHOLE, seed=7),
-    "spherical": KMeans(restarts=2, max_points_per_centroid=10, spherical=True, seed=0),
-    "one iteration": KMeans(iterations=1, max_points_per_centroid=WHOLE),
-}
-
-
-@pytest.mark.parametrize("cloud", CLOUDS)
-@pytest.mark.parametrize("settings", SETTINGS)
-@pytest.mark.parametrize("num_clusters", [2, 9, 64])
-def test_the_answer_is_that_of_faiss(cloud, settings, num_clusters):
-    points = CLOUDS[cloud](np.random.default_rng(num_clusters))
-    assignment, centroids, objective, _ = faiss_kmeans(points, num_clusters, SETTINGS[settings])
-    found = cluster(points, num_clusters, SETTINGS[settings], CPU)
-    np.testing.assert_array_equal(found.assignment, assignment)
-    np.testing.assert_allclose(found.centroids, centroids, atol=1e-5)
-    assert found.objective == pytest.approx(objective, rel=1e-5)
-    assert found.assignment.dtype == np.int64
-    assert found.centroids.dtype == np.float32
-
-
-@pytest.mark.parametrize("spherical", [False, True])
-def test_empty_clusters_are_split_as_faiss_splits_them(spherical):
-    points = heaps(np.random.default_rng(2), num_points=1500)
-    settings = KMeans(max_points_per_centroid=WHOLE, spherical=spherical)
-    assignment, centroids, objective, num_splits = faiss_kmeans(points, 150, settings)
-    assert num_splits >= 5, "the example should split"
-    found = cluster(points, 150, settings, CPU)
-    np.testing.assert_array_equal(found.assignment, assignment)
-    np.testing.assert_allclose(found.centroids, centroids, atol=1e-5)
-    assert found.objective == pytest.approx(objective, rel=1e-5)
-
-
-@pytest.mark.parametrize("share_empty", [0.05, 0.6])
-def test_which_cluster_is_split_follows_the_loop_over_single_random_numbers(share_empty):
-    generator = np.random.default_rng(4)
-    counts = generator.integers(1, 9, size=400) * (generator.random(400) >= share_empty)
-    num_points, centroids = int(counts.sum()) + 400, generator.standard_normal((400, 5)).astype(np.float32)
-    counts[17] += num_points - counts.sum()
-    expected, sizes, draws = centroids.copy(), counts.astype(np.float32), faiss.RandomGenerator(1234)
-    sign = np.array([1, -1, 1, -1, 1], dtype=np.float32) / 1024
-    for empty in np.flatnonzero(counts == 0):
-        donor = 0
-        while draws.rand_float() >= (sizes[donor] - 1) / (num_points - 400):
-            donor = (donor + 1) % 400
-        expected[empty] = expected[donor] * (1 + sign)
-        expected[donor] *= 1 - sign
-        sizes[empty] = sizes[donor] / 2
-        sizes[donor] -= sizes[empty]
-    found = torch.from_numpy(centroids.copy())
-    kmeans._split(found, counts, num_points)
-    np.testing.assert_array_equal(found.numpy(), expected)
-
-
-def test_restarts_keep_the_best_and_spherical_restarts_the_largest():
-    points = blobs(np.random.default_rng(3))
-    for spherical in (False, True):
-        settings = KMeans(iterations=50, max_points_per_centroid=WHOLE, spherical=spherical)
-        one = [
-            cluster(points, 20, settings._replace(seed=1234 + restart * 15486557), CPU).objective
-            for restart in range(5)
-        ]
-        assert len(set(one)) > 1
-        best = max(one) if spherical else min(one)
-        assert cluster(points, 20, settings._replace(restarts=5), CPU).objective == best
-
-
-@pytest.mark.parametrize(("num_points", "seed"), [(1, 0), (2, 3), (1000, 1235), (4000, 1234 + 15486557 * 9), (50, -1)])
-def test_rows_are_drawn_as_faiss_draws_them(num_points, seed):
-    theirs = np.empty(num_points, dtype=np.int32)
-    faiss.rand_perm(faiss.swig_ptr(theirs), num_points, seed)
-    np.testing.assert_array_equal(kmeans.draw_rows(num_points, num_points, seed), theirs)
-    np.testing.assert_array_equal(kmeans.draw_rows(num_points, num_points // 2, seed), theirs[: num_points // 2])
 
 
 @pytest.mark.parametrize("case", ["km_a", "km_b"])
@@ -162,7 +60,7 @@ def test_golden_classification_nmi_of_clusters(case):
     arrays, about = golden("classification_nmi")
     facts = next(entry for entry in about["cases"] if entry["case"] == case)
     labels = arrays[f"{case}__labels"]
-    settings = KMeans(facts["faiss"]["niter"], facts["faiss"]["nredo"], WHOLE, seed=facts["faiss"]["seed"])
+    settings = KMeans(facts["faiss"]["niter"], facts["faiss"]["nredo"], ALL_POINTS, seed=facts["faiss"]["seed"])
     found = cluster(arrays[f"{case}__embeddings"], len(np.unique(labels)), settings, CPU)
     value = nmi(labels, found.assignment, mean="arithmetic")
     assert value == pytest.approx(float(arrays[f"{case}__nmi_faiss"]), abs=facts["kmeans_tolerance"])
@@ -179,43 +77,59 @@ def slow_nearest(points, centroids, spherical=False):
     return np.array(found)
 
 
-TIES = {
-    "grid": lambda generator: generator.integers(0, 3, (300, 3)).astype(np.float32),
-    "far from the origin": lambda generator: blobs(generator, 300, 8) + np.float32(4096),
-    "lengths from 1e-4 to 1e4": lambda generator: (
-        unit_vectors(generator, 300, 8) * np.logspace(-4, 4, 300, dtype=np.float32)[:, None]
-    ),
-    "all the same point": lambda _: np.full((300, 5), 0.3, dtype=np.float32),
-}
-
-
-@pytest.mark.parametrize("name", TIES)
 @pytest.mark.parametrize("spherical", [False, True])
-def test_nearest_is_that_of_float64_and_the_lowest_of_equals(name, spherical):
-    points = TIES[name](np.random.default_rng(1))
-    centroids = np.concatenate([points[:20], points[:20]])
-    found = kmeans.nearest(torch.from_numpy(points), torch.from_numpy(centroids), spherical=spherical)
-    expected = slow_nearest(points, centroids, spherical)
-    np.testing.assert_array_equal(found.numpy(), expected)
-    assert found.max() < 20, "the second copy of a centroid is never taken"
+def test_every_point_is_in_the_cluster_of_its_nearest_centroid(spherical):
+    points = blobs(np.random.default_rng(1))
+    found = cluster(points, 9, KMeans(max_points_per_centroid=6, spherical=spherical), CPU)
+    np.testing.assert_array_equal(found.assignment, slow_nearest(points, found.centroids, spherical))
+    assert found.assignment.dtype == np.int64
+    assert found.centroids.dtype == np.float32
+    if spherical:
+        np.testing.assert_allclose(np.linalg.norm(found.centroids, axis=1), 1, rtol=1e-6)
 
 
-def test_neither_threads_nor_chunks_decide(monkeypatch):
+def test_the_seed_decides_and_the_number_of_threads_does_not():
     points = unit_vectors(np.random.default_rng(5), 2000, 64)
-    settings = KMeans(iterations=30, max_points_per_centroid=WHOLE)
+    settings = KMeans(iterations=30, restarts=2, max_points_per_centroid=100)
     expected = cluster(points, 12, settings, CPU)
-    before = torch.get_num_threads()
+    assert (cluster(points, 12, settings._replace(seed=5), CPU).assignment != expected.assignment).any()
+    before, before_faiss = torch.get_num_threads(), faiss.omp_get_max_threads()
     try:
-        for num_threads in (1, 2):
+        for num_threads in (1, 2, 3):
             torch.set_num_threads(num_threads)
-            np.testing.assert_array_equal(cluster(points, 12, settings, CPU).assignment, expected.assignment)
+            faiss.omp_set_num_threads(7)
+            found = cluster(points, 12, settings, CPU)
+            assert faiss.omp_get_max_threads() == 7, "the number of threads is restored"
+            np.testing.assert_array_equal(found.assignment, expected.assignment)
+            np.testing.assert_array_equal(found.centroids, expected.centroids)
     finally:
         torch.set_num_threads(before)
-    monkeypatch.setattr(kmeans, "_CHUNK_BYTES", 8 * (12 + 64) * 150)
-    again = cluster(points, 12, settings, CPU)
-    np.testing.assert_array_equal(again.assignment, expected.assignment)
-    np.testing.assert_array_equal(again.centroids, expected.centroids)
-    assert again.objective == pytest.approx(expected.objective)
+        faiss.omp_set_num_threads(before_faiss)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("spherical", [False, True])
+def test_a_gpu_gives_the_same_clusters_again_and_nearly_those_of_the_cpu(spherical):
+    if not faiss.get_num_gpus():
+        pytest.skip("this faiss has no GPU")
+    points = blobs(np.random.default_rng(5), 5_000, 64)
+    settings = KMeans(iterations=100, max_points_per_centroid=ALL_POINTS, spherical=spherical)
+    first, again = (cluster(points, 12, settings, torch.device("cuda")) for _ in range(2))
+    np.testing.assert_array_equal(first.assignment, again.assignment)
+    np.testing.assert_array_equal(first.centroids, again.centroids)
+    on_cpu = cluster(points, 12, settings, CPU)
+    assert first.objective == pytest.approx(on_cpu.objective, rel=1e-3)
+    assert adjusted_rand_score(on_cpu.assignment, first.assignment) > 0.99
+
+
+@pytest.mark.parametrize("spherical", [False, True])
+def test_more_restarts_and_more_iterations_give_a_better_objective(spherical):
+    points = blobs(np.random.default_rng(3))
+    sign = -1 if spherical else 1
+    settings = KMeans(iterations=50, max_points_per_centroid=ALL_POINTS, spherical=spherical)
+    one = cluster(points, 20, settings, CPU).objective
+    assert sign * cluster(points, 20, settings._replace(restarts=10), CPU).objective < sign * one
+    assert sign * cluster(points, 20, settings._replace(iterations=1), CPU).objective > sign * one
 
 
 def test_the_last_centroids_are_the_means_of_their_clusters_and_more_iterations_change_nothing():
@@ -243,13 +157,12 @@ def test_not_more_points_than_clusters_are_clusters_of_their_own(num_clusters, s
     np.testing.assert_allclose(lengths[:4], [1, 1, 1, 1] if spherical else [1, 2, 1, np.sqrt(18)], rtol=1e-6)
 
 
-def test_one_point_a_centroid_is_its_own_choice():
-    """As many points chosen as clusters: they are the centroids, and all points go to the nearest."""
+def test_with_one_point_a_centroid_the_sample_is_the_centroids():
     points = blobs(np.random.default_rng(8), 60, 4)
     found = cluster(points, 6, KMeans(max_points_per_centroid=1), CPU)
-    chosen = points[kmeans.draw_rows(60, 6, 1234)]
-    np.testing.assert_array_equal(found.centroids, chosen)
-    np.testing.assert_array_equal(found.assignment, slow_nearest(points, chosen))
+    rows = [int(np.flatnonzero((points == centroid).all(axis=1))[0]) for centroid in found.centroids]
+    assert len(set(rows)) == 6
+    np.testing.assert_array_equal(found.assignment, slow_nearest(points, points[rows]))
 
 
 @pytest.mark.parametrize("spherical", [False, True])
@@ -296,7 +209,7 @@ def test_rows_of_any_stride_are_taken_and_left_alone(strided):
     np.testing.assert_array_equal(wide, kept)
 
 
-def test_the_precision_of_the_training_is_put_back_and_draws_are_its_own():
+def test_neither_the_precision_of_the_training_nor_its_random_numbers_are_touched():
     before = torch.get_float32_matmul_precision()
     points = unit_vectors(np.random.default_rng(12))
     expected = cluster(points, 8, KMeans(), CPU)
@@ -332,6 +245,8 @@ def with_bad_rows():
         (np.ones((3, 2)), 1, KMeans(iterations=0), "iterations: 0"),
         (np.ones((3, 2)), 1, KMeans(restarts=0), "restarts: 0"),
         (np.ones((3, 2)), 1, KMeans(max_points_per_centroid=0), "max_points_per_centroid: 0"),
+        (np.ones((3, 2)), 1, KMeans(seed=-1), r"seed: -1 is not in 0\.\.2147483647"),
+        (np.ones((3, 2)), 1, KMeans(seed=2**31), "seed: 2147483648 is not in"),
     ],
 )
 def test_what_cannot_be_clustered_is_explained(points, num_clusters, settings, message):
