@@ -65,8 +65,7 @@ def download(
     """Fetch, check and unpack a benchmark; a broken download goes on where it stopped."""
     from raydml.data.benchmarks import BENCHMARKS, folder_of
     from raydml.data.catalog import DataError
-    from raydml.data.http_body import NotServed
-    from raydml.data.install import install
+    from raydml.data.download import NotServed, install
     from raydml.data.sources import SOURCES
 
     _refuse_unknown(name)
@@ -86,7 +85,7 @@ def download(
         )
     try:
         with _bar(_ByteRate()) as show:
-            install(source, root, progress=show, tell=_tell, accepted_sha256=sha256)
+            install(source, root, progress=show, report=_report, accepted_sha256=sha256)
     except NotServed as error:
         files = ", ".join(archive.file_name for archive in source.archives)
         raise CommandError(
@@ -94,7 +93,7 @@ def download(
             "unpacks what is there"
         ) from error
     except KeyboardInterrupt:
-        _tell("what has arrived stays; the same command goes on from there")
+        _report("what has arrived is kept; the same command continues there")
         raise
     typer.echo(f"{benchmark.title} is in {folder_of(name, root)}; look at it with: {then}")
 
@@ -128,7 +127,7 @@ def _refuse_unknown(name: str) -> None:
         raise CommandError(f"{name!r} is no benchmark; choices: {', '.join(BENCHMARKS)}; nearest: {nearest}")
 
 
-def _tell(text: str) -> None:
+def _report(text: str) -> None:
     typer.echo(text, err=True)
 
 

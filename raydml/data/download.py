@@ -1,226 +1,353 @@
-"""Fetch one archive over HTTP: resumed after a break, checked when whole, and only then under its own name.
+"""Downloading and installing a benchmark: each archive is fetched over HTTP, checked and unpacked.
 
-`<file>.partial` holds the bytes so far and `<file>.partial.json` what they are the beginning of, so that a later call,
-also of another process, goes on where this one stopped (RFC 9110, sections 13.1.5 and 14).
+A download is resumed after a break and gets its own name only when its size and checksum are right. Until then
+`<file>.partial` holds the bytes received so far and `<file>.partial.json` the version of the file that they begin, so
+that a later call, also of another process, continues (RFC 9110, sections 13.1.5 and 14).
 """
 
 import json
+import os
+import re
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from raydml.data.catalog import DataError
-from raydml.data.http_body import Body, Broken, NotServed, Origin, RangeRefused, request
-from raydml.data.sources import Archive
+import filelock
+import requests
+import urllib3.exceptions
+
+from raydml.data.archives import RESERVE_BYTES, unpack
+from raydml.data.catalog import DataError, listed
+from raydml.data.sources import Archive, DownloadSource
 from raydml.ops.files import digest_of, flush_to_disk, write_whole
 
-RESERVE_BYTES = 64 << 20  # left free on the disk for everybody else
-GAIN_BYTES = 1 << 20  # a try that brought this much was not in vain and does not count as one
+LOCK_FILE = ".raydml-download.lock"
+CHUNK_BYTES = 1 << 20
+PROGRESS_BYTES = 1 << 20  # a try that brings this much does not count as failed
 MAX_WAIT_S = 30.0
+TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+_PERMANENT = (
+    requests.TooManyRedirects,
+    requests.exceptions.SSLError,
+    requests.exceptions.InvalidSchema,
+    requests.exceptions.MissingSchema,
+    requests.exceptions.InvalidURL,
+)
 
-Progress = Callable[[int, int | None], None]  # bytes there, bytes in all (None: the server does not say)
-Tell = Callable[[str], None]
+Progress = Callable[[int, int | None], None]  # bytes done, bytes in all (None: unknown)
+Report = Callable[[str], object]
 
 
-@dataclass(frozen=True)
-class Patience:
-    """stall_s: seconds without a byte before a connection is given up. num_retries: how many tries in a row may bring
-    next to nothing after the first. wait_s: seconds before the first retry; doubles, up to MAX_WAIT_S."""
+class NotServed(DataError):
+    """A file that a program cannot get from its address; a person with a browser perhaps can."""
+
+
+class _TryAgain(Exception):
+    """A failure that may pass."""
+
+
+class _StartAgain(_TryAgain):
+    """A failure after which the bytes received so far are useless."""
+
+
+class Patience(NamedTuple):
+    """How long a download tries.
+
+    stall_s: seconds without a byte before a connection is given up. num_retries: how many tries in a row may bring
+    less than PROGRESS_BYTES after the first. wait_s: seconds before the first retry; doubles, up to MAX_WAIT_S.
+    """
 
     stall_s: float = 30.0
     num_retries: int = 4
     wait_s: float = 1.0
 
 
-PATIENCE = Patience()
+def install(
+    source: DownloadSource,
+    root: Path,
+    *,
+    progress: Callable[[str, int, int | None], None],
+    report: Report,
+    accepted_sha256: str | None = None,
+) -> list[Path]:
+    """Put every archive of a source at root/<archive.folder>, and return these folders.
+
+    An existing folder is left alone. The archives stay in root beside their folders, so that a damaged folder can be
+    removed and made again without the network. progress: called with the stage, the bytes done and their total.
+    accepted_sha256: see `fetch`.
+
+    Raises DataError: another process works in root, or what `fetch` and `unpack` raise.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(root / LOCK_FILE, blocking=False):  # released when the process ends, also by a kill
+            return [_install_one(archive, root, progress, report, accepted_sha256) for archive in source.archives]
+    except filelock.Timeout as error:
+        raise DataError(f"another download is at work in {root}. Wait for it, or give another --root") from error
+    except OSError as error:
+        raise DataError(f"cannot write to the folder {root}: {error}. Give another --root") from error
+
+
+def _install_one(
+    archive: Archive,
+    root: Path,
+    progress: Callable[[str, int, int | None], None],
+    report: Report,
+    accepted_sha256: str | None,
+) -> Path:
+    target = root / archive.folder
+    if os.path.lexists(target):
+        report(f"{target} exists already")
+        return target
+    file = fetch(
+        archive, root, accepted_sha256=accepted_sha256, progress=partial(progress, "downloading"), report=report
+    )
+    if not accepted_sha256 and (archive.digest is None or not archive.verified):
+        reason = "none is known" if archive.digest is None else "the expected one is from memory"
+        report(f"{archive.file_name}: checksum not confirmed, {reason}")
+    unpacking = partial(progress, "unpacking")
+    others = unpack(file, root, archive.folder, max_bytes=archive.max_unpacked_bytes, progress=unpacking)
+    if others:
+        report(f"not needed and left in the archive: {listed(map(repr, others))}")
+    report(f"{target} is complete; {file} may be removed")
+    return target
 
 
 def fetch(
     archive: Archive,
     folder: Path,
     *,
-    patience: Patience = PATIENCE,
+    patience: Patience = Patience(),  # noqa: B008 - immutable
     accepted_sha256: str | None = None,
-    progress: Progress | None = None,
-    tell: Tell | None = None,
+    progress: Progress = lambda _done, _total: None,
+    report: Report = lambda _text: None,
 ) -> Path:
-    """The archive's file in `folder`, downloaded unless it is there already; its size and digest are always checked.
+    """Return the archive's file in `folder`, downloaded unless it exists; its size and digest are always checked.
 
-    accepted_sha256: 64 hex digits that the user vouches for; they replace the size and digest of the table, and a file
-    that was set aside for another digest is taken back. Any interruption, also Ctrl-C or a kill, leaves a partial file
-    that the next call resumes. Two calls at once for one file are the caller's to prevent.
+    accepted_sha256: 64 hex digits that the user trusts; they replace the known size and digest, and a file that was
+    rejected for another digest is accepted again. After any interruption, also Ctrl-C or a kill, the next call resumes.
+    The caller must prevent two calls at once for one file.
 
-    Raises NotServed: an answer that will not change (404, a redirect to another scheme, another size), the last of
-    `patience.num_retries` fruitless retries. Raises DataError: a wrong digest (the file is renamed to `<file>.rejected`
-    and never resumed into), too little room, a file of this name that is not the one expected.
+    Raises NotServed: an answer that will not change (404, a redirect to another scheme, another size), or too many
+    failed tries. Raises DataError: a wrong digest (the file is renamed to `<file>.rejected` and never resumed), a full
+    disk, or an existing file that is not the expected one.
     """
     target = folder / archive.file_name
     rejected = folder / f"{archive.file_name}.rejected"
     if target.exists():
-        fault = fault_of(target, archive, accepted_sha256)
-        if fault:
-            raise DataError(f"{target} is there already, but {fault}. Move it away and run the command again")
+        if fault := _fault_of(target, archive, accepted_sha256):
+            raise DataError(f"{target} exists already, but {fault}. Move it away and run the command again")
         return target
-    if accepted_sha256 and rejected.exists() and not fault_of(rejected, archive, accepted_sha256):
+    if accepted_sha256 and rejected.exists() and not _fault_of(rejected, archive, accepted_sha256):
         rejected.replace(target)
         return target
-    partial = _Partial(folder, archive)
+    part = _PartialFile(folder, archive)
     try:
-        _receive(archive, partial, patience, accepted_sha256, progress or _ignore, tell or _ignore)
-        (tell or _ignore)(f"checking {archive.file_name}")
-        fault = fault_of(partial.path, archive, accepted_sha256)
-        if fault:
-            partial.path.replace(rejected)
-            partial.forget()
-            raise DataError(_rejection(archive, rejected, fault))
-        flush_to_disk(partial.path)
-        partial.path.replace(target)
-        partial.forget()
-    except OSError as error:  # the network's are Broken by now: this is the disk
-        raise DataError(f"cannot write {partial.path} ({error}); {partial.how_to_go_on()}") from error
+        _receive(archive, part, patience, accepted_sha256, progress, report)
+        report(f"checking {archive.file_name}")
+        if fault := _fault_of(part.path, archive, accepted_sha256):
+            part.path.replace(rejected)
+            part.remove()
+            doubt = "" if archive.verified else " The expected values are from memory and may be wrong."
+            raise DataError(
+                f"what came from {archive.url} is not {archive.file_name}: {fault}.{doubt} It was moved to {rejected}; "
+                "the same command starts from the beginning. If another source confirms this file, add --sha256 "
+                f"{digest_of(rejected)}"
+            )
+        flush_to_disk(part.path)
+        part.path.replace(target)
+        part.remove()
+    except OSError as error:  # of the disk: those of the network are caught before
+        raise DataError(f"cannot write {part.path} ({error}); {part.how_to_continue()}") from error
     return target
 
 
-def fault_of(path: Path, archive: Archive, accepted_sha256: str | None = None) -> str:
-    """What speaks against a file being the archive, or "" if nothing does; the whole file is read."""
+def _fault_of(path: Path, archive: Archive, accepted_sha256: str | None) -> str:
+    """Return why a file is not the archive, "" if it is; reads the whole file."""
     num_bytes, sha256 = path.stat().st_size, digest_of(path)
     if accepted_sha256:
         return "" if sha256 == accepted_sha256.lower() else f"its sha256 is {sha256}, not the one given with --sha256"
     if archive.num_bytes is not None and num_bytes != archive.num_bytes:
         return f"it has {num_bytes:,} bytes where {archive.num_bytes:,} are expected (its sha256 is {sha256})"
-    if archive.digest is None:
-        return ""
-    algorithm, _, wanted = archive.digest.partition(":")
-    found = sha256 if algorithm == "sha256" else digest_of(path, algorithm)
-    if found == wanted:
-        return ""
-    same = "" if algorithm == "sha256" else f"; its sha256 is {sha256}"
-    return f"its {algorithm} is {found} where {wanted} is expected{same}"
+    algorithm, _, expected = (archive.digest or f"sha256:{sha256}").partition(":")
+    found = digest_of(path, algorithm)
+    return "" if found == expected else f"its {algorithm} is {found} where {expected} is expected"
 
 
-def _rejection(archive: Archive, rejected: Path, fault: str) -> str:
-    doubt = "" if archive.verified else " The expected values are from memory and not confirmed: they may be wrong."
-    sha256 = digest_of(rejected)
-    return (
-        f"what came from {archive.url} is not {archive.file_name}: {fault}.{doubt} It was moved to {rejected}; the "
-        f"same command starts from the beginning. If another source says that this file is right, add --sha256 {sha256}"
-    )
+class _Version(NamedTuple):
+    """One version of a file on a server. num_bytes: of the whole file; None where the server does not say."""
+
+    url: str
+    num_bytes: int | None
+    etag: str | None
+    last_modified: str | None
+
+    @property
+    def if_range(self) -> str | None:
+        """The value of If-Range, where a weak ETag is not allowed: it promises the same meaning, not the same bytes."""
+        return self.etag if self.etag and not self.etag.startswith("W/") else self.last_modified
+
+    def contradicts(self, later: "_Version") -> bool:
+        """Return whether a fact that both have differs."""
+        return any(ours != theirs for ours, theirs in zip(self, later, strict=True) if None not in (ours, theirs))
 
 
-class _Partial:
-    """The bytes received so far and their origin, both on disk."""
+class _PartialFile:
+    """The bytes received so far and the version that they begin, both on disk."""
 
     def __init__(self, folder: Path, archive: Archive) -> None:
         self.path = folder / f"{archive.file_name}.partial"
         self._note = folder / f"{archive.file_name}.partial.json"
-        self._has_digest = archive.digest is not None
-        self._url = archive.url
+        self._archive = archive
 
     def num_bytes(self) -> int:
         return self.path.stat().st_size if self.path.exists() else 0
 
-    def origin(self) -> Origin | None:
-        """None where there is nothing to go on with. Bytes of unknown origin are only resumed if a digest will judge
-        the result: otherwise two versions of a file could be joined unseen."""
-        if not self.num_bytes():
-            return None
+    def version(self) -> _Version | None:
+        """Return the version to continue, or None to start at the beginning.
+
+        Bytes of an unknown version are only continued if a digest checks the result: two versions of a file could be
+        joined unnoticed otherwise.
+        """
         try:
-            origin = Origin(**json.loads(self._note.read_text(encoding="utf-8")))
-        except (FileNotFoundError, ValueError, TypeError):  # never written whole: begin again
+            version = _Version(**json.loads(self._note.read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError, TypeError):  # never written completely
             return None
-        resumable = origin.url == self._url and (origin.if_range is not None or self._has_digest)
-        return origin if resumable else None
+        can_check = version.if_range is not None or self._archive.digest is not None
+        return version if self.num_bytes() and version.url == self._archive.url and can_check else None
 
-    def begin(self, origin: Origin) -> None:
-        # Emptied first: a kill in between must not leave old bytes under a new origin.
-        self.path.write_bytes(b"")
-        write_whole(self._note, json.dumps(asdict(origin)))
+    def begin(self, version: _Version) -> None:
+        self.path.write_bytes(b"")  # first: a kill in between must not leave old bytes under a new version
+        write_whole(self._note, json.dumps(version._asdict()))
 
-    def forget(self) -> None:
+    def remove(self) -> None:
         self.path.unlink(missing_ok=True)
         self._note.unlink(missing_ok=True)
 
-    def how_to_go_on(self) -> str:
+    def how_to_continue(self) -> str:
         if not self.num_bytes():
             return "nothing has arrived; the same command tries again"
-        return f"{self.num_bytes():,} bytes are in {self.path}, and the same command goes on from there"
+        return f"{self.num_bytes():,} bytes are in {self.path}, and the same command continues there"
 
 
 def _receive(
-    archive: Archive, partial: _Partial, patience: Patience, accepted: str | None, progress: Progress, tell: Tell
+    archive: Archive, part: _PartialFile, patience: Patience, accepted: str | None, progress: Progress, report: Report
 ) -> None:
-    """Try until the body is whole. What counts against `num_retries` is a try that did not get beyond all before it,
-    so that a long download over a bad line ends, and one that always breaks at the same place does too."""
-    num_failures, furthest = 0, partial.num_bytes()
-    while True:
-        try:
-            return _try_once(archive, partial, patience.stall_s, accepted, progress)
-        except Broken as error:
-            there = partial.num_bytes()
-            num_failures = 1 if there >= furthest + GAIN_BYTES else num_failures + 1
-            furthest = max(furthest, there)
-            if num_failures > patience.num_retries:
-                raise NotServed(
-                    f"cannot fetch {archive.url}: {error} ({num_failures} tries in a row); {partial.how_to_go_on()}"
-                ) from error
-            wait_s = min(patience.wait_s * 2 ** (num_failures - 1), MAX_WAIT_S)
-            tell(f"{error}; {there:,} bytes are there, trying again in {wait_s:g} s")
-        time.sleep(wait_s)
+    """Try until the file is complete. Only tries that get less than PROGRESS_BYTES beyond all earlier ones count as
+    failed, so a long download over a bad line ends, and so does one that always breaks at the same byte."""
+    num_failures, furthest = 0, part.num_bytes()
+    with _Session() as session:
+        while True:
+            try:
+                return _try_once(session, archive, part, patience.stall_s, accepted, progress)
+            except _TryAgain as error:
+                if isinstance(error, _StartAgain):
+                    part.remove()
+                there = part.num_bytes()
+                num_failures = 1 if there >= furthest + PROGRESS_BYTES else num_failures + 1
+                furthest = max(furthest, there)
+                if num_failures > patience.num_retries:
+                    raise NotServed(
+                        f"cannot fetch {archive.url}: {error} ({num_failures} tries in a row); {part.how_to_continue()}"
+                    ) from error
+                wait_s = min(patience.wait_s * 2 ** (num_failures - 1), MAX_WAIT_S)
+                report(f"{error}; {there:,} bytes have arrived, trying again in {wait_s:g} s")
+            time.sleep(wait_s)
 
 
-def _try_once(archive: Archive, partial: _Partial, stall_s: float, accepted: str | None, progress: Progress) -> None:
-    origin = partial.origin()
-    there = partial.num_bytes() if origin else 0
-    if origin and there == origin.num_bytes:  # stopped between the last byte and the check
+class _Session(requests.Session):
+    """Follows redirects to http and https (all that requests can open), but not from https to http."""
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        target: str | None = super().get_redirect_target(resp)
+        if target and resp.url.startswith("https:") and target.lower().startswith("http:"):
+            raise NotServed(f"{resp.url} redirects to {target}, which is not encrypted")
+        return target
+
+
+def _try_once(
+    session: _Session, archive: Archive, part: _PartialFile, stall_s: float, accepted: str | None, progress: Progress
+) -> None:
+    version = part.version()
+    there = part.num_bytes() if version else 0
+    if version and there == version.num_bytes:  # interrupted between the last byte and the check
         return
+    headers = {"User-Agent": "raydml", "Accept-Encoding": "identity"}
+    if version:
+        headers |= {"Range": f"bytes={there}-"} | ({"If-Range": version.if_range} if version.if_range else {})
     try:
-        with request(archive.url, there, origin, stall_s) as body:
-            if body.start and (origin is None or body.start != there or origin.contradicts(body.origin)):
-                raise RangeRefused("the file changed on the server, or it sent another part than was asked for")
-            wanted = None if accepted else archive.num_bytes
-            total = body.origin.num_bytes if body.origin.num_bytes is not None else wanted
-            if wanted is not None and total != wanted:
+        with session.get(archive.url, headers=headers, stream=True, timeout=stall_s) as response:
+            start, offered = _offered(response, archive.url)
+            if start and (version is None or start != there or version.contradicts(offered)):
+                raise _StartAgain("the file changed on the server, or it sent another part than the requested one")
+            expected = None if accepted else archive.num_bytes
+            total = expected if offered.num_bytes is None else offered.num_bytes
+            if expected is not None and total != expected:
                 raise NotServed(
-                    f"{archive.url} offers {total:,} bytes where {wanted:,} are expected: it is another file, perhaps "
-                    "a page that explains why. Look at the address with a browser; if its file is right nevertheless, "
-                    "give that file's sha256 with --sha256"
+                    f"{archive.url} offers {total:,} bytes where {expected:,} are expected: it is another file, "
+                    "perhaps a page that explains why. Look at the address with a browser; if its file is right "
+                    "nevertheless, give the sha256 of that file with --sha256"
                 )
-            _refuse_full_disk(partial.path.parent, (total or 0) - body.start)
-            if body.start == 0:
-                partial.begin(body.origin)
-            _append(body, archive.url, partial, total, progress)
-    except RangeRefused:
-        partial.forget()  # what is there cannot be gone on with
-        raise
+            _check_free_space(part.path.parent, (total or 0) - start)
+            if start == 0:
+                part.begin(offered)
+            _append(response, part, start, total, progress)
+    except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
+        raise _TryAgain(f"no byte came for {stall_s:g} s") from error
+    except _PERMANENT as error:
+        raise NotServed(f"cannot fetch {archive.url}: {error}") from error
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        raise _TryAgain(f"the connection broke ({error})") from error
 
 
-def _append(body: Body, url: str, partial: _Partial, total: int | None, progress: Progress) -> None:
-    """Write the body behind what is there. Raises Broken when it ends early, DataError when it goes on too long."""
-    there = body.start
+def _offered(response: requests.Response, url: str) -> tuple[int, _Version]:
+    """Return the byte at which the body starts, and the version of the file that the server has."""
+    answer = f"{response.status_code} {response.reason}"
+    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
+    if response.status_code == 416:
+        raise _StartAgain(f"the server answered {answer}")
+    if response.status_code in TRANSIENT_STATUS:
+        raise _TryAgain(f"the server answered {answer}")
+    if response.status_code == 200:
+        start, num_bytes = 0, response.raw.length_remaining
+    elif response.status_code == 206 and found:
+        start, num_bytes = int(found[1]), None if found[2] == "*" else int(found[2])
+    else:
+        raise NotServed(f"{response.url} answers {answer} instead of sending a file")
+    return start, _Version(url, num_bytes, response.headers.get("ETag"), response.headers.get("Last-Modified"))
+
+
+def _append(response: requests.Response, part: _PartialFile, there: int, total: int | None, progress: Progress) -> None:
+    """Write the body at the end of the partial file, whose first `there` bytes have arrived before."""
     progress(there, total)
-    with partial.path.open("ab") as file:
-        for chunk in body.chunks:
-            there += len(chunk)
-            if total is not None and there > total:
-                partial.forget()
-                raise DataError(f"{url} sends more than the {total:,} bytes that are expected: it is another file")
-            file.write(chunk)
-            file.flush()  # a kill must not cost what has come
-            progress(there, total)
+    body: Any = response.raw
+    with part.path.open("ab") as file:
+        try:
+            # read() would collect a whole chunk first and lose it when the connection stalls or Ctrl-C comes.
+            while chunk := body.read1(CHUNK_BYTES):
+                there += len(chunk)
+                if total is not None and there > total:
+                    part.remove()
+                    raise DataError(
+                        f"{response.url} sends more than the {total:,} bytes that are expected: it is another file"
+                    )
+                file.write(chunk)
+                file.flush()  # a kill must not lose what has arrived
+                progress(there, total)
+        except urllib3.exceptions.ProtocolError:
+            if total is None:
+                raise
     if total is not None and there < total:
-        raise Broken(f"the connection ended after {there:,} of {total:,} bytes")
+        raise _TryAgain(f"the connection ended after {there:,} of {total:,} bytes")
 
 
-def _refuse_full_disk(folder: Path, num_bytes: int) -> None:
+def _check_free_space(folder: Path, num_bytes: int) -> None:
     free_bytes = shutil.disk_usage(folder).free
     if num_bytes + RESERVE_BYTES > free_bytes:
         raise DataError(
             f"{folder} has {free_bytes:,} bytes free; {num_bytes:,} more are to come and {RESERVE_BYTES:,} stay in "
             "reserve. Make room or give another --root"
         )
-
-
-def _ignore(*_: object) -> None:
-    """Nobody is looking."""

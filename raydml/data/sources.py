@@ -1,7 +1,7 @@
-"""Where the archives of the public benchmarks lie, and what is known of the files at these addresses.
+"""The addresses of the public benchmarks' archives, with the sizes and checksums of the files.
 
-A table of facts; nothing is fetched here. Sizes and checksums were compared with the tables of public libraries, named
-at each entry: they say what others received from there, not that an address answers today.
+Sizes and checksums come from the tables of public libraries, named at each entry: they state what others received from
+an address, not that it answers today.
 """
 
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Archive:
-    """One file to fetch, and the one folder of it that is wanted.
+    """One file to fetch and the folder in it that holds the data set.
 
-    url: http or https. file_name: how it is called on disk, ending in .zip, .tgz or .tar.gz. num_bytes: its size, None
-    where unknown. digest: "sha256:<hex>" or "md5:<hex>" of the file, None where unknown. verified: whether size and
-    digest were seen in a published source; False means from memory. folder: the top folder inside the archive that
-    becomes root/<folder>. max_unpacked_bytes: more than this uncompressed is refused as a bomb.
+    url: http or https. file_name: its name on disk, ending in .zip, .tgz or .tar.gz. num_bytes: its size, None if
+    unknown. digest: "sha256:<hex>" or "md5:<hex>" of the file, None if unknown. verified: whether size and digest come
+    from a published source; False means from memory. folder: the top folder inside the archive that becomes
+    root/<folder>. max_unpacked_bytes: an archive that holds more uncompressed is refused.
     """
 
     url: str
@@ -27,20 +27,20 @@ class Archive:
 
 
 @dataclass(frozen=True)
-class Source:
-    """How a benchmark is had. archives: what can be fetched, empty where nothing can. by_hand: what a person does."""
+class DownloadSource:
+    """How to get a benchmark. archives: what a program can fetch, perhaps nothing. by_hand: what a person can do."""
 
     archives: tuple[Archive, ...]
     by_hand: str
 
 
-SOURCES: dict[str, Source] = {
-    "cub200": Source(
+SOURCES: dict[str, DownloadSource] = {
+    "cub200": DownloadSource(
         archives=(
             Archive(
-                # The address: pytorch-metric-learning, datasets/cub.py. Many loaders pair it with the md5
-                # 97eceeb196236b17998738112f37df78; torchvision-style loaders pair that md5 with a copy on Google Drive,
-                # whose size and sha256 TensorFlow Datasets lists (url_checksums/caltech_birds2011.txt).
+                # Address: pytorch-metric-learning, datasets/cub.py. Many loaders give the md5
+                # 97eceeb196236b17998738112f37df78 for it; torchvision-style loaders give the same md5 for a copy on
+                # Google Drive, whose size and sha256 are in TensorFlow Datasets (url_checksums/caltech_birds2011.txt).
                 url="https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
                 file_name="CUB_200_2011.tgz",
                 num_bytes=1_150_585_339,
@@ -55,21 +55,21 @@ SOURCES: dict[str, Source] = {
             "Not the archive of 2010 (CUB-200), which has the same classes and other images."
         ),
     ),
-    "cars196": Source(
+    "cars196": DownloadSource(
         archives=(),
         by_hand=(
             "The official address (ai.stanford.edu/~jkrause/cars) has answered 404 since 2023. Get car_ims.tgz and "
-            "cars_annos.mat from somebody who has them, or fetch a copy whose origin you trust. Seen in public code, "
-            "never tried by us and without a known checksum: http://ftp.cs.stanford.edu/cs/cvgl/CARS196.zip, said to "
-            "hold cars_annos.mat and the images."
+            "cars_annos.mat from somebody who has them, or fetch a copy whose origin you trust. Public code names "
+            "http://ftp.cs.stanford.edu/cs/cvgl/CARS196.zip (cars_annos.mat and the images); its checksum is unknown "
+            "and raydml has not tried it."
         ),
     ),
-    "sop": Source(
+    "sop": DownloadSource(
         archives=(
             Archive(
-                # The address: ChainerCV. Size and sha256: TensorFlow Datasets (url_checksums/
-                # stanford_online_products.txt), which gives them for this path at cs.stanford.edu by ftp.
-                # Plain http is enough: what comes back is held against the sha256.
+                # Address: ChainerCV. Size and sha256: TensorFlow Datasets (url_checksums/stanford_online_products.txt),
+                # which gives them for this path at cs.stanford.edu by ftp.
+                # Plain http is enough: the sha256 is checked.
                 url="http://ftp.cs.stanford.edu/cs/cvgl/Stanford_Online_Products.zip",
                 file_name="Stanford_Online_Products.zip",
                 num_bytes=3_083_860_082,
@@ -84,19 +84,19 @@ SOURCES: dict[str, Source] = {
             "the copy on Google Drive that the authors name, file 1TclrpQOF_ullUP99wk_gjGN8pKvtErG8."
         ),
     ),
-    "inshop": Source(
+    "inshop": DownloadSource(
         archives=(),
         by_hand=(
-            "The authors give it out on Google Drive, from https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/"
+            "The authors share it on Google Drive, at https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/"
             "InShopRetrieval.html: fetch Img/img.zip (the images of 256 x 256 px, not img_highres.zip) and "
             "Eval/list_eval_partition.txt, and unpack img.zip."
         ),
     ),
-    "vehicleid": Source(
+    "vehicleid": DownloadSource(
         archives=(),
         by_hand=(
-            "PKU gives VehicleID out on request and under an agreement for research: https://www.pkuml.org. Unpack "
-            "what you receive."
+            "PKU shares VehicleID on request, under a research agreement: https://www.pkuml.org. Unpack the files "
+            "that you receive."
         ),
     ),
 }

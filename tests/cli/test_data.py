@@ -12,17 +12,17 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import filelock
 import pytest
 import typer
 from PIL import Image
 from typer.testing import CliRunner
 
 from raydml.cli import data, main
-from raydml.data import install as install_module
 from raydml.data.benchmarks import BENCHMARKS
 from raydml.data.catalog import DataError
-from raydml.data.install import install
-from raydml.data.sources import SOURCES, Archive, Source
+from raydml.data.download import LOCK_FILE, install
+from raydml.data.sources import SOURCES, Archive, DownloadSource
 
 ROOT = Path(__file__).parents[2]
 
@@ -99,7 +99,7 @@ def source(server, **more):
         "folder": "CUB_200_2011",
         "max_unpacked_bytes": 10**7,
     }
-    return Source((Archive(**{**facts, **more}),), "Ask a friend.")
+    return DownloadSource((Archive(**{**facts, **more}),), "Ask a friend.")
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_download_fetches_checks_and_unpacks_and_then_has_nothing_to_do(app, ser
     assert "left in the archive: 'attributes.txt'" in result.stderr
     assert "not confirmed" not in result.output
     assert len(list((root / "CUB_200_2011" / "images").rglob("*.jpg"))) == 4
-    assert {path.name for path in root.iterdir()} == {"CUB_200_2011", "CUB_200_2011.tgz", install_module.LOCK_FILE}
+    assert {path.name for path in root.iterdir()} == {"CUB_200_2011", "CUB_200_2011.tgz", LOCK_FILE}
     for again in (root, root / "CUB_200_2011"):
         result = run(app, "download", "cub200", "--root", again)
         assert result.exit_code == 0
@@ -202,7 +202,7 @@ def test_a_folder_that_is_there_but_is_no_data_set_is_left_alone_and_told(app, s
     (tmp_path / "CUB_200_2011").mkdir()
     result = run(app, "download", "cub200", "--root", tmp_path)
     assert result.exit_code == 2
-    assert f"{tmp_path / 'CUB_200_2011'} is there already" in result.stderr
+    assert f"{tmp_path / 'CUB_200_2011'} exists already" in result.stderr
     assert "images.txt" in result.stderr
     assert server.starts == []
 
@@ -216,7 +216,7 @@ def test_a_folder_can_be_made_again_from_the_archive_without_the_network(app, se
 
 
 @pytest.mark.parametrize(
-    ("digest", "why"), [(None, "none to compare"), ("md5:" + hashlib.md5(BIRDS).hexdigest(), "from memory")]
+    ("digest", "why"), [(None, "none is known"), ("md5:" + hashlib.md5(BIRDS).hexdigest(), "from memory")]
 )
 def test_a_checksum_that_nobody_confirmed_is_said_to_be_one(app, server, tmp_path, monkeypatch, digest, why):
     monkeypatch.setitem(SOURCES, "cub200", source(server, digest=digest, verified=False))
@@ -264,19 +264,19 @@ def test_two_downloads_into_one_folder_are_one_too_many(server, tmp_path):
         pass
 
     with (
-        install_module._alone_in(tmp_path),
+        filelock.FileLock(tmp_path / LOCK_FILE),
         pytest.raises(DataError, match="another download is at work"),
     ):
-        install(source(server), tmp_path, progress=ignore, tell=ignore)
+        install(source(server), tmp_path, progress=ignore, report=ignore)
     assert server.starts == []
-    install(source(server), tmp_path, progress=ignore, tell=ignore)
+    install(source(server), tmp_path, progress=ignore, report=ignore)
 
 
 def test_a_root_that_cannot_be_is_refused(app, server, tmp_path, monkeypatch):
     monkeypatch.setitem(SOURCES, "cub200", source(server))
     (tmp_path / "file").write_bytes(b"")
     result = run(app, "download", "cub200", "--root", tmp_path / "file" / "root")
-    assert (result.exit_code, "cannot make the folder" in result.stderr) == (2, True)
+    assert (result.exit_code, "cannot write to the folder" in result.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -286,7 +286,8 @@ def test_an_interrupted_download_goes_on_where_it_was(app, server, tmp_path, mon
     code = (
         # A shell that starts the tests in the background has them ignore Ctrl-C, and so would this child.
         "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "import typer\nfrom raydml.cli import data, main\nfrom raydml.data.sources import SOURCES, Archive, Source\n"
+        "import typer\nfrom raydml.cli import data, main\n"
+        "from raydml.data.sources import SOURCES, Archive, DownloadSource\n"
         f"SOURCES['cub200'] = {one!r}\n"
         "app = typer.Typer(cls=main.Front)\napp.add_typer(data.data, name='data')\n"
         f"app(['data', 'download', 'cub200', '--root', {str(tmp_path)!r}])\n"
@@ -302,7 +303,7 @@ def test_an_interrupted_download_goes_on_where_it_was(app, server, tmp_path, mon
     assert there.read_bytes() == BIRDS[:half]
     if how == signal.SIGINT:
         assert process.returncode == 130
-        assert "the same command goes on from there" in errors
+        assert "the same command continues there" in errors
     else:
         assert process.returncode == -how
     server.slow = False

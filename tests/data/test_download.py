@@ -9,10 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import requests
 
 from raydml.data.catalog import DataError
-from raydml.data.download import Patience, fetch
-from raydml.data.http_body import NotServed
+from raydml.data.download import NotServed, Patience, _Session, fetch
 from raydml.data.sources import Archive
 
 BODY = random.Random(1).randbytes(300_000)
@@ -165,7 +165,7 @@ def test_a_file_that_is_there_is_checked_and_not_fetched(server, tmp_path):
 
 def test_a_file_of_that_name_that_is_another_is_refused_and_kept(server, tmp_path):
     (tmp_path / "archive.tgz").write_bytes(OTHER)
-    with pytest.raises(DataError, match=f"is there already, but its sha256 is {hashlib.sha256(OTHER).hexdigest()}"):
+    with pytest.raises(DataError, match=f"exists already, but its sha256 is {hashlib.sha256(OTHER).hexdigest()}"):
         get(archive(server), tmp_path)
     assert (tmp_path / "archive.tgz").read_bytes() == OTHER
     assert server.requests == []
@@ -177,11 +177,11 @@ def test_a_file_of_that_name_that_is_another_is_refused_and_kept(server, tmp_pat
 def test_a_cut_connection_is_resumed_at_the_byte_where_it_ended(server, tmp_path):
     headers = {"ETag": '"one"', "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}
     server.answers = [Answer(headers=headers, cut=100_000), Answer(headers=headers)]
-    told = []
-    assert get(archive(server), tmp_path, tell=told.append).read_bytes() == BODY
+    reported = []
+    assert get(archive(server), tmp_path, report=reported.append).read_bytes() == BODY
     assert ranges(server) == [None, "bytes=100000-"]
     assert server.requests[1]["If-Range"] == '"one"'
-    assert "the connection ended after 100,000 of 300,000 bytes" in told[0]
+    assert "the connection ended after 100,000 of 300,000 bytes" in reported[0]
     assert names(tmp_path) == ["archive.tgz"]
 
 
@@ -202,7 +202,7 @@ def test_a_weak_etag_never_stands_in_if_range(server, tmp_path, headers, if_rang
 
 def test_a_later_call_goes_on_where_an_earlier_one_gave_up(server, tmp_path):
     server.answers = [Answer(headers={"ETag": '"one"'}, cut=120_000)]
-    with pytest.raises(NotServed, match=r"120,000 bytes are in .*partial, and the same command goes on from there"):
+    with pytest.raises(NotServed, match=r"120,000 bytes are in .*partial, and the same command continues there"):
         get(archive(server), tmp_path, patience=Patience(num_retries=0))
     assert partial_of(tmp_path) == BODY[:120_000]
     server.answers = [Answer(headers={"ETag": '"one"'})]
@@ -304,7 +304,7 @@ def test_without_etag_date_and_digest_nothing_could_tell_versions_apart(server, 
 
 def test_a_stalled_connection_is_given_up_retried_and_told(server, tmp_path):
     server.answers = [Answer(cut=40_000, stalls=True)]
-    with pytest.raises(NotServed, match=r"no byte came for 0\.4 s \(3 tries in a row\); 120,000 .*goes on from there"):
+    with pytest.raises(NotServed, match=r"no byte came for 0\.4 s \(3 tries in a row\); 120,000 .*continues there"):
         get(archive(server), tmp_path)
     assert ranges(server) == [None, "bytes=40000-", "bytes=80000-"]
     assert partial_of(tmp_path) == BODY[:120_000]
@@ -318,7 +318,7 @@ def test_a_server_that_does_not_even_answer(tmp_path):
         one = Archive(url, "archive.tgz", None, None, True, "archive", 1)
         with pytest.raises(NotServed, match=r"no byte came for 0\.2 s \(2 tries"):
             get(one, tmp_path, Patience(stall_s=0.2, num_retries=1, wait_s=0.01))
-    with pytest.raises(NotServed, match=r"ConnectionRefusedError.*\(2 tries .*nothing has arrived"):
+    with pytest.raises(NotServed, match=r"Connection refused.*\(2 tries .*nothing has arrived"):
         get(one, tmp_path, Patience(stall_s=0.2, num_retries=1, wait_s=0.01))
 
 
@@ -349,11 +349,11 @@ def test_an_error_that_may_pass_is_retried_and_one_that_will_not_is_not(server, 
     for status in (401, 403, 404, 410):
         server.requests.clear()
         server.answers = [Answer(b"gone", status=status)]
-        with pytest.raises(NotServed, match=f"answers: {status}"):
+        with pytest.raises(NotServed, match=f"answers {status} "):
             get(archive(server), tmp_path)
         assert len(server.requests) == 1
     server.answers = [Answer(b"", status=204)]
-    with pytest.raises(NotServed, match="204 No Content, which is no file"):
+    with pytest.raises(NotServed, match="204 No Content instead of"):
         get(archive(server), tmp_path)
     assert names(tmp_path) == []
 
@@ -418,7 +418,7 @@ def test_a_digest_from_memory_is_said_to_be_one_and_can_be_overruled(server, tmp
     server.answers = [Answer(OTHER)]
     one = archive(server, digest="md5:" + "0" * 32, verified=False)
     found = hashlib.sha256(OTHER).hexdigest()
-    with pytest.raises(DataError, match=f"from memory and not confirmed: they may be wrong.*--sha256 {found}"):
+    with pytest.raises(DataError, match=f"from memory and may be wrong.*--sha256 {found}"):
         get(one, tmp_path)
     assert get(one, tmp_path, accepted_sha256=found.upper()).read_bytes() == OTHER
     assert len(server.requests) == 1, "what had come is taken back"
@@ -441,7 +441,7 @@ def test_an_accepted_sha256_stands_for_size_and_digest(server, tmp_path):
 @pytest.mark.parametrize("status", [301, 302, 307])
 def test_a_redirect_to_another_scheme_is_refused(server, tmp_path, target, status):
     server.answers = [Answer(b"", status=status, headers={"Location": target})]
-    with pytest.raises(NotServed, match="redirects where we do not follow"):
+    with pytest.raises(NotServed, match="No connection adapters were found"):
         get(archive(server), tmp_path)
     assert len(server.requests) == 1
     assert names(tmp_path) == []
@@ -454,16 +454,26 @@ def test_a_redirect_on_the_web_is_followed_with_its_range(server, tmp_path):
     assert ranges(server) == [None, "bytes=100000-", "bytes=100000-"]
 
 
+@pytest.mark.parametrize("target", ["http://elsewhere/x", "HTTP://elsewhere/x"])
+def test_a_redirect_from_https_to_http_is_refused(target):
+    answer = requests.Response()
+    answer.status_code, answer.url, answer.headers["Location"] = 302, "https://here/x", target
+    with pytest.raises(NotServed, match="not encrypted"):
+        _Session().get_redirect_target(answer)
+    answer.headers["Location"] = "/moved"
+    assert _Session().get_redirect_target(answer) == "/moved"
+
+
 def test_a_circle_of_redirects_ends(server, tmp_path):
     server.answers = [Answer(b"", status=302, headers={"Location": server.url})]
-    with pytest.raises(NotServed, match="redirects where we do not follow"):
+    with pytest.raises(NotServed, match="Exceeded 30 redirects"):
         get(archive(server), tmp_path)
-    assert len(server.requests) < 30
+    assert len(server.requests) == 31
 
 
 @pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://127.0.0.1/x", "archive.tgz"])
 def test_other_addresses_are_not_opened(server, tmp_path, url):
-    with pytest.raises(NotServed, match="neither an http nor an https address"):
+    with pytest.raises(NotServed, match=r"No connection adapters|No scheme supplied"):
         get(archive(server, url=url), tmp_path)
 
 
