@@ -1,4 +1,4 @@
-"""Arguments that several commands share, and how commands name things to the user."""
+"""Arguments that several commands share, and the names of studies and paths in messages."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ TrackingUri = Annotated[
 
 
 class CommandError(ValueError):
-    """An argument of a command that cannot be followed, with the cure."""
+    """An argument that a command cannot use; the message has the cure."""
 
 
-def program(context: typer.Context) -> str:
-    """What the user typed to get here: ``uv run launch.py``."""
+def program_of(context: typer.Context) -> str:
+    """The words that started this program, such as ``uv run launch.py``."""
     return context.find_root().info_name or "raydml"
 
 
 def study_argument(folder: Path) -> str:
-    """How a command must name this study from here: by name if it lies in the default storage, else by its folder."""
+    """The study as an argument of a command: its name if it is in the default storage, else its folder."""
     default = STORAGE.resolve() / folder.name
     return shlex.quote(folder.name if folder.resolve() == default else tables.short_path(folder))
 
 
 def embedded_store(storage: Path) -> str:
-    """The MLflow store of studies that name none."""
+    """The MLflow store of a study without a tracking URI."""
     from raydml.tracking.store import default_uri
 
     return default_uri(storage)
@@ -68,10 +68,10 @@ def registered_model(folder: Path) -> str | None:
 
 
 def new_console() -> Console:
-    """Standard output; brackets in names and paths are not markup, and numbers get no colours of their own."""
+    """A console on standard output that prints brackets as they are and does not colour numbers."""
     return Console(markup=False, highlight=False)
 
 
 def echo(console: Console, text: str) -> None:
-    """Text as it is: no markup, no colours, no line breaks of rich's own."""
+    """Print text unchanged: no markup, no colours, no line breaks by rich."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.table import Table
 from rich.text import Text
 
-from raydml.cli.arguments import CommandError, new_console, program
+from raydml.cli.arguments import CommandError, new_console, program_of
 
 if TYPE_CHECKING:
     from raydml.data.benchmarks import Benchmark
@@ -72,7 +72,7 @@ def download(
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise CommandError(f"--sha256 {sha256!r} is no sha256: 64 hexadecimal digits are wanted, as sha256sum prints")
     source, benchmark = SOURCES[name], BENCHMARKS[name]
-    then = f"{program(context)} data check {name} --root {shlex.quote(str(root))}"
+    then = f"{program_of(context)} data check {name} --root {shlex.quote(str(root))}"
     try:
         typer.echo(f"{benchmark.title} is in {folder_of(name, root)} already; whether it is whole tells: {then}")
         return

@@ -1,4 +1,4 @@
-"""The command evaluate: a model, a bare backbone or kept embeddings, on its own classes or on any images."""
+"""The command evaluate: a model, a bare backbone or saved embeddings, on its own classes or on other images."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import typer
 
 from raydml.cli import tables
 from raydml.cli.arguments import STORAGE, CommandError, Storage, TrackingUri, echo, new_console
-from raydml.cli.models import (
+from raydml.cli.targets import (
     DataRoot,
-    Located,
-    as_checkpoint,
+    FoundModel,
+    checkpoint_from_export,
     deliver_test_read,
-    locate,
+    find_model,
     record_test_read,
     with_data_root,
 )
@@ -41,7 +41,7 @@ ToEvaluate = Annotated[
 
 
 class _Result(NamedTuple):
-    """What one evaluation found, and what it is of."""
+    """The metrics of one evaluation, a title and a source for the screen, and the facts for --json."""
 
     evaluated: Evaluated
     title: str
@@ -53,32 +53,34 @@ def evaluate(
     target: ToEvaluate,
     on: Annotated[
         Literal["val", "test"] | None,
-        typer.Option(help="Which classes, val unless said; each read of test is recorded."),
+        typer.Option(help="Which classes; default val. Each read of the test classes is recorded."),
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER|NAME", help="Other images: a folder of class folders, or a data set's name."),
+        typer.Option(metavar="FOLDER|NAME", help="Other images: a folder of class folders, or the name of a data set."),
     ] = None,
     distractors: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="With --data: images to search among that are never right.")
+        Path | None, typer.Option(metavar="FOLDER", help="With --data: a folder of gallery images that match no query.")
     ] = None,
     metrics: Annotated[
-        str, typer.Option(help="Groups, by commas: retrieval, ranking, clustering, geometry; or all.")
+        str, typer.Option(help="Groups, separated by commas: retrieval, ranking, clustering, geometry; or all.")
     ] = "retrieval",
     codes: Annotated[
-        str | None, typer.Option(help="By commas: float, binary (signs, Hamming), int8. Default: as trained.")
+        str | None,
+        typer.Option(help="Separated by commas: float, binary (signs, Hamming), int8. Default: as trained."),
     ] = None,
     recall_at: Annotated[
         str | None, typer.Option(metavar="K,K", help="The k of Recall@k. Default: as trained.")
     ] = None,
     untrained: Annotated[
-        bool | None, typer.Option("--untrained/--no-untrained", help="Score the network before training, too (it is).")
+        bool | None,
+        typer.Option("--untrained/--no-untrained", help="Also score the untrained network; the default."),
     ] = None,
     skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="With --data: leave out files that give no pixels.")
+        bool, typer.Option("--skip-unreadable", help="With --data: leave out files that cannot be decoded.")
     ] = False,
     save_embeddings: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keep the embeddings (.npz), to be scored again.")
+        Path | None, typer.Option(metavar="FILE", help="Save the embeddings (.npz); they can be scored again.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     data_root: DataRoot = None,
@@ -87,14 +89,14 @@ def evaluate(
 ) -> None:
     """Score a model on val or test classes, or on other images.
 
-    Intervals are 95 % bootstrap intervals over the queries, class by class: they say what other queries would have
-    changed, not what another training run would."""
+    Intervals are 95 % bootstrap intervals over queries, class by class. They cover the choice of the queries, not the
+    variation between training runs."""
     from raydml.inference.bare_backbones import PREFIXES
 
     if save_embeddings is not None and save_embeddings.suffix != ".npz":
         raise CommandError(f"--save-embeddings {save_embeddings}: the file is a NumPy archive. Cure: name it *.npz")
     if save_embeddings is not None:
-        try:  # before the work rather than after it
+        try:  # fails now rather than after the work
             save_embeddings.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CommandError(
@@ -107,35 +109,35 @@ def evaluate(
             name for name, value in (("--save-embeddings", save_embeddings), ("--data", data)) if value is not None
         ]
     if given and (target.endswith(".npz") or data is not None):
-        what = "embeddings that were kept" if target.endswith(".npz") else "other images"
-        raise CommandError(f"{', '.join(given)}: without effect on {what}. Cure: leave it out")
+        what = "saved embeddings" if target.endswith(".npz") else "other images"
+        raise CommandError(f"{', '.join(given)}: has no effect on {what}. Cure: leave it out")
     if distractors is not None and data is None:
         raise CommandError("--distractors goes with --data. Cure: --data FOLDER with the images to be found")
-    wanted = _wanted(metrics, codes, recall_at)
+    wanted = _metric_settings(metrics, codes, recall_at)
     if target.endswith(".npz"):
         result = _of_embeddings(Path(target), wanted)
     elif data is not None:
         with ExitStack() as stack:
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="raydml-")))
-            found = None if target.startswith(PREFIXES) else locate(target, storage, tracking_uri, scratch)
-            source = _Source(target, found, scratch, storage, data_root, skip_unreadable)
+            found = None if target.startswith(PREFIXES) else find_model(target, storage, tracking_uri, scratch)
+            source = _ModelSource(target, found, scratch, storage, data_root, skip_unreadable)
             result = _on_other_images(source, data, distractors, wanted, save_embeddings)
     elif target.startswith(PREFIXES):
         raise CommandError(f"TARGET = {target!r} has no classes of its own. Cure: --data FOLDER, or --data cub200")
     else:
         with ExitStack() as stack:
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="raydml-")))
-            found = locate(target, storage, tracking_uri, scratch)
-            source = _Source(target, found, scratch, storage, data_root)
+            found = find_model(target, storage, tracking_uri, scratch)
+            source = _ModelSource(target, found, scratch, storage, data_root)
             result = _on_own_classes(source, on or "val", wanted, untrained is not False, save_embeddings)
     _print(result, as_json, save_embeddings)
 
 
-class _Source(NamedTuple):
-    """Where a model comes from. found: None for a bare backbone."""
+class _ModelSource(NamedTuple):
+    """A TARGET and what is needed to open it. found: None for a bare backbone."""
 
     target: str
-    found: Located | None
+    found: FoundModel | None
     scratch: Path
     storage: Path
     data_root: Path | None
@@ -154,14 +156,14 @@ class _Source(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What was fetched from MLflow is gone afterwards; its name there stays."""
+        """The model for the screen: its place in MLflow if it was downloaded, because the download is deleted."""
         if self.found is None or self.found.folder.is_relative_to(self.scratch):
             return self.target
         return tables.short_path(self.found.folder)
 
 
-def _wanted(metrics: str, codes: str | None, recall_at: str | None) -> dict[str, Any]:
-    """What was asked for in so many words; the rest is the trial's."""
+def _metric_settings(metrics: str, codes: str | None, recall_at: str | None) -> dict[str, Any]:
+    """The metric settings that the command line gives; the others come from the trial."""
     from raydml.evaluation.scoring import CODES, GROUPS
 
     groups = GROUPS if metrics == ALL else _chosen("--metrics", metrics, (*GROUPS, ALL))
@@ -172,7 +174,9 @@ def _wanted(metrics: str, codes: str | None, recall_at: str | None) -> dict[str,
         try:
             wanted["recall_at"] = tuple(sorted({int(k) for k in recall_at.split(",")}))
         except ValueError as error:
-            raise CommandError(f"--recall-at {recall_at}: whole numbers by commas, such as 1,10,100") from error
+            raise CommandError(
+                f"--recall-at {recall_at}: whole numbers separated by commas, such as 1,10,100"
+            ) from error
         if wanted["recall_at"][0] < 1:
             raise CommandError(f"--recall-at {recall_at}: k is at least 1")
     return wanted
@@ -182,12 +186,12 @@ def _chosen(option: str, text: str, choices: tuple[str, ...]) -> list[str]:
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in choices:
-            raise CommandError(f"{option} {text}: {name!r} is none of {', '.join(choices)}")
+            raise CommandError(f"{option} {text}: {name!r} is not one of {', '.join(choices)}")
     return names
 
 
 def _on_own_classes(
-    source: _Source, on: Literal["val", "test"], wanted: dict[str, Any], untrained: bool, save_to: Path | None
+    source: _ModelSource, on: Literal["val", "test"], wanted: dict[str, Any], untrained: bool, save_to: Path | None
 ) -> _Result:
     from raydml.config.trial import parse_trial
     from raydml.evaluation.embed import wanted_by
@@ -196,7 +200,9 @@ def _on_own_classes(
 
     found = source.found
     assert found is not None
-    folder = found.folder if found.is_checkpoint else as_checkpoint(found.folder, source.scratch / "as-checkpoint")
+    folder = (
+        found.folder if found.is_checkpoint else checkpoint_from_export(found.folder, source.scratch / "checkpoint")
+    )
     card = checkpoint.load_card(folder)
     key = record_test_read(found, source.target, source.storage) if on == "test" else None
     evaluated = evaluate_checkpoint(
@@ -216,7 +222,7 @@ def _on_own_classes(
 
 
 def _on_other_images(
-    source: _Source, data: str, distractors: Path | None, wanted: dict[str, Any], save_to: Path | None
+    source: _ModelSource, data: str, distractors: Path | None, wanted: dict[str, Any], save_to: Path | None
 ) -> _Result:
     from raydml.evaluation.embed import device_of
     from raydml.evaluation.saved_embeddings import save_embeddings
@@ -237,8 +243,8 @@ def _on_other_images(
         from raydml.inference.checkpoints import load_network
         from raydml.training import checkpoint
 
-        exported = None if source.found.is_checkpoint else source.scratch / "as-checkpoint"
-        folder = source.found.folder if exported is None else as_checkpoint(source.found.folder, exported)
+        exported = None if source.found.is_checkpoint else source.scratch / "checkpoint"
+        folder = source.found.folder if exported is None else checkpoint_from_export(source.found.folder, exported)
         network, preprocessing, _ = load_network(folder)
         card = checkpoint.load_card(folder)
         trial = parse_trial(card["trial"])
@@ -247,7 +253,7 @@ def _on_other_images(
         epoch = f", best epoch {card.get('best_epoch')}"
     machine = source.machine
     asked = _wanted_of({"recall_at": recall_at, "codes": codes} | wanted)
-    collection = _sealed(data, source, machine.data_root)
+    collection = _collection(data, source, machine.data_root)
     others = None if distractors is None else _distractors(distractors, source)
     saved = embed_collection(
         network,
@@ -261,7 +267,7 @@ def _on_other_images(
     if save_to is not None:
         save_embeddings(save_to, *saved[:2], class_names=saved.class_names, paths=saved.paths, roles=saved.roles,
                         facts=saved.facts)  # fmt: skip
-    if "recall_at" not in wanted:  # the k were chosen for other images
+    if "recall_at" not in wanted:  # the k of the trial were chosen for other images
         asked = asked._replace(recall_at=tuple(k for k in asked.recall_at if k < len(saved.labels)) or (1,))
     evaluated = evaluate_saved(saved, asked, device_of(machine))
     if source.found is not None and source.found.study is not None:
@@ -276,8 +282,8 @@ def _wanted_of(settings: dict[str, Any]) -> Wanted:
     return Wanted(**settings)
 
 
-def _sealed(data: str, source: _Source, data_root: Path | None) -> Sealed:
-    """The data set of --data, opened with a record: it may hold the sealed classes of some study."""
+def _collection(data: str, source: _ModelSource, data_root: Path | None) -> Sealed:
+    """Open the data set of --data with a record of the read: it may hold the test classes of a study."""
     from raydml.data.catalog import DataError
     from raydml.data.datasets import DATASETS, open_catalog
     from raydml.inference.evaluate_other import Sealed
@@ -288,17 +294,17 @@ def _sealed(data: str, source: _Source, data_root: Path | None) -> Sealed:
         catalog = open_catalog(data, data_root)
     else:
         raise DataError(f"--data {data}: no such folder, and no data set of that name. Names: {', '.join(DATASETS)}")
-    return Sealed(catalog, _recorded(source, f"--data {data}"))
+    return Sealed(catalog, _record_read(source, f"--data {data}"))
 
 
-def _distractors(folder: Path, source: _Source) -> Sealed:
-    """Images in a folder of any shape: whatever is below it, whichever class it may be."""
+def _distractors(folder: Path, source: _ModelSource) -> Sealed:
+    """Open all images below a folder as one class of distractors."""
     from raydml.data.catalog import Row, catalog_of
     from raydml.inference.evaluate_other import Sealed
     from raydml.inference.gallery import image_names
 
     rows = [Row(name, "distractor", *_size_and_time(folder / name)) for name in image_names(folder)]
-    return Sealed(catalog_of("distractors", folder.resolve(), rows), _recorded(source, f"--distractors {folder}"))
+    return Sealed(catalog_of("distractors", folder.resolve(), rows), _record_read(source, f"--distractors {folder}"))
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:
@@ -306,12 +312,12 @@ def _size_and_time(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _recorded(source: _Source, what: str) -> Any:
+def _record_read(source: _ModelSource, what: str) -> Any:
     return record_test_read(source.found, source.target, source.storage, what)
 
 
 def _of_embeddings(path: Path, wanted: dict[str, Any]) -> _Result:
-    """Kept embeddings, scored again without the model. Those that may be of test classes count as a read of them."""
+    """Score saved embeddings without the model. Embeddings that may be of test classes count as a read of them."""
     from raydml.evaluation.saved_embeddings import load_embeddings
     from raydml.inference.evaluate_other import evaluate_saved
 
@@ -320,7 +326,7 @@ def _of_embeddings(path: Path, wanted: dict[str, Any]) -> _Result:
         origins = [path.absolute(), Path(str(saved.facts.get("checkpoint", ""))).absolute()]
         above = (parent for origin in origins for parent in origin.parents)
         study = next((folder for folder in above if (folder / "study.json").exists()), None)
-        record_test_read(Located(path.absolute(), study, False), str(path.absolute()), path.absolute().parent)
+        record_test_read(FoundModel(path.absolute(), study, False), str(path.absolute()), path.absolute().parent)
         if study is not None:
             deliver_test_read(study)
     settings = {"recall_at": tuple(saved.facts.get("recall_at") or DEFAULT_RECALL_AT)} | wanted

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from raydml.cli.arguments import STORAGE, CommandError, Storage, TrackingUri, echo, new_console, program
-from raydml.cli.models import Located, Model, deliver, locate
+from raydml.cli.arguments import STORAGE, CommandError, Storage, TrackingUri, echo, new_console, program_of
+from raydml.cli.targets import FoundModel, Model, deliver, find_model
 
 if TYPE_CHECKING:
     from raydml.inference.export import EmbeddingModel
@@ -57,7 +57,7 @@ def export(
         size = (out / ONNX).stat().st_size / _MEGABYTE
         echo(console, f"{out / ONNX}  {size:,.1f} MB, checked in ONNX Runtime: within {difference:.0e} of the network")
         echo(console, f"  what it takes, with an example: {out / 'README.md'}")
-    echo(console, f"to search images with it: {program(context)} index {shlex.quote(str(out))} FOLDER INDEX")
+    echo(console, f"to search images with it: {program_of(context)} index {shlex.quote(str(out))} FOLDER INDEX")
 
 
 def index(
@@ -98,7 +98,7 @@ def index(
     echo(console, f"{out}  {len(kept):,} images, {model.embedding_dim} dimensions, {size:,.1f} MB with the model")
     if log and found.study is not None:
         log_gallery(found.study, out)
-    echo(console, f"{program(context)} search {shlex.quote(str(out))} IMAGE")
+    echo(console, f"{program_of(context)} search {shlex.quote(str(out))} IMAGE")
 
 
 def search(
@@ -150,13 +150,13 @@ def refuse_used(out: Path) -> None:
         raise CommandError(f"OUT = {str(out)!r} exists and is not empty. Cure: name a new folder")
 
 
-def located(target: str, storage: Path, tracking_uri: str | None, stack: ExitStack) -> Located:
+def located(target: str, storage: Path, tracking_uri: str | None, stack: ExitStack) -> FoundModel:
     """The model that TARGET means; what is fetched for it lasts as long as ``stack``."""
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="raydml-")))
-    return locate(target, storage, tracking_uri, scratch)
+    return find_model(target, storage, tracking_uri, scratch)
 
 
-def load_model(found: Located, device: str = "cpu") -> EmbeddingModel:
+def load_model(found: FoundModel, device: str = "cpu") -> EmbeddingModel:
     """The network of a checkpoint or of an exported model. Raises ExportError, CheckpointError and WeightsError."""
     from raydml.inference.export import EmbeddingModel, load_checkpoint
 

@@ -1,4 +1,4 @@
-"""Commands that tell what can be written into a search space: list and schema."""
+"""Commands about the contents of a search space: list and schema."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def list_plugins(
     kind: Annotated[Kind, typer.Argument(help="What to list.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
 ) -> None:
-    """Names, what each is, its paper, and its settings with their defaults."""
+    """List plugins with description, paper, settings and defaults."""
     entries = list(entries_of(kind))
     if as_json:
         typer.echo(
@@ -55,7 +55,7 @@ def schema() -> None:
 
 
 def entries_of(kind: Kind) -> Iterator[Entry]:
-    """Everything of a kind, from where it is defined."""
+    """All entries of one kind, read from their definitions."""
     if kind in ("losses", "miners", "regularizers", "methods"):
         from raydml import registry as plugins
 
@@ -80,7 +80,7 @@ def entries_of(kind: Kind) -> Iterator[Entry]:
 
 
 def fits(kind: str, name: str) -> str:
-    """What a loss takes, what a miner yields, what a regulariser needs; empty where there is nothing to say."""
+    """What a loss takes, what a miner yields or what a regulariser needs; empty for the other kinds."""
     from raydml import registry as plugins
 
     cls: Any = plugins.load(kind, name)
@@ -97,7 +97,7 @@ def fits(kind: str, name: str) -> str:
 
 
 def _by_each_choice(name: str) -> Iterator[Any]:
-    """A miner with every value of each of its settings that is a choice of words."""
+    """The miner at its defaults, and with every value of each setting that is a choice of words."""
     from raydml import registry as plugins
 
     yield plugins.build("miners", name)
@@ -108,7 +108,7 @@ def _by_each_choice(name: str) -> Iterator[Any]:
 
 
 def settings_of(model: type[BaseModel]) -> list[Setting]:
-    """Every setting of a model but its name; the type with its limits."""
+    """All settings of a model except its name; the type includes its limits."""
     described = model.model_json_schema()
     properties: Mapping[str, Any] = described.get("properties", {})
     required = described.get("required", ())
@@ -125,7 +125,7 @@ def settings_of(model: type[BaseModel]) -> list[Setting]:
 
 
 def type_text(facts: Mapping[str, Any]) -> str:
-    """``float > 0``, ``int >= 1 or null``, ``a | b``: a type in the words of the JSON schema."""
+    """A type of the JSON schema in words: ``float > 0``, ``int >= 1 or null``, ``a | b``."""
     if "anyOf" in facts:
         return " or ".join(type_text(branch) for branch in facts["anyOf"])
     if "enum" in facts:

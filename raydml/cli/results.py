@@ -1,4 +1,4 @@
-"""Commands that look at studies: status, report, ui, sync."""
+"""Commands that show studies: status, report, ui, sync."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FIRST_PORT = 5000
 
 
 class ReportFormat(str, Enum):
-    """What `report` writes; a list of Literals is nothing that typer takes."""
+    """Formats of `report`; an Enum, because typer does not accept a list of Literals."""
 
     HTML = "html"
     MD = "md"
@@ -39,7 +39,9 @@ class ReportFormat(str, Enum):
 
 
 def status(
-    study: Annotated[str | None, typer.Argument(metavar="[STUDY]", help="Name or folder; without it, all.")] = None,
+    study: Annotated[
+        str | None, typer.Argument(metavar="[STUDY]", help="Name or folder; default: all studies.")
+    ] = None,
     storage: Storage = STORAGE,
 ) -> None:
     """List the studies, or show one study's trials."""
@@ -68,16 +70,16 @@ def status(
 
 def report(
     study: Target,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to; without it, STUDY/report.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to write to; default: STUDY/report.")] = None,
     formats: Annotated[
         list[ReportFormat] | None,
-        typer.Option("--format", help="What to write; repeatable. Without it, all four."),
+        typer.Option("--format", help="Format to write; repeatable. Default: all four."),
     ] = None,
     storage: Storage = STORAGE,
 ) -> None:
     """Write a study's report: HTML, Markdown, a LaTeX table, CSV files.
 
-    Prints the Markdown. A study that has not ended has a report of what it has so far.
+    Prints the Markdown. For an unfinished study the report covers the results so far.
     """
     from raydml.report.embedded_pictures import read_illustrations
     from raydml.report.markdown import summary_markdown
@@ -86,7 +88,7 @@ def report(
     from raydml.study.summary import histories, summarise
 
     folder = find_study(study, storage)
-    # Made from the result files and the events rather than read from summary.json: an unfinished study has results too.
+    # Not from summary.json: an unfinished study has no such file.
     trials = histories(folder)
     summary = summarise(folder, trials)
     wanted = [one.value for one in formats or ReportFormat]
@@ -100,8 +102,8 @@ def report(
 
 
 def ui(
-    study: Annotated[str | None, typer.Argument(metavar="[STUDY]", help="Whose MLflow store to open.")] = None,
-    port: Annotated[int | None, typer.Option(metavar="N", help="Without one, the first free from 5000.")] = None,
+    study: Annotated[str | None, typer.Argument(metavar="[STUDY]", help="Study whose MLflow store is opened.")] = None,
+    port: Annotated[int | None, typer.Option(metavar="N", help="Default: the first free port from 5000.")] = None,
     storage: Storage = STORAGE,
     tracking_uri: TrackingUri = None,
 ) -> None:
@@ -115,32 +117,34 @@ def ui(
     from raydml.tracking.store import redacted, runs_page
 
     if uri.startswith(("http://", "https://")):
-        typer.echo(f"this MLflow is a server of its own: {redacted(uri).rstrip('/')}{runs_page(uri)}")
+        typer.echo(f"this MLflow store is a server: {redacted(uri).rstrip('/')}{runs_page(uri)}")
         return
     database = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not database.exists():  # the server would make an empty one
+    if uri.startswith("sqlite:///") and not database.exists():  # the server would create an empty one
         raise CommandError(f"no MLflow store {database} yet. Cure: run a study first, or name the right --storage")
     port = free_port() if port is None else port
     if not is_free(port):
-        raise CommandError(f"--port {port} is taken. Cure: another port, or none and the first free one is taken")
+        raise CommandError(f"--port {port} is taken. Cure: another port, or no --port for the first free one")
     typer.echo(f"MLflow UI: http://127.0.0.1:{port}{runs_page(uri)}   (store {redacted(uri)}; Ctrl-C ends it)")
     server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     try:
         done = subprocess.run([*server, "--host", "127.0.0.1", "--port", str(port)], check=False)
-    except KeyboardInterrupt:  # the way to end it
+    except KeyboardInterrupt:  # the usual end of the command
         return
     raise typer.Exit(done.returncode)
 
 
 def sync(study: Target, storage: Storage = STORAGE) -> None:
-    """Send to MLflow what its server missed."""
+    """Send the undelivered events of a study to MLflow."""
     from raydml.study.folder import find_study, read_study
     from raydml.tracking.delivery import sync as deliver
 
     folder = find_study(study, storage)
     specification = read_study(folder)
     if not deliver(folder / "events.jsonl", specification["tracking_uri"], specification["name"]):
-        raise CommandError(f"MLflow has not taken all of {specification['name']}. Nothing is lost; try again later")
+        raise CommandError(
+            f"MLflow has not accepted all events of {specification['name']}. Nothing is lost; try again later"
+        )
     typer.echo(f"MLflow has all of study {specification['name']}")
 
 

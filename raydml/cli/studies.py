@@ -1,12 +1,13 @@
-"""Commands that run a study: sweep and resume."""
+"""Commands that train: sweep and resume run a study, trial runs one configuration."""
 
 from __future__ import annotations
 
 import difflib
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -22,20 +23,24 @@ from raydml.cli.arguments import (
     echo,
     embedded_store,
     new_console,
-    program,
+    program_of,
     registered_model,
     study_argument,
 )
+from raydml.cli.targets import DataRoot, recorded_trial, with_data_root
+
+if TYPE_CHECKING:
+    from raydml.config.trial import Machine, Trial
 
 STAGES = ("search", "confirm", "finalize")
-DELIVERY_S = 60.0  # how long the end of a study waits for MLflow
+DELIVERY_S = 60.0  # longest wait for MLflow at the end of a study
 
 
 def sweep(
     context: typer.Context,
     space: Annotated[Path, typer.Argument(metavar="SPACE", help="YAML file of the search space.")],
     num_trials: Annotated[int | None, typer.Option(metavar="N", help="Trials of the search.")] = None,
-    max_epochs: Annotated[int | None, typer.Option(metavar="N", help="Epochs of a trial at most.")] = None,
+    max_epochs: Annotated[int | None, typer.Option(metavar="N", help="Largest number of epochs of a trial.")] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of the study.")] = None,
     name: Annotated[str | None, typer.Option(metavar="S", help="Name of the study.")] = None,
     settings: Annotated[
@@ -43,12 +48,12 @@ def sweep(
     ] = None,
     scheduler: Annotated[
         Literal["asha", "sync", "none"] | None,
-        typer.Option(help="Early stopping. sync repeats exactly for the same seed."),
+        typer.Option(help="Early stopping. With sync, the same seed repeats the study exactly."),
     ] = None,
     stages: Annotated[
         str | None, typer.Option(metavar="LIST", help="search, or search,confirm, or search,confirm,finalize.")
     ] = None,
-    data_root: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the images lie.")] = None,
+    data_root: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the images.")] = None,
     storage: Storage = STORAGE,
     tracking_uri: TrackingUri = None,
     address: Address = None,
@@ -56,7 +61,7 @@ def sweep(
 ) -> None:
     """Search a space, confirm the winners, open the test classes once.
 
-    The same command again goes on where it stopped. --set wins over SPACE, the other options win over --set.
+    The same command again continues where it stopped. --set overrides SPACE; the other options override --set.
     """
     refuse_missing_space(space)
     overrides = list(settings or [])
@@ -88,34 +93,72 @@ def sweep(
     uri = tracking_uri or embedded_store(storage)
     preflight(uri, storage)
     folder = create_study(loaded, storage=storage, tracking_uri=uri, space_text=space.read_text(encoding="utf-8"))
-    run_and_show(program(context), folder, address)
+    run_and_show(program_of(context), folder, address)
 
 
 def resume(
     context: typer.Context,
     study: Target,
     data_root: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where the images lie now, if they were moved.")
+        Path | None, typer.Option(metavar="DIR", help="Folder of the images, if they were moved.")
     ] = None,
     storage: Storage = STORAGE,
     address: Address = None,
 ) -> None:
-    """Go on with a study that was interrupted or killed.
+    """Continue a study that was interrupted or killed.
 
-    Finished trials stay finished, the others continue from their newest complete checkpoint.
+    Finished trials stay finished; the others continue from their newest complete checkpoint.
     """
     from raydml.study.folder import find_study, move_data_root
 
     folder = find_study(study, storage)
     if data_root is not None:
         move_data_root(folder, data_root)
-    run_and_show(program(context), folder, address)
+    run_and_show(program_of(context), folder, address)
+
+
+def trial(
+    context: typer.Context,
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="YAML or JSON file of one trial, or STUDY:search-003.")
+    ],
+    max_epochs: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Stop after N epochs; the configuration does not change.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each epoch.")] = False,
+    save: Annotated[Path | None, typer.Option(metavar="DIR", help="Write a checkpoint here at the end.")] = None,
+    data_root: DataRoot = None,
+    storage: Storage = STORAGE,
+) -> None:
+    """Train one configuration in this process, without Ray; same numbers."""
+    settings, machine = read_trial(config, storage, data_root)
+    if save is not None and save.exists() and any(save.iterdir() if save.is_dir() else [save]):
+        raise CommandError(f"--save {save} exists and is not empty. Cure: name a new folder")
+    from raydml.config.trial import fingerprint
+    from raydml.evaluation.embed import device_of
+    from raydml.training.trainer import Trainer
+
+    trainer = Trainer(settings, machine, device=device_of(machine))
+    console = new_console()
+    if not as_json:
+        echo(console, f"trial {fingerprint(trainer.trial)}   {trainer.device}\n{tables.epoch_header()}")
+    for result in trainer.epochs():
+        echo(console, json.dumps(result) if as_json else tables.epoch_line(result))
+        if result["epoch"] == max_epochs:
+            break
+    if save is not None:
+        trainer.save(save)
+    if not as_json:
+        if trainer.ended not in ("", "finished"):
+            echo(console, f"ended: {trainer.ended.replace('_', ' ')}")
+        if save is not None:
+            echo(console, f"checkpoint {save}\n{program_of(context)} evaluate {save} --on val")
 
 
 def run_and_show(program: str, folder: Path, address: str | None) -> None:
-    """Run what is left of a study under the live picture, then show its end; exit 128 + signal if interrupted.
+    """Run the rest of a study under the live table, then print its outcome; exit 128 + signal if interrupted.
 
-    MLflow hears of it on a thread of its own, and what it has not heard when the study ends is sent then.
+    Events are sent to MLflow by a thread; what is left when the study ends is sent then.
     """
     from raydml.cli.live_view import LiveStudy
     from raydml.study.folder import read_study
@@ -134,13 +177,13 @@ def run_and_show(program: str, folder: Path, address: str | None) -> None:
             echo(console, tracker.hint())
     if outcome.status == "interrupted":
         extra = f" --address {shlex.quote(address)}" if address else ""
-        echo(console, f"\nInterrupted. To go on:\n  {program} resume {study_argument(folder)}{extra}")
+        echo(console, f"\nInterrupted. To continue:\n  {program} resume {study_argument(folder)}{extra}")
         raise typer.Exit(128 + (outcome.signal or 2))
-    show_end(program, folder, console)
+    show_outcome(program, folder, console)
 
 
-def show_end(program: str, folder: Path, console: Console) -> None:
-    """The winner, the test numbers, where everything lies and what to type next."""
+def show_outcome(program: str, folder: Path, console: Console) -> None:
+    """Print the winner, the test numbers, the places of the results, and the next commands."""
     from raydml.tracking.models import ALIAS
     from raydml.tracking.store import redacted
 
@@ -162,8 +205,11 @@ def show_end(program: str, folder: Path, console: Console) -> None:
             [
                 (f"{program} ui {target}", "browse every run in the MLflow UI"),
                 (f"{program} evaluate {target} --on val", "score the winner again"),
-                (f"{program} export {target} {shlex.quote(name + '-model')}", "take the winner away"),
-                (f"{program} resume {target}", "after an interruption; does nothing to a finished study"),
+                (
+                    f"{program} export {target} {shlex.quote(name + '-model')}",
+                    "write the winner as a folder to take away",
+                ),
+                (f"{program} resume {target}", "continue after an interruption; leaves a finished study as it is"),
             ]
         ),
         soft_wrap=True,
@@ -181,29 +227,77 @@ def refuse_missing_space(path: Path) -> None:
 
 
 def stage_overrides(stages: str | None) -> list[str]:
-    """``--stages search,confirm`` as settings: the stages that are not named are taken out."""
+    """Overrides that remove the stages that ``--stages`` does not name. Raises CommandError."""
     if stages is None:
         return []
-    wanted = [stage.strip() for stage in stages.split(",")]
-    unknown = [stage for stage in wanted if stage not in STAGES]
-    if unknown or "search" not in wanted or len(set(wanted)) < len(wanted):
+    chosen = [stage.strip() for stage in stages.split(",")]
+    unknown = [stage for stage in chosen if stage not in STAGES]
+    if unknown or "search" not in chosen or len(set(chosen)) < len(chosen):
         raise CommandError(
             f"--stages = {stages!r}: must name search and may name confirm and finalize, each once. "
             "Cure: search, or search,confirm, or search,confirm,finalize"
         )
-    return [f"study.{stage}=null" for stage in STAGES[1:] if stage not in wanted]
+    return [f"study.{stage}=null" for stage in STAGES[1:] if stage not in chosen]
 
 
 def refuse_absent_stages(stages: str | None, study: Any) -> None:
-    """A stage that is asked for must be described in the space: how many folds and seeds is nobody's default."""
-    wanted = [stage.strip() for stage in (stages or "").split(",")]
+    """Refuse a stage that the space does not describe: the number of folds and seeds has no default."""
+    chosen = [stage.strip() for stage in (stages or "").split(",")]
     absent = [
         stage
         for stage, block in (("confirm", study.confirm), ("finalize", study.finalize))
-        if stage in wanted and block is None
+        if stage in chosen and block is None
     ]
     if absent:
         raise CommandError(
             f"--stages names {', '.join(absent)}, but SPACE has no study.{absent[0]}. "
             f"Cure: add it there, or --set 'study.{absent[0]}={{top: 1}}'"
         )
+
+
+def read_trial(config: str, storage: Path, data_root: Path | None) -> tuple[Trial, Machine]:
+    """The configuration and the machine settings of CONFIG. Raises ConfigError, StudyError, CommandError."""
+    study, colon, key = config.rpartition(":")
+    if not colon and not Path(config).is_file():
+        raise CommandError(
+            f"CONFIG = {config!r}: no such file. Cure: a YAML or JSON file of one trial, or STUDY:search-003"
+        )
+    from raydml.config.trial import Machine, parse_machine, parse_trial
+    from raydml.study.folder import find_study, own_machine, read_study
+
+    if Path(config).is_file():
+        raw = read_plain(Path(config))
+        if isinstance(raw, Mapping) and "trial" in raw:
+            raise CommandError(
+                f"CONFIG = {config!r} has a key trial, as search spaces have. Cure: a file of one trial holds what "
+                "is below that key (data, model, loss ...); a search space is for `sweep`"
+            )
+        return parse_trial(raw), own_machine(with_data_root(Machine(), data_root), storage)
+
+    folder = find_study(study, storage)
+    return parse_trial(recorded_trial(folder, key)), with_data_root(
+        parse_machine(read_study(folder)["machine"]), data_root
+    )
+
+
+def read_plain(path: Path) -> dict[str, Any]:
+    """Read a YAML or JSON file of one trial as plain values. Raises ConfigError with file and line, or CommandError."""
+    from raydml.config.errors import ConfigError
+    from raydml.search_space.yaml_reader import Node, read_yaml
+
+    def plain(node: Node) -> Any:
+        if isinstance(node.value, dict):
+            return {key: plain(item) for key, item in node.value.items()}
+        return [plain(item) for item in node.value] if isinstance(node.value, list) else node.value
+
+    root, problems = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    if problems or root is None:
+        raise ConfigError(problems)
+    value = plain(root)
+    if not isinstance(value, dict):
+        raise CommandError(f"{path} holds no keys. Cure: one trial, as a study's study.json lists them under trials")
+    if "study" in value and "trial" in value:
+        raise CommandError(
+            f"{path} is a search space, not one trial. Cure: sweep {path}, or a file with its trial alone"
+        )
+    return value

@@ -104,7 +104,7 @@ def source(server, **more):
 
 @pytest.fixture
 def app():
-    app = typer.Typer(cls=main.Front)
+    app = typer.Typer(cls=main.Commands)
     app.add_typer(data.data, name="data")
     return app
 
@@ -289,7 +289,7 @@ def test_an_interrupted_download_goes_on_where_it_was(app, server, tmp_path, mon
         "import typer\nfrom raydml.cli import data, main\n"
         "from raydml.data.sources import SOURCES, Archive, DownloadSource\n"
         f"SOURCES['cub200'] = {one!r}\n"
-        "app = typer.Typer(cls=main.Front)\napp.add_typer(data.data, name='data')\n"
+        "app = typer.Typer(cls=main.Commands)\napp.add_typer(data.data, name='data')\n"
         f"app(['data', 'download', 'cub200', '--root', {str(tmp_path)!r}])\n"
     )
     half, there = len(BIRDS) // 2, tmp_path / "CUB_200_2011.tgz.partial"

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from raydml import registry
-from raydml.cli import main, models, results, studies, tables
+from raydml.cli import main, results, studies, tables, targets
 from raydml.cli.arguments import study_argument
 from raydml.study import events
 from raydml.tracking import store as mlflow_store
@@ -175,7 +175,7 @@ def test_a_mistake_of_ours_has_a_traceback(monkeypatch):
     def broken(*_):
         raise ValueError("a plain ValueError comes from a bug")
 
-    monkeypatch.setattr(models, "read_trial", broken)
+    monkeypatch.setattr(studies, "read_trial", broken)
     with pytest.raises(ValueError, match="comes from a bug"):
         run("trial", "x.yaml")
 
@@ -184,7 +184,7 @@ def test_ctrl_c_in_any_command_is_130(monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(models, "read_trial", interrupted)
+    monkeypatch.setattr(studies, "read_trial", interrupted)
     assert run("trial", "x.yaml").exit_code == 130
 
 
@@ -380,7 +380,7 @@ def test_the_end_of_a_study(tmp_path, capsys):
     events.append(
         folder / "events.jsonl", {"event": "model", "trial": None, "checkpoint": "x", "name": "raydml-digits"}
     )
-    studies.show_end("uv run launch.py", folder, studies.new_console())
+    studies.show_outcome("uv run launch.py", folder, studies.new_console())
     text = capsys.readouterr().out
     for words in (
         "search-000 (mic: margin, distance_weighted)",
@@ -584,10 +584,10 @@ def test_trial_finds_configurations_in_a_study(tmp_path):
     started = {"event": "trial_started", "stage": "confirm", "trial": "confirm-000", "fingerprint": "x"}
     events.append(folder / "events.jsonl", {**started, "config": {**TRIAL, "seed": 9}})
     for key, seed in (("search-000", 0), ("search-001", 7), ("confirm-000", 9)):
-        trial, machine = models.read_trial(f"digits:{key}", Path("studies"), Path("images"))
+        trial, machine = studies.read_trial(f"digits:{key}", Path("studies"), Path("images"))
         assert (trial.seed, machine.cpus_per_trial, machine.data_root) == (seed, 2, (tmp_path / "images"))
     with pytest.raises(ValueError, match=r"no trial 'search-002'.*search-001"):
-        models.read_trial("digits:search-002", Path("studies"), None)
+        studies.read_trial("digits:search-002", Path("studies"), None)
 
 
 def test_trial_tells_a_space_from_a_trial_and_all_mistakes_at_once(tmp_path):
@@ -743,12 +743,12 @@ def test_evaluate_does_not_look_for_models_in_folders_below_the_one_that_was_nam
     stranger = tmp_path / "somebody" / "trial" / "checkpoint_000000"
     stranger.mkdir(parents=True)
     (stranger / "model.json").write_text("{}")
-    with pytest.raises(models.CommandError, match="no checkpoint and no exported model"):
-        models.locate(str(tmp_path), tmp_path / "studies", None, tmp_path)
+    with pytest.raises(targets.CommandError, match="no checkpoint and no exported model"):
+        targets.find_model(str(tmp_path), tmp_path / "studies", None, tmp_path)
 
 
 def test_trial_says_what_to_do_with_a_search_space(tmp_path):
     (tmp_path / "space.yaml").write_text("trial: {epochs: 2}\n")
     result = run("trial", str(tmp_path / "space.yaml"))
     assert result.exit_code == 2
-    assert "has a key trial, as search spaces have. Cure: a file of one trial holds what stands below" in result.output
+    assert "has a key trial, as search spaces have. Cure: a file of one trial holds what is below" in result.output

@@ -1,0 +1,183 @@
+"""Trained models by the TARGET of a command, and the records of test reads that commands make."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from raydml.cli.arguments import CommandError, embedded_store
+
+if TYPE_CHECKING:
+    from raydml.config.trial import Machine
+    from raydml.tracking.delivery import Origin
+
+DELIVERY_S = 20.0  # longest wait of an evaluation for MLflow
+DataRoot = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the images, if they were moved.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="TARGET",
+        help="A study (its winner), runs:/ID/..., models:/NAME/VERSION, a checkpoint or an exported model.",
+    ),
+]
+
+
+class FoundModel(NamedTuple):
+    """A trained model on this machine.
+
+    folder: a checkpoint or an exported model. study: the study in this storage that it belongs to, or None. origin:
+    the MLflow run that it was fetched from, or None.
+    """
+
+    folder: Path
+    study: Path | None
+    is_checkpoint: bool
+    origin: Origin | None = None
+
+
+def find_model(target: str, storage: Path, tracking_uri: str | None, scratch: Path) -> FoundModel:
+    """Find the model that TARGET names; a model in MLflow is downloaded into ``scratch``. Raises CommandError."""
+    if target.startswith(("runs:/", "models:/")):
+        from raydml.tracking.delivery import origin_of, resolve_checkpoint
+
+        uri = tracking_uri or embedded_store(storage)
+        fetched, origin = resolve_checkpoint(target, uri, scratch), origin_of(target, uri)
+        return model_below(fetched, target, study_here(origin, storage))._replace(origin=origin)
+    path = Path(target)
+    if path.is_dir() and not (path / "study.json").exists():
+        above = next((parent for parent in path.absolute().parents if (parent / "study.json").exists()), None)
+        return model_below(path, target, above, deep=False)
+    from raydml.study.folder import find_study
+    from raydml.study.results import find_winner
+
+    name, colon, key = target.rpartition(":")
+    if colon and key.startswith(("search-", "confirm-")):
+        study = find_study(name, storage)
+        return FoundModel(checkpoint_of(study, key), study, True)
+    study = find_study(target, storage)
+    return FoundModel(find_winner(study).checkpoint, study, True)
+
+
+def checkpoint_of(study: Path, key: str) -> Path:
+    """The newest intact checkpoint of one trial of a study. Raises CommandError if there is none."""
+    from raydml.study.folder import newest_checkpoint
+
+    recorded_trial(study, key)  # refuses an unknown trial
+    found = newest_checkpoint(study, key.split("-")[0], key)
+    if found is None:
+        raise CommandError(
+            f"study {study.name!r}: {key} has no intact checkpoint. Checkpoints of losing trials are deleted; "
+            "study.keep_checkpoints is the number of trials that keep theirs"
+        )
+    return found
+
+
+def study_here(origin: Origin, storage: Path) -> Path | None:
+    """The folder of the study that a downloaded model comes from, or None if it is not in this storage."""
+    from raydml.study.folder import read_study
+
+    folder = storage / origin.study
+    if not origin.study_id or not (folder / "study.json").exists():
+        return None
+    return folder if read_study(folder)["study_id"] == origin.study_id else None  # the same name alone is not enough
+
+
+def model_below(folder: Path, target: str, study: Path | None, *, deep: bool = True) -> FoundModel:
+    """Find the model in a folder: a checkpoint, the newest intact checkpoint of a trial, or an exported model.
+
+    ``deep``: also search the folders below, as in an artifact of MLflow. A folder that the user named is not searched
+    deeply: it could hold models of other studies. Raises CommandError if there is none.
+    """
+    from raydml.inference.export import is_exported
+    from raydml.training import checkpoint
+
+    inside = folder.rglob("manifest.json") if deep else folder.glob("checkpoint_*/manifest.json")
+    parents = [folder, *sorted({path.parent.parent for path in inside})]
+    for candidate in [folder, *(checkpoint.newest_intact(parent) for parent in parents)]:
+        if candidate is not None and checkpoint.is_intact(candidate):
+            return FoundModel(candidate, study, True)
+    below = sorted({path.parent for path in folder.rglob("*.safetensors")}) if deep else []
+    for candidate in [folder, *below]:
+        if is_exported(candidate):
+            return FoundModel(candidate, study, False)
+    raise CommandError(
+        f"TARGET = {target!r}: no checkpoint and no exported model in it. "
+        "Cure: a folder with manifest.json or config.json, a study, runs:/ID/checkpoint or models:/NAME/VERSION"
+    )
+
+
+def checkpoint_from_export(exported: Path, scratch: Path) -> Path:
+    """Write an exported model as a checkpoint without training state, so that both are evaluated the same way."""
+    from raydml.inference.export import EmbeddingModel
+    from raydml.training import checkpoint
+
+    model = EmbeddingModel.load(exported)
+    return checkpoint.save(scratch, state={}, model_card=model.card, best_weights=model.network.state_dict())
+
+
+def deliver(study: Path, patience_s: float) -> str:
+    """Send the undelivered events of a study to MLflow. Returns "" on success, else the reason for the failure."""
+    from raydml.study.folder import read_study
+    from raydml.tracking.delivery import TrackingError, sync
+
+    specification = read_study(study)
+    try:
+        delivered = sync(study / "events.jsonl", specification["tracking_uri"], specification["name"], patience_s)
+    except TrackingError as error:
+        return str(error)
+    return "" if delivered else "it does not answer"
+
+
+def deliver_test_read(study: Path) -> None:
+    """Send the record of a test read to MLflow; print a note if that has to wait."""
+    if reason := deliver(study, DELIVERY_S):
+        typer.echo(f"note: the read is recorded in the study and reaches MLflow later: {reason}", err=True)
+
+
+def record_test_read(found: FoundModel | None, target: str, storage: Path, images: str = "") -> Any:
+    """Record that test classes are about to be read, and return the key that opens them.
+
+    The record goes to the study of the model, or, where the study is not in this storage, to test_reads.jsonl beside
+    the studies. For a model from MLflow it goes to its run first; if that fails, nothing is read. images: a description
+    of other images than the model's own test classes, or "".
+    """
+    from raydml.data.seal import TestReads
+    from raydml.study import events
+    from raydml.training import checkpoint
+
+    commit = checkpoint.git_commit() or "unknown"
+    study, origin = (None, None) if found is None else (found.study, found.origin)
+    where = target if found is None or study is None or origin is not None else str(found.folder)
+    where += f" on {images}" if images else ""
+    read = {"time": time.time(), "event": "test_read", "stage": "evaluate", "trial": None}
+    read |= {"checkpoint": where, "commit": commit}
+    if origin is not None:
+        from raydml.tracking.delivery import log_test_read
+
+        log_test_read(origin, read)
+    reads = TestReads((study or storage) / "test_reads.jsonl")
+    key = reads.record(purpose="evaluate", checkpoint=where, commit=commit)
+    if study is not None:
+        events.append(study / "events.jsonl", read)
+    return key
+
+
+def recorded_trial(folder: Path, key: str) -> dict[str, Any]:
+    """The configuration of a planned trial of the search, or of any trial that has started. Raises CommandError."""
+    from raydml.study.folder import read_records, read_study
+
+    planned = {f"search-{index:03d}": trial for index, trial in enumerate(read_study(folder)["trials"])}
+    started = {
+        name: record.config for stage in ("search", "confirm") for name, record in read_records(folder, stage).items()
+    }
+    known = {**planned, **started}
+    if key not in known:
+        raise CommandError(f"study {folder.name!r} has no trial {key!r}. Choices: {', '.join(known)}")
+    return dict(known[key])
+
+
+def with_data_root(machine: Machine, data_root: Path | None) -> Machine:
+    return machine if data_root is None else machine.model_copy(update={"data_root": data_root.resolve()})
