@@ -14,8 +14,8 @@ from raydml.cli import tables
 
 STORAGE = Path("studies")
 
-Storage = Annotated[Path, typer.Option(metavar="DIR", help="Folder that holds the studies.")]
-Address = Annotated[
+StorageOption = Annotated[Path, typer.Option(metavar="DIR", help="Folder that holds the studies.")]
+AddressOption = Annotated[
     str | None, typer.Option(metavar="ADDR", help="Join this Ray cluster, for example 'auto' or HOST:PORT.")
 ]
 Target = Annotated[str, typer.Argument(metavar="STUDY", help="Name or folder of a study.")]

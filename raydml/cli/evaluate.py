@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import typer
 
 from raydml.cli import tables
-from raydml.cli.arguments import STORAGE, CommandError, Storage, TrackingUri, echo, new_console
+from raydml.cli.arguments import STORAGE, CommandError, StorageOption, TrackingUri, echo, new_console
 from raydml.cli.targets import (
     DataRoot,
     FoundModel,
@@ -84,7 +84,7 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     data_root: DataRoot = None,
-    storage: Storage = STORAGE,
+    storage: StorageOption = STORAGE,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Score a model on val or test classes, or on other images.

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from raydml.cli.arguments import STORAGE, CommandError, Storage, TrackingUri, echo, new_console, program_of
-from raydml.cli.targets import FoundModel, Model, deliver, find_model
+from raydml.cli.arguments import STORAGE, CommandError, StorageOption, TrackingUri, echo, new_console, program_of
+from raydml.cli.targets import FoundModel, ModelTarget, deliver, find_model
 
 if TYPE_CHECKING:
     from raydml.inference.export import EmbeddingModel
@@ -29,10 +29,10 @@ _MEGABYTE = 1e6
 
 def export(
     context: typer.Context,
-    target: Model,
+    target: ModelTarget,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder for the model.")],
     onnx: Annotated[bool, typer.Option("--onnx", help="Write model.onnx beside the weights as well.")] = False,
-    storage: Storage = STORAGE,
+    storage: StorageOption = STORAGE,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Write a model as one folder to take away.
@@ -62,7 +62,7 @@ def export(
 
 def index(
     context: typer.Context,
-    target: Model,
+    target: ModelTarget,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Images, flat or in folders of any depth.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder for the index and the model.")],
     skip_unreadable: Annotated[
@@ -71,7 +71,7 @@ def index(
     log: Annotated[
         bool, typer.Option("--log/--no-log", help="Store OUT with the study's run in MLflow, if TARGET is a study's.")
     ] = True,
-    storage: Storage = STORAGE,
+    storage: StorageOption = STORAGE,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Embed a folder of images into an index that search takes.
@@ -109,7 +109,7 @@ def search(
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Draw each image beside its neighbours.")
     ] = None,
-    storage: Storage = STORAGE,
+    storage: StorageOption = STORAGE,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Print the images of an index that are nearest to each IMAGE.

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from raydml.cli import tables
-from raydml.cli.tables import Entry, Setting
+from raydml.cli.tables import ListedEntry, Setting
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -24,7 +24,7 @@ def list_plugins(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
 ) -> None:
     """List plugins with description, paper, settings and defaults."""
-    entries = list(entries_of(kind))
+    entries = list(listed_entries(kind))
     if as_json:
         typer.echo(
             json.dumps(
@@ -54,7 +54,7 @@ def schema() -> None:
     typer.echo(json.dumps(json_schema(), indent=2))
 
 
-def entries_of(kind: Kind) -> Iterator[Entry]:
+def listed_entries(kind: Kind) -> Iterator[ListedEntry]:
     """All entries of one kind, read from their definitions."""
     if kind in ("losses", "miners", "regularizers", "methods"):
         from raydml import registry as plugins
@@ -62,13 +62,13 @@ def entries_of(kind: Kind) -> Iterator[Entry]:
         for name in plugins.names(kind):
             settings = settings_of(plugins.settings_model(kind, name))
             source = "" if kind == "methods" else plugins.source(kind, name)
-            yield Entry(name, plugins.describe(kind, name), source, settings, fits(kind, name))
+            yield ListedEntry(name, plugins.describe(kind, name), source, settings, fits(kind, name))
     elif kind == "backbones":
         from raydml.models.backbones import BACKBONES
 
         for name, facts in BACKBONES.items():
             weights = facts.weights_file or facts.weights_by_path or "no published weights"
-            yield Entry(name, f"{facts.feature_dim} features, crops of {facts.crops} px, {weights}", "", [])
+            yield ListedEntry(name, f"{facts.feature_dim} features, crops of {facts.crops} px, {weights}", "", [])
     else:
         from raydml.config.trial import Trial
 
@@ -76,7 +76,7 @@ def entries_of(kind: Kind) -> Iterator[Entry]:
         for model in get_args(Trial.model_fields[field].annotation):
             about = (inspect.getdoc(model) or "").partition("\n")[0]
             name = get_args(model.model_fields["name"].annotation)[0]
-            yield Entry(name, about.replace("``", ""), "", settings_of(model))
+            yield ListedEntry(name, about.replace("``", ""), "", settings_of(model))
 
 
 def fits(kind: str, name: str) -> str:

@@ -16,7 +16,7 @@ from raydml.cli import tables
 from raydml.cli.arguments import (
     STORAGE,
     CommandError,
-    Storage,
+    StorageOption,
     Target,
     TrackingUri,
     age_of,
@@ -42,7 +42,7 @@ def status(
     study: Annotated[
         str | None, typer.Argument(metavar="[STUDY]", help="Name or folder; default: all studies.")
     ] = None,
-    storage: Storage = STORAGE,
+    storage: StorageOption = STORAGE,
 ) -> None:
     """List the studies, or show one study's trials."""
     from raydml.study.state import fold
@@ -75,7 +75,7 @@ def report(
         list[ReportFormat] | None,
         typer.Option("--format", help="Format to write; repeatable. Default: all four."),
     ] = None,
-    storage: Storage = STORAGE,
+    storage: StorageOption = STORAGE,
 ) -> None:
     """Write a study's report: HTML, Markdown, a LaTeX table, CSV files.
 
@@ -104,7 +104,7 @@ def report(
 def ui(
     study: Annotated[str | None, typer.Argument(metavar="[STUDY]", help="Study whose MLflow store is opened.")] = None,
     port: Annotated[int | None, typer.Option(metavar="N", help="Default: the first free port from 5000.")] = None,
-    storage: Storage = STORAGE,
+    storage: StorageOption = STORAGE,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Open the MLflow UI on 127.0.0.1 until Ctrl-C."""
@@ -134,7 +134,7 @@ def ui(
     raise typer.Exit(done.returncode)
 
 
-def sync(study: Target, storage: Storage = STORAGE) -> None:
+def sync(study: Target, storage: StorageOption = STORAGE) -> None:
     """Send the undelivered events of a study to MLflow."""
     from raydml.study.folder import find_study, read_study
     from raydml.tracking.delivery import sync as deliver

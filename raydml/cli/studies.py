@@ -15,9 +15,9 @@ from rich.console import Console
 from raydml.cli import tables
 from raydml.cli.arguments import (
     STORAGE,
-    Address,
+    AddressOption,
     CommandError,
-    Storage,
+    StorageOption,
     Target,
     TrackingUri,
     echo,
@@ -54,9 +54,9 @@ def sweep(
         str | None, typer.Option(metavar="LIST", help="search, or search,confirm, or search,confirm,finalize.")
     ] = None,
     data_root: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the images.")] = None,
-    storage: Storage = STORAGE,
+    storage: StorageOption = STORAGE,
     tracking_uri: TrackingUri = None,
-    address: Address = None,
+    address: AddressOption = None,
     dry_run: Annotated[bool, typer.Option(help="Print the resolved study and start nothing.")] = False,
 ) -> None:
     """Search a space, confirm the winners, open the test classes once.
@@ -102,8 +102,8 @@ def resume(
     data_root: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the images, if they were moved.")
     ] = None,
-    storage: Storage = STORAGE,
-    address: Address = None,
+    storage: StorageOption = STORAGE,
+    address: AddressOption = None,
 ) -> None:
     """Continue a study that was interrupted or killed.
 
@@ -128,7 +128,7 @@ def trial(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each epoch.")] = False,
     save: Annotated[Path | None, typer.Option(metavar="DIR", help="Write a checkpoint here at the end.")] = None,
     data_root: DataRoot = None,
-    storage: Storage = STORAGE,
+    storage: StorageOption = STORAGE,
 ) -> None:
     """Train one configuration in this process, without Ray; same numbers."""
     settings, machine = read_trial(config, storage, data_root)

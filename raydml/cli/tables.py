@@ -241,7 +241,7 @@ class Setting(NamedTuple):
     about: str
 
 
-class Entry(NamedTuple):
+class ListedEntry(NamedTuple):
     """One thing of a listing, with its settings. source: the paper; fits: what goes with it; both may be empty."""
 
     name: str
@@ -251,7 +251,7 @@ class Entry(NamedTuple):
     fits: str = ""
 
 
-def catalogue(entries: Sequence[Entry]) -> Group:
+def catalogue(entries: Sequence[ListedEntry]) -> Group:
     """A listing: names, a line about each, its source, and its settings with default and meaning."""
     parts: list[RenderableType] = []
     for number, entry in enumerate(entries):

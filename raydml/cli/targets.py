@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 DELIVERY_S = 20.0  # longest wait of an evaluation for MLflow
 DataRoot = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the images, if they were moved.")]
-Model = Annotated[
+ModelTarget = Annotated[
     str,
     typer.Argument(
         metavar="TARGET",
