@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from raydml.analysis.trials import TrialHistory
+from raydml.analysis.trials import TrialState
 
 _HOUR_S = 3600.0
 
@@ -36,7 +36,7 @@ class Cost(NamedTuple):
     stages: list[StageCost]
 
 
-def cost_of(trials: Sequence[TrialHistory], *, cpus: float, gpus: float) -> Cost:
+def cost_of(trials: Sequence[TrialState], *, cpus: float, gpus: float) -> Cost:
     """Return the cost of each stage, in order of the stages' first trials.
 
     cpus, gpus: the resources that each trial holds.
@@ -49,7 +49,7 @@ def cost_of(trials: Sequence[TrialHistory], *, cpus: float, gpus: float) -> Cost
     return Cost(unit, share, [_stage_cost(stage, [t for t in trials if t.stage == stage], share) for stage in stages])
 
 
-def _stage_cost(stage: str, trials: Sequence[TrialHistory], share: float) -> StageCost:
+def _stage_cost(stage: str, trials: Sequence[TrialState], share: float) -> StageCost:
     stopped = [trial for trial in trials if trial.ended == "stopped_early"]
     missing = {trial.trial: max(trial.num_planned_epochs - trial.num_epochs, 0) for trial in stopped}
     hours, hours_clustering = (
@@ -69,10 +69,10 @@ def _stage_cost(stage: str, trials: Sequence[TrialHistory], share: float) -> Sta
     )
 
 
-def _seconds(trial: TrialHistory, name: str) -> list[float]:
+def _seconds(trial: TrialState, name: str) -> list[float]:
     return [metrics[name] for metrics in trial.epochs.values() if name in metrics]
 
 
-def _mean_epoch_s(trial: TrialHistory) -> float:
+def _mean_epoch_s(trial: TrialState) -> float:
     seconds = _seconds(trial, "epoch_s")
     return sum(seconds) / len(seconds) if seconds else 0.0

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from raydml.analysis.trials import CHOICES, TrialHistory, level_of
+from raydml.analysis.trials import CHOICES, TrialState, level_of
 
 _FEWEST_TRIALS = 8  # a forest over fewer memorises them
 _NUM_TREES, _NUM_PERMUTATIONS = 200, 20
@@ -92,7 +92,7 @@ def importance_of(
     return Importance(dict(sorted(shares.items(), key=lambda item: -item[1])), r2, len(known))
 
 
-def crossing_of(trials: Sequence[TrialHistory]) -> Crossing | None:
+def crossing_of(trials: Sequence[TrialState]) -> Crossing | None:
     """Cross the two choices that vary most; None where no choice varies or no trial has a value."""
     reached = [(trial, trial.best) for trial in trials if trial.best is not None]
     levels = {choice: {level_of(trial.config, choice) for trial, _ in reached} for choice in CHOICES}

@@ -1,13 +1,18 @@
-"""What one trial did, as plain values: its configuration, its epochs and how it ended."""
+"""One trial as its study's events describe it, and its configuration as parameters that can be compared."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
-from raydml.config.recipe import flatten
+from raydml.config.recipe import flatten, recipe_of
 
-#: How a trial ended, in words.
+#: States of a trial that has not ended.
+UNENDED = ("running", "retrying", "interrupted")
+#: Reasons for which a trial ends, in words; the empty reason is that of a trial that has not ended.
 ENDINGS = {
     "finished": "ran to the end",
     "stopped_early": "stopped early",
@@ -16,32 +21,91 @@ ENDINGS = {
     "crashed": "crashed",
     "": "not ended",
 }
+#: Endings that mean that something went wrong.
+FAILURES = ("non_finite_loss", "collapsed", "crashed")
 #: Blocks of a configuration that are chosen by name.
 CHOICES = ("loss", "method", "miner", "sampler", "regularizers")
-FAILURES = ("non_finite_loss", "collapsed", "crashed")
 
 
-class TrialHistory(NamedTuple):
-    """epochs: number of the epoch -> its metrics, in order; best: of the metric that trials are ranked by."""
+@dataclass(frozen=True)
+class EpochReport:
+    """Metrics of one epoch by name, and when they were reported (seconds since 1970)."""
+
+    metrics: Mapping[str, float]
+    time_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrialState:
+    """One trial of a study: its configuration, the epochs it has reported and what became of it.
+
+    A trial that goes on from a checkpoint, after a crash or a resume, reports some epochs a second time. The rule for
+    all readers of a study: **the last report counts**, and epochs behind the one reported last do not count until they
+    are reported again. The reason: the trial's weights, its checkpoints and everything it does from there on descend
+    from the last report. An earlier report may describe weights that no longer exist; where training repeats exactly
+    (on a CPU) the two are equal anyway.
+
+    trial: its key, such as ``search-003``. metric: what the study ranks its trials by. reports: the last report of each
+    epoch, by number. num_epochs: number of the epoch reported last. state: one of `UNENDED`, or the reason why the
+    trial has ended. changed_s: when the state last changed (seconds since 1970). error: why it ended in failure.
+    retried_after: the error before the newest of its `num_retries` retries.
+    """
 
     trial: str
     stage: str
-    recipe: str
-    config: Mapping[str, Any]
-    epochs: Mapping[int, Mapping[str, float]]
-    best: float | None
-    epoch_of_best: int | None
-    ended: str
-    error: str | None = None
+    metric: str = "val_map_at_r"
+    config: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
+    configuration: str = ""
+    reports: Mapping[int, EpochReport] = field(default_factory=dict)
+    num_epochs: int = 0
+    state: str = "running"
+    changed_s: float = 0.0
+    error: str | None = None
+    num_retries: int = 0
+    retried_after: str = ""
 
     @property
-    def num_epochs(self) -> int:
-        return max(self.epochs, default=0)
+    def ended(self) -> str:
+        """The reason why it has ended; empty while it has not."""
+        return "" if self.state in UNENDED else self.state
+
+    @cached_property
+    def epochs(self) -> dict[int, Mapping[str, float]]:
+        """Number of an epoch -> its metrics, in order; only the epochs that count."""
+        return {epoch: self.reports[epoch].metrics for epoch in sorted(self.reports) if epoch <= self.num_epochs}
+
+    @cached_property
+    def _best(self) -> tuple[float | None, int | None]:
+        points = [(value, -epoch) for epoch, value in self.curve(self.metric) if value is not None]
+        finite = [(value, negative_epoch) for value, negative_epoch in points if math.isfinite(value)]
+        if not finite:
+            return None, None
+        value, negative_epoch = max(finite)
+        return value, -negative_epoch
+
+    @property
+    def best(self) -> float | None:
+        """The highest finite value of the ranking metric."""
+        return self._best[0]
+
+    @property
+    def epoch_of_best(self) -> int | None:
+        """The epoch of the best value; of equal ones the earliest."""
+        return self._best[1]
 
     @property
     def num_planned_epochs(self) -> int:
         return int(self.config.get("epochs") or self.num_epochs)
+
+    @property
+    def num_settled_epochs(self) -> int:
+        """Planned epochs that will not run any more or have run: all of them once the trial has ended."""
+        return self.num_planned_epochs if self.ended else self.num_epochs
+
+    @property
+    def recipe(self) -> str:
+        return recipe_of(self.config)
 
     @property
     def fold(self) -> int | None:
@@ -59,11 +123,11 @@ class TrialHistory(NamedTuple):
 
     def curve(self, metric: str) -> list[tuple[int, float]]:
         """(epoch, value) of the epochs that have this metric."""
-        return [(epoch, metrics[metric]) for epoch, metrics in sorted(self.epochs.items()) if metric in metrics]
+        return [(epoch, metrics[metric]) for epoch, metrics in self.epochs.items() if metric in metrics]
 
 
 def level_of(config: Mapping[str, Any], choice: str) -> str:
-    """The name of what a trial chose for a block of `CHOICES`: ``margin``; ``none`` without one; ``mdr + rho``."""
+    """Return the name that a trial has in a block of `CHOICES`: ``margin``; ``none`` without one; ``mdr + rho``."""
     block = config.get(choice) or {}
     if choice == "regularizers":
         return " + ".join(sorted(block)) or "none"
@@ -71,10 +135,10 @@ def level_of(config: Mapping[str, Any], choice: str) -> str:
 
 
 def parameters_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration as parameters that mean the same in every trial: ``loss`` and ``loss.margin.beta``.
+    """Return a configuration as parameters that mean the same in every trial: ``loss`` and ``loss.margin.beta``.
 
     The names of the choices are parameters of their own, and the settings of a choice carry its name: the beta of one
-    loss is not that of another. The seed is none.
+    loss is not that of another. The seed is left out.
     """
     flat: dict[str, Any] = {choice: level_of(config, choice) for choice in CHOICES}
     for name, value in flatten({key: block for key, block in config.items() if key != "seed"}).items():
@@ -90,10 +154,10 @@ def parameters_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def varying(parameters: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of the parameters that differ among the trials that have them, in order of appearance."""
+    """Return the names of the parameters that differ among the trials that have them, in order of appearance."""
     names = dict.fromkeys(name for one in parameters for name in one)
     return [name for name in names if len({repr(one[name]) for one in parameters if name in one}) > 1]
 
 
-def by_stage(trials: Iterable[TrialHistory], stage: str) -> list[TrialHistory]:
+def by_stage(trials: Iterable[TrialState], stage: str) -> list[TrialState]:
     return [trial for trial in trials if trial.stage == stage]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -49,12 +49,6 @@ def embedded_store(storage: Path) -> str:
     return default_uri(storage)
 
 
-def read_events(folder: Path) -> list[dict[str, Any]]:
-    from raydml.study import events
-
-    return events.read(folder / "events.jsonl")
-
-
 def age_of(folder: Path) -> float:
     """Seconds since the last event of a study."""
     path = folder / "events.jsonl"
@@ -62,9 +56,11 @@ def age_of(folder: Path) -> float:
 
 
 def registered_model(folder: Path) -> str | None:
-    """The name under which the study's winner was registered, from its events."""
-    names = [event["name"] for event in read_events(folder) if event.get("event") == "model" and event.get("name")]
-    return str(names[-1]) if names else None
+    """Return the name under which the study's winner was registered, from its events."""
+    from raydml.study.state import read_state
+
+    models = read_state(folder).models
+    return models[-1].name if models else None
 
 
 def new_console() -> Console:

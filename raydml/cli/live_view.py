@@ -18,9 +18,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from raydml.cli.trial_table import learning_rate_text, metric_label, trial_table
+from raydml.analysis.trials import FAILURES, TrialState
+from raydml.cli.trial_table import embedding_dim, learning_rate, metric_label, trial_table
 from raydml.study import events
-from raydml.study.state import FAILURES, Event, StudyProgress, TrialProgress, fold, reduce
+from raydml.study.state import Event, StudyState, reduce_event, reduce_events
 
 POLL_S = 0.2
 
@@ -32,13 +33,13 @@ def duration(seconds: float) -> str:
     return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
 
 
-def headline(study: StudyProgress) -> Text:
+def headline(study: StudyState) -> Text:
     """``study digits  search: 3 running, 9 of 16 ended, best search-004 MAP@R 0.7312``."""
     text = Text.assemble(("study ", "dim"), (study.study, "bold"), no_wrap=True, overflow="ellipsis")
     if not study.stage:
         return text.append("  starting Ray", "dim")
     trials, plan = study.of_stage(study.stage), study.stages.get(study.stage)
-    num_ended = sum(trial.ended for trial in trials)
+    num_ended = sum(bool(trial.ended) for trial in trials)
     text.append("  ").append(study.stage, "bold cyan")
     if plan and plan.num_trials and trials:
         num_running = sum(trial.state in ("running", "retrying") for trial in trials)
@@ -53,7 +54,7 @@ def headline(study: StudyProgress) -> Text:
     return text.append(f", {failed} failed", "red") if failed else text
 
 
-def view(study: StudyProgress, *, width: int, height: int, eta_s: float | None = None) -> RenderableType:
+def view(study: StudyState, *, width: int, height: int, eta_s: float | None = None) -> RenderableType:
     """The whole picture for a terminal of ``width`` x ``height`` characters; it never outgrows the height."""
     notes = dict.fromkeys(study.notes)  # a resumed study repeats them
     parts: list[RenderableType] = [*(Text(note, style="dim") for note in notes), headline(study)]
@@ -74,7 +75,7 @@ def view(study: StudyProgress, *, width: int, height: int, eta_s: float | None =
     return Group(*parts)
 
 
-def line(study: StudyProgress, event: Event) -> str | None:
+def line(study: StudyState, event: Event) -> str | None:
     """One plain line for an event, given the state after it; None for events that need none (every epoch)."""
     kind = event.get("event")
     if kind == "study_started":
@@ -96,22 +97,23 @@ def line(study: StudyProgress, event: Event) -> str | None:
     return None
 
 
-def _trial_line(study: StudyProgress, trial: TrialProgress, kind: str) -> str:
+def _trial_line(study: StudyState, trial: TrialState, kind: str) -> str:
     if kind == "trial_started":
-        details = [f"dim {trial.embedding_dim}", f"lr {learning_rate_text(trial.learning_rate)}"]
+        details = [f"dim {embedding_dim(trial)}", f"lr {learning_rate(trial)}"]
         if trial.fold is not None:
             details = [f"fold {trial.fold}", f"seed {trial.seed}"]
-        if trial.epoch:
-            details.append(f"from epoch {trial.epoch}")
+        if trial.num_epochs:
+            details.append(f"from epoch {trial.num_epochs}")
         return f"{trial.trial} started: {trial.recipe}, {', '.join(details)}"
-    why = f": {trial.error.strip().splitlines()[-1]}" if trial.error.strip() else ""
+    error = (trial.retried_after if kind == "trial_retried" else trial.error or "").strip()
+    why = f": {error.splitlines()[-1]}" if error else ""
     if kind == "trial_retried":
-        return f"{trial.trial} failed after epoch {trial.epoch}, retry {trial.num_retries}{why}"
+        return f"{trial.trial} failed after epoch {trial.num_epochs}, retry {trial.num_retries}{why}"
     done = {"finished": "finished", "stopped_early": "stopped early"}.get(trial.state) or (
         "failed (" + trial.state.replace("_", " ") + ")"
     )
     best = "" if trial.best is None else f", best {metric_label(study.metric)} {trial.best:.4f}"
-    return f"{trial.trial} {done} after epoch {trial.epoch}/{trial.epochs}{best}{why}"
+    return f"{trial.trial} {done} after epoch {trial.num_epochs}/{trial.num_planned_epochs}{best}{why}"
 
 
 class LiveStudy:
@@ -131,7 +133,7 @@ class LiveStudy:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.console = console or Console()
-        self.study = StudyProgress()
+        self.study = StudyState()
         self._path = events_path
         self._offset = 0
         self._history_ends = from_offset
@@ -171,9 +173,9 @@ class LiveStudy:
         if not self._history_ends:
             return
         history, self._offset = events.read_from(self._path, until=self._history_ends)
-        self.study = fold(history)
-        ended = sum(trial.ended for trial in self.study.trials.values())
-        epochs = sum(trial.epoch for trial in self.study.trials.values())
+        self.study = reduce_events(history)
+        ended = sum(bool(trial.ended) for trial in self.study.trials.values())
+        epochs = sum(trial.num_epochs for trial in self.study.trials.values())
         self.console.print(
             f"resuming {self.study.study}: {ended} of {len(self.study.trials)} started trials have ended, "
             f"{epochs} epochs are done",
@@ -189,7 +191,7 @@ class LiveStudy:
     def _read_on(self) -> None:
         new, self._offset = events.read_from(self._path, self._offset)
         for event in new:
-            self.study = reduce(self.study, event)
+            self.study = reduce_event(self.study, event)
             stage = self.study.stage
             if stage and (self._pace is None or self._pace[0] != stage):
                 self._pace = (stage, self._clock(), self.study.settled(stage)[0])

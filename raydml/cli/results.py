@@ -23,7 +23,6 @@ from raydml.cli.arguments import (
     echo,
     embedded_store,
     new_console,
-    read_events,
 )
 
 FIRST_PORT = 5000
@@ -45,7 +44,7 @@ def status(
     storage: StorageOption = STORAGE,
 ) -> None:
     """List the studies, or show one study's trials."""
-    from raydml.study.state import fold
+    from raydml.study.state import read_state
 
     console = new_console()
     if study is None:
@@ -53,16 +52,16 @@ def status(
         if not folders:
             echo(console, f"no studies in {storage.resolve()}")
             return
-        rows = [(folder.name, fold(read_events(folder)), age_of(folder)) for folder in folders]
+        rows = [(folder.name, read_state(folder), age_of(folder)) for folder in folders]
         console.print(tables.studies(rows))
         return
     from raydml.study.folder import find_study
 
     folder = find_study(study, storage)
-    progress = fold(read_events(folder))
-    console.print(tables.studies([(folder.name, progress, age_of(folder))]))
+    state = read_state(folder)
+    console.print(tables.studies([(folder.name, state, age_of(folder))]))
     console.print()
-    console.print(tables.trials(progress, width=console.width))
+    console.print(tables.trials(state, width=console.width))
     if (folder / "summary.json").exists():
         console.print()
         console.print(tables.summary(json.loads((folder / "summary.json").read_text(encoding="utf-8"))))

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raydml.cli.trial_table import STATES, metric_label, trial_table
-from raydml.study.state import StudyProgress
+from raydml.study.state import StudyState
 
 NUM_TOP = 5
 FINAL_METRICS = ("recall_at_1", "r_precision", "map_at_r")
@@ -121,7 +121,7 @@ def commands(rows: Sequence[tuple[str, str]]) -> Text:
     return text
 
 
-def studies(rows: Sequence[tuple[str, StudyProgress, float]]) -> Table:
+def studies(rows: Sequence[tuple[str, StudyState, float]]) -> Table:
     """One line a study: how far each stage is, what is best, and how many seconds ago something happened.
 
     A study whose driver was killed looks like one that runs, so an unfinished one is shown with its last sign of life.
@@ -146,18 +146,18 @@ def ago(seconds: float) -> str:
     return f"{int(seconds)} s ago"
 
 
-def stage_progress(study: StudyProgress, stage: str) -> str:
+def stage_progress(study: StudyState, stage: str) -> str:
     """``done``, ``9/16`` or ``-`` for a stage that has not begun (or is not asked for)."""
     plan = study.stages.get(stage)
     if plan is None:
         return "-"
     if plan.finished:
         return "done"
-    ended = study.num_test_reads if stage == "finalize" else sum(t.ended for t in study.of_stage(stage))
+    ended = study.num_test_reads if stage == "finalize" else sum(bool(t.ended) for t in study.of_stage(stage))
     return f"{ended}/{plan.num_trials}"
 
 
-def trials(study: StudyProgress, *, width: int) -> Group:
+def trials(study: StudyState, *, width: int) -> Group:
     """Every trial of every stage that has any."""
     parts: list[RenderableType] = []
     for stage in study.stages:

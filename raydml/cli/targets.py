@@ -167,12 +167,11 @@ def record_test_read(found: FoundModel | None, target: str, storage: Path, image
 
 def recorded_trial(folder: Path, key: str) -> dict[str, Any]:
     """The configuration of a planned trial of the search, or of any trial that has started. Raises CommandError."""
-    from raydml.study.folder import read_records, read_study
+    from raydml.study.folder import read_study
+    from raydml.study.state import read_state
 
     planned = {f"search-{index:03d}": trial for index, trial in enumerate(read_study(folder)["trials"])}
-    started = {
-        name: record.config for stage in ("search", "confirm") for name, record in read_records(folder, stage).items()
-    }
+    started = {trial.trial: trial.config for trial in read_state(folder).trials.values() if trial.config}
     known = {**planned, **started}
     if key not in known:
         raise CommandError(f"study {folder.name!r} has no trial {key!r}. Choices: {', '.join(known)}")

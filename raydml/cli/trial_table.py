@@ -5,8 +5,9 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
+from raydml.analysis.trials import TrialState
 from raydml.metrics.names import metric_label
-from raydml.study.state import StudyProgress, TrialProgress
+from raydml.study.state import StudyState
 
 #: What a state is called on the screen, and its colour.
 STATES: dict[str, tuple[str, str]] = {
@@ -22,15 +23,21 @@ STATES: dict[str, tuple[str, str]] = {
 WIDE_COLUMNS = 100  # from here on there is room for generous gaps
 
 
-def learning_rate_text(value: float | None) -> str:
-    """``3.1e-4``: two digits and no padded exponent, so that the column stays narrow."""
+def embedding_dim(trial: TrialState) -> int | None:
+    dim: int | None = (trial.config.get("model") or {}).get("embedding_dim")
+    return dim
+
+
+def learning_rate(trial: TrialState) -> str:
+    """Return ``3.1e-4``: two digits and no padded exponent, so that the column stays narrow."""
+    value = (trial.config.get("optimizer") or {}).get("learning_rate")
     if value is None:
         return ""
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa}e{int(exponent)}"
 
 
-def chosen_rows(trials: list[TrialProgress], limit: int) -> list[TrialProgress]:
+def chosen_rows(trials: list[TrialState], limit: int) -> list[TrialState]:
     """The rows worth the room, in their order: all if they fit, else what runs, then the best that have ended."""
     if len(trials) <= limit:
         return trials
@@ -44,7 +51,7 @@ def chosen_rows(trials: list[TrialProgress], limit: int) -> list[TrialProgress]:
     return [trial for trial in trials if trial.trial in keep]
 
 
-def trial_table(study: StudyProgress, stage: str, *, width: int, limit: int, index_only: bool = False) -> Table:
+def trial_table(study: StudyState, stage: str, *, width: int, limit: int, index_only: bool = False) -> Table:
     """One row a trial of a stage; in ``confirm`` the fold and seed stand where the search shows what varies."""
     confirming = stage == "confirm"
     gap = 2 if width >= WIDE_COLUMNS else 1
@@ -60,14 +67,12 @@ def trial_table(study: StudyProgress, stage: str, *, width: int, limit: int, ind
     best = study.best_of_stage(stage)
     for trial in chosen_rows(study.of_stage(stage), limit):
         label, colour = STATES.get(trial.state, (trial.state, ""))
-        varying = (
-            (trial.fold, trial.seed) if confirming else (trial.embedding_dim, learning_rate_text(trial.learning_rate))
-        )
+        varying = (trial.fold, trial.seed) if confirming else (embedding_dim(trial), learning_rate(trial))
         table.add_row(
             trial.trial.removeprefix(f"{stage}-") if index_only else trial.trial,
             Text(trial.recipe, no_wrap=True),  # as Text, or rich would read brackets as markup
             *("" if value is None else str(value) for value in varying),
-            f"{trial.epoch}/{trial.epochs}" if trial.epochs else str(trial.epoch),
+            f"{trial.num_epochs}/{trial.num_planned_epochs}",
             "" if trial.best is None else f"{trial.best:.4f}",
             Text(label, style=colour),
             style="bold" if best is not None and trial.trial == best.trial else "",

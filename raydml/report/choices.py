@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raydml.analysis.importance import CrossingCell, Importance, crossing_of
-from raydml.analysis.trials import TrialHistory, parameters_of, varying
+from raydml.analysis.trials import TrialState, parameters_of, varying
 from raydml.metrics.names import metric_name
 from raydml.report.charts import bars
 from raydml.report.markup import Markup, element, escaped, joined, paragraph, table
@@ -17,7 +17,7 @@ from raydml.report.words import counted
 _MAX_AXES = 10
 
 
-def crossing_table(searched: Sequence[TrialHistory]) -> Markup:
+def crossing_table(searched: Sequence[TrialState]) -> Markup:
     """Loss by method, or whichever two choices vary most; nothing where none varies."""
     crossing = crossing_of(searched)
     if crossing is None:
@@ -40,7 +40,7 @@ def crossing_table(searched: Sequence[TrialHistory]) -> Markup:
     return joined(paragraph(note, class_="muted"), table(header, rows))
 
 
-def importance_charts(summary: Mapping[str, Any], searched: Sequence[TrialHistory]) -> Markup:
+def importance_charts(summary: Mapping[str, Any], searched: Sequence[TrialState]) -> Markup:
     """Bars and parallel coordinates once the search has ended; in words where there is too little to learn from."""
     if summary["stability"] is None:
         return Markup()
@@ -65,7 +65,7 @@ def _shares(found: Importance) -> Markup:
     return joined(paragraph(caveat + rest, class_="muted"), bars(rows))
 
 
-def _parallel(searched: Sequence[TrialHistory], found: Importance, metric: str) -> Markup:
+def _parallel(searched: Sequence[TrialState], found: Importance, metric: str) -> Markup:
     reached = [(trial, trial.best) for trial in searched if trial.best is not None]
     parameters = [parameters_of(trial.config) for trial, _ in reached]
     varied = varying(parameters)

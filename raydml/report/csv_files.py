@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from raydml.analysis.trials import TrialHistory
+from raydml.analysis.trials import TrialState
 from raydml.config.recipe import flatten
 
 _TRIAL_COLUMNS = (
@@ -17,7 +17,7 @@ _TRIAL_COLUMNS = (
 )  # fmt: skip
 
 
-def trials_csv(trials: Sequence[TrialHistory], summary: Mapping[str, Any]) -> str:
+def trials_csv(trials: Sequence[TrialState], summary: Mapping[str, Any]) -> str:
     """One row a trial: how it ended, all metrics of its best epoch (``best.``), those of the test classes where it was
     tested (``test.``), and every parameter by its path in the search space (``loss.name``). Lists are JSON; a cell
     without a value is empty."""
@@ -50,7 +50,7 @@ def trials_csv(trials: Sequence[TrialHistory], summary: Mapping[str, Any]) -> st
     return _csv(_TRIAL_COLUMNS, rows)
 
 
-def epochs_csv(trials: Sequence[TrialHistory]) -> str:
+def epochs_csv(trials: Sequence[TrialState]) -> str:
     """One row an epoch with every metric that it reported, those of the clustering too."""
     rows = [
         {"trial": trial.trial, "stage": trial.stage, "epoch": epoch, **metrics}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raydml.analysis.trials import TrialHistory
+from raydml.analysis.trials import TrialState
 from raydml.report.embedded_pictures import Illustration
 from raydml.report.markup import Markup, element, joined
 from raydml.report.records import record_sections
@@ -18,9 +18,7 @@ _SCRIPT = Path(__file__).with_name("page.js")  # sorts a table by a click on a h
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
-def report_page(
-    summary: Mapping[str, Any], trials: Sequence[TrialHistory], pictures: Sequence[Illustration] = ()
-) -> str:
+def report_page(summary: Mapping[str, Any], trials: Sequence[TrialState], pictures: Sequence[Illustration] = ()) -> str:
     """The whole page. summary, trials: as `study_summary.py` gives them; pictures are embedded.
 
     Whatever comes from the study (names of classes, recipes, errors) is escaped; see `markup.py`.

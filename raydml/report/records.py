@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from raydml.analysis.trials import ENDINGS, TrialHistory
+from raydml.analysis.trials import ENDINGS, TrialState
 from raydml.report.embedded_pictures import Illustration, size_px
 from raydml.report.markup import Markup, element, folded, joined, paragraph, table
 from raydml.report.section import Section
@@ -28,7 +28,7 @@ _FEW_READS = 12
 
 
 def record_sections(
-    summary: Mapping[str, Any], trials: Sequence[TrialHistory], pictures: Sequence[Illustration]
+    summary: Mapping[str, Any], trials: Sequence[TrialState], pictures: Sequence[Illustration]
 ) -> list[Section]:
     shown = [
         Section(key, title, _gallery([picture for picture in pictures if picture.section == key]))
@@ -60,7 +60,7 @@ def _figure(picture: Illustration) -> Markup:
     return element("figure", image, caption, class_="wide" if width_px >= _WIDE_PX else None)
 
 
-def _parameters(summary: Mapping[str, Any], trials: Sequence[TrialHistory]) -> Markup:
+def _parameters(summary: Mapping[str, Any], trials: Sequence[TrialState]) -> Markup:
     """The confirmed configurations as YAML, without a confirmation the best trial of the search."""
     configs = {trial.trial: trial.config for trial in trials}
     rows = [(f"{row['letter']}  {row['label']}", row["from_trial"]) for row in summary["confirm"]]
@@ -83,7 +83,7 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _endings(trials: Sequence[TrialHistory]) -> Markup:
+def _endings(trials: Sequence[TrialState]) -> Markup:
     if not trials:
         return Markup()
     rows = [

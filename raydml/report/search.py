@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from raydml.analysis.trials import ENDINGS, FAILURES, TrialHistory, by_stage
+from raydml.analysis.trials import ENDINGS, FAILURES, TrialState, by_stage
 from raydml.metrics.names import metric_name
 from raydml.report.charts import NUM_COLOURS, Line, Scale, line_chart
 from raydml.report.choices import crossing_table, importance_charts
@@ -18,7 +18,7 @@ _MAX_SMALL = 24  # curves in each small chart: of the best trials
 _NOT_DRAWN = ("epoch_s", "clustering_s")  # times: the section about cost has them
 
 
-def search_sections(summary: Mapping[str, Any], trials: Sequence[TrialHistory]) -> list[Section]:
+def search_sections(summary: Mapping[str, Any], trials: Sequence[TrialState]) -> list[Section]:
     searched = by_stage(trials, "search")
     return [
         Section("settled", "Is the search settled", _stability(summary, searched)),
@@ -32,7 +32,7 @@ def search_sections(summary: Mapping[str, Any], trials: Sequence[TrialHistory]) 
 # --- enough? ----------------------------------------------------------------------------------------------------------
 
 
-def _stability(summary: Mapping[str, Any], searched: Sequence[TrialHistory]) -> Markup:
+def _stability(summary: Mapping[str, Any], searched: Sequence[TrialState]) -> Markup:
     judged = summary["stability"]
     if judged is None:
         return Markup()
@@ -71,7 +71,7 @@ def _tau_scale(taus: Sequence[Line]) -> Scale:
 # --- learning curves --------------------------------------------------------------------------------------------------
 
 
-def _curves(summary: Mapping[str, Any], searched: Sequence[TrialHistory], confirmed: Sequence[TrialHistory]) -> Markup:
+def _curves(summary: Mapping[str, Any], searched: Sequence[TrialState], confirmed: Sequence[TrialState]) -> Markup:
     metric = summary["metric"]
     if not any(trial.epochs for trial in searched):
         return Markup()
@@ -90,7 +90,7 @@ def _curves(summary: Mapping[str, Any], searched: Sequence[TrialHistory], confir
     return joined(*parts)
 
 
-def _confirmed_curves(summary: Mapping[str, Any], confirmed: Sequence[TrialHistory]) -> Markup:
+def _confirmed_curves(summary: Mapping[str, Any], confirmed: Sequence[TrialState]) -> Markup:
     """The confirmed runs, a colour for each configuration (the recipes of two may be the same)."""
     metric = summary["metric"]
     letters = {run["trial"]: row["letter"] for row in summary["confirm"] for run in row["runs"]}
@@ -102,7 +102,7 @@ def _confirmed_curves(summary: Mapping[str, Any], confirmed: Sequence[TrialHisto
     return titled(f"The {counted(len(confirmed), 'confirmed run')}", joined(drawn, keys))
 
 
-def _by_value(trials: Sequence[TrialHistory]) -> list[TrialHistory]:
+def _by_value(trials: Sequence[TrialState]) -> list[TrialState]:
     """Best first, those without a value last."""
     return sorted(trials, key=lambda trial: (trial.best is None, -(trial.best or 0.0)))
 
@@ -119,7 +119,7 @@ def _named(styles: Mapping[str, str]) -> list[tuple[str, str]]:
     return named + ([("series-rest", f"{hidden} other recipes")] if hidden else [])
 
 
-def _curve(trial: TrialHistory, metric: str, style: str) -> Line:
+def _curve(trial: TrialState, metric: str, style: str) -> Line:
     mark = "cut" if trial.ended == "stopped_early" else "failed" if trial.ended in FAILURES else "end"
     quiet = " quiet" if mark != "end" else ""
     ending = ENDINGS.get(trial.ended, trial.ended)
@@ -128,7 +128,7 @@ def _curve(trial: TrialHistory, metric: str, style: str) -> Line:
     return Line(trial.curve(metric), style + quiet, title, mark)
 
 
-def _words_of_endings(searched: Sequence[TrialHistory], rungs: Sequence[int]) -> str:
+def _words_of_endings(searched: Sequence[TrialState], rungs: Sequence[int]) -> str:
     counts = {reason: sum(trial.ended == reason for trial in searched) for reason in ENDINGS}
     told = ", ".join(f"{count} {ENDINGS[reason]}" for reason, count in counts.items() if count)
     text = f"Of {counted(len(searched), 'trial')}: {told}."
@@ -138,7 +138,7 @@ def _words_of_endings(searched: Sequence[TrialHistory], rungs: Sequence[int]) ->
     return text
 
 
-def _small_charts(shown: str, trials: Sequence[TrialHistory], styles: Mapping[str, str]) -> Markup:
+def _small_charts(shown: str, trials: Sequence[TrialState], styles: Mapping[str, str]) -> Markup:
     """Every other metric that the trials report, those of the clustering too."""
     names = dict.fromkeys(name for trial in trials for name in trial.metrics)
     wanted = [name for name in names if name != shown and name not in _NOT_DRAWN and not name.startswith("best_")]

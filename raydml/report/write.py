@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raydml.analysis.trials import TrialHistory
+from raydml.analysis.trials import TrialState
 from raydml.ops.files import write_whole
 from raydml.report.csv_files import epochs_csv, trials_csv
 from raydml.report.embedded_pictures import Illustration
@@ -20,7 +20,7 @@ FORMATS = ("html", "md", "latex", "csv")
 def write_report(
     out: Path,
     summary: Mapping[str, Any],
-    trials: Sequence[TrialHistory],
+    trials: Sequence[TrialState],
     illustrations: Sequence[Illustration] = (),
     formats: Sequence[str] = FORMATS,
 ) -> list[Path]:

@@ -1,8 +1,9 @@
-"""The spool of a study: an append-only file with one JSON object a line, in the order in which things happened.
+"""The events of a study: an append-only file with one JSON object a line, in the order in which things happened.
 
-The driver writes it, and everything that tells about a study (MLflow, the live table, the records of a resume) reads
-it. A line is one ``write`` to a file opened for appending, so a reader sees whole lines or the beginning of the last
-one. Positions in the file are byte offsets and never change, which makes them the identity of an event.
+The driver writes the file; everything that shows or resumes a study reads it (see :mod:`raydml.study.state`). To the
+delivery to MLflow it is the spool: what waits in it is sent when the server can take it. A line is one ``write`` to a
+file opened for appending, so a reader sees whole lines, or the beginning of the last one. Byte offsets in the file
+never change, so the offset behind its line identifies an event.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 
 class Record(NamedTuple):
     """An event and the byte offset just behind its line."""
@@ -24,18 +23,23 @@ class Record(NamedTuple):
     end: int
 
 
+def events_path(folder: Path) -> Path:
+    """Return the file of events of the study in a folder."""
+    return folder / "events.jsonl"
+
+
 def append(path: Path, event: Mapping[str, Any], *, durable: bool = True) -> None:
-    """Write one event as one line, with ``time`` (seconds since 1970) unless it brings its own.
+    """Write one event as one line, with the current ``time`` (seconds since 1970) unless it has a time.
 
     ``durable``: wait until the line is on the disk (fsync, well below a millisecond on a local SSD); without it a
-    crash of the machine, not of the process, may lose the last lines. Numbers may be NaN or infinite: they are
-    written as Python's ``json`` writes them. Raises TypeError for what is no plain value.
+    crash of the machine, not of the process, may lose the last lines. NaN and infinite numbers are written as Python's
+    ``json`` writes them. Raises TypeError for a value that is not plain.
     """
     line = json.dumps({"time": time.time(), **event}, default=_plain, separators=(",", ":")).encode() + b"\n"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         if _ends_within_line(descriptor):
-            # A writer was killed in the middle of a line. It stays, as a line that readers skip; ours must not join it.
+            # A writer was killed in the middle of a line. That part stays as a line which readers skip.
             line = b"\n" + line
         written = os.write(descriptor, line)
         if written != len(line):
@@ -47,10 +51,10 @@ def append(path: Path, event: Mapping[str, Any], *, durable: bool = True) -> Non
 
 
 def records(path: Path, offset: int = 0, until: int | None = None) -> tuple[list[Record], int]:
-    """The events whose lines begin at ``offset`` or later and end at ``until`` or before, and where to read on.
+    """Return the events whose lines lie between ``offset`` and ``until``, and the offset to read on from.
 
-    ``offset`` is 0 or what an earlier call gave back. A last line without its newline is not there yet; a line that
-    is no JSON object (a writer was killed) is skipped. A file that does not exist holds no events.
+    ``offset`` is 0 or what an earlier call returned. A last line without its newline is left for the next call; a line
+    that is not a JSON object (its writer was killed) is skipped. A file that does not exist holds no events.
     """
     try:
         with open(path, "rb") as file:
@@ -68,12 +72,12 @@ def records(path: Path, offset: int = 0, until: int | None = None) -> tuple[list
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All events of the file, oldest first."""
+    """Return all events of the file, oldest first."""
     return read_from(path)[0]
 
 
 def read_from(path: Path, offset: int = 0, until: int | None = None) -> tuple[list[dict[str, Any]], int]:
-    """Events without their offsets, and where to read on; see :func:`records`."""
+    """Return events without their offsets, and the offset to read on from; see :func:`records`."""
     found, offset = records(path, offset, until)
     return [record.event for record in found], offset
 
@@ -94,8 +98,6 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 def _plain(value: object) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
+    if hasattr(value, "tolist"):  # NumPy's numbers and arrays; NumPy itself is slow to import
         return value.tolist()
     raise TypeError(f"an event holds plain values, not {type(value).__name__}: {value!r}")

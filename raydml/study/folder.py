@@ -2,7 +2,7 @@
 
 <storage>/<name>/study.json      the specification: settings, machine, every trial of the search stage
                  split.json      which classes train, validate and are sealed, for the search and each fold
-                 events.jsonl    everything that happened, one line each (raydml.events)
+                 events.jsonl    everything that happened, one line each (raydml.study.events)
                  search/ confirm/  run-000/<trial>/checkpoint_*, one run folder for each (re)start
                  ranking.json confirmed.json final.json summary.json   what each stage ended with
                  final/          the test numbers and embeddings of each finalized run
@@ -15,10 +15,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import math
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -33,7 +31,6 @@ from raydml.models.network import build_network
 from raydml.ops.files import write_whole
 from raydml.samplers.samplers import SAMPLERS
 from raydml.search_space.space import Space, sample_trials
-from raydml.study import events
 from raydml.training import checkpoint
 from raydml.training.trial_images import Catalogs, open_development
 
@@ -49,10 +46,6 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def events_path(folder: Path) -> Path:
-    return folder / "events.jsonl"
 
 
 # --- making and finding ---------------------------------------------------------------------------------------------
@@ -219,66 +212,6 @@ def move_data_root(folder: Path, data_root: Path) -> None:
     study = read_study(folder)
     study["machine"]["data_root"] = str(data_root.resolve())
     write_json(folder / "study.json", study)
-
-
-# --- what has happened ----------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Record:
-    """One trial as the events tell it. A repeated epoch counts once: resumed trials repeat exactly."""
-
-    key: str
-    stage: str
-    fingerprint: str = ""
-    config: dict[str, Any] = field(default_factory=dict)
-    epochs: dict[int, dict[str, float]] = field(default_factory=dict)
-    ended: str = ""
-    error: str | None = None
-
-    def best(self, metric: str) -> tuple[float, int] | None:
-        """Best finite value and its epoch (the earliest of equals), or None."""
-        values = [(m[metric], -epoch) for epoch, m in self.epochs.items() if math.isfinite(m.get(metric, math.nan))]
-        if not values:
-            return None
-        value, epoch = max(values)
-        return value, -epoch
-
-
-def read_records(folder: Path, stage: str) -> dict[str, Record]:
-    """Trial key -> record of all trials of a stage that have started, in order of their keys."""
-    records: dict[str, Record] = {}
-    if not events_path(folder).exists():
-        return records
-    for event in events.read(events_path(folder)):
-        if event.get("stage") != stage or "trial" not in event:
-            continue
-        record = records.setdefault(event["trial"], Record(event["trial"], stage))
-        if event["event"] == "trial_started":
-            record.fingerprint, record.config = event["fingerprint"], event["config"]
-        elif event["event"] == "epoch":
-            record.epochs[event["epoch"]] = event["metrics"]
-        elif event["event"] == "trial_ended":
-            record.ended, record.error = event["reason"], event["error"]
-    return dict(sorted(records.items()))
-
-
-def rank(records: Mapping[str, Record], metric: str) -> list[dict[str, Any]]:
-    """Best first by the best epoch's value; equals in trial order; trials without a value last."""
-    rows = []
-    for record in records.values():
-        best = record.best(metric)
-        rows.append(
-            {
-                "trial": record.key,
-                "fingerprint": record.fingerprint,
-                "value": best[0] if best else None,
-                "epoch_of_best": best[1] if best else None,
-                "epochs": max(record.epochs, default=0),
-                "ended": record.ended,
-            }
-        )
-    return sorted(rows, key=lambda row: (row["value"] is None, -(row["value"] or 0.0), row["trial"]))
 
 
 def newest_checkpoint(folder: Path, stage: str, key: str) -> Path | None:

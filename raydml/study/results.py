@@ -14,10 +14,10 @@ from raydml.study.folder import (
     StudyError,
     newest_checkpoint,
     read_json,
-    read_records,
     read_study,
     write_json,
 )
+from raydml.study.state import read_trials
 from raydml.study.summary import histories, summarise
 
 NUM_TOP_TRIALS = 3  # trials whose checkpoint, configuration and retrievals go to MLflow
@@ -117,10 +117,10 @@ def illustrated_runs(folder: Path) -> dict[str, Path]:
     """
     winner = find_winner(folder)
     chosen = {winner.trial: winner.checkpoint}
-    records = read_records(folder, "search")
+    searched = read_trials(folder, "search")
     seen: set[str] = set()
     for place, (from_trial, runs) in enumerate(_configurations(folder, winner.trial)):
-        method = str((records[from_trial].config.get("method") or {}).get("name", "plain"))
+        method = str((searched[from_trial].config.get("method") or {}).get("name", "plain"))
         if place < 2 or method not in seen:
             stage = "confirm" if (folder / "confirmed.json").exists() else "search"
             found = ((run["trial"], newest_checkpoint(folder, stage, run["trial"])) for run in runs)

@@ -18,8 +18,10 @@ from ray.tune.logger import JsonLoggerCallback
 from raydml.config.trial import Machine, Study, Trial, fingerprint
 from raydml.study import events
 from raydml.study.actor import TrialActor
-from raydml.study.folder import Record, events_path, newest_checkpoint, rank, read_records
+from raydml.study.events import events_path
+from raydml.study.folder import newest_checkpoint
 from raydml.study.scheduler import Asha, SyncHalving, trial_key
+from raydml.study.state import TrialState, rank, read_trials
 from raydml.training import checkpoint
 
 
@@ -42,8 +44,8 @@ class StudyEvents(tune.Callback):
     Plain data only: Tune pickles its callbacks. The consumers (MLflow, the live table) read the file.
     """
 
-    def __init__(self, folder: str, stage: str, metric: str, keep: int | None, max_bytes: int | None) -> None:
-        self._folder, self._stage, self._metric = folder, stage, metric
+    def __init__(self, folder: str, stage: str, keep: int | None, max_bytes: int | None) -> None:
+        self._folder, self._stage = folder, stage
         self._keep, self._max_bytes = keep, max_bytes
 
     def _append(self, event: str, trial: Any, **fields: Any) -> None:
@@ -83,7 +85,7 @@ class StudyEvents(tune.Callback):
     def _end(self, trial: Any, reason: str, error: str | None) -> None:
         self._append("trial_ended", trial, reason=reason, error=error)
         if self._keep is not None:
-            retain(Path(self._folder), self._stage, self._metric, self._keep, self._max_bytes)
+            retain(Path(self._folder), self._stage, self._keep, self._max_bytes)
 
 
 def _last_line(trial: Any) -> str:
@@ -95,14 +97,13 @@ def _last_line(trial: Any) -> str:
     return lines[-1] if lines else "unknown"
 
 
-def retain(folder: Path, stage: str, metric: str, keep: int, max_bytes: int | None) -> None:
+def retain(folder: Path, stage: str, keep: int, max_bytes: int | None) -> None:
     """Keep the checkpoints of the best ``keep`` ended trials of a stage, within ``max_bytes``; drop the others'.
 
     Trials that have not ended are never touched.
     """
-    records = {key: record for key, record in read_records(folder, stage).items() if record.ended}
     used = 0
-    for place, row in enumerate(rank(records, metric)):
+    for place, row in enumerate(rank(trial for trial in read_trials(folder, stage).values() if trial.ended)):
         used += sum(
             file.stat().st_size for path in _checkpoints(folder, stage, row["trial"]) for file in path.iterdir()
         )
@@ -125,17 +126,17 @@ def _checkpoints(folder: Path, stage: str, key: str) -> list[Path]:
 
 
 def run_trials(context: Context, stage: str, trials: Mapping[str, Trial], configurations: Mapping[str, str],
-                scheduler: str) -> dict[str, Record]:  # fmt: skip
-    """Run the trials of a stage that have not ended, through Tune. Returns the records of all of them."""
+                scheduler: str) -> dict[str, TrialState]:  # fmt: skip
+    """Run the trials of a stage that have not ended, through Tune. Returns the states of all of them."""
     folder, study, metric = context.folder, context.study, context.metric
-    records = read_records(folder, stage)
-    waiting = {key: trial for key, trial in trials.items() if key not in records or not records[key].ended}
+    states = read_trials(folder, stage)
+    waiting = {key: trial for key, trial in trials.items() if key not in states or not states[key].ended}
     context.announce(
         "stage_started", stage=stage, num_trials=len(trials), num_ended=len(trials) - len(waiting),
         max_epochs=max(trial.epochs for trial in trials.values()), resources=context.resources,
     )  # fmt: skip
     if not waiting:
-        return records
+        return states
     resume_from = {key: newest_checkpoint(folder, stage, key) for key in waiting}
     configs = [
         {
@@ -157,7 +158,7 @@ def run_trials(context: Context, stage: str, trials: Mapping[str, Trial], config
         # Each configuration is one whole grid value: what runs is what was validated and fingerprinted.
         param_space={"run": tune.grid_search(configs)},
         tune_config=tune.TuneConfig(
-            scheduler=_scheduler(context, scheduler, trials, ended, _history(records, metric, resume_from)),
+            scheduler=_scheduler(context, scheduler, trials, ended, _history(states, resume_from)),
             max_concurrent_trials=study.search.max_concurrent or 0,
             reuse_actors=True,
             trial_name_creator=trial_key,
@@ -171,24 +172,24 @@ def run_trials(context: Context, stage: str, trials: Mapping[str, Trial], config
             checkpoint_config=tune.CheckpointConfig(num_to_keep=2, checkpoint_frequency=1),
             callbacks=[
                 JsonLoggerCallback(),  # Tune reads its results back from these files
-                StudyEvents(str(folder), stage, metric, study.keep_checkpoints if search else None,
+                StudyEvents(str(folder), stage, study.keep_checkpoints if search else None,
                             int(study.max_checkpoint_gib * 2**30) if study.max_checkpoint_gib else None)
             ],
             verbose=0,
         ),
     )  # fmt: skip
     tuner.fit()
-    return read_records(folder, stage)
+    return read_trials(folder, stage)
 
 
 def _history(
-    records: Mapping[str, Record], metric: str, resume_from: Mapping[str, Path | None]
+    states: Mapping[str, TrialState], resume_from: Mapping[str, Path | None]
 ) -> dict[str, list[tuple[int, float]]]:
     """What the schedulers must know and no trial will report again (see :class:`raydml.study.scheduler.Asha`)."""
     history = {}
-    for key, record in records.items():
-        rows = [(epoch, metrics[metric]) for epoch, metrics in sorted(record.epochs.items()) if metric in metrics]
-        if not record.ended:
+    for key, state in states.items():
+        rows = state.curve(state.metric)
+        if not state.ended:
             found = resume_from[key]
             resumed = checkpoint.load_card(found)["epoch"] if found else 0
             rows = [(epoch, value) for epoch, value in rows if epoch < resumed]

@@ -15,15 +15,12 @@ import ray
 
 from raydml.config.trial import Machine, Study, Trial, fingerprint, parse_trial
 from raydml.metrics.intervals import t_interval
-from raydml.study import events
 from raydml.study.actor import evaluate_ensemble_remotely, evaluate_remotely, illustrate_remotely
+from raydml.study.events import events_path
 from raydml.study.folder import (
-    Record,
     StudyError,
     confirm_trials,
-    events_path,
     newest_checkpoint,
-    rank,
     read_json,
     read_study,
     stages_of,
@@ -31,6 +28,7 @@ from raydml.study.folder import (
 )
 from raydml.study.results import illustrated_runs, top_trials, write_results
 from raydml.study.runner import Context, drop_checkpoints, run_trials
+from raydml.study.state import TrialState, rank, read_state
 from raydml.training import checkpoint
 from raydml.training.trial_images import Catalogs
 
@@ -106,10 +104,8 @@ def _run_stage(context: Context, stage: str, received: list[int]) -> None:
 
 
 def is_finished(folder: Path, stages: list[str]) -> bool:
-    """Whether every stage has its result and the study said so: nothing is left to do."""
-    if not all((folder / _result_file(stage)).exists() for stage in stages):
-        return False
-    return any(event["event"] == "study_finished" for event in events.read(events_path(folder)))
+    """Return whether every stage has its result and the study was recorded as finished: nothing is left to do."""
+    return all((folder / _result_file(stage)).exists() for stage in stages) and read_state(folder).state == "finished"
 
 
 @contextmanager
@@ -232,14 +228,14 @@ def search_trials(study_json: Mapping[str, Any]) -> dict[str, Trial]:
 def _search(context: Context) -> None:
     trials = search_trials(read_study(context.folder))
     configurations = {key: fingerprint(trial) for key, trial in trials.items()}
-    records = run_trials(context, "search", trials, configurations, context.study.search.scheduler)
-    failed = [key for key, record in records.items() if record.ended and record.best(context.metric) is None]
+    states = run_trials(context, "search", trials, configurations, context.study.search.scheduler)
+    failed = [key for key, state in states.items() if state.ended and state.best is None]
     if len(failed) == len(trials):
         raise StudyError(
-            f"no trial of the search has a value of {context.metric}: {_endings(records)}. Nothing can be ranked. "
+            f"no trial of the search has a value of {context.metric}: {_endings(states)}. Nothing can be ranked. "
             "Cure: gentler settings (smaller learning rates, say) under another --name"
         )
-    _finish(context, "search", trials, records, lambda: rank(records, context.metric))
+    _finish(context, "search", trials, states, lambda: rank(states.values()))
 
 
 def _confirm(context: Context) -> None:
@@ -249,7 +245,7 @@ def _confirm(context: Context) -> None:
     trials = {f"confirm-{index:03d}": row["trial"] for index, row in enumerate(rows)}
     origin = dict(zip(trials, rows, strict=True))
     configurations = {key: row["configuration"] for key, row in origin.items()}
-    records = run_trials(context, "confirm", trials, configurations, "none")
+    states = run_trials(context, "confirm", trials, configurations, "none")
 
     def confirmed() -> list[dict[str, Any]]:
         groups: dict[str, dict[str, Any]] = {}
@@ -258,14 +254,13 @@ def _confirm(context: Context) -> None:
                 row["configuration"],
                 {"configuration": row["configuration"], "from_trial": row["from_trial"], "runs": []},
             )
-            best = records[key].best(context.metric)
             group["runs"].append(
                 {
                     "trial": key,
                     "fold": row["trial"].data.split.fold,
                     "seed": row["trial"].seed,
-                    "value": best[0] if best else None,
-                    "ended": records[key].ended,
+                    "value": states[key].best,
+                    "ended": states[key].ended,
                 }
             )
         for group in groups.values():
@@ -277,10 +272,10 @@ def _confirm(context: Context) -> None:
         # A configuration with a failed run is not confirmed: its mean would be over fewer, perhaps easier, folds.
         complete = [group for group in groups.values() if group["num_runs"] == len(group["runs"])]
         if not complete:
-            raise StudyError(f"no configuration got through all its folds and seeds: {_endings(records)}")
+            raise StudyError(f"no configuration got through all its folds and seeds: {_endings(states)}")
         return sorted(complete, key=lambda group: -group["mean"])
 
-    _finish(context, "confirm", trials, records, confirmed)
+    _finish(context, "confirm", trials, states, confirmed)
     if (context.folder / _result_file("confirm")).exists():
         _drop_unneeded(context, origin)
 
@@ -294,18 +289,18 @@ def _drop_unneeded(context: Context, origin: Mapping[str, Mapping[str, Any]]) ->
             drop_checkpoints(context.folder, "confirm", key)
 
 
-def _endings(records: Mapping[str, Record]) -> str:
+def _endings(states: Mapping[str, TrialState]) -> str:
     """``search-000 crashed (ValueError: ...), search-001 non_finite_loss``."""
     return ", ".join(
-        f"{key} {record.ended}" + (f" ({record.error})" if record.error else "") for key, record in records.items()
+        f"{key} {state.ended}" + (f" ({state.error})" if state.error else "") for key, state in states.items()
     )
 
 
 def _finish(
-    context: Context, stage: str, trials: Mapping[str, Trial], records: Mapping[str, Record], ranking: Any
+    context: Context, stage: str, trials: Mapping[str, Trial], states: Mapping[str, TrialState], ranking: Any
 ) -> None:
     """Write the stage's result, unless the run was cut short: an unfinished stage has no result."""
-    if any(key not in records or not records[key].ended for key in trials):
+    if any(key not in states or not states[key].ended for key in trials):
         return
     rows = ranking()
     write_json(context.folder / _result_file(stage), rows)

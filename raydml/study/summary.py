@@ -40,26 +40,24 @@ from raydml.analysis.cost import Cost, cost_of
 from raydml.analysis.importance import importance_of
 from raydml.analysis.published import comparable, is_system
 from raydml.analysis.rank_stability import search_stability
-from raydml.analysis.trials import TrialHistory, parameters_of, varying
+from raydml.analysis.trials import TrialState, parameters_of, varying
 from raydml.config.recipe import recipe_of
 from raydml.data.benchmarks import BENCHMARKS
 from raydml.data.seal import TestReads
-from raydml.study import events
-from raydml.study.folder import Record, events_path, read_json, read_records, read_study
+from raydml.study.folder import read_json, read_study
+from raydml.study.state import read_state
 
 _Runs = dict[str, dict[tuple[Any, Any], float]]
 _STAGE_FILES = {"search": "ranking.json", "confirm": "confirmed.json", "finalize": "final.json"}
 
 
-def histories(folder: Path) -> list[TrialHistory]:
-    """Every trial of the search and of the confirmation that has started, in order of their keys."""
-    metric = read_study(folder)["select_on"]
-    return [
-        _history(record, metric) for stage in ("search", "confirm") for record in read_records(folder, stage).values()
-    ]
+def histories(folder: Path) -> list[TrialState]:
+    """Return every trial of the search and of the confirmation that has started, in the order of their keys."""
+    state = read_state(folder)
+    return [*state.of_stage("search"), *state.of_stage("confirm")]
 
 
-def summarise(folder: Path, trials: Sequence[TrialHistory] | None = None) -> dict[str, Any]:
+def summarise(folder: Path, trials: Sequence[TrialState] | None = None) -> dict[str, Any]:
     """The dictionary that this module describes, from the result files and the events there are.
 
     trials: what `histories` gives, where the caller has it already.
@@ -125,22 +123,6 @@ def question_of(space_text: str) -> str | None:
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-def _history(record: Record, metric: str) -> TrialHistory:
-    best = record.best(metric)
-    return TrialHistory(
-        trial=record.key,
-        stage=record.stage,
-        recipe=recipe_of(record.config),
-        config=record.config,
-        epochs=dict(sorted(record.epochs.items())),
-        best=best[0] if best else None,
-        epoch_of_best=best[1] if best else None,
-        ended=record.ended,
-        error=record.error,
-        fingerprint=record.fingerprint,
-    )
-
-
 def _result(path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = read_json(path) if path.exists() else []
     return rows
@@ -150,7 +132,7 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
-def _plan(study: Mapping[str, Any], searched: Sequence[TrialHistory], found: Mapping[str, Any]) -> dict[str, Any]:
+def _plan(study: Mapping[str, Any], searched: Sequence[TrialState], found: Mapping[str, Any]) -> dict[str, Any]:
     from raydml.study.scheduler import milestones  # brings Ray, which no trial's actor needs from here
 
     settings = study["study"]
@@ -173,7 +155,7 @@ def _plan(study: Mapping[str, Any], searched: Sequence[TrialHistory], found: Map
     }
 
 
-def _best_so_far(searched: Sequence[TrialHistory]) -> dict[str, Any] | None:
+def _best_so_far(searched: Sequence[TrialState]) -> dict[str, Any] | None:
     reached = [(trial.best, trial) for trial in searched if trial.best is not None]
     if not reached:
         return None
@@ -211,7 +193,7 @@ def _final(
     row: Mapping[str, Any],
     config: Mapping[str, Any],
     names: Mapping[str, Mapping[str, str]],
-    trials: Mapping[str, TrialHistory],
+    trials: Mapping[str, TrialState],
 ) -> dict[str, Any]:
     parts = ("configuration", "from_trial", "metrics", "untrained", "validation", "untrained_validation")
     return {
@@ -280,20 +262,12 @@ def _published(
     return list(entries.values())
 
 
-def _importance(searched: Sequence[TrialHistory]) -> Any:
+def _importance(searched: Sequence[TrialState]) -> Any:
     parameters = [parameters_of(trial.config) for trial in searched]
     return importance_of(parameters, [trial.best for trial in searched], varying(parameters))
 
 
-def _cost(folder: Path, trials: Sequence[TrialHistory]) -> dict[str, Any]:
-    cpus, gpus = _held(events.read(events_path(folder)))
-    cost: Cost = cost_of(trials, cpus=cpus, gpus=gpus)
+def _cost(folder: Path, trials: Sequence[TrialState]) -> dict[str, Any]:
+    state = read_state(folder)
+    cost: Cost = cost_of(trials, cpus=state.cpus, gpus=state.gpus)
     return cost._asdict() | {"stages": [stage._asdict() for stage in cost.stages]}
-
-
-def _held(told: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """CPUs and GPUs that each trial held, as the newest stage announced; none before the first stage."""
-    for event in reversed(told):
-        if "resources" in event:
-            return float(event["resources"]["cpu"]), float(event["resources"]["gpu"])
-    return 0.0, 0.0

@@ -14,12 +14,12 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from raydml.ops.files import write_whole
 from raydml.study import events
+from raydml.study.state import ExportedModel, StudyState, reduce_events
 from raydml.tracking.models import Origin, log_exported_model, log_test_read, origin_of, resolve_checkpoint
 from raydml.tracking.runs import StudyRuns
 from raydml.tracking.store import (
@@ -31,7 +31,7 @@ from raydml.tracking.store import (
     preflight,
     redacted,
 )
-from raydml.tracking.updates import fold
+from raydml.tracking.updates import updates_of
 
 __all__ = [
     "Origin",
@@ -61,7 +61,7 @@ class Tracker:
     def __init__(self, events_path: Path, tracking_uri: str, study: str) -> None:
         self.events_path, self.tracking_uri, self.study = Path(events_path), tracking_uri, study
         self.problems: list[str] = []
-        self._offset = 0
+        self._offset, self._state = 0, StudyState()
         self._runs: StudyRuns | None = None
         self._failures = 0  # in a row, of any kind: how long to wait
         self._broken_off = 0  # deliveries that began and broke off, in a row: see PATIENCE
@@ -144,57 +144,49 @@ class Tracker:
         if not records and self._runs is not None:
             return
         if self._runs is None:
-            self._runs = self._connect()
+            self._runs = self._connect(reduce_events(record.event for record in records))
             if self._runs is None:
-                return  # nothing has happened yet
+                return  # the study has not started yet
         runs = self._runs
-        updates = fold(records, self.study, runs.offsets())
-        # The study's run first: the others name it as their parent.
-        for update in sorted(updates.runs.values(), key=lambda update: update.trial is not None):
+        state, updates = updates_of(records, self._state, runs.offsets())
+        for update in updates:
             runs.apply(update, self._log_model)
-        if updates.interrupted_ms is not None:
-            runs.close_running(updates.interrupted_ms, "interrupted")
-        self._offset = offset
+        if state.state == "interrupted":
+            runs.close_running(int(state.changed_s * 1000), "interrupted")
+        self._offset, self._state = offset, state
         self._broken_off, runs.refuse_transient = 0, False  # what fails from here on gets all the patience again
         if records:
             self._note(runs)
 
-    def _connect(self) -> StudyRuns | None:
-        started = self._study_started()
-        if started is None:
+    def _connect(self, state: StudyState) -> StudyRuns | None:
+        if state.state == "waiting":
             return None
         client = connect(self.tracking_uri)
-        storage = started.get("storage") or self.events_path.resolve().parent.parent
+        storage = state.storage or self.events_path.resolve().parent.parent
         experiment = experiment_id(client, self.tracking_uri, storage)
-        runs = StudyRuns(client, experiment, self.study, str(started["study_id"]))
+        runs = StudyRuns(client, experiment, self.study, state.study_id)
         runs.refused = self.problems
         runs.refuse_transient = self._broken_off >= PATIENCE
         return runs
 
-    def _study_started(self) -> Mapping[str, Any] | None:
-        return next((event for event in events.read(self.events_path) if event["event"] == "study_started"), None)
-
-    def _log_model(self, run_id: str, event: Mapping[str, Any]) -> None:
+    def _log_model(self, run_id: str, model: ExportedModel) -> None:
         assert self._runs is not None
-        log_exported_model(self._runs.client, run_id, event)
+        log_exported_model(self._runs.client, run_id, model)
 
     def _close(self) -> None:
         """The driver ends here, so nobody works on a run any more. Also repairs what a killed driver left RUNNING."""
         if self._runs is None:
             return
-        last, finished = 0.0, False
-        for event in events.read(self.events_path):
-            last = max(last, float(event["time"]))
-            if event["event"] in ("study_started", "interrupted", "study_finished"):
-                finished = event["event"] == "study_finished"
-        self._runs.close_running(int(last * 1000), "unrecorded" if finished else "interrupted")
+        reason = "unrecorded" if self._state.state == "finished" else "interrupted"
+        self._runs.close_running(int(self._state.time_s * 1000), reason)
         self._note(self._runs)
 
     def _wait_after(self, error: Exception) -> bool:
         self._failures += 1
         self._broken_off += self._runs is not None
         self._last_error = redacted(str(error).strip().splitlines()[0])[:300]
-        self._runs, self._offset = None, 0  # whether the last request arrived is unknown: look the runs up again
+        # Whether the last request has arrived is unknown: begin again with what the runs say.
+        self._runs, self._offset, self._state = None, 0, StudyState()
         _logger.debug("MLflow did not take it (%d times in a row): %s", self._failures, self._last_error)
         delay = min(FIRST_DELAY_S * 2 ** (self._failures - 1), LONGEST_DELAY_S)
         if not self._stop.is_set():

@@ -9,19 +9,20 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlflow.pyfunc
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models.model import Model
 
 import raydml
+from raydml.study.state import Event, ExportedModel
 from raydml.tracking.store import TrackingError, connect, is_transient, redacted
 from raydml.tracking.updates import file_of_test_read
 
@@ -43,18 +44,17 @@ class Origin(NamedTuple):
     study_id: str
 
 
-def log_exported_model(client: MlflowClient, run_id: str, event: Mapping[str, Any]) -> None:
-    """Store the exported folder ``event["folder"]`` with the run and register it as a version of ``event["name"]``
-    with the alias ``champion``. The same event again changes nothing; one that broke off half-way is completed.
+def log_exported_model(client: MlflowClient, run_id: str, model: ExportedModel) -> None:
+    """Store an exported folder with the run and register it as a version of the model's name, with the alias
+    ``champion``. The same model a second time changes nothing; one that broke off half-way is completed.
 
     Raises FileNotFoundError if the folder is gone, and MlflowException.
     """
-    name, folder = str(event["name"]), Path(event["folder"])
-    source = str(event.get("checkpoint") or folder)
+    name, source = model.name, model.checkpoint
     run = client.get_run(run_id)
     if source in run.data.tags.get("raydml.model_logged", "").splitlines():
         return
-    version = _version_of(client, name, run_id, source) or _register(client, name, run, source, folder)
+    version = _version_of(client, name, run_id, source) or _register(client, run, model)
     client.set_registered_model_alias(name, ALIAS, version.version)
     logged = [*run.data.tags.get("raydml.model_logged", "").splitlines(), source]
     client.set_tag(run_id, "raydml.model", f"models:/{name}/{version.version}")
@@ -68,21 +68,22 @@ def _version_of(client: MlflowClient, name: str, run_id: str, source: str) -> Mo
     return None
 
 
-def _register(client: MlflowClient, name: str, run: Any, source: str, folder: Path) -> ModelVersion:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"the exported model {folder} does not exist any more")
+def _register(client: MlflowClient, run: Run, model: ExportedModel) -> ModelVersion:
+    name = model.name
+    if not model.folder.is_dir():
+        raise FileNotFoundError(f"the exported model {model.folder} does not exist any more")
     run_id = run.info.run_id
     tags = {
         key: run.data.tags[key] for key in ("raydml.study_id", "raydml.study", "raydml.trial") if key in run.data.tags
     }
-    tags["raydml.checkpoint"] = source
+    tags["raydml.checkpoint"] = model.checkpoint
     logged = client.create_logged_model(
         run.info.experiment_id, name=MODEL, source_run_id=run_id, tags=tags, model_type="embedding"
     )
     try:
         with tempfile.TemporaryDirectory() as scratch:
             local = Path(scratch) / MODEL
-            _save(local, folder, Model(run_id=run_id, model_uuid=logged.model_id, model_id=logged.model_id))
+            _save(local, model.folder, Model(run_id=run_id, model_uuid=logged.model_id, model_id=logged.model_id))
             client.log_model_artifacts(logged.model_id, str(local))
         logged = client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
@@ -174,7 +175,7 @@ def origin_of(target: str, uri: str) -> Origin:
     return Origin(uri, run_id, tags.get("raydml.study", ""), tags.get("raydml.study_id", ""))
 
 
-def log_test_read(origin: Origin, event: Mapping[str, Any]) -> None:
+def log_test_read(origin: Origin, event: Event) -> None:
     """Write down with the run of a fetched model that the test classes are about to be read; ``event`` as in the
     spool, with its ``time``. Raises TrackingError: then nothing may be read."""
     if not origin.run_id:

@@ -7,7 +7,7 @@ store that was lost is filled anew. One writer a study is assumed (raydml.tracki
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, TypeVar
@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 
+from raydml.study.state import ExportedModel
 from raydml.tracking.store import is_transient, redacted
-from raydml.tracking.updates import EPOCH_METRIC, File, RunUpdate
+from raydml.tracking.updates import File, RunUpdate
 
 #: Below the limits of one REST request (1000 metrics, 100 parameters, 100 tags, 1000 of all together).
 MAX_METRICS, MAX_PARAMS, MAX_TAGS = 800, 100, 100
@@ -26,14 +27,13 @@ _logger = logging.getLogger(__name__)
 
 @dataclass
 class KnownRun:
-    """A run as the store has it. ``offset``: how far in the spool its events have arrived; ``epoch``: its last."""
+    """A run as the store has it. ``offset``: how far in the spool its events have arrived."""
 
     run_id: str
     status: str
     deleted: bool
     tags: dict[str, str]
     params: dict[str, str]
-    epoch: int
     offset: int
 
 
@@ -53,10 +53,10 @@ class StudyRuns:
     def offsets(self) -> dict[str | None, int]:
         return {trial: run.offset for trial, run in self.known.items()}
 
-    def apply(self, update: RunUpdate, log_model: Callable[[str, Mapping[str, Any]], None]) -> None:
+    def apply(self, update: RunUpdate, log_model: Callable[[str, ExportedModel], None]) -> None:
         """Bring one run up to date: what is there already is left alone, the offset goes last.
 
-        ``log_model(run_id, event)`` stores a model. Raises what :func:`is_transient` accepts, and then the same
+        ``log_model(run_id, model)`` stores a model. Raises what :func:`is_transient` accepts, and then the same
         update can be applied again.
         """
         run = self.known.get(update.trial) or self._create(update)
@@ -68,8 +68,8 @@ class StudyRuns:
             self._run_again(run)
         for file in update.files:
             self._attempt(f"artifact {file.path or file.artifact_path}", self._log_file, run.run_id, file)
-        for event in update.models:
-            self._attempt(f"model {event.get('name')!r}", log_model, run.run_id, event)
+        for model in update.models:
+            self._attempt(f"model {model.name!r}", log_model, run.run_id, model)
         if update.status not in (None, "RUNNING") and run.status != update.status:
             self.client.set_terminated(run.run_id, update.status, update.end_ms)
             run.status = str(update.status)
@@ -136,12 +136,8 @@ class StudyRuns:
             if run.params.get(name, text) != text
         }
         tags = {**changed, **update.tags}
-        if "raydml.non_finite" in run.tags:
-            tags.pop("raydml.non_finite", None)
-        if update.num_retries:
-            tags["raydml.retries"] = str(int(run.tags.get("raydml.retries", 0)) + update.num_retries)
-        new = [point for epoch, row in sorted(update.epochs.items()) if epoch > run.epoch for point in row]
-        metrics = [Metric(point.name, point.value, point.time_ms, point.step) for point in new + update.summary]
+        tags = {name: text for name, text in tags.items() if run.tags.get(name) != text}
+        metrics = [Metric(point.name, point.value, point.time_ms, point.step) for point in update.points]
         parts: Iterator[tuple[list[Any], ...]] = zip_longest(
             _pieces(metrics, MAX_METRICS),
             _pieces([Param(name, text) for name, text in params.items()], MAX_PARAMS),
@@ -157,7 +153,6 @@ class StudyRuns:
             self._attempt(f"values of run {update.name!r}", self.client.log_batch, run.run_id, metrics_, params_, tags_)
         run.tags |= tags
         run.params |= params
-        run.epoch = max([run.epoch, *update.epochs])
 
     def _attempt(self, what: str, request: Callable[..., Any], *arguments: Any) -> None:
         """A request whose refusal must not hold up the rest of the study; it is told, and not tried again."""
@@ -187,6 +182,5 @@ def _known_run(run: Run) -> KnownRun:
         deleted=run.info.lifecycle_stage == "deleted",
         tags=tags,
         params=dict(run.data.params),
-        epoch=int(run.data.metrics.get(EPOCH_METRIC, 0)),
         offset=int(tags.get("raydml.spool_offset", 0)),
     )

@@ -1,7 +1,13 @@
-"""What the events of a study mean for its MLflow runs: a fold from lines of the spool to one update a run.
+"""What the events of a study mean for its MLflow runs: one update for each run that has something new.
 
-No MLflow here and no clock: names, limits and values are made legal in this module, so that nothing the tracking
-server would refuse is ever sent. ``None`` as a key means the study's own (parent) run.
+No MLflow here and no clock: names, limits and values are made legal in this module, so nothing is sent that the
+tracking server would refuse. ``None`` as a key means the study's own (parent) run.
+
+Parameters, tags and status of a run follow from the study's state. Metrics are appended: MLflow keeps every point, and
+of several at one step the one with the latest time counts. An epoch that is reported a second time therefore sends the
+values that differ from the first report, with the time of the second, and what counts in MLflow is what counts in the
+state. (Points of epochs that a trial has lost and not reached again stay in MLflow.) Which points are sent depends on
+the events alone, not on how many deliveries they came in.
 """
 
 from __future__ import annotations
@@ -10,26 +16,29 @@ import json
 import math
 import posixpath
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from raydml.config.recipe import flatten, recipe_of
+from raydml.analysis.trials import TrialState
+from raydml.config.recipe import flatten
 from raydml.study.events import Record
+from raydml.study.state import Event, ExportedModel, StudyState, changed_metrics, reduce_event
 
 #: Longest values that MLflow stores whole (a tag: the limit of older servers; newer ones take 8000).
-MAX_PARAM_CHARACTERS, MAX_TAG_CHARACTERS, MAX_KEY_CHARACTERS = 6000, 5000, 250
-#: Metric whose value is its own step: its latest value tells how far a run has got, without another request.
+MAX_PARAM_CHARACTERS, MAX_TAG_CHARACTERS, MAX_KEY_CHARACTERS, MAX_NON_FINITE_CHARACTERS = 6000, 5000, 250, 500
+#: Metric whose value is its own step: its latest value is the number of epochs that a run has reached.
 EPOCH_METRIC = "epoch"
-#: MLflow status of a run by the reason for which its trial ended.
-ENDED_STATUS = {
+#: MLflow status of a run by the state of its trial or study; any other state is a failure.
+STATUS = {
+    "waiting": "RUNNING",
+    "running": "RUNNING",
+    "retrying": "RUNNING",
+    "interrupted": "KILLED",
     "finished": "FINISHED",
     "stopped_early": "FINISHED",
-    "non_finite_loss": "FAILED",
-    "collapsed": "FAILED",
-    "crashed": "FAILED",
 }
 
 
@@ -43,8 +52,8 @@ class Point(NamedTuple):
 
 
 class File(NamedTuple):
-    """Something to store with a run: the file or folder ``path``, or ``text``. ``artifact_path``: the folder it goes
-    to, or for a text its whole name."""
+    """A file to store with a run: the file or folder ``path``, or ``text``. ``artifact_path``: the folder it goes to,
+    or for a text its whole name."""
 
     artifact_path: str
     path: Path | None = None
@@ -53,7 +62,8 @@ class File(NamedTuple):
 
 @dataclass
 class RunUpdate:
-    """Everything new about one run. ``offset`` lies behind the last event in it."""
+    """Everything new about one run. ``offset`` is the one behind the last event in it; parameters and tags are those
+    of the whole run."""
 
     trial: str | None
     name: str
@@ -63,169 +73,128 @@ class RunUpdate:
     end_ms: int | None = None
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
-    epochs: dict[int, list[Point]] = field(default_factory=dict)
-    summary: list[Point] = field(default_factory=list)
+    points: list[Point] = field(default_factory=list)
     files: list[File] = field(default_factory=list)
-    models: list[Mapping[str, Any]] = field(default_factory=list)
-    num_retries: int = 0
-
-    def run_again(self) -> None:
-        self.status, self.end_ms = "RUNNING", None
-        self.tags.pop("raydml.ended", None)
-        self.tags.pop("raydml.error", None)
-
-    def end(self, status: str, reason: str, time_ms: int) -> None:
-        self.status, self.end_ms = status, time_ms
-        self.tags["raydml.ended"] = reason
+    models: list[ExportedModel] = field(default_factory=list)
 
 
-@dataclass
-class Updates:
-    """One update a run, and the moment of an interruption that nothing followed (every run still RUNNING ends)."""
+def updates_of(
+    records: Iterable[Record], state: StudyState, delivered: Mapping[str | None, int]
+) -> tuple[StudyState, list[RunUpdate]]:
+    """Reduce events in their order; return the state after them and an update for each run that they concern.
 
-    runs: dict[str | None, RunUpdate] = field(default_factory=dict)
-    interrupted_ms: int | None = None
-
-
-def fold(records: Iterable[Record], study: str, delivered: Mapping[str | None, int]) -> Updates:
-    """One update a run from events in their order.
-
-    ``delivered``: for each run the offset up to which it has its events; those are left out. Of an epoch told twice
-    (a trial redone from its last checkpoint) the first telling counts.
+    state: the study before the events. delivered: for each run the offset up to which it has its events; those change
+    the state but are not sent again. The update of the study's own run comes first: the other runs name it as parent.
     """
-    updates = Updates()
+    updates: dict[str | None, RunUpdate] = {}
     for record in records:
-        kind, trial = record.event.get("event"), record.event.get("trial")
-        if kind in _ABOUT_STUDY:
-            trial = None
-        elif kind not in _FOLD:
+        before, state = state, reduce_event(state, record.event)
+        kind = record.event.get("event")
+        if kind not in _OF_STUDY and kind not in _OF_TRIAL:
             continue
-        if kind == "interrupted":
-            updates.interrupted_ms = _time_ms(record.event)
-        elif kind in ("study_started", "trial_started", "epoch", "study_finished"):
-            updates.interrupted_ms = None
-        if record.end <= delivered.get(trial, 0):
+        run = record.event.get("trial") if kind in _OF_TRIAL else None
+        if record.end <= delivered.get(run, 0):
             continue
-        if trial not in updates.runs:
-            updates.runs[trial] = RunUpdate(trial, trial or study, _time_ms(record.event))
-        update = updates.runs[trial]
-        _FOLD[kind](update, record.event)
+        update = updates.setdefault(run, RunUpdate(run, run or state.study, _ms(state.time_s)))
         update.offset = record.end
-    return updates
+        _add_news(update, before, state)
+    for run, update in updates.items():
+        if run is None:
+            _describe_study(update, state)
+        elif run in state.trials:
+            _describe_trial(update, state.trials[run])
+    return state, sorted(updates.values(), key=lambda update: update.trial is not None)
 
 
-# --- one event ------------------------------------------------------------------------------------------------------
-
-
-def _study_started(update: RunUpdate, event: Mapping[str, Any]) -> None:
-    update.run_again()
-    update.params |= params_of(event.get("config") or {})
-    if event.get("commit"):
-        update.tags["mlflow.source.git.commit"] = str(event["commit"])
-
-
-def _stage_started(update: RunUpdate, event: Mapping[str, Any]) -> None:
-    update.tags["raydml.stage"] = str(event["stage"])
-
-
-def _stage_finished(update: RunUpdate, event: Mapping[str, Any]) -> None:
-    if event.get("ranking") is not None:
-        text = json.dumps(event["ranking"], indent=1) + "\n"
-        update.files.append(File(f"ranking_{event['stage']}.json", text=text))
-
-
-def _trial_started(update: RunUpdate, event: Mapping[str, Any]) -> None:
-    update.run_again()
-    config: Mapping[str, Any] = event.get("config") or {}
-    config = config.get("trial", config)
-    update.params |= params_of(config)
-    facts = {name: event.get(name) for name in ("stage", "fold", "seed", "fingerprint", "configuration")}
-    facts |= {name: (config.get(name) or {}).get("name") for name in ("loss", "miner", "method")}
-    update.tags |= {f"raydml.{name}": str(fact) for name, fact in facts.items() if fact is not None}
-    update.name = " ".join(filter(None, (str(event["trial"]), recipe_of(config))))
-
-
-def _epoch(update: RunUpdate, event: Mapping[str, Any]) -> None:
-    if update.status != "RUNNING":
-        update.run_again()
-    epoch, time_ms = int(event["epoch"]), _time_ms(event)
-    if epoch in update.epochs:
-        return
-    update.epochs[epoch] = [
-        *points(event.get("metrics") or {}, epoch, time_ms, update.tags),
-        # Last: whoever finds this point finds the whole epoch.
-        Point(EPOCH_METRIC, float(epoch), epoch, time_ms),
-    ]
-
-
-def _trial_retried(update: RunUpdate, event: Mapping[str, Any]) -> None:
-    update.run_again()
-    update.num_retries += 1
-    update.tags["raydml.retried_after"] = cut(str(event.get("error")), MAX_TAG_CHARACTERS)
-
-
-def _trial_ended(update: RunUpdate, event: Mapping[str, Any]) -> None:
-    reason = str(event["reason"])
-    update.end(ENDED_STATUS.get(reason, "FAILED"), reason, _time_ms(event))
-    for name in ("error", "checkpoint"):
-        if event.get(name):
-            update.tags[f"raydml.{name}"] = cut(str(event[name]), MAX_TAG_CHARACTERS)
-
-
-def _artifact(update: RunUpdate, event: Mapping[str, Any]) -> None:
-    update.files.append(File(str(event.get("artifact_path") or ""), path=Path(event["path"])))
-
-
-def _model(update: RunUpdate, event: Mapping[str, Any]) -> None:
-    update.models.append(event)
-
-
-def _summary(update: RunUpdate, event: Mapping[str, Any]) -> None:
-    update.summary += points(event.get("metrics") or {}, 0, _time_ms(event), update.tags)
-    for name, value in (event.get("tags") or {}).items():
-        update.tags[legal_name(name)] = cut(_text(value), MAX_TAG_CHARACTERS)
-
-
-def _test_read(update: RunUpdate, event: Mapping[str, Any]) -> None:
-    update.files.append(file_of_test_read(event))
-    update.tags["raydml.last_test_read"] = _moment(event)
-
-
-def _study_finished(update: RunUpdate, event: Mapping[str, Any]) -> None:
-    update.end("FINISHED", "finished", _time_ms(event))
-
-
-def _interrupted(update: RunUpdate, event: Mapping[str, Any]) -> None:
-    update.end("KILLED", "interrupted", _time_ms(event))
-
-
-_FOLD: dict[Any, Callable[[RunUpdate, Mapping[str, Any]], None]] = {
-    "study_started": _study_started,
-    "stage_started": _stage_started,
-    "stage_finished": _stage_finished,
-    "trial_started": _trial_started,
-    "epoch": _epoch,
-    "trial_retried": _trial_retried,
-    "trial_ended": _trial_ended,
-    "artifact": _artifact,
-    "model": _model,
-    "summary": _summary,
-    "test_read": _test_read,
-    "study_finished": _study_finished,
-    "interrupted": _interrupted,
-}
-_ABOUT_STUDY = frozenset(
+_OF_STUDY = frozenset(
     {"study_started", "stage_started", "stage_finished", "summary", "test_read", "study_finished", "interrupted"}
 )
+#: Of one trial, or, where their trial is None, of the study.
+_OF_TRIAL = frozenset({"trial_started", "epoch", "trial_retried", "trial_ended", "artifact", "model"})
 
 
-def file_of_test_read(event: Mapping[str, Any]) -> File:
-    """The record of one read of the test classes as it lies with a run: ``test_reads/<time>.json``."""
-    text = json.dumps({name: value for name, value in event.items() if name != "event"}, indent=1) + "\n"
-    return File(f"test_reads/{_moment(event)}.json", text=text)
+def _add_news(update: RunUpdate, before: StudyState, after: StudyState) -> None:
+    """Add what one event, between two states, appends to a run: points, files and models."""
+    update.files += [File(one.artifact_path, one.path) for one in after.artifacts[len(before.artifacts) :]]
+    update.files += [file_of_test_read(read) for read in after.test_reads[len(before.test_reads) :]]
+    update.models += after.models[len(before.models) :]
+    if after.summary is not before.summary:
+        update.points += points(after.summary.metrics, 0, _ms(after.summary.time_s))
+    for name, stage in after.stages.items():
+        if stage.ranking is not None and stage is not before.stages.get(name):
+            update.files.append(File(f"ranking_{name}.json", text=json.dumps(stage.ranking, indent=1) + "\n"))
+    trial = after.trials.get(update.trial or "")
+    if trial is None or trial.num_epochs not in trial.reports:
+        return
+    report, reported = trial.reports[trial.num_epochs], before.trials.get(trial.trial)
+    earlier = reported.reports.get(trial.num_epochs) if reported else None
+    if report is not earlier:
+        update.points += points(changed_metrics(earlier, report), trial.num_epochs, _ms(report.time_s))
+    if earlier is None:
+        # Last: a run that has this point has the whole epoch.
+        update.points.append(Point(EPOCH_METRIC, float(trial.num_epochs), trial.num_epochs, _ms(report.time_s)))
 
 
-def _moment(event: Mapping[str, Any]) -> str:
+def _describe_study(update: RunUpdate, study: StudyState) -> None:
+    update.params = params_of(study.config)
+    _set_status(update, study.state, study.changed_s)
+    update.tags |= {"mlflow.source.git.commit": study.commit, "raydml.stage": study.stage}
+    if study.test_reads:
+        update.tags["raydml.last_test_read"] = _moment(study.test_reads[-1])
+    update.tags |= {legal_name(name): _text(value) for name, value in study.summary.tags.items()}
+    update.tags["raydml.non_finite"] = _non_finite({0: study.summary.metrics})
+    _make_tags_legal(update)
+
+
+def _describe_trial(update: RunUpdate, trial: TrialState) -> None:
+    update.name = " ".join(filter(None, (trial.trial, trial.recipe)))
+    update.params = params_of(trial.config)
+    _set_status(update, trial.state, trial.changed_s)
+    facts: dict[str, Any] = {
+        "stage": trial.stage,
+        "fold": trial.fold,
+        "seed": trial.seed,
+        "fingerprint": trial.fingerprint,
+        "configuration": trial.configuration,
+        **{block: (trial.config.get(block) or {}).get("name") for block in ("loss", "miner", "method")},
+        "error": trial.error if trial.ended else None,
+        "retries": trial.num_retries or None,
+        "retried_after": trial.retried_after,
+        "non_finite": _non_finite(trial.epochs),
+    }
+    update.tags |= {f"raydml.{name}": str(fact) for name, fact in facts.items() if fact is not None}
+    _make_tags_legal(update)
+
+
+def _set_status(update: RunUpdate, state: str, changed_s: float) -> None:
+    update.status = STATUS.get(state, "FAILED")
+    if update.status != "RUNNING":
+        update.end_ms = _ms(changed_s)
+        update.tags["raydml.ended"] = state
+
+
+def _make_tags_legal(update: RunUpdate) -> None:
+    update.tags = {name: cut(text, MAX_TAG_CHARACTERS) for name, text in update.tags.items() if text}
+
+
+def _non_finite(epochs: Mapping[int, Mapping[str, Any]]) -> str:
+    """Name the first values that are not finite: ``train_loss = nan in step 2; ...``."""
+    found = (
+        f"{name} = {float(value)} in step {step}"
+        for step, metrics in epochs.items()
+        for name, value in metrics.items()
+        if isinstance(value, (int, float)) and not math.isfinite(value)
+    )
+    return cut("; ".join(found), MAX_NON_FINITE_CHARACTERS)
+
+
+def file_of_test_read(read: Event) -> File:
+    """Return the record of one read of the test classes as it is stored with a run: ``test_reads/<time>.json``."""
+    text = json.dumps({name: value for name, value in read.items() if name != "event"}, indent=1) + "\n"
+    return File(f"test_reads/{_moment(read)}.json", text=text)
+
+
+def _moment(event: Event) -> str:
     return datetime.fromtimestamp(float(event["time"]), tz=timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
 
 
@@ -241,24 +210,16 @@ def params_of(config: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def points(metrics: Mapping[str, Any], step: int, time_ms: int, tags: dict[str, str]) -> list[Point]:
-    """The numbers among ``metrics`` (texts and None are no series).
+def points(metrics: Mapping[str, Any], step: int, time_ms: int) -> list[Point]:
+    """Return the numbers among ``metrics`` as points; texts and None are left out.
 
-    NaN is stored as NaN. MLflow would store an infinity as 1.8e308 and ruin every chart: it is stored as NaN too. The
-    tag ``raydml.non_finite`` names the first values that were not finite.
+    NaN is stored as NaN. An infinity becomes NaN as well: MLflow would store it as 1.8e308, which ruins every chart.
     """
-    found = []
-    for name, value in metrics.items():
-        if not isinstance(value, (int, float)):
-            continue
-        number = float(value)
-        if not math.isfinite(number):
-            known = tags.get("raydml.non_finite", "")
-            note = f"{name} = {number} in step {step}"
-            tags["raydml.non_finite"] = cut(f"{known}; {note}" if known else note, 500)
-            number = math.nan
-        found.append(Point(legal_name(name), number, step, time_ms))
-    return found
+    numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))}
+    return [
+        Point(legal_name(name), number if math.isfinite(number) else math.nan, step, time_ms)
+        for name, number in numbers.items()
+    ]
 
 
 def legal_name(name: str) -> str:
@@ -278,5 +239,5 @@ def _text(value: Any) -> str:
     return json.dumps(value) if isinstance(value, (list, tuple, dict)) else str(value)
 
 
-def _time_ms(event: Mapping[str, Any]) -> int:
-    return int(float(event["time"]) * 1000)
+def _ms(time_s: float) -> int:
+    return int(time_s * 1000)

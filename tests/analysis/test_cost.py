@@ -5,14 +5,16 @@ from __future__ import annotations
 import pytest
 
 from raydml.analysis.cost import cost_of
-from raydml.analysis.trials import TrialHistory
+from raydml.analysis.trials import EpochReport, TrialState
 
 
 def trial(key, stage, planned, seconds, ended, *, clustering=()):
     epochs = {number: {"epoch_s": spent} for number, spent in enumerate(seconds, start=1)}
     for number, spent in clustering:
         epochs[number]["clustering_s"] = spent
-    return TrialHistory(key, stage, "margin", {"epochs": planned}, epochs, None, None, ended)
+    reports = {number: EpochReport(metrics) for number, metrics in epochs.items()}
+    state = ended or "running"
+    return TrialState(key, stage, config={"epochs": planned}, reports=reports, num_epochs=len(seconds), state=state)
 
 
 TRIALS = [

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from raydml.analysis.importance import CrossingCell, crossing_of, importance_of
-from raydml.analysis.trials import TrialHistory, parameters_of, varying
+from raydml.analysis.trials import EpochReport, TrialState, parameters_of, varying
 from raydml.config.recipe import flatten
 
 
@@ -99,7 +99,8 @@ def trial(value, loss, method="plain", miner=None, regularizers=()):
         "miner": {"name": miner} if miner else None,
         "regularizers": {name: {"weight": 0.1} for name in regularizers},
     }
-    return TrialHistory("search-000", "search", "", config, {}, value, None, "finished")
+    reports = {} if value is None else {1: EpochReport({"val_map_at_r": value})}
+    return TrialState("search-000", "search", config=config, reports=reports, num_epochs=1, state="finished")
 
 
 def test_the_two_most_varied_choices_are_crossed():

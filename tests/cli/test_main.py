@@ -378,7 +378,8 @@ def test_the_end_of_a_study(tmp_path, capsys):
     folder = make_study(tmp_path / "studies", "digits")
     (folder / "summary.json").write_text(json.dumps(SUMMARY))
     events.append(
-        folder / "events.jsonl", {"event": "model", "trial": None, "checkpoint": "x", "name": "raydml-digits"}
+        folder / "events.jsonl",
+        {"event": "model", "trial": None, "folder": "m", "checkpoint": "x", "name": "raydml-digits"},
     )
     studies.show_outcome("uv run launch.py", folder, studies.new_console())
     text = capsys.readouterr().out

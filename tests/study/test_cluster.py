@@ -9,8 +9,10 @@ from ray.cluster_utils import Cluster
 
 from raydml.search_space.space import load_space
 from raydml.study import events
-from raydml.study.folder import create_study, events_path, read_json, read_records
+from raydml.study.events import events_path
+from raydml.study.folder import create_study, read_json
 from raydml.study.stages import run_study
+from raydml.study.state import read_trials
 from tests.study.test_folder import ROOT
 
 
@@ -48,7 +50,7 @@ def test_the_default_study_survives_the_loss_of_a_node(tmp_path, monkeypatch):
         cluster.shutdown()
     assert lost.is_set()
     assert outcome.status == "finished"
-    search, confirm = read_records(folder, "search"), read_records(folder, "confirm")
+    search, confirm = read_trials(folder, "search"), read_trials(folder, "confirm")
     assert len(search) == 16
     assert {record.ended for record in search.values()} <= {"finished", "stopped_early"}
     assert {record.ended for record in confirm.values()} == {"finished"}

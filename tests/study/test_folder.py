@@ -12,9 +12,10 @@ from raydml.data.catalog import DataError
 from raydml.search_space.space import load_space
 from raydml.study import events
 from raydml.study import folder as study
-from raydml.study.folder import Record, StudyError, confirm_trials, create_study, dry_run, find_study, rank
+from raydml.study.folder import StudyError, confirm_trials, create_study, dry_run, find_study
 from raydml.study.runner import retain
 from raydml.training.trial_images import Catalogs
+from tests.study.study_events import ended, epoch
 
 ROOT = Path(__file__).parents[2]
 SPACE = """
@@ -130,32 +131,6 @@ def test_a_study_is_found_by_name_and_by_path_and_a_misspelt_one_gets_the_neares
         find_study("mimi", tmp_path / "studies")
 
 
-def test_ranking_is_by_the_best_epoch_and_failures_come_last():
-    records = {
-        "search-000": Record("search-000", "search", epochs={1: {"m": 0.2}, 2: {"m": 0.9}, 3: {"m": 0.5}}),
-        "search-001": Record("search-001", "search", epochs={1: {}}, ended="non_finite_loss"),
-        "search-002": Record("search-002", "search", epochs={1: {"m": 0.9}}),
-        "search-003": Record("search-003", "search", epochs={1: {"m": 0.95}}),
-    }
-    rows = rank(records, "m")
-    assert [row["trial"] for row in rows] == ["search-003", "search-000", "search-002", "search-001"]
-    assert [row["epoch_of_best"] for row in rows] == [1, 2, 1, None]
-
-
-def test_records_count_a_repeated_epoch_once(tmp_path):
-    def note(**event):
-        events.append(tmp_path / "events.jsonl", {"stage": "search", "trial": "search-000", **event})
-
-    note(event="trial_started", fingerprint="f", config={})
-    for value in (0.5, 0.5):
-        note(event="epoch", epoch=1, metrics={"m": value})
-    note(event="trial_ended", reason="finished", error=None)
-    record = study.read_records(tmp_path, "search")["search-000"]
-    assert record.epochs == {1: {"m": 0.5}}
-    assert record.ended == "finished"
-    assert study.read_records(tmp_path, "confirm") == {}
-
-
 def test_confirmation_is_the_best_configurations_times_folds_times_seeds(tmp_path):
     space = space_at(tmp_path)
     trials = {
@@ -175,31 +150,27 @@ def test_confirmation_is_the_best_configurations_times_folds_times_seeds(tmp_pat
 
 
 def retention_study(folder, values, bytes_each=1000):
+    """Trials with two checkpoints each; those with a value below 1 have ended."""
+    path = events.events_path(folder)
     for index, value in enumerate(values):
-        key = f"search-{index:03d}"
         for number in (1, 2):
-            place = folder / "search" / "run-000" / key / f"checkpoint_{number:06d}"
+            place = folder / "search" / "run-000" / f"search-{index:03d}" / f"checkpoint_{number:06d}"
             place.mkdir(parents=True)
             (place / "state.pt").write_bytes(b"x" * bytes_each)
-        path = folder / "events.jsonl"
-        events.append(path, {"event": "epoch", "stage": "search", "trial": key, "epoch": 1, "metrics": {"m": value}})
-        if value is not None and value < 1:
-            events.append(
-                path,
-                {"event": "trial_ended", "stage": "search", "trial": key, "reason": "finished", "error": None},
-            )
+        for event in [epoch(index, 1, value), *([ended(index, "finished")] if value < 1 else [])]:
+            events.append(path, event)
     return lambda: sorted(p.name for p in (folder / "search" / "run-000").glob("*") if any(p.glob("checkpoint_*")))
 
 
 def test_retention_keeps_the_best_ended_trials_and_every_running_one(tmp_path):
     left = retention_study(tmp_path, [0.1, 0.8, 0.5, 0.9, 2.0])  # the last has not ended
-    retain(tmp_path, "search", "m", keep=2, max_bytes=None)
+    retain(tmp_path, "search", keep=2, max_bytes=None)
     assert left() == ["search-001", "search-003", "search-004"]
 
 
 def test_retention_by_bytes_never_drops_the_best(tmp_path):
     left = retention_study(tmp_path, [0.1, 0.8, 0.5])
-    retain(tmp_path, "search", "m", keep=3, max_bytes=4500)  # 2000 bytes a trial: the best two fit
+    retain(tmp_path, "search", keep=3, max_bytes=4500)  # 2000 bytes a trial: the best two fit
     assert left() == ["search-001", "search-002"]
-    retain(tmp_path, "search", "m", keep=3, max_bytes=10)
+    retain(tmp_path, "search", keep=3, max_bytes=10)
     assert left() == ["search-001"]

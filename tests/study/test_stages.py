@@ -21,16 +21,16 @@ from raydml.data.seal import TestReads
 from raydml.data.splits import make_split
 from raydml.search_space.space import load_space
 from raydml.study import events
+from raydml.study.events import events_path
 from raydml.study.folder import (
     StudyError,
     create_study,
-    events_path,
     move_data_root,
     newest_checkpoint,
     read_json,
-    read_records,
 )
 from raydml.study.stages import run_study
+from raydml.study.state import read_trials
 from raydml.training import checkpoint
 from raydml.training.trainer import Trainer
 from tests.study.test_folder import SPACE, image_folder
@@ -63,11 +63,11 @@ def finished(tmp_path_factory):
 
 
 def curves(folder, stage):
-    return {key: {e: m[METRIC] for e, m in r.epochs.items()} for key, r in read_records(folder, stage).items()}
+    return {key: {e: m[METRIC] for e, m in r.epochs.items()} for key, r in read_trials(folder, stage).items()}
 
 
 def test_the_search_stops_losers_at_the_rung_and_ranks_by_the_best_epoch(finished):
-    records = read_records(finished, "search")
+    records = read_trials(finished, "search")
     assert sorted(record.ended for record in records.values()) == ["finished", "stopped_early", "stopped_early"]
     at_the_rung = {key: record.epochs[1][METRIC] for key, record in records.items()}
     (survivor,) = [key for key, record in records.items() if record.ended == "finished"]
@@ -140,7 +140,7 @@ def test_a_trial_of_the_study_gives_the_same_numbers_without_ray(finished):
     config = read_json(finished / "study.json")["trials"][1]
     machine = Machine.model_validate(read_json(finished / "study.json")["machine"])
     alone = {r["epoch"]: r for r in Trainer(parse_trial(config), machine, device="cpu").epochs()}
-    for epoch, metrics in read_records(finished, "search")["search-001"].epochs.items():
+    for epoch, metrics in read_trials(finished, "search")["search-001"].epochs.items():
         for name in ("train_loss", "gradient_norm", METRIC, "val_recall_at_1"):
             assert metrics[name] == alone[epoch][name]
 
@@ -168,9 +168,9 @@ def cut_short(finished, folder):
     for name in ("confirm", "final", "model", "illustrations", "report"):
         shutil.rmtree(folder / name)
     loser, winner, unborn = (
-        next(key for key, r in read_records(finished, "search").items() if r.ended == "stopped_early"),
-        next(key for key, r in read_records(finished, "search").items() if r.ended == "finished"),
-        [key for key, r in read_records(finished, "search").items() if r.ended == "stopped_early"][1],
+        next(key for key, r in read_trials(finished, "search").items() if r.ended == "stopped_early"),
+        next(key for key, r in read_trials(finished, "search").items() if r.ended == "finished"),
+        [key for key, r in read_trials(finished, "search").items() if r.ended == "stopped_early"][1],
     )
     kept = []
     for event in events.read(events_path(finished)):
@@ -225,7 +225,7 @@ def test_search_and_confirm_never_open_a_test_image(tmp_path):
             image.write_bytes(b"sealed")
     folder = new_study(tmp_path, name="image_folder", **settings)
     assert run_study(folder).status == "finished"
-    assert {record.ended for record in read_records(folder, "confirm").values()} == {"finished"}
+    assert {record.ended for record in read_trials(folder, "confirm").values()} == {"finished"}
     assert not (folder / "test_reads.jsonl").exists()
 
 
@@ -240,7 +240,7 @@ def test_an_unreadable_test_image_is_named_at_finalize_and_can_be_skipped_then(t
         run_study(folder)
     assert new_study(tmp_path, name="image_folder", **settings, **{"machine.on_unreadable": "skip"}) == folder
     assert run_study(folder).status == "finished"
-    assert len(read_records(folder, "search")) == 1
+    assert len(read_trials(folder, "search")) == 1
 
 
 @pytest.mark.slow
@@ -256,7 +256,7 @@ def test_a_diverging_trial_ends_with_its_label_and_does_not_stop_the_study(tmp_p
     )
     assert run_study(folder).status == "finished"
     ended = {
-        record.config["optimizer"]["learning_rate"]: record.ended for record in read_records(folder, "search").values()
+        record.config["optimizer"]["learning_rate"]: record.ended for record in read_trials(folder, "search").values()
     }
     assert ended == {1e30: "non_finite_loss", 1e-3: "finished"}
     ranking = read_json(folder / "ranking.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -24,10 +25,14 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from mlflow.utils.validation import _validate_metric_name, _validate_param_name, _validate_tag_name
+from rich.console import Console
 
+from raydml.cli.live_view import LiveStudy
 from raydml.inference.export import EmbeddingModel, export_model
 from raydml.models.network import build_network, preprocessing_for
 from raydml.study import events
+from raydml.study.state import StudyState, rank, read_trials
+from raydml.study.summary import histories
 from raydml.tracking.delivery import (
     PATIENCE,
     POLL_S,
@@ -43,7 +48,7 @@ from raydml.tracking.delivery import (
 )
 from raydml.tracking.models import requirements
 from raydml.tracking.store import VIEW_TAG, connect, redacted, runs_page
-from raydml.tracking.updates import MAX_PARAM_CHARACTERS, cut, fold, legal_name, params_of, points
+from raydml.tracking.updates import MAX_PARAM_CHARACTERS, cut, legal_name, params_of, points, updates_of
 from raydml.training import checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -71,13 +76,14 @@ class Spool:
 
     def trial_started(self, trial: str, loss: str = "margin", fold: int | None = None, seed: int = 0) -> None:
         config = {
+            "seed": seed,
+            "data": {"split": {"fold": fold}},
             "epochs": 3,
             "loss": {"name": loss, "margin": 0.2},
             "optimizer": {"learning_rate": 1e-3, "momentum": None},
             "recall_at": [1, 2],
         }
-        self.add("trial_started", trial=trial, stage=trial.split("-")[0], fingerprint=f"f{trial[-3:]}", config=config,
-                 fold=fold, seed=seed)  # fmt: skip
+        self.add("trial_started", trial=trial, stage=trial.split("-")[0], fingerprint=f"f{trial[-3:]}", config=config)
 
     def epoch(self, trial: str, epoch: int, **metrics: float) -> None:
         index = int(trial[-3:])
@@ -98,7 +104,13 @@ class Spool:
         self.add("stage_started", stage="search", num_trials=3, max_epochs=3)
         self.trial("search-000")
         self.trial("search-001", epochs=1, reason="stopped_early", loss="contrastive")
-        self.trial("search-002", epochs=2, reason="collapsed")
+        self.trial_started("search-002")
+        self.epoch("search-002", 1)
+        self.epoch("search-002", 2)
+        self.add("trial_retried", trial="search-002", stage="search", error="worker died")
+        self.epoch("search-002", 1)  # from the checkpoint, hence the same
+        self.epoch("search-002", 2, train_loss=0.7)
+        self.ended("search-002", "collapsed")
         self.add("stage_finished", stage="search", ranking=[{"trial": "search-000", "val_map_at_r": 0.3}])
         self.add("stage_started", stage="confirm", num_trials=2, max_epochs=3)
         self.trial("confirm-000", fold=0, seed=1)
@@ -244,6 +256,8 @@ def test_a_study_is_one_run_with_its_trials_below_it(spool: Spool, uri: str, pic
     }
     assert {name: run.data.tags[f"raydml.{name}"] for name in expected} == expected
     assert run.data.params == {
+        "seed": "1",
+        "data.split.fold": "1",
         "epochs": "3",
         "loss.name": "margin",
         "loss.margin": "0.2",
@@ -547,7 +561,7 @@ def test_a_run_that_somebody_deleted_is_left_alone(spool: Spool, uri: str) -> No
     tracker.start()
     assert not tracker.finish(60)
     assert list(runs_of(uri)) == [None]
-    assert tracker.problems == ["run 'search-000' was deleted in MLflow; its new events are left out"]
+    assert tracker.problems == ["run 'search-000 margin' was deleted in MLflow; its new events are left out"]
 
 
 def test_a_lost_file_is_told_and_holds_nothing_up(spool: Spool, uri: str, storage: Path) -> None:
@@ -940,8 +954,7 @@ def test_settings_become_dotted_texts() -> None:
 
 
 def test_only_numbers_are_metrics() -> None:
-    tags: dict[str, str] = {}
-    found = points({"a": 1, "b": True, "text": "x", "none": None, "bad": -math.inf}, 4, 5000, tags)
+    found = points({"a": 1, "b": True, "text": "x", "none": None, "bad": -math.inf}, 4, 5000)
     assert [(point.name, point.step, point.time_ms) for point in found] == [
         ("a", 4, 5000),
         ("b", 4, 5000),
@@ -949,17 +962,46 @@ def test_only_numbers_are_metrics() -> None:
     ]
     assert [point.value for point in found[:2]] == [1.0, 1.0]
     assert math.isnan(found[2].value)
-    assert tags == {"raydml.non_finite": "bad = -inf in step 4"}
 
 
-def test_what_a_run_has_already_is_left_out_of_the_fold(spool: Spool) -> None:
+def test_what_a_run_has_already_is_not_sent_again(spool: Spool) -> None:
     spool.study_started()
     spool.trial("search-000")
     records, end = events.records(spool.path)
-    updates = fold(records, "digits", {None: 0, "search-000": records[2].end})
-    assert sorted(updates.runs["search-000"].epochs) == [2, 3]
-    assert updates.runs["search-000"].offset == end
-    assert fold(records, "digits", {None: end, "search-000": end}).runs == {}
+    state, (study, trial) = updates_of(records, StudyState(), {None: 0, "search-000": records[2].end})
+    assert (study.trial, trial.trial) == (None, "search-000")
+    assert [point.step for point in trial.points if point.name == "epoch"] == [2, 3]
+    assert trial.offset == end
+    assert updates_of(records, StudyState(), {None: end, "search-000": end}) == (state, [])
+
+
+def test_all_readers_count_the_last_report_of_a_repeated_epoch(spool: Spool, uri: str) -> None:
+    """A crash loses epochs 3 and 4: the trial repeats its checkpoint's epoch 2 and trains the others again."""
+    spool.study_started()
+    spool.trial_started("search-000")
+    for epoch, value in ((1, 0.1), (2, 0.2), (3, 0.9), (4, 0.3)):
+        spool.epoch("search-000", epoch, val_map_at_r=value)
+    spool.add("trial_retried", trial="search-000", stage="search", error="worker died")
+    for epoch, value in ((2, 0.2), (3, 0.4), (4, 0.3)):
+        spool.epoch("search-000", epoch, val_map_at_r=value)
+    spool.ended("search-000")
+    expected = [(1, 0.1), (2, 0.2), (3, 0.4), (4, 0.3)]
+    resumed = read_trials(spool.folder, "search")
+    assert resumed["search-000"].curve("val_map_at_r") == expected
+    (row,) = rank(resumed.values())
+    assert (row["value"], row["epoch_of_best"], row["epochs"]) == (0.4, 3, 4)
+    (history,) = histories(spool.folder)
+    assert history.curve("val_map_at_r") == expected
+    with LiveStudy(spool.path, console=Console(file=io.StringIO())) as live:
+        wait_for(lambda: live.study.trials["search-000"].ended)
+    assert live.study.trials["search-000"].curve("val_map_at_r") == expected
+    assert deliver(spool, uri)
+    run = runs_of(uri)["search-000"]
+    sent = connect(uri).get_metric_history(run.info.run_id, "val_map_at_r")
+    counts = {point.step: point.value for point in sorted(sent, key=lambda point: point.timestamp)}
+    assert sorted(counts.items()) == expected
+    assert sorted(point.step for point in sent) == [1, 2, 3, 3, 4], "only what has changed is sent a second time"
+    assert run.data.metrics["val_map_at_r"] == 0.3
 
 
 # --- a server -------------------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from PIL import Image
 
 from raydml.inference.export import EmbeddingModel, export_model
 from raydml.models.network import build_network, preprocessing_for
+from raydml.study.state import ExportedModel
 from raydml.tracking.delivery import preflight
 from raydml.tracking.models import log_exported_model
 from raydml.tracking.pyfunc_model import EmbeddingPythonModel, ImagesRefused
@@ -214,7 +215,7 @@ def registered(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     preflight(uri)
     client = connect(uri)
     run = client.create_run(client.create_experiment("serving", artifact_location=(storage / "artifacts").as_uri()))
-    log_exported_model(client, run.info.run_id, {"name": "digits", "folder": str(exported), "checkpoint": "/c"})
+    log_exported_model(client, run.info.run_id, ExportedModel("digits", exported, "/c"))
     return uri
 
 
