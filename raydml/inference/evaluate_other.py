@@ -15,7 +15,7 @@ from raydml.data.splits import Split
 from raydml.evaluation.embed import Evaluated, Wanted, device_of, embed, evaluate_embeddings
 from raydml.evaluation.protocols import DISTRACTOR, protocols_of
 from raydml.evaluation.saved_embeddings import SavedEmbeddings
-from raydml.images.image_cache import Images, Storage, load_test
+from raydml.images.cache import Images, Storage, load_test
 from raydml.images.preprocessing import Preprocessing
 
 
