@@ -18,7 +18,7 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
-from raydml.data.catalog import Catalog, DataError, Row, catalog_of
+from raydml.data.catalog import Catalog, DataError, ImageFile, catalog_of
 from raydml.data.datasets import open_catalog
 from raydml.data.seal import TestReads
 from raydml.data.splits import Split, make_split
@@ -221,7 +221,9 @@ class TestContent:
 
     def test_roles_are_those_of_the_images(self, root, tmp_path):
         rows = [
-            Row(f"{c}/{n}.png", c, (root / c / f"{n}.png").stat().st_size, 0, "train" if c < "e" else "test", role)
+            ImageFile(
+                f"{c}/{n}.png", c, (root / c / f"{n}.png").stat().st_size, 0, "train" if c < "e" else "test", role
+            )
             for c in "abcdefgh"
             for n, role in enumerate(("query", "gallery", "gallery") if c >= "e" else ("",) * 3)
         ]
@@ -384,7 +386,7 @@ class TestUnreadable:
 
     def test_a_class_of_one_image_from_the_start_may_stay(self, root, cache_dir):
         """Benchmarks have such classes; one that loses its only image is refused."""
-        rows = [Row(f"{c}/{n}.png", c, 1, 0) for c in "abcdefgh" for n in range(1 if c == "a" else 3)]
+        rows = [ImageFile(f"{c}/{n}.png", c, 1, 0) for c in "abcdefgh" for n in range(1 if c == "a" else 3)]
         catalog = catalog_of("sop", root, rows)
         split = make_split(catalog, **SPLIT)
         (root / "b" / "0.png").write_bytes(b"")
