@@ -25,11 +25,12 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import BatchSampler, RandomSampler
 
-from raydml.samplers.cluster_samplers import ClusterGroups, ClusterRoundRobin
-from raydml.samplers.samplers import SAMPLERS
+from raydml import registry
+from raydml.samplers._cluster_samplers import ClusterGroups, ClusterRoundRobin
 
 # Training images, classes, and the smallest and largest class made up for them.
 DATA = {"sop": (59_551, 11_318, 2, 12), "cub": (5_864, 100, 41, 60)}
+SAMPLERS = {name: registry.load("samplers", name) for name in registry.names("samplers")}
 CLUSTER_SAMPLERS = {"cluster_groups": ClusterGroups, "cluster_round_robin": ClusterRoundRobin}
 NUM_CLUSTERS = {"cluster_groups": 50, "cluster_round_robin": 8}
 BATCH_SIZE, IMAGES_PER_CLASS = 112, 4  # of what is compared with

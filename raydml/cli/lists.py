@@ -5,17 +5,21 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from rich.console import Console
 
 from raydml.cli import tables
+from raydml.cli.arguments import CommandError
 from raydml.cli.tables import ListedEntry, Setting
+from raydml.ops.files import write_whole
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+SCHEMA_FILE = Path("search_spaces/schema.json")
 Kind = Literal["losses", "miners", "regularizers", "methods", "samplers", "optimizers", "schedules", "backbones"]
 
 
@@ -47,18 +51,29 @@ def list_plugins(
     Console(markup=False, highlight=False).print(tables.catalogue(entries))
 
 
-def schema() -> None:
+def schema(
+    write: Annotated[bool, typer.Option("--write", help=f"Write it to {SCHEMA_FILE}, where editors look.")] = False,
+) -> None:
     """Print the JSON schema of a search space, for editors."""
     from raydml.search_space.space import json_schema
 
-    typer.echo(json.dumps(json_schema(), indent=2))
+    text = json.dumps(json_schema(), indent=2) + "\n"
+    if not write:
+        typer.echo(text, nl=False)
+        return
+    if not SCHEMA_FILE.parent.is_dir():
+        raise CommandError(
+            f"there is no folder {SCHEMA_FILE.parent} here. Cure: go where launch.py is, or `schema > FILE`"
+        )
+    write_whole(SCHEMA_FILE, text)
+    typer.echo(f"wrote {SCHEMA_FILE}")
 
 
 def listed_entries(kind: Kind) -> Iterator[ListedEntry]:
     """All entries of one kind, read from their definitions."""
-    if kind in ("losses", "miners", "regularizers", "methods"):
-        from raydml import registry as plugins
+    from raydml import registry as plugins
 
+    if kind in plugins.KINDS:
         for name in plugins.names(kind):
             settings = settings_of(plugins.settings_model(kind, name))
             source = "" if kind == "methods" else plugins.source(kind, name)
@@ -72,7 +87,7 @@ def listed_entries(kind: Kind) -> Iterator[ListedEntry]:
     else:
         from raydml.config.trial import Trial
 
-        field = {"samplers": "sampler", "optimizers": "optimizer", "schedules": "schedule"}[kind]
+        field = {"optimizers": "optimizer", "schedules": "schedule"}[kind]
         for model in get_args(Trial.model_fields[field].annotation):
             about = (inspect.getdoc(model) or "").partition("\n")[0]
             name = get_args(model.model_fields["name"].annotation)[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import shlex
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ from raydml.cli.arguments import (
     study_argument,
 )
 from raydml.cli.targets import DataRoot, recorded_trial, with_data_root
+from raydml.errors import did_you_mean
 
 if TYPE_CHECKING:
     from raydml.config.trial import Machine, Trial
@@ -220,8 +220,7 @@ def refuse_missing_space(path: Path) -> None:
     if path.is_file():
         return
     known = sorted(tables.short_path(file) for file in Path("search_spaces").glob("*.yaml"))
-    nearest = difflib.get_close_matches(path.stem, [Path(file).stem for file in known], n=1)
-    hint = f"; did you mean search_spaces/{nearest[0]}.yaml?" if nearest else ""
+    hint = did_you_mean(path.stem, [Path(file).stem for file in known])
     listed = f" There are: {', '.join(known)}." if known else ""
     raise CommandError(f"SPACE = {str(path)!r}: no such file{hint}{listed} Cure: name a YAML file of a search space")
 
@@ -282,7 +281,7 @@ def read_trial(config: str, storage: Path, data_root: Path | None) -> tuple[Tria
 
 def read_plain(path: Path) -> dict[str, Any]:
     """Read a YAML or JSON file of one trial as plain values. Raises ConfigError with file and line, or CommandError."""
-    from raydml.config.errors import ConfigError
+    from raydml.errors import ConfigError
     from raydml.search_space.yaml_reader import Node, read_yaml
 
     def plain(node: Node) -> Any:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from raydml import registry
-from raydml.config.errors import Problem
+from raydml.errors import Problem
 from raydml.methods._base import Method
 from raydml.models.network import Head, Network
 
@@ -56,7 +56,7 @@ class _Default(NamedTuple):
 
 def _loss_and_sampler(loss: Any, sampler: Any) -> Iterator[Problem]:
     accepts = _accepts(loss.name)
-    if accepts and sampler.name != "uniform" and sampler.images_per_class == 1:
+    if accepts and sampler.settings.get("images_per_class") == 1:
         message = f"leaves no positive pair in a batch, and loss {loss.name} learns from pairs or triplets"
         yield Problem("sampler.images_per_class", 1, message, cure=f"write at least 2; {_TOGETHER}")
 
@@ -104,9 +104,11 @@ def _method_and_model(method: Any, model: Any) -> Iterator[Problem]:
 
 
 def _method_and_sampler(method: Any, sampler: Any) -> Iterator[Problem]:
+    defaults = registry.settings_model("samplers", sampler.name)().model_dump()
+    changed = {key: value for key, value in sampler.settings.items() if value != defaults[key]}
     try:
         _method_class(method).check_settings(
-            {**sampler.model_dump(exclude_defaults=True), "batch_size": _batch_size(sampler)}, **method.settings
+            {"name": sampler.name, **changed, "batch_size": _batch_size(sampler)}, **method.settings
         )
     except ValueError as error:
         message, _, cure = str(error).partition("; ")
@@ -125,9 +127,9 @@ def _method_class(method: Any) -> type[Method]:
 
 
 def _batch_size(sampler: Any) -> int:
-    """Images in a batch."""
-    balanced = sampler.name == "class_balanced"
-    size: int = sampler.classes_per_batch * sampler.images_per_class if balanced else sampler.batch_size
+    """Return the images in a batch: a sampler has the setting batch_size, or classes_per_batch and images_per_class."""
+    settings = sampler.settings
+    size: int = settings.get("batch_size") or settings["classes_per_batch"] * settings["images_per_class"]
     return size
 
 

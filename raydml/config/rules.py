@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from raydml.config.errors import Problem
 from raydml.config.image_rules import IMAGE_RULES
 from raydml.config.plugin_rules import PLUGIN_RULES, Rule
+from raydml.errors import Problem
 
 
 def problems_of(sections: Mapping[str, Any]) -> list[Problem]:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from raydml import registry
-from raydml.config.errors import ABSENT, ConfigError, Problem, nearest_name, problems_from, unknown_name
+from raydml.errors import ABSENT, ConfigError, Problem, unknown_name
 
 STRICT = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -29,6 +29,8 @@ Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Counts = Annotated[tuple[Count, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
+Range = Annotated[tuple[Positive, Positive], BeforeValidator(_as_tuple)]
+Probability = Annotated[float, Field(ge=0, le=1)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_as_path)]
 
 
@@ -65,12 +67,8 @@ class PluginBlock(BaseModel):
         name = block["name"]
         if name not in choices:
             raise ConfigError([unknown_name("name", name, choices, f"one of the {cls.kind}")])
-        model = registry.settings_model(cls.kind, name)
         settings = {key: value for key, value in block.items() if key != "name"}
-        try:
-            return {"name": name, **model.model_validate(settings).model_dump()}
-        except ValidationError as error:
-            raise ConfigError(problems_from(error, model, settings)) from error
+        return {"name": name, **registry.checked_settings(cls.kind, name, settings)}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -90,7 +88,11 @@ class MinerBlock(PluginBlock):
     kind = "miners"
 
 
-def _filled_in(block: object) -> object:
+class SamplerBlock(PluginBlock):
+    kind = "samplers"
+
+
+def _with_defaults(block: object) -> object:
     """Regulariser -> its settings, those left at their defaults included. Raises ConfigError with every mistake."""
     if not isinstance(block, Mapping):
         cure = "write {mdr: {weight: 0.6}}, or {} for none"
@@ -100,26 +102,23 @@ def _filled_in(block: object) -> object:
     problems: list[Problem] = []
     for name, settings in block.items():
         if name not in choices:
-            nearest = nearest_name(name, choices)
-            cure = f"write {nearest}" if nearest else "write one of the choices"
+            problem = unknown_name(str(name), name, choices, "one of the regularizers")._replace(value=settings)
             if name == "name":
-                nearest, cure = None, f"write the name as the key: {{{settings}: {{...}}}}"
-            message = "is not one of the regularizers"
-            problems.append(Problem(str(name), settings, message, choices, nearest, cure))
+                problem = problem._replace(nearest=None, cure=f"write the name as the key: {{{settings}: {{...}}}}")
+            problems.append(problem)
             continue
         given = {} if settings is None else settings
         if not isinstance(given, Mapping):
             problems.append(Problem(name, given, "must be a block of settings", cure=f"write {name}: {{}}"))
             continue
-        model = registry.settings_model("regularizers", name)
         try:
-            filled[name] = model.model_validate(dict(given)).model_dump()
-        except ValidationError as error:
-            problems += [problem.under(name) for problem in problems_from(error, model, given)]
+            filled[name] = registry.checked_settings("regularizers", name, given)
+        except ConfigError as error:
+            problems += [problem.under(name) for problem in error.problems]
     if problems:
         raise ConfigError(problems)
     return filled
 
 
-# By name, because each may stand there once; the order they are written in says nothing.
-RegularizerBlocks = Annotated[dict[str, dict[str, Any]], BeforeValidator(_filled_in)]
+# A mapping: each regulariser at most once, in any order.
+RegularizerBlocks = Annotated[dict[str, dict[str, Any]], BeforeValidator(_with_defaults)]

@@ -16,7 +16,6 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model, model_validator
 
 from raydml.config import rules as compatibility
-from raydml.config.errors import ConfigError, Problem, problems_from, unknown_name
 from raydml.config.image_sections import Data, Model
 from raydml.config.sections import (
     STRICT,
@@ -30,9 +29,11 @@ from raydml.config.sections import (
     OptionalPath,
     Positive,
     RegularizerBlocks,
+    SamplerBlock,
     Section,
 )
-from raydml.config.training_sections import AdamW, Constant, Optimizer, Sampler, Schedule
+from raydml.config.training_sections import AdamW, Constant, Optimizer, Schedule
+from raydml.errors import ConfigError, Problem, problems_from, unknown_name
 
 __all__ = [
     "ConfigError",
@@ -73,7 +74,7 @@ class Trial(Section):
     loss: LossBlock
     miner: MinerBlock | None = None
     regularizers: RegularizerBlocks = Field(default_factory=dict)
-    sampler: Sampler
+    sampler: SamplerBlock
     optimizer: Optimizer = AdamW()
     schedule: Schedule = Constant()
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

@@ -17,9 +17,9 @@ from raydml.models.head import normalised
 from raydml.models.network import Network
 from raydml.ops.clustering import KMeans, cluster, match_to_previous, without_singletons
 from raydml.ops.distances import full_precision
+from raydml.samplers._cluster_samplers import ClusterRoundRobin
 from raydml.samplers._epoch_plan import EpochPlan, Sampler
-from raydml.samplers.cluster_samplers import ClusterRoundRobin
-from raydml.samplers.per_cluster import PerCluster, cluster_sampler, clusters_of_two_classes
+from raydml.samplers._per_cluster import PerCluster, cluster_sampler, clusters_of_two_classes
 
 # What says how often, how and for how long to cluster.
 _OF_CLUSTERING = (

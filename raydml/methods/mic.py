@@ -16,8 +16,8 @@ from raydml.metrics.clustering import cluster_metrics
 from raydml.models.head import Head
 from raydml.models.network import Network
 from raydml.ops.clustering import KMeans, cluster
-from raydml.samplers._epoch_plan import EpochPlan, counted
-from raydml.samplers.cluster_samplers import ClusterGroups
+from raydml.samplers._cluster_samplers import ClusterGroups
+from raydml.samplers._epoch_plan import EpochPlan, make_plan
 
 # The two learners of a batch, in the order in which they take their steps.
 _CLASS, _AUXILIARY = 0, 1
@@ -244,7 +244,7 @@ class MIC(Method):
             steps += [each for each, runs in zip(pair, taken, strict=True) if runs and each is not None]
         steps = steps or for_classes[:1]
         learners = np.array([step.learner for step in steps])
-        return counted(
+        return make_plan(
             [step.images for step in steps],
             len(self.train_labels),
             learners=learners,

@@ -169,8 +169,6 @@ def classes_in_batch(
 
     exact: whether the batch has to come out even. Raises DataError naming batch_size and images_key.
     """
-    if images_per_class < 1:
-        raise DataError(f"sampler.{images_key} = {images_per_class} must be at least 1")
     if batch_size < 2 * images_per_class:
         raise DataError(
             f"sampler.batch_size = {batch_size} holds fewer than two groups of sampler.{images_key} = "
@@ -207,3 +205,24 @@ def full_batches(num_images: int, batch_size: int) -> int:
             f"give at most {num_images}"
         )
     return num_images // batch_size
+
+
+def group_classes(numbers: np.ndarray, num_classes: int, before: int | None = None) -> np.ndarray:
+    """The class of each group, chosen by the numbers (G,) >= 0: int64 (G,) in 0..num_classes-1.
+
+    The first group has class numbers[0] mod num_classes. Every further one has candidates[number mod their count], the
+    candidates being all classes, ascending, but those of the two groups before it. before: the class that stands in for
+    the two groups before the second one, for the release begins with one drawn at random; None: the first group's own,
+    so that the rule holds from the start. num_classes >= 3.
+    """
+    first = int(numbers[0]) % num_classes
+    older = newer = first if before is None else before
+    classes = [first]
+    for number in numbers[1:].tolist():  # each depends on the two before it
+        low, high = min(older, newer), max(older, newer)
+        chosen = number % (num_classes - 1 - (low != high))
+        chosen += chosen >= low
+        chosen += low != high and chosen >= high
+        classes.append(chosen)
+        older, newer = newer, chosen
+    return np.array(classes, dtype=np.int64)

@@ -99,7 +99,7 @@ class Sampler(Protocol):
         """Take back a `state_dict`. Raises DataError for one of other images or of another sampler."""
 
 
-def counted(
+def make_plan(
     batches: Sequence[np.ndarray],
     num_images: int,
     *,

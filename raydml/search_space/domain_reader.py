@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from decimal import Decimal
 
-from raydml.config.errors import Problem, join_path, nearest_name
+from raydml.errors import Problem, join_path, nearest_name
 from raydml.search_space.domains import DOMAINS, Choice, Range, has_first, shared_keys, to_plain
 from raydml.search_space.yaml_reader import Node
 

@@ -36,7 +36,7 @@ from typing import Any
 
 import numpy as np
 
-from raydml.config.errors import join_path
+from raydml.errors import join_path
 from raydml.search_space.yaml_reader import Node
 
 DOMAINS = ("choice", "grid", "uniform", "loguniform", "randint", "quniform")

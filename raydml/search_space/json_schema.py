@@ -14,7 +14,7 @@ from raydml import registry
 from raydml.config.trial import Machine, Study, Trial
 from raydml.search_space.domains import DOMAINS
 
-_BLOCKS = {"loss": "losses", "miner": "miners", "method": "methods"}
+_BLOCKS = {"loss": "losses", "miner": "miners", "sampler": "samplers", "method": "methods"}
 
 
 def json_schema() -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from raydml.config.errors import ABSENT, Problem, join_path, nearest_name
+from raydml.errors import ABSENT, Problem, join_path, nearest_name
 from raydml.search_space.domains import DOMAINS, shared_keys
 from raydml.search_space.yaml_reader import Node, read_yaml
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raydml.config.errors import ABSENT, ConfigError, Problem, join_path, unknown_name
 from raydml.config.trial import Machine, Study, Trial, fingerprint, parse_machine, parse_study, parse_trial
+from raydml.errors import ABSENT, ConfigError, Problem, join_path, unknown_name
 from raydml.search_space.coverage import covering_picks
 from raydml.search_space.domain_reader import problems_of_first, with_domains
 from raydml.search_space.domains import (

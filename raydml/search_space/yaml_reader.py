@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from raydml.config.errors import ABSENT, Problem, join_path
+from raydml.errors import ABSENT, Problem, join_path
 
 
 @dataclass(frozen=True)

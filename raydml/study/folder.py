@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import uuid
@@ -27,11 +26,12 @@ from raydml.config.recipe import flatten
 from raydml.config.trial import Machine, Study, Trial, fingerprint
 from raydml.data.catalog import Catalog
 from raydml.data.splits import Split, make_split
+from raydml.errors import did_you_mean
 from raydml.models.network import build_network
 from raydml.ops.files import write_whole
-from raydml.samplers.samplers import SAMPLERS
 from raydml.search_space.space import Space, sample_trials
 from raydml.training import checkpoint
+from raydml.training.parts import make_sampler
 from raydml.training.trial_images import Catalogs, open_development
 
 
@@ -159,9 +159,7 @@ def preflight(machine: Machine, trials: Iterable[Trial]) -> None:
 def check_parts(trial: Trial, catalog: Catalog, split: Split) -> None:
     """Whether the training classes make batches and the validation classes answer recall_at, told from labels alone."""
     labels = catalog.labels[np.isin(catalog.labels, split.train)]
-    SAMPLERS[trial.sampler.name](
-        np.unique(labels, return_inverse=True)[1], **trial.sampler.model_dump(exclude={"name"})
-    )
+    make_sampler(trial, np.unique(labels, return_inverse=True)[1])
     num_val, largest = int(np.isin(catalog.labels, split.val).sum()), max(trial.recall_at)
     if largest >= num_val:
         raise StudyError(
@@ -187,10 +185,9 @@ def find_study(target: str, storage: Path) -> Path:
         if (folder / "study.json").exists():
             return folder.resolve()
     known = sorted(path.parent.name for path in storage.glob("*/study.json"))
-    nearest = difflib.get_close_matches(target, known, n=1)
     raise StudyError(
         f"no study {target!r} in {storage.resolve()}"
-        + (f"; did you mean {nearest[0]!r}?" if nearest else "")
+        + did_you_mean(target, known)
         + (f" Studies there: {', '.join(known)}" if known else " There are none yet")
         + ". Cure: name one of these, its folder, or the right --storage"
     )

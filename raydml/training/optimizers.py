@@ -10,28 +10,12 @@ from torch import nn
 GROUPS = ("backbone", "head", "loss")  # of every method; a method may have others of its own
 
 
-def _adamw(groups: list[dict[str, object]], momentum: float) -> torch.optim.Optimizer:  # noqa: ARG001
-    return torch.optim.AdamW(groups)
-
-
-def _adam(groups: list[dict[str, object]], momentum: float) -> torch.optim.Optimizer:  # noqa: ARG001
-    return torch.optim.Adam(groups)
-
-
-def _sgd(groups: list[dict[str, object]], momentum: float) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, momentum=momentum)
-
-
-def _rmsprop(groups: list[dict[str, object]], momentum: float) -> torch.optim.Optimizer:
-    return torch.optim.RMSprop(groups, momentum=momentum)
-
-
 # Betas, epsilon and RMSprop's alpha are torch's defaults, as in all the systems we reproduce.
-OPTIMIZERS: dict[str, Callable[[list[dict[str, object]], float], torch.optim.Optimizer]] = {
-    "adamw": _adamw,
-    "adam": _adam,
-    "sgd": _sgd,
-    "rmsprop": _rmsprop,
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "sgd": torch.optim.SGD,
+    "rmsprop": torch.optim.RMSprop,
 }
 
 
@@ -43,19 +27,17 @@ def build_optimizer(
     weight_decay: float,
     loss_weight_decay: float = 0.0,
     own_weight_decays: Mapping[str, float] = MappingProxyType({}),
-    momentum: float = 0.0,
+    **settings: float,
 ) -> torch.optim.Optimizer:
-    """An optimiser with one group per entry of ``groups`` (empty ones are left out).
+    """Return an optimiser with one group per entry of ``groups`` (empty ones are left out).
 
     Each group carries its ``name`` and, under ``base_lr``, the learning rate that a schedule scales. A group that is
     not in ``learning_rates`` takes that of the head, and its decay from ``own_weight_decays``. Weight decay acts on
     the network; the parameters of the loss have their own, 0 unless given: a margin's beta or a
     proxy has no reason to be near zero (Roth et al., "Revisiting Training Strategies", ICML 2020, give the
     criterion its own group without decay), but the class vectors of BMVC 2019 and the levels of AAAI 2021 do
-    decay. Momentum is read by sgd and rmsprop.
+    decay. settings: what the optimiser of this name takes besides, such as momentum.
     """
-    if name not in OPTIMIZERS:
-        raise ValueError(f"optimizer name: {name!r}; one of {', '.join(OPTIMIZERS)}")
     decays = {"backbone": weight_decay, "head": weight_decay, "loss": loss_weight_decay, **own_weight_decays}
     rates = {group: learning_rates.get(group, learning_rates["head"]) for group in groups}
     listed: list[dict[str, object]] = [
@@ -69,7 +51,7 @@ def build_optimizer(
         for group, parameters in groups.items()
         if parameters
     ]
-    return OPTIMIZERS[name](listed, momentum)
+    return OPTIMIZERS[name](listed, **settings)
 
 
 def check_every_parameter_learns(
@@ -103,7 +85,7 @@ def learning_rate_factor(
     milestones: Sequence[int] = (),
     gamma: float = 1.0,
 ) -> float:
-    """What the learning rates are multiplied by for one step; a function of the step alone needs no state.
+    """Return the factor of the learning rates for one step; it depends on the step alone, so there is no state.
 
     epoch and batch count from 0. Linear warm-up from 1/(number of warm-up steps) to 1, times: ``constant`` 1;
     ``cosine`` from 1 after the warm-up to 0 at the end of ``num_epochs``; ``step`` gamma to the power of the
@@ -118,6 +100,5 @@ def learning_rate_factor(
     if name == "cosine":
         span = max(num_epochs - warmup_epochs, 1)
         return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress - warmup_epochs) / span)))
-    if name == "step":
-        return warmup * gamma ** sum(milestone <= epoch for milestone in milestones)
-    raise ValueError(f"schedule name: {name!r}; one of constant, cosine, step")
+    assert name == "step", name
+    return warmup * gamma ** sum(milestone <= epoch for milestone in milestones)

@@ -12,7 +12,6 @@ from raydml.methods._base import Method
 from raydml.methods._objective import Objective
 from raydml.models.network import Network, build_network
 from raydml.samplers._epoch_plan import Sampler
-from raydml.samplers.samplers import SAMPLERS
 from raydml.training.optimizers import build_optimizer, check_every_parameter_learns
 from raydml.training.randomness import seed_for
 
@@ -68,7 +67,8 @@ def make_objective(
 
 def make_sampler(trial: Trial, labels: np.ndarray) -> Sampler:
     """The trial's sampler for images of these labels (N,). Raises DataError for what it cannot make batches of."""
-    return SAMPLERS[trial.sampler.name](labels, **trial.sampler.model_dump(exclude={"name"}))
+    sampler: Sampler = registry.build("samplers", trial.sampler.name, labels=labels, **trial.sampler.settings)
+    return sampler
 
 
 def build_trial_optimizer(trial: Trial, method: Method) -> torch.optim.Optimizer:
@@ -81,7 +81,6 @@ def build_trial_optimizer(trial: Trial, method: Method) -> torch.optim.Optimizer
         "head": settings.learning_rate,
         "loss": settings.loss_learning_rate or settings.learning_rate,
     }
-    own = settings.model_dump(include={"momentum"})  # of those that have it
     return build_optimizer(
         settings.name,
         groups,
@@ -89,5 +88,5 @@ def build_trial_optimizer(trial: Trial, method: Method) -> torch.optim.Optimizer
         weight_decay=settings.weight_decay,
         loss_weight_decay=settings.loss_weight_decay,
         own_weight_decays=method.weight_decays(),
-        **own,
+        **settings.model_dump(include={"momentum"}),  # of those that have it
     )

@@ -174,7 +174,10 @@ def test_help_names_the_commands_and_options(app):
 def test_an_unknown_benchmark_is_refused_with_the_choices(app, tmp_path, command):
     result = run(app, command, "cub20", "--root", tmp_path)
     assert result.exit_code == 2
-    assert "'cub20' is no benchmark; choices: cub200, cars196, sop, inshop, vehicleid; nearest: cub200" in result.stderr
+    assert (
+        "'cub20' is no benchmark; choices: cub200, cars196, sop, inshop, vehicleid; did you mean 'cub200'?"
+        in result.stderr
+    )
 
 
 # --- download --------------------------------------------------------------------------------------------------------
@@ -185,7 +188,7 @@ def test_download_fetches_checks_and_unpacks_and_then_has_nothing_to_do(app, ser
     root = tmp_path / "new" / "root"
     result = run(app, "download", "cub200", "--root", root)
     assert result.exit_code == 0, result.output
-    assert f"is in {root / 'CUB_200_2011'}; check it with: launch.py data check cub200 --root {root}" in result.stdout
+    assert f"is in {root / 'CUB_200_2011'}; look at it with: launch.py data check cub200 --root {root}" in result.stdout
     assert "left in the archive: 'attributes.txt'" in result.stderr
     assert "not confirmed" not in result.output
     assert len(list((root / "CUB_200_2011" / "images").rglob("*.jpg"))) == 4
@@ -197,7 +200,7 @@ def test_download_fetches_checks_and_unpacks_and_then_has_nothing_to_do(app, ser
     assert server.starts == [0]
 
 
-def test_a_folder_that_is_there_but_is_no_data_set_is_left_alone_and_reported(app, server, tmp_path, monkeypatch):
+def test_a_folder_that_is_there_but_is_no_data_set_is_left_alone_and_told(app, server, tmp_path, monkeypatch):
     monkeypatch.setitem(SOURCES, "cub200", source(server))
     (tmp_path / "CUB_200_2011").mkdir()
     result = run(app, "download", "cub200", "--root", tmp_path)

@@ -9,12 +9,12 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torchvision.transforms.v2.functional import center_crop
 
-from raydml.config.errors import ConfigError
 from raydml.config.trial import fingerprint, parse_machine, parse_trial
 from raydml.data.catalog import DataError
 from raydml.data.datasets import open_catalog
 from raydml.data.seal import TestReads
 from raydml.data.splits import make_split
+from raydml.errors import ConfigError
 from raydml.evaluation.embed import EvaluationError, Wanted, embed, evaluate_embeddings
 from raydml.images.pixels import PackedPixels, packed
 from raydml.images.preprocessing import Preprocessing

@@ -17,7 +17,6 @@ from raydml.methods.plain import Plain
 from raydml.models.head import Head
 from raydml.models.network import Network
 from raydml.ops.clustering import KMeans, cluster
-from raydml.samplers.samplers import SAMPLERS
 from raydml.training.optimizers import check_every_parameter_learns
 from tests.golden_vectors import golden_facts, golden_tensors
 
@@ -64,7 +63,7 @@ def build(
             network=network,
             train_labels=labels,
             make_objective=objective,
-            make_sampler=partial(SAMPLERS[name], **sampler),
+            make_sampler=partial(registry.load("samplers", name), **sampler),
             **context,
             **given,
         )
@@ -542,7 +541,7 @@ SMALL_BATCHES = {
 
 
 @pytest.mark.parametrize("case", DEGENERATE)
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", registry.names("samplers"))
 def test_degenerate_data_give_finite_losses(case, name):
     labels, points = DEGENERATE[case]
     sampler = name, SMALL_BATCHES.get(name, {"batch_size": 4, "images_per_class": 2})

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from raydml import registry
+from raydml.errors import ConfigError
 from raydml.methods._base import Batch
 from raydml.methods._objective import Objective
 from raydml.methods._pseudo_labels import standardise_by_class
@@ -16,7 +17,8 @@ from raydml.models.head import Head
 from raydml.models.network import Network, build_network
 from raydml.ops.clustering import KMeans, cluster
 from raydml.ops.tuples import Triplets
-from raydml.samplers.samplers import ClassBalanced, Uniform
+from raydml.samplers.class_balanced import ClassBalanced
+from raydml.samplers.uniform import Uniform
 from raydml.training.optimizers import build_optimizer, check_every_parameter_learns
 from tests.golden_vectors import golden
 
@@ -158,7 +160,7 @@ def test_defaults_are_the_releases_for_cub():
     ids=str,
 )
 def test_settings_out_of_range_are_refused(settings):
-    with pytest.raises(registry.PluginError, match=next(iter(settings))):
+    with pytest.raises(ConfigError, match=next(iter(settings))):
         method_of(**settings)
 
 

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from raydml import registry
 from raydml.data.catalog import DataError
-from raydml.samplers._epoch_plan import EpochPlan, counted
-from raydml.samplers.cluster_samplers import ClusterGroups, ClusterRoundRobin
-from raydml.samplers.samplers import SAMPLERS
+from raydml.errors import ConfigError
+from raydml.samplers._cluster_samplers import ClusterGroups, ClusterRoundRobin
+from raydml.samplers._epoch_plan import EpochPlan, make_plan
 
-# Not in SAMPLERS: no trial can name them, a method that clusters builds the one it needs.
+SAMPLERS = {name: registry.load("samplers", name) for name in registry.names("samplers")}
+# Not plugins: no trial can name them, a method that clusters builds the one it needs.
 CLUSTER_SAMPLERS = {"cluster_groups": ClusterGroups, "cluster_round_robin": ClusterRoundRobin}
 EVERY = {**SAMPLERS, **CLUSTER_SAMPLERS}
 NUM_CLASSES = 17
@@ -68,14 +70,17 @@ def test_every_sampler_has_a_case():
     assert not set(SAMPLERS) & set(CLUSTER_SAMPLERS)
 
 
-@pytest.mark.parametrize("name", EVERY)
-def test_settings_are_typed_keywords_with_defaults(name):
-    parameters = list(inspect.signature(EVERY[name].__init__).parameters.values())
-    assert [parameter.name for parameter in parameters[:2]] == ["self", "labels"]
-    for parameter in parameters[2:]:
-        assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
-        assert parameter.default is not inspect.Parameter.empty
-        assert parameter.annotation is not inspect.Parameter.empty
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_settings_describe_themselves_and_keep_to_their_limits(name):
+    model = registry.settings_model("samplers", name)
+    assert next(iter(inspect.signature(SAMPLERS[name]).parameters)) == "labels"
+    assert "batch_size" in model.model_fields or {"classes_per_batch", "images_per_class"} <= set(model.model_fields)
+    assert 20 <= len(registry.describe("samplers", name)) <= 100
+    for key, field in model.model_fields.items():
+        assert len(field.description or "") > 10, key
+        if field.annotation is not bool:
+            with pytest.raises(ConfigError, match=rf"{key} = 0: must be >= \d"):
+                registry.checked_settings("samplers", name, {key: 0})
 
 
 @pytest.mark.parametrize(("name", "settings"), CASES, ids=IDS)
@@ -232,7 +237,7 @@ def test_a_plan_takes_memory_in_proportion_to_the_images(name, online_products):
 
 
 def test_coverage_and_duplicates_by_hand():
-    plan = counted([np.array([0, 1, 1, 1]), np.array([1, 4])], 10)
+    plan = make_plan([np.array([0, 1, 1, 1]), np.array([1, 4])], 10)
     assert plan.num_duplicates == 2  # the same image in another batch is no duplicate
     assert plan.coverage == 0.3
     assert plan.learners is None
@@ -242,7 +247,7 @@ def test_coverage_and_duplicates_by_hand():
 
 def test_a_plan_survives_lists_and_is_a_copy():
     targets = [np.array([5, 6, 7]), np.array([8])]
-    plan = counted(
+    plan = make_plan(
         [np.array([0, 1, 2]), np.array([3])],
         8,
         learners=np.array([4, 2]),
@@ -275,7 +280,7 @@ def test_a_plan_survives_lists_and_is_a_copy():
     ],
 )
 def test_a_damaged_plan_is_refused(damage):
-    plan = counted([np.array([0, 1, 2]), np.array([3])], 4, learners=np.array([0, 1]))
+    plan = make_plan([np.array([0, 1, 2]), np.array([3])], 4, learners=np.array([0, 1]))
     with pytest.raises(DataError, match=r"damaged.*start the epoch anew"):
         EpochPlan.from_dict({**plan.to_dict(), **damage})
     with pytest.raises(DataError, match="lacks images, learners"):

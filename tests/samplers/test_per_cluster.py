@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from raydml import registry
 from raydml.data.catalog import DataError
-from raydml.samplers.cluster_samplers import ClusterRoundRobin
-from raydml.samplers.per_cluster import PerCluster, cluster_sampler, clusters_of_two_classes
-from raydml.samplers.samplers import SAMPLERS
+from raydml.samplers._cluster_samplers import ClusterRoundRobin
+from raydml.samplers._per_cluster import PerCluster, cluster_sampler, clusters_of_two_classes
 
+SAMPLERS = {name: registry.load("samplers", name) for name in registry.names("samplers")}
 # Settings that all the images satisfy, and the batch size that follows from them.
 CASES = {
     "class_balanced": ({"classes_per_batch": 3, "images_per_class": 4}, 12),

@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from raydml.samplers.samplers import SAMPLERS, ClassBalanced, Uniform
+from raydml.samplers.class_balanced import ClassBalanced
+from raydml.samplers.uniform import Uniform
 
 
 def labels_of(*counts: int, seed: int = 0) -> np.ndarray:
@@ -173,19 +174,10 @@ def test_uniform_shows_each_image_at_most_once_and_drops_the_rest():
 
 
 def test_uniform_refusals():
-    with pytest.raises(ValueError, match=r"sampler.batch_size = 32 is not in 2..31"):
+    with pytest.raises(ValueError, match=r"sampler.batch_size = 32, but there are only 31 training images"):
         Uniform(np.zeros(31), batch_size=32)
     sampler = Uniform(np.zeros(100))
     assert sampler.state_dict() == {}
     sampler.load_state_dict({})
     with pytest.raises(ValueError, match="another sampler"):
         sampler.load_state_dict({"order": [], "cursor": []})
-
-
-def test_the_table_names_every_sampler_that_needs_labels_alone():
-    assert SAMPLERS["class_balanced"] is ClassBalanced
-    assert SAMPLERS["uniform"] is Uniform
-    assert list(SAMPLERS) == [
-        *("class_balanced", "uniform", "balanced_with_replacement", "random_identity"),
-        *("identity_chunks", "class_groups", "random_classes"),
-    ]

@@ -15,7 +15,7 @@ from raydml.evaluation.scoring import Scored
 from raydml.inference.checkpoints import load_network
 from raydml.methods._objective import Objective
 from raydml.models.network import BACKBONES, BackboneFacts, Head, Network
-from raydml.samplers._epoch_plan import counted
+from raydml.samplers._epoch_plan import make_plan
 from raydml.training import checkpoint
 from raydml.training import parts as assembly
 from raydml.training import trainer as train
@@ -600,7 +600,7 @@ class GivenPlan:
         self.rows = list(np.arange(np.prod(shape)).reshape(shape))
 
     def plan(self, generator):  # noqa: ARG002
-        return counted(self.rows, int(sum(map(len, self.rows))))
+        return make_plan(self.rows, int(sum(map(len, self.rows))))
 
 
 @pytest.mark.parametrize("case", [0, 1])

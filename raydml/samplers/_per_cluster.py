@@ -6,8 +6,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from raydml.data.catalog import DataError
-from raydml.samplers._epoch_plan import EpochPlan, Sampler, counted
-from raydml.samplers.cluster_samplers import (
+from raydml.samplers._cluster_samplers import (
     ClusterRoundRobin,
     checked_clusters,
     clusters_in_state,
@@ -15,7 +14,8 @@ from raydml.samplers.cluster_samplers import (
     refuse_one_class_each,
     refuse_unassigned,
 )
-from raydml.samplers.samplers import ClassBalanced
+from raydml.samplers._epoch_plan import EpochPlan, Sampler, make_plan
+from raydml.samplers.class_balanced import ClassBalanced
 
 
 class PerCluster:
@@ -85,7 +85,7 @@ class PerCluster:
         of_parts = [self._batches_of(part, generator) for part in self._parts]
         batches = [batch for of_round in zip(*of_parts, strict=True) for batch in of_round]
         ids = np.array([part.cluster for part in self._parts], dtype=np.int64)
-        return counted(batches, len(self._labels), learners=np.tile(ids, self._num_rounds))
+        return make_plan(batches, len(self._labels), learners=np.tile(ids, self._num_rounds))
 
     def _batches_of(self, part: "_Part", generator: np.random.Generator) -> list[np.ndarray]:
         """L batches of row numbers of all images."""

@@ -1,9 +1,8 @@
 """Samplers for methods that cluster the training images; each epoch follows the clusters assigned last."""
 
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from annotated_types import Ge, Le
 
 from raydml.data.catalog import DataError
 from raydml.samplers._class_index import (
@@ -13,10 +12,10 @@ from raydml.samplers._class_index import (
     classes_in_batch,
     distinct_numbers,
     full_batches,
+    group_classes,
     in_rounds,
 )
-from raydml.samplers._epoch_plan import EpochPlan, counted
-from raydml.samplers.group_samplers import group_classes
+from raydml.samplers._epoch_plan import EpochPlan, make_plan
 
 
 class ClusterGroups:
@@ -36,13 +35,11 @@ class ClusterGroups:
         self,
         labels: np.ndarray,
         *,
-        batch_size: Annotated[int, Ge(2)] = 112,
-        images_per_cluster: Annotated[int, Ge(1)] = 4,
-        random_cluster_probability: Annotated[float, Ge(0), Le(1)] = 0.2,
+        batch_size: int = 112,
+        images_per_cluster: int = 4,
+        random_cluster_probability: float = 0.2,
     ) -> None:
         classes_in_batch(batch_size, images_per_cluster, exact=True, images_key="images_per_cluster")
-        if not 0 <= random_cluster_probability <= 1:
-            raise DataError(f"sampler.random_cluster_probability = {random_cluster_probability} is not in 0..1")
         self._num_images = len(labels)
         self._clusters: np.ndarray | None = None
         self.batch_size = batch_size
@@ -75,7 +72,7 @@ class ClusterGroups:
         images = group_images(self._index, groups, np.where(elsewhere, anywhere, -1), numbers)
         targets = np.repeat(self._index.labels_present[groups], self.images_per_cluster)
         per_batch = self.batches_per_epoch, self.batch_size
-        return counted(list(images.reshape(per_batch)), self._num_images, targets=list(targets.reshape(per_batch)))
+        return make_plan(list(images.reshape(per_batch)), self._num_images, targets=list(targets.reshape(per_batch)))
 
     def state_dict(self) -> dict[str, Any]:
         """The clusters as a list, None before `assign`."""
@@ -130,8 +127,8 @@ class ClusterRoundRobin:
         self,
         labels: np.ndarray,
         *,
-        batch_size: Annotated[int, Ge(2)] = 80,
-        images_per_class: Annotated[int, Ge(1)] = 4,
+        batch_size: int = 80,
+        images_per_class: int = 4,
     ) -> None:
         self._per_batch = classes_in_batch(batch_size, images_per_class, exact=True)
         index = ClassIndex(labels)
@@ -180,7 +177,7 @@ class ClusterRoundRobin:
             self._shuffled.shuffle_anew(visited[left < self.images_per_class], generator)
             images[large[places]] = self._shuffled.take(visited, self.images_per_class)
         batches = list(images.reshape(len(turns), self.batch_size))
-        return counted(batches, len(self._classes), learners=self._ids[turns])
+        return make_plan(batches, len(self._classes), learners=self._ids[turns])
 
     def _draw_cells(self, turns: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """P cells of the cluster of each batch: turns (batches,) -> (batches, P)."""

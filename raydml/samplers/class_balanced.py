@@ -1,28 +1,27 @@
-"""Which images form the batches of an epoch: raydml's own samplers, and the table of all that a trial can name."""
+"""Classes x images: Hermans et al., In Defense of the Triplet Loss for Person Re-Identification, 2017 (PK batches)."""
 
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import numpy as np
-from annotated_types import Ge
+from pydantic import Field
 
 from raydml.data.catalog import DataError
-from raydml.samplers._class_index import ClassIndex, ShuffledClasses, in_rounds
-from raydml.samplers._epoch_plan import EpochPlan, Sampler, counted, refuse_state
-from raydml.samplers.class_samplers import BalancedWithReplacement, IdentityChunks, RandomClasses, RandomIdentity
-from raydml.samplers.group_samplers import ClassGroups
-
-__all__ = ["SAMPLERS", "ClassBalanced", "EpochPlan", "Sampler", "Uniform"]
+from raydml.samplers._class_index import (
+    ClassIndex,
+    ShuffledClasses,
+    in_rounds,
+)
+from raydml.samplers._epoch_plan import EpochPlan, make_plan
 
 
 class ClassBalanced:
-    """Batches of P distinct classes x K images each, laid out class by class; each class in every epoch.
+    """Batches of P distinct classes x K images each, class after class; each class in every epoch.
 
-    labels: (N,) integers. Classes come from random permutations of all C classes strung together, so in an
-    epoch their numbers of visits differ by at most one. Images come from one such string for each class that goes on
-    across epochs: a class with n >= K images shows every one of them once before any twice, and never one
-    twice in a batch (its first ceil(n / K) visits show all). A class with n < K images fills up with repetitions: each
-    visit shows all n, and the K - n repetitions are counted.
+    labels: (N,) integers. Classes come from random permutations of all C classes, one after the other, so in an epoch
+    their numbers of visits differ by at most one. The images of a class come from permutations in the same way, which
+    continue across epochs: a class with n >= K images shows each of them once before any twice, and never one twice in
+    a batch (its first ceil(n / K) visits show all). A class with n < K images is repeated: each visit shows all n, and
+    the K - n repetitions count as duplicates.
     batches_per_epoch None: max(ceil(N / (P * K)), ceil(C / P)): one pass over the images or the classes.
 
     Departures from the reference samplers, which draw classes independently for each batch (no class is sure to
@@ -35,17 +34,14 @@ class ClassBalanced:
         self,
         labels: np.ndarray,
         *,
-        classes_per_batch: Annotated[int, Ge(2)] = 8,
-        images_per_class: Annotated[int, Ge(1)] = 4,
-        batches_per_epoch: Annotated[int, Ge(1)] | None = None,
+        classes_per_batch: Annotated[int, Field(ge=2, description="P, classes in a batch")] = 8,
+        images_per_class: Annotated[int, Field(ge=1, description="K, images of a class in a batch")] = 4,
+        batches_per_epoch: Annotated[
+            int | None, Field(ge=1, description="length of an epoch; null: to show every class and about every image")
+        ] = None,
     ) -> None:
         index = ClassIndex(labels)
         counts = index.counts
-        if classes_per_batch < 2 or images_per_class < 1:
-            raise DataError(
-                f"sampler: classes_per_batch = {classes_per_batch} must be at least 2 and "
-                f"images_per_class = {images_per_class} at least 1"
-            )
         if len(counts) < classes_per_batch:
             raise DataError(
                 f"sampler.classes_per_batch = {classes_per_batch}, but there are only {len(counts)} training "
@@ -71,7 +67,7 @@ class ClassBalanced:
         for places in in_rounds(classes, len(self._index)):
             images[places] = self._visit(classes[places], generator)
         batches = list(images.reshape(self.batches_per_epoch, self.batch_size))
-        return counted(batches, self._index.num_images)
+        return make_plan(batches, self._index.num_images)
 
     def _plan_classes(self, generator: np.random.Generator) -> np.ndarray:
         """(batches, P) class numbers: permutations strung together and cut; no class twice in a batch."""
@@ -113,41 +109,3 @@ class ClassBalanced:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises DataError if the state is not of the same labels."""
         self._shuffled.load_state_dict(state)
-
-
-class Uniform:
-    """Batches from one shuffle of all images an epoch; the last, incomplete batch is dropped.
-
-    labels: (N,), only their number is used. No state of its own: the generator decides everything.
-    Raises DataError for fewer images than a batch.
-    """
-
-    def __init__(self, labels: np.ndarray, *, batch_size: Annotated[int, Ge(2)] = 32) -> None:
-        self.batch_size = batch_size
-        self._num_images = len(labels)
-        if not 2 <= batch_size <= self._num_images:
-            raise DataError(f"sampler.batch_size = {batch_size} is not in 2..{self._num_images}, the training images")
-        self.batches_per_epoch = self._num_images // batch_size
-
-    def plan(self, generator: np.random.Generator) -> EpochPlan:
-        """The batches of the next epoch; no image occurs twice."""
-        shown = generator.permutation(self._num_images)[: self.batches_per_epoch * self.batch_size]
-        batches = list(shown.astype(np.int64).reshape(self.batches_per_epoch, self.batch_size))
-        return counted(batches, self._num_images)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        refuse_state(state, "uniform")
-
-
-SAMPLERS: dict[str, Callable[..., Sampler]] = {
-    "class_balanced": ClassBalanced,
-    "uniform": Uniform,
-    "balanced_with_replacement": BalancedWithReplacement,
-    "random_identity": RandomIdentity,
-    "identity_chunks": IdentityChunks,
-    "class_groups": ClassGroups,
-    "random_classes": RandomClasses,
-}

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, said so that it can be put right: all of it at once."""
+"""Mistakes of the user: where, what, what could be there instead, and the cure; all of them at once."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
-from typing import Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
-from pydantic import BaseModel, ValidationError
+if TYPE_CHECKING:  # pydantic is slow to import, and `--help` has no use for it
+    from pydantic import BaseModel, ValidationError
 
 
 class Absent(Enum):
@@ -78,11 +79,24 @@ def nearest_name(name: object, choices: Iterable[Any]) -> str | None:
     return by_lower_case[close[0]] if close else None
 
 
+def did_you_mean(name: object, choices: Iterable[Any]) -> str:
+    """``; did you mean 'margin'?``, or nothing where no choice is near."""
+    nearest = nearest_name(name, choices)
+    return f"; did you mean {nearest!r}?" if nearest else ""
+
+
 def unknown_name(path: str, value: object, choices: Sequence[Any], what: str, where: str = "") -> Problem:
     """The problem of a name outside a set of names; ``what`` completes "is not ..."."""
     nearest = nearest_name(value, choices)
     cure = f"write {nearest}" if nearest else "write one of the choices"
     return Problem(path, value, f"is not {what}", tuple(choices), nearest, cure, where)
+
+
+def unused_key(path: str, value: object, name: str, users: Sequence[str], choices: Sequence[str]) -> Problem:
+    """The problem of a key that `name` does not use and `users`, which could be chosen instead, do."""
+    message = f"is not used by {name}; it is by {', '.join(users)}"
+    cure = f"remove {path.rpartition('.')[2]}, or set name to {' or '.join(users)}"
+    return Problem(path, value, message, tuple(choices), None, cure)
 
 
 def problems_from(error: ValidationError, model: type[BaseModel], raw: Any) -> list[Problem]:
@@ -155,10 +169,7 @@ def _unknown_key(steps: tuple[str | int, ...], value: Any, model: type[BaseModel
     owners = tuple(tag for sibling in siblings if key in sibling.model_fields for tag in _tags([sibling]))
     choices = tuple(name for name in owner.model_fields if name != "name") if owner else ()
     if owners and owner is not None:
-        name = _tags([owner])[0]
-        message = f"is not used by {name}; it is by {', '.join(owners)}"
-        cure = f"remove {key}, or set name to {' or '.join(owners)}"
-        return Problem(join_path(*steps), value, message, choices, None, cure)
+        return unused_key(join_path(*steps), value, _tags([owner])[0], owners, choices)
     nearest = nearest_name(key, choices)
     cure = f"write {nearest}" if nearest else "remove it"
     return Problem(join_path(*steps), value, "is an unknown key", choices, nearest, cure)
@@ -209,6 +220,8 @@ def _models_at(model: type[BaseModel], steps: tuple[str | int, ...]) -> list[typ
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    from pydantic import BaseModel
+
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for argument in get_args(annotation) for model in _models_in(argument)]

@@ -1,0 +1,41 @@
+"""Shuffled images, whatever their classes."""
+
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
+
+from raydml.samplers._class_index import (
+    full_batches,
+)
+from raydml.samplers._epoch_plan import EpochPlan, make_plan, refuse_state
+
+
+class Uniform:
+    """Shuffled images without regard to their classes; the last, incomplete batch is dropped.
+
+    labels: (N,), only their number is used. There is no state: the generator decides everything.
+    Raises DataError for fewer images than a batch.
+    """
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        *,
+        batch_size: Annotated[int, Field(ge=2, description="images in a batch")] = 32,
+    ) -> None:
+        self.batch_size = batch_size
+        self._num_images = len(labels)
+        self.batches_per_epoch = full_batches(self._num_images, batch_size)
+
+    def plan(self, generator: np.random.Generator) -> EpochPlan:
+        """The batches of the next epoch; no image occurs twice."""
+        shown = generator.permutation(self._num_images)[: self.batches_per_epoch * self.batch_size]
+        batches = list(shown.astype(np.int64).reshape(self.batches_per_epoch, self.batch_size))
+        return make_plan(batches, self._num_images)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        refuse_state(state, "uniform")
