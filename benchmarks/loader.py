@@ -37,10 +37,10 @@ from torchvision.transforms import v2
 from raydml.data.catalog import Catalog
 from raydml.data.datasets import open_catalog
 from raydml.data.splits import Split, make_split
-from raydml.images.image_cache import Images, Storage, load_development
+from raydml.images.augmentation import Augmentation, ColorJitter
+from raydml.images.cache import Images, Storage, load_development
 from raydml.images.loader import Loader
 from raydml.images.preprocessing import Preprocessing
-from raydml.images.transforms import Augmentation, ColorJitter
 from raydml.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 
 BATCH, RESIZE_PX, CROP_PX = 64, 256, 224

@@ -1,4 +1,4 @@
-"""Progress bars with rates for long steps, on stderr where it is a terminal; nothing stays of them."""
+"""Progress bars with rates for long steps, on stderr where it is a terminal; each disappears when its step ends."""
 
 from __future__ import annotations
 
@@ -9,24 +9,23 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from raydml.ops.progress import Step, step_of
+from raydml.ops.progress import StepProgress, progress_of
 
-#: A step that is over sooner than this is not worth a bar.
-PATIENCE_S = 1.0
+PATIENCE_S = 1.0  # a shorter step gets no bar
 
 
 class StepBars(logging.Handler):
-    """Listens to `raydml.steps`. A bar is there from a second after a step's first record to its last one."""
+    """Shows the progress of long steps: a bar from a second after a step's first report to its last one."""
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(level=logging.DEBUG)
         self.clock = clock
         self.console = console or Console(stderr=True)
         self._bars: Progress | None = None
-        self._tasks: dict[str, tuple[float, int, TaskID | None]] = {}  # begin_s, done at the first record, bar
+        self._tasks: dict[str, tuple[float, int, TaskID | None]] = {}  # begin_s, done at the first report, bar
 
     def emit(self, record: logging.LogRecord) -> None:
-        step = step_of(record)
+        step = progress_of(record)
         if step is None:
             return
         now_s = self.clock()
@@ -41,7 +40,7 @@ class StepBars(logging.Handler):
         if step.done >= step.total:
             self._finish(step, bar)
 
-    def _new_bar(self, step: Step) -> TaskID:
+    def _new_bar(self, step: StepProgress) -> TaskID:
         if self._bars is None:
             self._bars = Progress(
                 TextColumn("{task.description}"),
@@ -55,7 +54,7 @@ class StepBars(logging.Handler):
             self._bars.start()
         return self._bars.add_task(step.name, total=step.total, rate="")
 
-    def _finish(self, step: Step, bar: TaskID | None) -> None:
+    def _finish(self, step: StepProgress, bar: TaskID | None) -> None:
         del self._tasks[step.name]
         if bar is not None and self._bars is not None:
             self._bars.remove_task(bar)
@@ -68,12 +67,3 @@ class StepBars(logging.Handler):
             self._bars.stop()
             self._bars = None
         super().close()
-
-
-def show_steps() -> None:
-    """Let the steps of this process be seen; asking again changes nothing."""
-    logger = logging.getLogger("raydml.steps")
-    logger.setLevel(logging.DEBUG)
-    logger.propagate = False  # the log of messages has no use for them
-    if not any(isinstance(handler, StepBars) for handler in logger.handlers):
-        logger.addHandler(StepBars())

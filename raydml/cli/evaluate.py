@@ -25,7 +25,7 @@ from raydml.cli.targets import (
 if TYPE_CHECKING:
     from raydml.config.trial import Machine
     from raydml.evaluation.embed import Evaluated, Wanted
-    from raydml.inference.evaluate_other import Sealed
+    from raydml.inference.external import Collection
 
 ALL = "all"
 DEFAULT_RECALL_AT = (1, 2, 4, 8)
@@ -91,7 +91,7 @@ def evaluate(
 
     Intervals are 95 % bootstrap intervals over queries, class by class. They cover the choice of the queries, not the
     variation between training runs."""
-    from raydml.inference.bare_backbones import PREFIXES
+    from raydml.inference.external import PREFIXES
 
     if save_embeddings is not None and save_embeddings.suffix != ".npz":
         raise CommandError(f"--save-embeddings {save_embeddings}: the file is a NumPy archive. Cure: name it *.npz")
@@ -226,8 +226,7 @@ def _on_other_images(
 ) -> _Result:
     from raydml.evaluation.embed import device_of
     from raydml.evaluation.saved_embeddings import save_embeddings
-    from raydml.inference.bare_backbones import open_bare
-    from raydml.inference.evaluate_other import embed_collection, evaluate_saved
+    from raydml.inference.external import embed_collection, evaluate_saved, open_bare
 
     recall_at: tuple[int, ...] = DEFAULT_RECALL_AT
     codes: tuple[str, ...] = ("float",)
@@ -282,11 +281,11 @@ def _wanted_of(settings: dict[str, Any]) -> Wanted:
     return Wanted(**settings)
 
 
-def _collection(data: str, source: _ModelSource, data_root: Path | None) -> Sealed:
+def _collection(data: str, source: _ModelSource, data_root: Path | None) -> Collection:
     """Open the data set of --data with a record of the read: it may hold the test classes of a study."""
     from raydml.data.catalog import DataError
     from raydml.data.datasets import DATASETS, open_catalog
-    from raydml.inference.evaluate_other import Sealed
+    from raydml.inference.external import Collection
 
     if Path(data).is_dir():
         catalog = open_catalog("image_folder", Path(data).resolve())
@@ -294,17 +293,19 @@ def _collection(data: str, source: _ModelSource, data_root: Path | None) -> Seal
         catalog = open_catalog(data, data_root)
     else:
         raise DataError(f"--data {data}: no such folder, and no data set of that name. Names: {', '.join(DATASETS)}")
-    return Sealed(catalog, _record_read(source, f"--data {data}"))
+    return Collection(catalog, _record_read(source, f"--data {data}"))
 
 
-def _distractors(folder: Path, source: _ModelSource) -> Sealed:
+def _distractors(folder: Path, source: _ModelSource) -> Collection:
     """Open all images below a folder as one class of distractors."""
-    from raydml.data.catalog import Row, catalog_of
-    from raydml.inference.evaluate_other import Sealed
+    from raydml.data.catalog import ImageFile, catalog_of
+    from raydml.inference.external import Collection
     from raydml.inference.gallery import image_names
 
-    rows = [Row(name, "distractor", *_size_and_time(folder / name)) for name in image_names(folder)]
-    return Sealed(catalog_of("distractors", folder.resolve(), rows), _record_read(source, f"--distractors {folder}"))
+    files = [ImageFile(name, "distractor", *_size_and_time(folder / name)) for name in image_names(folder)]
+    return Collection(
+        catalog_of("distractors", folder.resolve(), files), _record_read(source, f"--distractors {folder}")
+    )
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:
@@ -319,7 +320,7 @@ def _record_read(source: _ModelSource, what: str) -> Any:
 def _of_embeddings(path: Path, wanted: dict[str, Any]) -> _Result:
     """Score saved embeddings without the model. Embeddings that may be of test classes count as a read of them."""
     from raydml.evaluation.saved_embeddings import load_embeddings
-    from raydml.inference.evaluate_other import evaluate_saved
+    from raydml.inference.external import evaluate_saved
 
     saved = load_embeddings(path)
     if saved.facts.get("part") != "val":

@@ -17,8 +17,8 @@ import typer
 from typer.core import TyperGroup
 
 from raydml.cli import data, evaluate, export, lists, results, studies
-from raydml.cli.bars import show_steps
-from raydml.ops.logs import show_log
+from raydml.cli.bars import StepBars
+from raydml.ops.progress import show_log, show_progress
 
 RUN, LOOK, TAKE, IMAGES = "Run a study", "Look at results", "One configuration, one model", "Images"
 
@@ -75,7 +75,7 @@ def prepare(
 ) -> None:
     prepare_environment()
     show_log()
-    show_steps()
+    show_progress(StepBars)
 
 
 app.command("sweep", rich_help_panel=RUN)(studies.sweep)

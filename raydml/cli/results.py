@@ -80,9 +80,8 @@ def report(
 
     Prints the Markdown. For an unfinished study the report covers the results so far.
     """
-    from raydml.report.embedded_pictures import read_illustrations
-    from raydml.report.markdown import summary_markdown
-    from raydml.report.write import write_report
+    from raydml.report.page import read_illustrations, write_report
+    from raydml.report.text import summary_markdown
     from raydml.study.folder import find_study
     from raydml.study.summary import histories, summarise
 

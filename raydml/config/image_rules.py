@@ -29,15 +29,25 @@ def _data(data: Any) -> Iterator[Problem]:
 
 def _augmentation(data: Any) -> Iterator[Problem]:
     augmentation, root = data.augmentation, "data.augmentation"
-    scale = augmentation.random_resized_crop
-    if scale is not None and not scale[0] <= scale[1] <= 1:
-        message = "must be the smallest and the largest share of the area, at most 1"
-        yield Problem(f"{root}.random_resized_crop", list(scale), message, cure="write for example [0.2, 1.0]")
+    scale, blur, erasing = augmentation.random_resized_crop, augmentation.blur, augmentation.erasing
+    shares = {"random_resized_crop": scale, "erasing.scale": erasing and erasing.scale}
+    for key, share in shares.items():
+        if share is not None and not share[0] <= share[1] <= 1:
+            message = "must be the smallest and the largest share of the area, at most 1"
+            yield Problem(f"{root}.{key}", list(share), message, cure="write for example [0.2, 1.0]")
+    ranges = {
+        "aspect_ratio": augmentation.aspect_ratio,
+        "blur.sigma": blur and blur.sigma,
+        "erasing.ratio": erasing and erasing.ratio,
+    }
+    for key, bounds in ranges.items():
+        if bounds is not None and bounds[0] > bounds[1]:
+            yield Problem(f"{root}.{key}", list(bounds), "must rise", cure=f"write {list(bounds[::-1])}")
     if scale is None and augmentation.aspect_ratio != type(augmentation)().aspect_ratio:
         message = "has no effect without random_resized_crop"
         yield Problem(f"{root}.aspect_ratio", list(augmentation.aspect_ratio), message, cure="remove it")
     if data.cache == "off" and (scale is None or data.resize == "squash"):
-        message = "would change nothing but the time: only a random_resized_crop can be cut before the image is resized"
+        message = "has no effect but longer loading: only a random_resized_crop can be cut before the image is resized"
         if data.resize == "squash":
             message = "contradicts resize: squash, which resizes before it crops"
         yield Problem("data.cache", "off", message, cure="remove it")
@@ -48,19 +58,8 @@ def _augmentation(data: Any) -> Iterator[Problem]:
         message = "has no effect without random_crop"
         yield Problem(f"{root}.padding_px", augmentation.padding_px, message, cure="remove it, or random_crop: true")
     if augmentation.padding_px >= data.crop_px:
-        message = f"would push the whole image of {data.crop_px} px out of sight"
+        message = f"would allow crops of {data.crop_px} px without a pixel of the image"
         yield Problem(f"{root}.padding_px", augmentation.padding_px, message, cure=f"write at most {data.crop_px - 1}")
-    ranges = {"aspect_ratio": augmentation.aspect_ratio}
-    if augmentation.blur is not None:
-        ranges["blur.sigma"] = augmentation.blur.sigma
-    if augmentation.erasing is not None:
-        ranges |= {
-            "erasing.scale": augmentation.erasing.scale,
-            "erasing.ratio": augmentation.erasing.ratio,
-        }
-    for key, (low, high) in ranges.items():
-        if low > high:
-            yield Problem(f"{root}.{key}", [low, high], "must rise", cure=f"write [{high}, {low}]")
     jitter = augmentation.color_jitter
     if jitter is not None and not (jitter.brightness or jitter.contrast or jitter.saturation or jitter.hue):
         yield Problem(f"{root}.color_jitter", jitter.model_dump(), "changes nothing", cure="give one of its settings")

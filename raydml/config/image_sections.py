@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from raydml.config.sections import Count, Fraction, Index, NotNegative, Probability, Range, Section
+from raydml.config.sections import Count, Fraction, Index, Section
 from raydml.errors import ConfigError, unknown_name
+from raydml.images.augmentation import Augmentation
 from raydml.images.preprocessing import Interpolation, Resize
 from raydml.models.backbones import BACKBONES, Pooling
 from raydml.models.head import HeadInit, Normalisation, Projection
@@ -23,49 +24,6 @@ class SplitSettings(Section):
     fold: Index | None = None
     order: Literal["sorted", "shuffled"] = "shuffled"
     seed: Index = 0
-
-
-class ColorJitter(Section):
-    """Torchvision's ColorJitter: how far each may be from none (0), in random order, with this probability."""
-
-    brightness: NotNegative = 0.0
-    contrast: NotNegative = 0.0
-    saturation: NotNegative = 0.0
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
-    probability: Probability = 1.0
-
-
-class Blur(Section):
-    """A Gaussian blur: smallest and largest sigma in pixels of the crop."""
-
-    sigma: Range = (0.1, 2.0)
-    probability: Probability = 0.5
-
-
-class Erasing(Section):
-    """Torchvision's RandomErasing: a box with this share of the area and this aspect ratio becomes the mean colour."""
-
-    probability: Probability = 0.5
-    scale: Range = (0.02, 0.33)
-    ratio: Range = (0.3, 3.3)
-
-
-class Augmentation(Section):
-    """What happens to a training image; with neither kind of random crop it is the centre crop.
-
-    random_resized_crop: smallest and largest share of the area; aspect_ratio: of that crop. random_crop: anywhere,
-    padding_px beyond the border (edge pixels repeated). grayscale: probability. flip: left to right, half of the time.
-    """
-
-    random_resized_crop: Range | None = None
-    aspect_ratio: Range = (3 / 4, 4 / 3)
-    random_crop: bool = False
-    padding_px: Index = 0
-    flip: bool = False
-    color_jitter: ColorJitter | None = None
-    grayscale: Probability = 0.0
-    blur: Blur | None = None
-    erasing: Erasing | None = None
 
 
 class Data(Section):

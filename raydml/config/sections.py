@@ -29,8 +29,6 @@ Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Counts = Annotated[tuple[Count, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
-Range = Annotated[tuple[Positive, Positive], BeforeValidator(_as_tuple)]
-Probability = Annotated[float, Field(ge=0, le=1)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_as_path)]
 
 

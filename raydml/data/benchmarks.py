@@ -1,4 +1,4 @@
-"""The five benchmarks of deep metric learning: what was published about them, where their files lie, their images."""
+"""The five benchmarks of deep metric learning: their published counts, the layout of their files, and their images."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
@@ -7,24 +7,25 @@ from functools import partial
 from pathlib import Path
 
 from raydml.data.benchmark_lists import (
-    INSHOP_PLACES,
+    INSHOP_LIST_FOLDERS,
+    cars196_entries,
     cub200_entries,
     inshop_entries,
     sop_entries,
     vehicleid_entries,
 )
-from raydml.data.cars_lists import cars196_entries
-from raydml.data.catalog import DataError, Entry, Row, found_on_disk, listed
+from raydml.data.catalog import DataError, ImageEntry, ImageFile, find_files, listed
+from raydml.errors import did_you_mean
 
 VEHICLEID_TESTS = {"vehicleid_small": 800, "vehicleid_medium": 1_600, "vehicleid_large": 2_400}
 
 
 @dataclass(frozen=True)
-class Count:
-    """Images and classes of one part as published.
+class PublishedCount:
+    """Published numbers of images and classes of one part.
 
-    confirmed: the real lists were counted and agree; otherwise no real file has confirmed the numbers.
-    also: other pairs (images, classes) that circulate for the same part, as good as the first.
+    confirmed: whether the real lists were counted and agree. also: other pairs (images, classes) that circulate for the
+    same part and are accepted too.
     """
 
     num_images: int
@@ -40,18 +41,18 @@ class Count:
         return (num_images, num_classes) in [(self.num_images, self.num_classes), *self.also]
 
     @property
-    def standing(self) -> str:
+    def evidence(self) -> str:
         return "counted in the real lists" if self.confirmed else "no real file has confirmed this"
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Facts of one data set.
+    """Facts about one data set.
 
-    counts: by part, a part being named as in `part_counts`. layout: what lies in its folder. folders: names under
-    which archives unpack and seed repositories look for it. markers: files of which one shows that a folder is it.
-    image_folders: where images lie; "" is the folder itself. subset_listed: its archive holds images that no list
-    names. data_names: the names under which it can be opened.
+    layout: the files in its folder. folders: the names of its folder in archives and in the reference repositories.
+    markers: files of which any one identifies its folder. image_folders: the folders of its images; "" is the folder
+    itself. counts: by part, named as in `part_counts`. data_names: the names under which it can be opened.
+    subset_listed: its archive holds images that are in no list.
     """
 
     title: str
@@ -59,15 +60,15 @@ class Benchmark:
     folders: tuple[str, ...]
     markers: tuple[str, ...]
     image_folders: tuple[str, ...]
-    counts: dict[str, Count]
+    counts: dict[str, PublishedCount]
     data_names: tuple[str, ...]
     protocols: tuple[str, ...] = ("leave_one_out",)
     subset_listed: bool = False
 
 
 # Counts: Song et al. 2016 (CUB, Cars, SOP), Liu et al. "DeepFashion" 2016 (In-Shop); the spec files repeat them.
-# VehicleID: the papers (Liu et al. 2016) print fewer images than the released lists hold. test_800 is what the real
-# list holds (the papers: 6,532); the other numbers are those of public loaders and, second, of the papers.
+# VehicleID: the papers (Liu et al. 2016) print fewer images than the released lists hold. test_800 was counted in the
+# real list (the papers print 6,532); the other numbers are those of public loaders and, second, of the papers.
 BENCHMARKS: dict[str, Benchmark] = {
     "cub200": Benchmark(
         title="CUB-200-2011 (birds)",
@@ -75,7 +76,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         folders=("CUB_200_2011", "cub200", "CUB200"),
         markers=("images.txt", "image_class_labels.txt"),
         image_folders=("images",),
-        counts={"train": Count(5_864, 100, True), "test": Count(5_924, 100, True)},
+        counts={"train": PublishedCount(5_864, 100, True), "test": PublishedCount(5_924, 100, True)},
         data_names=("cub200",),
     ),
     "cars196": Benchmark(
@@ -91,7 +92,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             "devkit/anno_train.csv",
         ),
         image_folders=("car_ims", "cars_train", "cars_test"),
-        counts={"train": Count(8_054, 98, True), "test": Count(8_131, 98, True)},
+        counts={"train": PublishedCount(8_054, 98, True), "test": PublishedCount(8_131, 98, True)},
         data_names=("cars196",),
     ),
     "sop": Benchmark(
@@ -100,19 +101,19 @@ BENCHMARKS: dict[str, Benchmark] = {
         folders=("Stanford_Online_Products", "online_products", "sop", "SOP"),
         markers=("Ebay_train.txt", "Ebay_test.txt", "Info_Files/Ebay_train.txt", "Info_Files/Ebay_test.txt"),
         image_folders=("",),
-        counts={"train": Count(59_551, 11_318, False), "test": Count(60_502, 11_316, False)},
+        counts={"train": PublishedCount(59_551, 11_318, False), "test": PublishedCount(60_502, 11_316, False)},
         data_names=("sop",),
     ),
     "inshop": Benchmark(
         title="In-Shop Clothes Retrieval (DeepFashion)",
         layout="list_eval_partition.txt (here, in Eval/ or in Anno/) and img/<MEN|WOMEN>/<category>/<item>/*.jpg",
         folders=("In-shop Clothes Retrieval Benchmark", "in-shop", "Inshop", "inshop"),
-        markers=tuple(f"{place}/list_eval_partition.txt".lstrip("/") for place in INSHOP_PLACES),
+        markers=tuple(f"{place}/list_eval_partition.txt".lstrip("/") for place in INSHOP_LIST_FOLDERS),
         image_folders=("img",),
         counts={
-            "train": Count(25_882, 3_997, False),
-            "query": Count(14_218, 3_985, False),
-            "gallery": Count(12_612, 3_985, False),
+            "train": PublishedCount(25_882, 3_997, False),
+            "query": PublishedCount(14_218, 3_985, False),
+            "gallery": PublishedCount(12_612, 3_985, False),
         },
         data_names=("inshop",),
         protocols=("query_gallery",),
@@ -127,18 +128,18 @@ BENCHMARKS: dict[str, Benchmark] = {
         ),
         image_folders=("image",),
         counts={
-            "train": Count(113_346, 13_164, False, ((110_178, 13_134),)),
-            "test_800": Count(6_493, 800, True),
-            "test_1600": Count(13_377, 1_600, False, ((11_395, 1_600),)),
-            "test_2400": Count(19_777, 2_400, False, ((17_638, 2_400),)),
-            "img2vid": Count(221_567, 26_328, True),
+            "train": PublishedCount(113_346, 13_164, False, ((110_178, 13_134),)),
+            "test_800": PublishedCount(6_493, 800, True),
+            "test_1600": PublishedCount(13_377, 1_600, False, ((11_395, 1_600),)),
+            "test_2400": PublishedCount(19_777, 2_400, False, ((17_638, 2_400),)),
+            "img2vid": PublishedCount(221_567, 26_328, True),
         },
         data_names=tuple(VEHICLEID_TESTS),
         protocols=("leave_one_out", "one_gallery_image"),
         subset_listed=True,
     ),
 }
-_READERS: dict[str, Callable[[Path], list[Entry]]] = {
+_READERS: dict[str, Callable[[Path], list[ImageEntry]]] = {
     "cub200": cub200_entries,
     "cars196": cars196_entries,
     "sop": sop_entries,
@@ -148,10 +149,18 @@ _READERS: dict[str, Callable[[Path], list[Entry]]] = {
 BENCHMARK_OF = {name: key for key, benchmark in BENCHMARKS.items() for name in benchmark.data_names}
 
 
-def folder_of(key: str, root: Path) -> Path:
-    """The folder with the files of BENCHMARKS[key]: root itself, or the folder of that name in root.
+def benchmark_named(key: str) -> Benchmark:
+    """Return BENCHMARKS[key]. Raises DataError with the choices for another key."""
+    if key not in BENCHMARKS:
+        hint = did_you_mean(key, BENCHMARKS)
+        raise DataError(f"{key!r} is no benchmark; choices: {', '.join(BENCHMARKS)}{hint}")
+    return BENCHMARKS[key]
 
-    Raises DataError naming the files and folders that were looked for.
+
+def folder_of(key: str, root: Path) -> Path:
+    """Return the folder that holds BENCHMARKS[key]: root itself, or the folder of that name in root.
+
+    Raises DataError with the files and folders that were looked for.
     """
     benchmark = BENCHMARKS[key]
     folders = [root, *(root / name for name in benchmark.folders)]
@@ -164,53 +173,53 @@ def folder_of(key: str, root: Path) -> Path:
     )
 
 
-def entries_of(name: str, folder: Path) -> list[Entry]:
-    """What the lists in a folder of `folder_of` name, in their order; name: a key of BENCHMARK_OF."""
+def benchmark_entries(name: str, folder: Path) -> list[ImageEntry]:
+    """Return the images that the lists in a folder of `folder_of` name, in their order; name: a key of BENCHMARK_OF."""
     return _READERS[name](folder)
 
 
-def read(name: str, root: Path) -> list[Row]:
-    """The images of a benchmark with sizes and times; their paths are relative to `folder_of`.
+def read_benchmark(name: str, root: Path) -> list[ImageFile]:
+    """Return the images of a benchmark with sizes and times; their paths are relative to `folder_of`.
 
     name: a key of BENCHMARK_OF. root: the folder of the data set, or the one that holds it. part is "train" or "test",
-    role "query" or "gallery" in the test part of In-Shop. Published counts are not required: see `notes_of`.
+    role "query" or "gallery" in the test part of In-Shop. Other counts than the published ones are accepted, see
+    `notes_of`.
 
-    Raises DataError: no such files under root, a line that cannot be read, images that are listed and missing.
+    Raises DataError: no such files under root, a line that cannot be read, listed images that are missing.
     """
-    key = BENCHMARK_OF[name]
-    folder = folder_of(key, root)
-    entries = entries_of(name, folder)
-    rows, missing = found_on_disk(folder, entries)
+    folder = folder_of(BENCHMARK_OF[name], root)
+    entries = benchmark_entries(name, folder)
+    files, missing = find_files(folder, entries)
     if missing:
         raise DataError(
             f"{name}: {len(missing):,} of {len(entries):,} listed images cannot be found in {folder}: "
             f"{listed(missing)}; unpack the archive again, or take these lines out of the lists"
         )
-    return rows
+    return files
 
 
-def part_counts(name: str, images: Iterable[Entry | Row]) -> dict[str, tuple[int, int]]:
-    """(images, classes) by part as BENCHMARKS names the parts: role for query and gallery, "test_800" for VehicleID."""
+def part_counts(name: str, images: Iterable[ImageEntry | ImageFile]) -> dict[str, tuple[int, int]]:
+    """Return (images, classes) by part, named as in BENCHMARKS: roles for In-Shop, "test_800" etc. for VehicleID."""
     num_images: Counter[str] = Counter()
     classes: dict[str, set[str]] = defaultdict(set)
     for image in images:
         part = image.role or image.part
         num_images[part] += 1
         classes[part].add(image.class_name)
-    expected = ["train", "query", "gallery"] if name == "inshop" else ["train", "test"]
-    told = {"test": f"test_{VEHICLEID_TESTS[name]}"} if name in VEHICLEID_TESTS else {}
-    return {told.get(part, part): (num_images[part], len(classes[part])) for part in expected}
+    parts = ["train", "query", "gallery"] if name == "inshop" else ["train", "test"]
+    names = {"test": f"test_{VEHICLEID_TESTS[name]}"} if name in VEHICLEID_TESTS else {}
+    return {names.get(part, part): (num_images[part], len(classes[part])) for part in parts}
 
 
-def notes_of(name: str, images: Iterable[Entry | Row]) -> tuple[str, ...]:
-    """A sentence for each part whose counts are not the published ones; none for the data set as published.
+def notes_of(name: str, images: Iterable[ImageEntry | ImageFile]) -> tuple[str, ...]:
+    """Return a sentence for each part whose counts differ from the published ones.
 
-    Subsets and look-alikes can be opened, but never in silence; `raydml.data.check` refuses them.
+    Subsets and look-alikes can be opened, but with these notes; `raydml.data.check` refuses them.
     """
     published = BENCHMARKS[BENCHMARK_OF[name]].counts
     return tuple(
         f"{name}: {part} has {num_images:,} images of {num_classes:,} classes, published are {published[part]} "
-        f"({published[part].standing})"
+        f"({published[part].evidence})"
         for part, (num_images, num_classes) in part_counts(name, images).items()
         if not published[part].fits(num_images, num_classes)
     )

@@ -1,7 +1,7 @@
-"""What images a data set has: paths, classes and, where they are given, splits and roles. No image file is opened.
+"""The images of a data set: paths, classes and, where they are given, splits and roles. No image file is opened.
 
-Everything a split or a result may depend on (paths relative to the root, class names, file sizes, given splits and
-roles) goes into `Catalog.content`, so two machines with the same content number run the same experiment.
+Everything that a split or a result may depend on (paths relative to the root, class names, file sizes, given splits and
+roles) goes into `Catalog.content`, so two machines with the same content hash run the same experiment.
 """
 
 import errno
@@ -20,16 +20,16 @@ import numpy as np
 PARTS = ("train", "val", "test")
 ROLES = ("query", "gallery")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-_NUM_STAT_THREADS = 32  # they wait for the disk, not for a core
-_STAT_CHUNK = 64  # files a thread asks for at a time; one future a file would cost more than a local stat
+_NUM_STAT_THREADS = 32  # more than cores: they wait for the disk
+_STAT_CHUNK = 64  # files per task; one task per file would cost more than a local stat
 
 
 class DataError(ValueError):
-    """The images, the list or the split asked for cannot be used; the message names the cure."""
+    """Images, a list or a split that cannot be used; the message names the cure."""
 
 
-class Entry(NamedTuple):
-    """One image as a list or a folder names it, not yet looked for on the disk; the fields are those of `Row`."""
+class ImageEntry(NamedTuple):
+    """One image that a list or a folder names; its file has not been looked for. The fields are those of ImageFile."""
 
     path: str
     class_name: str
@@ -37,9 +37,12 @@ class Entry(NamedTuple):
     role: str = ""
 
 
-class Row(NamedTuple):
-    """One image of a data set: its path relative to the root, its class, its size and time on disk, and, where the
-    data set gives them, the part its class belongs to ("train" | "val" | "test") and its role ("query" | "gallery")."""
+class ImageFile(NamedTuple):
+    """One image of a data set: its path relative to the root, its class, its size and its modification time.
+
+    part: "train" | "val" | "test", the part of its class, and role: "query" | "gallery"; "" where the data set gives
+    none.
+    """
 
     path: str
     class_name: str
@@ -53,12 +56,12 @@ class Row(NamedTuple):
 class Catalog:
     """The images of a data set, sorted by class and path, none of them opened.
 
-    paths: N paths relative to root ("digits/0000" for digits). labels: (N,) int64 ids into class_names, which
-    are sorted. given_split: N of "train" | "val" | "test", or None when the split is to be made. roles: N of "query" |
-    "gallery" | "", or None where no image has one; images without a role are queries and gallery at once.
-    protocols: how the test part is scored, the first one being the main one. modified_ns: (N,) int64, the files' times.
-    notes: sentences the caller must show: what is not as published although it can be used.
-    content: hexadecimal SHA-256 over (path, class name, size in bytes, given split, role) of every image.
+    paths: N paths relative to root ("digits/0000" for digits). labels: (N,) int64 ids into class_names, which are
+    sorted. given_split: N of "train" | "val" | "test", or None if the data set gives no split. content: hexadecimal
+    SHA-256 over (path, class name, size in bytes, given split, role) of every image. modified_ns: (N,) int64, the times
+    of the files. roles: N of "query" | "gallery" | "", or None where no image has one; an image without a role is both
+    query and gallery. protocols: how the test part is scored, the main protocol first. notes: sentences that the caller
+    must show, on what is usable but not as published.
     """
 
     name: str
@@ -77,66 +80,63 @@ class Catalog:
 def catalog_of(
     name: str,
     root: Path | None,
-    rows: Iterable[Row],
+    files: Iterable[ImageFile],
     *,
     protocols: tuple[str, ...] = ("leave_one_out",),
     notes: tuple[str, ...] = (),
 ) -> Catalog:
-    """A catalog of rows in any order."""
+    """Return a catalog of images in any order."""
     # The order in which a file system or a list names the images must not change the experiment.
-    ordered = sorted(rows, key=lambda row: (row.class_name, row.path))
-    class_names = tuple(sorted({row.class_name for row in ordered}))
+    ordered = sorted(files, key=lambda file: (file.class_name, file.path))
+    class_names = tuple(sorted({file.class_name for file in ordered}))
     ids = {class_name: index for index, class_name in enumerate(class_names)}
     content = hashlib.sha256()
-    for row in ordered:
-        decisive = [row.path, row.class_name, row.num_bytes, *filter(None, (row.part, row.role))]
+    for file in ordered:
+        decisive = [file.path, file.class_name, file.num_bytes, *filter(None, (file.part, file.role))]
         content.update(json.dumps(decisive).encode() + b"\n")
     return Catalog(
         name=name,
         root=root,
-        paths=tuple(row.path for row in ordered),
-        labels=_fixed(np.array([ids[row.class_name] for row in ordered], dtype=np.int64)),
+        paths=tuple(file.path for file in ordered),
+        labels=_read_only(np.array([ids[file.class_name] for file in ordered], dtype=np.int64)),
         class_names=class_names,
-        given_split=tuple(row.part for row in ordered) if any(row.part for row in ordered) else None,
+        given_split=tuple(file.part for file in ordered) if any(file.part for file in ordered) else None,
         content=content.hexdigest(),
-        modified_ns=_fixed(np.array([row.modified_ns for row in ordered], dtype=np.int64)),
-        roles=tuple(row.role for row in ordered) if any(row.role for row in ordered) else None,
+        modified_ns=_read_only(np.array([file.modified_ns for file in ordered], dtype=np.int64)),
+        roles=tuple(file.role for file in ordered) if any(file.role for file in ordered) else None,
         protocols=protocols,
         notes=notes,
     )
 
 
-def _fixed(array: np.ndarray) -> np.ndarray:
+def _read_only(array: np.ndarray) -> np.ndarray:
     array.setflags(write=False)
     return array
 
 
 def is_hidden(name: str) -> bool:
-    """A file or folder that archives and desktops leave behind: hidden, macOS's `._x` and `__MACOSX`."""
+    """Return whether archives and desktops leave files or folders of this name behind: hidden ones and `__MACOSX`."""
     return name.startswith(".") or name == "__MACOSX"
 
 
-def found_on_disk(root: Path, entries: Sequence[Entry]) -> tuple[list[Row], list[str]]:
-    """The entries whose file is there, with size and time, and the paths of the others.
+def find_files(root: Path, entries: Sequence[ImageEntry]) -> tuple[list[ImageFile], list[str]]:
+    """Return the entries whose file exists, with size and time, and the paths of the others.
 
-    A missing path is followed by the reason in brackets where it is another than that nothing is there. Links are
-    followed. Many threads ask at once: on a network disk one answer takes a millisecond, 60,000 in a row a minute.
+    A path is followed by the reason in brackets unless the file just does not exist. Links are followed. Many threads
+    look at once: on a network disk one look takes a millisecond, and 60,000 in a row a minute.
     """
     folder = str(root)
     starts = range(0, len(entries), _STAT_CHUNK)
 
-    def ask(start: int) -> list[Row | str]:
-        return [_found(folder, entry) for entry in entries[start : start + _STAT_CHUNK]]
+    def find_chunk(start: int) -> list[ImageFile | str]:
+        return [_find_file(folder, entry) for entry in entries[start : start + _STAT_CHUNK]]
 
     with ThreadPoolExecutor(_NUM_STAT_THREADS, thread_name_prefix="stat") as pool:
-        answers = [answer for chunk in pool.map(ask, starts) for answer in chunk]
-    return (
-        [answer for answer in answers if isinstance(answer, Row)],
-        [answer for answer in answers if isinstance(answer, str)],
-    )
+        found = [one for chunk in pool.map(find_chunk, starts) for one in chunk]
+    return [one for one in found if isinstance(one, ImageFile)], [one for one in found if isinstance(one, str)]
 
 
-def _found(folder: str, entry: Entry) -> Row | str:
+def _find_file(folder: str, entry: ImageEntry) -> ImageFile | str:
     try:
         status = os.stat(os.path.join(folder, entry.path))
     except FileNotFoundError:
@@ -145,11 +145,11 @@ def _found(folder: str, entry: Entry) -> Row | str:
         return f"{entry.path!r} ({os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error})"
     if not stat.S_ISREG(status.st_mode):
         return f"{entry.path} ({os.strerror(errno.EISDIR) if stat.S_ISDIR(status.st_mode) else 'Not a regular file'})"
-    return Row(entry.path, entry.class_name, status.st_size, status.st_mtime_ns, entry.part, entry.role)
+    return ImageFile(entry.path, entry.class_name, status.st_size, status.st_mtime_ns, entry.part, entry.role)
 
 
 def listed(names: Iterable[object], limit: int = 10) -> str:
-    """The first `limit` of the names and how many more there are, for a message."""
+    """Return the first `limit` of the names and the number of the others, for a message."""
     texts = [str(name) for name in names]
     more = f" and {len(texts) - limit} more" if len(texts) > limit else ""
     return ", ".join(texts[:limit]) + more

@@ -1,4 +1,4 @@
-"""Whether a benchmark on the disk is the published one, whole and readable: counts everything, trusts nothing."""
+"""Checking whether a benchmark on the disk is the published one, complete and readable."""
 
 import os
 import re
@@ -8,21 +8,24 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from raydml.data.benchmark_lists import vehicleid_list
-from raydml.data.benchmarks import BENCHMARKS, VEHICLEID_TESTS, entries_of, folder_of, part_counts
-from raydml.data.catalog import IMAGE_SUFFIXES, DataError, Entry, found_on_disk, is_hidden, listed
-from raydml.data.list_file import Line, read_list, refuse_lines, whole_numbers
-from raydml.errors import did_you_mean
+from raydml.data.benchmark_lists import read_list, refuse_lines, vehicleid_list, whole_numbers
+from raydml.data.benchmarks import (
+    BENCHMARKS,
+    VEHICLEID_TESTS,
+    benchmark_entries,
+    benchmark_named,
+    folder_of,
+    part_counts,
+)
+from raydml.data.catalog import IMAGE_SUFFIXES, DataError, ImageEntry, find_files, is_hidden, listed
 
-Progress = Callable[[int, int], None]
-
-_CHUNK = 64  # images a thread decodes between two reports of progress
+_CHUNK = 64  # images that a thread decodes between two reports of progress
 _DECIMAL = re.compile(r"\d+(\.\d+)?", re.ASCII)
 
 
 @dataclass(frozen=True)
-class Report:
-    """ok: nothing is wrong. lines: what was counted and, opening with "WRONG", all that is wrong."""
+class CheckReport:
+    """The result of a check. ok: nothing is wrong. lines: the counts and all faults, which begin with "WRONG"."""
 
     ok: bool
     lines: tuple[str, ...]
@@ -40,39 +43,45 @@ class _Findings:
         self.lines.append(f"WRONG {text}")
         self.num_wrong += 1
 
+    def attempt(self, read: Callable[[], list[ImageEntry]]) -> list[ImageEntry]:
+        """Return what `read` returns; a DataError becomes a finding and an empty list."""
+        try:
+            return read()
+        except DataError as error:
+            self.wrong(str(error))
+            return []
 
-def check(
+
+def check_benchmark(
     name: str,
     root: Path,
     *,
     fault_of: Callable[[Path, str], str | None] | None = None,
-    progress: Progress | None = None,
-) -> Report:
-    """Count and read what is in a folder that should hold a benchmark.
+    progress: Callable[[int, int], None] | None = None,
+) -> CheckReport:
+    """Count and read the files in a folder that should hold a benchmark.
 
-    name: a key of BENCHMARKS ("vehicleid" stands for its three test sets; every list that is there is checked). root:
-    the folder of the data set, or the one that holds it. Checked are the list files line by line (CUB's
-    bounding_boxes.txt and VehicleID's img2vid.txt, too, where they are), images and classes per part against the
-    published counts, files that are missing, empty or in no list, and with fault_of that every file
-    can be decoded: fault_of(folder, path) gives the reason why an image cannot be used, or None (images/decoding.py has
-    it). Damage that leaves a decodable picture is not noticed. progress: called with the images decoded so far
-    and their number.
+    Checked are every line of the lists (also CUB's bounding_boxes.txt and VehicleID's img2vid.txt where they exist),
+    images and classes per part against the published counts, and files that are missing, empty or in no list. With
+    fault_of every image is decoded too; damage that leaves a decodable picture is not noticed.
 
-    A bad installation is no exception: the report tells all that is wrong. Raises DataError for an unknown name.
+    name: a key of BENCHMARKS; "vehicleid" covers its three test sets, and every list that exists is checked. root: the
+    folder of the data set, or the one that holds it. fault_of: (folder, path) -> the reason why an image cannot be
+    used, or None; see images/decoding.py. progress: called with the images decoded so far and their total.
+
+    All faults are in the report. Raises DataError only for an unknown name.
     """
-    if name not in BENCHMARKS:
-        hint = did_you_mean(name, BENCHMARKS)
-        raise DataError(f"{name!r} is no benchmark; choices: {', '.join(BENCHMARKS)}{hint}")
+    benchmark = benchmark_named(name)
     findings = _Findings()
     try:
         folder = folder_of(name, root)
     except (DataError, OSError) as error:
         findings.wrong(str(error))
         return _report(name, findings)
-    findings.fine(f"{BENCHMARKS[name].title} in {folder}")
+    findings.fine(f"{benchmark.title} in {folder}")
     entries = _vehicleid_lists(folder, findings) if name == "vehicleid" else _lists(name, folder, findings)
     if name == "cub200" and (folder / "bounding_boxes.txt").exists():
-        _told(findings, partial(_read_bounding_boxes, folder))
+        findings.attempt(partial(_check_bounding_boxes, folder))
     if entries:
         intact = _check_files(folder, entries, findings)
         _check_unlisted(name, folder, entries, findings)
@@ -83,25 +92,16 @@ def check(
     return _report(name, findings)
 
 
-def _report(name: str, findings: _Findings) -> Report:
+def _report(name: str, findings: _Findings) -> CheckReport:
     if findings.num_wrong:
         verdict = f"{name} is not as published, see the {findings.num_wrong} WRONG above"
     else:
         verdict = f"{name} is as published"
-    return Report(findings.num_wrong == 0, (*findings.lines, verdict))
+    return CheckReport(findings.num_wrong == 0, (*findings.lines, verdict))
 
 
-def _told(findings: _Findings, read: Callable[[], list[Entry]]) -> list[Entry]:
-    """What `read` returns, or nothing and a finding."""
-    try:
-        return read()
-    except DataError as error:
-        findings.wrong(str(error))
-        return []
-
-
-def _lists(name: str, folder: Path, findings: _Findings) -> list[Entry]:
-    entries = _told(findings, partial(entries_of, name, folder))
+def _lists(name: str, folder: Path, findings: _Findings) -> list[ImageEntry]:
+    entries = findings.attempt(partial(benchmark_entries, name, folder))
     if entries:
         for part, counts in part_counts(name, entries).items():
             _compare(name, part, counts, findings)
@@ -112,24 +112,26 @@ def _compare(name: str, part: str, counts: tuple[int, int], findings: _Findings)
     published = BENCHMARKS[name].counts[part]
     text = f"{part}: {counts[0]:,} images of {counts[1]:,} classes"
     if published.fits(*counts):
-        findings.fine(f"{text}, as published ({published.standing})")
+        findings.fine(f"{text}, as published ({published.evidence})")
     else:
         findings.wrong(
-            f"{text}, published are {published} ({published.standing}): a part or a subset of {name}, or another data "
+            f"{text}, published are {published} ({published.evidence}): a part or a subset of {name}, or another data "
             "set in its format"
         )
 
 
-def _vehicleid_lists(folder: Path, findings: _Findings) -> list[Entry]:
-    """The images of all lists that are there, each once."""
+def _vehicleid_lists(folder: Path, findings: _Findings) -> list[ImageEntry]:
+    """Return the images of all lists that exist, each once."""
     parts = {"train": "train_list", **{f"test_{size}": f"test_list_{size}" for size in VEHICLEID_TESTS.values()}}
-    found: dict[str, list[Entry]] = {}
+    found: dict[str, list[ImageEntry]] = {}
     for part, stem in parts.items():
         file = folder / "train_test_split" / f"{stem}.txt"
         if not file.exists():
-            tell = findings.wrong if part == "train" else findings.fine
-            tell(f"{part}: there is no {file}" + ("" if part == "train" else "; it was not checked"))
-        elif entries := _told(findings, partial(vehicleid_list, file)):
+            if part == "train":
+                findings.wrong(f"train: there is no {file}")
+            else:
+                findings.fine(f"{part}: there is no {file}; it was not checked")
+        elif entries := findings.attempt(partial(vehicleid_list, file)):
             found[part] = entries
             _compare("vehicleid", part, (len(entries), len({e.class_name for e in entries})), findings)
             if twice := len(entries) - len({e.path for e in entries}):
@@ -139,16 +141,16 @@ def _vehicleid_lists(folder: Path, findings: _Findings) -> list[Entry]:
     train_classes = {entry.class_name for entry in found.get("train", [])}
     for part, entries in found.items():
         if part != "train" and (shared := train_classes & {entry.class_name for entry in entries}):
-            findings.wrong(f"{part}: {len(shared):,} vehicles are in train_list.txt, too: {listed(sorted(shared))}")
+            findings.wrong(f"{part}: {len(shared):,} vehicles are also in train_list.txt: {listed(sorted(shared))}")
     _compare_with_img2vid(folder, found, findings)
     return list({entry.path: entry for entries in found.values() for entry in entries}.values())
 
 
-def _compare_with_img2vid(folder: Path, found: dict[str, list[Entry]], findings: _Findings) -> None:
+def _compare_with_img2vid(folder: Path, found: dict[str, list[ImageEntry]], findings: _Findings) -> None:
     file = folder / "attribute" / "img2vid.txt"
     if not file.exists():
         return
-    entries = _told(findings, partial(vehicleid_list, file))
+    entries = findings.attempt(partial(vehicleid_list, file))
     if not entries:
         return
     vehicles = {entry.path: entry.class_name for entry in entries}
@@ -159,11 +161,11 @@ def _compare_with_img2vid(folder: Path, found: dict[str, list[Entry]], findings:
             findings.wrong(f"{part}: {len(others):,} images have another vehicle in {file}: {listed(others)}")
 
 
-def _read_bounding_boxes(folder: Path) -> list[Entry]:
-    """Nothing; raises DataError for boxes that are no numbers or of other images than images.txt lists."""
+def _check_bounding_boxes(folder: Path) -> list[ImageEntry]:
+    """Raise DataError for boxes that are no numbers or of other images than images.txt lists; return no entries."""
     file = folder / "bounding_boxes.txt"
     lines = read_list(file, "image_id x y width height")
-    wrong: Iterator[Line] = (line for line in lines if not all(_DECIMAL.fullmatch(text) for text in line.fields[1:]))
+    wrong = [line for line in lines if not all(_DECIMAL.fullmatch(text) for text in line.fields[1:])]
     refuse_lines(file, "must give the box as decimal numbers", wrong)
     images_file = folder / "images.txt"
     image_ids = whole_numbers(images_file, read_list(images_file, "image_id path"), 0)
@@ -172,25 +174,25 @@ def _read_bounding_boxes(folder: Path) -> list[Entry]:
     return []
 
 
-def _check_files(folder: Path, entries: list[Entry], findings: _Findings) -> list[str]:
-    """Paths of the listed files that are there and not empty."""
-    rows, missing = found_on_disk(folder, entries)
-    empty = [row.path for row in rows if row.num_bytes == 0]
+def _check_files(folder: Path, entries: list[ImageEntry], findings: _Findings) -> list[str]:
+    """Return the paths of the listed files that exist and are not empty."""
+    files, missing = find_files(folder, entries)
+    empty = [file.path for file in files if file.num_bytes == 0]
     for state, paths in (("missing", missing), ("of zero bytes", empty)):
         if paths:
             findings.wrong(f"{len(paths):,} of {len(entries):,} listed images are {state}: {listed(paths)}")
     if not missing:
-        num_bytes = sum(row.num_bytes for row in rows)
-        findings.fine(f"all {len(entries):,} listed images are there, {num_bytes:,} bytes in all")
-    return [row.path for row in rows if row.num_bytes]
+        num_bytes = sum(file.num_bytes for file in files)
+        findings.fine(f"all {len(entries):,} listed images exist, {num_bytes:,} bytes in all")
+    return [file.path for file in files if file.num_bytes]
 
 
-def _check_unlisted(name: str, folder: Path, entries: list[Entry], findings: _Findings) -> None:
+def _check_unlisted(name: str, folder: Path, entries: list[ImageEntry], findings: _Findings) -> None:
     known = {entry.path for entry in entries}
     used = {path.split("/")[0] for path in known}
-    # Of two layouts side by side, only the folders of the one that is read count.
+    # Where two layouts are side by side, only the folders of the one that is read count.
     candidates = [place for place in BENCHMARKS[name].image_folders if not place or place in used]
-    folders = [place for place in candidates if (folder / place).is_dir()]  # without it, all are told as missing
+    folders = [place for place in candidates if (folder / place).is_dir()]  # its images are missing otherwise
     faults: list[OSError] = []
     extra = sorted(path for place in folders for path in _images_below(folder, place, faults) if path not in known)
     if faults:
@@ -202,7 +204,7 @@ def _check_unlisted(name: str, folder: Path, entries: list[Entry], findings: _Fi
 
 
 def _images_below(folder: Path, place: str, faults: list[OSError]) -> Iterator[str]:
-    """Paths from folder of all files with an image's suffix in folder/place; links are followed, each folder once."""
+    """Yield the paths, relative to folder, of all images below folder/place; links are followed, each folder once."""
     seen: set[str] = set()
     for current, folders, files in os.walk(folder / place, followlinks=True, onerror=faults.append):
         real = os.path.realpath(current)
@@ -223,9 +225,9 @@ def _decode(
     paths: list[str],
     fault_of: Callable[[Path, str], str | None],
     findings: _Findings,
-    progress: Progress | None,
+    progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Read every pixel of every file, and tell the files of which that fails."""
+    """Decode every file and report those that fail."""
 
     def faults_in(start: int) -> list[str]:
         pairs = ((path, fault_of(folder, path)) for path in paths[start : start + _CHUNK])
@@ -235,7 +237,7 @@ def _decode(
     num_threads = min(16, max(4, os.cpu_count() or 4))  # Pillow decodes without the interpreter lock
     starts = range(0, len(paths), _CHUNK)
     with ThreadPoolExecutor(num_threads, thread_name_prefix="decode") as pool:
-        # Ctrl-C ends this loop; the iterator of map() then cancels the chunks that nobody has begun.
+        # Ctrl-C ends this loop; the iterator of map() then cancels the chunks that have not begun.
         for start, faults in zip(starts, pool.map(faults_in, starts), strict=True):
             corrupt += faults
             if progress is not None:

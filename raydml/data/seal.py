@@ -1,4 +1,4 @@
-"""The seal on the test classes: no key without a record, no test image without a key."""
+"""The seal on the test classes: test images open only with a key, and making a key writes a record."""
 
 import datetime
 import json
@@ -14,18 +14,18 @@ _MINT = object()  # only this module holds it, so only record() can make a key
 
 
 class TestKey:
-    """Opens the test images once; made by `TestReads.record` and by nothing else."""
+    """A key that opens the test images once; only `TestReads.record` makes one."""
 
-    __test__ = False  # pytest takes a class of this name for tests
+    __test__ = False  # pytest would collect a class of this name
 
     def __init__(self, mint: object, record: dict[str, Any]) -> None:
         if mint is not _MINT:
-            raise DataError("a TestKey is made by TestReads.record(...), which writes the read down first")
+            raise DataError("only TestReads.record(...) makes a TestKey, after it has written the record")
         self.record = record
         self._spent = False
 
     def spend(self) -> None:
-        """Called by whoever reads the images. Raises DataError the second time: each read has its record."""
+        """Use the key up, as every reader of test images must. Raises DataError the second time."""
         if self._spent:
             raise DataError("this TestKey was used already; every read of the test classes is recorded: record() again")
         self._spent = True
@@ -35,10 +35,9 @@ class TestKey:
 
 
 class TestReads:
-    """The list of all reads of the test classes: JSON lines, only ever appended to.
+    """The records of all reads of the test classes: an append-only file of JSON lines.
 
-    path: the study's test_reads.jsonl. None, for a checkpoint outside a study: test_reads.jsonl beside the
-    checkpoint that is being recorded.
+    path: the study's test_reads.jsonl, or None outside a study: test_reads.jsonl beside the checkpoint of each record.
     """
 
     __test__ = False
@@ -47,9 +46,9 @@ class TestReads:
         self.path = path
 
     def record(self, *, purpose: str, checkpoint: str | Path, commit: str) -> TestKey:
-        """Write down (time, purpose, checkpoint, commit, host), flush it to the disk, and only then give the key.
+        """Append (time, purpose, checkpoint, commit, host), flush it to the disk, and then return a key.
 
-        Raises DataError if the purpose is empty or the record cannot be written: then nothing may be read.
+        Raises DataError if the purpose is empty or the record cannot be written.
         """
         if not purpose.strip():
             raise DataError("a read of the test classes needs a purpose, such as 'finalize' or 'evaluate'")
@@ -76,15 +75,15 @@ class TestReads:
         folder = Path(checkpoint)
         if not folder.exists():
             raise DataError(
-                f"checkpoint = {str(checkpoint)!r} is no path on this machine, so there is no folder to record the "
-                "read of the test classes in; give TestReads the path of a file"
+                f"checkpoint = {str(checkpoint)!r} is no path on this machine, so the read of the test classes "
+                "cannot be recorded beside it; give TestReads the path of a file"
             )
         return folder.absolute().parent / "test_reads.jsonl"
 
     def read(self) -> list[dict[str, Any]]:
-        """All records, oldest first; a line broken by a crash appears as {"damaged": its text}.
+        """Return all records, oldest first; a line that a crash broke becomes {"damaged": its text}.
 
-        No key was given out for a damaged line: the key follows the flush.
+        A damaged line stands for no read: the key is made after the flush.
         """
         if self.path is None:
             raise DataError("TestReads(None) writes beside each checkpoint; read one file with TestReads(path).read()")
@@ -108,7 +107,7 @@ def _append(path: Path, line: str) -> None:
         if handle.seek(0, os.SEEK_END):
             handle.seek(-1, os.SEEK_END)
             if handle.read(1) != b"\n":
-                line = "\n" + line  # a crash left half a line: keep it apart
+                line = "\n" + line  # after half a line that a crash left
         handle.write(line.encode() + b"\n")
         os.fsync(handle.fileno())
     if new:

@@ -1,4 +1,4 @@
-"""How the classes of a data set are divided into train, val and test; classes, never the images of a class."""
+"""The division of the classes of a data set into train, val and test; the images of a class stay together."""
 
 import hashlib
 import math
@@ -33,7 +33,7 @@ def make_split(
     order: str,
     seed: int,
 ) -> Split:
-    """Divide the classes (never the images of a class) into train, val and test.
+    """Divide the classes into train, val and test.
 
     The classes are put in order: "sorted" by name, or "shuffled" by the SHA-256 of seed and name, which no
     library version or platform can change. The last ceil(test_fraction * C) classes are test and the rest
@@ -44,10 +44,10 @@ def make_split(
     classes together. The folds are those of Musgrave, Belongie and Lim, "A Metric Learning Reality Check" (2020),
     section 3: with order "sorted" and 4 folds, each quarter of the training classes is val once.
 
-    A class with one image is no obstacle here: benchmarks hold some, and as queries they always miss.
+    Classes with one image are accepted: benchmarks hold some, and such a query always misses.
 
-    Raises DataError: a fraction outside (0, 1), a fold out of range, a class shared by two given parts, a
-    part with fewer than two classes (there would be nothing to tell apart).
+    Raises DataError: a fraction outside (0, 1), a fold out of range, a class shared by two given parts, a part with
+    fewer than two classes (retrieval needs two).
     """
     if order not in ORDERS:
         raise DataError(f"data.split.order = {order!r}; choices: {', '.join(ORDERS)}")
@@ -107,7 +107,7 @@ def _refuse_small_parts(catalog: Catalog, split: Split, fold: int | None, num_fo
     for part, classes in (("train", split.train), ("val", split.val), ("test", split.test)):
         if len(classes) >= 2:
             continue
-        size = "is empty" if not classes else "has one class, and retrieval needs two to tell apart"
+        size = "is empty" if not classes else "has one class, and retrieval needs two"
         given = catalog.given_split is not None and (fold is None or part == "test")
         if given and catalog.name == "image_list":
             cure = f"give more classes split = {part} in data.list_file"

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from raydml.config.trial import Machine, Trial
 from raydml.evaluation.protocols import described
 from raydml.evaluation.scoring import query_values, score_by_all, told_of
+from raydml.images.loader import read_ahead
 from raydml.images.pixels import Pixels, centres
 from raydml.images.preprocessing import Preprocessing
-from raydml.images.read_ahead import read_ahead
 from raydml.metrics.intervals import bootstrap_interval
-from raydml.ops.progress import tell
+from raydml.ops.progress import report_progress
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -65,7 +65,7 @@ def embed(
             if embeddings is None:
                 embeddings = np.empty((len(pixels), rows.shape[1]), dtype=np.float32)
             embeddings[start : start + len(rows)] = rows
-            tell("embedding", start + len(rows), len(pixels), "images")
+            report_progress("embedding", start + len(rows), len(pixels), "images")
     assert embeddings is not None
     return embeddings
 

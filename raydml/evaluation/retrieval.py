@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raydml.ops.progress import tell
+from raydml.ops.progress import report_progress
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -301,7 +301,7 @@ def _chunks(space: Space, working_bytes: int, depth: int) -> Iterator[_Chunk]:
     for start in range(0, space.num_queries, num_rows):
         rows = slice(start, min(start + num_rows, space.num_queries))
         yield _Chunk(space, rows, buffer[: rows.stop - rows.start])
-        tell("searching", rows.stop, space.num_queries, "queries")
+        report_progress("searching", rows.stop, space.num_queries, "queries")
 
 
 class _Chunk:

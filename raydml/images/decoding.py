@@ -106,12 +106,12 @@ def decode(root: Path, path: str, resizing: Resizing | None, opener: Opener = op
     """uint8 (H, W, 3), read-only: upright RGB, scaled; resizing None: as large as it is. Raises UnreadableImage."""
     with _opened(root, path, opener) as (image, _):
         upright = upright_rgb(image)
-    pixels = np.asarray(scaled(upright, resizing))
+    pixels = np.asarray(apply_resizing(upright, resizing))
     pixels.flags.writeable = False
     return pixels
 
 
-def scaled(image: Image.Image, resizing: Resizing | None) -> Image.Image:
+def apply_resizing(image: Image.Image, resizing: Resizing | None) -> Image.Image:
     """An upright image as it is kept; resizing None: as it is."""
     if resizing is None:
         return image

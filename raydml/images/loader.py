@@ -1,30 +1,40 @@
 """The loader: from the numbers of images to augmented, normalised batches on the device.
 
-A thread reads and cuts the next batches while the device works on this one; what it hands over is uint8 and as small as
-the crops. Scaling, colours and normalisation are the device's, for the batch at once; where that is a CPU the same
-thread scales, image by image.
+A thread reads and cuts the next batches while the device works on this one. It hands over uint8 crops of their own
+sizes; scaling, colours and normalisation run on the device, for a whole batch. On a CPU the thread also scales, image
+by image.
 """
 
-from collections.abc import Generator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from raydml.data.catalog import DataError
-from raydml.images import crops, transforms
+from raydml.images.augmentation import (
+    Augmentation,
+    Draws,
+    choose_boxes,
+    cut_box,
+    draw,
+    finish,
+    scale_one,
+    scale_together,
+)
 from raydml.images.pixels import Pixels
 from raydml.images.preprocessing import Interpolation, Preprocessing
-from raydml.images.read_ahead import read_ahead
-from raydml.images.transforms import Augmentation, Draws
 
+Result = TypeVar("Result")
 _PADDED_BYTES = 64 << 20  # of boxes scaled together; with their float copies a GPU needs about ten times that
 _CHUNK_VALUES = 1 << 18  # floats finished together on a CPU: with temporaries of as much they stay in its cache
 
 
-class Group(NamedTuple):
+class BoxGroup(NamedTuple):
     """Some boxes of a batch in one array, ready to be sent to a device."""
 
     rows: Tensor  # (n,) int64, their places in the batch
@@ -32,18 +42,18 @@ class Group(NamedTuple):
     pixels: Tensor  # uint8 (n, H, W, 3); beyond its size each image is undefined
 
 
-class _Cut(NamedTuple):
-    """What the reading thread hands over."""
+class _CutBatch(NamedTuple):
+    """The crops of a batch, as the reading thread hands them over."""
 
     draws: Draws
     scaled: Tensor | None  # for a CPU: uint8 (B, crop_px, crop_px, 3)
-    groups: list[Group]  # for every other device
+    groups: list[BoxGroup]  # for every other device
 
 
 class Loader:
-    """Training batches of some images, each augmented by its own draw.
+    """Training batches of some images, each augmented by its own random numbers.
 
-    channels_last: the memory format of the batches. prefetch: how many batches are read ahead, at least 1; each holds
+    channels_last: the memory format of the batches. prefetch: how many batches are read ahead, at least 1. Each holds
     its crops as uint8, and while it is being read its whole images, which matters for photographs decoded at full size.
     The same pixels, settings and seeds give the same batches, whatever prefetch is.
 
@@ -65,7 +75,7 @@ class Loader:
         self.pixels, self.augmentation, self.preprocessing = pixels, augmentation, preprocessing
         self.device, self.prefetch = device, prefetch
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        # Used again and again on a CPU: memory fresh from the system costs more than what is written into it.
+        # Reused on a CPU: to get fresh memory from the system costs more than to fill it.
         crop_px = preprocessing.crop_px
         self._scaled = [torch.empty(0, crop_px, crop_px, 3, dtype=torch.uint8)] * (prefetch + 1)
         self._batch = torch.empty(0, 3, crop_px, crop_px)
@@ -77,8 +87,8 @@ class Loader:
 
         plan: the numbers of each batch's images. seeds: one a batch, 0 or more; it seeds everything random of its
         batch, so a run resumed in the middle of an epoch draws the same. flip: (batches,) bool, False for a batch
-        that is not to be mirrored whatever the augmentation says; None: there is no such batch. On a CPU a batch is
-        valid until the next one is asked for: they share their memory, so one iterator of a loader is used at a time.
+        that is never mirrored, whatever the augmentation says; None: there is no such batch. On a CPU a batch is valid
+        until the next one is read: they share their memory, so use one iterator of a loader at a time.
 
         An error while reading (DataError, OSError) is raised at that batch. Closing the iterator ends its threads, as
         do its end and an error. Raises DataError at once when there are not as many seeds as batches.
@@ -99,27 +109,28 @@ class Loader:
             for cut in cuts:
                 yield self._finished_on_device(cut) if cut.scaled is None else self._finished_on_cpu(cut, cut.scaled)
 
-    def _cut(self, rows: np.ndarray, seed: int, flip: bool, place: int) -> _Cut:
-        """place: which of the buffers to scale into; there is one for each batch that is ahead."""
+    def _cut(self, rows: np.ndarray, seed: int, flip: bool, place: int) -> _CutBatch:
+        """Read and cut a batch. place: the number of the buffer to scale into; each batch that is ahead has one."""
         images = self.pixels.read(rows)
         sizes = np.array([image.shape[:2] for image in images], dtype=np.int64).reshape(-1, 2)
-        draws = transforms.draw(len(images), seed)
+        draws = draw(len(images), seed)
         if not flip:
-            draws = draws._replace(flip=np.ones_like(draws.flip))  # mirrored are those below 0.5
-        places = transforms.boxes(self.augmentation, draws, sizes, crop_px=self.preprocessing.crop_px)
-        boxes = (crops.cut(image, box) for image, box in zip(images, places, strict=True))
+            draws = draws._replace(flip=np.ones_like(draws.flip))  # images below 0.5 are mirrored
+        places = choose_boxes(self.augmentation, draws, sizes, crop_px=self.preprocessing.crop_px)
+        boxes = (cut_box(image, box) for image, box in zip(images, places, strict=True))
         if self.device.type != "cpu":
-            return _Cut(draws, None, grouped(list(boxes), max_bytes=_PADDED_BYTES, pinned=self.device.type == "cuda"))
+            groups = group_boxes(list(boxes), max_bytes=_PADDED_BYTES, pinned=self.device.type == "cuda")
+            return _CutBatch(draws, None, groups)
         crop_px = self.preprocessing.crop_px
         if len(images) > len(self._scaled[place]):
             self._scaled[place] = torch.empty(len(images), crop_px, crop_px, 3, dtype=torch.uint8)
         scaled = self._scaled[place][: len(images)]
-        # Copied by numpy: torch would start threads of its own here, which get in the way of those that train.
+        # Copied by numpy: torch would start threads of its own here, which compete with those that train.
         for into, box in zip(scaled.numpy(), boxes, strict=True):
-            into[:] = crops.scaled(box, crop_px, self.preprocessing.interpolation).numpy()
-        return _Cut(draws, scaled, [])
+            into[:] = scale_one(box, crop_px, self.preprocessing.interpolation).numpy()
+        return _CutBatch(draws, scaled, [])
 
-    def _finished_on_cpu(self, cut: _Cut, scaled: Tensor) -> Tensor:
+    def _finished_on_cpu(self, cut: _CutBatch, scaled: Tensor) -> Tensor:
         num_images, crop_px = len(scaled), self.preprocessing.crop_px
         if num_images > len(self._batch):
             self._batch = torch.empty(num_images, 3, crop_px, crop_px, memory_format=self.memory_format)
@@ -127,24 +138,22 @@ class Loader:
         num_together = max(1, _CHUNK_VALUES // (3 * crop_px * crop_px))
         for begin in range(0, num_images, num_together):
             chunk = slice(begin, begin + num_together)
-            transforms.finish(
-                scaled[chunk], self.augmentation, cut.draws.rows(chunk), self.preprocessing, out=batch[chunk]
-            )
+            finish(scaled[chunk], self.augmentation, cut.draws.rows(chunk), self.preprocessing, out=batch[chunk])
         return batch
 
     @torch.no_grad()
-    def _finished_on_device(self, cut: _Cut) -> Tensor:
+    def _finished_on_device(self, cut: _CutBatch) -> Tensor:
         num_images, crop_px = len(cut.draws.flip), self.preprocessing.crop_px
-        pixels = scaled_groups(cut.groups, num_images, crop_px, self.preprocessing.interpolation, self.device)
+        pixels = scale_groups(cut.groups, num_images, crop_px, self.preprocessing.interpolation, self.device)
         batch = torch.empty((num_images, 3, crop_px, crop_px), device=self.device, memory_format=self.memory_format)
-        transforms.finish(pixels, self.augmentation, cut.draws, self.preprocessing, out=batch)
+        finish(pixels, self.augmentation, cut.draws, self.preprocessing, out=batch)
         return batch
 
 
-def grouped(boxes: list[np.ndarray], *, max_bytes: int, pinned: bool) -> list[Group]:
-    """Boxes (height, width, 3) padded to arrays of at most max_bytes, or of one box; large boxes first.
+def group_boxes(boxes: list[np.ndarray], *, max_bytes: int, pinned: bool) -> list[BoxGroup]:
+    """Pad boxes (height, width, 3) to arrays of at most max_bytes, or of one box; large boxes first.
 
-    Where all boxes are of a size, as from a cache, that is one group; one huge photograph pads no other image.
+    Boxes of one size, as from a cache, make one group; one huge photograph pads no other image.
     """
     largest_first = sorted(range(len(boxes)), key=lambda row: -boxes[row].size)
     groups, begin = [], 0
@@ -156,23 +165,44 @@ def grouped(boxes: list[np.ndarray], *, max_bytes: int, pinned: bool) -> list[Gr
                 break
             end, height, width = end + 1, higher, wider
         rows = largest_first[begin:end]
-        # torch keeps pinned memory until the copy out of it is done, then hands it out again.
+        # torch keeps pinned memory until the copy out of it is done, then reuses it.
         pixels = torch.empty((len(rows), height, width, 3), dtype=torch.uint8, pin_memory=pinned)
         for padded, row in zip(pixels.numpy(), rows, strict=True):
             padded[: boxes[row].shape[0], : boxes[row].shape[1]] = boxes[row]
         sizes = np.array([boxes[row].shape[:2] for row in rows])
-        groups.append(Group(torch.tensor(rows), sizes, pixels))
+        groups.append(BoxGroup(torch.tensor(rows), sizes, pixels))
         begin = end
     return groups
 
 
-def scaled_groups(
-    groups: list[Group], num_images: int, size_px: int, interpolation: Interpolation, device: torch.device
+def scale_groups(
+    groups: list[BoxGroup], num_images: int, size_px: int, interpolation: Interpolation, device: torch.device
 ) -> Tensor:
-    """All boxes of a batch, scaled on the device, in the batch's order: uint8 (B, size_px, size_px, 3)."""
+    """Scale all boxes of a batch on the device, in the batch's order: uint8 (B, size_px, size_px, 3)."""
     scaled = torch.empty((num_images, size_px, size_px, 3), dtype=torch.uint8, device=device)
     for group in groups:
         pixels = group.pixels.to(device, non_blocking=True)
         rows = group.rows.to(device, non_blocking=True)
-        scaled[rows] = crops.scaled_together(pixels, group.sizes, size_px, interpolation)
+        scaled[rows] = scale_together(pixels, group.sizes, size_px, interpolation)
     return scaled
+
+
+def read_ahead(
+    read: Callable[..., Result], calls: Iterable[tuple[Any, ...]], *, num_ahead: int
+) -> Generator[Result, None, None]:
+    """Yield ``read(*call)`` for each of these calls, in order; a thread reads ahead while a result is used.
+
+    num_ahead: how many are read, or about to be, while one is used; at least 1. An error of a call is raised at its
+    place. The thread ends with the generator: at its end, at an error, and when it is closed.
+    """
+    reader = ThreadPoolExecutor(1, thread_name_prefix="raydml-read")
+    try:
+        ahead: deque[Future[Result]] = deque()
+        for call in calls:
+            ahead.append(reader.submit(read, *call))
+            if len(ahead) > num_ahead:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        reader.shutdown(wait=True, cancel_futures=True)

@@ -14,7 +14,7 @@ from raydml.data.seal import TestKey
 from raydml.evaluation.embed import Evaluated, EvaluationError, Wanted, device_of, embed, evaluate_embeddings, wanted_by
 from raydml.evaluation.protocols import protocols_of
 from raydml.evaluation.saved_embeddings import save_embeddings
-from raydml.images.image_cache import Images
+from raydml.images.cache import Images
 from raydml.images.preprocessing import Preprocessing
 from raydml.inference.export import rebuild
 from raydml.models.network import Network, build_network

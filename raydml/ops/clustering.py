@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raydml.ops.progress import tell
+from raydml.ops.progress import report_progress
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -78,12 +78,12 @@ def cluster(points: NDArray[np.floating], num_clusters: int, settings: KMeans, d
     fit.niter, fit.nredo, fit.seed = settings.iterations, settings.restarts, settings.seed
     fit.spherical, fit.max_points_per_centroid = settings.spherical, settings.max_points_per_centroid
     fit.min_points_per_centroid = 1  # no warning
-    tell("clustering", 0, settings.iterations, "iterations")
+    report_progress("clustering", 0, settings.iterations, "iterations")
     with faiss_threads():
         index = _flat_index(rows.shape[1], device, spherical=settings.spherical)
         fit.train(rows, index)  # leaves the centroids in the index
         _, nearest = index.search(rows, 1)
-    tell("clustering", settings.iterations, settings.iterations, "iterations")
+    report_progress("clustering", settings.iterations, settings.iterations, "iterations")
     centroids = faiss.vector_to_array(fit.centroids).reshape(num_clusters, -1)
     steps: Any = fit.iteration_stats
     objective = steps.at(steps.size() - 1).obj if steps.size() else 0.0

@@ -1,24 +1,27 @@
-"""Charts as inline SVG: no scripts, no fonts, text that keeps its size while the drawing takes the width there is.
+"""Charts as plain values: where curves, whiskers and axes are, as shares of a drawing; charts.html draws them as SVG.
 
-Positions across are in percent of the plot, so letters and dots are never scaled; only polylines live in a nested
-drawing that is stretched. Colours are classes and variables of the page's style sheet.
+Letters and dots keep their size while the drawing takes the available width, because their positions are in percent.
+Only curves are in a nested drawing that is stretched. Colours are classes and variables of the style sheet.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from raydml.report.markup import Markup, element, joined
+NUM_SERIES = 8  # series-0 ... series-7 of the style sheet
+NUM_GRADES = 5  # grade-0 (worst fifth) ... grade-4 (best) of the style sheet
+_RUNG_LABEL_SHARE = 0.17  # room for the label of a rung in the narrowest plot, 300 pixels
+_LOG_FROM = 10  # largest over smallest value from which on an axis is logarithmic
+_LEVEL_PX, _TICK_SHARE = 18, 0.1  # height of a level; share of an axis below which two tick labels would overlap
+_LETTER_PX, _GAP_PX = 7.4, 18  # width of a letter of a label, and the gap between the labels of two axes
 
-NUM_COLOURS = 8  # series-0 ... series-7 of the style sheet
-_RUNG_LABEL_SHARE = 0.17  # of the narrowest plot, 300 pixels
-_LEFT_PX, _BELOW_PX = 46, 34  # room for the tick labels beside and below a plot
+Ticks = list[tuple[float, str]]  # (share of the axis, label)
 
 
 class Scale(NamedTuple):
-    """Values between `low` and `high` as shares of an axis."""
+    """Converts values between `low` and `high` to shares of an axis."""
 
     low: float
     high: float
@@ -29,28 +32,8 @@ class Scale(NamedTuple):
         return 0.5 if high == low else (at - low) / (high - low)
 
 
-class Line(NamedTuple):
-    """A curve. points: (x, y), values that are not finite leave a gap; mark: "end", "cut", "failed" or None."""
-
-    points: Sequence[tuple[float, float]]
-    style: str  # classes: "series-0", "quiet", "strong"
-    title: str
-    mark: str | None = "end"
-
-
-class Whisker(NamedTuple):
-    """A mean with its interval and the single values it is made of."""
-
-    letter: str
-    label: str
-    mean: float
-    half_width: float | None
-    values: Sequence[tuple[str, float]]  # (what it is, value)
-    text: str
-
-
 def scale_of(values: Sequence[float], *, margin: float = 0.06) -> Scale:
-    """A linear scale around finite values, a little wider than they are; below 0 only where a value is."""
+    """Return a linear scale a little wider than the finite values; it goes below 0 only where a value does."""
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return Scale(0.0, 1.0)
@@ -59,26 +42,73 @@ def scale_of(values: Sequence[float], *, margin: float = 0.06) -> Scale:
     return Scale(max(low - room, 0.0) if low >= 0 else low - room, high + room)
 
 
-def ticks(scale: Scale, *, at_most: int = 5, whole: bool = False) -> list[float]:
-    """Round values inside a linear scale: steps of 1, 2 or 5 times a power of ten."""
+def tick_values(scale: Scale, *, at_most: int = 5, integers: bool = False) -> list[float]:
+    """Return round values inside a linear scale: steps of 1, 2 or 5 times a power of ten."""
     width = scale.high - scale.low
     if width <= 0:
         return [scale.low]
     step = 10.0 ** math.floor(math.log10(width / at_most))
     step *= next((factor for factor in (1, 2, 5) if width / (step * factor) <= at_most), 10)
-    step = max(step, 1.0) if whole else step
+    step = max(step, 1.0) if integers else step
     first, last = math.ceil(scale.low / step - 1e-9), math.floor(scale.high / step + 1e-9)
     return [round(number * step, 10) for number in range(first, last + 1)]
 
 
 def number_text(value: float, *, digits: int = 4) -> str:
-    """The digits that matter: 0.25, 1200, 3.2e-5."""
+    """Return the significant digits: 0.25, 1200, 3.2e-5."""
     mantissa, exponential, exponent = f"{value:.{digits}g}".partition("e")
     return f"{mantissa}e{int(exponent)}" if exponential else mantissa
 
 
+def _ticks(scale: Scale, *, integers: bool = False) -> Ticks:
+    return [(scale.share(value), number_text(value)) for value in tick_values(scale, integers=integers)]
+
+
+def _path(pieces: Sequence[Sequence[tuple[float, float]]]) -> str:
+    """Return the data of an SVG path in a drawing of 1000 x 1000, from pieces of (share across, share up)."""
+    return "".join("M" + "L".join(f"{1000 * x:.1f} {1000 * (1 - y):.1f}" for x, y in piece) for piece in pieces)
+
+
+# --- curves -----------------------------------------------------------------------------------------------------------
+
+
+class Curve(NamedTuple):
+    """Values over epochs or trials.
+
+    points: (x, y); values that are not finite leave a gap. style: classes, such as "series-0" or "series-0 quiet".
+    mark: what is drawn at the end: "end" a dot, "cut" an upright bar, "failed" a cross, None nothing.
+    """
+
+    points: Sequence[tuple[float, float]]
+    style: str
+    title: str
+    mark: str | None = "end"
+
+
+class CurveShape(NamedTuple):
+    """A curve as it is drawn. path: of `_path`. x, y: its end, as shares across and up."""
+
+    path: str
+    x: float
+    y: float
+    curve: Curve
+
+
+class LineChart(NamedTuple):
+    """Curves with their axes. rungs: (share across, label or "")."""
+
+    shapes: list[CurveShape]
+    rungs: Ticks
+    x_ticks: Ticks
+    y_ticks: Ticks
+    x_label: str
+    y_label: str
+    height_px: int
+    description: str
+
+
 def line_chart(
-    lines: Sequence[Line],
+    curves: Sequence[Curve],
     *,
     x_label: str,
     y_label: str,
@@ -86,160 +116,164 @@ def line_chart(
     up: Scale | None = None,
     height_px: int = 300,
     description: str = "",
-) -> Markup:
-    """Curves over epochs or trials; rungs are upright dashed lines with their number above. up: the scale of the values
-    where it is not to be made from them."""
-    xs = [x for line in lines for x, _ in line.points]
-    ys = [y for line in lines for _, y in line.points]
+) -> LineChart:
+    """Place curves between their axes.
+
+    rungs: epochs, drawn as upright dashed lines. up: the scale of the values, where they do not define it themselves.
+    """
+    xs = [x for curve in curves for x, _ in curve.points]
     across = Scale(min(xs, default=0.0), max(xs, default=1.0))
     if across.low == across.high:
         across = Scale(across.low - 1, across.high + 1)
-    up = up or scale_of(ys)
-    parts = [_grid_up(up), _ticks_across(across, whole=True)]
-    labelled = -1.0
-    for rung in rungs:
-        place = percent(across.share(rung))
-        parts.append(element("line", x1=place, x2=place, y1="0", y2="100%", class_="rung"))
-        # Early rungs lie close together: those without room for their label, on a telephone, have none.
-        if across.share(rung) - labelled >= _RUNG_LABEL_SHARE:
-            labelled = across.share(rung)
-            parts.append(element("text", f"rung {rung:g}", x=place, y="-5", class_="tick middle"))
-    parts += [_drawn_line(line, across, up) for line in lines]
-    if not any(math.isfinite(y) for y in ys):
-        parts.append(element("text", "nothing has been measured yet", x="50%", y="50%", class_="tick middle"))
-    return _plot(parts, height_px, x_label, y_label, description or y_label)
+    up = up or scale_of([y for curve in curves for _, y in curve.points])
+    labelled, placed = -1.0, []
+    for share, rung in ((across.share(rung), rung) for rung in rungs):
+        # Early rungs are close together: those without room for their label on a telephone have none.
+        has_room = share - labelled >= _RUNG_LABEL_SHARE
+        labelled = share if has_room else labelled
+        placed.append((share, f"rung {rung:g}" if has_room else ""))
+    return LineChart(
+        [shape for curve in curves if (shape := _shape(curve, across, up))],
+        placed,
+        _ticks(across, integers=True),
+        _ticks(up),
+        x_label,
+        y_label,
+        height_px,
+        description or y_label,
+    )
 
 
-def whisker_rows(rows: Sequence[Whisker], *, x_label: str, reference: tuple[float, str] | None = None) -> Markup:
-    """A row for each mean: its label, its interval as dot and whisker over the single values, its number in words.
+def _shape(curve: Curve, across: Scale, up: Scale) -> CurveShape | None:
+    """Return the shape of a curve, None for one without a finite value."""
+    pieces: list[list[tuple[float, float]]] = [[]]
+    for x, y in curve.points:
+        if math.isfinite(y):
+            pieces[-1].append((across.share(x), up.share(y)))
+        elif pieces[-1]:
+            pieces.append([])
+    pieces = [piece for piece in pieces if piece]
+    return CurveShape(_path(pieces), *pieces[-1][-1], curve) if pieces else None
 
-    reference: a value to hold all of them against, as a dashed line, and its name.
-    """
+
+# --- whiskers ---------------------------------------------------------------------------------------------------------
+
+
+class Whisker(NamedTuple):
+    """A mean with its interval and the single values behind it, each with its name."""
+
+    letter: str
+    label: str
+    mean: float
+    half_width: float | None
+    values: Sequence[tuple[str, float]]
+    text: str
+
+
+class WhiskerChart(NamedTuple):
+    """Means below each other on one scale. reference: (value, name) of a dashed line to compare them with."""
+
+    rows: Sequence[Whisker]
+    scale: Scale
+    ticks: Ticks
+    x_label: str
+    reference: tuple[float, str] | None
+
+
+def whisker_chart(
+    rows: Sequence[Whisker], *, x_label: str, reference: tuple[float, str] | None = None
+) -> WhiskerChart | None:
+    """Place means on a scale that shows all of their intervals and values; None without a mean."""
+    if not rows:
+        return None
     ends = [reference[0]] if reference else []
     for row in rows:
         ends += [value for _, value in row.values]
         ends += [row.mean - (row.half_width or 0.0), row.mean + (row.half_width or 0.0)]
     scale = scale_of(ends)
-    drawn = [
-        element(
-            "div",
-            element("div", element("b", row.letter), f" {row.label}", class_="whisker-label"),
-            _drawn_whisker(row, scale, reference[0] if reference else None),
-            element("div", row.text, class_="whisker-number"),
-            class_="whisker-row",
-        )
-        for row in rows
-    ]
-    axis = element("svg", _ticks_across(scale, whole=False, below=False), width="100%", height="18", aria_hidden="true")
     label = f"{x_label}; dashed: {reference[1]}, {number_text(round(reference[0], 4))}" if reference else x_label
-    axis_row = element("div", element("div", label, class_="whisker-label muted"), axis, element("div"),
-                       class_="whisker-row axis-row")  # fmt: skip
-    return element("div", *drawn, axis_row, class_="whiskers")
+    return WhiskerChart(rows, scale, _ticks(scale), label, reference)
 
 
-def bars(rows: Sequence[tuple[str, float, str]]) -> Markup:
-    """(label, share of the longest bar, number in words) as horizontal bars."""
-    drawn = [
-        element(
-            "div",
-            element("div", label, class_="bar-label"),
-            element("div", element("div", class_="bar", style=f"width:{100 * min(max(share, 0.0), 1.0):.2f}%"),
-                    class_="bar-room"),
-            element("div", text, class_="bar-number"),
-            class_="bar-row",
-        )
-        for label, share, text in rows
-    ]  # fmt: skip
-    return element("div", *drawn, class_="bars")
+# --- parallel coordinates ---------------------------------------------------------------------------------------------
 
 
-def percent(share: float) -> str:
-    return f"{100 * share:.3f}%"
+class Axis(NamedTuple):
+    """One parameter. shares: where each trial is, None for a trial without this parameter."""
+
+    label: str
+    shares: list[float | None]
+    ticks: Ticks
 
 
-def polyline(pieces: Sequence[Sequence[tuple[float, float]]], style: str, title: str) -> Markup:
-    """Runs of (share across, share up) as one path in a drawing that is stretched; the pen is not."""
-    path = "".join(
-        "M" + "L".join(f"{1000 * x:.1f} {1000 * (1 - y):.1f}" for x, y in piece) for piece in pieces if piece
-    )
-    drawn = element("path", element("title", title), d=path, class_=f"line {style}", vector_effect="non-scaling-stroke")
-    return element("svg", drawn, viewBox="0 0 1000 1000", preserveAspectRatio="none", width="100%", height="100%",
-                   overflow="visible")  # fmt: skip
+class ParallelChart(NamedTuple):
+    """Trials as lines over upright axes. axes: (share across, axis). lines: (path, grade, title), the best last."""
+
+    axes: list[tuple[float, Axis]]
+    lines: list[tuple[str, int, str]]
+    width_px: float
+    height_px: int
 
 
-# --- inside -----------------------------------------------------------------------------------------------------------
+def axis_of(label: str, values: Sequence[Any]) -> Axis:
+    """Place numbers on a linear or logarithmic axis, anything else evenly spaced; None is a missing parameter."""
+    present = [value for value in values if value is not None]
+    if present and all(isinstance(value, int | float) and not isinstance(value, bool) for value in present):
+        low, high = min(present), max(present)
+        scale = Scale(low, high, is_log=low > 0 and high / low >= _LOG_FROM)
+        middle = math.sqrt(low * high) if scale.is_log else (low + high) / 2
+        marks = [low, middle, high] if len(set(present)) > 4 else sorted(set(present))
+        ticks = [(scale.share(mark), number_text(mark, digits=3)) for mark in marks]
+        kept = ticks[:1] if high == low else [ticks[0], ticks[-1]]
+        for tick in ticks[1:-1]:
+            if all(abs(tick[0] - share) >= _TICK_SHARE for share, _ in kept):
+                kept.append(tick)
+        return Axis(label, [None if value is None else scale.share(value) for value in values], sorted(kept))
+    levels = sorted({str(value) for value in present})
+    share = {level: (place + 0.5) / len(levels) for place, level in enumerate(levels)}
+    shares = [None if value is None else share[str(value)] for value in values]
+    return Axis(label, shares, [(share[level], level) for level in levels])
 
 
-def _plot(parts: Sequence[Markup], height_px: int, x_label: str, y_label: str, description: str) -> Markup:
-    drawing = element("svg", *parts, width="100%", height=height_px, role="img", aria_label=description)
-    labels = element("div", element("span", y_label), class_="y-label"), element("div", x_label, class_="x-label")
-    room = f"padding:22px 12px {_BELOW_PX - 14}px {_LEFT_PX}px"
-    return element("div", labels[0], element("div", drawing, class_="plot", style=room), labels[1], class_="chart")
+def grades(values: Sequence[float]) -> list[int]:
+    """Return the fifth of each value by rank: 0 for the worst, 4 for the best."""
+    order = sorted(range(len(values)), key=lambda number: values[number])
+    found = [0] * len(values)
+    for rank, number in enumerate(order):
+        found[number] = rank * NUM_GRADES // len(values)
+    return found
 
 
-def _grid_up(scale: Scale) -> Markup:
-    parts = []
-    for tick in ticks(scale):
-        place = percent(1 - scale.share(tick))
-        parts.append(element("line", x1="0", x2="100%", y1=place, y2=place, class_="grid"))
-        parts.append(element("text", number_text(tick), x="-6", y=place, dy="4", class_="tick end"))
-    return joined(*parts)
+def labels_of(names: Sequence[str]) -> Mapping[str, str]:
+    """Shorten parameter names to their last part (``schedule.name`` to ``schedule``) where that is unique."""
+    last = [name.removesuffix(".name").rpartition(".")[2] for name in names]
+    return {name: short if last.count(short) == 1 else name for name, short in zip(names, last, strict=True)}
 
 
-def _ticks_across(scale: Scale, *, whole: bool, below: bool = True) -> Markup:
-    parts = []
-    for tick in ticks(scale, whole=whole):
-        place = percent(scale.share(tick))
-        if below:
-            text = element("text", number_text(tick), x=place, y="100%", dy="16", class_="tick middle")
-        else:
-            text = element("text", number_text(tick), x=place, y="13", class_="tick middle")
-        parts.append(text)
-    return joined(*parts)
+def parallel_chart(
+    axes: Sequence[Axis], values: Sequence[float], titles: Sequence[str], *, height_px: int = 260
+) -> ParallelChart:
+    """Place one upright axis for each parameter and one line for each trial, graded by its value.
+
+    The line of a trial without a parameter skips that axis.
+    """
+    places, width_px = _places(axes)
+    found = grades(values)
+    lines = []
+    for trial in sorted(range(len(values)), key=lambda number: values[number]):
+        shares = [(place, axis.shares[trial]) for place, axis in zip(places, axes, strict=True)]
+        points = [(place, share) for place, share in shares if share is not None]
+        lines.append((_path([points] if points else []), found[trial], titles[trial]))
+    height_px = max(height_px, _LEVEL_PX * max(len(axis.ticks) for axis in axes))
+    return ParallelChart(list(zip(places, axes, strict=True)), lines, width_px, height_px)
 
 
-def _drawn_line(line: Line, across: Scale, up: Scale) -> Markup:
-    pieces: list[list[tuple[float, float]]] = [[]]
-    for x, y in line.points:
-        if math.isfinite(y):
-            pieces[-1].append((across.share(x), up.share(y)))
-        elif pieces[-1]:
-            pieces.append([])
-    whole = [piece for piece in pieces if piece]
-    if not whole:
-        return Markup()
-    x, y = whole[-1][-1]
-    marks: dict[str | None, Callable[[], Markup]] = {
-        None: Markup,
-        "end": lambda: element("circle", cx=percent(x), cy=percent(1 - y), r="3.5", class_=f"dot {line.style}"),
-        "cut": lambda: _cross(x, y, f"cut {line.style}", upright=True),
-        "failed": lambda: _cross(x, y, f"cut {line.style}", upright=False),
-    }
-    return joined(polyline(whole, line.style, line.title), marks[line.mark]())
-
-
-def _cross(x: float, y: float, style: str, *, upright: bool) -> Markup:
-    """A short upright bar where a trial was stopped, a diagonal cross where it failed; both keep their size."""
-    path = "M0 -6V6" if upright else "M-4 -4L4 4M-4 4L4 -4"
-    return element("svg", element("path", d=path, class_=style), x=percent(x), y=percent(1 - y), overflow="visible")
-
-
-def _drawn_whisker(row: Whisker, scale: Scale, reference: float | None) -> Markup:
-    middle = percent(scale.share(row.mean))
-    parts = [element("line", x1="0", x2="100%", y1="50%", y2="50%", class_="grid")]
-    if reference is not None:
-        place = percent(scale.share(reference))
-        parts.append(element("line", x1=place, x2=place, y1="0", y2="100%", class_="rung"))
-    if row.half_width is not None:
-        low, high = (percent(scale.share(row.mean + sign * row.half_width)) for sign in (-1, 1))
-        parts.append(element("line", x1=low, x2=high, y1="50%", y2="50%", class_="whisker"))
-        parts += [element("line", x1=end, x2=end, y1="30%", y2="70%", class_="whisker") for end in (low, high)]
-    parts += [
-        element("circle", element("title", f"{what}: {value:.4f}"), cx=percent(scale.share(value)), cy="50%", r="3",
-                class_="value")
-        for what, value in row.values
-    ]  # fmt: skip
-    parts.append(element("circle", element("title", row.text), cx=middle, cy="50%", r="5", class_="mean"))
-    return element(
-        "svg", *parts, width="100%", height="26", role="img", aria_label=f"{row.letter} {row.label}: {row.text}"
-    )
+def _places(axes: Sequence[Axis]) -> tuple[list[float], float]:
+    """Return the places of the axes, as shares of the width, and the smallest width in which no labels overlap."""
+    ends: list[float] = []
+    reached = 0.0
+    for axis in axes:
+        label_px = _LETTER_PX * len(axis.label) / 2
+        ends.append(reached + label_px)
+        reached = ends[-1] + max(label_px, _LETTER_PX * max(len(text) for _, text in axis.ticks) + 6) + _GAP_PX
+    return [end / reached for end in ends], reached

@@ -1,53 +1,233 @@
-"""The report of a study as one HTML page that needs no network, no other file and no script to be read."""
+"""The report of a study as files: a page, Markdown, a LaTeX table, and two CSV files with all numbers.
+
+The page needs no network, no other file and no script to be read. Its structure is in page.html, sections.html and
+charts.html beside this module, which escape everything that comes from a study: class names, recipes, errors.
+"""
 
 from __future__ import annotations
 
+import base64
+import json
+import struct
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
-from raydml.analysis.trials import TrialState
-from raydml.report.embedded_pictures import Illustration
-from raydml.report.markup import Markup, element, joined
-from raydml.report.records import record_sections
-from raydml.report.results import result_sections
-from raydml.report.search import search_sections
+import jinja2
+import yaml
 
-_STYLE = Path(__file__).with_name("page.css")
-_SCRIPT = Path(__file__).with_name("page.js")  # sorts a table by a click on a heading; nothing depends on it
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+from raydml.analysis.trials import ENDINGS, TrialState, by_stage
+from raydml.ops.files import write_whole
+from raydml.report.outcome import confirmed_section, final_section, findings_section, published_section
+from raydml.report.search import choices_section, cost_section, curves_section, importance_section, settled_section
+from raydml.report.tables import FoldedTable, epochs_csv, final_latex, table, trials_csv
+from raydml.report.text import counted, summary_markdown
+
+FORMATS = ("html", "md", "latex", "csv")
+
+_PICTURE_SECTIONS = {
+    "retrievals": "Sample retrievals",
+    "changed": "What changed between two runs",
+    "classes": "Classes that fail",
+    "map": "A map of the embedding",
+    "clusters": "Clusters",
+}
+_WIDE_PX = 1000  # a picture of this width or more takes the whole width of the page
+_MAX_OPEN_ROWS = 12  # a longer table is folded
+_PNG = b"\x89PNG\r\n\x1a\n"
+_CURE = "Cure: copy the whole folder {} of the study, or delete it and report without pictures"
 
 
-def report_page(summary: Mapping[str, Any], trials: Sequence[TrialState], pictures: Sequence[Illustration] = ()) -> str:
-    """The whole page. summary, trials: as `study_summary.py` gives them; pictures are embedded.
+class ReportError(ValueError):
+    """A report that cannot be made, with the cure."""
 
-    Whatever comes from the study (names of classes, recipes, errors) is escaped; see `markup.py`.
 
-    Raises ReportError for a picture that is not there.
+class Illustration(NamedTuple):
+    """A PNG with its caption. trial: key of the trial that it shows, None for the study as a whole."""
+
+    section: str
+    title: str
+    caption: str
+    trial: str | None
+    path: Path
+
+    def png(self) -> bytes:
+        """Read the file. Raises ReportError for one that is missing or no PNG."""
+        try:
+            content = self.path.read_bytes()
+        except OSError as error:
+            raise ReportError(f"{self.path}: {error}. {_CURE.format(self.path.parent)}") from error
+        if not content.startswith(_PNG) or len(content) < 24:
+            raise ReportError(f"{self.path} is no PNG. {_CURE.format(self.path.parent)}")
+        return content
+
+
+class Section(NamedTuple):
+    """key: its anchor in the page. macro: of sections.html. content: the argument of that macro."""
+
+    key: str
+    title: str
+    macro: str
+    content: Any
+
+
+def read_illustrations(folder: Path) -> list[Illustration]:
+    """Return the pictures that ``illustrations.json`` of a study's folder lists, in order of display."""
+    index = folder / "illustrations" / "illustrations.json"
+    if not index.exists():
+        return []
+    return [
+        Illustration(entry["section"], entry["title"], entry["caption"], entry["trial"], index.parent / entry["file"])
+        for entry in json.loads(index.read_text(encoding="utf-8"))
+    ]
+
+
+def write_report(
+    out: Path,
+    summary: Mapping[str, Any],
+    trials: Sequence[TrialState],
+    illustrations: Sequence[Illustration] = (),
+    formats: Sequence[str] = FORMATS,
+) -> list[Path]:
+    """Write the files of these formats into a folder, which is made; return them in order of the formats.
+
+    html: report.html; md: report.md; latex: table.tex; csv: trials.csv and epochs.csv. Files that exist are replaced.
+    summary, trials: see `study/summary.py`.
+
+    Raises ReportError for a picture that is missing.
     """
-    sections = [
+    out.mkdir(parents=True, exist_ok=True)
+    makers = {
+        "html": {"report.html": lambda: report_page(summary, trials, illustrations)},
+        "md": {"report.md": lambda: summary_markdown(summary)},
+        "latex": {"table.tex": lambda: final_latex(summary)},
+        "csv": {"trials.csv": lambda: trials_csv(trials, summary), "epochs.csv": lambda: epochs_csv(trials)},
+    }
+    return [write_whole(out / name, make()) for kind in dict.fromkeys(formats) for name, make in makers[kind].items()]
+
+
+def report_page(
+    summary: Mapping[str, Any], trials: Sequence[TrialState], illustrations: Sequence[Illustration] = ()
+) -> str:
+    """Return the whole page with its pictures embedded.
+
+    Raises ReportError for a picture that is missing.
+    """
+    sections = _sections(summary, trials, illustrations)
+    page = templates().get_template("page.html")
+    return page.render(study=summary["study"], created=summary["created"], sections=sections)
+
+
+def templates() -> jinja2.Environment:
+    """Return the environment of the page's templates: values are escaped, unknown names are errors."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["percent"] = lambda share: f"{100 * share:.3f}%"
+    return environment
+
+
+def _sections(
+    summary: Mapping[str, Any], trials: Sequence[TrialState], illustrations: Sequence[Illustration]
+) -> list[Section]:
+    """Return the sections that have content, in the order of the page."""
+    searched, confirmed = by_stage(trials, "search"), by_stage(trials, "confirm")
+    made = [
+        Section("findings", "What was found", "findings", findings_section(summary)),
+        Section("test", "Test classes", "final", final_section(summary)),
+        Section("published", "Compared with published numbers", "published", published_section(summary)),
+        Section("confirmed", "Confirmed over folds and seeds", "confirmed", confirmed_section(summary)),
+        Section("settled", "Is the search settled", "settled", settled_section(summary, searched)),
+        Section("curves", "Learning curves", "curves", curves_section(summary, searched, confirmed)),
+        Section("choices", "What each choice reached", "choices", choices_section(searched)),
+        Section("importance", "Which hyperparameters mattered", "importance", importance_section(summary, searched)),
+        Section("cost", "Cost", "cost", cost_section(summary["cost"])),
+    ]
+    for key, title in _PICTURE_SECTIONS.items():
+        shown = [_picture(picture) for picture in illustrations if picture.section == key]
+        made.append(Section(key, title, "gallery", shown))
+    return [
         section
-        for section in (
-            *result_sections(summary),
-            *search_sections(summary, trials),
-            *record_sections(summary, trials, pictures),
-        )
+        for section in [
+            *made,
+            Section("parameters", "All parameters", "parameters", _parameters(summary, trials)),
+            Section("trials", "How every trial ended", "trials", _endings(trials)),
+            Section("reads", "Reads of the test classes", "reads", _reads(summary["test_reads"])),
+        ]
         if section.content
     ]
-    head = joined(
-        Markup('<meta charset="utf-8">'),
-        Markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-        Markup(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
-        element("title", f"{summary['study']}: report"),
-        element("style", Markup(_STYLE.read_text(encoding="utf-8"))),
-    )
-    links = element("nav", *(element("a", one.title, href=f"#{one.key}") for one in sections), aria_label="sections")
-    made = f"Study of {summary['created']}. "
-    body = joined(
-        element("header", element("h1", summary["study"]), links),
-        element("main", *(section.markup() for section in sections)),
-        element("footer", made, "The same numbers: report.md, table.tex, trials.csv, epochs.csv beside this file."),
-        element("script", Markup(_SCRIPT.read_text(encoding="utf-8"))),
-    )
-    page = element("html", element("head", head), element("body", body), lang="en")
-    return f"<!doctype html>\n{page}\n"
+
+
+def _picture(picture: Illustration) -> Mapping[str, Any]:
+    png = picture.png()
+    width_px, height_px = struct.unpack(">II", png[16:24])  # of its header
+    is_named = picture.trial is None or picture.trial in picture.title
+    return {
+        "base64": base64.b64encode(png).decode("ascii"),
+        "alt": picture.title,
+        "title": picture.title if is_named else f"{picture.title} ({picture.trial})",
+        "caption": picture.caption,
+        "width_px": width_px,
+        "height_px": height_px,
+        "is_wide": width_px >= _WIDE_PX,
+    }
+
+
+def _parameters(summary: Mapping[str, Any], trials: Sequence[TrialState]) -> list[tuple[str, str]]:
+    """(title, YAML) of the confirmed configurations, without a confirmation of the best trial of the search."""
+    configs = {trial.trial: trial.config for trial in trials}
+    rows = [(f"{row['letter']}  {row['label']}", row["from_trial"]) for row in summary["confirm"]]
+    rows = rows or [(f"{row['trial']}  {row['recipe']}", row["trial"]) for row in summary["search"][:1]]
+    return [
+        (
+            title if key in title else f"{title}, from {key}",
+            yaml.safe_dump(_plain(configs[key]), sort_keys=False, allow_unicode=True),
+        )
+        for title, key in rows
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """Convert mappings and sequences to those that YAML writes."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _endings(trials: Sequence[TrialState]) -> FoldedTable | None:
+    if not trials:
+        return None
+    rows = [
+        [trial.trial, trial.recipe, ENDINGS.get(trial.ended, trial.ended) + (f": {trial.error}" if trial.error else ""),
+         f"{trial.num_epochs}/{trial.num_planned_epochs}", None if trial.best is None else f"{trial.best:.4f}",
+         trial.epoch_of_best, f"{sum(metrics.get('epoch_s', 0.0) for metrics in trial.epochs.values()):.0f}",
+         trial.fold, trial.seed]
+        for trial in trials
+    ]  # fmt: skip
+    header = ["trial", "recipe", "ended", "epochs", "best", "at epoch", "seconds", "fold", "seed"]
+    shown = table(header, rows, words=(0, 1, 2), caption="Every trial of the search and of the confirmation")
+    return FoldedTable(counted(len(rows), "trial") if len(rows) > _MAX_OPEN_ROWS else "", shown)
+
+
+def _reads(reads: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    if not reads:
+        return {"sentence": "The test classes have not been read.", "table": None}
+    rows = [
+        [read.get("time"), read.get("purpose", f"damaged line: {read.get('damaged')}"), read.get("host"),
+         _short_path(read.get("checkpoint")), read.get("commit")]
+        for read in reads
+    ]  # fmt: skip
+    purposes = dict.fromkeys(str(row[1]) for row in rows)
+    counts = ", ".join(f"{sum(row[1] == purpose for row in rows)} for {purpose}" for purpose in purposes)
+    hosts = ", ".join(dict.fromkeys(str(row[2]) for row in rows if row[2]))
+    sentence = f"{counted(len(reads), 'read')}: {counts}; on {hosts or 'an unknown host'}. "
+    sentence += "Each was recorded before the images were opened."
+    header = ["time", "purpose", "host", "checkpoint", "commit"]
+    shown = table(header, rows, words=range(len(header)), caption="Reads of the test classes")
+    return {"sentence": sentence, "table": FoldedTable("All reads" if len(rows) > _MAX_OPEN_ROWS else "", shown)}
+
+
+def _short_path(checkpoint: object) -> str | None:
+    """Return the trial's folder and the checkpoint's own; the folders above them are the same for all."""
+    return None if checkpoint is None else "/".join(PurePosixPath(str(checkpoint)).parts[-2:])

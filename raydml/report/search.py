@@ -1,4 +1,7 @@
-"""Sections of the report about the search: was it enough, how the trials learned, what mattered, what it cost."""
+"""The sections of the report's page about the search: was it enough, learning curves, what mattered, what it cost.
+
+Each function returns plain values for its macro in sections.html, or None where there is nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,182 +9,208 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from raydml.analysis.trials import ENDINGS, FAILURES, TrialState, by_stage
+from raydml.analysis.importance import Importance, crossing_of
+from raydml.analysis.trials import ENDINGS, FAILURES, TrialState, parameters_of, varying
 from raydml.metrics.names import metric_name
-from raydml.report.charts import NUM_COLOURS, Line, Scale, line_chart
-from raydml.report.choices import crossing_table, importance_charts
-from raydml.report.markup import Markup, element, folded, joined, paragraph, table
-from raydml.report.section import Section, legend, titled
-from raydml.report.words import counted, findings, hours_text
+from raydml.report.charts import NUM_SERIES, Curve, Scale, axis_of, labels_of, line_chart, parallel_chart
+from raydml.report.tables import table
+from raydml.report.text import counted, findings, hours_text
 
-_MAX_SMALL = 24  # curves in each small chart: of the best trials
-_NOT_DRAWN = ("epoch_s", "clustering_s")  # times: the section about cost has them
+Values = Mapping[str, Any]
 
-
-def search_sections(summary: Mapping[str, Any], trials: Sequence[TrialState]) -> list[Section]:
-    searched = by_stage(trials, "search")
-    return [
-        Section("settled", "Is the search settled", _stability(summary, searched)),
-        Section("curves", "Learning curves", _curves(summary, searched, by_stage(trials, "confirm"))),
-        Section("choices", "What each choice reached", crossing_table(searched)),
-        Section("importance", "Which hyperparameters mattered", importance_charts(summary, searched)),
-        Section("cost", "Cost", _cost(summary)),
-    ]
+_MAX_SMALL = 24  # curves in each small chart: those of the best trials
+_MAX_AXES = 10
+_TIMES = ("epoch_s", "clustering_s")  # shown in the section about cost, not as curves
 
 
-# --- enough? ----------------------------------------------------------------------------------------------------------
-
-
-def _stability(summary: Mapping[str, Any], searched: Sequence[TrialState]) -> Markup:
-    judged = summary["stability"]
-    if judged is None:
-        return Markup()
-    metric = metric_name(summary["metric"])
-    values = [(number, trial.best) for number, trial in enumerate(searched, start=1) if trial.best is not None]
-    best = [(n, value) for n, value in enumerate(judged["best_so_far"], start=1) if value is not None]
-    so_far = [*best[:1], *(point for (_, before), now in pairwise(best) for point in ((now[0], before), now))]
+def settled_section(summary: Values, searched: Sequence[TrialState]) -> Values | None:
+    stability = summary["stability"]
+    if stability is None:
+        return None
+    best = [(n, value) for n, value in enumerate(stability["best_so_far"], start=1) if value is not None]
+    steps = [*best[:1], *(point for (_, before), now in pairwise(best) for point in ((now[0], before), now))]
     single = [
-        Line([(number, value)], "series-5", f"{searched[number - 1].trial}: {value:.4f}") for number, value in values
+        Curve([(number, trial.best)], "series-5", f"{trial.trial}: {trial.best:.4f}")
+        for number, trial in enumerate(searched, start=1)
+        if trial.best is not None
     ]
-    charts = [titled("Best so far, and every trial",
-                      line_chart([*single, Line(so_far, "series-0 strong", "best so far", None)],
-                                 x_label="trial", y_label=metric, height_px=220))]  # fmt: skip
+    found = line_chart([*single, Curve(steps, "series-0 strong", "best so far", None)], x_label="trial",
+                       y_label=metric_name(summary["metric"]), height_px=220)  # fmt: skip
+    charts: list[tuple[Any, ...]] = [("Best so far, and every trial", found, ())]
     taus = [
-        Line(judged["kendall_tau"], "series-0 strong", "first n trials against all"),
-        Line(judged["subsample_tau"], "series-1 strong", "two random parts of n trials each"),
+        Curve(stability["kendall_tau"], "series-0 strong", "first n trials against all"),
+        Curve(stability["subsample_tau"], "series-1 strong", "two random parts of n trials each"),
     ]
-    if any(len(line.points) > 1 for line in taus):
-        drawn = line_chart([line for line in taus if line.points], x_label="n trials", y_label="Kendall's tau",
-                           up=_tau_scale(taus), height_px=220)  # fmt: skip
-        keys = legend([("series-0", taus[0].title), *([("series-1", taus[1].title)] if taus[1].points else [])])
-        charts.append(titled("Does the ranking still change", joined(drawn, keys)))
-    ranked = element("ol", *(element("li", level) for level in judged["ranking"]))
-    return joined(
-        *(paragraph(sentence) for sentence in findings(summary).settled),
-        element("div", *charts, class_="columns"),
-        folded("The ranking by the best trial of each recipe", ranked),
+    if any(len(curve.points) > 1 for curve in taus):
+        shown = [curve for curve in taus if curve.points]
+        # Up to 1 and, unless a tau is negative, from 0, so that a constant 1 is a line at the top.
+        up = Scale(min([0.0, *(tau for curve in taus for _, tau in curve.points)]), 1.0)
+        drawn = line_chart(shown, x_label="n trials", y_label="Kendall's tau", up=up, height_px=220)
+        keys = [(curve.style.partition(" ")[0], curve.title) for curve in shown]
+        charts.append(("Does the ranking still change", drawn, keys))
+    return {"sentences": findings(summary).settled, "charts": charts, "ranking": stability["ranking"]}
+
+
+def curves_section(summary: Values, searched: Sequence[TrialState], confirmed: Sequence[TrialState]) -> Values | None:
+    if not any(trial.epochs for trial in searched):
+        return None
+    metric, rungs = summary["metric"], summary["plan"]["rungs"]
+    best_first = _by_value(searched)
+    styles = _colours(list(dict.fromkeys(trial.recipe for trial in best_first)))
+    curves = [_curve(trial, metric, styles[trial.recipe]) for trial in reversed(best_first)]
+    counts = {reason: sum(trial.ended == reason for trial in searched) for reason in ENDINGS}
+    endings = ", ".join(f"{count} {ENDINGS[reason]}" for reason, count in counts.items() if count)
+    sentence = f"Of {counted(len(searched), 'trial')}: {endings}."
+    if rungs:
+        epochs = ", ".join(str(rung) for rung in rungs)
+        sentence += f" Trials were compared at epoch {epochs} (dashed); a short upright bar ends a stopped trial."
+    keys = [(style, recipe) for recipe, style in styles.items() if style != "series-rest"]
+    num_others = len(styles) - len(keys)
+    keys += [("series-rest", f"{num_others} other recipes")] if num_others else []
+    keys += [("mark-end", "ran to the end"), ("mark-cut", "stopped early"), ("mark-failed", "failed")]
+    return {
+        "sentence": sentence,
+        "chart": line_chart(curves, x_label="epoch", y_label=metric_name(metric), rungs=rungs, height_px=360),
+        "legend": keys,
+        "confirmed": _confirmed_curves(summary, confirmed) if confirmed else None,
+        "small": _small_charts(metric, _by_value([*searched, *confirmed])[:_MAX_SMALL], styles),
+    }
+
+
+def _confirmed_curves(summary: Values, confirmed: Sequence[TrialState]) -> tuple[Any, ...]:
+    """(title, chart, legend) with a colour for each configuration, because two of them may have the same recipe."""
+    letters = {run["trial"]: row["letter"] for row in summary["confirm"] for run in row["runs"]}
+    styles = _colours([row["letter"] for row in summary["confirm"]])
+    metric = summary["metric"]
+    curves = [_curve(trial, metric, styles.get(letters.get(trial.trial, ""), "series-rest")) for trial in confirmed]
+    labels = {row["letter"]: f"{row['letter']} {row['label']}" for row in summary["confirm"]}
+    return (
+        f"The {counted(len(confirmed), 'confirmed run')}",
+        line_chart(curves, x_label="epoch", y_label=metric_name(metric), height_px=260),
+        [(style, labels[letter]) for letter, style in styles.items()],
     )
 
 
-def _tau_scale(taus: Sequence[Line]) -> Scale:
-    """Up to 1 and, unless a tau is negative, from 0: a flat line at 1 shall look like one."""
-    return Scale(min([0.0, *(tau for line in taus for _, tau in line.points)]), 1.0)
-
-
-# --- learning curves --------------------------------------------------------------------------------------------------
-
-
-def _curves(summary: Mapping[str, Any], searched: Sequence[TrialState], confirmed: Sequence[TrialState]) -> Markup:
-    metric = summary["metric"]
-    if not any(trial.epochs for trial in searched):
-        return Markup()
-    styles = _coloured(list(dict.fromkeys(trial.recipe for trial in _by_value(searched))))
-    rungs = summary["plan"]["rungs"]
-    lines = [_curve(trial, metric, styles[trial.recipe]) for trial in reversed(_by_value(searched))]
-    parts = [
-        paragraph(_words_of_endings(searched, rungs)),
-        line_chart(lines, x_label="epoch", y_label=metric_name(metric), rungs=rungs, height_px=360),
-        legend([*_named(styles), ("mark-end", "ran to the end"), ("mark-cut", "stopped early"),
-                 ("mark-failed", "failed")]),
-    ]  # fmt: skip
-    if confirmed:
-        parts.append(_confirmed_curves(summary, confirmed))
-    parts.append(_small_charts(metric, _by_value([*searched, *confirmed])[:_MAX_SMALL], styles))
-    return joined(*parts)
-
-
-def _confirmed_curves(summary: Mapping[str, Any], confirmed: Sequence[TrialState]) -> Markup:
-    """The confirmed runs, a colour for each configuration (the recipes of two may be the same)."""
-    metric = summary["metric"]
-    letters = {run["trial"]: row["letter"] for row in summary["confirm"] for run in row["runs"]}
-    styles = _coloured([row["letter"] for row in summary["confirm"]])
-    lines = [_curve(trial, metric, styles.get(letters.get(trial.trial, ""), "series-rest")) for trial in confirmed]
-    drawn = line_chart(lines, x_label="epoch", y_label=metric_name(metric), height_px=260)
-    labels = {row["letter"]: f"{row['letter']} {row['label']}" for row in summary["confirm"]}
-    keys = legend([(style, labels[letter]) for letter, style in styles.items()])
-    return titled(f"The {counted(len(confirmed), 'confirmed run')}", joined(drawn, keys))
+def _small_charts(shown: str, trials: Sequence[TrialState], styles: Mapping[str, str]) -> Values | None:
+    """Charts of every other metric that the trials report."""
+    names = dict.fromkeys(name for trial in trials for name in trial.metrics)
+    charts = []
+    for name in names:
+        if name != shown and name not in _TIMES and not name.startswith("best_"):
+            curves = [_curve(one, name, styles.get(one.recipe, "series-rest")) for one in trials if name in one.metrics]
+            chart = line_chart(curves, x_label="epoch", y_label="", height_px=130, description=metric_name(name))
+            charts.append((metric_name(name), chart))
+    title = f"Everything else that was measured while training: {counted(len(charts), 'chart')}"
+    note = f"Of the {len(trials)} best trials; epochs.csv has the epochs of all trials."
+    return {"title": title, "note": note, "charts": charts} if charts else None
 
 
 def _by_value(trials: Sequence[TrialState]) -> list[TrialState]:
-    """Best first, those without a value last."""
+    """Sort trials: best first, those without a value last."""
     return sorted(trials, key=lambda trial: (trial.best is None, -(trial.best or 0.0)))
 
 
-def _coloured(names: Sequence[str]) -> dict[str, str]:
-    """Name -> class of its colour: the first ones have their own, where there are too many the others share one."""
-    own = NUM_COLOURS if len(names) <= NUM_COLOURS else NUM_COLOURS - 1
-    return {name: f"series-{place}" if place < own else "series-rest" for place, name in enumerate(names)}
+def _colours(names: Sequence[str]) -> dict[str, str]:
+    """Return name -> class of its colour; where there are too many, all but the first share one."""
+    num_own = NUM_SERIES if len(names) <= NUM_SERIES else NUM_SERIES - 1
+    return {name: f"series-{place}" if place < num_own else "series-rest" for place, name in enumerate(names)}
 
 
-def _named(styles: Mapping[str, str]) -> list[tuple[str, str]]:
-    named = [(style, recipe) for recipe, style in styles.items() if style != "series-rest"]
-    hidden = sum(style == "series-rest" for style in styles.values())
-    return named + ([("series-rest", f"{hidden} other recipes")] if hidden else [])
-
-
-def _curve(trial: TrialState, metric: str, style: str) -> Line:
+def _curve(trial: TrialState, metric: str, style: str) -> Curve:
     mark = "cut" if trial.ended == "stopped_early" else "failed" if trial.ended in FAILURES else "end"
-    quiet = " quiet" if mark != "end" else ""
     ending = ENDINGS.get(trial.ended, trial.ended)
     reached = "" if trial.best is None else f", best {trial.best:.4f} at epoch {trial.epoch_of_best}"
     title = f"{trial.trial}: {trial.recipe}{reached}, {ending} after epoch {trial.num_epochs}"
-    return Line(trial.curve(metric), style + quiet, title, mark)
+    return Curve(trial.curve(metric), style + (" quiet" if mark != "end" else ""), title, mark)
 
 
-def _words_of_endings(searched: Sequence[TrialState], rungs: Sequence[int]) -> str:
-    counts = {reason: sum(trial.ended == reason for trial in searched) for reason in ENDINGS}
-    told = ", ".join(f"{count} {ENDINGS[reason]}" for reason, count in counts.items() if count)
-    text = f"Of {counted(len(searched), 'trial')}: {told}."
-    if rungs:
-        places = ", ".join(str(rung) for rung in rungs)
-        text += f" Trials were compared at epoch {places} (dashed); a short upright bar is where one was stopped."
-    return text
+def choices_section(searched: Sequence[TrialState]) -> Values | None:
+    """Losses by methods, or the two other choices that vary most; None where none varies."""
+    crossing = crossing_of(searched)
+    if crossing is None:
+        return None
+    bests = [cell.best for cell in crossing.cells.values()]
+    strength = Scale(min(bests), max(bests))
+    shown = {
+        pair: {
+            "best": f"{cell.best:.3f}",
+            "words": f"median {cell.median:.3f}, {counted(cell.num_trials, 'trial')}",
+            "strength": strength.share(cell.best) if len(set(bests)) > 1 else 0.0,
+        }
+        for pair, cell in crossing.cells.items()
+    }
+    title = f"{crossing.rows_of} × {crossing.columns_of}" if crossing.columns_of else crossing.rows_of
+    return {
+        "header": [title, *(column or "value" for column in crossing.columns)],
+        "rows": [(row, [shown.get((row, column)) for column in crossing.columns]) for row in crossing.rows],
+    }
 
 
-def _small_charts(shown: str, trials: Sequence[TrialState], styles: Mapping[str, str]) -> Markup:
-    """Every other metric that the trials report, those of the clustering too."""
-    names = dict.fromkeys(name for trial in trials for name in trial.metrics)
-    wanted = [name for name in names if name != shown and name not in _NOT_DRAWN and not name.startswith("best_")]
-    charts = []
-    for name in wanted:
-        lines = [
-            _curve(trial, name, styles.get(trial.recipe, "series-rest")) for trial in trials if name in trial.metrics
-        ]
-        drawn = line_chart(lines, x_label="epoch", y_label="", height_px=130, description=metric_name(name))
-        charts.append(titled(metric_name(name), drawn))
-    if not charts:
-        return Markup()
-    title = f"Everything else that was measured while training: {counted(len(charts), 'chart')}"
-    note = f"Of the {len(trials)} best trials; epochs.csv has those of all."
-    return folded(title, paragraph(note, class_="muted"), element("div", *charts, class_="columns small"))
+def importance_section(summary: Values, searched: Sequence[TrialState]) -> Values | None:
+    if summary["stability"] is None:
+        return None
+    found = Importance(**summary["importance"])
+    shown = {name: share for name, share in found.shares.items() if share >= 0.01}
+    num_hidden = len(found.shares) - len(shown)
+    words = f"Hyperparameter importance is not shown: {found.reason}."
+    if found.reason is None:
+        words = (
+            f"A random forest over {found.num_trials} trials explains {max(found.r2 or 0.0, 0.0):.0%} of the variance "
+            "of trials outside its sample. A bar is how much worse the forest gets when one parameter is shuffled, as "
+            "a share of the whole. This holds for the ranges searched here. Parameters that were drawn together share "
+            "their weight, and a trial stopped early counts with the value it had reached by then."
+        )
+        words += f" {counted(num_hidden, 'parameter')} below 1 % left out." if num_hidden else ""
+    longest = max(found.shares.values(), default=1.0)
+    return {
+        "words": words,
+        "bars": [(name, share / longest, f"{share:.0%}") for name, share in shown.items()],
+        "parallel": _parallel(searched, found, metric_name(summary["metric"])),
+    }
 
 
-# --- cost -------------------------------------------------------------------------------------------------------------
+def _parallel(searched: Sequence[TrialState], found: Importance, metric: str) -> Values | None:
+    reached = [(trial, trial.best) for trial in searched if trial.best is not None]
+    parameters = [parameters_of(trial.config) for trial, _ in reached]
+    varied = varying(parameters)
+    # A parameter that most trials do not have says little about them.
+    shared = [name for name in varied if sum(name in one for one in parameters) * 2 > len(parameters)]
+    names = sorted(shared, key=lambda name: -found.shares.get(name, 0.0))[:_MAX_AXES]
+    if len(reached) < 2 or not names:
+        return None
+    labels, values = labels_of(names), [value for _, value in reached]
+    axes = [axis_of(labels[name], [one.get(name) for one in parameters]) for name in names]
+    axes.append(axis_of(metric.removeprefix("validation "), values))
+    num_left_out = len(varied) - len(names)
+    note = f" {counted(num_left_out, 'parameter')} of few trials or little weight left out." if num_left_out else ""
+    titles = [f"{trial.trial}: {value:.4f}, {trial.recipe}" for trial, value in reached]
+    words = ("worst fifth", "", "", "", "best fifth of the trials")
+    return {
+        "title": f"Parameters of the trials, by {metric}.{note}",
+        "chart": parallel_chart(axes, values, titles),
+        "legend": [(f"grade-{grade}", text) for grade, text in enumerate(words)],
+    }
 
 
-def _cost(summary: Mapping[str, Any]) -> Markup:
-    cost = summary["cost"]
+def cost_section(cost: Values) -> Values | None:
     if not cost["stages"]:
-        return Markup()
-    time = f"{cost['unit'].removesuffix('-hours')} time"
-    header = ["stage", "trials", "epochs run", "planned", time, "of it clustering", "stopped early",
-              "epochs saved", f"{time} saved"]  # fmt: skip
+        return None
+    device = cost["unit"].removesuffix("-hours")
+    header = ["stage", "trials", "epochs run", "planned", f"{device} time", "of it clustering", "stopped early",
+              "epochs saved", f"{device} time saved"]  # fmt: skip
     rows = [_cost_row(stage["stage"], [stage]) for stage in cost["stages"]]
     if len(rows) > 1:
         rows.append(_cost_row("together", cost["stages"]))
-    held = f"Each trial held {cost['per_trial']:g} {cost['unit'].removesuffix('-hours')}. "
     note = (
-        "Seconds of all epochs (training, clustering, validation) times what a trial holds. Saved: the epochs that "
-        "trials stopped early did not run, each at its trial's mean time. Not counted: starting up, finalize, and "
-        "epochs that were lost to an interruption."
+        f"Each trial held {cost['per_trial']:g} {device}. The time is that of all epochs (training, clustering, "
+        f"validation) times the {device}s that a trial holds. Saved are the epochs that trials stopped early did not "
+        "run, each at its trial's mean time. Not counted: starting up, finalize, and epochs lost to an interruption."
     )
-    return joined(
-        table(header, rows, caption="Cost by stage", emphasised=(len(rows) - 1,) if len(rows) > 1 else ()),
-        paragraph(held, note, class_="muted"),
-    )
+    emphasised = (len(rows) - 1,) if len(rows) > 1 else ()
+    return {"table": table(header, rows, caption="Cost by stage", emphasised=emphasised), "note": note}
 
 
-def _cost_row(title: str, stages: Sequence[Mapping[str, Any]]) -> list[object]:
+def _cost_row(title: str, stages: Sequence[Values]) -> list[object]:
     total = {key: sum(stage[key] for stage in stages) for key in stages[0] if key != "stage"}
     share = total["hours_clustering"] / total["hours"] if total["hours"] else 0.0
     return [

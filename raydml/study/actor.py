@@ -19,8 +19,8 @@ from raydml.evaluation.ensemble import concatenated
 from raydml.evaluation.saved_embeddings import load_embeddings
 from raydml.evaluation.scoring import GROUPS
 from raydml.inference.checkpoints import evaluate_checkpoint
-from raydml.inference.evaluate_other import evaluate_saved
-from raydml.ops.logs import show_log
+from raydml.inference.external import evaluate_saved
+from raydml.ops.progress import show_log
 from raydml.training import checkpoint
 from raydml.training.trainer import Trainer
 

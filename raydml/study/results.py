@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from raydml.inference.export import export_model
-from raydml.report.embedded_pictures import read_illustrations
-from raydml.report.markdown import summary_markdown
-from raydml.report.write import write_report
+from raydml.report.page import read_illustrations, write_report
+from raydml.report.text import summary_markdown
 from raydml.study.folder import (
     StudyError,
     newest_checkpoint,

@@ -26,7 +26,7 @@ from raydml.training import checkpoint, parts
 from raydml.training.epoch_state import EpochUnderWay
 from raydml.training.optimizers import learning_rate_factor
 from raydml.training.randomness import Randomness
-from raydml.training.trial_images import augmentation_for, open_development
+from raydml.training.trial_images import open_development
 
 
 class Trainer:
@@ -63,7 +63,7 @@ class Trainer:
         )
         self.loader = Loader(
             self.train_images.pixels,
-            augmentation_for(trial),
+            trial.data.augmentation,
             self.preprocessing,
             device=self.device,
             channels_last=trial.channels_last,

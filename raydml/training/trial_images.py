@@ -8,8 +8,7 @@ from raydml.data.catalog import Catalog, DataError
 from raydml.data.datasets import open_catalog
 from raydml.data.seal import TestKey
 from raydml.data.splits import Split, make_split
-from raydml.images.image_cache import Images, Storage, load_development, load_test
-from raydml.images.transforms import Augmentation, ColorJitter, Erasing, GaussianBlur
+from raydml.images.cache import Images, Storage, load_development, load_test
 
 _logger = logging.getLogger("raydml")
 
@@ -86,21 +85,4 @@ def storage_for(trial: Trial, machine: Machine) -> Storage:
         cache_dir=machine.cache_dir,
         max_bytes=None if machine.max_cache_gib is None else int(machine.max_cache_gib * 2**30),
         on_unreadable=machine.on_unreadable,
-    )
-
-
-def augmentation_for(trial: Trial) -> Augmentation:
-    """What happens to a training image of a trial."""
-    settings = trial.data.augmentation
-    jitter, blur, erasing = settings.color_jitter, settings.blur, settings.erasing
-    return Augmentation(
-        random_resized_crop=settings.random_resized_crop,
-        aspect_ratio=settings.aspect_ratio,
-        random_crop=settings.random_crop,
-        padding_px=settings.padding_px,
-        flip=settings.flip,
-        color_jitter=None if jitter is None else ColorJitter(**jitter.model_dump()),
-        grayscale=settings.grayscale,
-        blur=None if blur is None else GaussianBlur(**blur.model_dump()),
-        erasing=None if erasing is None else Erasing(**erasing.model_dump()),
     )

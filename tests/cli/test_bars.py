@@ -1,7 +1,8 @@
-"""Long steps tell how far they are, and bars on a terminal show it."""
+"""Long steps report their progress; bars on a terminal show it, and lines in a log."""
 
 import io
 import logging
+import sys
 
 import numpy as np
 import pytest
@@ -16,64 +17,42 @@ from raydml.images.pixels import packed
 from raydml.images.preprocessing import Preprocessing
 from raydml.ops import progress
 from raydml.ops.clustering import KMeans, cluster
-from raydml.ops.progress import Step, step_of, tell
+from raydml.ops.progress import ProgressLines, StepProgress, report_progress
 
 
-class Kept(logging.Handler):
-    """The steps that were told."""
-
-    def __init__(self):
-        super().__init__(logging.DEBUG)
-        self.steps = []
-
-    def emit(self, record):
-        self.steps.append(step_of(record))
-
-
-@pytest.fixture
-def told():
-    """The steps told while a test runs."""
-    logger, kept = logging.getLogger("raydml.steps"), Kept()
-    before = logger.level, logger.propagate
-    logger.addHandler(kept)
-    logger.setLevel(logging.DEBUG)
-    logger.propagate = False
-    yield kept.steps
-    logger.removeHandler(kept)
-    logger.setLevel(before[0])
-    logger.propagate = before[1]
-
-
-def test_searching_tells_each_chunk(told):
+def test_searching_tells_each_chunk(reported):
     rows = np.random.default_rng(0).standard_normal((100, 4)).astype(np.float32)
     nearest_neighbours(rows, k=1, working_bytes=(4 * 128 + 64) * 40)  # 40 queries against 128 columns at a time
-    assert told == [Step("searching", done, 100, "queries") for done in (40, 80, 100)]
+    assert reported == [StepProgress("searching", done, 100, "queries") for done in (40, 80, 100)]
 
 
-def test_embedding_tells_each_batch(told):
+def test_embedding_tells_each_batch(reported):
     preprocessing = Preprocessing(resize_px=4, crop_px=4, mean=(0.0,) * 3, std=(1.0,) * 3)
     pixels = packed(np.zeros((7, 4, 4, 3), dtype=np.uint8))
     embed(nn.Flatten(), pixels, preprocessing, device="cpu", batch_size=3)
-    assert told == [Step("embedding", done, 7, "images") for done in (3, 6, 7)]
+    assert reported == [StepProgress("embedding", done, 7, "images") for done in (3, 6, 7)]
 
 
-def test_clustering_reports_its_beginning_and_its_end(told):
+def test_clustering_reports_its_beginning_and_its_end(reported):
     cluster(np.array([[0.0], [0.1], [5.0], [5.1]]), 2, KMeans(iterations=50), torch.device("cpu"))
-    assert told == [Step("clustering", 0, 50, "iterations"), Step("clustering", 50, 50, "iterations")]
+    assert reported == [
+        StepProgress("clustering", 0, 50, "iterations"),
+        StepProgress("clustering", 50, 50, "iterations"),
+    ]
 
 
 def test_nobody_listening_costs_no_record(monkeypatch):
-    monkeypatch.setattr(progress._logger, "debug", lambda *_a, **_k: pytest.fail("a record was made"))
-    logger = logging.getLogger("raydml.steps")
+    monkeypatch.setattr(progress._progress_logger, "debug", lambda *_a, **_k: pytest.fail("a record was made"))
+    logger = logging.getLogger("raydml.progress")
     before = logger.level
     logger.setLevel(logging.INFO)
-    tell("embedding", 1, 2, "images")
+    report_progress("embedding", 1, 2, "images")
     logger.setLevel(before)
 
 
 def record_of(step):
-    record = logging.LogRecord("raydml.steps", logging.DEBUG, "", 0, "", (), None)
-    record.step = step
+    record = logging.LogRecord("raydml.progress", logging.DEBUG, "", 0, "", (), None)
+    record.progress = step
     return record
 
 
@@ -83,7 +62,7 @@ def shown(seconds, *, terminal=True):
     bars = StepBars(console, clock=iter(seconds).__next__)
     middle = ""
     for done in (0, 600, 1200):
-        bars.emit(record_of(Step("embedding", done, 1200, "images")))
+        bars.emit(record_of(StepProgress("embedding", done, 1200, "images")))
         if done == 600 and bars._bars is not None:
             bars._bars.refresh()
             middle = console.file.getvalue()
@@ -102,3 +81,26 @@ def test_a_bar_shows_what_how_far_and_how_fast():
 def test_no_bar_for_what_is_over_at_once_nor_where_there_is_no_terminal():
     assert shown([0, 0.2, 0.4])[0] == ""
     assert shown([0, 20, 40], terminal=False)[0] == ""
+
+
+def test_lines_in_the_log_show_how_far_and_how_fast_where_there_is_no_terminal(caplog):
+    caplog.set_level(logging.INFO, "raydml")
+    lines = ProgressLines(clock=iter([0.0, 5.0, 12.0, 13.0, 24.0, 30.0, 31.0, 45.0]).__next__)
+    for done in (0, 500, 1200, 1300, 2400, 3000):  # the last one ends the step
+        lines.emit(record_of(StepProgress("embedding", done, 3000, "images")))
+    for done in (0, 14):  # the next step of this name begins anew
+        lines.emit(record_of(StepProgress("embedding", done, 20, "images")))
+    assert [record.message for record in caplog.records] == [
+        "embedding: 1,200 of 3,000 images (100/s)",
+        "embedding: 2,400 of 3,000 images (100/s)",
+        "embedding: 14 of 20 images (1/s)",
+    ]
+
+
+def test_no_lines_where_bars_are_shown(caplog, monkeypatch):
+    caplog.set_level(logging.INFO, "raydml")
+    monkeypatch.setattr(sys, "stderr", type("Terminal", (io.StringIO,), {"isatty": lambda _: True})())
+    lines = ProgressLines(clock=iter([0.0, 99.0]).__next__)
+    for done in (0, 500):
+        lines.emit(record_of(StepProgress("embedding", done, 3000, "images")))
+    assert not caplog.records

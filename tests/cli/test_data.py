@@ -188,7 +188,7 @@ def test_download_fetches_checks_and_unpacks_and_then_has_nothing_to_do(app, ser
     root = tmp_path / "new" / "root"
     result = run(app, "download", "cub200", "--root", root)
     assert result.exit_code == 0, result.output
-    assert f"is in {root / 'CUB_200_2011'}; look at it with: launch.py data check cub200 --root {root}" in result.stdout
+    assert f"is in {root / 'CUB_200_2011'}; check it with: launch.py data check cub200 --root {root}" in result.stdout
     assert "left in the archive: 'attributes.txt'" in result.stderr
     assert "not confirmed" not in result.output
     assert len(list((root / "CUB_200_2011" / "images").rglob("*.jpg"))) == 4
@@ -200,7 +200,7 @@ def test_download_fetches_checks_and_unpacks_and_then_has_nothing_to_do(app, ser
     assert server.starts == [0]
 
 
-def test_a_folder_that_is_there_but_is_no_data_set_is_left_alone_and_told(app, server, tmp_path, monkeypatch):
+def test_a_folder_that_is_there_but_is_no_data_set_is_left_alone_and_reported(app, server, tmp_path, monkeypatch):
     monkeypatch.setitem(SOURCES, "cub200", source(server))
     (tmp_path / "CUB_200_2011").mkdir()
     result = run(app, "download", "cub200", "--root", tmp_path)

@@ -1,6 +1,7 @@
 """What must fit together in a trial's model: each rule with its path, its words and a cure that works."""
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -76,6 +77,39 @@ def test_what_does_not_fit_is_refused_with_the_cure(model, sections, path, messa
     assert problem.path == path
     assert message in problem.message
     assert cure in problem.cure
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "key", "message"),
+    [
+        ({"random_resized_crop": [0.0, 1.0]}, "random_resized_crop.0", "> 0"),
+        ({"random_resized_crop": [0.8, 1.5]}, "random_resized_crop", "at most 1"),
+        ({"random_resized_crop": [0.1, 1.0], "aspect_ratio": [2.0, 1.0]}, "aspect_ratio", "must rise"),
+        ({"random_resized_crop": [0.1, 1.0], "aspect_ratio": [1.0, math.nan]}, "aspect_ratio.1", "finite"),
+        ({"random_resized_crop": [0.1, 1.0], "random_crop": True}, "random_crop", "excludes random_resized_crop"),
+        ({"aspect_ratio": [0.5, 2.0]}, "aspect_ratio", "no effect without random_resized_crop"),
+        ({"random_crop": True, "padding_px": -1}, "padding_px", ">= 0"),
+        ({"padding_px": 4}, "padding_px", "no effect without random_crop"),
+        ({"grayscale": 1.1}, "grayscale", "<= 1"),
+        ({"color_jitter": {"brightness": -0.1}}, "color_jitter.brightness", ">= 0"),
+        ({"color_jitter": {"contrast": math.inf}}, "color_jitter.contrast", "finite"),
+        ({"color_jitter": {"hue": 0.6}}, "color_jitter.hue", "<= 0.5"),
+        ({"color_jitter": {"hue": 0.1, "probability": 1.2}}, "color_jitter.probability", "<= 1"),
+        ({"color_jitter": {}}, "color_jitter", "changes nothing"),
+        ({"blur": {"sigma": [0.0, 2.0]}}, "blur.sigma.0", "> 0"),
+        ({"blur": {"sigma": [2.0, 1.0]}}, "blur.sigma", "must rise"),
+        ({"erasing": {"probability": 2}}, "erasing.probability", "<= 1"),
+        ({"erasing": {"scale": [0.5, 0.2]}}, "erasing.scale", "at most 1"),
+        ({"erasing": {"scale": [0.5, 1.2]}}, "erasing.scale", "at most 1"),
+        ({"erasing": {"ratio": [2.0, 1.0]}}, "erasing.ratio", "must rise"),
+    ],
+)
+def test_an_augmentation_that_cannot_be_is_refused(augmentation, key, message) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_trial(trial_with(CONVNET, data={**TRIAL["data"], "augmentation": augmentation}))
+    (problem,) = caught.value.problems
+    assert problem.path == f"data.augmentation.{key}"
+    assert message in problem.message
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,11 @@ def test_a_setting_that_nothing_uses_is_refused():
         ("data.crop_px", {"model": {"backbone": "resnet18"}}, "at least 32 px"),
         ("data.split.fold", {"data.split.fold": 4}, "there are 4 folds"),
         ("data.list_file", {"data.name": "image_list"}, "required by image_list"),
-        ("data.augmentation.padding_px", {"data.augmentation": {"random_crop": True, "padding_px": 8}}, "out of sight"),
+        (
+            "data.augmentation.padding_px",
+            {"data.augmentation": {"random_crop": True, "padding_px": 8}},
+            "without a pixel",
+        ),
         (
             "data.augmentation.random_resized_crop",
             {"data.augmentation.random_resized_crop": [1.0, 0.2]},

@@ -10,15 +10,23 @@ from scipy.io import loadmat, savemat
 
 from raydml.data import benchmarks
 from raydml.data.benchmark_lists import (
+    cars196_entries,
     cub200_entries,
     inshop_entries,
     sop_entries,
     vehicleid_entries,
     vehicleid_list,
 )
-from raydml.data.benchmarks import BENCHMARK_OF, BENCHMARKS, Count, folder_of, notes_of, part_counts, read
-from raydml.data.cars_lists import cars196_entries
-from raydml.data.catalog import DataError, Entry
+from raydml.data.benchmarks import (
+    BENCHMARK_OF,
+    BENCHMARKS,
+    PublishedCount,
+    folder_of,
+    notes_of,
+    part_counts,
+    read_benchmark,
+)
+from raydml.data.catalog import DataError, ImageEntry
 from raydml.data.datasets import DATASETS, open_catalog
 from raydml.data.splits import make_split
 from tests.data.miniatures import LAYOUTS, build
@@ -49,7 +57,7 @@ def partition(paths, labels) -> set[frozenset[str]]:
     return {frozenset(group) for group in groups.values()}
 
 
-def of_part(entries: list[Entry], part: str) -> set[frozenset[str]]:
+def of_part(entries: list[ImageEntry], part: str) -> set[frozenset[str]]:
     chosen = [entry for entry in entries if part in (entry.part, entry.role)]
     return partition([entry.path for entry in chosen], [entry.class_name for entry in chosen])
 
@@ -174,7 +182,7 @@ class TestMiniatures:
         assert above.paths == direct.paths
 
     @pytest.mark.parametrize("name", list(BENCHMARKS))
-    def test_an_empty_folder_is_told_what_was_looked_for(self, tmp_path, name):
+    def test_an_empty_folder_says_what_was_looked_for(self, tmp_path, name):
         message = refusal(open_catalog, BENCHMARKS[name].data_names[0], tmp_path)
         assert BENCHMARKS[name].folders[0] in message
         assert BENCHMARKS[name].markers[0] in message
@@ -242,7 +250,7 @@ class TestMiniatures:
         next((folder / "images" / "101.White_Pelican").iterdir()).unlink()
         (folder / "images" / "103.Sayornis" / "Sayornis_0000_103.jpg").unlink()
         (folder / "images" / "103.Sayornis" / "Sayornis_0000_103.jpg").mkdir()
-        message = refusal(read, "cub200", folder)
+        message = refusal(read_benchmark, "cub200", folder)
         assert "10 of 48 listed images cannot be found" in message
         assert "images/002.Laysan_Albatross/Laysan_Albatross_0007_2.jpg" in message
         assert "Sayornis_0000_103.jpg (Is a directory)" in message
@@ -285,19 +293,24 @@ class TestNotes:
             kind = "train" if part == "train" else "test"
             items = "test" if role else part
             entries += [
-                Entry(f"{part}/{i}", f"{items}{i % count.num_classes}", kind, role) for i in range(count.num_images)
+                ImageEntry(f"{part}/{i}", f"{items}{i % count.num_classes}", kind, role)
+                for i in range(count.num_images)
             ]
         assert notes_of(data_name, entries) == ()
-        (note,) = notes_of(data_name, [*entries, Entry("one/more", "train0", "train")])
+        (note,) = notes_of(data_name, [*entries, ImageEntry("one/more", "train0", "train")])
         assert note.startswith(f"{data_name}: train has ")
 
     def test_counts_that_circulate_are_as_good(self):
-        count = Count(10, 3, False, ((8, 2),))
+        count = PublishedCount(10, 3, False, ((8, 2),))
         assert [count.fits(*pair) for pair in ((10, 3), (8, 2), (10, 2), (8, 3))] == [True, True, False, False]
         assert str(count) == "10 of 3 or 8 of 2"
 
     def test_classes_are_counted_within_each_part(self):
-        entries = [Entry("a", "x", "test", "query"), Entry("b", "x", "test", "gallery"), Entry("c", "y", "train")]
+        entries = [
+            ImageEntry("a", "x", "test", "query"),
+            ImageEntry("b", "x", "test", "gallery"),
+            ImageEntry("c", "y", "train"),
+        ]
         assert part_counts("inshop", entries) == {"train": (1, 1), "query": (1, 1), "gallery": (1, 1)}
         assert part_counts("vehicleid_medium", entries[2:]) == {"train": (1, 1), "test_1600": (0, 0)}
 
@@ -322,20 +335,20 @@ FAULTS = [
     ("cub200", "images.txt", "\n3 ", "\nthree ", ["line 3: 'three 001.", "whole number"]),
     ("cub200", "images.txt", "\n3 ", "\n2 ", ["1 image ids are listed again"]),
     ("cub200", "images.txt", "\n3 ", "\n77 ", ["3, 77"]),
-    ("cub200", "images.txt", "\n3 001.B", "\n3 002.B", ["line 3: '3 002.B", "must lie in the folder"]),
+    ("cub200", "images.txt", "\n3 001.B", "\n3 002.B", ["line 3: '3 002.B", "must have the folder"]),
     ("cub200", "images.txt", "_0003_", "_0002_", ["1 images are listed more than once"]),
     ("cub200", "image_class_labels.txt", "\n2 1\n", "\n2 1 1\n", ["line 2: '2 1 1'"]),
     ("cub200", "image_class_labels.txt", "\n2 1\n", "\n2 -1\n", ["line 2: '2 -1'"]),
     ("cub200", "image_class_labels.txt", "\n2 1\n", "\n2 \u0661\n", ["line 2:", "whole number"]),
     ("cub200", "image_class_labels.txt", "\n2 1\n", "\n2 9\n", ["line 2: '2 9'", "class of classes.txt"]),
-    ("cub200", "image_class_labels.txt", "\n2 1\n", "\n2 2\n", ["line 2: '2 001.", "must lie in the folder"]),
+    ("cub200", "image_class_labels.txt", "\n2 1\n", "\n2 2\n", ["line 2: '2 001.", "must have the folder"]),
     ("cub200", "classes.txt", "2 002", "2 020", ["line 2: '2 020.Laysan", "three digits"]),
     ("sop", "Ebay_train.txt", "super_class_id", "superclass_id", ["line 1 is 'image_id", "it must be 'image_id class"]),
     ("sop", "Ebay_train.txt", "\n1 1 ", "\n1 x ", ["line 2: '1 x 2", "column 2"]),
     ("sop", "Ebay_test.txt", "\n13 11319 ", "\n13 1 ", ["1 classes are in both train and test: 00001"]),
     ("sop", "Ebay_test.txt", "cabinet_final/", "../cabinet_final/", ["may lead out of the folder: ../cabinet"]),
     ("sop", "Ebay_test.txt", "cabinet_final/", "/cabinet_final/", ["may lead out of the folder: /cabinet"]),
-    ("inshop", "list_eval_partition.txt", "24\n", "25\n", ["line 1 tells '25' images, 24 follow"]),
+    ("inshop", "list_eval_partition.txt", "24\n", "25\n", ["line 1 states '25' images, 24 follow"]),
     ("inshop", "list_eval_partition.txt", "item_id", "id", ["line 2 is 'image_name id"]),
     ("inshop", "list_eval_partition.txt", "query", "probe", ["line 7:", "train, query, gallery"]),
     (
@@ -357,9 +370,9 @@ class TestFaultyLists:
     def test_the_file_and_the_line_are_named(self, tmp_path, name, file, old, new, parts):
         folder = build(name, tmp_path)
         data_name = BENCHMARKS[name].data_names[0]
-        read(data_name, folder)
+        read_benchmark(data_name, folder)
         edit(folder / file, old, new)
-        message = refusal(read, data_name, folder)
+        message = refusal(read_benchmark, data_name, folder)
         if "both train" not in message and "lead out" not in message:
             assert str(folder / file) in message or "images.txt" in message
         for part in parts:
@@ -368,7 +381,9 @@ class TestFaultyLists:
     def test_inshop_items_with_queries_only(self, tmp_path):
         folder = build("inshop", tmp_path, images_per_class=2)
         edit(folder / "list_eval_partition.txt", "gallery", "query  ")
-        assert "1 items have queries and no gallery image to find: id_00000002" in refusal(read, "inshop", folder)
+        assert "1 items have queries and no gallery image to find: id_00000002" in refusal(
+            read_benchmark, "inshop", folder
+        )
 
     @pytest.mark.parametrize(
         ("content", "part"),
@@ -377,18 +392,18 @@ class TestFaultyLists:
     def test_files_that_are_no_lists(self, tmp_path, content, part):
         folder = build("sop", tmp_path)
         (folder / "Ebay_test.txt").write_bytes(content)
-        assert part in refusal(read, "sop", folder)
+        assert part in refusal(read_benchmark, "sop", folder)
 
     def test_a_list_that_is_absent(self, tmp_path):
         folder = build("cub200", tmp_path)
         (folder / "classes.txt").unlink()
-        assert "classes.txt" in refusal(read, "cub200", folder)
+        assert "classes.txt" in refusal(read_benchmark, "cub200", folder)
 
     def test_many_wrong_lines_are_counted_and_five_quoted(self, tmp_path):
         folder = build("vehicleid", tmp_path, images_per_class=5)
         file = folder / "train_test_split" / "train_list.txt"
         file.write_text(file.read_text().replace(" ", ","))
-        message = refusal(read, "vehicleid_small", folder)
+        message = refusal(read_benchmark, "vehicleid_small", folder)
         assert "15 do not" in message
         assert "line 5:" in message
         assert "line 6:" not in message
@@ -398,10 +413,10 @@ class TestFaultyLists:
         folder = build("cars196", tmp_path, layout="csv")
         edit(folder / "anno_train.csv", ",1\n", ",197\n")
         assert "classes are 1 to 196; 1 images have others: cars_train/00001.jpg (197)" in refusal(
-            read, "cars196", folder
+            read_benchmark, "cars196", folder
         )
         edit(folder / "anno_train.csv", ",197\n", ",0\n")
-        assert "cars_train/00001.jpg (0)" in refusal(read, "cars196", folder)
+        assert "cars_train/00001.jpg (0)" in refusal(read_benchmark, "cars196", folder)
 
     @pytest.mark.parametrize("damage", ["empty", "cut", "text", "other variable", "no classes"])
     def test_damaged_annotations_of_cars(self, tmp_path, damage):
@@ -417,7 +432,7 @@ class TestFaultyLists:
             savemat(file, {"annos": np.zeros(3)})
         else:
             savemat(file, {"annotations": np.array([("a", 1)], dtype=[("relative_im_path", object), ("test", object)])})
-        message = refusal(read, "cars196", folder)
+        message = refusal(read_benchmark, "cars196", folder)
         assert str(file) in message
         if damage == "no classes":
             assert "no class" in message
@@ -459,7 +474,7 @@ class TestRealLists:
             ("cub200", "cub200_lookalike_web9788", {"train": (4864, 100), "test": (4924, 100)}),
             ("sop", "sop_lookalike_shoes", {"train": (9131, 2051), "test": (9091, 2050)}),
         ):
-            entries = benchmarks.entries_of(name, folder_of(name, LISTS / folder))
+            entries = benchmarks.benchmark_entries(name, folder_of(name, LISTS / folder))
             assert part_counts(name, entries) == counts
             assert len(notes_of(name, entries)) == 2
 
@@ -470,9 +485,9 @@ class TestRealLists:
 )
 def test_reality_check_folds_of_the_real_classes(name, first_test, sizes):
     """4 contiguous quarters of the training classes; the given test classes do not move."""
-    from raydml.data.catalog import Row, catalog_of
+    from raydml.data.catalog import ImageFile, catalog_of
 
-    rows = [Row(*entry[:2], 1, 0, *entry[2:]) for entry in benchmarks.entries_of(name, LISTS / name)]
+    rows = [ImageFile(*entry[:2], 1, 0, *entry[2:]) for entry in benchmarks.benchmark_entries(name, LISTS / name)]
     catalog = catalog_of(name, LISTS, rows)
     settings = {"test_fraction": 0.1, "val_fraction": 0.2, "num_folds": 4, "order": "sorted", "seed": 0}
     folds = [make_split(catalog, fold=fold, **settings) for fold in range(4)]

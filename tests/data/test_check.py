@@ -10,7 +10,7 @@ from PIL import Image
 
 from raydml.data.benchmarks import BENCHMARKS
 from raydml.data.catalog import DataError
-from raydml.data.check import check
+from raydml.data.check import check_benchmark
 from raydml.images.decoding import fault_of
 from tests.data.miniatures import LAYOUTS, build, draw
 
@@ -40,23 +40,25 @@ class TestMiniatures:
     @pytest.mark.parametrize(("name", "layout"), EVERY_LAYOUT)
     def test_only_the_counts_are_wrong(self, tmp_path, name, layout):
         folder = build(name, tmp_path, layout=layout)
-        report = check(name, tmp_path, fault_of=fault_of)
+        report = check_benchmark(name, tmp_path, fault_of=fault_of)
         assert not report.ok
         assert other_faults(report) == []
         assert len(wrong(report)) == len(BENCHMARKS[name].counts)
         num_images = {"inshop": 24, "vehicleid": 48}.get(name, 24)
         assert f"all {num_images} images were decoded" in report.lines
-        assert any(line.startswith(f"all {num_images} listed images are there") for line in report.lines)
+        assert any(line.startswith(f"all {num_images} listed images exist") for line in report.lines)
         assert report.lines[0] == f"{BENCHMARKS[name].title} in {folder}"
 
     @pytest.mark.parametrize("name", list(BENCHMARKS))
     def test_it_tells_whether_the_counts_were_ever_confirmed(self, tmp_path, name):
-        lines = wrong(check(name, build(name, tmp_path)))
-        told = {"train": "counted in the real lists" if name in ("cub200", "cars196") else "no real file has confirmed"}
+        lines = wrong(check_benchmark(name, build(name, tmp_path)))
+        stated = {
+            "train": "counted in the real lists" if name in ("cub200", "cars196") else "no real file has confirmed"
+        }
         if name == "vehicleid":
-            told |= {"test_800": "counted in", "test_2400": "no real file", "img2vid": "counted in"}
-        for part, standing in told.items():
-            assert any(line.startswith(f"WRONG {part}: ") and standing in line for line in lines)
+            stated |= {"test_800": "counted in", "test_2400": "no real file", "img2vid": "counted in"}
+        for part, evidence in stated.items():
+            assert any(line.startswith(f"WRONG {part}: ") and evidence in line for line in lines)
 
     def test_everything_wrong_comes_at_once(self, tmp_path):
         folder = build("sop", tmp_path)
@@ -66,7 +68,7 @@ class TestMiniatures:
         images[2].write_bytes(images[2].read_bytes()[:300])
         images[3].write_bytes(b"<html>not found</html>")
         draw(folder / "chair_final" / "stray.JPG", 1, 1, 8)
-        faults = other_faults(check("sop", folder, fault_of=fault_of))
+        faults = other_faults(check_benchmark("sop", folder, fault_of=fault_of))
         assert len(faults) == 4
         assert f"1 of 24 listed images are missing: bicycle_final/{images[0].name}" in faults[0]
         assert f"1 of 24 listed images are of zero bytes: bicycle_final/{images[1].name}" in faults[1]
@@ -80,7 +82,7 @@ class TestMiniatures:
         folder = build("sop", tmp_path)
         next((folder / "chair_final").iterdir()).write_bytes(b"no image")
         calls = []
-        report = check("sop", folder, progress=lambda done, total: calls.append((done, total)))
+        report = check_benchmark("sop", folder, progress=lambda done, total: calls.append((done, total)))
         assert other_faults(report) == []
         assert "the images were not decoded" in report.lines
         assert calls == []
@@ -90,7 +92,7 @@ class TestMiniatures:
         """Pillow warns of the first and refuses the second; here both are wrong, and neither is expanded."""
         folder = build("cub200", tmp_path)
         write_bomb(folder / "images" / "101.White_Pelican" / "White_Pelican_0000_101.jpg", *size_px)
-        (fault,) = other_faults(check("cub200", folder, fault_of=fault_of))
+        (fault,) = other_faults(check_benchmark("cub200", folder, fault_of=fault_of))
         assert f"White_Pelican_0000_101.jpg ({size_px[0]:,} x {size_px[1]:,} pixels are more than 89,478,485" in fault
 
     @pytest.mark.parametrize("keep", [0.3, 0.9, -2])
@@ -99,7 +101,7 @@ class TestMiniatures:
         file = folder / "images" / "101.White_Pelican" / "White_Pelican_0000_101.jpg"
         content = file.read_bytes()
         file.write_bytes(content[: int(keep * len(content)) if keep > 0 else int(keep) - 40])
-        (fault,) = other_faults(check("cub200", folder, fault_of=fault_of))
+        (fault,) = other_faults(check_benchmark("cub200", folder, fault_of=fault_of))
         assert "1 of 24 images cannot be decoded" in fault
 
     def test_hidden_files_and_other_suffixes_are_no_extra_images(self, tmp_path):
@@ -108,26 +110,29 @@ class TestMiniatures:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(b"x")
         (folder / "chair_final" / "loop").symlink_to(folder)
-        assert other_faults(check("sop", folder, fault_of=fault_of)) == []
+        assert other_faults(check_benchmark("sop", folder, fault_of=fault_of)) == []
 
     def test_images_in_linked_folders_count(self, tmp_path):
         folder = build("sop", tmp_path / "sop")
         (folder / "chair_final").rename(tmp_path / "elsewhere")
         (folder / "chair_final").symlink_to(tmp_path / "elsewhere")
         draw(tmp_path / "elsewhere" / "x.jpg", 0, 0, 8)
-        assert "1 images are in no list: chair_final/x.jpg" in other_faults(check("sop", folder, fault_of=fault_of))[0]
+        assert (
+            "1 images are in no list: chair_final/x.jpg"
+            in other_faults(check_benchmark("sop", folder, fault_of=fault_of))[0]
+        )
 
     def test_the_other_layout_of_cars_beside_it_is_no_fault(self, tmp_path):
         build("cars196", tmp_path, layout="csv")
         build("cars196", tmp_path, layout="merged")
-        report = check("cars196", tmp_path, fault_of=fault_of)
+        report = check_benchmark("cars196", tmp_path, fault_of=fault_of)
         assert other_faults(report) == []
         assert "all 24 images were decoded" in report.lines
 
     def test_progress_ends_at_the_number_of_images(self, tmp_path):
         folder = build("sop", tmp_path, classes_per_part=10, images_per_class=10, size_px=4)
         calls = []
-        check("sop", folder, progress=lambda done, total: calls.append((done, total)), fault_of=fault_of)
+        check_benchmark("sop", folder, progress=lambda done, total: calls.append((done, total)), fault_of=fault_of)
         assert calls == [(64, 200), (128, 200), (192, 200), (200, 200)]
 
     def test_an_interrupted_check_leaves_the_rest_undecoded(self, tmp_path):
@@ -138,17 +143,17 @@ class TestMiniatures:
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            check("sop", folder, progress=stop, fault_of=lambda *file: seen.append(file) or fault_of(*file))
+            check_benchmark("sop", folder, progress=stop, fault_of=lambda *file: seen.append(file) or fault_of(*file))
         assert 64 <= len(seen) < 3200
 
     def test_a_name_that_is_none(self, tmp_path):
         with pytest.raises(DataError, match=r"choices: cub200, .*did you mean 'vehicleid'"):
-            check("vehicle", tmp_path, fault_of=fault_of)
+            check_benchmark("vehicle", tmp_path, fault_of=fault_of)
 
     @pytest.mark.parametrize("name", list(BENCHMARKS))
     def test_nothing_there(self, tmp_path, name):
         for root in (tmp_path, tmp_path / "nowhere"):
-            report = check(name, root, fault_of=fault_of)
+            report = check_benchmark(name, root, fault_of=fault_of)
             assert not report.ok
             assert BENCHMARKS[name].markers[0] in report.lines[0]
 
@@ -158,14 +163,14 @@ class TestMiniatures:
             for file in (folder / place).iterdir():
                 file.unlink()
             (folder / place).rmdir()
-        (fault,) = other_faults(check("cars196", folder, fault_of=fault_of))
+        (fault,) = other_faults(check_benchmark("cars196", folder, fault_of=fault_of))
         assert fault.startswith("WRONG 24 of 24 listed images are missing: ")
         assert fault.endswith("and 14 more")
 
     def test_a_list_that_cannot_be_read(self, tmp_path):
         folder = build("sop", tmp_path)
         (folder / "Ebay_test.txt").write_text("nonsense")
-        (fault,) = wrong(check("sop", folder, fault_of=fault_of))
+        (fault,) = wrong(check_benchmark("sop", folder, fault_of=fault_of))
         assert "Ebay_test.txt: line 1 is 'nonsense'" in fault
 
 
@@ -186,29 +191,29 @@ class TestBoundingBoxes:
         text = file.read_text()
         assert old in text
         file.write_text(text.replace(old, new))
-        (fault,) = other_faults(check("cub200", folder))
+        (fault,) = other_faults(check_benchmark("cub200", folder))
         assert part in fault
         file.unlink()
-        assert other_faults(check("cub200", folder)) == []
+        assert other_faults(check_benchmark("cub200", folder)) == []
 
 
 class TestVehicleid:
     def lines(self, tmp_path, change) -> list[str]:
         folder = build("vehicleid", tmp_path)
         change(folder)
-        return list(check("vehicleid", folder).lines)
+        return list(check_benchmark("vehicleid", folder).lines)
 
-    def test_lists_that_are_absent_are_told_and_only_train_is_needed(self, tmp_path):
+    def test_lists_that_are_absent_are_reported_and_only_train_is_needed(self, tmp_path):
         lists = tmp_path / "train_test_split"
         lines = self.lines(tmp_path, lambda _: (lists / "test_list_1600.txt").unlink())
         assert f"test_1600: there is no {lists / 'test_list_1600.txt'}; it was not checked" in lines
         (lists / "train_list.txt").unlink()
-        assert f"WRONG train: there is no {lists / 'train_list.txt'}" in check("vehicleid", tmp_path).lines
+        assert f"WRONG train: there is no {lists / 'train_list.txt'}" in check_benchmark("vehicleid", tmp_path).lines
         for size in (800, 2400):
             (lists / f"test_list_{size}.txt").unlink()
         build("vehicleid", tmp_path / "other")
         (tmp_path / "other" / "train_test_split" / "train_list.txt").rename(lists / "train_list.txt")
-        assert "WRONG none of the test lists can be used" in check("vehicleid", tmp_path).lines
+        assert "WRONG none of the test lists can be used" in check_benchmark("vehicleid", tmp_path).lines
 
     def test_vehicles_in_train_and_test(self, tmp_path):
         def change(folder: Path) -> None:
@@ -217,7 +222,7 @@ class TestVehicleid:
 
         lines = self.lines(tmp_path, change)
         for part in ("test_800", "test_1600", "test_2400"):
-            assert f"WRONG {part}: 1 vehicles are in train_list.txt, too: 18515" in lines
+            assert f"WRONG {part}: 1 vehicles are also in train_list.txt: 18515" in lines
 
     def test_lists_must_agree_with_img2vid(self, tmp_path):
         def change(folder: Path) -> None:
@@ -246,7 +251,7 @@ class TestVehicleid:
 @needs_real_lists
 class TestLookAlikes:
     def test_birds_from_the_web(self):
-        report = check("cub200", LISTS / "cub200_lookalike_web9788")
+        report = check_benchmark("cub200", LISTS / "cub200_lookalike_web9788")
         assert not report.ok
         faults = wrong(report)
         assert faults[0].startswith("WRONG train: 4,864 images of 100 classes, published are 5,864 of 100")
@@ -256,7 +261,7 @@ class TestLookAlikes:
         assert "9,788 do not: line 1: '1 0.0 .0.0 240.0 187.0'" in faults[2]
 
     def test_shoes(self):
-        report = check("sop", LISTS / "sop_lookalike_shoes")
+        report = check_benchmark("sop", LISTS / "sop_lookalike_shoes")
         assert not report.ok
         assert "train: 9,131 images of 2,051 classes, published are 59,551 of 11,318" in wrong(report)[0]
         assert "test: 9,091 images of 2,050 classes, published are 60,502 of 11,316" in wrong(report)[1]
@@ -267,7 +272,7 @@ class TestLookAlikes:
         os.symlink(LISTS / "vehicleid" / "train_partial_49999.txt", tmp_path / "train_test_split" / "train_list.txt")
         os.symlink(LISTS / "vehicleid" / "test_list_800.txt", tmp_path / "train_test_split" / "test_list_800.txt")
         os.symlink(LISTS / "vehicleid" / "img2vid.txt", tmp_path / "attribute" / "img2vid.txt")
-        report = check("vehicleid", tmp_path)
+        report = check_benchmark("vehicleid", tmp_path)
         assert "test_800: 6,493 images of 800 classes, as published (counted in the real lists)" in report.lines
         assert "img2vid: 221,567 images of 26,328 classes, as published (counted in the real lists)" in report.lines
         faults = wrong(report)
@@ -307,7 +312,7 @@ def real_paths(name: str) -> list[str]:
 def test_full_size(tmp_path, name, counts):
     paths = real_paths(name)
     folder = full_size(tmp_path, name, paths)
-    report = check(name, folder, fault_of=fault_of)
+    report = check_benchmark(name, folder, fault_of=fault_of)
     assert report.ok, report.lines
     assert wrong(report) == []
     assert report.lines[1].startswith(f"train: {counts[0]:,} images of {counts[2]} classes, as published (counted")
@@ -316,12 +321,12 @@ def test_full_size(tmp_path, name, counts):
 
     victim = folder / paths[777]
     victim.unlink()
-    report = check(name, folder)
+    report = check_benchmark(name, folder)
     assert wrong(report) == [f"WRONG 1 of {len(paths):,} listed images are missing: {paths[777]}"]
     assert not report.ok
 
     victim.write_bytes((tmp_path / "one.jpg").read_bytes()[:-100])
-    report = check(name, folder, fault_of=fault_of)
+    report = check_benchmark(name, folder, fault_of=fault_of)
     (fault,) = wrong(report)
     assert re.match(rf"WRONG 1 of {len(paths):,} images cannot be decoded: {re.escape(paths[777])} \(OSError: ", fault)
     assert not report.ok
@@ -329,7 +334,7 @@ def test_full_size(tmp_path, name, counts):
     victim.unlink()
     os.link(tmp_path / "one.jpg", victim)
     os.link(tmp_path / "one.jpg", victim.with_name("one_too_many.jpg"))
-    report = check(name, folder)
+    report = check_benchmark(name, folder)
     assert wrong(report) == [f"WRONG 1 images are in no list: {Path(paths[777]).parent}/one_too_many.jpg"]
     assert not report.ok
 

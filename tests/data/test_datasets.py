@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from raydml.data.catalog import DataError, Entry, Row, catalog_of, found_on_disk, is_hidden
+from raydml.data.catalog import DataError, ImageEntry, ImageFile, catalog_of, find_files, is_hidden
 from raydml.data.datasets import DATASETS, digit_images, open_catalog
 from raydml.data.splits import make_split
 from tests.data.miniatures import build
@@ -54,9 +54,9 @@ class TestDigits:
 
 class TestCatalog:
     ROWS = (
-        Row("b/1.jpg", "b", 5, 11, "test", "query"),
-        Row("a/2.jpg", "a", 6, 12, "train"),
-        Row("b/0.jpg", "b", 7, 13, "test", "gallery"),
+        ImageFile("b/1.jpg", "b", 5, 11, "test", "query"),
+        ImageFile("a/2.jpg", "a", 6, 12, "train"),
+        ImageFile("b/0.jpg", "b", 7, 13, "test", "gallery"),
     )
 
     def test_rows_are_sorted_by_class_and_path(self, tmp_path):
@@ -89,14 +89,14 @@ class TestCatalog:
     def test_files_are_found_in_order_and_the_others_named(self, tmp_path):
         entries = []
         for index in range(200):  # several chunks
-            entries.append(Entry(f"{index:03d}.jpg", str(index % 7), "train", ""))
+            entries.append(ImageEntry(f"{index:03d}.jpg", str(index % 7), "train", ""))
             if index % 50:
                 (tmp_path / f"{index:03d}.jpg").write_bytes(b"x" * index)
         (tmp_path / "loop.jpg").symlink_to("loop.jpg")
         (tmp_path / "folder.jpg").mkdir()
         (tmp_path / "link.jpg").symlink_to("001.jpg")
         others = ["loop.jpg", "folder.jpg", "link.jpg", "a" * 300, "nul\0.jpg", "001.jpg/x.jpg"]
-        rows, missing = found_on_disk(tmp_path, [*entries, *(Entry(path, "0") for path in others)])
+        rows, missing = find_files(tmp_path, [*entries, *(ImageEntry(path, "0") for path in others)])
         assert [row.num_bytes for row in rows] == [i for i in range(200) if i % 50] + [1]
         assert [row.class_name for row in rows[:3]] == ["1", "2", "3"]
         assert rows[0].modified_ns == (tmp_path / "001.jpg").stat().st_mtime_ns
@@ -104,7 +104,7 @@ class TestCatalog:
         assert len(missing) == 4 + 5
         assert "folder.jpg (Is a directory)" in missing
         assert any(text.startswith("'loop.jpg' (Too many") for text in missing)
-        assert found_on_disk(tmp_path, []) == ([], [])
+        assert find_files(tmp_path, []) == ([], [])
 
     def test_what_desktops_leave_behind(self):
         assert [is_hidden(name) for name in (".DS_Store", "._x.jpg", "__MACOSX", "_x.jpg", "x.jpg")] == [

@@ -302,7 +302,7 @@ def test_without_etag_date_and_digest_nothing_could_tell_versions_apart(server, 
 # --- how long it tries -----------------------------------------------------------------------------------------------
 
 
-def test_a_stalled_connection_is_given_up_retried_and_told(server, tmp_path):
+def test_a_stalled_connection_is_given_up_retried_and_reported(server, tmp_path):
     server.answers = [Answer(cut=40_000, stalls=True)]
     with pytest.raises(NotServed, match=r"no byte came for 0\.4 s \(3 tries in a row\); 120,000 .*continues there"):
         get(archive(server), tmp_path)

@@ -171,7 +171,7 @@ class TestList:
         unsplit = open_catalog("image_list", tmp_path, write_list(tmp_path, [row[:2] for row in rows]))
         assert unsplit.content != catalog.content
 
-    def test_other_column_names_are_told(self, tmp_path):
+    def test_other_column_names_are_reported(self, tmp_path):
         list_file = write_list(tmp_path, [["a.png", "3"]], ("path", "class_id"))
         message = refusal(open_catalog, "image_list", tmp_path, list_file)
         assert "no column label" in message
@@ -225,7 +225,7 @@ class TestList:
         assert catalog.paths[2] == "Über größe/κλάση 1/0.png"
         assert open_catalog("image_folder", tmp_path).paths == catalog.paths
 
-    def test_a_comma_without_quotes_is_told(self, tmp_path):
+    def test_a_comma_without_quotes_is_reported(self, tmp_path):
         folder_of(tmp_path, **{"a,b": 2})
         (tmp_path / "list.csv").write_text('path,label\n"a,b/0.png",x\na,b/1.png,x\n')
         message = refusal(open_catalog, "image_list", tmp_path, "list.csv")
@@ -293,7 +293,7 @@ class TestRoles:
     def test_refusals(self, tmp_path, rows, part):
         assert part in refusal(self.opened, tmp_path, rows)
 
-    def test_an_image_without_a_role_is_told_once(self, tmp_path):
+    def test_an_image_without_a_role_is_reported_once(self, tmp_path):
         rows = [("a", "test", "query"), ("a", "test", "gallery"), ("b", "test", ""), ("b", "test", "")]
         assert len(refusal(self.opened, tmp_path, rows).splitlines()) == 1
 
@@ -329,7 +329,7 @@ OMNIGLOT = SHARED / "omniglot_small" / "images_background_small1.zip"
 
 
 @pytest.mark.skipif(not OMNIGLOT.is_file(), reason="shared/data/omniglot_small is not beside the repo")
-def test_omniglot_characters_are_told_apart_by_their_alphabet(tmp_path):
+def test_omniglot_characters_differ_by_their_alphabet(tmp_path):
     with zipfile.ZipFile(OMNIGLOT) as archive:
         archive.extractall(tmp_path)
     catalog = open_catalog("image_folder", tmp_path / "images_background_small1")

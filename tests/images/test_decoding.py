@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raydml.images import decoded_pixels
-from raydml.images.decoded_pixels import DecodedPixels, decode_in_order, read_headers
+from raydml.images import pixels
 from raydml.images.decoding import Resizing, UnreadableImage, decode, decoded_bytes, open_regular, read_header
+from raydml.images.pixels import DecodedPixels, decode_in_order, read_headers
 from raydml.images.preprocessing import Preprocessing
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -196,7 +196,7 @@ class TestManyFiles:
 
     def test_a_slow_writer_does_not_fill_the_memory(self, tmp_path, monkeypatch):
         """What is begun ahead of the one who takes the images is a few a thread and not all there are."""
-        monkeypatch.setattr(decoded_pixels.os, "cpu_count", lambda: 2)  # 8 threads
+        monkeypatch.setattr(pixels.os, "cpu_count", lambda: 2)  # 8 threads
         begun = []
 
         class Paths(list):

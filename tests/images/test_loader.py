@@ -1,5 +1,4 @@
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +8,20 @@ from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from raydml.data.catalog import DataError
-from raydml.images import crops, loader, transforms
-from raydml.images.colours import jitter_factors, jitter_orders
-from raydml.images.loader import Loader
+from raydml.images.augmentation import (
+    Augmentation,
+    ColorJitter,
+    Erasing,
+    GaussianBlur,
+    choose_boxes,
+    draw,
+    jitter_factors,
+    jitter_orders,
+    scale_one,
+)
+from raydml.images.loader import Loader, group_boxes, scale_groups
 from raydml.images.pixels import PackedPixels
 from raydml.images.preprocessing import Preprocessing, resized, upright_rgb
-from raydml.images.transforms import Augmentation, ColorJitter, Erasing, GaussianBlur
 
 PHOTOGRAPHS = Path(__file__).parents[2].parent / "shared" / "data" / "grocery_small" / "images"
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -24,9 +31,9 @@ CPU = torch.device("cpu")
 EVERYTHING = Augmentation(
     random_resized_crop=(0.2, 1.0),
     flip=True,
-    color_jitter=ColorJitter(0.2, 0.2, 0.2, 0.1, probability=0.7),
+    color_jitter=ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.1, probability=0.7),
     grayscale=0.3,
-    blur=GaussianBlur((0.1, 1.0), 0.5),
+    blur=GaussianBlur(sigma=(0.1, 1.0)),
     erasing=Erasing(),
 )
 
@@ -96,7 +103,10 @@ FAMILIES = {
     "deep_metric": (Augmentation(random_resized_crop=(0.16, 1.0), flip=True), Preprocessing(64, 56, **CAFFE)),
     "benchmark_2020_adv": (
         Augmentation(
-            random_resized_crop=(0.08, 1.0), flip=True, grayscale=0.2, color_jitter=ColorJitter(0.2, 0.2, 0.2, 0.2)
+            random_resized_crop=(0.08, 1.0),
+            flip=True,
+            grayscale=0.2,
+            color_jitter=ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.2),
         ),
         Preprocessing(64, 56, **IMAGENET),
     ),
@@ -118,9 +128,9 @@ def test_the_pipelines_of_the_seeds_are_torchvisions(family, channels_last):
     if family not in FROM_THE_ORIGINAL:
         kind = {"resize": preprocessing.resize, "interpolation": preprocessing.interpolation}
         images = [np.asarray(resized(Image.fromarray(image), 64, **kind)) for image in images]
-    draws = transforms.draw(8, 21)
+    draws = draw(8, 21)
     sizes = np.array([image.shape[:2] for image in images])
-    boxes = transforms.boxes(augmentation, draws, sizes, crop_px=56).tolist()
+    boxes = choose_boxes(augmentation, draws, sizes, crop_px=56).tolist()
     (got,) = batches(FAMILIES[family], [np.arange(8)], [21], pack(images), channels_last=channels_last)
     for row, image in enumerate(images):
         expected = by_torchvision(image, boxes[row], 56, preprocessing.interpolation)
@@ -166,8 +176,8 @@ def test_crops_from_the_cache_are_close_to_crops_from_the_original():
     (from_original,), (from_cache,), (others,) = (
         batches(settings, plan, [seed], pack(images)) for images, seed in ((originals, 3), (cached, 3), (cached, 4))
     )
-    boxes = transforms.boxes(
-        settings[0], transforms.draw(len(paths), 3), np.array([image.shape[:2] for image in originals]), crop_px=224
+    boxes = choose_boxes(
+        settings[0], draw(len(paths), 3), np.array([image.shape[:2] for image in originals]), crop_px=224
     )
     shifts = []
     for image, (top, left, height, width), here in zip(originals, boxes.tolist(), from_original, strict=True):
@@ -203,8 +213,8 @@ def test_every_image_of_a_large_batch_has_its_own_draw():
     image, preprocessing = scene(48, 48, 0), Preprocessing(48, 48, **GREY_LEVELS)
     (got,) = batches((Augmentation(flip=True), preprocessing), [np.zeros(200, dtype=np.int64)], [5], pack([image]))
     plain = torch.from_numpy(image).permute(2, 0, 1).float()
-    for row, draw in enumerate(transforms.draw(200, 5).flip[:, 0]):
-        assert torch.equal(got[row], plain.flip(2) if draw < 0.5 else plain)
+    for row, uniform in enumerate(draw(200, 5).flip[:, 0]):
+        assert torch.equal(got[row], plain.flip(2) if uniform < 0.5 else plain)
 
 
 def test_a_run_resumed_in_the_middle_of_an_epoch_sees_the_same_batches():
@@ -221,10 +231,10 @@ def test_a_batch_that_is_not_to_be_mirrored_is_not_and_else_the_same():
     made = loading(pack([image]), augmentation, preprocessing)
     plan = [np.zeros(20, dtype=np.int64)] * 2
     still, mirrored = (batch.clone() for batch in made.batches(plan, [5, 5], np.array([False, True])))
-    (never,) = batches((replace(augmentation, flip=False), preprocessing), plan[:1], [5], pack([image]))
+    (never,) = batches((augmentation.model_copy(update={"flip": False}), preprocessing), plan[:1], [5], pack([image]))
     assert torch.equal(still, never)
-    for row, draw in enumerate(transforms.draw(20, 5).flip[:, 0]):
-        assert torch.equal(mirrored[row], still[row].flip(2) if draw < 0.5 else still[row])
+    for row, uniform in enumerate(draw(20, 5).flip[:, 0]):
+        assert torch.equal(mirrored[row], still[row].flip(2) if uniform < 0.5 else still[row])
 
 
 def test_on_a_cpu_the_next_batch_takes_the_memory_of_the_last():
@@ -346,20 +356,20 @@ def test_the_end_of_the_plan_ends_the_threads():
 @pytest.mark.parametrize("interpolation", ["bilinear", "lanczos"])
 def test_boxes_scaled_in_groups_are_those_scaled_alone(max_bytes, interpolation):
     boxes = [scene(*size, seed) for seed, size in enumerate([(30, 40), (90, 20), (48, 48), (5, 5), (60, 70), (1, 9)])]
-    groups = loader.grouped(boxes, max_bytes=max_bytes, pinned=False)
+    groups = group_boxes(boxes, max_bytes=max_bytes, pinned=False)
     assert sorted(torch.cat([group.rows for group in groups]).tolist()) == list(range(6))
     assert all(group.pixels.numel() <= max_bytes or len(group.rows) == 1 for group in groups)
     assert len(groups) == {1: 6, 40_000: 3, 1 << 30: 1}[max_bytes]
-    got = loader.scaled_groups(groups, 6, 48, interpolation, CPU)
+    got = scale_groups(groups, 6, 48, interpolation, CPU)
     for row, box in enumerate(boxes):
-        difference = (got[row].int() - crops.scaled(box, 48, interpolation).int()).abs()
+        difference = (got[row].int() - scale_one(box, 48, interpolation).int()).abs()
         assert difference.max() <= 2
         assert (difference > 1).float().mean() <= 0.003
 
 
 def test_no_boxes_make_no_groups():
-    assert loader.grouped([], max_bytes=1000, pinned=False) == []
-    assert loader.scaled_groups([], 0, 8, "bilinear", CPU).shape == (0, 8, 8, 3)
+    assert group_boxes([], max_bytes=1000, pinned=False) == []
+    assert scale_groups([], 0, 8, "bilinear", CPU).shape == (0, 8, 8, 3)
 
 
 @pytest.mark.gpu

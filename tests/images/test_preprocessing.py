@@ -7,7 +7,10 @@ import torchvision
 from PIL import Image, ImageOps
 
 from raydml.images.preprocessing import Preprocessing, PreprocessingError, resized, resized_size, upright_rgb
+from tests.golden_vectors import golden
 
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+CAFFE = {"mean": (104.0, 117.0, 128.0), "std": (1.0, 1.0, 1.0), "channels": "BGR", "value_range": 255.0}
 PLAIN, ONE = (0.0,) * 3, (1.0,) * 3
 
 
@@ -189,3 +192,60 @@ def test_read_applies_the_cameras_rotation(tmp_path):
     read = Preprocessing(8, 8, mean=(0.0,) * 3, std=(1.0,) * 3).read(tmp_path / "turned.png")
     assert (read[:4] == 0).all()
     assert (read[4:] == 255).all()
+
+
+# --- the evaluation of the four published systems -------------------------------------------------------------------
+
+
+def evaluated(image, preprocessing):
+    read = torch.from_numpy(preprocessing.read(image).copy())
+    return preprocessing.for_evaluation(read[None])[0].numpy()
+
+
+def test_classification_evaluation_is_the_reference_codes():
+    arrays, facts = golden("classification_eval_transform")
+    preprocessing = Preprocessing(256, 224, **IMAGENET, resize="squash")
+    for case in facts["cases"]:
+        name = case["case"]
+        if "img_seed" in case:
+            noise = np.random.RandomState(case["img_seed"])
+            image = noise.randint(0, 256, case["img_shape"]).astype(np.uint8)
+        else:
+            image = arrays[f"{name}__image"]
+        got = evaluated(image, preprocessing)
+        channels, rows, columns = arrays[f"{name}__idx"].T
+        tolerance = case["tolerance"]
+        np.testing.assert_allclose(got[channels, rows, columns], arrays[f"{name}__values"], atol=tolerance)
+        np.testing.assert_allclose(got.mean(axis=(1, 2)), arrays[f"{name}__channel_mean"], atol=tolerance)
+
+
+def test_deep_metric_evaluation_is_the_reference_codes():
+    arrays, facts = golden("deep_metric_transform")
+    for case in facts["cases"]:
+        preprocessing = Preprocessing(case["origin_width"], case["width"], **CAFFE)
+        got = evaluated(arrays[f"{case['case']}__image"], preprocessing)
+        np.testing.assert_allclose(got, arrays[f"{case['case']}__center_crop"], atol=case["tolerance"])
+
+
+def test_divide_and_conquer_evaluation_is_the_reference_codes():
+    arrays, _ = golden("divide_conquer_transform")
+    got = evaluated(arrays["image"], Preprocessing(256, 224, **IMAGENET))
+    np.testing.assert_allclose(got[:, ::8, ::8], arrays["out_stride8"], atol=0.03)
+    np.testing.assert_allclose(got.mean(axis=(1, 2)), arrays["out_mean"], atol=0.003)
+
+
+@pytest.mark.parametrize(("name", "numbers", "atol"), [("bninception", CAFFE, 1.5), ("resnet", IMAGENET, 0.03)])
+def test_mdr_evaluation_is_the_reference_codes(name, numbers, atol):
+    arrays, _ = golden("mdr_transform")
+    preprocessing = Preprocessing(256, 224, **numbers, resize="squash", interpolation="lanczos")
+    got = evaluated(arrays["image"], preprocessing)
+    np.testing.assert_allclose(got[:, ::8, ::8], arrays[f"{name}__out_stride8"], atol=atol)
+    np.testing.assert_allclose(got.mean(axis=(1, 2)), arrays[f"{name}__mean"], atol=atol / 10)
+
+
+def test_a_file_is_evaluated_as_its_pixels_are(tmp_path):
+    noise((40, 40)).save(tmp_path / "a.png")
+    preprocessing = Preprocessing(32, 24, **IMAGENET)
+    np.testing.assert_array_equal(
+        evaluated(tmp_path / "a.png", preprocessing), evaluated(np.asarray(noise((40, 40))), preprocessing)
+    )

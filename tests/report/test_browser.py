@@ -10,8 +10,7 @@ import subprocess
 
 import pytest
 
-from raydml.report.embedded_pictures import read_illustrations
-from raydml.report.write import write_report
+from raydml.report.page import read_illustrations, write_report
 from raydml.study.summary import histories, summarise
 from tests.report.test_report import SECTIONS
 from tests.report.written_study import write_study

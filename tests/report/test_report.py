@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import csv
+import html
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -13,12 +15,9 @@ import yaml
 from typer.testing import CliRunner
 
 from raydml.cli.main import app
-from raydml.report.csv_files import epochs_csv, trials_csv
-from raydml.report.embedded_pictures import ReportError, read_illustrations
-from raydml.report.latex import final_latex
-from raydml.report.markdown import summary_markdown
-from raydml.report.page import report_page
-from raydml.report.write import write_report
+from raydml.report.page import ReportError, read_illustrations, report_page, write_report
+from raydml.report.tables import epochs_csv, final_latex, trials_csv
+from raydml.report.text import summary_markdown
 from raydml.study.summary import histories, summarise
 from tests.report.written_study import CURVES, ERROR, METRIC, png, write_study
 
@@ -67,13 +66,13 @@ def study(tmp_path):
 
 
 @pytest.fixture
-def told(study):
+def made(study):
     trials = histories(study)
     return summarise(study, trials), trials, read_illustrations(study)
 
 
-def test_the_page_has_every_section_and_stands_alone(told):
-    text = report_page(*told)
+def test_the_page_has_every_section_and_stands_alone(made):
+    text = report_page(*made)
     page = Page(text)
     assert list(page.sections) == SECTIONS
     assert all(source.startswith(("#", "data:image/png;base64,")) for source in page.sources)
@@ -83,24 +82,24 @@ def test_the_page_has_every_section_and_stands_alone(told):
     assert not re.search(r"https?://", text)
 
 
-def test_the_protocol_stands_beside_the_test_numbers(told):
-    assert "<p>Leave one out: so &amp; so.</p>" in report_page(*told)
-    assert "\nLeave one out: so & so.\n" in summary_markdown(told[0])
+def test_the_protocol_stands_beside_the_test_numbers(made):
+    assert "<p>Leave one out: so &amp; so.</p>" in report_page(*made)
+    assert "\nLeave one out: so & so.\n" in summary_markdown(made[0])
 
 
-def test_what_comes_from_a_study_is_escaped(told):
-    text = report_page(*told)
+def test_what_comes_from_a_study_is_escaped(made):
+    text = report_page(*made)
     for evil in (ERROR, "birds <1>", "<MIC>", "<i>Black"):
         assert evil not in text
-    assert "&lt;script&gt;alert(&quot;1 &amp; 2&quot;)&lt;/script&gt;" in text
+    assert "&lt;script&gt;alert(&#34;1 &amp; 2&#34;)&lt;/script&gt;" in text
     page = Page(text)
     assert ERROR in page.sections["trials"]
     assert 'The class "<i>Black & White</i>" fails.' in page.sections["map"]
     assert text.count("<script") == 1
 
 
-def test_the_page_says_what_was_found(told):
-    page = Page(report_page(*told))
+def test_the_page_says_what_was_found(made):
+    page = Page(report_page(*made))
     assert "A (mic: margin, distance_weighted) has the best mean" in page.sections["findings"]
     assert "The test classes were read 1 time outside of finalize" in page.sections["findings"]
     assert ["A", "mic: margin, distance_weighted", "0.310 ± 0.040", "0.360", "0.100 ± 0.010", "0.600 ± 0.040",
@@ -126,41 +125,41 @@ def test_the_page_says_what_was_found(told):
     assert "9 reads: 8 for finalize, 1 for evaluate; on node-7." in page.sections["reads"]
 
 
-def test_a_trial_that_was_stopped_ends_in_a_bar_and_one_that_failed_in_a_cross(told):
-    text = report_page(*told)
+def test_a_trial_that_was_stopped_ends_in_a_bar_and_one_that_failed_in_a_cross(made):
+    text = report_page(*made)
     for words, mark in (
         ("search-001[^<]*stopped early after epoch 2", "M0 -6V6"),
         ("search-003[^<]*crashed", "M-4 -4"),
     ):
-        assert re.search(rf'{words}[^<]*</title></path></svg><svg [^>]*><path d="{mark}', text), words
-    assert re.search("search-000[^<]*ran to the end[^<]*</title></path></svg><circle", text)
+        assert re.search(rf'{words}[^<]*</title></path></svg>\s*<svg [^>]*><path d="{mark}', text), words
+    assert re.search(r"search-000[^<]*ran to the end[^<]*</title></path></svg>\s*<circle", text)
 
 
-def test_loss_by_method(told):
-    page = Page(report_page(*told))
+def test_loss_by_method(made):
+    page = Page(report_page(*made))
     header = next(row for row in page.rows if row and row[0] == "loss × miner")
     assert header == ["loss × miner", "distance_weighted", "multi_similarity", "none"]
     assert ["margin", "0.550median 0.540, 2 trials", "–", "–"] in page.rows
     assert ["contrastive", "–", "–", "0.100median 0.100, 1 trial"] in page.rows
 
 
-def test_pictures_are_inside_the_page(told):
-    page = Page(report_page(*told))
+def test_pictures_are_inside_the_page(made):
+    page = Page(report_page(*made))
     pictures = [source for source in page.sources if source.startswith("data:")]
     assert [base64.b64decode(source.partition(",")[2]) for source in pictures] == [
         png(width_px, 40) for width_px in (1200, 700, 700)
     ]
     # Only the one of 1200 pixels takes the width of the page.
-    assert re.findall(r'<figure class="wide"><img [^>]*width="(\d+)"', report_page(*told)) == ["1200"]
-    summary, trials, _ = told
+    assert re.findall(r'<figure class="wide"><img [^>]*width="(\d+)"', report_page(*made)) == ["1200"]
+    summary, trials, _ = made
     assert {"retrievals", "classes", "map"}.isdisjoint(Page(report_page(summary, trials)).sections)
 
 
-def test_parameters_can_be_read_back(told):
-    blocks = re.findall(r"<pre>(.*?)</pre>", report_page(*told), flags=re.DOTALL)
-    summary, trials, _ = told
+def test_parameters_can_be_read_back(made):
+    blocks = re.findall(r"<pre>(.*?)</pre>", report_page(*made), flags=re.DOTALL)
+    summary, trials, _ = made
     configs = {trial.trial: trial.config for trial in trials}
-    assert [yaml.safe_load(block.replace("&#x27;", "'")) for block in blocks] == [
+    assert [yaml.safe_load(html.unescape(block)) for block in blocks] == [
         configs[row["from_trial"]] for row in summary["confirm"]
     ]
 
@@ -182,8 +181,8 @@ def test_a_study_without_an_epoch_has_a_page(tmp_path):
     assert set(Page(report_page(summarise(folder), [])).sections) == {"findings", "reads"}
 
 
-def test_a_picture_that_is_not_there_is_an_error_with_a_cure(study, told):
-    summary, trials, pictures = told
+def test_a_picture_that_is_not_there_is_an_error_with_a_cure(study, made):
+    summary, trials, pictures = made
     (study / "illustrations" / "map.png").unlink()
     with pytest.raises(ReportError, match=r"map\.png.*Cure: copy the whole folder"):
         report_page(summary, trials, pictures)
@@ -200,9 +199,11 @@ def test_a_study_without_pictures_has_none_to_show(study):
 # --- Markdown ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_markdown_says_what_matters_first(told):
-    text = summary_markdown(told[0])
-    assert text.startswith("# Study birds <1>\n\nIs <MIC> better than the margin loss alone, on birds & cars?\n\n")
+def test_the_markdown_says_what_matters_first(made):
+    text = summary_markdown(made[0])
+    assert text.startswith(
+        "# Study birds \\<1\\>\n\nIs \\<MIC\\> better than the margin loss alone, on birds & cars?\n\n"
+    )
     assert text.index("has the best mean") < text.index("## Test classes") < text.index("## Search")
     assert (
         "|  | configuration | MAP@R, test | MAP@R, concatenated | MAP@R, untrained | MAP@R, validation | R@1 |\n"
@@ -220,12 +221,12 @@ def test_the_markdown_says_what_matters_first(told):
     assert "| 4 | search-003 | contrastive | 0.1000 | 1 | crashed |\n" in text
 
 
-def test_published_numbers_stand_below_ours_with_their_source_and_standing(told):
-    text = summary_markdown(told[0])
+def test_published_numbers_are_below_ours_with_their_source_and_status(made):
+    text = summary_markdown(made[0])
     section = text.partition("## Published numbers: ")[2].partition("\n\n## ")[0]
     lines = section.splitlines()
     assert lines[0] == "cub200, leave one out"
-    assert lines[2] == "|  | backbone | dimensions | Recall@1 | source and standing |"
+    assert lines[2] == "|  | backbone | dimensions | Recall@1 | source and status |"
     assert lines[4] == (
         "| **this study**: A, mic: margin, distance_weighted | resnet50 | 128 | 0.6500 ± 0.0300 | "
         "configuration `print-search-002` |"
@@ -245,8 +246,8 @@ def test_published_numbers_stand_below_ours_with_their_source_and_standing(told)
     assert section.endswith("Ours were chosen on validation classes.")
 
 
-def test_a_long_search_is_cut_in_the_markdown(told):
-    summary = {**told[0], "search": told[0]["search"] * 4}
+def test_a_long_search_is_cut_in_the_markdown(made):
+    summary = {**made[0], "search": made[0]["search"] * 4}
     text = summary_markdown(summary)
     assert "## Search: 16 trials" in text
     assert "\n| 10 |" in text
@@ -254,10 +255,19 @@ def test_a_long_search_is_cut_in_the_markdown(told):
     assert "... and 6 more in trials.csv" in text
 
 
-def test_a_bar_in_a_name_does_not_end_a_cell(told):
-    summary = told[0]
-    summary["search"][0]["recipe"] = "odd|name"
-    assert "| odd\\|name |" in summary_markdown(summary)
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("odd|name", r"odd\|name"),
+        ("<script>1</script>", r"\<script\>1\</script\>"),
+        ("![x](http://a.b)", r"!\[x\](http://a.b)"),
+        ("a\\<b\nc", r"a\\\<b c"),
+    ],
+)
+def test_text_of_a_study_is_only_text_in_markdown(made, text, escaped):
+    summary = made[0]
+    summary["search"][0]["recipe"] = text
+    assert f"| {escaped} |" in summary_markdown(summary)
 
 
 # --- LaTeX ------------------------------------------------------------------------------------------------------------
@@ -287,8 +297,8 @@ def rows_of(latex):
     return cells
 
 
-def test_the_latex_table_closes_and_holds_the_numbers(told):
-    latex = final_latex(told[0])
+def test_the_latex_table_closes_and_holds_the_numbers(made):
+    latex = final_latex(made[0])
     rows = rows_of(latex)
     assert rows[0] == ["", "MAP@R", "R@1"]
     assert rows[1] == ["mic: margin, distance\\_weighted", "31.0 $\\pm$ 4.0", "65.0 $\\pm$ 3.0"]
@@ -300,8 +310,8 @@ def test_the_latex_table_closes_and_holds_the_numbers(told):
     assert "over up to 4 runs" in latex
 
 
-def test_letters_that_mean_something_to_latex_are_escaped(told):
-    summary = told[0]
+def test_letters_that_mean_something_to_latex_are_escaped(made):
+    summary = made[0]
     summary["final"][0]["label"] = r"50% & $x_1^2$ #~{\a}"
     rows = rows_of(final_latex(summary))
     assert rows[1][0] == (r"50\% \& \$x\_1\textasciicircum{}2\$ \#\textasciitilde{}\{\textbackslash{}a\}")
@@ -320,8 +330,8 @@ def test_before_the_test_the_table_holds_validation_numbers(tmp_path, stages, nu
 # --- CSV --------------------------------------------------------------------------------------------------------------
 
 
-def test_one_row_a_trial_with_every_parameter_and_result(told):
-    summary, trials, _ = told
+def test_one_row_a_trial_with_every_parameter_and_result(made):
+    summary, trials, _ = made
     rows = list(csv.DictReader(io.StringIO(trials_csv(trials, summary))))
     assert len(rows) == 12
     first = rows[0]
@@ -339,8 +349,16 @@ def test_one_row_a_trial_with_every_parameter_and_result(told):
     assert float(tested["test.map_at_r"]) == pytest.approx(0.3)
 
 
-def test_one_row_an_epoch_with_every_metric(told):
-    rows = list(csv.DictReader(io.StringIO(epochs_csv(told[1]))))
+@pytest.mark.parametrize("text", ['=HYPERLINK("http://x")', "+1+cmd|' /C calc'!A0", "-2+3", "@SUM(1)", "\t=1"])
+def test_a_text_is_no_formula_in_a_spreadsheet_and_a_number_stays_one(made, text):
+    summary, (first, *_), _ = made
+    trial = replace(first, error=text, config={**first.config, "margin": -0.5, "layers": [True, 1]})
+    (row,) = csv.DictReader(io.StringIO(trials_csv([trial], summary)))
+    assert (row["error"], row["margin"], row["layers"]) == (f"'{text}", "-0.5", "[true, 1]")
+
+
+def test_one_row_an_epoch_with_every_metric(made):
+    rows = list(csv.DictReader(io.StringIO(epochs_csv(made[1]))))
     assert len(rows) == 11 + 32
     curves = {key: [float(row[METRIC]) for row in rows if row["trial"] == key] for key in CURVES}
     assert curves == CURVES
@@ -351,19 +369,19 @@ def test_one_row_an_epoch_with_every_metric(told):
 # --- files and the command --------------------------------------------------------------------------------------------
 
 
-def test_the_formats_become_files(told, tmp_path):
-    written = write_report(tmp_path / "new" / "report", *told)
+def test_the_formats_become_files(made, tmp_path):
+    written = write_report(tmp_path / "new" / "report", *made)
     names = ["report.html", "report.md", "table.tex", "trials.csv", "epochs.csv"]
     assert [path.name for path in written] == names
     assert sorted(path.name for path in (tmp_path / "new" / "report").iterdir()) == sorted(names)
-    only = write_report(tmp_path / "some", *told, formats=("csv", "md", "csv"))
+    only = write_report(tmp_path / "some", *made, formats=("csv", "md", "csv"))
     assert [path.name for path in only] == ["trials.csv", "epochs.csv", "report.md"]
 
 
 def test_the_command_prints_the_markdown_and_writes_the_files(study, tmp_path):
     result = CliRunner().invoke(app, ["report", str(study)])
     assert result.exit_code == 0, result.output
-    assert result.output.startswith("# Study birds <1>")
+    assert result.output.startswith(r"# Study birds \<1\>")
     assert (study / "report" / "report.html").exists()
     assert "report.html" in result.output
     some = CliRunner().invoke(app, ["report", str(study), "--out", str(tmp_path / "o"), "--format", "latex"])

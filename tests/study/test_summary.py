@@ -8,7 +8,7 @@ import math
 import pytest
 
 from raydml.analysis.published import is_system
-from raydml.report.words import all_metrics, findings, hours_text, main_metrics, p_text, published_groups, score_text
+from raydml.report.text import all_metrics, findings, hours_text, main_metrics, p_text, published_groups, score_text
 from raydml.study.summary import histories, question_of, summarise
 from tests.report.written_study import CURVES, ENDED, ERROR, write_study
 
@@ -115,40 +115,40 @@ def test_an_unfinished_study_has_a_summary_of_what_there_is(tmp_path, stages):
     assert summary["final"] == []
     assert summary["plan"]["finished"] == ["search", "confirm"][:stages]
     assert summary["best_so_far"]["best"] == max(CURVES["search-000"])
-    told = findings(summary)
+    found = findings(summary)
     missing = ["search", "confirm", "finalize"][stages:]
-    assert told.asked[-1] == f"Not finished yet: {', '.join(missing)}."
-    assert ("so far" in told.won[0]) == (stages == 0)
-    assert told.tested == []
+    assert found.question[-1] == f"Not finished yet: {', '.join(missing)}."
+    assert ("so far" in found.winner[0]) == (stages == 0)
+    assert found.test == []
 
 
 def test_a_study_that_has_hardly_begun(tmp_path):
     folder = write_study(tmp_path / "birds", stages=0)
     (folder / "events.jsonl").unlink()
     summary = summarise(folder)
-    assert findings(summary).won == ["No epoch has ended yet."]
+    assert findings(summary).winner == ["No epoch has ended yet."]
     assert findings(summary).cost == []
     assert summary["cost"]["stages"] == []
 
 
 def test_the_findings_in_words(study):
-    told = findings(summarise(study))
-    assert told.won == [
+    found = findings(summarise(study))
+    assert found.winner == [
         "A (mic: margin, distance_weighted) has the best mean: validation MAP@R 0.6100 ± 0.0411 over 4 runs.",
         "It is ahead of B (margin, distance_weighted) by 0.0900 ± 0.0130, p < 0.001: a real difference.",
         "A is better than B (Holm-adjusted p < 0.05).",
     ]
-    assert told.tested[0] == (
+    assert found.test[0] == (
         "On the test classes A has MAP@R 0.3100 ± 0.0400; the same network untrained has 0.1000 ± 0.0100; "
         "its folds' embeddings concatenated have 0.3600."
     )
-    assert told.tested[1].startswith("On the test classes these runs cannot decide which of B and A is better")
+    assert found.test[1].startswith("On the test classes these runs cannot decide which of B and A is better")
     # 0.65: above all but 65.36 and 66.85 (classification, Deep_Metric), 65.7 (multi-similarity) and 66.1 (MIC).
-    beside = "Of 33 published numbers of Recall@1 on cub200, our winner on validation (A, 0.6500) is above 29."
-    assert told.tested[2] == beside
-    assert told.cost == ["Training cost 11.4 min of GPU time; stopping trials early saved about 20 s."]
-    assert told.warnings[0].startswith("The test classes were read 1 time outside of finalize (evaluate)")
-    assert told.warnings[1] == "1 trial of 4 failed; see how trials ended."
+    beside = "Our winner on validation (A, 0.6500) is above 29 of 33 published numbers of Recall@1 on cub200."
+    assert found.test[2] == beside
+    assert found.cost == ["Training cost 11.4 min of GPU time; stopping trials early saved about 20 s."]
+    assert found.warnings[0].startswith("The test classes were read 1 time outside of finalize (evaluate)")
+    assert found.warnings[1] == "1 trial of 4 failed; see how trials ended."
 
 
 def test_reads_by_finalize_are_no_reason_for_a_warning(study):
@@ -178,7 +178,7 @@ def test_a_network_that_training_did_not_improve_is_named(study):
     final = json.loads((study / "final.json").read_text())
     final[1]["untrained"]["map_at_r"]["mean"] = 0.285  # the interval of 0.32 ± 0.04 reaches down to 0.28
     (study / "final.json").write_text(json.dumps(final))
-    assert "B is not clearly better there than the untrained network." in findings(summarise(study)).tested
+    assert "B is not clearly better there than the untrained network." in findings(summarise(study)).test
 
 
 def test_configurations_of_the_same_recipe_are_told_apart(study):

@@ -1,23 +1,16 @@
 """From a trial's configuration to the images it trains on: every key arrives, and what arrives is torchvision's."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from raydml.config.image_sections import Augmentation as Settings
-from raydml.config.image_sections import Blur as BlurSettings
-from raydml.config.image_sections import ColorJitter as JitterSettings
-from raydml.config.image_sections import Erasing as ErasingSettings
 from raydml.config.trial import parse_machine, parse_trial
-from raydml.images import transforms
-from raydml.images.decoded_pixels import DecodedPixels
-from raydml.images.transforms import Augmentation, ColorJitter, Erasing, GaussianBlur
+from raydml.images.augmentation import Augmentation, ColorJitter, Draws, Erasing, GaussianBlur, choose_boxes, draw
+from raydml.images.pixels import DecodedPixels
 from raydml.training.trainer import Trainer
-from raydml.training.trial_images import augmentation_for, open_development, storage_for
+from raydml.training.trial_images import open_development, storage_for
 
 SIZES = [(40, 60), (70, 50), (48, 48), (64, 96)]  # (width, height)
 OTHERS = {
@@ -54,27 +47,10 @@ def trial_of(**data):
     )
 
 
-def same_keys(settings, values):
-    return {field.name for field in dataclasses.fields(values)} == set(settings.model_fields)
-
-
-def test_the_keys_and_defaults_of_a_trial_are_those_of_the_augmentation():
-    pairs = (
-        (Settings, Augmentation),
-        (JitterSettings, ColorJitter),
-        (BlurSettings, GaussianBlur),
-        (ErasingSettings, Erasing),
-    )
-    for settings, values in pairs:
-        assert same_keys(settings, values)
-        for field in dataclasses.fields(values):
-            assert getattr(settings(), field.name) == field.default, (values, field.name)
-
-
-def test_every_setting_of_the_augmentation_arrives():
-    assert augmentation_for(trial_of()) == Augmentation()
+def test_every_setting_of_the_augmentation_arrives_in_the_loader(machine):
     resized = {"random_resized_crop": [0.3, 0.9], "aspect_ratio": [0.8, 1.5], **OTHERS}
-    assert augmentation_for(trial_of(augmentation=resized)) == Augmentation(
+    trainer = Trainer(trial_of(augmentation=resized), machine, device="cpu")
+    assert trainer.loader.augmentation == Augmentation(
         random_resized_crop=(0.3, 0.9),
         aspect_ratio=(0.8, 1.5),
         flip=True,
@@ -83,8 +59,6 @@ def test_every_setting_of_the_augmentation_arrives():
         blur=GaussianBlur(sigma=(0.5, 1.5), probability=0.25),
         erasing=Erasing(probability=0.75, scale=(0.1, 0.2), ratio=(0.5, 2.0)),
     )
-    moved = augmentation_for(trial_of(augmentation={"random_crop": True, "padding_px": 3}))
-    assert (moved.random_crop, moved.padding_px, moved.flip) == (True, 3, False)
 
 
 def test_every_setting_of_the_storage_arrives(machine):
@@ -112,7 +86,7 @@ def test_a_trainer_crops_from_the_images_its_recipe_names(machine, name):
     trainer = Trainer(trial_of(**RECIPES[name]), machine, device="cpu")
     rows = np.arange(8)
     (batch,) = trainer.loader.batches([rows], [5])
-    draws = transforms.draw(len(rows), 5)
+    draws = draw(len(rows), 5)
     pillow = {"lanczos": Image.Resampling.LANCZOS}.get(RECIPES[name].get("interpolation"), Image.Resampling.BILINEAR)
     for row, got in zip(rows, batch, strict=True):
         with Image.open(machine.data_root / trainer.train_images.paths[row]) as file:
@@ -122,8 +96,8 @@ def test_a_trainer_crops_from_the_images_its_recipe_names(machine, name):
         elif "cache" not in RECIPES[name]:
             image = v2.Resize(36, antialias=True)(image)
         size = np.array([[image.height, image.width]])
-        one = transforms.Draws(*(numbers[row : row + 1] for numbers in draws))
-        ((top, left, height, width),) = transforms.boxes(trainer.loader.augmentation, one, size, crop_px=32).tolist()
+        one = Draws(*(numbers[row : row + 1] for numbers in draws))
+        ((top, left, height, width),) = choose_boxes(trainer.loader.augmentation, one, size, crop_px=32).tolist()
         assert height <= image.height
         assert width <= image.width
         if name == "classification":

@@ -1,0 +1,373 @@
+"""The images of each part of a data set: decoded once and kept, or decoded at each reading where they do not fit.
+
+They are kept in a pack that all processes of a node and all folds share (see `pack.py`): one process writes it, the
+others wait. Only files of the requested parts are opened, so nothing of the development classes can hold a test image.
+"""
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from filelock import FileLock, Timeout
+from PIL import Image
+
+from raydml.data.catalog import Catalog, DataError, listed, refuse_small_classes
+from raydml.data.datasets import digit_images
+from raydml.data.seal import TestKey
+from raydml.data.splits import Split
+from raydml.images.decoding import Resizing, apply_resizing
+from raydml.images.pack import (
+    HeaderSurvey,
+    ImageFiles,
+    Pack,
+    clear_pack,
+    open_pack,
+    pack_in_memory,
+    survey_headers,
+    unreadable_of,
+    write_pack,
+)
+from raydml.images.pixels import DecodedPixels, Pixels, decode_in_order, packed
+from raydml.images.preprocessing import Interpolation, Resize, upright_rgb
+
+OnUnreadable = Literal["refuse", "skip"]
+WAIT_MESSAGE_EVERY_S = 10.0
+_RESERVE_BYTES = 2**20  # for the index and the manifest
+_NUM_TIMED = 32
+_logger = logging.getLogger("raydml")
+
+
+class Images(NamedTuple):
+    """The images of one part.
+
+    pixels: N of them. labels: (N,) int64 in 0..C-1, the classes of this part numbered anew in catalog order. paths: N.
+    skipped: (path, reason) of each image left out. roles: N of those of the catalog, or None where it has none.
+    """
+
+    pixels: Pixels
+    labels: np.ndarray
+    paths: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...] = ()
+    roles: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How and where decoded images are kept.
+
+    resize_px, resize, interpolation: as in `Preprocessing`. cache_dir: a folder on a disk of the node; None: each
+    process keeps them in its own memory. max_bytes: the limit of all packs in cache_dir, or of one in memory; None:
+    what the disk has free, or half of the free memory. on_unreadable: "refuse" raises for images without pixels,
+    "skip" leaves them out and lists them.
+    """
+
+    resize_px: int
+    resize: Resize = "short_side"
+    interpolation: Interpolation = "bilinear"
+    cache_dir: Path | None = None
+    max_bytes: int | None = None
+    on_unreadable: OnUnreadable = "refuse"
+
+    @property
+    def resizing(self) -> Resizing:
+        return Resizing(self.resize_px, self.resize, self.interpolation)
+
+
+class SpaceShortage(NamedTuple):
+    """Why images are not kept. available: the space there is, in words; cure: how to get more."""
+
+    survey: HeaderSurvey
+    available: str
+    cure: str
+
+
+class _KeptImages(NamedTuple):
+    """pixels: of the catalog's rows `rows`. skipped: path -> reason of the other requested rows."""
+
+    pixels: Pixels
+    rows: np.ndarray
+    skipped: dict[str, str]
+
+
+# --- the parts of a data set -----------------------------------------------------------------------------------------
+
+
+def load_development(
+    catalog: Catalog, split: Split, storage: Storage, *, original: bool = False
+) -> tuple[Images, Images]:
+    """Load the train and the val images; no file of a test class is opened.
+
+    Both are rows of one pack of all development classes, for every fold. original: the train images are decoded at
+    their full resolution at each reading, as the papers do; val as usual.
+
+    Images that do not fit are decoded at each reading, with the same pixels, and a warning says so. Then "refuse" finds
+    a file with a whole header and damaged pixels only when it is read, with the same error; "skip" decodes every file
+    once beforehand.
+
+    Raises DataError: unreadable images, every one with path and reason; a class that skipping leaves with fewer than
+    two images; a cache that cannot be written.
+    """
+    rows = np.flatnonzero(np.isin(catalog.labels, [*split.train, *split.val]))
+    if catalog.root is None:
+        kept_val = _digits(rows, storage.resizing)
+        kept_train = _digits(rows, None) if original else kept_val
+    elif not original:
+        kept_train = kept_val = _kept(catalog, rows, storage)
+    elif storage.cache_dir is not None:
+        kept_val = _kept(catalog, rows, storage)
+        paths = [catalog.paths[row] for row in kept_val.rows]
+        kept_train = kept_val._replace(pixels=DecodedPixels(catalog.root, paths, None))
+    else:  # the memory of this process is not shared: keep val alone
+        is_val = np.isin(catalog.labels[rows], split.val)
+        kept_val = _kept(catalog, rows[is_val], storage)
+        train = _files(catalog, rows[~is_val], storage)
+        kept_train = _not_kept(catalog, rows[~is_val], train, survey_headers(train), None, storage.on_unreadable)
+    _warn_of_skipped(len(rows), kept_train.skipped | kept_val.skipped)
+    return _part(catalog, split.train, kept_train), _part(catalog, split.val, kept_val)
+
+
+def load_test(catalog: Catalog, split: Split, storage: Storage, *, key: TestKey) -> Images:
+    """Load the test images and spend the key, which comes from `TestReads.record`. Otherwise as `load_development`."""
+    if not isinstance(key, TestKey):
+        raise DataError(f"the test classes are sealed: load_test needs a TestKey from TestReads.record, got {key!r}")
+    key.spend()
+    rows = np.flatnonzero(np.isin(catalog.labels, split.test))
+    kept = _digits(rows, storage.resizing) if catalog.root is None else _kept(catalog, rows, storage)
+    _warn_of_skipped(len(rows), kept.skipped)
+    return _part(catalog, split.test, kept)
+
+
+def _warn_of_skipped(num_images: int, skipped: dict[str, str]) -> None:
+    if skipped:
+        reasons = listed((f"{path}: {reason}" for path, reason in skipped.items()), limit=20)
+        _logger.warning(
+            "warning: %d of %d images cannot be read and are left out: %s", len(skipped), num_images, reasons
+        )
+
+
+def _part(catalog: Catalog, classes: tuple[int, ...], kept: _KeptImages) -> Images:
+    """Select the images of these classes."""
+    places = np.flatnonzero(np.isin(catalog.labels[kept.rows], classes))
+    rows = kept.rows[places]
+    labels = np.searchsorted(np.sort(np.array(classes, dtype=np.int64)), catalog.labels[rows]).astype(np.int64)
+    of_part = np.flatnonzero(np.isin(catalog.labels, classes)) if kept.skipped else np.empty(0, dtype=np.int64)
+    left_out = [(path, kept.skipped[path]) for path in (catalog.paths[row] for row in of_part) if path in kept.skipped]
+    roles = None if catalog.roles is None else tuple(catalog.roles[row] for row in rows)
+    paths = tuple(catalog.paths[row] for row in rows)
+    return Images(kept.pixels.select(places), labels, paths, tuple(left_out), roles)
+
+
+def _digits(rows: np.ndarray, resizing: Resizing | None) -> _KeptImages:
+    images = [apply_resizing(upright_rgb(Image.fromarray(digit)), resizing) for digit in digit_images()[0][rows]]
+    return _KeptImages(packed(np.stack([np.asarray(image) for image in images])), rows, {})
+
+
+def _kept(catalog: Catalog, rows: np.ndarray, storage: Storage) -> _KeptImages:
+    """These rows of the catalog, resized; from a pack if there is space for one."""
+    files = _files(catalog, rows, storage)
+    found: Pack | SpaceShortage
+    if storage.cache_dir is None:
+        found = _in_memory(files, storage.max_bytes)
+    else:
+        try:
+            found = open_or_write(
+                files,
+                storage.cache_dir,
+                storage.max_bytes,
+                lambda skipped: _refuse_unreadable(catalog, rows, skipped, storage.on_unreadable),
+            )
+        except OSError as error:
+            raise DataError(
+                f"machine.cache_dir = {str(storage.cache_dir)!r} cannot be used: {error}; give a writable "
+                "folder with enough space on a local disk"
+            ) from error
+    if isinstance(found, SpaceShortage):
+        _logger.warning("%s", _shortage_text(found, files))
+        return _not_kept(catalog, rows, files, found.survey, files.resizing, storage.on_unreadable)
+    _refuse_unreadable(catalog, rows, found.skipped, storage.on_unreadable)
+    return _KeptImages(found.pixels, _left(catalog, rows, found.skipped), found.skipped)
+
+
+def _not_kept(
+    catalog: Catalog,
+    rows: np.ndarray,
+    files: ImageFiles,
+    survey: HeaderSurvey,
+    resizing: Resizing | None,
+    on_unreadable: str,
+) -> _KeptImages:
+    """These rows of the catalog, decoded at each reading."""
+    _refuse_unreadable(catalog, rows, survey.unreadable, on_unreadable)
+    skipped = unreadable_of(files) if on_unreadable == "skip" else survey.unreadable
+    _refuse_unreadable(catalog, rows, skipped, on_unreadable)
+    left = _left(catalog, rows, skipped)
+    return _KeptImages(DecodedPixels(files.root, [catalog.paths[row] for row in left], resizing), left, skipped)
+
+
+def _files(catalog: Catalog, rows: np.ndarray, storage: Storage) -> ImageFiles:
+    assert catalog.root is not None
+    paths = tuple(catalog.paths[row] for row in rows)
+    return ImageFiles(catalog.root, paths, catalog.modified_ns[rows], catalog.content, storage.resizing)
+
+
+def _left(catalog: Catalog, rows: np.ndarray, skipped: dict[str, str]) -> np.ndarray:
+    """The rows whose images are not skipped."""
+    return rows[[catalog.paths[row] not in skipped for row in rows]] if skipped else rows
+
+
+def _refuse_unreadable(catalog: Catalog, rows: np.ndarray, skipped: dict[str, str], on_unreadable: str) -> None:
+    if skipped and on_unreadable == "refuse":
+        lines = "\n".join(f"  {path}: {reason}" for path, reason in skipped.items())
+        raise DataError(
+            f"{len(skipped)} of {len(rows)} images under {catalog.root} cannot be read:\n{lines}\n"
+            "Repair or remove them, or leave them out with machine.on_unreadable: skip"
+        )
+    if skipped:
+        num_classes = len(catalog.class_names)
+        before = np.bincount(catalog.labels[rows], minlength=num_classes)
+        after = np.bincount(catalog.labels[_left(catalog, rows, skipped)], minlength=num_classes)
+        shrunk = np.flatnonzero(after < before)  # a class that has one image in the benchmark itself may stay
+        names = [catalog.class_names[label] for label in shrunk]
+        refuse_small_classes(names, after[shrunk], " left after skipping unreadable ones")
+
+
+# --- one pack for all processes of a node ----------------------------------------------------------------------------
+
+
+def open_or_write(
+    files: ImageFiles, cache_dir: Path, max_bytes: int | None, refuse: Callable[[dict[str, str]], None]
+) -> Pack | SpaceShortage:
+    """Open the pack of these files, or write it; of several processes one decodes and the others wait.
+
+    A killed writer is followed by one of the waiting processes. max_bytes: the limit of all packs in cache_dir; those
+    opened longest ago are removed for a new one, and processes that have them open keep them. None: what the disk has
+    free. refuse: a function of path -> reason of the files without pixels; it raises if there must be no pack then.
+
+    Raises OSError: the folder cannot be read, made or written to. A whole pack may be in a read-only folder.
+    """
+    folder = files.folder(cache_dir)
+    pack = open_pack(folder, files)
+    if pack is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock")
+        _acquire(lock, folder)
+        try:
+            pack = open_pack(folder, files)  # another process may have written it meanwhile
+            if pack is None:
+                clear_pack(folder)
+                survey = survey_headers(files)
+                if max_bytes is not None:
+                    _remove_oldest(cache_dir, folder, max_bytes - survey.total_bytes())
+                if shortage := _shortage(survey, cache_dir, max_bytes):
+                    return shortage
+                write_pack(folder, files, survey, refuse)
+                pack = open_pack(folder, files, try_skipped=False)  # they were tried a moment ago
+                assert pack is not None, "a pack just written is whole and current"
+        finally:
+            lock.release()
+    with suppress(OSError):  # a read-only folder: no pack there is ever removed, so its last use does not matter
+        os.utime(folder / "manifest.json")
+    return pack
+
+
+def _acquire(lock: FileLock, folder: Path) -> None:
+    """Wait for the lock of a pack, with a message every few seconds. It ends with its holder, also by a kill."""
+    while True:
+        try:
+            lock.acquire(timeout=WAIT_MESSAGE_EVERY_S)
+            return
+        except Timeout:
+            num_bytes = sum(file.stat().st_size for file in folder.glob("*.pixels"))
+            _logger.info("waiting: another process decodes these images (%s so far)", _gib(num_bytes))
+
+
+def _remove_oldest(cache_dir: Path, new: Path, allowed_bytes: int) -> None:
+    """Remove packs until those other than `new` take at most allowed_bytes, beginning with the one opened longest ago.
+
+    A pack that is being written is left alone. A negative allowed_bytes cannot be reached: nothing is removed.
+    """
+    if allowed_bytes < 0:
+        return
+    others = {manifest.parent: manifest.stat().st_mtime_ns for manifest in cache_dir.glob("images-*/manifest.json")}
+    others.pop(new, None)
+    num_bytes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in others}
+    for folder in sorted(others, key=lambda folder: others[folder]):
+        if sum(num_bytes.values()) <= allowed_bytes:
+            return
+        with suppress(Timeout), FileLock(folder / "lock", timeout=0):
+            _logger.info("%s: removed, its %s of images are needed for others", folder, _gib(num_bytes.pop(folder)))
+            clear_pack(folder)
+
+
+def _shortage(survey: HeaderSurvey, cache_dir: Path, max_bytes: int | None) -> SpaceShortage | None:
+    free_bytes = shutil.disk_usage(cache_dir).free
+    if max_bytes is not None and survey.total_bytes() > max_bytes:
+        return SpaceShortage(survey, f"machine.max_cache_gib allows {_gib(max_bytes)}", "raise machine.max_cache_gib")
+    if survey.total_bytes() + _RESERVE_BYTES > free_bytes:
+        available = f"machine.cache_dir = {str(cache_dir)!r} has {_gib(free_bytes)} free"
+        return SpaceShortage(survey, available, "free space there or name another folder")
+    return None
+
+
+def _shortage_text(found: SpaceShortage, files: ImageFiles) -> str:
+    """The missing space, its cost (timed on a few images) and the cure."""
+    num_images = len(files.paths)
+    few = [files.paths[row] for row in range(0, num_images, -(-num_images // _NUM_TIMED))]
+    begin_s = time.monotonic()
+    list(decode_in_order(files.root, few, files.resizing))
+    all_s = (time.monotonic() - begin_s) / len(few) * num_images
+    return (
+        f"{num_images:,} images at data.resize_px = {files.resizing.resize_px} need "
+        f"{_gib(found.survey.total_bytes())}, but {found.available}. They are not kept: every trial decodes each image "
+        f"again at each use, about {all_s:,.0f} s for all of them if no other process uses the processors. "
+        f"Cure: {found.cure}, or lower data.resize_px"
+    )
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.3f} GiB"
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def _in_memory(files: ImageFiles, max_bytes: int | None) -> Pack | SpaceShortage:
+    survey = survey_headers(files)
+    allowed_bytes = free_memory_bytes() // 2 if max_bytes is None else max_bytes
+    if survey.total_bytes() <= allowed_bytes:
+        return pack_in_memory(files, survey)
+    limit = "half of the free memory is" if max_bytes is None else "machine.max_cache_gib allows"
+    return SpaceShortage(survey, f"{limit} {_gib(allowed_bytes)}", "set machine.cache_dir to a folder on a local disk")
+
+
+def free_memory_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Free memory of the machine (MemAvailable on Linux, else free pages), at most what the container's limit leaves.
+
+    proc, cgroup: the kernel's folders; version 2 of control groups only.
+    """
+    free_bytes = [_available_bytes(proc)]
+    limit, used = (_text_of(cgroup / name).strip() for name in ("memory.max", "memory.current"))
+    if limit.isdecimal() and used.isdecimal():  # "max" means no limit
+        free_bytes.append(max(0, int(limit) - int(used)))
+    return min(free_bytes)
+
+
+def _available_bytes(proc: Path) -> int:
+    for line in _text_of(proc / "meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text(encoding="ascii")
+    except OSError:
+        return ""

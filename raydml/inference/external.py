@@ -1,0 +1,192 @@
+"""Any network on any images, and embeddings that were kept: evaluation outside a trial's own data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raydml.config.trial import Machine
+from raydml.data.catalog import Catalog
+from raydml.data.seal import TestKey
+from raydml.data.splits import Split
+from raydml.evaluation.embed import Evaluated, Wanted, device_of, embed, evaluate_embeddings
+from raydml.evaluation.protocols import DISTRACTOR, protocols_of
+from raydml.evaluation.saved_embeddings import SavedEmbeddings
+from raydml.images.cache import Images, Storage, load_test
+from raydml.images.preprocessing import Preprocessing
+from raydml.models.backbones import BACKBONES
+from raydml.models.network import ModelError, build_network, preprocessing_for
+
+
+class Collection(NamedTuple):
+    """A data set and the key that opens it: its images may be sealed in some study, so each read is on record."""
+
+    catalog: Catalog
+    key: TestKey
+
+
+def embed_collection(
+    network: nn.Module,
+    preprocessing: Preprocessing,
+    collection: Collection,
+    machine: Machine,
+    *,
+    distractors: Collection | None = None,
+    device: str | None = None,
+    precision: str = "fp32",
+    facts: dict[str, Any],
+) -> SavedEmbeddings:
+    """The embeddings of a data set: of its test images where it comes with a split of its own, else of all.
+
+    Args:
+        network: images (B, 3, crop, crop), prepared as `preprocessing` says, to embeddings (B, D).
+        distractors: images that every query searches too and that are never right; their labels do not matter.
+        device: None takes `machine.device` ("auto": a GPU where torch sees one).
+        facts: what else to keep beside the embeddings.
+
+    Raises what reading and embedding raise.
+    """
+    run_on = device or device_of(machine)
+    network = network.to(run_on)
+    catalog = collection.catalog
+    parts = [_open(collection, preprocessing, machine)]
+    if distractors is not None:
+        parts.append(_open(distractors, preprocessing, machine))
+    embeddings = [
+        embed(
+            network, part.pixels, preprocessing, device=run_on, batch_size=machine.evaluation_batch, precision=precision
+        )
+        for part in parts
+    ]
+    class_names = [catalog.class_names[number] for number in _classes_of(catalog)]
+    labels, roles = parts[0].labels, parts[0].roles
+    if distractors is not None:
+        labels = np.concatenate([labels, np.full(len(parts[1].labels), len(class_names))])
+        roles = (*(roles or [""] * len(parts[0].labels)), *[DISTRACTOR] * len(parts[1].labels))
+        class_names.append(f"({DISTRACTOR})")
+    protocols = protocols_of(roles, catalog.protocols)
+    about = {"dataset": catalog.name, "part": "all" if catalog.given_split is None else "test"}
+    return SavedEmbeddings(
+        np.concatenate(embeddings),
+        labels,
+        tuple(class_names),
+        tuple(path for part in parts for path in part.paths),
+        roles,
+        {**about, "protocols": list(protocols), **facts},
+    )
+
+
+def evaluate_saved(saved: SavedEmbeddings, wanted: Wanted, device: str = "cpu") -> Evaluated:
+    """Score embeddings by the protocols that they were kept with. Needs neither a model nor images."""
+    protocols: Sequence[str] = saved.facts.get("protocols") or protocols_of(saved.roles, ())
+    return evaluate_embeddings(saved.embeddings, saved.labels, saved.roles, protocols, wanted, device)
+
+
+def _open(collection: Collection, preprocessing: Preprocessing, machine: Machine) -> Images:
+    storage = Storage(
+        resize_px=preprocessing.resize_px,
+        resize=preprocessing.resize,
+        interpolation=preprocessing.interpolation,
+        cache_dir=machine.cache_dir,
+        max_bytes=None if machine.max_cache_gib is None else int(machine.max_cache_gib * 2**30),
+        on_unreadable=machine.on_unreadable,
+    )
+    classes = _classes_of(collection.catalog)
+    return load_test(collection.catalog, Split((), (), classes), storage, key=collection.key)
+
+
+def _classes_of(catalog: Catalog) -> tuple[int, ...]:
+    if catalog.given_split is None:
+        return tuple(range(len(catalog.class_names)))
+    is_test = np.array(catalog.given_split) == "test"
+    return tuple(int(number) for number in np.unique(catalog.labels[is_test]))
+
+
+PREFIXES = ("backbone:", "timm:")
+_SEED = 0
+
+
+class BareBackbone(NamedTuple):
+    """network: prepared images (B, 3, crop, crop) to unit features (B, F), in evaluation mode on the CPU."""
+
+    name: str
+    network: nn.Module
+    preprocessing: Preprocessing
+
+
+class _UnitFeatures(nn.Module):
+    def __init__(self, trunk: nn.Module) -> None:
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, images: Tensor) -> Tensor:
+        return nn.functional.normalize(self.trunk(images).float(), dim=1)
+
+
+def open_bare(target: str, *, resize_px: int = 256, crop_px: int = 224) -> BareBackbone:
+    """The backbone that "backbone:NAME[:WEIGHTS]" or "timm:NAME[:WEIGHTS]" means.
+
+    WEIGHTS: "default" (published), "none" (random, seed 0), or for backbone: a path. resize_px, crop_px: for backbones
+    of the table; timm's models say their own.
+
+    Raises ModelError for names that do not exist or crops that do not fit, WeightsError for weights that cannot be had.
+    """
+    kind, _, rest = target.partition(":")
+    name, _, weights = rest.partition(":")
+    weights = weights or "default"
+    if f"{kind}:" not in PREFIXES or not name:
+        raise ModelError(f"{target!r}: a bare backbone is backbone:NAME or timm:NAME")
+    if kind == "timm":
+        return _of_timm(name, weights)
+    if name not in BACKBONES:
+        raise ModelError(f"{target!r}: backbone: {name!r}; one of {', '.join(BACKBONES)}; or timm:NAME")
+    preprocessing = preprocessing_for(name, resize_px=resize_px, crop_px=crop_px)
+    network = build_network(
+        backbone=name,
+        embedding_dim=1,  # of the head, which is left out
+        layer_norm=False,
+        normalize="none",
+        freeze_batch_norm=False,
+        weights=weights,
+        seed=_SEED,
+    )
+    return BareBackbone(f"{kind}:{name}:{weights}", _UnitFeatures(network.trunk).eval(), preprocessing)
+
+
+def _of_timm(name: str, weights: str) -> BareBackbone:
+    try:
+        import timm
+    except ImportError as error:
+        raise ModelError(f"timm:{name}: timm is not installed. Cure: pip install 'raydml[timm]'") from error
+    if weights not in ("default", "none"):
+        raise ModelError(f"timm:{name}:{weights}: weights are default or none")
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('.')[0]}*")[:5]
+        hint = f"; names like it: {', '.join(near)}" if near else ""
+        raise ModelError(f"timm:{name}: timm {timm.__version__} has no such model{hint}")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(_SEED)
+        trunk = timm.create_model(name, pretrained=weights == "default", num_classes=0)
+    return BareBackbone(f"timm:{name}:{weights}", _UnitFeatures(trunk).eval(), _preprocessing_of(name, trunk))
+
+
+def _preprocessing_of(name: str, trunk: nn.Module) -> Preprocessing:
+    from timm.data import resolve_model_data_config
+
+    config: dict[str, Any] = resolve_model_data_config(trunk)
+    channels, height, width = config["input_size"]
+    if channels != 3 or height != width:
+        raise ModelError(f"timm:{name}: it wants images of {config['input_size']}, raydml makes square RGB ones")
+    return Preprocessing(
+        # As timm's own transform: the short side to floor(crop / crop_pct), then the centre.
+        resize_px=int(height / config["crop_pct"]),
+        crop_px=height,
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        resize="squash" if config.get("crop_mode") == "squash" else "short_side",
+        interpolation=config["interpolation"],
+    )

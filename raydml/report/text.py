@@ -1,0 +1,358 @@
+"""A study in sentences and as Markdown. The sentences head the page, the Markdown file and the terminal's output."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from raydml.analysis.trials import ENDINGS, FAILURES
+from raydml.metrics.intervals import Interval
+from raydml.metrics.names import metric_label, metric_name
+
+#: Whether the source of a published number chose the epoch on the test classes, in words.
+CHOSEN_ON_TEST = {True: "chosen on test", False: "", None: "not known whether chosen on test"}
+
+HOW_TO_COMPARE = (
+    "Published numbers come from training on all training classes; ours leave some classes out for validation. A "
+    "number marked *chosen on test* is of the epoch that was best on these very test classes. For one marked *not "
+    "known whether chosen on test* the source does not say how the epoch was chosen. One without a mark was not chosen "
+    "on the test classes. Ours were chosen on validation classes."
+)
+HOW_INTERVALS_ARE_MADE = (
+    "Intervals are 95 % t intervals of the mean over folds and seeds. Differences are paired over the same folds and "
+    "seeds; their p-values are adjusted by Holm's method for all pairs. Folds share training classes, so both are "
+    "somewhat too optimistic."
+)
+_MAIN_METRICS, _MAX_MAIN_METRICS = re.compile(r"recall_at_\d+|r_precision|map_at_r"), 7
+_MAX_PUBLISHED, _NUM_BEST_PUBLISHED = 10, 4
+_MAX_SEARCHED = 10  # trials in the Markdown; trials.csv has all
+_MARKDOWN = re.compile(r"([\\<>|\[\]])")  # what starts HTML, links, images and cells
+
+
+class Findings(NamedTuple):
+    """Sentences about each part of a study, the most important first. warnings: reasons to doubt the others."""
+
+    question: list[str]
+    winner: list[str]
+    test: list[str]
+    settled: list[str]
+    cost: list[str]
+    warnings: list[str]
+
+
+def findings(summary: Mapping[str, Any]) -> Findings:
+    """Return the findings of a study (see `study/summary.py`). A stage that has not ended has no sentences."""
+    stability = summary["stability"]
+    return Findings(
+        question=_question(summary),
+        winner=_winner(summary),
+        test=_test(summary),
+        settled=[f"The search is {stability['verdict']}."] if stability else [],
+        cost=_cost(summary["cost"]),
+        warnings=_warnings(summary),
+    )
+
+
+# --- numbers and names ------------------------------------------------------------------------------------------------
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return ``1 image``, ``2,000 images`` or, with a plural, ``3 classes``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {plural or noun + 's'}"
+
+
+def score_text(score: Mapping[str, Any] | None, decimals: int = 4) -> str | None:
+    """Return ``0.7000 ± 0.0100``; None for a score that was not measured."""
+    if score is None or score["mean"] is None:
+        return None
+    return Interval(score["mean"], score["half_width"], 0).text(decimals=decimals)
+
+
+def published_text(score: Mapping[str, Any] | None) -> str | None:
+    """Return a published number and the deviation of its runs, which is no interval and therefore named."""
+    if score is None:
+        return None
+    deviation = "" if score["deviation"] is None else f" (deviation {score['deviation']:.4f})"
+    return f"{score['mean']:.4f}{deviation}"
+
+
+def comparison_text(row: Mapping[str, Any]) -> str:
+    """Return ``0.0273 ± 0.0383, p = 0.51``: the difference, its interval and the adjusted p."""
+    text = Interval(row["difference"], row["half_width"], 0).text(decimals=4)
+    return text if row["p_holm"] is None else f"{text}, p {p_text(row['p_holm'])}"
+
+
+def p_text(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}" if p < 0.1 else f"= {p:.2f}"
+
+
+def hours_text(hours: float) -> str:
+    """Return ``12.3 h``, ``4.5 min`` or ``12 s``."""
+    if hours >= 1:
+        return f"{hours:.1f} h"
+    return f"{hours * 60:.1f} min" if hours * 60 >= 1 else f"{hours * 3600:.0f} s"
+
+
+def all_metrics(summary: Mapping[str, Any]) -> list[str]:
+    """Return the metrics of the test classes, the ranking metric first."""
+    names = dict.fromkeys(name for row in summary["final"] for name in row["metrics"])
+    first = summary["metric"].removeprefix("val_")
+    return [*([first] if first in names else []), *(name for name in names if name != first)]
+
+
+def main_metrics(summary: Mapping[str, Any]) -> list[str]:
+    """Return as many of these metrics as a table has room for: the ranking metric and those that papers print."""
+    first, *others = all_metrics(summary)
+    return [first, *(name for name in others if _MAIN_METRICS.fullmatch(name))][:_MAX_MAIN_METRICS]
+
+
+def protocols_in_words(summary: Mapping[str, Any]) -> str:
+    """Return how the test was run: "Leave one out: each of 90 images searches the 89 others; 5 classes."."""
+    sentences = dict.fromkeys(sentence for row in summary["final"] for sentence in row["protocols"].values())
+    return " ".join(f"{sentence[:1].upper()}{sentence[1:]}." for sentence in sentences)
+
+
+def published_groups(summary: Mapping[str, Any]) -> list[tuple[str, str, list[str], list[Any], list[Any]]]:
+    """Return (data set, protocol, names of the metrics both have, our rows, published entries with the best last)."""
+    groups = []
+    for dataset, protocol in dict.fromkeys((entry["dataset"], entry["protocol"]) for entry in summary["published"]):
+        ours = [row for row in summary["final"] if row["dataset"] == dataset]
+        theirs = [
+            entry for entry in summary["published"] if (entry["dataset"], entry["protocol"]) == (dataset, protocol)
+        ]
+        measured = dict.fromkeys(name for row in ours for name in row["metrics"])
+        names = [name for name in measured if any(name in entry["metrics"] for entry in theirs)]
+        theirs = [entry for entry in theirs if any(name in entry["metrics"] for name in names)]
+        theirs.sort(key=lambda entry: entry["metrics"].get(names[0], {"mean": 0.0})["mean"])
+        if theirs:
+            groups.append((dataset, protocol, names, ours, theirs))
+    return groups
+
+
+def best_published(theirs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Shorten a long list of published entries, best last, to the best and the systems that the study ran."""
+    if len(theirs) <= _MAX_PUBLISHED:
+        return list(theirs)
+    best = theirs[-_NUM_BEST_PUBLISHED:]
+    return [entry for entry in theirs if entry["ours"] or entry in best]
+
+
+# --- sentences --------------------------------------------------------------------------------------------------------
+
+
+def _question(summary: Mapping[str, Any]) -> list[str]:
+    plan, metric = summary["plan"], metric_name(summary["metric"])
+    searched = f"{counted(plan['num_trials'], 'trial')} on {plan['dataset']}, ranked by {metric}"
+    searched += f", at most {counted(plan['epochs'], 'epoch')} each" if plan["epochs"] else ""
+    searched += {"none": ", none stopped early"}.get(plan["scheduler"], f", stopped early by {plan['scheduler']}")
+    question = summary["question"]
+    sentences = [question[:1].upper() + question[1:]] if question else []
+    sentences.append(f"{searched}.")
+    if summary["confirm"]:
+        runs = f"{counted(plan['folds'], 'fold')} of {counted(plan['seeds'], 'seed')}"
+        sentences.append(f"{counted(len(summary['confirm']), 'configuration')} confirmed over {runs}.")
+    missing = [stage for stage in plan["stages"] if stage not in plan["finished"]]
+    if missing:
+        sentences.append(f"Not finished yet: {', '.join(missing)}.")
+    return sentences
+
+
+def _winner(summary: Mapping[str, Any]) -> list[str]:
+    metric = metric_name(summary["metric"])
+    if not summary["confirm"]:
+        best = summary["best_so_far"]
+        if best is None:
+            return ["No epoch has ended yet."]
+        name = f"{best['trial']} ({best['recipe']})"
+        so_far = "" if summary["search"] else " so far"
+        return [
+            f"The best trial{so_far} is {name}: {metric} {best['best']:.4f} at epoch {best['epoch_of_best']}, one run."
+        ]
+    first = summary["confirm"][0]
+    runs = f"{metric} {score_text(first)} over {counted(first['num_runs'], 'run')}"
+    sentences = [f"{first['letter']} ({first['label']}) has the best mean: {runs}."]
+    if len(summary["confirm"]) > 1:
+        sentences.append(_lead(summary, summary["confirm"][1]))
+        sentences += [f"{sentence}." for sentence in summary["ranking_in_words"]]
+    return sentences
+
+
+def _lead(summary: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+    pair = {summary["confirm"][0]["letter"], second["letter"]}
+    found = [row for row in summary["comparisons"] if {row["better"], row["worse"]} == pair]
+    if not found:
+        return f"Whether it is better than {second['letter']} ({second['label']}) was not tested."
+    verdict = "a real difference" if found[0]["is_real"] else "which may be chance"
+    return f"It is ahead of {second['letter']} ({second['label']}) by {comparison_text(found[0])}: {verdict}."
+
+
+def _test(summary: Mapping[str, Any]) -> list[str]:
+    if not summary["final"]:
+        return []
+    first, (name, *_) = summary["final"][0], all_metrics(summary)
+    scores = [first[part].get(name) for part in ("metrics", "untrained", "ensemble")]
+    text = f"On the test classes {first['letter']} has {metric_name(name)} {score_text(scores[0])}"
+    text += f"; the same network untrained has {score_text(scores[1])}" if scores[1] else ""
+    text += f"; its folds' embeddings concatenated have {score_text(scores[2])}" if scores[2] else ""
+    sentences = [f"{text}."]
+    if letters := _near_untrained(summary["final"], name):
+        verb = "is" if len(letters) == 1 else "are"
+        sentences.append(f"{', '.join(letters)} {verb} not clearly better there than the untrained network.")
+    ranked = [sentence.replace("These runs", "these runs", 1) for sentence in summary["test_ranking_in_words"]]
+    sentences += [f"On the test classes {sentence}." for sentence in ranked]
+    for dataset, _, names, ours, theirs in published_groups(summary):
+        key = names[0]
+        published = [entry["metrics"][key]["mean"] for entry in theirs if key in entry["metrics"]]
+        # The winner on validation classes, even where another one is better here: final is in that order.
+        best = next(row for row in ours if key in row["metrics"])
+        value = best["metrics"][key]["mean"]
+        num_below = sum(value > mean for mean in published)
+        sentences.append(
+            f"Our winner on validation ({best['letter']}, {value:.4f}) is above {num_below} of "
+            f"{counted(len(published), 'published number')} of {metric_name(key)} on {dataset}."
+        )
+    return sentences
+
+
+def _near_untrained(final: Sequence[Mapping[str, Any]], name: str) -> list[str]:
+    """Return the letters of the configurations whose interval reaches down to the untrained network's mean."""
+    letters = []
+    for row in final:
+        score, untrained = row["metrics"].get(name), row["untrained"].get(name)
+        if score and untrained and score["mean"] - (score["half_width"] or 0.0) <= untrained["mean"]:
+            letters.append(row["letter"])
+    return letters
+
+
+def _cost(cost: Mapping[str, Any]) -> list[str]:
+    hours, saved = (sum(stage[key] for stage in cost["stages"]) for key in ("hours", "hours_saved"))
+    if not hours:
+        return []
+    text = f"Training cost {hours_text(hours)} of {cost['unit'].removesuffix('-hours')} time"
+    return [text + (f"; stopping trials early saved about {hours_text(saved)}." if saved else ".")]
+
+
+def _warnings(summary: Mapping[str, Any]) -> list[str]:
+    reads: Sequence[Mapping[str, Any]] = summary["test_reads"]
+    warnings = []
+    # finalize tests networks one by one, and then ensembles of them ("finalize: ensemble of ...").
+    others = [read for read in reads if not str(read.get("purpose")).startswith("finalize")]
+    num_tested = sum(len(row["runs"]) for row in summary["final"])
+    num_finalized = sum(read.get("purpose") == "finalize" for read in reads)
+    if others:
+        purposes = ", ".join(sorted({str(read.get("purpose", "a damaged line")) for read in others}))
+        warnings.append(
+            f"The test classes were read {counted(len(others), 'time')} outside of finalize ({purposes}): a choice "
+            "made after such a read has seen the test."
+        )
+    if summary["final"] and num_finalized > num_tested:
+        warnings.append(
+            f"finalize read the test classes {num_finalized} times for {num_tested} runs: it was interrupted."
+        )
+    num_failed = sum(row["ended"] in FAILURES for row in summary["search"])
+    if num_failed:
+        warnings.append(f"{counted(num_failed, 'trial')} of {len(summary['search'])} failed; see how trials ended.")
+    if summary["confirm"] and min(row["num_runs"] for row in summary["confirm"]) < 3:
+        warnings.append("Some configurations were confirmed by fewer than 3 runs: their intervals say little.")
+    return warnings
+
+
+# --- Markdown ---------------------------------------------------------------------------------------------------------
+
+
+def summary_markdown(summary: Mapping[str, Any]) -> str:
+    """Return the findings, then tables: test numbers, published numbers, confirmed configurations, the best trials.
+
+    summary: see `study/summary.py`. A stage that has not ended has no table. Text that comes from the study is escaped:
+    it cannot start HTML, a link, an image or a cell.
+    """
+    found = findings(summary)
+    sentences = [*found.winner, *found.test, *found.settled, *found.cost]
+    parts = [f"# Study {_escaped(summary['study'])}", *map(_escaped, found.question)]
+    parts += ["\n".join(f"- {_escaped(sentence)}" for sentence in sentences)]
+    parts += [f"> **Note** {_escaped(sentence)}" for sentence in found.warnings]
+    parts += [*_test_table(summary), *_published_tables(summary), *_confirmed_table(summary), *_search_table(summary)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _test_table(summary: Mapping[str, Any]) -> list[str]:
+    """One table for all final configurations: the ranking metric beside the untrained network's, then the others."""
+    if not summary["final"]:
+        return []
+    first, *others = main_metrics(summary)
+    with_ensemble = any(row["ensemble"] for row in summary["final"])
+    label = metric_label(first)
+    header = ["", "configuration", f"{label}, test", *([f"{label}, concatenated"] if with_ensemble else [])]
+    header += [f"{label}, untrained", f"{label}, validation", *(metric_label(name) for name in others)]
+    rows = [
+        [row["letter"], row["label"], score_text(row["metrics"].get(first))]
+        + ([score_text(row["ensemble"].get(first))] if with_ensemble else [])
+        + [score_text(row[part].get(first)) for part in ("untrained", "validation")]
+        + [score_text(row["metrics"].get(name)) for name in others]
+        for row in summary["final"]
+    ]
+    return ["## Test classes", _escaped(protocols_in_words(summary)), _table(header, rows)]
+
+
+def _published_tables(summary: Mapping[str, Any]) -> list[str]:
+    """One table for each data set and protocol with published numbers: ours, then theirs, best last."""
+    parts = []
+    for dataset, protocol, names, ours, theirs in published_groups(summary):
+        rows = [
+            [f"**this study**: {row['letter']}, {row['label']}", row["backbone"], row["embedding_dim"]]
+            + [score_text(row["metrics"].get(name)) for name in names]
+            + [f"configuration `{row['configuration']}`"]
+            for row in ours
+        ]
+        shown = best_published(theirs)
+        for entry in shown:
+            ran = f" (this study ran it: {', '.join(entry['ours'])})" if entry["ours"] else ""
+            status = [entry["source"], entry["status"], CHOSEN_ON_TEST[entry["chosen_on_test"]]]
+            rows.append(
+                [f"{entry['system']}: {entry['variant']}{ran}", entry["backbone"], entry["embedding_dim"]]
+                + [published_text(entry["metrics"].get(name)) for name in names]
+                + ["; ".join(word for word in status if word)]
+            )
+        header = ["", "backbone", "dimensions", *(metric_name(name) for name in names), "source and status"]
+        parts += [f"## Published numbers: {dataset}, {protocol.replace('_', ' ')}", _table(header, rows)]
+        num_hidden = len(theirs) - len(shown)
+        parts += [f"... and {num_hidden} more in report.html"] if num_hidden else []
+        parts += [HOW_TO_COMPARE]
+    return parts
+
+
+def _confirmed_table(summary: Mapping[str, Any]) -> list[str]:
+    if not summary["confirm"]:
+        return []
+    rows = [
+        [row["letter"], row["label"], f"`{row['configuration']}`", row["from_trial"], score_text(row), row["num_runs"]]
+        for row in summary["confirm"]
+    ]
+    title = f"## Confirmed: {metric_name(summary['metric'])} over folds and seeds"
+    header = ["", "recipe", "configuration", "from", "mean ± 95 % interval", "runs"]
+    return [title, _table(header, rows), HOW_INTERVALS_ARE_MADE]
+
+
+def _search_table(summary: Mapping[str, Any]) -> list[str]:
+    if not summary["search"]:
+        return []
+    rows = [
+        [rank, row["trial"], row["recipe"], None if row["best"] is None else f"{row['best']:.4f}",
+         row["epoch_of_best"], ENDINGS.get(row["ended"], row["ended"])]
+        for rank, row in enumerate(summary["search"][:_MAX_SEARCHED], start=1)
+    ]  # fmt: skip
+    header = ["", "trial", "recipe", f"best {metric_name(summary['metric'])}", "at epoch", "ended"]
+    num_hidden = len(summary["search"]) - len(rows)
+    more = [f"... and {num_hidden} more in trials.csv"] if num_hidden else []
+    return [f"## Search: {counted(len(summary['search']), 'trial')}", _table(header, rows), *more]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(_escaped(value) for value in line) + " |" for line in lines)
+
+
+def _escaped(value: object) -> str:
+    """Return a value as one line of Markdown text; None is a dash."""
+    return "–" if value is None else _MARKDOWN.sub(r"\\\1", str(value).replace("\n", " "))
