@@ -13,11 +13,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raydml.evaluation.retrieval import Floats, Integers, Ranks, RetrievalError, nothing, padded_width, rank_in
+from raydml.evaluation.nearness import (
+    MASKED_SCORE,
+    Floats,
+    Integers,
+    RetrievalError,
+    check_num_neighbours,
+    padded_width,
+)
+from raydml.evaluation.ranking import WORKING_BYTES, Ranks, ranks_by
 from raydml.ops.clustering import faiss_threads
 
 Codes = NDArray[np.uint8]
-_WORKING_BYTES = 256 * 2**20
 
 
 def binary_codes(embeddings: Floats) -> Codes:
@@ -52,7 +59,7 @@ def ranked_relevant_codes(
     gallery_labels: Integers | None = None,
     depth: int,
     own: Integers | None = None,
-    working_bytes: int = _WORKING_BYTES,
+    working_bytes: int = WORKING_BYTES,
 ) -> Iterator[tuple[slice, Ranks]]:
     """`retrieval.ranked_relevant` by Hamming distance, with as many threads as torch has. Always on the CPU.
 
@@ -60,16 +67,14 @@ def ranked_relevant_codes(
 
     Raises RetrievalError: other arrays than `binary_codes` gives, and as `ranked_relevant`.
     """
-    space = _Bits(queries, gallery, own)
-    available = space.num_rows - (space.own is not None)
-    if not 1 <= depth <= available:
-        raise RetrievalError(f"depth = {depth} neighbours were asked for; use 1..{available}.")
+    nearness = HammingNearness(queries, gallery, own)
+    check_num_neighbours(depth, nearness.num_rows, is_own=nearness.own is not None)
     with faiss_threads():
-        yield from rank_in(space, query_labels, gallery_labels, depth, working_bytes)
+        yield from ranks_by(nearness, query_labels, gallery_labels, depth, working_bytes)
 
 
-class _Bits:
-    """Hamming space. The score -(distance * width + column) is different for each row: no ties are left."""
+class HammingNearness:
+    """Hamming distance. The score -(distance * width + column) is different for each row, so there are no ties."""
 
     device = torch.device("cpu")
     dtype = torch.int32
@@ -96,8 +101,9 @@ class _Bits:
         # Rows of padding, so that faiss writes the distances where the scores belong.
         self.padded = np.pad(self.gallery, ((0, self.width - self.num_rows), (0, 0)))
         self.minus_columns = -torch.arange(self.width, dtype=torch.int32)
+        self.copy_numbers = torch.zeros(self.width, dtype=torch.int64)  # of no use where no scores are equal
 
-    def score(self, rows: slice, out: Tensor) -> NDArray[np.float64]:
+    def score(self, rows: slice, out: Tensor) -> Tensor:
         import faiss  # training alone does without
 
         num_queries = rows.stop - rows.start
@@ -107,12 +113,11 @@ class _Bits:
             *pointers, num_queries, self.width, self.padded.shape[1], faiss.swig_ptr(out.numpy())
         )
         torch.add(self.minus_columns, out, alpha=-self.width, out=out)
-        out[:, self.num_rows :] = nothing(self.dtype)
-        return np.zeros(num_queries)
+        out[:, self.num_rows :] = MASKED_SCORE[self.dtype]
+        return torch.zeros((num_queries, 1), dtype=self.dtype)
 
-    def settle(self, queries: Integers, columns: Integers) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        differing = np.bitwise_count(self.queries[queries] ^ self.gallery[columns]).sum(axis=1, dtype=np.int64)
-        return (-differing * self.width - columns).astype(np.float64), differing.astype(np.float64)
+    def settle(self, queries: Integers, columns: Integers) -> NDArray[np.float64]:
+        return np.bitwise_count(self.queries[queries] ^ self.gallery[columns]).sum(axis=1).astype(np.float64)
 
 
 def _whole_words(codes: Codes) -> Codes:

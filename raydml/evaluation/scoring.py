@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from raydml.evaluation.binary_codes import binary_codes, int8_codes, ranked_relevant_codes
 from raydml.evaluation.protocols import DISTRACTOR, Search, searches
-from raydml.evaluation.retrieval import Device, Ranks, nearest_neighbours, ranked_relevant
+from raydml.evaluation.ranking import Device, Ranks, nearest_neighbours, ranked_relevant
 from raydml.metrics.clustering import ami, nmi, pair_f1
 from raydml.metrics.geometry import class_distances, spectral_decay
 from raydml.metrics.ranking import MetricError, average_precision, precision_at_r, recall, reciprocal_rank

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raydml.evaluation.protocols import DISTRACTOR, protocols_of, searches
-from raydml.evaluation.retrieval import nearest_neighbours
+from raydml.evaluation.ranking import nearest_neighbours
 
 # (Query, neighbour) pairs that are looked at together, about 50 bytes each.
 _MAX_PAIRS = 2**23

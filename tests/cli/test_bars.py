@@ -12,7 +12,7 @@ from torch import nn
 
 from raydml.cli.bars import StepBars
 from raydml.evaluation.embed import embed
-from raydml.evaluation.retrieval import nearest_neighbours
+from raydml.evaluation.ranking import nearest_neighbours
 from raydml.images.pixels import packed
 from raydml.images.preprocessing import Preprocessing
 from raydml.ops import progress

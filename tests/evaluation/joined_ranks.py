@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from raydml.evaluation.retrieval import Ranks, ranked_relevant
+from raydml.evaluation.ranking import Ranks, ranked_relevant
 
 
 def joined(parts):

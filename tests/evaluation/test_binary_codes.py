@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from raydml.evaluation import binary_codes as codes
 from raydml.evaluation.binary_codes import binary_codes, int8_codes, ranked_relevant_codes
-from raydml.evaluation.retrieval import RetrievalError
+from raydml.evaluation.nearness import RetrievalError
 from tests.evaluation.joined_ranks import joined
 from tests.golden_vectors import golden_arrays, golden_facts
 
@@ -94,7 +94,7 @@ def test_codes_are_never_looked_at_twice(monkeypatch):
     rows = np.random.default_rng(0).standard_normal((200, 5)).astype(np.float32)
     labels = np.arange(200) % 67
     expected = slow_ranks(rows, rows, labels, labels, 9, range(200))
-    monkeypatch.delattr(codes._Bits, "settle")
+    monkeypatch.delattr(codes.HammingNearness, "settle")
     assert_ranks(rank_relevant_codes(binary_codes(rows), query_labels=labels, depth=9), expected)
 
 
@@ -140,8 +140,10 @@ def test_golden_classification_recall_of_codes(case):
 
 def test_threads_are_torchs_and_are_put_back(monkeypatch):
     seen = []
-    original = codes._Bits.score
-    monkeypatch.setattr(codes._Bits, "score", lambda *args: seen.append(faiss.omp_get_max_threads()) or original(*args))
+    original = codes.HammingNearness.score
+    monkeypatch.setattr(
+        codes.HammingNearness, "score", lambda *args: seen.append(faiss.omp_get_max_threads()) or original(*args)
+    )
     rows = binary_codes(np.random.default_rng(0).standard_normal((20, 9)).astype(np.float32))
     before_torch, before_faiss = torch.get_num_threads(), faiss.omp_get_max_threads()
     try:
@@ -169,9 +171,9 @@ def test_codes_that_cannot_be_searched_are_explained():
         rank_relevant_codes(rows, rows[:0], query_labels=labels, gallery_labels=labels[:0], depth=1)
     with pytest.raises(RetrievalError, match="queries have 3 bytes, the gallery has 2"):
         rank_relevant_codes(rows, rows[:, :2], query_labels=labels, gallery_labels=labels, depth=1)
-    with pytest.raises(RetrievalError, match=r"depth = 5 neighbours were asked for; use 1\.\.4"):
+    with pytest.raises(RetrievalError, match=r"k = 5 .* use k in 1\.\.4"):
         rank_relevant_codes(rows, query_labels=labels, depth=5)
-    with pytest.raises(RetrievalError, match=r"depth = 0"):
+    with pytest.raises(RetrievalError, match="k = 0"):
         rank_relevant_codes(rows, query_labels=labels, depth=0)
     with pytest.raises(RetrievalError, match=r"4 labels for 5 queries"):
         rank_relevant_codes(rows, query_labels=labels[:4], depth=1)

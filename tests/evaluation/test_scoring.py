@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from raydml.evaluation import scoring
+from raydml.evaluation.nearness import RetrievalError
 from raydml.evaluation.protocols import Search, searches
-from raydml.evaluation.retrieval import RetrievalError
 from raydml.evaluation.scoring import GROUPS, ScoringError, is_collapsed, query_values, score_by_all, score_queries
 from tests.evaluation.scored import score
 from tests.evaluation.slow_ranking import slow_recall_and_map

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from raydml.evaluation.nearness import RetrievalError
 from raydml.evaluation.protocols import ProtocolError
-from raydml.evaluation.retrieval import RetrievalError
 from raydml.report import ranked_queries
 from raydml.report.ranked_queries import rank_queries
 from tests.evaluation.slow_ranking import slow_recall_and_map

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from raydml.evaluation import retrieval
-from raydml.evaluation.retrieval import RetrievalError, nearest_neighbours
+from raydml.evaluation.nearness import EuclideanNearness, RetrievalError, padded_width, scores_exactly
+from raydml.evaluation.ranking import WORKING_BYTES, nearest_neighbours
 from tests.evaluation.joined_ranks import rank_relevant
 
 
@@ -99,13 +99,6 @@ def test_every_size_of_group_finds_the_same(num_rows, k):
     np.testing.assert_array_equal(nearest_neighbours(queries, gallery, k=k)[0], expected[0])
 
 
-def test_groups_are_from_one_column_to_all_that_pay():
-    sizes = {
-        retrieval._group(retrieval.padded_width(num_rows), k) for num_rows in (64, 300, 60_502) for k in (1, 9, 60)
-    }
-    assert {1, retrieval._LARGEST_GROUP} <= sizes
-
-
 def test_a_duplicate_stays_a_neighbour_and_only_the_own_index_goes():
     rows = np.array([[0, 0], [5, 5], [0, 0], [9, 9]], dtype=np.float32)
     indices, distances = nearest_neighbours(rows, k=3)
@@ -143,7 +136,7 @@ def test_neither_chunks_nor_threads_change_a_bit():
             np.testing.assert_array_equal(one, two)
 
 
-# --- where the relevant rows stand -----------------------------------------------------------------------------------
+# --- ranks of relevant rows ------------------------------------------------------------------------------------------
 
 
 def test_ranks_by_hand():
@@ -263,20 +256,20 @@ def test_any_rows_labels_depth_and_chunks_give_the_full_sort(search):
         np.testing.assert_allclose(distances, expected[1], rtol=1e-6, atol=1e-45)
 
 
-# --- the second look -------------------------------------------------------------------------------------------------
+# --- exact distances -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def settled(monkeypatch):
     """How many pairs each second look takes."""
     pairs = []
-    original = retrieval._Points.settle
+    original = EuclideanNearness.settle
 
     def counted(self, queries, columns):
         pairs.append(len(queries))
         return original(self, queries, columns)
 
-    monkeypatch.setattr(retrieval._Points, "settle", counted)
+    monkeypatch.setattr(EuclideanNearness, "settle", counted)
     return pairs
 
 
@@ -297,9 +290,9 @@ def test_the_rounding_bound_covers_what_float32_loses(dim, kind):
         rows = np.abs(rows)
     elif kind == "lengths from 1e-2 to 1e2":
         rows *= np.logspace(-2, 2, 300, dtype=np.float32)[:, None]
-    points = retrieval._Points(rows, None, torch.device("cpu"))
+    points = EuclideanNearness(rows, None, torch.device("cpu"))
     out = torch.empty(300, points.width)
-    bound = points.score(slice(0, 300), out)
+    bound = points.score(slice(0, 300), out).numpy()[:, 0] / 2
     error = np.abs(out[:, :300].numpy() - exact_scores(points, rows)).max(axis=1)
     assert error.max() > 0
     assert (error <= bound).all()
@@ -309,12 +302,12 @@ def test_the_rounding_bound_covers_what_float32_loses(dim, kind):
 
 
 def test_the_rounding_bound_follows_the_precision_of_products():
-    points = retrieval._Points(cloud(30, 64, 0), None, torch.device("cpu"))
+    points = EuclideanNearness(cloud(30, 64, 0), None, torch.device("cpu"))
     lengths, bounds = np.ones(2), []
     try:
         for precision in ("highest", "high", "medium"):
             torch.set_float32_matmul_precision(precision)
-            bounds.append(points._rounding(lengths)[0])
+            bounds.append(points.rounding(lengths)[0])
     finally:
         torch.set_float32_matmul_precision("highest")
     # Inputs of 11 and of 8 bits: each product is off by up to 2^-10 and 2^-7 of the lengths, with a whole row 1 long.
@@ -372,7 +365,7 @@ def test_float64_decides_what_float32_gets_wrong(settled):
     rows = (1 + 1e-7 * generator.integers(-8, 9, (80, 16))).astype(np.float32)
     rows[-1] = 5.0  # keeps the mean away from the heap
     labels = np.arange(80) % 30
-    points = retrieval._Points(rows, None, torch.device("cpu"))
+    points = EuclideanNearness(rows, None, torch.device("cpu"))
     out = torch.empty(80, points.width)
     points.score(slice(0, 80), out)
     np.fill_diagonal(out.numpy()[:, :80], -np.inf)
@@ -408,62 +401,64 @@ def test_integers_are_never_looked_at_twice(settled):
     ],
 )
 def test_which_scores_are_exact(rows, is_exact):
-    assert retrieval._scores_exactly(rows.astype(np.float32)) is is_exact
+    assert scores_exactly(rows.astype(np.float32)) is is_exact
 
 
-# --- counting --------------------------------------------------------------------------------------------------------
+# --- heaps of duplicates ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("width", [1, 7, 8, 15, 64, 8 * 255, 8 * 256, 8 * 257, 8 * 251 * 2, 60_544])
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_counting_is_count_nonzero(width, share):
-    mask = np.random.default_rng(width).random((5, width)) < share
-    found = retrieval._count(torch.from_numpy(mask))
-    assert found.tolist() == [int(np.count_nonzero(row)) for row in mask]
+def test_more_pairs_than_are_examined_at_once_find_the_same():
+    """1,280 rows in heaps of four: the scores of the queries that need care are more than 2^20."""
+    rows = np.repeat(cloud(320, 8, 4), 4, axis=0)
+    labels = np.arange(1_280) % 571
+    picked = np.arange(0, 1_280, 31)
+    found = rank_relevant(rows, query_labels=labels, depth=11)
+    expected = slow_ranks(rows[picked], rows, labels[picked], labels, 11, picked)
+    assert_ranks(type(found)(*(values[picked] for values in found)), expected)
+    neighbours = slow_neighbours(rows[:100], rows, 11, leave_one_out=False)
+    np.testing.assert_array_equal(nearest_neighbours(rows[:100], rows, k=11)[0], neighbours[0])
 
 
-def test_counting_a_mask_that_is_not_contiguous():
-    mask = torch.from_numpy(np.random.default_rng(0).random((64, 48)) < 0.4)
-    for other in (mask.T, mask[::2], mask[:, ::2], mask[:, 1:41], mask[:, 8:40]):
-        assert retrieval._count(other).tolist() == [sum(row) for row in other.tolist()]
-
-
-@pytest.mark.parametrize("costs", [[], [1], [3, 3, 3, 3], [10, 1, 1], [1, 10, 1], [0, 0, 0]])
-def test_blocks_cover_everything_and_stay_below_the_limit(costs, monkeypatch):
-    monkeypatch.setattr(retrieval, "_MAX_PAIRS", 6)
-    blocks = list(retrieval._blocks(np.array(costs, dtype=np.int64)))
-    places = [place for block in blocks for place in range(block.start, block.stop)]
-    assert places == list(range(len(costs)))
-    assert all(sum(costs[block]) <= 6 or block.stop - block.start == 1 for block in blocks)
-
-
-def test_small_blocks_of_pairs_find_the_same(monkeypatch):
-    rows = np.repeat(cloud(40, 8, 4), 4, axis=0)
-    labels = np.arange(160) % 71
-    expected = slow_ranks(rows, rows, labels, labels, 11, range(160))
-    monkeypatch.setattr(retrieval, "_MAX_PAIRS", 37)
-    monkeypatch.setattr(retrieval, "_CACHE_BYTES", 1_000)  # of scores counted and of pairs summed at a time
-    assert_ranks(rank_relevant(rows, query_labels=labels, depth=11), expected)
-    np.testing.assert_array_equal(nearest_neighbours(rows, k=11)[0], slow_neighbours(rows, rows, 11, True)[0])
+def test_the_distance_to_a_heap_is_summed_once_a_query(monkeypatch):
+    """900 of 1,000 rows are identical and no integers: a query needs few distances instead of 900."""
+    rows = np.concatenate([np.repeat(cloud(1, 12, 40), 900, axis=0), cloud(100, 12, 41)])
+    labels = np.random.default_rng(42).permutation(1_000) % 400
+    summed = []
+    original = EuclideanNearness.distances
+    monkeypatch.setattr(
+        EuclideanNearness, "distances", lambda self, *pairs: summed.append(len(pairs[0])) or original(self, *pairs)
+    )
+    found = rank_relevant(rows, query_labels=labels, depth=3)
+    assert sum(summed) < 20 * 1_000
+    picked = np.arange(0, 1_000, 97)
+    expected = slow_ranks(rows[picked], rows, labels[picked], labels, 3, picked)
+    assert_ranks(type(found)(*(values[picked] for values in found)), expected)
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("num_rows", [500, 1_000, 2_000])
-def test_the_scores_at_a_time_follow_working_bytes_and_not_the_square(num_rows):
-    points = retrieval._Points(cloud(num_rows, 8, 0), None, torch.device("cpu"))
-    chunks = [(chunk.rows, chunk.scores.nbytes) for chunk in retrieval._chunks(points, 100_000, 1)]
-    assert max(num_bytes for _, num_bytes in chunks) <= 100_000
-    assert sum(num_bytes for _, num_bytes in chunks) == 4 * num_rows * retrieval.padded_width(num_rows)
-    # One query is always allowed through, whatever its size.
-    assert len(list(retrieval._chunks(points, 1, 1))) == num_rows
+def test_the_scores_at_a_time_follow_working_bytes_and_not_the_square(num_rows, monkeypatch):
+    sizes = []
+    original = EuclideanNearness.score
+    monkeypatch.setattr(
+        EuclideanNearness, "score", lambda self, rows, out: sizes.append(out.nbytes) or original(self, rows, out)
+    )
+    rows = cloud(num_rows, 8, 0)
+    nearest_neighbours(rows, k=1, working_bytes=100_000)
+    assert max(sizes) <= 100_000
+    assert sum(sizes) == 4 * num_rows * padded_width(num_rows)
+    # At least one query is scored at a time, whatever its size.
+    sizes.clear()
+    nearest_neighbours(rows, k=1, working_bytes=1)
+    assert len(sizes) == num_rows
 
 
 MEMORY = """
 import resource, sys
 import numpy as np
-from raydml.evaluation.retrieval import ranked_relevant
+from raydml.evaluation.ranking import ranked_relevant
 num_rows, dim, depth, working_bytes = map(int, sys.argv[1:])
 generator = np.random.default_rng(0)
 labels = np.sort(generator.integers(0, num_rows // 5, num_rows))
@@ -496,7 +491,7 @@ def test_memory_is_a_few_times_the_working_bytes():
 @on_linux
 def test_stanford_online_products_fits_in_a_laptop():
     """60,502 x 512: the scores would be 14.6 GB."""
-    assert peak_bytes(60_502, 512, 1_000, retrieval._WORKING_BYTES) < 1.5e9
+    assert peak_bytes(60_502, 512, 1_000, WORKING_BYTES) < 1.5e9
 
 
 # --- what cannot be searched -----------------------------------------------------------------------------------------
@@ -550,5 +545,5 @@ def test_labels_and_depth_that_do_not_fit_are_explained():
 )
 def test_own_places_that_are_none_are_refused(own):
     rows = cloud(4, 3, 0)
-    with pytest.raises(RetrievalError, match="own: a place among the 4 rows to search for each of 3 queries"):
+    with pytest.raises(RetrievalError, match="own: expected an index into the 4 rows to search for each of 3 queries"):
         rank_relevant(rows[:3], rows, query_labels=np.zeros(3, int), gallery_labels=np.zeros(4, int), depth=1, own=own)

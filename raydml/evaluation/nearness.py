@@ -1,0 +1,198 @@
+"""How near queries and gallery rows are: fast scores of bounded error, and exact squared distances of single pairs.
+
+The score of a pair is ``q.g - |g|^2 / 2``, larger for nearer rows, from one float32 matrix product. Its rounding
+error depends on the position of a row in the matrix, but is bounded. Two scores whose difference is less than twice the
+bound do not give the order of the two rows; the distances, summed in float64, do.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Floats = NDArray[np.float32]
+Integers = NDArray[np.int64]
+
+#: The score of a column that is no candidate (padding, or the query itself): below every real score, and finite.
+#: bfloat16 holds the float value too, so no matrix product rounds it.
+MASKED_SCORE = {torch.float32: -1.5 * 2.0**127, torch.int32: torch.iinfo(torch.int32).min}
+# Score matrices have a multiple of this many columns, so that they divide into groups of columns.
+_COLUMN_MULTIPLE = 64
+# The square of a larger number overflows float32. NaN fails every comparison.
+_LARGEST = 1e17
+# float32 holds every integer up to here.
+_LARGEST_EXACT_INTEGER = 2**24
+# Bytes of float64 differences at a time, few enough for the cache of a CPU.
+_CACHE_BYTES = 2**21
+
+
+class RetrievalError(ValueError):
+    """Embeddings that cannot be searched: wrong shape, NaN, or fewer rows than neighbours requested."""
+
+
+class Nearness(Protocol):
+    """How near each of Q queries is to each of M gallery rows.
+
+    own: (Q,) the gallery row that is the query itself, which it cannot find; None if there is none. width: columns of
+    the scores, M rounded up by `padded_width`. device, dtype: of the scores. is_exact: equal scores mean equal
+    distances. copy_numbers: (width,) the number of identical gallery rows with a lower index, on the device.
+    """
+
+    num_queries: int
+    num_rows: int
+    width: int
+    own: Integers | None
+    device: torch.device
+    dtype: torch.dtype
+    is_exact: bool
+
+    @property
+    def copy_numbers(self) -> Tensor: ...
+
+    def score(self, rows: slice, out: Tensor) -> Tensor:
+        """Fill out (n, width) with the scores of some queries, MASKED_SCORE in the padding.
+
+        Returns margins (n, 1): of two scores of a query that differ by more, the larger one is nearer.
+        """
+        ...
+
+    def settle(self, queries: Integers, columns: Integers) -> NDArray[np.float64]:
+        """Return the exact squared distances (P,) of pairs of a query and a gallery row."""
+        ...
+
+
+class EuclideanNearness:
+    """Euclidean distance: the gallery is on the device, in the form that one matrix product scores."""
+
+    dtype = torch.float32
+
+    def __init__(
+        self, queries: Floats, gallery: Floats | None, device: torch.device, own: Integers | None = None
+    ) -> None:
+        self.own = np.arange(len(queries)) if gallery is None else own
+        self.queries, self.gallery = queries, queries if gallery is None else gallery
+        self.device, self.num_queries = device, len(queries)
+        self.num_rows, self.dim = self.gallery.shape
+        self.width = padded_width(self.num_rows)
+        # Small integers have exact scores.
+        self.is_exact = (
+            torch.get_float32_matmul_precision() == "highest"
+            and scores_exactly(self.gallery)
+            and (gallery is None or scores_exactly(queries))
+        )
+        # A shift changes no distance, but rounding grows with the length of the vectors.
+        centre = np.zeros(self.dim) if self.is_exact else self.gallery.mean(axis=0, dtype=np.float64)
+        self.centre = centre.astype(np.float32)
+        columns = np.zeros((self.width, self.dim + 1), dtype=np.float32)
+        np.subtract(self.gallery, self.centre, out=columns[: self.num_rows, : self.dim])
+        squares = np.einsum("md,md->m", columns, columns, dtype=np.float64)
+        columns[:, self.dim] = -squares / 2
+        columns[self.num_rows :, self.dim] = MASKED_SCORE[self.dtype]
+        self.longest = float(np.sqrt(squares.max()))
+        self.columns = torch.from_numpy(columns).to(device)
+
+    def score(self, rows: slice, out: Tensor) -> Tensor:
+        points = np.ones((rows.stop - rows.start, self.dim + 1), dtype=np.float32)
+        np.subtract(self.queries[rows], self.centre, out=points[:, :-1])
+        torch.mm(torch.from_numpy(points).to(self.device), self.columns.T, out=out)
+        points[:, -1] = 0
+        rounding = self.rounding(np.sqrt(np.einsum("nd,nd->n", points, points, dtype=np.float64)))
+        if not self.is_exact:  # upwards, so that float32 does not shrink the margin
+            rounding = np.nextafter(2 * rounding, np.inf, dtype=np.float32)
+        return torch.from_numpy(rounding.astype(np.float32)[:, None]).to(self.device)
+
+    def rounding(self, lengths: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Bound the error of the scores of queries of these lengths (n,), measured from the centre.
+
+        The error of a sum of n products in float32 is at most 8 sqrt(n) u times the lengths, in any order, with a
+        probability of 1 - 10^-13 (Higham and Mary, "A new approach to probabilistic rounding error analysis", 2019,
+        theorem 3.1 with lambda = 8). Another 16 u cover the shift, the halved squares and the comparisons. Everything
+        below the smallest normal number may be lost.
+        """
+        if self.is_exact:
+            return np.zeros(len(lengths))
+        unit = np.finfo(np.float32).eps / 2
+        inputs = {"highest": 0.0, "high": 2.0**-10, "medium": 2.0**-7}[torch.get_float32_matmul_precision()]
+        relative = (8 * np.sqrt(self.dim + 1) + 16) * unit + inputs
+        lost = (self.dim + 1) * float(np.finfo(np.float32).smallest_normal)
+        return relative * self.longest * (lengths + self.longest) + lost
+
+    def settle(self, queries: Integers, columns: Integers) -> NDArray[np.float64]:
+        if len(columns) > self.num_rows:  # many may be pairs of a query with identical rows
+            pairs = queries * self.num_rows + self._first_copies[columns]
+            pairs, places = np.unique(pairs, return_inverse=True)
+            return self.distances(*np.divmod(pairs, self.num_rows))[places]
+        return self.distances(queries, columns)
+
+    def distances(self, queries: Integers, columns: Integers) -> NDArray[np.float64]:
+        """Sum the squared distances of pairs (P,) in float64."""
+        distances = np.empty(len(queries))
+        at_once = max(1, _CACHE_BYTES // (8 * self.dim))
+        for start in range(0, len(queries), at_once):
+            part = slice(start, start + at_once)
+            differences = self.gallery[columns[part]] - self.queries[queries[part]].astype(np.float64)
+            distances[part] = np.square(differences, out=differences).sum(axis=1)
+        return distances
+
+    @cached_property
+    def _first_copies(self) -> Integers:
+        """(M,) the first gallery row that is identical to each."""
+        rows = np.ascontiguousarray(self.gallery).view(np.dtype((np.void, 4 * self.dim)))[:, 0]
+        _, first, inverse = np.unique(rows, return_index=True, return_inverse=True)
+        return first[inverse]
+
+    @cached_property
+    def copy_numbers(self) -> Tensor:
+        order = np.argsort(self._first_copies, kind="stable")
+        firsts = self._first_copies[order]
+        numbers = np.zeros(self.width, dtype=np.int64)
+        numbers[order] = np.arange(self.num_rows) - np.searchsorted(firsts, firsts)
+        return torch.from_numpy(numbers).to(self.device)
+
+
+def padded_width(num_rows: int) -> int:
+    """Return the number of score columns for this many gallery rows."""
+    return num_rows + -num_rows % _COLUMN_MULTIPLE
+
+
+def scores_exactly(rows: Floats) -> bool:
+    """Whether float32 holds the scores of these rows exactly, because they are small integers."""
+    largest = float(np.abs(rows).max())
+    if largest > 2**12 or 4 * rows.shape[1] * largest**2 > _LARGEST_EXACT_INTEGER:
+        return False
+    return all(bool((block == np.rint(block)).all()) for block in np.array_split(rows, max(1, len(rows) // 4096)))
+
+
+def check_search(queries: Floats, gallery: Floats | None, k: int, own: Integers | None = None) -> None:
+    """Raise RetrievalError for arrays that are not float32 (N, D) of finite numbers, or a k that is out of range."""
+    is_own = gallery is None or own is not None
+    gallery = queries if gallery is None else gallery
+    for name, rows in (("queries", queries), ("gallery", gallery)):
+        if rows.ndim != 2 or rows.dtype != np.float32 or 0 in rows.shape:
+            raise RetrievalError(f"{name}: expected float32 rows (N, D), got {rows.dtype} of shape {rows.shape}.")
+        usable = (rows.max(axis=1) < _LARGEST) & (rows.min(axis=1) > -_LARGEST)
+        if not usable.all():
+            raise RetrievalError(
+                f"{name}: {int((~usable).sum())} of {len(rows)} embeddings hold NaN, infinity or numbers beyond 1e17, "
+                f"the first is row {int(usable.argmin())}. The training diverged: lower the learning rate or clip "
+                "the gradient."
+            )
+    if queries.shape[1] != gallery.shape[1]:
+        raise RetrievalError(f"queries have {queries.shape[1]} dimensions, the gallery has {gallery.shape[1]}.")
+    check_num_neighbours(k, len(gallery), is_own=is_own)
+
+
+def check_num_neighbours(k: int, num_rows: int, *, is_own: bool) -> None:
+    """Raise RetrievalError unless a query finds k of these gallery rows; is_own: one of them is the query itself."""
+    available = num_rows - is_own
+    if not 1 <= k <= available:
+        besides = " besides the query itself" if is_own else ""
+        raise RetrievalError(
+            f"k = {k} neighbours were requested, but the gallery holds {available} images{besides}; "
+            f"use k in 1..{available}."
+        )

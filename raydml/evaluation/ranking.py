@@ -1,0 +1,317 @@
+"""Exact ranking of a gallery for each query, in order of (distance, index): one matrix product in chunks of queries.
+
+Fast scores find the candidates, and exact distances decide where the scores of two rows are too close to tell their
+order (see nearness.py). The result is that of a full float64 sort. It depends neither on chunks nor on threads, nor on
+the device.
+
+Beyond the product a search costs one pass over the scores, which finds the neighbours through the maxima of groups of
+columns. The rank of the nearest relevant row is counted, not sorted for: another pass, only for queries without a
+relevant row among their neighbours.
+
+Memory beyond the embeddings: 4 M (D + 1) bytes for the centred gallery, and about 3 x working_bytes for any N.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raydml.evaluation.nearness import (
+    MASKED_SCORE,
+    EuclideanNearness,
+    Floats,
+    Integers,
+    Nearness,
+    RetrievalError,
+    check_search,
+)
+from raydml.ops.progress import report_progress
+
+Device = str | torch.device
+
+# Bytes of scores at a time.
+WORKING_BYTES = 256 * 2**20
+# Scores examined one by one at a time: on a CPU they stay in its cache, and at worst each becomes a pair of 200 bytes.
+_SCORES_AT_ONCE = {"cpu": 2**20, "cuda": 2**24}
+
+
+class Ranks(NamedTuple):
+    """The ranks of the relevant rows for Q queries, by (distance, index).
+
+    first: (Q,) rank of the nearest relevant row, from 1; 0 if no row is relevant.
+    hits: (Q, K) whether the nearest, the second nearest ... row is relevant.
+    nearest: (Q,) index of the nearest row.
+    """
+
+    first: Integers
+    hits: NDArray[np.bool_]
+    nearest: Integers
+
+
+def nearest_neighbours(
+    queries: Floats,
+    gallery: Floats | None = None,
+    *,
+    k: int,
+    device: Device = "cpu",
+    working_bytes: int = WORKING_BYTES,
+) -> tuple[Integers, Floats]:
+    """Find the k nearest gallery rows of each query, exactly, by squared Euclidean distance.
+
+    On unit vectors the order is that of cosine similarity.
+
+    Args:
+        queries: (N, D) float32.
+        gallery: (M, D) float32, or None for leave-one-out: the queries search one another, and each loses only the row
+            with its own index. An exact duplicate of a query stays its neighbour, at distance 0.
+        k: neighbours for each query, at most M (N - 1 in leave-one-out).
+        device: where the scores are computed; the result is the same on every device.
+        working_bytes: bound on the scores at a time. At least one query is scored at a time, whatever its size.
+
+    Returns:
+        indices (N, k) int64 into the gallery and distances (N, k) float32 (squared L2), nearest first; equal
+        distances in order of index.
+
+    Raises:
+        RetrievalError: arrays that are not 2-D with the same D, NaN or infinity, k < 1 or more than there are rows.
+    """
+    check_search(queries, gallery, k)
+    nearness = EuclideanNearness(queries, gallery, torch.device(device))
+    indices = np.empty((len(queries), k), dtype=np.int64)
+    distances = np.empty((len(queries), k), dtype=np.float32)
+    for chunk in _chunks(nearness, working_bytes, k):
+        found = indices[chunk.rows] = chunk.nearest(k)
+        numbers = np.repeat(np.arange(chunk.rows.start, chunk.rows.stop), k)
+        distances[chunk.rows] = nearness.settle(numbers, found.ravel()).reshape(-1, k)
+    return indices, distances
+
+
+def ranked_relevant(
+    queries: Floats,
+    gallery: Floats | None = None,
+    *,
+    query_labels: Integers,
+    gallery_labels: Integers | None = None,
+    depth: int,
+    own: Integers | None = None,
+    device: Device = "cpu",
+    working_bytes: int = WORKING_BYTES,
+) -> Iterator[tuple[slice, Ranks]]:
+    """Yield the relevance of each query's `depth` nearest rows, and the rank of its nearest relevant row at any depth.
+
+    Each item is a slice of the queries and their ranks: with large classes the hits of all queries fill the memory.
+
+    Args:
+        queries, gallery, device, working_bytes: as in `nearest_neighbours`.
+        query_labels: (N,). gallery_labels: (M,), None in leave-one-out. Rows with a query's label are relevant.
+        depth: K, at most the number of rows that a query can find.
+        own: (N,) the gallery row that is the query itself, and that it therefore cannot find; None if there is none.
+            In leave-one-out it is the query's own index.
+
+    Raises:
+        RetrievalError: as `nearest_neighbours`; labels that are not one for each row.
+    """
+    check_search(queries, gallery, depth, own)
+    nearness = EuclideanNearness(queries, gallery, torch.device(device), own)
+    yield from ranks_by(nearness, query_labels, gallery_labels, depth, working_bytes)
+
+
+def ranks_by(
+    nearness: Nearness, query_labels: Integers, gallery_labels: Integers | None, depth: int, working_bytes: int
+) -> Iterator[tuple[slice, Ranks]]:
+    """Yield what `ranked_relevant` yields, for any nearness."""
+    searched = query_labels if gallery_labels is None else gallery_labels
+    if len(query_labels) != nearness.num_queries or len(searched) != nearness.num_rows:
+        raise RetrievalError(
+            f"{len(query_labels)} labels for {nearness.num_queries} queries and {len(searched)} for "
+            f"{nearness.num_rows} rows to search; there must be one for each."
+        )
+    own = nearness.own
+    if own is not None and (own.shape != (nearness.num_queries,) or own.min() < 0 or own.max() >= nearness.num_rows):
+        raise RetrievalError(
+            f"own: expected an index into the {nearness.num_rows} rows to search for each of {nearness.num_queries} "
+            f"queries, got {own.dtype} of shape {own.shape}."
+        )
+    by_label = np.argsort(searched, kind="stable")
+    column_labels = np.pad(searched, (0, nearness.width - nearness.num_rows))
+    for chunk in _chunks(nearness, working_bytes, depth, query_labels, column_labels):
+        labels = query_labels[chunk.rows]
+        neighbours = chunk.nearest(depth)
+        hits = searched[neighbours] == labels[:, None]
+        first = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, 0)
+        further = np.flatnonzero(first == 0)
+        places, rows = _rows_of(labels[further], searched, by_label)
+        owners = further[places]
+        if own is not None:
+            owners, rows = (array[own[chunk.rows][owners] != rows] for array in (owners, rows))
+        if len(owners):
+            first[np.unique(owners)] = chunk.rank_of_nearest(owners, rows)
+        yield chunk.rows, Ranks(first, hits, neighbours[:, 0])
+
+
+def _rows_of(labels: Integers, row_labels: Integers, by_label: Integers) -> tuple[Integers, Integers]:
+    """All rows of labels (n,): (P,) the place in labels, ascending, and (P,) the row. by_label sorts the rows."""
+    starts = np.searchsorted(row_labels, labels, "left", sorter=by_label)
+    counts = np.searchsorted(row_labels, labels, "right", sorter=by_label) - starts
+    places = np.repeat(np.arange(len(labels)), counts)
+    within = np.arange(len(places)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return places, by_label[starts[places] + within]
+
+
+def _chunks(
+    nearness: Nearness,
+    working_bytes: int,
+    depth: int,
+    query_labels: Integers | None = None,
+    column_labels: Integers | None = None,
+) -> Iterator[_Chunk]:
+    bytes_per_query = nearness.dtype.itemsize * nearness.width + 64 * depth
+    num_rows = min(max(1, working_bytes // bytes_per_query), nearness.num_queries)
+    buffer = torch.empty((num_rows, nearness.width), device=nearness.device, dtype=nearness.dtype)
+    for start in range(0, nearness.num_queries, num_rows):
+        rows = slice(start, min(start + num_rows, nearness.num_queries))
+        labels = None if query_labels is None else query_labels[rows]
+        yield _Chunk(nearness, rows, buffer[: rows.stop - rows.start], labels, column_labels)
+        report_progress("searching", rows.stop, nearness.num_queries, "queries")
+
+
+class _Chunk:
+    """Some queries and their scores against the whole gallery.
+
+    rows: the queries. scores: (n, width). margin: (n, 1), see `Nearness.score`. labels: (n,) of the queries;
+    column_labels: (width,). With labels only the nearest row and the ranks of relevant rows have to be exact, without
+    them the order of all rows. An owner is a query's place in the chunk (0..n-1), a column is a gallery row.
+    """
+
+    def __init__(
+        self, nearness: Nearness, rows: slice, scores: Tensor, labels: Integers | None, column_labels: Integers | None
+    ) -> None:
+        self.nearness, self.rows, self.scores = nearness, rows, scores
+        self.labels, self.column_labels = labels, column_labels
+        self.margin = nearness.score(rows, scores)
+        self.margins = self.margin.cpu().numpy()
+        if nearness.own is not None:
+            scores.scatter_(1, self._on_device(nearness.own[rows])[:, None], MASKED_SCORE[nearness.dtype])
+
+    def nearest(self, k: int) -> Integers:
+        """The k nearest rows of each query (n, k), in order."""
+        # A few more than k: rounding may exchange rows that are nearly as far as the k-th.
+        columns, scores = self._best(k + k // 32 + 4)
+        bounds = scores[:, k - 1 : k] - self.margins
+        is_near = scores >= bounds
+        is_close = (scores[:, :-1] <= scores[:, 1:] + self.margins) & is_near[:, 1:]
+        hits = self._hits(np.arange(len(columns))[:, None], columns)
+        if hits is not None:
+            is_close[:, 1:] &= hits[:, 1:-1] != hits[:, 2:]
+        # Rows beyond the end of the list may be as near as its last row.
+        is_open = is_near[:, -1] & (scores.shape[1] < self.scores.shape[1])
+        indices = columns[:, :k].copy()
+        for part in self._parts(np.flatnonzero(is_close.any(axis=1) & ~is_open)):
+            near = is_near[part]
+            owners = part[np.nonzero(near)[0]]
+            indices[part] = self._first(k, owners, columns[part][near], scores[part][near])
+        for part in self._parts(np.flatnonzero(is_open)):
+            whole = self.scores.index_select(0, self._on_device(part))
+            # Of many identical rows only the first can be among the k nearest.
+            mask = (whole >= self._on_device(bounds[part])) & (self.nearness.copy_numbers <= k)
+            places, found = (array.cpu().numpy() for array in torch.nonzero(mask, as_tuple=True))
+            indices[part] = self._first(k, *self._by_score(part[places], found))
+        return indices
+
+    def rank_of_nearest(self, owners: Integers, columns: Integers) -> Integers:
+        """The rank, from 1, of the nearest of the given rows for each owner (m,). owners, columns: (P,), by owner."""
+        queries = np.unique(owners)
+        targets = self._first(1, *self._by_score(owners, columns))[:, 0]
+        parts = self._parts(np.arange(len(queries)))
+        return np.concatenate([self._ranks(queries[part], targets[part]) for part in parts])
+
+    def _best(self, num_columns: int) -> tuple[Integers, NDArray[Any]]:
+        """The columns of the highest scores (n, K), in order, and these scores; K is num_columns or what there is."""
+        num_queries, width = self.scores.shape
+        # The highest scores are in the groups of columns with the highest maxima. With this size of a group, the search
+        # for the groups and the search in them cost about the same.
+        group = 2 ** min(6, int(math.log2(max(1, width / num_columns)) / 2))
+        groups = self.scores.view(num_queries, -1, group)
+        maxima = groups.amax(dim=2)
+        places = maxima.topk(min(num_columns, maxima.shape[1]), dim=1).indices
+        inside = groups.gather(1, places[:, :, None].expand(-1, -1, group)).view(num_queries, -1)
+        scores, offsets = inside.topk(min(num_columns, inside.shape[1]), dim=1)
+        columns = places.gather(1, offsets // group) * group + offsets % group
+        return columns.cpu().numpy(), scores.cpu().numpy()
+
+    def _by_score(self, owners: Integers, columns: Integers) -> tuple[Integers, Integers, NDArray[Any]]:
+        """Pairs (P,) of owners, ascending, and columns, sorted by owner and falling score, and their scores."""
+        scores = self.scores[self._on_device(owners), self._on_device(columns)].cpu().numpy()
+        order = np.lexsort((-scores, owners))
+        return owners, columns[order], scores[order]
+
+    def _first(self, k: int, owners: Integers, columns: Integers, scores: NDArray[Any]) -> Integers:
+        """The k nearest of the given rows for each owner (m, k), in order.
+
+        owners, columns, scores: (P,) sorted by owner, with at least k rows each, and falling score. A run is a sequence
+        of scores each of which is too close to the next one. Runs are in the right order; exact distances order the
+        rows of a run, where their order matters.
+        """
+        begins_owner = np.diff(owners, prepend=-1) > 0
+        begins_run = begins_owner.copy()
+        begins_run[1:] |= scores[:-1] > scores[1:] + self.margins[owners[1:], 0]
+        runs = np.cumsum(begins_run) - 1
+        sizes = np.bincount(runs)
+        is_unclear = sizes > 1
+        hits = self._hits(owners, columns)
+        if hits is not None:
+            num_hits = np.bincount(runs, hits)
+            is_unclear &= begins_owner[begins_run] | ((num_hits > 0) & (num_hits < sizes))
+        pairs = np.flatnonzero(is_unclear[runs])
+        distances = np.zeros(len(pairs))
+        if not self.nearness.is_exact:
+            distances = self.nearness.settle(owners[pairs] + self.rows.start, columns[pairs])
+        columns = columns.copy()
+        columns[pairs] = columns[pairs][np.lexsort((columns[pairs], distances, runs[pairs]))]
+        return columns[np.flatnonzero(begins_owner)[:, None] + np.arange(k)]
+
+    def _ranks(self, queries: Integers, targets: Integers) -> Integers:
+        """The rank, from 1, of one row (m,) for each of some queries (m,) of the chunk."""
+        rows = self._on_device(queries)
+        scores, margin = self.scores.index_select(0, rows), self.margin.index_select(0, rows)
+        reached = scores.gather(1, self._on_device(targets)[:, None])
+        is_nearer = scores > reached + margin
+        ranks = _count(is_nearer) + 1
+        is_close = (scores >= reached - margin) ^ is_nearer
+        unclear = np.flatnonzero(_count(is_close) > 1)  # the target itself is always close
+        if len(unclear):
+            close = torch.nonzero(is_close[self._on_device(unclear)], as_tuple=True)
+            places, columns = (array.cpu().numpy() for array in close)
+            numbers, targets = queries[unclear] + self.rows.start, targets[unclear]
+            distances = self.nearness.settle(numbers[places], columns)
+            to_target = self.nearness.settle(numbers, targets)[places]
+            is_before = (distances < to_target) | ((distances == to_target) & (columns < targets[places]))
+            ranks[unclear] += np.bincount(places[is_before], minlength=len(unclear))
+        return ranks
+
+    def _hits(self, owners: Integers, columns: Integers) -> NDArray[np.bool_] | None:
+        """Whether rows are relevant; None where there are no labels."""
+        if self.labels is None or self.column_labels is None:
+            return None
+        return self.column_labels[columns] == self.labels[owners]
+
+    def _parts(self, owners: Integers) -> list[Integers]:
+        """Split the owners such that their scores can be examined at once."""
+        at_once = max(1, _SCORES_AT_ONCE.get(self.scores.device.type, 2**20) // self.scores.shape[1])
+        return [owners[start : start + at_once] for start in range(0, len(owners), at_once)]
+
+    def _on_device(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self.nearness.device)
+
+
+def _count(mask: Tensor) -> Integers:
+    """(n, M) truth values -> (n,) how many are true. On a CPU torch's own sum is 10 times as slow."""
+    if mask.device.type != "cpu":
+        return mask.sum(dim=1).cpu().numpy()
+    return np.array([np.count_nonzero(row) for row in mask.numpy()], dtype=np.int64)
