@@ -22,7 +22,6 @@ from raydml.data.catalog import Catalog, DataError, listed, refuse_small_classes
 from raydml.data.datasets import digit_images
 from raydml.data.seal import TestKey
 from raydml.data.splits import Split
-from raydml.images.decoding import Resizing, apply_resizing
 from raydml.images.pack import (
     HeaderSurvey,
     ImageFiles,
@@ -35,7 +34,7 @@ from raydml.images.pack import (
     write_pack,
 )
 from raydml.images.pixels import DecodedPixels, Pixels, decode_in_order, packed
-from raydml.images.preprocessing import Interpolation, Resize, upright_rgb
+from raydml.images.preprocessing import Interpolation, Resize, Resizing, resized, upright_rgb
 
 OnUnreadable = Literal["refuse", "skip"]
 WAIT_MESSAGE_EVERY_S = 10.0
@@ -165,7 +164,7 @@ def _part(catalog: Catalog, classes: tuple[int, ...], kept: _KeptImages) -> Imag
 
 
 def _digits(rows: np.ndarray, resizing: Resizing | None) -> _KeptImages:
-    images = [apply_resizing(upright_rgb(Image.fromarray(digit)), resizing) for digit in digit_images()[0][rows]]
+    images = [resized(upright_rgb(Image.fromarray(digit)), resizing) for digit in digit_images()[0][rows]]
     return _KeptImages(packed(np.stack([np.asarray(image) for image in images])), rows, {})
 
 

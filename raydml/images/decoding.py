@@ -1,17 +1,6 @@
-"""One image file -> its pixels, or the reason why there are none.
+"""Decoding of one image file: its pixels, or the reason why there are none.
 
-what the file is                          what happens
-JPEG, PNG, GIF, BMP, TIFF, WebP           decoded in full, told by its first bytes; its name does not matter
-grey, 1 bit, palette, CMYK, LA, RGBA      converted to RGB as Pillow does; transparency is dropped, not blended
-EXIF rotation (also as XMP)               applied; an EXIF block that cannot be parsed counts as none
-several frames or pages                   the first
-16 bits a channel, 32 bits, float         refused: what its black and white are is not in the file (Pillow would cut
-                                          grey off at 255 and keep the upper byte of colours)
-more than MAX_PIXELS                      refused from its header, before memory is spent
-longer than 8 times its short side        the central 8 : 1 is kept (preprocessing.resized); all with no resizing
-truncated, empty, text, other formats     refused
-absent, no permission, a link to nothing  refused
-folder, pipe, device                      refused; a pipe is not waited for
+The rules for each kind of file are the table at the end of docs/data.md.
 """
 
 import errno
@@ -35,14 +24,14 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from raydml.data.catalog import DataError
-from raydml.images.preprocessing import Interpolation, Resize, deep_mode, resized, resized_size, upright_rgb
+from raydml.images.preprocessing import Resizing, deep_mode, resized, resized_size, upright_rgb
 
 Opener = Callable[[Path], BinaryIO]
 
 # Where Pillow begins to warn of decompression bombs (it refuses at twice that): a quarter of a GiB at 3 bytes a pixel.
 MAX_PIXELS = 89_478_485
 _MAX_SIDE_PX = 1_000_000  # the lines of Pillow's decoders end at some 67 million, with a MemoryError
-# Pillow's own search through all its formats may run Ghostscript and warns where this module decides.
+# Pillow's own search through all its formats may run Ghostscript, and warns of sizes that this module refuses.
 _FORMATS: tuple[tuple[bytes, type[ImageFile]], ...] = (
     (b"\xff\xd8\xff", JpegImageFile),
     (b"\x89PNG\r\n\x1a\n", PngImageFile),
@@ -55,7 +44,7 @@ _FORMATS: tuple[tuple[bytes, type[ImageFile]], ...] = (
     (b"MM\0+", TiffImageFile),
     (b"RIFF", WebPImageFile),
 )
-# What Pillow raises for a damaged file, depending on where the damage is.
+# The exceptions of Pillow for a damaged file, depending on where the damage is.
 _DAMAGE = (
     OSError,
     ValueError,
@@ -77,16 +66,8 @@ class UnreadableImage(DataError):
         self.path, self.reason = path, reason
 
 
-class Resizing(NamedTuple):
-    """How images are scaled before they are kept; see `Preprocessing`."""
-
-    resize_px: int
-    resize: Resize
-    interpolation: Interpolation
-
-
 class Header(NamedTuple):
-    """width, height: as stored, before any rotation. num_bytes: of the file."""
+    """The size as stored, before any rotation, and the bytes of the file."""
 
     width: int
     height: int
@@ -94,7 +75,7 @@ class Header(NamedTuple):
 
 
 def open_regular(file: Path) -> BinaryIO:
-    """A file opened for reading bytes. Raises OSError, also for a folder, a pipe or a device (it waits for none)."""
+    """Open a regular file for reading bytes. Raises OSError for others, at once even for a pipe without a writer."""
     handle = open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK))  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
         handle.close()
@@ -102,40 +83,36 @@ def open_regular(file: Path) -> BinaryIO:
     return handle
 
 
-def decode(root: Path, path: str, resizing: Resizing | None, opener: Opener = open_regular) -> np.ndarray:
-    """uint8 (H, W, 3), read-only: upright RGB, scaled; resizing None: as large as it is. Raises UnreadableImage."""
+def decode(root: Path, path: str, resizing: Resizing | None, opener: Opener | None = None) -> np.ndarray:
+    """Decode a file into upright RGB: uint8 (H, W, 3), read-only. Raises UnreadableImage.
+
+    resizing None: full size. opener: a function that opens the path for reading bytes, in place of open_regular.
+    """
     with _opened(root, path, opener) as (image, _):
         upright = upright_rgb(image)
-    pixels = np.asarray(apply_resizing(upright, resizing))
+    pixels = np.asarray(resized(upright, resizing))
     pixels.flags.writeable = False
     return pixels
 
 
-def apply_resizing(image: Image.Image, resizing: Resizing | None) -> Image.Image:
-    """An upright image as it is kept; resizing None: as it is."""
-    if resizing is None:
-        return image
-    return resized(image, resizing.resize_px, resize=resizing.resize, interpolation=resizing.interpolation)
-
-
-def read_header(root: Path, path: str, opener: Opener = open_regular) -> Header:
-    """What a file says of itself, nothing decoded. Raises UnreadableImage."""
-    with _opened(root, path, opener) as (image, num_bytes):
+def read_header(root: Path, path: str) -> Header:
+    """Read the header of a file and decode nothing. Raises UnreadableImage."""
+    with _opened(root, path) as (image, num_bytes):
         return Header(*image.size, num_bytes)
 
 
 def decoded_bytes(header: Header, resizing: Resizing) -> int:
-    """Bytes of the pixels of a file after scaling; the same whichever way the image is turned."""
-    width, height = resized_size(header[:2], resizing.resize_px, resize=resizing.resize)
+    """Bytes of the pixels of a file after resizing; a rotation does not change them."""
+    width, height = resized_size(header[:2], resizing)
     return width * height * 3
 
 
 @contextmanager
-def _opened(root: Path, path: str, opener: Opener) -> Iterator[tuple[ImageFile, int]]:
-    """The image, not decoded yet, and the bytes of its file; whatever is wrong with it is raised as UnreadableImage."""
+def _opened(root: Path, path: str, opener: Opener | None = None) -> Iterator[tuple[ImageFile, int]]:
+    """The image, not decoded yet, and the bytes of its file; any fault of the file is raised as UnreadableImage."""
     file = root / path
     try:
-        with opener(file) as handle:
+        with (opener or open_regular)(file) as handle:
             num_bytes = os.fstat(handle.fileno()).st_size
             image = _identified(path, handle, num_bytes)
             _refuse_unfit(path, image)
@@ -171,7 +148,7 @@ def _refuse_unfit(path: str, image: ImageFile) -> None:
 
 
 def fault_of(folder: Path, path: str) -> str | None:
-    """The reason why an image file cannot be used, found by decoding it in full; None for a good file."""
+    """Decode an image file in full: the reason why it cannot be used, or None for a good file."""
     try:
         decode(folder, path, None)
     except UnreadableImage as error:

@@ -11,8 +11,8 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from raydml.images.decoding import Header, Opener, Resizing, UnreadableImage, decode, open_regular, read_header
-from raydml.images.preprocessing import centre_crop
+from raydml.images.decoding import Header, UnreadableImage, decode, read_header
+from raydml.images.preprocessing import Resizing, centre_crop
 
 Rows = Sequence[int] | np.ndarray
 Result = TypeVar("Result")
@@ -64,23 +64,13 @@ class PackedPixels:
 class DecodedPixels:
     """Images decoded from their files at each reading, bit for bit those of a pack with the same resizing.
 
-    root, paths: the files. resizing None: full resolution. num_threads: files opened and decoded at the same time; a
-    selection shares the threads. opener: opens a file for reading. Threads do not survive a fork: each process makes
-    its own.
+    root, paths: the files. resizing None: full resolution. Eight threads open and decode files at the same time; a
+    selection shares them. They do not survive a fork: each process makes its own object.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        paths: Sequence[str],
-        resizing: Resizing | None,
-        *,
-        num_threads: int = _NUM_THREADS,
-        opener: Opener = open_regular,
-    ) -> None:
+    def __init__(self, root: Path, paths: Sequence[str], resizing: Resizing | None) -> None:
         self.root, self.paths, self.resizing = root, tuple(paths), resizing
-        self._opener = opener
-        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
+        self._pool = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="decode")
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -88,7 +78,7 @@ class DecodedPixels:
     def read(self, rows: Rows) -> list[np.ndarray]:
         """Decode the images with these numbers. Raises UnreadableImage (a DataError) for the first without pixels."""
         paths = [self.paths[row] for row in rows]
-        return list(self._pool.map(partial(decode, self.root, resizing=self.resizing, opener=self._opener), paths))
+        return list(self._pool.map(partial(decode, self.root, resizing=self.resizing), paths))
 
     def select(self, rows: Rows) -> "DecodedPixels":
         chosen = object.__new__(DecodedPixels)

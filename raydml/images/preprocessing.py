@@ -1,11 +1,11 @@
-"""From an image file to what a network sees: resizing, the centre crop, normalisation. It travels with the weights."""
+"""The way from an image file to a network's input: resizing, the centre crop, normalisation; saved with the weights."""
 
 import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -33,18 +33,25 @@ _WHERE_EXIF_IS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 
 
 class PreprocessingError(ValueError):
-    """A preprocessing that cannot be done as asked, or an array that is no image."""
+    """Settings of a preprocessing that exclude each other, or an array that is no image."""
+
+
+class Resizing(NamedTuple):
+    """How the size of an image is changed; see `Preprocessing`."""
+
+    resize_px: int
+    resize: Resize
+    interpolation: Interpolation
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What was done to an image before the network saw it; kept with the weights, never apart from them.
+    """The preparation of an image that a network was trained with; saved with its weights.
 
     resize: "short_side" scales the short side to ``resize_px`` and keeps the aspect ratio (cut to 1 : 8, see
-    ``resized``), "squash" scales both sides to it. interpolation: Pillow's filter for that, always antialiased. The
-    centre ``crop_px`` square is what is embedded. ``mean`` and ``std`` are in the units of ``value_range``: pixels
-    0..255 are first scaled to 0..value_range, then ``(x - mean) / std`` channel by channel, in the order that
-    ``channels`` names.
+    ``resized``), "squash" scales both sides to it. interpolation: Pillow's filter for that, always antialiased.
+    crop_px: the side of the central square that is embedded. mean, std: in the units of ``value_range``: pixels 0..255
+    are first scaled to 0..value_range, then ``(x - mean) / std`` for each channel, in the order of ``channels``.
     """
 
     resize_px: int
@@ -70,17 +77,21 @@ class Preprocessing:
             if value not in choices:
                 raise PreprocessingError(f"{key}: {value!r}; one of {', '.join(choices)}")
 
+    @property
+    def resizing(self) -> Resizing:
+        return Resizing(self.resize_px, self.resize, self.interpolation)
+
     def to_dict(self) -> dict[str, object]:
-        """Plain values (lists for tuples), ready for JSON."""
+        """Return plain values for JSON, with lists for tuples."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "Preprocessing":
-        """The inverse of to_dict."""
+        """Invert to_dict."""
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})  # type: ignore[arg-type]
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Pixels 0..255, RGB, uint8 or float (B, H, W, 3) -> float32 (B, 3, H, W), on the same device."""
+        """Normalise pixels 0..255, RGB, uint8 or float (B, H, W, 3): float32 (B, 3, H, W), on the same device."""
         images = pixels.permute(0, 3, 1, 2).float()
         if self.channels == "BGR":
             images = images.flip(1)
@@ -92,14 +103,14 @@ class Preprocessing:
         return _scale_and_shift(self, device)
 
     def for_evaluation(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, H, W, 3), resized already -> float32 (B, 3, crop_px, crop_px): the centre, normalised."""
+        """Crop and normalise resized images, uint8 (B, H, W, 3): float32 (B, 3, crop_px, crop_px)."""
         top, left = _centre(pixels.shape[1], self.crop_px), _centre(pixels.shape[2], self.crop_px)
         return self.normalise(pixels[:, top : top + self.crop_px, left : left + self.crop_px])
 
     def read(self, image: Image.Image | Path | str | np.ndarray) -> np.ndarray:
-        """One image -> uint8 (crop_px, crop_px, 3), RGB: resized, its centre; ready for ``for_evaluation``.
+        """Resize and crop one image for ``for_evaluation``: uint8 (crop_px, crop_px, 3), RGB.
 
-        Takes a path, a PIL image (its EXIF rotation is applied), or a uint8 array (H, W, 3) or (H, W). Raises
+        image: a path, a PIL image (its EXIF rotation is applied), or a uint8 array (H, W, 3) or (H, W). Raises
         PreprocessingError for an array of another kind and for more than 8 bits a channel, and OSError for an
         unreadable file.
         """
@@ -115,12 +126,11 @@ class Preprocessing:
             return self._centre_of(opened)
 
     def _centre_of(self, image: Image.Image) -> np.ndarray:
-        scaled = resized(upright_rgb(image), self.resize_px, resize=self.resize, interpolation=self.interpolation)
-        return centre_crop(np.asarray(scaled), self.crop_px)
+        return centre_crop(np.asarray(resized(upright_rgb(image), self.resizing)), self.crop_px)
 
 
 def deep_mode(image: Image.Image) -> str:
-    """The mode of an image with more than 8 bits a channel, "" for any other. Asked before its pixels are loaded."""
+    """The mode of an image with more than 8 bits a channel, "" for any other. Works before its pixels are loaded."""
     if image.mode.startswith(("I", "F")):
         return image.mode
     tiles = getattr(image, "tile", None) or []
@@ -131,12 +141,12 @@ def deep_mode(image: Image.Image) -> str:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Any 8-bit PIL image -> RGB, its EXIF rotation applied; the image itself where nothing is to be done.
+    """Convert any 8-bit PIL image to RGB with its EXIF rotation applied; an upright RGB image is returned as it is.
 
     Transparency is dropped, not blended, as ``convert`` does. An EXIF block that cannot be parsed counts as none, as in
-    every browser: the pixels are whole. Raises PreprocessingError for more than 8 bits a channel, whose black and white
-    nobody knows: Pillow would cut grey off at 255. Unlike ImageOps.exif_transpose nothing is copied needlessly and the
-    EXIF block is not written anew, which fails for odd blocks.
+    every browser: the pixels are whole. Raises PreprocessingError for more than 8 bits a channel: the file does not say
+    what is black and white, and Pillow would cut grey off at 255. Unlike ImageOps.exif_transpose this makes no needless
+    copy and writes no new EXIF block, which fails for malformed blocks.
     """
     if deep := deep_mode(image):
         raise PreprocessingError(f"pixels of mode {deep} are not 8 bits a channel; convert the image first")
@@ -145,7 +155,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     upright = image
     if turn is not None:
         upright = image.transpose(turn)
-        for key in _WHERE_EXIF_IS:  # or whoever reads the result would turn it once more
+        for key in _WHERE_EXIF_IS:  # the result must not be turned once more
             upright.info.pop(key, None)
     if upright.mode == "RGB":
         return upright
@@ -155,7 +165,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 to 8, or whatever number the file has there; 1 (upright) where it has none."""
+    """The number in the file, 1 to 8 if it is valid; 1 (upright) where there is none."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation)
     except (SyntaxError, ValueError, TypeError, LookupError, struct.error):
@@ -163,30 +173,32 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def resized(image: Image.Image, resize_px: int, *, resize: Resize, interpolation: Interpolation) -> Image.Image:
+def resized(image: Image.Image, resizing: Resizing | None) -> Image.Image:
     """Scale the short side (or both sides) of a PIL image to resize_px, antialiased, with torchvision's rounding.
 
     short_side: an image longer than MAX_ASPECT times its short side is first cut to that, centrally, which bounds
-    the result to resize_px x MAX_ASPECT * resize_px; torchvision has no such bound.
+    the result to resize_px x MAX_ASPECT * resize_px; torchvision has no such bound. None: the image as it is.
     """
-    size = resized_size(image.size, resize_px, resize=resize)
-    box = _centre_box(image.size) if resize == "short_side" else (0, 0, *image.size)
+    if resizing is None:
+        return image
+    size = resized_size(image.size, resizing)
+    box = _centre_box(image.size) if resizing.resize == "short_side" else (0, 0, *image.size)
     if box != (0, 0, *image.size):
         image = image.crop(box)
-    return image if size == image.size else image.resize(size, _FILTERS[interpolation])
+    return image if size == image.size else image.resize(size, _FILTERS[resizing.interpolation])
 
 
-def resized_size(size: tuple[int, int], resize_px: int, *, resize: Resize) -> tuple[int, int]:
+def resized_size(size: tuple[int, int], resizing: Resizing) -> tuple[int, int]:
     """(width, height) after ``resized``: torchvision's Resize cuts the fraction of the long side off."""
-    if resize == "squash":
-        return resize_px, resize_px
+    if resizing.resize == "squash":
+        return resizing.resize_px, resizing.resize_px
     left, top, right, bottom = _centre_box(size)
     short = min(size)
-    return int(resize_px * (right - left) / short), int(resize_px * (bottom - top) / short)
+    return int(resizing.resize_px * (right - left) / short), int(resizing.resize_px * (bottom - top) / short)
 
 
 def _centre_box(size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of what stays of (width, height): all of it, or the centre at 1 : MAX_ASPECT."""
+    """(left, top, right, bottom) of the part of (width, height) that is kept: all, or the centre at 1 : MAX_ASPECT."""
     longest = MAX_ASPECT * min(size)
     width, height = min(size[0], longest), min(size[1], longest)
     left, top = _centre(size[0], width), _centre(size[1], height)
@@ -194,7 +206,7 @@ def _centre_box(size: tuple[int, int]) -> tuple[int, int, int, int]:
 
 
 def centre_crop(pixels: np.ndarray, crop_px: int) -> np.ndarray:
-    """(H, W, 3) -> a view (crop_px, crop_px, 3) of the centre, rounded as torchvision's CenterCrop does."""
+    """The centre of (H, W, 3) as a view (crop_px, crop_px, 3), rounded as torchvision's CenterCrop does."""
     top, left = _centre(pixels.shape[0], crop_px), _centre(pixels.shape[1], crop_px)
     return pixels[top : top + crop_px, left : left + crop_px]
 
@@ -203,9 +215,9 @@ def _centre(size_px: int, crop_px: int) -> int:
     return round((size_px - crop_px) / 2)
 
 
-@lru_cache(maxsize=32)  # a copy to the device each batch would make the host wait for it
+@lru_cache(maxsize=32)  # a copy to the device for each batch would make the host wait for it
 def _scale_and_shift(preprocessing: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor]:
-    with torch.inference_mode(False):  # whoever asks first, the constants serve training too
+    with torch.inference_mode(False):  # the constants are used in training too, wherever they are made first
         std = torch.tensor(preprocessing.std, dtype=torch.float64)
         scale = preprocessing.value_range / 255 / std
         shift = -torch.tensor(preprocessing.mean, dtype=torch.float64) / std

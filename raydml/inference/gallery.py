@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raydml.data.catalog import IMAGE_SUFFIXES, is_hidden, listed
-from raydml.images.decoding import Resizing, UnreadableImage, decode
+from raydml.images.decoding import UnreadableImage, decode
 from raydml.images.pixels import decode_in_order
 from raydml.inference.export import EmbeddingModel
 from raydml.ops.files import write_whole
@@ -80,7 +80,7 @@ def embed_images(
     model: EmbeddingModel, root: Path, names: Sequence[str], *, batch_size: int = 64
 ) -> Iterator[EmbeddedBatch]:
     """Embed the images root/name in order, a batch at a time; threads decode ahead of the network."""
-    decoded = zip(names, decode_in_order(root, names, resizing_of(model)), strict=True)
+    decoded = zip(names, decode_in_order(root, names, model.preprocessing.resizing), strict=True)
     while batch := list(islice(decoded, batch_size)):
         readable = [(name, image) for name, image in batch if isinstance(image, np.ndarray)]
         yield EmbeddedBatch(
@@ -88,12 +88,6 @@ def embed_images(
             model.embed([image for _, image in readable], batch_size=batch_size),
             [image for _, image in batch if isinstance(image, UnreadableImage)],
         )
-
-
-def resizing_of(model: EmbeddingModel) -> Resizing:
-    """How a model's images are scaled when they are decoded."""
-    preparation = model.preprocessing
-    return Resizing(preparation.resize_px, preparation.resize, preparation.interpolation)
 
 
 def write_gallery(
@@ -157,7 +151,7 @@ class Gallery:
         """
         if k < 1:
             raise GalleryError(f"k: {k} neighbours; at least 1 is needed")
-        images = [decode(Path(), str(path), resizing_of(self.model)) for path in paths]
+        images = [decode(Path(), str(path), self.model.preprocessing.resizing) for path in paths]
         return [self._nearest(query[None], k) for query in self.model.embed(images)]
 
     def _nearest(self, query: NDArray[np.float32], k: int) -> list[Neighbour]:

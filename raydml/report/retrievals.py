@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from raydml.images.decoding import Resizing
 from raydml.images.pixels import DecodedPixels, Pixels
+from raydml.images.preprocessing import Resizing
 from raydml.inference.gallery import Gallery, Neighbour
 from raydml.report.image_rows import Cell, ImageRow, LabelledImages, draw_image_rows
 from raydml.report.ranked_queries import RankedQueries, rank_queries

@@ -39,8 +39,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from raydml.data.catalog import DataError
-from raydml.images.decoding import Resizing, decode
-from raydml.images.preprocessing import PreprocessingError
+from raydml.images.decoding import decode
+from raydml.images.preprocessing import PreprocessingError, Resizing
 from raydml.inference.export import EmbeddingModel
 
 #: The column of a table that holds the images; a table of one column needs no name.
@@ -85,8 +85,7 @@ class EmbeddingPythonModel(PythonModel):
         (The annotation names one kind only: from a wider one MLflow would make a schema, and refuse what is not in it.)
         """
         items = as_items(model_input)
-        preparation = self.model.preprocessing
-        resizing = Resizing(preparation.resize_px, preparation.resize, preparation.interpolation)
+        resizing = self.model.preprocessing.resizing
         embeddings = np.empty((len(items), self.model.embedding_dim), dtype=np.float32)
         for start in range(0, len(items), BATCH_SIZE):
             rows = range(start, min(start + BATCH_SIZE, len(items)))

@@ -21,7 +21,8 @@ from PIL import Image
 
 from raydml.data.catalog import DataError
 from raydml.images import decoding
-from raydml.images.decoding import MAX_PIXELS, Resizing, UnreadableImage, decode, open_regular, read_header
+from raydml.images.decoding import MAX_PIXELS, UnreadableImage, decode, open_regular, read_header
+from raydml.images.preprocessing import Resizing
 
 SMALL = Resizing(8, "short_side", "bilinear")
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raydml.images import pixels
-from raydml.images.decoding import Resizing, UnreadableImage, decode, decoded_bytes, open_regular, read_header
+from raydml.images import decoding, pixels
+from raydml.images.decoding import UnreadableImage, decode, decoded_bytes, open_regular, read_header
 from raydml.images.pixels import DecodedPixels, decode_in_order, read_headers
-from raydml.images.preprocessing import Preprocessing
+from raydml.images.preprocessing import Preprocessing, Resizing
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 SMALL = Resizing(8, "short_side", "bilinear")
@@ -146,7 +146,7 @@ class TestManyFiles:
         assert [image.shape[1] for image in chosen.read(np.array([0, 1]))] == [15, 17]
         assert (len(chosen), len(pixels), pixels.read([])) == (2, 20, [])
 
-    def test_eight_files_are_opened_at_the_same_time(self, tmp_path):
+    def test_eight_files_are_opened_at_the_same_time(self, tmp_path, monkeypatch):
         """On a network disk they wait together. Each open lasts until eight are in flight."""
         barrier = threading.Barrier(8)
 
@@ -154,11 +154,12 @@ class TestManyFiles:
             barrier.wait(timeout=60)
             return open_regular(file)
 
-        pixels = DecodedPixels(tmp_path, numbered(tmp_path, 16), SMALL, opener=opener)
+        monkeypatch.setattr(decoding, "open_regular", opener)
+        pixels = DecodedPixels(tmp_path, numbered(tmp_path, 16), SMALL)
         assert [int(image[0, 0, 0]) for image in pixels.read(range(16))] == list(range(16))
 
     def test_several_threads_read_at_once(self, tmp_path):
-        pixels = DecodedPixels(tmp_path, numbered(tmp_path, 12), SMALL, num_threads=3)
+        pixels = DecodedPixels(tmp_path, numbered(tmp_path, 12), SMALL)
         found: list[list[int]] = []
 
         def read() -> None:

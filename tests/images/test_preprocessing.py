@@ -6,7 +6,7 @@ import torch
 import torchvision
 from PIL import Image, ImageOps
 
-from raydml.images.preprocessing import Preprocessing, PreprocessingError, resized, resized_size, upright_rgb
+from raydml.images.preprocessing import Preprocessing, PreprocessingError, Resizing, resized, resized_size, upright_rgb
 from tests.golden_vectors import golden
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -71,8 +71,8 @@ def test_read_is_torchvisions_resize_and_centre_crop(size, resize, interpolation
     )
     preprocessing = Preprocessing(24, 21, PLAIN, ONE, resize=resize, interpolation=interpolation)
     assert np.array_equal(preprocessing.read(picture), np.asarray(transform(picture)))
-    everything = resized(picture, 24, resize=resize, interpolation=interpolation)
-    assert everything.size == transform.transforms[0](picture).size == resized_size(size, 24, resize=resize)
+    everything = resized(picture, Resizing(24, resize, interpolation))
+    assert everything.size == transform.transforms[0](picture).size == resized_size(size, preprocessing.resizing)
 
 
 @pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (10, 81), (3, 25)])
@@ -82,10 +82,11 @@ def test_a_strip_is_cut_to_eight_to_one_about_its_centre(size):
     begin = round((max(size) - long) / 2)
     box = (0, begin, short, begin + long) if size[0] < size[1] else (begin, 0, begin + long, short)
     expected = torchvision.transforms.Resize(24)(strip.crop(box))
-    assert np.array_equal(resized(strip, 24, resize="short_side", interpolation="bilinear"), expected)
+    short_side = Resizing(24, "short_side", "bilinear")
+    assert np.array_equal(resized(strip, short_side), expected)
     assert sorted(expected.size) == [24, 192]
-    assert resized_size(size, 24, resize="short_side") == expected.size
-    squashed = resized(strip, 24, resize="squash", interpolation="bilinear")  # bounded as it is: nothing is cut
+    assert resized_size(size, short_side) == expected.size
+    squashed = resized(strip, Resizing(24, "squash", "bilinear"))  # bounded as it is: nothing is cut
     assert np.array_equal(squashed, torchvision.transforms.Resize((24, 24))(strip))
 
 
@@ -93,8 +94,9 @@ def test_sizes_are_symmetric_bounded_and_hold_the_crop():
     generator = np.random.default_rng(0)
     drawn = np.exp(generator.uniform(0, np.log(4000), (5000, 2))).astype(int).tolist()  # as many slim images as square
     for (width, height), resize_px in zip(drawn, generator.integers(1, 301, 5000).tolist(), strict=True):
-        size = resized_size((width, height), resize_px, resize="short_side")
-        assert size[::-1] == resized_size((height, width), resize_px, resize="short_side")
+        resizing = Resizing(resize_px, "short_side", "bilinear")
+        size = resized_size((width, height), resizing)
+        assert size[::-1] == resized_size((height, width), resizing)
         assert min(size) == resize_px, (width, height)
         assert max(size) <= 8 * resize_px, (width, height)
 
