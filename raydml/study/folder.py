@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,9 @@ from raydml.search_space.space import Space, sample_trials
 from raydml.training import checkpoint
 from raydml.training.parts import make_sampler
 from raydml.training.trial_images import Catalogs, open_development
+
+#: What each stage ends with.
+RESULT_FILES = {"search": "ranking.json", "confirm": "confirmed.json", "finalize": "final.json"}
 
 
 class StudyError(ValueError):
@@ -217,21 +220,6 @@ def newest_checkpoint(folder: Path, stage: str, key: str) -> Path | None:
         if (run / key).is_dir() and (found := checkpoint.newest_intact(run / key)) is not None:
             return found
     return None
-
-
-def confirm_trials(ranking: list[dict[str, Any]], trials: Mapping[str, Trial], study: Study) -> list[dict[str, Any]]:
-    """The best configurations x folds x seeds: rows of ``from_trial``, ``configuration`` and ``trial``."""
-    assert study.confirm is not None
-    rows = []
-    for row in [row for row in ranking if row["value"] is not None][: study.confirm.top]:
-        searched = trials[row["trial"]]
-        for fold in range(study.confirm.folds):
-            split = searched.data.split.model_copy(update={"fold": fold})
-            data = searched.data.model_copy(update={"split": split})
-            for seed in range(study.confirm.seeds):
-                trial = searched.model_copy(update={"data": data, "seed": study.seed + seed})
-                rows.append({"from_trial": row["trial"], "configuration": row["fingerprint"], "trial": trial})
-    return rows
 
 
 def dry_run(space: Space) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def top_trials(folder: Path) -> dict[str, Path]:
     return {key: path for key, path in found.items() if path is not None} | {winner.trial: winner.checkpoint}
 
 
-def write_results(folder: Path, announce: Callable[..., None]) -> None:
+def write_results(folder: Path, record: Callable[..., None]) -> None:
     """Summary, report and the exported model; and the events that carry them, and the top trials, to MLflow."""
     trials = histories(folder)
     summary = summarise(folder, trials)
@@ -73,23 +73,23 @@ def write_results(folder: Path, announce: Callable[..., None]) -> None:
     write_report(folder / "report", summary, trials, illustrations)
     winner = find_winner(folder)
     for name in ("space.yaml", "summary.json", "summary.md", "split.json"):
-        announce("artifact", trial=None, path=str(folder / name), artifact_path="study")
+        record("artifact", trial=None, path=str(folder / name), artifact_path="study")
     if (folder / "test_reads.jsonl").exists():
-        announce("artifact", trial=None, path=str(folder / "test_reads.jsonl"), artifact_path="study")
-    announce("artifact", trial=None, path=str(folder / "report"), artifact_path="report")
+        record("artifact", trial=None, path=str(folder / "test_reads.jsonl"), artifact_path="study")
+    record("artifact", trial=None, path=str(folder / "report"), artifact_path="report")
     for key, path in top_trials(folder).items():
-        announce("artifact", trial=key, path=str(path), artifact_path="checkpoint")
+        record("artifact", trial=key, path=str(path), artifact_path="checkpoint")
     for picture in illustrations:
-        announce("artifact", trial=picture.trial, path=str(picture.path), artifact_path="pictures")
+        record("artifact", trial=picture.trial, path=str(picture.path), artifact_path="pictures")
     export_model(winner.checkpoint, folder / "model")
-    announce(
+    record(
         "model",
         trial=None,
         checkpoint=str(winner.checkpoint),
         folder=str(folder / "model"),
         name=f"raydml-{summary['study']}",
     )
-    announce("summary", metrics=_summary_metrics(summary), tags={"winner": winner.trial})
+    record("summary", metrics=_summary_metrics(summary), tags={"winner": winner.trial})
 
 
 def _summary_metrics(summary: dict[str, Any]) -> dict[str, float]:

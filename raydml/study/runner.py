@@ -25,8 +25,8 @@ from raydml.study.state import TrialState, rank, read_trials
 from raydml.training import checkpoint
 
 
-class Context(NamedTuple):
-    """What every stage of one run of a study needs."""
+class StudySession(NamedTuple):
+    """One run of a study by a driver. metric: what trials are ranked by; resources: CPUs and GPUs of each trial."""
 
     folder: Path
     study: Study
@@ -34,8 +34,13 @@ class Context(NamedTuple):
     metric: str
     resources: dict[str, float]
 
-    def announce(self, event: str, **fields: Any) -> None:
+    def record(self, event: str, **fields: Any) -> None:
+        """Append an event to the study's file."""
         events.append(events_path(self.folder), {"event": event, **fields})
+
+    def note(self, text: str) -> None:
+        """Record a sentence for the user."""
+        self.record("note", text=text)
 
 
 class StudyEvents(tune.Callback):
@@ -125,15 +130,15 @@ def _checkpoints(folder: Path, stage: str, key: str) -> list[Path]:
     return sorted((folder / stage).glob(f"run-*/{key}/checkpoint_*"))
 
 
-def run_trials(context: Context, stage: str, trials: Mapping[str, Trial], configurations: Mapping[str, str],
+def run_trials(session: StudySession, stage: str, trials: Mapping[str, Trial], configurations: Mapping[str, str],
                 scheduler: str) -> dict[str, TrialState]:  # fmt: skip
     """Run the trials of a stage that have not ended, through Tune. Returns the states of all of them."""
-    folder, study, metric = context.folder, context.study, context.metric
+    folder, study, metric = session.folder, session.study, session.metric
     states = read_trials(folder, stage)
     waiting = {key: trial for key, trial in trials.items() if key not in states or not states[key].ended}
-    context.announce(
+    session.record(
         "stage_started", stage=stage, num_trials=len(trials), num_ended=len(trials) - len(waiting),
-        max_epochs=max(trial.epochs for trial in trials.values()), resources=context.resources,
+        max_epochs=max(trial.epochs for trial in trials.values()), resources=session.resources,
     )  # fmt: skip
     if not waiting:
         return states
@@ -144,7 +149,7 @@ def run_trials(context: Context, stage: str, trials: Mapping[str, Trial], config
             "trial": trial.model_dump(mode="json"),
             "fingerprint": fingerprint(trial),
             "configuration": configurations[key],
-            "machine": context.machine.model_dump(mode="json"),
+            "machine": session.machine.model_dump(mode="json"),
             "metric": metric,
             "resume_from": str(resume_from[key]) if resume_from[key] else None,
         }
@@ -154,11 +159,11 @@ def run_trials(context: Context, stage: str, trials: Mapping[str, Trial], config
     search = stage == "search"
     number = len(list((folder / stage).glob("run-*")))
     tuner = tune.Tuner(
-        tune.with_resources(TrialActor, context.resources),
+        tune.with_resources(TrialActor, session.resources),
         # Each configuration is one whole grid value: what runs is what was validated and fingerprinted.
         param_space={"run": tune.grid_search(configs)},
         tune_config=tune.TuneConfig(
-            scheduler=_scheduler(context, scheduler, trials, ended, _history(states, resume_from)),
+            scheduler=_scheduler(session, scheduler, trials, ended, _history(states, resume_from)),
             max_concurrent_trials=study.search.max_concurrent or 0,
             reuse_actors=True,
             trial_name_creator=trial_key,
@@ -198,13 +203,13 @@ def _history(
 
 
 def _scheduler(
-    context: Context, name: str, trials: Mapping[str, Trial], ended: list[str], history: dict[str, Any]
+    session: StudySession, name: str, trials: Mapping[str, Trial], ended: list[str], history: dict[str, Any]
 ) -> Any:
-    search = context.study.search
+    search = session.study.search
     if name == "none":
         return None
     rungs: dict[str, Any] = {
-        "metric": context.metric,
+        "metric": session.metric,
         "max_epochs": max(trial.epochs for trial in trials.values()),
         "grace_epochs": search.grace_epochs,
         "reduction_factor": search.reduction_factor,

@@ -1,54 +1,38 @@
-"""The study on Ray: search, confirm, finalize. Every stage can be interrupted and asked for again."""
+"""A study on Ray: search, confirm, finalize. Each stage can be interrupted, and run again from where it was."""
 
 from __future__ import annotations
 
-import logging
-import os
 import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ray
-
 from raydml.config.trial import Machine, Study, Trial, fingerprint, parse_trial
 from raydml.metrics.intervals import t_interval
-from raydml.study.actor import evaluate_ensemble_remotely, evaluate_remotely, illustrate_remotely
+from raydml.study.cluster import connected, trial_resources
 from raydml.study.events import events_path
-from raydml.study.folder import (
-    StudyError,
-    confirm_trials,
-    newest_checkpoint,
-    read_json,
-    read_study,
-    stages_of,
-    write_json,
-)
-from raydml.study.results import illustrated_runs, top_trials, write_results
-from raydml.study.runner import Context, drop_checkpoints, run_trials
+from raydml.study.finalize import finalize, illustrate
+from raydml.study.folder import RESULT_FILES, StudyError, read_json, read_study, stages_of, write_json
+from raydml.study.interrupts import Interrupted, catch_signals
+from raydml.study.results import write_results
+from raydml.study.runner import StudySession, drop_checkpoints, run_trials
 from raydml.study.state import TrialState, rank, read_state
-from raydml.training import checkpoint
 from raydml.training.trial_images import Catalogs
 
 
 class Outcome(NamedTuple):
-    status: str  # "finished" or "interrupted"
+    """How a run of a study ended: ``finished``, or ``interrupted`` by a signal."""
+
+    status: str
     signal: int | None = None
 
 
-class _Interrupted(Exception):
-    """INT or TERM arrived; Tune has stopped its actors."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
 def run_study(folder: Path, *, address: str | None = None) -> Outcome:
-    """Run the stages of a study that are not finished. Blocks. ``address``: a running Ray cluster, or None for an
-    embedded one that ends with this call. Raises DataError before anything starts if the images are gone or others."""
+    """Run the stages of a study that are not finished, and return when they are.
+
+    address: of a running Ray cluster; None starts an embedded one that ends with this call. Raises DataError before
+    anything starts if the images are missing or not those of the study.
+    """
     study_json = read_study(folder)
     study = Study.model_validate(study_json["study"])
     machine = Machine.model_validate(study_json["machine"])
@@ -56,29 +40,35 @@ def run_study(folder: Path, *, address: str | None = None) -> Outcome:
     if is_finished(folder, stages):
         return Outcome("finished")
     _refuse_other_images(study_json, machine)
-    start = Context(folder, study, machine, study_json["select_on"], {})
-    start.announce(
+    session = StudySession(folder, study, machine, study_json["select_on"], {})
+    session.record(
         "study_started",
         study=study.name,
         study_id=study_json["study_id"],
-        config={**study_json["study"], "select_on": start.metric},
+        config={**study_json["study"], "select_on": session.metric},
         storage=study_json["storage"],
         commit=study_json["commit"],
     )
-    with _signals() as received:
+    with catch_signals() as received:
         try:
-            with _ray(address):
-                resources = _resources(machine, start.announce, joined=address is not None)
-                context = start._replace(resources=resources)
+            with connected(address):
+                resources = trial_resources(machine, session.note, joined=address is not None)
+                session = session._replace(resources=resources)
                 for stage in stages:
-                    _run_stage(context, stage, received)
-                _illustrate(context)
-        except (_Interrupted, KeyboardInterrupt):
-            start.announce("interrupted", signal=received[0] if received else signal.SIGINT)
-            return Outcome("interrupted", received[0] if received else signal.SIGINT)
-        write_results(folder, start.announce)
-        start.announce("study_finished")
+                    _run_stage(session, stage, received)
+                illustrate(session)
+        except (Interrupted, KeyboardInterrupt):
+            number = received[0] if received else signal.SIGINT
+            session.record("interrupted", signal=number)
+            return Outcome("interrupted", number)
+        write_results(folder, session.record)
+        session.record("study_finished")
     return Outcome("finished")
+
+
+def is_finished(folder: Path, stages: list[str]) -> bool:
+    """Return whether every stage has its result and the study was recorded as finished: nothing is left to do."""
+    return all((folder / RESULT_FILES[stage]).exists() for stage in stages) and read_state(folder).state == "finished"
 
 
 def _refuse_other_images(study_json: Mapping[str, Any], machine: Machine) -> None:
@@ -88,380 +78,124 @@ def _refuse_other_images(study_json: Mapping[str, Any], machine: Machine) -> Non
         catalogs.of(parse_trial(trial))
 
 
-def _run_stage(context: Context, stage: str, received: list[int]) -> None:
-    result = context.folder / _result_file(stage)
+def _run_stage(session: StudySession, stage: str, received: list[int]) -> None:
+    """Run a stage that has no result yet. received: the signals that have arrived so far."""
+    result = session.folder / RESULT_FILES[stage]
     if result.exists():
         return
     if not received:
-        _STAGE[stage](context)
+        _STAGES[stage](session)
     if received:
-        raise _Interrupted(received[0])
+        raise Interrupted(received[0])
     if not result.exists():
-        raise StudyError(f"stage {stage} ended with trials that have not; see {events_path(context.folder)}")
+        raise StudyError(f"stage {stage} stopped before all its trials have ended; see {events_path(session.folder)}")
 
 
-# --- Ray ------------------------------------------------------------------------------------------------------------
-
-
-def is_finished(folder: Path, stages: list[str]) -> bool:
-    """Return whether every stage has its result and the study was recorded as finished: nothing is left to do."""
-    return all((folder / _result_file(stage)).exists() for stage in stages) and read_state(folder).state == "finished"
-
-
-@contextmanager
-def _ray(address: str | None) -> Iterator[None]:
-    if ray.is_initialized():  # a test or a notebook brought its own
-        yield
-        return
-    import raydml
-
-    if not address:
-        # Ray says above our table that it turned its token authentication on, which is what we want.
-        logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    # Below an error Tune has only advice that is wrong here, such as to go on with Tuner.restore.
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    # On a cluster the workers get this very code; an embedded Ray imports it from where the driver did.
-    environment = {"py_modules": [str(Path(raydml.__file__).parent)]} if address else {}
-    try:
-        ray.init(
-            address=address or "local",  # never somebody else's cluster by accident
-            runtime_env=environment,
-            log_to_driver=False,
-            logging_level="error",
-            configure_logging=False,
-            **({} if address else {"include_dashboard": False}),
-        )
-    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
-        if not address:
-            raise
-        raise StudyError(
-            f"--address {address}: no Ray cluster lets us in there ({str(error).strip().splitlines()[0]}). Cure: check "
-            "the address with `ray status`; a cluster with tokens needs RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """INT and TERM end the running Tune loop cleanly (its own handler listens to USR1); the second one is rude."""
-    received: list[int] = []
-    over = threading.Event()
-
-    def nobody(_number: int, _frame: Any) -> None:
-        """Between Tune runs nobody listens to USR1, and its default action would kill the driver."""
-
-    def pass_on() -> None:
-        # A Tune run that is only just starting has no handler yet: each one is told as soon as it listens.
-        told: Any = nobody
-        while not over.wait(0.1):
-            listener = signal.getsignal(signal.SIGUSR1)
-            if listener is not told:
-                told = listener
-                os.kill(os.getpid(), signal.SIGUSR1)
-
-    def on_signal(number: int, _frame: Any) -> None:
-        received.append(number)
-        if len(received) > 1:
-            raise KeyboardInterrupt
-        threading.Thread(target=pass_on, name="interrupt", daemon=True).start()
-
-    watched = (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.signal(number, on_signal) for number in watched}
-    previous[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, nobody)
-    try:
-        yield received
-    finally:
-        over.set()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _resources(machine: Machine, announce: Any, *, joined: bool) -> dict[str, float]:
-    """CPU and GPU share of one trial. ``auto``: a whole GPU where the cluster has one, else none, and it says so.
-
-    In a joined cluster GPU nodes may start on demand, so a share asked for in so many words is waited for there.
-    """
-    cluster = ray.cluster_resources()
-    present, cpus = cluster.get("GPU", 0), cluster.get("CPU", 0)
-    if machine.cpus_per_trial > cpus and not joined:
-        raise StudyError(
-            f"machine.cpus_per_trial = {machine.cpus_per_trial}, but this machine has {cpus:g} CPUs, and the trials "
-            f"would wait for ever. Cure: --set machine.cpus_per_trial={max(1, int(cpus))}"
-        )
-    if machine.gpus_per_trial == "auto":
-        gpus = 1.0 if present and machine.device != "cpu" else 0.0
-        if not present:
-            cure = " (GPU nodes that start on demand: --set machine.gpus_per_trial=1)" if joined else ""
-            announce("note", text=f"no GPU in this Ray cluster: trials run on the CPU{cure}")
-        elif not gpus:
-            announce("note", text="machine.device is cpu: the GPUs of this cluster stay idle")
-    else:
-        gpus = float(machine.gpus_per_trial)
-        if gpus > present and not joined:
-            raise StudyError(
-                f"machine.gpus_per_trial = {gpus:g}, but this machine has {present:g} GPUs, and the trials would wait "
-                "for ever. Cure: --set machine.gpus_per_trial=0, or --address of a cluster with GPUs"
-            )
-        if not gpus and present:
-            announce("note", text="machine.gpus_per_trial is 0: the GPUs of this cluster stay idle")
-    if joined and not any(
-        node["Alive"]
-        and node["Resources"].get("CPU", 0) >= machine.cpus_per_trial
-        and node["Resources"].get("GPU", 0) >= gpus
-        for node in ray.nodes()
-    ):
-        asked = f"{machine.cpus_per_trial} CPU and {gpus:g} GPU"
-        announce("note", text=f"no node has {asked} for a trial yet: waiting for one to start")
-    return {"cpu": float(machine.cpus_per_trial), "gpu": gpus}
-
-
-# --- the stages -----------------------------------------------------------------------------------------------------
+# --- search -----------------------------------------------------------------------------------------------------------
 
 
 def search_trials(study_json: Mapping[str, Any]) -> dict[str, Trial]:
+    """Return the trials of the search by key."""
     return {f"search-{index:03d}": parse_trial(trial) for index, trial in enumerate(study_json["trials"])}
 
 
-def _search(context: Context) -> None:
-    trials = search_trials(read_study(context.folder))
+def _search(session: StudySession) -> None:
+    trials = search_trials(read_study(session.folder))
     configurations = {key: fingerprint(trial) for key, trial in trials.items()}
-    states = run_trials(context, "search", trials, configurations, context.study.search.scheduler)
+    states = run_trials(session, "search", trials, configurations, session.study.search.scheduler)
     failed = [key for key, state in states.items() if state.ended and state.best is None]
     if len(failed) == len(trials):
         raise StudyError(
-            f"no trial of the search has a value of {context.metric}: {_endings(states)}. Nothing can be ranked. "
+            f"no trial of the search has a value of {session.metric}: {_endings(states)}. Nothing can be ranked. "
             "Cure: gentler settings (smaller learning rates, say) under another --name"
         )
-    _finish(context, "search", trials, states, lambda: rank(states.values()))
+    _finish(session, "search", trials, states, lambda: rank(states.values()))
 
 
-def _confirm(context: Context) -> None:
-    rows = confirm_trials(
-        read_json(context.folder / "ranking.json"), search_trials(read_study(context.folder)), context.study
-    )
-    trials = {f"confirm-{index:03d}": row["trial"] for index, row in enumerate(rows)}
-    origin = dict(zip(trials, rows, strict=True))
-    configurations = {key: row["configuration"] for key, row in origin.items()}
-    states = run_trials(context, "confirm", trials, configurations, "none")
-
-    def confirmed() -> list[dict[str, Any]]:
-        groups: dict[str, dict[str, Any]] = {}
-        for key, row in origin.items():
-            group = groups.setdefault(
-                row["configuration"],
-                {"configuration": row["configuration"], "from_trial": row["from_trial"], "runs": []},
-            )
-            group["runs"].append(
-                {
-                    "trial": key,
-                    "fold": row["trial"].data.split.fold,
-                    "seed": row["trial"].seed,
-                    "value": states[key].best,
-                    "ended": states[key].ended,
-                }
-            )
-        for group in groups.values():
-            values = [run["value"] for run in group["runs"] if run["value"] is not None]
-            interval = t_interval(values) if values else None
-            group["mean"] = interval.mean if interval else None
-            group["half_width"] = interval.half_width if interval else None
-            group["num_runs"] = len(values)
-        # A configuration with a failed run is not confirmed: its mean would be over fewer, perhaps easier, folds.
-        complete = [group for group in groups.values() if group["num_runs"] == len(group["runs"])]
-        if not complete:
-            raise StudyError(f"no configuration got through all its folds and seeds: {_endings(states)}")
-        return sorted(complete, key=lambda group: -group["mean"])
-
-    _finish(context, "confirm", trials, states, confirmed)
-    if (context.folder / _result_file("confirm")).exists():
-        _drop_unneeded(context, origin)
+# --- confirm ----------------------------------------------------------------------------------------------------------
 
 
-def _drop_unneeded(context: Context, origin: Mapping[str, Mapping[str, Any]]) -> None:
-    """The checkpoints of confirmed runs that nobody will test."""
-    top = context.study.finalize.top if context.study.finalize else 1
-    kept = {row["configuration"] for row in read_json(context.folder / "confirmed.json")[:top]}
-    for key, row in origin.items():
-        if row["configuration"] not in kept:
-            drop_checkpoints(context.folder, "confirm", key)
+def confirm_trials(ranking: list[dict[str, Any]], trials: Mapping[str, Trial], study: Study) -> list[dict[str, Any]]:
+    """Return the best configurations x folds x seeds: rows of ``from_trial``, ``configuration`` and ``trial``."""
+    assert study.confirm is not None
+    rows = []
+    for row in [row for row in ranking if row["value"] is not None][: study.confirm.top]:
+        searched = trials[row["trial"]]
+        for fold in range(study.confirm.folds):
+            split = searched.data.split.model_copy(update={"fold": fold})
+            data = searched.data.model_copy(update={"split": split})
+            for seed in range(study.confirm.seeds):
+                trial = searched.model_copy(update={"data": data, "seed": study.seed + seed})
+                rows.append({"from_trial": row["trial"], "configuration": row["fingerprint"], "trial": trial})
+    return rows
+
+
+def _confirm(session: StudySession) -> None:
+    searched = search_trials(read_study(session.folder))
+    rows = confirm_trials(read_json(session.folder / RESULT_FILES["search"]), searched, session.study)
+    by_key = {f"confirm-{index:03d}": row for index, row in enumerate(rows)}
+    trials = {key: row["trial"] for key, row in by_key.items()}
+    configurations = {key: row["configuration"] for key, row in by_key.items()}
+    states = run_trials(session, "confirm", trials, configurations, "none")
+    _finish(session, "confirm", trials, states, lambda: _confirmed(by_key, states))
+    result = session.folder / RESULT_FILES["confirm"]
+    if not result.exists():
+        return
+    # Checkpoints of the configurations that will not be tested are no longer needed.
+    top = session.study.finalize.top if session.study.finalize else 1
+    kept = {row["configuration"] for row in read_json(result)[:top]}
+    for key, configuration in configurations.items():
+        if configuration not in kept:
+            drop_checkpoints(session.folder, "confirm", key)
+
+
+def _confirmed(rows: Mapping[str, Mapping[str, Any]], states: Mapping[str, TrialState]) -> list[dict[str, Any]]:
+    """Return each configuration with its runs, their mean and its 95 % interval, best first."""
+    groups: dict[str, dict[str, Any]] = {}
+    for key, row in rows.items():
+        named = {"configuration": row["configuration"], "from_trial": row["from_trial"], "runs": []}
+        groups.setdefault(row["configuration"], named)["runs"].append(
+            {
+                "trial": key,
+                "fold": row["trial"].data.split.fold,
+                "seed": row["trial"].seed,
+                "value": states[key].best,
+                "ended": states[key].ended,
+            }
+        )
+    # A configuration with a failed run is not confirmed: its mean would be over fewer, perhaps easier, folds.
+    complete = [group for group in groups.values() if all(run["value"] is not None for run in group["runs"])]
+    if not complete:
+        raise StudyError(f"no configuration got through all its folds and seeds: {_endings(states)}")
+    for group in complete:
+        interval = t_interval([run["value"] for run in group["runs"]])
+        group |= {"mean": interval.mean, "half_width": interval.half_width, "num_runs": len(group["runs"])}
+    return sorted(complete, key=lambda group: -group["mean"])
+
+
+# --- both -------------------------------------------------------------------------------------------------------------
 
 
 def _endings(states: Mapping[str, TrialState]) -> str:
-    """``search-000 crashed (ValueError: ...), search-001 non_finite_loss``."""
+    """Return ``search-000 crashed (ValueError: ...), search-001 non_finite_loss``."""
     return ", ".join(
         f"{key} {state.ended}" + (f" ({state.error})" if state.error else "") for key, state in states.items()
     )
 
 
 def _finish(
-    context: Context, stage: str, trials: Mapping[str, Trial], states: Mapping[str, TrialState], ranking: Any
+    session: StudySession,
+    stage: str,
+    trials: Mapping[str, Trial],
+    states: Mapping[str, TrialState],
+    ranking: Callable[[], list[dict[str, Any]]],
 ) -> None:
     """Write the stage's result, unless the run was cut short: an unfinished stage has no result."""
     if any(key not in states or not states[key].ended for key in trials):
         return
     rows = ranking()
-    write_json(context.folder / _result_file(stage), rows)
-    context.announce("stage_finished", stage=stage, ranking=rows)
+    write_json(session.folder / RESULT_FILES[stage], rows)
+    session.record("stage_finished", stage=stage, ranking=rows)
 
 
-def _finalize(context: Context) -> None:
-    """Open the test classes for the confirmed winners: each checkpoint once, each read recorded before it happens."""
-    assert context.study.finalize is not None
-    finished: list[dict[str, Any]] = []
-    confirmed = context.folder / "confirmed.json"
-    if confirmed.exists():
-        winners = [
-            {
-                **row,
-                "stage": "confirm",
-                "keys": [run["trial"] for run in row["runs"] if run["value"] is not None],
-            }
-            for row in read_json(confirmed)
-        ]
-    else:
-        ranking = read_json(context.folder / "ranking.json")
-        winners = [
-            {
-                "configuration": row["fingerprint"],
-                "from_trial": row["trial"],
-                "stage": "search",
-                "keys": [row["trial"]],
-            }
-            for row in ranking
-            if row["value"] is not None
-        ]
-    winners = winners[: context.study.finalize.top]
-    context.announce("stage_started", stage="finalize", num_trials=sum(len(row["keys"]) for row in winners),
-                     num_ended=0, max_epochs=0)  # fmt: skip
-    for winner in winners:
-        runs = _final_scores(context, winner["stage"], winner["keys"])
-        finished.append(
-            {
-                "configuration": winner["configuration"],
-                "from_trial": winner["from_trial"],
-                "runs": runs,
-                "metrics": _intervals(runs, "test", ""),
-                "untrained": _intervals(runs, "test", "untrained_"),
-                "validation": _intervals(runs, "val", ""),
-                "untrained_validation": _intervals(runs, "val", "untrained_"),
-                "ensemble": _ensemble(context, winner.get("runs", [])),
-                "protocols": next(iter(runs.values()))["protocols"],
-            }
-        )
-    write_json(context.folder / _result_file("finalize"), finished)
-    context.announce("stage_finished", stage="finalize", ranking=finished)
-
-
-def _intervals(runs: Mapping[str, Any], part: str, prefix: str) -> dict[str, dict[str, float | None]]:
-    """Metric -> mean and half-width over the runs, of the metrics with this prefix (``untrained_`` or none)."""
-    scores = [
-        {name.removeprefix(prefix): value for name, value in run[part].items()
-         if name.startswith("untrained_") == bool(prefix)}
-        for run in runs.values()
-    ]  # fmt: skip
-    return _means(scores)
-
-
-def _means(scores: list[dict[str, float]]) -> dict[str, dict[str, float | None]]:
-    """Metric -> mean and half-width, of the metrics that every run has: one that a run does not define (the spectrum of
-    embeddings that leave a direction unused, say) would be a mean over other runs than the rest."""
-    shared = [name for name in scores[0] if all(name in score for score in scores)]
-    intervals = {name: t_interval([score[name] for score in scores]) for name in shared}
-    return {name: {"mean": interval.mean, "half_width": interval.half_width} for name, interval in intervals.items()}
-
-
-def _ensemble(context: Context, runs: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """Metric -> mean and half-width, over the seeds, of the concatenated embeddings of all folds; {} with one fold, no
-    interval from fewer than three seeds."""
-    by_seed: dict[int, list[str]] = {}
-    for run in sorted(runs, key=lambda run: run["fold"]):
-        if run["value"] is not None:
-            by_seed.setdefault(run["seed"], []).append(str(_embeddings_file(context, run["trial"])))
-    # They are large: somebody may have deleted them.
-    several = [files for files in by_seed.values() if len(files) > 1]
-    whole = [files for files in several if all(Path(file).exists() for file in files)]
-    if len(whole) < len(several):
-        context.announce("note", text="no ensemble of the folds: some runs' test embeddings were not kept")
-    if not whole or len(whole) < len(several):
-        return {}
-    reads, commit = str(context.folder / "test_reads.jsonl"), checkpoint.git_commit() or "unknown"
-    task = evaluate_ensemble_remotely.options(num_cpus=context.resources["cpu"], num_gpus=context.resources["gpu"])
-    machine = context.machine.model_dump(mode="json")
-    for file in (file for files in whole for file in files):
-        context.announce("test_read", stage="finalize", trial=None, checkpoint=file, commit=commit)
-    scores = _fetch([task.remote(files, machine, reads, commit) for files in whole])
-    means = _means(scores)
-    # Of two seeds a t interval is 13 times as wide as their distance: it says nothing of scores between 0 and 1.
-    return means if len(scores) > 2 else {name: {**row, "half_width": None} for name, row in means.items()}
-
-
-def _embeddings_file(context: Context, key: str) -> Path:
-    return context.folder / "final" / f"{key}.npz"
-
-
-def _final_scores(context: Context, stage: str, keys: list[str]) -> dict[str, Any]:
-    """Trial key -> {"val": metrics, "test": metrics}; what an interrupted finalize wrote is not computed again."""
-    scores: dict[str, Any] = {}
-    pending: dict[Any, str] = {}
-    (context.folder / "final").mkdir(exist_ok=True)
-    reads, commit = str(context.folder / "test_reads.jsonl"), checkpoint.git_commit() or "unknown"
-    for key in keys:
-        part = context.folder / "final" / f"{key}.json"
-        if part.exists():
-            scores[key] = read_json(part)
-            continue
-        found = newest_checkpoint(context.folder, stage, key)
-        if found is None:
-            raise StudyError(f"no intact checkpoint of {key} is left in {context.folder / stage}: it cannot be tested")
-        context.announce("test_read", stage="finalize", trial=key, checkpoint=str(found), commit=commit)
-        task = evaluate_remotely.options(num_cpus=context.resources["cpu"], num_gpus=context.resources["gpu"])
-        kept = str(_embeddings_file(context, key))
-        pending[task.remote(str(found), context.machine.model_dump(mode="json"), reads, commit, kept)] = key
-    while pending:
-        (ready,), _ = ray.wait(list(pending), num_returns=1)
-        key = pending.pop(ready)
-        scores[key] = _fetch(ready)
-        write_json(context.folder / "final" / f"{key}.json", scores[key])
-    return {key: scores[key] for key in keys}
-
-
-def _fetch(references: Any) -> Any:
-    """``ray.get``; a mistake of the user that a worker met (images that changed, say) is told as one."""
-    try:
-        return ray.get(references)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, ValueError):
-            raise StudyError(str(error.cause)) from error
-        raise
-
-
-def _illustrate(context: Context) -> None:
-    """Pictures of the winner, its rivals and its test embedding, where the GPUs are: a head node may have none."""
-    if (context.folder / "illustrations" / "illustrations.json").exists():  # written last
-        return
-    chosen = {**illustrated_runs(context.folder), **top_trials(context.folder)}
-    tests = [path for path in [_embeddings_file(context, next(iter(chosen)))] if path.exists()]
-    reads, commit = str(context.folder / "test_reads.jsonl"), checkpoint.git_commit() or "unknown"
-    for path in tests:
-        context.announce("test_read", stage="finalize", trial=None, checkpoint=str(path), commit=commit)
-    task = illustrate_remotely.options(num_cpus=context.resources["cpu"], num_gpus=context.resources["gpu"])
-    _fetch(
-        task.remote(
-            {key: str(path) for key, path in chosen.items()},
-            context.machine.model_dump(mode="json"),
-            str(context.folder / "illustrations"),
-            [str(path) for path in tests],
-            reads,
-            commit,
-        )
-    )
-
-
-def _result_file(stage: str) -> str:
-    return {"search": "ranking.json", "confirm": "confirmed.json", "finalize": "final.json"}[stage]
-
-
-_STAGE = {"search": _search, "confirm": _confirm, "finalize": _finalize}
+_STAGES = {"search": _search, "confirm": _confirm, "finalize": finalize}

@@ -44,11 +44,10 @@ from raydml.analysis.trials import TrialState, parameters_of, varying
 from raydml.config.recipe import recipe_of
 from raydml.data.benchmarks import BENCHMARKS
 from raydml.data.seal import TestReads
-from raydml.study.folder import read_json, read_study
+from raydml.study.folder import RESULT_FILES, read_json, read_study
 from raydml.study.state import read_state
 
 _Runs = dict[str, dict[tuple[Any, Any], float]]
-_STAGE_FILES = {"search": "ranking.json", "confirm": "confirmed.json", "finalize": "final.json"}
 
 
 def histories(folder: Path) -> list[TrialState]:
@@ -65,7 +64,7 @@ def summarise(folder: Path, trials: Sequence[TrialState] | None = None) -> dict[
     study = read_study(folder)
     trials = histories(folder) if trials is None else trials
     searched = [trial for trial in trials if trial.stage == "search"]
-    found = {stage: _result(folder / name) for stage, name in _STAGE_FILES.items()}
+    found = {stage: _result(folder / name) for stage, name in RESULT_FILES.items()}
     configs = {trial.trial: trial.config for trial in searched if trial.config}
     names = _names(found["confirm"] or found["finalize"], configs)
     confirmed = [_confirmed(row, names) for row in found["confirm"]]

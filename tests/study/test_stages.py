@@ -36,11 +36,12 @@ from raydml.training.trainer import Trainer
 from tests.study.test_folder import SPACE, image_folder
 
 METRIC = "val_map_at_r"
+pytestmark = pytest.mark.xdist_group("ray")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()
 
@@ -54,10 +55,18 @@ def new_study(folder, *, name="digits", **settings):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    folder = new_study(
-        tmp_path_factory.mktemp("finished"),
-        **{"study.finalize": {"top": 1}, "study.search.scheduler": "sync", "study.search.reduction_factor": 3},
-    )
+    """A small study: two trials of one epoch, the better one confirmed on two folds and tested."""
+    settings = {"study.search.num_trials": 2, "trial.epochs": 1, "study.confirm.seeds": 1, "study.finalize": {"top": 1}}
+    folder = new_study(tmp_path_factory.mktemp("finished"), **settings, **{"study.search.scheduler": "none"})
+    assert run_study(folder).status == "finished"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def halved(tmp_path_factory):
+    """Three trials of two epochs, of which two stop after the first; the best confirmed on two folds with two seeds."""
+    settings = {"study.search.scheduler": "sync", "study.search.reduction_factor": 3, "study.finalize": {"top": 1}}
+    folder = new_study(tmp_path_factory.mktemp("halved"), **settings)
     assert run_study(folder).status == "finished"
     return folder
 
@@ -66,42 +75,49 @@ def curves(folder, stage):
     return {key: {e: m[METRIC] for e, m in r.epochs.items()} for key, r in read_trials(folder, stage).items()}
 
 
-def test_the_search_stops_losers_at_the_rung_and_ranks_by_the_best_epoch(finished):
-    records = read_trials(finished, "search")
-    assert sorted(record.ended for record in records.values()) == ["finished", "stopped_early", "stopped_early"]
-    at_the_rung = {key: record.epochs[1][METRIC] for key, record in records.items()}
-    (survivor,) = [key for key, record in records.items() if record.ended == "finished"]
+@pytest.mark.slow
+def test_the_search_stops_losers_at_the_rung_and_ranks_by_the_best_epoch(halved):
+    trials = read_trials(halved, "search")
+    assert sorted(trial.ended for trial in trials.values()) == ["finished", "stopped_early", "stopped_early"]
+    at_the_rung = {key: trial.epochs[1][METRIC] for key, trial in trials.items()}
+    (survivor,) = [key for key, trial in trials.items() if trial.ended == "finished"]
     assert survivor == max(at_the_rung, key=at_the_rung.get)
-    ranking = read_json(finished / "ranking.json")
-    best = {key: max(values.values()) for key, values in curves(finished, "search").items()}
+    ranking = read_json(halved / "ranking.json")
+    best = {key: max(values.values()) for key, values in curves(halved, "search").items()}
     assert [row["trial"] for row in ranking] == sorted(best, key=lambda key: -best[key])
 
 
-def test_confirmation_is_a_t_interval_over_folds_and_seeds(finished):
-    (row,) = read_json(finished / "confirmed.json")
-    assert row["from_trial"] == read_json(finished / "ranking.json")[0]["trial"]
-    assert [(run["fold"], run["seed"]) for run in row["runs"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    values = [max(curve.values()) for curve in curves(finished, "confirm").values()]
-    low, high = stats.t.interval(0.95, df=3, loc=sum(values) / 4, scale=stats.sem(values))
+def check_confirmation(folder, expected_runs):
+    (row,) = read_json(folder / "confirmed.json")
+    assert row["from_trial"] == read_json(folder / "ranking.json")[0]["trial"]
+    assert [(run["fold"], run["seed"]) for run in row["runs"]] == expected_runs
+    values = [max(curve.values()) for curve in curves(folder, "confirm").values()]
+    low, high = stats.t.interval(0.95, df=len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
     assert row["mean"] == pytest.approx((low + high) / 2)
     assert row["half_width"] == pytest.approx((high - low) / 2)
 
 
-def confirmed_runs(finished):
-    return read_json(finished / "confirmed.json")[0]["runs"]
+def test_confirmation_is_a_t_interval_over_folds(finished):
+    check_confirmation(finished, [(0, 0), (1, 0)])
+
+
+@pytest.mark.slow
+def test_confirmation_is_a_t_interval_over_folds_and_seeds(halved):
+    check_confirmation(halved, [(0, 0), (0, 1), (1, 0), (1, 1)])
 
 
 def test_the_test_classes_are_read_once_for_each_confirmed_run_and_each_read_is_recorded(finished):
     (row,) = read_json(finished / "final.json")
-    assert sorted(row["runs"]) == [f"confirm-00{i}" for i in range(4)]
+    confirmed = {run["trial"]: run["value"] for run in read_json(finished / "confirmed.json")[0]["runs"]}
+    assert sorted(row["runs"]) == sorted(confirmed) == ["confirm-000", "confirm-001"]
     reads = TestReads(finished / "test_reads.jsonl").read()
     of_images = [read for read in reads if read["purpose"] == "finalize"]
     assert sorted(read["checkpoint"].split("/")[-2] for read in of_images) == sorted(row["runs"])
     again = [read["checkpoint"].split("/")[-1] for read in reads if read not in of_images]
-    winner = max(confirmed_runs(finished), key=lambda run: run["value"])["trial"]
-    assert sorted(again) == sorted([*(f"confirm-00{i}.npz" for i in range(4)), f"{winner}.npz"]), "ensembles, pictures"
+    winner = max(confirmed, key=confirmed.get)
+    assert sorted(again) == sorted([*(f"{key}.npz" for key in confirmed), f"{winner}.npz"]), "ensembles, pictures"
     for name, interval in row["metrics"].items():
-        assert interval["mean"] == pytest.approx(sum(run["test"][name] for run in row["runs"].values()) / 4)
+        assert interval["mean"] == pytest.approx(np.mean([run["test"][name] for run in row["runs"].values()]))
         if name not in ("density", "rho"):
             assert 0 < row["untrained"][name]["mean"] < 1
     assert {"recall_at_1", "map_at_r", "mrr", "map_at_1000", "nmi_geometric", "ami", "pair_f1", "rho"} <= set(
@@ -109,17 +125,16 @@ def test_the_test_classes_are_read_once_for_each_confirmed_run_and_each_read_is_
     )
     (sentence,) = row["protocols"].values()
     assert re.fullmatch(r"leave one out: each of \d+ images searches the \d+ others; 5 classes", sentence)
-    confirmed = {run["trial"]: run["value"] for run in read_json(finished / "confirmed.json")[0]["runs"]}
     assert {key: run["val"]["map_at_r"] for key, run in row["runs"].items()} == confirmed
     noted = [event for event in events.read(events_path(finished)) if event["event"] == "test_read"]
-    assert len(noted) == 9
+    assert len(noted) == len(reads) == 2 + 2 + 1
 
 
-def test_the_ensemble_is_the_folds_embeddings_side_by_side(finished):
-    (row,) = read_json(finished / "final.json")
+def check_ensemble(folder, folds_of_seeds):
+    (row,) = read_json(folder / "final.json")
     values = []
-    for keys in (("confirm-000", "confirm-002"), ("confirm-001", "confirm-003")):  # a seed's two folds
-        parts = [np.load(finished / "final" / f"{key}.npz") for key in keys]
+    for keys in folds_of_seeds:
+        parts = [np.load(folder / "final" / f"{key}.npz") for key in keys]
         assert np.array_equal(parts[0]["paths"], parts[1]["paths"])
         rows = np.hstack([part["embeddings"] / np.linalg.norm(part["embeddings"], axis=1)[:, None] for part in parts])
         distances = ((rows[:, None].astype(np.float64) - rows[None]) ** 2).sum(axis=2)
@@ -128,6 +143,15 @@ def test_the_ensemble_is_the_folds_embeddings_side_by_side(finished):
         values.append((labels[distances.argmin(axis=1)] == labels).mean())
     assert row["ensemble"]["recall_at_1"]["mean"] == pytest.approx(np.mean(values), abs=2e-3)
     assert {score["half_width"] for score in row["ensemble"].values()} == {None}, "two seeds allow no interval"
+
+
+def test_the_ensemble_is_the_folds_embeddings_side_by_side(finished):
+    check_ensemble(finished, [("confirm-000", "confirm-001")])
+
+
+@pytest.mark.slow
+def test_there_is_one_ensemble_for_each_seed(halved):
+    check_ensemble(halved, [("confirm-000", "confirm-002"), ("confirm-001", "confirm-003")])
 
 
 def test_asking_again_for_a_finished_study_does_nothing(finished):
@@ -147,7 +171,7 @@ def test_a_trial_of_the_study_gives_the_same_numbers_without_ray(finished):
 
 def test_what_a_study_leaves_for_people(finished):
     summary = read_json(finished / "summary.json")
-    assert [len(summary[stage]) for stage in ("search", "confirm", "final")] == [3, 1, 1]
+    assert [len(summary[stage]) for stage in ("search", "confirm", "final")] == [2, 1, 1]
     assert (finished / "model" / "model.safetensors").exists()
     assert sorted(path.name for path in (finished / "report").iterdir()) == [
         *("epochs.csv", "report.html", "report.md", "table.tex", "trials.csv"),
@@ -160,20 +184,20 @@ def test_what_a_study_leaves_for_people(finished):
     assert (top, "pictures") in kinds
 
 
-def cut_short(finished, folder):
+def cut_short(halved, folder):
     """The study as it was while its search ran: one trial ended, one stopped after its first epoch, one not begun."""
-    shutil.copytree(finished, folder)
+    shutil.copytree(halved, folder)
     for name in ("ranking.json", "confirmed.json", "final.json", "summary.json", "test_reads.jsonl"):
         (folder / name).unlink()
     for name in ("confirm", "final", "model", "illustrations", "report"):
         shutil.rmtree(folder / name)
     loser, winner, unborn = (
-        next(key for key, r in read_trials(finished, "search").items() if r.ended == "stopped_early"),
-        next(key for key, r in read_trials(finished, "search").items() if r.ended == "finished"),
-        [key for key, r in read_trials(finished, "search").items() if r.ended == "stopped_early"][1],
+        next(key for key, r in read_trials(halved, "search").items() if r.ended == "stopped_early"),
+        next(key for key, r in read_trials(halved, "search").items() if r.ended == "finished"),
+        [key for key, r in read_trials(halved, "search").items() if r.ended == "stopped_early"][1],
     )
     kept = []
-    for event in events.read(events_path(finished)):
+    for event in events.read(events_path(halved)):
         if event.get("stage") == "search" and event.get("trial") == unborn:
             continue
         if event.get("trial") == winner and (event["event"] == "trial_ended" or event.get("epoch") == 2):
@@ -195,9 +219,9 @@ def cut_short(finished, folder):
 
 
 @pytest.mark.slow
-def test_a_resumed_study_ends_as_the_unbroken_one(finished, tmp_path):
+def test_a_resumed_study_ends_as_the_unbroken_one(halved, tmp_path):
     folder = tmp_path / "studies" / "cut"
-    loser, winner, unborn = cut_short(finished, folder)
+    loser, winner, unborn = cut_short(halved, folder)
     num_before = len(events.read(events_path(folder)))
     assert run_study(folder).status == "finished"
     later = events.read(events_path(folder))[num_before:]
@@ -206,16 +230,17 @@ def test_a_resumed_study_ends_as_the_unbroken_one(finished, tmp_path):
     epochs = [event["epoch"] for event in later if event["event"] == "epoch" and event["trial"] == winner]
     assert epochs == [1, 2]  # the checkpoint's own epoch is told once more; epoch 2 is trained again
     for stage in ("search", "confirm"):
-        assert curves(folder, stage) == curves(finished, stage)
+        assert curves(folder, stage) == curves(halved, stage)
     for name in ("ranking.json", "confirmed.json"):
-        assert read_json(folder / name) == read_json(finished / name)
-    assert read_json(folder / "final.json")[0]["metrics"] == read_json(finished / "final.json")[0]["metrics"]
+        assert read_json(folder / name) == read_json(halved / name)
+    assert read_json(folder / "final.json")[0]["metrics"] == read_json(halved / "final.json")[0]["metrics"]
     assert loser not in started
 
 
 def test_search_and_confirm_never_open_a_test_image(tmp_path):
     root = image_folder(tmp_path / "images", num_classes=8)
-    settings = {"machine.data_root": str(root), "study.search.num_trials": 2, "study.search.scheduler": "none"}
+    settings = {"machine.data_root": str(root), "study.search.num_trials": 1, "study.search.scheduler": "none"}
+    settings |= {"trial.epochs": 1, "study.confirm.seeds": 1}
     settings |= {"trial.data.split.val_fraction": 0.5, "trial.sampler.classes_per_batch": 2}
     catalog = open_catalog("image_folder", root, None)
     split = make_split(catalog, test_fraction=0.5, val_fraction=0.5, num_folds=2, fold=None, order="sorted", seed=0)

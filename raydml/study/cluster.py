@@ -1,0 +1,91 @@
+"""The Ray cluster of a study: its start-up, and what each trial holds of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+import raydml
+from raydml.config.trial import Machine
+from raydml.study.folder import StudyError
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Connect to the Ray cluster at an address, or start an embedded one that ends with the context. A Ray that this
+    process has initialized already is used as it is. Raises StudyError if no cluster can be joined at the address."""
+    if ray.is_initialized():
+        yield
+        return
+    if not address:
+        # Ray would print above the table of trials that its token authentication is on, as it should be.
+        logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    # Tune's advice below the level of an error is wrong here, such as to go on with Tuner.restore.
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    # On a cluster the workers get the driver's copy of the package; an embedded Ray imports it from the same place.
+    environment = {"py_modules": [str(Path(raydml.__file__).parent)]} if address else {}
+    try:
+        ray.init(
+            address=address or "local",  # without "local" Ray would join any cluster that it finds
+            runtime_env=environment,
+            log_to_driver=False,
+            logging_level="error",
+            configure_logging=False,
+            **({} if address else {"include_dashboard": False}),
+        )
+    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+        if not address:
+            raise
+        raise StudyError(
+            f"--address {address}: no Ray cluster can be joined there ({str(error).strip().splitlines()[0]}). Cure: "
+            "check the address with `ray status`; a cluster with tokens needs RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN_PATH"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def trial_resources(machine: Machine, note: Callable[[str], None], *, joined: bool) -> dict[str, float]:
+    """Return the CPUs and GPUs that each trial holds: ``auto`` is a whole GPU where the cluster has one, else none.
+
+    note: records a sentence for the user. joined: whether the cluster is one of several machines, where nodes may start
+    on demand; there a number that no node has yet is waited for. Raises StudyError for what this machine lacks.
+    """
+    cluster = ray.cluster_resources()
+    num_gpus, num_cpus = cluster.get("GPU", 0), cluster.get("CPU", 0)
+    if machine.cpus_per_trial > num_cpus and not joined:
+        raise StudyError(
+            f"machine.cpus_per_trial = {machine.cpus_per_trial}, but this machine has {num_cpus:g} CPUs, and the "
+            f"trials would wait for ever. Cure: --set machine.cpus_per_trial={max(1, int(num_cpus))}"
+        )
+    if machine.gpus_per_trial == "auto":
+        gpus = 1.0 if num_gpus and machine.device != "cpu" else 0.0
+        if not num_gpus:
+            cure = " (GPU nodes that start on demand: --set machine.gpus_per_trial=1)" if joined else ""
+            note(f"no GPU in this Ray cluster: trials run on the CPU{cure}")
+        elif not gpus:
+            note("machine.device is cpu: the GPUs of this cluster stay idle")
+    else:
+        gpus = float(machine.gpus_per_trial)
+        if gpus > num_gpus and not joined:
+            raise StudyError(
+                f"machine.gpus_per_trial = {gpus:g}, but this machine has {num_gpus:g} GPUs, and the trials would wait "
+                "for ever. Cure: --set machine.gpus_per_trial=0, or --address of a cluster with GPUs"
+            )
+        if not gpus and num_gpus:
+            note("machine.gpus_per_trial is 0: the GPUs of this cluster stay idle")
+    if joined and not any(
+        node["Alive"]
+        and node["Resources"].get("CPU", 0) >= machine.cpus_per_trial
+        and node["Resources"].get("GPU", 0) >= gpus
+        for node in ray.nodes()
+    ):
+        share = f"{machine.cpus_per_trial} CPU and {gpus:g} GPU"
+        note(f"no node has {share} for a trial yet: waiting for one to start")
+    return {"cpu": float(machine.cpus_per_trial), "gpu": gpus}
