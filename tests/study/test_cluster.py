@@ -18,6 +18,7 @@ from tests.study.test_folder import ROOT
 
 @pytest.mark.slow
 @pytest.mark.cluster
+@pytest.mark.xdist_group("ray")
 @pytest.mark.timeout(900)
 def test_the_default_study_survives_the_loss_of_a_node(tmp_path, monkeypatch):
     # The nodes and this driver have no token in common; they live and die within this test.

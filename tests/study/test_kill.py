@@ -13,6 +13,7 @@ import pytest
 
 from raydml.study import events
 
+pytestmark = pytest.mark.xdist_group("ray")
 LAUNCH = Path(__file__).parents[2] / "launch.py"
 OPTIONS = ["--num-trials", "6", "--max-epochs", "6", "--scheduler", "sync", "--set", "study.confirm.seeds=1"]
 OPTIONS += ["--set", "study.confirm.folds=2"]

@@ -51,6 +51,7 @@ from raydml.tracking.store import VIEW_TAG, connect, redacted, runs_page
 from raydml.tracking.updates import MAX_PARAM_CHARACTERS, cut, legal_name, params_of, points, updates_of
 from raydml.training import checkpoint
 
+pytestmark = pytest.mark.xdist_group("mlflow")
 REPOSITORY = Path(__file__).resolve().parents[2]
 STUDY_ID = "0123456789abcdef"
 START = 1_700_000_000.0

@@ -38,6 +38,7 @@ from raydml.tracking.pyfunc_model import EmbeddingPythonModel, ImagesRefused
 from raydml.tracking.store import connect, default_uri
 from raydml.training import checkpoint
 
+pytestmark = pytest.mark.xdist_group("mlflow")
 NETWORK = {"backbone": "convnet", "embedding_dim": 8, "layer_norm": True, "normalize": "l2", "freeze_batch_norm": False}
 
 
