@@ -171,7 +171,7 @@ def _remarks(values: Sequence[float | None], without_value: Sequence[str]) -> st
     remarks = ""
     if len(found) > 1:
         gain = max(found) - expected_best(found, len(found) // 2)
-        remarks += f"; the second half of the trials is worth {gain:.4f} of the best value"
+        remarks += f"; half of the trials would on average have a best value {gain:.4f} lower"
     if without_value and found:
         remarks += f"; no trial of {', '.join(without_value)} has a value"
     return remarks

@@ -1,4 +1,4 @@
-"""Which classes fail and what they are taken for, in numbers and as pictures."""
+"""The classes that fail and the classes they are mistaken for, in numbers and as pictures."""
 
 from __future__ import annotations
 
@@ -10,20 +10,33 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from raydml.report.image_rows import Cell, ImageRow, LabelledImages, draw_image_rows
-from raydml.report.ranked_queries import RankedQueries
-from raydml.report.style import BLUE, DPI, GREY, INK, ORANGE, RED, WIDTH_IN, counted, one_line, save_picture
+from raydml.report.image_rows import (
+    BLUE,
+    DPI,
+    GREY,
+    INK,
+    ORANGE,
+    RED,
+    WIDTH_IN,
+    ImageCell,
+    ImageRow,
+    LabelledImages,
+    draw_image_rows,
+    one_line,
+    save_picture,
+)
+from raydml.report.retrievals import RankedQueries
+from raydml.report.text import counted
 
 _NAME_LETTERS = 24
 
 
 class ClassFailure(NamedTuple):
-    """How the queries of one class fare.
+    """The results of the queries of one class.
 
-    label: of the class. num_queries: how many it has. recall_at_1, map_at_r: means of these queries, map_at_r of those
-    that have something to find (NaN where none has). num_wrong: queries whose nearest neighbour is wrong. taken_for:
-    the class that most of these neighbours are of (the first of equals by label), None where none is wrong;
-    num_taken: how many are of it.
+    recall_at_1: mean of these queries. map_at_r: mean of those with R > 0, NaN without any. num_wrong: queries whose
+    nearest neighbour is wrong. mistaken_for: the class that most of these neighbours are of, of equal ones the lowest
+    label; None where none is wrong. num_mistaken: the number of neighbours of that class.
     """
 
     label: int
@@ -31,14 +44,14 @@ class ClassFailure(NamedTuple):
     recall_at_1: float
     map_at_r: float
     num_wrong: int
-    taken_for: int | None
-    num_taken: int
+    mistaken_for: int | None
+    num_mistaken: int
 
 
 def class_failures(ranked: RankedQueries, labels: NDArray[np.int64]) -> list[ClassFailure]:
-    """Every class that has queries, worst first: by Recall@1, then by MAP@R, then by label.
+    """Return every class with queries, worst first: by Recall@1, then MAP@R, then label.
 
-    labels: (N,) of the images that were ranked.
+    labels: (N,) of the ranked images.
     """
     of_query = labels[ranked.queries]
     nearest = labels[ranked.neighbours[:, 0]]
@@ -71,7 +84,7 @@ def draw_class_failures(
     mean_recall_at_1: float,
     num_classes: int = 12,
 ) -> Path:
-    """Bars of Recall@1 and MAP@R for the worst classes, and below each name what the class is most taken for.
+    """Draw bars of Recall@1 and MAP@R for the worst classes, with the class that each is most often mistaken for.
 
     mean_recall_at_1: of all queries, drawn as a line.
     """
@@ -104,11 +117,11 @@ def draw_class_failures(
 
 
 def _described(row: ClassFailure, class_names: Sequence[str]) -> str:
-    """Two lines: the class and its number of queries, and what it is taken for."""
+    """Return two lines: the class with its number of queries, and the class it is mistaken for."""
     name = f"{one_line(class_names[row.label], _NAME_LETTERS)} ({row.num_queries})"
-    if row.taken_for is None:
+    if row.mistaken_for is None:
         return name
-    return f"{name}\n→ {one_line(class_names[row.taken_for], _NAME_LETTERS)}: {row.num_taken} of {row.num_wrong}"
+    return f"{name}\n→ {one_line(class_names[row.mistaken_for], _NAME_LETTERS)}: {row.num_mistaken} of {row.num_wrong}"
 
 
 def draw_confusions(
@@ -121,34 +134,35 @@ def draw_confusions(
     num_classes: int = 5,
     num_pairs: int = 2,
 ) -> Path:
-    """A row for each of the worst classes: queries, each beside its wrong nearest neighbour.
+    """Draw a row for each of the worst classes: queries, each beside its wrong nearest neighbour.
 
-    Mistakes for the class that it is most taken for come first, the nearest of them first. Raises ValueError where no
-    query of any class has a wrong nearest neighbour.
+    Neighbours of the class that it is most often mistaken for come first, the nearest of them first.
+
+    Raises ValueError if no query has a wrong nearest neighbour.
     """
     labels, rows = images.labels, []
-    for row in [row for row in failures if row.taken_for is not None][:num_classes]:
-        assert row.taken_for is not None
+    for row in [row for row in failures if row.mistaken_for is not None][:num_classes]:
+        assert row.mistaken_for is not None
         places = np.flatnonzero((labels[ranked.queries] == row.label) & ~ranked.right[:, 0])
-        cells: list[Cell | None] = []
-        for place in _most_telling_first(places, ranked, labels, row.taken_for)[:num_pairs]:
+        cells: list[ImageCell | None] = []
+        for place in _typical_mistakes_first(places, ranked, labels, row.mistaken_for)[:num_pairs]:
             query, other = int(ranked.queries[place]), int(ranked.neighbours[place, 0])
             distance = f"✗ {float(ranked.distances[place, 0]):#.3g}"
-            cells.append(Cell(query, images.class_names[row.label], "query", INK))
-            cells.append(Cell(other, images.class_names[labels[other]], distance, RED))
-        names = [one_line(images.class_names[label], 2 * _NAME_LETTERS) for label in (row.label, row.taken_for)]
+            cells.append(ImageCell(query, images.class_names[row.label], "query", INK))
+            cells.append(ImageCell(other, images.class_names[labels[other]], distance, RED))
+        names = [one_line(images.class_names[label], 2 * _NAME_LETTERS) for label in (row.label, row.mistaken_for)]
         mistakes = counted(row.num_wrong, "mistake")
-        of_all = f"{row.num_taken} of {mistakes} in {counted(row.num_queries, 'query', 'queries')}"
+        of_all = f"{row.num_mistaken} of {mistakes} in {counted(row.num_queries, 'query', 'queries')}"
         rows.append(ImageRow(f"{' → '.join(names)}: {of_all}", [*cells, *[None] * (2 * num_pairs - len(cells))]))
     return draw_image_rows(rows, images.pixels, path, title=title)
 
 
-def _most_telling_first(
-    places: NDArray[np.int64], ranked: RankedQueries, labels: NDArray[np.int64], taken_for: int
+def _typical_mistakes_first(
+    places: NDArray[np.int64], ranked: RankedQueries, labels: NDArray[np.int64], mistaken_for: int
 ) -> list[int]:
-    """Neighbours of this class first, by distance; a second query of the same neighbour comes after all the first."""
+    """Sort queries: first those with a neighbour of this class, by distance; repeated neighbours come last."""
     nearest = ranked.neighbours[places, 0]
-    order = places[np.lexsort((ranked.distances[places, 0], labels[nearest] != taken_for))]
+    order = places[np.lexsort((ranked.distances[places, 0], labels[nearest] != mistaken_for))]
     is_first = np.zeros(len(order), dtype=bool)
     is_first[np.unique(ranked.neighbours[order, 0], return_index=True)[1]] = True
     return [int(place) for place in (*order[is_first], *order[~is_first])]

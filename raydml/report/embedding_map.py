@@ -1,4 +1,4 @@
-"""A map of an embedding: images as points in two dimensions, near where their embeddings are near."""
+"""Maps of an embedding: images as points in two dimensions, near each other where their embeddings are."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from raydml.images.pixels import Pixels
 from raydml.images.preprocessing import centre_crop
-from raydml.report.style import DPI, INK, WIDTH_IN, one_line, save_picture
+from raydml.report.image_rows import DPI, INK, WIDTH_IN, one_line, save_picture
 
 MAX_POINTS = 3000
-NUM_COLOURS = 12
-NUM_COLUMNS = 12  # of a map made of images
+_NUM_CLASSES = 12  # classes with a colour
+_NUM_COLUMNS = 12  # of a map made of images
 _NUM_COMPONENTS, _ITERATIONS, _PERPLEXITY = 50, 500, 30.0
 _FEWEST_FOR_TSNE = 10
-# Colours that the usual kinds of colour blindness keep apart, each with two marks.
+# Colours that remain distinct with the usual kinds of colour blindness, each with two marks.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MARKS = ("o", "^")
 _OTHERS = "#cfcfcf"
@@ -30,7 +30,7 @@ _logger = logging.getLogger("raydml")
 
 
 class EmbeddingMap(NamedTuple):
-    """rows: (P,) of the images that are points, ascending. points: (P, 2). method: how they were placed, in words."""
+    """rows: (P,) row numbers of the images, ascending. points: (P, 2) their places. method: its name in words."""
 
     rows: NDArray[np.int64]
     points: NDArray[np.float64]
@@ -40,18 +40,18 @@ class EmbeddingMap(NamedTuple):
 def embedding_map(
     embeddings: NDArray[np.float32], labels: NDArray[np.int64], *, seed: int = 0, max_points: int = MAX_POINTS
 ) -> EmbeddingMap:
-    """PCA to 50 dimensions, then t-SNE (van der Maaten and Hinton, JMLR 2008) to two.
+    """Place images by PCA to 50 dimensions, then t-SNE (van der Maaten and Hinton, JMLR 2008) to two.
 
     Args:
         embeddings: (N, D) float32, finite. labels: (N,).
         seed: of the sample and of t-SNE; the same numbers and seed give the same map on one machine.
-        max_points: where there are more images, each class is thinned out by the same share, as far as whole images
-            go: this, and a fixed number of iterations, bounds the time (about 15 s for 3,000 points on one core).
+        max_points: of more images a sample is taken, with the same share of each class. This and a fixed number of
+            iterations bound the time (about 15 s for 3,000 points on one core).
 
-    Fewer than 10 images are placed by PCA alone. Raises ValueError for arrays that do not fit together.
+    Fewer than 10 images are placed by PCA alone. Raises ValueError for arrays of different lengths.
     """
     if len(embeddings) != len(labels) or not len(labels):
-        raise ValueError(f"{len(embeddings)} embeddings, {len(labels)} labels: equal, and at least 1")
+        raise ValueError(f"{len(embeddings)} embeddings, {len(labels)} labels: equal numbers of at least 1 are needed")
     rows = stratified_sample(labels, max_points, seed)
     start_s = time.monotonic()
     if len(rows) >= _FEWEST_FOR_TSNE:
@@ -67,29 +67,29 @@ def embedding_map(
 
 
 def stratified_sample(labels: NDArray[np.int64], max_rows: int, seed: int) -> NDArray[np.int64]:
-    """At most max_rows row numbers, ascending, each class with its share of them to within one image."""
+    """Return at most max_rows row numbers, ascending; each class has its share of them to within one image."""
     if len(labels) <= max_rows:
         return np.arange(len(labels))
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    # Evenly spaced places in a list sorted by class: every class gets its share, rounded up or down.
+    # Evenly spaced places in a list sorted by class give every class its share, rounded up or down.
     places = np.floor((np.arange(max_rows) + 0.5) * len(labels) / max_rows).astype(np.int64)
     return np.sort(by_class[places])
 
 
 def _principal_components(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    from sklearn.decomposition import PCA  # training alone does without
+    from sklearn.decomposition import PCA  # slow to import
 
     num = min(_NUM_COMPONENTS, *rows.shape)
     with warnings.catch_warnings():
-        # Embeddings that are all the same have no variance to explain, which scikit-learn divides by.
+        # scikit-learn divides by the variance, which is 0 where all embeddings are equal.
         warnings.filterwarnings("ignore", category=RuntimeWarning, module="sklearn")
         found: NDArray[np.float64] = PCA(n_components=num, svd_solver="full").fit_transform(rows)
     return found
 
 
 def _tsne(rows: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-    from sklearn.manifold import TSNE  # training alone does without
+    from sklearn.manifold import TSNE  # slow to import
 
     settings = {"perplexity": min(_PERPLEXITY, (len(rows) - 1) / 3), "max_iter": _ITERATIONS}
     start = "pca" if rows.std() > 0 else "random"
@@ -106,12 +106,12 @@ def draw_embedding_map(
     title: str,
     roles: Sequence[str] | None = None,
 ) -> Path:
-    """The points in the colours of the largest classes (12), the others grey; the names stand below.
+    """Draw the points of the 12 largest classes in colours, the others in grey, with the names below.
 
     labels: (N,) of all images, ids into class_names. roles: of all images; points of the gallery are drawn hollow.
     """
     of_point = labels[found.rows]
-    largest = largest_classes(of_point, NUM_COLOURS)
+    largest = largest_classes(of_point, _NUM_CLASSES)
     figure = Figure(figsize=(WIDTH_IN, WIDTH_IN + 0.35 + 0.17 * ((len(largest) + 2) // 2)), dpi=DPI)
     figure.set_layout_engine("constrained")
     axes = figure.add_subplot()
@@ -140,11 +140,11 @@ def draw_embedding_map(
 
 
 def draw_image_map(
-    found: EmbeddingMap, pixels: Pixels, path: Path, *, title: str, num_columns: int = NUM_COLUMNS
+    found: EmbeddingMap, pixels: Pixels, path: Path, *, title: str, num_columns: int = _NUM_COLUMNS
 ) -> Path:
-    """The same map with images for points: in each square of a grid the image that lies nearest to its middle.
+    """Draw the same map made of images: each square of a grid shows the image nearest to its middle.
 
-    pixels: N images, of which those that are shown are read.
+    pixels: N images, of which only the shown ones are read.
     """
     places = grid_of(found.points, num_columns)
     rows = found.rows[list(places.values())].tolist()
@@ -166,9 +166,9 @@ def draw_image_map(
 
 
 def grid_of(points: NDArray[np.float64], num_columns: int) -> dict[tuple[int, int], int]:
-    """(column, line) of a square grid over the points (P, 2) -> the point nearest to the middle of that square."""
+    """Return (column, line) of a grid over the points (P, 2) -> the point nearest to the middle of that square."""
     low, high = points.min(axis=0), points.max(axis=0)
-    extent = np.maximum(high - low, 1e-12)  # each way for itself, as the axes of the map are
+    extent = np.maximum(high - low, 1e-12)  # along each axis separately, as the map is drawn
     scaled = ((points - (low + high) / 2) / extent + 0.5) * num_columns
     squares = np.clip(np.floor(scaled), 0, num_columns - 1).astype(np.int64)
     off = ((scaled - squares - 0.5) ** 2).sum(axis=1)
@@ -179,6 +179,6 @@ def grid_of(points: NDArray[np.float64], num_columns: int) -> dict[tuple[int, in
 
 
 def largest_classes(labels: NDArray[np.int64], num_classes: int) -> list[int]:
-    """The labels of the largest classes, largest first, of equals the lower label."""
+    """Return the labels of the largest classes, largest first; of equal ones the lower label comes first."""
     found, counts = np.unique(labels, return_counts=True)
     return [int(label) for label in found[np.lexsort((found, -counts))][:num_classes]]

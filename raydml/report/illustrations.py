@@ -4,37 +4,56 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from raydml.config.trial import Machine
-from raydml.evaluation.saved_embeddings import SavedEmbeddings, load_embeddings
+from raydml.config.recipe import recipe_of
+from raydml.config.trial import Machine, Trial, parse_trial
+from raydml.evaluation.embed import embed
+from raydml.evaluation.protocols import protocols_of
+from raydml.evaluation.saved_embeddings import SavedEmbeddings, load_embeddings, save_embeddings
 from raydml.images.pixels import Pixels
+from raydml.images.preprocessing import Preprocessing
+from raydml.inference.checkpoints import load_network
 from raydml.ops.files import write_whole
 from raydml.report.class_failures import class_failures, draw_class_failures, draw_confusions
-from raydml.report.cluster_illustrations import illustrate_clusters
+from raydml.report.clusters import (
+    KeptClusters,
+    central_images,
+    draw_clusters,
+    largest_clusters,
+    read_clusters,
+    sample_of_clusters,
+)
 from raydml.report.embedding_map import draw_embedding_map, draw_image_map, embedding_map
-from raydml.report.ranked_queries import RankedQueries, rank_queries
+from raydml.report.image_rows import LabelledImages
+from raydml.report.page import PICTURE_SECTIONS, Illustration
 from raydml.report.retrievals import (
     FRAMES_IN_WORDS,
     NUM_NEIGHBOURS,
+    RankedQueries,
     best_queries,
     changed_queries,
     draw_queries,
+    draw_sample,
     draw_two_rankings,
-    sample_retrievals,
+    rank_queries,
     worst_queries,
 )
-from raydml.report.style import Picture, counted
-from raydml.report.validated_run import ValidatedRun, open_run, save_run
-from raydml.training.trial_images import OpenedImages
+from raydml.report.text import counted
+from raydml.training.trial_images import OpenedImages, open_development
 
 INDEX = "illustrations.json"
-SECTIONS = ("retrievals", "changed", "classes", "map", "clusters")  # in order of display
 
-_NUM_QUERIES, _NUM_CHANGED = 6, 4
+_NUM_QUERIES, _NUM_CHANGED, _NUM_BY_HEAD = 6, 4, 4
+_MAX_IN_CLUSTER = 60
+_CLASS, _AUXILIARY = "class head", "auxiliary head"
 _AP = "AP@R is 1 where all R images of the query's class come first, and 0 where none of the R nearest is one."
 _logger = logging.getLogger("raydml")
 
@@ -44,113 +63,101 @@ def illustrate(
 ) -> None:
     """Draw what the networks of these checkpoints do with the validation classes of their own trials.
 
-    Of every run: ``retrievals-<key>.png``, the clusters it keeps (Divide & Conquer, MIC), and its validation embeddings
-    as ``embeddings-<key>.npz``. Of the first alone: best and worst retrievals, failing classes, map. Of the first two
-    with the same validation classes: the queries on which they differ; runs whose validation classes differ are never
-    compared, because what validates one has trained the other. No test image is opened.
+    Every run gets ``retrievals-<key>.png``, the clusters it keeps (Divide & Conquer, MIC), and its validation
+    embeddings as ``embeddings-<key>.npz``. The first run also gets its best and worst retrievals, its failing classes
+    and a map. The first two runs with the same validation classes get the queries on which they differ. Runs with
+    different validation classes are never compared, because the classes of the one trained the other. No test image is
+    opened.
 
     Args:
         checkpoints: key of a run -> its checkpoint folder, best first.
-        machine: where the images lie and how large a batch may be. device: where to run, a torch device string.
-        folder: where the pictures go; made when missing. ``illustrations.json`` is written last, whole or not at all:
+        machine: where the images are and how large a batch may be. device: a torch device string.
+        folder: of the pictures; made when missing. ``illustrations.json`` is written last:
             [{"file", "section", "title", "caption", "trial"}] in order of display.
         saved_tests: test embeddings that were saved when the test classes were opened, see `illustrate_test`.
 
     Raises CheckpointError for a damaged checkpoint, DataError for images other than those of a trial, RetrievalError
-    for embeddings that hold NaN.
+    for embeddings with NaN.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    entries: list[dict[str, str]] = []
+    drawn: list[Illustration] = []
     opened: dict[str, OpenedImages] = {}
     runs: list[ValidatedRun] = []
     for number, (key, path) in enumerate(checkpoints.items(), start=1):
         _logger.info("illustrates %s, %d of %d", key, number, len(checkpoints))
         run = open_run(key, path, machine, device, opened, num_neighbours=NUM_NEIGHBOURS)
         saved = load_embeddings(save_run(run, folder / f"embeddings-{key}.npz"))
-        entries += _entries("retrievals", key, _sampled(run, folder))
+        drawn.append(_sample(run, folder))
         if number == 1:
-            entries += _entries("retrievals", key, _best_and_worst(run, folder))
-            bars = _bars(key, "validation", run.ranked, saved, folder)
-            entries += _entries("classes", key, [bars, *_confusions(run, folder)])
-            entries += _entries("map", key, _map(key, "validation", saved, folder, run.opened.val.pixels))
-        entries += _entries("clusters", key, illustrate_clusters(run, folder))
+            drawn += [*_best_and_worst(run, folder), _failures(key, "validation", run.ranked, saved, folder)]
+            drawn += [*_confusions(run, folder), *_maps(key, "validation", saved, folder, run.opened.val.pixels)]
+        drawn += _clusters(run, folder)
         runs.append(run)
     pairs = [(one, other) for place, one in enumerate(runs) for other in runs[place + 1 :] if one.validates_as(other)]
     if pairs:
-        entries += _entries("changed", pairs[0][0].key, _changed(*pairs[0], folder))
+        drawn += _changed(*pairs[0], folder)
     else:
         _logger.info("no two of these runs validate on the same classes: none are compared")
     for saved_test in saved_tests:
-        entries += illustrate_test(saved_test, folder)
-    entries.sort(key=lambda entry: SECTIONS.index(entry["section"]))
+        drawn += illustrate_test(saved_test, folder)
+    drawn.sort(key=lambda picture: list(PICTURE_SECTIONS).index(picture.section))
+    entries = [
+        {"file": path.name, "section": section, "title": title, "caption": caption, "trial": key}
+        for section, title, caption, key, path in drawn
+    ]
     write_whole(folder / INDEX, json.dumps(entries, indent=1, ensure_ascii=False) + "\n")
 
 
-def illustrate_test(saved: Path, folder: Path) -> list[dict[str, str]]:
-    """The failing classes and a map of a saved embedding, from its numbers alone; no image is opened.
+def illustrate_test(saved: Path, folder: Path) -> list[Illustration]:
+    """Draw the failing classes and a map of saved test embeddings; no image is opened.
 
-    Images with roles are searched by them, others search one another. saved: of ``saved_embeddings``; the file's name
-    says which run it is of. Returns entries as in ``illustrations.json``, which is left as it is.
+    saved: a file of ``saved_embeddings``, named for its run. Images with roles are searched by these roles.
 
-    Raises SavedEmbeddingsError for a file that holds no embeddings, RetrievalError for NaN.
+    Raises SavedEmbeddingsError for a file without embeddings, RetrievalError for NaN.
     """
     key, found = saved.stem, load_embeddings(saved)
-    ranked = rank_queries(found.embeddings, found.labels, _searched_roles(found))
-    bars = _bars(key, "test", ranked, found, folder)
-    return _entries("classes", key, [bars]) + _entries("map", key, _map(key, "test", found, folder))
-
-
-def _entries(section: str, key: str, pictures: Sequence[Picture]) -> list[dict[str, str]]:
-    return [
-        {
-            "file": picture.path.name,
-            "section": section,
-            "title": picture.title,
-            "caption": picture.caption,
-            "trial": key,
-        }
-        for picture in pictures
-    ]
+    ranked = rank_queries(found.embeddings, found.labels, _roles(found))
+    return [_failures(key, "test", ranked, found, folder), *_maps(key, "test", found, folder)]
 
 
 # --- retrievals ------------------------------------------------------------------------------------------------------
 
 
-def _sampled(run: ValidatedRun, folder: Path) -> list[Picture]:
+def _sample(run: ValidatedRun, folder: Path) -> Illustration:
     path = folder / f"retrievals-{run.key}.png"
-    pixels, labels, class_names = run.val
-    roles, seed = run.opened.val.roles, run.trial.seed
-    sample_retrievals(
-        pixels, labels, class_names, run.embeddings, path, roles=roles, num_queries=_NUM_QUERIES, seed=seed
-    )
+    draw_sample(run.ranked, run.val, path, num_queries=_NUM_QUERIES, seed=run.trial.seed)
     caption = (
         f"Validation queries of {run.name} with their nearest neighbours. Half of them are drawn at random from those "
-        "whose nearest neighbour is right, half from those where it is wrong, as far as there are. "
+        f"whose nearest neighbour is right, half from those where it is wrong, if there are enough. {FRAMES_IN_WORDS}"
     )
-    return [Picture(path, f"Random queries, {run.key}", caption + FRAMES_IN_WORDS)]
+    return Illustration("retrievals", f"Random queries, {run.key}", caption, run.key, path)
 
 
-def _best_and_worst(run: ValidatedRun, folder: Path) -> list[Picture]:
-    images, ranked, pictures = run.val, run.ranked, []
+def _best_and_worst(run: ValidatedRun, folder: Path) -> list[Illustration]:
+    images, ranked, drawn = run.val, run.ranked, []
     of_all = f"of {counted(len(ranked.queries), 'validation query', 'validation queries')}"
     if best := best_queries(ranked, images.labels, _NUM_QUERIES):
         path, title = folder / f"retrievals-best-{run.key}.png", f"Best queries, {run.key}"
         draw_queries(best, ranked, images, path, title=title, within_r=True)
-        caption = f"The queries of {run.name} with the highest AP@R, of different classes. "
-        caption += f"{(ranked.average_precision == 1).mean():.1%} {of_all} find all of their class first."
-        pictures.append(Picture(path, title, f"{caption} {_AP} {FRAMES_IN_WORDS}"))
+        caption = (
+            f"The queries of {run.name} with the highest AP@R, of different classes. "
+            f"{(ranked.average_precision == 1).mean():.1%} {of_all} find all of their class first. "
+        )
+        drawn.append(Illustration("retrievals", title, f"{caption}{_AP} {FRAMES_IN_WORDS}", run.key, path))
     if worst := worst_queries(ranked, images.labels, _NUM_QUERIES):
         path, title = folder / f"retrievals-worst-{run.key}.png", f"Worst queries, {run.key}"
         draw_queries(worst, ranked, images, path, title=title)
-        caption = f"The queries of {run.name} with the lowest AP@R, of different classes, and what they are taken for. "
-        caption += f"For {1 - ranked.recall_at_1:.1%} {of_all} the nearest image is of another class."
-        pictures.append(Picture(path, title, f"{caption} {_AP} {FRAMES_IN_WORDS}"))
-    return pictures
+        caption = (
+            f"The queries of {run.name} with the lowest AP@R, of different classes, and what they are mistaken for. "
+            f"For {1 - ranked.recall_at_1:.1%} {of_all} the nearest image is of another class. "
+        )
+        drawn.append(Illustration("retrievals", title, f"{caption}{_AP} {FRAMES_IN_WORDS}", run.key, path))
+    return drawn
 
 
-def _changed(first: ValidatedRun, second: ValidatedRun, folder: Path) -> list[Picture]:
-    """Two pictures: the queries that are better in the one run, and those that are better in the other."""
-    images, pictures = first.val, []
+def _changed(first: ValidatedRun, second: ValidatedRun, folder: Path) -> list[Illustration]:
+    """Draw the queries that are better in the one run, and those that are better in the other."""
+    images, drawn = first.val, []
     change = np.nan_to_num(first.ranked.average_precision - second.ranked.average_precision)
     counts = f"{(change > 0).sum():,} of {len(change):,} queries have a higher AP@R in {first.key}, "
     counts += f"{(change < 0).sum():,} in {second.key}."
@@ -165,67 +172,233 @@ def _changed(first: ValidatedRun, second: ValidatedRun, folder: Path) -> list[Pi
             f"The validation queries whose AP@R differs most between {first.name} and {second.name}, in favour of "
             f"{better.key}; both validate on the same classes. {counts} {FRAMES_IN_WORDS}"
         )
-        pictures.append(Picture(path, title, caption))
-    return pictures
+        drawn.append(Illustration("changed", title, caption, first.key, path))
+    return drawn
 
 
 # --- classes and map -------------------------------------------------------------------------------------------------
 
 
-def _bars(key: str, part: str, ranked: RankedQueries, saved: SavedEmbeddings, folder: Path) -> Picture:
+def _failures(key: str, part: str, ranked: RankedQueries, saved: SavedEmbeddings, folder: Path) -> Illustration:
     failures = class_failures(ranked, saved.labels)
     path, title = folder / f"{_prefix(part)}classes-{key}.png", f"Classes with the lowest Recall@1, {part}, {key}"
     draw_class_failures(failures, saved.class_names, path, title=title, mean_recall_at_1=ranked.recall_at_1)
     num_perfect = sum(not row.num_wrong for row in failures)
     caption = (
         f"The {part} classes that fail most, of {len(failures):,}; {num_perfect:,} have no wrong nearest neighbour. In "
-        "brackets the number of queries; the arrow names the class that most of the wrong nearest neighbours are of, "
-        "and says how many of them."
+        "brackets is the number of queries. The arrow points to the class that most of the wrong nearest neighbours "
+        "are of, with their number."
     )
-    return Picture(path, title, caption)
+    return Illustration("classes", title, caption, key, path)
 
 
-def _confusions(run: ValidatedRun, folder: Path) -> list[Picture]:
+def _confusions(run: ValidatedRun, folder: Path) -> list[Illustration]:
     images = run.val
     failures = class_failures(run.ranked, images.labels)
     if not any(row.num_wrong for row in failures):
         return []
-    path, title = folder / f"confusions-{run.key}.png", f"What the worst classes are taken for, {run.key}"
+    path, title = folder / f"confusions-{run.key}.png", f"What the worst classes are mistaken for, {run.key}"
     draw_confusions(failures, run.ranked, images, path, title=title)
     caption = (
-        f"For the classes with the lowest Recall@1 in {run.name} and the class each is most often taken for: queries "
-        "beside their wrong nearest neighbour, the nearest first. The number is the distance."
+        f"The classes with the lowest Recall@1 in {run.name}, each with the class that it is most often mistaken for: "
+        "queries beside their wrong nearest neighbour, the nearest first. The number is the distance."
     )
-    return [Picture(path, title, caption)]
+    return [Illustration("classes", title, caption, run.key, path)]
 
 
-def _map(key: str, part: str, saved: SavedEmbeddings, folder: Path, pixels: Pixels | None = None) -> list[Picture]:
-    """Points in the colours of their classes and, where there are pixels, the same map of images."""
-    roles, labels = _searched_roles(saved), saved.labels
+def _maps(
+    key: str, part: str, saved: SavedEmbeddings, folder: Path, pixels: Pixels | None = None
+) -> list[Illustration]:
+    """Draw points in the colours of their classes and, with pixels, the same map made of images."""
+    roles, labels = _roles(saved), saved.labels
     found = embedding_map(saved.embeddings, labels)
     path, title = folder / f"{_prefix(part)}map-{key}.png", f"Map of the {part} embedding, {key}"
     draw_embedding_map(found, labels, saved.class_names, path, title=title, roles=roles)
     which = f"All {len(labels):,} {part} images"
     if len(found.rows) < len(labels):
-        which = f"{len(found.rows):,} of {len(labels):,} {part} images, of each class its share"
+        which = f"{len(found.rows):,} of {len(labels):,} {part} images, the same share of each class"
     caption = (
-        f"{which}, placed by {found.method}: what is near on the map is near in the embedding; distances between far "
-        "groups and the sizes of groups say nothing. The largest classes have colours."
+        f"{which}, placed by {found.method}. Points near each other on the map are near in the embedding; distances "
+        "between far groups and the sizes of groups mean nothing. The largest classes have colours."
     )
     hollow = " Filled marks are queries, hollow ones the gallery." if roles and "gallery" in roles else ""
-    pictures = [Picture(path, title, caption + hollow)]
+    drawn = [Illustration("map", title, caption + hollow, key, path)]
     if pixels is not None:
         path, title = folder / f"map-of-images-{key}.png", f"The same map, of images, {key}"
         draw_image_map(found, pixels, path, title=title)
-        caption = "In each square of a grid over the map, the image that lies nearest to its middle."
-        pictures.append(Picture(path, title, caption))
-    return pictures
+        caption = "Each square of a grid over the map shows the image nearest to its middle."
+        drawn.append(Illustration("map", title, caption, key, path))
+    return drawn
 
 
-def _searched_roles(saved: SavedEmbeddings) -> tuple[str, ...] | None:
-    """Roles, where there is an image with one."""
+def _roles(saved: SavedEmbeddings) -> tuple[str, ...] | None:
+    """Return the roles, if any image has one."""
     return saved.roles if saved.roles is not None and any(saved.roles) else None
 
 
 def _prefix(part: str) -> str:
     return "" if part == "validation" else f"{part}-"
+
+
+# --- clusters --------------------------------------------------------------------------------------------------------
+
+
+def _clusters(run: ValidatedRun, folder: Path) -> list[Illustration]:
+    """Draw the clusters that a run of Divide & Conquer or MIC keeps and, for MIC, the neighbours by each of its heads.
+
+    At most 8 clusters, and 60 images of each, are embedded.
+    """
+    images = run.train
+    kept = read_clusters(run.checkpoint, run.trial, images.labels)
+    if kept is None:
+        return []
+    kept.method.to(run.device)
+    numbers = largest_clusters(kept.assignment)
+    sampled = sample_of_clusters(kept.assignment, numbers, _MAX_IN_CLUSTER, run.trial.seed)
+    points = run.embedded(kept.method, images.pixels.select(sampled), kept.space)
+    path = folder / f"clusters-{run.key}.png"
+    title = f"Clusters of training images, {run.trial.method.name}, {run.key}"
+    draw_clusters(central_images(kept.assignment, images.labels, sampled, points), images, path, title=title)
+    num_all = len(np.unique(kept.assignment[kept.assignment >= 0]))
+    which = f"The {len(numbers)} largest of {num_all} clusters" if num_all > len(numbers) else f"The {num_all} clusters"
+    caption = (
+        f"{which} of the training images at the end of {run.name}. Of up to {_MAX_IN_CLUSTER} images drawn from each, "
+        f"those nearest to their mean in {kept.space_name}, different classes first."
+    )
+    drawn = [Illustration("clusters", title, caption, run.key, path)]
+    return drawn + (_neighbours_by_head(run, kept, folder) if kept.is_auxiliary else [])
+
+
+def _neighbours_by_head(run: ValidatedRun, kept: KeptClusters, folder: Path) -> list[Illustration]:
+    """Draw the sample recoveries of MIC's release, by the class head and by the auxiliary one.
+
+    The queries are those for which the auxiliary head loses most: they show what this head has learned.
+    """
+    images, roles = run.val, run.opened.val.roles
+    rankings = {}
+    for name, forward in ((_CLASS, None), (_AUXILIARY, kept.space)):
+        rows = run.embedded(kept.method, images.pixels, forward)
+        rankings[name] = rank_queries(rows, images.labels, roles, num_neighbours=NUM_NEIGHBOURS, device=run.device)
+    places, _ = changed_queries(rankings[_CLASS], rankings[_AUXILIARY], images.labels, _NUM_BY_HEAD)
+    if not places:
+        return []
+    path, title = folder / f"heads-{run.key}.png", f"Neighbours by each head, {run.key}"
+    draw_two_rankings(places, rankings, images, path, title=title)
+    caption = (
+        f"Validation queries of {run.name} with their nearest neighbours in the embedding of the classes and in the "
+        "auxiliary one, which learns what classes share: the queries for which the latter loses most. Both heads are "
+        f"those of the last epoch. MAP@R: {rankings[_CLASS].map_at_r:.3f} by the class head, "
+        f"{rankings[_AUXILIARY].map_at_r:.3f} by the auxiliary head. {FRAMES_IN_WORDS}"
+    )
+    return [Illustration("clusters", title, caption, run.key, path)]
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+class ValidatedRun(NamedTuple):
+    """The best network of a checkpoint and its embeddings of the N validation images of its trial.
+
+    embeddings: (N, D) float32. ranked: every query of these images with its nearest neighbours.
+    """
+
+    key: str
+    checkpoint: Path
+    trial: Trial
+    preprocessing: Preprocessing
+    machine: Machine
+    device: str
+    opened: OpenedImages
+    embeddings: NDArray[np.float32]
+    ranked: RankedQueries
+
+    @property
+    def name(self) -> str:
+        """``confirm-001 (mic: margin, distance_weighted)``."""
+        return f"{self.key} ({recipe_of(self.trial.model_dump(mode='json'))})"
+
+    @property
+    def val(self) -> LabelledImages:
+        names = [self.opened.catalog.class_names[class_id] for class_id in self.opened.split.val]
+        return LabelledImages(self.opened.val.pixels, self.opened.val.labels, names)
+
+    @property
+    def train(self) -> LabelledImages:
+        names = [self.opened.catalog.class_names[class_id] for class_id in self.opened.split.train]
+        return LabelledImages(self.opened.train.pixels, self.opened.train.labels, names)
+
+    def embedded(
+        self, network: nn.Module, pixels: Pixels, forward: Callable[[Tensor], Tensor] | None = None
+    ) -> NDArray[np.float32]:
+        """Embed images by another network of this trial, which is on the device; see ``evaluation/embed.py``."""
+        return embed(
+            network,
+            pixels,
+            self.preprocessing,
+            device=self.device,
+            batch_size=self.machine.evaluation_batch,
+            precision=self.trial.precision,
+            forward=forward,
+        )
+
+    def validates_as(self, other: ValidatedRun) -> bool:
+        """Return whether both validate on the same images, so that neither has trained on them."""
+        one, two = self.opened, other.opened
+        same_classes = (one.catalog.content, one.split.val) == (two.catalog.content, two.split.val)
+        return same_classes and one.val.paths == two.val.paths
+
+
+def open_run(
+    key: str,
+    checkpoint_folder: Path,
+    machine: Machine,
+    device: str,
+    opened: dict[str, OpenedImages],
+    *,
+    num_neighbours: int,
+) -> ValidatedRun:
+    """Embed and search the validation images of a checkpoint's trial.
+
+    device: a torch device string. opened: images that are open already, by the settings they depend on; those of this
+    run are added. num_neighbours: found for each query, more where its class is larger.
+
+    Raises CheckpointError for a damaged checkpoint, DataError for images other than those of the trial, RetrievalError
+    for embeddings with NaN.
+    """
+    network, preprocessing, card = load_network(checkpoint_folder)
+    trial = parse_trial(card["trial"])
+    images = trial.data.model_dump_json(exclude={"augmentation", "crop_px", "cache"})
+    if images not in opened:
+        opened[images] = open_development(trial, machine, augmented=False)
+    val = opened[images].val
+    if trial.channels_last:  # as in training, because another layout sums in another order
+        network.to(memory_format=torch.channels_last)
+    embeddings = embed(
+        network.to(device),
+        val.pixels,
+        preprocessing,
+        device=device,
+        batch_size=machine.evaluation_batch,
+        precision=trial.precision,
+    )
+    ranked = rank_queries(embeddings, val.labels, val.roles, num_neighbours=num_neighbours, device=device)
+    return ValidatedRun(
+        key, checkpoint_folder, trial, preprocessing, machine, device, opened[images], embeddings, ranked
+    )
+
+
+def save_run(run: ValidatedRun, path: Path) -> Path:
+    """Write the validation embeddings of a run as a file of ``saved_embeddings``."""
+    val = run.opened.val
+    facts = {
+        "dataset": run.trial.data.name,
+        "part": "val",
+        "protocols": list(protocols_of(val.roles, ())),
+        "recall_at": list(run.trial.recall_at),
+        "checkpoint": str(run.checkpoint),
+        "trial": run.key,
+    }
+    names = run.val.class_names
+    return save_embeddings(
+        path, run.embeddings, val.labels, class_names=names, paths=val.paths, roles=val.roles, facts=facts
+    )

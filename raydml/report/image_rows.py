@@ -1,4 +1,4 @@
-"""Rows of images with frames, names and captions: what retrievals, confusions and clusters are drawn with."""
+"""Pictures made of rows of images with frames, names and captions, and the look that all pictures share."""
 
 from __future__ import annotations
 
@@ -15,23 +15,55 @@ from numpy.typing import NDArray
 
 from raydml.images.pixels import Pixels
 from raydml.images.preprocessing import centre_crop
-from raydml.report.style import INK, PALE, WIDTH_IN, save_picture, shortened
+from raydml.ops.files import write_whole
 
+DPI = 140
+# A report shows it at half its size, 350 pixels; text of 7.5 points is then still legible.
+WIDTH_IN = 5.0
+INK, GREY, PALE, BLUE = "#333333", "#8a8a8a", "#d5d5d5", "#7fa6c9"
+GREEN, RED, ORANGE = "#1a9641", "#d7191c", "#d95f0e"
 _TITLE_PT, _HEADING_PT, _NAME_PT = 9.5, 8.0, 7.5
 _MARGIN_IN, _GAP_IN, _ROW_GAP_IN, _FRAME_IN = 0.08, 0.1, 0.14, 0.035
 _LETTER = 0.57  # mean width of a letter, in units of its size
 
 
+def save_picture(figure: Figure, path: Path) -> Path:
+    """Write a figure as a PNG; its folder is made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_whole(path, lambda aside: figure.savefig(aside, format="png", facecolor="white", dpi=DPI))
+
+
+def shortened(name: str, width: int) -> str:
+    """Return a name in at most two lines of `width` letters; a longer one loses its middle, because ends differ."""
+    if len(name) > 2 * width:
+        name = f"{name[: width - 1]}…{name[-width:]}"
+    if len(name) <= width:
+        return name
+    breaks = [place + 1 for place, letter in enumerate(name) if letter in " /-_" and place < width]
+    suitable = [place for place in breaks if len(name) - place <= width]
+    place = suitable[-1] if suitable else width
+    return f"{name[:place].strip()}\n{name[place:].strip()}"
+
+
+def one_line(name: str, width: int) -> str:
+    """Return at most `width` letters of a name; a longer one loses its middle."""
+    if len(name) <= width:
+        return name
+    tail = (width - 1) // 2
+    return f"{name[: width - 1 - tail]}…{name[-tail:]}"
+
+
 class LabelledImages(NamedTuple):
-    """pixels: N images. labels: (N,) ids into class_names. The centre squares are what pictures show of them."""
+    """pixels: N images, whose centre squares are shown. labels: (N,) ids into class_names."""
 
     pixels: Pixels
     labels: NDArray[np.int64]
     class_names: Sequence[str]
 
 
-class Cell(NamedTuple):
-    """One image of a row: its number, the text above and below it, the colour of its frame and of the text below."""
+class ImageCell(NamedTuple):
+    """One image of a row. name: above it. caption: below it. colour: of its frame and of the caption."""
 
     image: int
     name: str = ""
@@ -40,24 +72,25 @@ class Cell(NamedTuple):
 
 
 class ImageRow(NamedTuple):
-    """Images side by side under a heading ("" for none); a None keeps its place empty.
+    """Images side by side under a heading ("" for none); None leaves a gap.
 
-    begins_group: whether a line sets the row apart from one above it.
+    begins_group: whether a line separates the row from the one above it.
     """
 
     heading: str
-    cells: Sequence[Cell | None]
+    cells: Sequence[ImageCell | None]
     begins_group: bool = False
 
 
 def draw_image_rows(rows: Sequence[ImageRow], pixels: Pixels, path: Path, *, title: str = "") -> Path:
-    """Draw the rows one below the other as a PNG of a fixed width; the images' centre squares are shown.
+    """Draw the rows below each other as a PNG of a fixed width.
 
-    Only the images that are shown are read. pixels: N images. path: where the picture goes; its folder is made.
-    Raises ValueError where there is nothing to draw.
+    pixels: N images, of which only the shown ones are read. path: of the picture; its folder is made.
+
+    Raises ValueError for rows without an image.
     """
     if not any(cell is not None for row in rows for cell in row.cells):
-        raise ValueError(f"{path}: {len(rows)} rows without an image: there is nothing to draw")
+        raise ValueError(f"{path}: {len(rows)} rows without an image")
     squares = _squares(rows, pixels)
     num_columns = max(len(row.cells) for row in rows)
     size_in = (WIDTH_IN - 2 * _MARGIN_IN - (num_columns - 1) * _GAP_IN) / num_columns
@@ -99,7 +132,7 @@ def _draw_row(
         _draw_cell(figure.add_axes(bounds), cell, squares[int(cell.image)], _letters(size_in, _NAME_PT))
 
 
-def _draw_cell(axes: Axes, cell: Cell, image: NDArray[np.uint8], width: int) -> None:
+def _draw_cell(axes: Axes, cell: ImageCell, image: NDArray[np.uint8], width: int) -> None:
     # Small images keep their pixels, large ones are smoothed.
     axes.imshow(image, interpolation="nearest" if len(image) < 100 else "antialiased")
     axes.set_xticks([])
@@ -107,7 +140,7 @@ def _draw_cell(axes: Axes, cell: Cell, image: NDArray[np.uint8], width: int) -> 
     for spine in axes.spines.values():
         spine.set_color(cell.colour)
         spine.set_linewidth(72 * _FRAME_IN)
-    # A class name may hold a dollar sign, which is no formula.
+    # A dollar sign in a class name does not begin a formula.
     axes.set_title(shortened(cell.name, width), fontsize=_NAME_PT, color=INK, pad=4, linespacing=1.05, parse_math=False)
     axes.set_xlabel(cell.caption, fontsize=_NAME_PT, color=cell.colour, labelpad=3, parse_math=False)
 
@@ -129,7 +162,7 @@ def _height_in(row: ImageRow, size_in: float) -> float:
 
 
 def _names_in(row: ImageRow, size_in: float) -> float:
-    """Room for the names above the images, which are of one line or two."""
+    """Return the height of the names above the images, of one line or two."""
     width = _letters(size_in, _NAME_PT)
     names = [shortened(cell.name, width) for cell in row.cells if cell is not None and cell.name]
     num_lines = max((name.count("\n") + 1 for name in names), default=0)

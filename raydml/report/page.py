@@ -18,14 +18,23 @@ import yaml
 
 from raydml.analysis.trials import ENDINGS, TrialState, by_stage
 from raydml.ops.files import write_whole
-from raydml.report.outcome import confirmed_section, final_section, findings_section, published_section
-from raydml.report.search import choices_section, cost_section, curves_section, importance_section, settled_section
+from raydml.report.sections import (
+    choices_section,
+    confirmed_section,
+    cost_section,
+    curves_section,
+    final_section,
+    findings_section,
+    importance_section,
+    published_section,
+    settled_section,
+)
 from raydml.report.tables import FoldedTable, epochs_csv, final_latex, table, trials_csv
 from raydml.report.text import counted, summary_markdown
 
 FORMATS = ("html", "md", "latex", "csv")
-
-_PICTURE_SECTIONS = {
+#: Key -> title of the sections of pictures, in order of display.
+PICTURE_SECTIONS = {
     "retrievals": "Sample retrievals",
     "changed": "What changed between two runs",
     "classes": "Classes that fail",
@@ -144,7 +153,7 @@ def _sections(
         Section("importance", "Which hyperparameters mattered", "importance", importance_section(summary, searched)),
         Section("cost", "Cost", "cost", cost_section(summary["cost"])),
     ]
-    for key, title in _PICTURE_SECTIONS.items():
+    for key, title in PICTURE_SECTIONS.items():
         shown = [_picture(picture) for picture in illustrations if picture.section == key]
         made.append(Section(key, title, "gallery", shown))
     return [

@@ -1,123 +1,192 @@
-"""Queries and their nearest neighbours as pictures: drawn at random, the best, the worst, and two runs compared.
+"""Queries with their nearest neighbours: ranked, chosen and drawn.
 
-A green frame and a tick say that a neighbour is of the query's class, a red frame and a cross that it is not; the
-number beside them is its distance. Which queries are shown depends on the numbers and a seed alone.
+Pictures show queries drawn at random, the best, the worst, and those on which two runs differ. A green frame and a tick
+mark a neighbour of the query's class, a red frame and a cross one of another class; the number is its distance. The
+choice of the queries depends on the embeddings and a seed alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raydml.images.pixels import DecodedPixels, Pixels
+from raydml.evaluation.protocols import DISTRACTOR, protocols_of, searches
+from raydml.evaluation.ranking import nearest_neighbours
+from raydml.images.pixels import DecodedPixels
 from raydml.images.preprocessing import Resizing
 from raydml.inference.gallery import Gallery, Neighbour
-from raydml.report.image_rows import Cell, ImageRow, LabelledImages, draw_image_rows
-from raydml.report.ranked_queries import RankedQueries, rank_queries
-from raydml.report.style import GREEN, INK, RED, counted
+from raydml.report.image_rows import GREEN, INK, RED, ImageCell, ImageRow, LabelledImages, draw_image_rows
+from raydml.report.text import counted
 
 NUM_NEIGHBOURS = 4
 FRAMES_IN_WORDS = "Green frame and tick: the query's class; red and a cross: another. The number is the distance."
 
+_MAX_PAIRS = 2**23  # (query, neighbour) pairs ranked at once, about 50 bytes each
 _SHOWN_PX = 160  # short side of an image in a picture
 
 
-def sample_retrievals(
-    pixels: Pixels,
-    labels: NDArray[np.int64],
-    class_names: Sequence[str],
-    embeddings: NDArray[np.float32],
-    path: Path,
-    *,
-    roles: Sequence[str] | None = None,
-    num_queries: int = 6,
-    num_neighbours: int = NUM_NEIGHBOURS,
-    seed: int = 0,
-) -> Path:
-    """Draw some queries, one a row, with their nearest neighbours as a PNG: green frame = same class, red = another.
+class RankedQueries(NamedTuple):
+    """Q queries among N images with the K nearest images of each.
 
-    Half of the queries are drawn from those whose nearest neighbour is wrong, as far as there are any, and the
-    picture says so; within each half different classes come first. The choice depends on `seed` alone.
+    queries: (Q,) row numbers among the N images. neighbours: (Q, K) row numbers among the N images, nearest first, the
+    query itself left out. distances: (Q, K) Euclidean. right: (Q, K) whether the neighbour is of the query's class.
+    num_relevant: (Q,) R, the number of images of its class that a query can find. num_right: (Q,) the number of right
+    ones among its R nearest. average_precision: (Q,) AP@R, NaN where R = 0.
+    """
+
+    queries: NDArray[np.int64]
+    neighbours: NDArray[np.int64]
+    distances: NDArray[np.float32]
+    right: NDArray[np.bool_]
+    num_relevant: NDArray[np.int64]
+    num_right: NDArray[np.int64]
+    average_precision: NDArray[np.float64]
+
+    @property
+    def map_at_r(self) -> float:
+        """The mean AP@R of the queries with R > 0; NaN without any."""
+        found = self.average_precision[self.num_relevant > 0]
+        return float(found.mean()) if len(found) else float("nan")
+
+    @property
+    def recall_at_1(self) -> float:
+        """The share of the queries whose nearest neighbour is right."""
+        return float(self.right[:, 0].mean())
+
+
+def rank_queries(
+    embeddings: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    roles: Sequence[str] | None = None,
+    *,
+    num_neighbours: int = 4,
+    device: str = "cpu",
+) -> RankedQueries:
+    """Find the R nearest images of every query, and at least num_neighbours where there are as many.
 
     Args:
-        pixels: N images; their centre squares are drawn.
-        labels: (N,) ids into class_names.
-        embeddings: (N, D) float32.
-        path: where the picture goes; its folder is made.
-        roles: "query" | "gallery" of each image, where the data set has them: queries then search the gallery alone.
+        embeddings: (N, D) float32. labels: (N,), from 0.
+        roles: "query" | "gallery" | "distractor" of each image, where the data set has them (see protocols.py);
+            otherwise every image searches all others.
+        num_neighbours: K, at most the size of the gallery. device: of the computation.
 
-    Raises ValueError for arrays that do not fit together, RetrievalError for unusable embeddings.
+    AP@R is 1/R times the sum, over the right ones among the first R, of the precision at each; its mean is MAP@R
+    (Musgrave, Belongie and Lim, "A Metric Learning Reality Check", 2020, section 3.1). Memory beyond the result does
+    not grow with R.
+
+    Raises ValueError for arrays of different lengths, ProtocolError for incomplete roles, RetrievalError for embeddings
+    that cannot be searched.
     """
-    if len(pixels) != len(labels):
-        raise ValueError(f"{len(pixels)} images, {len(labels)} labels: the numbers must be equal")
-    ranked = rank_queries(embeddings, labels, roles, num_neighbours=num_neighbours)
-    places = random_queries(ranked, labels, num_queries, seed)
-    title = f"Nearest neighbours of {len(places)} of {counted(len(ranked.queries), 'query', 'queries')}. "
-    title += f"The nearest is right for {ranked.recall_at_1:.1%} of all."
-    num_wrong = int((~ranked.right[places, 0]).sum())
-    if num_wrong:
-        title += f" Picked because theirs is wrong: the last {counted(num_wrong, 'row')}."
-    images = LabelledImages(pixels, labels, class_names)
-    return draw_queries(places, ranked, images, path, title=title, num_neighbours=num_neighbours)
+    if len(labels) != len(embeddings) or len(labels) < 2 or (roles is not None and len(roles) != len(labels)):
+        also = "" if roles is None else f" and {len(roles)} roles"
+        raise ValueError(
+            f"{len(embeddings)} embeddings, {len(labels)} labels{also}: the numbers must be equal and at least 2"
+        )
+    # Distractors are of no class, whatever their labels are.
+    classes = labels if roles is None else np.where(np.array(roles) == DISTRACTOR, -1, labels)
+    search = searches(protocols_of(roles, ())[0], labels, roles)[0]
+    gallery = search.queries if search.gallery is None else search.gallery
+    is_in_gallery = search.gallery is None or search.own is not None
+    num_of_class = np.bincount(classes[gallery][classes[gallery] >= 0], minlength=int(labels.max()) + 1)
+    num_relevant = num_of_class[classes[search.queries]] - is_in_gallery
+    k = min(max(num_neighbours, int(num_relevant.max())), search.num_found)
+    own = np.arange(len(gallery)) if search.gallery is None else search.own
+    searched = embeddings if len(search.queries) == len(embeddings) else embeddings[gallery]
+    parts = []
+    for start in range(0, len(search.queries), step := max(1, _MAX_PAIRS // k)):
+        some = slice(start, start + step)
+        rows, relevant = search.queries[some], num_relevant[some]
+        places, distances = _nearest(embeddings[rows], searched, None if own is None else own[some], k, device)
+        neighbours = gallery[places]
+        right = classes[neighbours] == classes[rows][:, None]
+        within = right & (np.arange(1, k + 1) <= relevant[:, None])
+        shown = (neighbours[:, :num_neighbours], distances[:, :num_neighbours], right[:, :num_neighbours])
+        parts.append((rows, *shown, relevant, within.sum(axis=1), _average_precision(within, relevant)))
+    return RankedQueries(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
-# --- which queries ---------------------------------------------------------------------------------------------------
-# Each returns places among the ranked queries, of different classes as far as there are.
+def _nearest(
+    queries: NDArray[np.float32],
+    gallery: NDArray[np.float32],
+    own: NDArray[np.int64] | None,
+    k: int,
+    device: str,
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return (Q, k) rows of the gallery, nearest first, and their Euclidean distances.
+
+    own: (Q,) the row of the query itself, which is left out, or None.
+    """
+    rows, squared = nearest_neighbours(queries, gallery, k=k + (own is not None), device=device)
+    if own is not None:
+        kept = rows != own[:, None]
+        kept[kept.all(axis=1), -1] = False  # behind k duplicates of the query
+        rows, squared = rows[kept].reshape(-1, k), squared[kept].reshape(-1, k)
+    return rows, np.sqrt(squared)
+
+
+def _average_precision(within: NDArray[np.bool_], num_relevant: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return AP@R (Q,). within: (Q, K) right ones among the first R."""
+    total = (within * (within.cumsum(axis=1) / np.arange(1, within.shape[1] + 1))).sum(axis=1)
+    return np.divide(total, num_relevant, out=np.full(len(within), np.nan), where=num_relevant > 0)
+
+
+# --- choice of queries: places among the ranked ones, of different classes if there are enough ------------------------
 
 
 def random_queries(ranked: RankedQueries, labels: NDArray[np.int64], num_queries: int, seed: int) -> list[int]:
-    """Those with a right nearest neighbour first, then as many with a wrong one, as far as there are of each."""
+    """Draw queries: the first half with a right nearest neighbour, the second with a wrong one, if there are enough."""
     order = np.random.default_rng(seed).permutation(len(ranked.queries))
-    spread = _different_classes_first(order, labels[ranked.queries])
-    is_good = ranked.right[spread, 0]
-    good, bad = spread[is_good], spread[~is_good]
+    mixed = _different_classes_first(order, labels[ranked.queries])
+    is_good = ranked.right[mixed, 0]
+    good, bad = mixed[is_good], mixed[~is_good]
     num_bad = min(len(bad), max(num_queries // 2, num_queries - len(good)))
     return [int(place) for place in (*good[: num_queries - num_bad], *bad[:num_bad])]
 
 
 def best_queries(ranked: RankedQueries, labels: NDArray[np.int64], num_queries: int) -> list[int]:
-    """The highest AP@R, above 0; of equals those with the most to find, then those with the nearest neighbour."""
+    """Return those with the highest AP@R above 0; of equal ones the largest R, then the nearest neighbour, decides."""
     precision = np.nan_to_num(ranked.average_precision)
     order = np.lexsort((ranked.distances[:, 0], -ranked.num_relevant, -precision))
-    return _taken(order[precision[order] > 0], ranked, labels, num_queries)
+    return _first(order[precision[order] > 0], ranked, labels, num_queries)
 
 
 def worst_queries(ranked: RankedQueries, labels: NDArray[np.int64], num_queries: int) -> list[int]:
-    """The lowest AP@R, below 1; of equals those that lie nearest to what they are taken for.
+    """Return those with the lowest AP@R below 1; of equal ones the nearest neighbour decides.
 
-    Queries without anything to find (R = 0) have no AP@R and are passed over.
+    Queries with R = 0 have no AP@R and are left out.
     """
     precision = np.nan_to_num(ranked.average_precision, nan=1.0)
     order = np.lexsort((ranked.distances[:, 0], precision))
-    return _taken(order[precision[order] < 1], ranked, labels, num_queries)
+    return _first(order[precision[order] < 1], ranked, labels, num_queries)
 
 
 def changed_queries(
     first: RankedQueries, second: RankedQueries, labels: NDArray[np.int64], num_queries: int
 ) -> tuple[list[int], list[int]]:
-    """(gained, lost): where the AP@R of the first run is most above, and most below, that of the second.
+    """Return (gained, lost): where the AP@R of the first run is most above, and most below, that of the second.
 
     Raises ValueError unless both have the same queries.
     """
     if not np.array_equal(first.queries, second.queries):
-        raise ValueError("two runs are compared on the same queries, and these have others")
+        raise ValueError("two runs are compared on the same queries, but these have different ones")
     change = np.nan_to_num(first.average_precision - second.average_precision)
     gained, lost = np.argsort(-change, kind="stable"), np.argsort(change, kind="stable")
     return (
-        _taken(gained[change[gained] > 0], first, labels, num_queries),
-        _taken(lost[change[lost] < 0], first, labels, num_queries),
+        _first(gained[change[gained] > 0], first, labels, num_queries),
+        _first(lost[change[lost] < 0], first, labels, num_queries),
     )
 
 
-def _taken(order: NDArray[np.int64], ranked: RankedQueries, labels: NDArray[np.int64], num_queries: int) -> list[int]:
+def _first(order: NDArray[np.int64], ranked: RankedQueries, labels: NDArray[np.int64], num_queries: int) -> list[int]:
     return [int(place) for place in _different_classes_first(order, labels[ranked.queries])[:num_queries]]
 
 
 def _different_classes_first(order: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The first place of every class, then the second of every class, and so on, each in this order."""
+    """Sort places: the first of every class, then the second of every class, and so on, each in the given order."""
     seen: dict[int, int] = {}
     turns = np.empty(len(order), dtype=np.int64)
     for number, label in enumerate(labels[order].tolist()):
@@ -126,6 +195,25 @@ def _different_classes_first(order: NDArray[np.int64], labels: NDArray[np.int64]
 
 
 # --- drawing ---------------------------------------------------------------------------------------------------------
+
+
+def draw_sample(
+    ranked: RankedQueries,
+    images: LabelledImages,
+    path: Path,
+    *,
+    num_queries: int = 6,
+    num_neighbours: int = NUM_NEIGHBOURS,
+    seed: int = 0,
+) -> Path:
+    """Draw some queries of `random_queries`, one in each row, with their nearest neighbours."""
+    places = random_queries(ranked, images.labels, num_queries, seed)
+    title = f"Nearest neighbours of {len(places)} of {counted(len(ranked.queries), 'query', 'queries')}. "
+    title += f"The nearest is right for {ranked.recall_at_1:.1%} of all."
+    num_wrong = int((~ranked.right[places, 0]).sum())
+    if num_wrong:
+        title += f" Chosen because theirs is wrong: the last {counted(num_wrong, 'row')}."
+    return draw_queries(places, ranked, images, path, title=title, num_neighbours=num_neighbours)
 
 
 def draw_queries(
@@ -138,12 +226,12 @@ def draw_queries(
     num_neighbours: int = NUM_NEIGHBOURS,
     within_r: bool = False,
 ) -> Path:
-    """One row for each place among the queries. within_r: no neighbour beyond the R that there are to find."""
+    """Draw a row for each place among the queries. within_r: leave out neighbours beyond the first R."""
     rows = []
     for place in places:
         shown = min(num_neighbours, int(ranked.num_relevant[place])) if within_r else num_neighbours
-        cells = [query_cell(place, ranked, images), *neighbour_cells(place, ranked, images, shown)]
-        rows.append(ImageRow(in_words(place, ranked), cells))
+        cells = [_query_cell(place, ranked, images), *_neighbour_cells(place, ranked, images, shown)]
+        rows.append(ImageRow(_in_words(place, ranked), cells))
     return draw_image_rows(rows, images.pixels, path, title=title)
 
 
@@ -156,18 +244,18 @@ def draw_two_rankings(
     title: str,
     num_neighbours: int = NUM_NEIGHBOURS,
 ) -> Path:
-    """For each place among the queries, one row for each named ranking of the same queries, one below the other."""
+    """Draw, for each place among the queries, a row for each named ranking of the same queries."""
     rows = []
     for place in places:
         for number, (name, ranked) in enumerate(rankings.items()):
-            first = None if number else query_cell(place, ranked, images)
-            cells = [first, *neighbour_cells(place, ranked, images, num_neighbours)]
-            rows.append(ImageRow(f"{name}: {in_words(place, ranked)}", cells, begins_group=not number))
+            first = None if number else _query_cell(place, ranked, images)
+            cells = [first, *_neighbour_cells(place, ranked, images, num_neighbours)]
+            rows.append(ImageRow(f"{name}: {_in_words(place, ranked)}", cells, begins_group=not number))
     return draw_image_rows(rows, images.pixels, path, title=title)
 
 
-def in_words(place: int, ranked: RankedQueries) -> str:
-    """``AP@R 0.42, 9 of the 17 nearest are right``, 17 being R."""
+def _in_words(place: int, ranked: RankedQueries) -> str:
+    """Return ``AP@R 0.42, 9 of the 17 nearest are right``, where R is 17."""
     relevant = int(ranked.num_relevant[place])
     if not relevant:
         return "no other image of its class"
@@ -178,13 +266,13 @@ def in_words(place: int, ranked: RankedQueries) -> str:
     return f"AP@R {ranked.average_precision[place]:.2f}, {which}"
 
 
-def query_cell(place: int, ranked: RankedQueries, images: LabelledImages) -> Cell:
+def _query_cell(place: int, ranked: RankedQueries, images: LabelledImages) -> ImageCell:
     query = int(ranked.queries[place])
-    return Cell(query, images.class_names[images.labels[query]], "query", INK)
+    return ImageCell(query, images.class_names[images.labels[query]], "query", INK)
 
 
-def neighbour_cells(place: int, ranked: RankedQueries, images: LabelledImages, num_neighbours: int) -> list[Cell]:
-    """The nearest neighbours of a query, nearest first, as far as they were ranked."""
+def _neighbour_cells(place: int, ranked: RankedQueries, images: LabelledImages, num_neighbours: int) -> list[ImageCell]:
+    """Return the nearest neighbours of a query, nearest first, at most those that were ranked."""
     cells = []
     for other, right, distance in zip(
         ranked.neighbours[place, :num_neighbours].tolist(),
@@ -193,26 +281,26 @@ def neighbour_cells(place: int, ranked: RankedQueries, images: LabelledImages, n
         strict=False,
     ):
         caption = f"{'✓' if right else '✗'} {distance:#.3g}"
-        cells.append(Cell(other, images.class_names[images.labels[other]], caption, GREEN if right else RED))
+        cells.append(ImageCell(other, images.class_names[images.labels[other]], caption, GREEN if right else RED))
     return cells
 
 
 def draw_neighbours(
     gallery: Gallery, paths: Sequence[Path | str], found: Sequence[Sequence[Neighbour]], picture: Path
 ) -> Path:
-    """Draw each query beside its neighbours as one PNG: their distances below, their folders (classes) above.
+    """Draw each query beside its neighbours, with their folders (classes) above and their distances below.
 
-    Raises UnreadableImage for an image that is no longer where it was indexed.
+    Raises UnreadableImage for an image that is not where it was indexed.
     """
     files: list[str] = []
     rows = []
     for path, neighbours in zip(paths, found, strict=True):
         first = len(files)
         files += [str(path), *(str(gallery.root / neighbour.name) for neighbour in neighbours)]
-        cells = [Cell(first, name="query")]
+        cells = [ImageCell(first, name="query")]
         for number, neighbour in enumerate(neighbours, start=first + 1):
             name = PurePosixPath(neighbour.name).parent.name or neighbour.name  # in folders of classes: the class
-            cells.append(Cell(number, name=name, caption=f"{neighbour.distance:.3f}"))
+            cells.append(ImageCell(number, name=name, caption=f"{neighbour.distance:.3f}"))
         rows.append(ImageRow(str(path), cells, begins_group=first > 0))
     shown = DecodedPixels(Path(), files, Resizing(_SHOWN_PX, "short_side", "lanczos"))
     return draw_image_rows(rows, shown, picture)

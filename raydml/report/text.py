@@ -183,7 +183,7 @@ def _lead(summary: Mapping[str, Any], second: Mapping[str, Any]) -> str:
     found = [row for row in summary["comparisons"] if {row["better"], row["worse"]} == pair]
     if not found:
         return f"Whether it is better than {second['letter']} ({second['label']}) was not tested."
-    verdict = "a real difference" if found[0]["is_real"] else "which may be chance"
+    verdict = "a real difference" if found[0]["is_real"] else "this may be chance"
     return f"It is ahead of {second['letter']} ({second['label']}) by {comparison_text(found[0])}: {verdict}."
 
 

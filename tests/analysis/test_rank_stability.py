@@ -164,7 +164,7 @@ def test_expected_best_is_the_mean_over_all_subsets(num_trials):
 def test_what_the_second_half_is_worth():
     # Best of two of 0.1, 0.2, 0.3, 0.4: 0.2, 0.3 twice, 0.4 three times: 2/6; 0.4 - 0.3333.
     found = search_stability([0.2, 0.4, 0.1, 0.3], ["A", "B", "A", "B"])
-    assert found.verdict.endswith("; the second half of the trials is worth 0.0667 of the best value")
+    assert found.verdict.endswith("; half of the trials would on average have a best value 0.0667 lower")
 
 
 def test_trials_needed_is_the_spearman_brown_formula_without_a_curve():
@@ -201,8 +201,8 @@ def test_nothing_is_extrapolated_from_too_little_agreement(tau):
             [0.5, None, 0.7],
             ["A", "B", "A"],
             ["A"],
-            "not settled: there is nothing to rank, only A has a value; the second half of the trials is worth 0.1000 "
-            "of the best value; no trial of B has a value",
+            "not settled: there is nothing to rank, only A has a value; half of the trials would on average have a "
+            "best value 0.1000 lower; no trial of B has a value",
         ),
     ],
 )

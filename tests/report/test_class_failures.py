@@ -14,9 +14,8 @@ from raydml.images.pixels import packed
 from raydml.report import class_failures as module
 from raydml.report import image_rows
 from raydml.report.class_failures import ClassFailure, class_failures, draw_class_failures, draw_confusions
-from raydml.report.image_rows import LabelledImages
-from raydml.report.ranked_queries import rank_queries
-from raydml.report.style import DPI, WIDTH_IN
+from raydml.report.image_rows import DPI, WIDTH_IN, LabelledImages
+from raydml.report.retrievals import rank_queries
 from tests.report.drawn_squares import RED, rows_of, squares
 
 # On a line. The pears are whole; two of the plums lie beside figs, and one beside a pear.
@@ -38,17 +37,17 @@ def figures(monkeypatch):
 def test_the_classes_with_the_lowest_recall_come_first():
     figs, plums, pears = class_failures(RANKED, LABELS)
     # Nearest: 6 -> 3, 7 -> 4 (plums); R = 1.
-    assert figs == ClassFailure(2, 2, 0.0, 0.0, num_wrong=2, taken_for=1, num_taken=2)
+    assert figs == ClassFailure(2, 2, 0.0, 0.0, num_wrong=2, mistaken_for=1, num_mistaken=2)
     # Nearest: 3 -> 6, 4 -> 7 (figs), 5 -> 2 (a pear). R = 2: 3 finds 4 second, 1/2 * 1/2, and the others none.
-    assert plums._replace(map_at_r=0.0) == ClassFailure(1, 3, 0.0, 0.0, num_wrong=3, taken_for=2, num_taken=2)
+    assert plums._replace(map_at_r=0.0) == ClassFailure(1, 3, 0.0, 0.0, num_wrong=3, mistaken_for=2, num_mistaken=2)
     assert plums.map_at_r == pytest.approx(0.25 / 3)
-    assert pears == ClassFailure(0, 3, 1.0, 1.0, num_wrong=0, taken_for=None, num_taken=0)
+    assert pears == ClassFailure(0, 3, 1.0, 1.0, num_wrong=0, mistaken_for=None, num_mistaken=0)
 
 
 def test_of_equally_frequent_mistakes_the_lower_label_is_named():
     places = np.array([[0.0], [10.0], [0.1], [10.1]], dtype=np.float32)
     found = class_failures(rank_queries(places, np.array([0, 0, 2, 1])), np.array([0, 0, 2, 1]))
-    assert {row.label: (row.taken_for, row.num_taken, row.num_wrong) for row in found} == {
+    assert {row.label: (row.mistaken_for, row.num_mistaken, row.num_wrong) for row in found} == {
         0: (1, 1, 2),
         1: (0, 1, 1),
         2: (0, 1, 1),
@@ -60,7 +59,7 @@ def test_classes_without_queries_are_left_out():
     roles = ["query" if label == 1 else "gallery" for label in LABELS]
     (only,) = class_failures(rank_queries(PLACES, LABELS, roles), LABELS)
     # No plum is in the gallery.
-    assert (only.label, only.num_queries, only.recall_at_1, only.taken_for) == (1, 3, 0.0, 2)
+    assert (only.label, only.num_queries, only.recall_at_1, only.mistaken_for) == (1, 3, 0.0, 2)
     assert math.isnan(only.map_at_r)
 
 

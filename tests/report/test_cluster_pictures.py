@@ -16,10 +16,10 @@ from raydml.report.clusters import (
     central_images,
     draw_clusters,
     largest_clusters,
+    read_clusters,
     sample_of_clusters,
 )
 from raydml.report.image_rows import LabelledImages
-from raydml.report.kept_clusters import read_clusters
 from raydml.training.trainer import Trainer
 from tests.report.drawn_squares import rows_of, squares
 

@@ -19,7 +19,7 @@ from raydml.report.embedding_map import (
     largest_classes,
     stratified_sample,
 )
-from raydml.report.style import DPI, WIDTH_IN
+from raydml.report.image_rows import DPI, WIDTH_IN
 from tests.report.drawn_squares import squares
 
 

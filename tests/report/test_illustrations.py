@@ -15,9 +15,9 @@ from raydml.config.trial import parse_machine, parse_trial
 from raydml.evaluation.saved_embeddings import SavedEmbeddingsError, load_embeddings, save_embeddings
 from raydml.inference.checkpoints import evaluate_checkpoint
 from raydml.report import illustrations
-from raydml.report.illustrations import INDEX, SECTIONS, illustrate, illustrate_test
+from raydml.report.illustrations import INDEX, illustrate, illustrate_test, open_run
+from raydml.report.page import PICTURE_SECTIONS
 from raydml.report.retrievals import NUM_NEIGHBOURS
-from raydml.report.validated_run import open_run
 from raydml.training.checkpoint import CheckpointError
 from raydml.training.trainer import Trainer
 
@@ -84,7 +84,7 @@ def test_every_picture_has_its_entry_and_every_entry_its_picture(study):
     assert {path.name for path in (root / "pictures").iterdir()} == {INDEX, *files, *numbers}
     for file in files:
         assert imread(root / "pictures" / file).shape[1] == 700
-    order = [SECTIONS.index(entry["section"]) for entry in entries]
+    order = [list(PICTURE_SECTIONS).index(entry["section"]) for entry in entries]
     assert order == sorted(order)
 
 
@@ -211,26 +211,26 @@ def drawn(monkeypatch):
 
 
 def test_a_saved_test_embedding_is_drawn_from_its_numbers(tmp_path, drawn):
-    entries = illustrate_test(saved_test(tmp_path / "confirm-003.npz"), tmp_path / "pictures")
-    assert [(entry["section"], entry["file"], entry["trial"]) for entry in entries] == [
+    pictures = illustrate_test(saved_test(tmp_path / "confirm-003.npz"), tmp_path / "pictures")
+    assert [(picture.section, picture.path.name, picture.trial) for picture in pictures] == [
         ("classes", "test-classes-confirm-003.png", "confirm-003"),
         ("map", "test-map-confirm-003.png", "confirm-003"),
     ]
-    assert all((tmp_path / "pictures" / entry["file"]).exists() for entry in entries)
+    assert all(picture.path.exists() for picture in pictures)
     assert not (tmp_path / "pictures" / INDEX).exists()
-    assert "of 3; 1 have no wrong nearest neighbour" in entries[0]["caption"]
-    assert entries[1]["caption"].startswith("All 60 test images")
+    assert "of 3; 1 have no wrong nearest neighbour" in pictures[0].caption
+    assert pictures[1].caption.startswith("All 60 test images")
     by_label = {row.label: row for row in drawn["failures"]}
-    assert (by_label[0].recall_at_1, by_label[1].taken_for, by_label[2].taken_for) == (1.0, 2, 1)
+    assert (by_label[0].recall_at_1, by_label[1].mistaken_for, by_label[2].mistaken_for) == (1.0, 2, 1)
     assert all(row.num_queries == 20 for row in drawn["failures"])
 
 
 def test_a_saved_embedding_with_roles_is_searched_by_them(tmp_path, drawn):
     roles = ["query" if number % 20 < 5 else "gallery" for number in range(60)]
-    entries = illustrate_test(saved_test(tmp_path / "r.npz", roles), tmp_path / "pictures")
+    pictures = illustrate_test(saved_test(tmp_path / "r.npz", roles), tmp_path / "pictures")
     assert all(row.num_queries == 5 for row in drawn["failures"])
     assert list(drawn["roles"]) == roles
-    assert "hollow ones the gallery" in entries[1]["caption"]
+    assert "hollow ones the gallery" in pictures[1].caption
 
 
 def test_a_file_that_holds_no_embeddings_is_refused(tmp_path):

@@ -10,8 +10,8 @@ import torch
 
 from raydml.evaluation.nearness import RetrievalError
 from raydml.evaluation.protocols import ProtocolError
-from raydml.report import ranked_queries
-from raydml.report.ranked_queries import rank_queries
+from raydml.report import retrievals
+from raydml.report.retrievals import rank_queries
 from tests.evaluation.slow_ranking import slow_recall_and_map
 
 # On a line, classes 0 0 0 | 1 1 1, and one image of class 1 among those of class 0.
@@ -73,7 +73,7 @@ def test_the_number_of_neighbours_kept_and_the_size_of_a_part_change_no_number(m
     rows = generator.standard_normal((50, 3)).astype(np.float32)
     whole = rank_queries(rows, labels, num_neighbours=30)
     assert whole.neighbours.shape == (50, 30)
-    monkeypatch.setattr(ranked_queries, "_MAX_PAIRS", 100)
+    monkeypatch.setattr(retrievals, "_MAX_PAIRS", 100)
     parts = rank_queries(rows, labels, num_neighbours=3)
     assert parts.neighbours.tolist() == whole.neighbours[:, :3].tolist()
     for one, other in zip(parts[4:], whole[4:], strict=True):

@@ -9,18 +9,27 @@ from matplotlib.image import imread
 
 from raydml.images.pixels import packed
 from raydml.report import image_rows
-from raydml.report.image_rows import Cell, ImageRow, LabelledImages, draw_image_rows
-from raydml.report.ranked_queries import rank_queries
+from raydml.report.image_rows import (
+    DPI,
+    WIDTH_IN,
+    ImageCell,
+    ImageRow,
+    LabelledImages,
+    draw_image_rows,
+    one_line,
+    shortened,
+)
 from raydml.report.retrievals import (
     best_queries,
     changed_queries,
     draw_queries,
+    draw_sample,
     draw_two_rankings,
     random_queries,
-    sample_retrievals,
+    rank_queries,
     worst_queries,
 )
-from raydml.report.style import DPI, WIDTH_IN, counted, one_line, shortened
+from raydml.report.text import counted
 from tests.report.drawn_squares import GREEN, RED, rows_of, squares, words_of
 
 
@@ -42,7 +51,7 @@ SORTED = np.array([[0.0], [1.0], [2.5], [10.0], [11.0], [12.0]], dtype=np.float3
 
 
 def test_retrievals_show_the_true_neighbours_framed_by_class(tmp_path, figures):
-    sample_retrievals(IMAGES.pixels, LABELS, NAMES, PLACES, tmp_path / "r.png", num_queries=6, num_neighbours=2)
+    draw_sample(rank_queries(PLACES, LABELS, num_neighbours=2), IMAGES, tmp_path / "r.png", num_queries=6)
     shown = {row[0].number: row for row in rows_of(figures[0])}
     # By hand, nearest first.
     neighbours = {0: (1, 5), 1: (5, 0), 2: (5, 1), 3: (4, 2), 4: (3, 2), 5: (1, 0)}
@@ -65,7 +74,7 @@ def test_retrievals_show_the_true_neighbours_framed_by_class(tmp_path, figures):
 
 
 def test_the_frames_are_in_the_picture(tmp_path):
-    sample_retrievals(IMAGES.pixels, LABELS, NAMES, PLACES, tmp_path / "r.png", num_queries=4)
+    draw_sample(rank_queries(PLACES, LABELS), IMAGES, tmp_path / "r.png", num_queries=4)
     picture = imread(tmp_path / "r.png")
     assert picture.shape[1] == WIDTH_IN * DPI
     pixels = (picture[..., :3] * 255).round().astype(int)
@@ -80,41 +89,40 @@ def clouds(noise, num_classes=8, seed=0):
     labels = np.repeat(np.arange(num_classes), 3)
     places = np.eye(num_classes)[labels] + noise * generator.standard_normal((len(labels), num_classes))
     names = [f"class {name}" for name in range(num_classes)]
-    return packed(squares(len(labels))), labels, names, places.astype(np.float32)
+    return LabelledImages(packed(squares(len(labels))), labels, names), places.astype(np.float32)
 
 
 def test_queries_are_of_different_classes_and_failures_only_where_there_are(tmp_path, figures):
-    sample_retrievals(*clouds(noise=0.01), tmp_path / "r.png", num_neighbours=2)
+    images, places = clouds(noise=0.01)
+    draw_sample(rank_queries(places, images.labels, num_neighbours=2), images, tmp_path / "r.png")
     rows = rows_of(figures[0])
     assert len({row[0].name for row in rows}) == 6
     assert all(cell.frame == GREEN for row in rows for cell in row[1:])
     assert "100.0% of all" in words_of(figures[0])
     assert "wrong" not in words_of(figures[0])
-    pixels, _, _, places = clouds(noise=0.01)
-    sample_retrievals(pixels, np.arange(24), [str(name) for name in range(24)], places, tmp_path / "r.png")
+    alone = LabelledImages(images.pixels, np.arange(24), [str(name) for name in range(24)])
+    draw_sample(rank_queries(places, alone.labels), alone, tmp_path / "r.png")
     assert all(cell.frame == RED for row in rows_of(figures[1]) for cell in row[1:])
     assert len(rows_of(figures[1])) == 6
     assert "no other image of its class" in words_of(figures[1])
 
 
 def test_the_seed_decides_which_queries():
-    _, labels, _, places = clouds(noise=0.5)
-    ranked = rank_queries(places, labels)
-    first, again, other = (random_queries(ranked, labels, 6, seed) for seed in (1, 1, 2))
+    images, places = clouds(noise=0.5)
+    ranked = rank_queries(places, images.labels)
+    first, again, other = (random_queries(ranked, images.labels, 6, seed) for seed in (1, 1, 2))
     assert first == again != other
     assert len(set(first)) == 6
 
 
 def test_fewer_images_than_asked_for(tmp_path, figures):
-    sample_retrievals(packed(squares(3)), LABELS[:3], NAMES, PLACES[:3], tmp_path / "r.png")
+    draw_sample(rank_queries(PLACES[:3], LABELS[:3]), IMAGES, tmp_path / "r.png")
     assert [len(row) for row in rows_of(figures[0])] == [3, 3, 3]
-    with pytest.raises(ValueError, match="3 images, 6 labels"):
-        sample_retrievals(packed(squares(3)), LABELS, NAMES, PLACES, tmp_path / "r.png")
 
 
 def test_queries_search_the_gallery_alone(tmp_path, figures):
     roles = ["query", "gallery", "gallery", "gallery", "gallery", "query"]
-    sample_retrievals(IMAGES.pixels, LABELS, NAMES, PLACES, tmp_path / "r.png", roles=roles, num_neighbours=2)
+    draw_sample(rank_queries(PLACES, LABELS, roles, num_neighbours=2), IMAGES, tmp_path / "r.png")
     # Image 5 lies between 1 and 2, but is itself a query.
     assert [[cell.number for cell in row] for row in rows_of(figures[0])] == [[0, 1, 2], [5, 1, 2]]
 
@@ -148,7 +156,7 @@ def test_changed_queries_are_those_with_the_largest_difference_either_way():
         changed_queries(better, rank_queries(PLACES[:4], LABELS[:4]), LABELS, 2)
 
 
-def test_two_rankings_stand_one_below_the_other(tmp_path, figures):
+def test_two_rankings_are_below_each_other(tmp_path, figures):
     rankings = {"run A": rank_queries(SORTED, LABELS), "run B": rank_queries(PLACES, LABELS)}
     draw_two_rankings([5, 1], rankings, IMAGES, tmp_path / "r.png", title="Better in A", num_neighbours=2)
     rows = rows_of(figures[0])
@@ -186,21 +194,23 @@ def test_only_the_images_shown_are_read(tmp_path):
             return [squares(6)[row] for row in rows]
 
     pixels = Counting()
-    rows = [ImageRow("", [Cell(4), None, Cell(1)]), ImageRow("again", [Cell(1)])]
+    rows = [ImageRow("", [ImageCell(4), None, ImageCell(1)]), ImageRow("again", [ImageCell(1)])]
     draw_image_rows(rows, pixels, tmp_path / "r.png")
     assert pixels.read_rows == (1, 4)
 
 
 def test_rows_without_an_image_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="nothing to draw"):
+    with pytest.raises(ValueError, match="1 rows without an image"):
         draw_image_rows([ImageRow("empty", [None])], IMAGES.pixels, tmp_path / "r.png")
 
 
 def test_texts_do_not_overlap_images_or_one_another(tmp_path, figures):
     long = "Mediterranean-Vegetable-Soup with a very long name indeed"
     rows = [
-        ImageRow(" ".join(["a heading of many words"] * 6), [Cell(0, long, "✓ 0.123"), Cell(1, long, "query")] * 2),
-        ImageRow("a heading as wide as the caption above it", [Cell(2, "x", "✗ 1.00", RED)]),
+        ImageRow(
+            " ".join(["a heading of many words"] * 6), [ImageCell(0, long, "✓ 0.123"), ImageCell(1, long, "query")] * 2
+        ),
+        ImageRow("a heading as wide as the caption above it", [ImageCell(2, "x", "✗ 1.00", RED)]),
     ]
     draw_image_rows(rows, IMAGES.pixels, tmp_path / "r.png", title=" ".join(["title"] * 30))
     figure = figures[0]
@@ -229,7 +239,7 @@ def test_texts_do_not_overlap_images_or_one_another(tmp_path, figures):
         ("b" * 30 + "c" * 30, "b" * 18 + "…\n" + "c" * 19),
     ],
 )
-def test_long_class_names_stay_tellable(name, shown):
+def test_long_class_names_keep_both_ends(name, shown):
     found = shortened(name, 19)
     if name.startswith("Japanese"):
         assert found.split("\n")[-1].endswith("character05")
