@@ -1,4 +1,4 @@
-"""Commands that take a model away and use it: export, index, search."""
+"""Commands that take a model away and use it: export, index, query."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from raydml.inference.export import EmbeddingModel
     from raydml.inference.gallery import EmbeddedBatch
 
-DELIVERY_S = 300.0  # how long `index` waits for MLflow to take the index
+_DELIVERY_S = 300.0  # how long `index` waits for MLflow to store the gallery
 _MEGABYTE = 1e6
 
 
@@ -35,19 +35,17 @@ def export(
     storage: StorageOption = STORAGE,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Write a model as one folder to take away.
+    """Write a model as one self-contained folder.
 
-    It holds weights, preprocessing, provenance and how to load it; with --onnx what other runtimes take, too."""
-    refuse_used(out)
+    The folder holds weights, preprocessing, provenance and a README; --onnx adds a file for other runtimes."""
+    _refuse_used(out)
     if onnx:
         from raydml.inference.onnx_export import ONNX, export_onnx, require_packages
 
         require_packages()  # before anything is written
-    with ExitStack() as stack:
-        found = located(target, storage, tracking_uri, stack)
-        model = load_model(found)
-        with _writing(out):
-            model.save(out)
+    model, _ = _load_model(target, storage, tracking_uri)
+    with _writing(out):
+        model.save(out)
     if onnx:
         difference = export_onnx(model, out / ONNX)
     console = new_console()
@@ -56,17 +54,17 @@ def export(
     if onnx:
         size = (out / ONNX).stat().st_size / _MEGABYTE
         echo(console, f"{out / ONNX}  {size:,.1f} MB, checked in ONNX Runtime: within {difference:.0e} of the network")
-        echo(console, f"  what it takes, with an example: {out / 'README.md'}")
-    echo(console, f"to search images with it: {program_of(context)} index {shlex.quote(str(out))} FOLDER INDEX")
+        echo(console, f"  its input, with an example: {out / 'README.md'}")
+    echo(console, f"to search images with it: {program_of(context)} index {shlex.quote(str(out))} FOLDER GALLERY")
 
 
 def index(
     context: typer.Context,
     target: ModelTarget,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Images, flat or in folders of any depth.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder for the index and the model.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder for the gallery and the model.")],
     skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave files out that give no pixels, instead of refusing.")
+        bool, typer.Option("--skip-unreadable", help="Leave out files that cannot be decoded, instead of refusing.")
     ] = False,
     log: Annotated[
         bool, typer.Option("--log/--no-log", help="Store OUT with the study's run in MLflow, if TARGET is a study's.")
@@ -74,21 +72,19 @@ def index(
     storage: StorageOption = STORAGE,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Embed a folder of images into an index that search takes.
+    """Embed a folder of images into a gallery for `query`.
 
     OUT holds the faiss index, the names and the model: 2 kB an image at 512 dimensions, 123 MB for 60,000."""
-    refuse_used(out)
+    _refuse_used(out)
     from raydml.config.trial import Machine
     from raydml.evaluation.embed import device_of
     from raydml.inference.gallery import embed_images, image_names, write_gallery
 
     names = image_names(folder)
-    with ExitStack() as stack:
-        found = located(target, storage, tracking_uri, stack)
-        machine = Machine()
-        model = load_model(found, device_of(machine))
-    batches = list(_shown(embed_images(model, folder, names, batch_size=machine.evaluation_batch), len(names)))
-    kept = kept_names(batches, skip_unreadable=skip_unreadable)
+    machine = Machine()
+    model, study = _load_model(target, storage, tracking_uri, device_of(machine))
+    batches = list(_with_bar(embed_images(model, folder, names, batch_size=machine.evaluation_batch), len(names)))
+    kept = _kept_names(batches, skip_unreadable=skip_unreadable)
     import numpy as np
 
     with _writing(out):
@@ -96,14 +92,16 @@ def index(
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / _MEGABYTE
     console = new_console()
     echo(console, f"{out}  {len(kept):,} images, {model.embedding_dim} dimensions, {size:,.1f} MB with the model")
-    if log and found.study is not None:
-        log_gallery(found.study, out)
-    echo(console, f"{program_of(context)} search {shlex.quote(str(out))} IMAGE")
+    if log and study is not None:
+        _log_gallery(study, out)
+    echo(console, f"{program_of(context)} query {shlex.quote(str(out))} IMAGE")
 
 
-def search(
-    out: Annotated[str, typer.Argument(metavar="INDEX", help="Folder that index wrote, or runs:/ID/galleries/NAME.")],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files to search with.")],
+def query(
+    out: Annotated[
+        str, typer.Argument(metavar="GALLERY", help="A folder that `index` wrote, or runs:/ID/galleries/NAME.")
+    ],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files to find neighbours of.")],
     k: Annotated[int, typer.Option("--k", "-k", min=1, metavar="K", help="Neighbours for each image.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     picture: Annotated[
@@ -112,14 +110,14 @@ def search(
     storage: StorageOption = STORAGE,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Print the images of an index that are nearest to each IMAGE.
+    """Print the gallery images that are nearest to each IMAGE.
 
-    Distances are Euclidean; between embeddings of length 1 they go from 0 (the same) to 2 (opposite)."""
+    Distances are Euclidean; between embeddings of length 1 they range from 0 (the same) to 2 (opposite)."""
     from raydml.inference.gallery import Gallery
     from raydml.report.retrievals import draw_neighbours
 
     with ExitStack() as stack:
-        gallery = Gallery.load(fetched(out, storage, tracking_uri, stack))
+        gallery = Gallery.load(_gallery_folder(out, storage, tracking_uri, stack))
     found = gallery.search(images, k)
     if picture is not None:
         try:
@@ -141,60 +139,59 @@ def search(
     echo(console, f"names are relative to {gallery.root}" + ("" if picture is None else f"; picture: {picture}"))
 
 
-# --- what they share --------------------------------------------------------------------------------------------------
+# --- shared by the commands -------------------------------------------------------------------------------------------
 
 
-def refuse_used(out: Path) -> None:
-    """Raises CommandError unless OUT is a new or an empty folder."""
+def _refuse_used(out: Path) -> None:
+    """Raise CommandError unless OUT is a new or an empty folder."""
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
         raise CommandError(f"OUT = {str(out)!r} exists and is not empty. Cure: name a new folder")
 
 
-def located(target: str, storage: Path, tracking_uri: str | None, stack: ExitStack) -> FoundModel:
-    """The model that TARGET means; what is fetched for it lasts as long as ``stack``."""
-    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="raydml-")))
-    return find_model(target, storage, tracking_uri, scratch)
-
-
-def load_model(found: FoundModel, device: str = "cpu") -> EmbeddingModel:
-    """The network of a checkpoint or of an exported model. Raises ExportError, CheckpointError and WeightsError."""
+def _load_model(
+    target: str, storage: Path, tracking_uri: str | None, device: str = "cpu"
+) -> tuple[EmbeddingModel, Path | None]:
+    """Return the model that TARGET names and the folder of its study, None outside a study."""
     from raydml.inference.export import EmbeddingModel, load_checkpoint
 
-    return load_checkpoint(found.folder, device) if found.is_checkpoint else EmbeddingModel.load(found.folder, device)
+    with tempfile.TemporaryDirectory(prefix="raydml-") as scratch:
+        found: FoundModel = find_model(target, storage, tracking_uri, Path(scratch))
+        load = load_checkpoint if found.is_checkpoint else EmbeddingModel.load
+        return load(found.folder, device), found.study
 
 
-def kept_names(batches: Iterable[EmbeddedBatch], *, skip_unreadable: bool) -> list[str]:
-    """The names of the images that were embedded; the others are told on stderr, or refused by CommandError."""
+def _kept_names(batches: Iterable[EmbeddedBatch], *, skip_unreadable: bool) -> list[str]:
+    """Return the names of the embedded images; print the unreadable ones to stderr, or refuse them."""
     batches = list(batches)
     unreadable = [str(reason) for batch in batches for reason in batch.unreadable]
     kept = [name for batch in batches for name in batch.names]
     if not unreadable:
         return kept
-    told = "\n".join(f"  {reason}" for reason in unreadable)
-    files = "1 file gives" if len(unreadable) == 1 else f"{len(unreadable)} files give"
+    reasons = "\n".join(f"  {reason}" for reason in unreadable)
+    files = "1 file" if len(unreadable) == 1 else f"{len(unreadable)} files"
     if not kept or not skip_unreadable:
-        cure = "mend or remove them" + (", or add --skip-unreadable" if kept else "")
-        raise CommandError(f"{files} no pixels:\n{told}\nNothing was written. Cure: {cure}")
-    typer.echo(f"left out, {files} no pixels:\n{told}", err=True)
+        cure = "repair or remove them" + (", or add --skip-unreadable" if kept else "")
+        raise CommandError(f"{files} cannot be decoded:\n{reasons}\nNothing was written. Cure: {cure}")
+    typer.echo(f"left out, {files} cannot be decoded:\n{reasons}", err=True)
     return kept
 
 
-def log_gallery(study: Path, out: Path) -> None:
-    """Store a gallery with the study's own run in MLflow, or say that it comes later."""
+def _log_gallery(study: Path, out: Path) -> None:
+    """Store a gallery with the study's own run in MLflow, or print that it is delivered later."""
     from raydml.study import events
     from raydml.study.folder import read_study
 
     where = f"galleries/{out.resolve().name}"
-    event: dict[str, Any] = {"time": time.time(), "event": "artifact", "trial": None}
-    events.append(study / "events.jsonl", {**event, "path": str(out.resolve()), "artifact_path": where})
-    if reason := deliver(study, DELIVERY_S):
-        typer.echo(f"note: MLflow gets the index later, with the study's next events: {reason}", err=True)
+    event = {"time": time.time(), "event": "artifact", "trial": None, "path": str(out.resolve())}
+    events.append(study / "events.jsonl", {**event, "artifact_path": where})
+    if reason := deliver(study, _DELIVERY_S):
+        typer.echo(f"note: MLflow gets the gallery later, with the study's next events: {reason}", err=True)
     else:
         typer.echo(f"in MLflow, with the run of study {read_study(study)['name']!r}: {where}")
 
 
-def fetched(out: str, storage: Path, tracking_uri: str | None, stack: ExitStack) -> Path:
-    """The folder of an index; one that lies in MLflow is fetched for as long as ``stack`` lasts."""
+def _gallery_folder(out: str, storage: Path, tracking_uri: str | None, stack: ExitStack) -> Path:
+    """Return the folder of a gallery; one in MLflow is fetched and kept until ``stack`` closes."""
     if not out.startswith("runs:/"):
         return Path(out)
     from raydml.cli.arguments import embedded_store
@@ -206,7 +203,7 @@ def fetched(out: str, storage: Path, tracking_uri: str | None, stack: ExitStack)
 
 @contextmanager
 def _writing(out: Path) -> Iterator[None]:
-    """Turns what a disk says about OUT into a message with a cure."""
+    """Turn an OSError about OUT into a message with a cure."""
     try:
         yield
     except OSError as error:
@@ -218,8 +215,8 @@ class _ImagesPerSecond(ProgressColumn):
         return Text("" if task.speed is None else f"{task.speed:,.0f} images/s")
 
 
-def _shown(batches: Iterable[EmbeddedBatch], num_images: int) -> Iterator[EmbeddedBatch]:
-    """The batches, with a bar on stderr, if that is a terminal."""
+def _with_bar(batches: Iterable[EmbeddedBatch], num_images: int) -> Iterator[EmbeddedBatch]:
+    """Yield the batches, with a bar on stderr if that is a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), _ImagesPerSecond(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

@@ -1,4 +1,4 @@
-"""Trained networks by their checkpoint folders: loaded, and scored on the classes of their own trials."""
+"""Loading trained networks from their checkpoints and scoring them on the classes of their own trials."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from raydml.training.trial_images import open_development, open_test, split_for
 
 
 def load_network(checkpoint_folder: Path) -> tuple[Network, Preprocessing, dict[str, Any]]:
-    """The best network of a checkpoint (CPU, evaluation mode), its preprocessing and its model card.
+    """Return the best network of a checkpoint (CPU, evaluation mode), its preprocessing and its model card.
 
     Raises CheckpointError for a damaged checkpoint.
     """
@@ -45,13 +45,13 @@ def evaluate_checkpoint(
     wanted: Wanted | None = None,
     save_to: Path | None = None,
 ) -> Evaluated:
-    """Metrics of a checkpoint's best weights on the validation or the test classes of its own trial.
+    """Score a checkpoint's best weights on the validation or the test classes of its own trial.
 
     Args:
         checkpoint_folder: a checkpoint, see checkpoint.py.
         part: "val", or "test" with a key from `TestReads.record`.
-        machine: where the images lie and how large a batch may be.
-        device: where to run; None takes `machine.device` ("auto": a GPU where torch sees one).
+        machine: the folder of the images and the batch size.
+        device: the device; None takes `machine.device` ("auto": a GPU where torch sees one).
         untrained: also score the network as the trial started from it (same seed, same pretrained weights if any),
             under the same names with the prefix `untrained_`.
         wanted: what to measure; None: what the trial asks for.
@@ -63,7 +63,7 @@ def evaluate_checkpoint(
         raise EvaluationError(f"part: {part!r}; one of val, test")
     if part == "test" and key is None:
         raise EvaluationError(
-            "part: test; the test classes are sealed: pass the key that TestReads(...).record(...) returns"
+            "part: test; the test classes are sealed. Pass the key that TestReads(...).record(...) returns"
         )
     network, preprocessing, card = load_network(checkpoint_folder)
     trial = parse_trial(card["trial"])
@@ -72,7 +72,7 @@ def evaluate_checkpoint(
     wanted = wanted or wanted_by(trial)
 
     def embeddings_of(candidate: Network) -> NDArray[np.float32]:
-        if trial.channels_last:  # as in training: another layout sums in another order
+        if trial.channels_last:  # as in training, because another layout sums in another order
             candidate.to(memory_format=torch.channels_last)
         return embed(
             candidate.to(run_on),
@@ -122,11 +122,11 @@ def evaluate_checkpoint(
 def _open_part(
     trial: Trial, part: str, machine: Machine, key: TestKey | None
 ) -> tuple[Images, list[str], tuple[str, ...]]:
-    """The images of a part, the names of its classes, and the protocols by which they are scored."""
+    """Return the images of a part, the names of its classes and its protocols."""
     if part == "val":
         opened = open_development(trial, machine, augmented=False)
         names = [opened.catalog.class_names[number] for number in opened.split.val]
-        return opened.val, names, protocols_of(opened.val.roles, ())  # what is declared is for the test classes
+        return opened.val, names, protocols_of(opened.val.roles, ())  # declared protocols are for the test classes
     assert key is not None
     catalog, images = open_test(trial, machine, key)
     names = [catalog.class_names[number] for number in split_for(trial, catalog).test]

@@ -1,12 +1,11 @@
-"""A trained network to take away: one folder with weights, preprocessing and provenance, and the class that runs it.
+"""An exported model: one folder with weights, preprocessing and provenance, and the class that runs it.
 
     model.safetensors  the network, no pickle
-    config.json        how to rebuild the network, how to prepare an image, where the weights come from
-    README.md          how to use it, with and without raydml
+    config.json        the network, its preprocessing and its provenance
+    README.md          instructions, with and without raydml
 
-The names and the single JSON file are those of timm's models on the Hugging Face Hub (Transformers keeps the
-preprocessing apart, in a preprocessor_config.json whose keys can express neither BGR nor our rounding; apart from the
-weights it gets lost).
+The file names and the single JSON file follow timm's models on the Hugging Face Hub. The keys of Transformers'
+preprocessor_config.json can express neither BGR nor this rounding.
 
 Needs torch, torchvision and Pillow besides raydml itself; neither Ray nor MLflow is imported.
 """
@@ -81,14 +80,14 @@ class ExportError(ValueError):
 
 
 def rebuild(card: Mapping[str, Any], weights: Mapping[str, Tensor], source: str) -> tuple[Network, Preprocessing]:
-    """The network that a model card describes, with these weights, on the CPU in evaluation mode.
+    """Build the network that a model card describes, with these weights, on the CPU in evaluation mode.
 
-    Raises ExportError for a card without the needed keys and WeightsError for weights that do not fit.
+    Raises ExportError for a card without the required keys and WeightsError for weights that do not fit.
     """
     missing = [key for key in ("network", "preprocessing") if key not in card]
     if missing:
         raise ExportError(f"{source}: the model card lacks {', '.join(missing)}; it was not written by raydml")
-    # The initial values are overwritten, so neither the seed nor published weights matter.
+    # All initial values are overwritten, so the seed does not matter.
     network = build_network(**{**card["network"], "weights": "none", "seed": 0})
     load_exactly(network, dict(weights), source)
     return network.eval(), Preprocessing.from_dict(card["preprocessing"])
@@ -97,25 +96,25 @@ def rebuild(card: Mapping[str, Any], weights: Mapping[str, Tensor], source: str)
 def export_model(checkpoint_folder: Path, out_folder: Path) -> Path:
     """Write the best weights of a checkpoint as a self-contained model folder, and return it.
 
-    Raises CheckpointError for a damaged checkpoint, ExportError and WeightsError for one that gives no network.
+    Raises CheckpointError for a damaged checkpoint, ExportError and WeightsError for one that describes no network.
     """
     return load_checkpoint(checkpoint_folder).save(out_folder)
 
 
 def load_checkpoint(folder: Path, device: str = "cpu") -> EmbeddingModel:
-    """The network of a checkpoint's best epoch, without exporting it. Raises as `export_model` does."""
+    """Load the network of a checkpoint's best epoch without exporting it. Raises as `export_model` does."""
     card, weights = checkpoint.load_card(folder), checkpoint.load_weights(folder)
     network, preprocessing = rebuild(card, weights, str(folder))
     return EmbeddingModel(network, preprocessing, card, device)
 
 
 def is_exported(folder: Path) -> bool:
-    """Whether a folder holds what `export_model` writes, by the names of its files; a checkpoint does not."""
+    """Return whether a folder has the files of an exported model, by name; a checkpoint does not."""
     return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
 
 
 class EmbeddingModel:
-    """Images in, embeddings out. ``card`` is the whole config.json; ``embedding_dim`` is D."""
+    """A network with its preprocessing. ``card`` is the whole config.json; ``embedding_dim`` is D."""
 
     def __init__(self, network: Network, preprocessing: Preprocessing, card: Mapping[str, Any], device: str) -> None:
         self.network = network.to(device).eval()
@@ -126,7 +125,7 @@ class EmbeddingModel:
 
     @classmethod
     def load(cls, folder: Path | str, device: str = "cpu") -> EmbeddingModel:
-        """A folder written by `export_model`. Raises ExportError for one that is incomplete or damaged."""
+        """Load a folder that `export_model` wrote. Raises ExportError for an incomplete or damaged one."""
         folder = Path(folder)
         weights = folder / WEIGHTS
         try:
@@ -150,15 +149,15 @@ class EmbeddingModel:
     def save(self, folder: Path | str) -> Path:
         """Write the folder that `load` reads, and return it.
 
-        A model that is there already is replaced, its card last; the card holds the sha256 of the weights, so that a
-        folder caught in between is refused by `load`.
+        An existing model is replaced, its card last. The card holds the sha256 of the weights, so `load` refuses a
+        folder that was only half replaced.
         """
         from safetensors.torch import save as serialised  # not needed to train
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.cpu().contiguous() for name, tensor in self.network.state_dict().items()}
-        # Not save_file: what it writes only its owner may read.
+        # Not save_file: its file is readable by the owner only.
         write_whole(folder / WEIGHTS, serialised(weights))
         write_whole(folder / README, _readme(self.card, self.preprocessing))
         written = {"preprocessing": self.preprocessing.to_dict(), "weights_sha256": digest_of(folder / WEIGHTS)}
@@ -169,13 +168,13 @@ class EmbeddingModel:
     def embed(
         self, images: Sequence[str | Path | Image.Image | np.ndarray] | np.ndarray, *, batch_size: int = 64
     ) -> NDArray[np.float32]:
-        """N images -> (N, D) float32, in full precision.
+        """Embed N images: (N, D) float32, in full precision.
 
         images: paths, PIL images and uint8 arrays (H, W, 3) or (H, W), mixed and of any sizes, or one uint8 array
-        (N, H, W, 3). Each is prepared as in training: resized, centre crop, normalised.
+        (N, H, W, 3). Each is resized, cropped to its centre and normalised, as in the evaluation of its trial.
 
-        Raises ExportError for a single image that is not in a list, PreprocessingError for an array of another kind,
-        and OSError for a file that is no image.
+        Raises ExportError for a single image that is not in a list, PreprocessingError for another kind of array, and
+        OSError for a file that is no image.
         """
         if isinstance(images, (str, Path, Image.Image)) or (isinstance(images, np.ndarray) and images.ndim != 4):
             raise ExportError(f"images: expected a list of images, got one {type(images).__name__}; write [image]")

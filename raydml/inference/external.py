@@ -1,4 +1,11 @@
-"""Any network on any images, and embeddings that were kept: evaluation outside a trial's own data set."""
+"""Evaluation outside a trial's own data set: backbones without an embedding head, other images, saved embeddings.
+
+    backbone:resnet50            a backbone of raydml's table (torchvision and BN-Inception), published ImageNet weights
+    backbone:resnet50:none       the same with random weights;  backbone:bn_inception:PATH  weights from a file
+    timm:vit_small_patch16_224   any model of timm, its published weights and preprocessing;  timm:NAME:none  random
+
+The embedding of such a bare backbone is its pooled features, scaled to length 1; a training has to beat it.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +28,12 @@ from raydml.images.preprocessing import Preprocessing
 from raydml.models.backbones import BACKBONES
 from raydml.models.network import ModelError, build_network, preprocessing_for
 
+PREFIXES = ("backbone:", "timm:")
+_SEED = 0
+
 
 class Collection(NamedTuple):
-    """A data set and the key that opens it: its images may be sealed in some study, so each read is on record."""
+    """A data set and the key that opens it: its images may be test images of a study, so each read is recorded."""
 
     catalog: Catalog
     key: TestKey
@@ -40,15 +50,13 @@ def embed_collection(
     precision: str = "fp32",
     facts: dict[str, Any],
 ) -> SavedEmbeddings:
-    """The embeddings of a data set: of its test images where it comes with a split of its own, else of all.
+    """Embed the test images of a data set with a given split, or all images of another one.
 
     Args:
-        network: images (B, 3, crop, crop), prepared as `preprocessing` says, to embeddings (B, D).
-        distractors: images that every query searches too and that are never right; their labels do not matter.
+        network: images (B, 3, crop, crop), prepared by `preprocessing`, to embeddings (B, D).
+        distractors: further gallery images, wrong for every query; their labels do not matter.
         device: None takes `machine.device` ("auto": a GPU where torch sees one).
-        facts: what else to keep beside the embeddings.
-
-    Raises what reading and embedding raise.
+        facts: further facts to save beside the embeddings.
     """
     run_on = device or device_of(machine)
     network = network.to(run_on)
@@ -69,19 +77,19 @@ def embed_collection(
         roles = (*(roles or [""] * len(parts[0].labels)), *[DISTRACTOR] * len(parts[1].labels))
         class_names.append(f"({DISTRACTOR})")
     protocols = protocols_of(roles, catalog.protocols)
-    about = {"dataset": catalog.name, "part": "all" if catalog.given_split is None else "test"}
+    part_name = "all" if catalog.given_split is None else "test"
     return SavedEmbeddings(
         np.concatenate(embeddings),
         labels,
         tuple(class_names),
         tuple(path for part in parts for path in part.paths),
         roles,
-        {**about, "protocols": list(protocols), **facts},
+        {"dataset": catalog.name, "part": part_name, "protocols": list(protocols), **facts},
     )
 
 
 def evaluate_saved(saved: SavedEmbeddings, wanted: Wanted, device: str = "cpu") -> Evaluated:
-    """Score embeddings by the protocols that they were kept with. Needs neither a model nor images."""
+    """Score saved embeddings by the protocols saved beside them; needs neither a model nor images."""
     protocols: Sequence[str] = saved.facts.get("protocols") or protocols_of(saved.roles, ())
     return evaluate_embeddings(saved.embeddings, saved.labels, saved.roles, protocols, wanted, device)
 
@@ -106,12 +114,11 @@ def _classes_of(catalog: Catalog) -> tuple[int, ...]:
     return tuple(int(number) for number in np.unique(catalog.labels[is_test]))
 
 
-PREFIXES = ("backbone:", "timm:")
-_SEED = 0
-
-
 class BareBackbone(NamedTuple):
-    """network: prepared images (B, 3, crop, crop) to unit features (B, F), in evaluation mode on the CPU."""
+    """A backbone without an embedding head, and its preprocessing.
+
+    network: prepared images (B, 3, crop, crop) to unit features (B, F), in evaluation mode on the CPU.
+    """
 
     name: str
     network: nn.Module
@@ -128,12 +135,12 @@ class _UnitFeatures(nn.Module):
 
 
 def open_bare(target: str, *, resize_px: int = 256, crop_px: int = 224) -> BareBackbone:
-    """The backbone that "backbone:NAME[:WEIGHTS]" or "timm:NAME[:WEIGHTS]" means.
+    """Return the backbone of a target "backbone:NAME[:WEIGHTS]" or "timm:NAME[:WEIGHTS]".
 
-    WEIGHTS: "default" (published), "none" (random, seed 0), or for backbone: a path. resize_px, crop_px: for backbones
-    of the table; timm's models say their own.
+    WEIGHTS: "default" (published), "none" (random, seed 0), or a path (backbone: only). resize_px, crop_px: for
+    backbones of raydml's table; timm's models define their own.
 
-    Raises ModelError for names that do not exist or crops that do not fit, WeightsError for weights that cannot be had.
+    Raises ModelError for unknown names or crops that do not fit, WeightsError for weights that are not available.
     """
     kind, _, rest = target.partition(":")
     name, _, weights = rest.partition(":")
@@ -180,9 +187,9 @@ def _preprocessing_of(name: str, trunk: nn.Module) -> Preprocessing:
     config: dict[str, Any] = resolve_model_data_config(trunk)
     channels, height, width = config["input_size"]
     if channels != 3 or height != width:
-        raise ModelError(f"timm:{name}: it wants images of {config['input_size']}, raydml makes square RGB ones")
+        raise ModelError(f"timm:{name} takes images of {config['input_size']}; raydml makes square RGB images only")
     return Preprocessing(
-        # As timm's own transform: the short side to floor(crop / crop_pct), then the centre.
+        # As in timm's own transform: the short side to floor(crop / crop_pct), then the centre.
         resize_px=int(height / config["crop_pct"]),
         crop_px=height,
         mean=tuple(config["mean"]),

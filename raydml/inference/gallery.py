@@ -1,12 +1,11 @@
-"""A gallery to search: the embeddings of a folder of images in a faiss index, and the model that made them.
+"""A gallery: the embeddings of a folder of images in a faiss index, and the model that made them.
 
     index.faiss   IndexFlatL2 of N x D float32 (60,000 x 512: 123 MB); row i is image i
-    gallery.json  names: the N images, relative to root, the folder they were in
+    gallery.json  names: the N images, relative to root, the folder that held them
     model/        the exported model (raydml/inference/export.py), for the queries
 
-The folder needs nothing else to be searched; the images themselves are only opened to be shown. Any other index that
-faiss can search may take the place of index.faiss (IVF, HNSW, PQ), as long as row i stays image i and its distances
-are squared Euclidean ones.
+A search needs this folder only; the images themselves are opened only for pictures. Any other faiss index (IVF, HNSW,
+PQ) may replace index.faiss, provided that row i is image i and its distances are squared Euclidean ones.
 """
 
 from __future__ import annotations
@@ -31,18 +30,18 @@ INDEX, CARD, MODEL = "index.faiss", "gallery.json", "model"
 
 
 class GalleryError(ValueError):
-    """A folder without images, images without usable embeddings, or a folder that is no gallery."""
+    """A folder without images, embeddings that are not finite, or a folder that is no gallery."""
 
 
 class Neighbour(NamedTuple):
-    """An image of a gallery. distance: Euclidean, to the query's embedding."""
+    """An image of a gallery and its Euclidean distance to the embedding of the query."""
 
     name: str
     distance: float
 
 
 class EmbeddedBatch(NamedTuple):
-    """The readable ones of some images: their names, embeddings (n, D) float32; and why the others have none."""
+    """The names and embeddings (n, D) float32 of the readable images of a batch, and the faults of the others."""
 
     names: list[str]
     embeddings: NDArray[np.float32]
@@ -50,13 +49,13 @@ class EmbeddedBatch(NamedTuple):
 
 
 def image_names(root: Path) -> list[str]:
-    """The images below a folder, flat or in folders of any depth: paths relative to it with "/", sorted.
+    """Return the images below a folder, at any depth: paths relative to it with "/", sorted.
 
-    An image is a file with an image's suffix; hidden ones and `__MACOSX` are passed over, links are followed (into a
-    folder once). Raises GalleryError for a folder that cannot be read or that holds none.
+    An image is a file with an image suffix. Hidden files and `__MACOSX` are ignored; links are followed, into each
+    folder once. Raises GalleryError for a folder that cannot be read or holds no image.
     """
     if not root.is_dir():
-        raise GalleryError(f"FOLDER = {str(root)!r} is no folder. Cure: name the folder that holds the images")
+        raise GalleryError(f"FOLDER = {str(root)!r} is no folder. Cure: give the folder that holds the images")
     names: list[str] = []
     seen: set[str] = set()
     for folder, subfolders, files in os.walk(root, onerror=_refuse, followlinks=True):
@@ -65,10 +64,10 @@ def image_names(root: Path) -> list[str]:
         files = [] if real in seen else files
         seen.add(real)
         inside = Path(folder).relative_to(root)
-        wanted = (name for name in files if name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name))
-        names += [(inside / name).as_posix() for name in wanted]
+        images = (name for name in files if name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name))
+        names += [(inside / name).as_posix() for name in images]
     if not names:
-        raise GalleryError(f"FOLDER = {str(root)!r} holds no image ({', '.join(IMAGE_SUFFIXES)}), nor do its folders")
+        raise GalleryError(f"FOLDER = {str(root)!r} and its folders hold no image ({', '.join(IMAGE_SUFFIXES)})")
     return sorted(names)
 
 
@@ -79,7 +78,7 @@ def _refuse(error: OSError) -> None:
 def embed_images(
     model: EmbeddingModel, root: Path, names: Sequence[str], *, batch_size: int = 64
 ) -> Iterator[EmbeddedBatch]:
-    """Embed the images root/name in order, a batch at a time; threads decode ahead of the network."""
+    """Embed the images root/name in order, one batch after another; threads decode ahead of the network."""
     decoded = zip(names, decode_in_order(root, names, model.preprocessing.resizing), strict=True)
     while batch := list(islice(decoded, batch_size)):
         readable = [(name, image) for name, image in batch if isinstance(image, np.ndarray)]
@@ -95,8 +94,8 @@ def write_gallery(
 ) -> Path:
     """Write the folder that `Gallery.load` reads, gallery.json last, and return it.
 
-    root: where the images lie; names: N paths relative to it; embeddings: (N, D) of the model. Raises GalleryError for
-    embeddings with NaN or infinity, which no distance is defined for.
+    root: the folder of the images; names: N paths relative to it; embeddings: (N, D) of the model. Raises GalleryError
+    for embeddings with NaN or infinity.
     """
     import faiss
 
@@ -116,14 +115,14 @@ def write_gallery(
 
 
 class Gallery:
-    """A gallery in memory. names: N images, relative to ``root``, where they were when they were indexed."""
+    """A gallery in memory. root: the folder that held the images when they were indexed; names: relative to it."""
 
     def __init__(self, model: EmbeddingModel, index: Any, root: Path, names: Sequence[str]) -> None:
         self.model, self.index, self.root, self.names = model, index, root, tuple(names)
 
     @classmethod
     def load(cls, folder: Path | str, device: str = "cpu") -> Gallery:
-        """What `write_gallery` wrote. Raises GalleryError for a folder that is none, and ExportError for its model."""
+        """Read a folder of `write_gallery`. Raises GalleryError for another folder, ExportError for a damaged model."""
         import faiss
 
         folder = Path(folder)
@@ -134,7 +133,7 @@ class Gallery:
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:  # RuntimeError: faiss
             said = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
             raise GalleryError(
-                f"{folder} is no gallery ({said}). Cure: a folder that `index TARGET FOLDER OUT` wrote"
+                f"{folder} is no gallery ({said}). Cure: give a folder that `index TARGET FOLDER OUT` wrote"
             ) from error
         model = EmbeddingModel.load(folder / MODEL, device)
         if (index.ntotal, index.d) != (len(names), model.embedding_dim):
@@ -145,9 +144,9 @@ class Gallery:
         return cls(model, index, root, names)
 
     def search(self, paths: Sequence[Path | str], k: int) -> list[list[Neighbour]]:
-        """The k nearest images of each image file, nearest first; all of them where the gallery holds fewer.
+        """Return the k nearest images of each image file, nearest first; all images of a smaller gallery.
 
-        Raises UnreadableImage for a file that gives no pixels, and GalleryError for k < 1.
+        Raises UnreadableImage for a file that cannot be decoded, and GalleryError for k < 1.
         """
         if k < 1:
             raise GalleryError(f"k: {k} neighbours; at least 1 is needed")
@@ -155,7 +154,7 @@ class Gallery:
         return [self._nearest(query[None], k) for query in self.model.embed(images)]
 
     def _nearest(self, query: NDArray[np.float32], k: int) -> list[Neighbour]:
-        # One query at a time: for many at once faiss expands the square, and an image is no longer at 0 from itself.
+        # One query at a time: faiss expands the square for many, and then an image is not at distance 0 from itself.
         squared, rows = self.index.search(query, min(k, len(self.names)))
         return [
             Neighbour(self.names[row], float(np.sqrt(max(distance, 0.0))))

@@ -18,7 +18,7 @@ from raydml.ops.files import write_whole
 
 ONNX = "model.onnx"
 INPUT, OUTPUT = "images", "embeddings"
-#: Largest difference from the network that is let through, relative to the longest embedding.
+# The largest accepted difference from the network, relative to the longest embedding.
 TOLERANCE = 1e-4
 
 
@@ -32,7 +32,7 @@ class PixelsToEmbeddings(nn.Module):
         super().__init__()
         self.network = network
         self.is_bgr = preprocessing.channels == "BGR"
-        # Buffers: what `normalise` caches must not come from a tracer.
+        # Buffers, because the tensors that `normalise` caches must not come from a tracer.
         scale, shift = preprocessing.scale_and_shift(torch.device("cpu"))
         self.register_buffer("scale", scale)
         self.register_buffer("shift", shift)
@@ -46,16 +46,16 @@ class PixelsToEmbeddings(nn.Module):
 
 
 def export_onnx(model: EmbeddingModel | Path | str, path: Path | str) -> float:
-    """Write a model as one ONNX file, and return the largest difference between its embeddings and the network's.
+    """Write a model as one ONNX file and return the largest difference between its embeddings and the network's.
 
     model: an `EmbeddingModel` on the CPU, or the folder of one. The graph takes ``images``, uint8 (N, crop_px, crop_px,
-    3), RGB, as `Preprocessing.read` gives them, for any N from 1, and yields ``embeddings``, float32 (N, D): the order
-    of the channels, mean, deviation and range are inside. Reading, resizing and cropping a file are not: their settings
-    are in the file's metadata (resize, resize_px, interpolation, crop_px, max_aspect) and in the folder's README.md.
+    3), RGB, as `Preprocessing.read` returns them, for any N from 1, and yields ``embeddings``, float32 (N, D). Channel
+    order, mean, deviation and range are inside the graph. Reading, resizing and cropping are not; their settings are in
+    the metadata of the file (resize, resize_px, interpolation, crop_px, max_aspect) and in the folder's README.md.
 
-    The file is run by ONNX Runtime on random pixels before it gets its name, one image and three at a time.
+    Before the file gets its name, ONNX Runtime runs it on random pixels, one image and three at a time.
 
-    Raises ExportError without the packages of the extra ``onnx``, for a model that is not on the CPU, and for a file
+    Raises ExportError if a package of the extra ``onnx`` is missing, for a model that is not on the CPU, and for a file
     whose embeddings differ by more than TOLERANCE.
     """
     require_packages()
@@ -80,7 +80,7 @@ def export_onnx(model: EmbeddingModel | Path | str, path: Path | str) -> float:
 
 
 def require_packages() -> None:
-    """Raises ExportError, with what to install, unless everything that writes and checks an ONNX file is here."""
+    """Raise ExportError with the cure if a package for writing and checking ONNX files is missing."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # type: ignore[import-untyped,unused-ignore]  # noqa: F401
@@ -95,7 +95,7 @@ def _write(model: EmbeddingModel, path: Path) -> None:
     crop_px = model.preprocessing.crop_px
     program = torch.onnx.export(
         PixelsToEmbeddings(model.network, model.preprocessing).eval(),
-        # Two images: a batch of one is a constant to torch.export.
+        # Two images, because torch.export takes a batch size of one for a constant.
         (torch.zeros(2, crop_px, crop_px, 3, dtype=torch.uint8),),
         dynamo=True,
         input_names=[INPUT],
@@ -128,7 +128,7 @@ def _metadata(model: EmbeddingModel) -> dict[str, str]:
 
 
 def _difference(model: EmbeddingModel, path: Path) -> float:
-    """Largest difference of any number, relative to the longest embedding; on one image and on three."""
+    """Return the largest difference of any component, relative to the longest embedding, on one image and on three."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

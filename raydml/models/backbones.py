@@ -1,4 +1,4 @@
-"""The backbones: how each is built and what one must know about it, in one table."""
+"""The backbones: one table of how each is built and which images and weights it takes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Pooling = Literal["average", "max"]
 
 
 class MaxPool(nn.Module):
-    """The largest value of each channel: (B, C, H, W) -> (B, C, 1, 1). The gradient goes to one place of the map."""
+    """The largest value of each channel: (B, C, H, W) -> (B, C, 1, 1). The gradient reaches one place of the map."""
 
     def forward(self, maps: Tensor) -> Tensor:
         # torch's adaptive_max_pool2d has no deterministic gradient on a GPU.
@@ -100,16 +100,16 @@ def _any(crop_px: int) -> bool:  # noqa: ARG001
 
 @dataclass(frozen=True)
 class BackboneFacts:
-    """What one must know about a backbone.
+    """Facts about a backbone.
 
-    build: from a global pooling (B, C, H, W) -> (B, C, 1, 1) makes it, randomly initialised, (B, 3, H, W) ->
-    (B, feature_dim); has_pooling: false where no map is left to be pooled. stages: the submodules whose outputs are
-    its four stages, each the last map at its size, or a transformer's tokens after each quarter of its blocks.
-    minimum_crop_px: the smallest image it takes; fixed_crop_px: the only one it takes, or None; fits: which of the
-    others, which_fit: that in words.
-    weights_file: the published weights (torchvision IMAGENET1K_V1) or None; weights_by_path: weights that are to be
-    given by their path; classifier: names in either file that the embedding has no use for. mean, std, channels and
-    value_range: the normalisation those weights were trained with, see Preprocessing.
+    build: takes a global pooling (B, C, H, W) -> (B, C, 1, 1) and returns the backbone, randomly initialised,
+    (B, 3, H, W) -> (B, feature_dim). has_pooling: false for a backbone without a map to pool. stages: the submodules
+    whose outputs are its four stages: the last map of each size, or a transformer's tokens after each quarter of its
+    blocks. minimum_crop_px: the smallest image it takes. fixed_crop_px: the only image size it takes, or None. fits: a
+    further condition on the crop; which_fit: that condition in words. weights_file: the published weights (torchvision
+    IMAGENET1K_V1) or None. weights_by_path: published weights that the user must download. classifier: prefixes of the
+    names in either file that the embedding does not need. mean, std, channels, value_range: the normalisation of those
+    weights, see Preprocessing.
     """
 
     build: Callable[[nn.Module], nn.Module]
@@ -129,24 +129,24 @@ class BackboneFacts:
     weights_by_path: str = ""
 
     def takes_crop(self, crop_px: int) -> bool:
-        """Whether it takes images of this many pixels a side."""
+        """Return whether the backbone takes images of crop_px x crop_px."""
         return crop_px >= self.minimum_crop_px and self.fixed_crop_px in (None, crop_px) and self.fits(crop_px)
 
     def nearest_crop_px(self, crop_px: int) -> int:
-        """The crop it takes that is nearest to this one, the smaller of two."""
+        """Return the accepted crop that is nearest to crop_px, the smaller of two."""
         taken = (size for size in range(1, crop_px + 512) if self.takes_crop(size))
         return min(taken, key=lambda size: abs(size - crop_px))
 
     @property
     def crops(self) -> str:
-        """Which crops it takes, in words."""
+        """The accepted crops in words."""
         if self.fixed_crop_px is not None:
             return f"exactly {self.fixed_crop_px}"
         return self.which_fit or f"at least {self.minimum_crop_px}"
 
     @property
     def weights_cure(self) -> str:
-        """What to do where there are no published weights to fetch."""
+        """The cure where no published weights can be fetched."""
         if not self.weights_by_path:
             return "write weights: none"
         return f"get {self.weights_by_path} and write weights: PATH with its path, or write weights: none"
@@ -160,7 +160,7 @@ BACKBONES: dict[str, BackboneFacts] = {
     ),
     "resnet18": BackboneFacts(_resnet18, 512, 32, None, "resnet18-f37072fd.pth", ("fc.",), _RESNET_STAGES),
     "resnet50": BackboneFacts(_resnet50, 2048, 32, None, "resnet50-0676ba61.pth", ("fc.",), _RESNET_STAGES),
-    # These weights came from TensorFlow and want pixels in -1..1; torchvision hides it in transform_input.
+    # These weights come from TensorFlow and need pixels in -1..1, which torchvision does in transform_input.
     "googlenet": BackboneFacts(
         _googlenet,
         1024,

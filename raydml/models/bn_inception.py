@@ -1,4 +1,4 @@
-"""BN-Inception (Ioffe & Szegedy, ICML 2015) as Caffe has it, under the names of its published weights."""
+"""BN-Inception (Ioffe & Szegedy, ICML 2015) in its Caffe version, with the parameter names of its published weights."""
 
 from typing import NamedTuple
 
@@ -12,8 +12,8 @@ SMALLEST_CROP_PX = 31
 class _Block(NamedTuple):
     """Channels of the four branches, which are concatenated in this order.
 
-    one: out of the 1x1 branch, 0 for none. three: reduced, out. double: reduced, middle, out. pool: out of the pooling
-    branch, 0 where the pooled map goes on as it is. Without ``one`` and ``pool`` the block halves the map.
+    one: output of the 1x1 branch, 0 for none. three: reduced, output. double: reduced, middle, output. pool: output of
+    the pooling branch, 0 for the pooled map itself. A block without ``one`` and ``pool`` halves the map.
     """
 
     one: int
@@ -42,15 +42,15 @@ _BLOCKS = {
 
 
 def takes_crop(crop_px: int) -> bool:
-    """Whether the blocks that halve can: 31 to 38 px and every 32 more (63 to 70, ..., 223 to 230, ...).
+    """Return whether the branches of all blocks have maps of one size: 31 to 38 px, 63 to 70, ..., 223 to 230, ...
 
-    Their convolutions round the half of an odd map up and their pooling rounds it down, so that nothing fits together.
+    In a block that halves an odd map, the convolutions round up and the pooling rounds down.
     """
     return crop_px >= SMALLEST_CROP_PX and (crop_px + 1) % 32 < 8
 
 
 class BNInception(nn.ModuleDict):
-    """Images (B, 3, H, W) -> features (B, 1024). Wants BGR pixels in 0..255 less their mean.
+    """Images (B, 3, H, W) -> features (B, 1024). Takes BGR pixels in 0..255 minus their mean.
 
     Every convolution has a bias and is followed by BatchNorm (eps 1e-5) and ReLU. Parameters are named as in Cadene's
     pretrained-models.pytorch, whose ``bn_inception-52deb4733.pth`` fits without its classifier ("last_linear").
@@ -77,7 +77,7 @@ class BNInception(nn.ModuleDict):
         self[f"{name}_relu"] = nn.ReLU(inplace=True)
 
     def _add_block(self, name: str, channels: int, block: _Block) -> int:
-        """Add the layers of a block that takes a map of so many channels; returns how many it gives."""
+        """Add the layers of a block for a map of `channels` channels; return the channels of its output."""
         stride = 2 if block.halves else 1
         if block.one:
             self._add_convolution(f"{name}_1x1", channels, block.one)
@@ -121,7 +121,7 @@ class BNInception(nn.ModuleDict):
 
 
 class _Concatenation(nn.Module):
-    """Maps of one size, joined along the channels; a module so that a block's output can be looked at."""
+    """Concatenate maps along the channels; a module, so that hooks can see the output of a block."""
 
     def forward(self, *maps: Tensor) -> Tensor:
         return torch.cat(maps, dim=1)

@@ -1,16 +1,11 @@
 """The embedding head: from a backbone's features to embeddings."""
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from raydml.ops.distances import euclidean, full_precision
-
-
-class ModelError(ValueError):
-    """A network that cannot be built as asked, or a crop that it cannot take."""
-
 
 Normalisation = Literal["l2", "mean_distance", "none"]
 Projection = Literal["linear", "linear_no_bias", "none"]
@@ -25,19 +20,18 @@ class Head(nn.Module):
     "linear_no_bias" for another D. Always computed in float32 (or wider), also under autocast.
 
     projection: "linear" with a bias, "linear_no_bias", or "none", where D = F.
-    num_slices: an embedding is the concatenation of so many slices of D / num_slices, each normalised on its own.
+    num_slices: an embedding is the concatenation of num_slices slices of D / num_slices, each normalised on its own.
     normalize: "l2" divides each slice by max(its norm, 1e-12). "mean_distance" divides a training batch by the mean
-    distance of its pairs and leaves embeddings alone in evaluation: Kim & Park, "Multi-Level Distance Regularization",
-    AAAI 2021; the gradient flows through the mean, so the scale of the linear layer has no effect on the loss, and a
-    batch of one, or of equal rows, is left as it is. "none" leaves them alone always.
-    init: "torch" is nn.Linear's own. "xavier_normal": weights of deviation sqrt(2 / (F + D / num_slices)), each slice
-    as a layer of its own, biases uniform within 1 / sqrt(F), as in Divide & Conquer's release (Sanakoyeu et al., CVPR
-    2019). "kaiming_normal": weights of deviation sqrt(2 / D), biases 0, as in the release of the multi-similarity loss
-    (Wang et al., CVPR 2019). dropout: its probability for each feature, in training.
+    distance of its pairs and does nothing in evaluation: Kim & Park, "Multi-Level Distance Regularization", AAAI 2021.
+    The gradient flows through the mean, so the scale of the linear layer has no effect on the loss; a batch of one, or
+    of equal rows, is unchanged. "none" does nothing.
+    init: "torch" is the initialisation of nn.Linear. "xavier_normal": weights of deviation
+    sqrt(2 / (F + D / num_slices)), each slice as a layer of its own, biases uniform within 1 / sqrt(F), as in Divide &
+    Conquer's release (Sanakoyeu et al., CVPR 2019). "kaiming_normal": weights of deviation sqrt(2 / D), biases 0, as in
+    the release of the multi-similarity loss (Wang et al., CVPR 2019).
+    dropout: the probability of dropping a feature in training.
 
-    settings: what it was built with, num_slices apart, so that another head can be built alike.
-
-    Raises ModelError for settings that do not fit together.
+    settings: its keyword arguments except num_slices, for building another head like it.
     """
 
     def __init__(
@@ -53,8 +47,8 @@ class Head(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        refuse_unknown("normalize", normalize, Normalisation)
-        _refuse_head(feature_dim, embedding_dim, num_slices, projection, init, dropout)
+        assert embedding_dim % num_slices == 0
+        assert projection != "none" or embedding_dim == feature_dim
         self.feature_dim = feature_dim
         self.embedding_dim = embedding_dim
         self.num_slices = num_slices
@@ -77,14 +71,14 @@ class Head(nn.Module):
         return normalised(self.project(features), self.normalize, self.num_slices, training=self.training)
 
     def project(self, features: Tensor) -> Tensor:
-        """The embeddings before they are normalised."""
+        """Return the embeddings before they are normalised."""
         with torch.autocast(features.device.type, enabled=False):
             embeddings: Tensor = self.dropout(self.standardise(full_precision(features)))
             return embeddings if self.linear is None else self.linear(embeddings)
 
 
 def normalised(embeddings: Tensor, normalize: Normalisation, num_slices: int, *, training: bool) -> Tensor:
-    """Embeddings (B, D), float32 or wider, normalised slice by slice as `Head` says, in training or in evaluation."""
+    """Normalise embeddings (B, D), float32 or wider, slice by slice; see `Head`."""
     with torch.autocast(embeddings.device.type, enabled=False):
         if normalize == "l2":
             slices = embeddings.unflatten(1, (num_slices, -1))
@@ -94,37 +88,9 @@ def normalised(embeddings: Tensor, normalize: Normalisation, num_slices: int, *,
         return embeddings
 
 
-def _refuse_head(
-    feature_dim: int, embedding_dim: int, num_slices: int, projection: Projection, init: HeadInit, dropout: float
-) -> None:
-    refuse_unknown("projection", projection, Projection)
-    refuse_unknown("head_init", init, HeadInit)
-    if num_slices < 1 or embedding_dim % num_slices:
-        largest = max(embedding_dim // max(num_slices, 1), 1) * max(num_slices, 1)
-        raise ModelError(
-            f"embedding_dim: {embedding_dim} cannot be cut into {num_slices} equal slices; "
-            f"set embedding_dim: {largest}, or another number of slices"
-        )
-    if projection == "none" and embedding_dim != feature_dim:
-        raise ModelError(
-            f"embedding_dim: {embedding_dim}; with projection: none the embedding is the backbone's feature: "
-            f"set embedding_dim: {feature_dim}, or projection: linear or linear_no_bias"
-        )
-    if projection == "none" and init != "torch":
-        raise ModelError(f"head_init: {init} has no effect with projection: none; leave it out")
-    if not 0 <= dropout < 1:
-        raise ModelError(f"dropout: {dropout} is not a probability below 1; set for example dropout: 0.01, or 0")
-
-
-def refuse_unknown(key: str, value: str, choices: Any) -> None:
-    """Raises ModelError for a value that is none of the choices, a Literal."""
-    if value not in get_args(choices):
-        raise ModelError(f"{key}: {value!r}; one of {', '.join(get_args(choices))}")
-
-
 def _initialise(linear: nn.Linear, init: HeadInit, num_slices: int) -> None:
     with torch.no_grad():
-        if init == "xavier_normal":  # the bias is nn.Linear's own
+        if init == "xavier_normal":  # the bias keeps the initialisation of nn.Linear
             for rows in linear.weight.chunk(num_slices):
                 nn.init.xavier_normal_(rows)
         elif init == "kaiming_normal":
@@ -134,7 +100,7 @@ def _initialise(linear: nn.Linear, init: HeadInit, num_slices: int) -> None:
 
 
 def _mean_distance(points: Tensor) -> Tensor:
-    """Scalar: the mean Euclidean distance over all pairs of different rows of (B, D); 1 where it is next to 0."""
+    """Return the mean Euclidean distance over all pairs of different rows of (B, D), a scalar; 1 if below 1e-5."""
     itself = torch.eye(len(points), dtype=torch.bool, device=points.device)
     total = euclidean(points).masked_fill(itself, 0).sum()
     mean = total / max(len(points) * (len(points) - 1), 1)

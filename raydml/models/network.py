@@ -1,4 +1,4 @@
-"""The network: a backbone with the embedding head on top of it, and the preprocessing it wants."""
+"""The network: a backbone with an embedding head, and the preprocessing that belongs to it."""
 
 from pathlib import Path
 
@@ -7,15 +7,19 @@ from torch import Tensor, nn
 
 from raydml.images.preprocessing import Interpolation, Preprocessing, Resize
 from raydml.models.backbones import BACKBONES, BackboneFacts, Pooling, pooling_layer
-from raydml.models.head import Head, HeadInit, ModelError, Normalisation, Projection, refuse_unknown
+from raydml.models.head import Head, HeadInit, Normalisation, Projection
 from raydml.models.pretrained import WeightsError, load_exactly, published_weights, read_weights
+
+
+class ModelError(ValueError):
+    """An unknown backbone or layer, or a crop that a backbone cannot take."""
 
 
 class Network(nn.Module):
     """Images (B, 3, H, W) -> embeddings (B, D) float32. ``trunk`` and ``head`` learn at their own rates.
 
-    With ``freeze_batch_norm`` every BatchNorm uses and keeps its running statistics also in training mode;
-    its scale and shift still learn. stages: the submodules of the trunk that ``layer`` knows as stage1, stage2, ...
+    freeze_batch_norm: every BatchNorm uses and keeps its running statistics also in training mode; its scale and shift
+    still learn. stages: the submodules of the trunk that ``layer`` calls stage1, stage2, ...
     """
 
     def __init__(self, trunk: nn.Module, head: Head, *, freeze_batch_norm: bool, stages: tuple[str, ...] = ()) -> None:
@@ -29,7 +33,7 @@ class Network(nn.Module):
         return self.head(self.trunk(images))
 
     def layer(self, images: Tensor, name: str) -> Tensor:
-        """What the trunk makes of images (B, 3, H, W) at a layer, in the mode and under the autocast it is called in.
+        """Return the output of one layer of the trunk for images (B, 3, H, W), in the current mode and autocast.
 
         "pooled": the features (B, F) before the head. "stage1" to "stage4": maps (B, C, H', W'), larger ones first; a
         transformer's tokens without the class token, laid out as a map. Raises ModelError for another name.
@@ -43,7 +47,7 @@ class Network(nn.Module):
             lambda _module, _inputs, output: seen.append(output)
         )
         try:
-            self.trunk.forward(images)  # a trunk that was compiled and called before does not see later hooks
+            self.trunk.forward(images)  # a compiled trunk that ran before ignores later hooks
         finally:
             hook.remove()
         return seen[0] if seen[0].ndim == 4 else _tokens_as_map(seen[0])
@@ -58,7 +62,7 @@ class Network(nn.Module):
 
 
 def _tokens_as_map(tokens: Tensor) -> Tensor:
-    """(B, 1 + side * side, C), the class token first and then row by row -> (B, C, side, side)."""
+    """Lay out tokens (B, 1 + side * side, C), class token first, then row by row, as a map (B, C, side, side)."""
     side = round((tokens.shape[1] - 1) ** 0.5)
     return tokens[:, 1:].transpose(1, 2).unflatten(2, (side, side))
 
@@ -71,7 +75,7 @@ def preprocessing_for(
     resize: Resize = "short_side",
     interpolation: Interpolation = "bilinear",
 ) -> Preprocessing:
-    """The preprocessing a backbone wants at these sizes. Raises ModelError where it cannot take the crop."""
+    """Return the preprocessing of a backbone at these sizes. Raises ModelError for a crop it cannot take."""
     facts = _facts(backbone)
     if not facts.takes_crop(crop_px):
         raise ModelError(
@@ -106,23 +110,21 @@ def build_network(
     head_init: HeadInit = "torch",
     num_slices: int = 1,
 ) -> Network:
-    """A network in training mode on the CPU; every random initial value comes from ``seed`` alone.
+    """Build a network in training mode on the CPU; ``seed`` alone decides every random initial value.
 
-    weights: "default" (the published ImageNet weights, fetched when they are not on this machine), "none"
-    (random), or the path of a state dict: of the backbone alone as its publisher writes it, or of a whole
-    Network (as in a raydml checkpoint). pooling: how the backbone's last map becomes a feature, by the average or the
-    maximum of each channel; the others are the head's. The caller's random state is left as it was. Raises ModelError
-    for an unknown backbone and settings that do not fit it, and WeightsError for weights that cannot be had or do not
-    fit.
+    weights: "default" (the published ImageNet weights, downloaded once), "none" (random), or the path of a state dict:
+    of the backbone alone as its publisher writes it, or of a whole Network (as in a raydml checkpoint). pooling: the
+    average or the maximum of each channel of the last map. The other settings are those of `Head`. The caller's random
+    state is unchanged.
+
+    Raises ModelError for an unknown backbone, WeightsError for weights that are not available or do not fit. The rules
+    between settings are those of raydml/config.
     """
     facts = _facts(backbone)
-    refuse_unknown("pooling", pooling, Pooling)
-    if pooling != "average" and not facts.has_pooling:
-        raise ModelError(f"pooling: {pooling} has no effect: backbone {backbone} has no map to pool; leave it out")
     if weights == "default" and facts.weights_file is None:
         raise WeightsError(f"weights: default; backbone {backbone} has no published weights: {facts.weights_cure}")
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would move the GPUs' generators as well
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the generators of the GPUs
         trunk = facts.build(pooling_layer(pooling))
         head = Head(
             facts.feature_dim,

@@ -1,6 +1,6 @@
-"""Weight files: where the published ones lie, how they are fetched, how any file becomes a state dict.
+"""Weight files: downloading published ones, and reading any file into a state dict.
 
-Nothing here opens a pickle that could run code: ``.pth`` files go through ``torch.load(weights_only=True)``.
+``.pth`` files are read by ``torch.load(weights_only=True)``, so no pickle can run code.
 """
 
 import http.client
@@ -13,36 +13,36 @@ import torch
 from raydml.ops.files import digest_of, write_whole
 
 DOWNLOAD_URL = "https://download.pytorch.org/models/"
-_TIMEOUT_S = 10.0  # without any network the attempt ends at once; behind a silent firewall it ends after this
+_TIMEOUT_S = 10.0  # behind a silent firewall; without any network the attempt fails at once
 
 
 class WeightsError(ValueError):
-    """The weights that were asked for cannot be had, read, or do not fit the network."""
+    """Weights that are not available, cannot be read, or do not fit the network."""
 
 
 def published_weights(file_name: str) -> Path:
-    """The file of published weights on this machine, downloaded when it is not there yet.
+    """Return the file of published weights on this machine, downloaded if necessary.
 
-    It lies where torch itself keeps it: ``torch.hub.get_dir()/checkpoints/<file_name>`` (``TORCH_HOME`` moves
-    it). The eight hex digits in the name are the start of the file's sha256 and are always checked. Raises
-    WeightsError that says which file to put where.
+    Its path is torch's own: ``torch.hub.get_dir()/checkpoints/<file_name>`` (``TORCH_HOME`` moves it). The eight hex
+    digits in the name are the start of the file's sha256 and are always checked. Raises WeightsError that names the
+    file and its place.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / file_name
     if not path.exists():
         _download(DOWNLOAD_URL + file_name, path)
     if not _has_named_digest(path, file_name):
         raise WeightsError(
-            f"weights: default: {path} is damaged or is not what its name says (the sha256 differs). "
+            f"weights: default: {path} is damaged or another file than its name says (the sha256 differs). "
             f"Delete it and put a fresh copy of {DOWNLOAD_URL}{file_name} there"
         )
     return path
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """A state dict (name -> tensor on the CPU) from a ``.safetensors``, ``.pth`` or ``.pt`` file.
+    """Read a state dict (name -> tensor on the CPU) from a ``.safetensors``, ``.pth`` or ``.pt`` file.
 
-    Raises WeightsError for a missing file, another ending, an unreadable file, or one that holds anything
-    but named tensors.
+    Raises WeightsError for a missing file, another suffix, an unreadable file, or one that holds other things than
+    named tensors.
     """
     if not path.is_file():
         raise WeightsError(f"weights: no such file: {path}. Give a .pth or .safetensors file, default, or none")
@@ -63,19 +63,20 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def load_exactly(module: torch.nn.Module, state: dict[str, torch.Tensor], origin: str) -> None:
-    """Load a state dict into a module; any missing, unexpected or misshapen tensor is a WeightsError.
+    """Load a state dict into a module. Raises WeightsError for a missing or unexpected tensor or another shape.
 
-    A vector may come as a matrix of one row: so Caffe keeps BatchNorm, and so the published BN-Inception has it.
+    A matrix of one row is accepted for a vector: Caffe stores BatchNorm that way, and so does the published
+    BN-Inception.
     """
     own = module.state_dict()
     state = {name: _without_row(value, own.get(name)) for name, value in state.items()}
-    # Old files lack the counters that BatchNorm gained in torch 0.4; they do not enter any number of ours.
+    # Files from before torch 0.4 lack the counters of BatchNorm, which do not affect any result.
     counters = {name: own[name] for name in own if name.endswith("num_batches_tracked") and name not in state}
     state = {**state, **counters}
     missing = sorted(own.keys() - state.keys())
     unexpected = sorted(state.keys() - own.keys())
     misshapen = [
-        f"{name} is {tuple(state[name].shape)}, the network wants {tuple(own[name].shape)}"
+        f"{name} is {tuple(state[name].shape)}, the network has {tuple(own[name].shape)}"
         for name in sorted(own.keys() & state.keys())
         if own[name].shape != state[name].shape
     ]
@@ -89,25 +90,25 @@ def load_exactly(module: torch.nn.Module, state: dict[str, torch.Tensor], origin
     module.load_state_dict(state)
 
 
-def _without_row(value: torch.Tensor, wanted: torch.Tensor | None) -> torch.Tensor:
-    """(1, C) -> (C,) where a vector of C is wanted; anything else as it is."""
-    is_row = wanted is not None and wanted.ndim == 1 and value.shape == (1, *wanted.shape)
+def _without_row(value: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor:
+    """Turn (1, C) into (C,) if the module has a vector of C; return anything else unchanged."""
+    is_row = own is not None and own.ndim == 1 and value.shape == (1, *own.shape)
     return value.squeeze(0) if is_row else value
 
 
 def _has_named_digest(path: Path, file_name: str) -> bool:
-    """Whether the sha256 of a file starts with the hex digits at the end of ``file_name``'s stem."""
+    """Return whether the sha256 of a file starts with the hex digits at the end of the stem of ``file_name``."""
     return digest_of(path).startswith(Path(file_name).stem.rsplit("-", 1)[-1])
 
 
 def _download(url: str, path: Path) -> None:
-    """Fetch to a file beside the target, check it, rename it: several trials may do this at once."""
+    """Fetch a file, check it and give it its name; several trials may do this at once."""
 
     def write(aside: Path) -> None:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response, aside.open("wb") as file:
             shutil.copyfileobj(response, file)
         if not _has_named_digest(aside, path.name):
-            raise OSError("what came back is not that file: its sha256 differs")
+            raise OSError("the server sent another file: its sha256 differs")
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ COMMANDS = [
     "evaluate",
     "export",
     "index",
-    "search",
+    "query",
     "list",
     "schema",
 ]

@@ -92,7 +92,7 @@ def test_a_folder_without_images_is_refused(tmp_path):
     with pytest.raises(GalleryError, match="is no folder"):
         image_names(tmp_path / "nowhere")
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(GalleryError, match="holds no image"):
+    with pytest.raises(GalleryError, match="hold no image"):
         image_names(tmp_path)
 
 
@@ -226,44 +226,47 @@ def run(*arguments):
 
 
 @pytest.mark.usefixtures("apart")
-def test_index_and_search(checkpoint_folder, model, photos, tmp_path):
+def test_index_and_query(checkpoint_folder, model, photos, tmp_path):
     done = run("index", checkpoint_folder, photos, "my index")
     assert done.exit_code == 0, done.output
     assert "7 images, 8 dimensions" in done.stdout
-    assert "launch.py search 'my index' IMAGE\n" in done.stdout
+    assert "launch.py query 'my index' IMAGE\n" in done.stdout
     queries = [photos / "pears" / "4.png", photos / "apples" / "1.png"]
     expected = Gallery.load(tmp_path / "my index").search(queries, k=3)
-    answer = json.loads(run("search", "my index", *queries, "--k", 3, "--json").stdout)
+    answer = json.loads(run("query", "my index", *queries, "--k", 3, "--json").stdout)
     assert answer["root"] == str(photos)
     assert [query["image"] for query in answer["queries"]] == [str(query) for query in queries]
     for query, neighbours in zip(answer["queries"], expected, strict=True):
         assert [tuple(neighbour.values()) for neighbour in query["neighbours"]] == neighbours
-    text = run("search", "my index", *queries, "-k", 3).stdout
+    text = run("query", "my index", *queries, "-k", 3).stdout
     for query, neighbours in zip(queries, expected, strict=True):
-        told = text[text.index(f"{query}\n") :].splitlines()[1:4]
-        assert [line.split() for line in told] == [
+        printed = text[text.index(f"{query}\n") :].splitlines()[1:4]
+        assert [line.split() for line in printed] == [
             [str(rank), f"{distance:.4f}", name] for rank, (name, distance) in enumerate(neighbours, start=1)
         ]
     assert f"relative to {photos}" in text
-    drawn = run("search", "my index", queries[0], "--picture", "found.png")
+    drawn = run("query", "my index", queries[0], "--picture", "found.png")
     assert "picture: found.png" in drawn.stdout
     assert (tmp_path / "found.png").stat().st_size > 1000
     assert model.embedding_dim == 8
 
 
 @pytest.mark.usefixtures("apart")
-def test_index_and_search_refuse_with_a_cure(checkpoint_folder, photos, tmp_path):
+def test_index_and_query_refuse_with_a_cure(checkpoint_folder, photos, tmp_path):
     (photos / "pears" / "9.jpg").write_text("no image")
     (tmp_path / "empty").mkdir()
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").write_text("")
     for arguments, words in (
-        (["index", checkpoint_folder, photos, "out"], ["1 file gives no pixels", "pears/9.jpg: no JPEG", "--skip-un"]),
+        (
+            ["index", checkpoint_folder, photos, "out"],
+            ["1 file cannot be decoded", "pears/9.jpg: no JPEG", "--skip"],
+        ),
         (["index", checkpoint_folder, photos, "used"], ["exists and is not empty", "Cure"]),
-        (["index", checkpoint_folder, "empty", "out"], ["holds no image"]),
+        (["index", checkpoint_folder, "empty", "out"], ["hold no image"]),
         (["index", "empty", photos, "out"], ["no checkpoint and no exported model", "Cure"]),
-        (["search", "used", photos / "pears" / "9.jpg"], ["is no gallery", "Cure"]),
-        (["search", "runs:/none", photos / "pears" / "9.jpg"], ["not found in MLflow"]),
+        (["query", "used", photos / "pears" / "9.jpg"], ["is no gallery", "Cure"]),
+        (["query", "runs:/none", photos / "pears" / "9.jpg"], ["not found in MLflow"]),
     ):
         done = run(*arguments)
         assert done.exit_code == 2
@@ -274,15 +277,15 @@ def test_index_and_search_refuse_with_a_cure(checkpoint_folder, photos, tmp_path
     skipped = run("index", checkpoint_folder, photos, "out", "--skip-unreadable")
     assert skipped.exit_code == 0
     assert "7 images" in skipped.stdout
-    assert "left out, 1 file gives no pixels:\n  pears/9.jpg: no JPEG" in skipped.stderr
-    unreadable = run("search", "out", photos / "pears" / "9.jpg")
+    assert "left out, 1 file cannot be decoded:\n  pears/9.jpg: no JPEG" in skipped.stderr
+    unreadable = run("query", "out", photos / "pears" / "9.jpg")
     assert (unreadable.exit_code, unreadable.stdout) == (2, "")
     assert "9.jpg: no JPEG" in unreadable.stderr
     for name in image_names(photos):
         (photos / name).write_text("no image")
     none = run("index", checkpoint_folder, photos, "nothing", "--skip-unreadable")
     assert none.exit_code == 2
-    assert "8 files give no pixels" in none.stderr
+    assert "8 files cannot be decoded" in none.stderr
     assert not (tmp_path / "nothing").exists()
 
 
@@ -311,7 +314,7 @@ def test_the_index_of_a_study_is_an_artifact_of_its_run(checkpoint_folder, photo
     assert sorted(Path(item.path).name for item in stored) == ["gallery.json", "index.faiss", "model"]
     shutil.rmtree(tmp_path / "fruit")
     query = photos / "pears" / "4.png"
-    answer = json.loads(run("search", f"runs:/{found.info.run_id}/galleries/fruit", query, "--json").stdout)
+    answer = json.loads(run("query", f"runs:/{found.info.run_id}/galleries/fruit", query, "--json").stdout)
     assert answer["queries"][0]["neighbours"][0]["name"] == "pears/4.png"
     # A store that cannot be used: the index is there, and MLflow hears of it later.
     broken = json.loads((study / "study.json").read_text()) | {"tracking_uri": f"sqlite:///{tmp_path}/no/where.db"}
@@ -319,7 +322,7 @@ def test_the_index_of_a_study_is_an_artifact_of_its_run(checkpoint_folder, photo
     (tmp_path / "no").write_text("a file, where the store's folder would be")
     late = run("index", target, photos, "late")
     assert late.exit_code == 0
-    assert "MLflow gets the index later" in late.stderr
+    assert "MLflow gets the gallery later" in late.stderr
     assert Gallery.load(tmp_path / "late").names == tuple(image_names(photos))
 
 

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from raydml.models import backbones, pretrained
 from raydml.models.backbones import BACKBONES, pooling_layer
-from raydml.models.head import ModelError
-from raydml.models.network import Network, build_network, preprocessing_for
+from raydml.models.network import ModelError, Network, build_network, preprocessing_for
 
 SETTINGS = {
     "embedding_dim": 16,
@@ -269,20 +268,6 @@ def test_the_maximum_is_that_of_torch_with_its_gradient() -> None:
     (pooled * weight).sum().backward()
     (expected * weight).sum().backward()
     assert torch.equal(maps.grad, others.grad)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"backbone": "vit_b_16", "pooling": "max"}, "pooling: max has no effect: backbone vit_b_16"),
-        ({"backbone": "convnet", "pooling": "gem"}, "pooling: 'gem'; one of average, max"),
-        ({"backbone": "convnet", "projection": "none"}, "embedding_dim: 16; .*set embedding_dim: 128"),
-        ({"backbone": "convnet", "num_slices": 3}, "3 equal slices; set embedding_dim: 15"),
-    ],
-)
-def test_settings_that_do_not_fit_are_refused(settings: dict, message: str) -> None:
-    with pytest.raises(ModelError, match=message):
-        make(**settings)
 
 
 def test_every_setting_of_the_head_arrives() -> None:

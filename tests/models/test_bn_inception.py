@@ -173,7 +173,7 @@ def test_the_published_file_loads_by_its_path(tmp_path: Path, published: dict[st
         (lambda state: state.update({"inception_6a_1x1.bias": torch.zeros(3)}), r"unexpected: inception_6a_1x1\.bias"),
         (
             lambda state: state.update({"conv1_7x7_s2_bn.weight": torch.zeros(1, 65)}),
-            r"conv1_7x7_s2_bn\.weight is \(1, 65\), the network wants \(64,\)",
+            r"conv1_7x7_s2_bn\.weight is \(1, 65\), the network has \(64,\)",
         ),
         # One row too many is another network: only vectors may come as rows.
         (

@@ -9,8 +9,7 @@ import torchvision
 from safetensors.torch import save_file
 
 from raydml.models.backbones import BACKBONES, BackboneFacts
-from raydml.models.head import ModelError
-from raydml.models.network import Network, build_network, preprocessing_for
+from raydml.models.network import ModelError, Network, build_network, preprocessing_for
 from raydml.models.pretrained import WeightsError
 
 CONVNET = {
@@ -169,7 +168,7 @@ def test_weights_that_do_not_fit_name_what_is_missing_unexpected_and_misshapen(t
     message = str(caught.value)
     assert "missing: trunk.blocks.0.0.weight" in message
     assert "unexpected: trunk.extra" in message
-    assert "head.linear.bias is (5,), the network wants (16,)" in message
+    assert "head.linear.bias is (5,), the network has (16,)" in message
 
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path):
