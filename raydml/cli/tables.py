@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raydml.cli.trial_table import STATES, metric_label, trial_table
+from raydml.metrics.intervals import interval_text
 from raydml.study.state import StudyState
 
 NUM_TOP = 5
@@ -26,13 +27,6 @@ def short_path(path: str | Path) -> str:
     """A path as one would type it here: relative where it lies below the working directory."""
     full, here = Path(path).resolve(), Path.cwd()
     return os.path.relpath(full, here) if full.is_relative_to(here) else str(full)
-
-
-def interval(mean: float | None, half_width: float | None, decimals: int = 4) -> str:
-    """``0.731 ± 0.012``; without the second part where one run allows no interval."""
-    if mean is None:
-        return "-"
-    return f"{mean:.{decimals}f}" if half_width is None else f"{mean:.{decimals}f} ± {half_width:.{decimals}f}"
 
 
 def _table(*columns: str, right: Sequence[str] = ()) -> Table:
@@ -52,7 +46,7 @@ def summary(results: Mapping[str, Any]) -> RenderableType:
     if confirmed:
         table = _table("confirmed", "recipe", "from", f"validation {label}", "runs", right=("runs",))
         for row in confirmed:  # as many as the study asked for
-            score = interval(row["mean"], row["half_width"])
+            score = interval_text(row["mean"], row["half_width"])
             table.add_row(row["configuration"], Text(row["recipe"]), row["from_trial"], score, str(row["num_runs"]))
         parts += ["", table]
     searched = results.get("search") or []
@@ -73,7 +67,7 @@ def _winner(results: Mapping[str, Any], label: str) -> Text:
     confirmed = results.get("confirm") or []
     if confirmed:
         key = confirmed[0]["from_trial"]
-        score = interval(confirmed[0]["mean"], confirmed[0]["half_width"])
+        score = interval_text(confirmed[0]["mean"], confirmed[0]["half_width"])
         num_runs = confirmed[0]["num_runs"]
         how = f"on validation, mean and 95 % interval of {num_runs} runs" if num_runs > 1 else "on validation, one run"
     else:
@@ -98,7 +92,7 @@ def _test_numbers(row: Mapping[str, Any]) -> Table:
     table = _table(row["configuration"], *columns)
     known = [name for name in FINAL_METRICS if name in row["metrics"]]
     for name in known or row["metrics"]:
-        cells = [interval(scores[name]["mean"], scores[name]["half_width"], 3) for scores in columns.values()]
+        cells = [interval_text(scores[name]["mean"], scores[name]["half_width"], 3) for scores in columns.values()]
         table.add_row(metric_label(name), Text(cells[0], style="bold"), *cells[1:])
     return table
 

@@ -9,29 +9,30 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# Elements drawn at a time by the bootstrap: 16 bytes each (an index and what it points to), so 64 MiB.
+# Elements drawn at a time by the bootstrap: 16 bytes each (an index and its value), so 64 MiB.
 _CHUNK_ELEMENTS = 2**22
 
 
 class Interval(NamedTuple):
-    """`mean` ± `half_width` over `num_runs` runs; `half_width` is None where one run allows no interval."""
+    """`mean` ± `half_width` over `num_runs` runs; `half_width` is None for one run, which allows no interval."""
 
     mean: float
     half_width: float | None
     num_runs: int
 
-    def text(self, decimals: int = 3) -> str:
-        """`0.612 ± 0.013`, or `0.612` where there is no interval."""
-        if self.half_width is None:
-            return f"{self.mean:.{decimals}f}"
-        return f"{self.mean:.{decimals}f} ± {self.half_width:.{decimals}f}"
+
+def interval_text(mean: float | None, half_width: float | None, decimals: int = 4) -> str:
+    """Return "0.6125 ± 0.0129", "0.6125" without an interval, and "-" without a mean."""
+    if mean is None:
+        return "-"
+    return f"{mean:.{decimals}f}" if half_width is None else f"{mean:.{decimals}f} ± {half_width:.{decimals}f}"
 
 
 def t_interval(values: Sequence[float], *, confidence: float = 0.95) -> Interval:
-    """Student's t interval of the mean: mean ± t(n-1) * s / sqrt(n), s with n - 1 in the denominator.
+    """Return Student's t interval of the mean: mean ± t(n-1) * s / sqrt(n), s with n - 1 in the denominator.
 
-    Folds share training classes, so the runs are not independent and the interval is somewhat too narrow; it is the
-    convention of Musgrave et al. 2020, section 3.2, and is reported as such.
+    Folds share training classes, so the runs are not independent and the interval is somewhat too narrow. It is the
+    convention of Musgrave et al. 2020, section 3.2.
 
     Raises:
         ValueError: no value, a value that is NaN or infinite, or a confidence outside (0, 1).
@@ -61,16 +62,17 @@ def bootstrap_interval(
     confidence: float = 0.95,
     groups: NDArray[np.integer] | None = None,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval (low, high) of the mean score of one run's queries.
+    """Return the percentile bootstrap interval (low, high) of the mean score over the queries of one run.
 
-    per_query (Q,): one score a query, any float type; NaN marks a query without a relevant image, which is left out as
-    it is left out of the mean. groups (Q,): the class of each query. With it whole classes are drawn with replacement
-    (cluster bootstrap), since queries of one class succeed and fail together, and the mean is over all queries of the
-    classes drawn; without it single queries are drawn, which is too narrow wherever classes differ.
+    per_query (Q,): the score of each query, any float type; NaN marks a query without a relevant image, which is left
+    out as it is left out of the mean. groups (Q,): the class of each query. With groups, whole classes are drawn with
+    replacement (cluster bootstrap), since queries of one class succeed and fail together, and the mean is over all
+    queries of the drawn classes. Without groups, single queries are drawn; that interval is too narrow if classes
+    differ.
 
-    What it covers: which queries were asked. What it does not: another training run (`t_interval` over seeds and folds
-    is for that), or another gallery, as each score stays the one found among all images. With few classes (20, say)
-    percentile intervals are somewhat too narrow. Bounds are reproducible for a seed.
+    The interval covers the choice of the queries. It covers neither another training run (`t_interval` over seeds and
+    folds does) nor another gallery, because each score stays the one found among all images. With few classes (20, say)
+    percentile intervals are somewhat too narrow. The bounds are reproducible for a seed.
 
     Source: Efron & Tibshirani 1993, "An Introduction to the Bootstrap", section 13.3; Davison & Hinkley 1997,
     "Bootstrap Methods and their Application", section 3.8, for whole clusters.
@@ -84,19 +86,17 @@ def bootstrap_interval(
         raise ValueError(f"num_resamples: {num_resamples} is below 1.")
     scores = np.asarray(per_query, dtype=np.float64)
     if scores.ndim != 1:
-        raise ValueError(f"per_query: one score a query is wanted, shape (Q,), got {scores.shape}.")
+        raise ValueError(f"per_query: expected one score a query, shape (Q,), got {scores.shape}.")
     if np.isinf(scores).any():
         raise ValueError(f"per_query: the score of query {int(np.isinf(scores).argmax())} is infinite.")
-    asked = ~np.isnan(scores)
-    sums: NDArray[np.float64] = scores[asked]
+    is_scored = ~np.isnan(scores)
+    sums: NDArray[np.float64] = scores[is_scored]
     counts: NDArray[np.integer] | None = None
     if groups is not None:
         groups = np.asarray(groups)
         if groups.shape != scores.shape:
-            raise ValueError(
-                f"groups: shape {groups.shape}, per_query has {scores.shape}; one class a query is wanted."
-            )
-        found, group = np.unique(groups[asked], return_inverse=True)
+            raise ValueError(f"groups: shape {groups.shape}, per_query has {scores.shape}; expected one class a query.")
+        found, group = np.unique(groups[is_scored], return_inverse=True)
         sums = np.bincount(group, sums, len(found)).astype(np.float64, copy=False)
         counts = np.bincount(group, minlength=len(found))
     if len(sums) < 2:
@@ -110,7 +110,7 @@ def bootstrap_interval(
 def _resampled_means(
     sums: NDArray[np.float64], counts: NDArray[np.integer] | None, num_resamples: int, generator: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Means (num_resamples,) of units drawn with replacement; counts: how many queries each sum is of, None for one."""
+    """Means (num_resamples,) of units drawn with replacement; counts: the queries in each sum, None for one each."""
     num_units = len(sums)
     rows = max(1, _CHUNK_ELEMENTS // num_units)
     means = np.empty(num_resamples)

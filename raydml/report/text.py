@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from raydml.analysis.trials import ENDINGS, FAILURES
-from raydml.metrics.intervals import Interval
+from raydml.metrics.intervals import interval_text
 from raydml.metrics.names import metric_label, metric_name
 
 #: Whether the source of a published number chose the epoch on the test classes, in words.
@@ -66,7 +66,7 @@ def score_text(score: Mapping[str, Any] | None, decimals: int = 4) -> str | None
     """Return ``0.7000 ± 0.0100``; None for a score that was not measured."""
     if score is None or score["mean"] is None:
         return None
-    return Interval(score["mean"], score["half_width"], 0).text(decimals=decimals)
+    return interval_text(score["mean"], score["half_width"], decimals)
 
 
 def published_text(score: Mapping[str, Any] | None) -> str | None:
@@ -79,7 +79,7 @@ def published_text(score: Mapping[str, Any] | None) -> str | None:
 
 def comparison_text(row: Mapping[str, Any]) -> str:
     """Return ``0.0273 ± 0.0383, p = 0.51``: the difference, its interval and the adjusted p."""
-    text = Interval(row["difference"], row["half_width"], 0).text(decimals=4)
+    text = interval_text(row["difference"], row["half_width"])
     return text if row["p_holm"] is None else f"{text}, p {p_text(row['p_holm'])}"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from raydml.metrics.intervals import Interval, bootstrap_interval, t_interval
+from raydml.metrics.intervals import Interval, bootstrap_interval, interval_text, t_interval
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,9 @@ def test_about_95_of_100_intervals_hold_the_true_mean():
 
 def test_one_run_has_no_interval():
     assert t_interval([0.5]) == Interval(0.5, None, 1)
-    assert t_interval([0.5]).text() == "0.500"
-    assert Interval(0.61249, 0.0129, 4).text() == "0.612 ± 0.013"
+    assert interval_text(0.5, t_interval([0.5]).half_width, 3) == "0.500"
+    assert interval_text(0.61249, 0.01294) == "0.6125 ± 0.0129"
+    assert interval_text(None, None) == "-"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
