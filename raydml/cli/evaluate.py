@@ -24,7 +24,7 @@ from raydml.cli.targets import (
 
 if TYPE_CHECKING:
     from raydml.config.trial import Machine
-    from raydml.evaluation.embed import Evaluated, Wanted
+    from raydml.evaluation.embed import Evaluation, MetricSpec
     from raydml.inference.external import Collection
 
 ALL = "all"
@@ -43,7 +43,7 @@ ToEvaluate = Annotated[
 class _Result(NamedTuple):
     """The metrics of one evaluation, a title and a source for the screen, and the facts for --json."""
 
-    evaluated: Evaluated
+    evaluated: Evaluation
     title: str
     source: str
     facts: dict[str, Any]
@@ -164,9 +164,9 @@ class _ModelSource(NamedTuple):
 
 def _metric_settings(metrics: str, codes: str | None, recall_at: str | None) -> dict[str, Any]:
     """The metric settings that the command line gives; the others come from the trial."""
-    from raydml.evaluation.scoring import CODES, GROUPS
+    from raydml.evaluation.scoring import CODES, METRIC_GROUPS
 
-    groups = GROUPS if metrics == ALL else _chosen("--metrics", metrics, (*GROUPS, ALL))
+    groups = METRIC_GROUPS if metrics == ALL else _chosen("--metrics", metrics, (*METRIC_GROUPS, ALL))
     wanted: dict[str, Any] = {"groups": tuple(groups), "intervals": True}
     if codes is not None:
         wanted["codes"] = tuple(_chosen("--codes", codes, CODES))
@@ -194,7 +194,7 @@ def _on_own_classes(
     source: _ModelSource, on: Literal["val", "test"], wanted: dict[str, Any], untrained: bool, save_to: Path | None
 ) -> _Result:
     from raydml.config.trial import parse_trial
-    from raydml.evaluation.embed import wanted_by
+    from raydml.evaluation.embed import metric_spec_of
     from raydml.inference.checkpoints import evaluate_checkpoint
     from raydml.training import checkpoint
 
@@ -211,7 +211,7 @@ def _on_own_classes(
         source.machine,
         key=key,
         untrained=untrained,
-        wanted=wanted_by(parse_trial(card["trial"]))._replace(**wanted),
+        spec=metric_spec_of(parse_trial(card["trial"]))._replace(**wanted),
         save_to=save_to,
     )
     if on == "test" and found.study is not None:
@@ -238,7 +238,7 @@ def _on_other_images(
         epoch = ""
     else:
         from raydml.config.trial import parse_trial
-        from raydml.evaluation.embed import wanted_by
+        from raydml.evaluation.embed import metric_spec_of
         from raydml.inference.checkpoints import load_network
         from raydml.training import checkpoint
 
@@ -248,7 +248,7 @@ def _on_other_images(
         card = checkpoint.load_card(folder)
         trial = parse_trial(card["trial"])
         precision = trial.precision
-        recall_at, codes = wanted_by(trial)[:2]
+        recall_at, codes = metric_spec_of(trial)[:2]
         epoch = f", best epoch {card.get('best_epoch')}"
     machine = source.machine
     asked = _wanted_of({"recall_at": recall_at, "codes": codes} | wanted)
@@ -275,10 +275,10 @@ def _on_other_images(
     return _Result(evaluated, data, source.name + epoch, facts)
 
 
-def _wanted_of(settings: dict[str, Any]) -> Wanted:
-    from raydml.evaluation.embed import Wanted
+def _wanted_of(settings: dict[str, Any]) -> MetricSpec:
+    from raydml.evaluation.embed import MetricSpec
 
-    return Wanted(**settings)
+    return MetricSpec(**settings)
 
 
 def _collection(data: str, source: _ModelSource, data_root: Path | None) -> Collection:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raydml.config.trial import Machine, Trial
-from raydml.evaluation.protocols import described
-from raydml.evaluation.scoring import query_values, score_by_all, told_of
+from raydml.evaluation.protocols import describe_protocol
+from raydml.evaluation.scoring import primary_code, query_values, score_by_all
 from raydml.images.loader import read_ahead
 from raydml.images.pixels import Pixels, centres
 from raydml.images.preprocessing import Preprocessing
@@ -82,7 +82,7 @@ def _evaluation_mode(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-class Wanted(NamedTuple):
+class MetricSpec(NamedTuple):
     """What to measure: the k of Recall@k, codes and groups of metrics as in scoring.py, and whether with intervals."""
 
     recall_at: tuple[int, ...]
@@ -91,7 +91,7 @@ class Wanted(NamedTuple):
     intervals: bool = False
 
 
-class Evaluated(NamedTuple):
+class Evaluation(NamedTuple):
     """metrics by name. intervals: name -> (low, high), 95 % bootstrap over the queries, class by class, of the metrics
     of the first protocol. protocols: name -> who searched whom, in words and numbers."""
 
@@ -100,9 +100,9 @@ class Evaluated(NamedTuple):
     protocols: dict[str, str]
 
 
-def wanted_by(trial: Trial) -> Wanted:
+def metric_spec_of(trial: Trial) -> MetricSpec:
     """What a trial asks for in its configuration."""
-    return Wanted(trial.recall_at, ("float", "binary") if trial.binary_codes else ("float",))
+    return MetricSpec(trial.recall_at, ("float", "binary") if trial.binary_codes else ("float",))
 
 
 def evaluate_embeddings(
@@ -110,9 +110,9 @@ def evaluate_embeddings(
     labels: NDArray[np.int64],
     roles: Sequence[str] | None,
     protocols: Sequence[str],
-    wanted: Wanted,
+    spec: MetricSpec,
     device: str = "cpu",
-) -> Evaluated:
+) -> Evaluation:
     """Score embeddings (N, D) of labels (N,) by every protocol, the first under plain names.
 
     A data set with several protocols is scored by each: the first under the plain names, the others with the
@@ -123,23 +123,23 @@ def evaluate_embeddings(
         labels,
         roles,
         protocols,
-        recall_at=wanted.recall_at,
-        codes=wanted.codes,
-        groups=wanted.groups,
+        recall_at=spec.recall_at,
+        codes=spec.codes,
+        groups=spec.groups,
         device=device,
     )
     intervals = {}
-    if wanted.intervals and scored.queries is not None:
+    if spec.intervals and scored.queries is not None:
         classes = labels[scored.queries.rows]
-        code = told_of(wanted.codes)
+        code = primary_code(spec.codes)
         prefix = "" if code == "float" else f"{code}_"
-        values = {f"{prefix}{name}": of for name, of in query_values(scored.queries, wanted.recall_at).items()}
+        values = {f"{prefix}{name}": of for name, of in query_values(scored.queries, spec.recall_at).items()}
         intervals = {
             name: bootstrap_interval(of_queries, groups=classes)
             for name, of_queries in values.items()
             if name in scored.metrics and len(np.unique(classes[~np.isnan(of_queries)])) > 1
         }
-    return Evaluated(scored.metrics, intervals, {name: described(name, labels, roles) for name in protocols})
+    return Evaluation(scored.metrics, intervals, {name: describe_protocol(name, labels, roles) for name in protocols})
 
 
 def device_of(machine: Machine) -> str:

@@ -1,13 +1,13 @@
-"""Who searches whom: how the images of one part are divided into queries and gallery.
+"""Evaluation protocols: how the images of one part are divided into queries and gallery.
 
-leave_one_out: every image is a query against all the others. CUB, Cars and SOP; MIC and Divide & Conquer also
-    score each VehicleID list so.
+leave_one_out: every image searches all the others. CUB, Cars and SOP; MIC and Divide & Conquer also score each
+    VehicleID list this way.
 query_gallery: the images with the role "query" search those with the role "gallery". In-Shop Clothes.
 one_gallery_image: one random image of each class is the gallery and the others are the queries; ten repetitions from a
     fixed seed, and the scores are their means. The usual protocol of VehicleID (Liu et al., "Deep Relative Distance
     Learning", CVPR 2016, section 5); R = 1, so R-precision and MAP@R are Recall@1.
 
-Images with the role "distractor" are in every gallery, are never a query and never relevant, whatever their label.
+Images with the role "distractor" are in every gallery, and are never a query and never relevant, with any label.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,16 +17,19 @@ import numpy as np
 
 NUM_REPETITIONS = 10
 DISTRACTOR = "distractor"
-_SEED = 0  # of the galleries drawn: every model is asked the same questions
+_SEED = 0  # of the random galleries, which are the same for every model
 
 
 class ProtocolError(ValueError):
     """Images that a protocol cannot be applied to."""
 
 
-class Search(NamedTuple):
-    """queries: (Q,) rows of the embeddings. gallery: (G,) rows, or None where the queries search one another. own: (Q,)
-    the place in the gallery of each query, which does not find itself; None where no query is in the gallery."""
+class RetrievalTask(NamedTuple):
+    """Queries and the gallery that they search.
+
+    queries: (Q,) rows of the embeddings. gallery: (G,) rows, or None if the queries search one another. own: (Q,) the
+    index of each query in the gallery, where it does not find itself; None if no query is in the gallery.
+    """
 
     queries: np.ndarray
     gallery: np.ndarray | None
@@ -34,46 +37,49 @@ class Search(NamedTuple):
 
     @property
     def num_found(self) -> int:
-        """How many images a query searches, itself not counted."""
+        """The number of images that a query searches, itself not counted."""
         return len(self.queries) - 1 if self.gallery is None else len(self.gallery) - (self.own is not None)
 
 
 class Protocol(NamedTuple):
-    """name: as in data sets and in the names of metrics. sentence: with {queries} and {gallery}, what is asked.
-    searches: labels (N,) and roles (N,) text -> the searches whose scores are averaged."""
+    """One way to divide images into queries and gallery.
+
+    name: as in data sets and in the names of metrics. sentence: a description with {queries} and {gallery}. tasks: a
+    function from labels (N,) and roles (N,) text to the tasks whose scores are averaged.
+    """
 
     name: str
     sentence: str
-    searches: Callable[[np.ndarray, np.ndarray], list[Search]]
+    tasks: Callable[[np.ndarray, np.ndarray], list[RetrievalTask]]
 
 
 def protocols_of(roles: Sequence[str] | None, declared: Sequence[str]) -> tuple[str, ...]:
-    """The protocols of one part, the main one first: those that its data set declares and its images allow.
+    """Return the protocols of one part, the main one first: those that its data set declares and its images allow.
 
-    roles: "query" | "gallery" | "distractor" of each image of the part, or None. Images with roles are always scored by
-    them.
+    roles: "query" | "gallery" | "distractor" of each image of the part, or None. Queries and gallery that are given as
+    roles are the only protocol.
     """
     if roles is not None and any(role not in ("", DISTRACTOR) for role in roles):
         return ("query_gallery",)
     return tuple(name for name in declared if name != "query_gallery") or ("leave_one_out",)
 
 
-def searches(protocol: str, labels: np.ndarray, roles: Sequence[str] | None = None) -> list[Search]:
-    """The searches a protocol asks for; scores are means over them.
+def retrieval_tasks(protocol: str, labels: np.ndarray, roles: Sequence[str] | None = None) -> list[RetrievalTask]:
+    """Return the tasks of a protocol; scores are means over them.
 
     labels: (N,) integers. Raises ProtocolError: unknown name; query_gallery with an image that has no role, or without
-    queries or gallery; one_gallery_image without a class of two images; nothing but distractors.
+    queries or gallery; one_gallery_image without a class of two images; only distractors.
     """
     if protocol not in PROTOCOLS:
         raise ProtocolError(f"protocol: {protocol!r}; one of {', '.join(PROTOCOLS)}")
-    return PROTOCOLS[protocol].searches(labels, _as_array(roles, len(labels)))
+    return PROTOCOLS[protocol].tasks(labels, _as_array(roles, len(labels)))
 
 
-def described(protocol: str, labels: np.ndarray, roles: Sequence[str] | None = None) -> str:
-    """A protocol in words and numbers, to stand beside every score: "leave one out: each of 90 images searches ..."."""
+def describe_protocol(protocol: str, labels: np.ndarray, roles: Sequence[str] | None = None) -> str:
+    """Describe a protocol in words and numbers: "leave one out: each of 90 images searches 89 others; 5 classes"."""
     given = _as_array(roles, len(labels))
-    search = searches(protocol, labels, roles)[0]
-    sentence = PROTOCOLS[protocol].sentence.format(queries=f"{len(search.queries):,}", gallery=f"{search.num_found:,}")
+    task = retrieval_tasks(protocol, labels, roles)[0]
+    sentence = PROTOCOLS[protocol].sentence.format(queries=f"{len(task.queries):,}", gallery=f"{task.num_found:,}")
     num_classes = len(np.unique(labels[given != DISTRACTOR]))
     distractors = int((given == DISTRACTOR).sum())
     more = f", {distractors:,} of them distractors" if distractors else ""
@@ -84,17 +90,17 @@ def _as_array(roles: Sequence[str] | None, num_images: int) -> np.ndarray:
     return np.array(roles if roles is not None else [""] * num_images, dtype=np.str_)
 
 
-def _leave_one_out(labels: np.ndarray, roles: np.ndarray) -> list[Search]:
+def _leave_one_out(labels: np.ndarray, roles: np.ndarray) -> list[RetrievalTask]:
     distracts = roles == DISTRACTOR
     queries = np.flatnonzero(~distracts)
     if not len(queries):
-        raise ProtocolError(f"protocol leave_one_out: all {len(labels)} images are distractors: nothing searches")
+        raise ProtocolError(f"protocol leave_one_out: all {len(labels)} images are distractors, so there is no query")
     if not distracts.any():
-        return [Search(queries, None)]
-    return [Search(queries, np.concatenate([queries, np.flatnonzero(distracts)]), np.arange(len(queries)))]
+        return [RetrievalTask(queries, None)]
+    return [RetrievalTask(queries, np.concatenate([queries, np.flatnonzero(distracts)]), np.arange(len(queries)))]
 
 
-def _query_gallery(_labels: np.ndarray, roles: np.ndarray) -> list[Search]:
+def _query_gallery(_labels: np.ndarray, roles: np.ndarray) -> list[RetrievalTask]:
     queries, gallery = np.flatnonzero(roles == "query"), np.flatnonzero(np.isin(roles, ["gallery", DISTRACTOR]))
     without = len(roles) - len(queries) - len(gallery)
     if without or not len(queries) or not (roles == "gallery").any():
@@ -102,22 +108,22 @@ def _query_gallery(_labels: np.ndarray, roles: np.ndarray) -> list[Search]:
             f"protocol query_gallery: {len(queries)} queries, {len(gallery)} gallery images and "
             f"{without} images without a role; every image needs one of them, and there must be both"
         )
-    return [Search(queries, gallery)]
+    return [RetrievalTask(queries, gallery)]
 
 
-def _one_gallery_image(labels: np.ndarray, roles: np.ndarray) -> list[Search]:
+def _one_gallery_image(labels: np.ndarray, roles: np.ndarray) -> list[RetrievalTask]:
     found = [_one_of_each(labels, roles, repetition) for repetition in range(NUM_REPETITIONS)]
     if not len(found[0].queries):
-        raise ProtocolError("protocol one_gallery_image: no class has a second image: nothing is left to search with")
+        raise ProtocolError("protocol one_gallery_image: no class has a second image, so there is no query")
     return found
 
 
-def _one_of_each(labels: np.ndarray, roles: np.ndarray, repetition: int) -> Search:
+def _one_of_each(labels: np.ndarray, roles: np.ndarray, repetition: int) -> RetrievalTask:
     generator = np.random.default_rng([_SEED, repetition])
     shuffled = generator.permutation(np.flatnonzero(roles != DISTRACTOR))
     gallery = shuffled[np.unique(labels[shuffled], return_index=True)[1]]
     queries = np.setdiff1d(shuffled, gallery)
-    return Search(queries, np.concatenate([np.sort(gallery), np.flatnonzero(roles == DISTRACTOR)]))
+    return RetrievalTask(queries, np.concatenate([np.sort(gallery), np.flatnonzero(roles == DISTRACTOR)]))
 
 
 PROTOCOLS = {

@@ -1,4 +1,4 @@
-"""Embeddings on disk: one file that can be scored again, searched and drawn without the model that made them.
+"""Embeddings on disk: one file to score again, to search and to draw without the model, and the ensemble of several.
 
 A NumPy archive (.npz) of plain arrays, nothing pickled:
 
@@ -9,16 +9,19 @@ A NumPy archive (.npz) of plain arrays, nothing pickled:
     roles        (N,) text, "query" | "gallery"; missing where the data set has none
     facts        text, a JSON object: dataset, part, protocols, recall_at, fingerprint, checkpoint, ...
 """
+
 from __future__ import annotations
+
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
+
 from raydml.ops.files import write_whole
-from collections.abc import Sequence
 
 
 class SavedEmbeddingsError(ValueError):
@@ -122,14 +125,10 @@ def _check(saved: SavedEmbeddings, source: str) -> None:
         )
 
 
-class SavedEmbeddingsError(ValueError):
-    """Embeddings that are not of the same images."""
-
-
 def concatenate(parts: Sequence[SavedEmbeddings]) -> SavedEmbeddings:
     """Embeddings (N, D_i) of the same N images by several networks -> (N, sum D_i), rows of length 1.
 
-    Each network's rows are scaled to length 1 first, so that all have the same say; a row of zeros stays one.
+    The rows of each network are scaled to length 1 first, so that all weigh the same; a row of zeros stays zero.
 
     Source: Musgrave, Belongie, Lim 2020, "A Metric Learning Reality Check", section 3.2: "concatenated", where four
     folds of 128 dimensions make 512; "separated" is the mean over the folds' own scores.

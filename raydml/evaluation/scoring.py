@@ -18,14 +18,14 @@ import torch
 from numpy.typing import NDArray
 
 from raydml.evaluation.binary_codes import binary_codes, int8_codes, ranked_relevant_codes
-from raydml.evaluation.protocols import DISTRACTOR, Search, searches
+from raydml.evaluation.protocols import DISTRACTOR, RetrievalTask, retrieval_tasks
 from raydml.evaluation.ranking import Device, Ranks, nearest_neighbours, ranked_relevant
 from raydml.metrics.clustering import ami, nmi, pair_f1
 from raydml.metrics.geometry import class_distances, spectral_decay
 from raydml.metrics.ranking import MetricError, average_precision, precision_at_r, recall, reciprocal_rank
 from raydml.ops.clustering import KMeans, cluster
 
-GROUPS = ("retrieval", "ranking", "clustering", "geometry")
+METRIC_GROUPS = ("retrieval", "ranking", "clustering", "geometry")
 #: What is searched: the embeddings, their signs by Hamming distance, or their 8-bit integers.
 CODES = ("float", "binary", "int8")
 DEPTH = 1000  # of mAP@1000
@@ -65,7 +65,7 @@ class QueryScores(NamedTuple):
 def score_queries(
     embeddings: NDArray[np.float32],
     labels: NDArray[np.int64],
-    search: Search,
+    search: RetrievalTask,
     *,
     codes: str = "float",
     to_1000: bool = False,
@@ -114,7 +114,7 @@ def _counts(gallery_labels: NDArray[np.int64], query_labels: NDArray[np.int64]) 
 
 def _ranked(
     embeddings: NDArray[np.float32],
-    search: Search,
+    search: RetrievalTask,
     query_labels: NDArray[np.int64],
     gallery_labels: NDArray[np.int64],
     depth: int,
@@ -141,7 +141,7 @@ def _ranked(
     )
 
 
-class Scored(NamedTuple):
+class Scores(NamedTuple):
     """metrics by name; queries: of the search that they come from, None where there was none, or several."""
 
     metrics: dict[str, float]
@@ -157,8 +157,8 @@ def _scored(
     codes: str,
     groups: Sequence[str],
     device: Device,
-) -> Scored:
-    _check_names("groups", groups, GROUPS)
+) -> Scores:
+    _check_names("groups", groups, METRIC_GROUPS)
     _check_names("codes", (codes,), CODES)
     rows = int8_codes(embeddings) if codes == "int8" else embeddings
     is_distractor = None if roles is None else np.array(roles) == DISTRACTOR
@@ -167,7 +167,7 @@ def _scored(
     named: dict[str, float] = {}
     found: list[QueryScores] = []
     if {"retrieval", "ranking"} & set(groups):
-        for search in searches(protocol, labels, roles):
+        for search in retrieval_tasks(protocol, labels, roles):
             _refuse_large_k(recall_at if "retrieval" in groups else (1,), search)
             found.append(score_queries(rows, labels, search, codes=codes, to_1000="ranking" in groups, device=device))
         each = [{name: np.nanmean(values) for name, values in query_values(one, recall_at).items()} for one in found]
@@ -177,10 +177,10 @@ def _scored(
         counted = slice(None) if is_distractor is None else ~is_distractor
         bits = np.where(embeddings > 0, np.float32(1), np.float32(-1)) if codes == "binary" else rows
         named |= _regardless_of_queries(bits[counted], labels[counted], groups, device)
-    return Scored(named, found[0] if len(found) == 1 else None)
+    return Scores(named, found[0] if len(found) == 1 else None)
 
 
-def _refuse_large_k(recall_at: Sequence[int], search: Search) -> None:
+def _refuse_large_k(recall_at: Sequence[int], search: RetrievalTask) -> None:
     if max(recall_at) > search.num_found:
         raise ScoringError(
             f"recall_at: {max(recall_at)} neighbours, but a query has only {search.num_found} images to search: "
@@ -226,7 +226,7 @@ def score_by_all(
     codes: Sequence[str] = ("float",),
     groups: Sequence[str] = ("retrieval",),
     device: Device = "cpu",
-) -> Scored:
+) -> Scores:
     """Retrieval by Euclidean distance, every query against its gallery: by each protocol and each kind of codes.
 
     Args:
@@ -236,15 +236,14 @@ def score_by_all(
         protocols: who searches whom, see protocols.py.
         recall_at: the k of Recall@k.
         codes: "float", "binary" (signs, by Hamming distance) or "int8".
-        groups: which metrics, of GROUPS. Those of clustering and geometry know no protocol and leave distractors out.
+        groups: of METRIC_GROUPS. Clustering and geometry do not depend on the protocol and leave distractors out.
         device: where distances are computed, and k-means.
 
-    The metrics are fractions in [0, 1] but for those of geometry; means over queries, and over the repetitions of a
-    protocol that draws its gallery. The first protocol has no prefix, the others their names; floats have none, the
-    other codes theirs (`binary_recall_at_1`, `one_gallery_image_int8_map_at_r`). Source of the signs: Zhai and Wu, BMVC
-    2019, whose release then returns the larger of the two Recall@1; here each is a number of its own. What knows no
-    protocol is in the names of the first. The queries are those of the first protocol and of the codes that `told_of`
-    names.
+    The metrics are fractions in [0, 1] except those of geometry. They are means over queries, and over the repetitions
+    of a protocol that draws its gallery. Names have the protocol as a prefix, except for the first protocol, and the
+    codes, except for floats: `binary_recall_at_1`, `one_gallery_image_int8_map_at_r`. Metrics that do not depend on the
+    protocol are named as those of the first. The queries are those of the first protocol and of `primary_code`. Source
+    of the signs: Zhai and Wu, BMVC 2019; their release returns the larger of the two Recall@1, here both are reported.
 
     Raises ScoringError for a k beyond the images to be found or names that do not exist, ProtocolError for images the
     protocol does not fit, RetrievalError for NaN, MetricError where no query has an image to find. Uses as many threads
@@ -258,12 +257,12 @@ def score_by_all(
             prefix = (f"{protocol}_" if place else "") + ("" if kind == "float" else f"{kind}_")
             scored = _scored(embeddings, labels, recall_at, protocol, roles, kind, asked, device)
             named |= {f"{prefix}{name}": value for name, value in scored.metrics.items()}
-            if place == 0 and kind == told_of(codes):
+            if place == 0 and kind == primary_code(codes):
                 queries = scored.queries
-    return Scored(named, queries)
+    return Scores(named, queries)
 
 
-def told_of(codes: Sequence[str]) -> str:
+def primary_code(codes: Sequence[str]) -> str:
     """Of several codes the one whose queries are handed out: floats, or else the first."""
     return "float" if "float" in codes else codes[0]
 

@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 
 from raydml.config.trial import Machine, Trial, parse_trial
 from raydml.data.seal import TestKey
-from raydml.evaluation.embed import Evaluated, EvaluationError, Wanted, device_of, embed, evaluate_embeddings, wanted_by
+from raydml.evaluation.embed import (
+    Evaluation,
+    EvaluationError,
+    MetricSpec,
+    device_of,
+    embed,
+    evaluate_embeddings,
+    metric_spec_of,
+)
 from raydml.evaluation.protocols import protocols_of
 from raydml.evaluation.saved_embeddings import save_embeddings
 from raydml.images.cache import Images
@@ -42,9 +50,9 @@ def evaluate_checkpoint(
     key: TestKey | None = None,
     device: str | None = None,
     untrained: bool = True,
-    wanted: Wanted | None = None,
+    spec: MetricSpec | None = None,
     save_to: Path | None = None,
-) -> Evaluated:
+) -> Evaluation:
     """Score a checkpoint's best weights on the validation or the test classes of its own trial.
 
     Args:
@@ -54,7 +62,7 @@ def evaluate_checkpoint(
         device: the device; None takes `machine.device` ("auto": a GPU where torch sees one).
         untrained: also score the network as the trial started from it (same seed, same pretrained weights if any),
             under the same names with the prefix `untrained_`.
-        wanted: what to measure; None: what the trial asks for.
+        spec: what to measure; None: what the trial asks for.
         save_to: a file for the embeddings (saved_embeddings.py), written before they are scored.
 
     Raises EvaluationError for the test part without a key, DataError for images other than those of the trial.
@@ -69,7 +77,7 @@ def evaluate_checkpoint(
     trial = parse_trial(card["trial"])
     images, class_names, protocols = _open_part(trial, part, machine, key)
     run_on = device or device_of(machine)
-    wanted = wanted or wanted_by(trial)
+    spec = spec or metric_spec_of(trial)
 
     def embeddings_of(candidate: Network) -> NDArray[np.float32]:
         if trial.channels_last:  # as in training, because another layout sums in another order
@@ -96,13 +104,13 @@ def evaluate_checkpoint(
                 "dataset": trial.data.name,
                 "part": part,
                 "protocols": list(protocols),
-                "recall_at": list(wanted.recall_at),
+                "recall_at": list(spec.recall_at),
                 "fingerprint": card.get("fingerprint"),
                 "seed": trial.seed,
                 "checkpoint": str(checkpoint_folder),
             },
         )
-    found = evaluate_embeddings(embeddings, images.labels, images.roles, protocols, wanted, run_on)
+    found = evaluate_embeddings(embeddings, images.labels, images.roles, protocols, spec, run_on)
     if untrained:
         beginning = build_network(
             **network_arguments(trial), weights=trial.model.weights, seed=seed_for(trial.seed, "network_init")
@@ -112,7 +120,7 @@ def evaluate_checkpoint(
             images.labels,
             images.roles,
             protocols,
-            wanted._replace(intervals=False),
+            spec._replace(intervals=False),
             run_on,
         )
         found.metrics.update({f"untrained_{name}": value for name, value in start.metrics.items()})

@@ -20,7 +20,7 @@ from raydml.config.trial import Machine
 from raydml.data.catalog import Catalog
 from raydml.data.seal import TestKey
 from raydml.data.splits import Split
-from raydml.evaluation.embed import Evaluated, Wanted, device_of, embed, evaluate_embeddings
+from raydml.evaluation.embed import Evaluation, MetricSpec, device_of, embed, evaluate_embeddings
 from raydml.evaluation.protocols import DISTRACTOR, protocols_of
 from raydml.evaluation.saved_embeddings import SavedEmbeddings
 from raydml.images.cache import Images, Storage, load_test
@@ -88,10 +88,10 @@ def embed_collection(
     )
 
 
-def evaluate_saved(saved: SavedEmbeddings, wanted: Wanted, device: str = "cpu") -> Evaluated:
+def evaluate_saved(saved: SavedEmbeddings, spec: MetricSpec, device: str = "cpu") -> Evaluation:
     """Score saved embeddings by the protocols saved beside them; needs neither a model nor images."""
     protocols: Sequence[str] = saved.facts.get("protocols") or protocols_of(saved.roles, ())
-    return evaluate_embeddings(saved.embeddings, saved.labels, saved.roles, protocols, wanted, device)
+    return evaluate_embeddings(saved.embeddings, saved.labels, saved.roles, protocols, spec, device)
 
 
 def _open(collection: Collection, preprocessing: Preprocessing, machine: Machine) -> Images:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from raydml.evaluation.protocols import DISTRACTOR, protocols_of, searches
+from raydml.evaluation.protocols import DISTRACTOR, protocols_of, retrieval_tasks
 from raydml.evaluation.ranking import nearest_neighbours
 from raydml.images.pixels import DecodedPixels
 from raydml.images.preprocessing import Resizing
@@ -88,7 +88,7 @@ def rank_queries(
         )
     # Distractors are of no class, whatever their labels are.
     classes = labels if roles is None else np.where(np.array(roles) == DISTRACTOR, -1, labels)
-    search = searches(protocols_of(roles, ())[0], labels, roles)[0]
+    search = retrieval_tasks(protocols_of(roles, ())[0], labels, roles)[0]
     gallery = search.queries if search.gallery is None else search.gallery
     is_in_gallery = search.gallery is None or search.own is not None
     num_of_class = np.bincount(classes[gallery][classes[gallery] >= 0], minlength=int(labels.max()) + 1)

@@ -14,10 +14,9 @@ from ray import tune
 
 from raydml.config.trial import Machine, Trial, parse_trial
 from raydml.data.seal import TestReads
-from raydml.evaluation.embed import Wanted, wanted_by
-from raydml.evaluation.ensemble import concatenated
-from raydml.evaluation.saved_embeddings import load_embeddings
-from raydml.evaluation.scoring import GROUPS
+from raydml.evaluation.embed import MetricSpec, metric_spec_of
+from raydml.evaluation.saved_embeddings import concatenate, load_embeddings
+from raydml.evaluation.scoring import METRIC_GROUPS
 from raydml.inference.checkpoints import evaluate_checkpoint
 from raydml.inference.external import evaluate_saved
 from raydml.ops.progress import show_log
@@ -112,11 +111,11 @@ def evaluate_remotely(folder: str, machine: dict[str, Any], reads: str, commit: 
     """
     here = Machine.model_validate(machine)
     device = assigned_device(here)
-    wanted = wanted_by(parse_trial(checkpoint.load_card(Path(folder))["trial"]))._replace(groups=GROUPS)
-    val = evaluate_checkpoint(Path(folder), "val", here, device=device, wanted=wanted)
+    wanted = metric_spec_of(parse_trial(checkpoint.load_card(Path(folder))["trial"]))._replace(groups=METRIC_GROUPS)
+    val = evaluate_checkpoint(Path(folder), "val", here, device=device, spec=wanted)
     key = TestReads(Path(reads)).record(purpose="finalize", checkpoint=folder, commit=commit)
     test = evaluate_checkpoint(
-        Path(folder), "test", here, key=key, device=device, wanted=wanted, save_to=Path(embeddings)
+        Path(folder), "test", here, key=key, device=device, spec=wanted, save_to=Path(embeddings)
     )
     return {"val": val.metrics, "test": test.metrics, "protocols": test.protocols}
 
@@ -128,8 +127,8 @@ def evaluate_ensemble_remotely(files: list[str], machine: dict[str, Any], reads:
         TestReads(Path(reads)).record(purpose="finalize: ensemble of kept embeddings", checkpoint=file, commit=commit)
     parts = [load_embeddings(Path(file)) for file in files]
     codes = ("float",)  # signs of several networks side by side are no system that anybody published
-    wanted = Wanted(tuple(parts[0].facts["recall_at"]), codes, GROUPS)
-    return evaluate_saved(concatenated(parts), wanted, assigned_device(Machine.model_validate(machine))).metrics
+    wanted = MetricSpec(tuple(parts[0].facts["recall_at"]), codes, METRIC_GROUPS)
+    return evaluate_saved(concatenate(parts), wanted, assigned_device(Machine.model_validate(machine))).metrics
 
 
 @ray.remote

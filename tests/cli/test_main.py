@@ -702,7 +702,7 @@ def test_every_read_of_the_test_classes_by_a_model_from_mlflow_is_recorded_there
 
     def seen_before_opening(*_, **__):
         at_opening.append((len(reads(run_id)), len(rows(study)) + len(rows(tmp_path / "elsewhere"))))
-        return checkpoints.Evaluated({"recall_at_1": 0.5, "untrained_recall_at_1": 0.25}, {}, {"leave_one_out": "so"})
+        return checkpoints.Evaluation({"recall_at_1": 0.5, "untrained_recall_at_1": 0.25}, {}, {"leave_one_out": "so"})
 
     at_opening = []
     monkeypatch.setattr(checkpoints, "evaluate_checkpoint", seen_before_opening)

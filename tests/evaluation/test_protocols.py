@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from raydml.evaluation.protocols import NUM_REPETITIONS, PROTOCOLS, ProtocolError, described, protocols_of, searches
+from raydml.evaluation.protocols import (
+    NUM_REPETITIONS,
+    PROTOCOLS,
+    ProtocolError,
+    describe_protocol,
+    protocols_of,
+    retrieval_tasks,
+)
 from raydml.evaluation.scoring import ScoringError
 from tests.evaluation.scored import score
 from tests.golden_vectors import golden
@@ -83,20 +90,20 @@ def test_query_gallery_by_hand():
 
 def test_one_gallery_image_draws_one_image_of_every_class_again_and_again():
     labels = np.repeat([4, 2, 9], [5, 1, 3])
-    found = searches("one_gallery_image", labels)
+    found = retrieval_tasks("one_gallery_image", labels)
     assert len(found) == NUM_REPETITIONS == 10
     for search in found:
         assert sorted(labels[search.gallery].tolist()) == [2, 4, 9]
         assert sorted([*search.queries.tolist(), *search.gallery.tolist()]) == list(range(9))
     drawn = {tuple(search.gallery.tolist()) for search in found}
     assert len(drawn) > 3  # 15 galleries are possible
-    again = searches("one_gallery_image", labels)
+    again = retrieval_tasks("one_gallery_image", labels)
     assert all(np.array_equal(one.gallery, two.gallery) for one, two in zip(found, again, strict=True))
 
 
 def test_every_image_of_a_class_is_drawn_equally_often():
     labels = np.repeat(np.arange(500), 4)
-    places = np.concatenate([search.gallery % 4 for search in searches("one_gallery_image", labels)])
+    places = np.concatenate([search.gallery % 4 for search in retrieval_tasks("one_gallery_image", labels)])
     # 5,000 draws of one of 4 places: the standard deviation of a share is 0.006.
     assert np.bincount(places) / len(places) == pytest.approx([0.25] * 4, abs=0.025)
 
@@ -106,7 +113,7 @@ def test_one_gallery_image_is_the_mean_over_its_galleries():
     labels = np.repeat(np.arange(6), 4)
     rows = (np.eye(6)[labels] + 0.6 * generator.standard_normal((24, 6))).astype(np.float32)
     hits, reciprocal = [], []
-    for search in searches("one_gallery_image", labels):
+    for search in retrieval_tasks("one_gallery_image", labels):
         ranks = []
         for query in search.queries:
             distances = [float(((rows[query] - rows[other]) ** 2).sum()) for other in search.gallery]
@@ -175,7 +182,7 @@ def test_distractors_beside_one_gallery_image_of_each_class(lowest_label):
     rows, labels, distracts = crowded(25)
     labels = labels + lowest_label
     roles = np.where(distracts, "distractor", "").tolist()
-    found = searches("one_gallery_image", labels, roles)
+    found = retrieval_tasks("one_gallery_image", labels, roles)
     assert len(found) == NUM_REPETITIONS
     expected = []
     for search in found:
@@ -192,7 +199,7 @@ def test_a_query_among_distractors_does_not_find_itself():
     """Two of one class, apart, and a distractor on each: the copies come first, the query itself nowhere."""
     rows = np.array([[0.0], [0.0], [9.0], [9.0]], dtype=np.float32)
     roles = ["distractor", "", "distractor", ""]
-    (search,) = searches("leave_one_out", np.array([3, 3, 3, 3]), roles)
+    (search,) = retrieval_tasks("leave_one_out", np.array([3, 3, 3, 3]), roles)
     assert search.gallery[search.own].tolist() == search.queries.tolist() == [1, 3]
     assert sorted(search.gallery.tolist()) == [0, 1, 2, 3]
     assert search.num_found == 3
@@ -245,11 +252,11 @@ def test_binary_codes_and_integers_meet_the_same_distractors():
     ],
 )
 def test_a_protocol_in_words(protocol, roles, words):
-    assert described(protocol, np.repeat([4, 2, 9], 3), roles) == words
+    assert describe_protocol(protocol, np.repeat([4, 2, 9], 3), roles) == words
 
 
 def test_thousands_are_readable():
-    assert described("leave_one_out", np.arange(60_502) // 6).startswith(
+    assert describe_protocol("leave_one_out", np.arange(60_502) // 6).startswith(
         "leave one out: each of 60,502 images searches"
     )
 
@@ -262,12 +269,12 @@ def test_every_protocol_is_named_told_and_searched():
         assert "{queries}" in protocol.sentence
         assert "{gallery}" in protocol.sentence
         given = roles if name == "query_gallery" else None
-        found = searches(name, labels, given)
+        found = retrieval_tasks(name, labels, given)
         assert found
         for search in found:
             gallery = search.queries if search.gallery is None else search.gallery
             assert search.num_found == len(gallery) - (search.gallery is None)
-        assert described(name, labels, given).count("{") == 0
+        assert describe_protocol(name, labels, given).count("{") == 0
 
 
 def test_which_protocols_a_part_is_scored_by():
@@ -283,19 +290,19 @@ def test_which_protocols_a_part_is_scored_by():
 def test_what_a_protocol_cannot_be_applied_to():
     labels = np.array([0, 0, 1, 1])
     with pytest.raises(ProtocolError, match=f"'loo'; one of {', '.join(PROTOCOLS)}"):
-        searches("loo", labels)
+        retrieval_tasks("loo", labels)
     with pytest.raises(ProtocolError, match="1 queries, 2 gallery images and 1 images without a role"):
-        searches("query_gallery", labels, ["query", "gallery", "gallery", ""])
+        retrieval_tasks("query_gallery", labels, ["query", "gallery", "gallery", ""])
     with pytest.raises(ProtocolError, match="0 queries, 0 gallery images and 4 images"):
-        searches("query_gallery", labels)
+        retrieval_tasks("query_gallery", labels)
     with pytest.raises(ProtocolError, match="no class has a second image"):
-        searches("one_gallery_image", np.arange(4))
+        retrieval_tasks("one_gallery_image", np.arange(4))
     with pytest.raises(ProtocolError, match="no class has a second image"):
-        searches("one_gallery_image", np.zeros(3, int), ["", "distractor", "distractor"])
+        retrieval_tasks("one_gallery_image", np.zeros(3, int), ["", "distractor", "distractor"])
     with pytest.raises(ProtocolError, match="all 4 images are distractors"):
-        searches("leave_one_out", labels, ["distractor"] * 4)
+        retrieval_tasks("leave_one_out", labels, ["distractor"] * 4)
     with pytest.raises(ProtocolError, match="2 queries, 2 gallery images and 0 images without"):
-        searches("query_gallery", labels, ["query", "query", "distractor", "distractor"])
+        retrieval_tasks("query_gallery", labels, ["query", "query", "distractor", "distractor"])
     rows = np.eye(4, dtype=np.float32)
     with pytest.raises(ScoringError, match="3 neighbours, but a query has only 2 images to search"):
         score(rows, labels, recall_at=(1, 3), protocol="one_gallery_image")

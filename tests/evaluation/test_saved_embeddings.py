@@ -1,12 +1,18 @@
 """Embeddings written and read again, and files that are none."""
+
 import json
 import zipfile
+
 import numpy as np
 import pytest
-from raydml.evaluation.saved_embeddings import SavedEmbeddingsError, load_embeddings, save_embeddings
-from raydml.evaluation.saved_embeddings import SavedEmbeddingsError, concatenate
-from raydml.evaluation.saved_embeddings import SavedEmbeddings
 
+from raydml.evaluation.saved_embeddings import (
+    SavedEmbeddings,
+    SavedEmbeddingsError,
+    concatenate,
+    load_embeddings,
+    save_embeddings,
+)
 
 ROWS = np.arange(6, dtype=np.float32).reshape(3, 2)
 LABELS = np.array([0, 1, 0])

@@ -8,8 +8,15 @@ import torch
 
 from raydml.evaluation import scoring
 from raydml.evaluation.nearness import RetrievalError
-from raydml.evaluation.protocols import Search, searches
-from raydml.evaluation.scoring import GROUPS, ScoringError, is_collapsed, query_values, score_by_all, score_queries
+from raydml.evaluation.protocols import RetrievalTask, retrieval_tasks
+from raydml.evaluation.scoring import (
+    METRIC_GROUPS,
+    ScoringError,
+    is_collapsed,
+    query_values,
+    score_by_all,
+    score_queries,
+)
 from tests.evaluation.scored import score
 from tests.evaluation.slow_ranking import slow_recall_and_map
 from tests.golden_vectors import golden
@@ -206,7 +213,7 @@ def test_all_groups_and_codes_by_all_protocols():
         ["leave_one_out", "one_gallery_image"],
         recall_at=(1,),
         codes=("float", "binary", "int8"),
-        groups=GROUPS,
+        groups=METRIC_GROUPS,
     )
     searched = ["recall_at_1", "r_precision", "map_at_r", "mrr", "map_at_1000"]
     others = ["nmi_geometric", "nmi_arithmetic", "ami", "pair_f1"]
@@ -260,14 +267,14 @@ def test_what_a_search_finds_by_hand():
     """On a line: 0 (a), 1 (b), 2 (a), 9 (b), 9.5 (c). Rows 3, 0 and 4 search rows 1, 2 and 4."""
     rows = np.array([[0.0], [1.0], [2.0], [9.0], [9.5]], dtype=np.float32)
     labels = np.array([5, 9, 5, 9, 7])
-    found = score_queries(rows, labels, Search(np.array([3, 0]), np.array([1, 2, 4])), to_1000=True)
+    found = score_queries(rows, labels, RetrievalTask(np.array([3, 0]), np.array([1, 2, 4])), to_1000=True)
     assert found.rows.tolist() == [3, 0]
     assert found.first.tolist() == [3, 2]  # 4, 2, then 1; 1, then 2
     assert found.num_relevant.tolist() == [1, 1]
     assert found.nearest.tolist() == [4, 1]
     assert found.r_precision.tolist() == found.average_precision.tolist() == [0, 0]
     assert found.average_precision_at_1000.tolist() == [1 / 3, 1 / 2]
-    alone = score_queries(rows, labels, Search(np.array([0, 1, 2, 3, 4]), None))
+    alone = score_queries(rows, labels, RetrievalTask(np.array([0, 1, 2, 3, 4]), None))
     assert alone.first.tolist() == [2, 3, 2, 3, 0]
     assert alone.num_relevant.tolist() == [1, 1, 1, 1, 0]
     assert alone.nearest.tolist() == [1, 0, 1, 4, 3]
@@ -279,7 +286,10 @@ def test_rows_of_a_search_are_those_of_the_embeddings():
     """A part of the rows that search one another, in any order."""
     rows, labels = clouds()
     picked = np.random.default_rng(0).permutation(96)[:50]
-    found, expected = score_queries(rows, labels, Search(picked, None)), slow_rankings(rows[picked], labels[picked])
+    found, expected = (
+        score_queries(rows, labels, RetrievalTask(picked, None)),
+        slow_rankings(rows[picked], labels[picked]),
+    )
     assert [right.index(True) + 1 if True in right else 0 for right in expected] == found.first.tolist()
     distances = np.square(rows[picked][:, None].astype(float) - rows[picked]).sum(axis=2)
     np.fill_diagonal(distances, np.inf)
@@ -288,7 +298,7 @@ def test_rows_of_a_search_are_those_of_the_embeddings():
 
 def test_one_search_of_a_protocol_is_a_part_of_its_score():
     rows, labels = clouds()
-    each = [score_queries(rows, labels, search) for search in searches("one_gallery_image", labels)]
+    each = [score_queries(rows, labels, search) for search in retrieval_tasks("one_gallery_image", labels)]
     expected = np.mean([np.mean(one.first <= 2) for one in each])
     assert score(rows, labels, recall_at=(2,), protocol="one_gallery_image")["recall_at_2"] == pytest.approx(expected)
 

@@ -15,7 +15,7 @@ from raydml.data.datasets import open_catalog
 from raydml.data.seal import TestReads
 from raydml.data.splits import make_split
 from raydml.errors import ConfigError
-from raydml.evaluation.embed import EvaluationError, Wanted, embed, evaluate_embeddings
+from raydml.evaluation.embed import EvaluationError, MetricSpec, embed, evaluate_embeddings
 from raydml.images.pixels import PackedPixels, packed
 from raydml.images.preprocessing import Preprocessing
 from raydml.inference.checkpoints import evaluate_checkpoint, load_network
@@ -259,7 +259,7 @@ def test_intervals_draw_whole_classes():
     lost = np.repeat(np.eye(40)[2:22] * 10, 2, axis=0)  # pairs of twins from two different classes
     rows = np.concatenate([good, lost]).astype(np.float32)
     labels = np.array([0] * 20 + [1, 2] * 20)
-    found = evaluate_embeddings(rows, labels, None, ["leave_one_out"], Wanted((1,), intervals=True))
+    found = evaluate_embeddings(rows, labels, None, ["leave_one_out"], MetricSpec((1,), intervals=True))
     assert found.metrics["recall_at_1"] == pytest.approx(20 / 60)
     low, high = found.intervals["recall_at_1"]
     assert (low, high) == (0.0, 1.0), "three classes are drawn: all of the found one, or none"

@@ -11,7 +11,7 @@ from raydml import registry
 from raydml.config.trial import parse_machine, parse_trial
 from raydml.data.catalog import DataError
 from raydml.evaluation import embed
-from raydml.evaluation.scoring import Scored
+from raydml.evaluation.scoring import Scores
 from raydml.inference.checkpoints import load_network
 from raydml.methods._objective import Objective
 from raydml.models.network import BACKBONES, BackboneFacts, Head, Network
@@ -382,7 +382,7 @@ def test_the_best_weights_are_those_of_the_best_epoch_and_the_card_says_which(tm
     monkeypatch.setattr(
         train,
         "score_by_all",
-        lambda *_a, **_k: Scored({"map_at_r": next(given), "r_precision": 0.1, "recall_at_1": 0.2}, None),
+        lambda *_a, **_k: Scores({"map_at_r": next(given), "r_precision": 0.1, "recall_at_1": 0.2}, None),
     )
     weights, bests = [], []
     for result in trainer.epochs():
