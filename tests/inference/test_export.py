@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import raydml.export
 from raydml.images.preprocessing import PreprocessingError
 from raydml.inference.checkpoints import load_network
 from raydml.inference.export import EmbeddingModel, ExportError, export_model, is_exported, load_checkpoint
@@ -212,3 +216,19 @@ def test_serving_loads_neither_ray_nor_mlflow():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_model_exported_before_the_packages_were_ordered_loads_and_embeds_alike(tmp_path):
+    """Commit 518891d trained a convnet for an epoch, exported it and embedded the two images below; its weights were
+    replaced before the export by a tile of 97 numbers, repeated, so that the file compresses."""
+    before = Path(__file__).parents[1] / "golden" / "exported_before"
+    folder = shutil.copytree(before, tmp_path / "model")
+    with gzip.open(before / "model.safetensors.gz") as weights:
+        (folder / "model.safetensors").write_bytes(weights.read())
+    model = raydml.export.EmbeddingModel.load(folder)
+    first = (np.arange(20 * 17 * 3) * 29 % 256).astype(np.uint8).reshape(20, 17, 3)
+    second = (np.arange(9 * 30 * 3) * 53 % 251).astype(np.uint8).reshape(9, 30, 3)
+    expected = np.array(json.loads((before / "embeddings.json").read_text(encoding="utf-8")))
+    np.testing.assert_allclose(model.embed([first, second]), expected, atol=1e-5)
+    assert np.linalg.norm(expected[0] - expected[1]) > 0.1
+    assert model.card["fingerprint"] == "f84919c48073"
