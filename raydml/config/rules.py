@@ -1,21 +1,31 @@
-"""What must fit together: rules between the sections of a trial, each with the values and a cure.
+"""Rules between the sections of a trial: what fits together, with the values and a cure where it does not.
 
-Each rule names the sections it reads and is asked only where those are valid by themselves, so that one wrong section
-does not hide what is wrong between the others. A hyperparameter that would have no effect is refused, not ignored.
+A rule runs only where the sections that it reads are valid by themselves, so that one wrong section does not hide
+mistakes between the others. A hyperparameter without effect is refused, not ignored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+import json
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-from raydml.config.image_rules import IMAGE_RULES
-from raydml.config.plugin_rules import PLUGIN_RULES, Rule
+import torch
+from torch import nn
+
+from raydml import registry
 from raydml.errors import Problem
+from raydml.methods._base import Method
+from raydml.models.backbones import BACKBONES
+from raydml.models.network import Head, Network
+
+_TOGETHER = "where both vary, put them into one choice of blocks (key `loss, miner, sampler`)"
 
 
 def problems_of(sections: Mapping[str, Any]) -> list[Problem]:
-    """All that does not fit together among the given sections of a trial (key -> valid value)."""
+    """Return everything that does not fit together among the given sections of a trial (key -> valid value)."""
     return [
         problem
         for names, rule in _RULES
@@ -25,7 +35,7 @@ def problems_of(sections: Mapping[str, Any]) -> list[Problem]:
 
 
 def problems_of_stages(sections: Mapping[str, Any]) -> list[Problem]:
-    """A stage cannot take more configurations than the stage before it hands over."""
+    """Return where a stage of a study needs more configurations than the stage before it leaves."""
     problems = []
     confirm, finalize, search = sections.get("confirm"), sections.get("finalize"), sections.get("search")
     if finalize is not None:
@@ -41,14 +51,14 @@ def problems_of_stages(sections: Mapping[str, Any]) -> list[Problem]:
             cure = "write 1, add a confirm stage, or remove max_checkpoint_gib"
             problems.append(Problem("finalize.top", finalize.top, message, cure=cure))
     if search is not None and search.scheduler == "sync" and search.max_concurrent is not None:
-        message = "cannot be held by scheduler sync: trials that wait at a rung count, and the others would never start"
+        message = "cannot be kept by scheduler sync: trials that wait at a rung count, so the others would never start"
         cure = "remove max_concurrent (machine.cpus_per_trial also limits how many run at once), or scheduler: asha"
         problems.append(Problem("search.max_concurrent", search.max_concurrent, message, cure=cure))
     return problems
 
 
 def problems_of_machine(sections: Mapping[str, Any]) -> list[Problem]:
-    """Shares of a GPU that Ray can hand out, and a device that they can give."""
+    """Return where Ray cannot give the share of a GPU, or the share contradicts the device."""
     gpus, device = sections.get("gpus_per_trial"), sections.get("device")
     if gpus is None or gpus == "auto":
         return []
@@ -70,7 +80,7 @@ def _schedule_and_epochs(schedule: Any, epochs: int) -> Iterator[Problem]:
         ("new_layer_warmup_epochs", schedule.new_layer_warmup_epochs),
     ):
         if value >= epochs and value > 0:
-            message = f"leaves nothing of the trial's {epochs} epochs"
+            message = f"leaves none of the trial's {epochs} epochs"
             yield Problem(f"schedule.{key}", value, message, cure=f"write at most {epochs - 1}, or raise epochs")
     if schedule.new_layer_factor != 1 and schedule.new_layer_warmup_epochs == 0:
         message = "has no effect: new_layer_warmup_epochs is 0"
@@ -98,9 +108,295 @@ def _select_on(recall_at: tuple[int, ...], select_on: str) -> Iterator[Problem]:
         yield Problem("select_on", select_on, message, cure=f"add {k} to recall_at, or select on val_map_at_r")
 
 
-_RULES: tuple[Rule, ...] = (
-    *PLUGIN_RULES,
-    *IMAGE_RULES,
+# --- losses, miners, regularizers, samplers, methods -----------------------------------------------------------------
+
+
+def _loss_and_miner(loss: Any, miner: Any) -> Iterator[Problem]:
+    if miner is None:
+        return
+    accepts = _accepts(loss.name)
+    yields = _yields(miner)
+    if not accepts:
+        message = f"loss {loss.name} learns from labels alone and takes no miner"
+        yield Problem("miner.name", miner.name, message, cure=f"remove miner, or write miner: null; {_TOGETHER}")
+    elif yields and yields not in accepts:
+        others = (name for name in registry.names("miners") if name != miner.name)
+        fitting = tuple(name for name in others if _yields(_Default(name)) in accepts)
+        message = f"yields {yields}, and loss {loss.name} takes {' or '.join(accepts)}"
+        cure = f"choose a miner that fits, or write miner: null; {_TOGETHER}"
+        yield Problem("miner.name", miner.name, message, fitting, cure=cure)
+
+
+def _accepts(loss: str) -> tuple[str, ...]:
+    """Return the kinds of tuples that a loss takes; none for a loss that learns from labels alone."""
+    accepts: tuple[str, ...] = registry.load("losses", loss).accepts  # type: ignore[attr-defined]
+    return accepts
+
+
+def _yields(miner: Any) -> str:
+    """Return the kind of tuples that a miner with these settings yields; "" where it cannot be built."""
+    return _construct("miners", miner.name, miner.settings).yields
+
+
+class _Default(NamedTuple):
+    """A miner's block with every setting at its default."""
+
+    name: str
+    settings: Mapping[str, Any] = MappingProxyType({})
+
+
+def _loss_and_sampler(loss: Any, sampler: Any) -> Iterator[Problem]:
+    accepts = _accepts(loss.name)
+    if accepts and sampler.settings.get("images_per_class") == 1:
+        message = f"leaves no positive pair in a batch, and loss {loss.name} learns from pairs or triplets"
+        yield Problem("sampler.images_per_class", 1, message, cure=f"write at least 2; {_TOGETHER}")
+
+
+def _loss_constructs(loss: Any) -> Iterator[Problem]:
+    yield from _construct("losses", loss.name, loss.settings).problems
+
+
+def _miner_constructs(miner: Any) -> Iterator[Problem]:
+    if miner is not None:
+        yield from _construct("miners", miner.name, miner.settings).problems
+
+
+def _regularizers_and_loss(regularizers: Any, loss: Any, miner: Any) -> Iterator[Problem]:
+    accepts = _accepts(loss.name)
+    for name, settings in regularizers.items():
+        cls = registry.load("regularizers", name)
+        path = f"regularizers.{name}"
+        if cls.needs_pairs and "pairs" not in accepts:  # type: ignore[attr-defined]
+            fitting = tuple(other for other in registry.names("losses") if "pairs" in _accepts(other))
+            message = f"needs a loss that takes pairs, and loss {loss.name} takes {' or '.join(accepts) or 'none'}"
+            yield Problem(path, settings, message, fitting, cure=f"choose such a loss, or remove {name}")
+        rewrites: tuple[str, ...] = cls.rewrites  # type: ignore[attr-defined]
+        if rewrites and (miner is None or _yields(miner) not in rewrites):
+            fitting = tuple(other for other in registry.names("miners") if _yields(_Default(other)) in rewrites)
+            given = "there is no miner" if miner is None else f"miner {miner.name} yields {_yields(miner)}"
+            message = f"changes the {' or '.join(rewrites)} that a miner yields, and {given}"
+            yield Problem(path, settings, message, fitting, cure=f"choose such a miner, or remove {name}")
+
+
+def _regularizers_and_model(regularizers: Any, model: Any) -> Iterator[Problem]:
+    if "embedding_norm" in regularizers and model.normalize == "l2":
+        message = "has no effect: model.normalize is l2, so every embedding has length 1"
+        cure = "remove it, or write model.normalize: none"
+        yield Problem("regularizers.embedding_norm", regularizers["embedding_norm"], message, cure=cure)
+
+
+def _method_and_model(method: Any, model: Any) -> Iterator[Problem]:
+    num_slices = _method_class(method).network_arguments(**method.settings).get("num_slices", 1)
+    if model.embedding_dim % num_slices:
+        message = f"cannot be cut into the {num_slices} equal slices that method {method.name} needs"
+        nearest = max(num_slices, round(model.embedding_dim / num_slices) * num_slices)
+        cure = f"write {nearest}, or another number of learners; both vary: one choice for both (`method, model`)"
+        yield Problem("model.embedding_dim", model.embedding_dim, message, cure=cure)
+
+
+def _method_and_sampler(method: Any, sampler: Any) -> Iterator[Problem]:
+    defaults = registry.settings_model("samplers", sampler.name)().model_dump()
+    changed = {key: value for key, value in sampler.settings.items() if value != defaults[key]}
+    try:
+        _method_class(method).check_settings(
+            {"name": sampler.name, **changed, "batch_size": _batch_size(sampler)}, **method.settings
+        )
+    except ValueError as error:
+        message, _, cure = str(error).partition("; ")
+        yield Problem("method", {"name": method.name, **method.settings}, message, cure=cure)
+
+
+def _method_and_data(method: Any, data: Any) -> Iterator[Problem]:
+    if method.settings.get("auxiliary_flip") and not data.augmentation.flip:
+        message = "has no effect: data.augmentation.flip is false, so no batch is mirrored"
+        yield Problem("method.auxiliary_flip", True, message, cure="remove it, or write data.augmentation.flip: true")
+
+
+def _method_class(method: Any) -> type[Method]:
+    cls: type[Method] = registry.load("methods", method.name)
+    return cls
+
+
+def _batch_size(sampler: Any) -> int:
+    """Return the images in a batch: a sampler has the setting batch_size, or classes_per_batch and images_per_class."""
+    settings = sampler.settings
+    size: int = settings.get("batch_size") or settings["classes_per_batch"] * settings["images_per_class"]
+    return size
+
+
+def _regularizers_and_sampler(regularizers: Any, sampler: Any) -> Iterator[Problem]:
+    memory = regularizers.get("cross_batch_memory")
+    if memory is None:
+        return
+    batch = _batch_size(sampler)
+    if memory["size"] < batch:
+        message = f"is less than the {batch} images of a batch, all of which the memory must hold"
+        cure = f"write at least {batch}, preferably many times that"
+        yield Problem("regularizers.cross_batch_memory.size", memory["size"], message, cure=cure)
+
+
+def _loss_group(loss: Any, regularizers: Any, optimizer: Any) -> Iterator[Problem]:
+    """Yield settings of the optimiser for parameters that do not exist."""
+    made = [_construct("losses", loss.name, loss.settings)]
+    made += [_construct("regularizers", name, settings) for name, settings in regularizers.items()]
+    if any(one.problems or one.has_parameters for one in made):
+        return
+    own = "loss and regularizers have" if regularizers else f"loss {loss.name} has"
+    message = f"has no effect: {own} no parameters of {'their' if regularizers else 'its'} own"
+    cure = "remove it, or put loss and optimizer into one choice of blocks (key `loss, optimizer`)"
+    if optimizer.loss_learning_rate is not None:
+        yield Problem("optimizer.loss_learning_rate", optimizer.loss_learning_rate, message, cure=cure)
+    if optimizer.loss_weight_decay:
+        yield Problem("optimizer.loss_weight_decay", optimizer.loss_weight_decay, message, cure=cure)
+
+
+class _Constructed(NamedTuple):
+    """The result of building a plugin for a tiny trial: problems, whether it has parameters, what a miner yields."""
+
+    problems: tuple[Problem, ...] = ()
+    has_parameters: bool = False
+    yields: str = ""
+
+
+def _construct(kind: str, name: str, settings: Mapping[str, Any]) -> _Constructed:
+    return _construct_once(kind, name, json.dumps(dict(settings), sort_keys=True))
+
+
+@lru_cache(maxsize=4096)
+def _construct_once(kind: str, name: str, settings: str) -> _Constructed:
+    """Build a plugin: its constructor raises ValueError where its own settings exclude each other."""
+    given = json.loads(settings)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            network = Network(nn.Identity(), Head(2, 2, layer_norm=False, normalize="none"), freeze_batch_norm=False)
+            plugin = registry.build(
+                kind, name, num_classes=2, embedding_dim=2, network=network, loss=None, miner=None, **given
+            )
+    except ValueError as error:
+        path = {"losses": "loss", "miners": "miner", "regularizers": f"regularizers.{name}"}[kind]
+        return _Constructed((Problem(path, given if kind == "regularizers" else {"name": name, **given}, str(error)),))
+    has_parameters = any(True for _ in plugin.parameters())
+    return _Constructed((), has_parameters, getattr(plugin, "yields", ""))
+
+
+# --- images and the network -----------------------------------------------------------------------------------------
+
+
+def _data(data: Any) -> Iterator[Problem]:
+    if data.crop_px > data.resize_px:
+        message = f"is larger than resize_px, {data.resize_px}: the crop is cut out of the resized image"
+        yield Problem("data.crop_px", data.crop_px, message, cure=f"write at most {data.resize_px}, or raise resize_px")
+    if data.name == "image_list" and data.list_file is None:
+        cure = "name the CSV, relative to machine.data_root"
+        yield Problem("data.list_file", None, "is required by image_list", cure=cure)
+    if data.name != "image_list" and data.list_file is not None:
+        message = f"is not used by {data.name}; it is by image_list"
+        yield Problem("data.list_file", data.list_file, message, cure="remove it, or set data.name to image_list")
+    split = data.split
+    if split.fold is not None and split.fold >= split.num_folds:
+        message = f"there are {split.num_folds} folds (num_folds), counted from 0"
+        yield Problem("data.split.fold", split.fold, message, cure=f"write 0 to {split.num_folds - 1}, or null")
+
+
+def _augmentation(data: Any) -> Iterator[Problem]:
+    augmentation, root = data.augmentation, "data.augmentation"
+    scale, blur, erasing = augmentation.random_resized_crop, augmentation.blur, augmentation.erasing
+    shares = {"random_resized_crop": scale, "erasing.scale": erasing and erasing.scale}
+    for key, share in shares.items():
+        if share is not None and not share[0] <= share[1] <= 1:
+            message = "must be the smallest and the largest share of the area, at most 1"
+            yield Problem(f"{root}.{key}", list(share), message, cure="write for example [0.2, 1.0]")
+    ranges = {
+        "aspect_ratio": augmentation.aspect_ratio,
+        "blur.sigma": blur and blur.sigma,
+        "erasing.ratio": erasing and erasing.ratio,
+    }
+    for key, bounds in ranges.items():
+        if bounds is not None and bounds[0] > bounds[1]:
+            yield Problem(f"{root}.{key}", list(bounds), "must rise", cure=f"write {list(bounds[::-1])}")
+    if scale is None and augmentation.aspect_ratio != type(augmentation)().aspect_ratio:
+        message = "has no effect without random_resized_crop"
+        yield Problem(f"{root}.aspect_ratio", list(augmentation.aspect_ratio), message, cure="remove it")
+    if data.cache == "off" and (scale is None or data.resize == "squash"):
+        message = "has no effect but longer loading: only a random_resized_crop can be cut before the image is resized"
+        if data.resize == "squash":
+            message = "contradicts resize: squash, which resizes before it crops"
+        yield Problem("data.cache", "off", message, cure="remove it")
+    if scale is not None and augmentation.random_crop:
+        message = "excludes random_resized_crop: a crop is either resized or not"
+        yield Problem(f"{root}.random_crop", True, message, cure="remove one of them")
+    if augmentation.padding_px and not augmentation.random_crop:
+        message = "has no effect without random_crop"
+        yield Problem(f"{root}.padding_px", augmentation.padding_px, message, cure="remove it, or random_crop: true")
+    if augmentation.padding_px >= data.crop_px:
+        message = f"would allow crops of {data.crop_px} px without a pixel of the image"
+        yield Problem(f"{root}.padding_px", augmentation.padding_px, message, cure=f"write at most {data.crop_px - 1}")
+    jitter = augmentation.color_jitter
+    if jitter is not None and not (jitter.brightness or jitter.contrast or jitter.saturation or jitter.hue):
+        yield Problem(f"{root}.color_jitter", jitter.model_dump(), "changes nothing", cure="give one of its settings")
+
+
+def _data_and_model(data: Any, model: Any) -> Iterator[Problem]:
+    facts = BACKBONES[model.backbone]
+    if not facts.takes_crop(data.crop_px):
+        message = f"backbone {model.backbone} takes crops of {facts.crops} px"
+        nearest = facts.nearest_crop_px(data.crop_px)
+        cure = f"write crop_px: {nearest} and a resize_px at least as large, or choose another backbone"
+        yield Problem("data.crop_px", data.crop_px, message, cure=cure)
+
+
+def _model(model: Any) -> Iterator[Problem]:
+    facts = BACKBONES[model.backbone]
+    if model.weights == "default" and facts.weights_file is None:
+        message = f"backbone {model.backbone} has no published weights to fetch"
+        yield Problem("model.weights", model.weights, message, ("none", "PATH"), cure=facts.weights_cure)
+    if model.weights == "none" and model.freeze_batch_norm:
+        message = "freezes statistics that were never trained: weights is none"
+        yield Problem("model.freeze_batch_norm", True, message, cure="remove it, or start from trained weights")
+    if model.pooling != "average" and not facts.has_pooling:
+        message = f"has no effect: backbone {model.backbone} has no map to pool"
+        yield Problem("model.pooling", model.pooling, message, cure="remove it, or choose another backbone")
+
+
+def _projection(model: Any) -> Iterator[Problem]:
+    if model.projection != "none":
+        return
+    feature_dim = BACKBONES[model.backbone].feature_dim
+    if model.embedding_dim != feature_dim:
+        message = f"backbone {model.backbone} has {feature_dim} features, and projection none keeps them as they are"
+        cure = f"write embedding_dim: {feature_dim}, or projection: linear or linear_no_bias"
+        yield Problem("model.embedding_dim", model.embedding_dim, message, cure=cure)
+    if model.head_init != "torch":
+        message = "has no effect: with projection none there is no layer to initialise"
+        yield Problem("model.head_init", model.head_init, message, cure="remove it, or projection: linear")
+
+
+def _projection_and_regularizers(model: Any, regularizers: Any) -> Iterator[Problem]:
+    if model.projection == "none" and "orthogonality" in regularizers:
+        message = "needs a linear layer in the head, and model.projection is none"
+        cure = "remove it, or write model.projection: linear or linear_no_bias"
+        yield Problem("regularizers.orthogonality", regularizers["orthogonality"], message, cure=cure)
+
+
+# The sections that a rule reads, and the rule. A rule runs where all its sections are valid by themselves.
+_RULES: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Problem]]], ...] = (
+    (("loss", "miner"), _loss_and_miner),
+    (("method", "model"), _method_and_model),
+    (("method", "sampler"), _method_and_sampler),
+    (("method", "data"), _method_and_data),
+    (("loss", "sampler"), _loss_and_sampler),
+    (("loss",), _loss_constructs),
+    (("miner",), _miner_constructs),
+    (("regularizers", "loss", "miner"), _regularizers_and_loss),
+    (("regularizers", "model"), _regularizers_and_model),
+    (("regularizers", "sampler"), _regularizers_and_sampler),
+    (("loss", "regularizers", "optimizer"), _loss_group),
+    (("data",), _data),
+    (("data",), _augmentation),
+    (("data", "model"), _data_and_model),
+    (("model",), _model),
+    (("model",), _projection),
+    (("model", "regularizers"), _projection_and_regularizers),
     (("schedule", "epochs"), _schedule_and_epochs),
     (("recall_at",), _recall_at),
     (("recall_at", "select_on"), _select_on),

@@ -1,15 +1,22 @@
-"""What the blocks of a configuration are made of: strict values, and the blocks of plugins."""
+"""The blocks of a trial: plugins by name, data, model, optimizer, schedule.
+
+Optimizer and schedule are closed sets, one class each, chosen by ``name``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from raydml import registry
 from raydml.errors import ABSENT, ConfigError, Problem, unknown_name
+from raydml.images.augmentation import Augmentation
+from raydml.images.preprocessing import Interpolation, Resize
+from raydml.models.backbones import BACKBONES, Pooling
+from raydml.models.head import HeadInit, Normalisation, Projection
 
 STRICT = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -33,7 +40,7 @@ OptionalPath = Annotated[Path | None, BeforeValidator(_as_path)]
 
 
 class Section(BaseModel):
-    """A block of the configuration."""
+    """A block of the configuration: frozen, strict types, no unknown keys."""
 
     model_config = STRICT
 
@@ -42,9 +49,9 @@ class Section(BaseModel):
 
 
 class PluginBlock(BaseModel):
-    """A plugin by name with all its settings, also those left at their defaults.
+    """A plugin by name with all its settings, those left at their defaults included.
 
-    ``block.name``, ``block.settings``; ``model_dump()`` gives ``{"name": ..., **settings}`` again.
+    ``block.name``, ``block.settings``; ``model_dump()`` returns ``{"name": ..., **settings}``.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="allow")
@@ -70,7 +77,7 @@ class PluginBlock(BaseModel):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Setting -> value: what the plugin's constructor takes after the ``*``."""
+        """The keywords that the plugin's constructor takes after the ``*``."""
         return dict(self.__pydantic_extra__ or {})
 
 
@@ -91,7 +98,7 @@ class SamplerBlock(PluginBlock):
 
 
 def _with_defaults(block: object) -> object:
-    """Regulariser -> its settings, those left at their defaults included. Raises ConfigError with every mistake."""
+    """Return regulariser -> all its settings. Raises ConfigError with every mistake."""
     if not isinstance(block, Mapping):
         cure = "write {mdr: {weight: 0.6}}, or {} for none"
         raise ConfigError([Problem("", block, "must be a block of regularisers by name", cure=cure)])
@@ -120,3 +127,151 @@ def _with_defaults(block: object) -> object:
 
 # A mapping: each regulariser at most once, in any order.
 RegularizerBlocks = Annotated[dict[str, dict[str, Any]], BeforeValidator(_with_defaults)]
+
+
+# --- images and the network -----------------------------------------------------------------------------------------
+
+
+class SplitSettings(Section):
+    """The classes that train, validate and are sealed; see ``data.splits.make_split``."""
+
+    test_fraction: Fraction = 0.5
+    val_fraction: Fraction = 0.5
+    num_folds: Annotated[int, Field(ge=2)] = 4
+    fold: Index | None = None
+    order: Literal["sorted", "shuffled"] = "shuffled"
+    seed: Index = 0
+
+
+class Data(Section):
+    """The images, and how a file becomes an input.
+
+    content: hash of the catalog, filled in at the start, so that a change is found. list_file: CSV of an image_list,
+    relative to ``machine.data_root``. resize: the short side becomes ``resize_px``, or both sides (squash).
+    cache: training crops are cut from the resized images, decoded once per machine; off: from each file at its full
+    resolution, decoded every time, as the papers do that crop before they resize.
+    """
+
+    name: Literal[
+        "digits",
+        "image_folder",
+        "image_list",
+        "cub200",
+        "cars196",
+        "sop",
+        "inshop",
+        "vehicleid_small",
+        "vehicleid_medium",
+        "vehicleid_large",
+    ]
+    list_file: str | None = None
+    content: str = ""
+    resize_px: Count
+    resize: Resize = "short_side"
+    interpolation: Interpolation = "bilinear"
+    crop_px: Count
+    cache: Literal["on", "off"] = "on"
+    split: SplitSettings = SplitSettings()
+    augmentation: Augmentation = Augmentation()
+
+
+def _known_backbone(name: str) -> str:
+    if name not in BACKBONES:
+        raise ConfigError([unknown_name("", name, tuple(BACKBONES), "one of the backbones")])
+    return name
+
+
+class Model(Section):
+    """Backbone and embedding head. weights: default (published ImageNet weights), none (random), or a path.
+
+    pooling: how the backbone's last map becomes a vector. The head is [layer norm], [dropout of the features],
+    projection (none: embedding_dim is the backbone's number of features), normalisation. head_init: initial values of
+    the projection.
+    freeze_batch_norm: true by default with pretrained weights, false without.
+    """
+
+    backbone: Annotated[str, AfterValidator(_known_backbone), Field(json_schema_extra={"enum": list(BACKBONES)})]
+    weights: str = "default"
+    embedding_dim: Count = 128
+    layer_norm: bool = False
+    normalize: Normalisation = "l2"
+    freeze_batch_norm: bool = True
+    pooling: Pooling = "average"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    projection: Projection = "linear"
+    head_init: HeadInit = "torch"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _freeze_only_what_is_trained(cls, block: Any) -> Any:
+        if isinstance(block, Mapping) and "freeze_batch_norm" not in block:
+            return {**block, "freeze_batch_norm": block.get("weights", "default") != "none"}
+        return block
+
+
+# --- optimizer and schedule ------------------------------------------------------------------------------------------
+
+
+class _Optimizer(Section):
+    """Learning rates and decays; backbone_learning_rate and loss_learning_rate are ``learning_rate`` unless given.
+
+    weight_decay acts on the network, loss_weight_decay on the parameters of the loss and the regularizers.
+    """
+
+    learning_rate: Positive = 1e-4
+    backbone_learning_rate: Positive | None = None
+    loss_learning_rate: Positive | None = None
+    weight_decay: NotNegative = 0.0
+    loss_weight_decay: NotNegative = 0.0
+    gradient_clip: Positive | None = None
+
+
+class AdamW(_Optimizer):
+    name: Literal["adamw"] = "adamw"
+
+
+class Adam(_Optimizer):
+    name: Literal["adam"]
+
+
+class Sgd(_Optimizer):
+    name: Literal["sgd"]
+    momentum: Momentum = 0.0
+
+
+class RmsProp(_Optimizer):
+    name: Literal["rmsprop"]
+    momentum: Momentum = 0.0
+
+
+Optimizer = Annotated[AdamW | Adam | Sgd | RmsProp, Field(discriminator="name")]
+
+
+class _Schedule(Section):
+    """warmup_epochs: linear from zero. new_layer_warmup_epochs: epochs at the start in which only head and loss learn.
+
+    new_layer_factor multiplies the learning rates in those epochs; after them the optimizer starts without momentum.
+    """
+
+    warmup_epochs: Index = 0
+    new_layer_warmup_epochs: Index = 0
+    new_layer_factor: Positive = 1.0
+
+
+class ConstantSchedule(_Schedule):
+    name: Literal["constant"] = "constant"
+
+
+class CosineSchedule(_Schedule):
+    name: Literal["cosine"]
+
+
+class StepSchedule(_Schedule):
+    """The learning rate is multiplied by ``gamma`` after each number of epochs in ``milestones``."""
+
+    name: Literal["step"]
+    milestones: Counts
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+
+Schedule = Annotated[ConstantSchedule | CosineSchedule | StepSchedule, Field(discriminator="name")]

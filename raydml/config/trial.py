@@ -16,23 +16,27 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model, model_validator
 
 from raydml.config import rules as compatibility
-from raydml.config.image_sections import Data, Model
 from raydml.config.sections import (
     STRICT,
+    AdamW,
+    ConstantSchedule,
     Count,
     Counts,
+    Data,
     Index,
     LossBlock,
     MethodBlock,
     MinerBlock,
+    Model,
     NotNegative,
+    Optimizer,
     OptionalPath,
     Positive,
     RegularizerBlocks,
     SamplerBlock,
+    Schedule,
     Section,
 )
-from raydml.config.training_sections import AdamW, Constant, Optimizer, Schedule
 from raydml.errors import ConfigError, Problem, problems_from, unknown_name
 
 __all__ = [
@@ -76,7 +80,7 @@ class Trial(Section):
     regularizers: RegularizerBlocks = Field(default_factory=dict)
     sampler: SamplerBlock
     optimizer: Optimizer = AdamW()
-    schedule: Schedule = Constant()
+    schedule: Schedule = ConstantSchedule()
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
     compile: bool = False
@@ -119,7 +123,7 @@ class Machine(Section):
         return self
 
 
-class Search(Section):
+class SearchStage(Section):
     """Stage 1. A grid is run num_trials times. sync decides in trial order and repeats exactly.
 
     grace_epochs and reduction_factor are those of successive halving; with scheduler none nothing is stopped.
@@ -132,7 +136,7 @@ class Search(Section):
     reduction_factor: Annotated[int, Field(ge=2)] = 3
 
 
-class Confirm(Section):
+class ConfirmStage(Section):
     """Stage 2: the best ``top`` configurations on the first ``folds`` folds, ``seeds`` times each."""
 
     top: Count = 1
@@ -140,7 +144,7 @@ class Confirm(Section):
     seeds: Count = 1
 
 
-class Finalize(Section):
+class FinalizeStage(Section):
     """Stage 3: the test classes are opened for the best ``top`` of the confirmed configurations.
 
     Without a confirm stage, for the best ``top`` of the search.
@@ -168,9 +172,9 @@ class Study(Section):
 
     name: Annotated[str, AfterValidator(_study_name), Field(json_schema_extra={"pattern": _NAME})] = "study"
     seed: Index = 0
-    search: Search = Search()
-    confirm: Confirm | None = None
-    finalize: Finalize | None = None
+    search: SearchStage = SearchStage()
+    confirm: ConfirmStage | None = None
+    finalize: FinalizeStage | None = None
     keep_checkpoints: Count = 3
     max_checkpoint_gib: Positive | None = None
     max_retries: Index = 2

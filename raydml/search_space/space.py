@@ -10,29 +10,32 @@ Every mistake in it is reported at once, with file and line, before anything sta
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from raydml.config.trial import Machine, Study, Trial, fingerprint, parse_machine, parse_study, parse_trial
-from raydml.errors import ABSENT, ConfigError, Problem, join_path, unknown_name
-from raydml.search_space.coverage import covering_picks
-from raydml.search_space.domain_reader import problems_of_first, with_domains
+from raydml.errors import ABSENT, ConfigError, Problem, join_path, nearest_name, unknown_name
 from raydml.search_space.domains import (
+    DOMAINS,
     Address,
     Choice,
     Range,
+    children,
     draws,
     grid_points,
     has_first,
     num_configurations,
+    problems_of_first,
     published_point,
     resolve,
+    shared_keys,
     to_plain,
+    with_domains,
 )
 from raydml.search_space.json_schema import json_schema
-from raydml.search_space.overrides import TOP, with_overrides
 from raydml.search_space.yaml_reader import Node, read_yaml
 
 __all__ = ["Space", "SpaceError", "json_schema", "load_space", "sample_trials"]
@@ -252,3 +255,138 @@ def _too_few(space: Space, wanted: int, distinct: int, num_points: int) -> Probl
     message = f"{asked} were asked for, and the space has only {distinct} distinct configuration(s)"
     cure = f"write at most {max(1, distinct // num_points)}, or widen the space"
     return Problem("study.search.num_trials", space.study.search.num_trials, message, cure=cure, where=str(space.path))
+
+
+ORIGIN = "--set"
+TOP = ("study", "trial", "machine")
+
+
+def with_overrides(
+    root: Node, overrides: Iterable[str], known: Mapping[str, Sequence[str]]
+) -> tuple[Node, list[Problem]]:
+    """The tree with every ``path=value`` put in, and the problems of those that could not be.
+
+    The value is YAML and may be a domain. known: top-level key -> the keys below it, for the help on a path that
+    lacks its top-level key.
+    """
+    problems: list[Problem] = []
+    for text in overrides:
+        path, equals, written = text.partition("=")
+        steps = path.strip().split(".")
+        mistake = _path_mistake(text, steps, equals, known)
+        if mistake is not None:
+            problems.append(mistake)
+            continue
+        value, unreadable = read_yaml(written, ORIGIN, lines=False)
+        problems += [problem.under(path) for problem in unreadable]
+        if value is None:
+            continue
+        changed = _put(root, steps, value, "")
+        if isinstance(changed, Problem):
+            problems.append(changed)
+        else:
+            root = changed
+    return root, problems
+
+
+def _path_mistake(text: str, steps: list[str], equals: str, known: Mapping[str, Sequence[str]]) -> Problem | None:
+    if not equals:
+        return Problem(text, ABSENT, "has no =", cure="write --set key=value, such as trial.epochs=5", where=ORIGIN)
+    if not all(steps):
+        return Problem(text, ABSENT, "has an empty key", cure="write --set trial.epochs=5", where=ORIGIN)
+    if steps[0] in TOP and len(steps) > 1:
+        return None
+    path = ".".join(steps)
+    message = f"a path starts with {', '.join(f'{top}.' for top in TOP)}"
+    owners = [top for top in TOP if steps[0] in known[top]]
+    if owners:
+        cure = f"write {' or '.join(f'{top}.{path}' for top in owners)}"
+        return Problem(path, ABSENT, message, nearest=f"{owners[0]}.{path}", cure=cure, where=ORIGIN)
+    nearest = nearest_name(steps[0], TOP)
+    whole = ".".join([nearest, *steps[1:]]) if nearest else None
+    cure = f"write {whole}" if whole else f"write --set {TOP[1]}.key=value"
+    return Problem(path, ABSENT, message, TOP, whole, cure, ORIGIN)
+
+
+def _put(node: Node, steps: list[str], value: Node, path: str) -> Node | Problem:
+    if not steps:
+        return Node(value.value, ORIGIN)
+    entries = {} if node.value is None else node.value
+    if not isinstance(entries, dict):
+        cure = f"set {path} as a whole"
+        return Problem(join_path(path, *steps), ABSENT, f"{path} is not a block of keys", cure=cure, where=ORIGIN)
+    domain = next((name for name in entries if name in DOMAINS), None)
+    if domain is not None and steps != ["first"]:
+        message, cure = f"{path} is a {domain}", f"set {path} as a whole, or change the file"
+        return Problem(join_path(path, *steps), ABSENT, message, cure=cure, where=ORIGIN)
+    step, *rest = steps
+    if rest and step not in entries:
+        owner = next((key for key in entries if step in shared_keys(key) and "," in key), None)
+        if owner is not None:
+            whole = join_path(path, step)
+            message = f"{step} is supplied by the blocks of `{owner}`"
+            cure = f"set {whole} as a whole (it then replaces what the blocks say), or change the file"
+            return Problem(join_path(path, *steps), ABSENT, message, cure=cure, where=ORIGIN)
+    changed = _put(entries.get(step, Node(None, ORIGIN)), rest, value, join_path(path, step))
+    return changed if isinstance(changed, Problem) else Node({**entries, step: changed}, node.where)
+
+
+MAX_CONFIGURATIONS = 4000  # about two seconds; pairs of ranges, the least telling, are what is left out
+
+
+class _Pick(NamedTuple):
+    """One value of one domain and the alternatives one must take to get there."""
+
+    address: Address
+    value: Any
+    on_the_way: tuple[tuple[Address, int], ...]
+    is_choice: bool
+
+    def fixes(self) -> dict[Address, Any]:
+        return {**dict(self.on_the_way), self.address: self.value}
+
+
+def covering_picks(node: Node) -> Iterator[Callable[[Address, Choice | Range], Any]]:
+    """A ``pick`` for `resolve` for each configuration of the covering set."""
+    picks = list(_picks(node, (), ()))
+    # Stable: alternatives before ends of ranges, so that the limit cuts the pairs of two ranges first.
+    pairs = sorted(combinations(picks, 2), key=lambda pair: -pair[0].is_choice - pair[1].is_choice)
+    yield _taking({})
+    for pick in picks:
+        yield _taking(pick.fixes())
+    compatible = (fixes for first, second in pairs if (fixes := _together(first, second)) is not None)
+    for fixes in islice(compatible, MAX_CONFIGURATIONS):
+        yield _taking(fixes)
+
+
+def _picks(node: Node, address: Address, on_the_way: tuple[tuple[Address, int], ...]) -> Iterator[_Pick]:
+    if isinstance(node.value, Range):
+        for end in node.value.ends():
+            yield _Pick(address, end, on_the_way, False)
+        return
+    for step, child in children(node):
+        inside = on_the_way
+        if isinstance(node.value, Choice):
+            assert isinstance(step, int)
+            yield _Pick(address, step, on_the_way, True)
+            inside = (*on_the_way, (address, step))
+        yield from _picks(child, (*address, step), inside)
+
+
+def _together(first: _Pick, second: _Pick) -> dict[Address, Any] | None:
+    """What to fix for both, or None when they exclude each other."""
+    if first.address == second.address:
+        return None
+    fixed, other = first.fixes(), second.fixes()
+    if any(fixed[address] != value for address, value in other.items() if address in fixed):
+        return None
+    return {**fixed, **other}
+
+
+def _taking(fixed: dict[Address, Any]) -> Callable[[Address, Choice | Range], Any]:
+    """The fixed values; elsewhere the first item and the low end."""
+
+    def pick(address: Address, domain: Choice | Range) -> Any:
+        return fixed.get(address, 0 if isinstance(domain, Choice) else domain.low)
+
+    return pick

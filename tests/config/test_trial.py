@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from raydml import registry
-from raydml.config import plugin_rules
+from raydml.config import rules
 from raydml.config.trial import ConfigError, Trial, fingerprint, parse_machine, parse_study, parse_trial
 from raydml.training.optimizers import OPTIMIZERS
 
@@ -224,7 +224,7 @@ def test_a_setting_that_nothing_uses_is_refused():
             "smallest and the largest",
         ),
         ("model.weights", {"model": {"backbone": "convnet"}}, "no published weights"),
-        ("model.freeze_batch_norm", {"model.freeze_batch_norm": True}, "nothing has trained"),
+        ("model.freeze_batch_norm", {"model.freeze_batch_norm": True}, "were never trained"),
         ("sampler.images_per_class", {"sampler.images_per_class": 1}, "no positive pair"),
         ("schedule.warmup_epochs", {"schedule": {"name": "cosine", "warmup_epochs": 10}}, "10 epochs"),
         ("schedule.milestones", {"schedule": {"name": "step", "milestones": [5, 2]}}, "must rise"),
@@ -311,11 +311,11 @@ def test_rules_between_the_settings_of_a_plugin_are_found_in_its_constructor(mon
         raise ValueError(f"{kind}/{name}: these two exclude each other")
 
     monkeypatch.setattr(registry, "build", refuse)
-    plugin_rules._construct_once.cache_clear()
+    rules._construct_once.cache_clear()
     try:
         found = problems_with(**{"loss.margin": 0.123})
     finally:
-        plugin_rules._construct_once.cache_clear()
+        rules._construct_once.cache_clear()
     assert found["loss"].message == "losses/margin: these two exclude each other"
     assert found["miner"].message == "miners/distance_weighted: these two exclude each other"
 

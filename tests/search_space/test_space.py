@@ -6,10 +6,8 @@ import textwrap
 import pytest
 
 from raydml.config.trial import fingerprint
-from raydml.search_space.coverage import MAX_CONFIGURATIONS, covering_picks
-from raydml.search_space.domain_reader import with_domains
-from raydml.search_space.domains import Range, num_configurations, published_point, resolve, to_plain
-from raydml.search_space.space import SpaceError, load_space, sample_trials
+from raydml.search_space.domains import Range, num_configurations, published_point, resolve, to_plain, with_domains
+from raydml.search_space.space import MAX_CONFIGURATIONS, SpaceError, covering_picks, load_space, sample_trials
 from raydml.search_space.yaml_reader import read_yaml
 
 # Line 1 is "trial:", each key below it has the line one counts here.
