@@ -38,7 +38,7 @@ from raydml.search_space.domains import (
 from raydml.search_space.json_schema import json_schema
 from raydml.search_space.yaml_reader import Node, read_yaml
 
-__all__ = ["Space", "SpaceError", "json_schema", "load_space", "sample_trials"]
+__all__ = ["SearchSpace", "SpaceError", "json_schema", "load_space", "sample_trials"]
 
 _MAX_REDRAWS = 3_000  # about two seconds
 
@@ -48,7 +48,7 @@ class SpaceError(ConfigError):
 
 
 @dataclass(frozen=True)
-class Space:
+class SearchSpace:
     """A valid search space. trial: the tree with its domains."""
 
     path: Path
@@ -62,7 +62,7 @@ class Space:
         return {**settings, "trial": to_plain(self.trial)}
 
 
-def load_space(path: Path | str, overrides: Iterable[str] = ()) -> Space:
+def load_space(path: Path | str, overrides: Iterable[str] = ()) -> SearchSpace:
     """Read, override (``"trial.epochs=5"``; values are YAML and may be domains) and check a space.
 
     Without ``study.name`` the study is named after the file. Raises SpaceError with every problem found.
@@ -103,7 +103,7 @@ def load_space(path: Path | str, overrides: Iterable[str] = ()) -> Space:
     ]
     if problems or study is None or machine is None:
         raise SpaceError(problems)
-    return Space(path, study, machine, tree)
+    return SearchSpace(path, study, machine, tree)
 
 
 def _below(path: str, others: tuple[str, ...]) -> bool:
@@ -203,7 +203,7 @@ def _across(trial: Trial, study: Study | None, machine: Machine | None) -> list[
 # --- sampling --------------------------------------------------------------------------------------------------------
 
 
-def sample_trials(space: Space) -> list[Trial]:
+def sample_trials(space: SearchSpace) -> list[Trial]:
     """The trials of the search stage.
 
     Every combination of all grids, ``num_trials`` times over (round by round), each with its own draw of everything
@@ -226,7 +226,7 @@ def sample_trials(space: Space) -> list[Trial]:
 
 
 def _draw_new(
-    space: Space, index: int, point: Mapping[Address, int], seen: set[str], wanted: int, num_points: int
+    space: SearchSpace, index: int, point: Mapping[Address, int], seen: set[str], wanted: int, num_points: int
 ) -> Trial:
     """Trial number ``index``, different from all in ``seen`` (to which it is added)."""
     tried: set[str] = set()
@@ -250,7 +250,7 @@ def _draw_new(
     raise SpaceError([_too_few(space, wanted, len(seen), num_points)])
 
 
-def _too_few(space: Space, wanted: int, distinct: int, num_points: int) -> Problem:
+def _too_few(space: SearchSpace, wanted: int, distinct: int, num_points: int) -> Problem:
     asked = f"{wanted} trials" + (f" ({num_points} grid points, each num_trials times)" if num_points > 1 else "")
     message = f"{asked} were asked for, and the space has only {distinct} distinct configuration(s)"
     cure = f"write at most {max(1, distinct // num_points)}, or widen the space"

@@ -29,7 +29,7 @@ from raydml.data.splits import Split, make_split
 from raydml.errors import did_you_mean
 from raydml.models.network import build_network
 from raydml.ops.files import write_whole
-from raydml.search_space.space import Space, sample_trials
+from raydml.search_space.space import SearchSpace, sample_trials
 from raydml.training import checkpoint
 from raydml.training.parts import make_sampler
 from raydml.training.trial_images import Catalogs, open_development
@@ -54,7 +54,7 @@ def read_json(path: Path) -> Any:
 # --- making and finding ---------------------------------------------------------------------------------------------
 
 
-def create_study(space: Space, *, storage: Path, tracking_uri: str, space_text: str) -> Path:
+def create_study(space: SearchSpace, *, storage: Path, tracking_uri: str, space_text: str) -> Path:
     """Make the folder of a new study, or hand back the folder of the same study made before.
 
     Everything that can be wrong is found here, before an actor starts: unreadable images, splits without classes,
@@ -101,7 +101,7 @@ def create_study(space: Space, *, storage: Path, tracking_uri: str, space_text: 
     return folder
 
 
-def described_trials(space: Space, catalogs: Catalogs) -> list[Trial]:
+def described_trials(space: SearchSpace, catalogs: Catalogs) -> list[Trial]:
     """The sampled trials of a space, each with the hash of the images it means: their fingerprints are final."""
     trials = [_with_content(trial, catalogs.of(trial).content) for trial in sample_trials(space)]
     if len(metrics := sorted({trial.select_on for trial in trials})) > 1:
@@ -222,7 +222,7 @@ def newest_checkpoint(folder: Path, stage: str, key: str) -> Path | None:
     return None
 
 
-def dry_run(space: Space) -> dict[str, Any]:
+def dry_run(space: SearchSpace) -> dict[str, Any]:
     """What a study would do: stages with their number of trials and epochs, resources of a trial, and each sampled
     configuration with its fingerprint and the settings in which the configurations differ."""
     catalogs = Catalogs(space.machine)

@@ -1,11 +1,11 @@
-"""A trial's state on disk: written so that a reader never takes half a checkpoint for a whole one.
+"""Checkpoints: a trial's state on disk, written so that an incomplete one is recognised.
 
     state.pt             everything needed to continue: tensors and plain values
     weights.safetensors  the best network so far
-    model.json           the model card: how to rebuild the network, what it was fed, where it comes from
+    model.json           the model card: how to rebuild the network, its input, its origin
     manifest.json        size and sha256 of the three, written last: no manifest, no checkpoint
 
-No file is opened in a way that could run code it holds.
+No file is opened in a way that could run code inside it.
 """
 
 import functools
@@ -123,8 +123,7 @@ def version() -> str:
 def git_commit() -> str | None:
     """The commit of raydml's own sources, with "-dirty" when tracked files differ; None outside a repository.
 
-    A package installed into an environment that happens to lie in somebody's repository is not tracked there
-    and gives None.
+    A package installed into an environment inside another repository is not tracked there: None.
     """
     source = Path(__file__).resolve()
     if _git(source.parent, "ls-files", "--error-unmatch", source.name) is None:
@@ -137,7 +136,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=False
         )
-    except (OSError, subprocess.TimeoutExpired):  # no git here: the commit is unknown, which is no error
+    except (OSError, subprocess.TimeoutExpired):  # no git on this machine: the commit is unknown, which is no error
         return None
     return done.stdout.strip() if done.returncode == 0 else None
 
@@ -152,7 +151,7 @@ def _facts(path: Path) -> dict[str, Any]:
 
 
 def _checked(folder: Path, name: str) -> Path:
-    """The path of a checkpoint's file once its size and sha256 have been found as the manifest states."""
+    """Return the path of a checkpoint's file after checking its size and sha256 against the manifest."""
     folder = Path(folder)
     try:
         stated = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"][name]
@@ -160,7 +159,7 @@ def _checked(folder: Path, name: str) -> Path:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{folder} is not a complete checkpoint ({type(error).__name__}: {error}); "
-            "use an older one from the folder it lies in"
+            "use an older one from the same folder"
         ) from error
     if found != stated:
         raise CheckpointError(f"{folder / name} is not as it was written (size or sha256 differ); use an older one")

@@ -7,7 +7,7 @@ from types import MappingProxyType
 import torch
 from torch import nn
 
-GROUPS = ("backbone", "head", "loss")  # of every method; a method may have others of its own
+GROUPS = ("backbone", "head", "loss")  # every method has these, and may have more
 
 
 # Betas, epsilon and RMSprop's alpha are torch's defaults, as in all the systems we reproduce.
@@ -32,11 +32,11 @@ def build_optimizer(
     """Return an optimiser with one group per entry of ``groups`` (empty ones are left out).
 
     Each group carries its ``name`` and, under ``base_lr``, the learning rate that a schedule scales. A group that is
-    not in ``learning_rates`` takes that of the head, and its decay from ``own_weight_decays``. Weight decay acts on
-    the network; the parameters of the loss have their own, 0 unless given: a margin's beta or a
-    proxy has no reason to be near zero (Roth et al., "Revisiting Training Strategies", ICML 2020, give the
-    criterion its own group without decay), but the class vectors of BMVC 2019 and the levels of AAAI 2021 do
-    decay. settings: what the optimiser of this name takes besides, such as momentum.
+    not in ``learning_rates`` has that of the head, and its decay from ``own_weight_decays``. Weight decay acts on the
+    network; the parameters of the loss have their own, 0 by default: a margin's beta or a proxy need not be near zero
+    (Roth et al., "Revisiting Training Strategies", ICML 2020, give the criterion its own group without decay), but the
+    class vectors of BMVC 2019 and the levels of AAAI 2021 decay. settings: further keywords of the optimiser, such as
+    momentum.
     """
     decays = {"backbone": weight_decay, "head": weight_decay, "loss": loss_weight_decay, **own_weight_decays}
     rates = {group: learning_rates.get(group, learning_rates["head"]) for group in groups}

@@ -1,4 +1,4 @@
-"""From a trial's configuration to the parts that train: method and optimiser."""
+"""The parts that train, built from a trial: method, objective, sampler and optimiser."""
 
 from functools import partial
 from typing import Any
@@ -17,13 +17,13 @@ from raydml.training.randomness import seed_for
 
 
 def network_arguments(trial: Trial) -> dict[str, Any]:
-    """What rebuilds the network of a trial, given weights and a seed: keywords of ``model.build_network``."""
+    """Return the keywords of ``build_network`` for the network of a trial, without weights and seed."""
     method: type[Method] = registry.load("methods", trial.method.name)
     return {**trial.model.model_dump(exclude={"weights"}), **method.network_arguments(**trial.method.settings)}
 
 
 def build_method(trial: Trial, train_labels: np.ndarray, device: torch.device) -> Method:
-    """The trial's method with its network, objectives and samplers, on the device, initialised from its seed.
+    """Return the trial's method with its network, objectives and samplers, on the device, initialised from its seed.
 
     train_labels: (N,) int64 in 0..C-1.
     """
@@ -53,7 +53,7 @@ def build_method(trial: Trial, train_labels: np.ndarray, device: torch.device) -
 def make_objective(
     trial: Trial, network: Network, num_classes: int, embedding_dim: int, *, with_regularizers: bool = True
 ) -> Objective:
-    """The trial's loss, miner and regularisers, new ones, for so many classes and embeddings of this size."""
+    """Return a new objective: the trial's loss, miner and regularisers for this number of classes and dimensions."""
     sizes = {"num_classes": num_classes, "embedding_dim": embedding_dim}
     loss = registry.build("losses", trial.loss.name, **sizes, **trial.loss.settings)
     miner = registry.build("miners", trial.miner.name, **trial.miner.settings) if trial.miner else None
@@ -66,13 +66,13 @@ def make_objective(
 
 
 def make_sampler(trial: Trial, labels: np.ndarray) -> Sampler:
-    """The trial's sampler for images of these labels (N,). Raises DataError for what it cannot make batches of."""
+    """Return the trial's sampler for images with these labels (N,). Raises DataError where it cannot make batches."""
     sampler: Sampler = registry.build("samplers", trial.sampler.name, labels=labels, **trial.sampler.settings)
     return sampler
 
 
 def build_trial_optimizer(trial: Trial, method: Method) -> torch.optim.Optimizer:
-    """The trial's optimiser over every parameter of the method; ValueError if one would be left out."""
+    """Return the trial's optimiser of every parameter of the method. Raises ValueError if one would be left out."""
     groups = method.parameter_groups()
     check_every_parameter_learns(method.named_parameters(), groups)
     settings = trial.optimizer
@@ -88,5 +88,5 @@ def build_trial_optimizer(trial: Trial, method: Method) -> torch.optim.Optimizer
         weight_decay=settings.weight_decay,
         loss_weight_decay=settings.loss_weight_decay,
         own_weight_decays=method.weight_decays(),
-        **settings.model_dump(include={"momentum"}),  # of those that have it
+        **settings.model_dump(include={"momentum"}),  # sgd and rmsprop have it
     )

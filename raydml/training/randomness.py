@@ -12,7 +12,7 @@ PURPOSES = ("network_init", "loss_init", "sampler", "augmentation", "mining", "l
 
 
 def seed_for(seed: int, purpose: str) -> int:
-    """A seed in 0..2**63 - 1 for one purpose; purposes are independent streams (numpy's SeedSequence)."""
+    """Return a seed in 0..2**63 - 1 for one purpose; purposes are independent streams (numpy's SeedSequence)."""
     sequence = np.random.SeedSequence(seed, spawn_key=(PURPOSES.index(purpose),))
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
@@ -20,7 +20,7 @@ def seed_for(seed: int, purpose: str) -> int:
 class Randomness:
     """The generators of one trial, all on the CPU, so that a CPU and a GPU draw the same numbers.
 
-    sampler: numpy; augmentation and mining: torch; layers: torch, seeds what draws from torch's global state
+    sampler: numpy; augmentation and mining: torch; layers: torch, seeds the layers that draw from torch's global state
     (dropout, stochastic depth).
     """
 
@@ -31,7 +31,7 @@ class Randomness:
         self.layers = torch.Generator().manual_seed(seed_for(seed, "layers"))
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of every generator: tensors and plain values."""
+        """Return the state of every generator: tensors and plain values."""
         return {
             "sampler": dict(self.sampler.bit_generator.state),
             "augmentation": self.augmentation.get_state(),
@@ -40,22 +40,23 @@ class Randomness:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take every generator back to where it was saved."""
+        """Set every generator to its saved state."""
         self.sampler.bit_generator.state = state["sampler"]
         self.augmentation.set_state(state["augmentation"])
         self.mining.set_state(state["mining"])
         self.layers.set_state(state["layers"])
 
     def batch_seeds(self, num_batches: int) -> np.ndarray:
-        """(num_batches,) int64 seeds for the augmentation of the next batches.
+        """Return the seeds of the augmentation of the next batches, (num_batches,) int64.
 
-        Each batch has its own, so that it is the same whether its batches were prepared ahead, or anew after a restart.
+        Each batch has its own, so that it is the same when it is prepared ahead and when it is prepared again after a
+        restart.
         """
         return torch.randint(2**62, (num_batches,), generator=self.augmentation).numpy()
 
     @contextmanager
     def seeded_layers(self, device: torch.device) -> Iterator[None]:
-        """Inside, torch's global generators start from ``layers``; afterwards they are as they were before."""
+        """Seed torch's global generators from ``layers`` inside the block, and restore them after it."""
         cuda = [device.index or 0] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
             seed = int(torch.randint(2**62, (), generator=self.layers))

@@ -1,5 +1,7 @@
-"""Training of one trial: a generator that yields one plain dictionary an epoch. No Ray, no MLflow, no branches on
-what method, loss or sampler it has."""
+"""Training of one trial: a generator that yields one plain dictionary an epoch.
+
+It knows neither Ray nor MLflow, and never branches on the name of a method, loss or sampler.
+"""
 
 import math
 import time
@@ -31,13 +33,13 @@ from raydml.training.trial_images import open_development
 class Trainer:
     """One trial from its configuration to its best weights.
 
-    Building it opens the images, makes the network and refuses what cannot be trained: ValueError (ConfigError,
-    DataError, ModelError, WeightsError, PluginError) with the cure. It sets torch's number of threads for this
-    process to ``machine.cpus_per_trial``: sums are then split differently, so another number of threads gives
-    other last bits. ``device`` is a torch device string such as "cpu" or "cuda:0".
+    The constructor opens the images and builds the network. It raises ValueError (ConfigError, DataError, ModelError,
+    WeightsError), with the cure, for what cannot be trained. It sets torch's number of threads for this process to
+    ``machine.cpus_per_trial``; the last bits of a number depend on it, because sums are split differently. ``device``
+    is a torch device string such as "cpu" or "cuda:0".
 
-    ``epochs()`` goes on where ``load_state_dict`` or ``restore`` left off; on a CPU 4 epochs and 2 + restore + 2
-    epochs are the same bit for bit.
+    ``epochs()`` continues after ``load_state_dict`` or ``restore``; on a CPU 4 epochs and 2 + restore + 2 epochs are
+    the same bit for bit.
     """
 
     def __init__(self, trial: Trial, machine: Machine, *, device: str) -> None:
@@ -69,22 +71,22 @@ class Trainer:
         )
         self.epoch = 0
         self.ended = ""
-        self.under_way: EpochUnderWay | None = None
-        self.seen_train: Pixels | None = None  # the training images as evaluation sees them, once a method asks
+        self.epoch_state: EpochState | None = None
+        self.train_images_for_eval: Pixels | None = None  # opened when a method clusters for the first time
         self.last_result: dict[str, Any] = {}
         self.best_epoch = 0  # 0: the network as it was built
         self.best_metrics: dict[str, float] = {}
         self.best_weights = _snapshot(self.method.network.state_dict())
 
     def epochs(self) -> Iterator[dict[str, Any]]:
-        """Train and validate one epoch at a time; yields after each, and stops when the trial has ended.
+        """Train and validate; yield a result after each epoch, until the trial has ended.
 
         A result holds: epoch (from 1), train_loss (mean over the batches), val_recall_at_k for each k,
-        val_r_precision, val_map_at_r, the same of binary codes where the trial asks for them (val_binary_...),
+        val_r_precision, val_map_at_r, the same of binary codes where the trial has them (val_binary_...),
         best_<select_on>, learning_rate (of the head, at the last step), gradient_norm (over all parameters before
         clipping, mean over the batches), sampler_coverage, sampler_duplicates, epoch_s, images_per_s (training alone),
-        after a clustering what the method says of it and clustering_s (features included), and ended: "" while it goes
-        on, "finished", "non_finite_loss" or "collapsed". Every number in it is finite: what could not be measured is
+        after a clustering the metrics of the method and clustering_s (features included), and ended: "" before the last
+        epoch, then "finished", "non_finite_loss" or "collapsed". Every number is finite: what could not be measured is
         absent.
         """
         for result in self.steps():
@@ -92,9 +94,9 @@ class Trainer:
                 yield result
 
     def steps(self) -> Iterator[dict[str, Any] | None]:
-        """As ``epochs``, with a None after each batch: there, too, the state can be taken and training can stop.
+        """Train like ``epochs``, and yield None after each batch; the state can be taken there, too.
 
-        A trainer that gets a state from the middle of an epoch trains the batches that are left of it.
+        A trainer with a state from the middle of an epoch trains the remaining batches of it.
         """
         while not self.ended:
             try:
@@ -105,13 +107,13 @@ class Trainer:
                 yield self._end_epoch()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that decides the rest of the run, copied to the CPU: tensors and plain values only."""
+        """Return everything that the rest of the run depends on, copied to the CPU: tensors and plain values."""
         return {
             "fingerprint": fingerprint(self.trial),
             "epoch": self.epoch,
             "ended": self.ended,
             "last_result": dict(self.last_result),
-            "under_way": None if self.under_way is None else _snapshot(self.under_way.to_dict()),
+            "epoch_state": None if self.epoch_state is None else _snapshot(self.epoch_state.to_dict()),
             "method": _snapshot(self.method.state_dict()),
             "samplers": {name: _snapshot(sampler.state_dict()) for name, sampler in self.method.samplers.items()},
             "optimizer": _snapshot(self.optimizer.state_dict()),
@@ -123,7 +125,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state of the same trial; ValueError for that of another one."""
+        """Continue from a state of the same trial. Raises ValueError for the state of another trial."""
         own = fingerprint(self.trial)
         if state["fingerprint"] != own:
             raise ValueError(
@@ -133,14 +135,14 @@ class Trainer:
         self.method.load_state_dict(state["method"])
         for name, sampler in self.method.samplers.items():
             sampler.load_state_dict(state["samplers"][name])
-        # The optimiser would go on working in the tensors it is given.
+        # A copy: the optimiser updates the tensors of its state in place.
         self.optimizer.load_state_dict(_snapshot(state["optimizer"]))
         self.scaler.load_state_dict(state["scaler"])
         self.randomness.load_state_dict(state["randomness"])
         self.epoch, self.ended = state["epoch"], state["ended"]
         self.last_result = dict(state["last_result"])
-        under_way = state["under_way"]
-        self.under_way = None if under_way is None else EpochUnderWay.from_dict(_snapshot(under_way), self.device)
+        epoch_state = state["epoch_state"]
+        self.epoch_state = None if epoch_state is None else EpochState.from_dict(_snapshot(epoch_state), self.device)
         self.best_epoch, self.best_metrics = state["best_epoch"], dict(state["best_metrics"])
         self.best_weights = _snapshot(state["best_weights"])
 
@@ -151,7 +153,7 @@ class Trainer:
         return checkpoint.save(folder, state=state, model_card=self.model_card(), best_weights=weights)
 
     def restore(self, folder: Path) -> dict[str, Any]:
-        """Continue from a checkpoint; returns the result of the epoch it was written after ({} for none).
+        """Continue from a checkpoint; return the result of the epoch before it ({} for none).
 
         Raises CheckpointError when the checkpoint is damaged.
         """
@@ -160,7 +162,7 @@ class Trainer:
         return dict(self.last_result)
 
     def model_card(self) -> dict[str, Any]:
-        """How to rebuild the network of the best weights and feed it, and where they come from; plain JSON."""
+        """Return plain JSON: how to rebuild the network of the best weights, its input and its origin."""
         return {
             "network": parts.network_arguments(self.trial),
             "preprocessing": self.preprocessing.to_dict(),
@@ -175,11 +177,11 @@ class Trainer:
     # --- one epoch -----------------------------------------------------------------------------------------
 
     def _end_epoch(self) -> dict[str, Any]:
-        assert self.under_way is not None
-        result: dict[str, Any] = {"epoch": self.epoch + 1, **self.under_way.result()}
-        num_batches = len(self.under_way.plan.batches)
+        assert self.epoch_state is not None
+        result: dict[str, Any] = {"epoch": self.epoch + 1, **self.epoch_state.result()}
+        num_batches = len(self.epoch_state.plan.batches)
         result["learning_rate"] = self.trial.optimizer.learning_rate * self._rate_factor(num_batches - 1, num_batches)
-        trained_s, self.under_way = self.under_way.seconds, None
+        trained_s, self.epoch_state = self.epoch_state.seconds, None
         start = time.perf_counter()
         validated = self._validate() if math.isfinite(result["train_loss"]) else "non_finite_loss"
         ended = validated if isinstance(validated, str) else ""
@@ -191,7 +193,7 @@ class Trainer:
         return self._end(result, ended)
 
     def _end(self, result: Mapping[str, float], ended: str) -> dict[str, Any]:
-        """Close the epoch with what is finite of its result."""
+        """Close the epoch; return the finite part of its result."""
         self.epoch += 1
         self.ended = ended
         best = {f"best_{name}": value for name, value in self.best_metrics.items() if name == self.trial.select_on}
@@ -200,22 +202,22 @@ class Trainer:
         return dict(self.last_result)
 
     def _train(self) -> Iterator[None]:
-        """The batches of an epoch that are still to be trained; a new epoch is planned where none is under way."""
+        """Train the remaining batches of the epoch, after planning it where it has not begun."""
         start = time.perf_counter()
         self.method.train()
         # Without a gradient the backbone neither moves nor gathers momentum that would push it later.
         new_layers_only = self.epoch < self.trial.schedule.new_layer_warmup_epochs
         for parameter in self.method.parameter_groups()["backbone"]:
             parameter.requires_grad_(not new_layers_only)
-        if self.under_way is None:
+        if self.epoch_state is None:
             clustering = self._recluster()
             start = time.perf_counter()
             if self.epoch == self.trial.schedule.new_layer_warmup_epochs > 0:
                 self.optimizer.state.clear()  # the first epoch in which all layers learn has an optimiser of its own
             plan = self.method.plan_epoch(self.epoch, self.randomness.sampler)
             seeds = self.randomness.batch_seeds(len(plan.batches))
-            self.under_way = EpochUnderWay(plan, seeds, self.device, clustering)
-        epoch, plan = self.under_way, self.under_way.plan
+            self.epoch_state = EpochState(plan, seeds, self.device, clustering)
+        epoch, plan = self.epoch_state, self.epoch_state.plan
         flip = None if plan.flip is None else plan.flip[epoch.position :]
         loaded = self.loader.batches(plan.batches[epoch.position :], epoch.seeds[epoch.position :], flip)
         with closing(loaded):
@@ -227,7 +229,7 @@ class Trainer:
                 start = time.perf_counter()
 
     def _recluster(self) -> dict[str, float]:
-        """What there is to say of a clustering before the next epoch; nothing where the method wants none."""
+        """Cluster where the method is due to, and return its metrics and clustering_s; {} where it is not."""
         if not self.method.time_to_recluster(self.epoch):
             return {}
         start = time.perf_counter()
@@ -235,14 +237,14 @@ class Trainer:
         return {**clustering, "clustering_s": time.perf_counter() - start}
 
     def _features(self, forward: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
-        """(N, F): forward of all training images as evaluation sees them."""
-        if self.seen_train is None:
-            original = self.trial.data.cache == "off"  # the training images are files of any size then
+        """Return forward(images), (N, F), of all training images, prepared as for evaluation."""
+        if self.train_images_for_eval is None:
+            original = self.trial.data.cache == "off"  # the training images are then files of any size
             opened = open_development(self.trial, self.machine, augmented=False).train if original else None
-            self.seen_train = (opened or self.train_images).pixels
+            self.train_images_for_eval = (opened or self.train_images).pixels
         features = embed.embed(
             self.method,
-            self.seen_train,
+            self.train_images_for_eval,
             self.preprocessing,
             device=self.device,
             batch_size=self.machine.evaluation_batch,
@@ -250,7 +252,7 @@ class Trainer:
             forward=forward,
         )
         if not np.isfinite(features).all():
-            raise _NonFiniteFeatures  # what broke need not be what validation embeds with
+            raise _NonFiniteFeatures  # validation may use other layers, so its embeddings may be finite
         return features
 
     def _set_learning_rates(self, batch: int, num_batches: int) -> None:
@@ -272,7 +274,7 @@ class Trainer:
         return factor * (schedule.new_layer_factor if self.epoch < schedule.new_layer_warmup_epochs else 1.0)
 
     def _step(self, images: Tensor, plan: EpochPlan, position: int) -> tuple[Tensor, Tensor]:
-        """One update; returns the loss and the norm of the gradient, both scalars on the device.
+        """Update the parameters once; return the loss and the norm of the gradient, both scalars on the device.
 
         images: (B, 3, crop, crop) normalised, the batch of the plan at this position.
         """
@@ -303,7 +305,7 @@ class Trainer:
         return loss.detach(), norm
 
     def _validate(self) -> dict[str, float] | str:
-        """The validation metrics, or the reason why there are none."""
+        """Return the validation metrics, or the reason why there are none."""
         embeddings = embed.embed(
             self.method,
             self.val_images.pixels,
@@ -315,7 +317,7 @@ class Trainer:
         if not np.isfinite(embeddings).all():
             return "non_finite_loss"  # the last update of the epoch broke the weights
         if is_collapsed(embeddings, device=self.device):
-            return "collapsed"  # neighbours are then in the order of the files, and say nothing
+            return "collapsed"  # the order of the neighbours is then that of the files
         protocols = protocols_of(self.val_images.roles, ())
         scored = score_by_all(
             embeddings,
@@ -327,7 +329,7 @@ class Trainer:
             device=self.device,
         )
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # the memory of the scores: training, or another trial on this GPU, has use for it
+            torch.cuda.empty_cache()  # the memory of the scores is free for training and for other trials on this GPU
         return {f"val_{name}": value for name, value in scored.metrics.items()}
 
     def _keep_if_best(self, metrics: Mapping[str, float], epoch: int) -> None:
@@ -335,6 +337,58 @@ class Trainer:
         if not self.best_metrics or metrics[select_on] > self.best_metrics[select_on]:
             self.best_epoch, self.best_metrics = epoch, dict(metrics)
             self.best_weights = _snapshot(self.method.network.state_dict())
+
+
+class EpochState:
+    """An epoch in which some batches are trained: its plan, the seed of each batch, the sums for its result.
+
+    clustering: the metrics of the clustering before it, with its time.
+    """
+
+    def __init__(
+        self, plan: EpochPlan, seeds: np.ndarray, device: torch.device, clustering: Mapping[str, float]
+    ) -> None:
+        self.plan, self.seeds, self.clustering = plan, seeds, dict(clustering)
+        self.position = 0
+        self.seconds = 0.0
+        # The host reads these after the last batch only: each read makes the device wait.
+        self.loss_sum = torch.zeros((), device=device)
+        self.norm_sum = torch.zeros((), device=device)
+
+    def add(self, loss: Tensor, norm: Tensor, *, seconds: float) -> None:
+        """Add one trained batch."""
+        self.loss_sum += loss
+        self.norm_sum += norm
+        self.seconds += seconds
+        self.position += 1
+
+    def result(self) -> dict[str, float]:
+        """Return the training metrics of the complete epoch. Waits for the device; call it once."""
+        num_batches = len(self.plan.batches)
+        num_images = sum(len(indices) for indices in self.plan.batches)
+        start = time.perf_counter()
+        loss_sum, norm_sum = self.loss_sum.item(), self.norm_sum.item()
+        self.seconds += time.perf_counter() - start  # a GPU may still have been training
+        return {
+            "train_loss": loss_sum / num_batches,
+            "gradient_norm": norm_sum / num_batches,
+            "sampler_coverage": self.plan.coverage,
+            "sampler_duplicates": self.plan.num_duplicates,
+            "images_per_s": num_images / self.seconds,
+            **self.clustering,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the state as arrays, tensors and plain values."""
+        return {**vars(self), "plan": self.plan.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], device: torch.device) -> "EpochState":
+        """Return the state of `to_dict`, whose arrays have become tensors."""
+        epoch = cls(EpochPlan.from_dict(values["plan"]), values["seeds"].numpy(), device, values["clustering"])
+        epoch.position, epoch.seconds = values["position"], values["seconds"]
+        epoch.loss_sum, epoch.norm_sum = values["loss_sum"].to(device), values["norm_sum"].to(device)
+        return epoch
 
 
 class _NonFiniteFeatures(ArithmeticError):
@@ -347,7 +401,7 @@ def _on(device: torch.device, indices: np.ndarray) -> Tensor:
 
 
 def _snapshot(value: Any) -> Any:
-    """A copy on the CPU of tensors inside dictionaries, lists and tuples; numpy arrays become tensors."""
+    """Return a copy on the CPU of tensors inside dictionaries, lists and tuples; numpy arrays become tensors."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, np.ndarray):
@@ -357,55 +411,3 @@ def _snapshot(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_snapshot(item) for item in value)
     return value
-
-
-class EpochUnderWay:
-    """An epoch of which some batches are trained: its plan, the seed of each batch, the sums that its result needs.
-
-    clustering: what the method said of the clustering before it, with its time.
-    """
-
-    def __init__(
-        self, plan: EpochPlan, seeds: np.ndarray, device: torch.device, clustering: Mapping[str, float]
-    ) -> None:
-        self.plan, self.seeds, self.clustering = plan, seeds, dict(clustering)
-        self.position = 0
-        self.seconds = 0.0
-        # The host reads these once, after the last batch: reading each would make the device wait for it.
-        self.loss_sum = torch.zeros((), device=device)
-        self.norm_sum = torch.zeros((), device=device)
-
-    def add(self, loss: Tensor, norm: Tensor, *, seconds: float) -> None:
-        """Count one more trained batch."""
-        self.loss_sum += loss
-        self.norm_sum += norm
-        self.seconds += seconds
-        self.position += 1
-
-    def result(self) -> dict[str, float]:
-        """What the epoch says about its training, all batches done. Waits for the device; asked once."""
-        num_batches = len(self.plan.batches)
-        num_images = sum(len(indices) for indices in self.plan.batches)
-        start = time.perf_counter()
-        loss_sum, norm_sum = self.loss_sum.item(), self.norm_sum.item()
-        self.seconds += time.perf_counter() - start  # a GPU may have had batches to train still
-        return {
-            "train_loss": loss_sum / num_batches,
-            "gradient_norm": norm_sum / num_batches,
-            "sampler_coverage": self.plan.coverage,
-            "sampler_duplicates": self.plan.num_duplicates,
-            "images_per_s": num_images / self.seconds,
-            **self.clustering,
-        }
-
-    def to_dict(self) -> dict[str, Any]:
-        """Arrays, tensors and plain values."""
-        return {**vars(self), "plan": self.plan.to_dict()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], device: torch.device) -> "EpochUnderWay":
-        """The inverse of to_dict, its arrays as tensors."""
-        epoch = cls(EpochPlan.from_dict(values["plan"]), values["seeds"].numpy(), device, values["clustering"])
-        epoch.position, epoch.seconds = values["position"], values["seconds"]
-        epoch.loss_sum, epoch.norm_sum = values["loss_sum"].to(device), values["norm_sum"].to(device)
-        return epoch

@@ -670,7 +670,7 @@ def test_new_layers_first_and_then_all_with_a_new_optimiser_as_the_classificatio
     for epoch in range(trainer.trial.epochs):
         for _ in trainer._train():
             pass
-        trainer.epoch, trainer.under_way = epoch + 1, None
+        trainer.epoch, trainer.epoch_state = epoch + 1, None
         if trainer.epoch == warmup:
             np.testing.assert_allclose(trunk[0].weight.detach(), value["conv_after_warmup"], rtol=1e-6, atol=1e-9)
             np.testing.assert_allclose(loss.weight.detach(), value["class_weight_after_warmup"], rtol=1e-6, atol=1e-9)
