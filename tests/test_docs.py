@@ -13,7 +13,7 @@ from raydml.data.datasets import open_catalog
 from raydml.data.splits import make_split
 from raydml.ops.tuples import Triplets, all_pairs
 from raydml.search_space.space import load_space, sample_trials
-from raydml.study.folder import check_parts
+from raydml.study.folder import check_split
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "raydml"
@@ -73,7 +73,7 @@ def test_the_search_space_in_the_readme_loads(tmp_path: Path) -> None:
     trials = sample_trials(space)
     assert {trial.loss.name for trial in trials} == {"margin", "normalized_softmax"}
     for trial in trials:
-        check_parts(trial, catalog, make_split(catalog, **trial.data.split.model_dump()))
+        check_split(trial, catalog, make_split(catalog, **trial.data.split.model_dump()))
 
 
 def test_the_walk_names_files_and_functions_that_exist() -> None:

@@ -195,7 +195,7 @@ def _gallery_folder(out: str, storage: Path, tracking_uri: str | None, stack: Ex
     if not out.startswith("runs:/"):
         return Path(out)
     from raydml.cli.arguments import embedded_store
-    from raydml.tracking.delivery import resolve_checkpoint
+    from raydml.tracking.models import resolve_checkpoint
 
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="raydml-")))
     return resolve_checkpoint(out, tracking_uri or embedded_store(storage), scratch)

@@ -1,7 +1,7 @@
-"""The live picture of a running study: a table of trials, a progress bar with an ETA; plain lines without a terminal.
+"""The live view of a running study: a table of trials and a progress bar with an ETA; plain lines without a terminal.
 
-``LiveStudy`` follows ``events.jsonl`` in a thread of its own and never touches the study: what runs the trials does not
-know that somebody is looking. ``view`` and ``line`` turn a state into what is shown and can be tested without either.
+``LiveStudy`` follows ``events.jsonl`` in its own thread and never changes the study. ``view`` and ``line`` turn a state
+into what is shown.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ POLL_S = 0.2
 
 
 def duration(seconds: float) -> str:
-    """``0:48``, ``12:03`` or ``1:02:03``."""
+    """Return ``0:48``, ``12:03`` or ``1:02:03``."""
     minutes, second = divmod(max(round(seconds), 0), 60)
     hour, minute = divmod(minutes, 60)
     return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
 
 
 def headline(study: StudyState) -> Text:
-    """``study digits  search: 3 running, 9 of 16 ended, best search-004 MAP@R 0.7312``."""
+    """Return ``study digits  search: 3 running, 9 of 16 ended, best search-004 MAP@R 0.7312``."""
     text = Text.assemble(("study ", "dim"), (study.study, "bold"), no_wrap=True, overflow="ellipsis")
     if not study.stage:
         return text.append("  starting Ray", "dim")
@@ -55,7 +55,7 @@ def headline(study: StudyState) -> Text:
 
 
 def view(study: StudyState, *, width: int, height: int, eta_s: float | None = None) -> RenderableType:
-    """The whole picture for a terminal of ``width`` x ``height`` characters; it never outgrows the height."""
+    """Return the whole view for a terminal of ``width`` x ``height`` characters; it never exceeds the height."""
     notes = dict.fromkeys(study.notes)  # a resumed study repeats them
     parts: list[RenderableType] = [*(Text(note, style="dim") for note in notes), headline(study)]
     done, total = study.settled(study.stage)
@@ -76,7 +76,7 @@ def view(study: StudyState, *, width: int, height: int, eta_s: float | None = No
 
 
 def line(study: StudyState, event: Event) -> str | None:
-    """One plain line for an event, given the state after it; None for events that need none (every epoch)."""
+    """Return one plain line for an event, given the state after it; None for events without a line (every epoch)."""
     kind = event.get("event")
     if kind == "study_started":
         return f"study {study.study}"
@@ -119,9 +119,9 @@ def _trial_line(study: StudyState, trial: TrialState, kind: str) -> str:
 class LiveStudy:
     """Shows a study while it runs: ``with LiveStudy(folder / "events.jsonl"): run_study(folder)``.
 
-    What lies before ``from_offset`` (bytes) is history: it is counted, summed up in one line, and not shown again.
-    On a terminal the picture is redrawn in place and the last one stays; elsewhere (a pipe, a log file, TERM=dumb)
-    every event becomes one plain line without control codes.
+    Events before ``from_offset`` (bytes) are history: one line sums them up. On a terminal the view is redrawn in place
+    and the last one stays; elsewhere (a pipe, a log file, TERM=dumb) every event becomes one plain line without control
+    codes.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class LiveStudy:
         self._offset = 0
         self._history_ends = from_offset
         self._clock = clock
-        self._pace: tuple[str, float, int] | None = None  # stage, when we first saw it, epochs settled then
+        self._pace: tuple[str, float, int] | None = None  # stage, time of its first event here, epochs settled then
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="live-study", daemon=True)
         self._live: Live | None = None
@@ -161,7 +161,7 @@ class LiveStudy:
             self._live.stop()
 
     def eta_s(self) -> float | None:
-        """Seconds to the end of the stage at the pace seen here; None until a few epochs have been seen."""
+        """Return the seconds to the end of the stage at the pace of this run; None before its third epoch."""
         done, total = self.study.settled(self.study.stage)
         if self._pace is None or done >= total:
             return None

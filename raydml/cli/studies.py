@@ -88,10 +88,10 @@ def sweep(
         new_console().print(tables.dry_run(resolve(loaded)))
         return
     from raydml.study.folder import create_study
-    from raydml.tracking.delivery import preflight
+    from raydml.tracking.store import prepare_store
 
     uri = tracking_uri or embedded_store(storage)
-    preflight(uri, storage)
+    prepare_store(uri, storage)
     folder = create_study(loaded, storage=storage, tracking_uri=uri, space_text=space.read_text(encoding="utf-8"))
     run_and_show(program_of(context), folder, address)
 
@@ -262,7 +262,7 @@ def read_trial(config: str, storage: Path, data_root: Path | None) -> tuple[Tria
             f"CONFIG = {config!r}: no such file. Cure: a YAML or JSON file of one trial, or STUDY:search-003"
         )
     from raydml.config.trial import Machine, parse_machine, parse_trial
-    from raydml.study.folder import find_study, own_machine, read_study
+    from raydml.study.folder import find_study, read_study, with_absolute_paths
 
     if Path(config).is_file():
         raw = read_plain(Path(config))
@@ -271,7 +271,7 @@ def read_trial(config: str, storage: Path, data_root: Path | None) -> tuple[Tria
                 f"CONFIG = {config!r} has a key trial, as search spaces have. Cure: a file of one trial holds what "
                 "is below that key (data, model, loss ...); a search space is for `sweep`"
             )
-        return parse_trial(raw), own_machine(with_data_root(Machine(), data_root), storage)
+        return parse_trial(raw), with_absolute_paths(with_data_root(Machine(), data_root), storage)
 
     folder = find_study(study, storage)
     return parse_trial(recorded_trial(folder, key)), with_data_root(

@@ -116,9 +116,9 @@ def commands(rows: Sequence[tuple[str, str]]) -> Text:
 
 
 def studies(rows: Sequence[tuple[str, StudyState, float]]) -> Table:
-    """One line a study: how far each stage is, what is best, and how many seconds ago something happened.
+    """Return one row for each study: how far each stage is, the best value, and the age of the newest event.
 
-    A study whose driver was killed looks like one that runs, so an unfinished one is shown with its last sign of life.
+    A study whose driver was killed looks like one that runs, so an unfinished one shows that age.
     """
     table = _table("study", "search", "confirm", "finalize", "best", "state")
     for name, study, age_s in rows:

@@ -12,7 +12,7 @@ from raydml.cli.arguments import CommandError, embedded_store
 
 if TYPE_CHECKING:
     from raydml.config.trial import Machine
-    from raydml.tracking.delivery import Origin
+    from raydml.tracking.models import Origin
 
 DELIVERY_S = 20.0  # longest wait of an evaluation for MLflow
 DataRoot = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the images, if they were moved.")]
@@ -41,7 +41,7 @@ class FoundModel(NamedTuple):
 def find_model(target: str, storage: Path, tracking_uri: str | None, scratch: Path) -> FoundModel:
     """Find the model that TARGET names; a model in MLflow is downloaded into ``scratch``. Raises CommandError."""
     if target.startswith(("runs:/", "models:/")):
-        from raydml.tracking.delivery import origin_of, resolve_checkpoint
+        from raydml.tracking.models import origin_of, resolve_checkpoint
 
         uri = tracking_uri or embedded_store(storage)
         fetched, origin = resolve_checkpoint(target, uri, scratch), origin_of(target, uri)
@@ -121,7 +121,8 @@ def checkpoint_from_export(exported: Path, scratch: Path) -> Path:
 def deliver(study: Path, patience_s: float) -> str:
     """Send the undelivered events of a study to MLflow. Returns "" on success, else the reason for the failure."""
     from raydml.study.folder import read_study
-    from raydml.tracking.delivery import TrackingError, sync
+    from raydml.tracking.delivery import sync
+    from raydml.tracking.store import TrackingError
 
     specification = read_study(study)
     try:
@@ -155,7 +156,7 @@ def record_test_read(found: FoundModel | None, target: str, storage: Path, image
     read = {"time": time.time(), "event": "test_read", "stage": "evaluate", "trial": None}
     read |= {"checkpoint": where, "commit": commit}
     if origin is not None:
-        from raydml.tracking.delivery import log_test_read
+        from raydml.tracking.models import log_test_read
 
         log_test_read(origin, read)
     reads = TestReads((study or storage) / "test_reads.jsonl")

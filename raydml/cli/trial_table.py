@@ -1,4 +1,4 @@
-"""Trials as a table: the one picture that the live view and ``launch.py status`` share."""
+"""Trials as a table, for the live view and for ``launch.py status``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from raydml.analysis.trials import TrialState
 from raydml.metrics.names import metric_label
 from raydml.study.state import StudyState
 
-#: What a state is called on the screen, and its colour.
+#: Name of a state on the screen, and its colour.
 STATES: dict[str, tuple[str, str]] = {
     "running": ("running", "cyan"),
     "retrying": ("retrying", "magenta"),
@@ -38,7 +38,7 @@ def learning_rate(trial: TrialState) -> str:
 
 
 def chosen_rows(trials: list[TrialState], limit: int) -> list[TrialState]:
-    """The rows worth the room, in their order: all if they fit, else what runs, then the best that have ended."""
+    """Return the rows to show, in their order: all if they fit, else those that run, then the best that have ended."""
     if len(trials) <= limit:
         return trials
     running = [trial for trial in trials if not trial.ended][:limit]
@@ -52,7 +52,7 @@ def chosen_rows(trials: list[TrialState], limit: int) -> list[TrialState]:
 
 
 def trial_table(study: StudyState, stage: str, *, width: int, limit: int, index_only: bool = False) -> Table:
-    """One row a trial of a stage; in ``confirm`` the fold and seed stand where the search shows what varies."""
+    """Return one row for each trial of a stage; ``confirm`` shows fold and seed instead of what the search varies."""
     confirming = stage == "confirm"
     gap = 2 if width >= WIDE_COLUMNS else 1
     table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")

@@ -1,4 +1,4 @@
-"""One configuration in one Ray actor: the rim around :class:`raydml.training.trainer.Trainer`."""
+"""Ray's side of a trial: the actor around :class:`raydml.training.trainer.Trainer`, and the tasks of finalize."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ from raydml.training.trainer import Trainer
 
 
 def assigned_device(machine: Machine) -> str:
-    """The device Ray gave to this process: a GPU only if one was assigned, whatever else the node has."""
+    """Return the device that Ray has assigned to this process: a GPU only if one is assigned, whatever the node has."""
     if machine.device == "cpu":
         return "cpu"
-    # Ray hides all other GPUs from the process, so the assigned one (or the share of one) is number 0.
+    # Ray hides all other GPUs from the process, so the assigned one, or the share of one, has number 0.
     return "cuda:0" if ray.get_gpu_ids() else "cpu"
 
 
 class TrialActor(tune.Trainable):
-    """Tune's view of a trial: one :meth:`step` is one epoch, a checkpoint holds the whole state.
+    """A trial as Tune runs it: one :meth:`step` is one epoch, and a checkpoint holds the whole state.
 
     ``config["run"]``: ``key`` (``search-003``), ``trial`` and ``machine`` (dictionaries), ``metric`` (what the
     scheduler compares) and ``resume_from``, a checkpoint folder of an earlier run of the study or None.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
-        show_log()  # into Ray's log of this worker
+        show_log()  # in Ray's log of this worker
         self._start(config["run"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take over another trial in the same process: imports and the CUDA context are the expensive part."""
+        """Start another trial in the same process, which saves the imports and the CUDA context."""
         self._start(new_config["run"])
         return True
 
     def _start(self, config: dict[str, Any]) -> None:
-        # The old trial goes before the new one comes: two of them may not fit into one share of a GPU.
+        # Free the old trial first: two of them may not fit into one share of a GPU.
         for name in ("_trainer", "_epochs"):
             self.__dict__.pop(name, None)
         gc.collect()
@@ -61,7 +61,7 @@ class TrialActor(tune.Trainable):
         self._trainer = Trainer(trial, machine, device=assigned_device(machine))
         self._repeat: dict[str, Any] | None = None
         if config["resume_from"] is not None:
-            # The saved epoch is reported once more: the new run's scheduler then decides on it with full rungs.
+            # The saved epoch is reported a second time: the scheduler of this run then decides on it with full rungs.
             self._repeat = self._trainer.restore(Path(config["resume_from"]))
         self._epochs: Iterator[dict[str, Any]] = self._trainer.epochs()
 
@@ -69,11 +69,11 @@ class TrialActor(tune.Trainable):
         if self._repeat is not None:
             record, self._repeat = self._repeat, None
         else:
-            # A trial that died between its last epoch and its end has nothing left but to say so.
+            # A trial that died between its last epoch and its end reports its last epoch again.
             record = next(self._epochs, self._trainer.last_result)
         return {
             "epoch": record["epoch"],
-            # Tune insists on the metric in every result; a diverged epoch has none.
+            # Tune requires the metric in every result; a diverged epoch has none.
             self._metric: record.get(self._metric, math.nan),
             "record": record,
             "done": bool(record["ended"]),
@@ -83,15 +83,15 @@ class TrialActor(tune.Trainable):
         self._trainer.save(Path(checkpoint_dir))
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
-        # Within a run the driver knows the saved epoch already: nothing is repeated.
+        # Within a run the driver has the report of the saved epoch already: do not repeat it.
         self._repeat = None
         self._trainer.restore(Path(checkpoint_dir))
         self._epochs = self._trainer.epochs()
 
     def restore(self, checkpoint_path: Any) -> None:
-        """After a crash: go on from the newest *intact* checkpoint, or from the start when there is none.
+        """Go on after a crash from the newest *intact* checkpoint, or from the start where there is none.
 
-        Tune would insist on the newest one and use up every retry on a file that was cut off by the crash.
+        Tune would always take the newest one, and use up every retry on a file that the crash has cut off.
         """
         newest = Path(checkpoint_path.checkpoint.path)
         if checkpoint.is_intact(newest):
@@ -104,39 +104,38 @@ class TrialActor(tune.Trainable):
 
 @ray.remote
 def evaluate_remotely(folder: str, machine: dict[str, Any], reads: str, commit: str, embeddings: str) -> dict[str, Any]:
-    """{"val", "test"} -> all metrics of a checkpoint's best weights and of its untrained network, {"protocols"} -> how
-    the test classes were asked; with a trial's resources. The test embeddings are kept in the file ``embeddings``.
+    """Evaluate a checkpoint's best weights and its untrained network on the validation and the test classes.
 
-    The read is recorded in the file ``reads`` here, by the process that opens the images, before it opens them.
+    Returns ``val`` and ``test``, all metrics by name, and ``protocols``, the sentence of each test protocol. This
+    process, which opens the test images, first records that in the file `reads`. The embeddings of the test images are
+    stored in the file `embeddings`.
     """
     here = Machine.model_validate(machine)
     device = assigned_device(here)
-    wanted = metric_spec_of(parse_trial(checkpoint.load_card(Path(folder))["trial"]))._replace(groups=METRIC_GROUPS)
-    val = evaluate_checkpoint(Path(folder), "val", here, device=device, spec=wanted)
+    spec = metric_spec_of(parse_trial(checkpoint.load_card(Path(folder))["trial"]))._replace(groups=METRIC_GROUPS)
+    val = evaluate_checkpoint(Path(folder), "val", here, device=device, spec=spec)
     key = TestReads(Path(reads)).record(purpose="finalize", checkpoint=folder, commit=commit)
-    test = evaluate_checkpoint(
-        Path(folder), "test", here, key=key, device=device, spec=wanted, save_to=Path(embeddings)
-    )
+    test = evaluate_checkpoint(Path(folder), "test", here, key=key, device=device, spec=spec, save_to=Path(embeddings))
     return {"val": val.metrics, "test": test.metrics, "protocols": test.protocols}
 
 
 @ray.remote
 def evaluate_ensemble_remotely(files: list[str], machine: dict[str, Any], reads: str, commit: str) -> dict[str, float]:
-    """All metrics of the concatenated test embeddings of several runs, from the files that finalize kept."""
+    """Return all metrics of the concatenated test embeddings of several runs, from the files of `evaluate_remotely`."""
     for file in files:
         TestReads(Path(reads)).record(purpose="finalize: ensemble of kept embeddings", checkpoint=file, commit=commit)
     parts = [load_embeddings(Path(file)) for file in files]
-    codes = ("float",)  # signs of several networks side by side are no system that anybody published
-    wanted = MetricSpec(tuple(parts[0].facts["recall_at"]), codes, METRIC_GROUPS)
-    return evaluate_saved(concatenate(parts), wanted, assigned_device(Machine.model_validate(machine))).metrics
+    codes = ("float",)  # no published system concatenates the signs of several networks
+    spec = MetricSpec(tuple(parts[0].facts["recall_at"]), codes, METRIC_GROUPS)
+    return evaluate_saved(concatenate(parts), spec, assigned_device(Machine.model_validate(machine))).metrics
 
 
 @ray.remote
 def illustrate_remotely(
     checkpoints: dict[str, str], machine: dict[str, Any], folder: str, tests: list[str], reads: str, commit: str
 ) -> None:
-    """The pictures of some runs, best first, and of kept test embeddings, with a trial's resources."""
-    from raydml.report.illustrations import illustrate  # brings matplotlib, which no trial needs
+    """Draw the pictures of some runs, best first, and of stored test embeddings."""
+    from raydml.report.illustrations import illustrate  # imports matplotlib, which no trial needs
 
     here = Machine.model_validate(machine)
     for test in tests:

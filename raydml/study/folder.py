@@ -1,4 +1,4 @@
-"""A study on disk: its folder, its specification, what a run of it would do, and what its trials have done so far.
+"""A study on disk: its folder, its specification, what a run of it would do, and its checkpoints.
 
 <storage>/<name>/study.json      the specification: settings, machine, every trial of the search stage
                  split.json      which classes train, validate and are sealed, for the search and each fold
@@ -39,7 +39,7 @@ RESULT_FILES = {"search": "ranking.json", "confirm": "confirmed.json", "finalize
 
 
 class StudyError(ValueError):
-    """A study that cannot be made, found or continued, with the cure."""
+    """A study cannot be created, found or continued; the message says the cure."""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -51,18 +51,18 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-# --- making and finding ---------------------------------------------------------------------------------------------
+# --- creating and finding ---------------------------------------------------------------------------------------------
 
 
 def create_study(space: SearchSpace, *, storage: Path, tracking_uri: str, space_text: str) -> Path:
-    """Make the folder of a new study, or hand back the folder of the same study made before.
+    """Create the folder of a study and return it; a study that exists with the same settings is left as it is.
 
-    Everything that can be wrong is found here, before an actor starts: unreadable images, splits without classes,
-    weights that cannot be fetched. Raises StudyError if the name belongs to a different study.
+    What can be wrong is found here, before an actor starts: unreadable images, splits without classes, weights that
+    cannot be fetched. Raises StudyError if a study of this name has other settings.
     """
     folder = storage.resolve() / space.study.name
     catalogs = Catalogs(space.machine)
-    trials = described_trials(space, catalogs)
+    trials = fingerprinted_trials(space, catalogs)
     specification = {
         "study": space.study.model_dump(mode="json"),
         "trials": [trial.model_dump(mode="json") for trial in trials],
@@ -75,13 +75,13 @@ def create_study(space: SearchSpace, *, storage: Path, tracking_uri: str, space_
                 f"study {space.study.name!r} exists in {folder} with other settings. Cure: give this one a name of its "
                 f"own (--name {_free_name(folder)}), or go on with the old one (launch.py resume {space.study.name})"
             )
-        # Where it runs and reports may change between one command and the next; what it is may not.
-        here = {"machine": own_machine(space.machine, storage).model_dump(mode="json")}
+        # Where the study runs and reports may change from one command to the next; its specification may not.
+        here = {"machine": with_absolute_paths(space.machine, storage).model_dump(mode="json")}
         write_json(folder / "study.json", {**made, **here, "tracking_uri": tracking_uri})
         return folder
     splits = make_splits(space.study, catalogs, trials)
-    machine = own_machine(space.machine, storage)
-    preflight(machine, trials)
+    machine = with_absolute_paths(space.machine, storage)
+    prepare_images(machine, trials)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "split.json", splits)
     (folder / "space.yaml").write_text(space_text, encoding="utf-8")
@@ -101,8 +101,8 @@ def create_study(space: SearchSpace, *, storage: Path, tracking_uri: str, space_
     return folder
 
 
-def described_trials(space: SearchSpace, catalogs: Catalogs) -> list[Trial]:
-    """The sampled trials of a space, each with the hash of the images it means: their fingerprints are final."""
+def fingerprinted_trials(space: SearchSpace, catalogs: Catalogs) -> list[Trial]:
+    """Return the sampled trials of a space, each with the hash of its images: their fingerprints are final."""
     trials = [_with_content(trial, catalogs.of(trial).content) for trial in sample_trials(space)]
     if len(metrics := sorted({trial.select_on for trial in trials})) > 1:
         raise StudyError(
@@ -112,8 +112,8 @@ def described_trials(space: SearchSpace, catalogs: Catalogs) -> list[Trial]:
     return trials
 
 
-def own_machine(machine: Machine, storage: Path) -> Machine:
-    """Paths that mean the same in every process, and a cache beside the studies unless another place is named."""
+def with_absolute_paths(machine: Machine, storage: Path) -> Machine:
+    """Return the settings with absolute paths, valid in every process, and a cache folder (in `storage` by default)."""
     return machine.model_copy(
         update={
             "data_root": machine.data_root.resolve() if machine.data_root else None,
@@ -123,12 +123,12 @@ def own_machine(machine: Machine, storage: Path) -> Machine:
 
 
 def _with_content(trial: Trial, content: str) -> Trial:
-    """The trial with the hash of the images it means, so that its fingerprint names the experiment."""
+    """Return the trial with the hash of its images, so that its fingerprint identifies the experiment."""
     return trial.model_copy(update={"data": trial.data.model_copy(update={"content": content})})
 
 
 def make_splits(study: Study, catalogs: Catalogs, trials: Iterable[Trial]) -> dict[str, Any]:
-    """Every split of the search and of the folds, by name, after asking whether it serves its trials."""
+    """Return every split of the search and of the folds, by name. Raises where a trial cannot work with its split."""
     splits: dict[str, Any] = {}
     for trial in trials:
         data = trial.data
@@ -136,15 +136,15 @@ def make_splits(study: Study, catalogs: Catalogs, trials: Iterable[Trial]) -> di
         for fold in (data.split.fold, *(range(study.confirm.folds) if study.confirm else ())):
             settings = data.split.model_copy(update={"fold": fold})
             split: Split = make_split(catalog, **settings.model_dump())
-            check_parts(trial, catalog, split)
+            check_split(trial, catalog, split)
             name = "search" if fold == data.split.fold else f"fold {fold}"
             named = {part: [catalog.class_names[c] for c in classes] for part, classes in split.to_dict().items()}
             splits[f"{name} {fingerprint_of(settings.model_dump(mode='json'))}"] = named
     return splits
 
 
-def preflight(machine: Machine, trials: Iterable[Trial]) -> None:
-    """Decode the development images and fetch the weights, once for all trials and before any of them starts."""
+def prepare_images(machine: Machine, trials: Iterable[Trial]) -> None:
+    """Decode the development images and fetch the pretrained weights, once for all trials and before any starts."""
     seen: set[str] = set()
     for trial in trials:
         data = trial.data
@@ -159,8 +159,8 @@ def preflight(machine: Machine, trials: Iterable[Trial]) -> None:
         seen |= {images, weights}
 
 
-def check_parts(trial: Trial, catalog: Catalog, split: Split) -> None:
-    """Whether the training classes make batches and the validation classes answer recall_at, told from labels alone."""
+def check_split(trial: Trial, catalog: Catalog, split: Split) -> None:
+    """Raise where the training classes cannot fill a batch, or the validation classes are too few for ``recall_at``."""
     labels = catalog.labels[np.isin(catalog.labels, split.train)]
     make_sampler(trial, np.unique(labels, return_inverse=True)[1])
     num_val, largest = int(np.isin(catalog.labels, split.val).sum()), max(trial.recall_at)
@@ -183,7 +183,7 @@ def _free_name(folder: Path) -> str:
 
 
 def find_study(target: str, storage: Path) -> Path:
-    """The folder of a study given by name or path. Raises StudyError that names what is there."""
+    """Return the folder of a study given by name or path. Raises StudyError that lists the studies there are."""
     for folder in (Path(target), storage / target):
         if (folder / "study.json").exists():
             return folder.resolve()
@@ -197,7 +197,7 @@ def find_study(target: str, storage: Path) -> Path:
 
 
 def stages_of(study: Study) -> list[str]:
-    """The stages of a study in order: search always, the others where they have settings."""
+    """Return the stages of a study in order: search always, the others where they have settings."""
     optional = {"confirm": study.confirm, "finalize": study.finalize}
     return ["search", *(stage for stage, settings in optional.items() if settings is not None)]
 
@@ -208,14 +208,14 @@ def read_study(folder: Path) -> dict[str, Any]:
 
 
 def move_data_root(folder: Path, data_root: Path) -> None:
-    """Let a study find its images elsewhere. That they are the same is checked where they are opened."""
+    """Change where a study finds its images. Whether they are the same is checked when they are opened."""
     study = read_study(folder)
     study["machine"]["data_root"] = str(data_root.resolve())
     write_json(folder / "study.json", study)
 
 
 def newest_checkpoint(folder: Path, stage: str, key: str) -> Path | None:
-    """The newest intact checkpoint of a trial over all (re)starts of its stage."""
+    """Return the newest intact checkpoint of a trial over all starts of its stage."""
     for run in sorted((folder / stage).glob("run-*"), reverse=True):
         if (run / key).is_dir() and (found := checkpoint.newest_intact(run / key)) is not None:
             return found
@@ -223,10 +223,10 @@ def newest_checkpoint(folder: Path, stage: str, key: str) -> Path | None:
 
 
 def dry_run(space: SearchSpace) -> dict[str, Any]:
-    """What a study would do: stages with their number of trials and epochs, resources of a trial, and each sampled
+    """Return what a study would do: its stages with their trials and epochs, the resources of a trial, and each sampled
     configuration with its fingerprint and the settings in which the configurations differ."""
     catalogs = Catalogs(space.machine)
-    trials = described_trials(space, catalogs)
+    trials = fingerprinted_trials(space, catalogs)
     make_splits(space.study, catalogs, trials)  # what a run would refuse, a dry run refuses
     epochs = max(trial.epochs for trial in trials)
     study, stages = space.study, [{"stage": "search", "num_trials": len(trials), "epochs": epochs}]

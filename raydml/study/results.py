@@ -23,7 +23,7 @@ NUM_TOP_TRIALS = 3  # trials whose checkpoint, configuration and retrievals go t
 
 
 class Winner(NamedTuple):
-    """The checkpoint a study stands for: chosen on validation classes, never on the sealed ones."""
+    """The best checkpoint of a study, chosen on validation classes and never on the test classes."""
 
     trial: str  # key, confirm-001 or search-003
     configuration: str  # fingerprint of the searched configuration
@@ -31,8 +31,10 @@ class Winner(NamedTuple):
 
 
 def find_winner(folder: Path) -> Winner:
-    """The best run of the best confirmed configuration, or the best searched trial of a study without a confirm
-    stage. Raises StudyError while there is none."""
+    """Return the best run of the best confirmed configuration, or the best trial of a search that is not confirmed.
+
+    Raises StudyError while there is none.
+    """
     metric = read_study(folder)["select_on"]
     if (folder / "confirmed.json").exists():
         best = read_json(folder / "confirmed.json")[0]
@@ -56,7 +58,7 @@ def find_winner(folder: Path) -> Winner:
 
 
 def top_trials(folder: Path) -> dict[str, Path]:
-    """Key -> checkpoint of the best searched trials and of the winner."""
+    """Return key -> checkpoint of the best searched trials and of the winner."""
     keys = [row["trial"] for row in read_json(folder / "ranking.json")[:NUM_TOP_TRIALS]]
     found = {key: newest_checkpoint(folder, "search", key) for key in keys}
     winner = find_winner(folder)
@@ -64,7 +66,10 @@ def top_trials(folder: Path) -> dict[str, Path]:
 
 
 def write_results(folder: Path, record: Callable[..., None]) -> None:
-    """Summary, report and the exported model; and the events that carry them, and the top trials, to MLflow."""
+    """Write the summary, the report and the exported model, and the events that bring them to MLflow.
+
+    record: appends an event to the study's file.
+    """
     trials = histories(folder)
     summary = summarise(folder, trials)
     illustrations = read_illustrations(folder)
@@ -72,10 +77,9 @@ def write_results(folder: Path, record: Callable[..., None]) -> None:
     (folder / "summary.md").write_text(summary_markdown(summary), encoding="utf-8")
     write_report(folder / "report", summary, trials, illustrations)
     winner = find_winner(folder)
-    for name in ("space.yaml", "summary.json", "summary.md", "split.json"):
-        record("artifact", trial=None, path=str(folder / name), artifact_path="study")
-    if (folder / "test_reads.jsonl").exists():
-        record("artifact", trial=None, path=str(folder / "test_reads.jsonl"), artifact_path="study")
+    for name in ("space.yaml", "summary.json", "summary.md", "split.json", "test_reads.jsonl"):
+        if (folder / name).exists():  # not every study reads the test classes
+            record("artifact", trial=None, path=str(folder / name), artifact_path="study")
     record("artifact", trial=None, path=str(folder / "report"), artifact_path="report")
     for key, path in top_trials(folder).items():
         record("artifact", trial=key, path=str(path), artifact_path="checkpoint")
@@ -93,7 +97,7 @@ def write_results(folder: Path, record: Callable[..., None]) -> None:
 
 
 def _summary_metrics(summary: dict[str, Any]) -> dict[str, float]:
-    """The few numbers of a study for the parent run: flat and legal as MLflow metric names."""
+    """Return the few numbers of a study for its own MLflow run, under flat names that MLflow accepts."""
     metrics: dict[str, float] = {}
     if summary["search"] and summary["search"][0]["best"] is not None:
         metrics[f"search_best_{summary['metric']}"] = summary["search"][0]["best"]
@@ -108,11 +112,11 @@ def _summary_metrics(summary: dict[str, Any]) -> dict[str, float]:
 
 
 def illustrated_runs(folder: Path) -> dict[str, Path]:
-    """Key -> checkpoint folder, the winner first; what ``illustrate`` takes.
+    """Return key -> checkpoint folder of the runs worth pictures: the winner, the runner-up, the best of other methods.
 
-    Of each further configuration it is the best run on the winner's fold, so that both validate on the same classes. A
-    configuration is among them if it is the second best, or the best of its method. Runs without an intact checkpoint
-    (only the best keep theirs) are left out. Raises StudyError while there is no winner.
+    The winner comes first. Each further configuration has its best run on the winner's fold, so that both validate on
+    the same classes. Runs without an intact checkpoint (only the best keep theirs) are left out. Raises StudyError
+    while there is no winner.
     """
     winner = find_winner(folder)
     chosen = {winner.trial: winner.checkpoint}
@@ -131,7 +135,7 @@ def illustrated_runs(folder: Path) -> dict[str, Path]:
 
 
 def _configurations(folder: Path, winner: str) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Best first: the searched trial that a configuration comes from, and its runs on the winner's fold, best first."""
+    """Return, best first, the searched trial of each configuration and its runs on the winner's fold, best first."""
     if not (folder / "confirmed.json").exists():
         ranked = [row for row in read_json(folder / "ranking.json") if row["value"] is not None]
         return [(row["trial"], [row]) for row in ranked]

@@ -1,8 +1,8 @@
-"""The trials of one stage through Ray Tune: what is left of them, from where each left off.
+"""The trials of one stage through Ray Tune: those that have not ended, each from its newest checkpoint.
 
-A restart is a *new* Tune run over the trials that have not ended, each from its newest intact checkpoint, with the
-schedulers fed from events.jsonl. ``Tuner.restore`` is not used: it forgets ASHA's rungs, follows a pickled snapshot
-that lags behind the checkpoints on disk, and starts over in silence when that snapshot was cut off (docs/LOG.md).
+A restart is a *new* Tune run over the trials that have not ended, and its scheduler learns from the events what has
+happened before. ``Tuner.restore`` is not used: it forgets ASHA's rungs, follows a pickled snapshot that lags behind the
+checkpoints on disk, and silently starts over when that snapshot was cut off (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class StudySession(NamedTuple):
 
 
 class StudyEvents(tune.Callback):
-    """Writes what Tune does into the study's event file, and drops checkpoints of losing trials as they lose.
+    """Writes what Tune does into the study's event file, and deletes checkpoints of losing trials as they lose.
 
-    Plain data only: Tune pickles its callbacks. The consumers (MLflow, the live table) read the file.
+    Its attributes are plain data, because Tune pickles its callbacks.
     """
 
     def __init__(self, folder: str, stage: str, keep: int | None, max_bytes: int | None) -> None:
@@ -94,7 +94,7 @@ class StudyEvents(tune.Callback):
 
 
 def _last_line(trial: Any) -> str:
-    """The exception of a failed trial, without the traceback that Ray folds around it."""
+    """Return the exception of a failed trial, without Ray's traceback."""
     file = trial.error_file
     if not file or not Path(file).exists():
         return "unknown"
@@ -103,22 +103,22 @@ def _last_line(trial: Any) -> str:
 
 
 def retain(folder: Path, stage: str, keep: int, max_bytes: int | None) -> None:
-    """Keep the checkpoints of the best ``keep`` ended trials of a stage, within ``max_bytes``; drop the others'.
+    """Keep the checkpoints of the best ``keep`` ended trials of a stage, within ``max_bytes``; delete the others'.
 
-    Trials that have not ended are never touched.
+    Checkpoints of trials that have not ended are never deleted.
     """
     used = 0
     for place, row in enumerate(rank(trial for trial in read_trials(folder, stage).values() if trial.ended)):
         used += sum(
             file.stat().st_size for path in _checkpoints(folder, stage, row["trial"]) for file in path.iterdir()
         )
-        # The winner stays whatever the limit says: without it the search was for nothing.
+        # The winner's checkpoints stay whatever the limit is: without them the search is lost.
         if place and (place >= keep or (max_bytes is not None and used > max_bytes)):
             drop_checkpoints(folder, stage, row["trial"])
 
 
 def drop_checkpoints(folder: Path, stage: str, key: str) -> None:
-    """Delete the checkpoints of a trial. What cannot be deleted is told and left: it costs space, not a study."""
+    """Delete the checkpoints of a trial. One that cannot be deleted is reported in a note, and the study goes on."""
     for path in _checkpoints(folder, stage, key):
         try:
             shutil.rmtree(path)
@@ -132,7 +132,10 @@ def _checkpoints(folder: Path, stage: str, key: str) -> list[Path]:
 
 def run_trials(session: StudySession, stage: str, trials: Mapping[str, Trial], configurations: Mapping[str, str],
                 scheduler: str) -> dict[str, TrialState]:  # fmt: skip
-    """Run the trials of a stage that have not ended, through Tune. Returns the states of all of them."""
+    """Run the trials of a stage that have not ended, and return the states of all its trials by key.
+
+    configurations: for each key the fingerprint of the searched configuration. scheduler: ``asha``, ``sync``, ``none``.
+    """
     folder, study, metric = session.folder, session.study, session.metric
     states = read_trials(folder, stage)
     waiting = {key: trial for key, trial in trials.items() if key not in states or not states[key].ended}
@@ -160,7 +163,7 @@ def run_trials(session: StudySession, stage: str, trials: Mapping[str, Trial], c
     number = len(list((folder / stage).glob("run-*")))
     tuner = tune.Tuner(
         tune.with_resources(TrialActor, session.resources),
-        # Each configuration is one whole grid value: what runs is what was validated and fingerprinted.
+        # Each configuration is one value of the grid: what runs is what was validated and fingerprinted.
         param_space={"run": tune.grid_search(configs)},
         tune_config=tune.TuneConfig(
             scheduler=_scheduler(session, scheduler, trials, ended, _history(states, resume_from)),
@@ -173,10 +176,10 @@ def run_trials(session: StudySession, stage: str, trials: Mapping[str, Trial], c
             name=f"run-{number:03d}",
             storage_path=str(folder / stage),
             failure_config=tune.FailureConfig(max_failures=study.max_retries),
-            # Two, because the newest may have been cut off; the best epoch's weights lie inside each.
+            # Two, because the newest may be cut off; each holds the weights of the best epoch.
             checkpoint_config=tune.CheckpointConfig(num_to_keep=2, checkpoint_frequency=1),
             callbacks=[
-                JsonLoggerCallback(),  # Tune reads its results back from these files
+                JsonLoggerCallback(),  # Tune itself reads these files
                 StudyEvents(str(folder), stage, study.keep_checkpoints if search else None,
                             int(study.max_checkpoint_gib * 2**30) if study.max_checkpoint_gib else None)
             ],
@@ -190,7 +193,7 @@ def run_trials(session: StudySession, stage: str, trials: Mapping[str, Trial], c
 def _history(
     states: Mapping[str, TrialState], resume_from: Mapping[str, Path | None]
 ) -> dict[str, list[tuple[int, float]]]:
-    """What the schedulers must know and no trial will report again (see :class:`raydml.study.scheduler.Asha`)."""
+    """Return the values that no trial will report again (see :class:`raydml.study.scheduler.Asha`)."""
     history = {}
     for key, state in states.items():
         rows = state.curve(state.metric)

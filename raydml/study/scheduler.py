@@ -1,4 +1,4 @@
-"""Who may go on: asynchronous (ASHA) and synchronous successive halving over epochs.
+"""Early stopping of trials: asynchronous (ASHA) and synchronous successive halving over epochs.
 
 Both take the *history* of an interrupted study, so that a resumed study decides against full rungs: Ray's own
 schedulers start empty after a restore.
@@ -15,12 +15,12 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial as TuneTrial
 
-# trial key -> (epoch, value of the selection metric), ascending in epoch
+#: Trial key -> (epoch, value of the selection metric), ascending in epoch.
 History = Mapping[str, Sequence[tuple[int, float]]]
 
 
 def milestones(*, max_epochs: int, grace_epochs: int, reduction_factor: int) -> list[int]:
-    """Epochs at which trials are compared: grace, grace * rf, grace * rf^2, ... below ``max_epochs``."""
+    """Return the epochs at which trials are compared: grace, grace * rf, grace * rf^2, ... below ``max_epochs``."""
     rungs, rung = [], grace_epochs
     while rung < max_epochs:
         rungs.append(rung)
@@ -33,7 +33,7 @@ def trial_key(trial: TuneTrial) -> str:
 
 
 class _Replayed(NamedTuple):
-    """The one field of a trial that a rung looks at."""
+    """The one field of a trial that a rung reads."""
 
     trial_id: str
 
@@ -42,8 +42,8 @@ class Asha(ASHAScheduler):
     """Asynchronous successive halving (Li et al. 2020) that remembers the rungs of an interrupted study.
 
     ``history`` holds the epochs that no trial will report again: all of an ended trial, and of an unfinished one
-    those before its newest checkpoint. The checkpoint's own epoch is reported once more by the resumed trial, so the
-    decision that the interruption may have swallowed is taken then, against the same rungs.
+    those before its newest checkpoint. The resumed trial reports the checkpoint's own epoch a second time, so that a
+    decision lost in the interruption is made then, against the same rungs.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class Asha(ASHAScheduler):
             max_t=max_epochs,
             grace_period=grace_epochs,
             reduction_factor=reduction_factor,
-            brackets=1,  # more brackets draw from the global random state and are drawn again after a failure
-            stop_last_trials=False,  # a trial ends itself at its last epoch
+            brackets=1,  # several would be drawn from the global random state, and drawn again after a failure
+            stop_last_trials=False,  # a trial ends by itself at its last epoch
         )
         self._history = {key: list(rows) for key, rows in history.items()}
         for key, rows in self._history.items():
@@ -73,13 +73,13 @@ class Asha(ASHAScheduler):
         rows = self._history.get(trial_key(trial))
         if rows is None:
             return
-        # The trial is running again under an id of this run: its rows move from the key to the id.
+        # The trial runs again under an id of this Tune run: its values move from the key to the id.
         for _, recorded in self._brackets[0]._rungs:
             if trial_key(trial) in recorded:
                 recorded[trial.trial_id] = recorded.pop(trial_key(trial))
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
-        # NaN < cutoff is false, so a rung would let a diverged trial live for ever.
+        # NaN < cutoff is false, so a rung would never stop a diverged trial.
         if not math.isfinite(result[self._metric]):
             return TrialScheduler.STOP
         return super().on_trial_result(tune_controller, trial, result)
@@ -90,12 +90,12 @@ class Asha(ASHAScheduler):
 
 
 class SyncHalving(FIFOScheduler):
-    """Synchronous successive halving: nobody passes a rung before everybody has reached it.
+    """Synchronous successive halving: no trial passes a rung before all have reached it.
 
-    Decisions depend on the values alone (ties go to the earlier trial), not on the order of arrival, so the same seed
-    gives the same study on any number of workers. The price is idle workers at the end of each rung.
+    Decisions depend on the values alone (of equal ones the earlier trial passes), not on the order of arrival, so the
+    same seed gives the same study on any number of workers. The price is idle workers at the end of each rung.
 
-    Trials wait at a rung as PAUSED, with a checkpoint, and hold no resources.
+    Trials wait at a rung as PAUSED, with a checkpoint and without resources.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class SyncHalving(FIFOScheduler):
         history: History,
         ended: Sequence[str],
     ) -> None:
-        """``keys``: all trials of the stage in order. ``ended``: those that will not report again."""
+        """Args: ``keys``: all trials of the stage in order. ``ended``: those that will not report again."""
         super().__init__()
         self._metric = metric
         self._keys = list(keys)
@@ -128,12 +128,12 @@ class SyncHalving(FIFOScheduler):
             self._values[epoch][key] = value
 
     def survivors(self, rung: int) -> list[str] | None:
-        """Keys that pass the rung with this index, in trial order; None while somebody is still under way."""
+        """Return the keys that pass the rung with this index, in trial order; None while a trial has not reached it."""
         entrants = self._keys if rung == 0 else self.survivors(rung - 1)
         if entrants is None:
             return None
         values = self._values[self._milestones[rung]]
-        # A trial that crashed or diverged below the rung leaves the contest and does not block it.
+        # A trial that crashed or diverged below the rung does not count and does not block the others.
         contestants = [key for key in entrants if key in values or key not in self._ended]
         if any(key not in values for key in contestants):
             return None
@@ -148,17 +148,17 @@ class SyncHalving(FIFOScheduler):
         if epoch not in self._values:
             return TrialScheduler.CONTINUE
         self._record(trial_key(trial), epoch, result[self._metric])
-        # The last one to arrive need not wait, nor one that was resumed after its rung had been decided.
+        # The last trial to arrive does not wait, nor one that was resumed after its rung was decided.
         passed = self.survivors(self._milestones.index(epoch))
         return TrialScheduler.CONTINUE if passed and trial_key(trial) in passed else TrialScheduler.PAUSE
 
     def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:  # noqa: ARG002
-        # A trial whose last epoch is a rung ends without on_trial_result: its value counts all the same.
+        # A trial whose last epoch is a rung ends without a call of on_trial_result; its value counts all the same.
         self._record(trial_key(trial), int(result["epoch"]), result[self._metric])
         self._ended.add(trial_key(trial))
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:  # noqa: ARG002
-        # Tune also calls this before a retry, and then adds the trial again.
+        # Tune calls this before a retry as well, and then adds the trial again.
         self._ended.add(trial_key(trial))
 
     def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:  # noqa: ARG002
@@ -168,7 +168,7 @@ class SyncHalving(FIFOScheduler):
         self._ended.add(trial_key(trial))
 
     def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
-        """Stop the losers of a decided rung and hand back the first paused winner; new trials start by themselves."""
+        """Stop the losers of a decided rung and return the first paused winner; new trials start by themselves."""
         paused = [trial for trial in tune_controller.get_trials() if trial.status == trial.PAUSED]
         for trial in sorted(paused, key=lambda trial: self._keys.index(trial_key(trial))):
             rung = self._milestones.index(int(trial.last_result["epoch"]))

@@ -1,4 +1,4 @@
-"""A study in one dictionary: what was asked, what won, what it cost. Every output is made of it.
+"""The summary of a study as one dictionary: its plan, its results and its cost. Every output is made from it.
 
 {
     "study": name, "created": ISO time, "metric": what trials are ranked by, "question": text | None,
@@ -57,9 +57,9 @@ def histories(folder: Path) -> list[TrialState]:
 
 
 def summarise(folder: Path, trials: Sequence[TrialState] | None = None) -> dict[str, Any]:
-    """The dictionary that this module describes, from the result files and the events there are.
+    """Return the dictionary that this module describes, from the result files and the events there are.
 
-    trials: what `histories` gives, where the caller has it already.
+    trials: what `histories` returns, where the caller has it already.
     """
     study = read_study(folder)
     trials = histories(folder) if trials is None else trials
@@ -106,7 +106,7 @@ def summarise(folder: Path, trials: Sequence[TrialState] | None = None) -> dict[
 
 
 def question_of(space_text: str) -> str | None:
-    """The question at the head of a search space: the comment after ``# Question:``, up to the next heading."""
+    """Return the question at the head of a search space: the comment after ``# Question:``, up to the next heading."""
     words: list[str] = []
     for line in space_text.splitlines():
         text = line.removeprefix("#").strip() if line.startswith("#") else ""
@@ -132,7 +132,7 @@ def _text(path: Path) -> str:
 
 
 def _plan(study: Mapping[str, Any], searched: Sequence[TrialState], found: Mapping[str, Any]) -> dict[str, Any]:
-    from raydml.study.scheduler import milestones  # brings Ray, which no trial's actor needs from here
+    from raydml.study.scheduler import milestones  # imports Ray, which reading a summary does not need
 
     settings = study["study"]
     search, confirm = settings["search"], settings["confirm"]
@@ -163,8 +163,8 @@ def _best_so_far(searched: Sequence[TrialState]) -> dict[str, Any] | None:
 
 
 def _names(rows: Sequence[Mapping[str, Any]], configs: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """Configuration -> a letter for sentences (A is the best) and a label: the recipe, with the trial it comes from
-    where several have the same."""
+    """Return for each configuration a letter for sentences (A is the best), its recipe, and a label: the recipe, with
+    the trial that it comes from where several configurations have the same one."""
     recipes = [recipe_of(configs[row["from_trial"]]) for row in rows]
     counts = Counter(recipes)
     return {
@@ -178,7 +178,7 @@ def _names(rows: Sequence[Mapping[str, Any]], configs: Mapping[str, Any]) -> dic
 
 
 def _letter(number: int) -> str:
-    """A ... Z, then A2 ... Z2."""
+    """Return A ... Z, then A2 ... Z2."""
     turn, place = divmod(number, 26)
     return chr(ord("A") + place) + (str(turn + 1) if turn else "")
 
@@ -222,7 +222,7 @@ def _tested(final: Sequence[Mapping[str, Any]], name: str) -> _Runs:
 
 
 def _compared(values: _Runs, prefix: str) -> dict[str, Any]:
-    """Comparisons and their words; empty where there are no two configurations to compare."""
+    """Return comparisons and their sentences; empty where there are no two configurations to compare."""
     if len(values) < 2 or not all(values.values()):
         return {f"{prefix}comparisons": [], f"{prefix}ranking_in_words": []}
     comparisons = compare_all(values)
@@ -242,7 +242,7 @@ def _compared(values: _Runs, prefix: str) -> dict[str, Any]:
 def _published(
     datasets: Collection[str], final: Sequence[Mapping[str, Any]], configs: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The published numbers of benchmarks, scored as `evaluate` scores first, one entry for each system and variant."""
+    """Return the published numbers of these data sets in their first protocol, one entry a system and variant."""
     entries: dict[tuple[str, ...], dict[str, Any]] = {}
     for benchmark in BENCHMARKS.values():
         for dataset in sorted(set(benchmark.data_names) & set(datasets)):

@@ -1,7 +1,7 @@
 """Exported models in MLflow: stored with a run, registered as a version, and fetched again.
 
-Everything goes through one client with an address of its own. ``mlflow.pyfunc.log_model`` would use MLflow's global
-tracking address and end the run it logs to; these are the same steps without that.
+Everything goes through a client with its own address. ``mlflow.pyfunc.log_model`` would use MLflow's global tracking
+address and end the run that it logs to; the functions here take the same steps without either.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from raydml.tracking.updates import file_of_test_read
 MODEL = "model"
 #: The alias of the newest winner.
 ALIAS = "champion"
-#: What raydml.export needs to run, besides the raydml package, which travels with the model.
+#: What raydml.export needs to run, besides the raydml package, which is stored with the model.
 REQUIREMENTS = ("torch", "torchvision", "numpy", "pillow", "safetensors", "mlflow")
 
 
 class Origin(NamedTuple):
-    """Where in MLflow a fetched model comes from: the store, the run, the study's name and its id. A version that
-    somebody registered by hand may have none of the last three: they are empty then."""
+    """Where in MLflow a fetched model comes from: the store, the run, the study's name and its id. The last three are
+    empty for a version that was registered by hand without a run."""
 
     uri: str
     run_id: str
@@ -89,7 +89,7 @@ def _register(client: MlflowClient, run: Run, model: ExportedModel) -> ModelVers
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
         if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name)
-        # The place itself, not models:/ID: a database store would look that up at the global tracking address.
+        # The location, not models:/ID: a database store would look that up at the global tracking address.
         return client.create_model_version(
             name, source=logged.artifact_location, run_id=run_id, tags=tags, model_id=logged.model_id
         )
@@ -99,7 +99,7 @@ def _register(client: MlflowClient, run: Run, model: ExportedModel) -> ModelVers
 
 
 def _discard(client: MlflowClient, model_id: str) -> None:
-    """Half a model helps nobody; if the store cannot be reached now, it stays there as PENDING."""
+    """Delete a model that is stored in part; where the store cannot be reached it stays there as PENDING."""
     try:
         client.delete_logged_model(model_id)
     except Exception as error:
@@ -109,21 +109,22 @@ def _discard(client: MlflowClient, model_id: str) -> None:
 
 def _save(local: Path, folder: Path, model: Model) -> None:
     package = Path(raydml.__file__).parent
-    with _without_remarks():
+    with _without_warnings():
         mlflow.pyfunc.save_model(
             path=str(local),
             python_model=str(package / "tracking" / "pyfunc_model.py"),
             artifacts={MODEL: str(folder)},
             code_paths=[str(package)],
             pip_requirements=requirements(),
-            model_config={"device": "cpu"},  # what whoever loads or serves the model may set otherwise
+            model_config={"device": "cpu"},  # a default, which load_model and serving may override
             mlflow_model=model,
         )
 
 
 @contextmanager
-def _without_remarks() -> Iterator[None]:
-    """MLflow remarks on the missing schema (images have none it knows) and a missing pip, amid the table of trials."""
+def _without_warnings() -> Iterator[None]:
+    """Hide MLflow's warnings of a missing schema (it has none for images) and of a missing pip: they would be printed
+    into the table of trials."""
     loggers = [logging.getLogger(name) for name in ("mlflow.pyfunc", "mlflow.utils.environment")]
     levels = [logger.level for logger in loggers]
     try:
@@ -136,16 +137,16 @@ def _without_remarks() -> Iterator[None]:
 
 
 def requirements() -> list[str]:
-    """What to install to load the model, in the versions of this environment (of torch without ``+cu130``)."""
+    """Return what to install to load the model, in the versions of this environment (torch without ``+cu130``)."""
     return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
 
 
 def resolve_checkpoint(target: str, uri: str, destination: Path | None = None) -> Path:
-    """The exported model (a folder for ``EmbeddingModel.load``) of a run or a model version, on this machine.
+    """Return a folder on this machine with the exported model of a run or a model version.
 
     target: ``runs:/RUN_ID``, ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``; or ``runs:/RUN_ID/PATH`` for another
-    artifact of the run (a checkpoint, say), which is handed out as it is. ``destination``: an existing folder
-    to download to; without one a temporary folder, or the store's own folder if it lies on this machine.
+    artifact of the run (a checkpoint, say), which is returned as it is. destination: an existing folder to download
+    to; without one it is a temporary folder, or the store's own folder if that is on this machine.
     Raises TrackingError.
     """
     client = connect(uri)
@@ -159,12 +160,12 @@ def resolve_checkpoint(target: str, uri: str, destination: Path | None = None) -
         )
     inside = Model.load(fetched).flavors.get("python_function", {}).get("artifacts", {}).get(MODEL)
     if inside is None:
-        raise TrackingError(f"{target} is a model, but not one that raydml stored")
+        raise TrackingError(f"{target} is a model that raydml has not stored. Cure: name one of a study's winner")
     return Path(fetched) / str(inside["path"])
 
 
 def origin_of(target: str, uri: str) -> Origin:
-    """The run that a target of :func:`resolve_checkpoint` comes from. Raises TrackingError."""
+    """Return the run that a target of :func:`resolve_checkpoint` comes from. Raises TrackingError."""
     client = connect(uri)
     with _looking_up(target, uri):
         if target.startswith("runs:/"):
@@ -176,8 +177,10 @@ def origin_of(target: str, uri: str) -> Origin:
 
 
 def log_test_read(origin: Origin, event: Event) -> None:
-    """Write down with the run of a fetched model that the test classes are about to be read; ``event`` as in the
-    spool, with its ``time``. Raises TrackingError: then nothing may be read."""
+    """Record with the run of a fetched model that the test classes are about to be read.
+
+    event: as in the event file, with its ``time``. Raises TrackingError: then nothing may be read.
+    """
     if not origin.run_id:
         raise TrackingError(
             f"{event.get('checkpoint')} was registered without a run, so there is none to record the read of the test "
@@ -209,7 +212,7 @@ def _looking_up(target: str, uri: str) -> Iterator[None]:
 
 
 def _location(client: MlflowClient, target: str) -> str:
-    """The address of the model's files."""
+    """Return the address of the model's files."""
     kind, _, rest = target.partition(":/")
     if kind == "runs" and rest:
         run = client.get_run(rest.split("/")[0])
@@ -224,7 +227,7 @@ def _location(client: MlflowClient, target: str) -> str:
 
 
 def _version(client: MlflowClient, target: str) -> tuple[str, str]:
-    """Name and version of a registered model."""
+    """Return name and version of a registered model."""
     kind, _, rest = target.partition(":/")
     name, _, version = rest.partition("/")
     if kind != "models" or not name or not (version or "@" in name):

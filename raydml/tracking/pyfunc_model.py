@@ -12,10 +12,10 @@ The same code answers requests: ``mlflow models serve -m models:/NAME@champion -
                          {"inputs": [[[[red, green, blue], ...]]]}   (N, height, width, 3), 0 to 255
                          text/csv with a column image; application/vnd.apache.parquet with one of bytes
 
-and the answer is {"predictions": [[...], ...]}, one embedding an image; what is no image is answered with status 400.
+and the answer is {"predictions": [[...], ...]}, one embedding for each image; status 400 refuses what is not an image.
 
-The type of an item says what it is, so that nobody who can send a request makes the server open a file or an address:
-a text is always an image in base64, only a ``pathlib.Path`` is a file of this machine, and no request can hold one.
+The type of an item decides how it is read, so that no request can make the server open a file or an address: a text is
+always an image in base64, and only a ``pathlib.Path``, which no request can contain, is a file of this machine.
 ``load_model(..., model_config={"device": "cuda"})``, or for a server SERVING_MODEL_CONFIG='{"device": "cuda"}' in its
 environment, runs the network there.
 """
@@ -61,11 +61,11 @@ class ImagesRefused(MlflowException):
 
     @message.setter
     def message(self, text: str) -> None:
-        """Nothing: MLflow's server would put the whole request, megabytes of base64, in front."""
+        """Ignore the text: MLflow's server would put the whole request, megabytes of base64, in front."""
 
 
 class EmbeddingPythonModel(PythonModel):
-    """Images to embeddings, prepared as the network was trained: the preprocessing lies in the model."""
+    """Images to embeddings, with the preprocessing of the training, which is stored in the model."""
 
     def load_context(self, context: PythonModelContext) -> None:
         device = (context.model_config or {}).get("device", "cpu")
@@ -81,8 +81,8 @@ class EmbeddingPythonModel(PythonModel):
 
         model_input: an integer array (N, H, W, 3) of 0..255; or a list, a pandas Series, a DataFrame (its column
         ``image``, or its only one) or such a dictionary of pathlib.Path, encoded images (bytes, or base64 as a text or
-        data: URL), PIL images or uint8 arrays (H, W, 3). Raises ImagesRefused for other things, with the item's number.
-        (The annotation names one kind only: from a wider one MLflow would make a schema, and refuse what is not in it.)
+        data: URL), PIL images or uint8 arrays (H, W, 3). Raises ImagesRefused for anything else, with its number.
+        (The annotation names one type only: MLflow would make a schema from a wider one and refuse what is not in it.)
         """
         items = as_items(model_input)
         resizing = self.model.preprocessing.resizing
@@ -98,7 +98,7 @@ class EmbeddingPythonModel(PythonModel):
 
 
 def as_items(model_input: Any) -> Sequence[Any]:
-    """The images in what callers of a pyfunc model have, one an item, not decoded. Raises ImagesRefused."""
+    """Return the images, not decoded, in any form that a pyfunc model is called with. Raises ImagesRefused."""
     if isinstance(model_input, list) and model_input and all(isinstance(item, Mapping) for item in model_input):
         model_input = pd.DataFrame(model_input)
     if isinstance(model_input, (pd.DataFrame, Mapping)):
@@ -135,10 +135,10 @@ def _pixels(array: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def as_image(item: Any, name: str, resizing: Resizing) -> np.ndarray | Image.Image:
-    """One item as `EmbeddingModel.embed` takes it; ``name`` stands for it in messages. Files are decoded under the
-    rules of raydml/images/decoding.py (formats, number of pixels). Raises ImagesRefused and UnreadableImage."""
+    """Return one item as `EmbeddingModel.embed` takes it; messages call it ``name``. Files are decoded by the rules of
+    raydml/images/decoding.py (formats, number of pixels). Raises ImagesRefused and UnreadableImage."""
     if isinstance(item, np.ndarray) and item.ndim == 0:
-        item = item.item()  # what MLflow makes of a text in a record
+        item = item.item()  # MLflow turns a text in a record into such an array
     if isinstance(item, Path):
         return decode(Path(), str(item), resizing)
     if isinstance(item, str):

@@ -1,7 +1,7 @@
 """The runs of one study in an MLflow store: found again by their tags, and brought up to date.
 
-Identity lives in the store, never in a file of ours: whoever delivers the same events again finds the same runs, and a
-store that was lost is filled anew. One writer a study is assumed (raydml.tracking holds a lock).
+Tags in the store identify the runs, not a file beside the study: a second delivery of the same events finds the same
+runs, and a store that was lost is filled again. Each study has one writer (raydml.tracking.delivery holds a lock).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass
 class KnownRun:
-    """A run as the store has it. ``offset``: how far in the spool its events have arrived."""
+    """A run as the store has it. ``offset``: up to where in the event file its events have arrived."""
 
     run_id: str
     status: str
@@ -38,26 +38,27 @@ class KnownRun:
 
 
 class StudyRuns:
-    """The runs of one study in one store: one for the study, below it one a trial."""
+    """The runs of one study in one store: one for the study, and below it one for each trial."""
 
     def __init__(self, client: MlflowClient, experiment: str, study: str, study_id: str) -> None:
         self.client, self.experiment, self.study, self.study_id = client, experiment, study, study_id
-        #: What the store refused for good, in words; the rest of the study goes on.
+        #: What the store refused for good, in words; the rest of the study is delivered all the same.
         self.refused: list[str] = []
-        #: Whether answers that look transient count as refusals too; for one delivery only (see PATIENCE).
+        #: Whether transient errors count as refusals too, during one delivery (see PATIENCE in delivery.py).
         self.refuse_transient = False
-        # Of two runs with one identity the one that was not deleted counts: it comes last.
+        # A run that was deleted comes before one of the same identity that was not: the last one counts.
         found = sorted(self._search(), key=lambda run: run.info.lifecycle_stage != "deleted")
         self.known = {run.data.tags.get("raydml.trial"): _known_run(run) for run in found}
 
     def offsets(self) -> dict[str | None, int]:
+        """Return for each run the offset in the event file up to which it is complete."""
         return {trial: run.offset for trial, run in self.known.items()}
 
     def apply(self, update: RunUpdate, log_model: Callable[[str, ExportedModel], None]) -> None:
-        """Bring one run up to date: what is there already is left alone, the offset goes last.
+        """Bring one run up to date; what it has already is not sent again, and the offset is sent last.
 
-        ``log_model(run_id, model)`` stores a model. Raises what :func:`is_transient` accepts, and then the same
-        update can be applied again.
+        ``log_model(run_id, model)`` stores a model. After an error that :func:`is_transient` accepts, the same update
+        can be applied again.
         """
         run = self.known.get(update.trial) or self._create(update)
         if run.deleted:
@@ -77,7 +78,7 @@ class StudyRuns:
         run.offset = update.offset
 
     def close_running(self, time_ms: int, reason: str) -> None:
-        """End every run that is still RUNNING as KILLED: nobody works on it any more."""
+        """End every run that is still RUNNING as KILLED, because no driver works on it any more."""
         for run in self.known.values():
             if run.status == "RUNNING" and not run.deleted:
                 self.client.set_tag(run.run_id, "raydml.ended", reason)
@@ -105,7 +106,7 @@ class StudyRuns:
         identity = {"raydml.study_id": self.study_id, "raydml.study": self.study}
         if update.trial is not None:
             identity |= {"raydml.trial": update.trial, "mlflow.parentRunId": self.known[None].run_id}
-        # The identity goes with the creation itself: a crash right after it leaves nothing that cannot be found.
+        # The identity is part of the request that creates the run: after a crash the run can still be found.
         run = self.client.create_run(self.experiment, update.start_ms, identity, run_name=update.name)
         self.known[update.trial] = _known_run(run)
         return self.known[update.trial]
@@ -129,7 +130,7 @@ class StudyRuns:
 
     def _log_batches(self, run: KnownRun, update: RunUpdate) -> None:
         params = {name: text for name, text in update.params.items() if name not in run.params}
-        # MLflow keeps the first value of a parameter for ever; a resumed study's new one is told beside it.
+        # MLflow never changes the value of a parameter; the new one of a resumed study becomes a tag.
         changed = {
             f"raydml.changed.{name}"[:250]: text
             for name, text in update.params.items()
@@ -155,7 +156,7 @@ class StudyRuns:
         run.params |= params
 
     def _attempt(self, what: str, request: Callable[..., Any], *arguments: Any) -> None:
-        """A request whose refusal must not hold up the rest of the study; it is told, and not tried again."""
+        """Send a request whose refusal must not hold up the rest of the study: it is reported and not sent again."""
         try:
             request(*arguments)
         except Exception as error:

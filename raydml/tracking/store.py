@@ -1,4 +1,4 @@
-"""Reaching an MLflow store: which one by default, whether it can be used, which of its answers pass by themselves."""
+"""Access to an MLflow store: the default one, whether a store can be used, and which of its errors are transient."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from mlflow.exceptions import MlflowException
 
 #: Defaults for MLflow's own environment variables; what the user has set stays.
 MLFLOW_DEFAULTS = {
-    # MLflow's 7 retries block for four minutes when a server is down. The tracker tries again by itself.
+    # MLflow's 7 retries block for four minutes when a server is down. The tracker retries by itself.
     MLFLOW_HTTP_REQUEST_MAX_RETRIES: 1,
     MLFLOW_HTTP_REQUEST_TIMEOUT: 30,
     # It would draw over the table of trials.
     MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR: "false",
-    # Asked before each report; what `import mlflow` itself starts is prevented by cli.prepare_environment.
+    # Read before each report; cli.prepare_environment prevents the report at `import mlflow` itself.
     MLFLOW_DISABLE_TELEMETRY: "true",
-    # It would copy uv.lock, with the addresses of registries, and pyproject.toml of whatever folder the command was
-    # typed in into each model, and say so amid the table. A model names its own requirements.
+    # MLflow would copy uv.lock, with the addresses of registries, and pyproject.toml from the working directory into
+    # each model, and print that into the table of trials. A model lists its own requirements.
     MLFLOW_UV_AUTO_DETECT: "false",
 }
 EXPERIMENT = "raydml"
-#: What the UI's table of runs shows when opened at :func:`runs_page`; MLflow keeps such a view as a tag.
+#: Columns of the UI's table of runs at :func:`runs_page`; MLflow stores such a view as a tag of the experiment.
 VIEW_TAG = f"mlflow.sharedViewState.{EXPERIMENT}"
 VIEW_COLUMNS = (
     "attributes.`Duration`",
@@ -47,7 +47,7 @@ VIEW_COLUMNS = (
     "tags.`raydml.ended`",
 )
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
-#: What a server says while it starts, stops, is overloaded or wants other credentials: worth another try.
+#: Errors of a server that starts, stops, is overloaded or refuses the credentials: a later attempt may succeed.
 TRANSIENT_CODES = frozenset(
     {
         "INTERNAL_ERROR",
@@ -63,32 +63,34 @@ TRANSIENT_CODES = frozenset(
 
 
 class TrackingError(ValueError):
-    """A store that cannot be used as given, with the cure."""
+    """An MLflow store cannot be used as given; the message says the cure."""
 
 
 def default_uri(storage: Path) -> str:
-    """The embedded store: an SQLite file in the storage folder, with its absolute path."""
+    """Return the address of the embedded store: an SQLite file in the storage folder, with its absolute path."""
     return f"sqlite:///{Path(storage).resolve() / 'mlflow.db'}"
 
 
 def redacted(text: str) -> str:
-    """The text without the ``user:password@`` of any address in it."""
+    """Return the text without the ``user:password@`` of any address in it."""
     return re.sub(r"(\w://)[^/@\s]+@", r"\1***@", text)
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client for one store. MLflow's global tracking address is neither read nor set."""
+    """Return a client for one store. MLflow's global tracking address is neither read nor set."""
     for variable, value in MLFLOW_DEFAULTS.items():
         if not variable.is_set():
             variable.set(value)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # tells of every table it makes
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it reports every table that it creates
     logging.getLogger("alembic").setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def preflight(uri: str, storage: str | Path | None = None) -> str:
-    """Reach the store and make the experiment in it; gives the experiment's id. Call it in the driver before anything
-    starts: a fresh database must be made by one process. Raises TrackingError with the cure."""
+def prepare_store(uri: str, storage: str | Path | None = None) -> str:
+    """Connect to the store, create the experiment where it is missing, and return the experiment's id.
+
+    Call it in the driver before anything starts: a new database must be created by one process. Raises TrackingError.
+    """
     scheme = uri.partition(":")[0].partition("+")[0].lower()
     if scheme not in SCHEMES:
         raise TrackingError(
@@ -107,8 +109,11 @@ def preflight(uri: str, storage: str | Path | None = None) -> str:
 
 
 def experiment_id(client: MlflowClient, uri: str, storage: str | Path | None) -> str:
-    """The id of the experiment of all studies, made when missing. Behind a server the artifacts go where the server
-    puts them; with a database of our own into ``<storage>/mlartifacts``."""
+    """Return the id of the experiment of all studies, which is created when missing.
+
+    The artifacts of a server are stored where the server puts them, those of a local database in
+    ``<storage>/mlartifacts``.
+    """
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
         location = None if uri.startswith(("http", "databricks")) or storage is None else _artifacts(storage)
@@ -123,8 +128,10 @@ def experiment_id(client: MlflowClient, uri: str, storage: str | Path | None) ->
 
 
 def runs_page(uri: str) -> str:
-    """The place of the table of runs, with the columns worth looking at, behind the address of the UI; empty if the
-    store does not hold that view or does not answer. Makes nothing in the store."""
+    """Return the part behind the address of the UI that opens the table of runs with `VIEW_COLUMNS`.
+
+    Empty if the store does not have that view or does not answer. Creates nothing in the store.
+    """
     try:
         found = connect(uri).get_experiment_by_name(EXPERIMENT)
     except Exception as error:
@@ -132,7 +139,7 @@ def runs_page(uri: str) -> str:
             raise
         return ""
     if found is None or found.lifecycle_stage != "active" or VIEW_TAG not in found.tags:
-        return ""  # of a view that is not there MLflow would only say that it is missing
+        return ""  # for a view that it does not have, MLflow shows an error
     experiment = found.experiment_id
     return f"/#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey={EXPERIMENT}"
 
@@ -153,7 +160,7 @@ def _prepare_sqlite(uri: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TrackingError(f"tracking URI {uri!r}: the folder cannot be made: {error}") from error
+        raise TrackingError(f"tracking URI {uri!r}: the folder cannot be created: {error}") from error
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise TrackingError(f"tracking URI {uri!r} may not be written by this user. Cure: another --tracking-uri")
 
@@ -167,7 +174,7 @@ def _cure(scheme: str, error: Exception) -> str:
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether the same request may succeed later: the store was not reached, was busy or refused the credentials."""
+    """Return whether the same request may succeed later: the store was away or busy, or refused the credentials."""
     if isinstance(error, MlflowException):
         return error.error_code in TRANSIENT_CODES
     return isinstance(error, (requests.RequestException, ConnectionError, TimeoutError, sqlalchemy.exc.SQLAlchemyError))

@@ -1,7 +1,7 @@
-"""What the events of a study mean for its MLflow runs: one update for each run that has something new.
+"""Events of a study as updates of its MLflow runs: one update for each run that has something new.
 
-No MLflow here and no clock: names, limits and values are made legal in this module, so nothing is sent that the
-tracking server would refuse. ``None`` as a key means the study's own (parent) run.
+This module uses neither MLflow nor a clock. Names, lengths and values are made legal here, so that nothing is sent
+which the tracking server would refuse. ``None`` as a key means the study's own (parent) run.
 
 Parameters, tags and status of a run follow from the study's state. Metrics are appended: MLflow keeps every point, and
 of several at one step the one with the latest time counts. An epoch that is reported a second time therefore sends the
@@ -174,7 +174,7 @@ def _set_status(update: RunUpdate, state: str, changed_s: float) -> None:
 
 
 def _make_tags_legal(update: RunUpdate) -> None:
-    update.tags = {name: cut(text, MAX_TAG_CHARACTERS) for name, text in update.tags.items() if text}
+    update.tags = {name: shortened(text, MAX_TAG_CHARACTERS) for name, text in update.tags.items() if text}
 
 
 def _non_finite(epochs: Mapping[int, Mapping[str, Any]]) -> str:
@@ -185,7 +185,7 @@ def _non_finite(epochs: Mapping[int, Mapping[str, Any]]) -> str:
         for name, value in metrics.items()
         if isinstance(value, (int, float)) and not math.isfinite(value)
     )
-    return cut("; ".join(found), MAX_NON_FINITE_CHARACTERS)
+    return shortened("; ".join(found), MAX_NON_FINITE_CHARACTERS)
 
 
 def file_of_test_read(read: Event) -> File:
@@ -202,10 +202,10 @@ def _moment(event: Event) -> str:
 
 
 def params_of(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return nested settings as MLflow params: ``{"optimizer": {"learning_rate": 1e-3}}`` gives
+    """Return nested settings as MLflow parameters: ``{"optimizer": {"learning_rate": 1e-3}}`` gives
     ``{"optimizer.learning_rate": "0.001"}``. A leading ``trial.`` is dropped, lists become JSON."""
     return {
-        legal_name(name.removeprefix("trial.")): cut(_text(value), MAX_PARAM_CHARACTERS)
+        legal_name(name.removeprefix("trial.")): shortened(_text(value), MAX_PARAM_CHARACTERS)
         for name, value in flatten(config, keep_empty=True).items()
     }
 
@@ -223,15 +223,15 @@ def points(metrics: Mapping[str, Any], step: int, time_ms: int) -> list[Point]:
 
 
 def legal_name(name: str) -> str:
-    """A name MLflow takes for a metric, parameter or tag: ``recall@1`` becomes ``recall_at_1``."""
+    """Return a name that MLflow accepts for a metric, parameter or tag: ``recall@1`` becomes ``recall_at_1``."""
     name = re.sub(r"[^\w.\- :/]", "_", str(name).replace("@", "_at_"))[:MAX_KEY_CHARACTERS]
     if name.startswith(("/", "..")) or posixpath.normpath(name) != name or name == ".":
-        # MLflow also refuses what would be another name if it were a path.
+        # MLflow also refuses a name that, as a path, would mean another one.
         name = name.replace("/", "_").replace("..", "__")
     return name if name not in ("", ".") else "_"
 
 
-def cut(text: str, limit: int) -> str:
+def shortened(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

@@ -9,7 +9,7 @@ from ray.tune.trainable.trainable import (
 from raydml.config.trial import Machine, parse_machine
 from raydml.study import actor as trial_module
 from raydml.study.actor import TrialActor, assigned_device
-from raydml.study.folder import described_trials
+from raydml.study.folder import fingerprinted_trials
 from raydml.training.trial_images import Catalogs
 from tests.study.test_folder import space_at
 
@@ -23,7 +23,7 @@ def configs(tmp_path):
     return [
         {"run": {"key": f"search-{i:03d}", "trial": t.model_dump(mode="json"), "machine": machine, "metric": METRIC,
                  "resume_from": None}}
-        for i, t in enumerate(described_trials(space, Catalogs(space.machine)))
+        for i, t in enumerate(fingerprinted_trials(space, Catalogs(space.machine)))
     ]  # fmt: skip
 
 

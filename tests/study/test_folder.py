@@ -135,7 +135,7 @@ def test_a_study_is_found_by_name_and_by_path_and_a_misspelt_one_gets_the_neares
 def test_confirmation_is_the_best_configurations_times_folds_times_seeds(tmp_path):
     space = space_at(tmp_path)
     trials = {
-        f"search-{i:03d}": trial for i, trial in enumerate(study.described_trials(space, Catalogs(space.machine)))
+        f"search-{i:03d}": trial for i, trial in enumerate(study.fingerprinted_trials(space, Catalogs(space.machine)))
     }
     settings = parse_study({"seed": 5, "confirm": {"top": 2, "folds": 2, "seeds": 2}})
     ranking = [

@@ -99,9 +99,9 @@ def test_an_interrupt_stops_cleanly_and_says_how_to_go_on(tmp_path):
 
 
 def test_the_kill_test_would_see_a_run_left_running(tmp_path):
-    from raydml.tracking.delivery import default_uri, preflight
+    from raydml.tracking.store import default_uri, prepare_store
 
-    preflight(default_uri(tmp_path), tmp_path)
+    prepare_store(default_uri(tmp_path), tmp_path)
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(default_uri(tmp_path))

@@ -33,22 +33,10 @@ from raydml.models.network import build_network, preprocessing_for
 from raydml.study import events
 from raydml.study.state import StudyState, rank, read_trials
 from raydml.study.summary import histories
-from raydml.tracking.delivery import (
-    PATIENCE,
-    POLL_S,
-    Origin,
-    Tracker,
-    TrackingError,
-    default_uri,
-    log_test_read,
-    origin_of,
-    preflight,
-    resolve_checkpoint,
-    sync,
-)
-from raydml.tracking.models import requirements
-from raydml.tracking.store import VIEW_TAG, connect, redacted, runs_page
-from raydml.tracking.updates import MAX_PARAM_CHARACTERS, cut, legal_name, params_of, points, updates_of
+from raydml.tracking.delivery import PATIENCE, POLL_S, Tracker, sync
+from raydml.tracking.models import Origin, log_test_read, origin_of, requirements, resolve_checkpoint
+from raydml.tracking.store import VIEW_TAG, TrackingError, connect, default_uri, prepare_store, redacted, runs_page
+from raydml.tracking.updates import MAX_PARAM_CHARACTERS, legal_name, params_of, points, shortened, updates_of
 from raydml.training import checkpoint
 
 pytestmark = pytest.mark.xdist_group("mlflow")
@@ -131,7 +119,7 @@ class Spool:
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database with its tables (they take seconds to make) and nothing in them."""
     path = tmp_path_factory.mktemp("store") / "made" / "mlflow.db"
-    preflight(f"sqlite:///{path}")
+    prepare_store(f"sqlite:///{path}")
     database = sqlite3.connect(path)
     database.execute("delete from experiment_tags")
     database.execute("delete from experiments where name = 'raydml'")
@@ -285,10 +273,6 @@ def test_a_study_is_one_run_with_its_trials_below_it(spool: Spool, uri: str, pic
     (read,) = client.list_artifacts(parent.info.run_id, "test_reads")
     read_event = json.loads(Path(client.download_artifacts(parent.info.run_id, read.path)).read_text())
     assert (read_event["purpose"], read_event["commit"]) == ("finalize", "c0ffee")
-    known = json.loads((spool.folder / "tracking.json").read_text())[uri]
-    assert known["study_run_id"] == parent.info.run_id
-    assert known["trial_run_ids"] == {trial: run.info.run_id for trial, run in runs.items()}
-    assert known["spool_offset"] == spool.path.stat().st_size
 
 
 def test_why_a_trial_ended_decides_the_status(spool: Spool, uri: str) -> None:
@@ -345,8 +329,6 @@ def test_a_second_delivery_adds_nothing(spool: Spool, uri: str, picture: Path, e
     before = contents(storage)
     assert before["model_versions"]
     assert before["files"]
-    assert deliver(spool, uri)
-    (spool.folder / "tracking.json").unlink()
     assert deliver(spool, uri)
     assert_same(contents(storage), before)
 
@@ -857,8 +839,8 @@ def test_the_default_store_lies_in_the_storage_folder(
     monkeypatch.chdir(tmp_path)
     uri = default_uri(Path("new/storage"))
     assert uri == f"sqlite:///{tmp_path}/new/storage/mlflow.db"
-    first = preflight(uri, Path("new/storage"))
-    assert preflight(uri, Path("new/storage")) == first
+    first = prepare_store(uri, Path("new/storage"))
+    assert prepare_store(uri, Path("new/storage")) == first
     assert connect(uri).get_experiment(first).artifact_location == (tmp_path / "new/storage/mlartifacts").as_uri()
     assert [path.name for path in tmp_path.iterdir()] == ["new"], "something was written to the working directory"
 
@@ -870,29 +852,29 @@ def test_the_default_store_lies_in_the_storage_folder(
         ("./mlruns", "no store of the kind './mlruns'"),
         ("file:///tmp/mlruns", "no store of the kind 'file'"),
         ("sqlite:///mlflow.db", "relative to the working directory.*Cure: sqlite:////"),
-        ("sqlite:////proc/none/mlflow.db", "the folder cannot be made"),
+        ("sqlite:////proc/none/mlflow.db", "the folder cannot be created"),
         ("http://user:secret@127.0.0.1:1", r"http://\*\*\*@127.0.0.1:1 cannot be used.*Cure: start the server"),
     ],
 )
 def test_a_store_that_cannot_be_used_is_told_at_once(uri: str, message: str) -> None:
     began = time.monotonic()
     with pytest.raises(TrackingError, match=message) as caught:
-        preflight(uri)
+        prepare_store(uri)
     assert time.monotonic() - began < 10
     assert "secret" not in str(caught.value)
 
 
 def test_a_deleted_experiment_is_told_with_its_cure(uri: str, storage: Path) -> None:
-    experiment = preflight(uri, storage)
+    experiment = prepare_store(uri, storage)
     connect(uri).delete_experiment(experiment)
     with pytest.raises(TrackingError, match=f"was deleted.*restore --experiment-id {experiment}"):
-        preflight(uri, storage)
+        prepare_store(uri, storage)
 
 
 def test_the_page_of_runs_is_known_where_its_view_is_stored(uri: str, storage: Path) -> None:
     assert runs_page(uri) == ""
     assert connect(uri).get_experiment_by_name("raydml") is None, "to look made something"
-    experiment = preflight(uri, storage)
+    experiment = prepare_store(uri, storage)
     page = f"/#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey=raydml"
     assert runs_page(uri) == page
     assert VIEW_TAG.endswith(".raydml"), "the page names the view by its key"
@@ -951,7 +933,7 @@ def test_settings_become_dotted_texts() -> None:
         "list": '[1, "x"]',
         "empty": "{}",
     }
-    assert cut("abcdefgh", 6) == "abc..."
+    assert shortened("abcdefgh", 6) == "abc..."
 
 
 def test_only_numbers_are_metrics() -> None:
@@ -1049,7 +1031,7 @@ def test_a_server_killed_in_the_middle_of_a_study_misses_nothing(
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
     with server(storage, port):
-        preflight(uri, storage)
+        prepare_store(uri, storage)
         tracker = Tracker(spool.path, uri, spool.study)
         tracker.start()
         spool.study_started()

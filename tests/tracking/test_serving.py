@@ -32,10 +32,9 @@ from PIL import Image
 from raydml.inference.export import EmbeddingModel, export_model
 from raydml.models.network import build_network, preprocessing_for
 from raydml.study.state import ExportedModel
-from raydml.tracking.delivery import preflight
 from raydml.tracking.models import log_exported_model
 from raydml.tracking.pyfunc_model import EmbeddingPythonModel, ImagesRefused
-from raydml.tracking.store import connect, default_uri
+from raydml.tracking.store import connect, default_uri, prepare_store
 from raydml.training import checkpoint
 
 pytestmark = pytest.mark.xdist_group("mlflow")
@@ -213,7 +212,7 @@ def registered(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The address of a store that holds the model as models:/digits/1."""
     storage = tmp_path_factory.mktemp("store")
     uri = default_uri(storage)
-    preflight(uri)
+    prepare_store(uri)
     client = connect(uri)
     run = client.create_run(client.create_experiment("serving", artifact_location=(storage / "artifacts").as_uri()))
     log_exported_model(client, run.info.run_id, ExportedModel("digits", exported, "/c"))
