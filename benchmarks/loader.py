@@ -1,11 +1,11 @@
-"""The image pipeline against torchvision's ImageFolder and DataLoader, and against Pillow alone: one table, one run.
+"""Compare the image pipeline with torchvision's ImageFolder and DataLoader, and with Pillow alone.
 
     uv run python benchmarks/loader.py                              # 600 generated photographs of 500 x 375
     uv run python benchmarks/loader.py --images PATH/TO/IMAGES      # one folder a class
-    uv run python benchmarks/loader.py --trials 1 2 4               # so many trials at once as well, with their memory
+    uv run python benchmarks/loader.py --trials 1 2 4               # also 1, 2 and 4 trials at once, with their memory
 
-A number is images a second, from files to normalised float32 batches of 64 at 224 px, in the fastest of several passes
-that take turns. All do the same to an image: a random resized crop and a flip, or these and colour jitter. raydml's
+A number is images a second, from files to normalised float32 batches of 64 at 224 px, in the fastest of several passes;
+the compared loaders alternate. Each applies a random resized crop and a flip, or these and colour jitter. raydml's
 training images are decoded once (cold: the first time on this machine, with writing the cache) and cropped from the
 cache (warm); "cache: off" decodes each file every time and crops at its full resolution, as torchvision does here.
 """
@@ -51,7 +51,7 @@ PREPROCESSING = Preprocessing(resize_px=RESIZE_PX, crop_px=CROP_PX, mean=IMAGENE
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is done to an image, for us and for torchvision."""
+    """The same augmentation for raydml and for torchvision."""
 
     name: str
     ours: Augmentation
@@ -76,7 +76,7 @@ def recipes() -> list[Recipe]:
 
 
 class Folder:
-    """The images of one folder as raydml's trials see them; a few classes are the sealed ones."""
+    """The images of one folder with the split of a trial; a few classes are sealed."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -89,14 +89,7 @@ class Folder:
 
     def open(self, cache_dir: Path | None, *, original: bool = False) -> Images:
         """The training images."""
-        storage = Storage(
-            resize_px=RESIZE_PX,
-            resize="short_side",
-            interpolation="bilinear",
-            cache_dir=cache_dir,
-            max_bytes=None,
-            on_unreadable="refuse",
-        )
+        storage = Storage(RESIZE_PX, cache_dir=cache_dir)
         return load_development(self.catalog, self.split, storage, original=original)[0]
 
     def num_development(self) -> int:
@@ -104,7 +97,7 @@ class Folder:
 
 
 def our_pass(images: Images, recipe: Recipe, threads: int) -> Iterator[int]:
-    """Epochs of our loader, made once as in a trial; the number of images of each."""
+    """Epochs of raydml's loader, which is made once as in a trial; the number of images of each."""
     device = torch.device("cpu")
     loader = Loader(images.pixels, recipe.ours, PREPROCESSING, device=device, channels_last=False)
     generator = np.random.default_rng(0)
@@ -117,7 +110,7 @@ def our_pass(images: Images, recipe: Recipe, threads: int) -> Iterator[int]:
 
 
 def their_pass(root: Path, recipe: Recipe, workers: int) -> Iterator[int]:
-    """Epochs of torchvision's loader, its workers started once and kept."""
+    """Epochs of torchvision's loader with persistent workers; the number of images of each."""
     torch.set_num_threads(1)
     data = ImageFolder(str(root), transform=recipe.theirs)
     loader = DataLoader(
@@ -135,7 +128,7 @@ def their_pass(root: Path, recipe: Recipe, workers: int) -> Iterator[int]:
 
 
 def pillow_pass(files: list[Path]) -> int:
-    """Decoding alone, one thread."""
+    """Decode all files in one thread; the number of images."""
     for file in files:
         with Image.open(file) as image:
             image.convert("RGB")
@@ -195,7 +188,7 @@ def opening_ms(folder: Folder, cache: Path) -> float:
 
 
 def trial(root: Path, cache: Path, begin: Any, passes: int) -> dict[str, float]:
-    """A process of its own: opens the images, waits for the others, goes through them."""
+    """One of several processes: open the images and read them for some epochs; all start at the same time."""
     folder, recipe = Folder(root), recipes()[0]
     begin.wait()
     start = time.perf_counter()
@@ -205,7 +198,7 @@ def trial(root: Path, cache: Path, begin: Any, passes: int) -> dict[str, float]:
     epochs = our_pass(images, recipe, 1)
     count = sum(next(epochs) for _ in range(passes))
     seconds = time.perf_counter() - start
-    begin.wait()  # all of them still hold their images
+    begin.wait()  # all processes still hold their images
     memory = {
         line.split(":")[0]: int(line.split()[1])
         for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
@@ -249,9 +242,9 @@ def together(folder: Folder, scratch: Path, counts: list[int], console: Console)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, nargs="*", default=[], help="folders of images, one folder a class")
-    parser.add_argument("--generated", type=int, default=600, help="how many photographs to make up; 0 for none")
+    parser.add_argument("--generated", type=int, default=600, help="the number of generated photographs; 0 for none")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--trials", type=int, nargs="*", default=[1, 2, 4], help="trials at once")
+    parser.add_argument("--trials", type=int, nargs="*", default=[1, 2, 4], help="the numbers of trials at once")
     arguments = parser.parse_args()
     console = Console(width=150, highlight=False)
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,4 +1,4 @@
-"""The images a trial means: its catalog, its split, its pixels, and how its training images are changed."""
+"""The images of a trial: its catalog, its split and its pixels."""
 
 import logging
 from typing import NamedTuple
@@ -14,7 +14,7 @@ _logger = logging.getLogger("raydml")
 
 
 class OpenedImages(NamedTuple):
-    """trial: with ``data.content`` filled in. train, val: never a test image."""
+    """trial: with ``data.content`` filled in. train, val: the parts of the split, without any test image."""
 
     trial: Trial
     catalog: Catalog
@@ -24,14 +24,14 @@ class OpenedImages(NamedTuple):
 
 
 class Catalogs:
-    """The catalogs that the trials of one command mean, each listed once: a large one takes seconds."""
+    """The catalogs of the data sets of several trials; each is listed once, because a large one takes seconds."""
 
     def __init__(self, machine: Machine) -> None:
         self._data_root = machine.data_root
         self._opened: dict[tuple[str, str | None], Catalog] = {}
 
     def of(self, trial: Trial) -> Catalog:
-        """The catalog of a trial's data set. Raises DataError, also when it is not the one the trial was made for."""
+        """The catalog of a trial's data set. Raises DataError, also if its content differs from ``data.content``."""
         data = trial.data
         key = (data.name, data.list_file)
         if key not in self._opened:
@@ -46,19 +46,19 @@ def _refuse_others(trial: Trial, catalog: Catalog) -> None:
     data = trial.data
     if data.content not in ("", catalog.content):
         raise DataError(
-            f"data.content: the trial was made for images with the hash {data.content[:12]}, those "
+            f"data.content: the trial was made for images with the hash {data.content[:12]}, the images "
             f"in machine.data_root = {str(catalog.root)!r} have {catalog.content[:12]}. Cure: restore the images, "
             "point machine.data_root at them, or leave data.content empty"
         )
 
 
 def split_for(trial: Trial, catalog: Catalog) -> Split:
-    """Which classes train, validate and are sealed in this trial."""
+    """The classes of each part in this trial."""
     return make_split(catalog, **trial.data.split.model_dump())
 
 
 def open_development(trial: Trial, machine: Machine, *, augmented: bool = True) -> OpenedImages:
-    """The development images of a trial. Raises DataError.
+    """Open the development images of a trial. Raises DataError.
 
     augmented False: the training images as evaluation sees them, also where ``data.cache`` is off.
     """
@@ -71,13 +71,13 @@ def open_development(trial: Trial, machine: Machine, *, augmented: bool = True) 
 
 
 def open_test(trial: Trial, machine: Machine, key: TestKey) -> tuple[Catalog, Images]:
-    """The test images of a trial, for a key that this spends. Raises DataError."""
+    """Open the test images of a trial and spend the key. Raises DataError."""
     catalog = Catalogs(machine).of(trial)
     return catalog, load_test(catalog, split_for(trial, catalog), storage_for(trial, machine), key=key)
 
 
 def storage_for(trial: Trial, machine: Machine) -> Storage:
-    """How and where the images of a trial are kept decoded."""
+    """The storage of a trial's decoded images."""
     return Storage(
         resize_px=trial.data.resize_px,
         resize=trial.data.resize,
