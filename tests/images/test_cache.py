@@ -1,4 +1,3 @@
-import json
 import logging
 import multiprocessing
 import os
@@ -11,7 +10,7 @@ import time
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -34,7 +33,7 @@ NUM_CLASSES, PER_CLASS = 8, 3  # a..d development (a, b train; c, d val), e..h t
 
 @pytest.fixture
 def root(tmp_path):
-    """Each image is one colour that tells its class and number: red = 20 * class, green = 50 * number."""
+    """Each image has one colour, made of its class and number: red = 20 * class, green = 50 * number."""
     folder = tmp_path / "images"
     for index, name in enumerate("abcdefgh"):
         (folder / name).mkdir(parents=True)
@@ -77,7 +76,7 @@ def pixels_of(images: Images) -> list[np.ndarray]:
 
 
 def colours(images: Images, channel: int) -> list[int]:
-    """One channel of the one colour of each image."""
+    """One channel of the colour of each image."""
     return [int(image[0, 0, channel]) for image in pixels_of(images)]
 
 
@@ -120,7 +119,7 @@ FORK = multiprocessing.get_context("fork")
 
 
 def run_children(child: Callable[..., None], num: int) -> list[tuple[int | None, Any]]:
-    """Run child(queue) in so many processes: their exit codes and what each put into its queue."""
+    """Run child(queue) in `num` processes: the exit code of each, and the value that it put into its queue."""
     queues = [FORK.SimpleQueue() for _ in range(num)]
     processes = [FORK.Process(target=child, args=(queue,)) for queue in queues]
     for process in processes:
@@ -132,7 +131,7 @@ def run_children(child: Callable[..., None], num: int) -> list[tuple[int | None,
 
 
 def files_opened(below: Path) -> list[str]:
-    """From now on, every open() of this process below a folder, whoever makes it. It cannot be undone: for children."""
+    """Record every open() of this process below a folder, from now on to its end; for child processes."""
     seen: list[str] = []
 
     def hook(event: str, arguments: tuple) -> None:
@@ -148,6 +147,8 @@ class TestContent:
         train, val = development(root, cache_dir)
         for images, first_class in ((train, 0), (val, 2)):
             assert isinstance(images.pixels, PackedPixels)
+            assert (images.pixels.offsets % 64 == 0).all()
+            assert len(set(images.pixels.offsets.tolist())) == 6
             assert images.labels.tolist() == [0, 0, 0, 1, 1, 1]
             assert images.labels.dtype == np.int64
             for pixels, label, path in zip(pixels_of(images), images.labels, images.paths, strict=True):
@@ -161,7 +162,7 @@ class TestContent:
             assert images.roles is None
 
     def test_a_cached_part_is_a_memory_map(self, root, tmp_path):
-        """Two parts of two loads show the same pages: no part is copied into memory."""
+        """No part is copied into memory: those of two loads share the pages of the file."""
         for fold in (None, 0):
             for images in development(root, tmp_path / "cache", fold=fold):
                 base = images.pixels.flat
@@ -169,11 +170,6 @@ class TestContent:
                     base = base.base
                 assert isinstance(base, np.memmap)
                 assert base.mode == "r"
-
-    def test_images_begin_at_multiples_of_64_bytes(self, root, cache_dir):
-        train, _ = development(root, cache_dir)
-        assert (train.pixels.offsets % 64 == 0).all()
-        assert len(set(train.pixels.offsets.tolist())) == 6
 
     @pytest.mark.parametrize("resize", ["short_side", "squash"])
     @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
@@ -265,7 +261,7 @@ class TestSeal:
             test_images_of(root, cache_dir, tmp_path / "reads.jsonl")
 
     def test_the_interpreter_opens_no_test_file_either(self, root, tmp_path):
-        """An audit hook sees every open() of the process, whoever makes it; it cannot be removed, hence the child."""
+        """An audit hook sees every open() of a process; it cannot be removed, hence the child."""
 
         def child(queue) -> None:
             seen = files_opened(root)
@@ -283,7 +279,7 @@ class TestSeal:
         development(root, tmp_path / "cache")
         before = {file: file.read_bytes() for file in (tmp_path / "cache").rglob("*") if file.is_file()}
         (pixels,) = (content for file, content in before.items() if file.suffix == ".pixels")
-        assert len(pixels) == sum(-(-8 * int(8 * (12 + c) / 10) * 3 // 64) * 64 * PER_CLASS for c in range(4))
+        assert len(pixels) == NEEDED_BYTES
         test = test_images_of(root, tmp_path / "cache", tmp_path / "reads.jsonl")
         assert test.labels.tolist() == [label for label in range(4) for _ in range(PER_CLASS)]
         assert colours(test, 0) == [red for red in (80, 100, 120, 140) for _ in range(PER_CLASS)]
@@ -307,7 +303,7 @@ class TestUnreadable:
         (root / "a" / "1.png").write_bytes(b"no picture at all")
         whole = (root / "d" / "2.png").read_bytes()
         (root / "d" / "2.png").write_bytes(whole[: len(whole) - 25])  # its header is whole
-        (root / "f" / "0.png").write_bytes(b"a test image: not our business")
+        (root / "f" / "0.png").write_bytes(b"a damaged test image")
 
     def test_refusal_names_every_file_and_the_cure(self, root, cache_dir):
         self.damage(root)
@@ -335,7 +331,7 @@ class TestUnreadable:
             assert [path for path, _ in val.skipped] == ["d/2.png"]
 
     def test_without_a_cache_a_broken_tail_is_refused_when_it_is_read(self, root):
-        """Only decoding finds it, and nothing is decoded beforehand where nothing is kept."""
+        """Only decoding finds the damage, and nothing is decoded beforehand where nothing is kept."""
         whole = (root / "d" / "2.png").read_bytes()
         (root / "d" / "2.png").write_bytes(whole[: len(whole) - 25])
         _, val = development(root, None, max_bytes=1)
@@ -352,13 +348,13 @@ class TestUnreadable:
         decoded.clear()
         with pytest.raises(DataError, match="2 of 12 images"):
             development(root, tmp_path / "cache", "refuse")
-        assert decoded == []  # it is known already
+        assert decoded == []  # the skipped files are in the manifest
         development(root, tmp_path / "cache", "skip")
         assert decoded == []
 
     def test_a_repaired_image_comes_back(self, root, tmp_path):
         good = (root / "a" / "1.png").read_bytes()
-        (root / "a" / "1.png").write_bytes(b"x" * len(good))  # of the same size: only the time tells
+        (root / "a" / "1.png").write_bytes(b"x" * len(good))  # of the same size: only the time differs
         train, _ = development(root, tmp_path / "cache", "skip")
         assert len(train.pixels) == 5
         (root / "a" / "1.png").write_bytes(good)
@@ -367,7 +363,7 @@ class TestUnreadable:
         assert train.skipped == ()
 
     def test_an_image_skipped_for_a_passing_reason_comes_back(self, root, tmp_path):
-        """A disk that hiccuped, a permission that was mended: neither changes size or time of the file."""
+        """A failure of the disk or a missing permission may pass; neither changes size or time of the file."""
         catalog, split = opened(root)
         (root / "a" / "1.png").rename(tmp_path / "elsewhere.png")
         train, _ = load_development(catalog, split, stored(tmp_path / "cache", "skip"))
@@ -399,7 +395,7 @@ class TestUnreadable:
             load_development(catalog, split, stored(cache_dir, "skip"))
 
     def test_a_file_that_grows_between_header_and_pixels_is_skipped(self, root, cache_dir, monkeypatch):
-        """Its place was reserved for the smaller one; nothing is written over its neighbours."""
+        """Its place was reserved for the smaller image; nothing is written over its neighbours."""
         decode = pack.decode_in_order
 
         def grown(*arguments):
@@ -452,53 +448,35 @@ class TestPack:
         assert colours(train, 0)[::3] + colours(val, 0)[::3] == [0, 20, 40, 60, 80, 100]
         assert len(manifests(tmp_path / "cache")) == 2
 
-    @pytest.mark.parametrize(
-        "harm",
-        [
-            "no manifest",
-            "half a manifest",
-            "odd manifest",
-            "other format",
-            "short",
-            "long",
-            "empty",
-            "no pixels",
-            "no index",
-            "half an index",
-            "other index",
-            "an image less",
-        ],
-    )
-    def test_a_damaged_pack_is_made_anew(self, root, tmp_path, decoded, harm):
+    DAMAGES: ClassVar[dict[str, Callable[[Path, Path, Path], object]]] = {
+        "no manifest": lambda manifest, *_: manifest.unlink(),
+        "half a manifest": lambda manifest, *_: manifest.write_text(manifest.read_text()[:40]),
+        "odd manifest": lambda manifest, *_: manifest.write_text("[]"),
+        "other format": lambda manifest, *_: manifest.write_text(
+            manifest.read_text().replace('"format": 2', '"format": 1')
+        ),
+        "short": lambda _, pixels, __: os.truncate(pixels, pixels.stat().st_size - 1),
+        "long": lambda _, pixels, __: os.truncate(pixels, pixels.stat().st_size + 64),
+        "empty": lambda _, pixels, __: os.truncate(pixels, 0),
+        "no pixels": lambda _, pixels, __: pixels.unlink(),
+        "no index": lambda *files: files[2].unlink(),
+        "half an index": lambda *files: os.truncate(files[2], 100),
+        "other index": lambda *files: np.save(files[2], np.load(files[2])[:-1]),
+        "an image less": lambda _, pixels, index: (
+            os.truncate(pixels, pixels.stat().st_size - -(-8 * 12 * 3 // 64) * 64),  # d/2.png, 8 x 12 pixels
+            np.save(index, np.load(index)[:-1]),
+        ),
+    }
+
+    @pytest.mark.parametrize("damage", DAMAGES)
+    def test_a_damaged_pack_is_made_anew(self, root, tmp_path, decoded, damage):
         expected = development(root, tmp_path / "cache")[0]
         (manifest,) = manifests(tmp_path / "cache")
         (pixels,), (index,) = manifest.parent.glob("*.pixels"), manifest.parent.glob("*.index.npy")
         kept = [image.copy() for image in pixels_of(expected)]
-        if harm == "no manifest":
-            manifest.unlink()
-        elif harm == "half a manifest":
-            manifest.write_text(manifest.read_text()[:40])
-        elif harm == "odd manifest":
-            manifest.write_text("[]")
-        elif harm == "other format":
-            manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 1}))
-        elif harm == "short":
-            os.truncate(pixels, pixels.stat().st_size - 1)
-        elif harm == "long":
-            os.truncate(pixels, pixels.stat().st_size + 64)
-        elif harm == "empty":
-            os.truncate(pixels, 0)
-        elif harm == "no pixels":
-            pixels.unlink()
-        elif harm == "no index":
-            index.unlink()
-        elif harm == "half an index":
-            os.truncate(index, 100)
-        elif harm == "an image less":
-            os.truncate(pixels, pixels.stat().st_size - -(-8 * 12 * 3 // 64) * 64)  # d/2.png, 8 x 12 pixels
-            np.save(index, np.load(index)[:-1])
-        else:
-            np.save(index, np.load(index)[:-1])
+        before = [file.read_bytes() for file in (manifest, pixels, index)]
+        self.DAMAGES[damage](manifest, pixels, index)
+        assert [file.read_bytes() if file.exists() else None for file in (manifest, pixels, index)] != before
         (manifest.parent / "0badc0de.pixels").write_bytes(b"of a killed writer")
         decoded.clear()
         again, _ = development(root, tmp_path / "cache")
@@ -506,22 +484,22 @@ class TestPack:
         assert len(decoded) == 12
         assert sorted(file.suffix for file in manifest.parent.iterdir()) == ["", ".json", ".npy", ".pixels"]
 
-    @pytest.mark.parametrize("told_by", ["time", "size"])
-    def test_an_edited_image_is_noticed(self, root, tmp_path, told_by):
-        """The old pack gives way to the new one, and who has it open keeps it."""
+    @pytest.mark.parametrize("differs", ["time", "size"])
+    def test_an_edited_image_is_noticed(self, root, tmp_path, differs):
+        """The new pack replaces the old one, which stays readable where it is open."""
         file = root / "a" / "0.bmp"
         Image.new("RGB", (12, 10), (0, 0, 7)).save(file)
         before = file.stat()
         old, _ = development(root, tmp_path / "cache")
-        size = (12, 10) if told_by == "time" else (24, 20)  # a BMP is not compressed
+        size = (12, 10) if differs == "time" else (24, 20)  # a BMP is not compressed
         Image.new("RGB", size, (255, 255, 254)).save(file)
-        os.utime(file, ns=(1, 1) if told_by == "time" else (before.st_atime_ns, before.st_mtime_ns))
+        os.utime(file, ns=(1, 1) if differs == "time" else (before.st_atime_ns, before.st_mtime_ns))
         new, _ = development(root, tmp_path / "cache")
         assert (pixels_of(new)[0] == [255, 255, 254]).all()
         assert (pixels_of(old)[0] == [0, 0, 7]).all()
         assert len(list((tmp_path / "cache").glob("*/*.pixels"))) == 1
 
-    def test_what_happens_to_test_images_leaves_the_pack_alone(self, root, tmp_path, decoded):
+    def test_changed_test_images_do_not_change_the_pack(self, root, tmp_path, decoded):
         """Another list of test images (VehicleID has three) shares the pack of the same training images."""
         development(root, tmp_path / "cache")
         shutil.rmtree(root / "h")
@@ -535,7 +513,7 @@ class TestPack:
     def test_a_whole_pack_in_a_folder_that_cannot_be_written(self, root):
         """A cache made beforehand, mounted read-only; as another user, since root may write everywhere."""
         catalog, split = opened(root)
-        shared = Path(tempfile.mkdtemp())  # not below tmp_path, which is closed to other users
+        shared = Path(tempfile.mkdtemp())  # other users cannot enter tmp_path
         try:
             load_development(catalog, split, stored(shared / "cache"))
             before = sorted((str(file), file.stat().st_mtime_ns) for file in shared.rglob("*"))
@@ -560,17 +538,18 @@ class TestPack:
             shutil.rmtree(shared)
 
 
-class TestRoom:
-    @staticmethod
-    def needed(short_px: int) -> int:
-        """Bytes of the pixels of the 12 images, each (12 + class) x 10, every one beginning at a multiple of 64."""
-        return sum(-(-short_px * int(short_px * (12 + c) / 10) * 3 // 64) * 64 * PER_CLASS for c in range(4))
+def needed_bytes(short_px: int) -> int:
+    """Bytes of the pixels of the 12 images, each (12 + class) x 10, every one beginning at a multiple of 64."""
+    return sum(-(-short_px * int(short_px * (12 + c) / 10) * 3 // 64) * 64 * PER_CLASS for c in range(4))
 
-    NEEDED = sum(-(-8 * int(8 * (12 + c) / 10) * 3 // 64) * 64 * PER_CLASS for c in range(4))
 
+NEEDED_BYTES = needed_bytes(8)
+
+
+class TestSpace:
     @pytest.mark.parametrize("missing", [0, 1])
     def test_the_limit_is_exact(self, root, cache_dir, caplog, missing):
-        train, val = development(root, cache_dir, max_bytes=self.NEEDED - missing)
+        train, val = development(root, cache_dir, max_bytes=NEEDED_BYTES - missing)
         assert isinstance(train.pixels, DecodedPixels if missing else PackedPixels)
         assert bool(caplog.records) == bool(missing)
         assert same(train, development(root, None)[0])
@@ -578,7 +557,7 @@ class TestRoom:
         if cache_dir is not None:
             assert len(list(cache_dir.glob("*/*.pixels"))) == 1 - missing
 
-    def test_packs_used_longest_ago_make_room_and_stay_readable(self, root, tmp_path):
+    def test_packs_used_longest_ago_are_removed_and_stay_readable(self, root, tmp_path):
         cache = tmp_path / "cache"
 
         def resize_of_packs() -> list[int]:
@@ -589,30 +568,30 @@ class TestRoom:
         development(root, cache, resize_px=4)
         os.utime(pack_folder(cache, 8) / "manifest.json", ns=(0, 0))
         development(root, cache)
-        assert (pack_folder(cache, 8) / "manifest.json").stat().st_mtime_ns > 0  # opened: used a moment ago
+        assert (pack_folder(cache, 8) / "manifest.json").stat().st_mtime_ns > 0  # used a moment ago
         taken = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
         development(root, cache, resize_px=5, max_bytes=taken + 10**6)
         assert resize_of_packs() == [4, 5, 8]
-        for used_s, short_px in enumerate((4, 5, 8)):  # the clock of files may tick too slowly to tell them apart
+        for used_s, short_px in enumerate((4, 5, 8)):  # the clock of files may be too coarse
             os.utime(pack_folder(cache, short_px) / "manifest.json", ns=(0, used_s * 10**9))
         of_eight = sum(file.stat().st_size for file in cache.rglob("*") if file.parent == pack_folder(cache, 8))
-        development(root, cache, resize_px=6, max_bytes=of_eight + self.needed(6) + self.needed(5) - 1)
+        development(root, cache, resize_px=6, max_bytes=of_eight + needed_bytes(6) + needed_bytes(5) - 1)
         assert resize_of_packs() == [6, 8]
-        development(root, cache, resize_px=7, max_bytes=self.needed(7))
+        development(root, cache, resize_px=7, max_bytes=needed_bytes(7))
         assert resize_of_packs() == [7]
-        assert same(eight, development(root, None)[0])  # who has a removed pack open keeps it
-        development(root, cache, resize_px=9, max_bytes=1)  # does not fit by itself: nothing is removed for it
+        assert same(eight, development(root, None)[0])  # a removed pack stays readable where it is open
+        development(root, cache, resize_px=9, max_bytes=1)  # exceeds the limit by itself: nothing is removed for it
         assert resize_of_packs() == [7]
 
-    def test_a_pack_that_is_being_written_makes_no_room(self, root, tmp_path):
+    def test_a_pack_that_is_being_written_is_not_removed(self, root, tmp_path):
         cache = tmp_path / "cache"
         development(root, cache)
         (manifest,) = manifests(cache)
         with FileLock(manifest.parent / "lock"):
-            development(root, cache, resize_px=4, max_bytes=self.NEEDED)
+            development(root, cache, resize_px=4, max_bytes=NEEDED_BYTES)
         assert len(manifests(cache)) == 2
 
-    def test_a_full_disk_is_told_before_writing(self, root, tmp_path, monkeypatch, caplog):
+    def test_a_full_disk_is_reported_before_writing(self, root, tmp_path, monkeypatch, caplog):
         usage = namedtuple("usage", "total used free")
         monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 1000, 1000))
         written = []
@@ -628,7 +607,7 @@ class TestRoom:
         assert not list((tmp_path / "cache").rglob("*.pixels"))
 
     def test_half_of_the_free_memory_is_the_limit(self, root, monkeypatch, caplog):
-        for free_bytes, kind in ((2 * self.NEEDED, PackedPixels), (2 * self.NEEDED - 1, DecodedPixels)):
+        for free_bytes, kind in ((2 * NEEDED_BYTES, PackedPixels), (2 * NEEDED_BYTES - 1, DecodedPixels)):
             monkeypatch.setattr(cache, "free_memory_bytes", lambda free_bytes=free_bytes: free_bytes)
             assert isinstance(development(root, None)[0].pixels, kind)
         (record,) = caplog.records
@@ -646,10 +625,10 @@ class TestRoom:
         assert free_memory_bytes() > 2**20
 
     def test_a_disk_that_fills_up_while_writing(self, root, tmp_path):
-        """The kernel refuses a write in the middle of the pack: a limit of the process, for want of a full disk."""
+        """A limit of the process makes a write in the middle of the pack fail, as a full disk does."""
 
         def child(queue) -> None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (self.NEEDED // 2, resource.RLIM_INFINITY))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (NEEDED_BYTES // 2, resource.RLIM_INFINITY))
             try:
                 development(root, tmp_path / "cache")
             except DataError as error:
@@ -662,7 +641,7 @@ class TestRoom:
         assert [file.name for file in (tmp_path / "cache").glob("*/*")] == ["lock"]
         development(root, tmp_path / "cache")
 
-    def test_a_cache_that_cannot_be_written_is_told(self, root, tmp_path):
+    def test_a_cache_that_cannot_be_written_is_refused(self, root, tmp_path):
         (tmp_path / "cache").write_text("a file, not a folder")
         with pytest.raises(DataError, match=r"machine.cache_dir = .* cannot be used"):
             development(root, tmp_path / "cache")
@@ -670,7 +649,7 @@ class TestRoom:
 
 class TestProcesses:
     def test_four_processes_at_once_decode_once(self, root, tmp_path):
-        """Each file is opened twice in all: for its header and for its pixels."""
+        """Each file is opened twice: for its header and for its pixels."""
         barrier = FORK.Barrier(4)
         expected = sum(int(image.sum()) for images in development(root, None) for image in pixels_of(images))
 
@@ -696,7 +675,7 @@ class TestProcesses:
         assert max(opens for _, (opens, _) in results) in (2 * 12, 4 * 12)
         assert {total for _, (_, total) in results} == {expected}
 
-    def test_who_waits_says_so_and_takes_over_from_a_killed_writer(self, root, tmp_path, monkeypatch, caplog):
+    def test_a_waiting_process_logs_it_and_takes_over_from_a_killed_writer(self, root, tmp_path, monkeypatch, caplog):
         """The writer is killed with half of its pack written, while this process waits for it."""
         started = FORK.Event()
 
@@ -737,7 +716,7 @@ class TestProcesses:
         assert 2 * 36_000 <= messages[0] <= 2 * 36_032  # two images of 100 x 120; the last padding may be in a buffer
 
     @pytest.mark.parametrize("moment", ["pixels", "index", "manifest"])
-    def test_a_writer_killed_at_any_moment_leaves_nothing_in_the_way(self, root, tmp_path, moment):
+    def test_a_writer_killed_at_any_moment_does_not_block_the_next(self, root, tmp_path, moment):
         def child(_queue) -> None:
             def die(*_):
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -747,17 +726,17 @@ class TestProcesses:
             elif moment == "index":
                 np.save = die
             else:
-                os.replace = die  # all is written; the manifest has not got its name
+                os.replace = die  # all is written, and the manifest not renamed yet
             development(root, tmp_path / "cache")
 
         assert run_children(child, 1) == [(-signal.SIGKILL, None)]
         assert list((tmp_path / "cache").glob("*/*.pixels"))
         assert not manifests(tmp_path / "cache")
-        train, _ = development(root, tmp_path / "cache")  # the lock died with its holder
+        train, _ = development(root, tmp_path / "cache")  # the lock ended with its holder
         assert colours(train, 1) == [0, 50, 100] * 2
         assert len(list((tmp_path / "cache").glob("*/*"))) == 4
 
-    def test_what_a_killed_writer_left_does_not_count_as_a_full_disk(self, root, tmp_path, monkeypatch):
+    def test_remains_of_a_killed_writer_do_not_fill_the_disk(self, root, tmp_path, monkeypatch):
         development(root, tmp_path / "cache")
         (manifest,) = manifests(tmp_path / "cache")
         manifest.unlink()
@@ -784,7 +763,7 @@ class TestProcesses:
 
 @pytest.mark.skipif(not (SHARED / "grocery_small").is_dir(), reason="shared/data/grocery_small is not beside the repo")
 def test_real_photographs(tmp_path):
-    """Against Pillow in a few lines."""
+    """Compare with Pillow in a few lines."""
     root = SHARED / "grocery_small" / "images"
     catalog = open_catalog("image_folder", root)
     split = make_split(catalog, **{**SPLIT, "test_fraction": 0.9, "order": "shuffled"})

@@ -45,7 +45,7 @@ def pack(images):
 
 
 def scene(height, width, seed):
-    """Blocks of colour and a little noise: it has edges and flat parts, as a photograph has."""
+    """Blocks of colour and a little noise: edges and flat parts, as in a photograph."""
     rng = np.random.default_rng(seed)
     blocks = rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3)).repeat(8, 0).repeat(8, 1)[:height, :width]
     return np.clip(blocks + rng.integers(-10, 11, blocks.shape), 0, 255).astype(np.uint8)
@@ -72,11 +72,11 @@ def batches(settings, plan, seeds, pixels=None, **machine):
     return [batch.clone() for batch in made.batches(plan, seeds)]
 
 
-# --- the families of the seeds: their pipelines by torchvision, given the same box, flip and factors ---------
+# --- the pipelines of the published systems by torchvision, given the same box, flip and factors ---------
 
 
 def by_torchvision(image, box, size_px, interpolation):
-    """An array cut and scaled as the seeds did: bilinear on tensors, lanczos on PIL images."""
+    """Cut and scale an array as the published systems do: bilinear on tensors, lanczos on PIL images."""
     if interpolation == "lanczos":
         cropped = functional.crop(Image.fromarray(image), *box)
         rows_first = functional.resize(cropped, [box[2], size_px], InterpolationMode.LANCZOS)
@@ -122,7 +122,7 @@ ADJUST = [
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_the_pipelines_of_the_seeds_are_torchvisions(family, channels_last):
+def test_the_pipelines_of_the_published_systems_are_torchvisions(family, channels_last):
     augmentation, preprocessing = FAMILIES[family]
     images = scenes(90)
     if family not in FROM_THE_ORIGINAL:
@@ -201,13 +201,14 @@ def test_neither_prefetch_nor_memory_format_decide_a_batch():
     for got, want in zip(batches(settings, plan, seeds, channels_last=True), expected, strict=True):
         assert got.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(got, want)
+    assert not loader_threads()
     assert [batch.shape for batch in expected] == [(6, 3, 48, 48), (2, 3, 48, 48), (3, 3, 48, 48)]
     assert expected[0].is_contiguous()
     assert not torch.equal(expected[2][0], expected[2][1])  # one image three times, three draws
 
 
 def test_every_image_of_a_large_batch_has_its_own_draw():
-    """200 images of 48 px are finished in several goes: each must be given its own rows of the draws."""
+    """200 images of 48 px are finished in several chunks, each with its own rows of the draws."""
     image, preprocessing = scene(48, 48, 0), Preprocessing(48, 48, **GREY_LEVELS)
     (got,) = batches((Augmentation(flip=True), preprocessing), [np.zeros(200, dtype=np.int64)], [5], pack([image]))
     plain = torch.from_numpy(image).permute(2, 0, 1).float()
@@ -223,7 +224,7 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_sees_the_same_batches():
     assert all(torch.equal(got, want) for got, want in zip(rest, whole[4:], strict=True))
 
 
-def test_a_batch_that_is_not_to_be_mirrored_is_not_and_else_the_same():
+def test_a_batch_without_flip_is_not_mirrored_and_otherwise_the_same():
     image, preprocessing = scene(48, 48, 0), Preprocessing(48, 48, **GREY_LEVELS)
     augmentation = Augmentation(flip=True, random_resized_crop=(0.5, 1.0))
     made = loading(pack([image]), augmentation, preprocessing)
@@ -256,7 +257,7 @@ def test_tiny_images_are_enlarged():
     assert (got[0] == 200).all()
 
 
-def test_settings_that_cannot_work_are_refused():
+def test_impossible_settings_are_refused():
     preprocessing = Preprocessing(60, 48, **IMAGENET)
     with pytest.raises(DataError, match="prefetch: 0"):
         loading(pack(scenes()), Augmentation(), preprocessing, prefetch=0)
@@ -268,7 +269,7 @@ def test_settings_that_cannot_work_are_refused():
 
 
 class Breaking:
-    """Pixels of which one image cannot be read; counts what was asked for."""
+    """Pixels of which one image cannot be read; counts the readings."""
 
     def __init__(self, pixels, broken):
         self.pixels, self.broken, self.num_reads = pixels, broken, 0
@@ -323,7 +324,7 @@ def test_closing_ends_the_threads_and_reads_no_further():
     assert 1 <= pixels.num_reads <= 4  # the batch itself and those ahead
 
 
-def test_batches_are_read_ahead_but_no_further_than_asked():
+def test_no_more_batches_than_prefetch_are_read_ahead():
     pixels, ahead = Breaking(pack(scenes()), broken=None), threading.Event()
     read = pixels.read
 
@@ -337,17 +338,12 @@ def test_batches_are_read_ahead_but_no_further_than_asked():
     made = loading(pixels, EVERYTHING, Preprocessing(60, 48, **IMAGENET), prefetch=3)
     iterator = made.batches([np.arange(2)] * 100, range(100))
     next(iterator)
-    assert ahead.wait(timeout=60)  # while nobody asks
+    assert ahead.wait(timeout=60)  # without another next()
     iterator.close()
     assert pixels.num_reads == 4
 
 
-def test_the_end_of_the_plan_ends_the_threads():
-    batches((EVERYTHING, Preprocessing(60, 48, **IMAGENET)), [np.arange(4)] * 3, range(3))
-    assert not loader_threads()
-
-
-# --- the way of a GPU: boxes sent together -------------------------------------------------------------------
+# --- on a GPU: boxes sent together -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("max_bytes", [1, 40_000, 1 << 30])

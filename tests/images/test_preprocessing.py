@@ -22,14 +22,6 @@ def test_normalise_by_hand():
     torch.testing.assert_close(bgr.normalise(pixels).flatten(), torch.tensor([50.0, -2.0, 250.0]))
 
 
-def test_for_evaluation_takes_the_centre():
-    pixels = torch.arange(36, dtype=torch.uint8).view(1, 6, 6, 1).expand(1, 6, 6, 3)
-    plain = Preprocessing(6, 2, mean=(0.0,) * 3, std=(1.0,) * 3, value_range=255.0)
-    torch.testing.assert_close(
-        plain.for_evaluation(pixels)[0, 0], torch.tensor([[14.0, 15.0], [20.0, 21.0]]), rtol=0, atol=1e-4
-    )
-
-
 def test_preprocessing_survives_json():
     original = Preprocessing(256, 224, (0.5, 0.4, 0.3), (0.2, 0.2, 0.1), "BGR", 255.0, "squash", "lanczos")
     assert Preprocessing.from_dict(json.loads(json.dumps(original.to_dict()))) == original
