@@ -21,7 +21,7 @@ from typing import IO, Any, NamedTuple
 from raydml.data.catalog import DataError, listed
 from raydml.ops.files import flush_to_disk
 
-CHUNK_BYTES = 1 << 18
+_CHUNK_BYTES = 1 << 18
 MAX_HEADER_BYTES = 1 << 20  # tarfile reads the text of a header in one piece, however long the header claims to be
 MAX_NUM_MEMBERS = 1_000_000
 RESERVE_BYTES = 64 << 20  # left free on the disk for other processes
@@ -185,7 +185,7 @@ def _tar_members(file: IO[bytes], aside: Path, limit: _Limit) -> Iterator[_Membe
                 raise DataError(f"member {info.name!r} of the archive is a link, a device or sparse: refused")
             extract = partial(archive.extract, info, aside, set_attrs=False, filter="data")
             yield _Member(info.name, info.isdir(), info.size, extract)
-    while stream.read(CHUNK_BYTES):  # to the end, where gzip keeps its checksum
+    while stream.read(_CHUNK_BYTES):  # to the end, where gzip keeps its checksum
         pass
 
 

@@ -25,7 +25,7 @@ from raydml.data.sources import Archive, DownloadSource
 from raydml.ops.files import digest_of, flush_to_disk, write_whole
 
 LOCK_FILE = ".raydml-download.lock"
-CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 20
 PROGRESS_BYTES = 1 << 20  # a try that brings this much does not count as failed
 MAX_WAIT_S = 30.0
 TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -105,9 +105,8 @@ def _install_one(
     file = fetch(
         archive, root, accepted_sha256=accepted_sha256, progress=partial(progress, "downloading"), report=report
     )
-    if not accepted_sha256 and (archive.digest is None or not archive.verified):
-        reason = "none is known" if archive.digest is None else "the expected one is from memory"
-        report(f"{archive.file_name}: checksum not confirmed, {reason}")
+    if not accepted_sha256 and archive.sha256 is None:
+        report(f"{archive.file_name}: checksum not confirmed, none is known")
     unpacking = partial(progress, "unpacking")
     others = unpack(file, root, archive.folder, max_bytes=archive.max_unpacked_bytes, progress=unpacking)
     if others:
@@ -125,14 +124,14 @@ def fetch(
     progress: Progress = lambda _done, _total: None,
     report: Report = lambda _text: None,
 ) -> Path:
-    """Return the archive's file in `folder`, downloaded unless it exists; its size and digest are always checked.
+    """Return the archive's file in `folder`, downloaded unless it exists; its size and sha256 are always checked.
 
-    accepted_sha256: 64 hex digits that the user trusts; they replace the known size and digest, and a file that was
-    rejected for another digest is accepted again. After any interruption, also Ctrl-C or a kill, the next call resumes.
+    accepted_sha256: 64 hex digits that the user trusts; they replace the known size and sha256, and a file that was
+    rejected before is accepted again. After any interruption, also Ctrl-C or a kill, the next call resumes.
     The caller must prevent two calls at once for one file.
 
     Raises NotServed: an answer that will not change (404, a redirect to another scheme, another size), or too many
-    failed tries. Raises DataError: a wrong digest (the file is renamed to `<file>.rejected` and never resumed), a full
+    failed tries. Raises DataError: a wrong sha256 (the file is renamed to `<file>.rejected` and never resumed), a full
     disk, or an existing file that is not the expected one.
     """
     target = folder / archive.file_name
@@ -151,9 +150,8 @@ def fetch(
         if fault := _fault_of(part.path, archive, accepted_sha256):
             part.path.replace(rejected)
             part.remove()
-            doubt = "" if archive.verified else " The expected values are from memory and may be wrong."
             raise DataError(
-                f"what came from {archive.url} is not {archive.file_name}: {fault}.{doubt} It was moved to {rejected}; "
+                f"what came from {archive.url} is not {archive.file_name}: {fault}. It was moved to {rejected}; "
                 "the same command starts from the beginning. If another source confirms this file, add --sha256 "
                 f"{digest_of(rejected)}"
             )
@@ -170,11 +168,9 @@ def _fault_of(path: Path, archive: Archive, accepted_sha256: str | None) -> str:
     num_bytes, sha256 = path.stat().st_size, digest_of(path)
     if accepted_sha256:
         return "" if sha256 == accepted_sha256.lower() else f"its sha256 is {sha256}, not the one given with --sha256"
-    if archive.num_bytes is not None and num_bytes != archive.num_bytes:
+    if archive.num_bytes not in (None, num_bytes):
         return f"it has {num_bytes:,} bytes where {archive.num_bytes:,} are expected (its sha256 is {sha256})"
-    algorithm, _, expected = (archive.digest or f"sha256:{sha256}").partition(":")
-    found = digest_of(path, algorithm)
-    return "" if found == expected else f"its {algorithm} is {found} where {expected} is expected"
+    return "" if archive.sha256 in (None, sha256) else f"its sha256 is {sha256} where {archive.sha256} is expected"
 
 
 class _Version(NamedTuple):
@@ -209,14 +205,14 @@ class _PartialFile:
     def version(self) -> _Version | None:
         """Return the version to continue, or None to start at the beginning.
 
-        Bytes of an unknown version are only continued if a digest checks the result: two versions of a file could be
+        Bytes of an unknown version are only continued if a sha256 checks the result: two versions of a file could be
         joined unnoticed otherwise.
         """
         try:
             version = _Version(**json.loads(self._note.read_text(encoding="utf-8")))
         except (FileNotFoundError, ValueError, TypeError):  # never written completely
             return None
-        can_check = version.if_range is not None or self._archive.digest is not None
+        can_check = version.if_range is not None or self._archive.sha256 is not None
         return version if self.num_bytes() and version.url == self._archive.url and can_check else None
 
     def begin(self, version: _Version) -> None:
@@ -327,7 +323,7 @@ def _append(response: requests.Response, part: _PartialFile, there: int, total: 
     with part.path.open("ab") as file:
         try:
             # read() would collect a whole chunk first and lose it when the connection stalls or Ctrl-C comes.
-            while chunk := body.read1(CHUNK_BYTES):
+            while chunk := body.read1(_CHUNK_BYTES):
                 there += len(chunk)
                 if total is not None and there > total:
                     part.remove()

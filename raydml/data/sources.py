@@ -12,16 +12,14 @@ class Archive:
     """One file to fetch and the folder in it that holds the data set.
 
     url: http or https. file_name: its name on disk, ending in .zip, .tgz or .tar.gz. num_bytes: its size, None if
-    unknown. digest: "sha256:<hex>" or "md5:<hex>" of the file, None if unknown. verified: whether size and digest come
-    from a published source; False means from memory. folder: the top folder inside the archive that becomes
-    root/<folder>. max_unpacked_bytes: an archive that holds more uncompressed is refused.
+    unknown. sha256: of the file, None if unknown. folder: the top folder inside the archive that becomes root/<folder>.
+    max_unpacked_bytes: an archive that holds more uncompressed is refused.
     """
 
     url: str
     file_name: str
     num_bytes: int | None
-    digest: str | None
-    verified: bool
+    sha256: str | None
     folder: str
     max_unpacked_bytes: int
 
@@ -44,8 +42,7 @@ SOURCES: dict[str, DownloadSource] = {
                 url="https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
                 file_name="CUB_200_2011.tgz",
                 num_bytes=1_150_585_339,
-                digest="sha256:0c685df5597a8b24909f6a7c9db6d11e008733779a671760afef78feb49bf081",
-                verified=True,
+                sha256="0c685df5597a8b24909f6a7c9db6d11e008733779a671760afef78feb49bf081",
                 folder="CUB_200_2011",
                 max_unpacked_bytes=4_000_000_000,
             ),
@@ -73,8 +70,7 @@ SOURCES: dict[str, DownloadSource] = {
                 url="http://ftp.cs.stanford.edu/cs/cvgl/Stanford_Online_Products.zip",
                 file_name="Stanford_Online_Products.zip",
                 num_bytes=3_083_860_082,
-                digest="sha256:b04fa78210e69fab050ce73939550e1cd0f96890bdd98ec9fee732c3b756ef48",
-                verified=True,
+                sha256="b04fa78210e69fab050ce73939550e1cd0f96890bdd98ec9fee732c3b756ef48",
                 folder="Stanford_Online_Products",
                 max_unpacked_bytes=12_000_000_000,
             ),
