@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raydml.evaluation.binary_codes import binary_codes
-from raydml.evaluation.scoring import score_by_all
+from raydml.evaluation.scoring import MetricSpec, score_by_all
 
 RECALL_AT = (1, 10, 100, 1000)
 CHUNK_BYTES = 256 * 2**20
@@ -126,16 +126,8 @@ def by_accuracy_calculator(rows: Rows, device: str) -> float:
 
 
 def by_us(rows: Rows, device: str, groups: tuple[str, ...] = ("retrieval",), codes: str = "float") -> float | None:
-    found = score_by_all(
-        rows.embeddings,
-        rows.labels,
-        None,
-        ("leave_one_out",),
-        recall_at=RECALL_AT,
-        groups=groups,
-        codes=(codes,),
-        device=device,
-    )
+    spec = MetricSpec(RECALL_AT, (codes,), groups)
+    found = score_by_all(rows.embeddings, rows.labels, None, ("leave_one_out",), spec, device)
     return found.metrics.get("recall_at_1" if codes == "float" else f"{codes}_recall_at_1")
 
 

@@ -24,7 +24,8 @@ from raydml.cli.targets import (
 
 if TYPE_CHECKING:
     from raydml.config.trial import Machine
-    from raydml.evaluation.embed import Evaluation, MetricSpec
+    from raydml.evaluation.embed import Evaluation
+    from raydml.evaluation.scoring import MetricSpec
     from raydml.inference.external import Collection
 
 ALL = "all"
@@ -276,7 +277,7 @@ def _on_other_images(
 
 
 def _wanted_of(settings: dict[str, Any]) -> MetricSpec:
-    from raydml.evaluation.embed import MetricSpec
+    from raydml.evaluation.scoring import MetricSpec
 
     return MetricSpec(**settings)
 

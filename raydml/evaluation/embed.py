@@ -1,4 +1,4 @@
-"""Embeddings of images, and their metrics under every protocol of a data set."""
+"""Embeddings of images, and their evaluation under every protocol of a data set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from raydml.config.trial import Machine, Trial
 from raydml.evaluation.protocols import describe_protocol
-from raydml.evaluation.scoring import primary_code, query_values, score_by_all
+from raydml.evaluation.scoring import MetricSpec, primary_code, query_values, score_by_all
 from raydml.images.loader import read_ahead
 from raydml.images.pixels import Pixels, centres
 from raydml.images.preprocessing import Preprocessing
@@ -24,7 +24,7 @@ AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class EvaluationError(ValueError):
-    """An evaluation that cannot be done as asked."""
+    """An evaluation with settings that are out of range."""
 
 
 def embed(
@@ -37,12 +37,12 @@ def embed(
     precision: str = "fp32",
     forward: Callable[[Tensor], Tensor] | None = None,
 ) -> NDArray[np.float32]:
-    """N resized images -> embeddings (N, D) float32 on the host, in the order given.
+    """Embed N resized images: embeddings (N, D) float32 on the host, in the given order.
 
-    The network stands on `device` already. It runs in evaluation mode without gradients, under autocast unless
-    precision is fp32; every module gets the mode back that it had. forward: what of the network to take instead of its
-    output, a function of a batch (B, 3, crop, crop) to (B, D). The centre crops of one batch are read (or decoded)
-    while the batch before is embedded.
+    The network is on `device`. It runs in evaluation mode without gradients, under autocast unless precision is fp32;
+    afterwards every module has its former mode. forward: a function of a batch (B, 3, crop, crop) to (B, D) that
+    replaces the network's output, for example by features of an inner layer. The centre crops of one batch are read or
+    decoded while the previous batch is embedded.
     """
     if precision not in AUTOCAST:
         raise EvaluationError(f"precision: {precision!r}; one of {', '.join(AUTOCAST)}")
@@ -82,18 +82,12 @@ def _evaluation_mode(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-class MetricSpec(NamedTuple):
-    """What to measure: the k of Recall@k, codes and groups of metrics as in scoring.py, and whether with intervals."""
-
-    recall_at: tuple[int, ...]
-    codes: tuple[str, ...] = ("float",)
-    groups: tuple[str, ...] = ("retrieval",)
-    intervals: bool = False
-
-
 class Evaluation(NamedTuple):
-    """metrics by name. intervals: name -> (low, high), 95 % bootstrap over the queries, class by class, of the metrics
-    of the first protocol. protocols: name -> who searched whom, in words and numbers."""
+    """The metrics of one model on one set of images.
+
+    metrics: by name. intervals: name -> (low, high), the 95 % bootstrap interval over the queries, class by class, of
+    metrics of the first protocol. protocols: name -> description in words and numbers.
+    """
 
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
@@ -101,7 +95,7 @@ class Evaluation(NamedTuple):
 
 
 def metric_spec_of(trial: Trial) -> MetricSpec:
-    """What a trial asks for in its configuration."""
+    """Return what a trial measures after every epoch."""
     return MetricSpec(trial.recall_at, ("float", "binary") if trial.binary_codes else ("float",))
 
 
@@ -113,36 +107,24 @@ def evaluate_embeddings(
     spec: MetricSpec,
     device: str = "cpu",
 ) -> Evaluation:
-    """Score embeddings (N, D) of labels (N,) by every protocol, the first under plain names.
-
-    A data set with several protocols is scored by each: the first under the plain names, the others with the
-    protocol's name as a prefix (`one_gallery_image_recall_at_1`).
-    """
-    scored = score_by_all(
-        embeddings,
-        labels,
-        roles,
-        protocols,
-        recall_at=spec.recall_at,
-        codes=spec.codes,
-        groups=spec.groups,
-        device=device,
-    )
+    """Score embeddings (N, D) of labels (N,) under every protocol, with intervals if the spec has them."""
+    scores = score_by_all(embeddings, labels, roles, protocols, spec, device)
     intervals = {}
-    if spec.intervals and scored.queries is not None:
-        classes = labels[scored.queries.rows]
+    if spec.intervals and scores.queries is not None:
+        classes = labels[scores.queries.rows]
         code = primary_code(spec.codes)
         prefix = "" if code == "float" else f"{code}_"
-        values = {f"{prefix}{name}": of for name, of in query_values(scored.queries, spec.recall_at).items()}
+        values = {f"{prefix}{name}": of for name, of in query_values(scores.queries, spec.recall_at).items()}
         intervals = {
             name: bootstrap_interval(of_queries, groups=classes)
             for name, of_queries in values.items()
-            if name in scored.metrics and len(np.unique(classes[~np.isnan(of_queries)])) > 1
+            if name in scores.metrics and len(np.unique(classes[~np.isnan(of_queries)])) > 1
         }
-    return Evaluation(scored.metrics, intervals, {name: describe_protocol(name, labels, roles) for name in protocols})
+    return Evaluation(scores.metrics, intervals, {name: describe_protocol(name, labels, roles) for name in protocols})
 
 
 def device_of(machine: Machine) -> str:
+    """Return "cuda" or "cpu" for the device "auto", else the device as it is."""
     if machine.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return machine.device

@@ -14,7 +14,6 @@ from raydml.data.seal import TestKey
 from raydml.evaluation.embed import (
     Evaluation,
     EvaluationError,
-    MetricSpec,
     device_of,
     embed,
     evaluate_embeddings,
@@ -22,6 +21,7 @@ from raydml.evaluation.embed import (
 )
 from raydml.evaluation.protocols import protocols_of
 from raydml.evaluation.saved_embeddings import save_embeddings
+from raydml.evaluation.scoring import MetricSpec
 from raydml.images.cache import Images
 from raydml.images.preprocessing import Preprocessing
 from raydml.inference.export import rebuild

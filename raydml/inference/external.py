@@ -20,9 +20,10 @@ from raydml.config.trial import Machine
 from raydml.data.catalog import Catalog
 from raydml.data.seal import TestKey
 from raydml.data.splits import Split
-from raydml.evaluation.embed import Evaluation, MetricSpec, device_of, embed, evaluate_embeddings
+from raydml.evaluation.embed import Evaluation, device_of, embed, evaluate_embeddings
 from raydml.evaluation.protocols import DISTRACTOR, protocols_of
 from raydml.evaluation.saved_embeddings import SavedEmbeddings
+from raydml.evaluation.scoring import MetricSpec
 from raydml.images.cache import Images, Storage, load_test
 from raydml.images.preprocessing import Preprocessing
 from raydml.models.backbones import BACKBONES

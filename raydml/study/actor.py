@@ -14,9 +14,9 @@ from ray import tune
 
 from raydml.config.trial import Machine, Trial, parse_trial
 from raydml.data.seal import TestReads
-from raydml.evaluation.embed import MetricSpec, metric_spec_of
+from raydml.evaluation.embed import metric_spec_of
 from raydml.evaluation.saved_embeddings import concatenate, load_embeddings
-from raydml.evaluation.scoring import METRIC_GROUPS
+from raydml.evaluation.scoring import METRIC_GROUPS, MetricSpec
 from raydml.inference.checkpoints import evaluate_checkpoint
 from raydml.inference.external import evaluate_saved
 from raydml.ops.progress import show_log

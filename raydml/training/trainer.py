@@ -318,19 +318,12 @@ class Trainer:
             return "non_finite_loss"  # the last update of the epoch broke the weights
         if is_collapsed(embeddings, device=self.device):
             return "collapsed"  # the order of the neighbours is then that of the files
-        protocols = protocols_of(self.val_images.roles, ())
-        scored = score_by_all(
-            embeddings,
-            self.val_images.labels,
-            self.val_images.roles,
-            protocols,
-            recall_at=self.trial.recall_at,
-            codes=("float", "binary") if self.trial.binary_codes else ("float",),
-            device=self.device,
-        )
+        labels, roles = self.val_images.labels, self.val_images.roles
+        spec = embed.metric_spec_of(self.trial)
+        scores = score_by_all(embeddings, labels, roles, protocols_of(roles, ()), spec, self.device)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # the memory of the scores is free for training and for other trials on this GPU
-        return {f"val_{name}": value for name, value in scored.metrics.items()}
+        return {f"val_{name}": value for name, value in scores.metrics.items()}
 
     def _keep_if_best(self, metrics: Mapping[str, float], epoch: int) -> None:
         select_on = self.trial.select_on

@@ -1,11 +1,19 @@
 """What one protocol and one kind of codes give, by the plain names of the metrics."""
 
-from raydml.evaluation.scoring import score_by_all
+from raydml.evaluation.scoring import MetricSpec, score_by_all
 
 
 def score(
-    embeddings, labels, *, recall_at=(1, 2, 4, 8), protocol="leave_one_out", roles=None, codes="float", **settings
+    embeddings,
+    labels,
+    *,
+    recall_at=(1, 2, 4, 8),
+    protocol="leave_one_out",
+    roles=None,
+    codes="float",
+    groups=("retrieval",),
+    device="cpu",
 ):
-    """Metric -> value, without the prefix of the codes; the rest as in `scoring.score_by_all`."""
-    scored = score_by_all(embeddings, labels, roles, (protocol,), recall_at=recall_at, codes=(codes,), **settings)
+    """Metric -> value, without the prefix of the codes; the rest as in `MetricSpec`."""
+    scored = score_by_all(embeddings, labels, roles, (protocol,), MetricSpec(recall_at, (codes,), groups), device)
     return {name.removeprefix(f"{codes}_"): value for name, value in scored.metrics.items()}

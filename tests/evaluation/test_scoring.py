@@ -11,6 +11,7 @@ from raydml.evaluation.nearness import RetrievalError
 from raydml.evaluation.protocols import RetrievalTask, retrieval_tasks
 from raydml.evaluation.scoring import (
     METRIC_GROUPS,
+    MetricSpec,
     ScoringError,
     is_collapsed,
     query_values,
@@ -59,7 +60,7 @@ def images_of(labels, roles=None):
 
 
 def scored(rows, images, protocols, recall_at, codes):
-    return score_by_all(rows, *images, protocols, recall_at=recall_at, codes=codes).metrics
+    return score_by_all(rows, *images, protocols, MetricSpec(tuple(recall_at), codes)).metrics
 
 
 # Codes 10, 00, 11, 00 (a coordinate of 0 is bit 0) of the classes a, b, a, b. By float distance only row 2 finds its
@@ -211,9 +212,7 @@ def test_all_groups_and_codes_by_all_protocols():
         labels,
         None,
         ["leave_one_out", "one_gallery_image"],
-        recall_at=(1,),
-        codes=("float", "binary", "int8"),
-        groups=METRIC_GROUPS,
+        MetricSpec((1,), ("float", "binary", "int8"), METRIC_GROUPS),
     )
     searched = ["recall_at_1", "r_precision", "map_at_r", "mrr", "map_at_1000"]
     others = ["nmi_geometric", "nmi_arithmetic", "ami", "pair_f1"]
@@ -249,9 +248,8 @@ def test_eight_bits_cost_hardly_anything():
 def test_means_of_the_queries_are_the_metrics(codes):
     rows, labels = clouds(noise=1.5)
     labels[:3] = [100, 101, 102]  # nothing to be found: NaN, and not in the means
-    scored = score_by_all(
-        rows, labels, None, ["leave_one_out"], recall_at=(1, 4), codes=(codes,), groups=("retrieval", "ranking")
-    )
+    spec = MetricSpec((1, 4), (codes,), ("retrieval", "ranking"))
+    scored = score_by_all(rows, labels, None, ["leave_one_out"], spec)
     values = query_values(scored.queries, (1, 4))
     prefix = "" if codes == "float" else f"{codes}_"
     assert {f"{prefix}{name}" for name in values} == set(scored.metrics)

@@ -15,7 +15,8 @@ from raydml.data.datasets import open_catalog
 from raydml.data.seal import TestReads
 from raydml.data.splits import make_split
 from raydml.errors import ConfigError
-from raydml.evaluation.embed import EvaluationError, MetricSpec, embed, evaluate_embeddings
+from raydml.evaluation.embed import EvaluationError, embed, evaluate_embeddings
+from raydml.evaluation.scoring import MetricSpec
 from raydml.images.pixels import PackedPixels, packed
 from raydml.images.preprocessing import Preprocessing
 from raydml.inference.checkpoints import evaluate_checkpoint, load_network
