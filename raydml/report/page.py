@@ -7,6 +7,7 @@ charts.html beside this module, which escape everything that comes from a study:
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import struct
 from collections.abc import Mapping, Sequence
@@ -127,6 +128,7 @@ def report_page(
     return page.render(study=summary["study"], created=summary["created"], sections=sections)
 
 
+@functools.cache
 def templates() -> jinja2.Environment:
     """Return the environment of the page's templates: values are escaped, unknown names are errors."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)

@@ -1,4 +1,4 @@
-"""Paired tests against published data, scipy and closed testing; the words against the comparisons they stand for."""
+"""Paired tests against published data, scipy and closed testing; the words against the comparisons they express."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_holm_by_hand():
 
 
 def test_holm_is_the_closure_of_bonferroni():
-    """A hypothesis falls when every set that holds it falls by Bonferroni (Marcus, Peritz & Gabriel 1976)."""
+    """A hypothesis is rejected when Bonferroni rejects every set with it (Marcus, Peritz & Gabriel 1976)."""
     generator = np.random.default_rng(2)
     for _ in range(20):
         p_values = (generator.random(6) ** 3).tolist()

@@ -62,7 +62,7 @@ def test_results_that_no_parameter_explains_are_not_explained():
     assert "no better than their mean" in found.reason
 
 
-def test_a_parameter_of_one_loss_does_not_stand_in_for_the_loss():
+def test_a_parameter_of_one_loss_does_not_get_the_weight_of_the_loss():
     configs = drawn(60)
     for config in configs:
         if config["loss"] == "b":
@@ -81,7 +81,7 @@ def test_a_parameter_of_one_loss_does_not_stand_in_for_the_loss():
         ([0.5] * 10, "all trials have the same value"),
     ],
 )
-def test_too_little_to_learn_from_is_said(values, reason):
+def test_too_few_values_are_a_reason(values, reason):
     found = importance_of(drawn(10), values, NAMES)
     assert (found.shares, found.reason) == ({}, reason)
 

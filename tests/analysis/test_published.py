@@ -1,4 +1,4 @@
-"""The table of published numbers: against a transcription of its sources, which is held to the texts, and in a summary.
+"""The table of published numbers: against a transcription, itself compared with the sources; in a summary.
 
 published_sources.json has a row for each row that a source prints: percent, as printed, at the k it is printed for.
 """
@@ -82,7 +82,7 @@ def test_the_table_is_what_its_sources_print():
         )
         for n in PUBLISHED
     }
-    assert ours == printed  # in both directions: none is missing, none is of our own making
+    assert ours == printed  # in both directions: none is missing, none is invented
     assert len(PUBLISHED) == len(printed) == 246
 
 
@@ -93,9 +93,9 @@ def test_larger_k_finds_more():
 
 
 def test_who_chose_the_epoch_on_the_test_classes_is_said_only_where_it_is_known():
-    told = {(n.system, n.source): n.chosen_on_test for n in PUBLISHED}
-    assert len(told) == len({(n.system, n.source, n.chosen_on_test) for n in PUBLISHED})
-    assert told == {
+    chosen = {(n.system, n.source): n.chosen_on_test for n in PUBLISHED}
+    assert len(chosen) == len({(n.system, n.source, n.chosen_on_test) for n in PUBLISHED})
+    assert chosen == {
         ("Divide & Conquer", "release README, CVPR 2019"): True,
         ("classification baseline", "release README, BMVC 2019"): False,  # the last epoch: its code picks none
         ("classification baseline", "README of leftthomas/NormSoftmax, a re-run"): None,
@@ -213,7 +213,7 @@ def test_the_benchmark_of_2020_is_its_figures():
 def test_mdr_and_what_is_only_remembered_are_not_in_the_table():
     assert not any("MDR" in number.system for number in PUBLISHED)
     found = {(n.dataset, n.metric, round(100 * n.value, 2)) for n in PUBLISHED}
-    # Tables of papers that nobody here has seen: Divide & Conquer on SOP, the baseline with 512 dimensions on CUB, ...
+    # Tables of papers that were not read: Divide & Conquer on SOP, the baseline with 512 dimensions on CUB, ...
     for remembered in (("sop", 75.9), ("cub200", 61.3), ("cars196", 84.1), ("inshop", 89.7), ("vehicleid_large", 82.0)):
         assert (remembered[0], "recall_at_1", remembered[1]) not in found
 

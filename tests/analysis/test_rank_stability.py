@@ -52,15 +52,15 @@ def test_equal_losses_are_not_ranked():
 
 def test_the_number_of_missing_trials_is_about_right():
     """In two dimensions halves agree with 0.9 at about 37 trials of each loss (mean over many simulated searches)."""
-    wanted = []
+    estimates = []
     for seed in range(21):
         found = search_stability(*simulated(24, seed))
         needed = trials_needed(24 * 5, found.subsample_tau)
-        wanted.append(math.inf if needed is None else needed)
-    assert 0.7 * 37 * 5 < np.median(wanted) < 1.8 * 37 * 5
+        estimates.append(math.inf if needed is None else needed)
+    assert 0.7 * 37 * 5 < np.median(estimates) < 1.8 * 37 * 5
 
 
-def test_a_ranking_that_stood_still_but_hangs_on_lucky_trials_is_not_settled():
+def test_an_unchanged_ranking_that_depends_on_lucky_trials_is_not_settled():
     # The first trial of each decides, the others are all alike: no change since trial 2, but halves disagree.
     generator = np.random.default_rng(0)
     values = [0.9, 0.8, *generator.uniform(0.1, 0.2, 38)]
@@ -72,7 +72,7 @@ def test_a_ranking_that_stood_still_but_hangs_on_lucky_trials_is_not_settled():
 
 
 def test_a_ranking_that_changed_late_is_not_settled():
-    # B overtakes A at trial 82 of 100, with values so many that all halves have one.
+    # B overtakes A at trial 82 of 100, with so many high values that all halves have one.
     values = [value for number in range(50) for value in (0.5 + number / 1000, 0.4 if number < 40 else 0.9)]
     found = search_stability(values, ["A", "B"] * 50)
     assert found.subsample_tau[-1] == (50, pytest.approx(1.0, abs=0.01))
@@ -81,7 +81,7 @@ def test_a_ranking_that_changed_late_is_not_settled():
     assert found.verdict.startswith(
         "not settled: about 3 more trials (the ranking of the 2 levels last changed at trial 82 of 100)"
     )
-    # As many trials more as it asks for, and nothing new in them.
+    # With that many more trials and nothing new in them.
     assert search_stability([*values, 0.1, 0.1, 0.1], ["A", "B"] * 50 + ["A", "B", "A"]).settled
 
 

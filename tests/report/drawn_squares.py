@@ -1,4 +1,4 @@
-"""Pictures of rows of images, read back from their figures: which image stands where, in which frame."""
+"""Pictures of rows of images, read back from their figures: which image is where, in which frame."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Shown(NamedTuple):
 
 
 def squares(num_images: int, size: int = 16) -> np.ndarray:
-    """Images (N, size, size, 3) whose colour says their number."""
+    """Images (N, size, size, 3) whose colour encodes their number."""
     pixels = np.zeros((num_images, size, size, 3), dtype=np.uint8)
     pixels[..., 1] = (np.arange(num_images) // 200)[:, None, None]
     pixels[..., 2] = (np.arange(num_images) % 200)[:, None, None]

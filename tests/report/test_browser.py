@@ -19,7 +19,7 @@ pytestmark = pytest.mark.browser
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SMALLEST_PX = 11
 
-# The page lies in a frame of the width that is asked for: a window of Chromium is never below 500 pixels.
+# The page is in a frame of the tested width, because a window of Chromium has at least 500 pixels.
 MEASURE = """
 <body style="margin:0"><iframe id="frame" width="%d" height="900" style="border:0" src="report.html"></iframe>
 <pre id="found"></pre>
@@ -85,9 +85,9 @@ def test_the_page_fits_its_window_and_can_be_read(folder, width_px, is_open):
     done = subprocess.run(
         [*command, wrapper.as_uri()], capture_output=True, text=True, encoding="utf-8", timeout=120, check=True
     )
-    told = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, flags=re.DOTALL)
-    assert told is not None, done.stderr[-2000:]
-    found = json.loads(html.unescape(told[1]))
+    measured = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, flags=re.DOTALL)
+    assert measured is not None, done.stderr[-2000:]
+    found = json.loads(html.unescape(measured[1]))
     assert found["width"] == width_px
     assert found["sections"] == SECTIONS
     assert found["empty"] == []

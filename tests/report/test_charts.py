@@ -145,7 +145,7 @@ def test_axes_of_numbers_and_of_choices():
     assert [text for _, text in numbers.ticks] == ["0.0001", "0.001", "0.01"]
     assert axis_of("dim", [16, 64, 64, 32]).shares == [0.0, 1.0, 1.0, pytest.approx(1 / 3)]
     close = axis_of("beta", [0.0, 0.5, 0.55, 1.0])
-    assert [text for _, text in close.ticks] == ["0", "0.5", "1"], "0.55 would stand in 0.5"
+    assert [text for _, text in close.ticks] == ["0", "0.5", "1"], "0.55 would overlap 0.5"
     assert axis_of("same", [3, 3]).ticks == [(0.5, "3")]
     choices = axis_of("loss", ["margin", None, "arcface", "margin"])
     assert choices.shares == [0.75, None, 0.25, 0.75]

@@ -1,4 +1,4 @@
-"""Which classes fail and what they are taken for: by hand, and as the bars and rows of images that are drawn."""
+"""The classes that fail and what they are mistaken for: by hand, and as bars and rows of images."""
 
 from __future__ import annotations
 
@@ -11,27 +11,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 
 from raydml.images.pixels import packed
-from raydml.report import class_failures as module
-from raydml.report import image_rows
 from raydml.report.class_failures import ClassFailure, class_failures, draw_class_failures, draw_confusions
 from raydml.report.image_rows import DPI, WIDTH_IN, LabelledImages
 from raydml.report.retrievals import rank_queries
 from tests.report.drawn_squares import RED, rows_of, squares
 
-# On a line. The pears are whole; two of the plums lie beside figs, and one beside a pear.
+# On a line. The pears are together; two of the plums are beside figs, and one is beside a pear.
 PLACES = np.array([[0.0], [0.1], [0.2], [5.0], [6.0], [0.45], [5.2], [6.1]], dtype=np.float32)
 LABELS = np.array([0, 0, 0, 1, 1, 1, 2, 2])
 NAMES = ["pears", "plums $", "figs"]
 RANKED = rank_queries(PLACES, LABELS)
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures drawn, kept instead of becoming files."""
-    kept = []
-    for place in (image_rows, module):
-        monkeypatch.setattr(place, "save_picture", lambda figure, path: kept.append(figure) or path)
-    return kept
 
 
 def test_the_classes_with_the_lowest_recall_come_first():
@@ -72,7 +61,7 @@ def test_the_bars_are_the_numbers_and_the_names_say_what_is_confused(tmp_path, f
     recalls, precisions = ([bar.get_width() for bar in bars] for bars in axes.containers)
     assert recalls == [0.0, 0.0, 1.0]
     np.testing.assert_allclose(precisions, [0.0, 0.25 / 3, 1.0])
-    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the worst stands on top
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the worst is on top
     assert [line.get_xdata()[0] for line in axes.lines] == [3 / 8]
     draw_class_failures(failures, NAMES, tmp_path / "c.png", title="", mean_recall_at_1=0.4, num_classes=2)
     assert len(figures[1].axes[0].get_yticklabels()) == 2
@@ -98,14 +87,14 @@ def test_confusions_show_queries_beside_the_wrong_neighbour(tmp_path, figures):
     images = LabelledImages(packed(squares(8)), LABELS, NAMES)
     draw_confusions(class_failures(RANKED, LABELS), RANKED, images, tmp_path / "c.png", title="Confused", num_pairs=2)
     figs, plums = rows_of(figures[0])
-    # The nearer mistake first: 7 lies 0.1 from 4, 6 lies 0.2 from 3.
+    # The nearer mistake first: 7 is 0.1 from 4, 6 is 0.2 from 3.
     assert [cell.number for cell in figs] == [7, 4, 6, 3]
     assert [cell.number for cell in plums] == [4, 7, 3, 6]
     assert [cell.frame == RED for cell in figs] == [False, True, False, True]
     assert [cell.name for cell in plums] == ["plums $", "figs", "plums $", "figs"]
     assert figs[1].caption == "✗ 0.100"
     draw_confusions(class_failures(RANKED, LABELS), RANKED, images, tmp_path / "c.png", title="", num_pairs=3)
-    # The plum taken for a pear comes after those taken for figs.
+    # The plum mistaken for a pear comes after those mistaken for figs.
     assert [(cell.number, cell.name) for cell in rows_of(figures[1])[1][4:]] == [(5, "plums $"), (2, "pears")]
     headings = [text.get_text() for text in figures[0].texts]
     assert headings == [

@@ -9,7 +9,6 @@ from matplotlib.colors import to_hex
 from matplotlib.image import imread
 
 from raydml.images.pixels import packed
-from raydml.report import embedding_map as module
 from raydml.report.embedding_map import (
     EmbeddingMap,
     draw_embedding_map,
@@ -21,14 +20,6 @@ from raydml.report.embedding_map import (
 )
 from raydml.report.image_rows import DPI, WIDTH_IN
 from tests.report.drawn_squares import squares
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures drawn, kept instead of becoming files."""
-    kept = []
-    monkeypatch.setattr(module, "save_picture", lambda figure, path: kept.append(figure) or path)
-    return kept
 
 
 def clouds(num_classes=4, num_each=15, dim=70, noise=0.3):

@@ -157,7 +157,7 @@ def test_the_index_comes_last_and_whole(study, tmp_path):
     assert not (tmp_path / "pictures" / INDEX).exists()
 
 
-def test_roles_decide_who_is_searched(study, tmp_path):
+def test_roles_decide_which_images_are_searched(study, tmp_path):
     root, _, _, _ = study
     part_of = (
         dict.fromkeys(CLASSES[:3], "train") | dict.fromkeys(CLASSES[3:6], "val") | dict.fromkeys(CLASSES[6:], "test")
@@ -180,7 +180,7 @@ def test_roles_decide_who_is_searched(study, tmp_path):
 
 
 def saved_test(path, roles=None):
-    """Three classes of 20 on a circle; `plums` lie among `figs`."""
+    """Three classes of 20 on a circle; `plums` are among `figs`."""
     generator = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2], 20)
     centres = np.array([[9.0, 0.0], [0.0, 9.0], [0.0, 9.0]])
@@ -233,7 +233,7 @@ def test_a_saved_embedding_with_roles_is_searched_by_them(tmp_path, drawn):
     assert "hollow ones the gallery" in pictures[1].caption
 
 
-def test_a_file_that_holds_no_embeddings_is_refused(tmp_path):
+def test_a_file_without_embeddings_is_refused(tmp_path):
     (tmp_path / "x.npz").write_bytes(b"nothing")
     with pytest.raises(SavedEmbeddingsError):
         illustrate_test(tmp_path / "x.npz", tmp_path)

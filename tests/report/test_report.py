@@ -71,7 +71,7 @@ def made(study):
     return summarise(study, trials), trials, read_illustrations(study)
 
 
-def test_the_page_has_every_section_and_stands_alone(made):
+def test_the_page_has_every_section_and_needs_no_other_file(made):
     text = report_page(*made)
     page = Page(text)
     assert list(page.sections) == SECTIONS
@@ -82,7 +82,7 @@ def test_the_page_has_every_section_and_stands_alone(made):
     assert not re.search(r"https?://", text)
 
 
-def test_the_protocol_stands_beside_the_test_numbers(made):
+def test_the_protocol_is_beside_the_test_numbers(made):
     assert "<p>Leave one out: so &amp; so.</p>" in report_page(*made)
     assert "\nLeave one out: so & so.\n" in summary_markdown(made[0])
 
@@ -112,7 +112,7 @@ def test_the_page_says_what_was_found(made):
     assert [row[:4] for row in published] == [
         ["MIC: margin loss this study ran it: A", "0.6610", "resnet50", "128"]
     ] * 2
-    # 33 rows are folded; with ours stand the 3 of the systems that were run and the 4 best, of which MIC's is one.
+    # 33 rows are folded; beside ours are the 3 of the systems that were run and the 4 best, MIC's being one of both.
     titled = [row[0] for row in page.rows if len(row) == 5 and row[3] in ("128", "512", "2048", "–", "64")]
     assert len(titled) == 2 + (3 + 4 - 1) + 33
     assert "All 33 published rows of cub200, leave one out" in page.sections["published"]
@@ -181,7 +181,7 @@ def test_a_study_without_an_epoch_has_a_page(tmp_path):
     assert set(Page(report_page(summarise(folder), [])).sections) == {"findings", "reads"}
 
 
-def test_a_picture_that_is_not_there_is_an_error_with_a_cure(study, made):
+def test_a_missing_picture_is_an_error_with_a_cure(study, made):
     summary, trials, pictures = made
     (study / "illustrations" / "map.png").unlink()
     with pytest.raises(ReportError, match=r"map\.png.*Cure: copy the whole folder"):
@@ -238,7 +238,7 @@ def test_published_numbers_are_below_ours_with_their_source_and_status(made):
     )
     (margin,) = [line for line in lines if line.startswith("| Revisiting Training Strategies: ")]
     assert "Margin (D, beta 1.2) (this study ran it: B) | resnet50 | 128 | 0.6309 (deviation 0.0046) |" in margin
-    # Of 33 rows: the three of the systems that were run, and the four best, of which MIC's is one.
+    # Of 33 rows: the three of the systems that were run, and the four best, MIC's being one of both.
     assert [line.split("|")[4].strip() for line in lines[6:12]] == [
         "0.6309 (deviation 0.0046)", "0.6340", "0.6536", "0.6570", "0.6610", "0.6685",
     ]  # fmt: skip

@@ -52,7 +52,7 @@ def config_of(trial: str, *, fold: int | None = None, seed: int = 0) -> dict[str
 
 
 def write_study(folder: Path, *, stages: int = 3) -> Path:
-    """The folder after so many stages (0: the search is running), with its pictures."""
+    """The folder after this number of stages (0: the search is running), with its pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     study = {
         "name": "birds <1>",

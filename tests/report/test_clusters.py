@@ -34,7 +34,7 @@ def test_the_largest_clusters_are_shown_in_order_of_their_numbers():
     assert largest_clusters(np.full(3, -1)) == []
 
 
-def test_a_sample_has_at_most_so_many_images_of_each_cluster():
+def test_a_sample_has_at_most_the_given_number_of_images_of_each_cluster():
     rows = sample_of_clusters(ASSIGNMENT, [0, 2], 3, seed=0)
     assert np.bincount(ASSIGNMENT[rows]).tolist() == [3, 0, 3]
     assert rows.tolist() == sorted(set(rows.tolist()))
@@ -97,7 +97,7 @@ MIC = {"name": "mic", "num_clusters": 4}
 
 
 @pytest.mark.parametrize(("method", "buffer"), [(DIVIDE_CONQUER, "clusters"), (MIC, "surrogate_labels")])
-def test_a_checkpoint_keeps_the_clusters_and_the_space_they_lie_in(method, buffer, tmp_path):
+def test_a_checkpoint_keeps_the_clusters_and_their_space(method, buffer, tmp_path):
     trainer, folder = trained(method, tmp_path / "checkpoint_1")
     labels = np.array(trainer.train_images.labels)
     kept = read_clusters(folder, trainer.trial, labels)
