@@ -1,4 +1,4 @@
-"""A web server on this machine that answers as a test decides: it stalls, lies, forgets and changes its mind."""
+"""A web server on this machine that answers as a test decides."""
 
 import random
 import threading
@@ -40,14 +40,14 @@ class Answer:
             released.wait(20)
 
     def start_of(self, handler):
-        asked = handler.headers.get("Range")
-        if self.status != 200 or asked is None or not self.ranges:
+        requested = handler.headers.get("Range")
+        if self.status != 200 or requested is None or not self.ranges:
             return None
         condition = handler.headers.get("If-Range")
         current = (self.headers.get("ETag"), self.headers.get("Last-Modified"))
         if condition is not None and self.if_range and condition not in current:
             return None
-        return int(asked.removeprefix("bytes=").removesuffix("-"))
+        return int(requested.removeprefix("bytes=").removesuffix("-"))
 
 
 class Server(ThreadingHTTPServer):

@@ -51,7 +51,7 @@ def build(
 
 
 def draw(file: Path, class_id: int, index: int, size_px: int) -> None:
-    """A JPEG of 5 x 4 proportions: the colour tells the class, a bright stripe and noise the image."""
+    """A JPEG of 5 x 4 proportions: the colour depends on the class, a bright stripe and the noise on the image."""
     red, green, blue = colorsys.hsv_to_rgb(class_id * 0.618034 % 1.0, 0.9, 0.7)
     width_px = size_px * 5 // 4
     noise = np.random.default_rng((class_id, index)).normal(0, 12, (size_px, width_px, 3))

@@ -1,4 +1,4 @@
-"""Archives with every nasty member: all of the wanted folder or nothing, and nothing anywhere else."""
+"""Unpacking hostile archives: the whole folder or nothing, and nothing outside of it."""
 
 import gzip
 import io
@@ -101,7 +101,7 @@ def refused(archive, root, match, **more):
     assert everything(root.parent) == before
 
 
-# --- what is wanted --------------------------------------------------------------------------------------------------
+# --- what is unpacked ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)

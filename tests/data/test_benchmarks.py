@@ -143,7 +143,7 @@ class TestGoldenParsers:
         return {part: partition(*zip(*split["image_list"], strict=True)) for part, split in case["splits"].items()}
 
     def test_deep_metric_list_is_an_image_list_with_other_separators(self, tmp_path):
-        """Its `path label` files are nobody's published format; with commas and a header they are our image_list."""
+        """Its `path label` files are no published format; with commas and a header they are an image_list."""
         arrays = golden_arrays("deep_metric_datasets")
         for path in arrays["cub_list__paths"]:
             (tmp_path / str(path)).parent.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ def other_faults(report) -> list[str]:
 
 
 def write_bomb(file: Path, width_px: int, height_px: int) -> None:
-    """A PNG of a few bytes whose header tells of very many pixels."""
+    """A PNG of a few bytes whose header states very many pixels."""
     header = struct.pack(">IIBBBBB", width_px, height_px, 8, 0, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 100)), (b"IEND", b"")]
     packed = [struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d)) for t, d in chunks]
@@ -50,7 +50,7 @@ class TestMiniatures:
         assert report.lines[0] == f"{BENCHMARKS[name].title} in {folder}"
 
     @pytest.mark.parametrize("name", list(BENCHMARKS))
-    def test_it_tells_whether_the_counts_were_ever_confirmed(self, tmp_path, name):
+    def test_the_report_states_which_counts_were_confirmed(self, tmp_path, name):
         lines = wrong(check_benchmark(name, build(name, tmp_path)))
         stated = {
             "train": "counted in the real lists" if name in ("cub200", "cars196") else "no real file has confirmed"
@@ -78,7 +78,7 @@ class TestMiniatures:
         assert f"{images[3].name} (no JPEG, PNG, GIF, BMP, TIFF or WebP by its first bytes)" in faults[3]
         assert str(tmp_path) not in faults[3]
 
-    def test_without_decoding_only_what_the_disk_tells(self, tmp_path):
+    def test_without_decoding_a_damaged_image_passes(self, tmp_path):
         folder = build("sop", tmp_path)
         next((folder / "chair_final").iterdir()).write_bytes(b"no image")
         calls = []
@@ -339,7 +339,7 @@ def test_full_size(tmp_path, name, counts):
     assert not report.ok
 
 
-def test_miniature_pictures_tell_their_class(tmp_path):
+def test_the_class_of_a_miniature_is_visible_in_its_picture(tmp_path):
     """What others train on: the nearest mean colour of another picture is of the same class."""
     folder = build("cub200", tmp_path, classes_per_part=3, images_per_class=4)
     means = {}

@@ -1,4 +1,4 @@
-"""Downloads from a real server on this machine that stalls, lies, forgets and changes its mind."""
+"""Downloads from a server on this machine that stalls, breaks off, sends wrong headers or another file."""
 
 import hashlib
 import json
@@ -240,7 +240,7 @@ def test_a_connection_that_always_breaks_at_one_place_ends(server, tmp_path):
 
 
 def test_a_long_download_over_a_bad_line_arrives(server, tmp_path):
-    """Six breaks and two retries: a try that brought a MiB was not in vain."""
+    """Six breaks with two retries: a try that brings a MiB does not count as failed."""
     body = random.Random(3).randbytes(8 << 20)
     server.answers = [Answer(body, cut=(1 << 20) + 50_000)]
     assert get(archive(server, body), tmp_path).read_bytes() == body
@@ -312,8 +312,8 @@ def test_without_a_length_the_expected_size_is_the_end(server, tmp_path):
 
 def test_a_wrong_digest_is_set_aside_and_never_resumed_into(server, tmp_path):
     server.answers = [Answer(OTHER)]
-    found, wanted = hashlib.sha256(OTHER).hexdigest(), hashlib.sha256(BODY).hexdigest()
-    with pytest.raises(DataError, match=f"its sha256 is {found} where {wanted} is expected.*--sha256 {found}"):
+    found, expected = hashlib.sha256(OTHER).hexdigest(), hashlib.sha256(BODY).hexdigest()
+    with pytest.raises(DataError, match=f"its sha256 is {found} where {expected} is expected.*--sha256 {found}"):
         get(archive(server), tmp_path)
     assert names(tmp_path) == ["archive.tgz.rejected"]
     server.answers = [Answer()]

@@ -311,19 +311,6 @@ class TestGrocery:
         assert len(catalog.class_names) == 81
         assert np.bincount(catalog.labels).tolist() == [20] * 81
 
-    def test_list_with_other_columns_is_refused_with_the_cure(self):
-        message = refusal(open_catalog, "image_list", SHARED / "grocery_small", "list.csv")
-        assert "no column label" in message
-        assert "class_name" in message
-
-    def test_its_list_with_renamed_column_is_the_same_set(self, tmp_path):
-        with open(SHARED / "grocery_small" / "list.csv", newline="") as handle:
-            rows = [[row["path"], row["class_name"]] for row in csv.DictReader(handle)]
-        list_file = write_list(tmp_path, rows)
-        catalog = open_catalog("image_list", SHARED / "grocery_small", str(tmp_path / list_file))
-        assert len(catalog.class_names) == 81
-        assert len(catalog.paths) == 1620
-
 
 OMNIGLOT = SHARED / "omniglot_small" / "images_background_small1.zip"
 

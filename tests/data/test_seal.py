@@ -44,7 +44,7 @@ def test_a_key_opens_once(tmp_path):
 
 
 def test_no_key_without_a_record(tmp_path):
-    (tmp_path / "reads.jsonl").mkdir()  # a folder cannot be written to, whoever runs the test
+    (tmp_path / "reads.jsonl").mkdir()  # a folder cannot be written to, also not by root
     with pytest.raises(DataError, match="cannot be recorded"):
         TestReads(tmp_path / "reads.jsonl").record(purpose="evaluate", checkpoint="x", commit="")
     with pytest.raises(DataError, match="purpose"):

@@ -141,7 +141,7 @@ def digits_of(classes):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A checkpoint whose weights are another seed's initial ones: no training is needed to tell them apart."""
+    """A checkpoint whose weights are another seed's initial ones: they differ without any training."""
     trial = parse_trial(TRIAL)
     network = build_network(**trial.model.model_dump(), seed=77)
     card = {
@@ -203,8 +203,8 @@ def test_a_checkpoint_of_a_trial_with_binary_codes_is_scored_by_them_too(saved, 
 def test_a_trainer_scores_binary_codes_where_its_trial_asks():
     sampler = {**TRIAL["sampler"], "batches_per_epoch": 1}
     results = []
-    for asked in ({}, {"binary_codes": True}):
-        trainer = Trainer(parse_trial({**TRIAL, "epochs": 1, "sampler": sampler, **asked}), MACHINE, device="cpu")
+    for changes in ({}, {"binary_codes": True}):
+        trainer = Trainer(parse_trial({**TRIAL, "epochs": 1, "sampler": sampler, **changes}), MACHINE, device="cpu")
         results += trainer.epochs()
     plain, both = results
     metrics = [name for name in plain if name.startswith("val_")]

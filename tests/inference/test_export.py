@@ -90,7 +90,7 @@ def test_paths_pil_images_and_arrays_of_mixed_sizes_agree(model, tmp_path):
     assert np.abs(mixed[3] - mixed[4]).max() > 1e-4
 
 
-def test_the_batch_size_decides_nothing(model):
+def test_the_batch_size_has_no_effect(model):
     images = [image(20 + seed, 30, seed) for seed in range(7)]
     whole = model.embed(images)
     for batch_size in (1, 3, 7):
@@ -111,10 +111,10 @@ def test_the_folder_needs_nothing_else(model, checkpoint_folder, tmp_path):
     assert (card["fingerprint"], card["epoch"], card["metrics"]) == ("0123456789ab", 4, {"val_map_at_r": 0.5})
     assert str(tmp_path) not in (moved / "config.json").read_text() + (moved / "README.md").read_text()
     modes = {file.name: file.stat().st_mode & 0o777 for file in moved.iterdir()}
-    assert modes["model.safetensors"] == modes["config.json"], "whoever may read the one may read the other"
+    assert modes["model.safetensors"] == modes["config.json"], "the same users can read both"
 
 
-def test_what_is_an_exported_model_is_told_by_its_files(model, checkpoint_folder, tmp_path):
+def test_an_exported_model_is_recognised_by_its_files(model, checkpoint_folder, tmp_path):
     assert model.card["epoch"] == 4
     assert is_exported(tmp_path / "model")
     assert not is_exported(checkpoint_folder)

@@ -135,7 +135,7 @@ def test_the_nearest_images_are_found_by_distance(model, photos, tmp_path):
 
 
 def test_many_queries_at_once_find_themselves_too(tmp_path):
-    """Asked about some 300 at once, faiss expands the square, and an image would be 0.001 away from itself."""
+    """For about 300 queries at once faiss expands the square, and an image would be 0.001 away from itself."""
     settings = {**NETWORK, "embedding_dim": 512}
     preprocessing = preprocessing_for("convnet", resize_px=8, crop_px=8)
     wide = EmbeddingModel(

@@ -1,4 +1,4 @@
-"""One ONNX file: the same embeddings as the network for every backbone and head, from pixels that nobody normalised."""
+"""An ONNX file: the same embeddings as the network for every backbone and head, from pixels before normalisation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HEAD = {"embedding_dim": 12, "layer_norm": False, "normalize": "l2"}
 
 
 def model_of(backbone="convnet", preprocessing=None, **head):
-    """A model with random weights, whose BatchNorm layers have seen images: without, a deep one tells none apart."""
+    """A model with random weights whose BatchNorm layers have seen images; else all its embeddings are the same."""
     settings = {"backbone": backbone, "freeze_batch_norm": False, **HEAD, **head}
     network = build_network(**settings, weights="none", seed=3)
     crop_px = CROPS.get(backbone, 64)

@@ -27,39 +27,6 @@ def make(**changes) -> Network:
     return build_network(**{**CONVNET, **changes})
 
 
-def test_same_seed_same_network_and_the_global_state_is_left_alone():
-    torch.manual_seed(1)
-    before = torch.get_rng_state()
-    first, second, other = make(), make(), make(seed=1)
-    assert torch.equal(torch.get_rng_state(), before)
-    for name, value in first.state_dict().items():
-        assert torch.equal(value, second.state_dict()[name]), name
-    assert not torch.equal(first.head.linear.weight, other.head.linear.weight)
-
-
-def test_embeddings_are_float32_under_autocast():
-    network = make()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        embeddings = network(torch.randn(4, 3, 8, 8))
-    assert embeddings.dtype == torch.float32
-    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(4))
-
-
-def test_frozen_batch_norm_keeps_its_statistics_but_learns_scale_and_shift():
-    network = make(freeze_batch_norm=True).train()
-    norm = network.trunk.blocks[0][1]
-    statistics = norm.running_mean.clone(), norm.running_var.clone()
-    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
-    scale = norm.weight.detach().clone()
-    network(torch.randn(4, 3, 8, 8))[:, 0].sum().backward()
-    optimizer.step()
-    assert torch.equal(norm.running_mean, statistics[0])
-    assert torch.equal(norm.running_var, statistics[1])
-    assert not torch.equal(norm.weight, scale)
-    assert network.training
-    assert not norm.training
-
-
 def test_batch_norm_that_is_not_frozen_moves():
     network = make(freeze_batch_norm=False).train()
     before = network.trunk.blocks[0][1].running_mean.clone()
