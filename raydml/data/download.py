@@ -31,7 +31,6 @@ MAX_WAIT_S = 30.0
 TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _PERMANENT = (
     requests.TooManyRedirects,
-    requests.exceptions.SSLError,
     requests.exceptions.InvalidSchema,
     requests.exceptions.MissingSchema,
     requests.exceptions.InvalidURL,
@@ -293,9 +292,9 @@ def _try_once(
             _append(response, part, start, total, progress)
     except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
         raise _TryAgain(f"no byte came for {stall_s:g} s") from error
-    except _PERMANENT as error:
-        raise NotServed(f"cannot fetch {archive.url}: {error}") from error
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        if isinstance(error, _PERMANENT) or "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise NotServed(f"cannot fetch {archive.url}: {error}") from error
         raise _TryAgain(f"the connection broke ({error})") from error
 
 

@@ -83,7 +83,7 @@ class TestReads:
     def read(self) -> list[dict[str, Any]]:
         """Return all records, oldest first; a line that a crash broke becomes {"damaged": its text}.
 
-        A damaged line stands for no read: the key is made after the flush.
+        No read belongs to a damaged line: the key is made after the flush.
         """
         if self.path is None:
             raise DataError("TestReads(None) writes beside each checkpoint; read one file with TestReads(path).read()")

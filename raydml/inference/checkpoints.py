@@ -62,7 +62,7 @@ def evaluate_checkpoint(
         device: the device; None takes `machine.device` ("auto": a GPU where torch sees one).
         untrained: also score the network as the trial started from it (same seed, same pretrained weights if any),
             under the same names with the prefix `untrained_`.
-        spec: what to measure; None: what the trial asks for.
+        spec: the metrics to compute; None: those of the trial.
         save_to: a file for the embeddings (saved_embeddings.py), written before they are scored.
 
     Raises EvaluationError for the test part without a key, DataError for images other than those of the trial.
