@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from raydml.ops.distances import (
     SMALLEST_SQUARE,
+    entries_at,
     euclidean,
     full_precision,
     inner_products,
-    listed_entries,
-    listed_squares,
+    squares_at,
 )
 from raydml.ops.tuples import Pairs, TripletRanges, Triplets, all_pairs, check_kind, counts
 
@@ -114,10 +114,10 @@ class Contrastive(nn.Module):
         if self.form == "similarity":
             positive = negative = inner_products(points, others)
             if isinstance(tuples, Triplets):
-                positive, negative = listed_entries(positive, tuples.anchor, torch.stack(tuples[1:3])).unbind()
+                positive, negative = entries_at(positive, tuples.anchor, torch.stack(tuples[1:3])).unbind()
             return (1 - positive).clamp(min=0), torch.where(negative > self.negative_margin, negative, 0)
         if isinstance(tuples, Triplets):
-            squares = listed_squares(points, tuples.anchor, torch.stack(tuples[1:3]))
+            squares = squares_at(points, tuples.anchor, torch.stack(tuples[1:3]))
             positive, negative = squares.clamp(min=SMALLEST_SQUARE).sqrt().unbind()
         else:
             positive = negative = euclidean(points, others)

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raydml.losses._pairs import refuse_swapped_scales
-from raydml.ops.distances import NOTHING, euclidean, full_precision, inner_products, masked_logsumexp
+from raydml.ops.distances import LOG_OF_ZERO, euclidean, full_precision, inner_products, masked_logsumexp
 from raydml.ops.tuples import Pairs, chosen_pairs
 
 
@@ -110,7 +110,7 @@ class LiftedStructure(nn.Module):
     def _original(self, distance: Tensor, pairs: Pairs) -> Tensor:
         nearness = self.margin - distance
         if self.hardest_negative:
-            hidden = _with_a_frame(nearness.masked_fill(~pairs.negative, NOTHING))
+            hidden = _with_a_frame(nearness.masked_fill(~pairs.negative, LOG_OF_ZERO))
             of_row, of_column = hidden.amax(dim=1)[:-1], hidden.amax(dim=0)[:-1]
         else:
             of_row = masked_logsumexp(nearness, pairs.negative)
@@ -121,5 +121,5 @@ class LiftedStructure(nn.Module):
 
 
 def _with_a_frame(values: Tensor) -> Tensor:
-    """One more row and column of NOTHING: a batch of none has no maximum."""
-    return nn.functional.pad(values, (0, 1, 0, 1), value=NOTHING)
+    """One more row and column of LOG_OF_ZERO: a batch of none has no maximum."""
+    return nn.functional.pad(values, (0, 1, 0, 1), value=LOG_OF_ZERO)

@@ -6,8 +6,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raydml.ops.distances import full_precision, listed_squares, squared_euclidean
-from raydml.ops.tuples import Pairs, TripletRanges, Triplets, all_pairs, check_kind, counts, spread
+from raydml.ops.distances import full_precision, squared_euclidean, squares_at
+from raydml.ops.tuples import Pairs, TripletRanges, Triplets, all_pairs, check_kind, counts, per_tuple
 
 # Inside the root, after the sum, as in the authors' code: keeps the gradient finite where two embeddings coincide.
 DISTANCE_EPSILON = 1e-8
@@ -84,12 +84,12 @@ class Margin(nn.Module):
         with torch.autocast(embeddings.device.type, enabled=False):
             points = full_precision(embeddings)
             if isinstance(tuples, Triplets):
-                squares = listed_squares(points, tuples.anchor, torch.stack([tuples.positive, tuples.negative]))
+                squares = squares_at(points, tuples.anchor, torch.stack([tuples.positive, tuples.negative]))
                 to_positive, to_negative = (squares + DISTANCE_EPSILON).sqrt().unbind()
             else:
                 others = None if references is None else references.to(points.dtype)
                 to_positive = to_negative = (squared_euclidean(points, others) + DISTANCE_EPSILON).sqrt()
-            boundary = spread(self.beta[labels] if self.class_beta else self.beta.expand(len(labels)), tuples)
+            boundary = per_tuple(self.beta[labels] if self.class_beta else self.beta.expand(len(labels)), tuples)
             num_positive, num_negative = counts(tuples)
             pulled = (to_positive - boundary + self.margin).clamp(min=0)
             pushed = (boundary - to_negative + self.margin).clamp(min=0)

@@ -6,8 +6,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raydml.ops.distances import SMALLEST_SQUARE, full_precision, listed_squares, squared_euclidean
-from raydml.ops.tuples import Pairs, TripletRanges, Triplets, all_pairs, check_kind, counts, spread
+from raydml.ops.distances import SMALLEST_SQUARE, full_precision, squared_euclidean, squares_at
+from raydml.ops.tuples import Pairs, TripletRanges, Triplets, all_pairs, check_kind, counts, per_tuple
 
 
 class SNRContrastive(nn.Module):
@@ -80,7 +80,7 @@ class SNRContrastive(nn.Module):
             # Without its own mean, an embedding's squared length is D times its variance, a difference's likewise.
             centred = points - points.mean(dim=1, keepdim=True)
             if isinstance(tuples, Triplets):
-                noise = listed_squares(centred, tuples.anchor, torch.stack(tuples[1:3]))
+                noise = squares_at(centred, tuples.anchor, torch.stack(tuples[1:3]))
                 to_positive, to_negative = noise.unbind()
             else:
                 others = None
@@ -90,8 +90,8 @@ class SNRContrastive(nn.Module):
                 to_positive = to_negative = squared_euclidean(centred, others)
             signal = centred.square().sum(dim=1)
             # Relative to its length: what rounding leaves of equal coordinates is no signal.
-            heard = spread(signal > SMALLEST_SQUARE * (1 + points.square().sum(dim=1)), tuples)
-            signal = spread(signal, tuples)
+            heard = per_tuple(signal > SMALLEST_SQUARE * (1 + points.square().sum(dim=1)), tuples)
+            signal = per_tuple(signal, tuples)
             per_signal = signal.masked_fill(~heard, 1).reciprocal()
             num_positive, num_negative = counts(tuples)
             pulled = (to_positive * per_signal - self.positive_margin).clamp(min=0)

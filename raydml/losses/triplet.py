@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raydml.ops.distances import SMALLEST_SQUARE, euclidean, full_precision, listed_squares, squared_euclidean
+from raydml.ops.distances import SMALLEST_SQUARE, euclidean, full_precision, squared_euclidean, squares_at
 from raydml.ops.tuples import Pairs, TripletRanges, Triplets, all_pairs, check_kind, pair_counts
 
 
@@ -67,7 +67,7 @@ class Triplet(nn.Module):
 
     def _listed(self, points: Tensor, triplets: Triplets) -> tuple[Tensor, Tensor, Tensor]:
         """Sum of the costs, number of triplets, number of those that cost something."""
-        squares = listed_squares(points, triplets.anchor, torch.stack([triplets.positive, triplets.negative]))
+        squares = squares_at(points, triplets.anchor, torch.stack([triplets.positive, triplets.negative]))
         distance = squares if self.squared else squares.clamp(min=SMALLEST_SQUARE).sqrt()
         cost = (distance[0] - distance[1] + self.margin).clamp(min=0) * triplets.valid
         return cost.sum(), triplets.valid.sum(), (cost > 0).sum()

@@ -1,4 +1,8 @@
-"""Metrics of a clustering: agreement with classes (NMI, AMI, pair F1), balance, and change."""
+"""Metrics of a clustering: agreement with classes (NMI, AMI, pair F1), balance, and change.
+
+labels and clusters are the class and the cluster of each image, any integers (N,), N >= 1; -1 is a cluster like any
+other, except in `cluster_metrics`. Arrays of another kind raise MetricError.
+"""
 
 from __future__ import annotations
 
@@ -7,69 +11,53 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from raydml.metrics.ranking import Integers, MetricError
+from raydml.metrics.ranking import AnyIntegers, MetricError
 from raydml.ops.clustering import ClusteringError, check_ids, match_to_previous
 
 
-def nmi(labels: Integers, clusters: Integers, *, mean: Literal["geometric", "arithmetic"]) -> float:
-    """Normalised mutual information of two partitions of the same images: I(labels, clusters) / mean(H, H).
+def nmi(labels: AnyIntegers, clusters: AnyIntegers, *, mean: Literal["geometric", "arithmetic"]) -> float:
+    """Return the normalised mutual information of two partitions: I(labels, clusters) / mean(H, H).
 
-    Args:
-        labels: (N,) class of each image, any integers.
-        clusters: (N,) cluster of each image, any integers (-1 is a cluster like any other).
-        mean: of the two entropies. Papers before 2019 report the geometric one, as scikit-learn did up to 0.21; since
-            then its default is the arithmetic one. The latter is never larger.
+    mean: of the two entropies. Papers before 2019 report the geometric one, the default of scikit-learn up to 0.21;
+    since then its default is the arithmetic one, which is never larger.
 
-    1.0 where the partitions agree up to names, also where both are one single set; 0.0 where only one of them is.
-    It grows with the number of clusters (no correction for chance).
-
-    Raises:
-        MetricError: arrays that are not integers of one shape (N,), N >= 1, or another mean.
+    1.0 if the partitions agree up to names, also if both are one single set; 0.0 if only one of them is. The value
+    grows with the number of clusters: it is not corrected for chance. Raises MetricError for another mean.
     """
     if mean not in ("geometric", "arithmetic"):
         raise MetricError(f"nmi: mean: {mean!r} is not one of geometric, arithmetic.")
     _check_partitions(labels, clusters)
-    from sklearn.metrics import normalized_mutual_info_score  # training alone does without
+    from sklearn.metrics import normalized_mutual_info_score
 
     return float(normalized_mutual_info_score(labels, clusters, average_method=mean))
 
 
-def ami(labels: Integers, clusters: Integers) -> float:
-    """Adjusted mutual information of two partitions: NMI (arithmetic mean) corrected for chance. Can be below 0.
+def ami(labels: AnyIntegers, clusters: AnyIntegers) -> float:
+    """Return the adjusted mutual information of two partitions: NMI (arithmetic mean) corrected for chance.
 
-    Args:
-        labels: (N,) class of each image, any integers.
-        clusters: (N,) cluster of each image, any integers (-1 is a cluster like any other).
-
-    1.0 where the partitions agree up to names, 0.0 on average where they know nothing of each other, whatever the
-    number of clusters. The expectation needs the sizes of classes and clusters only, so that equal sizes are counted
-    together: scikit-learn, which goes through all pairs of a class and a cluster, takes 98 s where this takes 2 s
-    (60,502 images, 11,316 classes). Source: Vinh, Epps, Bailey 2010, JMLR 11, equation 24a and table 2 (AMI_sum).
-
-    Raises:
-        MetricError: arrays that are not integers of one shape (N,), N >= 1.
+    1.0 if the partitions agree up to names, 0.0 on average if they are independent, for any number of clusters; it can
+    be negative. The expectation depends only on the sizes of classes and clusters, so equal sizes are computed once:
+    2 s for 60,502 images in 11,316 classes, where scikit-learn visits all pairs of a class and a cluster in 98 s.
+    Source: Vinh, Epps, Bailey 2010, JMLR 11, equation 24a and table 2 (AMI_sum).
     """
     _check_partitions(labels, clusters)
-    from sklearn.metrics import mutual_info_score  # training alone does without
+    from sklearn.metrics import mutual_info_score
 
     sizes = [np.unique(ids, return_counts=True)[1] for ids in (labels, clusters)]
-    if len(sizes[0]) == len(sizes[1]) == 1:
+    if len(sizes[0]) == len(sizes[1]) and len(sizes[0]) in (1, len(labels)):
         return 1.0
     expected = _expected_mutual_information(sizes[0], sizes[1])
     shares = [counts / len(labels) for counts in sizes]
     entropies = [float(-(share * np.log(share)).sum()) for share in shares]
     smallest = np.finfo(np.float64).eps
     beyond_chance = sum(entropies) / 2 - expected
-    # Where every image is its own class and cluster chance explains everything: 0 / 0, and they agree.
     beyond_chance = min(beyond_chance, -smallest) if beyond_chance < 0 else max(beyond_chance, smallest)
-    if len(sizes[0]) == len(sizes[1]) == len(labels):
-        return 1.0
     return float((mutual_info_score(labels, clusters) - expected) / beyond_chance)
 
 
-def _expected_mutual_information(class_sizes: Integers, cluster_sizes: Integers) -> float:
+def _expected_mutual_information(class_sizes: AnyIntegers, cluster_sizes: AnyIntegers) -> float:
     """In nats, of two random partitions with these sizes."""
-    from scipy.stats import hypergeom  # training alone does without
+    from scipy.stats import hypergeom
 
     num_images = int(class_sizes.sum())
     total = 0.0
@@ -81,21 +69,12 @@ def _expected_mutual_information(class_sizes: Integers, cluster_sizes: Integers)
     return total
 
 
-def pair_f1(labels: Integers, clusters: Integers) -> float:
-    """F1 over pairs of images: is a pair of one cluster a pair of one class, and the reverse.
+def pair_f1(labels: AnyIntegers, clusters: AnyIntegers) -> float:
+    """Return the F1 over pairs of images: the pairs in one cluster as a prediction of the pairs in one class.
 
-    2 TP / (pairs of one class + pairs of one cluster), with TP the pairs that are both; 0.0 where there is no such
-    pair, also where no class and no cluster has two images.
-
-    Args:
-        labels: (N,) class of each image, any integers.
-        clusters: (N,) cluster of each image, any integers (-1 is a cluster like any other).
-
+    2 TP / (pairs in one class + pairs in one cluster), with TP the pairs that are in both; 0.0 without such a pair.
     Source: Manning, Raghavan, Schuetze 2008, "Introduction to Information Retrieval", section 16.3; Oh Song et al.
     2016, section 6.
-
-    Raises:
-        MetricError: arrays that are not integers of one shape (N,), N >= 1.
     """
     _check_partitions(labels, clusters)
     _, label_ids = np.unique(labels, return_inverse=True)
@@ -104,20 +83,20 @@ def pair_f1(labels: Integers, clusters: Integers) -> float:
     return 2 * both / (_num_pairs(label_ids) + _num_pairs(cluster_ids)) if both else 0.0
 
 
-def _num_pairs(ids: Integers) -> int:
-    """How many pairs of places hold the same number."""
+def _num_pairs(ids: AnyIntegers) -> int:
+    """The number of pairs of equal ids."""
     counts = np.unique(ids, return_counts=True)[1].astype(np.int64)
     return int((counts * (counts - 1) // 2).sum())
 
 
-def _check_partitions(labels: Integers, clusters: Integers) -> None:
+def _check_partitions(labels: AnyIntegers, clusters: AnyIntegers) -> None:
     for name, array in (("labels", labels), ("clusters", clusters)):
         if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
             raise MetricError(f"{name}: expected an integer array with 1 dimension, got {array.dtype} {array.shape}.")
     if labels.shape != clusters.shape:
         raise MetricError(f"{len(labels)} labels for {len(clusters)} clusters; they must be equal.")
     if labels.size == 0:
-        raise MetricError("labels and clusters are empty: there is nothing to compare.")
+        raise MetricError("labels and clusters are empty: no partition to compare.")
 
 
 def cluster_metrics(
@@ -126,27 +105,22 @@ def cluster_metrics(
     previous: NDArray[np.integer] | None,
     num_clusters: int,
 ) -> dict[str, float]:
-    """What is logged of a clustering; images in no cluster (-1) count nowhere.
+    """Return the metrics that are logged for a clustering; images in no cluster (-1) do not count.
 
-    num_clusters: those that have an image. cluster_balance: the entropy of the cluster sizes divided by log K, 1 where
-    all K are of the same size and where K = 1. cluster_nmi: to the labels, with the arithmetic mean of the entropies,
-    0 for clusters that know nothing of the classes. cluster_changed: the share of images in another cluster than
-    before, after the clusters have been renamed by `match_to_previous`, of those that are in a cluster both times;
-    absent where there are none and without `previous`.
+    num_clusters: clusters with an image. cluster_balance: entropy of the cluster sizes divided by log K, 1 if all K are
+    of the same size and if K = 1. cluster_nmi: with the labels, arithmetic mean, 0 for clusters that are independent of
+    the classes. cluster_changed: share of the images in another cluster than before, after `match_to_previous`, among
+    those that are in a cluster both times; absent if there are none, or no `previous`.
 
-    Args:
-        clusters, previous: (N,) ids in 0..K-1, or -1.
-        labels: (N,) classes of the images, any integers.
-        num_clusters: K.
+    clusters, previous: (N,) ids in 0..K-1, or -1. labels: (N,). num_clusters: K.
 
-    Raises:
-        ClusteringError: ids out of range, arrays of different shapes, or no image in any cluster.
+    Raises ClusteringError: ids out of range, arrays of different shapes, or no image in any cluster.
     """
     check_ids("clusters", clusters, -1, num_clusters)
     for others in (labels, clusters if previous is None else previous):
         if others.shape != clusters.shape:
             raise ClusteringError(
-                f"clusters {clusters.shape}, labels {labels.shape} and previous must be as many; got {others.shape}."
+                f"clusters {clusters.shape}, labels {labels.shape}, previous: one shape is needed, got {others.shape}."
             )
     inside = clusters >= 0
     if not inside.any():

@@ -1,8 +1,8 @@
-"""How embeddings lie in their space: how tight classes are, how far apart, and how many directions are used.
+"""Geometry of embeddings: distances within and between classes, and the number of directions in use.
 
 Source: Roth, Milbich, Sinha, Gupta, Ommer, Cohen, "Revisiting Training Strategies and Generalization Performance in
-Deep Metric Learning", ICML 2020, section 5. There, computed on training data, the density (pi_ratio) and the spectral
-decay (rho) are related to how well embeddings generalise.
+Deep Metric Learning", ICML 2020, section 5. There the density (pi_ratio) and the spectral decay
+(rho) of the training data are related to how well embeddings generalise.
 """
 
 from __future__ import annotations
@@ -12,24 +12,26 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+_Floats = NDArray[np.float32]
 
 
 class ClassDistances(NamedTuple):
-    """Mean cosine distances. intra: within a class, mean over the classes of two images or more; NaN without any.
-    inter: between the normalised means of the classes; NaN with one class. density: intra / inter (pi_ratio).
-    Classes of one image have no distance within and are left out of intra."""
+    """Mean cosine distances.
+
+    intra: within a class, mean over the classes of at least two images; NaN without any. inter: between the normalised
+    means of the classes; NaN with one class. density: intra / inter (pi_ratio).
+    """
 
     intra: float
     inter: float
     density: float
 
 
-def class_distances(embeddings: Floats, labels: NDArray[np.int64]) -> ClassDistances:
-    """Distances within and between the classes of embeddings (N, D), all pairs, without ever listing one.
+def class_distances(embeddings: _Floats, labels: NDArray[np.int64]) -> ClassDistances:
+    """Return the mean distances within and between the classes of embeddings (N, D), over all pairs.
 
     labels: (N,). A row of length 0 has cosine 0 with every other. The mean over the ordered pairs i != j of a class of
-    n unit vectors is (|sum|^2 - n) / (n (n - 1)), so that nothing grows with the number of pairs.
+    n unit vectors is (|sum|^2 - n) / (n (n - 1)), so no cost grows with the number of pairs.
     """
     unit = _unit(embeddings.astype(np.float64))
     _, ids, counts = np.unique(labels, return_inverse=True, return_counts=True)
@@ -45,16 +47,16 @@ def class_distances(embeddings: Floats, labels: NDArray[np.int64]) -> ClassDista
         means = _unit(sums)
         own = (means**2).sum()
         inter = float(1 - ((means.sum(axis=0) ** 2).sum() - own) / (len(counts) * (len(counts) - 1.0)))
-    # As the authors' code: classes that all lie together would divide by nothing.
+    # As in the authors' code: coinciding class means would divide by zero.
     return ClassDistances(intra, inter, intra / max(inter, 1e-8))
 
 
-def spectral_decay(embeddings: Floats) -> float:
-    """rho of embeddings (N, D): KL(uniform || singular values), without the largest one and normalised to sum 1.
+def spectral_decay(embeddings: _Floats) -> float:
+    """Return rho of embeddings (N, D): KL(uniform || singular values without the largest one, normalised to sum 1).
 
-    Lower means that more directions carry the data; 0 is a flat spectrum. The singular values are those of the matrix
-    as it is (not centred), the largest, mostly the mean, is left out (m = 2 in the authors' code). NaN where D < 3 or
-    N < 3; infinite where a direction is not used at all.
+    Lower means that more directions carry the data; 0 is a flat spectrum. The matrix is not centred; its largest
+    singular value, mostly the mean, is left out (m = 2 in the authors' code). NaN if D < 3 or N < 3; infinite if a
+    direction is not used at all.
     """
     if min(embeddings.shape) < 3:
         return float("nan")
@@ -62,7 +64,7 @@ def spectral_decay(embeddings: Floats) -> float:
     rows = embeddings.astype(np.float64)
     gram = rows.T @ rows if rows.shape[0] >= rows.shape[1] else rows @ rows.T
     values = np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0))
-    # What lies below the rounding of the product is nothing.
+    # Values below the rounding of the product are zero.
     values[values < values[0] * np.sqrt(len(values) * np.finfo(np.float64).eps)] = 0
     spectrum = values / values.sum() if values.sum() else values
     spectrum = spectrum[1:]

@@ -1,4 +1,4 @@
-"""What a metric is called where people read it: `val_map_at_r` -> "validation MAP@R"."""
+"""Names of metrics for readers: `val_map_at_r` -> "validation MAP@R"."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _NAMES = {
 }
 _AT_K = {"recall": "Recall", "precision": "Precision", "map": "mAP"}
 _PARTS = {"val": "validation", "test": "test"}
-#: What a prefix says (the part, the protocol, the code), and the name or the metric at a k.
+# A prefix (the part, the protocol, the code), and a name or a metric at a k.
 _METRIC = re.compile(rf"(?:(\w+)_)??(?:({'|'.join(_NAMES)})|({'|'.join(_AT_K)})_at_(\d+))")
 
 
 def metric_name(metric: str) -> str:
-    """`val_map_at_r` -> "validation MAP@R", `binary_recall_at_1` -> "binary Recall@1"; what is unknown stays."""
+    """Return "validation MAP@R" for `val_map_at_r`, "binary Recall@1" for `binary_recall_at_1`; others as they are."""
     found = _METRIC.fullmatch(metric)
     if found is None:
         return metric
@@ -35,7 +35,7 @@ def metric_name(metric: str) -> str:
 
 
 def metric_label(metric: str) -> str:
-    """The same for a narrow column, which says elsewhere of which images it is: `val_recall_at_10` -> "R@10"."""
+    """Return a short name without the part, for narrow columns: "R@10" for `val_recall_at_10`."""
     name = metric_name(metric)
     for part in _PARTS.values():
         name = name.removeprefix(f"{part} ")

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from raydml.ops.progress import report_progress
 
-Floats = NDArray[np.float32]
-Ids = NDArray[np.int64]
+_Floats = NDArray[np.float32]
+_Ids = NDArray[np.int64]
 
 # GPU memory that faiss works in, beside the centroids. Its own default is 1.5 GiB, which the training needs.
 _SCRATCH_BYTES = 256 * 2**20
@@ -45,8 +45,8 @@ class Clusters(NamedTuple):
     """assignment (N,) int64 in 0..K-1; centroids (K, F); objective of the fitted points in the last iteration: the sum
     of squared distances (spherical: of inner products) before the centroids moved for the last time."""
 
-    assignment: Ids
-    centroids: Floats
+    assignment: _Ids
+    centroids: _Floats
     objective: float
 
 
@@ -116,7 +116,7 @@ def faiss_threads() -> Iterator[None]:
         faiss.omp_set_num_threads(before)
 
 
-def _clusters_of_their_own(rows: Floats, num_clusters: int, *, spherical: bool) -> Clusters:
+def _clusters_of_their_own(rows: _Floats, num_clusters: int, *, spherical: bool) -> Clusters:
     if spherical:
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
         rows = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
@@ -139,11 +139,11 @@ def _check_settings(num_clusters: int, settings: KMeans) -> None:
         raise ClusteringError(f"seed: {settings.seed} is not in 0..{_LARGEST_SEED}.")
 
 
-def _usable(points: NDArray[np.floating]) -> Floats:
-    """(N, F) float32, contiguous."""
+def _usable(points: NDArray[np.floating]) -> _Floats:
+    """The points as contiguous float32 (N, F)."""
     if points.ndim != 2 or 0 in points.shape or not np.issubdtype(points.dtype, np.floating):
         raise ClusteringError(f"points: expected floats (N, F) with N, F >= 1, got {points.dtype} of {points.shape}.")
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity, which is refused below
+    with np.errstate(over="ignore"):  # numbers beyond float32 become infinity, which is refused below
         rows = np.ascontiguousarray(points, dtype=np.float32)
     usable = (np.abs(rows) < _LARGEST).all(axis=1)
     if not usable.all():
@@ -161,23 +161,23 @@ def match_to_previous(
     num_clusters: int,
     *,
     release_matching: bool = False,
-) -> Ids:
-    """The new clusters renamed to the previous ones that they share most images with, one to one: (N,).
+) -> _Ids:
+    """Rename the new clusters to the previous ones with which they share the most images, one to one: (N,).
 
-    The renaming m minimises the sum over clusters i of the cost[i, m(i)] of `membership_difference`.
+    The renaming m minimises the sum over clusters i of cost[i, m(i)] of `membership_difference`.
 
     Args:
         clusters: (N,) new ids in 0..K-1.
         previous: (N,) ids in 0..K-1, or -1 for images that were in no cluster.
-        release_matching: rename i to the cluster that m renames to i, as the published code of Divide and Conquer does
-            (rows and columns are swapped there). The same only where m undoes itself: no change, or swaps.
+        release_matching: use the inverse of m, as the published code of Divide and Conquer does (it swaps rows and
+            columns). The result is the same only if m is its own inverse: no change, or swaps.
 
     Source: Sanakoyeu et al. 2019, "Divide and Conquer the Embedding Space for Metric Learning", section 3.2.
 
     Raises:
         ClusteringError: arrays of different shapes, or ids out of range.
     """
-    from scipy.optimize import linear_sum_assignment  # needed only by methods that cluster
+    from scipy.optimize import linear_sum_assignment
 
     _, names = linear_sum_assignment(membership_difference(clusters, previous, num_clusters))
     return (np.argsort(names) if release_matching else names)[clusters].astype(np.int64)
@@ -186,25 +186,25 @@ def match_to_previous(
 def membership_difference(
     clusters: NDArray[np.integer], previous: NDArray[np.integer], num_clusters: int
 ) -> NDArray[np.int64]:
-    """cost (K, K): [i, j] is the number of images in exactly one of new cluster i and previous cluster j.
+    """Return cost (K, K): [i, j] is the number of images in exactly one of new cluster i and previous cluster j.
 
     Arguments and errors as in `match_to_previous`.
     """
     check_ids("clusters", clusters, 0, num_clusters)
     check_ids("previous", previous, -1, num_clusters)
     if clusters.shape != previous.shape:
-        raise ClusteringError(f"{clusters.shape} clusters and {previous.shape} previous ids; they must be as many.")
-    # One row more on top takes the images that were in no cluster.
+        raise ClusteringError(f"{clusters.shape} clusters and {previous.shape} previous ids; the shapes must be equal.")
+    # The first row takes the images that were in no cluster.
     pairs = (previous.astype(np.int64) + 1) * num_clusters + clusters
     shared = np.bincount(pairs, minlength=(num_clusters + 1) * num_clusters).reshape(num_clusters + 1, num_clusters)
     now, before = shared.sum(axis=0), shared[1:].sum(axis=1)
     return now[:, None] + before[None, :] - 2 * shared[1:].T
 
 
-def without_singletons(clusters: NDArray[np.integer], labels: NDArray[np.integer]) -> Ids:
-    """The clusters (N,) with -1 for each image that is the only one of its class in its cluster.
+def without_singletons(clusters: NDArray[np.integer], labels: NDArray[np.integer]) -> _Ids:
+    """Return the clusters (N,) with -1 for each image that is the only one of its class in its cluster.
 
-    labels: (N,) classes of the images, any integers. Images that are -1 already stay so.
+    labels: (N,) classes of the images, any integers. Images in no cluster (-1) keep their -1.
 
     Raises:
         ClusteringError: arrays that are not integers of the same shape (N,).
@@ -212,12 +212,13 @@ def without_singletons(clusters: NDArray[np.integer], labels: NDArray[np.integer
     _check_integers("clusters", clusters)
     _check_integers("labels", labels)
     if clusters.shape != labels.shape:
-        raise ClusteringError(f"{clusters.shape} clusters and {labels.shape} labels; they must be as many.")
+        raise ClusteringError(f"{clusters.shape} clusters and {labels.shape} labels; the shapes must be equal.")
     _, pair, counts = np.unique(np.stack([clusters, labels]), axis=1, return_inverse=True, return_counts=True)
     return np.where(counts[pair.reshape(-1)] == 1, -1, clusters).astype(np.int64)
 
 
 def check_ids(name: str, ids: NDArray[np.integer], lowest: int, num_clusters: int) -> None:
+    """Raise ClusteringError unless ids are integers (N,) in lowest..num_clusters-1."""
     _check_integers(name, ids)
     wrong = ids[(ids < lowest) | (ids >= num_clusters)]
     if len(wrong):

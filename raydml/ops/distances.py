@@ -1,6 +1,6 @@
 """Distances and similarities between the rows of a batch, as matrices whose gradients are finite everywhere.
 
-All functions take points in float32 or wider: see `full_precision` for what a loss must do before.
+All functions take points in float32 or wider; losses convert their embeddings with `full_precision` first.
 """
 
 from typing import Any
@@ -8,28 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Below it a squared distance is taken for zero: its root keeps a finite (zero) gradient.
+# A smaller squared distance counts as zero: its root keeps a finite (zero) gradient.
 SMALLEST_SQUARE = 1e-12
 
-# The logarithm of nothing, near enough: its exponential is 0, and what is multiplied by it stays finite.
-NOTHING = -1e30
+# A finite stand-in for the logarithm of 0: its exponential is 0, and its products stay finite.
+LOG_OF_ZERO = -1e30
 
 
 def full_precision(embeddings: Tensor) -> Tensor:
-    """Embeddings in float32, or as they are where they are wider.
+    """Convert embeddings to float32, unless they are wider.
 
-    Differences of nearby points, and similarities that a loss multiplies by 40, need more than the 8 bits of
-    bfloat16. Call it with autocast switched off, or the next product rounds again.
+    Differences of nearby points, and similarities that a loss multiplies by 40, need more than the 8 bits of bfloat16.
+    Autocast must be off, or the next product rounds again.
     """
     return embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
 
 
 def squared_euclidean(points: Tensor, others: Tensor | None = None) -> Tensor:
-    """Squared distances (B, M) of points (B, D) from others (M, D), or from each other; at least 0.
+    """Return squared distances (B, M) of points (B, D) from others (M, D), or from each other; at least 0.
 
-    As |x|^2 + |y|^2 - 2xy, a matrix product, many times faster than differences. What that costs in accuracy is bounded
-    by measuring from the mean of the points: the error is about 1e-7 (float32) of the squared radius of the cloud,
-    wherever the cloud lies. A point is at 0 from itself.
+    They are computed as |x|^2 + |y|^2 - 2xy, by a matrix product, many times faster than differences. The vectors are
+    measured from the mean of the points, so the error is about 1e-7 (float32) of the squared radius of the points, for
+    any position of their mean. The distance of a point from itself is 0.
     """
     if others is None:
         squares: Tensor = _SquaresAmong.apply(points)
@@ -41,10 +41,10 @@ def squared_euclidean(points: Tensor, others: Tensor | None = None) -> Tensor:
 
 
 def euclidean(points: Tensor, others: Tensor | None = None) -> Tensor:
-    """Distances (B, M) of points (B, D) from others (M, D), or from each other.
+    """Return distances (B, M) of points (B, D) from others (M, D), or from each other.
 
-    At least 1e-6, with gradient 0 there: the distance of two equal points has no gradient. In float32 the error of a
-    distance is about 3e-4 of the cloud's radius where two points nearly coincide, and less the farther they are apart.
+    A distance is at least 1e-6, with gradient 0 there: the distance of two equal points has no gradient. In float32 its
+    error is about 3e-4 of the radius of the points if two points nearly coincide, and smaller otherwise.
     """
     if others is None:
         distances: Tensor = _DistancesAmong.apply(points)
@@ -53,7 +53,7 @@ def euclidean(points: Tensor, others: Tensor | None = None) -> Tensor:
 
 
 def inner_products(points: Tensor, others: Tensor | None = None) -> Tensor:
-    """Dot products (B, M) of points (B, D) with others (M, D), or with each other: cosines of unit vectors."""
+    """Return dot products (B, M) of points (B, D) with others (M, D), or with each other: cosines of unit vectors."""
     if others is None:
         products: Tensor = _ProductsAmong.apply(points)
         return products
@@ -61,23 +61,23 @@ def inner_products(points: Tensor, others: Tensor | None = None) -> Tensor:
 
 
 def dot_products(embeddings: Tensor, references: Tensor | None) -> Tensor:
-    """Similarities (B, M) of embeddings as they come, with the references or with each other; autocast must be off."""
+    """Return dot products (B, M) of embeddings with the references, or with each other; autocast must be off."""
     points = full_precision(embeddings)
     return inner_products(points, None if references is None else references.to(points.dtype))
 
 
 def products_with_unit(points: Tensor, vectors: Tensor) -> Tensor:
-    """Dot products (B, C) of points (B, D) with vectors (C, D) brought to unit length, by max(norm, 1e-12).
+    """Return dot products (B, C) of points (B, D) with vectors (C, D), divided by max(vector norm, 1e-12).
 
-    It is the products that are divided, C numbers a row: the vectors of a loss, one or more a class, are often many
-    more than the points, and a copy of them all, with its gradient, costs more than the products.
+    The products are divided, not the vectors: a loss often has many more vectors (one or more a class) than points, and
+    a normalised copy of them, with its gradient, costs more than the products.
     """
     return points @ vectors.T / torch.linalg.vector_norm(vectors, dim=1).clamp(min=1e-12)
 
 
-# Among the points of one batch the gradient of a matrix reaches a point by its row and by its column. Autograd would
-# follow the two with a product each and a node for every step between; written out it is one product of their sum, but
-# for large batches of short embeddings.
+# Among the points of one batch the gradient of a matrix reaches a point through its row and through its column.
+# Autograd needs a product for each and a node for every step between. These functions need one product of the sum,
+# except for large batches of short embeddings.
 
 
 class _ProductsAmong(torch.autograd.Function):
@@ -127,73 +127,74 @@ def _mean(points: Tensor) -> Tensor:
 def _squares_among(points: Tensor, smallest: float) -> Tensor:
     centred = points - _mean(points)
     products = centred @ centred.T
-    norms = products.diagonal()  # not summed anew: so the distance of a point from itself is exactly 0
+    norms = products.diagonal()  # so that the distance of a point from itself is exactly 0
     return torch.add(norms[:, None] + norms, products, alpha=-2).clamp_(min=smallest)
 
 
 def _pull(points: Tensor, weight: Tensor, factor: int) -> Tensor:
-    """(B, D): factor times the sum over j of (weight_ij + weight_ji) (x_i - x_j)."""
+    """Return (B, D): factor times the sum over j of (weight_ij + weight_ji) (x_i - x_j)."""
     large = _is_large(points)
     if large:
         total = weight.sum(dim=1) + weight.sum(dim=0)
     else:
         weight = weight + weight.T
         total = weight.sum(dim=1)
-    # Differences do not feel a shift; far from the origin their terms would cancel to noise.
+    # A shift changes no difference, and far from the origin the terms would cancel to noise.
     centred = points - _mean(points)
     pull = torch.addmm(total[:, None] * centred, weight, centred, beta=factor, alpha=-factor)
     return pull.addmm_(weight.T, centred, alpha=-factor) if large else pull
 
 
 def _is_large(points: Tensor) -> bool:
-    """Whether a second product takes less time than adding the transpose of a (B, B) matrix, which strides over it."""
+    """Whether a second product is faster than adding the transpose of a (B, B) matrix."""
     return len(points) > 4 * points.shape[1]
 
 
-def listed_entries(matrix: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Entries (K, T) of a matrix (B, M) at rows (T,) and columns (K, T), both int64."""
+def entries_at(matrix: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return entries (K, T) of a matrix (B, M) at rows (T,) and columns (K, T), both int64."""
     return matrix.flatten().index_select(0, (rows * matrix.shape[1] + columns).flatten()).view_as(columns)
 
 
-def listed_squares(points: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Squared distances (K, T) of points (B, D) at rows (T,) from points at columns (K, T), both int64; at least 0.
+def squares_at(points: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return squared distances (K, T) of points (B, D) at rows (T,) from points at columns (K, T), both int64.
 
-    A short list takes K T D differences, which are exact; a long one is read from the matrix of all pairs.
+    A short list takes K T D differences, which are exact; a long list is read from the matrix of all pairs.
     """
     if len(rows) > 2 * len(points):
-        return listed_entries(squared_euclidean(points), rows, columns)
+        return entries_at(squared_euclidean(points), rows, columns)
     ends = points.index_select(0, columns.flatten()).view(*columns.shape, points.shape[1])
     return (points.index_select(0, rows) - ends).square().sum(dim=2)
 
 
 def masked_logsumexp(values: Tensor, mask: Tensor, dim: int = 1) -> Tensor:
-    """Log of the sum of exponentials over the masked entries of each row (dim 1) or column (dim 0).
+    """Return the log of the sum of exponentials over the masked entries of each row (dim 1) or column (dim 0).
 
-    Where the mask is empty it is about NOTHING, finite with gradient 0: minus infinity would make gradients NaN.
+    For an empty mask it is about LOG_OF_ZERO, with gradient 0; minus infinity would make gradients NaN.
     """
     result: Tensor = _MaskedLogSumExp.apply(values, mask, dim)
     return result
 
 
 class _MaskedLogSumExp(torch.autograd.Function):
-    """By way of softmax, which is its gradient, and whose fused kernel does not mind exponentials that underflow.
+    """Log-sum-exp through softmax, which is its gradient.
 
-    Those of torch.logsumexp take 20 times as long on a CPU, and most of what is masked or far from the maximum does.
+    Exponentials that underflow, as those of most masked entries do, slow torch.logsumexp down 20 times on a CPU, but
+    not the fused kernel of softmax.
     """
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, mask: Tensor, dim: int) -> Tensor:
-        hidden = values.masked_fill(~mask, NOTHING)
+        hidden = values.masked_fill(~mask, LOG_OF_ZERO)
         share = hidden.softmax(dim=dim)
         ctx.dim = dim
         if hidden.shape[dim] == 0:
             ctx.save_for_backward(share)
-            return share.sum(dim=dim) + NOTHING
+            return share.sum(dim=dim) + LOG_OF_ZERO
         largest = hidden.amax(dim=dim, keepdim=True)
-        # The largest share is exp(maximum - result), at least one over their number.
+        # The largest share is exp(maximum - result), at least one divided by the number of entries.
         result = (largest - share.amax(dim=dim, keepdim=True).log()).squeeze(dim)
-        # What is masked has the share 0, but for a row of nothing else.
-        ctx.save_for_backward(share.mul_(largest > NOTHING))
+        # Masked entries have the share 0, except in rows without any other entry.
+        ctx.save_for_backward(share.mul_(largest > LOG_OF_ZERO))
         return result
 
     @staticmethod

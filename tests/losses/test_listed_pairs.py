@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from raydml.ops.distances import listed_entries, listed_squares, masked_logsumexp
-from raydml.ops.tuples import TripletRanges, Triplets, all_pairs, check_kind, counts, spread
+from raydml.ops.distances import entries_at, masked_logsumexp, squares_at
+from raydml.ops.tuples import TripletRanges, Triplets, all_pairs, check_kind, counts, per_tuple
 
 
 @pytest.mark.parametrize("length", [0, 6, 12, 13, 40])
@@ -15,7 +15,7 @@ def test_short_and_long_lists_have_the_same_squares(length: int) -> None:
     generator = torch.Generator().manual_seed(length)
     points = torch.randn(6, 3, generator=generator, dtype=torch.float64)
     rows, *columns = (torch.randint(6, (length,), generator=generator) for _ in range(3))
-    squares = listed_squares(points, rows, torch.stack(columns))
+    squares = squares_at(points, rows, torch.stack(columns))
     assert squares.shape == (2, length)
     for k in range(2):
         for t in range(length):
@@ -26,7 +26,7 @@ def test_short_and_long_lists_have_the_same_squares(length: int) -> None:
 def test_a_short_list_is_exact() -> None:
     """|x|^2 + |y|^2 - 2xy loses the distance of neighbours in a wide cloud."""
     points = torch.tensor([[4096.0], [4096.5], [-9000.0]])
-    assert listed_squares(points, torch.tensor([0]), torch.tensor([[1]])).item() == 0.25
+    assert squares_at(points, torch.tensor([0]), torch.tensor([[1]])).item() == 0.25
 
 
 def test_no_list_takes_more_than_the_matrix_of_all_pairs() -> None:
@@ -41,13 +41,13 @@ def test_no_list_takes_more_than_the_matrix_of_all_pairs() -> None:
 
     with FakeTensorMode(), Watch():
         rows = torch.zeros(1000, dtype=torch.int64)
-        listed_squares(torch.zeros(40, 512), rows, torch.zeros(2, 1000, dtype=torch.int64))
+        squares_at(torch.zeros(40, 512), rows, torch.zeros(2, 1000, dtype=torch.int64))
     assert largest <= 40 * 512
 
 
 def test_entries_of_a_matrix() -> None:
     matrix = torch.arange(12.0).view(3, 4)
-    entries = listed_entries(matrix, torch.tensor([0, 2]), torch.tensor([[1, 3], [0, 0]]))
+    entries = entries_at(matrix, torch.tensor([0, 2]), torch.tensor([[1, 3], [0, 0]]))
     assert entries.tolist() == [[1, 11], [0, 8]]
 
 
@@ -82,8 +82,8 @@ def test_how_often_pairs_count_and_what_belongs_to_their_anchors() -> None:
     assert positive.tolist() == [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 2], [0, 0, 2, 0]]
     assert negative.tolist() == [[0, 0, 1, 0], [0, 0, 0, 1], [1, 1, 0, 0], [1, 1, 0, 0]]
     values = torch.tensor([5.0, 6.0, 7.0, 8.0])
-    assert spread(values, triplets).tolist() == [8, 6, 6]
-    assert spread(values, pairs).tolist() == [[5], [6], [7], [8]]
+    assert per_tuple(values, triplets).tolist() == [8, 6, 6]
+    assert per_tuple(values, pairs).tolist() == [[5], [6], [7], [8]]
 
 
 def test_what_a_loss_does_not_take_is_refused_with_a_cure() -> None:
