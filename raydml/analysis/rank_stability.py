@@ -157,13 +157,15 @@ def _verdict(
 
 
 def _more(num_trials: int, needed: Sequence[int | None], *, at_least: bool) -> str:
-    """Return `about 35 more trials`, rounded up to the two digits that the extrapolation is good for."""
+    """Return `about 35 more trials are needed`, rounded up to the two digits that the extrapolation is good for."""
     known = [number for number in needed if number is not None]
     if len(known) < len(needed):
-        return f"more than {MAX_FACTOR} times as many trials"
+        return f"more than {MAX_FACTOR} times as many trials are needed"
     missing = max(known) - num_trials
     unit = 10 ** max(0, len(str(missing)) - 2)
-    return f"{'at least' if at_least else 'about'} {math.ceil(missing / unit) * unit} more trials"
+    rounded = math.ceil(missing / unit) * unit
+    noun = "trial is" if rounded == 1 else "trials are"
+    return f"{'at least' if at_least else 'about'} {rounded} more {noun} needed"
 
 
 def _remarks(values: Sequence[float | None], without_value: Sequence[str]) -> str:

@@ -143,7 +143,7 @@ def _run_name(run: Values) -> str:
 
 def published_section(summary: Values) -> Values | None:
     groups = [_published_group(*group) for group in published_groups(summary)]
-    note = HOW_TO_COMPARE.replace("*", "") + " Highlighted rows are ours and those of the systems that this study ran."
+    note = HOW_TO_COMPARE.replace("*", '"') + " Highlighted rows are ours and those of the systems that this study ran."
     return {"groups": groups, "note": note} if groups else None
 
 

@@ -244,7 +244,7 @@ def _warnings(summary: Mapping[str, Any]) -> list[str]:
         purposes = ", ".join(sorted({str(read.get("purpose", "a damaged line")) for read in others}))
         warnings.append(
             f"The test classes were read {counted(len(others), 'time')} outside of finalize ({purposes}): a choice "
-            "made after such a read has seen the test."
+            "made after such a read is not independent of the test."
         )
     if summary["final"] and num_finalized > num_tested:
         warnings.append(

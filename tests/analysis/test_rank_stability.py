@@ -79,7 +79,7 @@ def test_a_ranking_that_changed_late_is_not_settled():
     assert not found.settled
     # 82 of 103 trials is below 80 %.
     assert found.verdict.startswith(
-        "not settled: about 3 more trials (the ranking of the 2 levels last changed at trial 82 of 100)"
+        "not settled: about 3 more trials are needed (the ranking of the 2 levels last changed at trial 82 of 100)"
     )
     # With that many more trials and nothing new in them.
     assert search_stability([*values, 0.1, 0.1, 0.1], ["A", "B"] * 50 + ["A", "B", "A"]).settled
@@ -91,7 +91,7 @@ def test_three_trials_of_a_level_are_too_few_whatever_they_say():
     assert found.subsample_tau[-1][1] == 1.0
     assert not found.settled
     assert found.verdict.startswith(
-        "not settled: at least 2 more trials (the 2 levels need 4 trials each, and one has 3)"
+        "not settled: at least 2 more trials are needed (the 2 levels need 4 trials each, and one has 3)"
     )
     assert search_stability([0.9, 0.1] * 4, ["A", "B"] * 4).settled
 
@@ -219,7 +219,7 @@ def test_one_trial_of_each_has_no_halves():
     assert found.kendall_tau == [(3, 1.0)]
     assert found.subsample_tau == []
     assert found.verdict.startswith(
-        "not settled: at least 9 more trials (the 3 methods need 4 trials each, and one has 1; "
+        "not settled: at least 9 more trials are needed (the 3 methods need 4 trials each, and one has 1; "
         "the ranking of the 3 methods last changed at trial 3 of 3)"
     )
 
