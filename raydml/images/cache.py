@@ -118,16 +118,16 @@ def load_development(
         kept_val = _digits(rows, storage.resizing)
         kept_train = _digits(rows, None) if original else kept_val
     elif not original:
-        kept_train = kept_val = _kept(catalog, rows, storage)
+        kept_train = kept_val = _Selection(catalog, rows, storage).kept()
     elif storage.cache_dir is not None:
-        kept_val = _kept(catalog, rows, storage)
+        kept_val = _Selection(catalog, rows, storage).kept()
         paths = [catalog.paths[row] for row in kept_val.rows]
         kept_train = kept_val._replace(pixels=DecodedPixels(catalog.root, paths, None))
     else:  # the memory of this process is not shared: keep val alone
         is_val = np.isin(catalog.labels[rows], split.val)
-        kept_val = _kept(catalog, rows[is_val], storage)
-        train = _files(catalog, rows[~is_val], storage)
-        kept_train = _not_kept(catalog, rows[~is_val], train, survey_headers(train), None, storage.on_unreadable)
+        kept_val = _Selection(catalog, rows[is_val], storage).kept()
+        train = _Selection(catalog, rows[~is_val], storage)
+        kept_train = train.not_kept(train.files(), survey_headers(train.files()), None)
     _warn_of_skipped(len(rows), kept_train.skipped | kept_val.skipped)
     return _part(catalog, split.train, kept_train), _part(catalog, split.val, kept_val)
 
@@ -138,7 +138,7 @@ def load_test(catalog: Catalog, split: Split, storage: Storage, *, key: TestKey)
         raise DataError(f"the test classes are sealed: load_test needs a TestKey from TestReads.record, got {key!r}")
     key.spend()
     rows = np.flatnonzero(np.isin(catalog.labels, split.test))
-    kept = _digits(rows, storage.resizing) if catalog.root is None else _kept(catalog, rows, storage)
+    kept = _digits(rows, storage.resizing) if catalog.root is None else _Selection(catalog, rows, storage).kept()
     _warn_of_skipped(len(rows), kept.skipped)
     return _part(catalog, split.test, kept)
 
@@ -168,73 +168,70 @@ def _digits(rows: np.ndarray, resizing: Resizing | None) -> _KeptImages:
     return _KeptImages(packed(np.stack([np.asarray(image) for image in images])), rows, {})
 
 
-def _kept(catalog: Catalog, rows: np.ndarray, storage: Storage) -> _KeptImages:
-    """These rows of the catalog, resized; from a pack if there is space for one."""
-    files = _files(catalog, rows, storage)
-    found: Pack | SpaceShortage
-    if storage.cache_dir is None:
-        found = _in_memory(files, storage.max_bytes)
-    else:
-        try:
-            found = open_or_write(
-                files,
-                storage.cache_dir,
-                storage.max_bytes,
-                lambda skipped: _refuse_unreadable(catalog, rows, skipped, storage.on_unreadable),
-            )
-        except OSError as error:
-            raise DataError(
-                f"machine.cache_dir = {str(storage.cache_dir)!r} cannot be used: {error}; give a writable "
-                "folder with enough space on a local disk"
-            ) from error
-    if isinstance(found, SpaceShortage):
-        _logger.warning("%s", _shortage_text(found, files))
-        return _not_kept(catalog, rows, files, found.survey, files.resizing, storage.on_unreadable)
-    _refuse_unreadable(catalog, rows, found.skipped, storage.on_unreadable)
-    return _KeptImages(found.pixels, _left(catalog, rows, found.skipped), found.skipped)
+@dataclass(frozen=True)
+class _Selection:
+    """Rows of a catalog that are loaded together, and their storage."""
 
+    catalog: Catalog
+    rows: np.ndarray
+    storage: Storage
 
-def _not_kept(
-    catalog: Catalog,
-    rows: np.ndarray,
-    files: ImageFiles,
-    survey: HeaderSurvey,
-    resizing: Resizing | None,
-    on_unreadable: str,
-) -> _KeptImages:
-    """These rows of the catalog, decoded at each reading."""
-    _refuse_unreadable(catalog, rows, survey.unreadable, on_unreadable)
-    skipped = unreadable_of(files) if on_unreadable == "skip" else survey.unreadable
-    _refuse_unreadable(catalog, rows, skipped, on_unreadable)
-    left = _left(catalog, rows, skipped)
-    return _KeptImages(DecodedPixels(files.root, [catalog.paths[row] for row in left], resizing), left, skipped)
+    def files(self) -> ImageFiles:
+        catalog, rows = self.catalog, self.rows
+        assert catalog.root is not None
+        paths = tuple(catalog.paths[row] for row in rows)
+        return ImageFiles(catalog.root, paths, catalog.modified_ns[rows], catalog.content, self.storage.resizing)
 
+    def kept(self) -> _KeptImages:
+        """Resized images, from a pack if there is space for one."""
+        files, storage = self.files(), self.storage
+        found: Pack | SpaceShortage
+        if storage.cache_dir is None:
+            found = _in_memory(files, storage.max_bytes)
+        else:
+            try:
+                found = open_or_write(files, storage.cache_dir, storage.max_bytes, self.refuse)
+            except OSError as error:
+                raise DataError(
+                    f"machine.cache_dir = {str(storage.cache_dir)!r} cannot be used: {error}; give a writable "
+                    "folder with enough space on a local disk"
+                ) from error
+        if isinstance(found, SpaceShortage):
+            _logger.warning("%s", _shortage_text(found, files))
+            return self.not_kept(files, found.survey, files.resizing)
+        self.refuse(found.skipped)
+        return _KeptImages(found.pixels, self.left(found.skipped), found.skipped)
 
-def _files(catalog: Catalog, rows: np.ndarray, storage: Storage) -> ImageFiles:
-    assert catalog.root is not None
-    paths = tuple(catalog.paths[row] for row in rows)
-    return ImageFiles(catalog.root, paths, catalog.modified_ns[rows], catalog.content, storage.resizing)
-
-
-def _left(catalog: Catalog, rows: np.ndarray, skipped: dict[str, str]) -> np.ndarray:
-    """The rows whose images are not skipped."""
-    return rows[[catalog.paths[row] not in skipped for row in rows]] if skipped else rows
-
-
-def _refuse_unreadable(catalog: Catalog, rows: np.ndarray, skipped: dict[str, str], on_unreadable: str) -> None:
-    if skipped and on_unreadable == "refuse":
-        lines = "\n".join(f"  {path}: {reason}" for path, reason in skipped.items())
-        raise DataError(
-            f"{len(skipped)} of {len(rows)} images under {catalog.root} cannot be read:\n{lines}\n"
-            "Repair or remove them, or leave them out with machine.on_unreadable: skip"
+    def not_kept(self, files: ImageFiles, survey: HeaderSurvey, resizing: Resizing | None) -> _KeptImages:
+        """Images that are decoded at each reading."""
+        self.refuse(survey.unreadable)
+        skipped = unreadable_of(files) if self.storage.on_unreadable == "skip" else survey.unreadable
+        self.refuse(skipped)
+        left = self.left(skipped)
+        return _KeptImages(
+            DecodedPixels(files.root, [self.catalog.paths[row] for row in left], resizing), left, skipped
         )
-    if skipped:
-        num_classes = len(catalog.class_names)
-        before = np.bincount(catalog.labels[rows], minlength=num_classes)
-        after = np.bincount(catalog.labels[_left(catalog, rows, skipped)], minlength=num_classes)
-        shrunk = np.flatnonzero(after < before)  # a class that has one image in the benchmark itself may stay
-        names = [catalog.class_names[label] for label in shrunk]
-        refuse_small_classes(names, after[shrunk], " left after skipping unreadable ones")
+
+    def left(self, skipped: dict[str, str]) -> np.ndarray:
+        """The rows whose images are not skipped."""
+        return self.rows[[self.catalog.paths[row] not in skipped for row in self.rows]] if skipped else self.rows
+
+    def refuse(self, skipped: dict[str, str]) -> None:
+        """Raise DataError if images without pixels may not be skipped, or if that leaves a class too small."""
+        if skipped and self.storage.on_unreadable == "refuse":
+            lines = "\n".join(f"  {path}: {reason}" for path, reason in skipped.items())
+            raise DataError(
+                f"{len(skipped)} of {len(self.rows)} images under {self.catalog.root} cannot be read:\n{lines}\n"
+                "Repair or remove them, or leave them out with machine.on_unreadable: skip"
+            )
+        if skipped:
+            labels, class_names = self.catalog.labels, self.catalog.class_names
+            before, after = (
+                np.bincount(labels[rows], minlength=len(class_names)) for rows in (self.rows, self.left(skipped))
+            )
+            shrunk = np.flatnonzero(after < before)  # a class that has one image in the benchmark itself may stay
+            names = [class_names[label] for label in shrunk]
+            refuse_small_classes(names, after[shrunk], " left after skipping unreadable ones")
 
 
 # --- one pack for all processes of a node ----------------------------------------------------------------------------

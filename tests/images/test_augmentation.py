@@ -247,14 +247,6 @@ def test_a_fallback_box_is_never_empty():
     assert math.isclose(never.mean(), 0.5)
 
 
-def test_no_boxes_of_no_images():
-    sizes, uniforms = np.empty((0, 2), dtype=np.int64), np.empty((0, NUM_UNIFORMS))
-    assert resized_crop_boxes(sizes, uniforms, area=(0.1, 1), aspect_ratio=RATIOS).shape == (0, 4)
-    assert random_crop_boxes(sizes, uniforms, crop_px=8, padding_px=0).shape == (0, 4)
-    assert centre_boxes(sizes, crop_px=8).shape == (0, 4)
-    assert erased_boxes(sizes, uniforms, area=(0.1, 1), aspect_ratio=RATIOS).shape == (0, 4)
-
-
 def test_the_settings_choose_the_kind_of_crop():
     draws, sizes = draw(5, 3), np.array([[60, 80], [32, 32], [33, 90], [70, 40], [64, 64]], dtype=np.int32)
     kinds = {
@@ -412,11 +404,6 @@ def test_bgr_colours_are_changed_as_rgb_and_then_swapped():
     rgb = finished(images, augmentation, draws, Preprocessing(12, 12, (0, 0, 0), (1, 1, 1), value_range=255.0))
     bgr = finished(images, augmentation, draws, Preprocessing(12, 12, **CAFFE))
     torch.testing.assert_close(bgr, rgb.flip(1) - torch.tensor(CAFFE["mean"]).view(1, 3, 1, 1))
-
-
-def test_no_images_are_no_error():
-    augmentation = Augmentation(flip=True, grayscale=0.5, color_jitter=ColorJitter(brightness=0.1), erasing=Erasing())
-    assert finished(pixels(0), augmentation, draw(0, 0), Preprocessing(12, 12, **IMAGENET)).shape[0] == 0
 
 
 # --- colours ----------------------------------------------------------------------------------------------------------

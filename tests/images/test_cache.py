@@ -26,7 +26,6 @@ from raydml.images import pixels as pixels_module
 from raydml.images.cache import Images, Storage, free_memory_bytes, load_development, load_test
 from raydml.images.pixels import DecodedPixels, PackedPixels
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 SPLIT = {"test_fraction": 0.5, "val_fraction": 0.5, "num_folds": 2, "fold": None, "order": "sorted", "seed": 0}
 NUM_CLASSES, PER_CLASS = 8, 3  # a..d development (a, b train; c, d val), e..h test
 
@@ -251,15 +250,6 @@ class TestContent:
 
 
 class TestSeal:
-    def test_development_opens_no_test_file(self, root, tmp_path, cache_dir, decoded):
-        for name in "efgh":
-            for file in (root / name).iterdir():
-                file.write_bytes(b"no picture at all")
-        development(root, cache_dir)
-        assert sorted(decoded) == sorted(f"{c}/{n}.png" for c in "abcd" for n in range(PER_CLASS))
-        with pytest.raises(DataError, match="12 of 12 images"):
-            test_images_of(root, cache_dir, tmp_path / "reads.jsonl")
-
     def test_the_interpreter_opens_no_test_file_either(self, root, tmp_path):
         """An audit hook sees every open() of a process; it cannot be removed, hence the child."""
 
@@ -759,21 +749,3 @@ class TestProcesses:
     ):
         development(root, cache_dir, "skip", **settings)
         assert reported == [(step, done, 12, "images") for step in steps for done in range(1, 13)]
-
-
-@pytest.mark.skipif(not (SHARED / "grocery_small").is_dir(), reason="shared/data/grocery_small is not beside the repo")
-def test_real_photographs(tmp_path):
-    """Compare with Pillow in a few lines."""
-    root = SHARED / "grocery_small" / "images"
-    catalog = open_catalog("image_folder", root)
-    split = make_split(catalog, **{**SPLIT, "test_fraction": 0.9, "order": "shuffled"})
-    train, val = load_development(catalog, split, stored(tmp_path / "cache", resize_px=32))
-    assert len(train.pixels) + len(val.pixels) == 20 * 8  # 81 classes, ceil(72.9) = 73 of them test
-    assert np.bincount(val.labels).tolist() == [20] * 4
-    for images in (train, val):
-        for index in range(0, len(images.paths), 7):
-            with Image.open(root / images.paths[index]) as photo:
-                short = min(photo.size)
-                size = tuple(int(32 * side / short) for side in photo.size)
-                expected = np.asarray(photo.convert("RGB").resize(size, Image.Resampling.BILINEAR))
-            assert np.array_equal(images.pixels.read([index])[0], expected)

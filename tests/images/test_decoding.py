@@ -1,13 +1,27 @@
-import threading
+"""Decoding of files: pixels, or a reason why there are none, without a crash, a wait, a warning or much memory."""
+
+import io
+import math
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import struct
+import tempfile
+import warnings
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from raydml.images import decoding, pixels
-from raydml.images.decoding import UnreadableImage, decode, decoded_bytes, open_regular, read_header
-from raydml.images.pixels import DecodedPixels, decode_in_order, read_headers
+from raydml.data.catalog import DataError
+from raydml.images import decoding
+from raydml.images.decoding import MAX_PIXELS, UnreadableImage, decode, decoded_bytes, read_header
 from raydml.images.preprocessing import Preprocessing, Resizing
 
 SMALL = Resizing(8, "short_side", "bilinear")
@@ -16,15 +30,6 @@ SMALL = Resizing(8, "short_side", "bilinear")
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     generator = np.random.default_rng(seed)
     return Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def numbered(folder: Path, num: int) -> list[str]:
-    """Write `num` files: image i has (12 + i) x 10 pixels, all of the colour (i, 2 i, 3 i) modulo 256."""
-    for index in range(num):
-        Image.new("RGB", (12 + index, 10), (index % 256, 2 * index % 256, 3 * index % 256)).save(
-            folder / f"{index:03d}.png"
-        )
-    return [f"{index:03d}.png" for index in range(num)]
 
 
 class TestFormats:
@@ -44,25 +49,12 @@ class TestFormats:
         header = read_header(tmp_path, "a.jpeg")
         assert header == (12, 10, (tmp_path / "a.jpeg").stat().st_size)
 
-    @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
-    def test_modes(self, tmp_path, mode):
-        suffix = {"CMYK": "tif"}.get(mode, "png")
-        noise(12, 10).convert(mode).save(tmp_path / f"a.{suffix}")
-        expected = np.asarray(noise(12, 10).convert(mode).convert("RGB"))
-        assert np.array_equal(decode(tmp_path, f"a.{suffix}", None), expected)
-
     def test_jpegs_of_the_press_and_of_grey_cameras(self, tmp_path):
         for mode in ("CMYK", "L"):
             noise(12, 10).convert(mode).save(tmp_path / "a.jpg", quality=95)
             with Image.open(tmp_path / "a.jpg") as image:
                 assert image.mode == mode
                 assert np.array_equal(decode(tmp_path, "a.jpg", None), np.asarray(image.convert("RGB")))
-
-    @pytest.mark.parametrize("transparency", [3, b"\x00\x40\x80"])
-    def test_palettes_with_transparency_keep_their_colours(self, tmp_path, transparency):
-        picture = noise(12, 10).quantize(16)
-        picture.save(tmp_path / "a.png", transparency=transparency)
-        assert np.array_equal(decode(tmp_path, "a.png", None), np.asarray(picture.convert("RGB")))
 
     @pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])
     def test_the_first_frame_of_several(self, tmp_path, suffix):
@@ -131,82 +123,248 @@ class TestSize:
         assert np.array_equal(decode(tmp_path, "a.png", None), np.asarray(noise(1, 300)))
 
 
-class TestManyFiles:
-    def test_rows_and_selections(self, tmp_path):
-        pixels = DecodedPixels(tmp_path, numbered(tmp_path, 20), None)
-        assert len(pixels) == 20
-        for image, row in zip(pixels.read([3, 19, 3, 0]), (3, 19, 3, 0), strict=True):
-            assert image.shape == (10, 12 + row, 3)
-            assert (image == [row, 2 * row, 3 * row]).all()
-            with pytest.raises(ValueError, match="read-only"):
-                image[0] = 1
-        chosen = pixels.select(np.array([5, 4, 3])).select([2, 0])
-        assert [image.shape[1] for image in chosen.read(np.array([0, 1]))] == [15, 17]
-        assert (len(chosen), len(pixels), pixels.read([])) == (2, 20, [])
+def photo(suffix: str = "jpg", size: tuple[int, int] = (64, 48)) -> bytes:
+    content = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(pixels).convert("P" if suffix == "gif" else "RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(
+        content, {"jpg": "jpeg", "tif": "tiff"}.get(suffix, suffix), **({} if suffix == "gif" else {"exif": exif})
+    )
+    return content.getvalue()
 
-    def test_eight_files_are_opened_at_the_same_time(self, tmp_path, monkeypatch):
-        """On a network disk they wait at the same time. Each open lasts until eight have begun."""
-        barrier = threading.Barrier(8)
 
-        def opener(file: Path):
-            barrier.wait(timeout=60)
-            return open_regular(file)
+def png(width: int, height: int, lines: bytes, *, bits: int = 8, colour: int = 2) -> bytes:
+    """A PNG with this header, whatever the lines of its pixels are. colour: 2 for RGB, as in the specification."""
 
-        monkeypatch.setattr(decoding, "open_regular", opener)
-        pixels = DecodedPixels(tmp_path, numbered(tmp_path, 16), SMALL)
-        assert [int(image[0, 0, 0]) for image in pixels.read(range(16))] == list(range(16))
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
 
-    def test_several_threads_read_at_once(self, tmp_path):
-        pixels = DecodedPixels(tmp_path, numbered(tmp_path, 12), SMALL)
-        found: list[list[int]] = []
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(lines)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
-        def read() -> None:
-            found.append([int(image[0, 0, 0]) for image in pixels.read(range(12))])
 
-        threads = [threading.Thread(target=read) for _ in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(timeout=60)
-        assert found == [list(range(12))] * 6
+def reason(root: Path, name: str) -> str:
+    with pytest.raises(UnreadableImage) as caught:
+        decode(root, name, SMALL)
+    assert str(caught.value) == f"{name}: {caught.value.reason}"
+    assert "\n" not in caught.value.reason
+    assert str(root) not in caught.value.reason  # the same on every machine
+    assert isinstance(caught.value, DataError)
+    return caught.value.reason
 
-    def test_an_unreadable_file_is_named(self, tmp_path):
-        paths = numbered(tmp_path, 4)
-        (tmp_path / paths[2]).write_bytes(b"no picture at all")
-        pixels = DecodedPixels(tmp_path, paths, SMALL)
-        assert len(pixels.read([0, 1, 3])) == 3
-        with pytest.raises(UnreadableImage, match=r"002\.png: no JPEG, PNG, GIF, BMP, TIFF or WebP by its first bytes"):
-            pixels.read([0, 2, 1])
 
-    def test_order_is_kept_with_reasons_in_their_places(self, tmp_path):
-        paths = numbered(tmp_path, 300)
-        for index in (0, 150, 299):
-            (tmp_path / paths[index]).write_bytes(b"")
-        for results in (list(decode_in_order(tmp_path, paths, SMALL)), list(read_headers(tmp_path, paths))):
-            assert len(results) == 300
-            for index, result in enumerate(results):
-                if index in (0, 150, 299):
-                    assert isinstance(result, UnreadableImage)
-                    assert result.path == paths[index]
-                elif isinstance(result, np.ndarray):
-                    assert int(result[0, 0, 1]) == (2 * index) % 256
-                else:
-                    assert result[:2] == (12 + index, 10)
+def in_child(function: Callable[..., None]) -> Any:
+    """Run function(queue) in a forked process and return the value that it puts into the queue."""
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    process = context.Process(target=function, args=(queue,))
+    process.start()
+    process.join(timeout=60)
+    assert process.exitcode == 0
+    return queue.get()
 
-    def test_a_slow_writer_does_not_fill_the_memory(self, tmp_path, monkeypatch):
-        """At most a few images a thread are decoded ahead of the consumer."""
-        monkeypatch.setattr(pixels.os, "cpu_count", lambda: 2)  # 8 threads
-        begun = []
 
-        class Paths(list):
-            def __iter__(self):
-                for path in super().__iter__():
-                    begun.append(path)
-                    yield path
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "an empty file (0 bytes)"),
+        (b"not a picture\n", "no JPEG, PNG, GIF, BMP, TIFF or WebP by its first bytes"),
+        (b"<html><body>404 Not Found</body></html>", "no JPEG, PNG"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no JPEG, PNG"),  # no Ghostscript is started
+        (b"RIFF\x24\0\0\0WAVEfmt ", "no JPEG, PNG"),
+        (b"\xff\xd8\xff", "SyntaxError"),
+        (photo("jpg")[:700], "truncated"),
+        (photo("png")[:3000], "truncated"),
+        (photo("png")[:40], "SyntaxError"),
+        (photo("gif")[:900], "truncated"),
+        (photo("tif")[:-900], ""),
+        (photo("webp")[:900], ""),
+        (photo("bmp")[:900], "truncated"),
+    ],
+)
+def test_damaged_content(tmp_path, content, expected):
+    (tmp_path / "a.jpg").write_bytes(content)
+    assert expected in reason(tmp_path, "a.jpg")
 
-        images = decode_in_order(tmp_path, Paths(numbered(tmp_path, 200)), SMALL)
-        for num_taken in range(1, 11):
-            next(images)
-            assert 8 <= len(begun) <= num_taken + 4 * 8
-        images.close()
-        assert len(begun) <= 10 + 4 * 8
+
+@pytest.mark.parametrize("size", [(20_000, 20_000), (MAX_PIXELS // 4 + 1, 4), (13_000, 13_000)])
+def test_a_bomb_is_refused_from_its_header(tmp_path, size):
+    """At 13,000 x 13,000 Pillow only warns."""
+    (tmp_path / "bomb.png").write_bytes(png(*size, b"\0"))
+    assert (tmp_path / "bomb.png").stat().st_size < 100
+    assert (
+        reason(tmp_path, "bomb.png")
+        == f"{size[0]:,} x {size[1]:,} pixels are more than 89,478,485; scale the file down"
+    )
+    with pytest.raises(UnreadableImage, match="scale the file down"):
+        read_header(tmp_path, "bomb.png")
+
+
+def test_bombs_take_no_memory_and_give_no_warning(tmp_path):
+    """In a process of its own, because the largest memory of a process never falls."""
+    for name, size in (("bomb.png", (20_000, 20_000)), ("warned_of.png", (12_000, 12_000))):
+        (tmp_path / name).write_bytes(png(*size, b"\0"))
+
+    def child(queue) -> None:
+        before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = [reason(tmp_path, name) for name in ("bomb.png", "warned_of.png")]
+        queue.put((found, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib))
+
+    found, grown_kib = in_child(child)
+    assert all("scale the file down" in text for text in found)
+    assert grown_kib < 20_000  # the smaller one would take 432 MB
+
+
+def test_the_largest_size_allowed_is_only_missing_its_pixels(tmp_path):
+    side = math.isqrt(MAX_PIXELS)
+    (tmp_path / "large.png").write_bytes(png(side, side, b"\0"))
+    assert read_header(tmp_path, "large.png")[:2] == (side, side)
+    assert "truncated" in reason(tmp_path, "large.png")
+
+
+def test_a_line_too_long_for_pillow_is_refused(tmp_path):
+    """Pillow would raise MemoryError, as for a healthy file on a machine without free memory."""
+    (tmp_path / "line.png").write_bytes(png(MAX_PIXELS, 1, b"\0"))
+    assert reason(tmp_path, "line.png") == "a side of 89,478,485 pixels is longer than 1,000,000; scale the file down"
+
+
+DEEP = np.linspace(0, 65_535, 80).reshape(8, 10)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_png_of_16_bits_a_channel(tmp_path, channels):
+    """Pillow would make grey of 40,000 white, and read the upper byte of colours."""
+    lines = b"".join(b"\0" + np.full((10, channels), 40_000, dtype=">u2").tobytes() for _ in range(8))
+    colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    (tmp_path / "deep.png").write_bytes(png(10, 8, lines, bits=16, colour=colour))
+    with Image.open(tmp_path / "deep.png") as image:  # Pillow itself finds nothing wrong with the file
+        image.load()
+    assert "are not 8 bits a channel; convert the file" in reason(tmp_path, "deep.png")
+
+
+@pytest.mark.parametrize("kind", ["uint16", "int32", "float32"])
+@pytest.mark.parametrize("compression", [None, "tiff_deflate"])
+def test_tiff_of_more_than_8_bits(tmp_path, kind, compression):
+    Image.fromarray(DEEP.astype(kind)).save(tmp_path / "deep.tif", compression=compression)
+    assert "are not 8 bits a channel; convert the file" in reason(tmp_path, "deep.tif")
+
+
+def test_a_tiff_whose_colours_are_16_bits_deep(tmp_path):
+    """Written by hand: Pillow reads such files and cannot write them."""
+    pixels = np.full((8, 10, 3), 40_000, dtype="<u2").tobytes()
+    facts = [(256, 10), (257, 8), (258, 134), (259, 1), (262, 2), (273, 140), (277, 3), (278, 8), (279, len(pixels))]
+    entries = b"".join(
+        struct.pack("<HHII", tag, 3 if tag == 258 else 4, 3 if tag == 258 else 1, value) for tag, value in facts
+    )
+    content = struct.pack("<2sHIH", b"II", 42, 8, len(facts)) + entries + bytes(4)
+    content = content.ljust(134, b"\0") + struct.pack("<HHH", 16, 16, 16) + pixels
+    (tmp_path / "deep.tif").write_bytes(content)
+    with Image.open(tmp_path / "deep.tif") as image:
+        assert (image.mode, image.size) == ("RGB", (10, 8))
+        image.load()
+    assert "16" in reason(tmp_path, "deep.tif")
+
+
+class TestNoFile:
+    @pytest.mark.parametrize(
+        ("make", "expected"),
+        [
+            (lambda _: None, "FileNotFoundError: [Errno 2] No such file or directory"),
+            (lambda file: file.symlink_to("nowhere.jpg"), "No such file"),
+            (lambda file: file.symlink_to("a.jpg"), "symbolic links"),
+            (Path.mkdir, "IsADirectoryError"),
+            (os.mkfifo, "OSError: not a regular file"),  # without waiting for a writer
+            (lambda file: file.symlink_to("/dev/zero"), "OSError: not a regular file"),
+        ],
+        ids=["absent", "link to nothing", "link to itself", "folder", "pipe", "device"],
+    )
+    def test_what_is_no_file(self, tmp_path, make, expected):
+        make(tmp_path / "a.jpg")
+        assert expected in reason(tmp_path, "a.jpg")
+
+    def test_no_permission(self):
+        """As another user if this one is root, who may read every file."""
+        folder = Path(tempfile.mkdtemp())  # not below tmp_path, which is closed to other users
+        try:
+            (folder / "a.jpg").write_bytes(photo())
+            (folder / "a.jpg").chmod(0)
+            folder.chmod(0o755)
+
+            def child(queue) -> None:
+                if os.getuid() == 0:
+                    os.setuid(65534)
+                queue.put(reason(folder, "a.jpg"))
+
+            assert in_child(child) == "PermissionError: [Errno 13] Permission denied: 'a.jpg'"
+        finally:
+            shutil.rmtree(folder)
+
+    def test_a_disk_that_fails(self, tmp_path):
+        def failing(file: Path):
+            raise OSError(5, "Input/output error", str(file))
+
+        with pytest.raises(UnreadableImage, match=r"a\.jpg: OSError: \[Errno 5\] Input/output error: 'a\.jpg'"):
+            decode(tmp_path, "a.jpg", SMALL, failing)
+
+    def test_too_many_open_files_are_not_the_files_fault(self, tmp_path):
+        (tmp_path / "a.jpg").write_bytes(photo())
+        used = len(os.listdir("/dev/fd"))
+        old = resource.getrlimit(resource.RLIMIT_NOFILE)
+        held = []
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (used + 8, old[1]))
+            with pytest.raises(OSError, match="Too many open files"):  # noqa: PT012
+                while True:
+                    held.append(os.open("/dev/null", os.O_RDONLY))
+            with pytest.raises(DataError, match=r"raise the limit of open files \(ulimit -n\)") as caught:
+                decode(tmp_path, "a.jpg", SMALL)
+        finally:
+            for descriptor in held:
+                os.close(descriptor)
+            resource.setrlimit(resource.RLIMIT_NOFILE, old)
+        assert not isinstance(caught.value, UnreadableImage)
+
+
+def test_no_descriptor_stays_open(tmp_path):
+    (tmp_path / "good.jpg").write_bytes(photo())
+    (tmp_path / "half.jpg").write_bytes(photo()[:700])
+    (tmp_path / "text.jpg").write_bytes(b"text")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    before = len(os.listdir("/dev/fd"))
+    for name in ("half.jpg", "text.jpg", "pipe.jpg"):
+        reason(tmp_path, name)
+    decode(tmp_path, "good.jpg", SMALL)
+    read_header(tmp_path, "good.jpg")
+    assert len(os.listdir("/dev/fd")) == before
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's own, about broken EXIF blocks
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "bmp", "tif", "webp"])
+def test_broken_bytes_give_pixels_or_a_reason_and_nothing_else(tmp_path, suffix, monkeypatch):
+    """600 files with a few bytes overwritten, half of them near the beginning; a small image keeps the test fast."""
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 10**6)
+    draw = random.Random(suffix)
+    content = photo(suffix, (20, 16))
+    outcomes = {"pixels": 0, "reason": 0}
+    for _ in range(600):
+        broken = bytearray(content)
+        end = len(broken) if draw.random() < 0.5 else 120
+        for _ in range(draw.choice((1, 2, 8))):
+            broken[draw.randrange(2, end)] = draw.randrange(256)
+        if draw.random() < 0.2:
+            del broken[draw.randrange(len(broken)) :]
+        (tmp_path / "a").write_bytes(broken)
+        try:
+            pixels = decode(tmp_path, "a", SMALL)
+            assert (min(pixels.shape[:2]), pixels.shape[2], pixels.dtype) == (8, 3, np.uint8)
+            assert max(pixels.shape) <= 64
+            outcomes["pixels"] += 1
+        except UnreadableImage:
+            outcomes["reason"] += 1
+    assert min(outcomes.values()) > 0, outcomes  # a PNG has checksums of everything

@@ -247,6 +247,8 @@ def test_batches_of_one_image_and_of_none(num_images):
     (got,) = batches((EVERYTHING, Preprocessing(60, 48, **IMAGENET)), [np.arange(num_images)], [0])
     assert got.shape == (num_images, 3, 48, 48)
     assert got.isfinite().all()
+    for crop in (Augmentation(), Augmentation(random_crop=True)):
+        assert batches((crop, Preprocessing(60, 48, **IMAGENET)), [np.arange(num_images)], [0])[0].shape == got.shape
     assert batches((EVERYTHING, Preprocessing(60, 48, **IMAGENET)), [], []) == []
 
 
@@ -304,27 +306,7 @@ def test_an_error_is_raised_at_its_batch_and_ends_the_threads():
         next(iterator)
 
 
-def test_a_crop_that_does_not_fit_is_an_error_of_its_batch():
-    images = [scene(60, 60, 0), scene(40, 60, 1)]
-    iterator = loading(pack(images), Augmentation(random_crop=True), Preprocessing(60, 48, **IMAGENET)).batches(
-        [np.array([0]), np.array([1])], [0, 1]
-    )
-    next(iterator)
-    with pytest.raises(DataError, match="60 x 40 px"):
-        next(iterator)
-
-
-def test_closing_ends_the_threads_and_reads_no_further():
-    pixels = Breaking(pack(scenes()), broken=None)
-    made = loading(pixels, EVERYTHING, Preprocessing(60, 48, **IMAGENET), prefetch=3)
-    iterator = made.batches([np.arange(2)] * 100, range(100))
-    next(iterator)
-    iterator.close()
-    assert not loader_threads()
-    assert 1 <= pixels.num_reads <= 4  # the batch itself and those ahead
-
-
-def test_no_more_batches_than_prefetch_are_read_ahead():
+def test_no_more_batches_than_prefetch_are_read_ahead_and_closing_ends_the_thread():
     pixels, ahead = Breaking(pack(scenes()), broken=None), threading.Event()
     read = pixels.read
 
@@ -340,6 +322,7 @@ def test_no_more_batches_than_prefetch_are_read_ahead():
     next(iterator)
     assert ahead.wait(timeout=60)  # without another next()
     iterator.close()
+    assert not loader_threads()
     assert pixels.num_reads == 4
 
 

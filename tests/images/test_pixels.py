@@ -1,7 +1,27 @@
+"""The pixels of many images: packed, or decoded in threads."""
+
+import threading
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from raydml.images.pixels import PackedPixels, centres, packed
+from raydml.images import decoding, pixels
+from raydml.images.decoding import UnreadableImage, open_regular
+from raydml.images.pixels import DecodedPixels, PackedPixels, centres, decode_in_order, packed, read_headers
+from raydml.images.preprocessing import Resizing
+
+SMALL = Resizing(8, "short_side", "bilinear")
+
+
+def numbered(folder: Path, num: int) -> list[str]:
+    """Write `num` files: image i has (12 + i) x 10 pixels, all of the colour (i, 2 i, 3 i) modulo 256."""
+    for index in range(num):
+        Image.new("RGB", (12 + index, 10), (index % 256, 2 * index % 256, 3 * index % 256)).save(
+            folder / f"{index:03d}.png"
+        )
+    return [f"{index:03d}.png" for index in range(num)]
 
 
 def ragged() -> tuple[PackedPixels, list[np.ndarray]]:
@@ -52,3 +72,84 @@ def test_centres_of_images_of_any_size():
     tall_and_wide[:] = 0  # a copy
     assert pixels.flat.any()
     assert centres(pixels, [], 2).shape == (0, 2, 2, 3)
+
+
+class TestManyFiles:
+    def test_rows_and_selections(self, tmp_path):
+        pixels = DecodedPixels(tmp_path, numbered(tmp_path, 20), None)
+        assert len(pixels) == 20
+        for image, row in zip(pixels.read([3, 19, 3, 0]), (3, 19, 3, 0), strict=True):
+            assert image.shape == (10, 12 + row, 3)
+            assert (image == [row, 2 * row, 3 * row]).all()
+            with pytest.raises(ValueError, match="read-only"):
+                image[0] = 1
+        chosen = pixels.select(np.array([5, 4, 3])).select([2, 0])
+        assert [image.shape[1] for image in chosen.read(np.array([0, 1]))] == [15, 17]
+        assert (len(chosen), len(pixels), pixels.read([])) == (2, 20, [])
+
+    def test_eight_files_are_opened_at_the_same_time(self, tmp_path, monkeypatch):
+        """On a network disk they wait at the same time. Each open lasts until eight have begun."""
+        barrier = threading.Barrier(8)
+
+        def opener(file: Path):
+            barrier.wait(timeout=60)
+            return open_regular(file)
+
+        monkeypatch.setattr(decoding, "open_regular", opener)
+        pixels = DecodedPixels(tmp_path, numbered(tmp_path, 16), SMALL)
+        assert [int(image[0, 0, 0]) for image in pixels.read(range(16))] == list(range(16))
+
+    def test_several_threads_read_at_once(self, tmp_path):
+        pixels = DecodedPixels(tmp_path, numbered(tmp_path, 12), SMALL)
+        found: list[list[int]] = []
+
+        def read() -> None:
+            found.append([int(image[0, 0, 0]) for image in pixels.read(range(12))])
+
+        threads = [threading.Thread(target=read) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=60)
+        assert found == [list(range(12))] * 6
+
+    def test_an_unreadable_file_is_named(self, tmp_path):
+        paths = numbered(tmp_path, 4)
+        (tmp_path / paths[2]).write_bytes(b"no picture at all")
+        pixels = DecodedPixels(tmp_path, paths, SMALL)
+        assert len(pixels.read([0, 1, 3])) == 3
+        with pytest.raises(UnreadableImage, match=r"002\.png: no JPEG, PNG, GIF, BMP, TIFF or WebP by its first bytes"):
+            pixels.read([0, 2, 1])
+
+    def test_order_is_kept_with_reasons_in_their_places(self, tmp_path):
+        paths = numbered(tmp_path, 300)
+        for index in (0, 150, 299):
+            (tmp_path / paths[index]).write_bytes(b"")
+        for results in (list(decode_in_order(tmp_path, paths, SMALL)), list(read_headers(tmp_path, paths))):
+            assert len(results) == 300
+            for index, result in enumerate(results):
+                if index in (0, 150, 299):
+                    assert isinstance(result, UnreadableImage)
+                    assert result.path == paths[index]
+                elif isinstance(result, np.ndarray):
+                    assert int(result[0, 0, 1]) == (2 * index) % 256
+                else:
+                    assert result[:2] == (12 + index, 10)
+
+    def test_a_slow_writer_does_not_fill_the_memory(self, tmp_path, monkeypatch):
+        """At most a few images a thread are decoded ahead of the consumer."""
+        monkeypatch.setattr(pixels.os, "cpu_count", lambda: 2)  # 8 threads
+        begun = []
+
+        class Paths(list):
+            def __iter__(self):
+                for path in super().__iter__():
+                    begun.append(path)
+                    yield path
+
+        images = decode_in_order(tmp_path, Paths(numbered(tmp_path, 200)), SMALL)
+        for num_taken in range(1, 11):
+            next(images)
+            assert 8 <= len(begun) <= num_taken + 4 * 8
+        images.close()
+        assert len(begun) <= 10 + 4 * 8
