@@ -22,11 +22,11 @@ from torchvision.transforms.v2 import functional
 from raydml.data.catalog import DataError
 from raydml.images.preprocessing import Interpolation, Preprocessing
 
-Probability = Annotated[float, Field(ge=0, le=1)]
-Strength = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Range = Annotated[
-    tuple[Positive, Positive], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+_Probability = Annotated[float, Field(ge=0, le=1)]
+_Strength = Annotated[float, Field(ge=0)]
+_Positive = Annotated[float, Field(gt=0)]
+_Bounds = Annotated[
+    tuple[_Positive, _Positive], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 ]
 
 NUM_TRIES = 10  # as torchvision: how many random boxes are drawn before the fallback
@@ -50,11 +50,11 @@ class ColorJitter(_Settings):
     in -value..value turns of the colour wheel. 0 leaves an operation out. The order of the four is uniform.
     """
 
-    brightness: Strength = 0.0
-    contrast: Strength = 0.0
-    saturation: Strength = 0.0
+    brightness: _Strength = 0.0
+    contrast: _Strength = 0.0
+    saturation: _Strength = 0.0
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
-    probability: Probability = 1.0
+    probability: _Probability = 1.0
 
 
 class GaussianBlur(_Settings):
@@ -64,8 +64,8 @@ class GaussianBlur(_Settings):
     where torchvision has its size as a setting.
     """
 
-    sigma: Range = (0.1, 2.0)
-    probability: Probability = 0.5
+    sigma: _Bounds = (0.1, 2.0)
+    probability: _Probability = 0.5
 
 
 class Erasing(_Settings):
@@ -74,9 +74,9 @@ class Erasing(_Settings):
     scale: share of the image's area, uniform. ratio: height / width, log-uniform.
     """
 
-    probability: Probability = 0.5
-    scale: Range = (0.02, 0.33)
-    ratio: Range = (0.3, 3.3)
+    probability: _Probability = 0.5
+    scale: _Bounds = (0.02, 0.33)
+    ratio: _Bounds = (0.3, 3.3)
 
 
 class Augmentation(_Settings):
@@ -91,13 +91,13 @@ class Augmentation(_Settings):
     after, which differs for grey images whose hue is shifted.
     """
 
-    random_resized_crop: Range | None = None
-    aspect_ratio: Range = (3 / 4, 4 / 3)
+    random_resized_crop: _Bounds | None = None
+    aspect_ratio: _Bounds = (3 / 4, 4 / 3)
     random_crop: bool = False
     padding_px: Annotated[int, Field(ge=0)] = 0
     flip: bool = False
     color_jitter: ColorJitter | None = None
-    grayscale: Probability = 0.0
+    grayscale: _Probability = 0.0
     blur: GaussianBlur | None = None
     erasing: Erasing | None = None
 

@@ -20,13 +20,13 @@ from raydml.ops.clustering import KMeans, cluster
 from raydml.ops.progress import ProgressLines, StepProgress, report_progress
 
 
-def test_searching_tells_each_chunk(reported):
+def test_searching_reports_each_chunk(reported):
     rows = np.random.default_rng(0).standard_normal((100, 4)).astype(np.float32)
     nearest_neighbours(rows, k=1, working_bytes=(4 * 128 + 64) * 40)  # 40 queries against 128 columns at a time
     assert reported == [StepProgress("searching", done, 100, "queries") for done in (40, 80, 100)]
 
 
-def test_embedding_tells_each_batch(reported):
+def test_embedding_reports_each_batch(reported):
     preprocessing = Preprocessing(resize_px=4, crop_px=4, mean=(0.0,) * 3, std=(1.0,) * 3)
     pixels = packed(np.zeros((7, 4, 4, 3), dtype=np.uint8))
     embed(nn.Flatten(), pixels, preprocessing, device="cpu", batch_size=3)
@@ -41,7 +41,7 @@ def test_clustering_reports_its_beginning_and_its_end(reported):
     ]
 
 
-def test_nobody_listening_costs_no_record(monkeypatch):
+def test_without_a_handler_no_record_is_made(monkeypatch):
     monkeypatch.setattr(progress._progress_logger, "debug", lambda *_a, **_k: pytest.fail("a record was made"))
     logger = logging.getLogger("raydml.progress")
     before = logger.level
@@ -57,7 +57,7 @@ def record_of(step):
 
 
 def shown(seconds, *, terminal=True):
-    """What a console holds within a step of three records at these times, and the bars after it."""
+    """The text of a console within a step of three reports at these times, and the bars after it."""
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
     bars = StepBars(console, clock=iter(seconds).__next__)
     middle = ""
@@ -78,7 +78,7 @@ def test_a_bar_shows_what_how_far_and_how_fast():
     assert bars._tasks == {}
 
 
-def test_no_bar_for_what_is_over_at_once_nor_where_there_is_no_terminal():
+def test_no_bar_for_a_short_step_nor_without_a_terminal():
     assert shown([0, 0.2, 0.4])[0] == ""
     assert shown([0, 20, 40], terminal=False)[0] == ""
 

@@ -1,4 +1,4 @@
-"""From a trial's configuration to the images it trains on: every key arrives, and what arrives is torchvision's."""
+"""The images of a trial: every key of its configuration has its effect, with the pixels of torchvision."""
 
 import numpy as np
 import pytest
@@ -82,7 +82,7 @@ RECIPES = {
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_trainer_crops_from_the_images_its_recipe_names(machine, name):
-    """The boxes are drawn as tested elsewhere; here it is which pixels they are cut from, and how those are scaled."""
+    """Tests the source of the pixels and their scaling; the boxes are tested with the augmentation."""
     trainer = Trainer(trial_of(**RECIPES[name]), machine, device="cpu")
     rows = np.arange(8)
     (batch,) = trainer.loader.batches([rows], [5])
@@ -126,7 +126,7 @@ def test_images_other_than_those_of_the_trial_are_refused_with_the_cure(machine)
         open_development(trial_of(content="0123"), machine)
 
 
-def test_images_left_out_are_told(machine, caplog):
+def test_a_warning_lists_the_images_left_out(machine, caplog):
     (machine.data_root / "class0" / "0.png").write_bytes(b"")
     (machine.data_root / "class5" / "1.png").write_bytes(b"no image")
     opened = open_development(
