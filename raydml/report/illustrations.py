@@ -58,7 +58,7 @@ _AP = "AP@R is 1 where all R images of the query's class come first, and 0 where
 _logger = logging.getLogger("raydml")
 
 
-def illustrate(
+def draw_illustrations(
     checkpoints: Mapping[str, Path], machine: Machine, device: str, folder: Path, saved_tests: Sequence[Path] = ()
 ) -> None:
     """Draw what the networks of these checkpoints do with the validation classes of their own trials.
@@ -74,7 +74,7 @@ def illustrate(
         machine: where the images are and how large a batch may be. device: a torch device string.
         folder: of the pictures; made when missing. ``illustrations.json`` is written last:
             [{"file", "section", "title", "caption", "trial"}] in order of display.
-        saved_tests: test embeddings that were saved when the test classes were opened, see `illustrate_test`.
+        saved_tests: test embeddings that were saved when the test classes were opened, see `draw_test_illustrations`.
 
     Raises CheckpointError for a damaged checkpoint, DataError for images other than those of a trial, RetrievalError
     for embeddings with NaN.
@@ -99,7 +99,7 @@ def illustrate(
     else:
         _logger.info("no two of these runs validate on the same classes: none are compared")
     for saved_test in saved_tests:
-        drawn += illustrate_test(saved_test, folder)
+        drawn += draw_test_illustrations(saved_test, folder)
     drawn.sort(key=lambda picture: list(PICTURE_SECTIONS).index(picture.section))
     entries = [
         {"file": path.name, "section": section, "title": title, "caption": caption, "trial": key}
@@ -108,7 +108,7 @@ def illustrate(
     write_whole(folder / INDEX, json.dumps(entries, indent=1, ensure_ascii=False) + "\n")
 
 
-def illustrate_test(saved: Path, folder: Path) -> list[Illustration]:
+def draw_test_illustrations(saved: Path, folder: Path) -> list[Illustration]:
     """Draw the failing classes and a map of saved test embeddings; no image is opened.
 
     saved: a file of ``saved_embeddings``, named for its run. Images with roles are searched by these roles.

@@ -34,7 +34,7 @@ def save_picture(figure: Figure, path: Path) -> Path:
     return write_whole(path, lambda aside: figure.savefig(aside, format="png", facecolor="white", dpi=DPI))
 
 
-def shortened(name: str, width: int) -> str:
+def two_lines(name: str, width: int) -> str:
     """Return a name in at most two lines of `width` letters; a longer one loses its middle, because ends differ."""
     if len(name) > 2 * width:
         name = f"{name[: width - 1]}…{name[-width:]}"
@@ -141,7 +141,7 @@ def _draw_cell(axes: Axes, cell: ImageCell, image: NDArray[np.uint8], width: int
         spine.set_color(cell.colour)
         spine.set_linewidth(72 * _FRAME_IN)
     # A dollar sign in a class name does not begin a formula.
-    axes.set_title(shortened(cell.name, width), fontsize=_NAME_PT, color=INK, pad=4, linespacing=1.05, parse_math=False)
+    axes.set_title(two_lines(cell.name, width), fontsize=_NAME_PT, color=INK, pad=4, linespacing=1.05, parse_math=False)
     axes.set_xlabel(cell.caption, fontsize=_NAME_PT, color=cell.colour, labelpad=3, parse_math=False)
 
 
@@ -164,7 +164,7 @@ def _height_in(row: ImageRow, size_in: float) -> float:
 def _names_in(row: ImageRow, size_in: float) -> float:
     """Return the height of the names above the images, of one line or two."""
     width = _letters(size_in, _NAME_PT)
-    names = [shortened(cell.name, width) for cell in row.cells if cell is not None and cell.name]
+    names = [two_lines(cell.name, width) for cell in row.cells if cell is not None and cell.name]
     num_lines = max((name.count("\n") + 1 for name in names), default=0)
     return (num_lines * 1.2 * _NAME_PT + 3) / 72 if num_lines else 0.04
 

@@ -72,7 +72,7 @@ class Illustration(NamedTuple):
         return content
 
 
-class Section(NamedTuple):
+class PageSection(NamedTuple):
     """key: its anchor in the page. macro: of sections.html. content: the argument of that macro."""
 
     key: str
@@ -141,33 +141,31 @@ def templates() -> jinja2.Environment:
 
 def _sections(
     summary: Mapping[str, Any], trials: Sequence[TrialState], illustrations: Sequence[Illustration]
-) -> list[Section]:
+) -> list[PageSection]:
     """Return the sections that have content, in the order of the page."""
     searched, confirmed = by_stage(trials, "search"), by_stage(trials, "confirm")
-    made = [
-        Section("findings", "What was found", "findings", findings_section(summary)),
-        Section("test", "Test classes", "final", final_section(summary)),
-        Section("published", "Compared with published numbers", "published", published_section(summary)),
-        Section("confirmed", "Confirmed over folds and seeds", "confirmed", confirmed_section(summary)),
-        Section("settled", "Is the search settled", "settled", settled_section(summary, searched)),
-        Section("curves", "Learning curves", "curves", curves_section(summary, searched, confirmed)),
-        Section("choices", "What each choice reached", "choices", choices_section(searched)),
-        Section("importance", "Which hyperparameters mattered", "importance", importance_section(summary, searched)),
-        Section("cost", "Cost", "cost", cost_section(summary["cost"])),
+    made: list[tuple[str, str, str, Any]] = [
+        ("findings", "What was found", "findings", findings_section(summary)),
+        ("test", "Test classes", "final", final_section(summary)),
+        ("published", "Compared with published numbers", "published", published_section(summary)),
+        ("confirmed", "Confirmed over folds and seeds", "confirmed", confirmed_section(summary)),
+        ("settled", "Is the search settled", "settled", settled_section(summary, searched)),
+        ("curves", "Learning curves", "curves", curves_section(summary, searched, confirmed)),
+        ("choices", "What each choice reached", "choices", choices_section(searched)),
+        ("importance", "Which hyperparameters mattered", "importance", importance_section(summary, searched)),
+        ("cost", "Cost", "cost", cost_section(summary["cost"])),
     ]
     for key, title in PICTURE_SECTIONS.items():
-        shown = [_picture(picture) for picture in illustrations if picture.section == key]
-        made.append(Section(key, title, "gallery", shown))
-    return [
-        section
-        for section in [
-            *made,
-            Section("parameters", "All parameters", "parameters", _parameters(summary, trials)),
-            Section("trials", "How every trial ended", "trials", _endings(trials)),
-            Section("reads", "Reads of the test classes", "reads", _reads(summary["test_reads"])),
-        ]
-        if section.content
+        made.append((key, title, "gallery", [_picture(one) for one in illustrations if one.section == key]))
+    made += [
+        ("parameters", "All parameters", "parameters", _parameters(summary, trials)),
+        ("trials", "How every trial ended", "trials", _endings(trials)),
+        ("reads", "Reads of the test classes", "reads", _reads(summary["test_reads"])),
     ]
+    return [PageSection(*section) for section in made if section[-1]]
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
 
 
 def _picture(picture: Illustration) -> Mapping[str, Any]:

@@ -135,10 +135,10 @@ def illustrate_remotely(
     checkpoints: dict[str, str], machine: dict[str, Any], folder: str, tests: list[str], reads: str, commit: str
 ) -> None:
     """Draw the pictures of some runs, best first, and of stored test embeddings."""
-    from raydml.report.illustrations import illustrate  # imports matplotlib, which no trial needs
+    from raydml.report.illustrations import draw_illustrations  # imports matplotlib, which no trial needs
 
     here = Machine.model_validate(machine)
     for test in tests:
         TestReads(Path(reads)).record(purpose="finalize: pictures of kept embeddings", checkpoint=test, commit=commit)
     chosen = {key: Path(path) for key, path in checkpoints.items()}
-    illustrate(chosen, here, assigned_device(here), Path(folder), [Path(test) for test in tests])
+    draw_illustrations(chosen, here, assigned_device(here), Path(folder), [Path(test) for test in tests])

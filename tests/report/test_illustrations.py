@@ -15,7 +15,7 @@ from raydml.config.trial import parse_machine, parse_trial
 from raydml.evaluation.saved_embeddings import SavedEmbeddingsError, load_embeddings, save_embeddings
 from raydml.inference.checkpoints import evaluate_checkpoint
 from raydml.report import illustrations
-from raydml.report.illustrations import INDEX, illustrate, illustrate_test, open_run
+from raydml.report.illustrations import INDEX, draw_illustrations, draw_test_illustrations, open_run
 from raydml.report.page import PICTURE_SECTIONS
 from raydml.report.retrievals import NUM_NEIGHBOURS
 from raydml.training.checkpoint import CheckpointError
@@ -70,7 +70,7 @@ def study(tmp_path_factory):
     machine = parse_machine({"data_root": str(root / "images"), "cache_dir": str(root / "cache")})
     trials = {"best": trial_of(), "mic": trial_of(MIC, fold=1), "other": trial_of(seed=1)}
     checkpoints = {key: trained(trial, machine, root / key / "checkpoint_1") for key, trial in trials.items()}
-    illustrate(checkpoints, machine, "cpu", root / "pictures", [saved_test(root / "best.npz")])
+    draw_illustrations(checkpoints, machine, "cpu", root / "pictures", [saved_test(root / "best.npz")])
     return root, machine, checkpoints, json.loads((root / "pictures" / INDEX).read_text(encoding="utf-8"))
 
 
@@ -152,7 +152,7 @@ def test_the_index_comes_last_and_whole(study, tmp_path):
     broken = tmp_path / "checkpoint_2"
     broken.mkdir()
     with pytest.raises(CheckpointError):
-        illustrate({"mic": checkpoints["mic"], "broken": broken}, machine, "cpu", tmp_path / "pictures")
+        draw_illustrations({"mic": checkpoints["mic"], "broken": broken}, machine, "cpu", tmp_path / "pictures")
     assert (tmp_path / "pictures" / "retrievals-mic.png").exists()
     assert not (tmp_path / "pictures" / INDEX).exists()
 
@@ -211,7 +211,7 @@ def drawn(monkeypatch):
 
 
 def test_a_saved_test_embedding_is_drawn_from_its_numbers(tmp_path, drawn):
-    pictures = illustrate_test(saved_test(tmp_path / "confirm-003.npz"), tmp_path / "pictures")
+    pictures = draw_test_illustrations(saved_test(tmp_path / "confirm-003.npz"), tmp_path / "pictures")
     assert [(picture.section, picture.path.name, picture.trial) for picture in pictures] == [
         ("classes", "test-classes-confirm-003.png", "confirm-003"),
         ("map", "test-map-confirm-003.png", "confirm-003"),
@@ -227,7 +227,7 @@ def test_a_saved_test_embedding_is_drawn_from_its_numbers(tmp_path, drawn):
 
 def test_a_saved_embedding_with_roles_is_searched_by_them(tmp_path, drawn):
     roles = ["query" if number % 20 < 5 else "gallery" for number in range(60)]
-    pictures = illustrate_test(saved_test(tmp_path / "r.npz", roles), tmp_path / "pictures")
+    pictures = draw_test_illustrations(saved_test(tmp_path / "r.npz", roles), tmp_path / "pictures")
     assert all(row.num_queries == 5 for row in drawn["failures"])
     assert list(drawn["roles"]) == roles
     assert "hollow ones the gallery" in pictures[1].caption
@@ -236,4 +236,4 @@ def test_a_saved_embedding_with_roles_is_searched_by_them(tmp_path, drawn):
 def test_a_file_without_embeddings_is_refused(tmp_path):
     (tmp_path / "x.npz").write_bytes(b"nothing")
     with pytest.raises(SavedEmbeddingsError):
-        illustrate_test(tmp_path / "x.npz", tmp_path)
+        draw_test_illustrations(tmp_path / "x.npz", tmp_path)

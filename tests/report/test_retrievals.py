@@ -22,7 +22,7 @@ from raydml.report.image_rows import (
     LabelledImages,
     draw_image_rows,
     one_line,
-    shortened,
+    two_lines,
 )
 from raydml.report.retrievals import (
     best_queries,
@@ -343,7 +343,7 @@ def test_texts_do_not_overlap_images_or_one_another(tmp_path, figures):
     ],
 )
 def test_long_class_names_keep_both_ends(name, shown):
-    found = shortened(name, 19)
+    found = two_lines(name, 19)
     if name.startswith("Japanese"):
         assert found.split("\n")[-1].endswith("character05")
         assert max(map(len, found.split("\n"))) <= 19
