@@ -1,17 +1,17 @@
 """What the documents promise: names exist, the tree is complete, the examples work, nothing is left to fill in."""
 
 import ast
-import importlib.util
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from raydml import registry
 from raydml.data.datasets import open_catalog
 from raydml.data.splits import make_split
-from raydml.ops.tuples import Triplets, all_pairs
 from raydml.search_space.space import load_space, sample_trials
 from raydml.study.folder import check_split
 
@@ -34,35 +34,98 @@ def fenced(language: str) -> str:
     return block
 
 
-def test_the_loss_in_the_readme_works(tmp_path: Path) -> None:
-    """Its settings make a schema, it learns from labels and pairs, and refuses what it does not accept."""
-    file = tmp_path / "my_loss.py"
-    file.write_text(fenced("python"), encoding="utf-8")
-    spec = importlib.util.spec_from_file_location("my_loss", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    cls = registry.public_class(module)
-    settings = registry.constructor_model(cls)
-    assert settings(scale=8).model_dump() == {"scale": 8.0}
-    with pytest.raises(ValueError, match="greater than 0"):
-        settings(scale=-1)
+#: The test file of the README's loss: equal embeddings of one class, and opposite ones of the other, known by hand.
+TEST_OF_MY_LOSS = """
+import math
 
-    labels = torch.tensor([0, 0, 1, 1])
-    loss = cls(scale=8.0)
-    apart = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]], dtype=torch.bfloat16)
-    mixed = apart[[0, 2, 1, 3]].requires_grad_()
-    value = loss(mixed, labels)
-    assert value.dtype == torch.float32
-    assert value > loss(apart, labels)
-    assert loss(mixed, labels, all_pairs(labels)) == value
-    value.backward()
-    assert mixed.grad is not None
-    assert mixed.grad.any()
-    rows = torch.zeros(2, dtype=torch.int64)
-    with pytest.raises(ValueError, match="miner"):
-        loss(mixed, labels, Triplets(rows, rows, rows, rows.bool()))
+import torch
+
+from raydml.losses.my_loss import MyLoss
+
+
+def test_at_known_angles() -> None:
+    points = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]])
+    right, wrong = (MyLoss(scale=8.0)(points, torch.tensor(labels)) for labels in ([0, 0, 1, 1], [0, 1, 0, 1]))
+    assert math.isclose(right, math.log1p(math.exp(-8)), rel_tol=1e-4)
+    # Each anchor: a positive at -1 and a negative at 1 cost log(1 + e^8) each, a negative at -1 costs log(1 + e^-8).
+    assert math.isclose(wrong, (2 * math.log1p(math.exp(8)) + math.log1p(math.exp(-8))) / 3, rel_tol=1e-4)
+"""
+
+#: Validated as settings, listed, in the schema, and trained for one epoch; run in the copy of the tree.
+USE_OF_MY_LOSS = """
+import json, math, pathlib
+from typer.testing import CliRunner
+import raydml
+from raydml.cli.main import app
+from raydml.config.trial import Machine, parse_trial
+from raydml.errors import ConfigError
+from raydml.search_space.space import json_schema
+from raydml.training.trainer import Trainer
+
+here = pathlib.Path.cwd()
+assert pathlib.Path(raydml.__file__).is_relative_to(here)
+raw = {
+    "epochs": 1,
+    "data": {"name": "digits", "resize_px": 16, "crop_px": 16},
+    "model": {"backbone": "convnet", "weights": "none", "embedding_dim": 16},
+    "loss": {"name": "my_loss", "scale": 8},
+    "sampler": {"name": "class_balanced", "classes_per_batch": 2},
+}
+trial = parse_trial(raw)
+assert trial.loss.settings == {"scale": 8.0}
+try:
+    parse_trial({**raw, "loss": {"name": "my_loss", "scale": -1}})
+except ConfigError as error:
+    assert [(problem.path, problem.message) for problem in error.problems] == [("loss.scale", "must be > 0")]
+else:
+    raise AssertionError("scale: -1 passed")
+losses = {row["name"]: row for row in json.loads(CliRunner().invoke(app, ["list", "losses", "--json"]).output)}
+assert losses["my_loss"]["settings"]["scale"]["type"] == "float > 0"
+assert '"const": "my_loss"' in json.dumps(json_schema())
+(result,) = Trainer(trial, Machine(cache_dir=here / "cache", device="cpu"), device="cpu").epochs()
+assert math.isfinite(result["train_loss"]) and result["gradient_norm"] > 0
+"""
+
+
+@pytest.fixture(scope="module")
+def tree_with_my_loss(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository to which the README's loss and its test were added: two files, and nothing else."""
+    tree = tmp_path_factory.mktemp("tree")
+    for name in ("raydml", "tests", "search_spaces", "benchmarks", "docs"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("README.md", "CHANGELOG.md", "pyproject.toml", "launch.py"):
+        shutil.copy(ROOT / name, tree)
+    files = {"raydml/losses/my_loss.py": fenced("python"), "tests/losses/test_my_loss.py": TEST_OF_MY_LOSS}
+    for name, text in files.items():
+        assert not (tree / name).exists()
+        (tree / name).write_text(text, encoding="utf-8")
+    return tree
+
+
+def run_in(tree: Path, *arguments: str) -> None:
+    """Run Python in the copy of the tree, on its own modules."""
+    environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+
+
+def test_the_loss_of_the_readme_is_listed_checked_and_trained(tree_with_my_loss: Path) -> None:
+    run_in(tree_with_my_loss, "-c", USE_OF_MY_LOSS)
+
+
+PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
+
+
+def test_the_loss_of_the_readme_keeps_the_contract(tree_with_my_loss: Path) -> None:
+    files = ("tests/losses/test_contract.py", "tests/losses/test_my_loss.py")
+    run_in(tree_with_my_loss, *PYTEST, *files, "-k", "my_loss")
+
+
+@pytest.mark.slow
+def test_no_other_file_has_to_change_for_the_loss_of_the_readme(tree_with_my_loss: Path) -> None:
+    names = ("test_search_spaces", "test_docs", "test_registry", "test_architecture", "config/test_trial")
+    run_in(tree_with_my_loss, *PYTEST, *(f"tests/{name}.py" for name in names), "-k", "not loss_of_the_readme")
 
 
 def test_the_search_space_in_the_readme_loads(tmp_path: Path) -> None:
