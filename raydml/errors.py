@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # pydantic is slow to import, and `--help` has no use for it
 
 
 class Absent(Enum):
-    """The value of a key that is not there (None is a value)."""
+    """The value of a missing key (None is a value)."""
 
     ABSENT = "absent"
 
@@ -24,8 +24,8 @@ ABSENT = Absent.ABSENT
 class Problem(NamedTuple):
     """One mistake of the user.
 
-    path: the key, written ``loss.margin``; value: what stands there; choices: what could stand there;
-    nearest: the choice that was probably meant; where: ``file:line`` or ``--set``, empty when unknown.
+    path: the key, written ``loss.margin``; value: the value given; choices: the values allowed; nearest: the choice
+    that was probably meant; where: ``file:line`` or ``--set``, empty when unknown.
     """
 
     path: str
@@ -49,12 +49,12 @@ class Problem(NamedTuple):
         return "\n".join(lines)
 
     def under(self, prefix: str) -> Problem:
-        """The same problem, its path continued to the left."""
+        """Return the same problem with a prefix before its path."""
         return self._replace(path=join_path(prefix, self.path))
 
 
 class ConfigError(ValueError):
-    """Every problem of a configuration; ``str()`` prints them all."""
+    """All problems of a configuration; ``str()`` shows every one."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = list(problems)
@@ -73,34 +73,34 @@ def join_path(*steps: str | int) -> str:
 
 
 def nearest_name(name: object, choices: Iterable[Any]) -> str | None:
-    """The choice that ``name`` was probably meant to be, or None."""
+    """Return the choice that ``name`` was probably meant to be, or None."""
     by_lower_case = {str(choice).lower(): str(choice) for choice in choices}
     close = difflib.get_close_matches(str(name).lower(), by_lower_case, n=1, cutoff=0.6)
     return by_lower_case[close[0]] if close else None
 
 
 def did_you_mean(name: object, choices: Iterable[Any]) -> str:
-    """``; did you mean 'margin'?``, or nothing where no choice is near."""
+    """Return ``; did you mean 'margin'?``, or "" where no choice is near."""
     nearest = nearest_name(name, choices)
     return f"; did you mean {nearest!r}?" if nearest else ""
 
 
 def unknown_name(path: str, value: object, choices: Sequence[Any], what: str, where: str = "") -> Problem:
-    """The problem of a name outside a set of names; ``what`` completes "is not ..."."""
+    """Return the problem of a name outside a set of names; ``what`` completes "is not ..."."""
     nearest = nearest_name(value, choices)
     cure = f"write {nearest}" if nearest else "write one of the choices"
     return Problem(path, value, f"is not {what}", tuple(choices), nearest, cure, where)
 
 
 def unused_key(path: str, value: object, name: str, users: Sequence[str], choices: Sequence[str]) -> Problem:
-    """The problem of a key that `name` does not use and `users`, which could be chosen instead, do."""
+    """Return the problem of a key that `name` does not use, but `users`, which could be chosen instead, do."""
     message = f"is not used by {name}; it is by {', '.join(users)}"
     cure = f"remove {path.rpartition('.')[2]}, or set name to {' or '.join(users)}"
     return Problem(path, value, message, tuple(choices), None, cure)
 
 
 def problems_from(error: ValidationError, model: type[BaseModel], raw: Any) -> list[Problem]:
-    """Pydantic's errors of validating ``raw`` as ``model``, in our words; one for each key."""
+    """Return pydantic's errors of validating ``raw`` as ``model`` as problems, one for each key."""
     found: dict[str, Problem] = {}
     problems = []
     for item in error.errors(include_url=False):
@@ -162,7 +162,7 @@ def _translate(item: dict[str, Any], steps: tuple[str | int, ...], model: type[B
 
 
 def _unknown_key(steps: tuple[str | int, ...], value: Any, model: type[BaseModel], raw: Any) -> Problem:
-    """An unknown key, told apart from a key that only a sibling (another optimizer, say) has."""
+    """Return the problem of an unknown key, or of one that only a sibling (another optimizer) uses."""
     *parents, key = steps
     siblings = _models_at(model, tuple(parents))
     owner = _chosen(siblings, _value_at(raw, tuple(parents)))
@@ -189,7 +189,7 @@ def _cure_of_type(kind: str, value: object) -> str:
 
 
 def _steps_in(raw: Any, loc: tuple[str | int, ...], keep_last: bool) -> tuple[str | int, ...]:
-    """Pydantic's location without its own additions (the tags of unions), which are not in the file."""
+    """Return pydantic's location without the tags of unions, which are not in the file."""
     steps: list[str | int] = []
     here = raw
     for number, step in enumerate(loc):
@@ -211,7 +211,7 @@ def _value_at(raw: Any, steps: tuple[str | int, ...]) -> Any:
 
 
 def _models_at(model: type[BaseModel], steps: tuple[str | int, ...]) -> list[type[BaseModel]]:
-    """The models that may stand at a place: several where a name decides."""
+    """Return the models that are possible at a place: several where a name chooses."""
     models = [model]
     for step in steps:
         fields = [candidate.model_fields[str(step)] for candidate in models if str(step) in candidate.model_fields]
@@ -249,7 +249,7 @@ def _shorten(value: object, limit: int = 120) -> str:
 
 
 def _as_yaml(value: object) -> str:
-    """A value as it stands in the file: true, null, {name: margin}."""
+    """Return a value as written in a file: true, null, {name: margin}."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {_as_yaml(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""What an experiment is made of: `Trial` decides the number, `Machine` does not, `Study` says how many and which.
+"""The configuration: `Trial` decides the number, `Machine` does not, `Study` is how many trials and which stages.
 
 All are frozen pydantic models that refuse unknown keys and wrong types (an int will do for a float, a bool never for
 a number). `parse_trial`, `parse_machine` and `parse_study` report every mistake at once as a `ConfigError`.
@@ -65,9 +65,8 @@ def _metric(name: str) -> str:
 class Trial(Section):
     """Everything that decides the number. Same fingerprint = same experiment on any machine.
 
-    binary_codes: also score the signs of the embeddings (bit 1: above 0): metrics named binary_... beside the others.
-    select_on: the validation metric that decides which epoch's weights are kept and ranks the trials of a study (larger
-    wins).
+    binary_codes: also score the signs of the embeddings (bit 1: above 0), as metrics named binary_... select_on: the
+    validation metric that chooses the epoch whose weights are kept and ranks the trials of a study (larger is better).
     """
 
     seed: Index = 0
@@ -102,8 +101,8 @@ class Trial(Section):
 class Machine(Section):
     """Where and with what it runs. cpus_per_trial is also the number of torch threads of a trial.
 
-    cache_dir: where decoded images are kept, on a disk of the machine itself. max_cache_gib: what they may take there
-    in all: those used longest ago make room, and what alone is larger is decoded anew each time.
+    cache_dir: a folder for decoded images, on a disk of the machine itself. max_cache_gib: its largest size: those that
+    were used longest ago are removed, and a data set that is larger is decoded each time.
     """
 
     data_root: OptionalPath = None
@@ -124,9 +123,10 @@ class Machine(Section):
 
 
 class SearchStage(Section):
-    """Stage 1. A grid is run num_trials times. sync decides in trial order and repeats exactly.
+    """Stage 1: num_trials trials; a grid is run num_trials times.
 
-    grace_epochs and reduction_factor are those of successive halving; with scheduler none nothing is stopped.
+    scheduler: asha stops trials early; sync does, too, but decides in trial order and repeats exactly; none stops
+    nothing. grace_epochs and reduction_factor are those of successive halving.
     """
 
     num_trials: Count = 1
@@ -166,8 +166,9 @@ def _study_name(name: str) -> str:
 class Study(Section):
     """A study: its name, its seed and its stages.
 
-    keep_checkpoints, max_checkpoint_gib: what the search leaves on disk, best trials first. Of the confirmed runs those
-    of the configurations to be tested are kept. max_retries: how often a crashed trial goes on from its checkpoint.
+    keep_checkpoints, max_checkpoint_gib: how many checkpoints of the search stay on disk, best trials first. Of the
+    confirmed runs, those of the configurations to be tested stay. max_retries: how often a crashed trial is restarted
+    from its checkpoint.
     """
 
     name: Annotated[str, AfterValidator(_study_name), Field(json_schema_extra={"pattern": _NAME})] = "study"
@@ -194,22 +195,22 @@ _Rules = Callable[[Mapping[str, Any]], list[Problem]]
 
 
 def parse_trial(raw: Mapping[str, Any]) -> Trial:
-    """Plain values (from YAML or JSON) -> Trial. Raises ConfigError with every problem found."""
+    """Return plain values (from YAML or JSON) as a Trial. Raises ConfigError with every problem found."""
     return _parse(Trial, raw, compatibility.problems_of)
 
 
 def parse_machine(raw: Mapping[str, Any]) -> Machine:
-    """Plain values -> Machine. Raises ConfigError with every problem found."""
+    """Return plain values as a Machine. Raises ConfigError with every problem found."""
     return _parse(Machine, raw, compatibility.problems_of_machine)
 
 
 def parse_study(raw: Mapping[str, Any]) -> Study:
-    """Plain values -> Study. Raises ConfigError with every problem found."""
+    """Return plain values as a Study. Raises ConfigError with every problem found."""
     return _parse(Study, raw, compatibility.problems_of_stages)
 
 
 def fingerprint(trial: Trial) -> str:
-    """12 hex digits that name the experiment: the sha256 of its canonical JSON (sorted keys, no blanks)."""
+    """Return 12 hex digits that name the experiment: the sha256 of its canonical JSON (sorted keys, no blanks)."""
     canonical = json.dumps(trial.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
@@ -225,7 +226,7 @@ def _parse(model: type[_Model], raw: Mapping[str, Any], rules: _Rules) -> _Model
 
 
 def _sound_sections(model: type[BaseModel], raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a model whose values are valid taken by themselves."""
+    """Return the keys of a model whose values are valid by themselves."""
     sections: dict[str, Any] = {}
     for key, alone in _each_key_alone(model).items():
         try:

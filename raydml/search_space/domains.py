@@ -1,4 +1,4 @@
-"""Domains: what may stand for a value in a search space, and the tree of values and domains they are part of.
+"""Domains, which may replace any value in a search space, and the tree of values and domains.
 
     {choice: [8, 16, 32]}           one of these; items may be whole blocks, with domains of their own, to any depth
     {grid: [8, 16, 32]}             each of these in turn; several grids make a product; not inside a choice
@@ -7,12 +7,11 @@
     {randint: [1, 10]}              a whole number, the upper end excluded
     {quniform: [0.1, 0.5, 0.1]}     low, low + q, ..., high, all equally likely, without float noise
 
-`uniform` and `loguniform` draw numbers of 6 significant digits: they can be read, typed again, and are the same on
-every platform.
+`uniform` and `loguniform` draw numbers of 6 significant digits, which are the same on every platform and can be typed.
 
 Any but a grid may name its published value: {uniform: [0.6, 1.5], first: 1.2}, {choice: [64, 128], first: 128}. A space
-with such values begins with the published point: trial 0 takes the `first` of every domain, the first item of a choice
-that names none, and the first point of the grids. All other trials are drawn as if no `first` were there.
+with such values begins with the published point: trial 0 has the `first` of every domain, the first item of a choice
+without one, and the first point of the grids. All other trials are drawn as if no `first` were there.
 
 A choice (or grid) of blocks may supply several neighbouring keys at once. They are written as one key with commas,
 and each block holds some of them (what it leaves out keeps its default):
@@ -42,7 +41,7 @@ from raydml.search_space.yaml_reader import Node
 
 DOMAINS = ("choice", "grid", "uniform", "loguniform", "randint", "quniform")
 
-Address = tuple[str | int, ...]  # the way to a domain in the tree: keys, list positions and items of choices
+Address = tuple[str | int, ...]  # the path to a domain in the tree: keys, list positions and items of choices
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Range:
         return self.low <= number <= self.high and on_a_step
 
     def count(self) -> float:
-        """How many different numbers can be drawn; infinity for the continuous ones."""
+        """Return how many different numbers can be drawn; infinity for a continuous range."""
         if self.kind == "randint":
             return self.high - self.low
         if self.kind == "quniform":
@@ -85,13 +84,13 @@ class Range:
         return 1 if self.low == self.high else math.inf
 
     def numbers(self) -> list[float]:
-        """All numbers of a countable range, in order."""
+        """Return all numbers of a countable range, in order."""
         if self.kind == "randint":
             return list(range(int(self.low), int(self.high)))
         return [self._step_to(k) for k in range(self._num_steps() + 1)] if self.kind == "quniform" else [self.low]
 
     def draw(self, generator: np.random.Generator) -> float:
-        """One number."""
+        """Draw one number."""
         if self.kind == "randint":
             return int(generator.integers(int(self.low), int(self.high)))
         if self.kind == "quniform":
@@ -120,10 +119,10 @@ def shared_keys(key: str) -> tuple[str, ...]:
 
 
 def resolve(node: Node, pick: Callable[[Address, Choice | Range], Any], path: str = "") -> tuple[Any, dict[str, str]]:
-    """The tree with a value for each domain, and where each key of the result was written.
+    """Return the tree with a value for each domain, and key path -> ``file:line`` of the result.
 
-    pick: (address, domain) -> the position of the item of a choice, or the number of a range. path: what the keys of
-    the second result begin with.
+    pick: (address, domain) -> the position of the item of a choice, or the number of a range. path: the prefix of the
+    key paths.
     """
     places: dict[str, str] = {}
     return _resolve(node, pick, (), path, places), places
@@ -147,7 +146,7 @@ def _resolve(
     if not isinstance(value, dict):
         return value
     block: dict[str, Any] = {}
-    # Shared keys first: a plain key beside them is there only by --set, and wins.
+    # Shared keys first: a plain key beside them comes from --set and replaces theirs.
     for key, child in sorted(value.items(), key=lambda entry: "," not in entry[0]):
         if "," in key:
             supplied = _resolve(child, pick, (*address, key), path, places)
@@ -159,7 +158,7 @@ def _resolve(
 
 
 def to_plain(node: Node) -> Any:
-    """The tree as it would stand in YAML, domains written out."""
+    """Return the tree as it would be written in YAML."""
     value = node.value
     if isinstance(value, Choice):
         first = {} if value.first is None else {"first": to_plain(value.items[value.first])}
@@ -175,7 +174,7 @@ def to_plain(node: Node) -> Any:
 
 
 def children(node: Node) -> Iterator[tuple[str | int, Node]]:
-    """(step, child) of a block, a list or a choice."""
+    """Yield (step, child) of a block, a list or a choice."""
     value = node.value
     if isinstance(value, dict):
         yield from value.items()
@@ -186,7 +185,7 @@ def children(node: Node) -> Iterator[tuple[str | int, Node]]:
 
 
 def grid_points(node: Node, address: Address = ()) -> list[dict[Address, int]]:
-    """Every combination of the items of all grids: address -> position. One empty combination without grids."""
+    """Return every combination of the items of all grids: address -> position; one empty combination without grids."""
     if isinstance(node.value, Choice) and node.value.kind == "grid":
         return [
             {address: position, **point}
@@ -200,22 +199,22 @@ def grid_points(node: Node, address: Address = ()) -> list[dict[Address, int]]:
 
 
 def num_configurations(node: Node) -> float:
-    """How many different values the tree can take, counting equal items apart; infinity if it is continuous."""
+    """Return how many different values the tree can have, counting equal items apart; infinity if it is continuous."""
     if isinstance(node.value, Range):
         return node.value.count()
     counts = [num_configurations(child) for _, child in children(node)]
     return sum(counts) if isinstance(node.value, Choice) else math.prod(counts)
 
 
-def draws(
+def random_pick(
     seed: int, index: int, redraw: int, fixed: Mapping[Address, int], num_points: int = 1
 ) -> Callable[[Address, Choice | Range], Any]:
-    """A ``pick`` for `resolve` that draws trial number ``index``, all but the fixed positions.
+    """Return a ``pick`` for `resolve` that draws trial number ``index``, except for the fixed positions.
 
-    Choices are dealt like cards: of n alternatives each occurs once in every n consecutive trials, in an order that
-    differs from choice to choice, so that 16 trials over 4 losses try each loss 4 times. (Tune draws them one by one;
-    a seed then decides whether a loss is tried at all.) With a grid of ``num_points``, which the trials go through in
-    turn, each point has its own cards. A redraw, after a duplicate, is plain chance.
+    Choices are stratified: of n alternatives each occurs once in every n consecutive trials, in an order that differs
+    from choice to choice, so that 16 trials over 4 losses try each loss 4 times. (Tune draws independently; a seed then
+    decides whether a loss is tried at all.) The points of a grid, which trials go through in turn, are stratified each
+    by itself. A redraw, after a duplicate, is independent.
     """
     turn, point = divmod(index, num_points)
     generator = np.random.default_rng([seed, index, redraw])
@@ -235,21 +234,21 @@ def draws(
 
 
 def has_first(node: Node) -> bool:
-    """Whether any domain of the tree names its published value."""
+    """Return whether any domain of the tree names its published value."""
     named = isinstance(node.value, Choice | Range) and node.value.first is not None
     return named or any(has_first(child) for _, child in children(node))
 
 
 def published_point(_address: Address, domain: Choice | Range) -> Any:
-    """The ``pick`` for `resolve` that gives trial 0 of a space with published values."""
+    """Pick trial 0 of a space with published values; a ``pick`` for `resolve`."""
     if isinstance(domain, Choice):
         return domain.first or 0
-    # A range on the way to the point that names none is refused by the reader; the check of a space still asks.
+    # A range without a first is refused by `problems_of_first`, but the check of a space still gets here.
     return domain.low if domain.first is None else domain.first
 
 
 def with_domains(node: Node, path: str, problems: list[Problem], *, in_choice: bool = False) -> Node:
-    """The tree with its domains recognised. What is wrong with a domain goes to ``problems``."""
+    """Return the tree with its domains in place of their blocks. Mistakes in a domain are added to ``problems``."""
     if isinstance(node.value, list):
         items = [
             with_domains(item, join_path(path, number), problems, in_choice=in_choice)
@@ -281,7 +280,7 @@ def _block(node: Node, path: str, problems: list[Problem], in_choice: bool) -> N
             continue
         shared = with_domains(child, path, problems, in_choice=in_choice)
         taken = {name for other in node.value if other != key for name in shared_keys(other)}
-        # A plain key of --set takes the place of what the blocks say.
+        # A plain key of --set replaces the value in the blocks.
         set_aside = {name for name, entry in node.value.items() if entry.where == "--set"}
         for name in names:
             if name in taken - set_aside or names.count(name) > 1 or not name:
@@ -294,9 +293,10 @@ def _block(node: Node, path: str, problems: list[Problem], in_choice: bool) -> N
 
 
 def problems_of_first(node: Node, path: str) -> list[Problem]:
-    """What is wrong with the published point of a tree with domains; nothing where no domain names a ``first``.
+    """Return the mistakes in the published point of a tree with domains; none where no domain names a ``first``.
 
-    Every range on the way to it must name one. One that is not on the way would be ignored, so it is refused.
+    Every range that the published point takes a value from must name one. Elsewhere a ``first`` would have no effect
+    and is refused.
     """
     problems: list[Problem] = []
     if not has_first(node):
@@ -318,17 +318,16 @@ def problems_of_first(node: Node, path: str) -> list[Problem]:
 def _domains_and_whether_taken(
     node: Node, path: str, taken: bool, set_aside: frozenset[str]
 ) -> Iterator[tuple[str, Node, bool]]:
-    """(path, domain, whether the published point takes a value from it), below a node.
+    """Yield (path, domain, whether the published point takes a value from it) of the domains below a node.
 
-    set_aside: keys of shared blocks whose place a plain key beside them takes.
+    set_aside: keys of shared blocks that a plain key beside them replaces.
     """
     value = node.value
     if isinstance(value, Choice | Range):
         yield path, node, taken
     if isinstance(value, Choice):
         for position, item in enumerate(value.items):
-            on_the_way = taken and position == (value.first or 0)
-            yield from _domains_and_whether_taken(item, path, on_the_way, set_aside)
+            yield from _domains_and_whether_taken(item, path, taken and position == (value.first or 0), set_aside)
     elif isinstance(value, list):
         for number, item in enumerate(value):
             yield from _domains_and_whether_taken(item, join_path(path, number), taken, frozenset())
@@ -370,7 +369,7 @@ def _domain(name: str, node: Node, path: str, problems: list[Problem], in_choice
 
     others = [key for key in node.value if key not in (name, "first")]
     if others:
-        return report(f"{others[0]} stands beside {name}, and only `first` may", "keep one domain, and write first")
+        return report(f"{others[0]} is beside {name}, where only `first` may be", "keep one domain, and write first")
     if not isinstance(argument.value, list):
         return report(f"{name} needs a list", f"write {{{name}: [...]}}")
     if name in ("choice", "grid"):
@@ -405,13 +404,13 @@ def _domain(name: str, node: Node, path: str, problems: list[Problem], in_choice
 
 
 def _position(first: Node, items: list[Node]) -> int | None:
-    """The position of the item that is written as ``first`` is, or None."""
+    """Return the position of the item that equals ``first``, or None."""
     written = [json.dumps(to_plain(item), sort_keys=True) for item in (first, *items)]
     return written.index(written[0], 1) - 1 if written[0] in written[1:] else None
 
 
 def _range_mistake(name: str, low: float, high: float, step: float | None = None) -> tuple[str, str] | None:
-    """(message, cure), or None for a sound range."""
+    """Return (message, cure), or None for a valid range."""
     if low > high:
         return "its bounds are reversed", f"write {{{name}: [{high}, {low}{'' if step is None else f', {step}'}]}}"
     if name == "loguniform" and low <= 0:

@@ -1,6 +1,6 @@
 """The JSON schema of a search space, for editors: completion, descriptions, and red lines under misspelt keys.
 
-It knows keys, types, limits and names. What must fit together (a loss and its miner, say) only `load_space` knows.
+It holds keys, types, limits and names. Rules between sections (a loss and its miner) are in `load_space` alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _BLOCKS = {"loss": "losses", "miner": "miners", "sampler": "samplers", "method":
 
 
 def json_schema() -> dict[str, Any]:
-    """The schema (draft 2020-12) of a whole YAML file."""
+    """Return the schema (draft 2020-12) of a whole YAML file."""
     builder = _Builder()
     trial = builder.with_domains("trial", builder.block("trial", _trial_schema()))
     return {
@@ -40,7 +40,7 @@ def _trial_schema() -> dict[str, Any]:
         schema["properties"][key] = {"anyOf": [*variants, *([{"type": "null"}] if is_optional else [])]}
     schema["properties"]["regularizers"] = {
         "type": "object",
-        "description": "What stands beside the loss, each by its name.",
+        "description": "Terms added to the loss, by name.",
         "properties": {name: _settings("regularizers", name) for name in registry.names("regularizers")},
         "additionalProperties": False,
         "default": {},
@@ -60,7 +60,7 @@ def _plugin(kind: str, name: str) -> dict[str, Any]:
 
 
 def _flat(model: type[BaseModel]) -> dict[str, Any]:
-    """Pydantic's schema with its references put in place and its titles left out."""
+    """Return pydantic's schema with its references inlined and its titles left out."""
     schema = model.model_json_schema()
     definitions = schema.pop("$defs", {})
 
@@ -72,7 +72,7 @@ def _flat(model: type[BaseModel]) -> dict[str, Any]:
         if "$ref" in part:
             target = definitions[part["$ref"].rpartition("/")[2]]
             return inline({**target, **{key: value for key, value in part.items() if key != "$ref"}})
-        # A property may be called title; the keyword title only repeats the key.
+        # A property may be named title; the keyword title repeats the key.
         kept = part if is_properties else {k: v for k, v in part.items() if k not in ("title", "discriminator")}
         return {key: inline(value, key == "properties" and not is_properties) for key, value in kept.items()}
 
@@ -81,13 +81,13 @@ def _flat(model: type[BaseModel]) -> dict[str, Any]:
 
 
 class _Builder:
-    """Wraps every value of a trial so that a domain may stand for it; one definition for each key path."""
+    """Allows a domain in place of every value of a trial, with one definition for each key path."""
 
     def __init__(self) -> None:
         self.definitions: dict[str, Any] = {}
 
     def with_domains(self, path: str, schema: Mapping[str, Any]) -> dict[str, str]:
-        """A reference to: the value itself, or a domain of such values."""
+        """Return a reference to the value itself or a domain of such values."""
         itself = {"$ref": f"#/$defs/{path}"}
         domains = _choices_of(itself)
         if _holds_numbers(schema):
@@ -99,12 +99,12 @@ class _Builder:
         return itself
 
     def block(self, path: str, schema: dict[str, Any]) -> dict[str, Any]:
-        """The schema of a block, each of its keys wrapped; tables of blocks (by name) are gone through."""
+        """Return the schema of a block with domains allowed for each key, also in each of its variants by name."""
         for keyword in ("anyOf", "oneOf"):
             if keyword in schema:
                 variants = [self.block(_variant_path(path, variant), variant) for variant in schema[keyword]]
                 names = [name for variant in schema[keyword] if (name := _name_of(variant))]
-                if names:  # the name itself may be a domain; which keys then fit, only load_space can tell
+                if names:  # the name itself may be a domain; load_space then checks which keys fit
                     chosen = {"anyOf": _choices_of({"enum": names})}
                     variants.append({"type": "object", "properties": {"name": chosen}, "required": ["name"]})
                 return {**{k: v for k, v in schema.items() if k != keyword}, "anyOf": variants}
@@ -138,7 +138,7 @@ def _variant_path(path: str, variant: Mapping[str, Any]) -> str:
 
 
 def _domain(name: str, schema: Mapping[str, Any], first: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """``{name: schema}``, and the published value beside it where a domain of this name may have one."""
+    """Return the schema of ``{name: ...}``, with the published value beside it where the domain may have one."""
     properties = {name: schema} if first is None else {name: schema, "first": first}
     return {"type": "object", "properties": properties, "required": [name], "additionalProperties": False}
 

@@ -2,9 +2,12 @@
 
     study:     config.Study     how many trials, which stages       (optional; no domains)
     machine:   config.Machine   where it runs                       (optional; no domains)
-    trial:     config.Trial     what is searched                    (domains anywhere: see raydml.domains)
+    trial:     config.Trial     what is searched                    (domains anywhere: see domains.py)
 
-Every mistake in it is reported at once, with file and line, before anything starts.
+All mistakes are reported at once, with file and line, before anything starts. To find those that only some
+configurations have, the check goes through a covering set: every alternative of every choice occurs, both ends of
+every range occur, and so does every pair of them that can occur together (all losses with all miners, where these are
+chosen independently). A mistake that needs three values at once can slip through; each sampled trial is validated too.
 """
 
 from __future__ import annotations
@@ -24,12 +27,12 @@ from raydml.search_space.domains import (
     Choice,
     Range,
     children,
-    draws,
     grid_points,
     has_first,
     num_configurations,
     problems_of_first,
     published_point,
+    random_pick,
     resolve,
     shared_keys,
     to_plain,
@@ -57,7 +60,7 @@ class SearchSpace:
     trial: Node
 
     def to_dict(self) -> dict[str, Any]:
-        """As it would stand in YAML, defaults of study and machine filled in, overrides applied."""
+        """Return the space as it would be written in YAML, with the defaults of study and machine, after overrides."""
         settings = {"study": self.study.model_dump(mode="json"), "machine": self.machine.model_dump(mode="json")}
         return {**settings, "trial": to_plain(self.trial)}
 
@@ -96,7 +99,7 @@ def load_space(path: Path | str, overrides: Iterable[str] = ()) -> SearchSpace:
     machine = _settings(tops, "machine", parse_machine, {}, problems, places)
     structural: list[Problem] = []
     tree = with_domains(tops["trial"], "trial", structural)
-    # Where a domain is broken, its key has no value: what the check says about that key would only confuse.
+    # A broken domain gives its key no value, so what the check finds below that key is left out.
     broken = tuple(problem.path for problem in structural)
     problems += [*structural, *problems_of_first(tree, "trial")] + [
         problem for problem in _check(tree, study, machine, places) if not _below(problem.path, broken)
@@ -125,13 +128,13 @@ def _settings(
     problems: list[Problem],
     places: dict[str, str],
 ) -> Any:
-    """The study or the machine of the file, or None after its problems were noted. Neither may hold domains."""
+    """Return the study or the machine of the file, or None after adding its problems. Neither may hold domains."""
     found: list[Problem] = []
     tree = with_domains(tops.get(key, Node({}, places[""])), key, found)
 
     def refuse(address: Address, domain: Choice | Range) -> Any:
         value = to_plain(Node(domain, ""))
-        message = f"is a domain, and {key} is not searched: only what stands below trial is"
+        message = f"is a domain, and {key} is not searched: only values below trial are"
         found.append(Problem(join_path(key, *address), value, message, cure="write one value"))
         return 0 if isinstance(domain, Choice) else domain.low
 
@@ -148,7 +151,7 @@ def _settings(
 
 
 def _located(problem: Problem, places: Mapping[str, str]) -> Problem:
-    """The problem with the place of its key, or of the nearest block around it, unless it has one."""
+    """Return the problem with the place of its key, or of the nearest block around it, unless it has a place."""
     path = problem.path
     while path not in places and path:
         path = path.rpartition(".")[0]
@@ -161,7 +164,7 @@ def _located(problem: Problem, places: Mapping[str, str]) -> Problem:
 def _check(
     tree: Node, study: Study | None, machine: Machine | None, settings_places: Mapping[str, str]
 ) -> list[Problem]:
-    """What is wrong anywhere in the space, each problem once."""
+    """Return the problems of the covering set, each once."""
     found: dict[tuple[str, str, str, str], Problem] = {}
     seen: set[str] = set()
     for pick in (published_point, *covering_picks(tree)):
@@ -181,7 +184,7 @@ def _check(
 
 
 def _across(trial: Trial, study: Study | None, machine: Machine | None) -> list[Problem]:
-    """What does not fit between the study, the machine and one trial."""
+    """Return what does not fit between the study, the machine and one trial."""
     problems = []
     if machine is not None and trial.data.name != "digits" and machine.data_root is None:
         cure = "write --set machine.data_root=FOLDER, or data_root: FOLDER below machine"
@@ -204,14 +207,13 @@ def _across(trial: Trial, study: Study | None, machine: Machine | None) -> list[
 
 
 def sample_trials(space: SearchSpace) -> list[Trial]:
-    """The trials of the search stage.
+    """Return the trials of the search stage.
 
-    Every combination of all grids, ``num_trials`` times over (round by round), each with its own draw of everything
-    else; without grids simply ``num_trials`` trials. Draw number i depends on ``study.seed`` and i alone: the first 8
-    of 16 trials are the 8 of 8. Where a domain names a ``first``, trial 0 is the published point and nothing else
-    changes. A configuration drawn before is drawn again. ``Trial.seed`` is ``study.seed`` unless the space says
-    otherwise. Raises SpaceError when there are not enough different configurations, or when a drawn
-    one is invalid in a way that the check of the space could not see.
+    These are all combinations of all grids, ``num_trials`` times (round by round), each with its own draw of everything
+    else; without grids, ``num_trials`` trials. Draw number i depends on ``study.seed`` and i alone: the first 8 of 16
+    trials are the 8 of 8. Where a domain names a ``first``, trial 0 is the published point; the others do not change. A
+    duplicate is drawn again. ``Trial.seed`` is ``study.seed`` unless the space sets it. Raises SpaceError where there
+    are not enough different configurations, or where a drawn one is invalid in a way that the check did not find.
     """
     points = grid_points(space.trial)
     wanted = space.study.search.num_trials * len(points)
@@ -228,11 +230,11 @@ def sample_trials(space: SearchSpace) -> list[Trial]:
 def _draw_new(
     space: SearchSpace, index: int, point: Mapping[Address, int], seen: set[str], wanted: int, num_points: int
 ) -> Trial:
-    """Trial number ``index``, different from all in ``seen`` (to which it is added)."""
+    """Return trial number ``index``, different from all in ``seen``, and add its fingerprint there."""
     tried: set[str] = set()
     for redraw in range(_MAX_REDRAWS):
         begins = index == 0 and has_first(space.trial)
-        pick = published_point if begins else draws(space.study.seed, index, redraw, point, num_points)
+        pick = published_point if begins else random_pick(space.study.seed, index, redraw, point, num_points)
         raw, places = resolve(space.trial, pick, "trial")
         raw.setdefault("seed", space.study.seed)
         written = json.dumps(raw, sort_keys=True)
@@ -252,10 +254,12 @@ def _draw_new(
 
 def _too_few(space: SearchSpace, wanted: int, distinct: int, num_points: int) -> Problem:
     asked = f"{wanted} trials" + (f" ({num_points} grid points, each num_trials times)" if num_points > 1 else "")
-    message = f"{asked} were asked for, and the space has only {distinct} distinct configuration(s)"
+    message = f"{asked} are needed, and the space has only {distinct} distinct configuration(s)"
     cure = f"write at most {max(1, distinct // num_points)}, or widen the space"
     return Problem("study.search.num_trials", space.study.search.num_trials, message, cure=cure, where=str(space.path))
 
+
+# --- --set trial.optimizer.learning_rate=1e-3 ---------------------------------------------------------------------
 
 ORIGIN = "--set"
 TOP = ("study", "trial", "machine")
@@ -264,10 +268,10 @@ TOP = ("study", "trial", "machine")
 def with_overrides(
     root: Node, overrides: Iterable[str], known: Mapping[str, Sequence[str]]
 ) -> tuple[Node, list[Problem]]:
-    """The tree with every ``path=value`` put in, and the problems of those that could not be.
+    """Return the tree with every ``path=value`` of `--set` in it, and the problems of those that are not possible.
 
-    The value is YAML and may be a domain. known: top-level key -> the keys below it, for the help on a path that
-    lacks its top-level key.
+    The value is YAML and may be a domain. known: top-level key -> the keys below it, for the cure of a path that lacks
+    its top-level key.
     """
     problems: list[Problem] = []
     for text in overrides:
@@ -331,11 +335,13 @@ def _put(node: Node, steps: list[str], value: Node, path: str) -> Node | Problem
     return changed if isinstance(changed, Problem) else Node({**entries, step: changed}, node.where)
 
 
-MAX_CONFIGURATIONS = 4000  # about two seconds; pairs of ranges, the least telling, are what is left out
+# --- the covering set ------------------------------------------------------------------------------------------------
+
+MAX_CONFIGURATIONS = 4000  # about two seconds; what is left out are pairs of ranges, which tell least
 
 
 class _Pick(NamedTuple):
-    """One value of one domain and the alternatives one must take to get there."""
+    """One value of one domain, and the alternatives around that domain that must be chosen with it."""
 
     address: Address
     value: Any
@@ -347,7 +353,7 @@ class _Pick(NamedTuple):
 
 
 def covering_picks(node: Node) -> Iterator[Callable[[Address, Choice | Range], Any]]:
-    """A ``pick`` for `resolve` for each configuration of the covering set."""
+    """Yield a ``pick`` for `resolve` for each configuration of the covering set."""
     picks = list(_picks(node, (), ()))
     # Stable: alternatives before ends of ranges, so that the limit cuts the pairs of two ranges first.
     pairs = sorted(combinations(picks, 2), key=lambda pair: -pair[0].is_choice - pair[1].is_choice)
@@ -374,7 +380,7 @@ def _picks(node: Node, address: Address, on_the_way: tuple[tuple[Address, int], 
 
 
 def _together(first: _Pick, second: _Pick) -> dict[Address, Any] | None:
-    """What to fix for both, or None when they exclude each other."""
+    """Return the values that both need, or None where they exclude each other."""
     if first.address == second.address:
         return None
     fixed, other = first.fixes(), second.fixes()
@@ -384,7 +390,7 @@ def _together(first: _Pick, second: _Pick) -> dict[Address, Any] | None:
 
 
 def _taking(fixed: dict[Address, Any]) -> Callable[[Address, Choice | Range], Any]:
-    """The fixed values; elsewhere the first item and the low end."""
+    """Return a ``pick`` of the fixed values; elsewhere it takes the first item and the low end."""
 
     def pick(address: Address, domain: Choice | Range) -> Any:
         return fixed.get(address, 0 if isinstance(domain, Choice) else domain.low)

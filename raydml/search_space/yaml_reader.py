@@ -1,8 +1,8 @@
-"""YAML as people mean it, with the line of everything.
+"""YAML 1.2 scalars, with the line of every value.
 
-Scalars follow YAML 1.2: `1e-4`, `1E5` and `.5e-3` are numbers (PyYAML reads texts), only true and false are booleans
-(`no`, `on` are texts), nothing is a date. Refused, each with its line: a key written twice, tags, merge keys, keys
-that are not texts, an alias that contains itself.
+`1e-4`, `1E5` and `.5e-3` are numbers (PyYAML reads texts), only true and false are booleans (`no`, `on` are texts),
+and there are no dates. Refused, each with its line: a key written twice, tags, merge keys, keys that are not texts, an
+alias that contains itself.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from raydml.errors import ABSENT, Problem, join_path
 
 @dataclass(frozen=True)
 class Node:
-    """A value and where it was written.
+    """A value and its place.
 
-    value: None, bool, int, float, str, a list of Nodes, a dict of text -> Node, or (put in later, by
-    raydml.domains) a domain. where: ``file:line``, or ``--set``.
+    value: None, bool, int, float, str, a list of Nodes, a dict of text -> Node, or a domain (from domains.py). where:
+    ``file:line``, or ``--set``.
     """
 
     value: Any
@@ -47,9 +47,9 @@ for _tag, _pattern, _first in (
 
 
 def read_yaml(text: str, source: str, *, lines: bool = True) -> tuple[Node | None, list[Problem]]:
-    """The document as a tree of Nodes and everything wrong with it; None when it cannot be read at all.
+    """Return the document as a tree of Nodes, None where it is not YAML, and the problems found.
 
-    source: what ``where`` says, followed by the line number unless ``lines`` is false.
+    source: the file in ``where``, followed by the line number unless ``lines`` is false.
     """
     reader = _Reader(source, lines)
     try:
@@ -65,7 +65,7 @@ _KINDS = ("null", "bool", "int", "float", "str", "merge", "map", "seq")
 
 
 def _scalar(kind: str, text: str) -> Any:
-    """A scalar of one of the kinds. ValueError where a tag forces a kind that the text is not."""
+    """Return a scalar of a kind. Raises ValueError where a tag forces a kind that the text is not."""
     match kind:
         case "null":
             return None
@@ -81,7 +81,7 @@ def _scalar(kind: str, text: str) -> Any:
 
 
 class _Reader:
-    """Turns PyYAML's nodes into ours and collects problems on the way."""
+    """Converts PyYAML's nodes to Nodes and collects problems."""
 
     def __init__(self, source: str, lines: bool) -> None:
         self.source = source
@@ -139,7 +139,7 @@ class _Reader:
                 message = f"is written twice, first at {entries[key].where}"
                 self._report((*path, key), where, message, "keep one of the two")
                 continue
-            # The line of the key, not of the value: that is where one looks for it.
+            # The line of the key, not of the value.
             entries[key] = Node(self.node(value_node, (*path, key)).value, where)
         return entries
 

@@ -383,7 +383,7 @@ def test_the_study_must_fit_the_trials_and_takes_no_domains(write):
     assert found["study.search.grace_epochs"].where == "space.yaml:2"
     (problem,) = problems_of(write("machine:\n  device: {choice: [cpu, cuda]}\n", TRIAL)).problems
     assert (problem.where, problem.path) == ("space.yaml:2", "machine.device")
-    assert "only what stands below trial is" in problem.message
+    assert "only values below trial are" in problem.message
 
 
 def test_images_in_a_folder_need_the_folder(write):
@@ -627,8 +627,8 @@ def test_the_published_point_is_not_drawn_a_second_time(write):
         ("{choice: [1, 2], first: 3}", "first is none of its items"),
         ("{choice: [1, 2], first: true}", "first is none of its items"),
         ("{grid: [1, 2], first: 2}", "a grid runs all its items"),
-        ("{uniform: [1, 2], frist: 1}", "frist stands beside uniform"),
-        ("{uniform: [1, 2], choice: [1]}", "stands beside"),
+        ("{uniform: [1, 2], frist: 1}", "frist is beside uniform"),
+        ("{uniform: [1, 2], choice: [1]}", "is beside"),
         ("{unifrom: [1, 2], first: 1}", "unifrom is not a domain"),
     ],
 )

@@ -16,9 +16,7 @@ from raydml.inference.checkpoints import load_network
 from raydml.methods._objective import Objective
 from raydml.models.network import BACKBONES, BackboneFacts, Head, Network
 from raydml.samplers._epoch_plan import make_plan
-from raydml.training import checkpoint
-from raydml.training import parts as assembly
-from raydml.training import trainer as train
+from raydml.training import checkpoint, parts
 from raydml.training.trainer import Trainer
 from tests.evaluation.scored import score
 from tests.golden_vectors import golden_arrays, golden_facts
@@ -127,7 +125,13 @@ def assert_resume_is_exact(make, folder):
     assert_same(resumed.state_dict(), unbroken.state_dict())
 
 
-@pytest.mark.parametrize("sampler", [BALANCED, UNIFORM], ids=["class_balanced", "uniform"])
+BOTH_SAMPLERS = pytest.mark.parametrize(
+    "sampler",
+    [pytest.param(BALANCED, id="class_balanced"), pytest.param(UNIFORM, id="uniform", marks=pytest.mark.slow)],
+)
+
+
+@BOTH_SAMPLERS
 @pytest.mark.parametrize("family", FAMILIES)
 def test_four_epochs_are_two_and_a_resume_and_two(tmp_path, family, sampler):
     assert_resume_is_exact(
@@ -143,8 +147,8 @@ def test_four_epochs_are_two_and_a_resume_and_two(tmp_path, family, sampler):
     assert checkpoint.is_intact(tmp_path / "checkpoint_000001")
 
 
-@pytest.mark.parametrize("sampler", [BALANCED, UNIFORM], ids=["class_balanced", "uniform"])
-def test_an_epoch_goes_on_in_its_middle(tmp_path, sampler):
+@BOTH_SAMPLERS
+def test_an_epoch_continues_from_its_middle(tmp_path, sampler):
     """Saved after the first batch of epoch 2: the batches left, their crops and the epochs after are the same."""
 
     def make():
@@ -177,7 +181,7 @@ def test_training_that_is_broken_off_leaves_no_thread():
     assert threading.active_count() == before
 
 
-@pytest.mark.parametrize("name", ["adam", "sgd", "rmsprop"])
+@pytest.mark.parametrize("name", ["sgd", *(pytest.param(name, marks=pytest.mark.slow) for name in ("adam", "rmsprop"))])
 def test_resume_is_exact_for_every_optimiser(tmp_path, name):
     momentum = {} if name == "adam" else {"momentum": 0.9}
     optimizer = {"name": name, "learning_rate": 1e-3, "weight_decay": 1e-4, **momentum}
@@ -281,7 +285,7 @@ def test_a_parameter_that_no_group_holds_is_refused_by_name():
     trainer = trainer_of()
     trainer.method.projection = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match=r"projection\.weight, projection\.bias"):
-        assembly.build_trial_optimizer(trainer.trial, trainer.method)
+        parts.build_trial_optimizer(trainer.trial, trainer.method)
 
 
 def test_each_group_has_its_own_learning_rate_and_the_loss_its_own_decay():
@@ -304,16 +308,16 @@ def test_during_the_warm_up_of_new_layers_only_they_move():
         schedule={"name": "constant", "new_layer_warmup_epochs": 1},
     )
 
-    def parts():
+    def of_groups():
         groups = trainer.method.parameter_groups()
         return {name: [p.detach().clone() for p in parameters] for name, parameters in groups.items()}
 
-    start = parts()
+    start = of_groups()
     epochs = trainer.epochs()
     next(epochs)
-    warm = parts()
+    warm = of_groups()
     next(epochs)
-    after = parts()
+    after = of_groups()
     assert all(torch.equal(a, b) for a, b in zip(start["backbone"], warm["backbone"], strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(warm["backbone"], after["backbone"], strict=True))
     for name in ("head", "loss"):
@@ -380,7 +384,7 @@ def test_the_best_weights_are_those_of_the_best_epoch_and_the_card_says_which(tm
     trainer = trainer_of(epochs=4)
     given = iter([0.5, 0.7, 0.7, 0.6])
     monkeypatch.setattr(
-        train,
+        trainer_module,
         "score_by_all",
         lambda *_a, **_k: Scores({"map_at_r": next(given), "r_precision": 0.1, "recall_at_1": 0.2}, None),
     )
@@ -654,7 +658,7 @@ def test_new_layers_first_and_then_all_with_a_new_optimiser_as_the_classificatio
         loss.weight.copy_(value["class_weight0"])
         if projection != "none":
             head.linear.weight.copy_(value["remap0"])
-    trainer.optimizer = assembly.build_trial_optimizer(trainer.trial, trainer.method)
+    trainer.optimizer = parts.build_trial_optimizer(trainer.trial, trainer.method)
     trainer.loader = GivenBatches(value["images"])
     trainer.train_labels = value["labels"].flatten()
     losses, rates = [], []
@@ -702,7 +706,7 @@ def test_idle_parameters_move_only_where_a_method_says_so():
         trainer = trainer_of(optimizer={"name": "adam", "learning_rate": 0.1})
         trainer.method.objective.loss = loss = Idle()
         trainer.method.idle_parameters_move = moves
-        trainer.optimizer = assembly.build_trial_optimizer(trainer.trial, trainer.method)
+        trainer.optimizer = parts.build_trial_optimizer(trainer.trial, trainer.method)
         trainer.optimizer.param_groups[-1]["weight_decay"] = 0.1  # a gradient of 0 would let it move what never learned
         next(trainer.epochs())
         assert trainer.optimizer.param_groups[-1]["name"] == "loss"
