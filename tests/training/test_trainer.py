@@ -17,6 +17,7 @@ from raydml.methods._objective import Objective
 from raydml.models.network import BACKBONES, BackboneFacts, Head, Network
 from raydml.samplers._epoch_plan import make_plan
 from raydml.training import checkpoint, parts
+from raydml.training import trainer as trainer_module
 from raydml.training.trainer import Trainer
 from tests.evaluation.scored import score
 from tests.golden_vectors import golden_arrays, golden_facts
