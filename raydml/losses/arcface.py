@@ -1,21 +1,20 @@
 """ArcFace: Deng et al., ArcFace: Additive Angular Margin Loss for Deep Face Recognition, CVPR 2019."""
 
 import math
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from raydml.ops.distances import full_precision, products_with_unit
-from raydml.ops.tuples import Pairs, TripletRanges, Triplets
+from raydml.losses._base import ClassLoss
+from raydml.losses._classes import class_cosines, class_vectors, mean_cross_entropy
 
 # Below it the squared sine is taken for it: its root keeps a finite (zero) gradient at the angles 0 and pi.
 SMALLEST_SQUARED_SINE = 1e-12
 
 
-class ArcFace(nn.Module):
+class ArcFace(ClassLoss):
     """ArcFace: classify by cosine, with a margin added to the angle to the own class; takes no miner.
 
     With theta_ic the angle between x_i and class vector w_c, the cross-entropy of the logits
@@ -34,8 +33,6 @@ class ArcFace(nn.Module):
     obtuse angles; here nothing is clamped. The class matrix starts uniform in +-1/sqrt(embedding_dim), as in
     normalized_softmax, so that one learning rate serves both.
     """
-
-    accepts: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -57,22 +54,13 @@ class ArcFace(nn.Module):
         super().__init__()
         self.scale = scale
         self.margin = margin
-        bound = embedding_dim**-0.5
-        self.weight = nn.Parameter(torch.empty(num_classes, embedding_dim).uniform_(-bound, bound))
+        self.weight = class_vectors(num_classes, embedding_dim)
 
-    def forward(
-        self, embeddings: Tensor, labels: Tensor, tuples: Pairs | Triplets | TripletRanges | None = None
-    ) -> Tensor:
-        """Scalar, float32 or wider. embeddings: (B, D); labels: (B,) int64 in 0..num_classes-1; tuples: None."""
-        if tuples is not None:
-            raise ValueError("arcface learns from labels alone: set miner to null")
-        with torch.autocast(embeddings.device.type, enabled=False):
-            points = full_precision(embeddings)
-            cosine = products_with_unit(functional.normalize(points), self.weight.to(points.dtype))
-            own = labels[:, None]
-            logits = self.scale * cosine.scatter(1, own, self._with_margin(cosine.gather(1, own)))
-            # Sum and division, because the mean of an empty batch is NaN.
-            return functional.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1)
+    def cost(self, points: Tensor, labels: Tensor) -> Tensor:
+        cosine = class_cosines(points, self.weight)
+        own = labels[:, None]
+        logits = self.scale * cosine.scatter(1, own, self._with_margin(cosine.gather(1, own)))
+        return mean_cross_entropy(logits, labels)
 
     def _with_margin(self, cosine: Tensor) -> Tensor:
         """cos(theta + margin) from cos(theta), continued downwards where the sum exceeds pi."""

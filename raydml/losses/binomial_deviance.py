@@ -1,18 +1,19 @@
 """Binomial deviance: Yi et al., Deep Metric Learning for Practical Person Re-Identification, arXiv 1407.4979, 2014."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from raydml.losses._base import PairLoss
 from raydml.losses._pairs import mean_weights, refuse_swapped_scales
-from raydml.ops.distances import dot_products
-from raydml.ops.tuples import Pairs, chosen_pairs
+from raydml.ops.distances import inner_products
+from raydml.ops.tuples import Pairs
 
 
-class BinomialDeviance(nn.Module):
+class BinomialDeviance(PairLoss):
     """Binomial deviance: a logistic loss on every pair, sharper on negatives than on positives.
 
     For anchor i with chosen positives P and negatives N and dot products s:
@@ -28,8 +29,6 @@ class BinomialDeviance(nn.Module):
     Embeddings are used as they come, as in Deep_Metric. Departure: an item is left out of its own positives by index,
     not by "s < 1".
     """
-
-    accepts: ClassVar[tuple[str, ...]] = ("pairs",)
 
     def __init__(
         self,
@@ -54,17 +53,11 @@ class BinomialDeviance(nn.Module):
         self.base = base
         self.divide_by_scale = divide_by_scale
 
-    def forward(
-        self, embeddings: Tensor, labels: Tensor, tuples: Pairs | None = None, references: Tensor | None = None
-    ) -> Tensor:
-        """Scalar, float32 or wider. embeddings: (B, D); labels: (B,) int64; None = all pairs; references: (M, D)."""
-        pairs = chosen_pairs(tuples, labels)
-        # Multiplied by beta, a similarity rounded to bfloat16 would be off by more than its exponent can bear.
-        with torch.autocast(embeddings.device.type, enabled=False):
-            similarity = dot_products(embeddings, references) - self.base
-            scale = torch.full_like(similarity, self.beta).masked_fill_(pairs.positive, -self.alpha)
-            positive, negative = (mean_weights(mask, similarity.dtype) for mask in pairs)
-            if self.divide_by_scale:
-                positive, negative = positive * (2 / self.alpha), negative * (2 / self.beta)
-            deviance = functional.softplus(scale * similarity)
-            return ((positive + negative) * deviance).sum() / max(len(labels), 1)
+    def cost(self, points: Tensor, pairs: Pairs, references: Tensor | None) -> Tensor:
+        similarity = inner_products(points, references) - self.base
+        scale = torch.full_like(similarity, self.beta).masked_fill_(pairs.positive, -self.alpha)
+        positive, negative = (mean_weights(mask, similarity.dtype) for mask in pairs)
+        if self.divide_by_scale:
+            positive, negative = positive * (2 / self.alpha), negative * (2 / self.beta)
+        deviance = functional.softplus(scale * similarity)
+        return ((positive + negative) * deviance).sum() / max(len(points), 1)

@@ -1,18 +1,18 @@
 """Circle loss: Sun et al., Circle Loss: A Unified Perspective of Pair Similarity Optimization, CVPR 2020."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from raydml.losses._base import PairLoss
 from raydml.losses._pairs import cosines
 from raydml.ops.distances import masked_logsumexp
-from raydml.ops.tuples import Pairs, chosen_pairs
+from raydml.ops.tuples import Pairs
 
 
-class Circle(nn.Module):
+class Circle(PairLoss):
     """Circle loss: every similarity pulls the harder, the farther it is from where it should be.
 
     For anchor i with chosen positives P and negatives N and cosines s, with the weights a_p = max(0, 1 + margin - s_p)
@@ -28,8 +28,6 @@ class Circle(nn.Module):
     Embeddings are normalised here. pytorch-metric-learning's mean leaves out anchors whose loss is exactly 0; here they
     count.
     """
-
-    accepts: ClassVar[tuple[str, ...]] = ("pairs",)
 
     def __init__(
         self,
@@ -56,20 +54,15 @@ class Circle(nn.Module):
         self.margin = margin
         self.scale = scale
 
-    def forward(
-        self, embeddings: Tensor, labels: Tensor, tuples: Pairs | None = None, references: Tensor | None = None
-    ) -> Tensor:
-        """Scalar, float32 or wider. embeddings: (B, D); labels: (B,) int64; None = all pairs; references: (M, D)."""
-        positive, negative = chosen_pairs(tuples, labels)
-        # Multiplied by the scale, a cosine rounded to bfloat16 would be off by more than its exponent can bear.
-        with torch.autocast(embeddings.device.type, enabled=False):
-            similarity = cosines(embeddings, references)
-            constant = similarity.detach()
-            # A positive's weight needs no max with 0: no cosine is beyond 1 + margin.
-            push = (constant + self.margin).clamp_(min=0).mul_(self.scale)
-            pull = (constant - (1 + self.margin)).mul_(self.scale)
-            # An anchor with one side alone has the exponent -1e30, and thereby the loss 0.
-            pushed = masked_logsumexp(push * (similarity - self.margin), negative)
-            pulled = masked_logsumexp(pull * (similarity - (1 - self.margin)), positive)
-            anchors = (positive.any(dim=1) & negative.any(dim=1)).sum()
-            return functional.softplus(pushed + pulled).sum() / anchors.clamp(min=1)
+    def cost(self, points: Tensor, pairs: Pairs, references: Tensor | None) -> Tensor:
+        positive, negative = pairs
+        similarity = cosines(points, references)
+        constant = similarity.detach()
+        # A positive's weight needs no max with 0: no cosine is beyond 1 + margin.
+        push = (constant + self.margin).clamp_(min=0).mul_(self.scale)
+        pull = (constant - (1 + self.margin)).mul_(self.scale)
+        # An anchor with one side alone has the exponent -1e30, and thereby the loss 0.
+        pushed = masked_logsumexp(push * (similarity - self.margin), negative)
+        pulled = masked_logsumexp(pull * (similarity - (1 - self.margin)), positive)
+        anchors = (positive.any(dim=1) & negative.any(dim=1)).sum()
+        return functional.softplus(pushed + pulled).sum() / anchors.clamp(min=1)

@@ -1,23 +1,23 @@
 """Contrastive loss: Hadsell et al., Dimensionality Reduction by Learning an Invariant Mapping, CVPR 2006."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
+from raydml.losses._base import TripletLoss, Tuples
+from raydml.losses._pairs import both_sides, mean_cost, pair_squares
 from raydml.ops.distances import (
     SMALLEST_SQUARE,
     entries_at,
     euclidean,
-    full_precision,
     inner_products,
-    squares_at,
 )
-from raydml.ops.tuples import Pairs, TripletRanges, Triplets, all_pairs, check_kind, counts
+from raydml.ops.tuples import Triplets, counts
 
 
-class Contrastive(nn.Module):
+class Contrastive(TripletLoss):
     """Contrastive loss: draw positives inside one distance, push negatives beyond another.
 
     With Euclidean distances d and dot products s, a positive and a negative pair cost
@@ -40,8 +40,6 @@ class Contrastive(nn.Module):
     Embeddings are used as they come. Departures: no 1e-6 is added to the differences; where two embeddings coincide the
     gradient is 0; an item is left out of its own positives by its index, not by "s < 1".
     """
-
-    accepts: ClassVar[tuple[str, ...]] = ("pairs", "triplets", "triplet_ranges")
 
     def __init__(
         self,
@@ -85,60 +83,39 @@ class Contrastive(nn.Module):
             )
         self.average_over = ("anchors" if similarity else "all") if average_over is None else average_over
 
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        tuples: Pairs | Triplets | TripletRanges | None = None,
-        references: Tensor | None = None,
-    ) -> Tensor:
-        """Scalar, float32 or wider. embeddings: (B, D); labels: (B,) int64; None = all pairs.
+    def cost(self, points: Tensor, labels: Tensor, tuples: Tuples, references: Tensor | None) -> Tensor:
+        costs = self._costs(points, tuples, references)
+        pulled, pushed = (
+            self._average(cost, count, tuples, len(labels)) for cost, count in zip(costs, counts(tuples), strict=True)
+        )
+        return pulled + pushed
 
-        references: (M, D), the embeddings of the columns of pairs; None = the batch.
-        """
-        tuples = all_pairs(labels) if tuples is None else tuples
-        check_kind(tuples, self.accepts, references)
-        with torch.autocast(embeddings.device.type, enabled=False):
-            points = full_precision(embeddings)
-            others = None if references is None else references.to(points.dtype)
-            pulled, pushed = self._costs(points, others, tuples)
-            num_positive, num_negative = counts(tuples)
-            return self._average(pulled, num_positive, tuples, len(labels)) + self._average(
-                pushed, num_negative, tuples, len(labels)
-            )
-
-    def _costs(
-        self, points: Tensor, others: Tensor | None, tuples: Pairs | Triplets | TripletRanges
-    ) -> tuple[Tensor, Tensor]:
-        """What each pair costs as a positive and as a negative one, (T,) for listed triplets, else (B, M)."""
+    def _costs(self, points: Tensor, tuples: Tuples, references: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the cost of each pair as a positive and as a negative: (T,) for listed triplets, else (B, M)."""
         if self.form == "similarity":
-            positive = negative = inner_products(points, others)
+            similarity = inner_products(points, references)
             if isinstance(tuples, Triplets):
-                positive, negative = entries_at(positive, tuples.anchor, torch.stack(tuples[1:3])).unbind()
+                similarity = entries_at(similarity, tuples.anchor, torch.stack([tuples.positive, tuples.negative]))
+            positive, negative = both_sides(similarity, tuples)
             return (1 - positive).clamp(min=0), torch.where(negative > self.negative_margin, negative, 0)
         if isinstance(tuples, Triplets):
-            squares = squares_at(points, tuples.anchor, torch.stack(tuples[1:3]))
-            positive, negative = squares.clamp(min=SMALLEST_SQUARE).sqrt().unbind()
+            distance = pair_squares(points, tuples).clamp(min=SMALLEST_SQUARE).sqrt()
         else:
-            positive = negative = euclidean(points, others)
+            distance = euclidean(points, references)
+        positive, negative = both_sides(distance, tuples)
         pulled = (positive - self.positive_margin).clamp(min=0)
         pushed = (self.negative_margin - negative).clamp(min=0)
         return (pulled.square() / 2, pushed.square() / 2) if self.form == "squared" else (pulled, pushed)
 
-    def _average(
-        self, cost: Tensor, count: Tensor, tuples: Pairs | Triplets | TripletRanges, num_anchors: int
-    ) -> Tensor:
-        """The mean of costs that count so and so often: all positives, or all negatives."""
-        # As numbers: products with a mask are several times slower on a CPU.
+    def _average(self, cost: Tensor, count: Tensor, tuples: Tuples, num_anchors: int) -> Tensor:
+        """Return the average of the costs of the positives, or of the negatives. count: how often each pair counts."""
+        if self.average_over in ("all", "active"):
+            return mean_cost(cost, count, self.average_over == "active")
         count = count.to(cost.dtype)
         total = cost * count
-        if self.average_over == "all":
-            return total.sum() / count.sum().clamp(min=1)
         if self.average_over == "anchors":
             return total.sum() / max(num_anchors, 1)
         active = cost.detach().sign() * count
-        if self.average_over == "active":
-            return total.sum() / active.sum().clamp(min=1)
         if isinstance(tuples, Triplets):
             total = total.new_zeros(num_anchors).index_add(0, tuples.anchor, total)
             active = total.new_zeros(num_anchors).index_add(0, tuples.anchor, active.to(total.dtype))

@@ -1,17 +1,15 @@
 """CosFace: Wang et al., CosFace: Large Margin Cosine Loss for Deep Face Recognition, CVPR 2018."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from raydml.ops.distances import full_precision, products_with_unit
-from raydml.ops.tuples import Pairs, TripletRanges, Triplets
+from raydml.losses._base import ClassLoss
+from raydml.losses._classes import class_cosines, class_vectors, mean_cross_entropy, subtract_margin
 
 
-class CosFace(nn.Module):
+class CosFace(ClassLoss):
     """CosFace: classify by cosine, the own class's cosine handicapped by a margin; takes no miner.
 
     Cross-entropy of the logits scale * (cos(x_i, w_c) - margin * [c = y_i]), averaged over the batch: equation 4.
@@ -21,8 +19,6 @@ class CosFace(nn.Module):
     serves both: only directions count, and the length of a vector decides how fast its direction turns. The paper does
     not say how it starts; pytorch-metric-learning, which agrees in all else, draws from N(0, 1).
     """
-
-    accepts: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -37,19 +33,8 @@ class CosFace(nn.Module):
         super().__init__()
         self.scale = scale
         self.margin = margin
-        bound = embedding_dim**-0.5
-        self.weight = nn.Parameter(torch.empty(num_classes, embedding_dim).uniform_(-bound, bound))
+        self.weight = class_vectors(num_classes, embedding_dim)
 
-    def forward(
-        self, embeddings: Tensor, labels: Tensor, tuples: Pairs | Triplets | TripletRanges | None = None
-    ) -> Tensor:
-        """Scalar, float32 or wider. embeddings: (B, D); labels: (B,) int64 in 0..num_classes-1; tuples: None."""
-        if tuples is not None:
-            raise ValueError("cosface learns from labels alone: set miner to null")
-        with torch.autocast(embeddings.device.type, enabled=False):
-            points = full_precision(embeddings)
-            cosine = products_with_unit(functional.normalize(points), self.weight.to(points.dtype))
-            own = labels[:, None]
-            logits = self.scale * cosine.scatter_add(1, own, cosine.new_full(own.shape, -self.margin))
-            # Sum and division, because the mean of an empty batch is NaN.
-            return functional.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1)
+    def cost(self, points: Tensor, labels: Tensor) -> Tensor:
+        cosine = subtract_margin(class_cosines(points, self.weight), labels, self.margin)
+        return mean_cross_entropy(self.scale * cosine, labels)

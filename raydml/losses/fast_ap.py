@@ -1,13 +1,14 @@
 """FastAP: Cakir et al., Deep Metric Learning to Rank, CVPR 2019."""
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
+from raydml.losses._base import PairLoss
 from raydml.losses._pairs import cosines
-from raydml.ops.tuples import Pairs, chosen_pairs
+from raydml.ops.tuples import Pairs
 
 # A bin emptier than this is left out of a quotient.
 EMPTY = 1e-12
@@ -16,7 +17,7 @@ EMPTY = 1e-12
 MOST_NUMBERS = 2**24
 
 
-class FastAp(nn.Module):
+class FastAp(PairLoss):
     """FastAP: 1 minus the average precision of each anchor's ranking, from histograms of distances.
 
     The squared distances of unit vectors lie in [0, 4]. Each is shared linearly between the two nearest of num_bins + 1
@@ -31,8 +32,6 @@ class FastAp(nn.Module):
     to mine, though masks and references are obeyed. Embeddings are normalised here. 10 bins as in the paper.
     """
 
-    accepts: ClassVar[tuple[str, ...]] = ("pairs",)
-
     def __init__(
         self,
         *,
@@ -43,23 +42,18 @@ class FastAp(nn.Module):
         super().__init__()
         self.num_bins = num_bins
 
-    def forward(
-        self, embeddings: Tensor, labels: Tensor, tuples: Pairs | None = None, references: Tensor | None = None
-    ) -> Tensor:
-        """Scalar, float32 or wider. embeddings: (B, D); labels: (B,) int64; None = all pairs; references: (M, D)."""
-        positive, negative = chosen_pairs(tuples, labels)
-        # A distance rounded to bfloat16 would move between bins.
-        with torch.autocast(embeddings.device.type, enabled=False):
-            similarity = cosines(embeddings, references)
-            # Squared distance 2 - 2s, in widths of a bin.
-            place = ((1 - similarity) * (self.num_bins / 2)).clamp(0, self.num_bins)
-            running = _RunningHistograms.apply(place, positive, negative, self.num_bins)
-            running_positive, running_negative = running.unbind(dim=2)
-            histogram = running_positive.diff(dim=1, prepend=torch.zeros_like(running_positive[:, :1]))
-            misses = histogram * running_negative / (running_positive + running_negative).clamp(min=EMPTY)
-            num_positives = running_positive.detach()[:, -1]
-            queries = (num_positives > 0).sum()
-            return (misses.sum(dim=1) / num_positives.clamp(min=1)).sum() / queries.clamp(min=1)
+    def cost(self, points: Tensor, pairs: Pairs, references: Tensor | None) -> Tensor:
+        positive, negative = pairs
+        similarity = cosines(points, references)
+        # Squared distance 2 - 2s, in widths of a bin.
+        place = ((1 - similarity) * (self.num_bins / 2)).clamp(0, self.num_bins)
+        running = _RunningHistograms.apply(place, positive, negative, self.num_bins)
+        running_positive, running_negative = running.unbind(dim=2)
+        histogram = running_positive.diff(dim=1, prepend=torch.zeros_like(running_positive[:, :1]))
+        misses = histogram * running_negative / (running_positive + running_negative).clamp(min=EMPTY)
+        num_positives = running_positive.detach()[:, -1]
+        queries = (num_positives > 0).sum()
+        return (misses.sum(dim=1) / num_positives.clamp(min=1)).sum() / queries.clamp(min=1)
 
 
 class _RunningHistograms(torch.autograd.Function):

@@ -1,16 +1,14 @@
 """Hard-mining loss: Wang, the Deep_Metric code (github.com/bnu-wangxun/Deep_Metric), 2019; no paper."""
 
-from typing import ClassVar
+from torch import Tensor
 
-import torch
-from torch import Tensor, nn
-
+from raydml.losses._base import PairLoss
 from raydml.losses._pairs import mean_weights
-from raydml.ops.distances import dot_products
-from raydml.ops.tuples import Pairs, chosen_pairs
+from raydml.ops.distances import inner_products
+from raydml.ops.tuples import Pairs
 
 
-class HardMining(nn.Module):
+class HardMining(PairLoss):
     """Hard-mining loss: mean negative similarity minus mean positive similarity of the mined pairs.
 
     For anchor i with chosen positives P and negatives N and dot products s:
@@ -27,16 +25,8 @@ class HardMining(nn.Module):
     not by "s < 1".
     """
 
-    accepts: ClassVar[tuple[str, ...]] = ("pairs",)
-
-    def forward(
-        self, embeddings: Tensor, labels: Tensor, tuples: Pairs | None = None, references: Tensor | None = None
-    ) -> Tensor:
-        """Scalar, float32 or wider. embeddings: (B, D); labels: (B,) int64; None = all pairs; references: (M, D)."""
-        pairs = chosen_pairs(tuples, labels)
-        # Similarities of hard pairs differ by less than the 8 bits that autocast would leave them.
-        with torch.autocast(embeddings.device.type, enabled=False):
-            similarity = dot_products(embeddings, references)
-            positive, negative = (mean_weights(mask, similarity.dtype) for mask in pairs)
-            ones = pairs.positive.any(dim=1).sum()  # the 1 of each mean over 1 - s
-            return (((negative - positive) * similarity).sum() + ones) / max(len(labels), 1)
+    def cost(self, points: Tensor, pairs: Pairs, references: Tensor | None) -> Tensor:
+        similarity = inner_products(points, references)
+        positive, negative = (mean_weights(mask, similarity.dtype) for mask in pairs)
+        ones = pairs.positive.any(dim=1).sum()  # the 1 of each mean over 1 - s
+        return (((negative - positive) * similarity).sum() + ones) / max(len(points), 1)

@@ -1,17 +1,18 @@
 """Lifted structure loss: Song et al., Deep Metric Learning via Lifted Structured Feature Embedding, CVPR 2016."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from raydml.losses._base import PairLoss
 from raydml.losses._pairs import refuse_swapped_scales
-from raydml.ops.distances import LOG_OF_ZERO, euclidean, full_precision, inner_products, masked_logsumexp
-from raydml.ops.tuples import Pairs, chosen_pairs
+from raydml.ops.distances import LOG_OF_ZERO, euclidean, inner_products, masked_logsumexp
+from raydml.ops.tuples import Pairs
 
 
-class LiftedStructure(nn.Module):
+class LiftedStructure(PairLoss):
     """Lifted structure loss: a positive pair against all negatives of its two ends, or of its anchor.
 
     With Euclidean distances d, dot products s and LSE the logarithm of a sum of exponentials:
@@ -32,8 +33,6 @@ class LiftedStructure(nn.Module):
     Embeddings are used as they come. Differences from pytorch-metric-learning: where one side is empty it puts LSE = 0;
     its penalty on the length of embeddings, which the ICML 2020 benchmark has too, is a regulariser of its own here.
     """
-
-    accepts: ClassVar[tuple[str, ...]] = ("pairs",)
 
     def __init__(
         self,
@@ -82,30 +81,20 @@ class LiftedStructure(nn.Module):
         self.beta = 40.0 if beta is None else beta
         refuse_swapped_scales(self.alpha, self.beta)
 
-    def forward(
-        self, embeddings: Tensor, labels: Tensor, tuples: Pairs | None = None, references: Tensor | None = None
-    ) -> Tensor:
-        """Scalar, float32 or wider. embeddings: (B, D); labels: (B,) int64; None = all pairs.
-
-        references: (M, D), the embeddings of the columns of pairs; None = the batch.
-        """
-        pairs = chosen_pairs(tuples, labels)
-        with torch.autocast(embeddings.device.type, enabled=False):
-            points = full_precision(embeddings)
-            others = None if references is None else references.to(points.dtype)
-            if self.variant == "original":
-                return self._original(euclidean(points, others), pairs)
-            if self.variant == "generalized":
-                distance = euclidean(points, others)
-                positive = masked_logsumexp(distance, pairs.positive)
-                negative = masked_logsumexp(self.margin - distance, pairs.negative)
-                # A side of nothing is far below 0 and leaves nothing of the other.
-                return (positive + negative).clamp(min=0).sum() / max(len(labels), 1)
-            similarity = inner_products(points, others)
-            positive = masked_logsumexp(-self.alpha * similarity, pairs.positive) * (2 / self.alpha)
-            negative = masked_logsumexp(self.beta * similarity, pairs.negative) * (2 / self.beta)
-            whole = pairs.positive.any(dim=1) & pairs.negative.any(dim=1)
-            return torch.where(whole, positive + negative, 0).sum() / max(len(labels), 1)
+    def cost(self, points: Tensor, pairs: Pairs, references: Tensor | None) -> Tensor:
+        if self.variant == "original":
+            return self._original(euclidean(points, references), pairs)
+        if self.variant == "generalized":
+            distance = euclidean(points, references)
+            positive = masked_logsumexp(distance, pairs.positive)
+            negative = masked_logsumexp(self.margin - distance, pairs.negative)
+            # A side of nothing is far below 0 and leaves nothing of the other.
+            return (positive + negative).clamp(min=0).sum() / max(len(points), 1)
+        similarity = inner_products(points, references)
+        positive = masked_logsumexp(-self.alpha * similarity, pairs.positive) * (2 / self.alpha)
+        negative = masked_logsumexp(self.beta * similarity, pairs.negative) * (2 / self.beta)
+        whole = pairs.positive.any(dim=1) & pairs.negative.any(dim=1)
+        return torch.where(whole, positive + negative, 0).sum() / max(len(points), 1)
 
     def _original(self, distance: Tensor, pairs: Pairs) -> Tensor:
         nearness = self.margin - distance

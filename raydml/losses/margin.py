@@ -1,19 +1,20 @@
 """Margin loss: Wu et al., Sampling Matters in Deep Embedding Learning, ICCV 2017."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raydml.ops.distances import full_precision, squared_euclidean, squares_at
-from raydml.ops.tuples import Pairs, TripletRanges, Triplets, all_pairs, check_kind, counts, per_tuple
+from raydml.losses._base import TripletLoss, Tuples
+from raydml.losses._pairs import both_sides, pair_squares
+from raydml.ops.tuples import counts, per_tuple
 
 # Inside the root, after the sum, as in the authors' code: keeps the gradient finite where two embeddings coincide.
 DISTANCE_EPSILON = 1e-8
 
 
-class Margin(nn.Module):
+class Margin(TripletLoss):
     """Margin loss: hinges on the Euclidean distance on both sides of a learned boundary beta.
 
     With d = sqrt(|x_a - x_b|^2 + 1e-8), a positive pair costs max(0, d - beta + margin) and a negative pair
@@ -28,8 +29,6 @@ class Margin(nn.Module):
     Embeddings are used as they come. Departure: the releases create beta as a parameter but never give it to the
     optimiser; here it trains, unless `trainable_beta: false` says what they in effect do.
     """
-
-    accepts: ClassVar[tuple[str, ...]] = ("pairs", "triplets", "triplet_ranges")
 
     def __init__(
         self,
@@ -68,34 +67,16 @@ class Margin(nn.Module):
         else:
             self.register_buffer("beta", start)
 
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        tuples: Pairs | Triplets | TripletRanges | None = None,
-        references: Tensor | None = None,
-    ) -> Tensor:
-        """Scalar, float32 or wider. embeddings: (B, D); labels: (B,) int64 in 0..num_classes-1; None = all pairs.
-
-        references: (M, D), the embeddings of the columns of pairs; None = the batch.
-        """
-        tuples = all_pairs(labels) if tuples is None else tuples
-        check_kind(tuples, self.accepts, references)
-        with torch.autocast(embeddings.device.type, enabled=False):
-            points = full_precision(embeddings)
-            if isinstance(tuples, Triplets):
-                squares = squares_at(points, tuples.anchor, torch.stack([tuples.positive, tuples.negative]))
-                to_positive, to_negative = (squares + DISTANCE_EPSILON).sqrt().unbind()
-            else:
-                others = None if references is None else references.to(points.dtype)
-                to_positive = to_negative = (squared_euclidean(points, others) + DISTANCE_EPSILON).sqrt()
-            boundary = per_tuple(self.beta[labels] if self.class_beta else self.beta.expand(len(labels)), tuples)
-            num_positive, num_negative = counts(tuples)
-            pulled = (to_positive - boundary + self.margin).clamp(min=0)
-            pushed = (boundary - to_negative + self.margin).clamp(min=0)
-            num_active = ((pulled > 0) * num_positive).sum() + ((pushed > 0) * num_negative).sum()
-            total = (pulled * num_positive).sum() + (pushed * num_negative).sum()
-            if self.nu > 0:
-                penalty = (boundary.abs() * num_positive).sum() if self.class_beta else self.beta.abs().sum()
-                total = total + self.nu * penalty * (num_active > 0)
-            return total / num_active.clamp(min=1)
+    def cost(self, points: Tensor, labels: Tensor, tuples: Tuples, references: Tensor | None) -> Tensor:
+        distance = (pair_squares(points, tuples, references) + DISTANCE_EPSILON).sqrt()
+        to_positive, to_negative = both_sides(distance, tuples)
+        boundary = per_tuple(self.beta[labels] if self.class_beta else self.beta.expand(len(labels)), tuples)
+        num_positive, num_negative = counts(tuples)
+        pulled = (to_positive - boundary + self.margin).clamp(min=0)
+        pushed = (boundary - to_negative + self.margin).clamp(min=0)
+        num_active = ((pulled > 0) * num_positive).sum() + ((pushed > 0) * num_negative).sum()
+        total = (pulled * num_positive).sum() + (pushed * num_negative).sum()
+        if self.nu > 0:
+            penalty = (boundary.abs() * num_positive).sum() if self.class_beta else self.beta.abs().sum()
+            total = total + self.nu * penalty * (num_active > 0)
+        return total / num_active.clamp(min=1)

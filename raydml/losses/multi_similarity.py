@@ -1,17 +1,17 @@
 """Multi-similarity loss: Wang et al., Multi-Similarity Loss with General Pair Weighting, CVPR 2019."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
+from raydml.losses._base import PairLoss
 from raydml.losses._pairs import refuse_swapped_scales, sum_of_soft_maxima
-from raydml.ops.distances import dot_products
-from raydml.ops.tuples import Pairs, chosen_pairs
+from raydml.ops.distances import inner_products
+from raydml.ops.tuples import Pairs
 
 
-class MultiSimilarity(nn.Module):
+class MultiSimilarity(PairLoss):
     """Multi-similarity loss: soft maxima over an anchor's positive and negative similarities.
 
     For anchor i with chosen positives P and negatives N and dot products s:
@@ -27,8 +27,6 @@ class MultiSimilarity(nn.Module):
     Embeddings are used as they come, as in the release. Departure: an item is left out of its own positives
     by index, not by "s < 1 - 1e-5", so exact copies of an image remain positives of each other.
     """
-
-    accepts: ClassVar[tuple[str, ...]] = ("pairs",)
 
     def __init__(
         self,
@@ -50,14 +48,8 @@ class MultiSimilarity(nn.Module):
         self.beta = beta
         self.base = base
 
-    def forward(
-        self, embeddings: Tensor, labels: Tensor, tuples: Pairs | None = None, references: Tensor | None = None
-    ) -> Tensor:
-        """Scalar, float32 or wider. embeddings: (B, D); labels: (B,) int64; None = all pairs; references: (M, D)."""
-        pairs = chosen_pairs(tuples, labels)
-        # Multiplied by beta, a similarity rounded to bfloat16 would be off by more than its exponent can bear.
-        with torch.autocast(embeddings.device.type, enabled=False):
-            similarity = dot_products(embeddings, references) - self.base
-            positive = sum_of_soft_maxima(-self.alpha * similarity, pairs.positive) / self.alpha
-            negative = sum_of_soft_maxima(self.beta * similarity, pairs.negative) / self.beta
-            return (positive + negative) / max(len(labels), 1)
+    def cost(self, points: Tensor, pairs: Pairs, references: Tensor | None) -> Tensor:
+        similarity = inner_products(points, references) - self.base
+        positive = sum_of_soft_maxima(-self.alpha * similarity, pairs.positive) / self.alpha
+        negative = sum_of_soft_maxima(self.beta * similarity, pairs.negative) / self.beta
+        return (positive + negative) / max(len(points), 1)

@@ -1,17 +1,17 @@
 """N-pair loss: Sohn, Improved Deep Metric Learning with Multi-class N-pair Loss Objective, NeurIPS 2016."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from raydml.ops.distances import full_precision, inner_products, masked_logsumexp
-from raydml.ops.tuples import Pairs, chosen_pairs
+from raydml.losses._base import PairLoss
+from raydml.ops.distances import inner_products, masked_logsumexp
+from raydml.ops.tuples import Pairs
 
 
-class NPair(nn.Module):
+class NPair(PairLoss):
     """N-pair loss: a positive against all negatives of its anchor at once, in dot products.
 
     For a positive pair (a, p) and the negatives n of its anchor, with dot products s:
@@ -28,8 +28,6 @@ class NPair(nn.Module):
     released. pytorch-metric-learning has no penalty and takes as negatives the other classes' positives.
     """
 
-    accepts: ClassVar[tuple[str, ...]] = ("pairs",)
-
     def __init__(
         self,
         *,
@@ -41,22 +39,13 @@ class NPair(nn.Module):
         super().__init__()
         self.l2 = l2
 
-    def forward(
-        self, embeddings: Tensor, labels: Tensor, tuples: Pairs | None = None, references: Tensor | None = None
-    ) -> Tensor:
-        """Scalar, float32 or wider. embeddings: (B, D); labels: (B,) int64; None = all pairs.
-
-        references: (M, D), the embeddings of the columns of pairs; None = the batch.
-        """
-        pairs = chosen_pairs(tuples, labels)
-        with torch.autocast(embeddings.device.type, enabled=False):
-            points = full_precision(embeddings)
-            others = points if references is None else references.to(points.dtype)
-            similarity = inner_products(points, others)
-            # log(1 + sum of e^s / e^p) is softplus(LSE - p), which neither overflows nor rounds small costs away.
-            negative = masked_logsumexp(similarity, pairs.negative)
-            cost = functional.softplus(negative[:, None] - similarity)
-            if self.l2 > 0:
-                squares = points.square().sum(dim=1)[:, None] + others.square().sum(dim=1)
-                cost = cost + self.l2 * squares
-            return (cost * pairs.positive).sum() / pairs.positive.sum().clamp(min=1)
+    def cost(self, points: Tensor, pairs: Pairs, references: Tensor | None) -> Tensor:
+        others = points if references is None else references.to(points.dtype)
+        similarity = inner_products(points, others)
+        # log(1 + sum of e^s / e^p) is softplus(LSE - p), which neither overflows nor rounds small costs away.
+        negative = masked_logsumexp(similarity, pairs.negative)
+        cost = functional.softplus(negative[:, None] - similarity)
+        if self.l2 > 0:
+            squares = points.square().sum(dim=1)[:, None] + others.square().sum(dim=1)
+            cost = cost + self.l2 * squares
+        return (cost * pairs.positive).sum() / pairs.positive.sum().clamp(min=1)

@@ -1,17 +1,18 @@
 """NCA loss: Goldberger et al., Neighbourhood Components Analysis, NeurIPS 2004."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from raydml.ops.distances import full_precision, masked_logsumexp, squared_euclidean
-from raydml.ops.tuples import Pairs, chosen_pairs
+from raydml.losses._base import PairLoss
+from raydml.ops.distances import masked_logsumexp, squared_euclidean
+from raydml.ops.tuples import Pairs
 
 
-class NCA(nn.Module):
+class NCA(PairLoss):
     """Neighbourhood components analysis: a random near neighbour shall be of the anchor's class.
 
     With squared Euclidean distances q, an anchor picks a neighbour with probability proportional to exp(-alpha q); the
@@ -28,8 +29,6 @@ class NCA(nn.Module):
     Embeddings are used as they come. Departure from Deep_Metric: among fewer than `nearest` items all take part.
     """
 
-    accepts: ClassVar[tuple[str, ...]] = ("pairs",)
-
     def __init__(
         self,
         *,
@@ -45,28 +44,16 @@ class NCA(nn.Module):
         self.alpha = alpha
         self.nearest = nearest
 
-    def forward(
-        self, embeddings: Tensor, labels: Tensor, tuples: Pairs | None = None, references: Tensor | None = None
-    ) -> Tensor:
-        """Scalar, float32 or wider. embeddings: (B, D); labels: (B,) int64; None = all pairs.
-
-        references: (M, D), the embeddings of the columns of pairs; None = the batch.
-        """
-        pairs = chosen_pairs(tuples, labels)
-        with torch.autocast(embeddings.device.type, enabled=False):
-            points = full_precision(embeddings)
-            others = None if references is None else references.to(points.dtype)
-            squares = squared_euclidean(points, others)
-            # With as few items as that, all are among the nearest.
-            if self.nearest is not None and self.nearest < squares.shape[1]:
-                pairs = _nearest_pairs(squares.detach(), pairs, self.nearest)
-            logits = -self.alpha * squares
-            # -log(P / (P + N)) is softplus(log N - log P), which does not round small costs away.
-            cost = functional.softplus(
-                masked_logsumexp(logits, pairs.negative) - masked_logsumexp(logits, pairs.positive)
-            )
-            has_positive = pairs.positive.any(dim=1)
-            return torch.where(has_positive, cost, 0).sum() / has_positive.sum().clamp(min=1)
+    def cost(self, points: Tensor, pairs: Pairs, references: Tensor | None) -> Tensor:
+        squares = squared_euclidean(points, references)
+        # With as few items as that, all are among the nearest.
+        if self.nearest is not None and self.nearest < squares.shape[1]:
+            pairs = _nearest_pairs(squares.detach(), pairs, self.nearest)
+        logits = -self.alpha * squares
+        # -log(P / (P + N)) is softplus(log N - log P), which does not round small costs away.
+        cost = functional.softplus(masked_logsumexp(logits, pairs.negative) - masked_logsumexp(logits, pairs.positive))
+        has_positive = pairs.positive.any(dim=1)
+        return torch.where(has_positive, cost, 0).sum() / has_positive.sum().clamp(min=1)
 
 
 def _nearest_pairs(squares: Tensor, pairs: Pairs, num_nearest: int) -> Pairs:

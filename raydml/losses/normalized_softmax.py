@@ -1,17 +1,16 @@
 """Normalised softmax: Zhai and Wu, Classification is a Strong Baseline for Deep Metric Learning, BMVC 2019."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from raydml.ops.distances import full_precision, products_with_unit
-from raydml.ops.tuples import Pairs, TripletRanges, Triplets
+from raydml.losses._base import ClassLoss
+from raydml.losses._classes import class_vectors, mean_cross_entropy
+from raydml.ops.distances import products_with_unit
 
 
-class NormalizedSoftmax(nn.Module):
+class NormalizedSoftmax(ClassLoss):
     """Normalised softmax: classify against unit class vectors at a low temperature; takes no miner.
 
     Cross-entropy of the logits <x_i, w_c / max(|w_c|, 1e-12)> / temperature, averaged over the batch
@@ -22,8 +21,6 @@ class NormalizedSoftmax(nn.Module):
     Its rows are normalised in the forward pass only; gradients flow through that, and weight decay acts on the raw
     rows, as in the reference.
     """
-
-    accepts: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -36,17 +33,8 @@ class NormalizedSoftmax(nn.Module):
     ) -> None:
         super().__init__()
         self.temperature = temperature
-        bound = embedding_dim**-0.5
-        self.weight = nn.Parameter(torch.empty(num_classes, embedding_dim).uniform_(-bound, bound))
+        self.weight = class_vectors(num_classes, embedding_dim)
 
-    def forward(
-        self, embeddings: Tensor, labels: Tensor, tuples: Pairs | Triplets | TripletRanges | None = None
-    ) -> Tensor:
-        """Scalar, float32 or wider. embeddings: (B, D); labels: (B,) int64 in 0..num_classes-1; tuples: None."""
-        if tuples is not None:
-            raise ValueError("normalized_softmax learns from labels alone: set miner to null")
-        with torch.autocast(embeddings.device.type, enabled=False):
-            points = full_precision(embeddings)
-            logits = products_with_unit(points, self.weight.to(points.dtype)) / self.temperature
-            # Sum and division, because the mean of an empty batch is NaN.
-            return functional.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1)
+    def cost(self, points: Tensor, labels: Tensor) -> Tensor:
+        logits = products_with_unit(points, self.weight.to(points.dtype)) / self.temperature
+        return mean_cross_entropy(logits, labels)

@@ -1,18 +1,18 @@
 """NT-Xent: Chen et al., SimCLR, ICML 2020; SupCon: Khosla et al., Supervised Contrastive Learning, NeurIPS 2020."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from raydml.losses._base import PairLoss
 from raydml.losses._pairs import cosines, mean_weights
 from raydml.ops.distances import masked_logsumexp
-from raydml.ops.tuples import Pairs, chosen_pairs
+from raydml.ops.tuples import Pairs
 
 
-class NtXent(nn.Module):
+class NtXent(PairLoss):
     """NT-Xent and SupCon: cross-entropy of each positive's cosine against the anchor's other cosines.
 
     For anchor i with chosen positives P and negatives N and z = cosine / temperature, form "nt_xent" is the mean over
@@ -32,8 +32,6 @@ class NtXent(nn.Module):
     pytorch-metric-learning does. Its mean for "sup_con" leaves out anchors with a loss of exactly 0; here they count.
     """
 
-    accepts: ClassVar[tuple[str, ...]] = ("pairs",)
-
     def __init__(
         self,
         *,
@@ -49,16 +47,11 @@ class NtXent(nn.Module):
         self.temperature = temperature
         self.form = form
 
-    def forward(
-        self, embeddings: Tensor, labels: Tensor, tuples: Pairs | None = None, references: Tensor | None = None
-    ) -> Tensor:
-        """Scalar, float32 or wider. embeddings: (B, D); labels: (B,) int64; None = all pairs; references: (M, D)."""
-        positive, negative = chosen_pairs(tuples, labels)
-        # Divided by a small temperature, a cosine rounded to bfloat16 would be off by tens of percent of a logit.
-        with torch.autocast(embeddings.device.type, enabled=False):
-            logits = cosines(embeddings, references) / self.temperature
-            rivals = negative if self.form == "nt_xent" else positive | negative
-            rival = masked_logsumexp(logits, rivals)[:, None] - logits
-            if self.form == "nt_xent":
-                return (functional.softplus(rival) * positive).sum() / positive.sum().clamp(min=1)
-            return (rival * mean_weights(positive, logits.dtype)).sum() / positive.any(dim=1).sum().clamp(min=1)
+    def cost(self, points: Tensor, pairs: Pairs, references: Tensor | None) -> Tensor:
+        positive, negative = pairs
+        logits = cosines(points, references) / self.temperature
+        rivals = negative if self.form == "nt_xent" else positive | negative
+        rival = masked_logsumexp(logits, rivals)[:, None] - logits
+        if self.form == "nt_xent":
+            return (functional.softplus(rival) * positive).sum() / positive.sum().clamp(min=1)
+        return (rival * mean_weights(positive, logits.dtype)).sum() / positive.any(dim=1).sum().clamp(min=1)

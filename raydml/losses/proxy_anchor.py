@@ -1,19 +1,18 @@
 """Proxy-Anchor: Kim et al., Proxy Anchor Loss for Deep Metric Learning, CVPR 2020."""
 
 import math
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 
+from raydml.losses._base import ClassLoss
+from raydml.losses._classes import class_cosines
 from raydml.losses._pairs import sum_of_soft_maxima
-from raydml.ops.distances import full_precision, products_with_unit
-from raydml.ops.tuples import Pairs, TripletRanges, Triplets
 
 
-class ProxyAnchor(nn.Module):
+class ProxyAnchor(ClassLoss):
     """Proxy-Anchor: each class's proxy is the anchor, against all items of the batch; takes no miner.
 
     With cosines s(x, p), X_p the items of proxy p's class, P all proxies and P+ those with an item in the batch:
@@ -29,8 +28,6 @@ class ProxyAnchor(nn.Module):
     times the network's (the optimiser's loss_learning_rate).
     """
 
-    accepts: ClassVar[tuple[str, ...]] = ()
-
     def __init__(
         self,
         num_classes: int,
@@ -44,19 +41,12 @@ class ProxyAnchor(nn.Module):
         self.delta = delta
         self.proxies = nn.Parameter(torch.randn(num_classes, embedding_dim) * math.sqrt(2 / num_classes))
 
-    def forward(
-        self, embeddings: Tensor, labels: Tensor, tuples: Pairs | Triplets | TripletRanges | None = None
-    ) -> Tensor:
-        """Scalar, float32 or wider. embeddings: (B, D); labels: (B,) int64 in 0..num_classes-1; tuples: None."""
-        if tuples is not None:
-            raise ValueError("proxy_anchor learns from labels alone: set miner to null")
-        with torch.autocast(embeddings.device.type, enabled=False):
-            points = full_precision(embeddings)
-            cosine = products_with_unit(functional.normalize(points), self.proxies.to(points.dtype))
-            num_proxies = len(self.proxies)
-            own = labels[:, None] == torch.arange(num_proxies, device=labels.device)
-            pulled = sum_of_soft_maxima(-self.alpha * (cosine - self.delta).T, own.T)
-            pushed = sum_of_soft_maxima(self.alpha * (cosine + self.delta).T, ~own.T)
-            num_present = own.any(dim=0).sum().clamp(min=1)
-            # Proxies without items of their class add log(1 + 0) to the first sum.
-            return pulled / num_present + pushed / num_proxies
+    def cost(self, points: Tensor, labels: Tensor) -> Tensor:
+        cosine = class_cosines(points, self.proxies)
+        num_proxies = len(self.proxies)
+        own = labels[:, None] == torch.arange(num_proxies, device=labels.device)
+        pulled = sum_of_soft_maxima(-self.alpha * (cosine - self.delta).T, own.T)
+        pushed = sum_of_soft_maxima(self.alpha * (cosine + self.delta).T, ~own.T)
+        num_present = own.any(dim=0).sum().clamp(min=1)
+        # Proxies without items of their class add log(1 + 0) to the first sum.
+        return pulled / num_present + pushed / num_proxies

@@ -1,18 +1,17 @@
 """Proxy-NCA: Movshovitz-Attias et al., No Fuss Distance Metric Learning Using Proxies, ICCV 2017."""
 
 import math
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 
-from raydml.ops.distances import full_precision, products_with_unit
-from raydml.ops.tuples import Pairs, TripletRanges, Triplets
+from raydml.losses._base import ClassLoss
+from raydml.losses._classes import class_cosines
 
 
-class ProxyNCA(nn.Module):
+class ProxyNCA(ClassLoss):
     """Proxy-NCA: near the own class's proxy, compared with all other proxies; takes no miner.
 
     With squared distances d between embedding x_i and proxy p_c, both normalised inside the loss (by max(norm, 1e-12))
@@ -27,8 +26,6 @@ class ProxyNCA(nn.Module):
     those of the MIC release and the ICML 2020 benchmark. pytorch-metric-learning has the own proxy in the sum too
     (log(1 + exp(.)) of each item's loss here) and leaves the scale at 1 (its softmax_scale is scale^2).
     """
-
-    accepts: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -48,17 +45,10 @@ class ProxyNCA(nn.Module):
         self.scale = scale
         self.proxies = nn.Parameter(torch.randn(num_classes, embedding_dim) / 8)
 
-    def forward(
-        self, embeddings: Tensor, labels: Tensor, tuples: Pairs | Triplets | TripletRanges | None = None
-    ) -> Tensor:
-        """Scalar, float32 or wider. embeddings: (B, D); labels: (B,) int64 in 0..num_classes-1; tuples: None."""
-        if tuples is not None:
-            raise ValueError("proxy_nca learns from labels alone: set miner to null")
-        with torch.autocast(embeddings.device.type, enabled=False):
-            points = full_precision(embeddings)
-            cosine = products_with_unit(functional.normalize(points), self.proxies.to(points.dtype))
-            closeness = 2 * self.scale**2 * cosine
-            own = labels[:, None]
-            others = torch.logsumexp(closeness.scatter(1, own, -math.inf), dim=1)
-            # Sum and division, because the mean of an empty batch is NaN.
-            return (others - closeness.gather(1, own).squeeze(1)).sum() / max(len(labels), 1)
+    def cost(self, points: Tensor, labels: Tensor) -> Tensor:
+        cosine = class_cosines(points, self.proxies)
+        closeness = 2 * self.scale**2 * cosine
+        own = labels[:, None]
+        others = torch.logsumexp(closeness.scatter(1, own, -math.inf), dim=1)
+        # Sum and division, because the mean of an empty batch is NaN.
+        return (others - closeness.gather(1, own).squeeze(1)).sum() / max(len(labels), 1)

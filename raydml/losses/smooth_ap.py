@@ -1,19 +1,20 @@
 """Smooth-AP: Brown et al., Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval, ECCV 2020."""
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
+from raydml.losses._base import PairLoss
 from raydml.losses._pairs import cosines, mean_weights
-from raydml.ops.tuples import Pairs, chosen_pairs
+from raydml.ops.tuples import Pairs
 
 # How many differences of similarities lie in memory at once: 64 MiB in float32.
 MOST_DIFFERENCES = 2**24
 
 
-class SmoothAp(nn.Module):
+class SmoothAp(PairLoss):
     """Smooth-AP: 1 minus the average precision of each anchor's ranking, ranks counted by sigmoids.
 
     For anchor i with chosen positives P and negatives N and cosines s, let g(j, k) = sigmoid((s_k - s_j) / temperature)
@@ -33,8 +34,6 @@ class SmoothAp(nn.Module):
     anchor among its own positives, where it is always first, and demand classes of equal size.
     """
 
-    accepts: ClassVar[tuple[str, ...]] = ("pairs",)
-
     def __init__(
         self,
         *,
@@ -45,16 +44,11 @@ class SmoothAp(nn.Module):
         super().__init__()
         self.temperature = temperature
 
-    def forward(
-        self, embeddings: Tensor, labels: Tensor, tuples: Pairs | None = None, references: Tensor | None = None
-    ) -> Tensor:
-        """Scalar, float32 or wider. embeddings: (B, D); labels: (B,) int64; None = all pairs; references: (M, D)."""
-        positive, negative = chosen_pairs(tuples, labels)
-        # Divided by a small temperature, a cosine rounded to bfloat16 would be off by a whole logit.
-        with torch.autocast(embeddings.device.type, enabled=False):
-            logits = cosines(embeddings, references) / self.temperature
-            misses = _MissedPrecision.apply(logits, positive, negative, logits.requires_grad)
-            return misses.sum() / positive.any(dim=1).sum().clamp(min=1)
+    def cost(self, points: Tensor, pairs: Pairs, references: Tensor | None) -> Tensor:
+        positive, negative = pairs
+        logits = cosines(points, references) / self.temperature
+        misses = _MissedPrecision.apply(logits, positive, negative, logits.requires_grad)
+        return misses.sum() / positive.any(dim=1).sum().clamp(min=1)
 
 
 class _MissedPrecision(torch.autograd.Function):

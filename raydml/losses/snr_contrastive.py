@@ -1,16 +1,17 @@
 """SNR loss: Yuan et al., Signal-to-Noise Ratio: A Robust Distance Metric for Deep Metric Learning, CVPR 2019."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from raydml.ops.distances import SMALLEST_SQUARE, full_precision, squared_euclidean, squares_at
-from raydml.ops.tuples import Pairs, TripletRanges, Triplets, all_pairs, check_kind, counts, per_tuple
+from raydml.losses._base import TripletLoss, Tuples
+from raydml.losses._pairs import both_sides, mean_cost, pair_squares
+from raydml.ops.distances import SMALLEST_SQUARE
+from raydml.ops.tuples import counts, per_tuple
 
 
-class SNRContrastive(nn.Module):
+class SNRContrastive(TripletLoss):
     """Contrastive loss on the noise of a pair relative to the signal of its anchor.
 
     The distance of x from an anchor a is the inverse ratio of signal to noise, with variances over the D coordinates
@@ -30,8 +31,6 @@ class SNRContrastive(nn.Module):
     Embeddings are used as they come. Departure: an anchor whose variance is zero has no signal, hence no distance, and
     is left out with its pairs, where the releases divide by zero.
     """
-
-    accepts: ClassVar[tuple[str, ...]] = ("pairs", "triplets", "triplet_ranges")
 
     def __init__(
         self,
@@ -62,46 +61,25 @@ class SNRContrastive(nn.Module):
         self.zero_mean = zero_mean
         self.average_over = average_over
 
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        tuples: Pairs | Triplets | TripletRanges | None = None,
-        references: Tensor | None = None,
-    ) -> Tensor:
-        """Scalar, float32 or wider. embeddings: (B, D); labels: (B,) int64; None = all pairs.
-
-        references: (M, D), the embeddings of the columns of pairs; None = the batch.
-        """
-        tuples = all_pairs(labels) if tuples is None else tuples
-        check_kind(tuples, self.accepts, references)
-        with torch.autocast(embeddings.device.type, enabled=False):
-            points = full_precision(embeddings)
-            # Without its own mean, an embedding's squared length is D times its variance, a difference's likewise.
-            centred = points - points.mean(dim=1, keepdim=True)
-            if isinstance(tuples, Triplets):
-                noise = squares_at(centred, tuples.anchor, torch.stack(tuples[1:3]))
-                to_positive, to_negative = noise.unbind()
-            else:
-                others = None
-                if references is not None:
-                    others = references.to(points.dtype)
-                    others = others - others.mean(dim=1, keepdim=True)
-                to_positive = to_negative = squared_euclidean(centred, others)
-            signal = centred.square().sum(dim=1)
-            # Relative to its length: what rounding leaves of equal coordinates is no signal.
-            heard = per_tuple(signal > SMALLEST_SQUARE * (1 + points.square().sum(dim=1)), tuples)
-            signal = per_tuple(signal, tuples)
-            per_signal = signal.masked_fill(~heard, 1).reciprocal()
-            num_positive, num_negative = counts(tuples)
-            pulled = (to_positive * per_signal - self.positive_margin).clamp(min=0)
-            pushed = (self.negative_margin - to_negative * per_signal).clamp(min=0)
-            loss = self._mean(pulled, num_positive * heard) + self._mean(pushed, num_negative * heard)
-            if self.zero_mean > 0:
-                penalty = points.sum(dim=1).abs().sum() / max(len(labels), 1)
-                loss = loss + self.zero_mean * penalty * (num_positive.any() | num_negative.any())
-            return loss
-
-    def _mean(self, cost: Tensor, count: Tensor) -> Tensor:
-        divisor = count.sum() if self.average_over == "all" else ((cost > 0) * count).sum()
-        return (cost * count).sum() / divisor.clamp(min=1)
+    def cost(self, points: Tensor, labels: Tensor, tuples: Tuples, references: Tensor | None) -> Tensor:
+        # Without its own mean, an embedding's squared length is D times its variance, a difference's likewise.
+        centred = points - points.mean(dim=1, keepdim=True)
+        if references is not None:
+            references = references - references.mean(dim=1, keepdim=True)
+        to_positive, to_negative = both_sides(pair_squares(centred, tuples, references), tuples)
+        signal = centred.square().sum(dim=1)
+        # Relative to its length: what rounding leaves of equal coordinates is no signal.
+        heard = per_tuple(signal > SMALLEST_SQUARE * (1 + points.square().sum(dim=1)), tuples)
+        signal = per_tuple(signal, tuples)
+        per_signal = signal.masked_fill(~heard, 1).reciprocal()
+        num_positive, num_negative = counts(tuples)
+        pulled = (to_positive * per_signal - self.positive_margin).clamp(min=0)
+        pushed = (self.negative_margin - to_negative * per_signal).clamp(min=0)
+        active_only = self.average_over == "active"
+        loss = mean_cost(pulled, num_positive * heard, active_only) + mean_cost(
+            pushed, num_negative * heard, active_only
+        )
+        if self.zero_mean > 0:
+            penalty = points.sum(dim=1).abs().sum() / max(len(labels), 1)
+            loss = loss + self.zero_mean * penalty * (num_positive.any() | num_negative.any())
+        return loss

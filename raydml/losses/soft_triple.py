@@ -1,21 +1,22 @@
 """SoftTriple: Qian et al., SoftTriple Loss: Deep Metric Learning Without Triplet Sampling, ICCV 2019."""
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raydml.ops.distances import full_precision, products_with_unit
-from raydml.ops.tuples import Pairs, TripletRanges, Triplets
+from raydml.losses._base import ClassLoss
+from raydml.losses._classes import mean_cross_entropy, subtract_margin
+from raydml.ops.distances import products_with_unit
 
 # Inside the root, as in the authors' release: keeps the gradient finite where two centres coincide, which is where the
 # regulariser draws them.
 DISTANCE_EPSILON = 1e-5
 
 
-class SoftTriple(nn.Module):
+class SoftTriple(ClassLoss):
     """SoftTriple: softmax over classes that have several centres each; takes no miner.
 
     With cosines s_ick of x_i and centre k of class c, the similarity to a class is a soft maximum over its centres,
@@ -34,8 +35,6 @@ class SoftTriple(nn.Module):
     centres. pytorch-metric-learning has the regulariser apart (SparseCentersRegularizer). Centres start uniform in
     +-1/sqrt(C K), as in the release. Needs memory for B x C x K cosines.
     """
-
-    accepts: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -64,26 +63,17 @@ class SoftTriple(nn.Module):
         bound = (num_classes * num_centers) ** -0.5
         self.centers = nn.Parameter(torch.empty(num_classes, num_centers, embedding_dim).uniform_(-bound, bound))
 
-    def forward(
-        self, embeddings: Tensor, labels: Tensor, tuples: Pairs | Triplets | TripletRanges | None = None
-    ) -> Tensor:
-        """Scalar, float32 or wider. embeddings: (B, D); labels: (B,) int64 in 0..num_classes-1; tuples: None."""
-        if tuples is not None:
-            raise ValueError("soft_triple learns from labels alone: set miner to null")
-        with torch.autocast(embeddings.device.type, enabled=False):
-            points = full_precision(embeddings)
-            centers = self.centers.to(points.dtype)
-            # The points are divided by gamma, not their many more cosines.
-            sharpened = functional.normalize(points) / self.gamma
-            cosine = products_with_unit(sharpened, centers.flatten(end_dim=1)).unflatten(1, centers.shape[:2])
-            similarity = _SoftMaximum.apply(cosine) * self.gamma
-            own = labels[:, None]
-            logits = self.scale * similarity.scatter_add(1, own, similarity.new_full(own.shape, -self.margin))
-            # Sum and division, because the mean of an empty batch is NaN.
-            classification = functional.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1)
-            if self.tau == 0:
-                return classification
-            return classification + self.tau * min(len(labels), 1) * _spread(functional.normalize(centers, dim=2))
+    def cost(self, points: Tensor, labels: Tensor) -> Tensor:
+        centers = self.centers.to(points.dtype)
+        # The points are divided by gamma, not their many more cosines.
+        sharpened = functional.normalize(points) / self.gamma
+        cosine = products_with_unit(sharpened, centers.flatten(end_dim=1)).unflatten(1, centers.shape[:2])
+        similarity = _SoftMaximum.apply(cosine) * self.gamma
+        logits = self.scale * subtract_margin(similarity, labels, self.margin)
+        classification = mean_cross_entropy(logits, labels)
+        if self.tau == 0:
+            return classification
+        return classification + self.tau * min(len(labels), 1) * _spread(functional.normalize(centers, dim=2))
 
 
 class _SoftMaximum(torch.autograd.Function):

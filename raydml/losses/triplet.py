@@ -4,13 +4,15 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from raydml.ops.distances import SMALLEST_SQUARE, euclidean, full_precision, squared_euclidean, squares_at
-from raydml.ops.tuples import Pairs, TripletRanges, Triplets, all_pairs, check_kind, pair_counts
+from raydml.losses._base import TripletLoss, Tuples
+from raydml.losses._pairs import pair_squares
+from raydml.ops.distances import SMALLEST_SQUARE, euclidean, squared_euclidean
+from raydml.ops.tuples import Pairs, TripletRanges, Triplets, pair_counts
 
 
-class Triplet(nn.Module):
+class Triplet(TripletLoss):
     """Triplet loss: a positive nearer than a negative, by a margin.
 
     For an anchor a, a positive p and a negative n, with squared distances d:
@@ -52,31 +54,25 @@ class Triplet(nn.Module):
         self.squared = squared
         self.average_over = average_over
 
-    def forward(self, embeddings: Tensor, labels: Tensor, tuples: Triplets | TripletRanges | None = None) -> Tensor:
-        """Scalar, float32 or wider. embeddings: (B, D); labels: (B,) int64; None = all triplets."""
-        if tuples is not None:
-            check_kind(tuples, self.accepts)
-        with torch.autocast(embeddings.device.type, enabled=False):
-            points = full_precision(embeddings)
-            if isinstance(tuples, Triplets):
-                total, num_all, num_active = self._listed(points, tuples)
-            else:
-                total, num_all, num_active = self._ranges(points, labels, tuples)
-            count = num_all if self.average_over == "all" else num_active
-            return (total / count.clamp(min=1)).to(points.dtype)
+    def cost(self, points: Tensor, labels: Tensor, tuples: Tuples, references: Tensor | None) -> Tensor:
+        if isinstance(tuples, Triplets):
+            total, num_all, num_active = self._listed(points, tuples)
+        else:
+            distance = (squared_euclidean(points) if self.squared else euclidean(points)).double()
+            sums = self._all(distance, tuples) if isinstance(tuples, Pairs) else self._ranges(distance, tuples)
+            total, num_all, num_active = sums
+        count = num_all if self.average_over == "all" else num_active
+        return (total / count.clamp(min=1)).to(points.dtype)
 
     def _listed(self, points: Tensor, triplets: Triplets) -> tuple[Tensor, Tensor, Tensor]:
         """Sum of the costs, number of triplets, number of those that cost something."""
-        squares = squares_at(points, triplets.anchor, torch.stack([triplets.positive, triplets.negative]))
+        squares = pair_squares(points, triplets)
         distance = squares if self.squared else squares.clamp(min=SMALLEST_SQUARE).sqrt()
         cost = (distance[0] - distance[1] + self.margin).clamp(min=0) * triplets.valid
         return cost.sum(), triplets.valid.sum(), (cost > 0).sum()
 
-    def _ranges(self, points: Tensor, labels: Tensor, ranges: TripletRanges | None) -> tuple[Tensor, Tensor, Tensor]:
-        """The same for ranges of triplets, or for all of the batch."""
-        distance = (squared_euclidean(points) if self.squared else euclidean(points)).double()
-        if ranges is None:
-            return self._all(distance, all_pairs(labels))
+    def _ranges(self, distance: Tensor, ranges: TripletRanges) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the same for ranges of triplets. distance: (B, B)."""
         pulled, pushed = pair_counts(self._active(distance.detach(), ranges))
         num_all = torch.where(ranges.positive, ranges.stop - ranges.start, 0).clamp(min=0).sum()
         num_active = pulled.sum()

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from raydml.ops.distances import full_precision, squared_euclidean
 from raydml.ops.tuples import Pairs, TripletRanges, all_pairs, all_triplets
@@ -35,7 +35,7 @@ class All(nn.Module):
         self,
         embeddings: Tensor,
         labels: Tensor,
-        generator: torch.Generator | None = None,  # noqa: ARG002 - all miners are called alike
+        generator: Generator | None = None,
         pairs: Pairs | None = None,
         references: Tensor | None = None,
     ) -> Pairs | TripletRanges:

@@ -1,13 +1,14 @@
 """Distance-weighted sampling: Wu et al., Sampling Matters in Deep Embedding Learning, ICCV 2017."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Generator, Tensor
 from torch.nn import functional
 
-from raydml.ops.distances import full_precision, squared_euclidean
+from raydml.miners._base import TripletMiner
+from raydml.ops.distances import squared_euclidean
 from raydml.ops.random_columns import draw_columns, draw_different_columns
 from raydml.ops.tuples import Pairs, Triplets, all_pairs
 
@@ -23,7 +24,7 @@ FAR_WEIGHT = 1e-6
 ANTIPODE_EPSILON = 1e-6
 
 
-class DistanceWeighted(nn.Module):
+class DistanceWeighted(TripletMiner):
     """Distance-weighted mining: negatives spread evenly over distance.
 
     On the unit sphere in D dimensions the distance d of two random points has a density in proportion to
@@ -54,8 +55,6 @@ class DistanceWeighted(nn.Module):
     every positive pair). A triplet is invalid where its anchor has no positive or no negative in the batch.
     """
 
-    yields: ClassVar[str] = "triplets"
-
     def __init__(
         self,
         *,
@@ -83,14 +82,11 @@ class DistanceWeighted(nn.Module):
         self.cutoff = cutoff
         self.upper_cutoff = ZERO_LOSS_DISTANCE if upper_cutoff is None and variant != "wu" else upper_cutoff
 
-    @torch.no_grad()
-    def forward(self, embeddings: Tensor, labels: Tensor, generator: torch.Generator | None = None) -> Triplets:
-        """T triplets. embeddings: (B, D); labels: (B,) int64; generator: draws 2 B to 2 B^2 numbers, by the variant."""
+    def choose(self, points: Tensor, labels: Tensor, generator: Generator | None) -> Triplets:
+        """Return T triplets; draw 2 B to 2 B^2 numbers, depending on the variant."""
         item = torch.arange(len(labels), device=labels.device)
         pairs = all_pairs(labels)
-        if len(labels) == 0:
-            return Triplets(item, item, item, item.bool())
-        weight = self.weights(embeddings, pairs.negative)
+        weight = self.weights(points, pairs.negative)
         if self.variant == "divide_conquer":
             return _as_many_as_positives(weight, pairs, generator)
         if self.variant == "mdr":
@@ -102,31 +98,29 @@ class DistanceWeighted(nn.Module):
             valid=pairs.positive.any(dim=1) & pairs.negative.any(dim=1),
         )
 
-    def weights(self, embeddings: Tensor, negative: Tensor) -> Tensor:
-        """(B, B): what each item weighs as the negative of each anchor (row); 0 where it is none.
+    def weights(self, points: Tensor, negative: Tensor) -> Tensor:
+        """Return the weight (B, B) of each item as a negative of each anchor (row); 0 where it is no negative.
 
-        embeddings: (B, D), any length; negative: (B, B) bool.
+        points: (B, D) of any length, float32 or wider; negative: (B, B) bool.
         """
-        with torch.autocast(embeddings.device.type, enabled=False):
-            points = full_precision(embeddings)
-            # Float32 decides which rows of "mdr" underflow.
-            points = points.float() if self.variant == "mdr" else points
-            square = squared_euclidean(functional.normalize(points, dim=1))
-            if self.variant == "mdr":
-                square.fill_diagonal_(1)
-            log_weight = _log_inverse_density(square, self.cutoff, points.shape[1])
-            before = negative if self.upper_cutoff is None else negative & (square < self.upper_cutoff**2)
-            if self.variant == "divide_conquer":
-                log_weight = log_weight.masked_fill(~before, 0)
-                weight = (log_weight - log_weight.amax(dim=1, keepdim=True)).exp() + FLOOR_WEIGHT
-                return weight.masked_fill(negative & ~before, FAR_WEIGHT).masked_fill(~negative, 0)
-            if self.variant == "wu":
-                # Weights but for a factor. Finite where masked, so that a row without candidates has no inf - inf.
-                weight = log_weight.masked_fill(~before, torch.finfo(square.dtype).min).softmax(dim=1)
-            else:
-                weight = (log_weight - log_weight.amax(dim=1, keepdim=True)).exp()
-            weight = weight.masked_fill(~before, 0)
-            return torch.where(weight.any(dim=1, keepdim=True), weight, negative)
+        # Float32 decides which rows of "mdr" underflow.
+        points = points.float() if self.variant == "mdr" else points
+        square = squared_euclidean(functional.normalize(points, dim=1))
+        if self.variant == "mdr":
+            square.fill_diagonal_(1)
+        log_weight = _log_inverse_density(square, self.cutoff, points.shape[1])
+        before = negative if self.upper_cutoff is None else negative & (square < self.upper_cutoff**2)
+        if self.variant == "divide_conquer":
+            log_weight = log_weight.masked_fill(~before, 0)
+            weight = (log_weight - log_weight.amax(dim=1, keepdim=True)).exp() + FLOOR_WEIGHT
+            return weight.masked_fill(negative & ~before, FAR_WEIGHT).masked_fill(~negative, 0)
+        if self.variant == "wu":
+            # Weights but for a factor. Finite where masked, so that a row without candidates has no inf - inf.
+            weight = log_weight.masked_fill(~before, torch.finfo(square.dtype).min).softmax(dim=1)
+        else:
+            weight = (log_weight - log_weight.amax(dim=1, keepdim=True)).exp()
+        weight = weight.masked_fill(~before, 0)
+        return torch.where(weight.any(dim=1, keepdim=True), weight, negative)
 
 
 def _log_inverse_density(square: Tensor, cutoff: float, dim: int) -> Tensor:
@@ -136,7 +130,7 @@ def _log_inverse_density(square: Tensor, cutoff: float, dim: int) -> Tensor:
     return (2 - dim) / 2 * square.log() - (dim - 3) / 2 * antipode.log()
 
 
-def _as_many_as_positives(weight: Tensor, pairs: Pairs, generator: torch.Generator | None) -> Triplets:
+def _as_many_as_positives(weight: Tensor, pairs: Pairs, generator: Generator | None) -> Triplets:
     """As many different negatives an anchor as an item has positives on average. weight: (B, B)."""
     size = len(weight)
     num_positives = pairs.positive.sum(dim=1, keepdim=True)
@@ -157,7 +151,7 @@ def _as_many_as_positives(weight: Tensor, pairs: Pairs, generator: torch.Generat
     )
 
 
-def _one_for_every_positive(weight: Tensor, pairs: Pairs, generator: torch.Generator | None) -> Triplets:
+def _one_for_every_positive(weight: Tensor, pairs: Pairs, generator: Generator | None) -> Triplets:
     """One negative for each ordered positive pair, in row-major order. weight: (B, B)."""
     item = torch.arange(len(weight), device=weight.device).expand_as(weight)
     return Triplets(

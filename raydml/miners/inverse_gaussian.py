@@ -1,20 +1,21 @@
 """Inverse-Gaussian sampling: Wang, the Deep_Metric code of 2018 (github.com/bnu-wangxun/Deep_Metric); no paper."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Generator, Tensor
 
-from raydml.ops.distances import dot_products
+from raydml.miners._base import PairMiner
+from raydml.ops.distances import inner_products
 from raydml.ops.random_columns import draw_different_columns
-from raydml.ops.tuples import Pairs, all_pairs
+from raydml.ops.tuples import Pairs
 
 # The least weight of a negative, next to the greatest, which is 1: nothing that may be drawn weighs 0.
 SMALLEST_WEIGHT = 1e-300
 
 
-class InverseGaussian(nn.Module):
+class InverseGaussian(PairMiner):
     """Inverse-Gaussian sampling: all positives, and a tenth of the negatives, rare similarities first.
 
     For anchor i, let mu and sigma be the mean and the (population) standard deviation of the dot products s with its
@@ -30,8 +31,6 @@ class InverseGaussian(nn.Module):
     come.
     """
 
-    yields: ClassVar[str] = "pairs"
-
     def __init__(
         self,
         *,
@@ -40,22 +39,12 @@ class InverseGaussian(nn.Module):
         super().__init__()
         self.one_in = one_in
 
-    @torch.no_grad()
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        generator: torch.Generator | None = None,
-        pairs: Pairs | None = None,
-        references: Tensor | None = None,
+    def choose(
+        self, points: Tensor, labels: Tensor, pairs: Pairs, references: Tensor | None, generator: Generator | None
     ) -> Pairs:
-        """Masks (B, M). embeddings: (B, D); labels: (B,) int64; generator: on any device, draws B M numbers;
-        pairs: candidates, None = all of the batch; references: (M, D), embeddings of the candidates' columns,
-        None = the batch."""
-        pairs = all_pairs(labels) if pairs is None else pairs
-        with torch.autocast(embeddings.device.type, enabled=False):
-            similarity = dot_products(embeddings, references)
-            weight = negative_weights(similarity, pairs.negative)
+        """Draw B M numbers."""
+        similarity = inner_products(points, references)
+        weight = negative_weights(similarity, pairs.negative)
         # How many are drawn depends on the row, so as many as any row may need are drawn and the rest is not used.
         most = pairs.negative.shape[1] // self.one_in
         columns = draw_different_columns(weight, generator, most)

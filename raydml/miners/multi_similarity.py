@@ -1,17 +1,17 @@
 """Multi-similarity mining: Wang et al., Multi-Similarity Loss with General Pair Weighting, CVPR 2019."""
 
 import math
-from typing import Annotated, ClassVar
+from typing import Annotated
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Generator, Tensor
 
-from raydml.ops.distances import dot_products
-from raydml.ops.tuples import Pairs, all_pairs
+from raydml.miners._base import PairMiner
+from raydml.ops.distances import inner_products
+from raydml.ops.tuples import Pairs
 
 
-class MultiSimilarityMiner(nn.Module):
+class MultiSimilarityMiner(PairMiner):
     """Multi-similarity mining: keep pairs harder than the anchor's hardest opposite pair, within epsilon.
 
     For anchor i and dot products s: a negative stays when s + epsilon > the least similar positive, a
@@ -26,8 +26,6 @@ class MultiSimilarityMiner(nn.Module):
     "s < 1 - 1e-5".
     """
 
-    yields: ClassVar[str] = "pairs"
-
     def __init__(
         self,
         *,
@@ -36,25 +34,13 @@ class MultiSimilarityMiner(nn.Module):
         super().__init__()
         self.epsilon = epsilon
 
-    @torch.no_grad()
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        generator: torch.Generator | None = None,  # noqa: ARG002 - all miners are called alike
-        pairs: Pairs | None = None,
-        references: Tensor | None = None,
+    def choose(
+        self, points: Tensor, labels: Tensor, pairs: Pairs, references: Tensor | None, generator: Generator | None
     ) -> Pairs:
-        """Masks (B, M). embeddings: (B, D); labels: (B,) int64; pairs: candidates, None = all of the batch;
-        references: (M, D), embeddings of the candidates' columns, None = the batch. The generator is not used."""
-        pairs = all_pairs(labels) if pairs is None else pairs
-        if pairs.positive.numel() == 0:
-            return pairs
-        with torch.autocast(embeddings.device.type, enabled=False):
-            similarity = dot_products(embeddings, references)
-            hardest_positive = similarity.masked_fill(~pairs.positive, math.inf).amin(dim=1, keepdim=True)
-            hardest_negative = similarity.masked_fill(~pairs.negative, -math.inf).amax(dim=1, keepdim=True)
-            return Pairs(
-                positive=pairs.positive & (similarity - self.epsilon < hardest_negative),
-                negative=pairs.negative & (similarity + self.epsilon > hardest_positive),
-            )
+        similarity = inner_products(points, references)
+        hardest_positive = similarity.masked_fill(~pairs.positive, math.inf).amin(dim=1, keepdim=True)
+        hardest_negative = similarity.masked_fill(~pairs.negative, -math.inf).amax(dim=1, keepdim=True)
+        return Pairs(
+            positive=pairs.positive & (similarity - self.epsilon < hardest_negative),
+            negative=pairs.negative & (similarity + self.epsilon > hardest_positive),
+        )

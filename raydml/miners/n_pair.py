@@ -1,16 +1,17 @@
 """N-pair sampling: Sohn, Improved Deep Metric Learning with Multi-class N-pair Loss Objective, NeurIPS 2016."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Generator, Tensor
 
+from raydml.miners._base import PairMiner
 from raydml.ops.random_columns import draw_columns, uniform
-from raydml.ops.tuples import Pairs, all_pairs
+from raydml.ops.tuples import Pairs
 
 
-class NPair(nn.Module):
+class NPairMiner(PairMiner):
     """One positive pair an anchor, against the positives or the items of all other classes.
 
     negatives = "other_positives", the paper's: each class with two items in the batch gives one ordered pair (a, p) at
@@ -20,8 +21,6 @@ class NPair(nn.Module):
 
     An anchor without any negative is left out.
     """
-
-    yields: ClassVar[str] = "pairs"
 
     def __init__(
         self,
@@ -34,22 +33,10 @@ class NPair(nn.Module):
         super().__init__()
         self.negatives = negatives
 
-    @torch.no_grad()
-    def forward(
-        self,
-        embeddings: Tensor,  # noqa: ARG002 - all miners are called alike
-        labels: Tensor,
-        generator: torch.Generator | None = None,
-        pairs: Pairs | None = None,
-        references: Tensor | None = None,  # noqa: ARG002
+    def choose(
+        self, points: Tensor, labels: Tensor, pairs: Pairs, references: Tensor | None, generator: Generator | None
     ) -> Pairs:
-        """Masks (B, M). embeddings: (B, D) and references: (M, D) are not looked at; labels: (B,) int64.
-
-        pairs: what to choose from, None for all of the batch. generator: draws B or 2 B numbers.
-        """
-        pairs = all_pairs(labels) if pairs is None else pairs
-        if pairs.positive.numel() == 0:
-            return pairs
+        """Draw B or 2 B numbers."""
         # A row without candidates draws some column, which the mask takes out again.
         drawn = draw_columns(pairs.positive, generator)
         positive = pairs.positive & torch.zeros_like(pairs.positive).scatter(1, drawn, True)
@@ -61,7 +48,7 @@ class NPair(nn.Module):
         return Pairs(positive & negative.any(dim=1, keepdim=True), negative)
 
 
-def _one_of_each_class(eligible: Tensor, labels: Tensor, generator: torch.Generator | None) -> Tensor:
+def _one_of_each_class(eligible: Tensor, labels: Tensor, generator: Generator | None) -> Tensor:
     """(B,) bool: one eligible item of each class that has any, chosen at random."""
     priority = torch.where(eligible, uniform((len(labels),), labels.device, generator), -1)
     first = torch.where(labels[:, None] == labels, priority, -2).argmax(dim=1)

@@ -1,16 +1,17 @@
 """Nearest negatives beyond a cutoff: Sanakoyeu et al., Divide and Conquer the Embedding Space, CVPR 2019."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Generator, Tensor
 
-from raydml.ops.distances import euclidean, full_precision
+from raydml.miners._base import TripletMiner
+from raydml.ops.distances import euclidean
 from raydml.ops.tuples import Triplets, all_pairs
 
 
-class NearestBeyondCutoff(nn.Module):
+class NearestBeyondCutoff(TripletMiner):
     """The nearest negatives that are not suspiciously near, one for each positive.
 
     With k the mean number of positives of an item of the batch, rounded down, every anchor gets its k nearest negatives
@@ -26,8 +27,6 @@ class NearestBeyondCutoff(nn.Module):
     few positives is not lost.
     """
 
-    yields: ClassVar[str] = "triplets"
-
     def __init__(
         self,
         *,
@@ -38,21 +37,12 @@ class NearestBeyondCutoff(nn.Module):
         super().__init__()
         self.cutoff = cutoff
 
-    @torch.no_grad()
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        generator: torch.Generator | None = None,  # noqa: ARG002 - all miners are called alike
-    ) -> Triplets:
-        """T = B*B triplets. embeddings: (B, D); labels: (B,) int64; the generator is not used."""
+    def choose(self, points: Tensor, labels: Tensor, generator: Generator | None) -> Triplets:
+        """Return T = B*B triplets."""
         size = len(labels)
         item = torch.arange(size, device=labels.device)
-        if size == 0:
-            return Triplets(item, item, item, item.bool())
         pairs = all_pairs(labels)
-        with torch.autocast(embeddings.device.type, enabled=False):
-            distance = euclidean(full_precision(embeddings))
+        distance = euclidean(points)
         # Those before the cutoff behind all others, among themselves still in order of distance.
         behind = 2 * distance.amax() * (distance < self.cutoff)
         order = (distance + behind).masked_fill(~pairs.negative, torch.inf).argsort(dim=1)

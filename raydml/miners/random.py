@@ -1,15 +1,14 @@
 """Random triplets: Roth et al., MIC: Mining Interclass Characteristics for Improved Metric Learning, ICCV 2019."""
 
-from typing import ClassVar
-
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor
 
+from raydml.miners._base import TripletMiner
 from raydml.ops.random_columns import draw_different_numbers
 from raydml.ops.tuples import Triplets
 
 
-class Random(nn.Module):
+class Random(TripletMiner):
     """As many triplets as the batch has items, each as likely as any other.
 
     T = B different triplets out of all (a, p, n) with a and p of one class and n of another: "random" sampling in the
@@ -19,18 +18,8 @@ class Random(nn.Module):
     small batch with hardly more than B triplets a row can be invalid too (see draw_different_numbers).
     """
 
-    yields: ClassVar[str] = "triplets"
-
-    @torch.no_grad()
-    def forward(
-        self,
-        embeddings: Tensor,  # noqa: ARG002 - all miners are called alike
-        labels: Tensor,
-        generator: torch.Generator | None = None,
-    ) -> Triplets:
-        """T = B triplets. embeddings: (B, D), not looked at; labels: (B,) int64; generator: draws 4 B numbers."""
-        if len(labels) == 0:
-            return Triplets(labels, labels, labels, labels.bool())
+    def choose(self, points: Tensor, labels: Tensor, generator: Generator | None) -> Triplets:
+        """Return T = B triplets; draw 4 B numbers."""
         # Sorted by class, the positives of an item are the rest of its block, its negatives what lies around the block.
         blocks, item = labels.sort(stable=True)
         start = torch.searchsorted(blocks, blocks)

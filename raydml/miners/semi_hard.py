@@ -4,16 +4,17 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Generator, Tensor
 
-from raydml.ops.distances import euclidean, full_precision, squared_euclidean
+from raydml.miners._base import TripletMiner
+from raydml.ops.distances import euclidean, squared_euclidean
 from raydml.ops.random_columns import draw_columns
 from raydml.ops.tuples import Pairs, TripletRanges, Triplets, all_pairs
 
 MARGIN = 0.2
 
 
-class SemiHard(nn.Module):
+class SemiHard(TripletMiner):
     """Negatives farther than the positive, but within the margin of it.
 
     A triplet (a, p, n) is semi-hard when
@@ -60,14 +61,10 @@ class SemiHard(nn.Module):
         self.measure = squared_euclidean if squared else euclidean
         self.yields = "triplets" if negatives == "random" else "triplet_ranges"
 
-    @torch.no_grad()
-    def forward(
-        self, embeddings: Tensor, labels: Tensor, generator: torch.Generator | None = None
-    ) -> TripletRanges | Triplets:
-        """Ranges (B, B), or T = B triplets. embeddings: (B, D); labels: (B,) int64; generator: 2 B numbers or none."""
+    def choose(self, points: Tensor, labels: Tensor, generator: Generator | None) -> TripletRanges | Triplets:
+        """Return ranges (B, B), or T = B triplets, for which it draws 2 B numbers."""
         pairs = all_pairs(labels)
-        with torch.autocast(embeddings.device.type, enabled=False):
-            distance = self.measure(full_precision(embeddings))
+        distance = self.measure(points)
         if self.negatives == "random":
             return self._random(distance, pairs, generator)
         ascending, order = distance.masked_fill(~pairs.negative, torch.inf).sort(dim=1)
@@ -80,7 +77,7 @@ class SemiHard(nn.Module):
         stop = torch.minimum(start + 1, pairs.negative.sum(dim=1, keepdim=True))
         return TripletRanges(pairs.positive, order, (stop - 1).clamp(min=0), stop)
 
-    def _random(self, distance: Tensor, pairs: Pairs, generator: torch.Generator | None) -> Triplets:
+    def _random(self, distance: Tensor, pairs: Pairs, generator: Generator | None) -> Triplets:
         positive = draw_columns(pairs.positive, generator)
         if len(distance) == 0:
             return Triplets(positive[:, 0], positive[:, 0], positive[:, 0], positive[:, 0].bool())

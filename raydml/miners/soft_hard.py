@@ -1,16 +1,15 @@
 """Soft-hard mining: Roth et al., Revisiting Training Strategies and Generalization Performance in DML, ICML 2020."""
 
-from typing import ClassVar
-
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor
 
-from raydml.ops.distances import full_precision, squared_euclidean
+from raydml.miners._base import TripletMiner
+from raydml.ops.distances import squared_euclidean
 from raydml.ops.random_columns import draw_columns
 from raydml.ops.tuples import Triplets, all_pairs
 
 
-class SoftHard(nn.Module):
+class SoftHard(TripletMiner):
     """One triplet an anchor, of a hard positive and a hard negative at random.
 
     T = B: triplet i has anchor i, a positive at random of those farther than the nearest negative, or of all where none
@@ -22,17 +21,11 @@ class SoftHard(nn.Module):
     the time of MIC (ICCV 2019), this is what "semihard" means.
     """
 
-    yields: ClassVar[str] = "triplets"
-
-    @torch.no_grad()
-    def forward(self, embeddings: Tensor, labels: Tensor, generator: torch.Generator | None = None) -> Triplets:
-        """T = B triplets. embeddings: (B, D); labels: (B,) int64; generator: draws 2 B numbers."""
+    def choose(self, points: Tensor, labels: Tensor, generator: Generator | None) -> Triplets:
+        """Return T = B triplets; draw 2 B numbers."""
         anchor = torch.arange(len(labels), device=labels.device)
-        if len(labels) == 0:
-            return Triplets(anchor, anchor, anchor, anchor.bool())
         positives, negatives = all_pairs(labels)
-        with torch.autocast(embeddings.device.type, enabled=False):
-            distance = squared_euclidean(full_precision(embeddings))  # squares have the order of distances
+        distance = squared_euclidean(points)  # squares have the order of distances
         nearest_negative = distance.masked_fill(~negatives, torch.inf).amin(dim=1, keepdim=True)
         farthest_positive = distance.masked_fill(~positives, -torch.inf).amax(dim=1, keepdim=True)
         hard_positives = positives & (distance > nearest_negative)

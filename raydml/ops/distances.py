@@ -60,12 +60,6 @@ def inner_products(points: Tensor, others: Tensor | None = None) -> Tensor:
     return points @ others.T
 
 
-def dot_products(embeddings: Tensor, references: Tensor | None) -> Tensor:
-    """Return dot products (B, M) of embeddings with the references, or with each other; autocast must be off."""
-    points = full_precision(embeddings)
-    return inner_products(points, None if references is None else references.to(points.dtype))
-
-
 def products_with_unit(points: Tensor, vectors: Tensor) -> Tensor:
     """Return dot products (B, C) of points (B, D) with vectors (C, D), divided by max(vector norm, 1e-12).
 

@@ -83,14 +83,6 @@ def pair_counts(ranges: TripletRanges) -> tuple[Tensor, Tensor]:
     return length, torch.zeros_like(order).scatter(1, order, by_rank)
 
 
-def chosen_pairs(tuples: object, labels: Tensor) -> Pairs:
-    """Return the given pairs, or all pairs of the batch for None. Raises ValueError for other tuples."""
-    pairs = all_pairs(labels) if tuples is None else tuples
-    check_kind(pairs, ("pairs",))
-    assert isinstance(pairs, Pairs)
-    return pairs
-
-
 def counts(tuples: Pairs | Triplets | TripletRanges) -> tuple[Tensor, Tensor]:
     """Return how often each positive and each negative pair counts, bool or int64.
 

@@ -4,9 +4,8 @@ from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from raydml.ops.distances import full_precision
 from raydml.ops.tuples import Pairs
 from raydml.regularizers._base import Regularizer
 
@@ -64,22 +63,20 @@ class CrossBatchMemory(Regularizer):
         self.register_buffer("num_steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("num_written", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, embeddings: Tensor, labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def term(self, points: Tensor, labels: Tensor, generator: Generator | None) -> Tensor:
         if len(labels) > self.size:
             raise ValueError(
                 f"cross_batch_memory: size = {self.size} is less than the {len(labels)} embeddings of a batch, which "
                 f"the memory holds first of all: set size to {len(labels)} at least"
             )
         loss, miner = self._chosen
-        with torch.autocast(embeddings.device.type, enabled=False):
-            points = full_precision(embeddings)
-            slots = self._write(points.detach(), labels)
-            pairs = self._pairs(labels, slots)
-            references = self.embeddings.to(points.dtype)
-            if miner is not None:
-                pairs = miner(points.detach(), labels, generator, pairs, references=references)
-            term: Tensor = loss(points, labels, pairs, references=references)
-            return self.weight * term
+        slots = self._write(points.detach(), labels)
+        pairs = self._pairs(labels, slots)
+        references = self.embeddings.to(points.dtype)
+        if miner is not None:
+            pairs = miner(points.detach(), labels, generator, pairs, references=references)
+        term: Tensor = loss(points, labels, pairs, references=references)
+        return self.weight * term
 
     @torch.no_grad()
     def _write(self, points: Tensor, labels: Tensor) -> Tensor:

@@ -4,9 +4,8 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Generator, Tensor
 
-from raydml.ops.distances import full_precision
 from raydml.regularizers._base import Regularizer
 
 
@@ -35,13 +34,6 @@ class EmbeddingNorm(Regularizer):
         self.weight = weight
         self.power = power
 
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,  # noqa: ARG002 - all regularisers are called alike
-        generator: torch.Generator | None = None,  # noqa: ARG002
-    ) -> Tensor:
-        with torch.autocast(embeddings.device.type, enabled=False):
-            points = full_precision(embeddings)
-            sizes = points.square() if self.power == 2 else torch.linalg.vector_norm(points, dim=1)
-            return self.weight * sizes.sum() / max(len(points), 1)
+    def term(self, points: Tensor, labels: Tensor, generator: Generator | None) -> Tensor:
+        sizes = points.square() if self.power == 2 else torch.linalg.vector_norm(points, dim=1)
+        return self.weight * sizes.sum() / max(len(points), 1)

@@ -4,9 +4,9 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from raydml.ops.distances import euclidean, full_precision
+from raydml.ops.distances import euclidean
 from raydml.regularizers._base import Regularizer
 
 
@@ -63,24 +63,17 @@ class MDR(Regularizer):
         self.register_buffer("deviation", torch.ones(()))
         self.register_buffer("initialised", torch.zeros((), dtype=torch.bool))
 
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,  # noqa: ARG002 - all regularisers are called alike
-        generator: torch.Generator | None = None,  # noqa: ARG002
-    ) -> Tensor:
-        with torch.autocast(embeddings.device.type, enabled=False):
-            points = full_precision(embeddings)
-            levels = self.levels.to(points.dtype)
-            if len(points) < 2:
-                return 0 * (points[:0].sum() + levels.sum())
-            itself = torch.eye(len(points), dtype=torch.bool, device=points.device)
-            distance = euclidean(points).masked_fill(itself, 0)
-            mean, deviation = self._blend(distance)
-            nearest = ((distance - mean) / deviation)[:, :, None].sub(levels).abs().amin(dim=2)
-            num_pairs = len(points) * (len(points) - 1)
-            term = nearest.masked_fill(itself, 0).sum() / num_pairs
-            return self.weight * term + self.level_weight * levels.square().sum()
+    def term(self, points: Tensor, labels: Tensor, generator: Generator | None) -> Tensor:
+        levels = self.levels.to(points.dtype)
+        if len(points) < 2:
+            return 0 * (points[:0].sum() + levels.sum())
+        itself = torch.eye(len(points), dtype=torch.bool, device=points.device)
+        distance = euclidean(points).masked_fill(itself, 0)
+        mean, deviation = self._blend(distance)
+        nearest = ((distance - mean) / deviation)[:, :, None].sub(levels).abs().amin(dim=2)
+        num_pairs = len(points) * (len(points) - 1)
+        term = nearest.masked_fill(itself, 0).sum() / num_pairs
+        return self.weight * term + self.level_weight * levels.square().sum()
 
     @torch.no_grad()
     def _blend(self, distance: Tensor) -> tuple[Tensor, Tensor]:

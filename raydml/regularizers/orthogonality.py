@@ -4,7 +4,7 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Generator, Tensor
 
 from raydml.models.network import Network
 from raydml.regularizers._base import Regularizer
@@ -37,14 +37,8 @@ class Orthogonality(Regularizer):
         # In a tuple, where torch does not look for submodules: the layer's parameters are the network's.
         self._linear = (network.head.linear,)
 
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,  # noqa: ARG002 - all regularisers are called alike
-        generator: torch.Generator | None = None,  # noqa: ARG002
-    ) -> Tensor:
-        with torch.autocast(embeddings.device.type, enabled=False):
-            rows = self._linear[0].weight.to(torch.promote_types(embeddings.dtype, torch.float32))
-            products = rows @ rows.T
-            across = products - products.diagonal().diag()
-            return self.weight * min(len(embeddings), 1) * across.square().mean()
+    def term(self, points: Tensor, labels: Tensor, generator: Generator | None) -> Tensor:
+        rows = self._linear[0].weight.to(torch.promote_types(points.dtype, torch.float32))
+        products = rows @ rows.T
+        across = products - products.diagonal().diag()
+        return self.weight * min(len(points), 1) * across.square().mean()

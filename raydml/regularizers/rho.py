@@ -4,9 +4,8 @@ from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Generator, Tensor
 
-from raydml.ops.distances import full_precision
 from raydml.ops.random_columns import uniform
 from raydml.ops.tuples import Triplets
 from raydml.regularizers._base import Regularizer, Tuples
@@ -41,20 +40,11 @@ class Rho(Regularizer):
         super().__init__()
         self.probability = probability
 
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,  # noqa: ARG002 - all regularisers are called alike
-        generator: torch.Generator | None = None,  # noqa: ARG002
-    ) -> Tensor:
-        """Zero: all is done in rewrite."""
-        return full_precision(embeddings[:0]).sum()
-
     def rewrite(
         self,
         tuples: Tuples,
-        labels: Tensor,  # noqa: ARG002
-        generator: torch.Generator | None = None,
+        labels: Tensor,
+        generator: Generator | None = None,
     ) -> Tuples:
         """generator: on any device, draws one number a triplet."""
         if not isinstance(tuples, Triplets):

@@ -1,6 +1,7 @@
 """What every loss on disk must hold, whoever wrote it. A loss joins by having a file; so does its own test file."""
 
 import inspect
+import itertools
 import math
 from pathlib import Path
 from typing import get_args
@@ -17,6 +18,12 @@ from tests.batches import BATCHES, DIM, random_points, random_triplets
 
 NUM_CLASSES = 6
 LOSSES = registry.names("losses")
+PRECISIONS = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "autocast": torch.float32,
+}
 TAKES_PAIRS = [name for name in LOSSES if "pairs" in registry.load("losses", name).accepts]
 TAKES_TRIPLETS = [name for name in LOSSES if "triplets" in registry.load("losses", name).accepts]
 HERE = Path(__file__).parents[1]
@@ -111,46 +118,44 @@ def test_it_is_a_module_that_says_what_it_accepts(name: str) -> None:
     assert issubclass(cls, nn.Module)
     assert set(cls.accepts) <= {"pairs", "triplets", "triplet_ranges"}
     assert ("triplets" in cls.accepts) == ("triplet_ranges" in cls.accepts), "both or neither"
+    parameters = list(inspect.signature(cls.forward).parameters)
+    assert parameters[:4] == ["self", "embeddings", "labels", "tuples"]
     # What takes pairs takes them against other embeddings too, which is what a cross-batch memory needs.
-    others = ["references"] if "pairs" in cls.accepts else []
-    assert list(inspect.signature(cls.forward).parameters) == ["self", "embeddings", "labels", "tuples", *others]
+    assert "pairs" not in cls.accepts or parameters[4:] == ["references"]
 
 
-@pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16", "autocast"])
 @pytest.mark.parametrize("case", CASES, ids=_case_name)
-def test_it_is_finite_with_finite_gradients(case: tuple[str, dict], precision: str, batch: str) -> None:
-    points, labels = BATCHES[batch]
-    loss = _build(case[0], **case[1])
-    if precision == "float64":
-        loss = loss.double()
-    dtype = torch.float32 if precision == "autocast" else torch.get_default_dtype()
-    dtype = {"float64": torch.float64, "bfloat16": torch.bfloat16}.get(precision, dtype)
-    for tuples in _inputs(loss, points, labels):
-        loss.zero_grad()
-        embeddings = points.to(dtype, copy=True).requires_grad_()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "autocast"):
-            value = loss(embeddings, labels, tuples)
-        assert value.shape == ()
-        assert value.dtype == (torch.float64 if precision == "float64" else torch.float32)
-        assert math.isfinite(value.item())
-        value.backward()
-        assert embeddings.grad is not None
-        assert embeddings.grad.isfinite().all()
-        for key, parameter in loss.named_parameters():
-            assert parameter.grad is not None, key
-            assert parameter.grad.isfinite().all(), key
+def test_it_is_finite_with_finite_gradients(case: tuple[str, dict]) -> None:
+    """On every batch, in every precision, with every kind of tuples that it accepts; all failures in one message."""
+    failures = []
+    for precision, (batch, (points, labels)) in itertools.product(PRECISIONS, BATCHES.items()):
+        loss = _build(case[0], **case[1])
+        if precision == "float64":
+            loss = loss.double()
+        for tuples in _inputs(loss, points, labels):
+            loss.zero_grad()
+            embeddings = points.to(PRECISIONS[precision], copy=True).requires_grad_()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "autocast"):
+                value = loss(embeddings, labels, tuples)
+            value.backward()
+            gradients = {"embeddings": embeddings, **dict(loss.named_parameters())}
+            wrong = [key for key, leaf in gradients.items() if leaf.grad is None or not leaf.grad.isfinite().all()]
+            dtype = torch.float64 if precision == "float64" else torch.float32
+            if wrong or value.shape != () or value.dtype != dtype or not math.isfinite(value.item()):
+                failures.append(f"{precision}, {batch}, {type(tuples).__name__}: {value}, gradients of {wrong}")
+    assert not failures, "\n".join(failures)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_autocast_does_not_change_the_number(name: str) -> None:
+    """A loss that is used without a trial's objective computes in float32 too."""
     points, labels = BATCHES["balanced"]
-    loss, embeddings = _build(name), BATCHES["balanced"][0].float()
-    plain = loss(embeddings, labels)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(loss(embeddings, labels), plain)
-    exact = loss.double()(points, labels)
-    assert plain.item() == pytest.approx(exact.item(), rel=1e-5)
+    loss, embeddings = _build(name), points.float()
+    for tuples in _inputs(loss, points, labels):
+        plain = loss(embeddings, labels, tuples)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(loss(embeddings, labels, tuples), plain)
+    assert loss(embeddings, labels).item() == pytest.approx(loss.double()(points, labels).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("case", CASES, ids=_case_name)
@@ -264,13 +269,14 @@ def test_references_are_the_columns_of_the_pairs(name: str) -> None:
     assert leaf.grad.any()
 
 
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", LOSSES)
-def test_it_compiles_without_a_break(name: str) -> None:
+def test_it_compiles_without_a_break(name: str, backend: str) -> None:
     points, labels = BATCHES["unbalanced"]
     for tuples in _inputs(_build(name), points, labels):
         torch._dynamo.reset()
         loss = _build(name)
-        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager", dynamic=False)
+        compiled = torch.compile(loss, fullgraph=True, backend=backend, dynamic=False)
         plain, traced = (points.float().requires_grad_() for _ in range(2))
         loss(plain, labels, tuples).backward()
         expected = loss(plain, labels, tuples)

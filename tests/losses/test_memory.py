@@ -25,6 +25,7 @@ print((step(2048) - before) / 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "miner", "limit_mib"),
     [

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
-from raydml.miners.n_pair import NPair
+from raydml.miners.n_pair import NPairMiner
 from raydml.ops.tuples import Pairs, all_pairs
 from tests.golden_vectors import golden_case
 
@@ -16,7 +16,7 @@ LABELS = torch.tensor([0, 1, 0, 2, 0, 1, 3])  # the fourth and the last have no 
 
 def _mine(labels: Tensor, seed: int = 0, **settings: object) -> Pairs:
     generator = torch.Generator().manual_seed(seed)
-    return NPair(**settings)(torch.zeros(len(labels), 2), labels, generator)
+    return NPairMiner(**settings)(torch.zeros(len(labels), 2), labels, generator)
 
 
 def _where(mask: Tensor) -> set[tuple[int, int]]:
@@ -34,7 +34,7 @@ def test_rows_of_the_authors_where_the_same_pairs_are_drawn(case: str, monkeypat
         chosen[anchor], drawn[anchor] = 1, positive
     monkeypatch.setattr("raydml.miners.n_pair.uniform", lambda *_: chosen)
     monkeypatch.setattr("raydml.miners.n_pair.draw_columns", lambda *_: drawn)
-    mined = NPair()(golden["emb"], golden["labels"])
+    mined = NPairMiner()(golden["emb"], golden["labels"])
     assert _where(mined.positive) == {(anchor, positive) for anchor, positive, *_ in rows}
     assert _where(mined.negative) == {(anchor, n) for anchor, _, *negatives in rows for n in negatives}
 
@@ -44,7 +44,7 @@ def test_rows_of_the_benchmark_where_the_same_positives_are_drawn(case: str, mon
     golden = golden_case("mic_npair", case)
     assert golden["anchors"].tolist() == list(range(len(golden["labels"])))
     monkeypatch.setattr("raydml.miners.n_pair.draw_columns", lambda *_: golden["positives"][:, None])
-    mined = NPair(negatives="all")(golden["emb"], golden["labels"])
+    mined = NPairMiner(negatives="all")(golden["emb"], golden["labels"])
     assert _where(mined.positive) == set(enumerate(golden["positives"].tolist()))
     assert torch.equal(mined.negative, golden["labels"][:, None] != golden["labels"])
 
@@ -103,7 +103,7 @@ def test_candidates_of_a_memory() -> None:
     for seed in range(10):
         generator = torch.Generator().manual_seed(seed)
         given = Pairs(same, labels[:, None] != theirs)
-        mined = NPair()(torch.zeros(4, 2), labels, generator, given, torch.zeros(6, 2))
+        mined = NPairMiner()(torch.zeros(4, 2), labels, generator, given, torch.zeros(6, 2))
         (first, p), (second, q) = sorted(_where(mined.positive))
         assert (first, second) == (0, 2)
         assert p in (0, 1)
