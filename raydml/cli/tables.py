@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raydml.cli.trial_table import STATES, metric_label, trial_table
-from raydml.metrics.intervals import interval_text
+from raydml.metrics.names import interval_text
 from raydml.study.state import StudyState
 
 NUM_TOP = 5

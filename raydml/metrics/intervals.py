@@ -21,13 +21,6 @@ class Interval(NamedTuple):
     num_runs: int
 
 
-def interval_text(mean: float | None, half_width: float | None, decimals: int = 4) -> str:
-    """Return "0.6125 ± 0.0129", "0.6125" without an interval, and "-" without a mean."""
-    if mean is None:
-        return "-"
-    return f"{mean:.{decimals}f}" if half_width is None else f"{mean:.{decimals}f} ± {half_width:.{decimals}f}"
-
-
 def t_interval(values: Sequence[float], *, confidence: float = 0.95) -> Interval:
     """Return Student's t interval of the mean: mean ± t(n-1) * s / sqrt(n), s with n - 1 in the denominator.
 

@@ -1,4 +1,4 @@
-"""Names of metrics for readers: `val_map_at_r` -> "validation MAP@R"."""
+"""Names and values of metrics for readers: `val_map_at_r` -> "validation MAP@R", and 0.6125 ± 0.0129."""
 
 from __future__ import annotations
 
@@ -40,3 +40,10 @@ def metric_label(metric: str) -> str:
     for part in _PARTS.values():
         name = name.removeprefix(f"{part} ")
     return name.replace("Recall@", "R@").replace("Precision@", "P@")
+
+
+def interval_text(mean: float | None, half_width: float | None, decimals: int = 4) -> str:
+    """Return "0.6125 ± 0.0129", "0.6125" without an interval, and "-" without a mean."""
+    if mean is None:
+        return "-"
+    return f"{mean:.{decimals}f}" if half_width is None else f"{mean:.{decimals}f} ± {half_width:.{decimals}f}"

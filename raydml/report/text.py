@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from raydml.analysis.trials import ENDINGS, FAILURES
-from raydml.metrics.intervals import interval_text
-from raydml.metrics.names import metric_label, metric_name
+from raydml.metrics.names import interval_text, metric_label, metric_name
 
 #: Whether the source of a published number chose the epoch on the test classes, in words.
 CHOSEN_ON_TEST = {True: "chosen on test", False: "", None: "not known whether chosen on test"}

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from raydml.metrics.intervals import Interval, bootstrap_interval, interval_text, t_interval
+from raydml.metrics.intervals import Interval, bootstrap_interval, t_interval
+from raydml.metrics.names import interval_text
 
 
 @pytest.mark.parametrize(
