@@ -1,7 +1,8 @@
-"""The ranks of all queries together, which the package gives some at a time."""
+"""The ranks of all queries together, which the package yields in parts, and their comparison."""
 
 import numpy as np
 
+from raydml.evaluation.binary_codes import ranked_relevant_codes
 from raydml.evaluation.ranking import Ranks, ranked_relevant
 
 
@@ -12,3 +13,12 @@ def joined(parts):
 
 def rank_relevant(*arguments, **settings):
     return joined(ranked_relevant(*arguments, **settings))
+
+
+def rank_relevant_codes(*arguments, **settings):
+    return joined(ranked_relevant_codes(*arguments, **settings))
+
+
+def assert_ranks(found, expected):
+    for name, values, others in zip(found._fields, found, expected, strict=True):
+        np.testing.assert_array_equal(values, np.array(others), err_msg=name)

@@ -10,14 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raydml.evaluation import binary_codes as codes
-from raydml.evaluation.binary_codes import binary_codes, int8_codes, ranked_relevant_codes
+from raydml.evaluation.binary_codes import binary_codes, int8_codes
 from raydml.evaluation.nearness import RetrievalError
-from tests.evaluation.joined_ranks import joined
+from tests.evaluation.joined_ranks import assert_ranks, rank_relevant_codes
 from tests.golden_vectors import golden_arrays, golden_facts
-
-
-def rank_relevant_codes(*arguments, **settings):
-    return joined(ranked_relevant_codes(*arguments, **settings))
 
 
 def test_a_bit_is_whether_a_coordinate_is_above_zero():
@@ -52,11 +48,6 @@ def slow_ranks(queries, gallery, query_labels, gallery_labels, depth, own):
         hits.append(right[:depth])
         nearest.append(order[0][1])
     return first, hits, nearest
-
-
-def assert_ranks(found, expected):
-    for name, values, wanted in zip(found._fields, found, expected, strict=True):
-        np.testing.assert_array_equal(values, np.array(wanted), err_msg=name)
 
 
 # Dimensions that fill their last byte and their last eight bytes, and that do not.
@@ -185,6 +176,10 @@ def test_more_bits_than_32_bit_scores_hold_are_refused_before_anything_is_comput
     rows = np.zeros((4_096, 2**16), dtype=np.uint8)
     with pytest.raises(RetrievalError, match=r"4096 codes of 524288 bits.* below 2\^31. Cure: shorter codes"):
         rank_relevant_codes(rows[:1], rows, query_labels=labels[:1], gallery_labels=labels, depth=1)
+    # 229,824 bits of 9,344 codes are 8,192 below 2^31, but the score counts the column too.
+    many = np.zeros((9_344, 28_728), dtype=np.uint8)
+    with pytest.raises(RetrievalError, match=r"9344 codes of 229824 bits"):
+        rank_relevant_codes(many[:1], many, query_labels=np.zeros(1, int), gallery_labels=np.zeros(9_344, int), depth=1)
     few = rows[:-64]
     few[-2:] = 255
     ones = np.full((1, 2**16), 255, dtype=np.uint8)
@@ -192,13 +187,6 @@ def test_more_bits_than_32_bit_scores_hold_are_refused_before_anything_is_comput
         ones, few, query_labels=np.ones(1, dtype=np.int64), gallery_labels=np.arange(len(few)), depth=1
     )
     assert (found.first.tolist(), found.nearest.tolist()) == ([4], [len(few) - 2])
-
-
-def test_the_limit_counts_the_columns_too():
-    """229,824 bits of 9,344 codes are 8,192 below 2^31, and the last code, all of whose bits differ, comes behind."""
-    rows = np.zeros((9_344, 28_728), dtype=np.uint8)
-    with pytest.raises(RetrievalError, match=r"9344 codes of 229824 bits"):
-        rank_relevant_codes(rows[:1], rows, query_labels=np.zeros(1, int), gallery_labels=np.zeros(9_344, int), depth=1)
 
 
 # --- 8-bit integers --------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Who searches whom, against counting by hand, slow loops and the seeds' vectors."""
+"""Protocols against values by hand, slow loops and golden vectors."""
 
 import numpy as np
 import pytest
@@ -14,54 +14,6 @@ from raydml.evaluation.protocols import (
 from raydml.evaluation.scoring import ScoringError
 from tests.evaluation.scored import score
 from tests.golden_vectors import golden
-
-
-def scored_apart(queries, query_labels, gallery, gallery_labels, ks):
-    """score() of a query set and a gallery set, stored one after the other."""
-    rows = np.concatenate([queries, gallery]).astype(np.float32)
-    labels = np.concatenate([query_labels, gallery_labels])
-    roles = ["query"] * len(queries) + ["gallery"] * len(gallery)
-    return score(rows, labels, recall_at=ks, protocol="query_gallery", roles=roles)
-
-
-@pytest.mark.parametrize(
-    ("name", "prefix", "recall", "unit", "ks"),
-    [
-        (
-            "mic_eval_inshop",
-            ("c0_query_emb", "c0_query_labels", "c0_gallery_emb", "c0_gallery_labels"),
-            "c0_recall",
-            1,
-            None,
-        ),
-        (
-            "mic_eval_inshop",
-            ("c1_query_emb", "c1_query_labels", "c1_gallery_emb", "c1_gallery_labels"),
-            "c1_recall",
-            1,
-            None,
-        ),
-        (
-            "divide_conquer_eval",
-            ("inshop__query", "inshop__query_labels", "inshop__gallery", "inshop__gallery_labels"),
-            "inshop__recall",
-            1,
-            (1, 10, 20, 30, 50),
-        ),
-        (
-            "mdr_eval",
-            ("inshop__query", "inshop__query_labels", "inshop__gallery", "inshop__gallery_labels"),
-            "inshop__recall_percent",
-            100,
-            (1, 10, 20, 30, 40),
-        ),
-    ],
-)
-def test_query_gallery_gives_the_recall_of_the_seeds(name, prefix, recall, unit, ks):
-    arrays, _ = golden(name)
-    wanted = ks or tuple(int(k) for k in arrays[f"{prefix[0][:2]}_k_vals"])
-    metrics = scored_apart(*(arrays[key] for key in prefix), wanted)
-    assert [metrics[f"recall_at_{k}"] * unit for k in wanted] == pytest.approx(arrays[recall].tolist())
 
 
 @pytest.mark.parametrize("place", [1, 2, 3])
@@ -255,26 +207,8 @@ def test_a_protocol_in_words(protocol, roles, words):
     assert describe_protocol(protocol, np.repeat([4, 2, 9], 3), roles) == words
 
 
-def test_thousands_are_readable():
-    assert describe_protocol("leave_one_out", np.arange(60_502) // 6).startswith(
-        "leave one out: each of 60,502 images searches"
-    )
-
-
-def test_every_protocol_is_named_told_and_searched():
-    assert list(PROTOCOLS) == ["leave_one_out", "query_gallery", "one_gallery_image"]
-    labels, roles = np.array([0, 0, 1, 1]), ["query", "gallery", "query", "gallery"]
-    for name, protocol in PROTOCOLS.items():
-        assert protocol.name == name
-        assert "{queries}" in protocol.sentence
-        assert "{gallery}" in protocol.sentence
-        given = roles if name == "query_gallery" else None
-        found = retrieval_tasks(name, labels, given)
-        assert found
-        for search in found:
-            gallery = search.queries if search.gallery is None else search.gallery
-            assert search.num_found == len(gallery) - (search.gallery is None)
-        assert describe_protocol(name, labels, given).count("{") == 0
+def test_thousands_have_commas():
+    assert "each of 60,502 images" in describe_protocol("leave_one_out", np.arange(60_502) // 6)
 
 
 def test_which_protocols_a_part_is_scored_by():

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from raydml.evaluation.nearness import EuclideanNearness, RetrievalError, padded_width, scores_exactly
 from raydml.evaluation.ranking import WORKING_BYTES, nearest_neighbours
-from tests.evaluation.joined_ranks import rank_relevant
+from tests.evaluation.joined_ranks import assert_ranks, rank_relevant
 
 
 def slow_order(query, gallery, own=None):
@@ -38,11 +38,6 @@ def slow_ranks(queries, gallery, query_labels, gallery_labels, depth, own):
         hits.append(right[:depth])
         nearest.append(order[0])
     return first, hits, nearest
-
-
-def assert_ranks(found, expected):
-    for name, values, wanted in zip(found._fields, found, expected, strict=True):
-        np.testing.assert_array_equal(values, np.array(wanted), err_msg=name)
 
 
 def cloud(num_rows, dim, seed, unit=True):
@@ -76,17 +71,6 @@ def test_leave_one_out_is_the_full_sort(name, k):
     np.testing.assert_array_equal(indices, expected_indices)
     assert indices.dtype == np.int64
     assert distances.dtype == np.float32
-
-
-@pytest.mark.parametrize("k", [1, 13, 110])
-def test_gallery_search_removes_nothing(k):
-    gallery = np.random.default_rng(9).integers(0, 4, (110, 3)).astype(np.float32)
-    queries = gallery[:40]
-    indices, distances = nearest_neighbours(queries, gallery, k=k)
-    expected_indices, expected_distances = slow_neighbours(queries, gallery, k, leave_one_out=False)
-    np.testing.assert_array_equal(indices, expected_indices)
-    np.testing.assert_allclose(distances, expected_distances)
-    assert (distances[:, 0] == 0).all()
 
 
 @pytest.mark.parametrize("num_rows", [64, 65, 300, 2_000])

@@ -34,28 +34,6 @@ def test_order_counts_for_map_and_not_for_r_precision():
     assert average_precision(hits, relevant).tolist() == [0.25, 0.0625]
 
 
-def slow_metrics(embeddings, labels, ks):
-    """All three from the definitions, one query and one rank at a time."""
-    recalls, precisions, averages = {k: [] for k in ks}, [], []
-    for query in range(len(labels)):
-        order = sorted(
-            (other for other in range(len(labels)) if other != query),
-            key=lambda other: (float(((embeddings[other].astype(float) - embeddings[query]) ** 2).sum()), other),
-        )
-        right = [labels[other] == labels[query] for other in order]
-        for k in ks:
-            recalls[k].append(any(right[:k]))
-        relevant = sum(right)
-        if relevant:
-            precisions.append(sum(right[:relevant]) / relevant)
-            total = 0.0
-            for rank in range(1, relevant + 1):
-                if right[rank - 1]:
-                    total += sum(right[:rank]) / rank
-            averages.append(total / relevant)
-    return {k: np.mean(hits) for k, hits in recalls.items()}, np.mean(precisions), np.mean(averages)
-
-
 def ours(embeddings, labels, ks):
     relevant = np.bincount(labels)[labels] - 1
     ranks = rank_relevant(embeddings, query_labels=labels, depth=int(relevant.max()))
@@ -71,19 +49,6 @@ def noisy_classes(seed, num_rows=160, num_classes=9, dim=6, noise=0.8):
     labels = generator.integers(0, num_classes, num_rows)
     embeddings = generator.standard_normal((num_classes, dim))[labels]
     return (embeddings + noise * generator.standard_normal((num_rows, dim))).astype(np.float32), labels
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_slow_loop_agrees(seed):
-    embeddings, labels = noisy_classes(seed)
-    labels[0] = 99  # the only image of its class
-    embeddings[5] = embeddings[6]
-    recalls, precision, average = ours(embeddings, labels, (1, 2, 4, 8))
-    slow_recalls, slow_precision, slow_average = slow_metrics(embeddings, labels, (1, 2, 4, 8))
-    assert recalls == pytest.approx(slow_recalls)
-    assert precision == pytest.approx(slow_precision)
-    assert average == pytest.approx(slow_average)
-    assert 0.2 < average < precision < recalls[1] < recalls[8] < 1, "the example should not sit at a limit"
 
 
 # --- of each query ---------------------------------------------------------------------------------------------------
@@ -228,48 +193,6 @@ def recalls_of(queries, query_labels, ks, gallery=None, gallery_labels=None):
     return [recall(ranks.first, k).mean() for k in ks]
 
 
-def test_golden_divide_and_conquer():
-    arrays, about = golden("divide_conquer_eval")
-    ks = about["hyperparameters"]["loo_K"]
-    np.testing.assert_allclose(recalls_of(arrays["loo__X"], arrays["loo__labels"], ks), arrays["loo__recall"])
-    with_ties = recalls_of(arrays["ties__X"], arrays["ties__labels"], ks)
-    assert (with_ties >= arrays["ties__recall_low"] - 1e-9).all()
-    assert (with_ties <= arrays["ties__recall_high"] + 1e-9).all()
-    query_gallery = recalls_of(
-        arrays["inshop__query"],
-        arrays["inshop__query_labels"],
-        about["hyperparameters"]["inshop_K"],
-        arrays["inshop__gallery"],
-        arrays["inshop__gallery_labels"],
-    )
-    np.testing.assert_allclose(query_gallery, arrays["inshop__recall"])
-
-
-def test_golden_mdr():
-    """Percent there, fractions here, and float32 means there."""
-    arrays, about = golden("mdr_eval")
-    ks = about["hyperparameters"]["loo_K"]
-    found = recalls_of(arrays["loo__X"], arrays["loo__labels"], ks)
-    np.testing.assert_allclose(100 * np.array(found), arrays["loo__recall_percent"], rtol=1e-5)
-    query_gallery = recalls_of(
-        arrays["inshop__query"],
-        arrays["inshop__query_labels"],
-        about["hyperparameters"]["inshop_K"],
-        arrays["inshop__gallery"],
-        arrays["inshop__gallery_labels"],
-    )
-    np.testing.assert_allclose(100 * np.array(query_gallery), arrays["inshop__recall_percent"], rtol=1e-5)
-
-
-@pytest.mark.parametrize("case", ["c0", "c1"])
-def test_golden_mic(case):
-    """Case c1 has a class of one image, which always misses."""
-    arrays, _ = golden("mic_eval_one_set")
-    ks = arrays[f"{case}_k_vals"].tolist()
-    found = recalls_of(arrays[f"{case}_emb"], arrays[f"{case}_labels"], ks)
-    np.testing.assert_allclose(found, arrays[f"{case}_recall"], rtol=0, atol=1e-12)
-
-
 @pytest.mark.parametrize("case", ["given_results_qg", "given_results_self", "given_results_self_rand"])
 def test_golden_classification_recall_of_given_tables(case):
     arrays, about = golden("classification_recall")
@@ -283,48 +206,12 @@ def test_golden_classification_recall_of_given_tables(case):
     np.testing.assert_allclose(100 * np.array(found), arrays[f"{case}__recall"])
 
 
-@pytest.mark.parametrize("case", ["float0", "float1", "binary2", "binary3", "binary4"])
-def test_golden_classification_recall_of_embeddings(case):
-    """Cosine there: the same order as squared distance on unit vectors. Bits tie often: bounds."""
-    arrays, about = golden("classification_recall")
-    facts = next(entry for entry in about["cases"] if entry["case"] == case)
-    of = {name.removeprefix(f"{case}__"): arrays[name] for name in arrays if name.startswith(f"{case}__")}
-    queries, gallery = of["query_embeddings"], of.get("db_embeddings")
-    if facts["mode"] == "binary":
-        queries, gallery = queries > 0, None if gallery is None else gallery > 0
-    ks = list(range(1, facts["k"] + 1))
-    found = 100 * np.array(recalls_of(queries, of["query_labels"], ks, gallery, of.get("db_labels")))
-    if facts["mode"] == "float":
-        np.testing.assert_allclose(found, of["recall"])
-    else:
-        assert (found >= of["recall_pessimistic"] - 1e-6).all()
-        assert (found <= of["recall_optimistic"] + 1e-6).all()
-
-
 def test_golden_classification_report_over_a_thousand_neighbours():
     arrays, _ = golden("classification_recall")
     embeddings, labels = arrays["wrapper_k1000__query_embeddings"], arrays["wrapper_k1000__query_labels"]
     found = recalls_of(embeddings, labels, [1, 2, 4, 8, 10, 20, 30, 40, 50, 100, 1000])
     expected = [25.28, 37.04, 50.37, 63.43, 67.69, 77.59, 84.07, 88.15, 90.74, 96.57, 100.00]
     np.testing.assert_allclose(100 * np.array(found), expected, atol=0.005001)
-
-
-@pytest.mark.parametrize("case", ["c0", "c1", "c2"])
-def test_golden_deep_metric_recall(case):
-    """Its quirk (self kept at similarity 0) shows in the case `self_zero_quirk` only, which we depart from."""
-    arrays, about = golden("deep_metric_recall")
-    facts = next(entry for entry in about["cases"] if entry["case"] == case)
-    queries, query_labels = arrays[f"{case}__query_feats"], arrays[f"{case}__query_labels"]
-    gallery = gallery_labels = None
-    if not facts["gallery_equals_query"]:
-        gallery, gallery_labels = arrays[f"{case}__gallery_feats"], arrays[f"{case}__gallery_labels"]
-        gallery = gallery / np.linalg.norm(gallery, axis=1, keepdims=True)
-    queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)
-    available = len(queries) - 1 if gallery is None else len(gallery)
-    pairs = [(k, value) for k, value in zip(facts["ks"], arrays[f"{case}__recalls"], strict=True) if k <= available]
-    assert len(pairs) >= 2
-    found = recalls_of(queries, query_labels, [k for k, _ in pairs], gallery, gallery_labels)
-    np.testing.assert_allclose(found, [value for _, value in pairs])
 
 
 def test_we_depart_from_the_self_similarity_quirk():
