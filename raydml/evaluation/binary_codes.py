@@ -1,7 +1,7 @@
-"""Embeddings in few bits: their signs, searched by XOR and popcount, and 8-bit integers.
+"""Quantised embeddings: their signs as binary codes, compared by Hamming distance, and 8-bit integers.
 
-Hamming distances are small integers, so that many neighbours tie; everywhere in raydml equal distances come in order
-of index in the gallery. Published numbers whose code leaves ties to luck may differ from ours by what ties decide.
+Hamming distances are small integers, so many neighbours tie. Equal distances are in order of index in the gallery, as
+everywhere in raydml; published numbers of code that orders ties at random may differ.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ Codes = NDArray[np.uint8]
 
 
 def binary_codes(embeddings: Floats) -> Codes:
-    """Embeddings (N, D) -> their bits (N, ceil(D / 8)), packed: 1 where a coordinate is above 0, else 0 (also at 0).
+    """Return the packed signs (N, ceil(D / 8)) of embeddings (N, D): 1 for a coordinate above 0, else 0 (also for 0).
 
     Source: Zhai and Wu, "Classification is a Strong Baseline for Deep Metric Learning", BMVC 2019.
 
     Raises RetrievalError for NaN, which has no sign.
     """
     if np.isnan(embeddings).any():
-        raise RetrievalError("embeddings hold NaN, which has no sign: there are no binary codes of them.")
+        raise RetrievalError("embeddings hold NaN, which has no sign, so they have no binary codes.")
     return np.packbits(embeddings > 0, axis=1)
 
 
 def int8_codes(embeddings: Floats) -> Floats:
-    """Embeddings (N, D) rounded to integers in -127..127, as float32: one scale for all, so that the largest fits.
+    """Round embeddings (N, D) to integers in -127..127, as float32, with one scale for all.
 
-    Symmetric scalar quantisation: Euclidean distances keep their order up to rounding. A quarter of the memory where
-    they are stored as int8. Raises RetrievalError for NaN and infinity.
+    Symmetric scalar quantisation: Euclidean distances keep their order up to rounding. Stored as int8 they take a
+    quarter of the memory. Raises RetrievalError for NaN and infinity.
     """
     if not np.isfinite(embeddings).all():
-        raise RetrievalError("embeddings hold NaN or infinity: there are no int8 codes of them.")
+        raise RetrievalError("embeddings hold NaN or infinity, so they have no int8 codes.")
     largest = float(np.abs(embeddings).max())
     return np.rint(embeddings / (largest or 1.0) * 127.0).astype(np.float32)
 
@@ -61,11 +61,11 @@ def ranked_relevant_codes(
     own: Integers | None = None,
     working_bytes: int = WORKING_BYTES,
 ) -> Iterator[tuple[slice, Ranks]]:
-    """`retrieval.ranked_relevant` by Hamming distance, with as many threads as torch has. Always on the CPU.
+    """Yield what `ranking.ranked_relevant` yields, by Hamming distance, on the CPU with as many threads as torch.
 
-    queries (N, bytes), gallery (M, bytes) or None for leave-one-out; the rest as there.
+    queries: (N, bytes), gallery: (M, bytes) or None for leave-one-out, of `binary_codes`; the rest as there.
 
-    Raises RetrievalError: other arrays than `binary_codes` gives, and as `ranked_relevant`.
+    Raises RetrievalError: arrays of another kind, and as `ranked_relevant`.
     """
     nearness = HammingNearness(queries, gallery, own)
     check_num_neighbours(depth, nearness.num_rows, is_own=nearness.own is not None)
@@ -98,13 +98,13 @@ class HammingNearness:
                 f"{self.num_rows} codes of {8 * self.gallery.shape[1]} bits: their product must stay below 2^31. "
                 "Cure: shorter codes, or fewer images"
             )
-        # Rows of padding, so that faiss writes the distances where the scores belong.
+        # Padded rows, so that faiss writes the distances directly into the scores.
         self.padded = np.pad(self.gallery, ((0, self.width - self.num_rows), (0, 0)))
         self.minus_columns = -torch.arange(self.width, dtype=torch.int32)
-        self.copy_numbers = torch.zeros(self.width, dtype=torch.int64)  # of no use where no scores are equal
+        self.copy_numbers = torch.zeros(self.width, dtype=torch.int64)  # not needed: no scores are equal
 
     def score(self, rows: slice, out: Tensor) -> Tensor:
-        import faiss  # training alone does without
+        import faiss  # here, because training needs no faiss
 
         num_queries = rows.stop - rows.start
         assert out.is_contiguous()
@@ -121,5 +121,5 @@ class HammingNearness:
 
 
 def _whole_words(codes: Codes) -> Codes:
-    """Zero bytes behind each code up to a multiple of 8, which is what faiss compares at a time."""
+    """Pad each code with zero bytes to a multiple of 8, the unit that faiss compares."""
     return np.ascontiguousarray(np.pad(codes, ((0, 0), (0, -codes.shape[1] % 8))))

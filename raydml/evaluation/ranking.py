@@ -1,12 +1,11 @@
 """Exact ranking of a gallery for each query, in order of (distance, index): one matrix product in chunks of queries.
 
-Fast scores find the candidates, and exact distances decide where the scores of two rows are too close to tell their
-order (see nearness.py). The result is that of a full float64 sort. It depends neither on chunks nor on threads, nor on
-the device.
+Fast scores find the candidates. Exact distances decide the order of rows whose scores are too close (see nearness.py).
+The result is that of a full float64 sort, for any chunks, any number of threads and any device.
 
 Beyond the product a search costs one pass over the scores, which finds the neighbours through the maxima of groups of
-columns. The rank of the nearest relevant row is counted, not sorted for: another pass, only for queries without a
-relevant row among their neighbours.
+columns. The rank of the nearest relevant row is counted in another pass, only for queries without a relevant row among
+their neighbours.
 
 Memory beyond the embeddings: 4 M (D + 1) bytes for the centred gallery, and about 3 x working_bytes for any N.
 """
@@ -37,7 +36,7 @@ Device = str | torch.device
 
 # Bytes of scores at a time.
 WORKING_BYTES = 256 * 2**20
-# Scores examined one by one at a time: on a CPU they stay in its cache, and at worst each becomes a pair of 200 bytes.
+# Scores examined at a time: on a CPU they fit its cache. At worst each becomes a pair of 200 bytes.
 _SCORES_AT_ONCE = {"cpu": 2**20, "cuda": 2**24}
 
 
@@ -72,7 +71,7 @@ def nearest_neighbours(
             with its own index. An exact duplicate of a query stays its neighbour, at distance 0.
         k: neighbours for each query, at most M (N - 1 in leave-one-out).
         device: where the scores are computed; the result is the same on every device.
-        working_bytes: bound on the scores at a time. At least one query is scored at a time, whatever its size.
+        working_bytes: bound on the scores at a time. At least one query is scored at a time.
 
     Returns:
         indices (N, k) int64 into the gallery and distances (N, k) float32 (squared L2), nearest first; equal
@@ -200,8 +199,8 @@ class _Chunk:
             scores.scatter_(1, self._on_device(nearness.own[rows])[:, None], MASKED_SCORE[nearness.dtype])
 
     def nearest(self, k: int) -> Integers:
-        """The k nearest rows of each query (n, k), in order."""
-        # A few more than k: rounding may exchange rows that are nearly as far as the k-th.
+        """Return the k nearest rows of each query (n, k), in order."""
+        # A few more than k, because the order of rows near the k-th is not certain.
         columns, scores = self._best(k + k // 32 + 4)
         bounds = scores[:, k - 1 : k] - self.margins
         is_near = scores >= bounds
@@ -209,7 +208,7 @@ class _Chunk:
         hits = self._hits(np.arange(len(columns))[:, None], columns)
         if hits is not None:
             is_close[:, 1:] &= hits[:, 1:-1] != hits[:, 2:]
-        # Rows beyond the end of the list may be as near as its last row.
+        # If the last row of the list is near, rows outside the list may be near too.
         is_open = is_near[:, -1] & (scores.shape[1] < self.scores.shape[1])
         indices = columns[:, :k].copy()
         for part in self._parts(np.flatnonzero(is_close.any(axis=1) & ~is_open)):
@@ -218,24 +217,24 @@ class _Chunk:
             indices[part] = self._first(k, owners, columns[part][near], scores[part][near])
         for part in self._parts(np.flatnonzero(is_open)):
             whole = self.scores.index_select(0, self._on_device(part))
-            # Of many identical rows only the first can be among the k nearest.
+            # Of identical rows only the first k + 1 can be among the k nearest.
             mask = (whole >= self._on_device(bounds[part])) & (self.nearness.copy_numbers <= k)
             places, found = (array.cpu().numpy() for array in torch.nonzero(mask, as_tuple=True))
             indices[part] = self._first(k, *self._by_score(part[places], found))
         return indices
 
     def rank_of_nearest(self, owners: Integers, columns: Integers) -> Integers:
-        """The rank, from 1, of the nearest of the given rows for each owner (m,). owners, columns: (P,), by owner."""
+        """Return the rank, from 1, of the nearest of the given rows for each owner (m,). owners: (P,) ascending."""
         queries = np.unique(owners)
         targets = self._first(1, *self._by_score(owners, columns))[:, 0]
         parts = self._parts(np.arange(len(queries)))
         return np.concatenate([self._ranks(queries[part], targets[part]) for part in parts])
 
     def _best(self, num_columns: int) -> tuple[Integers, NDArray[Any]]:
-        """The columns of the highest scores (n, K), in order, and these scores; K is num_columns or what there is."""
+        """The columns with the highest scores (n, K), in order, and these scores; K is at most num_columns."""
         num_queries, width = self.scores.shape
-        # The highest scores are in the groups of columns with the highest maxima. With this size of a group, the search
-        # for the groups and the search in them cost about the same.
+        # The K highest scores are in the K groups of columns with the highest maxima. With this group size the search
+        # for the groups and the search inside them cost about the same.
         group = 2 ** min(6, int(math.log2(max(1, width / num_columns)) / 2))
         groups = self.scores.view(num_queries, -1, group)
         maxima = groups.amax(dim=2)
@@ -296,13 +295,13 @@ class _Chunk:
         return ranks
 
     def _hits(self, owners: Integers, columns: Integers) -> NDArray[np.bool_] | None:
-        """Whether rows are relevant; None where there are no labels."""
+        """Whether rows are relevant; None without labels."""
         if self.labels is None or self.column_labels is None:
             return None
         return self.column_labels[columns] == self.labels[owners]
 
     def _parts(self, owners: Integers) -> list[Integers]:
-        """Split the owners such that their scores can be examined at once."""
+        """Split the owners into parts whose scores are examined at once."""
         at_once = max(1, _SCORES_AT_ONCE.get(self.scores.device.type, 2**20) // self.scores.shape[1])
         return [owners[start : start + at_once] for start in range(0, len(owners), at_once)]
 
@@ -311,7 +310,7 @@ class _Chunk:
 
 
 def _count(mask: Tensor) -> Integers:
-    """(n, M) truth values -> (n,) how many are true. On a CPU torch's own sum is 10 times as slow."""
+    """Count the true values in each row of (n, M). On a CPU the sum of torch takes 10 times as long."""
     if mask.device.type != "cpu":
         return mask.sum(dim=1).cpu().numpy()
     return np.array([np.count_nonzero(row) for row in mask.numpy()], dtype=np.int64)

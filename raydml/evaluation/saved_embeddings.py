@@ -1,12 +1,12 @@
-"""Embeddings on disk: one file to score again, to search and to draw without the model, and the ensemble of several.
+"""Embeddings in one file, to be scored, searched and drawn without the model, and the ensemble of several such files.
 
-A NumPy archive (.npz) of plain arrays, nothing pickled:
+The file is a NumPy archive (.npz) of plain arrays, without pickled objects:
 
     embeddings   (N, D) float32
     labels       (N,) int64, ids into class_names
     class_names  (C,) text
     paths        (N,) text, each image as its data set names it
-    roles        (N,) text, "query" | "gallery"; missing where the data set has none
+    roles        (N,) text, "query" | "gallery"; absent if the data set has none
     facts        text, a JSON object: dataset, part, protocols, recall_at, fingerprint, checkpoint, ...
 """
 
@@ -25,11 +25,11 @@ from raydml.ops.files import write_whole
 
 
 class SavedEmbeddingsError(ValueError):
-    """A file that holds no embeddings, or embeddings that do not fit together."""
+    """A file without embeddings, or embeddings that do not fit together."""
 
 
 class SavedEmbeddings(NamedTuple):
-    """N images of C classes as the module describes them."""
+    """The content of the file, for N images of C classes."""
 
     embeddings: NDArray[np.float32]
     labels: NDArray[np.int64]
@@ -49,9 +49,9 @@ def save_embeddings(
     roles: Sequence[str] | None = None,
     facts: Mapping[str, Any],
 ) -> Path:
-    """Write the file aside, then rename it; its folder is made. Raises SavedEmbeddingsError for arrays that do not fit.
+    """Write the file and its folder, and return its path. Raises SavedEmbeddingsError for arrays that do not fit.
 
-    facts: plain values (JSON) about where the embeddings come from.
+    facts: JSON values on the origin of the embeddings.
     """
     path = Path(path)
     saved = SavedEmbeddings(
@@ -82,7 +82,7 @@ def save_embeddings(
 
 
 def load_embeddings(path: Path) -> SavedEmbeddings:
-    """What `save_embeddings` wrote. Raises SavedEmbeddingsError for a file that is missing, damaged or another one."""
+    """Read a file of `save_embeddings`. Raises SavedEmbeddingsError for a missing, damaged or other file."""
     try:
         # Opened here: NumPy leaves the file open when it is no archive.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -114,8 +114,8 @@ def _check(saved: SavedEmbeddings, source: str) -> None:
     if saved.roles is not None:
         counts["roles"] = len(saved.roles)
     if len(set(counts.values())) > 1 or not counts["embeddings"]:
-        told = ", ".join(f"{number} {name}" for name, number in counts.items())
-        raise SavedEmbeddingsError(f"{source}: {told}: the numbers must be equal and at least 1")
+        found = ", ".join(f"{number} {name}" for name, number in counts.items())
+        raise SavedEmbeddingsError(f"{source}: {found}: the numbers must be equal and at least 1")
     if saved.labels.ndim != 1 or not np.issubdtype(saved.labels.dtype, np.integer):
         raise SavedEmbeddingsError(f"{source}: labels are integers (N,), not {saved.labels.dtype} {saved.labels.shape}")
     if saved.labels.min() < 0 or saved.labels.max() >= len(saved.class_names):
@@ -126,17 +126,17 @@ def _check(saved: SavedEmbeddings, source: str) -> None:
 
 
 def concatenate(parts: Sequence[SavedEmbeddings]) -> SavedEmbeddings:
-    """Embeddings (N, D_i) of the same N images by several networks -> (N, sum D_i), rows of length 1.
+    """Concatenate embeddings (N, D_i) of the same N images by several networks to (N, sum D_i), rows of length 1.
 
     The rows of each network are scaled to length 1 first, so that all weigh the same; a row of zeros stays zero.
 
     Source: Musgrave, Belongie, Lim 2020, "A Metric Learning Reality Check", section 3.2: "concatenated", where four
     folds of 128 dimensions make 512; "separated" is the mean over the folds' own scores.
 
-    Raises SavedEmbeddingsError for other images, labels or roles than the first part's, and for no part.
+    Raises SavedEmbeddingsError if parts differ in images, labels or roles, or if there is no part.
     """
     if not parts:
-        raise SavedEmbeddingsError("an ensemble needs at least one network's embeddings")
+        raise SavedEmbeddingsError("an ensemble needs the embeddings of at least one network")
     first = parts[0]
     for number, part in enumerate(parts[1:], start=2):
         same = part.paths == first.paths and part.roles == first.roles and np.array_equal(part.labels, first.labels)

@@ -218,5 +218,5 @@ def test_integers_of_nothing_are_nothing_and_of_hardly_anything_are_not(value):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_integers_of_what_is_no_number_are_refused(value):
-    with pytest.raises(RetrievalError, match="NaN or infinity: there are no int8 codes"):
+    with pytest.raises(RetrievalError, match="NaN or infinity, so they have no int8 codes"):
         int8_codes(np.array([[1.0, value]], dtype=np.float32))
