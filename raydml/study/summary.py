@@ -3,12 +3,12 @@
 {
     "study": name, "created": ISO time, "metric": what trials are ranked by, "question": text | None,
     "plan": {"dataset", "num_trials", "scheduler", "epochs" (the longest trial's), "rungs": [epoch],
-             "folds" | None, "seeds" | None, "stages": [those asked for], "finished": [those with a result]},
+             "folds" | None, "seeds" | None, "stages": [those planned], "finished": [those with a result]},
     "search":  [{"trial", "recipe" (method, loss, miner, regularisers in words), "best" | None,
                  "epoch_of_best" | None, "ended"}], best first,
     "best_so_far": {"trial", "recipe", "best", "epoch_of_best"} of all searched trials | None, also while they run,
-    "confirm": [{"configuration" (fingerprint), "letter" (A is the best), "label" (its recipe, told apart where two have
-                 the same), "recipe", "from_trial", "mean" | None, "half_width" | None, "num_runs",
+    "confirm": [{"configuration" (fingerprint), "letter" (A is the best), "label" (its recipe, and its trial where two
+                 have the same one), "recipe", "from_trial", "mean" | None, "half_width" | None, "num_runs",
                  "runs": [{"trial", "fold", "seed", "value" | None, "ended"}]}], best first,
     "comparisons": [fields of comparisons.Comparison, by letter, and "p_corrected": Holm's of the test corrected for
                  shared training classes | None with one fold], "ranking_in_words": [sentence],
@@ -140,7 +140,7 @@ def _plan(study: Mapping[str, Any], searched: Sequence[TrialState], found: Mappi
     rungs = milestones(
         max_epochs=epochs, grace_epochs=search["grace_epochs"], reduction_factor=search["reduction_factor"]
     )
-    asked = ["search", *(stage for stage in ("confirm", "finalize") if settings[stage] is not None)]
+    planned = ["search", *(stage for stage in ("confirm", "finalize") if settings[stage] is not None)]
     return {
         "dataset": study["trials"][0]["data"]["name"] if study["trials"] else None,
         "num_trials": len(study["trials"]),
@@ -149,8 +149,8 @@ def _plan(study: Mapping[str, Any], searched: Sequence[TrialState], found: Mappi
         "rungs": rungs if search["scheduler"] != "none" else [],
         "folds": confirm["folds"] if confirm else None,
         "seeds": confirm["seeds"] if confirm else None,
-        "stages": asked,
-        "finished": [stage for stage in asked if found[stage]],
+        "stages": planned,
+        "finished": [stage for stage in planned if found[stage]],
     }
 
 

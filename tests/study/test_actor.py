@@ -1,4 +1,4 @@
-"""The Ray rim of a trial, driven as Tune drives it: step, save, restore, reset."""
+"""The actor of a trial, called as Tune calls it: step, save, restore, reset."""
 
 import pytest
 from ray import tune
@@ -66,22 +66,22 @@ def test_without_any_intact_checkpoint_a_crashed_trial_starts_over(configs, tmp_
     assert rows(again, 1) == first
 
 
-def test_a_trial_resumed_from_an_earlier_run_tells_its_epoch_once_more(configs, tmp_path):
+def test_a_trial_resumed_from_an_earlier_run_reports_its_epoch_a_second_time(configs, tmp_path):
     actor = TrialActor(configs[0])
-    told = rows(actor, 2)
+    reported = rows(actor, 2)
     folder = saved(actor, tmp_path / "trial", 0)
-    told += rows(actor, 1)
+    reported += rows(actor, 1)
     resumed = TrialActor({"run": {**configs[0]["run"], "resume_from": str(folder)}})
-    assert rows(resumed, 2) == told[1:]
+    assert rows(resumed, 2) == reported[1:]
 
 
-def test_a_trial_that_died_after_its_last_epoch_says_so_again(configs, tmp_path):
+def test_a_trial_that_died_after_its_last_epoch_reports_it_again(configs, tmp_path):
     actor = TrialActor(configs[0])
-    told = rows(actor, 4)
+    reported = rows(actor, 4)
     folder = saved(actor, tmp_path / "trial", 0)
     again = TrialActor(configs[0])
     again.restore(result_at(folder, 4))
-    assert rows(again, 1) == told[3:]
+    assert rows(again, 1) == reported[3:]
 
 
 def test_a_reused_actor_gives_the_numbers_of_a_fresh_one(configs):

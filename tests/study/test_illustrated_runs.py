@@ -1,4 +1,4 @@
-"""Which runs of a study are illustrated, told from result files written by hand and from checkpoints that are there."""
+"""The runs of a study that are illustrated, from result files written by hand and checkpoints on the disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The driver dies without warning; the study goes on as if nothing had happened."""
+"""The driver is killed without warning, and the resumed study ends with the same numbers."""
 
 import json
 import os
@@ -21,7 +21,7 @@ OPTIONS += ["--set", "study.confirm.folds=2"]
 
 def sweep(storage, log):
     command = [sys.executable, str(LAUNCH), "--storage", str(storage), *OPTIONS]
-    # A session of its own, so that the kill meets the driver alone and a terminal's Ctrl-C meets nobody.
+    # In a session of its own: the kill then hits the driver alone, and a terminal's Ctrl-C does not.
     return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
 

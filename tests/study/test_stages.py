@@ -154,7 +154,7 @@ def test_there_is_one_ensemble_for_each_seed(halved):
     check_ensemble(halved, [("confirm-000", "confirm-002"), ("confirm-001", "confirm-003")])
 
 
-def test_asking_again_for_a_finished_study_does_nothing(finished):
+def test_running_a_finished_study_again_does_nothing(finished):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
     assert run_study(finished).status == "finished"
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
@@ -169,7 +169,7 @@ def test_a_trial_of_the_study_gives_the_same_numbers_without_ray(finished):
             assert metrics[name] == alone[epoch][name]
 
 
-def test_what_a_study_leaves_for_people(finished):
+def test_a_finished_study_has_a_report_and_a_model(finished):
     summary = read_json(finished / "summary.json")
     assert [len(summary[stage]) for stage in ("search", "confirm", "final")] == [2, 1, 1]
     assert (finished / "model" / "model.safetensors").exists()
@@ -228,7 +228,7 @@ def test_a_resumed_study_ends_as_the_unbroken_one(halved, tmp_path):
     started = {event["trial"] for event in later if event["event"] == "trial_started" and event["stage"] == "search"}
     assert started == {winner, unborn}  # what had ended is not run again
     epochs = [event["epoch"] for event in later if event["event"] == "epoch" and event["trial"] == winner]
-    assert epochs == [1, 2]  # the checkpoint's own epoch is told once more; epoch 2 is trained again
+    assert epochs == [1, 2]  # the checkpoint's own epoch is reported again; epoch 2 is trained again
     for stage in ("search", "confirm"):
         assert curves(folder, stage) == curves(halved, stage)
     for name in ("ranking.json", "confirmed.json"):
@@ -244,7 +244,7 @@ def test_search_and_confirm_never_open_a_test_image(tmp_path):
     settings |= {"trial.data.split.val_fraction": 0.5, "trial.sampler.classes_per_batch": 2}
     catalog = open_catalog("image_folder", root, None)
     split = make_split(catalog, test_fraction=0.5, val_fraction=0.5, num_folds=2, fold=None, order="sorted", seed=0)
-    # Whoever decodes one of these fails: they are no images. (Only their names and sizes go into the catalog.)
+    # Decoding one of these fails: they are no images. (Only their names and sizes go into the catalog.)
     for class_id in split.test:
         for image in (root / catalog.class_names[class_id]).iterdir():
             image.write_bytes(b"sealed")
@@ -291,7 +291,7 @@ def test_a_diverging_trial_ends_with_its_label_and_does_not_stop_the_study(tmp_p
 
 
 @pytest.mark.slow
-def test_a_search_without_any_value_is_told_and_nothing_becomes_champion(tmp_path):
+def test_a_search_without_any_value_is_an_error_and_registers_no_model(tmp_path):
     settings = {"study.confirm": None, "study.search.num_trials": 1, "trial.optimizer.learning_rate": 1e30}
     folder = new_study(tmp_path, **settings)
     with pytest.raises(StudyError, match=r"search-000 non_finite_loss"):
@@ -301,7 +301,7 @@ def test_a_search_without_any_value_is_told_and_nothing_becomes_champion(tmp_pat
 
 
 @pytest.mark.parametrize(("setting", "value"), [("machine.cpus_per_trial", 64), ("machine.gpus_per_trial", 1)])
-def test_a_share_that_this_machine_does_not_have_is_refused_instead_of_waited_for(tmp_path, setting, value):
+def test_resources_that_this_machine_does_not_have_are_refused_instead_of_waited_for(tmp_path, setting, value):
     folder = new_study(tmp_path, **{setting: value})
     with pytest.raises(StudyError, match=setting):
         run_study(folder)

@@ -107,8 +107,10 @@ def test_a_trial_that_is_taken_up_again_has_not_ended():
 
 def test_ranking_is_by_the_best_epoch_and_failures_come_last():
     curves = {0: [0.2, 0.9, 0.5], 1: [math.nan], 2: [0.9], 3: [0.95]}
-    told = [epoch(trial, number, value) for trial, values in curves.items() for number, value in enumerate(values, 1)]
-    rows = rank(reduce_events([*told, ended(1, "non_finite_loss")]).trials.values())
+    reported = [
+        epoch(trial, number, value) for trial, values in curves.items() for number, value in enumerate(values, 1)
+    ]
+    rows = rank(reduce_events([*reported, ended(1, "non_finite_loss")]).trials.values())
     assert [row["trial"] for row in rows] == ["search-003", "search-000", "search-002", "search-001"]
     assert [row["epoch_of_best"] for row in rows] == [1, 2, 1, None]
     assert [row["epochs"] for row in rows] == [1, 3, 1, 1]

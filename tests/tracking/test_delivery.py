@@ -496,7 +496,7 @@ def test_runs_of_a_killed_driver_are_ended_by_the_next_delivery(spool: Spool, ur
     assert runs["search-000"].info.end_time == int(spool.now * 1000)
 
 
-def test_a_trial_whose_end_nobody_wrote_does_not_stay_running(spool: Spool, uri: str) -> None:
+def test_a_trial_without_a_recorded_end_does_not_stay_running(spool: Spool, uri: str) -> None:
     spool.study_started()
     spool.trial_started("search-000")
     spool.add("study_finished")
@@ -533,7 +533,7 @@ def test_a_lost_database_is_filled_anew(
     assert_same(contents(storage), before)
 
 
-def test_a_run_that_somebody_deleted_is_left_alone(spool: Spool, uri: str) -> None:
+def test_a_run_that_was_deleted_is_left_alone(spool: Spool, uri: str) -> None:
     spool.study_started()
     spool.trial_started("search-000")
     assert deliver(spool, uri)
@@ -547,7 +547,7 @@ def test_a_run_that_somebody_deleted_is_left_alone(spool: Spool, uri: str) -> No
     assert tracker.problems == ["run 'search-000 margin' was deleted in MLflow; its new events are left out"]
 
 
-def test_a_lost_file_is_told_and_holds_nothing_up(spool: Spool, uri: str, storage: Path) -> None:
+def test_a_lost_file_is_reported_and_holds_nothing_up(spool: Spool, uri: str, storage: Path) -> None:
     spool.study_started()
     spool.add("artifact", trial="search-000", path=str(storage / "gone.png"), artifact_path="pictures")
     spool.trial("search-000")
@@ -616,7 +616,7 @@ class Failing:
 
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """How many requests of each name fail from now on; ``connect`` stands for a server that is away."""
+    """Number of requests of each name that fail from now on; ``connect`` fails like a server that is away."""
     from raydml.tracking import delivery as tracking
 
     counts: dict[str, int] = {}
@@ -728,7 +728,7 @@ def test_the_winner_is_a_model_that_loads_elsewhere(
     for target in (
         "models:/nothing/1",
         "models:/digits/9",
-        "models:/digits@nobody",
+        "models:/digits@absent",
         "runs:/" + 32 * "0",
         f"runs:/{run.info.run_id}/none",
     ):
@@ -765,7 +765,7 @@ def test_a_model_holds_nothing_of_the_folder_the_command_was_typed_in(
     assert "uv" not in out + err
 
 
-def test_a_fetched_model_tells_its_run_and_a_read_of_test_classes_is_written_there(
+def test_a_read_of_the_test_classes_is_recorded_with_the_run_of_a_fetched_model(
     spool: Spool, uri: str, picture: Path, exported: Path
 ) -> None:
     spool.whole_study(picture, exported)
@@ -856,7 +856,7 @@ def test_the_default_store_lies_in_the_storage_folder(
         ("http://user:secret@127.0.0.1:1", r"http://\*\*\*@127.0.0.1:1 cannot be used.*Cure: start the server"),
     ],
 )
-def test_a_store_that_cannot_be_used_is_told_at_once(uri: str, message: str) -> None:
+def test_a_store_that_cannot_be_used_is_refused_at_once(uri: str, message: str) -> None:
     began = time.monotonic()
     with pytest.raises(TrackingError, match=message) as caught:
         prepare_store(uri)
@@ -864,7 +864,7 @@ def test_a_store_that_cannot_be_used_is_told_at_once(uri: str, message: str) -> 
     assert "secret" not in str(caught.value)
 
 
-def test_a_deleted_experiment_is_told_with_its_cure(uri: str, storage: Path) -> None:
+def test_a_deleted_experiment_is_refused_with_its_cure(uri: str, storage: Path) -> None:
     experiment = prepare_store(uri, storage)
     connect(uri).delete_experiment(experiment)
     with pytest.raises(TrackingError, match=f"was deleted.*restore --experiment-id {experiment}"):

@@ -1,4 +1,4 @@
-"""A registered model: what it takes from a caller and over HTTP, and what nobody can make it open."""
+"""A registered model: the inputs it accepts from a caller and over HTTP, and files that no request makes it open."""
 
 from __future__ import annotations
 
@@ -149,11 +149,11 @@ def test_a_text_never_names_a_file_or_an_address(
 ) -> None:
     """Files that are there and images, under names that are base64 and names that are not; and a server that counts."""
     monkeypatch.chdir(tmp_path)
-    asked: list[str] = []
+    requested: list[str] = []
 
     class Counting(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(self.path)
+            requested.append(self.path)
             self.send_error(404)
 
         def log_message(self, *_: Any) -> None:
@@ -176,12 +176,14 @@ def test_a_text_never_names_a_file_or_an_address(
         server.shutdown()
         thread.join()
         server.server_close()
-    assert asked == []
+    assert requested == []
     with pytest.raises(ImagesRefused) as there:
         served.predict(None, ["image.png"])
     with pytest.raises(ImagesRefused) as not_there:
         served.predict(None, ["imaga.png"])
-    assert there.value.message == not_there.value.message.replace("imaga", "image"), "it would tell which files exist"
+    assert there.value.message == not_there.value.message.replace("imaga", "image"), (
+        "the message must not depend on which files exist"
+    )
 
 
 def test_a_small_file_that_claims_to_be_huge_is_refused_before_memory_is_spent(served: EmbeddingPythonModel) -> None:
