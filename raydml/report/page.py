@@ -184,24 +184,17 @@ def _picture(picture: Illustration) -> Mapping[str, Any]:
 
 
 def _parameters(summary: Mapping[str, Any], trials: Sequence[TrialState]) -> list[tuple[str, str]]:
-    """(title, YAML) of the confirmed configurations, without a confirmation of the best trial of the search."""
+    """Return (title, YAML) of the confirmed configurations or, before there are any, of the best searched trial."""
     configs = {trial.trial: trial.config for trial in trials}
     rows = [(f"{row['letter']}  {row['label']}", row["from_trial"]) for row in summary["confirm"]]
     rows = rows or [(f"{row['trial']}  {row['recipe']}", row["trial"]) for row in summary["search"][:1]]
     return [
         (
             title if key in title else f"{title}, from {key}",
-            yaml.safe_dump(_plain(configs[key]), sort_keys=False, allow_unicode=True),
+            yaml.safe_dump(configs[key], sort_keys=False, allow_unicode=True),
         )
         for title, key in rows
     ]
-
-
-def _plain(value: Any) -> Any:
-    """Convert mappings and sequences to those that YAML writes."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _endings(trials: Sequence[TrialState]) -> FoldedTable | None:
