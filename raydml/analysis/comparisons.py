@@ -15,7 +15,7 @@ Runs = Mapping[str, Mapping[Any, float]]
 
 
 class Comparison(NamedTuple):
-    """Two configurations over the runs (fold and seed) that both have."""
+    """The comparison of two configurations over the runs (fold and seed) that both have."""
 
     better: str  # the one with the larger mean over the common runs; the first given where the means are equal
     worse: str
@@ -28,7 +28,7 @@ class Comparison(NamedTuple):
 
 
 def compare_all(values: Runs, *, test_train_ratio: float = 0.0) -> list[Comparison]:
-    """Compare every two configurations by a paired t-test over their common runs, adjusted by Holm's method.
+    """Compare each pair of configurations by a paired t-test over their common runs, adjusted by Holm's method.
 
     values: configuration -> {(fold, seed): value}, larger is better; two runs are a pair when their keys are equal.
     Pairs of configurations come in the order of their means, best first.
@@ -60,7 +60,7 @@ def compare_all(values: Runs, *, test_train_ratio: float = 0.0) -> list[Comparis
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm-adjusted p-values, in the order given: the i-th smallest of m times (m - i + 1), made monotone, at most 1.
+    """Adjust p-values by Holm's method, in the given order: the i-th smallest of m times (m - i + 1), made monotone.
 
     Holm 1979, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6.
     """

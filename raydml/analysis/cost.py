@@ -29,7 +29,10 @@ class StageCost(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """unit: "GPU-hours" or, where trials hold no GPU, "CPU-hours". per_trial: such devices that a trial holds."""
+    """The cost of a study.
+
+    unit: "GPU-hours" or, where trials hold no GPU, "CPU-hours". per_trial: devices of this kind that a trial holds.
+    """
 
     unit: str
     per_trial: float

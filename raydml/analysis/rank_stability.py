@@ -227,7 +227,7 @@ def _best_of_levels(scores: _Scores, level_of: NDArray[np.int64], num_levels: in
 
 
 def _order(best: _Scores) -> NDArray[np.int64]:
-    """Compare every two levels (..., L): 1 in (..., L, L) where the row's is better, -1 the column's, 0 where equal."""
+    """Compare all pairs of levels (..., L) as (..., L, L): 1 the row's is better, -1 the column's, 0 equal."""
     # Not by subtraction: two levels without a score are equal, but -inf - -inf is NaN.
     row, column = best[..., :, None], best[..., None, :]
     return (row > column).astype(np.int64) - (row < column)

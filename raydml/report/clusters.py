@@ -23,7 +23,7 @@ NUM_CLUSTERS, NUM_IMAGES = 8, 5
 
 
 class ShownCluster(NamedTuple):
-    """number: of the cluster. rows: row numbers of the images shown, nearest to the mean first."""
+    """One cluster in a picture. rows: row numbers of the images shown, nearest to the mean first."""
 
     number: int
     num_images: int

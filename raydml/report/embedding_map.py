@@ -30,7 +30,7 @@ _logger = logging.getLogger("raydml")
 
 
 class EmbeddingMap(NamedTuple):
-    """rows: (P,) row numbers of the images, ascending. points: (P, 2) their places. method: its name in words."""
+    """Images as points. rows: (P,) their row numbers, ascending. points: (P, 2). method: its name in words."""
 
     rows: NDArray[np.int64]
     points: NDArray[np.float64]

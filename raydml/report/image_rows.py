@@ -55,7 +55,7 @@ def one_line(name: str, width: int) -> str:
 
 
 class LabelledImages(NamedTuple):
-    """pixels: N images, whose centre squares are shown. labels: (N,) ids into class_names."""
+    """Images with their classes. pixels: N images, shown as centre squares. labels: (N,) ids into class_names."""
 
     pixels: Pixels
     labels: NDArray[np.int64]

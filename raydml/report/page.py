@@ -73,7 +73,7 @@ class Illustration(NamedTuple):
 
 
 class PageSection(NamedTuple):
-    """key: its anchor in the page. macro: of sections.html. content: the argument of that macro."""
+    """One section. key: its anchor in the page. macro: of sections.html. content: the argument of that macro."""
 
     key: str
     title: str

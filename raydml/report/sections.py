@@ -96,7 +96,7 @@ def final_section(summary: Values) -> Values | None:
         names = [name for name in all_metrics(summary) if is_measured(part, name)]
         scores = [[metric_name(name), *(_score(row[part].get(name)) for row in final)] for name in names]
         every += [table(["metric", *(row["letter"] for row in final)], scores, caption=title)] if scores else []
-    title = f"Test classes, {metric_label(first)}: every two configurations"
+    title = f"Test classes, {metric_label(first)}: pairs of configurations"
     return {
         "protocols": protocols_in_words(summary),
         "note": f"Columns without a note are of the test classes. {HOW_INTERVALS_ARE_MADE}",
@@ -110,7 +110,7 @@ def final_section(summary: Values) -> Values | None:
 
 
 def _score(score: Values | None) -> TableCell | None:
-    """A mean with its interval in small letters; small distances have more decimals than shares."""
+    """Return a mean with its interval in small letters; tiny values get more decimals."""
     is_tiny = score is not None and score["mean"] is not None and 0 < abs(score["mean"]) < 0.01
     text = score_text(score, decimals=6 if is_tiny else 3)
     if text is None:
@@ -150,7 +150,7 @@ def published_section(summary: Values) -> Values | None:
 def _published_group(
     dataset: str, protocol: str, names: Sequence[str], ours: Sequence[Values], theirs: Sequence[Values]
 ) -> Values:
-    """Our rows, then the published ones, best last; a long table shows the best and the systems that this study ran."""
+    """Return our rows, then the published ones, best last, shortened by `best_published`."""
     title = f"{dataset}, {protocol.replace('_', ' ')}"
     mine: list[list[object]] = [
         [TableCell(f"this study: {row['letter']}, {row['label']}", strong=True)]
@@ -205,7 +205,7 @@ def confirmed_section(summary: Values) -> Values | None:
     return {
         "whiskers": whisker_chart(rows, x_label=name),
         "ranking": [f"{sentence}." for sentence in summary["ranking_in_words"]],
-        "comparisons": _comparisons(summary["comparisons"], "Every two configurations"),
+        "comparisons": _comparisons(summary["comparisons"], "Pairs of configurations"),
         "as_table": FoldedTable(
             "The same as a table", table(header, details, words=(0, 1, 2, 3), caption=f"Confirmed: {name}")
         ),
@@ -291,7 +291,7 @@ def curves_section(summary: Values, searched: Sequence[TrialState], confirmed: S
 
 
 def _confirmed_curves(summary: Values, confirmed: Sequence[TrialState]) -> tuple[Any, ...]:
-    """(title, chart, legend) with a colour for each configuration, because two of them may have the same recipe."""
+    """Return (title, chart, legend); colours are by configuration, because two may have the same recipe."""
     letters = {run["trial"]: row["letter"] for row in summary["confirm"] for run in row["runs"]}
     styles = _colours([row["letter"] for row in summary["confirm"]])
     metric = summary["metric"]
@@ -305,7 +305,7 @@ def _confirmed_curves(summary: Values, confirmed: Sequence[TrialState]) -> tuple
 
 
 def _small_charts(shown: str, trials: Sequence[TrialState], styles: Mapping[str, str]) -> Values | None:
-    """Charts of every other metric that the trials report."""
+    """Return charts of every other metric that the trials report."""
     names = dict.fromkeys(name for trial in trials for name in trial.metrics)
     charts = []
     for name in names:
@@ -338,7 +338,7 @@ def _curve(trial: TrialState, metric: str, style: str) -> Curve:
 
 
 def choices_section(searched: Sequence[TrialState]) -> Values | None:
-    """Losses by methods, or the two other choices that vary most; None where none varies."""
+    """Return a table of the two choices that vary most, often losses by methods; None where none varies."""
     crossing = crossing_of(searched)
     if crossing is None:
         return None

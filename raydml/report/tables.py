@@ -37,7 +37,7 @@ _LATEX = str.maketrans(
 
 
 class TableCell(NamedTuple):
-    """style: a class of the style sheet. small: muted text behind the text. tag: a coloured note behind both."""
+    """One cell. style: a class of the style sheet. small: muted text after the text. tag: a coloured note after it."""
 
     text: str
     style: str = ""
@@ -47,7 +47,7 @@ class TableCell(NamedTuple):
 
 
 class Table(NamedTuple):
-    """emphasised: numbers of the rows to highlight."""
+    """A table of the page. emphasised: numbers of the rows to highlight."""
 
     header: list[TableCell]
     rows: list[list[TableCell]]
@@ -70,7 +70,10 @@ def table(
     caption: str = "",
     emphasised: Sequence[int] = (),
 ) -> Table:
-    """Make a table of values; None becomes a dash. words: numbers of the columns of text; others are aligned right."""
+    """Make a table of values; None becomes a dash.
+
+    words: numbers of the columns of text; the others are aligned right.
+    """
 
     def cell(column: int, value: object) -> TableCell:
         made = value if isinstance(value, TableCell) else TableCell("–" if value is None else str(value))
