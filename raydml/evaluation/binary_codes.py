@@ -78,7 +78,6 @@ class HammingNearness:
 
     device = torch.device("cpu")
     dtype = torch.int32
-    is_exact = True
 
     def __init__(self, queries: Codes, gallery: Codes | None, own: Integers | None = None) -> None:
         self.own = np.arange(len(queries)) if gallery is None else own

@@ -25,8 +25,6 @@ MASKED_SCORE = {torch.float32: -1.5 * 2.0**127, torch.int32: torch.iinfo(torch.i
 _COLUMN_MULTIPLE = 64
 # The square of a larger number overflows float32. NaN fails every comparison.
 _LARGEST = 1e17
-# float32 holds every integer up to here.
-_LARGEST_EXACT_INTEGER = 2**24
 # Bytes of float64 differences at a time, few enough for the cache of a CPU.
 _CACHE_BYTES = 2**21
 
@@ -39,8 +37,8 @@ class Nearness(Protocol):
     """How near each of Q queries is to each of M gallery rows.
 
     own: (Q,) the gallery row that is the query itself, which it cannot find; None if there is none. width: columns of
-    the scores, M rounded up by `padded_width`. device, dtype: of the scores. is_exact: equal scores mean equal
-    distances. copy_numbers: (width,) the number of identical gallery rows with a lower index, on the device.
+    the scores, M rounded up by `padded_width`. device, dtype: of the scores. copy_numbers: (width,) the number of
+    identical gallery rows with a lower index, on the device.
     """
 
     num_queries: int
@@ -49,7 +47,6 @@ class Nearness(Protocol):
     own: Integers | None
     device: torch.device
     dtype: torch.dtype
-    is_exact: bool
 
     @property
     def copy_numbers(self) -> Tensor: ...
@@ -79,15 +76,8 @@ class EuclideanNearness:
         self.device, self.num_queries = device, len(queries)
         self.num_rows, self.dim = self.gallery.shape
         self.width = padded_width(self.num_rows)
-        # Small integers have exact scores.
-        self.is_exact = (
-            torch.get_float32_matmul_precision() == "highest"
-            and scores_exactly(self.gallery)
-            and (gallery is None or scores_exactly(queries))
-        )
         # A shift changes no distance, but rounding grows with the length of the vectors.
-        centre = np.zeros(self.dim) if self.is_exact else self.gallery.mean(axis=0, dtype=np.float64)
-        self.centre = centre.astype(np.float32)
+        self.centre = self.gallery.mean(axis=0, dtype=np.float64).astype(np.float32)
         columns = np.zeros((self.width, self.dim + 1), dtype=np.float32)
         np.subtract(self.gallery, self.centre, out=columns[: self.num_rows, : self.dim])
         squares = np.einsum("md,md->m", columns, columns, dtype=np.float64)
@@ -102,9 +92,8 @@ class EuclideanNearness:
         torch.mm(torch.from_numpy(points).to(self.device), self.columns.T, out=out)
         points[:, -1] = 0
         rounding = self.rounding(np.sqrt(np.einsum("nd,nd->n", points, points, dtype=np.float64)))
-        if not self.is_exact:  # upwards, so that float32 does not shrink the margin
-            rounding = np.nextafter(2 * rounding, np.inf, dtype=np.float32)
-        return torch.from_numpy(rounding.astype(np.float32)[:, None]).to(self.device)
+        margins = np.nextafter((2 * rounding).astype(np.float32), np.float32(np.inf))  # not rounded down
+        return torch.from_numpy(margins[:, None]).to(self.device)
 
     def rounding(self, lengths: NDArray[np.float64]) -> NDArray[np.float64]:
         """Bound the error of the scores of queries of these lengths (n,), measured from the centre.
@@ -114,8 +103,6 @@ class EuclideanNearness:
         theorem 3.1 with lambda = 8). Another 16 u cover the shift, the halved squares and the comparisons. Everything
         below the smallest normal number may be lost.
         """
-        if self.is_exact:
-            return np.zeros(len(lengths))
         unit = np.finfo(np.float32).eps / 2
         inputs = {"highest": 0.0, "high": 2.0**-10, "medium": 2.0**-7}[torch.get_float32_matmul_precision()]
         relative = (8 * np.sqrt(self.dim + 1) + 16) * unit + inputs
@@ -158,14 +145,6 @@ class EuclideanNearness:
 def padded_width(num_rows: int) -> int:
     """Return the number of score columns for this many gallery rows."""
     return num_rows + -num_rows % _COLUMN_MULTIPLE
-
-
-def scores_exactly(rows: Floats) -> bool:
-    """Whether float32 holds the scores of these rows exactly, because they are small integers."""
-    largest = float(np.abs(rows).max())
-    if largest > 2**12 or 4 * rows.shape[1] * largest**2 > _LARGEST_EXACT_INTEGER:
-        return False
-    return all(bool((block == np.rint(block)).all()) for block in np.array_split(rows, max(1, len(rows) // 4096)))
 
 
 def check_search(queries: Floats, gallery: Floats | None, k: int, own: Integers | None = None) -> None:

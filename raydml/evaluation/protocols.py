@@ -44,11 +44,10 @@ class RetrievalTask(NamedTuple):
 class Protocol(NamedTuple):
     """One way to divide images into queries and gallery.
 
-    name: as in data sets and in the names of metrics. sentence: a description with {queries} and {gallery}. tasks: a
-    function from labels (N,) and roles (N,) text to the tasks whose scores are averaged.
+    sentence: a description with {queries} and {gallery}. tasks: a function from labels (N,) and roles (N,) text to the
+    tasks whose scores are averaged.
     """
 
-    name: str
     sentence: str
     tasks: Callable[[np.ndarray, np.ndarray], list[RetrievalTask]]
 
@@ -126,19 +125,12 @@ def _one_of_each(labels: np.ndarray, roles: np.ndarray, repetition: int) -> Retr
     return RetrievalTask(queries, np.concatenate([np.sort(gallery), np.flatnonzero(roles == DISTRACTOR)]))
 
 
+#: Name, as in data sets and in the names of metrics -> protocol.
 PROTOCOLS = {
-    protocol.name: protocol
-    for protocol in (
-        Protocol(
-            "leave_one_out", "leave one out: each of {queries} images searches the {gallery} others", _leave_one_out
-        ),
-        Protocol(
-            "query_gallery", "query and gallery: {queries} queries search {gallery} gallery images", _query_gallery
-        ),
-        Protocol(
-            "one_gallery_image",
-            "one gallery image a class: {queries} queries search {gallery} images, mean of ten drawn galleries",
-            _one_gallery_image,
-        ),
-    )
+    "leave_one_out": Protocol("leave one out: each of {queries} images searches the {gallery} others", _leave_one_out),
+    "query_gallery": Protocol("query and gallery: {queries} queries search {gallery} gallery images", _query_gallery),
+    "one_gallery_image": Protocol(
+        "one gallery image a class: {queries} queries search {gallery} images, mean of ten drawn galleries",
+        _one_gallery_image,
+    ),
 }

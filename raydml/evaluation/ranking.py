@@ -268,9 +268,7 @@ class _Chunk:
             num_hits = np.bincount(runs, hits)
             is_unclear &= begins_owner[begins_run] | ((num_hits > 0) & (num_hits < sizes))
         pairs = np.flatnonzero(is_unclear[runs])
-        distances = np.zeros(len(pairs))
-        if not self.nearness.is_exact:
-            distances = self.nearness.settle(owners[pairs] + self.rows.start, columns[pairs])
+        distances = self.nearness.settle(owners[pairs] + self.rows.start, columns[pairs])
         columns = columns.copy()
         columns[pairs] = columns[pairs][np.lexsort((columns[pairs], distances, runs[pairs]))]
         return columns[np.flatnonzero(begins_owner)[:, None] + np.arange(k)]

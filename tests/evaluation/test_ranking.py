@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from raydml.evaluation.nearness import EuclideanNearness, RetrievalError, padded_width, scores_exactly
+from raydml.evaluation.nearness import EuclideanNearness, RetrievalError, padded_width
 from raydml.evaluation.ranking import WORKING_BYTES, nearest_neighbours
 from tests.evaluation.joined_ranks import assert_ranks, rank_relevant
 
@@ -90,7 +90,7 @@ def test_a_duplicate_stays_a_neighbour_and_only_the_own_index_goes():
     assert distances.tolist() == [[0, 50, 162], [32, 50, 50], [0, 50, 162], [32, 162, 162]]
 
 
-@pytest.mark.parametrize("length", [1.0, 0.3])  # integers, exact as they are, and others
+@pytest.mark.parametrize("length", [1.0, 0.3])
 def test_ties_at_the_last_place_take_the_lowest_index_beyond_the_candidates(length):
     """300 rows at the same distance: many more than any slack of candidates."""
     rows = np.zeros((301, 300), dtype=np.float32)
@@ -358,34 +358,6 @@ def test_float64_decides_what_float32_gets_wrong(settled):
     assert (float32_alone != np.array(expected[2])).mean() > 0.3, "the example must be one that float32 gets wrong"
     assert_ranks(rank_relevant(rows, query_labels=labels, depth=6), expected)
     assert sum(settled) > 0
-
-
-def test_integers_are_never_looked_at_twice(settled):
-    rows = np.random.default_rng(1).integers(-127, 128, (300, 16)).astype(np.float32)
-    labels = np.arange(300) % 100
-    found = rank_relevant(rows, query_labels=labels, depth=4)
-    assert_ranks(found, slow_ranks(rows, rows, labels, labels, 4, range(300)))
-    ties = sum(len(np.unique(np.square(rows - row).sum(axis=1))) < 300 for row in rows)
-    assert ties > 50, "the example should have ties"
-    settled.clear()
-    rank_relevant(rows, query_labels=np.zeros(300, dtype=np.int64), depth=4)  # all relevant: no rank beyond the depth
-    assert settled == []
-
-
-@pytest.mark.parametrize(
-    ("rows", "is_exact"),
-    [
-        (np.array([[3.0, -4.0], [0.0, 2.0]]), True),
-        (np.array([[3.0, -4.5], [0.0, 2.0]]), False),
-        (np.array([[4_000.0]]), False),  # 4 * 4000^2 is beyond 2^24
-        (np.array([[2_000.0]]), True),
-        (np.full((2, 512), 127.0), False),
-        (np.full((2, 256), 127.0), True),
-        (np.array([[1e9]]), False),
-    ],
-)
-def test_which_scores_are_exact(rows, is_exact):
-    assert scores_exactly(rows.astype(np.float32)) is is_exact
 
 
 # --- heaps of duplicates ----------------------------------------------------------------------------------------------
