@@ -8,7 +8,7 @@ checkpoints on disk, and silently starts over when that snapshot was cut off (do
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from raydml.study.actor import TrialActor
 from raydml.study.events import events_path
 from raydml.study.folder import newest_checkpoint
 from raydml.study.scheduler import Asha, SyncHalving, trial_key
-from raydml.study.state import TrialState, rank, read_trials
+from raydml.study.state import StudyState, TrialState, rank, read_trials, reduce_events
 from raydml.training import checkpoint
 
 
@@ -46,12 +46,16 @@ class StudySession(NamedTuple):
 class StudyEvents(tune.Callback):
     """Writes what Tune does into the study's event file, and deletes checkpoints of losing trials as they lose.
 
-    Its attributes are plain data, because Tune pickles its callbacks.
+    Tune pickles its callbacks, hence plain data; the state of the study is left out and read from the file again.
     """
 
     def __init__(self, folder: str, stage: str, keep: int | None, max_bytes: int | None) -> None:
         self._folder, self._stage = folder, stage
         self._keep, self._max_bytes = keep, max_bytes
+        self._offset, self._state = 0, StudyState()  # of the events read so far
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_offset": 0, "_state": StudyState()}
 
     def _append(self, event: str, trial: Any, **fields: Any) -> None:
         path = events_path(Path(self._folder))
@@ -90,7 +94,10 @@ class StudyEvents(tune.Callback):
     def _end(self, trial: Any, reason: str, error: str | None) -> None:
         self._append("trial_ended", trial, reason=reason, error=error)
         if self._keep is not None:
-            retain(Path(self._folder), self._stage, self._keep, self._max_bytes)
+            folder = Path(self._folder)
+            new, self._offset = events.read_from(events_path(folder), self._offset)
+            self._state = reduce_events(new, self._state)
+            retain(folder, self._stage, self._state.of_stage(self._stage), self._keep, self._max_bytes)
 
 
 def _last_line(trial: Any) -> str:
@@ -102,13 +109,13 @@ def _last_line(trial: Any) -> str:
     return lines[-1] if lines else "unknown"
 
 
-def retain(folder: Path, stage: str, keep: int, max_bytes: int | None) -> None:
+def retain(folder: Path, stage: str, trials: Iterable[TrialState], keep: int, max_bytes: int | None) -> None:
     """Keep the checkpoints of the best ``keep`` ended trials of a stage, within ``max_bytes``; delete the others'.
 
     Checkpoints of trials that have not ended are never deleted.
     """
     used = 0
-    for place, row in enumerate(rank(trial for trial in read_trials(folder, stage).values() if trial.ended)):
+    for place, row in enumerate(rank(trial for trial in trials if trial.ended)):
         used += sum(
             file.stat().st_size for path in _checkpoints(folder, stage, row["trial"]) for file in path.iterdir()
         )

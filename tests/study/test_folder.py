@@ -1,7 +1,9 @@
 """A study on disk: made once, refused when it is another, found by name; ranking, confirmation and retention."""
 
 import json
+import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +15,9 @@ from raydml.search_space.space import load_space
 from raydml.study import events
 from raydml.study import folder as study
 from raydml.study.folder import StudyError, create_study, dry_run, find_study
-from raydml.study.runner import retain
+from raydml.study.runner import StudyEvents, retain
 from raydml.study.stages import confirm_trials
+from raydml.study.state import read_trials
 from raydml.training.trial_images import Catalogs
 from tests.study.study_events import ended, epoch
 
@@ -165,13 +168,26 @@ def retention_study(folder, values, bytes_each=1000):
 
 def test_retention_keeps_the_best_ended_trials_and_every_running_one(tmp_path):
     left = retention_study(tmp_path, [0.1, 0.8, 0.5, 0.9, 2.0])  # the last has not ended
-    retain(tmp_path, "search", keep=2, max_bytes=None)
+    retain(tmp_path, "search", read_trials(tmp_path, "search").values(), keep=2, max_bytes=None)
     assert left() == ["search-001", "search-003", "search-004"]
 
 
 def test_retention_by_bytes_never_drops_the_best(tmp_path):
     left = retention_study(tmp_path, [0.1, 0.8, 0.5])
-    retain(tmp_path, "search", keep=3, max_bytes=4500)  # 2000 bytes a trial: the best two fit
+    retain(
+        tmp_path, "search", read_trials(tmp_path, "search").values(), keep=3, max_bytes=4500
+    )  # 2000 bytes a trial: the best two fit
     assert left() == ["search-001", "search-002"]
-    retain(tmp_path, "search", keep=3, max_bytes=10)
+    retain(tmp_path, "search", read_trials(tmp_path, "search").values(), keep=3, max_bytes=10)
     assert left() == ["search-001"]
+
+
+def test_the_events_of_a_run_drop_the_checkpoints_of_losers_even_after_tune_has_pickled_them(tmp_path):
+    left = retention_study(tmp_path, [0.1, 0.8, 2.0])  # the last has not ended
+    written = StudyEvents(str(tmp_path), "search", keep=1, max_bytes=None)
+    for index in (0, 1):
+        written._end(SimpleNamespace(config={"run": {"key": f"search-{index:03d}"}}), "finished", None)
+        assert left() == ["search-001", "search-002"]
+        written = pickle.loads(pickle.dumps(written))
+    written._end(SimpleNamespace(config={"run": {"key": "search-002"}}), "finished", None)
+    assert left() == ["search-002"]
