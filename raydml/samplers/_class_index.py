@@ -1,4 +1,4 @@
-"""The images of every class, draws among them, and the shuffles of them that go on from epoch to epoch."""
+"""The images of every class, draws among them, and shuffles of them that continue from epoch to epoch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,18 +7,18 @@ import numpy as np
 
 from raydml.data.catalog import DataError
 
-# Where the numbers to choose from change with every draw, random numbers below this are taken modulo how many there
-# are: so many more than images that the smaller remainders come too often by less than one part in 10^12.
+# Where the number of choices changes with every draw, random numbers below this are taken modulo that number. It is so
+# large that the smaller remainders are too frequent by less than one part in 10^12.
 NUM_NUMBERS = 1 << 62
 
 
 class ClassIndex:
     """The images of C classes, one class after the other; classes are numbered 0..C-1 in the order of their labels.
 
-    labels: (N,) whole numbers, not necessarily consecutive. rows: which images to take, ascending; all unless given.
+    labels: (N,) whole numbers, not necessarily consecutive. rows: the images to use, ascending; all by default.
     labels_present: (C,) the label of each class. counts: (C,) images of each. order: int64 row numbers by class, in
     ascending order within it; class c has order[starts[c] : starts[c] + counts[c]]. num_images: N, rows or not.
-    Raises DataError for labels that are no row of whole numbers, and where there is no image.
+    Raises DataError for labels that are not one whole number an image, and where there is no image.
     """
 
     def __init__(self, labels: np.ndarray, rows: np.ndarray | None = None) -> None:
@@ -42,16 +42,16 @@ class ClassIndex:
         return len(self.counts)
 
     def images(self, classes: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """The numbers-th images of classes, counted round and round: (V,) and (V, m) >= 0 -> row numbers (V, m)."""
+        """Return images of classes by number, modulo class size: (V,) and (V, m) >= 0 -> row numbers (V, m)."""
         return self.order[self.starts[classes][:, None] + numbers % self.counts[classes][:, None]]
 
     def with_replacement(self, classes: np.ndarray, num_images: int, generator: np.random.Generator) -> np.ndarray:
-        """Independent draws from each class: classes (V,) -> row numbers (V, num_images)."""
+        """Draw independently from each class: classes (V,) -> row numbers (V, num_images)."""
         counts = self.counts[classes][:, None]
         return self.images(classes, generator.integers(counts, size=(len(classes), num_images)))
 
     def distinct_if_enough(self, classes: np.ndarray, num_images: int, generator: np.random.Generator) -> np.ndarray:
-        """Different images of a class that has num_images of them, draws with replacement from one that has not.
+        """Draw different images from a class of at least num_images, with replacement from a smaller one.
 
         classes (V,) -> row numbers (V, num_images).
         """
@@ -65,10 +65,10 @@ class ClassIndex:
 
 
 class ShuffledClasses:
-    """The images of every class in a random order, and how many of it have been shown: a sampler's state.
+    """The images of every class in a random order, and how many of them were shown: a sampler's state.
 
-    order: as ClassIndex.order, shuffled within each class. shown: (C,) int64, 0..counts. Begins with all shown, so that
-    the first visit of a class shuffles it.
+    order: as ClassIndex.order, shuffled within each class. shown: (C,) int64, 0..counts. At first all are shown, so
+    that the first visit of a class shuffles it.
     """
 
     def __init__(self, index: ClassIndex) -> None:
@@ -77,15 +77,15 @@ class ShuffledClasses:
         self.shown = index.counts.astype(np.int64)
 
     def take(self, classes: np.ndarray, num_images: int) -> np.ndarray:
-        """The next images of classes (V,), all different, with so many left: row numbers (V, num_images)."""
+        """Return the next images of different classes (V,) with enough images left: row numbers (V, num_images)."""
         first = self._index.starts[classes] + self.shown[classes]
         self.shown[classes] += num_images
         return self.order[first[:, None] + np.arange(num_images)]
 
     def shuffle(self, classes: np.ndarray, generator: np.random.Generator) -> None:
-        """Shuffle the images of these classes, all different; those not yet shown go behind those that were.
+        """Shuffle the images of different classes; images not yet shown come after those that were.
 
-        Does not touch `shown`.
+        `shown` does not change.
         """
         counts = self._index.counts[classes]
         owner = np.repeat(np.arange(len(classes)), counts)
@@ -95,13 +95,13 @@ class ShuffledClasses:
         self.order[rows] = self.order[rows[np.lexsort((keys, owner))]]
 
     def shuffle_anew(self, classes: np.ndarray, generator: np.random.Generator) -> None:
-        """Shuffle all images of these classes, all different, and begin with the first; what was left is skipped."""
+        """Shuffle all images of different classes and start at the first; images that were left are skipped."""
         self.shown[classes] = self._index.counts[classes]
         self.shuffle(classes, generator)
         self.shown[classes] = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain lists of integers: the shuffled images of every class and how far each was shown."""
+        """Return plain lists of integers: the shuffled images of every class and how many of each were shown."""
         return {"order": self.order.tolist(), "cursor": self.shown.tolist()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -127,16 +127,16 @@ class ShuffledClasses:
 
 
 def distinct_numbers(below: np.ndarray, sizes: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """For each of V rows, `sizes` different numbers in 0..below-1, every set of them equally likely.
+    """Draw, for each of V rows, `sizes` different numbers in 0..below-1, every set of them equally likely.
 
-    below, sizes: (V,) with sizes <= below. Returns the rows one after the other, int64 (sizes.sum(),); within a row the
-    order means nothing, and is not random. Robert Floyd's sampling ("Programming pearls: a sample of brilliance", CACM
-    30(9), 1987), all rows at once: no memory for what is not drawn, and time in proportion to V * max(sizes)^2.
+    below, sizes: (V,) with sizes <= below. Returns the rows one after the other, int64 (sizes.sum(),); the order within
+    a row is not random. Robert Floyd's sampling ("Programming pearls: a sample of brilliance", CACM 30(9), 1987), all
+    rows at once: no memory for numbers that are not drawn, and time in proportion to V * max(sizes)^2.
     """
     width = int(sizes.max(initial=0))
     picks = np.full((len(below), width), -1, dtype=np.int64)
     for step in range(width):
-        # A row that is complete goes on drawing; what it draws is left out at the end.
+        # A complete row is drawn for, too; the extra numbers are dropped at the end.
         highest = below - sizes + step
         number = generator.integers(highest, endpoint=True)
         again = (picks[:, :step] == number[:, None]).any(axis=1)
@@ -145,7 +145,7 @@ def distinct_numbers(below: np.ndarray, sizes: np.ndarray, generator: np.random.
 
 
 def earlier_visits(classes: np.ndarray, num_classes: int) -> np.ndarray:
-    """How often the class of each place stood in an earlier place: (V,) numbers below num_classes -> (V,) int64."""
+    """Return how often the class of each place occurs in earlier places: (V,) below num_classes -> (V,) int64."""
     visits = np.bincount(classes, minlength=num_classes)
     earlier = np.empty(len(classes), dtype=np.int64)
     by_class = np.argsort(classes, kind="stable")
@@ -154,9 +154,9 @@ def earlier_visits(classes: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def in_rounds(classes: np.ndarray, num_classes: int) -> list[np.ndarray]:
-    """The places 0..V-1 in groups, the r-th visits of all classes together: within a group each class occurs once.
+    """Return the places 0..V-1 in groups: group r holds the r-th visits of all classes, each class once.
 
-    What must go on in turn for each class thus goes on for all classes at once.
+    The visits of a class, which depend on one another, are thus computed for all classes at once.
     """
     rounds = earlier_visits(classes, num_classes)
     return np.split(np.argsort(rounds, kind="stable"), np.cumsum(np.bincount(rounds))[:-1])
@@ -165,9 +165,9 @@ def in_rounds(classes: np.ndarray, num_classes: int) -> list[np.ndarray]:
 def classes_in_batch(
     batch_size: int, images_per_class: int, *, exact: bool, images_key: str = "images_per_class"
 ) -> int:
-    """How many classes a batch of this size holds, at least two.
+    """Return how many classes a batch of this size holds, at least two.
 
-    exact: whether the batch has to come out even. Raises DataError naming batch_size and images_key.
+    exact: whether batch_size must be a multiple. Raises DataError, naming batch_size and images_key.
     """
     if batch_size < 2 * images_per_class:
         raise DataError(
@@ -185,20 +185,20 @@ def classes_in_batch(
 
 
 def refuse_few_classes(index: ClassIndex, wanted: int, images_per_class: int) -> None:
-    """Raise DataError where a batch wants more classes than there are."""
+    """Raise DataError where a batch needs more classes than there are."""
     if len(index) < wanted:
         most = len(index) * images_per_class
         cure = f"give a batch_size of at most {most}, or more images_per_class"
         if len(index) < 2:
             cure = "give training data of at least two classes"
         raise DataError(
-            f"sampler.batch_size = {wanted * images_per_class} of {images_per_class} images a class wants {wanted} "
+            f"sampler.batch_size = {wanted * images_per_class} of {images_per_class} images a class needs {wanted} "
             f"classes a batch, but there are only {len(index)} training classes; {cure}"
         )
 
 
 def full_batches(num_images: int, batch_size: int) -> int:
-    """How many times batch_size goes into the images; DataError where it does not."""
+    """Return the number of full batches of the images. Raises DataError where there is none."""
     if num_images < batch_size:
         raise DataError(
             f"sampler.batch_size = {batch_size}, but there are only {num_images} training images; "
@@ -208,12 +208,12 @@ def full_batches(num_images: int, batch_size: int) -> int:
 
 
 def group_classes(numbers: np.ndarray, num_classes: int, before: int | None = None) -> np.ndarray:
-    """The class of each group, chosen by the numbers (G,) >= 0: int64 (G,) in 0..num_classes-1.
+    """Return the class of each group, chosen by the numbers (G,) >= 0: int64 (G,) in 0..num_classes-1.
 
     The first group has class numbers[0] mod num_classes. Every further one has candidates[number mod their count], the
-    candidates being all classes, ascending, but those of the two groups before it. before: the class that stands in for
-    the two groups before the second one, for the release begins with one drawn at random; None: the first group's own,
-    so that the rule holds from the start. num_classes >= 3.
+    candidates being all classes, ascending, but those of the two groups before it. before: the class used for
+    the two groups before the second one (the release begins with one drawn at random); None: the first group's own, so
+    that the rule holds from the start. num_classes >= 3.
     """
     first = int(numbers[0]) % num_classes
     older = newer = first if before is None else before

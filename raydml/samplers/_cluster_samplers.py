@@ -15,17 +15,17 @@ from raydml.samplers._class_index import (
     group_classes,
     in_rounds,
 )
-from raydml.samplers._epoch_plan import EpochPlan, make_plan
+from raydml.samplers._epoch_plan import EpochPlan, Sampler, make_plan
 
 
-class ClusterGroups:
-    """Groups of images of one cluster each, trained to be told from other clusters: the auxiliary task of MIC.
+class ClusterGroups(Sampler):
+    """Groups of images of one cluster each, with the cluster as target: the auxiliary task of MIC.
 
     Release of Roth, Brattoli and Ommer (ICCV 2019). labels: (N,), only their number is used. As ClassGroups, over
     clusters: each group of another cluster than the two before, uniformly, images with replacement. With probability
     random_cluster_probability an image is taken from a cluster drawn among all, possibly the same, while its target
-    stays the cluster of the group. The plan's targets are the numbers given to `assign`.
-    An epoch has floor(N / batch_size) batches. Nothing but the clusters is carried from epoch to epoch.
+    remains the cluster of the group. The plan's targets are the numbers given to `assign`. An epoch has
+    floor(N / batch_size) batches. The state is the clusters.
 
     Departures from the release: as those of ClassGroups. Raises DataError for fewer images than batch_size, for a
     batch_size that is no multiple of images_per_cluster, for planning before `assign`, and for fewer than 3 clusters.
@@ -57,12 +57,12 @@ class ClusterGroups:
         if len(index) < 3:
             raise DataError(
                 f"a group differs in cluster from the two before it, which takes 3 clusters with images, and there are "
-                f"{len(index)}; ask for more clusters"
+                f"{len(index)}; choose more clusters"
             )
         self._clusters, self._index = clusters, index
 
     def plan(self, generator: np.random.Generator) -> EpochPlan:
-        """The batches of the next epoch. Raises DataError before `assign`."""
+        """Return the batches of the next epoch. Raises DataError before `assign`."""
         refuse_unassigned(self._clusters)
         shape = self.batches_per_epoch * self.batch_size // self.images_per_cluster, self.images_per_cluster
         groups = group_classes(generator.integers(NUM_NUMBERS, size=shape[0]), len(self._index))
@@ -75,7 +75,7 @@ class ClusterGroups:
         return make_plan(list(images.reshape(per_batch)), self._num_images, targets=list(targets.reshape(per_batch)))
 
     def state_dict(self) -> dict[str, Any]:
-        """The clusters as a list, None before `assign`."""
+        """Return the clusters as a list, None before `assign`."""
         return {"clusters": None if self._clusters is None else self._clusters.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -88,7 +88,7 @@ class ClusterGroups:
 
 
 def group_images(index: ClassIndex, groups: np.ndarray, swapped: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """The images of groups of clusters: (G, m) row numbers, the (number mod cluster size)-th of its cluster each.
+    """Return the images of groups of clusters, (G, m) row numbers: each is number mod size of its cluster.
 
     groups: (G,) the cluster of each group. swapped: (G, m) the cluster that an image is taken from instead, or -1.
     numbers: (G, m) >= 0.
@@ -97,23 +97,24 @@ def group_images(index: ClassIndex, groups: np.ndarray, swapped: np.ndarray, num
     return index.images(used.reshape(-1), numbers.reshape(-1, 1)).reshape(numbers.shape)
 
 
-class ClusterRoundRobin:
+class ClusterRoundRobin(Sampler):
     """Batches of one cluster each, class-balanced within it, the clusters taking turns in fixed order.
 
     Release of Sanakoyeu, Tschernezki, Büchler and Ommer, "Divide and Conquer the Embedding Space for Metric Learning"
     (CVPR 2019). labels: (N,) whole numbers. A batch has P = batch_size / images_per_class classes of its
     cluster, uniform and different, or with replacement where the cluster has fewer than P. A class of a cluster is
-    shown in shuffled order, images_per_class at a time and going on across epochs; when fewer are left, it is shuffled
-    anew and those are skipped. One with fewer images than that is drawn with replacement.
+    shown in shuffled order, images_per_class at a time, also across epochs; when fewer are left, it is shuffled anew
+    and those are skipped. From a class with fewer images than that, images are drawn with replacement.
+
     An epoch is L rounds of one batch a cluster, L = floor(n / batch_size) of the cluster with the most images n: small
-    clusters are oversampled. The learner of a batch is the number of its cluster. `assign` begins anew.
+    clusters are oversampled. The learner of a batch is the number of its cluster. `assign` resets the state.
 
     Departures from the release: (a) A cluster of n <= batch_size images, which gives no batch there and ends the epoch
     or crashes, takes its turns like any other, and L is at least 1. Skipping it would leave its learner untrained and
     its images unseen until the next clustering, and leave nothing at all of a small data set; that it is oversampled
-    shows in num_duplicates. (b) A cluster with a single class is skipped: its batches have no negative pair. (c) A
-    pass over a cluster (ceil(n / batch_size) - 1 batches) is not told from the next: where one ends and the cluster is
-    begun again, the release goes on with the same shuffles too.
+    is visible in num_duplicates. (b) A cluster with a single class is skipped: its batches have no negative pair. (c) A
+    pass over a cluster (ceil(n / batch_size) - 1 batches) is not kept apart from the next: the release, too, continues
+    with the same shuffles where a pass ends.
 
     num_resampled: after `assign`, how many clusters have fewer than P classes, so that these repeat within a batch.
 
@@ -139,7 +140,7 @@ class ClusterRoundRobin:
         self.images_per_class = images_per_class
 
     @property
-    def batches_per_epoch(self) -> int:
+    def batches_per_epoch(self) -> int:  # type: ignore[override]
         """L times the clusters that take part. Raises DataError before `assign`."""
         refuse_unassigned(self._clusters)
         return self._num_rounds * len(self._ids)
@@ -163,7 +164,7 @@ class ClusterRoundRobin:
         self.num_resampled = int(np.count_nonzero(self._num_cells < self._per_batch))
 
     def plan(self, generator: np.random.Generator) -> EpochPlan:
-        """The batches of the next epoch. Raises DataError before `assign`. Advances the shuffles and the generator."""
+        """Return the batches of the next epoch. Raises DataError before `assign`. Advances state and generator."""
         refuse_unassigned(self._clusters)
         turns = np.tile(np.arange(len(self._ids)), self._num_rounds)
         cells = self._draw_cells(turns, generator).reshape(-1)
@@ -180,7 +181,7 @@ class ClusterRoundRobin:
         return make_plan(batches, len(self._classes), learners=self._ids[turns])
 
     def _draw_cells(self, turns: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """P cells of the cluster of each batch: turns (batches,) -> (batches, P)."""
+        """Draw P cells of the cluster of each batch: turns (batches,) -> (batches, P)."""
         below = self._num_cells[turns]
         cells = np.empty((len(turns), self._per_batch), dtype=np.int64)
         enough = below >= self._per_batch
@@ -191,7 +192,7 @@ class ClusterRoundRobin:
         return cells + self._first_cell[turns][:, None]
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain lists of integers: the clusters, the shuffles within them and how far each was shown."""
+        """Return plain lists of integers: the clusters, the shuffles within them and how far each was shown."""
         if self._clusters is None:
             return {"clusters": None}
         return {"clusters": self._clusters.tolist(), **self._shuffled.state_dict()}
@@ -207,17 +208,17 @@ class ClusterRoundRobin:
 
 
 def num_rounds(sizes: np.ndarray, batch_size: int) -> int:
-    """In how many rounds, of a batch a cluster, the largest of these clusters (K,) is shown about once; at least 1."""
+    """Return in how many rounds of one batch a cluster the largest cluster is shown about once, at least 1."""
     return max(int(sizes.max()) // batch_size, 1)
 
 
 def checked_clusters(clusters: np.ndarray, num_images: int) -> np.ndarray:
-    """A copy as int64; DataError for what is no cluster number of each image."""
+    """Return a copy as int64. Raises DataError for anything but one cluster number an image."""
     clusters = np.asarray(clusters)
     if clusters.shape != (num_images,) or clusters.dtype.kind not in "iu" or (clusters < -1).any():
         raise DataError(
-            f"clusters of shape {clusters.shape} and type {clusters.dtype} do not say for each of the {num_images} "
-            "images which cluster it is in; give whole numbers from 0, and -1 for an image that is not to be used"
+            f"clusters of shape {clusters.shape} and type {clusters.dtype} are not one cluster for each of the "
+            f"{num_images} images; give whole numbers from 0, and -1 for an image that is not to be used"
         )
     if (clusters < 0).all():
         raise DataError("clusters = -1 for every image leaves none to train on; give at least one a cluster")
@@ -231,16 +232,16 @@ def refuse_unassigned(clusters: np.ndarray | None) -> None:
 
 
 def refuse_one_class_each(ids: np.ndarray, takes_part: np.ndarray) -> None:
-    """Raise DataError where none of the clusters (K,) takes part, for want of a second class."""
+    """Raise DataError where none of the clusters (K,) takes part, because none has a second class."""
     if not takes_part.any():
         raise DataError(
-            f"none of the {len(ids)} clusters has images of two classes, so that no batch has a negative pair; ask "
-            "for fewer clusters"
+            f"none of the {len(ids)} clusters has images of two classes, so that no batch has a negative pair; "
+            "choose fewer clusters"
         )
 
 
 def clusters_in_state(state: dict[str, Any]) -> list[int] | None:
-    """The clusters in a sampler's state; None before `assign`. Raises DataError for the state of another sampler."""
+    """Return the clusters of a sampler's state; None before `assign`. Raises DataError for another sampler's state."""
     if "clusters" not in state:
         raise DataError(
             f"the sampler's state has {', '.join(state) or 'nothing'} and not clusters: it is another sampler's; "

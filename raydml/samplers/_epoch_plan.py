@@ -1,7 +1,8 @@
-"""The batches of one epoch, planned in advance so that they can be counted, saved and repeated, and who plans them."""
+"""The batches of one epoch, planned in advance so that they can be counted, saved and repeated; and samplers."""
 
+import abc
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +15,7 @@ class EpochPlan(NamedTuple):
     """batches: int64 (batch size,) row numbers of the N training images, one array a batch.
 
     coverage: share of all N images shown at least once this epoch, 0..1. num_duplicates: places in a batch whose image
-    already stands earlier in the same batch, summed over the batches. learners: int64 (batches,), which learner of the
+    is already earlier in the same batch, summed over the batches. learners: int64 (batches,), which learner of the
     method each batch is for, or None. targets: int64 (batch size,) one array a batch, the labels to train with where
     they are not those of the images, or None. flip: bool (batches,), whether the images of a batch may be mirrored
     where the trial's augmentation does so, or None: all may.
@@ -28,9 +29,9 @@ class EpochPlan(NamedTuple):
     flip: np.ndarray | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Numbers, None and flat arrays, `learners` and `flip` being the plan's own; `from_dict` reads them back.
+        """Return the plan for `from_dict`: numbers, None and flat arrays; `learners` and `flip` are not copied.
 
-        All batches are one array, and so are all targets: a checkpoint holds seven entries and not thousands.
+        All batches are one array, and so are all targets: a checkpoint then holds seven entries and not thousands.
         """
         return {
             "images": _joined(self.batches),
@@ -44,7 +45,7 @@ class EpochPlan(NamedTuple):
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> "EpochPlan":
-        """The plan of `to_dict`, whose arrays may have become torch tensors on the CPU or lists on the way.
+        """Return the plan of `to_dict`, whose arrays may have become torch tensors on the CPU or lists.
 
         Raises DataError where entries are missing or do not fit together.
         """
@@ -75,28 +76,33 @@ class EpochPlan(NamedTuple):
         )
 
 
-class Sampler(Protocol):
+class Sampler(abc.ABC):
     """Plans the batches of every epoch; built from the labels (N,) of the training images and its settings.
 
-    All randomness comes from the generator handed to `plan`: the same state and the same generator give the same plan.
+    All randomness comes from the generator given to `plan`: the same state and the same generator give the same plan.
+
+    batch_size: images in a batch; the last batch of an epoch is smaller only where the sampler documents it.
+    batches_per_epoch: the length of every plan.
     """
 
-    @property
-    def batch_size(self) -> int:
-        """Images in a batch; the last one of an epoch may be smaller where the sampler says so."""
+    batch_size: int
+    batches_per_epoch: int
 
-    @property
-    def batches_per_epoch(self) -> int:
-        """Length of every plan."""
-
+    @abc.abstractmethod
     def plan(self, generator: np.random.Generator) -> EpochPlan:
-        """The batches of the next epoch. Advances the state and the generator."""
+        """Return the batches of the next epoch. Advances the state and the generator."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next epoch depends on besides the generator, as plain lists of integers; {} where nothing does."""
+        """Return what the next epoch depends on besides the generator, as plain lists of integers; {} for nothing."""
+        return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back a `state_dict`. Raises DataError for one of other images or of another sampler."""
+        """Restore a `state_dict`. Raises DataError for a state of other images or of another sampler."""
+        if state:
+            raise DataError(
+                f"{type(self).__name__} has no state, got {', '.join(state)}: the state is of another sampler; resume "
+                "with the sampler that it was saved with"
+            )
 
 
 def make_plan(
@@ -107,12 +113,12 @@ def make_plan(
     targets: Sequence[np.ndarray] | None = None,
     flip: np.ndarray | None = None,
 ) -> EpochPlan:
-    """The plan of these batches (row numbers below num_images) with its coverage and its duplicates counted."""
+    """Return the plan of these batches, row numbers below num_images, with its coverage and number of duplicates."""
     images = _joined(batches)
     shown = np.zeros(num_images, dtype=bool)
     shown[images] = True
     batch = np.repeat(np.arange(len(batches)), [len(rows) for rows in batches])
-    # An image twice in a batch is the same number twice, and sorted they stand side by side.
+    # An image twice in a batch is the same number twice; sorted, the two are neighbours.
     places = np.sort(batch * num_images + images)
     num_duplicates = np.count_nonzero(places[1:] == places[:-1])
     return EpochPlan(
@@ -125,15 +131,6 @@ def make_plan(
     )
 
 
-def refuse_state(state: Mapping[str, Any], sampler: str) -> None:
-    """Raise DataError if there is a state for a sampler that has none."""
-    if state:
-        raise DataError(
-            f"the {sampler} sampler has no state, got {', '.join(state)}: it belongs to another sampler; "
-            "resume with the sampler that the state was saved with"
-        )
-
-
 def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.int64)
 
@@ -143,5 +140,5 @@ def _number_of(values: np.ndarray | None) -> int | str:
 
 
 def _integers(values: Any) -> np.ndarray:
-    """A copy, so that training on from a plan cannot change the checkpoint it was read from."""
+    """Return a copy, so that training from a plan cannot change the checkpoint that it was read from."""
     return np.asarray(values).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Batches of one cluster each, formed inside every cluster by the trial's own sampler, whichever that is."""
+"""Batches of one cluster each, which the trial's own sampler forms inside every cluster."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -18,23 +18,23 @@ from raydml.samplers._epoch_plan import EpochPlan, Sampler, make_plan
 from raydml.samplers.class_balanced import ClassBalanced
 
 
-class PerCluster:
+class PerCluster(Sampler):
     """Batches of one cluster each, the clusters taking turns in fixed order, each with a sampler of its own.
 
     labels: (N,) whole numbers. make_sampler: labels (n,) of the images of a cluster -> a sampler for them.
     An epoch is L rounds of one batch a cluster, L = floor(n / batch_size) of the cluster with the most images n, at
     least 1, as in the Divide & Conquer release (CVPR 2019): small clusters are oversampled. Each cluster begins the
-    epoch with a new plan of its sampler and takes another whenever that is used up; what is left of the last one is not
-    shown. So a setting batches_per_epoch of the trial's sampler says how long the plan of a cluster is, and not how
-    long an epoch is. The learner of a batch is the number of its cluster. `assign` begins anew.
+    epoch with a new plan of its sampler and takes another when that is used up; the rest of the last one is not shown.
+    So batches_per_epoch of the trial's sampler is the length of a cluster's plan, not of an epoch. The learner of a
+    batch is the number of its cluster. `assign` resets the state.
 
-    A cluster that its sampler refuses (DataError: too few images or classes) is served by the rule of
-    ClusterRoundRobin, which repeats classes and images: with the images_per_class of the trial's sampler, 1 where it
-    has none, and cut to its batch size. num_resampled: after `assign`, how many clusters those are. A cluster with a
+    A cluster with too few images or classes for its sampler (DataError) follows the rule of ClusterRoundRobin, which
+    repeats classes and images: with the images_per_class of the trial's sampler, 1 where it has none, and cut to its
+    batch size. num_resampled: after `assign`, how many clusters those are. A cluster with a
     single class is skipped: its batches have no negative pair.
 
-    Raises DataError for what make_sampler refuses of all the images, for planning before `assign`, and where no cluster
-    has two classes.
+    Raises DataError where make_sampler refuses the images as a whole, for planning before `assign`, and where no
+    cluster has two classes.
     """
 
     num_resampled: int
@@ -49,7 +49,7 @@ class PerCluster:
         self.batch_size = whole.batch_size
 
     @property
-    def batches_per_epoch(self) -> int:
+    def batches_per_epoch(self) -> int:  # type: ignore[override]
         """L times the clusters that take part. Raises DataError before `assign`."""
         refuse_unassigned(self._clusters)
         return self._num_rounds * len(self._parts)
@@ -72,7 +72,7 @@ class PerCluster:
         labels = self._labels[rows]
         try:
             return _Part(cluster, rows, self._make_sampler(labels), resampled=False)
-        except DataError:  # it serves all the images, so this cluster is too small for it
+        except DataError:  # it accepts the images as a whole, so this cluster is too small for it
             per_class = self._images_per_class
             whole_classes = -(-self.batch_size // per_class) * per_class
             sampler = ClusterRoundRobin(labels, batch_size=whole_classes, images_per_class=per_class)
@@ -80,7 +80,7 @@ class PerCluster:
             return _Part(cluster, rows, sampler, resampled=True)
 
     def plan(self, generator: np.random.Generator) -> EpochPlan:
-        """The batches of the next epoch. Raises DataError before `assign`. Advances the samplers and the generator."""
+        """Return the batches of the next epoch. Raises DataError before `assign`. Advances state and generator."""
         refuse_unassigned(self._clusters)
         of_parts = [self._batches_of(part, generator) for part in self._parts]
         batches = [batch for of_round in zip(*of_parts, strict=True) for batch in of_round]
@@ -88,14 +88,14 @@ class PerCluster:
         return make_plan(batches, len(self._labels), learners=np.tile(ids, self._num_rounds))
 
     def _batches_of(self, part: "_Part", generator: np.random.Generator) -> list[np.ndarray]:
-        """L batches of row numbers of all images."""
+        """Return L batches of row numbers of all images."""
         batches: list[np.ndarray] = []
         while len(batches) < self._num_rounds:
             batches += part.sampler.plan(generator).batches
         return [part.rows[batch[: self.batch_size]] for batch in batches[: self._num_rounds]]
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain lists of integers: the clusters, and the state of each one's sampler."""
+        """Return plain lists of integers: the clusters, and the state of each one's sampler."""
         if self._clusters is None:
             return {"clusters": None}
         return {"clusters": self._clusters.tolist(), "samplers": [part.sampler.state_dict() for part in self._parts]}
@@ -120,10 +120,10 @@ class PerCluster:
 def cluster_sampler(
     labels: np.ndarray, make_sampler: Callable[[np.ndarray], Sampler]
 ) -> ClusterRoundRobin | PerCluster:
-    """What forms batches inside clusters for a trial whose sampler make_sampler makes.
+    """Return the sampler that forms batches inside clusters for a trial with this sampler.
 
-    For class_balanced it is the rule of the Divide & Conquer release, of as many classes and images of each a batch.
-    Raises DataError for what make_sampler refuses of all the images.
+    For class_balanced it is the rule of the Divide & Conquer release with as many classes, and images of each, a batch.
+    Raises DataError where make_sampler refuses the images as a whole.
     """
     whole = make_sampler(labels)
     if isinstance(whole, ClassBalanced):
@@ -132,7 +132,7 @@ def cluster_sampler(
 
 
 def clusters_of_two_classes(clusters: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The numbers, ascending, of the clusters (N,) with images of at least two classes; -1 is no cluster."""
+    """Return the numbers, ascending, of the clusters (N,) with images of at least two classes; -1 is no cluster."""
     used = clusters >= 0
     cells = np.unique(np.stack([clusters[used], labels[used]]), axis=1)
     ids, num_classes = np.unique(cells[0], return_counts=True)
@@ -140,7 +140,7 @@ def clusters_of_two_classes(clusters: np.ndarray, labels: np.ndarray) -> np.ndar
 
 
 class _Part(NamedTuple):
-    """A cluster that takes part: its number, its images (n,), its sampler, and whether that stands in for another."""
+    """A cluster that takes part: its number, its images (n,), its sampler, and whether that replaces the trial's."""
 
     cluster: int
     rows: np.ndarray
@@ -150,6 +150,6 @@ class _Part(NamedTuple):
 
 @runtime_checkable
 class _OfClasses(Protocol):
-    """A sampler that takes so many images of a class."""
+    """A sampler with a fixed number of images of a class."""
 
     images_per_class: int

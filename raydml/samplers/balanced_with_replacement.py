@@ -1,6 +1,6 @@
 """Classes with replacement: Zhai and Wu, Classification is a Strong Baseline for Deep Metric Learning, BMVC 2019."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
@@ -12,10 +12,10 @@ from raydml.samplers._class_index import (
     full_batches,
     refuse_few_classes,
 )
-from raydml.samplers._epoch_plan import EpochPlan, make_plan, refuse_state
+from raydml.samplers._epoch_plan import EpochPlan, Sampler, make_plan
 
 
-class BalancedWithReplacement:
+class BalancedWithReplacement(Sampler):
     """Few classes a batch, drawn without replacement, and images of each, drawn with replacement.
 
     The release takes 75 images, 25 a class on CUB and Cars, 5 on SOP and In-Shop. labels: (N,) whole numbers. A batch
@@ -46,9 +46,3 @@ class BalancedWithReplacement:
         classes = distinct_numbers(below, np.full(self.batches_per_epoch, self._per_batch), generator)
         images = self._index.with_replacement(classes, self.images_per_class, generator)
         return make_plan(list(images.reshape(self.batches_per_epoch, self.batch_size)), self._index.num_images)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        refuse_state(state, "balanced_with_replacement")

@@ -11,10 +11,10 @@ from raydml.samplers._class_index import (
     ShuffledClasses,
     in_rounds,
 )
-from raydml.samplers._epoch_plan import EpochPlan, make_plan
+from raydml.samplers._epoch_plan import EpochPlan, Sampler, make_plan
 
 
-class ClassBalanced:
+class ClassBalanced(Sampler):
     """Batches of P distinct classes x K images each, class after class; each class in every epoch.
 
     labels: (N,) integers. Classes come from random permutations of all C classes, one after the other, so in an epoch

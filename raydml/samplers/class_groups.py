@@ -1,6 +1,6 @@
 """Groups of a class: Roth, Brattoli and Ommer, MIC: Mining Interclass Characteristics, ICCV 2019 (its main task)."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
@@ -13,10 +13,10 @@ from raydml.samplers._class_index import (
     full_batches,
     group_classes,
 )
-from raydml.samplers._epoch_plan import EpochPlan, make_plan, refuse_state
+from raydml.samplers._epoch_plan import EpochPlan, Sampler, make_plan
 
 
-class ClassGroups:
+class ClassGroups(Sampler):
     """Groups of images of a class, each of another class than the two groups before it; MIC's main task.
 
     labels: (N,) whole numbers. The class of a group is uniform among the others, images are uniform with replacement: a
@@ -57,9 +57,3 @@ class ClassGroups:
         groups = group_classes(generator.integers(NUM_NUMBERS, size=num_groups), len(self._index))
         images = self._index.with_replacement(groups, self.images_per_class, generator)
         return make_plan(list(images.reshape(self.batches_per_epoch, self.batch_size)), self._index.num_images)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        refuse_state(state, "class_groups")

@@ -13,10 +13,10 @@ from raydml.samplers._class_index import (
     earlier_visits,
     refuse_few_classes,
 )
-from raydml.samplers._epoch_plan import EpochPlan, make_plan
+from raydml.samplers._epoch_plan import EpochPlan, Sampler, make_plan
 
 
-class IdentityChunks:
+class IdentityChunks(Sampler):
     """The images of each class in chunks; a batch takes one chunk each of P classes that have chunks left.
 
     Called RandomIdentitySampler in the release. labels: (N,) whole numbers. Each class is shuffled and cut into chunks

@@ -1,6 +1,6 @@
 """All classes, shuffled: Kim and Park, Multi-level Distance Regularization, AAAI 2021 (its sampler)."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
@@ -11,10 +11,10 @@ from raydml.samplers._class_index import (
     classes_in_batch,
     distinct_numbers,
 )
-from raydml.samplers._epoch_plan import EpochPlan, make_plan, refuse_state
+from raydml.samplers._epoch_plan import EpochPlan, Sampler, make_plan
 
 
-class RandomClasses:
+class RandomClasses(Sampler):
     """All classes in random order, up to K different images of each, until the batch is full.
 
     K is images_per_class. The release takes 128 images and K = 4; 256 and 3 on SOP and In-Shop. labels: (N,) whole
@@ -61,9 +61,3 @@ class RandomClasses:
         numbers = distinct_numbers(self._index.counts[classes], sizes, generator)
         images = self._index.images(np.repeat(classes, sizes), numbers[:, None])
         return make_plan(list(images.reshape(self.batches_per_epoch, self.batch_size)), self._index.num_images)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        refuse_state(state, "random_classes")

@@ -1,6 +1,6 @@
 """Each class once an epoch: the FastRandomIdentitySampler of the Deep_Metric code by Wang et al."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
@@ -10,10 +10,10 @@ from raydml.samplers._class_index import (
     classes_in_batch,
     refuse_few_classes,
 )
-from raydml.samplers._epoch_plan import EpochPlan, make_plan, refuse_state
+from raydml.samplers._epoch_plan import EpochPlan, Sampler, make_plan
 
 
-class RandomIdentity:
+class RandomIdentity(Sampler):
     """Each class once an epoch, in random order, with a few of its images; batches are cut from that list.
 
     From Wang's Deep_Metric code (its FastRandomIdentitySampler). labels: (N,) whole numbers. The images
@@ -50,9 +50,3 @@ class RandomIdentity:
         images = self._index.distinct_if_enough(classes, self.images_per_class, generator).reshape(-1)
         starts = range(0, self.batches_per_epoch * self.batch_size, self.batch_size)
         return make_plan([images[start : start + self.batch_size] for start in starts], self._index.num_images)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        refuse_state(state, "random_identity")

@@ -1,6 +1,6 @@
 """Shuffled images, whatever their classes."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
@@ -8,10 +8,10 @@ from pydantic import Field
 from raydml.samplers._class_index import (
     full_batches,
 )
-from raydml.samplers._epoch_plan import EpochPlan, make_plan, refuse_state
+from raydml.samplers._epoch_plan import EpochPlan, Sampler, make_plan
 
 
-class Uniform:
+class Uniform(Sampler):
     """Shuffled images without regard to their classes; the last, incomplete batch is dropped.
 
     labels: (N,), only their number is used. There is no state: the generator decides everything.
@@ -33,9 +33,3 @@ class Uniform:
         shown = generator.permutation(self._num_images)[: self.batches_per_epoch * self.batch_size]
         batches = list(shown.astype(np.int64).reshape(self.batches_per_epoch, self.batch_size))
         return make_plan(batches, self._num_images)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        refuse_state(state, "uniform")

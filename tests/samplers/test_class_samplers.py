@@ -123,7 +123,7 @@ def test_balanced_with_replacement_draws_evenly_from_every_class_however_large()
 
 def test_balanced_with_replacement_refusals():
     labels = labels_of(*[30] * 4)
-    with pytest.raises(DataError, match=r"batch_size = 25 of 5 images a class wants 5 .* only 4 .* at most 20"):
+    with pytest.raises(DataError, match=r"batch_size = 25 of 5 images a class needs 5 .* only 4 .* at most 20"):
         BalancedWithReplacement(labels, batch_size=25, images_per_class=5)
     with pytest.raises(DataError, match=r"batch_size = 9 holds fewer than two .* at least 10"):
         BalancedWithReplacement(labels, batch_size=9, images_per_class=5)
@@ -183,7 +183,7 @@ def test_random_identity_refusals():
     labels = labels_of(*[30] * 7)
     with pytest.raises(DataError, match=r"batch_size = 22 is no multiple of .*images_per_class = 5; .* 20 or 25"):
         RandomIdentity(labels, batch_size=22, images_per_class=5)
-    with pytest.raises(DataError, match=r"wants 8 classes a batch, but there are only 7 .* at most 35"):
+    with pytest.raises(DataError, match=r"needs 8 classes a batch, but there are only 7 .* at most 35"):
         RandomIdentity(labels, batch_size=40, images_per_class=5)
     (batch,) = (
         RandomIdentity(labels, batch_size=40, images_per_class=5, drop_last=False)
@@ -289,7 +289,7 @@ def test_identity_chunks_choose_among_the_classes_that_have_chunks_left():
 
 def test_identity_chunks_refusals():
     labels = labels_of(*[30] * 7)
-    with pytest.raises(DataError, match=r"wants 8 classes a batch, but there are only 7 .* at most 35"):
+    with pytest.raises(DataError, match=r"needs 8 classes a batch, but there are only 7 .* at most 35"):
         IdentityChunks(labels, batch_size=44, images_per_class=5)
 
 

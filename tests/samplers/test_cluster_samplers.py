@@ -54,7 +54,7 @@ def test_planning_before_clusters_are_assigned_is_refused(of_clusters):
     "clusters", [np.zeros(149, dtype=int), np.zeros((150, 1), dtype=int), np.zeros(150), np.full(150, -2)]
 )
 def test_what_is_no_clustering_is_refused(of_clusters, clusters):
-    with pytest.raises(DataError, match=r"clusters of shape .* each of the 150 images .* -1"):
+    with pytest.raises(DataError, match=r"clusters of shape .* for each of the 150 images.* -1"):
         of_clusters(mixed(50, 50, 50), batch_size=12).assign(clusters)
 
 
@@ -150,7 +150,7 @@ def test_the_probability_of_a_random_cluster_is_a_setting(probability, expected)
 
 def test_cluster_groups_refusals():
     labels = mixed(50, 50)
-    with pytest.raises(DataError, match="takes 3 clusters with images, and there are 2; ask for more"):
+    with pytest.raises(DataError, match="takes 3 clusters with images, and there are 2; choose more"):
         ClusterGroups(labels, batch_size=12).assign(np.arange(100) % 2 * 5)
     with pytest.raises(DataError, match=r"batch_size = 14 is no multiple of sampler.images_per_cluster = 4"):
         ClusterGroups(labels, batch_size=14)
