@@ -30,7 +30,7 @@ Root = Annotated[
 def list_benchmarks() -> None:
     """List the benchmarks: images of classes by part, archive size, and which ones can be downloaded."""
     from raydml.data.benchmarks import BENCHMARKS
-    from raydml.data.sources import SOURCES
+    from raydml.data.download import SOURCES
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("name", "data set", "images of classes", "archive"):
@@ -56,8 +56,7 @@ def download(
     """Fetch, check and unpack a benchmark; an interrupted download continues where it stopped."""
     from raydml.data.benchmarks import benchmark_named, folder_of
     from raydml.data.catalog import DataError
-    from raydml.data.download import NotServed, install
-    from raydml.data.sources import SOURCES
+    from raydml.data.download import SOURCES, NotServed, install
 
     benchmark = benchmark_named(name)
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):

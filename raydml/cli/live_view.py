@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raydml.analysis.trials import FAILURES, TrialState
-from raydml.cli.trial_table import embedding_dim, learning_rate, metric_label, trial_table
+from raydml.cli.tables import embedding_dim, learning_rate, metric_label, trial_table
 from raydml.study import events
 from raydml.study.state import Event, StudyState, reduce_event, reduce_events
 

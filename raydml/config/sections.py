@@ -16,7 +16,7 @@ from raydml.errors import ABSENT, ConfigError, Problem, unknown_name
 from raydml.images.augmentation import Augmentation
 from raydml.images.preprocessing import Interpolation, Resize
 from raydml.models.backbones import BACKBONES, Pooling
-from raydml.models.head import HeadInit, Normalisation, Projection
+from raydml.models.network import HeadInit, Normalisation, Projection
 
 STRICT = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 

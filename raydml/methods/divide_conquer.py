@@ -13,8 +13,7 @@ from raydml.data.catalog import DataError
 from raydml.methods._base import Batch, Features, MakeSampler, Method
 from raydml.methods._objective import MakeObjective, Objective
 from raydml.metrics.clustering import cluster_metrics
-from raydml.models.head import normalised
-from raydml.models.network import Network
+from raydml.models.network import Network, normalised
 from raydml.ops.clustering import KMeans, cluster, match_to_previous, without_singletons
 from raydml.ops.distances import full_precision
 from raydml.samplers._cluster_samplers import ClusterRoundRobin

@@ -13,8 +13,7 @@ from raydml.methods._base import Batch, Features, MakeSampler, Method
 from raydml.methods._objective import MakeObjective
 from raydml.methods._pseudo_labels import Standardise, standardise_by_class, window_features
 from raydml.metrics.clustering import cluster_metrics
-from raydml.models.head import Head
-from raydml.models.network import Network
+from raydml.models.network import Head, Network
 from raydml.ops.clustering import KMeans, cluster
 from raydml.samplers._cluster_samplers import ClusterGroups
 from raydml.samplers._epoch_plan import EpochPlan, make_plan

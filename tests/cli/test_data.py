@@ -19,8 +19,7 @@ from typer.testing import CliRunner
 from raydml.cli import data, main
 from raydml.data.benchmarks import BENCHMARKS
 from raydml.data.catalog import DataError
-from raydml.data.download import LOCK_FILE, install
-from raydml.data.sources import SOURCES, Archive, DownloadSource
+from raydml.data.download import LOCK_FILE, SOURCES, Archive, DownloadSource, install
 from tests.data.file_server import Answer, file_server, ranges
 
 ROOT = Path(__file__).parents[2]

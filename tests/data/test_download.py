@@ -10,8 +10,7 @@ import pytest
 import requests
 
 from raydml.data.catalog import DataError
-from raydml.data.download import NotServed, Patience, _Session, fetch
-from raydml.data.sources import Archive
+from raydml.data.download import Archive, NotServed, Patience, _Session, fetch
 from tests.data.file_server import BODY, Answer, file_server, ranges
 
 OTHER = random.Random(2).randbytes(300_000)

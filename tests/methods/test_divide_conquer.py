@@ -14,8 +14,7 @@ from raydml.methods._base import Batch, Method
 from raydml.methods._objective import Objective
 from raydml.methods.divide_conquer import DivideConquer
 from raydml.methods.plain import Plain
-from raydml.models.head import Head
-from raydml.models.network import Network
+from raydml.models.network import Head, Network
 from raydml.ops.clustering import KMeans, cluster
 from raydml.training.optimizers import check_every_parameter_learns
 from tests.golden_vectors import golden_facts, golden_tensors

@@ -13,8 +13,7 @@ from raydml.methods._base import Batch
 from raydml.methods._objective import Objective
 from raydml.methods._pseudo_labels import standardise_by_class
 from raydml.methods.mic import MIC
-from raydml.models.head import Head
-from raydml.models.network import Network, build_network
+from raydml.models.network import Head, Network, build_network
 from raydml.ops.clustering import KMeans, cluster
 from raydml.ops.tuples import Triplets
 from raydml.samplers.class_balanced import ClassBalanced

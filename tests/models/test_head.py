@@ -10,7 +10,7 @@ from raydml.losses.margin import Margin
 from raydml.losses.normalized_softmax import NormalizedSoftmax
 from raydml.miners.nearest_beyond_cutoff import NearestBeyondCutoff
 from raydml.models.backbones import pooling_layer
-from raydml.models.head import Head
+from raydml.models.network import Head
 from tests.golden_vectors import golden_facts, golden_tensors
 
 CLASSIFICATION = golden_facts("classification_head")
