@@ -1,7 +1,7 @@
 """Losses, miners, regularisers, samplers, methods by name: the folder is the registry, the constructor is the schema.
 
-A plugin is one file `raydml/<kind>/<name>.py` with one public class. Before the `*` its constructor takes what the
-trial knows (CONTEXT); after the `*` come its settings: typed keywords with defaults, limits written into the type with
+A plugin is one file `raydml/<kind>/<name>.py` with one public class. Before the `*` its constructor takes parts of the
+trial (CONTEXT); after the `*` are its settings: typed keywords with defaults, limits written into the type with
 a description of each (`margin: Annotated[float, Field(gt=0, description="...")] = 0.2`). Adding a plugin is adding its
 file and its test file.
 """
@@ -95,7 +95,7 @@ def constructor_model(cls: type) -> type[BaseModel]:
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             if parameter.name not in CONTEXT or parameter.kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:
                 raise PluginError(
-                    f"{where} is not something a trial knows ({', '.join(CONTEXT)}). "
+                    f"{where} is not a part of a trial ({', '.join(CONTEXT)}). "
                     "Settings go after the `*`, each by its own name."
                 )
             continue
@@ -121,7 +121,7 @@ def checked_settings(kind: str, name: str, given: Mapping[str, Any]) -> dict[str
 def build(kind: str, name: str, **arguments: Any) -> Any:
     """Return an instance of the plugin.
 
-    Arguments named in CONTEXT (num_classes=, embedding_dim=, ...) are what the trial knows and are passed only to a
+    Arguments named in CONTEXT (num_classes=, embedding_dim=, ...) are parts of the trial and are passed only to a
     constructor that takes them; all others are settings. Raises ConfigError with every setting that is unknown, of the
     wrong type or out of range, PluginError where a part of the context is missing, and ValueError, with the reason,
     where settings exclude each other.

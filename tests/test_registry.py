@@ -196,9 +196,9 @@ def test_settings_are_frozen(made: None) -> None:  # noqa: ARG001
 @pytest.mark.parametrize(
     ("signature", "said"),
     [
-        ("self, rate: float = 1.0", "not something a trial knows"),
-        ("self, *rates: float", "not something a trial knows"),
-        ("self, **rates: float", "needs a type and a default|may not|not something"),
+        ("self, rate: float = 1.0", "not a part of a trial"),
+        ("self, *rates: float", "not a part of a trial"),
+        ("self, **rates: float", "needs a type and a default|may not|not a part"),
         ("self, *, rate: float", "needs a type and a default"),
         ("self, *, rate=1.0", "needs a type and a default"),
         ("self, *, num_classes: int = 3", "the word is taken"),

@@ -253,8 +253,8 @@ def _draw_new(
 
 
 def _too_few(space: SearchSpace, wanted: int, distinct: int, num_points: int) -> Problem:
-    asked = f"{wanted} trials" + (f" ({num_points} grid points, each num_trials times)" if num_points > 1 else "")
-    message = f"{asked} are needed, and the space has only {distinct} distinct configuration(s)"
+    needed = f"{wanted} trials" + (f" ({num_points} grid points, each num_trials times)" if num_points > 1 else "")
+    message = f"{needed} are needed, and the space has only {distinct} distinct configuration(s)"
     cure = f"write at most {max(1, distinct // num_points)}, or widen the space"
     return Problem("study.search.num_trials", space.study.search.num_trials, message, cure=cure, where=str(space.path))
 
