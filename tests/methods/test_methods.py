@@ -173,7 +173,10 @@ def test_a_method_without_answers_says_so():
 # --- in a trainer ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", LOSSES)
+FAMILIES = [next(iter(LOSSES)), *(pytest.param(family, marks=pytest.mark.slow) for family in list(LOSSES)[1:])]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_trial_goes_on_anywhere_as_if_it_had_not_stopped(tmp_path, name, family):
     """Saved after each batch of the whole run, and continued from each of these states to the end of its epoch."""
     unbroken = trainer_with(name, family)

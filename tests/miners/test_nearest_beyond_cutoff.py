@@ -18,12 +18,6 @@ def _listed(triplets: Triplets) -> list[tuple[int, ...]]:
     return [tuple(row[:3]) for row in zip(*(column.tolist() for column in triplets), strict=True) if row[3]]
 
 
-def test_there_are_golden_cases() -> None:
-    assert len(CASES) == 3
-    num_triplets = {case: len(golden_case("divide_conquer_miner", case)["anchor"]) for case in CASES}
-    assert num_triplets == {"cutoff_active": 60, "ragged": 38, "short_of_classes": 108}
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_lists_of_the_release(case: str) -> None:
     golden = golden_case("divide_conquer_miner", case)
