@@ -13,7 +13,7 @@ from raydml.ops.tuples import Pairs
 
 
 class Circle(PairLoss):
-    """Circle loss: every similarity pulls the harder, the farther it is from where it should be.
+    """Circle loss: the farther a similarity is from its optimum, the larger its weight.
 
     For anchor i with chosen positives P and negatives N and cosines s, with the weights a_p = max(0, 1 + margin - s_p)
     and a_n = max(0, s_n + margin), which are constants to the gradient:
@@ -37,16 +37,16 @@ class Circle(PairLoss):
             Field(
                 gt=0,
                 lt=1,
-                description="how far from cosine 1 positives and from cosine 0 negatives may stay, m in the paper; 0.4 "
-                "there for fine-grained retrieval, 0.25 for faces and persons",
+                description="allowed distance of positives from cosine 1, of negatives from cosine 0 (m in the paper); "
+                "0.4 for fine-grained retrieval, 0.25 for faces and persons",
             ),
         ] = 0.4,
         scale: Annotated[
             float,
             Field(
                 gt=0,
-                description="what multiplies the weighted similarities, gamma in the paper; 80 there for fine-grained "
-                "retrieval, 256 for faces",
+                description="multiplies the weighted similarities (gamma in the paper); 80 for fine-grained retrieval, "
+                "256 for faces",
             ),
         ] = 80.0,
     ) -> None:

@@ -27,9 +27,8 @@ class Contrastive(TripletLoss):
         similarity  max(0, 1 - s)                         s where s > negative_margin, else 0
 
     "linear", the default, is the form of the ICML 2020 benchmark, whose results today's papers compare with, and of
-    pytorch-metric-learning, "squared" that of Hadsell et al.
-    (eq. 4, where positive_margin is 0), "similarity" that of the Deep_Metric repository, in which the margin chooses
-    the negatives without being subtracted.
+    pytorch-metric-learning. "squared" is that of Hadsell et al. (eq. 4, where positive_margin is 0). "similarity" is
+    that of the Deep_Metric repository, in which the margin selects the negatives and is not subtracted.
 
     average_over: "all" is the mean over the chosen positive pairs plus the mean over the chosen negative pairs, each 0
     where there is none (Hadsell et al. sum); "active" leaves out pairs that cost nothing, as pytorch-metric-learning
@@ -46,7 +45,10 @@ class Contrastive(TripletLoss):
         *,
         form: Annotated[
             Literal["linear", "squared", "similarity"],
-            Field(description="the hinges: of the ICML 2020 benchmark, of Hadsell et al., or of Deep_Metric"),
+            Field(
+                description="form of the hinges: linear (ICML 2020 benchmark), squared (Hadsell et al.) or similarity "
+                "(Deep_Metric)"
+            ),
         ] = "linear",
         positive_margin: Annotated[
             float, Field(ge=0, description="distance up to which a positive costs nothing; 0 in Hadsell et al.")
@@ -54,15 +56,15 @@ class Contrastive(TripletLoss):
         negative_margin: Annotated[
             Annotated[float, Field(gt=0)] | None,
             Field(
-                description="distance from which on a negative costs nothing, or similarity up to which it does; "
-                "null = 1 as in the benchmark, 0.5 as in Deep_Metric for form similarity",
+                description="distance beyond which a negative costs nothing, or similarity below which it does; "
+                "null = 1 as in the benchmark, 0.5 for form similarity as in Deep_Metric",
             ),
         ] = None,
         average_over: Annotated[
             Literal["all", "active", "anchors", "anchor_means"] | None,
             Field(
-                description="how costs are averaged: over all pairs, over those that cost something, as sums or as "
-                "means of each anchor; null = all, for form similarity anchors"
+                description="how costs are averaged: over all pairs, over pairs with a cost, or over the sums or "
+                "means of the anchors; null = all, or anchors for form similarity"
             ),
         ] = None,
     ) -> None:
@@ -78,8 +80,8 @@ class Contrastive(TripletLoss):
         self.negative_margin = (0.5 if similarity else 1.0) if negative_margin is None else negative_margin
         if not similarity and positive_margin > self.negative_margin:
             raise ValueError(
-                f"positive_margin = {positive_margin}, negative_margin = {self.negative_margin}: positives shall come "
-                "nearer than negatives may; write a positive_margin below the negative_margin"
+                f"positive_margin = {positive_margin}, negative_margin = {self.negative_margin}: positives must come "
+                "nearer than negatives; write a positive_margin below the negative_margin"
             )
         self.average_over = ("anchors" if similarity else "all") if average_over is None else average_over
 

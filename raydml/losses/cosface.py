@@ -10,7 +10,7 @@ from raydml.losses._classes import class_cosines, class_vectors, mean_cross_entr
 
 
 class CosFace(ClassLoss):
-    """CosFace: classify by cosine, the own class's cosine handicapped by a margin; takes no miner.
+    """CosFace: classify by cosine, with a margin taken from the cosine to the own class; takes no miner.
 
     Cross-entropy of the logits scale * (cos(x_i, w_c) - margin * [c = y_i]), averaged over the batch: equation 4.
     Embeddings and class vectors are normalised inside the loss, both by max(norm, 1e-12); no bias.
@@ -27,7 +27,7 @@ class CosFace(ClassLoss):
         *,
         scale: Annotated[float, Field(gt=0, description="multiplies the cosines; 64 in the paper")] = 64.0,
         margin: Annotated[
-            float, Field(ge=0, lt=2, description="taken from the own class's cosine; 0.35 in the paper")
+            float, Field(ge=0, lt=2, description="subtracted from the cosine to the own class; 0.35 in the paper")
         ] = 0.35,
     ) -> None:
         super().__init__()

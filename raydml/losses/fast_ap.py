@@ -13,7 +13,7 @@ from raydml.ops.tuples import Pairs
 # A bin emptier than this is left out of a quotient.
 EMPTY = 1e-12
 
-# How many numbers may lie in memory at once beside the (B, M) matrices themselves: 64 MiB in float32.
+# The largest number of values in memory at once beside the (B, M) matrices: 64 MiB in float32.
 MOST_NUMBERS = 2**24
 
 
@@ -28,8 +28,8 @@ class FastAp(PairLoss):
 
     averaged over the anchors that have a positive. The right-hand side is what is computed: it never falls below 0.
 
-    Every row of the pairs is a query, and what it retrieves are its chosen positives and negatives; so there is nothing
-    to mine, though masks and references are obeyed. Embeddings are normalised here. 10 bins as in the paper.
+    Every row of the pairs is a query, and what it retrieves are its chosen positives and negatives; so mining is not
+    needed; masks and references are supported. Embeddings are normalised here. 10 bins as in the paper.
     """
 
     def __init__(

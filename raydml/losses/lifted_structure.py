@@ -45,23 +45,23 @@ class LiftedStructure(PairLoss):
             float | None,
             Field(
                 gt=0,
-                description="distance from which on a negative weighs less than 1; null = 1, as in Song et al.; not in "
-                "variant modified",
+                description="distance beyond which a negative has a weight below 1; null = 1, as in Song et al.; "
+                "not for variant modified",
             ),
         ] = None,
         hardest_negative: Annotated[
-            bool, Field(description="variant original: the nearest negative of each end in place of all")
+            bool, Field(description="use the nearest negative of each end instead of all; for variant original only")
         ] = False,
         alpha: Annotated[
             float | None,
             Field(
                 gt=0,
-                description="sharpness on positives, at most beta; null = 2, as in Deep_Metric; variant modified alone",
+                description="sharpness on positives, at most beta; null = 2, as in Deep_Metric; variant modified only",
             ),
         ] = None,
         beta: Annotated[
             float | None,
-            Field(gt=0, description="sharpness on negatives; null = 40, as in Deep_Metric; variant modified alone"),
+            Field(gt=0, description="sharpness on negatives; null = 40, as in Deep_Metric; variant modified only"),
         ] = None,
     ) -> None:
         super().__init__()
@@ -88,18 +88,18 @@ class LiftedStructure(PairLoss):
             distance = euclidean(points, references)
             positive = masked_logsumexp(distance, pairs.positive)
             negative = masked_logsumexp(self.margin - distance, pairs.negative)
-            # A side of nothing is far below 0 and leaves nothing of the other.
+            # An empty side is far below 0 and cancels the other.
             return (positive + negative).clamp(min=0).sum() / max(len(points), 1)
         similarity = inner_products(points, references)
         positive = masked_logsumexp(-self.alpha * similarity, pairs.positive) * (2 / self.alpha)
         negative = masked_logsumexp(self.beta * similarity, pairs.negative) * (2 / self.beta)
-        whole = pairs.positive.any(dim=1) & pairs.negative.any(dim=1)
-        return torch.where(whole, positive + negative, 0).sum() / max(len(points), 1)
+        has_both = pairs.positive.any(dim=1) & pairs.negative.any(dim=1)
+        return torch.where(has_both, positive + negative, 0).sum() / max(len(points), 1)
 
     def _original(self, distance: Tensor, pairs: Pairs) -> Tensor:
         nearness = self.margin - distance
         if self.hardest_negative:
-            hidden = _with_a_frame(nearness.masked_fill(~pairs.negative, LOG_OF_ZERO))
+            hidden = _with_border(nearness.masked_fill(~pairs.negative, LOG_OF_ZERO))
             of_row, of_column = hidden.amax(dim=1)[:-1], hidden.amax(dim=0)[:-1]
         else:
             of_row = masked_logsumexp(nearness, pairs.negative)
@@ -109,6 +109,6 @@ class LiftedStructure(PairLoss):
         return cost.sum() / (2 * pairs.positive.sum().clamp(min=1))
 
 
-def _with_a_frame(values: Tensor) -> Tensor:
-    """One more row and column of LOG_OF_ZERO: a batch of none has no maximum."""
+def _with_border(values: Tensor) -> Tensor:
+    """Append a row and a column of LOG_OF_ZERO, so that an empty batch has a maximum."""
     return nn.functional.pad(values, (0, 1, 0, 1), value=LOG_OF_ZERO)

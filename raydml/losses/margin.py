@@ -27,7 +27,7 @@ class Margin(TripletLoss):
     pytorch-metric-learning does not divide the penalty of a shared beta.
 
     Embeddings are used as they come. Departure: the releases create beta as a parameter but never give it to the
-    optimiser; here it trains, unless `trainable_beta: false` says what they in effect do.
+    optimiser; here it trains, unless `trainable_beta: false` repeats what they in effect do.
     """
 
     def __init__(
@@ -39,14 +39,14 @@ class Margin(TripletLoss):
         ] = 0.2,
         beta: Annotated[
             float,
-            Field(gt=0, description="boundary between positive and negative distances, at first; 1.2 in Wu et al."),
+            Field(gt=0, description="initial boundary between positive and negative distances; 1.2 in Wu et al."),
         ] = 1.2,
         class_beta: Annotated[
             bool,
-            Field(description="a boundary for each class, the anchor's counts, as in Wu et al.; false = one for all"),
+            Field(description="one boundary a class (that of the anchor counts), as in Wu et al.; false = one for all"),
         ] = True,
         trainable_beta: Annotated[
-            bool, Field(description="learn the boundary, as in Wu et al.; false leaves it where it starts")
+            bool, Field(description="learn the boundary, as in Wu et al.; false keeps its initial value")
         ] = True,
         nu: Annotated[
             float, Field(ge=0, description="weight of the penalty on |beta|; 0, no penalty, in the releases")

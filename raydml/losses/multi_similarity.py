@@ -39,7 +39,7 @@ class MultiSimilarity(PairLoss):
         ] = 40.0,
         base: Annotated[
             float,
-            Field(description="what both sides are measured from; 0.5 in the release; 1 in the paper, unchecked"),
+            Field(description="origin of both similarity scales; 0.5 in the release; 1 in the paper, unchecked"),
         ] = 0.5,
     ) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from raydml.ops.tuples import Pairs
 
 
 class NCA(PairLoss):
-    """Neighbourhood components analysis: a random near neighbour shall be of the anchor's class.
+    """Neighbourhood components analysis: a random near neighbour should be of the anchor's class.
 
     With squared Euclidean distances q, an anchor picks a neighbour with probability proportional to exp(-alpha q); the
     loss is
@@ -37,7 +37,7 @@ class NCA(PairLoss):
         ] = 1.0,
         nearest: Annotated[
             Annotated[int, Field(ge=1)] | None,
-            Field(description="how many of the nearest items take part; null = all, as in Goldberger et al."),
+            Field(description="number of nearest items that take part; null = all, as in Goldberger et al."),
         ] = None,
     ) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class NCA(PairLoss):
 
     def cost(self, points: Tensor, pairs: Pairs, references: Tensor | None) -> Tensor:
         squares = squared_euclidean(points, references)
-        # With as few items as that, all are among the nearest.
+        # Otherwise all items are among the nearest.
         if self.nearest is not None and self.nearest < squares.shape[1]:
             pairs = _nearest_pairs(squares.detach(), pairs, self.nearest)
         logits = -self.alpha * squares
@@ -57,7 +57,7 @@ class NCA(PairLoss):
 
 
 def _nearest_pairs(squares: Tensor, pairs: Pairs, num_nearest: int) -> Pairs:
-    """The pairs nearer than the one after the nearest so and so many; the nearest positive always.
+    """Return the num_nearest nearest pairs of each anchor, and always its nearest positive.
 
     squares: (B, M) without gradient, M > num_nearest.
     """

@@ -28,8 +28,8 @@ class NtXent(PairLoss):
     where it competes with the anchor's other positives too. With one positive an anchor, as in SimCLR, the two are the
     same.
 
-    Embeddings are normalised here. SimCLR knows one positive an anchor; for more, "nt_xent" does as
-    pytorch-metric-learning does. Its mean for "sup_con" leaves out anchors with a loss of exactly 0; here they count.
+    Embeddings are normalised here. SimCLR has one positive an anchor; with more, "nt_xent" agrees with
+    pytorch-metric-learning. Its mean for "sup_con" leaves out anchors with a loss of exactly 0; here they count.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class NtXent(PairLoss):
         form: Annotated[
             Literal["nt_xent", "sup_con"],
             Field(
-                description="a positive against the negatives, or against the other positives too; SimCLR's is nt_xent"
+                description="compare a positive with the negatives (nt_xent, SimCLR) or with all other items (sup_con)"
             ),
         ] = "nt_xent",
     ) -> None:

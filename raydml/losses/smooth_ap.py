@@ -10,7 +10,7 @@ from raydml.losses._base import PairLoss
 from raydml.losses._pairs import cosines, mean_weights
 from raydml.ops.tuples import Pairs
 
-# How many differences of similarities lie in memory at once: 64 MiB in float32.
+# The largest number of differences of similarities in memory at once: 64 MiB in float32.
 MOST_DIFFERENCES = 2**24
 
 
@@ -24,11 +24,11 @@ class SmoothAp(PairLoss):
 
     averaged over the anchors that have a positive.
 
-    Every row of the pairs is a query, and what it retrieves are its chosen positives and negatives; so there is nothing
-    to mine, though masks and references are obeyed. Embeddings are normalised here. Classes may be of any size.
+    Every row of the pairs is a query, and what it retrieves are its chosen positives and negatives; so mining is not
+    needed; masks and references are supported. Embeddings are normalised here. Classes may be of any size.
 
-    The ranks of B anchors take B M^2 sigmoids. They are made and thrown away a few anchors at a time, together with the
-    gradient, so that memory stays within a few (B, M) matrices and 64 MiB. torch.compile unrolls that loop.
+    The ranks of B anchors take B M^2 sigmoids. They are computed a few anchors at a time, together with the gradient,
+    so that memory stays within a few (B, M) matrices and 64 MiB. torch.compile unrolls that loop.
 
     Departure: an anchor does not retrieve itself, as in evaluation. The release, and pytorch-metric-learning, count the
     anchor among its own positives, where it is always first, and demand classes of equal size.
@@ -38,7 +38,8 @@ class SmoothAp(PairLoss):
         self,
         *,
         temperature: Annotated[
-            float, Field(gt=0, description="how far apart two cosines must be to count as ordered; 0.01 in the paper")
+            float,
+            Field(gt=0, description="difference of two cosines above which they count as ordered; 0.01 in the paper"),
         ] = 0.01,
     ) -> None:
         super().__init__()
@@ -52,7 +53,7 @@ class SmoothAp(PairLoss):
 
 
 class _MissedPrecision(torch.autograd.Function):
-    """1 - AP of each row, with a gradient made on the way: B M^2 numbers are neither kept nor made twice."""
+    """1 - AP of each row, with its gradient computed in the forward pass: B M^2 numbers are not kept for it."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, positive: Tensor, negative: Tensor, with_gradient: bool) -> Tensor:

@@ -49,7 +49,8 @@ class SoftTriple(ClassLoss):
             float, Field(gt=0, description="softness of the maximum over a class's centres; 0.1 in the paper")
         ] = 0.1,
         margin: Annotated[
-            float, Field(ge=0, lt=2, description="taken from the own class's similarity (delta); 0.01 in the paper")
+            float,
+            Field(ge=0, lt=2, description="subtracted from the similarity to the own class (delta); 0.01 in the paper"),
         ] = 0.01,
         tau: Annotated[
             float, Field(ge=0, description="weight of the distances between a class's centres; 0.2 in the paper")

@@ -46,7 +46,7 @@ class Triplet(TripletLoss):
         ] = True,
         average_over: Annotated[
             Literal["all", "active"],
-            Field(description="the triplets to average over: all chosen, or only those that cost something"),
+            Field(description="the triplets to average over: all chosen ones, or only those with a cost"),
         ] = "all",
     ) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Triplet(TripletLoss):
         return (total / count.clamp(min=1)).to(points.dtype)
 
     def _listed(self, points: Tensor, triplets: Triplets) -> tuple[Tensor, Tensor, Tensor]:
-        """Sum of the costs, number of triplets, number of those that cost something."""
+        """Return the sum of the costs, the number of triplets, and the number of those with a cost."""
         squares = pair_squares(points, triplets)
         distance = squares if self.squared else squares.clamp(min=SMALLEST_SQUARE).sqrt()
         cost = (distance[0] - distance[1] + self.margin).clamp(min=0) * triplets.valid
@@ -80,7 +80,7 @@ class Triplet(TripletLoss):
         return total, num_all, num_active
 
     def _all(self, distance: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
-        """The same for all triplets: with a row's positives moved away by the margin, one sort says who costs whom."""
+        """Return the same for all triplets, by sorting each row with its positives moved by the margin."""
         # By a little less, so that a negative at the margin exactly comes behind: it costs nothing.
         moved = torch.nextafter(distance.detach() + self.margin, torch.zeros_like(distance))
         order = torch.where(pairs.positive, moved, distance.detach()).argsort(dim=1)
@@ -94,7 +94,7 @@ class Triplet(TripletLoss):
         return (weight * distance).sum() + self.margin * num_active.double(), num_all, num_active
 
     def _active(self, distance: Tensor, ranges: TripletRanges) -> TripletRanges:
-        """The ranges as far as they cost something: negatives nearer than the positive plus the margin.
+        """Return the ranges cut to triplets with a cost: negatives nearer than the positive plus the margin.
 
         distance: (B, B) without gradient.
         """

@@ -1,4 +1,4 @@
-"""MIC's adversary: what one embedding tells about another of the same image, and the unlearning of it."""
+"""MIC's adversary: it predicts one embedding of an image from another, and the embeddings learn to prevent it."""
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,8 @@ class Adversary(nn.Module):
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """source (B, S), target (B, D), of any length -> scalar, float32 or wider, also under autocast."""
         with torch.autocast(source.device.type, enabled=False):
-            known, wanted = (_unit(_reversed(full_precision(points))) for points in (source, target))
-            return -(wanted * _unit(self.predict(known))).square().mean()
+            known, predicted = (_unit(_reversed(full_precision(points))) for points in (source, target))
+            return -(predicted * _unit(self.predict(known))).square().mean()
 
 
 def _reversed(points: Tensor) -> Tensor:

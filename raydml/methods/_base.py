@@ -1,4 +1,4 @@
-"""What a method is: the questions the trainer asks it."""
+"""What a method is: the interface between a training procedure and the trainer."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -33,16 +33,16 @@ class Batch(NamedTuple):
 class Method(nn.Module):
     """How a network and the objective and sampler of a trial make one training procedure.
 
-    The trainer asks before each epoch whether it is time to cluster the training images anew (``time_to_recluster``,
-    ``recluster``) and which batches to show (``plan_epoch``), each batch what its loss is (``batch_loss``), at
-    validation what an image's embedding is (``embed``), and once which parameters learn at which pace
-    (``parameter_groups``, ``weight_decays``). It never asks which method it has. Calling the method embeds.
+    Before each epoch the trainer reclusters the training images where it is time to (``time_to_recluster``,
+    ``recluster``) and plans the batches (``plan_epoch``). For each batch it computes the loss (``batch_loss``), at
+    validation the embeddings (``embed``). At the start it groups the parameters by learning rate and weight decay
+    (``parameter_groups``, ``weight_decays``). It never depends on which method it has. Calling the method embeds.
 
     What must survive a restart is in parameters, in buffers, or in the state of ``samplers``.
     """
 
-    # Whether a parameter that a batch gives no gradient counts as having gradient 0 once it has learned: Adam's
-    # momentum then moves it on. So it was wherever gradients were zeroed, as torch did before 2.0.
+    # Whether a parameter without a gradient in a batch counts as having gradient 0 after its first step, so that
+    # Adam's momentum moves it on. Torch before 2.0 did so, because it set gradients to zero.
     idle_parameters_move: ClassVar[bool] = False
 
     samplers: dict[str, Sampler]
@@ -53,8 +53,8 @@ class Method(nn.Module):
         self.samplers = dict(samplers)
 
     @classmethod
-    def network_arguments(cls, **settings: Any) -> dict[str, Any]:  # noqa: ARG003 - most ask for nothing
-        """What a method of these settings asks of ``build_network`` beside ``trial.model``."""
+    def network_arguments(cls, **settings: Any) -> dict[str, Any]:  # noqa: ARG003 - most need none
+        """Return the arguments of ``build_network`` that these settings require beside ``trial.model``."""
         return {}
 
     @classmethod
@@ -67,9 +67,9 @@ class Method(nn.Module):
 
     @classmethod
     def refuse_without_effect(cls, settings: Mapping[str, Any], names: Iterable[str], reason: str) -> None:
-        """Raise ValueError where any of these settings is not at its default. reason: why none of them does anything.
+        """Raise ValueError where one of these settings differs from its default. reason: why they have no effect.
 
-        A default says nothing about whether it was written, so it passes.
+        A default passes, because it may not have been written.
         """
         parameters = inspect.signature(cls).parameters
         given = [f"{name} = {settings[name]}" for name in names if settings[name] != parameters[name].default]
@@ -79,31 +79,31 @@ class Method(nn.Module):
             raise ValueError(f"{', '.join(given)} {has} no effect: {reason}; {cure}")
 
     def time_to_recluster(self, epoch: int) -> bool:  # noqa: ARG002
-        """Whether the training images are to be clustered before this epoch, counted from 0, is planned."""
+        """Return whether to cluster the training images before this epoch, counted from 0, is planned."""
         return False
 
     def recluster(self, features: Features, epoch: int, device: torch.device) -> dict[str, float]:
-        """Cluster the training images; the next plans follow. Returns what is to be logged of it."""
+        """Cluster the training images, for the plans of the next epochs. Return the metrics to log."""
         raise NotImplementedError
 
     def plan_epoch(self, epoch: int, generator: np.random.Generator) -> EpochPlan:
-        """The batches of this epoch, counted from 0: arrays of indices into the training images."""
+        """Return the batches of this epoch, counted from 0: arrays of indices into the training images."""
         raise NotImplementedError
 
     def batch_loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """A scalar in the graph.
+        """Return a scalar in the graph.
 
-        generator: on the CPU, for mining. Called under autocast when the trial asks for it;
-        the loss's own arithmetic is done in float32.
+        generator: on the CPU, for mining. Called under autocast where the trial sets it; the loss is still computed in
+        float32.
         """
         raise NotImplementedError
 
     def embed(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) normalised -> embeddings (B, D) float32 that distances are measured between."""
+        """Return embeddings (B, D) float32, between which distances are measured. images: (B, 3, H, W) normalised."""
         raise NotImplementedError
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Every parameter of the method, by the learning rate it takes: "backbone", "head" or "loss".
+        """Return every parameter of the method, by its learning rate: "backbone", "head" or "loss".
 
         A group of another name is the method's own: it takes the learning rate of the head and the decay that
         ``weight_decays`` gives it.
@@ -116,7 +116,7 @@ class Method(nn.Module):
         }
 
     def weight_decays(self) -> dict[str, float]:
-        """The weight decay of each group of the method's own."""
+        """Return the weight decay of each group of the method's own."""
         return {}
 
     def forward(self, images: Tensor) -> Tensor:

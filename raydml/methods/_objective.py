@@ -1,4 +1,4 @@
-"""What a batch is trained to do: a loss on the tuples of a miner, and the terms of regularisers."""
+"""The objective of a trial: a loss on the tuples of a miner, and the terms of regularisers."""
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -29,16 +29,16 @@ class Objective(nn.Module):
         self.regularizers = nn.ModuleDict(regularizers)
 
     def forward(self, embeddings: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """Embeddings (B, D) of a training batch, labels (B,) int64 -> a scalar in the graph. Once a training step.
+        """Return a scalar in the graph. Called once in a training step.
 
-        generator: on the CPU, for mining.
+        embeddings: (B, D) of a training batch; labels: (B,) int64; generator: on the CPU, for mining.
         """
         with torch.autocast(embeddings.device.type, enabled=False):
             regularizers = cast(Iterable[Regularizer], self.regularizers.values())
             if self.miner is None:
                 total: Tensor = self.loss(embeddings, labels)
             else:
-                # Which tuples are taken is a choice, not a function to learn through.
+                # The choice of the tuples has no gradient.
                 tuples = self.miner(embeddings.detach(), labels, generator)
                 for regularizer in regularizers:
                     tuples = regularizer.rewrite(tuples, labels, generator)
@@ -49,6 +49,6 @@ class Objective(nn.Module):
 
 
 class MakeObjective(Protocol):
-    """Makes the objective that a trial asks for, anew at each call and for these sizes."""
+    """A function that makes a new objective of the trial for the given sizes."""
 
     def __call__(self, num_classes: int, embedding_dim: int, *, with_regularizers: bool = True) -> Objective: ...

@@ -1,4 +1,4 @@
-"""Features whose clusters are surrogate labels: what images of different classes have in common."""
+"""Features whose clusters are pseudo-labels: properties that images of different classes share."""
 
 from typing import Literal
 
@@ -18,7 +18,7 @@ _SMALLEST_DEVIATION = 1e-12
 
 
 def window_features(maps: Tensor) -> Tensor:
-    """The output of a layer as one unit vector an image, in float32 or wider, where in the image it is included.
+    """Return the output of a layer as one unit vector an image that keeps the position, in float32 or wider.
 
     maps: (B, C, H, W) -> (B, C * h * w), the averages over windows of 18/56 of a side every 12/56 of it, rounded to
     whole pixels, without padding; all windows of a channel stand together. A side of 56 has 4 windows (and 2 pixels
@@ -35,14 +35,14 @@ def window_features(maps: Tensor) -> Tensor:
 
 
 def standardise_by_class(features: NDArray[np.float32], labels: NDArray[np.int64], how: Standardise) -> None:
-    """Take out of features (N, F), in place, what they say about the class of their image: labels (N,).
+    """Remove from features (N, F), in place, the information on the class of their image: labels (N,).
 
     "mean" subtracts the mean of the class; "mstd" also divides by its deviation (of the population), feature by
     feature; "none" does nothing. Lengths are not made 1 again. In place because N * F is 1 GB on SOP.
 
-    MIC's release subtracts the mean only; its paper divides too, as secondary sources say, not checked. Departures from
-    the release: its "mstd" is NaN for a feature that is constant within a class, as every one of a class with one image
-    is, and here 0; its option for "none" does "mean"; sums are float64.
+    MIC's release subtracts the mean only; according to secondary sources (unchecked) its paper also divides. Departures
+    from the release: a feature that is constant within a class (as in a class of one image) is 0 after "mstd", not NaN;
+    "none" does nothing, where the release does "mean"; sums are float64.
     """
     if how == "none":
         return

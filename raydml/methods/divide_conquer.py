@@ -20,7 +20,7 @@ from raydml.samplers._cluster_samplers import ClusterRoundRobin
 from raydml.samplers._epoch_plan import EpochPlan, Sampler
 from raydml.samplers._per_cluster import PerCluster, cluster_sampler, clusters_of_two_classes
 
-# What says how often, how and for how long to cluster.
+# The settings of clustering.
 _OF_CLUSTERING = (
     *("recluster_every", "full_embedding_from", "release_matching", "kmeans_iterations", "kmeans_restarts"),
     *("kmeans_points_per_centroid", "kmeans_spherical", "kmeans_seed"),
@@ -28,32 +28,32 @@ _OF_CLUSTERING = (
 
 
 class DivideConquer(Method):
-    """K learners, each of which trains one slice of the embedding on one cluster of the training images.
+    """Divide & Conquer: each of K learners trains one slice of the embedding on one cluster of the training images.
 
-    The images are clustered on the backbone's unit features, K clusters by k-means; a batch is of one cluster, and its
-    loss is taken on the slice of that cluster's learner alone. Before every recluster_every-th epoch they are clustered
-    anew, and a new cluster gets the number of the old one that it agrees with. An image that is alone of its class in
-    its cluster is left out until then. The embedding is all the slices, each of length 1, one after the other.
+    k-means on the unit features of the backbone makes K clusters. A batch comes from one cluster, and its loss uses the
+    slice of the learner of that cluster only. Before every recluster_every-th epoch the images are clustered again, and
+    each new cluster gets the number of the old cluster that it overlaps most. An image that is the only one of its
+    class in its cluster is left out until the next clustering. The embedding is the concatenation of all slices, each
+    of length 1.
 
-    Time, with E epochs counted from 0: from epoch f = round(finetune_from * E) on, "finetuning", there is one cluster
-    of all images, for learner 0, and nothing is clustered any more. From the first epoch >= f * full_embedding_from on,
-    the loss is taken on the whole embedding, as evaluation has it and then normalised by the head's rule as one slice:
-    at length 1, or at a mean distance of 1. Until f the batches are of one cluster still. That switch is a constant of
-    the release, 8/19, and no option: of 200 epochs, 80 and 190. finetune_from 1 never finetunes, 0 never clusters;
-    full_embedding_from 1 takes the whole embedding in finetuning only, 0 always. A short run may round to f = 0 or
-    f = E: the same as 0 and 1.
-    num_learners 1 is the baseline: nothing is clustered, and the trial's own sampler and objective train the embedding.
-    Settings of what is not done are refused.
+    Phases, with E epochs counted from 0 and f = round(finetune_from * E). From epoch f on ("finetuning") all images are
+    one cluster, of learner 0, and no clustering takes place. From the first epoch >= f * full_embedding_from on, the
+    loss uses the whole embedding as in evaluation, normalised by the head's rule as one slice (to length 1, or to a
+    mean distance of 1); up to f its batches still come from one cluster. The release has the constant 8/19 for this
+    switch: epochs 80 and 190 of 200. finetune_from 1 never finetunes, 0 never clusters; full_embedding_from 1 uses the
+    whole embedding in finetuning only, 0 always. A short run may round to f = 0 or f = E, which is the same as 0 or 1.
+    num_learners 1 is the baseline: no clustering, and the trial's own sampler and objective train the embedding.
+    Settings without effect are refused.
 
-    Objectives: each learner has its own loss, miner and regularisers, for all the classes and D / K dimensions. On the
-    whole embedding a learner goes on with them where all their parameters and buffers have the same shapes for D
-    dimensions (margin, triplet; the release's criterion of the cluster); where one has not (proxies, class vectors), a
-    single objective made for D dimensions serves the batches of all clusters. What no epoch uses is not made.
+    Objectives: each learner has its own loss, miner and regularisers, for all classes and D / K dimensions. The whole
+    embedding is trained with the objective of the learner where all its parameters and buffers have the same shapes for
+    D dimensions (margin, triplet), as in the release. Otherwise (proxies, class vectors) one objective for D dimensions
+    serves the batches of all clusters. An objective that no epoch uses is not made.
 
-    Batches are formed inside a cluster by the trial's sampler; class_balanced with 20 classes of 4 images is the
-    release's. How many an epoch has, the clusters decide: as many for each as its batches fit into the largest. So a
-    batches_per_epoch of the sampler is refused (random_classes has one by default, 100: it has no effect).
-    Where no cluster keeps two classes, all images are one cluster, of learner 0, until the next clustering.
+    The trial's sampler forms the batches within a cluster; the release uses class_balanced with 20 classes of 4 images.
+    Each cluster gives as many batches as fit into the largest cluster, so batches_per_epoch of the sampler is refused
+    (the default of random_classes, 100, has no effect). Where no cluster has two classes, all images are one cluster,
+    of learner 0, until the next clustering.
 
     Departures from the release: images are matched as intended, new number to old, unless release_matching asks for its
     inverse permutation, and clusters too small for a batch are repeated instead of ending the epoch.
@@ -86,16 +86,23 @@ class DivideConquer(Method):
         release_matching: Annotated[
             bool, Field(description="number new clusters by the inverse permutation, as the release does by mistake")
         ] = False,
-        kmeans_iterations: Annotated[int, Field(ge=1, description="of k-means; 100 in the release")] = 100,
+        kmeans_iterations: Annotated[
+            int, Field(ge=1, description="k-means: number of iterations; 100 in the release")
+        ] = 100,
         kmeans_restarts: Annotated[
-            int, Field(ge=1, description="of k-means, the best counts; 1 in the release, which asks for 5 in vain")
+            int,
+            Field(ge=1, description="k-means: number of runs, of which the best counts; 1 in effect in the release"),
         ] = 1,
         kmeans_points_per_centroid: Annotated[
-            int, Field(ge=1, description="k-means learns from a sample of no more; 10^7, all, in the release")
+            int,
+            Field(ge=1, description="k-means: largest number of training images a cluster; 10^7 (all) in the release"),
         ] = 10_000_000,
-        kmeans_spherical: Annotated[bool, Field(description="centroids of length 1; false in the release")] = False,
+        kmeans_spherical: Annotated[
+            bool, Field(description="k-means: centroids of length 1; false in the release")
+        ] = False,
         kmeans_seed: Annotated[
-            int, Field(ge=0, description="the same at each clustering, so that numbers change little; 1234")
+            int,
+            Field(ge=0, description="k-means: seed, the same at each clustering so that numbers change little; 1234"),
         ] = 1234,
     ) -> None:
         labels = np.asarray(train_labels)
@@ -146,9 +153,9 @@ class DivideConquer(Method):
         return epoch < self.timeline.finetune and epoch % self.recluster_every == 0
 
     def recluster(self, features: Features, epoch: int, device: torch.device) -> dict[str, float]:  # noqa: ARG002
-        """Cluster the training images, number the clusters as before, and form the batches of the next epochs of them.
+        """Cluster the training images, match the numbers to those before, and form the next epochs' batches from them.
 
-        Returns what `cluster_metrics` says of the clusters, and: num_singletons, images left out; clusters_skipped,
+        Returns `cluster_metrics` of the clusters, and: num_singletons, images left out; clusters_skipped,
         those that give no batch because fewer than two classes are left in them; clusters_resampled, those too small
         for the trial's sampler, in whose batches classes are repeated.
         """
@@ -183,7 +190,7 @@ class DivideConquer(Method):
         return objective(self._as_one_slice(batch.images), batch.labels, generator)
 
     def _as_one_slice(self, images: Tensor) -> Tensor:
-        """What the loss on the whole embedding sees: (B, D)."""
+        """Return the whole embedding (B, D) as the loss uses it."""
         if self.num_learners == 1:
             return self.network(images)
         head = self.network.head
@@ -239,7 +246,7 @@ def _trainable(clusters: np.ndarray, num_served: int) -> np.ndarray:
 def _objectives(
     make_objective: MakeObjective, num_classes: int, embedding_dim: int, num_learners: int, timeline: _Timeline
 ) -> tuple[list[Objective], Objective | None]:
-    """One for each learner, and one for the whole embedding where the learners' own do not fit it; none in vain."""
+    """One for each learner, and one for the whole embedding where those of the learners do not fit it."""
     if timeline.finetune == 0:
         return [make_objective(num_classes, embedding_dim)], None
     learners = [make_objective(num_classes, embedding_dim // num_learners) for _ in range(num_learners)]

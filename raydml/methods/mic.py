@@ -21,7 +21,7 @@ from raydml.samplers._epoch_plan import EpochPlan, make_plan
 # The two learners of a batch, in the order in which they take their steps.
 _CLASS, _AUXILIARY = 0, 1
 
-# From which embedding an adversary predicts which.
+# The (source, target) embeddings of the adversaries of each direction.
 _ADVERSARIES = {
     "auxiliary_to_class": ((_AUXILIARY, _CLASS),),
     "class_to_auxiliary": ((_CLASS, _AUXILIARY),),
@@ -43,7 +43,7 @@ class _Step(NamedTuple):
 def _groups_of_clusters(
     train_labels: np.ndarray, batch_size: int, images_per_cluster: int, label_noise: float
 ) -> ClusterGroups:
-    """For batches as near to batch_size as whole groups come."""
+    """Return the sampler for batches of as many whole groups as fit into batch_size."""
     num_groups = _groups_in(min(batch_size, len(train_labels)), images_per_cluster)
     return ClusterGroups(
         train_labels,
@@ -57,45 +57,49 @@ def _groups_in(batch_size: int, images_per_cluster: int) -> int:
     num_groups = batch_size // images_per_cluster
     if num_groups < 2:
         raise ValueError(
-            f"images_per_cluster = {images_per_cluster}: two groups of so many are more than a batch, {batch_size} "
-            f"images; give at most {batch_size // 2}, or the sampler a larger batch"
+            f"images_per_cluster = {images_per_cluster}: two groups of this size are larger than a batch of "
+            f"{batch_size} images; give at most {batch_size // 2}, or the sampler a larger batch"
         )
     return num_groups
 
 
 class MIC(Method):
-    """MIC: a second head learns what classes share, so that the class head need not.
+    """MIC: an auxiliary head learns properties that classes share, so that the class head need not.
 
-    Two heads on one trunk: the class head, which is the network's and the only one that embeds, learns the classes; the
-    auxiliary head learns surrogate labels. A batch is for one of them and is one step of the optimiser, down
+    The network has two heads on one trunk. The class head learns the classes, and it alone makes the embeddings of the
+    trained model. The auxiliary head learns pseudo-labels. Each batch trains one head in one step of the optimiser on
 
-        the objective of its head + adversarial_weight * Adversary of both embeddings of the same images.
+        objective of the head + adversarial_weight * Adversary of both embeddings of the same images.
 
-    Surrogate labels are k-means clusters: at first of what ``initial_layer`` makes of the training images, averaged
-    over windows, of length 1 and standardised within each class; then, before every recluster_every-th epoch, of the
-    auxiliary embeddings, of length 1, as many clusters as were not empty the first time. Clusters are numbered anew: a
-    parameter of number 7, such as its margin, goes on with another cluster, as in the release.
+    Pseudo-labels are k-means clusters. The first clustering uses the output of ``initial_layer`` for the training
+    images, averaged over windows, normalised to length 1 and standardised within each class. Before every
+    recluster_every-th epoch, the normalised auxiliary embeddings are clustered again, into as many clusters as were not
+    empty in the first clustering. The numbers of clusters are not matched to those before, as in the release: a
+    parameter of cluster 7, such as its margin, then belongs to another cluster.
 
-    An epoch: with each batch of the trial's sampler goes one of ClusterGroups, as large but for what fills no group;
-    each of the two is trained with its probability, the class first. The latter are not mirrored. A parameter that a
-    step does not use is moved on by Adam's momentum, as where gradients were filled with zeros.
+    In an epoch, each batch of the trial's sampler is paired with a batch of ClusterGroups of the same size (rounded
+    down to whole groups). Each of the two is trained with its own probability, the class batch first. Cluster batches
+    are not mirrored. Adam's momentum also moves the parameters that a step does not use.
 
-    Defaults are the release's for CUB. It has, of num_clusters, adversarial_weight and auxiliary_probability: Cars 150,
-    500, 0.8; In-Shop 150, 250, 0.8; SOP and VehicleID 50, 250, 0.5.
+    Defaults are those of the release for CUB. For other data the release sets num_clusters, adversarial_weight and
+    auxiliary_probability as follows: Cars 150, 500, 0.8; In-Shop 150, 250, 0.8; SOP and VehicleID 50, 250, 0.5.
 
-    Departures: objectives have room for num_clusters, not for the clusters that are not empty. With fewer than 3 of
-    these only the classes are trained until the next clustering (which asks for num_clusters again if they were the
-    first). An epoch in which no batch was drawn trains its first. Where the sampler has more batches than ClusterGroups
-    gives, these are planned anew. The auxiliary head is built as the class head (layer norm, dropout, projection,
-    head_init, normalisation), but "linear" where that has no projection, as its dimensions may be others; it has the
-    trial's loss and miner, but no regulariser.
+    Departures from the release:
+    - The auxiliary objective has num_clusters classes, also where some clusters are empty.
+    - With fewer than 3 clusters that are not empty, only the classes are trained until the next clustering. If it was
+      the first clustering, the next one makes num_clusters clusters again.
+    - An epoch in which no batch is drawn trains its first class batch.
+    - Where the sampler has more batches than ClusterGroups, ClusterGroups are planned again.
+    - The auxiliary head is built like the class head (layer norm, dropout, projection, head_init, normalisation), with
+      projection "linear" where the class head has none, because its dimension may differ. It has the loss and the miner
+      of the trial, but no regulariser.
 
-    Raises ValueError where a batch does not hold two groups.
+    Raises ValueError where a batch has no room for two groups.
     """
 
     idle_parameters_move: ClassVar[bool] = True
 
-    surrogate_labels: Tensor
+    pseudo_labels: Tensor
     num_initial_clusters: Tensor
 
     def __init__(
@@ -106,40 +110,44 @@ class MIC(Method):
         make_sampler: MakeSampler,
         *,
         num_clusters: Annotated[
-            int, Field(ge=3, description="surrogate classes; 30 on CUB, 150 on Cars and In-Shop, 50 on SOP")
+            int, Field(ge=3, description="number of pseudo-classes; 30 on CUB, 150 on Cars and In-Shop, 50 on SOP")
         ] = 30,
         auxiliary_dim: Annotated[
             int | None, Field(ge=1, description="dimensions of the auxiliary embedding; null: model.embedding_dim")
         ] = None,
         class_probability: Annotated[
-            float, Field(gt=0, le=1, description="share of the batches for the classes that are trained")
+            float, Field(gt=0, le=1, description="share of the class batches that are trained")
         ] = 1.0,
         auxiliary_probability: Annotated[
             float,
-            Field(gt=0, le=1, description="share of the batches for the clusters that are trained; 0.5 on SOP"),
+            Field(gt=0, le=1, description="share of the cluster batches that are trained; 0.5 on SOP"),
         ] = 0.8,
-        images_per_cluster: Annotated[int, Field(ge=1, description="images in a group of a cluster's batch")] = 4,
+        images_per_cluster: Annotated[
+            int, Field(ge=1, description="images of one cluster in a group of a cluster batch")
+        ] = 4,
         label_noise: Annotated[
             float,
-            Field(ge=0, le=1, description="share of a group's images that are of any cluster; 0.2 in the release"),
+            Field(
+                ge=0, le=1, description="share of a group's images that come from a random cluster; 0.2 in the release"
+            ),
         ] = 0.2,
         recluster_every: Annotated[
             int, Field(ge=1, description="epochs between clusterings; 4 in the release (which says 3 and adds 1)")
         ] = 4,
         standardise: Annotated[
             Standardise,
-            Field(description="initial features within a class: less the mean (release), mstd also divides"),
+            Field(description="initial features of a class: mean subtracts the mean (release), mstd also divides"),
         ] = "mean",
         standardise_updates: Annotated[
             bool, Field(description="standardise also the auxiliary embeddings before they are clustered")
         ] = False,
         initial_layer: Annotated[
             Literal["stage1", "stage2", "stage3", "stage4", "pooled"],
-            Field(description="of the backbone, whose output the first surrogate labels are clusters of"),
+            Field(description="layer of the backbone whose output is clustered first"),
         ] = "stage1",
         direction: Annotated[
             Literal["auxiliary_to_class", "class_to_auxiliary", "both"],
-            Field(description="what an adversary predicts from what; auxiliary_to_class in the paper"),
+            Field(description="source and target of the adversary's prediction; auxiliary_to_class in the paper"),
         ] = "auxiliary_to_class",
         adversarial_weight: Annotated[
             float, Field(ge=0, description="2500 on CUB, 500 on Cars, 250 on SOP and In-Shop; 0: no adversary")
@@ -147,19 +155,21 @@ class MIC(Method):
         adversary_dim: Annotated[int, Field(ge=1, description="width of an adversary's hidden layer")] = 512,
         adversary_weight_decay: Annotated[float, Field(ge=0, description="weight decay of the adversary")] = 1e-6,
         auxiliary_flip: Annotated[
-            bool, Field(description="mirror the batches for the clusters too; false in the release")
+            bool, Field(description="mirror the images of cluster batches too; false in the release")
         ] = False,
-        kmeans_iterations: Annotated[int, Field(ge=1, description="k-means: iterations")] = 25,
-        kmeans_restarts: Annotated[int, Field(ge=1, description="k-means: runs, of which the best counts")] = 1,
+        kmeans_iterations: Annotated[int, Field(ge=1, description="k-means: number of iterations")] = 25,
+        kmeans_restarts: Annotated[
+            int, Field(ge=1, description="k-means: number of runs, of which the best counts")
+        ] = 1,
         kmeans_points_per_centroid: Annotated[
-            int, Field(ge=1, description="k-means: trained on at most so many images a cluster")
+            int, Field(ge=1, description="k-means: largest number of training images a cluster")
         ] = 256,
         kmeans_spherical: Annotated[bool, Field(description="k-means: centroids of length 1")] = False,
         kmeans_seed: Annotated[int, Field(ge=0, description="k-means: seed of the first centroids")] = 1234,
     ) -> None:
         classes = make_sampler(train_labels)
         super().__init__(network, {"classes": classes})
-        # Not among the samplers, whose states are saved: it follows the surrogate labels, and they are.
+        # Not among the samplers, whose states are saved: its state is the pseudo-labels, which are saved.
         self.groups = _groups_of_clusters(train_labels, classes.batch_size, images_per_cluster, label_noise)
         head = network.head
         dims = (head.embedding_dim, auxiliary_dim or head.embedding_dim)
@@ -187,14 +197,14 @@ class MIC(Method):
         self.kmeans = KMeans(
             kmeans_iterations, kmeans_restarts, kmeans_points_per_centroid, kmeans_spherical, kmeans_seed
         )
-        self.register_buffer("surrogate_labels", torch.full((len(train_labels),), -1))
+        self.register_buffer("pseudo_labels", torch.full((len(train_labels),), -1))
         self.register_buffer("num_initial_clusters", torch.zeros((), dtype=torch.int64))  # 0: not clustered yet
 
     @classmethod
     def check_settings(cls, sampler: Mapping[str, Any], **settings: Any) -> None:
         if settings["standardise_updates"] and settings["standardise"] == "none":
             raise ValueError(
-                "standardise_updates = true, standardise = none: there is nothing to do to the updates; write "
+                "standardise_updates = true, standardise = none: there is nothing to standardise; write "
                 "standardise_updates: false, or standardise: mean or mstd"
             )
         if settings["adversarial_weight"] == 0:
@@ -206,22 +216,22 @@ class MIC(Method):
         return epoch % self.recluster_every == 0
 
     def recluster(self, features: Features, epoch: int, device: torch.device) -> dict[str, float]:  # noqa: ARG002
-        """New surrogate labels, initial ones where there are none.
+        """Make new pseudo-labels, the first ones from the initial layer.
 
-        Returns ``cluster_metrics`` (NMI to the classes should be low: they were taken out) and auxiliary_off, 1 where
-        there are too few clusters to be trained.
+        Returns ``cluster_metrics`` (their NMI with the classes should be low) and auxiliary_off,
+        1 where there are too few clusters to train on.
         """
         num_initial = int(self.num_initial_clusters)
         initial = num_initial == 0
         points = features(self._initial_features if initial else self._auxiliary_embeddings)
         if initial or self.standardise_updates:
             standardise_by_class(points, self.train_labels, self.standardise)
-        num_wanted = num_initial if num_initial >= _FEWEST_CLUSTERS else self.num_clusters
-        clusters = cluster(points, num_wanted, self.kmeans, device).assignment
+        num_clusters = num_initial if num_initial >= _FEWEST_CLUSTERS else self.num_clusters
+        clusters = cluster(points, num_clusters, self.kmeans, device).assignment
         num_found = len(np.unique(clusters))
-        previous = None if initial else self.surrogate_labels.cpu().numpy()
+        previous = None if initial else self.pseudo_labels.cpu().numpy()
         metrics = cluster_metrics(clusters, self.train_labels, previous, self.num_clusters)
-        self.surrogate_labels.copy_(torch.from_numpy(clusters))
+        self.pseudo_labels.copy_(torch.from_numpy(clusters))
         if initial:
             self.num_initial_clusters.fill_(num_found)
         return {**metrics, "auxiliary_off": float(num_found < _FEWEST_CLUSTERS)}
@@ -252,11 +262,11 @@ class MIC(Method):
         )
 
     def _steps_for_clusters(self, generator: np.random.Generator) -> Iterator[_Step]:
-        """As many as are asked for; none where there are too few clusters."""
-        surrogate_labels = self.surrogate_labels.cpu().numpy()
-        if len(np.unique(surrogate_labels)) < _FEWEST_CLUSTERS:
+        """Yield cluster steps without end; none where there are too few clusters."""
+        pseudo_labels = self.pseudo_labels.cpu().numpy()
+        if len(np.unique(pseudo_labels)) < _FEWEST_CLUSTERS:
             return
-        self.groups.assign(surrogate_labels)
+        self.groups.assign(pseudo_labels)
         while True:
             plan = self.groups.plan(generator)
             assert plan.targets is not None

@@ -13,7 +13,7 @@ from raydml.ops.tuples import Pairs, TripletRanges, all_pairs, all_triplets
 class All(nn.Module):
     """Every pair or every triplet of the batch ("batch all").
 
-    What a loss takes without a miner, for a search space in which "no mining" is a choice among miners. Deterministic.
+    The same tuples as without a miner, for a search space in which "no mining" is a choice among miners. Deterministic.
 
     Pairs: every ordered pair of two different items. Triplets: every positive pair with every negative of its anchor,
     as ranges over the negatives in order of the Euclidean distance of the embeddings as they come.
@@ -24,7 +24,7 @@ class All(nn.Module):
         *,
         tuples: Annotated[
             Literal["pairs", "triplets"],
-            Field(description="what to yield; must be what the loss takes"),
+            Field(description="the kind of tuples to yield, which the loss must accept"),
         ] = "triplets",
     ) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ ZERO_LOSS_DISTANCE = 1.4
 FLOOR_WEIGHT = 1e-9
 FAR_WEIGHT = 1e-6
 
-# Smallest 1 - d^2/4 that is told from zero: at d = 2 the density is 0 and its inverse infinite.
+# Lower bound of 1 - d^2/4: at d = 2 the density is 0 and its inverse infinite.
 ANTIPODE_EPSILON = 1e-6
 
 
@@ -61,19 +61,19 @@ class DistanceWeighted(TripletMiner):
         variant: Annotated[
             Literal["wu", "divide_conquer", "mdr"],
             Field(
-                description="negatives drawn: one an anchor (wu), as many as positives (divide_conquer), one for "
-                "every positive pair (mdr); weights are bounded as each release does"
+                description="which release to follow: one negative an anchor (wu), as many as positives "
+                "(divide_conquer), or one for every positive pair (mdr)"
             ),
         ] = "wu",
         cutoff: Annotated[
-            float, Field(gt=0, le=1, description="distances below it weigh as it does; 0.5 in Wu et al.")
+            float, Field(gt=0, le=1, description="distances below it get its weight; 0.5 in Wu et al.")
         ] = 0.5,
         upper_cutoff: Annotated[
             float | None,
             Field(
                 gt=1,
                 le=2,
-                description="negatives beyond it are left out; null: the variant's own, none in wu, 1.4 in the others",
+                description="negatives beyond it are left out; null = none for variant wu, 1.4 for the others",
             ),
         ] = None,
     ) -> None:

@@ -34,7 +34,9 @@ class InverseGaussian(PairMiner):
     def __init__(
         self,
         *,
-        one_in: Annotated[int, Field(ge=1, description="of so many negatives one is drawn; 10 in the code")] = 10,
+        one_in: Annotated[
+            int, Field(ge=1, description="number of negatives for each one that is drawn; 10 in the code")
+        ] = 10,
     ) -> None:
         super().__init__()
         self.one_in = one_in
@@ -45,16 +47,16 @@ class InverseGaussian(PairMiner):
         """Draw B M numbers."""
         similarity = inner_products(points, references)
         weight = negative_weights(similarity, pairs.negative)
-        # How many are drawn depends on the row, so as many as any row may need are drawn and the rest is not used.
+        # The number drawn depends on the row: each row draws the largest number that a row may need, and uses its own.
         most = pairs.negative.shape[1] // self.one_in
         columns = draw_different_columns(weight, generator, most)
-        wanted = pairs.negative.sum(dim=1, keepdim=True) // self.one_in
-        used = torch.arange(most, device=columns.device) < wanted
+        num_drawn = pairs.negative.sum(dim=1, keepdim=True) // self.one_in
+        used = torch.arange(most, device=columns.device) < num_drawn
         return Pairs(pairs.positive, torch.zeros_like(pairs.negative).scatter(1, columns, used))
 
 
 def negative_weights(similarity: Tensor, negative: Tensor) -> Tensor:
-    """(B, M) float64 weight of each negative in a draw: 1 for the heaviest of its row, 0 for what is no negative."""
+    """(B, M) float64 weight of each negative in a draw: 1 for the heaviest of its row, 0 for other items."""
     # In float64, because the weights of 1000 negatives span up to exp(-500).
     similarity = similarity.double()
     count = negative.sum(dim=1, keepdim=True).clamp(min=1)

@@ -27,7 +27,7 @@ class NPairMiner(PairMiner):
         *,
         negatives: Annotated[
             Literal["other_positives", "all"],
-            Field(description="one pair a class against each other, as in the paper, or every item against all others"),
+            Field(description="the positives of the other classes, as in the paper, or all items of other classes"),
         ] = "other_positives",
     ) -> None:
         super().__init__()

@@ -43,7 +43,9 @@ class SemiHard(TripletMiner):
         ] = MARGIN,
         negatives: Annotated[
             Literal["all", "nearest", "random"],
-            Field(description="all of the band, the nearest beyond each positive, or one of the band for each anchor"),
+            Field(
+                description="all in the band, the nearest beyond each positive, or a random one in the band an anchor"
+            ),
         ] = "all",
         squared: Annotated[
             bool,

@@ -42,13 +42,15 @@ class CrossBatchMemory(Regularizer):
         loss: nn.Module,
         miner: nn.Module | None = None,
         *,
-        size: Annotated[int, Field(ge=1, description="embeddings remembered; 8192 is the release's default")] = 8192,
+        size: Annotated[
+            int, Field(ge=1, description="number of embeddings in the memory; 8192 is the release's default")
+        ] = 8192,
         weight: Annotated[float, Field(ge=0, description="multiplies the loss; 1 in the release")] = 1.0,
         start_step: Annotated[
             int,
             Field(
                 ge=0,
-                description="steps before anything is remembered; 1000 in the release's sample file, 2000 its default",
+                description="steps before the memory fills; 1000 in the release's sample file, 2000 its default",
             ),
         ] = 1000,
     ) -> None:
@@ -80,7 +82,7 @@ class CrossBatchMemory(Regularizer):
 
     @torch.no_grad()
     def _write(self, points: Tensor, labels: Tensor) -> Tensor:
-        """Write the batch over the oldest slots and return where: (B,) int64. Before start_step, in name only."""
+        """Write the batch over the oldest slots and return where: (B,) int64. Before start_step the label is NEVER."""
         self.num_steps += 1
         started = self.num_steps > self.start_step
         slots = (self.num_written + torch.arange(len(labels), device=labels.device)) % self.size

@@ -11,7 +11,7 @@ from raydml.regularizers._base import Regularizer
 
 
 class MDR(Regularizer):
-    """MDR: hold all pairwise distances near a few learned levels, whatever the labels say.
+    """MDR: hold all pairwise distances near a few learned levels, independent of the labels.
 
     With d_ij the Euclidean distances of the batch, mu and sigma running statistics of them and levels s_k:
 
@@ -45,13 +45,15 @@ class MDR(Regularizer):
         level_weight: Annotated[
             float, Field(ge=0, description="multiplies the sum of the squared levels; 0.01 in the release")
         ] = 0.01,
-        num_levels: Annotated[int, Field(ge=2, description="levels that distances are held to; 3 in the paper")] = 3,
+        num_levels: Annotated[
+            int, Field(ge=2, description="number of levels that distances are drawn to; 3 in the paper")
+        ] = 3,
         level_spread: Annotated[
-            float, Field(gt=0, description="the outermost levels at the start, in deviations; 3 in the paper")
+            float, Field(gt=0, description="initial outermost levels, in standard deviations; 3 in the paper")
         ] = 3.0,
         momentum: Annotated[
             float,
-            Field(ge=0, lt=1, description="share of the old statistics that each batch leaves; 0.9 in the release"),
+            Field(ge=0, lt=1, description="share of the old statistics that a batch keeps; 0.9 in the release"),
         ] = 0.9,
     ) -> None:
         super().__init__()
@@ -77,7 +79,7 @@ class MDR(Regularizer):
 
     @torch.no_grad()
     def _blend(self, distance: Tensor) -> tuple[Tensor, Tensor]:
-        """The running mean and deviation with this batch in them, which they also become."""
+        """Blend this batch into the running mean and deviation, and return them."""
         deviation, mean = torch.std_mean(distance)
         blended = []
         for running, new in ((self.mean, mean), (self.deviation, deviation)):

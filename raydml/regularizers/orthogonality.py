@@ -26,9 +26,7 @@ class Orthogonality(Regularizer):
         self,
         network: Network,
         *,
-        weight: Annotated[
-            float, Field(ge=0, description="multiplies the mean; an option without a published value in the release")
-        ] = 1.0,
+        weight: Annotated[float, Field(ge=0, description="multiplies the mean; no published value")] = 1.0,
     ) -> None:
         super().__init__()
         if network.head.linear is None:

@@ -12,7 +12,7 @@ from raydml.regularizers._base import Regularizer, Tuples
 
 
 class Rho(Regularizer):
-    """Rho: turn some triplets against their own class, so that embeddings keep using many directions.
+    """Rho: reverse some triplets, so that embeddings keep using many directions.
 
     Each valid triplet (a, p, n) becomes, with the given probability, (a, a, p): the anchor is its own positive, and
     what was to come nearer is pushed away. That spreads the singular values of the embeddings (a lower rho in the
@@ -33,7 +33,8 @@ class Rho(Regularizer):
             Field(
                 ge=0,
                 le=1,
-                description="of turning a triplet; 0.2 in the benchmark's code, 0.15 (SOP) to 0.4 (CUB) in its runs",
+                description="probability of rewriting a triplet; 0.2 in the benchmark's code, 0.15 (SOP) to 0.4 (CUB) "
+                "in its runs",
             ),
         ] = 0.2,
     ) -> None:
@@ -48,7 +49,7 @@ class Rho(Regularizer):
     ) -> Tuples:
         """generator: on any device, draws one number a triplet."""
         if not isinstance(tuples, Triplets):
-            raise ValueError("rho turns triplets round: choose a miner that yields triplets")
+            raise ValueError("rho rewrites triplets: choose a miner that yields triplets")
         share = uniform((len(tuples.valid),), tuples.valid.device, generator, torch.float32)
         turned = tuples.valid & (share < self.probability)
         return tuples._replace(

@@ -234,7 +234,11 @@ def test_a_setting_that_nothing_uses_is_refused():
             {"method": {"name": "divide_conquer", "num_learners": 3}, "model.embedding_dim": 64},
             "3 equal slices",
         ),
-        ("method", {"method": {"name": "mic", "standardise": "none", "standardise_updates": True}}, "nothing to do"),
+        (
+            "method",
+            {"method": {"name": "mic", "standardise": "none", "standardise_updates": True}},
+            "nothing to standardise",
+        ),
         (
             "method",
             {"method": {"name": "divide_conquer"}, "sampler": {"name": "class_balanced", "batches_per_epoch": 5}},

@@ -101,11 +101,11 @@ def clustered(images=None, epoch=0, **settings):
     return method
 
 
-def with_surrogate_labels(surrogate_labels, **settings):
+def with_pseudo_labels(pseudo_labels, **settings):
     """A method as it is after a first clustering that gave these labels."""
     method = method_of(**settings)
-    method.surrogate_labels.copy_(torch.as_tensor(surrogate_labels))
-    method.num_initial_clusters.fill_(len(np.unique(surrogate_labels)))
+    method.pseudo_labels.copy_(torch.as_tensor(pseudo_labels))
+    method.num_initial_clusters.fill_(len(np.unique(pseudo_labels)))
     return method
 
 
@@ -164,7 +164,7 @@ def test_settings_out_of_range_are_refused(settings):
 
 
 def test_a_batch_without_two_groups_is_refused_with_the_cure():
-    with pytest.raises(ValueError, match=r"images_per_cluster = 5: .* a batch, 8 images; give at most 4"):
+    with pytest.raises(ValueError, match=r"images_per_cluster = 5: .* larger than a batch of 8 images; give at most 4"):
         method_of(images_per_cluster=5)
 
 
@@ -190,19 +190,19 @@ def test_settings_of_no_adversary_are_refused(name, value):
     check(**{name: value})
 
 
-# --- surrogate labels ----------------------------------------------------------------------------------------
+# --- pseudo-labels ----------------------------------------------------------------------------------------
 
 
-def test_surrogate_labels_are_renewed_before_every_fourth_epoch():
+def test_pseudo_labels_are_renewed_before_every_fourth_epoch():
     assert [epoch for epoch in range(14) if method_of().time_to_recluster(epoch)] == [0, 4, 8, 12]
     assert [epoch for epoch in range(8) if method_of(recluster_every=3).time_to_recluster(epoch)] == [0, 3, 6]
 
 
 @pytest.mark.parametrize("standardise", ["mean", "mstd"])
-def test_the_first_surrogate_labels_are_what_classes_share(standardise):
+def test_the_first_pseudo_labels_are_what_classes_share(standardise):
     method = method_of(standardise=standardise, kmeans_restarts=20)
     metrics = method.recluster(features_of(method, images_of()), 0, CPU)
-    assert adjusted_rand_score(MODES, method.surrogate_labels.numpy()) == pytest.approx(1)
+    assert adjusted_rand_score(MODES, method.pseudo_labels.numpy()) == pytest.approx(1)
     assert metrics == pytest.approx({"num_clusters": 4, "cluster_balance": 1, "cluster_nmi": 0, "auxiliary_off": 0})
 
 
@@ -210,7 +210,7 @@ def test_without_standardisation_they_are_the_classes():
     method = method_of(standardise="none", num_clusters=NUM_CLASSES, kmeans_restarts=20)
     metrics = method.recluster(features_of(method, images_of()), 0, CPU)
     assert metrics["cluster_nmi"] > 0.8
-    assert adjusted_rand_score(MODES, method.surrogate_labels.numpy()) < 0.1
+    assert adjusted_rand_score(MODES, method.pseudo_labels.numpy()) < 0.1
 
 
 @pytest.mark.parametrize("case", [0, 1])
@@ -219,7 +219,7 @@ def test_modes_of_the_release_are_recovered(case):
     labels, settings = arrays[f"c{case}_class_labels"], facts["hyperparameters"][case]
     method = method_of(labels=labels, num_clusters=settings["n_clusters"], kmeans_restarts=20)
     method.recluster(lambda forward: arrays[f"c{case}_features"].copy(), 0, CPU)  # noqa: ARG005
-    found = method.surrogate_labels.numpy()
+    found = method.pseudo_labels.numpy()
     assert adjusted_rand_score(arrays[f"c{case}_latent_mode"], found) == pytest.approx(1)
 
 
@@ -246,7 +246,7 @@ def test_initial_features_are_of_the_layer_asked_for(layer, shape):
 @pytest.mark.parametrize("standardised", [False, True])
 @pytest.mark.parametrize("normalize", ["l2", "none"])
 def test_updates_cluster_the_auxiliary_embeddings(standardised, normalize):
-    method = with_surrogate_labels(
+    method = with_pseudo_labels(
         MODES,
         network=network_of(normalize=normalize),
         standardise_updates=standardised,
@@ -267,7 +267,7 @@ def test_updates_cluster_the_auxiliary_embeddings(standardised, normalize):
         standardise_by_class(seen[0], LABELS, "mean")
     # As many as the first time were not empty, not 9; faiss' own settings.
     expected = cluster(seen[0], NUM_MODES, KMeans(25, 1, 256, False, 1234), CPU)
-    assert np.array_equal(method.surrogate_labels.numpy(), expected.assignment)
+    assert np.array_equal(method.pseudo_labels.numpy(), expected.assignment)
     assert 0 <= metrics["cluster_changed"] <= 1
 
 
@@ -304,7 +304,7 @@ def steps_of(plan):
 
 
 def test_each_batch_for_classes_is_followed_by_one_for_clusters():
-    method = with_surrogate_labels(MODES, auxiliary_probability=1.0, label_noise=0.0)
+    method = with_pseudo_labels(MODES, auxiliary_probability=1.0, label_noise=0.0)
     plan = method.plan_epoch(0, np.random.default_rng(0))
     assert plan.learners.tolist() == [0, 1] * 6
     assert plan.flip.tolist() == [True, False] * 6
@@ -320,7 +320,7 @@ def test_each_batch_for_classes_is_followed_by_one_for_clusters():
 
 
 def test_plans_repeat_with_their_generator_and_differ_between_epochs():
-    method, generator = with_surrogate_labels(MODES), np.random.default_rng(3)
+    method, generator = with_pseudo_labels(MODES), np.random.default_rng(3)
     plans = [method.plan_epoch(epoch, generator).batches for epoch in range(2)]
     again = method.plan_epoch(0, np.random.default_rng(3)).batches
     assert all(np.array_equal(a, b) for a, b in zip(plans[0], again, strict=True))
@@ -329,8 +329,8 @@ def test_plans_repeat_with_their_generator_and_differ_between_epochs():
 
 def test_tasks_run_with_their_probabilities_and_independently():
     labels = np.tile(LABELS, 250)  # 1500 batches
-    surrogates = np.tile(MODES, 250)
-    method = with_surrogate_labels(surrogates, labels=labels, class_probability=0.6, auxiliary_probability=0.3)
+    pseudo_labels = np.tile(MODES, 250)
+    method = with_pseudo_labels(pseudo_labels, labels=labels, class_probability=0.6, auxiliary_probability=0.3)
     learners = method.plan_epoch(0, np.random.default_rng(0)).learners
     num_class, num_auxiliary = np.count_nonzero(learners == 0), np.count_nonzero(learners == 1)
     # 4 standard deviations of a binomial: 4 * sqrt(1500 p (1 - p))
@@ -343,25 +343,25 @@ def test_tasks_run_with_their_probabilities_and_independently():
 
 
 def test_label_noise_takes_images_of_any_cluster_and_keeps_the_target():
-    labels, surrogates = np.tile(LABELS, 100), np.tile(MODES, 100)
-    method = with_surrogate_labels(surrogates, labels=labels, auxiliary_probability=1.0, label_noise=0.4)
+    labels, pseudo_labels = np.tile(LABELS, 100), np.tile(MODES, 100)
+    method = with_pseudo_labels(pseudo_labels, labels=labels, auxiliary_probability=1.0, label_noise=0.4)
     plan = method.plan_epoch(0, np.random.default_rng(0))
     rows = np.concatenate(plan.batches[1::2])
     targets = np.concatenate(plan.targets[1::2])
     share = 0.4 * (1 - 1 / NUM_MODES)
-    observed = np.mean(surrogates[rows] != targets)
+    observed = np.mean(pseudo_labels[rows] != targets)
     assert abs(observed - share) < 4 * (share * (1 - share) / len(rows)) ** 0.5
 
 
 def test_batches_for_clusters_are_mirrored_on_request():
-    assert with_surrogate_labels(MODES, auxiliary_flip=True).plan_epoch(0, np.random.default_rng(0)).flip is None
+    assert with_pseudo_labels(MODES, auxiliary_flip=True).plan_epoch(0, np.random.default_rng(0)).flip is None
 
 
 def test_batches_for_clusters_hold_whole_groups_and_are_enough_for_any_sampler():
     def make_sampler(labels):
         return ClassBalanced(labels, classes_per_batch=5, images_per_class=4, batches_per_epoch=30)
 
-    method = with_surrogate_labels(
+    method = with_pseudo_labels(
         MODES, make_sampler=make_sampler, images_per_cluster=3, auxiliary_probability=1.0, label_noise=0.0
     )
     plan = method.plan_epoch(0, np.random.default_rng(0))
@@ -372,7 +372,7 @@ def test_batches_for_clusters_hold_whole_groups_and_are_enough_for_any_sampler()
 
 def test_an_epoch_is_never_empty():
     labels = LABELS[:8]
-    method = with_surrogate_labels(
+    method = with_pseudo_labels(
         MODES[:8], labels=labels, class_probability=1e-9, auxiliary_probability=1e-9, images_per_cluster=2
     )
     plan = method.plan_epoch(0, np.random.default_rng(0))
@@ -627,7 +627,7 @@ def test_the_state_round_trips():
     method = clustered(images_of())
     other = method_of()
     other.load_state_dict(method.state_dict())
-    assert torch.equal(other.surrogate_labels, method.surrogate_labels)
+    assert torch.equal(other.pseudo_labels, method.pseudo_labels)
     plans = [each.plan_epoch(1, np.random.default_rng(1)) for each in (method, other)]
     for one, two in zip(*map(steps_of, plans), strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
@@ -666,7 +666,7 @@ def test_one_image_a_class_turns_the_auxiliary_task_off_until_the_next_clusterin
 
 @pytest.mark.parametrize("num_different", [1, 2])
 def test_an_update_with_too_few_clusters_turns_it_off_too(num_different):
-    method = with_surrogate_labels(MODES, auxiliary_probability=1.0)
+    method = with_pseudo_labels(MODES, auxiliary_probability=1.0)
     few = images_of()[np.arange(len(LABELS)) % num_different]
     metrics = method.recluster(features_of(method, few), 4, CPU)
     assert (metrics["num_clusters"], metrics["auxiliary_off"]) == (num_different, 1)

@@ -1,4 +1,4 @@
-"""Features whose clusters are surrogate labels, against MIC's release, hand values and slow loops."""
+"""Features whose clusters are pseudo-labels, against MIC's release, hand values and slow loops."""
 
 import numpy as np
 import pytest
