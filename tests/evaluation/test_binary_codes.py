@@ -152,7 +152,7 @@ def test_threads_are_torchs_and_are_put_back(monkeypatch):
         faiss.omp_set_num_threads(before_faiss)
 
 
-def test_codes_that_cannot_be_searched_are_explained():
+def test_invalid_codes_are_refused():
     rows, labels = np.zeros((5, 3), dtype=np.uint8), np.arange(5)
     with pytest.raises(
         RetrievalError, match=r"queries: expected packed bits, uint8 \(N, bytes\); got float32 \(5, 3\)"
@@ -211,12 +211,12 @@ def test_integers_fit_into_eight_bits_and_lose_half_a_step():
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-40])
-def test_integers_of_nothing_are_nothing_and_of_hardly_anything_are_not(value):
+def test_zeros_become_zeros_and_tiny_values_do_not(value):
     found = int8_codes(np.array([[value, 0.0], [-value, 0.0]], dtype=np.float32))
     assert found.tolist() == [[127.0 * (value > 0), 0], [-127.0 * (value > 0), 0]]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_integers_of_what_is_no_number_are_refused(value):
+def test_integers_of_nan_and_infinity_are_refused(value):
     with pytest.raises(RetrievalError, match="NaN or infinity, so they have no int8 codes"):
         int8_codes(np.array([[1.0, value]], dtype=np.float32))

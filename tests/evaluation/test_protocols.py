@@ -221,7 +221,7 @@ def test_which_protocols_a_part_is_scored_by():
     assert protocols_of(["query", "gallery", "distractor"], both) == ("query_gallery",)
 
 
-def test_what_a_protocol_cannot_be_applied_to():
+def test_images_that_do_not_fit_a_protocol_are_refused():
     labels = np.array([0, 0, 1, 1])
     with pytest.raises(ProtocolError, match=f"'loo'; one of {', '.join(PROTOCOLS)}"):
         retrieval_tasks("loo", labels)

@@ -135,7 +135,7 @@ def test_ranks_by_hand():
 @pytest.mark.parametrize("name", CLOUDS)
 @pytest.mark.parametrize("depth", [1, 20])
 def test_ranks_in_leave_one_out_are_those_of_the_full_sort(name, depth):
-    """Classes of 1 to 4: most nearest relatives stand far beyond the depth, and some queries have none."""
+    """Classes of 1 to 4: most nearest relevant rows are far beyond the depth, and some queries have none."""
     rows = CLOUDS[name]()
     labels = np.random.default_rng(1).permutation(len(rows)) % 61
     found = rank_relevant(rows, query_labels=labels, depth=depth)
@@ -245,7 +245,7 @@ def test_any_rows_labels_depth_and_chunks_give_the_full_sort(search):
 
 @pytest.fixture
 def settled(monkeypatch):
-    """How many pairs each second look takes."""
+    """The number of pairs in each request for exact distances."""
     pairs = []
     original = EuclideanNearness.settle
 
@@ -265,7 +265,7 @@ def exact_scores(points, rows):
 
 @pytest.mark.parametrize("dim", [3, 64, 512, 2048])
 @pytest.mark.parametrize("kind", ["unit vectors", "far from the origin", "lengths from 1e-2 to 1e2", "all positive"])
-def test_the_rounding_bound_covers_what_float32_loses(dim, kind):
+def test_the_rounding_bound_covers_the_error_of_float32(dim, kind):
     assert torch.get_float32_matmul_precision() == "highest"
     rows = cloud(300, dim, dim)
     if kind == "far from the origin":
@@ -280,7 +280,7 @@ def test_the_rounding_bound_covers_what_float32_loses(dim, kind):
     error = np.abs(out[:, :300].numpy() - exact_scores(points, rows)).max(axis=1)
     assert error.max() > 0
     assert (error <= bound).all()
-    # A bound much wider than what there is to tell apart would send every query to the second look.
+    # A bound much wider than the differences of scores would need exact distances for every query.
     if kind == "unit vectors":
         assert bound.max() < 1e-4
 
@@ -300,7 +300,7 @@ def test_the_rounding_bound_follows_the_precision_of_products():
 
 
 def test_a_coarse_product_finds_the_same_neighbours():
-    """With bfloat16 products, where this processor has them, scores are off by a percent."""
+    """With bfloat16 products, if the processor has them, the error of a score is a percent."""
     rows = np.concatenate([cloud(200, 64, 1), np.random.default_rng(1).integers(-40, 40, (60, 64))]).astype(np.float32)
     integers = rows[200:]
     labels = np.arange(260) % 87
@@ -314,8 +314,8 @@ def test_a_coarse_product_finds_the_same_neighbours():
     np.testing.assert_array_equal(found[1], expected[1])
 
 
-def test_what_is_well_apart_is_looked_at_once(settled):
-    """2,000 clear cases: hardly a pair is near enough to another that float32 could not tell."""
+def test_rows_that_are_well_apart_need_few_exact_distances(settled):
+    """2,000 clear cases: few pairs are too close for float32."""
     rows = cloud(2_000, 32, 20)
     labels = np.arange(2_000) % 700
     rank_relevant(rows, query_labels=labels, depth=10)
@@ -323,8 +323,8 @@ def test_what_is_well_apart_is_looked_at_once(settled):
     assert sum(settled) < 8_000
 
 
-def test_which_of_two_strangers_comes_first_does_not_matter(settled):
-    """Of a thousand neighbours most are nearly as far as the next one: only those beside a relevant one count."""
+def test_the_order_of_two_irrelevant_rows_does_not_matter(settled):
+    """Of a thousand neighbours most are nearly as far as the next one; only those beside a relevant one matter."""
     rows, labels = cloud(3_000, 64, 21), np.arange(3_000) % 600
     found = rank_relevant(rows, query_labels=labels, depth=1_000)
     assert sum(settled) < 60_000  # of 3 million
@@ -333,8 +333,8 @@ def test_which_of_two_strangers_comes_first_does_not_matter(settled):
     assert_ranks(type(found)(*(values[picked] for values in found)), expected)
 
 
-def test_a_long_way_from_the_origin_costs_nothing(settled):
-    """Without centring, float32 could not tell these distances apart and every query would be looked at again."""
+def test_a_large_distance_from_the_origin_needs_no_more_exact_distances(settled):
+    """Without centring, float32 could not resolve these distances."""
     rows, labels = cloud(400, 16, 16, unit=False), np.arange(400) % 150
     rank_relevant(rows, query_labels=labels, depth=5)
     near = sum(settled)
@@ -343,7 +343,7 @@ def test_a_long_way_from_the_origin_costs_nothing(settled):
     assert sum(settled) <= 2 * near + 100
 
 
-def test_float64_decides_what_float32_gets_wrong(settled):
+def test_float64_decides_where_float32_is_wrong(settled):
     """Around a point far from the others two rows differ in the seventh digit: the product alone has them reversed."""
     generator = np.random.default_rng(0)
     rows = (1 + 1e-7 * generator.integers(-8, 9, (80, 16))).astype(np.float32)
@@ -481,12 +481,12 @@ def test_unusable_embeddings_are_named(value):
         (cloud(5, 4, 0)[:0], None, 1, r"shape \(0, 4\)"),
     ],
 )
-def test_wrong_arguments_are_explained(queries, gallery, k, message):
+def test_wrong_arguments_are_refused(queries, gallery, k, message):
     with pytest.raises(RetrievalError, match=message):
         nearest_neighbours(queries, gallery, k=k)
 
 
-def test_labels_and_depth_that_do_not_fit_are_explained():
+def test_labels_and_depth_that_do_not_fit_are_refused():
     rows, labels = cloud(5, 4, 0), np.arange(5)
     with pytest.raises(RetrievalError, match="4 labels for 5 queries and 4 for 5 rows"):
         rank_relevant(rows, query_labels=labels[:4], depth=1)
@@ -499,7 +499,7 @@ def test_labels_and_depth_that_do_not_fit_are_explained():
 @pytest.mark.parametrize(
     "own", [np.array([0, 1]), np.array([0, 1, 4]), np.array([-1, 0, 1]), np.zeros((3, 1), dtype=int)]
 )
-def test_own_places_that_are_none_are_refused(own):
+def test_invalid_indices_of_own_rows_are_refused(own):
     rows = cloud(4, 3, 0)
     with pytest.raises(RetrievalError, match="own: expected an index into the 4 rows to search for each of 3 queries"):
         rank_relevant(rows[:3], rows, query_labels=np.zeros(3, int), gallery_labels=np.zeros(4, int), depth=1, own=own)

@@ -1,4 +1,4 @@
-"""Embeddings written and read again, and files that are none."""
+"""Embeddings written and read again, files of other kinds, and ensembles by hand."""
 
 import json
 import zipfile
@@ -37,7 +37,7 @@ def test_everything_comes_back(tmp_path, roles):
     assert saved.facts == {"part": "val", "k": [1, 2]}
 
 
-def test_nothing_in_the_file_is_pickled(tmp_path):
+def test_the_file_holds_no_pickled_object(tmp_path):
     path = save_embeddings(tmp_path / "x.npz", ROWS, LABELS, **REST)
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
@@ -54,7 +54,7 @@ def test_nothing_in_the_file_is_pickled(tmp_path):
         ({"roles": ["query"]}, "1 roles"),
     ],
 )
-def test_what_does_not_fit_together_is_refused_before_it_is_written(tmp_path, change, message):
+def test_arrays_that_do_not_fit_together_are_refused_before_a_file_is_written(tmp_path, change, message):
     arguments = {"embeddings": ROWS, "labels": LABELS, **REST, **change}
     with pytest.raises(SavedEmbeddingsError, match=message):
         save_embeddings(tmp_path / "x.npz", **arguments)
@@ -101,7 +101,7 @@ ONE = kept([[3.0, 4.0], [0.0, 2.0], [0.0, 0.0]])
 TWO = kept([[10.0], [-1.0], [5.0]])
 
 
-def test_each_network_has_the_same_say_and_rows_have_length_one():
+def test_each_network_weighs_the_same_and_rows_have_length_one():
     found = concatenate([ONE, TWO])
     half = 2**-0.5
     expected = [[0.6 * half, 0.8 * half, half], [0, half, -half], [0, 0, half]]
@@ -113,7 +113,7 @@ def test_each_network_has_the_same_say_and_rows_have_length_one():
 
 
 def test_distances_are_the_mean_of_the_networks_own():
-    """Squared, of unit rows: what makes a concatenation a vote."""
+    """Squared distances of unit rows."""
     generator = np.random.default_rng(0)
     parts = [kept(generator.standard_normal((3, dim))) for dim in (4, 7, 2)]
     rows = concatenate(parts).embeddings.astype(np.float64)

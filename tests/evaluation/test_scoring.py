@@ -169,7 +169,7 @@ def test_clusters_of_separable_classes_are_the_classes():
     rows, labels = clouds(num_classes=6, noise=0.01)
     found = score(rows, labels, groups=("clustering",))
     assert list(found) == ["nmi_geometric", "nmi_arithmetic", "ami", "pair_f1"]
-    # k-means from random rows may begin with two rows of one class: which classes it then joins is its own affair.
+    # k-means from random rows may begin with two rows of one class: then the clusters are not the classes.
     starts = [
         score(*clouds(num_classes=2, num_each=30, noise=0.01, seed=seed), groups=("clustering",)) for seed in (0, 1)
     ]
@@ -221,7 +221,7 @@ def test_all_groups_and_codes_by_all_protocols():
     expected += [f"one_gallery_image_{kind}{name}" for kind in ("", "binary_", "int8_") for name in searched]
     assert sorted(found.metrics) == sorted(expected)
     assert np.isfinite(list(found.metrics.values())).all()
-    # What knows no protocol is that of the codes: of signs as -1 and 1.
+    # Metrics without a protocol are those of the codes: of signs as -1 and 1.
     signs = np.where(rows > 0, 1, -1).astype(np.float32)
     alone = score(signs, labels, groups=("clustering", "geometry"))
     assert {name: found.metrics[f"binary_{name}"] for name in others} == alone
@@ -261,7 +261,7 @@ def test_means_of_the_queries_are_the_metrics(codes):
     assert np.nan_to_num(values["map_at_r"]).mean() < scored.metrics[f"{prefix}map_at_r"]
 
 
-def test_what_a_search_finds_by_hand():
+def test_query_scores_by_hand():
     """On a line: 0 (a), 1 (b), 2 (a), 9 (b), 9.5 (c). Rows 3, 0 and 4 search rows 1, 2 and 4."""
     rows = np.array([[0.0], [1.0], [2.0], [9.0], [9.5]], dtype=np.float32)
     labels = np.array([5, 9, 5, 9, 7])
@@ -304,16 +304,16 @@ def test_one_search_of_a_protocol_is_a_part_of_its_score():
 # --- published systems -----------------------------------------------------------------------------------------------
 
 
-def recalls(rows, labels, ks, **asked):
-    found = score(rows.astype(np.float32), labels, recall_at=ks, **asked)
+def recalls(rows, labels, ks, **settings):
+    found = score(rows.astype(np.float32), labels, recall_at=ks, **settings)
     return [found[f"recall_at_{k}"] for k in ks]
 
 
-def recalls_apart(queries, query_labels, gallery, gallery_labels, ks, **asked):
+def recalls_apart(queries, query_labels, gallery, gallery_labels, ks, **settings):
     """Of a set of queries and a gallery, stored one after the other."""
     roles = ["query"] * len(queries) + ["gallery"] * len(gallery)
     rows, labels = np.concatenate([queries, gallery]), np.concatenate([query_labels, gallery_labels])
-    return recalls(rows, labels, ks, protocol="query_gallery", roles=roles, **asked)
+    return recalls(rows, labels, ks, protocol="query_gallery", roles=roles, **settings)
 
 
 def test_score_gives_the_recall_of_classification_is_a_strong_baseline():
@@ -381,15 +381,15 @@ def test_score_gives_the_recall_of_mic(case):
 # --- what cannot be scored -------------------------------------------------------------------------------------------
 
 
-def test_score_explains_what_it_cannot_do():
+def test_invalid_requests_are_refused():
     rows = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
     with pytest.raises(ScoringError, match="recall_at: 8 neighbours, but a query has only 5 images to search"):
         score(rows, np.array([0, 0, 0, 1, 1, 1]), recall_at=(1, 8))
     with pytest.raises(ValueError, match="at least two images"):
         score(rows, np.arange(6), recall_at=(1,))
-    for name, asked in (("groups", {"groups": ("retrieval", "speed")}), ("codes", {"codes": "int4"})):
+    for name, settings in (("groups", {"groups": ("retrieval", "speed")}), ("codes", {"codes": "int4"})):
         with pytest.raises(ScoringError, match=f"{name}: '(speed|int4)'; one of "):
-            score(rows, np.array([0, 0, 0, 1, 1, 1]), recall_at=(1,), **asked)
+            score(rows, np.array([0, 0, 0, 1, 1, 1]), recall_at=(1,), **settings)
     rows[2, 1] = np.nan
     with pytest.raises(RetrievalError, match="row 2"):
         score(rows, np.array([0, 0, 0, 1, 1, 1]), recall_at=(1,))
@@ -406,7 +406,7 @@ def test_healthy_embeddings_are_not_called_collapsed():
     assert is_collapsed(unit(np.ones(64) + 0.01 * generator.standard_normal((100, 64)))) is None
     # Perfect classes: every image exactly on its class's corner.
     assert is_collapsed(np.repeat(np.eye(5, dtype=np.float32), 20, axis=0)) is None
-    # Few images in two classes: one may well be everybody's neighbour.
+    # Few images in two classes: one may well be the neighbour of all.
     assert is_collapsed(np.array([[0.0], [1.0], [-1.1]], dtype=np.float32)) is None
 
 
@@ -432,7 +432,7 @@ def test_one_heap_with_a_single_outlier_is_a_collapse():
 
 @pytest.fixture
 def searched(monkeypatch):
-    """How many queries each search has that looks for a collapse."""
+    """The number of queries in each search for a collapse."""
     numbers = []
     original = scoring.nearest_neighbours
 
@@ -461,7 +461,7 @@ def test_a_large_collapsed_set_is_found_and_counted_as_a_whole(middle, searched)
     assert searched == [512, 3_000]
 
 
-def test_what_a_sample_suspects_the_whole_decides(searched):
+def test_all_images_decide_where_a_sample_suspects_a_collapse(searched):
     """A tenth of a percent more than 98 % around one image: much, but not a collapse."""
     generator = np.random.default_rng(0)
     rows = 10 * unit(generator.standard_normal((2_000, 200)))

@@ -1,4 +1,4 @@
-"""How embeddings lie in their space: by hand, against loops over all pairs, and against numpy's singular values."""
+"""Geometry of embeddings: by hand, against loops over all pairs, and against numpy's singular values."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def clouds(num_classes=7, num_rows=60, dim=5, seed=0):
 
 
 def test_orthogonal_classes():
-    """Each class on an axis of its own, whatever its lengths: nothing within, a right angle between any two."""
+    """Each class on an axis of its own, with any lengths: distance 0 within, a right angle between any two."""
     labels = np.repeat([3, 8, 1], [4, 2, 5])
     rows = np.eye(3, dtype=np.float32)[np.repeat([0, 1, 2], [4, 2, 5])] * np.arange(1, 12, dtype=np.float32)[:, None]
     assert class_distances(rows, labels) == pytest.approx((0, 1, 0))
@@ -71,7 +71,7 @@ def test_each_class_counts_once_within():
     assert class_distances(rows, np.repeat([0, 1], [2, 50])).intra == pytest.approx(1 / 2)
 
 
-def test_what_is_not_defined_is_nan():
+def test_undefined_distances_are_nan():
     rows, labels = clouds()
     one = class_distances(rows, np.zeros(60, dtype=np.int64))
     assert one.intra == pytest.approx(slow_distances(rows, np.zeros(60, dtype=np.int64))[0])

@@ -144,7 +144,7 @@ def test_the_bootstrap_fits_into_memory():
 
 def test_the_seed_alone_decides():
     scores = np.random.default_rng(9).random(30)
-    before = np.random.get_state()[1].copy()  # noqa: NPY002 - the global state is what must stay
+    before = np.random.get_state()[1].copy()  # noqa: NPY002 - the global state must not change
     assert bootstrap_interval(scores, seed=1) == bootstrap_interval(scores, seed=1)
     assert bootstrap_interval(scores, seed=1) != bootstrap_interval(scores, seed=2)
     assert np.array_equal(np.random.get_state()[1], before)  # noqa: NPY002
@@ -164,6 +164,6 @@ def test_the_seed_alone_decides():
         ({"per_query": np.array([0.5, 0.6]), "num_resamples": 0}, "num_resamples"),
     ],
 )
-def test_what_the_bootstrap_refuses(arguments, message):
+def test_invalid_arguments_of_the_bootstrap_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         bootstrap_interval(**arguments)

@@ -21,7 +21,7 @@ HITS = np.array([[1, 0, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]], dtype=bool)
 RELEVANT = np.array([3, 2, 1])
 
 
-def test_what_lies_behind_rank_r_does_not_count():
+def test_hits_behind_rank_r_do_not_count():
     changed = HITS.copy()
     changed[0, 3], changed[1, 2:], changed[2, 1:] = True, [False, True], [True, True, True]
     assert precision_at_r(changed, RELEVANT).tolist() == pytest.approx([2 / 3, 1 / 2, 0])
@@ -74,7 +74,7 @@ def test_average_precision_to_a_depth_by_hand():
 
 
 def test_map_at_a_depth_is_not_map_at_r():
-    """A class found in a row, but only behind R others: nothing at R, nearly a half at ten times R."""
+    """A class found in a row, but only behind R others: 0 at R, nearly a half at ten times R."""
     hits = np.repeat([[False, True, False]], [10, 10, 80], axis=1)
     relevant = np.array([10])
     assert average_precision(hits, relevant).tolist() == [0.0]
@@ -85,7 +85,7 @@ def test_map_at_a_depth_is_not_map_at_r():
     assert average_precision(perfect, relevant).tolist() == average_precision(perfect, relevant, 100).tolist() == [1.0]
 
 
-def test_a_query_without_relatives_has_no_precision_and_a_reciprocal_rank_of_nothing():
+def test_a_query_without_relevant_images_has_no_precision_and_a_reciprocal_rank_of_zero():
     hits, relevant = np.array([[True, False], [False, False]]), np.array([1, 0])
     for values in (
         precision_at_r(hits, relevant),
@@ -215,7 +215,7 @@ def test_golden_classification_report_over_a_thousand_neighbours():
 
 
 def test_we_depart_from_the_self_similarity_quirk():
-    """Five images, the last alone in its class: with the query really removed it cannot be found at any k."""
+    """Five images, the last alone in its class: without the query itself it has no hit at any k."""
     arrays, _ = golden("deep_metric_recall")
     features = arrays["self_zero_quirk__query_feats"]
     features = features / np.linalg.norm(features, axis=1, keepdims=True)
@@ -240,7 +240,7 @@ def test_we_depart_from_the_self_similarity_quirk():
         (lambda: average_precision(HITS, RELEVANT.astype(float), 2), r"integers of shape \(3,\), got float64"),
     ],
 )
-def test_wrong_arguments_are_explained(call, message):
+def test_wrong_arguments_are_refused(call, message):
     with pytest.raises(MetricError, match=message):
         call()
 
@@ -268,7 +268,7 @@ def test_golden_mic_cluster_metrics(case):
 
 
 def slow_nmi(labels, clusters, mean):
-    """From the probabilities, one cell of the table at a time; a partition's entropy is what it knows of itself."""
+    """From the probabilities, one cell at a time; entropy is the information of a partition about itself."""
     shared = slow_information(labels, clusters)
     entropies = slow_information(labels, labels), slow_information(clusters, clusters)
     return shared / (np.sqrt(entropies[0] * entropies[1]) if mean == "geometric" else sum(entropies) / 2)
@@ -288,7 +288,7 @@ def test_slow_loops_agree_on_nmi_and_pair_f1(seed):
         assert nmi(labels, clusters, mean=mean) == pytest.approx(slow_nmi(labels, clusters, mean))
 
 
-def test_partitions_that_agree_or_know_nothing():
+def test_partitions_that_agree_or_are_independent():
     labels = np.array([4, 4, -1, -1, 9])
     names = np.array([0, 0, 7, 7, 2], dtype=np.int32)
     one = np.zeros(5, dtype=np.int64)
@@ -340,7 +340,7 @@ def test_adjusted_information_by_hand():
 
 
 def test_stanford_online_products_is_not_too_large():
-    """60,502 images, 11,316 classes; the classes cut in halves by position make the truth known."""
+    """60,502 images, 11,316 classes; the classes cut in halves by position make the result known."""
     labels = np.repeat(np.arange(11_316), 6)[:60_502]
     halves = labels * 2 + np.arange(60_502) % 2
     entropies = [
@@ -364,11 +364,11 @@ def test_stanford_online_products_is_not_too_large():
         (np.zeros(0, dtype=int), np.zeros(0, dtype=int), "empty"),
     ],
 )
-def test_partitions_that_do_not_fit_are_explained(metric, labels, clusters, message):
+def test_partitions_that_do_not_fit_are_refused(metric, labels, clusters, message):
     with pytest.raises(MetricError, match=message):
         metric(labels, clusters)
 
 
-def test_a_mean_that_does_not_exist_is_explained():
+def test_an_unknown_mean_is_refused():
     with pytest.raises(MetricError, match="'max' is not one of geometric, arithmetic"):
         nmi(RELEVANT, RELEVANT, mean="max")

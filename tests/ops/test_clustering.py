@@ -249,7 +249,7 @@ def with_bad_rows():
         (np.ones((3, 2)), 1, KMeans(seed=2**31), "seed: 2147483648 is not in"),
     ],
 )
-def test_what_cannot_be_clustered_is_explained(points, num_clusters, settings, message):
+def test_invalid_points_and_settings_are_refused(points, num_clusters, settings, message):
     with pytest.raises(ClusteringError, match=message):
         cluster(points, num_clusters, settings, CPU)
 
@@ -298,7 +298,7 @@ def test_images_of_no_cluster_before_take_part_by_size_alone():
         ([0.0, 1.0], [0, 1], "clusters: expected integers"),
     ],
 )
-def test_ids_that_cannot_be_matched_are_explained(now, before, message):
+def test_invalid_ids_are_refused(now, before, message):
     with pytest.raises(ClusteringError, match=message):
         match_to_previous(np.array(now), np.array(before), 2)
 
@@ -311,7 +311,7 @@ def test_golden_singletons():
     np.testing.assert_array_equal(kept, arrays["singles__C_in"])
 
 
-def test_singletons_against_a_loop_and_what_was_out_stays_out():
+def test_singletons_against_a_loop_and_images_in_no_cluster_keep_their_mark():
     generator = np.random.default_rng(2)
     clusters, labels = generator.integers(-1, 4, 150), generator.integers(0, 40, 150)
     expected = [
@@ -354,7 +354,7 @@ def test_changes_are_counted_up_to_names_and_among_images_in_a_cluster_both_time
     assert "cluster_changed" not in cluster_metrics(moved, labels, None, 3)
 
 
-def test_metrics_refuse_what_they_are_not_defined_for():
+def test_metrics_refuse_invalid_clusters():
     labels = np.array([0, 1])
     with pytest.raises(ClusteringError, match="none of 2 images"):
         cluster_metrics(np.array([-1, -1]), labels, None, 2)
