@@ -113,7 +113,7 @@ class Trainer:
             "epoch": self.epoch,
             "ended": self.ended,
             "last_result": dict(self.last_result),
-            "epoch_state": None if self.epoch_state is None else _snapshot(self.epoch_state.to_dict()),
+            "under_way": None if self.epoch_state is None else _snapshot(self.epoch_state.to_dict()),
             "method": _snapshot(self.method.state_dict()),
             "samplers": {name: _snapshot(sampler.state_dict()) for name, sampler in self.method.samplers.items()},
             "optimizer": _snapshot(self.optimizer.state_dict()),
@@ -141,7 +141,7 @@ class Trainer:
         self.randomness.load_state_dict(state["randomness"])
         self.epoch, self.ended = state["epoch"], state["ended"]
         self.last_result = dict(state["last_result"])
-        epoch_state = state["epoch_state"]
+        epoch_state = state["under_way"]  # the key that checkpoints have had from the beginning
         self.epoch_state = None if epoch_state is None else EpochState.from_dict(_snapshot(epoch_state), self.device)
         self.best_epoch, self.best_metrics = state["best_epoch"], dict(state["best_metrics"])
         self.best_weights = _snapshot(state["best_weights"])

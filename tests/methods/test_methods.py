@@ -290,4 +290,4 @@ def test_features_that_are_not_finite_end_the_trial():
     assert [result["ended"] for result in results] == ["", "", "non_finite_loss"]
     assert results[-1]["epoch"] == 3
     assert results[-1]["best_val_map_at_r"] == max(result["val_map_at_r"] for result in results[:2])
-    assert trainer.state_dict()["epoch_state"] is None
+    assert trainer.state_dict()["under_way"] is None
