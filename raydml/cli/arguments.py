@@ -57,7 +57,7 @@ def age_of(folder: Path) -> float:
 
 def registered_model(folder: Path) -> str | None:
     """Return the name under which the study's winner was registered, from its events."""
-    from raydml.study.state import read_state
+    from raydml.study.events import read_state
 
     models = read_state(folder).models
     return models[-1].name if models else None

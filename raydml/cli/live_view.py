@@ -21,7 +21,7 @@ from rich.text import Text
 from raydml.analysis.trials import FAILURES, TrialState
 from raydml.cli.tables import embedding_dim, learning_rate, metric_label, trial_table
 from raydml.study import events
-from raydml.study.state import Event, StudyState, reduce_event, reduce_events
+from raydml.study.events import Event, StudyState, reduce_event, reduce_events
 
 POLL_S = 0.2
 

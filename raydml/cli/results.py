@@ -44,7 +44,7 @@ def status(
     storage: StorageOption = STORAGE,
 ) -> None:
     """List the studies, or show one study's trials."""
-    from raydml.study.state import read_state
+    from raydml.study.events import read_state
 
     console = new_console()
     if study is None:

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from raydml.analysis.trials import TrialState
 from raydml.metrics.names import interval_text, metric_label
-from raydml.study.state import StudyState
+from raydml.study.events import StudyState
 
 #: Name of a state on the screen, and its colour.
 STATES: dict[str, tuple[str, str]] = {

@@ -168,8 +168,8 @@ def record_test_read(found: FoundModel | None, target: str, storage: Path, image
 
 def recorded_trial(folder: Path, key: str) -> dict[str, Any]:
     """The configuration of a planned trial of the search, or of any trial that has started. Raises CommandError."""
+    from raydml.study.events import read_state
     from raydml.study.folder import read_study
-    from raydml.study.state import read_state
 
     planned = {f"search-{index:03d}": trial for index, trial in enumerate(read_study(folder)["trials"])}
     started = {trial.trial: trial.config for trial in read_state(folder).trials.values() if trial.config}

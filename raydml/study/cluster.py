@@ -1,11 +1,18 @@
-"""The Ray cluster of a study: its start-up, and what each trial holds of it."""
+"""The Ray session of a study: its start-up, what each trial holds of it, and the signals that end it.
+
+INT and TERM stop the running trials in order; a second signal stops them at once.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -89,3 +96,48 @@ def trial_resources(machine: Machine, note: Callable[[str], None], *, joined: bo
         share = f"{machine.cpus_per_trial} CPU and {gpus:g} GPU"
         note(f"no node has {share} for a trial yet: waiting for one to start")
     return {"cpu": float(machine.cpus_per_trial), "gpu": gpus}
+
+
+class Interrupted(Exception):
+    """INT or TERM arrived, and Tune has stopped its actors. number: which signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def catch_signals() -> Iterator[list[int]]:
+    """Collect the INT and TERM signals that arrive; the second one raises KeyboardInterrupt.
+
+    Tune ends its loop in order on USR1, so each signal that arrives is passed on to Tune as USR1.
+    """
+    received: list[int] = []
+    over = threading.Event()
+
+    def ignore(_number: int, _frame: Any) -> None:
+        """Do nothing: between two Tune runs USR1 has no handler, and its default action would kill the driver."""
+
+    def pass_on() -> None:
+        # A Tune run that is just starting has not installed its handler yet: send USR1 once to each new handler.
+        signalled: Any = ignore
+        while not over.wait(0.1):
+            handler = signal.getsignal(signal.SIGUSR1)
+            if handler is not signalled:
+                signalled = handler
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+    def on_signal(number: int, _frame: Any) -> None:
+        received.append(number)
+        if len(received) > 1:
+            raise KeyboardInterrupt
+        threading.Thread(target=pass_on, name="interrupt", daemon=True).start()
+
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, ignore)
+    try:
+        yield received
+    finally:
+        over.set()
+        for number, handler in previous.items():
+            signal.signal(number, handler)

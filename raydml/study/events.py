@@ -1,9 +1,13 @@
-"""The events of a study: an append-only file with one JSON object a line, in the order in which things happened.
+"""The events of a study, and the one reduction of them to the state of the study.
 
-The driver writes the file; everything that shows or resumes a study reads it (see :mod:`raydml.study.state`). To the
+The file is append-only, one JSON object a line, in the order in which things happened. The driver writes it. To the
 delivery to MLflow it is the spool: what waits in it is sent when the server can take it. A line is one ``write`` to a
 file opened for appending, so a reader sees whole lines, or the beginning of the last one. Byte offsets in the file
 never change, so the offset behind its line identifies an event.
+
+``reduce_event(state, event)`` gives the next :class:`StudyState`. Resuming, the live table, ``launch.py status``, the
+report and the delivery to MLflow all read it, so they agree on the same file. :class:`raydml.analysis.trials.TrialState`
+describes how a repeated epoch counts.
 """
 
 from __future__ import annotations
@@ -11,9 +15,12 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from raydml.analysis.trials import EpochReport, TrialState
 
 
 class Record(NamedTuple):
@@ -101,3 +108,279 @@ def _plain(value: object) -> Any:
     if hasattr(value, "tolist"):  # NumPy's numbers and arrays; NumPy itself is slow to import
         return value.tolist()
     raise TypeError(f"an event holds plain values, not {type(value).__name__}: {value!r}")
+
+
+Event = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class StageState:
+    """A stage: `num_trials` trials of at most `max_epochs` epochs, and its result once it has finished."""
+
+    stage: str
+    num_trials: int = 0
+    max_epochs: int = 0
+    finished: bool = False
+    ranking: tuple[Mapping[str, Any], ...] | None = None
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file or folder for MLflow, with the trial whose run it belongs to; None is the study's own run."""
+
+    path: Path
+    artifact_path: str
+    trial: str | None = None
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """An exported folder to register as a version of `name`. checkpoint: what it was exported from."""
+
+    name: str
+    folder: Path
+    checkpoint: str
+    trial: str | None = None
+
+
+@dataclass(frozen=True)
+class SummaryNumbers:
+    """The few numbers of a finished study, for its own MLflow run."""
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    tags: Mapping[str, Any] = field(default_factory=dict)
+    time_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class StudyState:
+    """A study as its events describe it.
+
+    state: waiting, running, interrupted or finished; changed_s is when it last changed, time_s when the newest event
+    was written (seconds since 1970). metric: what trials are ranked by. trials: by key, such as ``search-003``, in the
+    order in which they started. cpus, gpus: what each trial holds. test_reads: the recorded reads of the test classes.
+    """
+
+    study: str = ""
+    study_id: str = ""
+    storage: str = ""
+    commit: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    metric: str = "val_map_at_r"
+    state: str = "waiting"
+    changed_s: float = 0.0
+    time_s: float = 0.0
+    stage: str = ""
+    cpus: float = 0.0
+    gpus: float = 0.0
+    stages: Mapping[str, StageState] = field(default_factory=dict)
+    trials: Mapping[str, TrialState] = field(default_factory=dict)
+    artifacts: tuple[Artifact, ...] = ()
+    models: tuple[ExportedModel, ...] = ()
+    test_reads: tuple[Event, ...] = ()
+    summary: SummaryNumbers = SummaryNumbers()
+    notes: tuple[str, ...] = ()
+
+    def of_stage(self, stage: str) -> list[TrialState]:
+        """Return the trials of a stage in the order of their keys."""
+        return sorted((t for t in self.trials.values() if t.stage == stage), key=lambda trial: trial.trial)
+
+    def best_of_stage(self, stage: str) -> TrialState | None:
+        """Return the trial with the highest value of the metric; of equal ones the first."""
+        scored = [trial for trial in self.of_stage(stage) if trial.best is not None]
+        return max(scored, key=lambda trial: trial.best or 0.0, default=None)
+
+    def settled(self, stage: str) -> tuple[int, int]:
+        """Return the settled epochs of a stage and the epochs it may cost at most: what a progress bar shows.
+
+        A trial that is stopped early settles its whole budget at once, so the bar never overstates what is left.
+        """
+        plan = self.stages.get(stage, StageState(stage))
+        trials = self.of_stage(stage)
+        total = max(plan.num_trials * plan.max_epochs, sum(trial.num_planned_epochs for trial in trials))
+        done = total if plan.finished else sum(trial.num_settled_epochs for trial in trials)
+        return min(done, total), total
+
+    @property
+    def num_test_reads(self) -> int:
+        """Reads of the test classes by the finalize stage; later evaluations do not count."""
+        return sum(read.get("stage") == "finalize" for read in self.test_reads)
+
+
+def reduce_event(state: StudyState, event: Event) -> StudyState:
+    """Return the state after one event. An event of an unknown kind changes nothing but the time."""
+    state = replace(state, time_s=max(state.time_s, float(event.get("time", 0.0))))
+    reducer = _REDUCERS.get(str(event.get("event")))
+    return state if reducer is None else reducer(state, event)
+
+
+def reduce_events(several: Iterable[Event], state: StudyState | None = None) -> StudyState:
+    """Return the state after several events in their order."""
+    state = StudyState() if state is None else state
+    for event in several:
+        state = reduce_event(state, event)
+    return state
+
+
+def read_state(folder: Path) -> StudyState:
+    """Return the state of the study in a folder; that of a study without events is ``waiting``."""
+    return reduce_events(read(events_path(folder)))
+
+
+def read_trials(folder: Path, stage: str) -> dict[str, TrialState]:
+    """Return the trials of a stage that have started, by key, in the order of their keys."""
+    return {trial.trial: trial for trial in read_state(folder).of_stage(stage)}
+
+
+def rank(trials: Iterable[TrialState]) -> list[dict[str, Any]]:
+    """Return a row for each trial, best first: by the best epoch's value, then by key; those without a value last."""
+    rows = [
+        {
+            "trial": trial.trial,
+            "fingerprint": trial.fingerprint,
+            "value": trial.best,
+            "epoch_of_best": trial.epoch_of_best,
+            "epochs": trial.num_epochs,
+            "ended": trial.ended,
+        }
+        for trial in trials
+    ]
+    return sorted(rows, key=lambda row: (row["value"] is None, -(row["value"] or 0.0), row["trial"]))
+
+
+# --- one event --------------------------------------------------------------------------------------------------------
+
+
+def _study_started(state: StudyState, event: Event) -> StudyState:
+    config = event.get("config") or {}
+    return replace(
+        state,
+        study=str(event.get("study", "")),
+        study_id=str(event.get("study_id", "")),
+        storage=str(event.get("storage") or ""),
+        commit=str(event.get("commit") or ""),
+        config=config,
+        metric=str(config.get("select_on") or state.metric),
+        state="running",
+        changed_s=state.time_s,
+    )
+
+
+def _stage_started(state: StudyState, event: Event) -> StudyState:
+    name, held = str(event["stage"]), event.get("resources") or {"cpu": state.cpus, "gpu": state.gpus}
+    stage = StageState(name, int(event.get("num_trials") or 0), int(event.get("max_epochs") or 0))
+    state = replace(state, stage=name, cpus=float(held["cpu"]), gpus=float(held["gpu"]))
+    return replace(state, state="running", stages={**state.stages, name: stage})
+
+
+def _stage_finished(state: StudyState, event: Event) -> StudyState:
+    name, rows = str(event["stage"]), event.get("ranking")
+    ranking = None if rows is None else tuple(rows)
+    stage = replace(state.stages.get(name, StageState(name)), finished=True, ranking=ranking)
+    return replace(state, stages={**state.stages, name: stage})
+
+
+def _with_trial(study: StudyState, event: Event, /, **changes: Any) -> StudyState:
+    """Change one trial. In a file whose beginning was lost it may be one that has not started."""
+    key = str(event["trial"])
+    trial = study.trials.get(key) or TrialState(key, str(event.get("stage", study.stage)), study.metric)
+    if key not in study.trials or changes.get("state", trial.state) != trial.state:
+        changes["changed_s"] = study.time_s
+    return replace(study, trials={**study.trials, key: replace(trial, **changes)})
+
+
+def _trial_started(state: StudyState, event: Event) -> StudyState:
+    """Take a trial up; one that starts again, after a resume, keeps the epochs it has reported."""
+    return _with_trial(
+        state,
+        event,
+        config=event.get("config") or {},
+        fingerprint=str(event.get("fingerprint") or ""),
+        configuration=str(event.get("configuration") or ""),
+        state="running",
+        error=None,
+    )
+
+
+def _epoch(state: StudyState, event: Event) -> StudyState:
+    number, trial = int(event["epoch"]), state.trials.get(str(event["trial"]))
+    reports = trial.reports if trial else {}
+    report = EpochReport(event.get("metrics") or {}, state.time_s)
+    if number in reports and changed_metrics(reports[number], report) == {}:
+        report = reports[number]  # the epoch of the checkpoint that the trial goes on from: nothing new
+    activity = trial.state if trial and trial.ended else "running"
+    return _with_trial(state, event, reports={**reports, number: report}, num_epochs=number, state=activity)
+
+
+def changed_metrics(before: EpochReport | None, after: EpochReport) -> dict[str, float]:
+    """Return the metrics of a report that an earlier report of the same epoch has not, or has with another value."""
+    known: Mapping[str, Any] = before.metrics if before else {}
+    # NaN does not equal itself, but its text does.
+    return {
+        name: value for name, value in after.metrics.items() if name not in known or repr(known[name]) != repr(value)
+    }
+
+
+def _trial_retried(state: StudyState, event: Event) -> StudyState:
+    trial = state.trials.get(str(event["trial"]))
+    num_retries = (trial.num_retries if trial else 0) + 1
+    error = str(event.get("error") or "")
+    return _with_trial(state, event, state="retrying", error=None, num_retries=num_retries, retried_after=error)
+
+
+def _trial_ended(state: StudyState, event: Event) -> StudyState:
+    return _with_trial(state, event, state=str(event.get("reason") or "finished"), error=event.get("error") or None)
+
+
+def _artifact(state: StudyState, event: Event) -> StudyState:
+    artifact = Artifact(Path(event["path"]), str(event.get("artifact_path") or ""), event.get("trial"))
+    return replace(state, artifacts=(*state.artifacts, artifact))
+
+
+def _model(state: StudyState, event: Event) -> StudyState:
+    folder = Path(event["folder"])
+    model = ExportedModel(str(event["name"]), folder, str(event.get("checkpoint") or folder), event.get("trial"))
+    return replace(state, models=(*state.models, model))
+
+
+def _test_read(state: StudyState, event: Event) -> StudyState:
+    return replace(state, test_reads=(*state.test_reads, event))
+
+
+def _summary(state: StudyState, event: Event) -> StudyState:
+    numbers = SummaryNumbers(event.get("metrics") or {}, event.get("tags") or {}, state.time_s)
+    return replace(state, summary=numbers)
+
+
+def _note(state: StudyState, event: Event) -> StudyState:
+    return replace(state, notes=(*state.notes, str(event.get("text", ""))))
+
+
+def _interrupted(state: StudyState, _: Event) -> StudyState:
+    trials = {
+        key: trial if trial.ended else replace(trial, state="interrupted", changed_s=state.time_s)
+        for key, trial in state.trials.items()
+    }
+    return replace(state, state="interrupted", changed_s=state.time_s, trials=trials)
+
+
+def _study_finished(state: StudyState, _: Event) -> StudyState:
+    return replace(state, state="finished", changed_s=state.time_s)
+
+
+_REDUCERS: dict[str, Callable[[StudyState, Event], StudyState]] = {
+    "study_started": _study_started,
+    "stage_started": _stage_started,
+    "stage_finished": _stage_finished,
+    "trial_started": _trial_started,
+    "epoch": _epoch,
+    "trial_retried": _trial_retried,
+    "trial_ended": _trial_ended,
+    "artifact": _artifact,
+    "model": _model,
+    "test_read": _test_read,
+    "summary": _summary,
+    "note": _note,
+    "interrupted": _interrupted,
+    "study_finished": _study_finished,
+}

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from raydml.inference.export import export_model
 from raydml.report.page import read_illustrations, write_report
 from raydml.report.text import summary_markdown
+from raydml.study.events import read_trials
 from raydml.study.folder import (
     StudyError,
     newest_checkpoint,
@@ -16,7 +17,6 @@ from raydml.study.folder import (
     read_study,
     write_json,
 )
-from raydml.study.state import read_trials
 from raydml.study.summary import histories, summarise
 
 NUM_TOP_TRIALS = 3  # trials whose checkpoint, configuration and retrievals go to MLflow

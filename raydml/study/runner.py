@@ -18,10 +18,9 @@ from ray.tune.logger import JsonLoggerCallback
 from raydml.config.trial import Machine, Study, Trial, fingerprint
 from raydml.study import events
 from raydml.study.actor import TrialActor
-from raydml.study.events import events_path
+from raydml.study.events import StudyState, TrialState, events_path, rank, read_trials, reduce_events
 from raydml.study.folder import newest_checkpoint
 from raydml.study.scheduler import Asha, SyncHalving, trial_key
-from raydml.study.state import StudyState, TrialState, rank, read_trials, reduce_events
 from raydml.training import checkpoint
 
 

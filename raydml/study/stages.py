@@ -9,14 +9,12 @@ from typing import Any, NamedTuple
 
 from raydml.config.trial import Machine, Study, Trial, fingerprint, parse_trial
 from raydml.metrics.intervals import t_interval
-from raydml.study.cluster import connected, trial_resources
-from raydml.study.events import events_path
+from raydml.study.cluster import Interrupted, catch_signals, connected, trial_resources
+from raydml.study.events import TrialState, events_path, rank, read_state
 from raydml.study.finalize import finalize, illustrate
 from raydml.study.folder import RESULT_FILES, StudyError, read_json, read_study, stages_of, write_json
-from raydml.study.interrupts import Interrupted, catch_signals
 from raydml.study.results import write_results
 from raydml.study.runner import StudySession, drop_checkpoints, run_trials
-from raydml.study.state import TrialState, rank, read_state
 from raydml.training.trial_images import Catalogs
 
 

@@ -44,8 +44,8 @@ from raydml.analysis.trials import TrialState, parameters_of, varying
 from raydml.config.recipe import recipe_of
 from raydml.data.benchmarks import BENCHMARKS
 from raydml.data.seal import TestReads
+from raydml.study.events import read_state
 from raydml.study.folder import RESULT_FILES, read_json, read_study
-from raydml.study.state import read_state
 
 _Runs = dict[str, dict[tuple[Any, Any], float]]
 

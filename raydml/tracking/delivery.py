@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from raydml.study import events
-from raydml.study.state import ExportedModel, StudyState, reduce_events
+from raydml.study.events import ExportedModel, StudyState, reduce_events
 from raydml.tracking.models import log_exported_model
 from raydml.tracking.runs import StudyRuns
 from raydml.tracking.store import TrackingError, connect, experiment_id, is_transient, prepare_store, redacted

@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models.model import Model
 
 import raydml
-from raydml.study.state import Event, ExportedModel
+from raydml.study.events import Event, ExportedModel
 from raydml.tracking.store import TrackingError, connect, is_transient, redacted
 from raydml.tracking.updates import file_of_test_read
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 
-from raydml.study.state import ExportedModel
+from raydml.study.events import ExportedModel
 from raydml.tracking.store import is_transient, redacted
 from raydml.tracking.updates import File, RunUpdate
 

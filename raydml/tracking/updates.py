@@ -24,8 +24,7 @@ from typing import Any, NamedTuple
 
 from raydml.analysis.trials import TrialState
 from raydml.config.recipe import flatten
-from raydml.study.events import Record
-from raydml.study.state import Event, ExportedModel, StudyState, changed_metrics, reduce_event
+from raydml.study.events import Event, ExportedModel, Record, StudyState, changed_metrics, reduce_event
 
 #: Longest values that MLflow stores whole (a tag: the limit of older servers; newer ones take 8000).
 MAX_PARAM_CHARACTERS, MAX_TAG_CHARACTERS, MAX_KEY_CHARACTERS, MAX_NON_FINITE_CHARACTERS = 6000, 5000, 250, 500

@@ -11,7 +11,7 @@ from rich.console import Console
 from raydml.analysis.trials import TrialState
 from raydml.cli.live_view import LiveStudy, duration, line, view
 from raydml.cli.tables import chosen_rows, learning_rate, metric_label
-from raydml.study.state import StudyState, reduce_event, reduce_events
+from raydml.study.events import StudyState, reduce_event, reduce_events
 from tests.study.study_events import ended, epoch, stage_started, started, study_started
 
 

@@ -9,10 +9,9 @@ from ray.cluster_utils import Cluster
 
 from raydml.search_space.space import load_space
 from raydml.study import events
-from raydml.study.events import events_path
+from raydml.study.events import events_path, read_trials
 from raydml.study.folder import create_study, read_json
 from raydml.study.stages import run_study
-from raydml.study.state import read_trials
 from tests.study.test_folder import ROOT
 
 

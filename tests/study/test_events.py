@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from raydml.study import events
+from raydml.study.events import Artifact, ExportedModel, rank, read_trials, reduce_event, reduce_events
+from tests.study.study_events import ended, epoch, stage_started, started, study_started
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -126,3 +128,140 @@ def test_writers_in_several_processes_never_mix_their_lines(tmp_path: Path) -> N
     found = events.read(path)
     for name in "abc":
         assert [event["number"] for event in found if event["writer"] == name] == list(range(200))
+
+
+def test_a_trial_from_start_to_end():
+    study = reduce_events(
+        [study_started(), stage_started(4), started(0), epoch(0, 1, 0.2), epoch(0, 2, 0.5), epoch(0, 3, 0.4)]
+    )
+    trial = study.trials["search-000"]
+    assert (trial.num_epochs, trial.best, trial.epoch_of_best, trial.state) == (3, 0.5, 2, "running")
+    assert (trial.recipe, trial.fold, trial.seed) == ("margin, distance_weighted", None, 0)
+    after = reduce_event(study, ended(0, "stopped_early"))
+    assert after.trials["search-000"].ended
+    assert study.trials["search-000"].state == "running", "reduce_event must not change the state it is given"
+
+
+def test_the_study_says_which_metric_counts():
+    events = [
+        study_started("val_recall_at_1"),
+        started(0),
+        epoch(0, 1, 0.9),
+        epoch(0, 2, 0.3, metric="val_recall_at_1"),
+    ]
+    assert reduce_events(events).trials["search-000"].best == 0.3
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), None])
+def test_what_is_no_number_is_never_the_best(value):
+    study = reduce_events([stage_started(2), started(0), epoch(0, 1, value), started(1), epoch(1, 1, 0.1)])
+    assert study.trials["search-000"].best is None
+    assert study.best_of_stage("search").trial == "search-001"
+
+
+def test_of_equal_trials_the_first_is_the_best():
+    study = reduce_events([started(1), started(0), epoch(1, 1, 0.5), epoch(0, 1, 0.5)])
+    assert study.best_of_stage("search").trial == "search-000"
+
+
+def test_settled_epochs_count_a_stopped_trial_with_its_whole_budget():
+    study = reduce_events(
+        [stage_started(3), started(0), epoch(0, 1, 0.1), ended(0, "stopped_early"), started(1), epoch(1, 2, 0.1)]
+    )
+    assert study.settled("search") == (9 + 2, 27)
+    assert reduce_event(study, {"event": "stage_finished", "stage": "search"}).settled("search") == (27, 27)
+    assert study.settled("confirm") == (0, 0)
+
+
+def test_a_resumed_trial_keeps_what_it_has_and_repeats_an_epoch():
+    before = [
+        stage_started(1),
+        started(0),
+        epoch(0, 1, 0.1),
+        epoch(0, 2, 0.6),
+        epoch(0, 3, 0.2),
+        {"event": "interrupted"},
+    ]
+    assert reduce_events(before).state == "interrupted"
+    assert reduce_events(before).trials["search-000"].state == "interrupted"
+    study = reduce_events([*before, study_started(), stage_started(1), started(0), epoch(0, 2, 0.6)])
+    trial = study.trials["search-000"]
+    assert (trial.num_epochs, trial.best, trial.epoch_of_best, trial.state) == (2, 0.6, 2, "running")
+    assert study.state == "running"
+
+
+def test_a_crash_is_a_retry_and_then_an_end():
+    study = reduce_events(
+        [started(0), epoch(0, 1, 0.1), {"event": "trial_retried", "trial": "search-000", "error": "killed"}]
+    )
+    assert (study.trials["search-000"].state, study.trials["search-000"].num_retries) == ("retrying", 1)
+    study = reduce_event(study, epoch(0, 2, 0.1))
+    assert study.trials["search-000"].state == "running"
+    assert reduce_event(study, ended(0, "crashed", error="boom")).trials["search-000"].ended
+
+
+def test_events_of_other_kinds_and_of_unknown_trials_do_no_harm():
+    study = reduce_events([{"event": "artifact", "path": "x"}, {"event": "from the future"}, epoch(7, 3, 0.3)])
+    assert study.trials["search-007"].best == 0.3
+
+
+def test_the_last_report_of_an_epoch_counts_and_what_lay_behind_it_does_not():
+    lost = [epoch(0, 1, 0.1), epoch(0, 2, 0.2), epoch(0, 3, 0.9)]
+    retried = {"event": "trial_retried", "trial": "search-000", "error": "killed"}
+    study = reduce_events([started(0), *lost, retried, epoch(0, 2, 0.25)])
+    trial = study.trials["search-000"]
+    assert trial.curve("val_map_at_r") == [(1, 0.1), (2, 0.25)]
+    assert (trial.num_epochs, trial.best, trial.epoch_of_best) == (2, 0.25, 2)
+    again = reduce_event(study, epoch(0, 3, 0.3)).trials["search-000"]
+    assert again.curve("val_map_at_r") == [(1, 0.1), (2, 0.25), (3, 0.3)]
+    assert (again.best, again.epoch_of_best) == (0.3, 3)
+
+
+def test_a_trial_that_is_taken_up_again_has_not_ended():
+    study = reduce_events([started(0), epoch(0, 1, 0.1), ended(0, "crashed", error="boom")])
+    assert (study.trials["search-000"].ended, study.trials["search-000"].error) == ("crashed", "boom")
+    for event in (started(0), {"event": "trial_retried", "trial": "search-000", "error": "killed"}):
+        trial = reduce_event(study, event).trials["search-000"]
+        assert (trial.ended, trial.error, trial.num_epochs) == ("", None, 1)
+
+
+def test_ranking_is_by_the_best_epoch_and_failures_come_last():
+    curves = {0: [0.2, 0.9, 0.5], 1: [math.nan], 2: [0.9], 3: [0.95]}
+    reported = [
+        epoch(trial, number, value) for trial, values in curves.items() for number, value in enumerate(values, 1)
+    ]
+    rows = rank(reduce_events([*reported, ended(1, "non_finite_loss")]).trials.values())
+    assert [row["trial"] for row in rows] == ["search-003", "search-000", "search-002", "search-001"]
+    assert [row["epoch_of_best"] for row in rows] == [1, 2, 1, None]
+    assert [row["epochs"] for row in rows] == [1, 3, 1, 1]
+    assert [row["ended"] for row in rows] == ["", "", "", "non_finite_loss"]
+
+
+def test_trials_of_a_stage_are_read_in_the_order_of_their_keys(tmp_path):
+    assert read_trials(tmp_path, "search") == {}
+    for event in (started(1), started(0), started(0, stage="confirm", fold=1, seed=2), epoch(1, 1, 0.5)):
+        events.append(events.events_path(tmp_path), event)
+    assert list(read_trials(tmp_path, "search")) == ["search-000", "search-001"]
+    (trial,) = read_trials(tmp_path, "confirm").values()
+    assert (trial.trial, trial.fold, trial.seed, trial.epochs) == ("confirm-000", 1, 2, {})
+
+
+def test_a_finished_study_says_what_it_cost_and_what_it_left():
+    study = reduce_events(
+        [
+            {"time": 1.0, **study_started()},
+            {"time": 2.0, **stage_started(1), "resources": {"cpu": 2.0, "gpu": 0.5}},
+            {"time": 3.0, "event": "stage_finished", "stage": "search", "ranking": [{"trial": "search-000"}]},
+            {"time": 4.0, "event": "test_read", "stage": "finalize", "checkpoint": "/c"},
+            {"time": 5.0, "event": "model", "trial": None, "name": "raydml-digits", "folder": "/m", "checkpoint": "/c"},
+            {"time": 6.0, "event": "artifact", "trial": "search-000", "path": "/a", "artifact_path": "checkpoint"},
+            {"time": 7.0, "event": "study_finished"},
+            {"time": 8.0, "event": "test_read", "stage": "evaluate", "checkpoint": "/c"},
+        ]
+    )
+    assert (study.state, study.changed_s, study.time_s) == ("finished", 7.0, 8.0)
+    assert (study.cpus, study.gpus) == (2.0, 0.5)
+    assert study.stages["search"].ranking == ({"trial": "search-000"},)
+    assert (len(study.test_reads), study.num_test_reads) == (2, 1)
+    assert study.models == (ExportedModel("raydml-digits", Path("/m"), "/c"),)
+    assert study.artifacts == (Artifact(Path("/a"), "checkpoint", "search-000"),)

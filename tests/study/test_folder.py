@@ -14,10 +14,10 @@ from raydml.data.catalog import DataError
 from raydml.search_space.space import load_space
 from raydml.study import events
 from raydml.study import folder as study
+from raydml.study.events import read_trials
 from raydml.study.folder import StudyError, create_study, dry_run, find_study
 from raydml.study.runner import StudyEvents, retain
 from raydml.study.stages import confirm_trials
-from raydml.study.state import read_trials
 from raydml.training.trial_images import Catalogs
 from tests.study.study_events import ended, epoch
 

@@ -21,7 +21,7 @@ from raydml.data.seal import TestReads
 from raydml.data.splits import make_split
 from raydml.search_space.space import load_space
 from raydml.study import events
-from raydml.study.events import events_path
+from raydml.study.events import events_path, read_trials
 from raydml.study.folder import (
     StudyError,
     create_study,
@@ -30,7 +30,6 @@ from raydml.study.folder import (
     read_json,
 )
 from raydml.study.stages import run_study
-from raydml.study.state import read_trials
 from raydml.training import checkpoint
 from raydml.training.trainer import Trainer
 from tests.study.test_folder import SPACE, image_folder

@@ -31,7 +31,7 @@ from raydml.cli.live_view import LiveStudy
 from raydml.inference.export import EmbeddingModel, export_model
 from raydml.models.network import build_network, preprocessing_for
 from raydml.study import events
-from raydml.study.state import StudyState, rank, read_trials
+from raydml.study.events import StudyState, rank, read_trials
 from raydml.study.summary import histories
 from raydml.tracking.delivery import PATIENCE, POLL_S, Tracker, sync
 from raydml.tracking.models import Origin, log_test_read, origin_of, requirements, resolve_checkpoint

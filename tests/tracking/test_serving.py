@@ -31,7 +31,7 @@ from PIL import Image
 
 from raydml.inference.export import EmbeddingModel, export_model
 from raydml.models.network import build_network, preprocessing_for
-from raydml.study.state import ExportedModel
+from raydml.study.events import ExportedModel
 from raydml.tracking.models import log_exported_model
 from raydml.tracking.pyfunc_model import EmbeddingPythonModel, ImagesRefused
 from raydml.tracking.store import connect, default_uri, prepare_store
