@@ -6,8 +6,8 @@ file opened for appending, so a reader sees whole lines, or the beginning of the
 never change, so the offset behind its line identifies an event.
 
 ``reduce_event(state, event)`` gives the next :class:`StudyState`. Resuming, the live table, ``launch.py status``, the
-report and the delivery to MLflow all read it, so they agree on the same file. :class:`raydml.analysis.trials.TrialState`
-describes how a repeated epoch counts.
+report and the delivery to MLflow all read it, so they agree on the same file. How a repeated epoch counts is described
+at :class:`raydml.analysis.trials.TrialState`.
 """
 
 from __future__ import annotations
