@@ -148,6 +148,15 @@ def test_files_are_named_for_what_they_hold_and_init_files_are_empty() -> None:
     )
 
 
+def test_no_public_class_name_has_two_meanings() -> None:
+    places: dict[str, list[str]] = {}
+    for module, tree in sources().items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(module)
+    assert {name: modules for name, modules in places.items() if len(modules) > 1} == {}
+
+
 def test_the_rules_refuse_what_they_must() -> None:
     assert against_the_order({"training/trainer": {"study/actor"}, "losses/margin": {"ops/tuples", "miners/all"}}) == [
         "training/trainer imports study/actor",
