@@ -331,11 +331,7 @@ NO_MDR = ("trial.regularizers={}", "trial.optimizer.loss_weight_decay=0")
 
 @pytest.mark.parametrize(
     ("system", "overrides"),
-    [
-        ("mdr", NO_MDR),
-        ("mdr", (*NO_MDR, "trial.model.normalize=l2")),
-        ("mic", ("trial.method={name: plain}",)),
-    ],
+    [("mdr", NO_MDR), ("mdr", (*NO_MDR, "trial.model.normalize=l2")), ("mic", ("trial.method={name: plain}",))],
 )
 def test_the_baselines_that_headers_name_load(system, overrides):
     for dataset in SYSTEMS[system]:

@@ -228,10 +228,7 @@ def test_two_downloads_into_one_folder_are_one_too_many(server, tmp_path):
     def ignore(*_):
         pass
 
-    with (
-        filelock.FileLock(tmp_path / LOCK_FILE),
-        pytest.raises(DataError, match="another download is at work"),
-    ):
+    with filelock.FileLock(tmp_path / LOCK_FILE), pytest.raises(DataError, match="another download is at work"):
         install(source(server), tmp_path, progress=ignore, report=ignore)
     assert server.requests == []
     install(source(server), tmp_path, progress=ignore, report=ignore)

@@ -148,10 +148,7 @@ def test_intervals_are_those_of_floats_whatever_stands_first(folder):
         (("nothing.npz", "--data", "images"), "--data: has no effect on saved embeddings"),
         (("nothing.npz", "--save-embeddings", "x.npz"), "--save-embeddings: has no effect"),
         (("nothing.npz", "--on", "val"), "--on: has no effect"),
-        (
-            ("backbone:convnet:none", "--data", "images", "--no-untrained"),
-            "--untrained: has no effect on other images",
-        ),
+        (("backbone:convnet:none", "--data", "images", "--no-untrained"), "--untrained: has no effect on other images"),
     ],
 )
 @pytest.mark.usefixtures("folder")

@@ -39,19 +39,7 @@ def test_at_80_columns_no_line_is_cut_and_every_column_is_there():
     for number, (loss, miner) in enumerate(names):
         events += [started(number, loss=loss, miner=miner), epoch(number, 1, 0.61234)]
     text = text_of(reduce_events([*events, ended(0, "non_finite_loss")]), 80, 24, eta_s=75)
-    for word in (
-        "trial",
-        "recipe",
-        "dim",
-        "lr",
-        "epoch",
-        "MAP@R",
-        "state",
-        "NaN loss",
-        "0.6123",
-        "3.1e-4",
-        "1/9",
-    ):
+    for word in ("trial", "recipe", "dim", "lr", "epoch", "MAP@R", "state", "NaN loss", "0.6123", "3.1e-4", "1/9"):
         assert word in text
     assert "normalized_softmax" in text
     assert "ETA 1:15" in text

@@ -195,10 +195,7 @@ def test_a_name_with_a_nul_is_refused(root, tmp_path):
     refused(tmp_path / "archive.zip", root, "not a plain relative path")
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE],
-)
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
 @pytest.mark.parametrize("target", ["/etc/hostname", "../../precious", "images.txt"])
 def test_links_and_devices_in_a_tar_are_refused(root, tmp_path, kind, target):
     extra = [entry("birds/odd", b"", type=kind, linkname=target, devmajor=1, devminor=3)]

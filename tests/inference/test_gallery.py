@@ -258,10 +258,7 @@ def test_index_and_query_refuse_with_a_cure(checkpoint_folder, photos, tmp_path)
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").write_text("")
     for arguments, words in (
-        (
-            ["index", checkpoint_folder, photos, "out"],
-            ["1 file cannot be decoded", "pears/9.jpg: no JPEG", "--skip"],
-        ),
+        (["index", checkpoint_folder, photos, "out"], ["1 file cannot be decoded", "pears/9.jpg: no JPEG", "--skip"]),
         (["index", checkpoint_folder, photos, "used"], ["exists and is not empty", "Cure"]),
         (["index", checkpoint_folder, "empty", "out"], ["hold no image"]),
         (["index", "empty", photos, "out"], ["no checkpoint and no exported model", "Cure"]),
@@ -331,7 +328,7 @@ def test_export_with_onnx(checkpoint_folder, tmp_path):
     done = run("export", checkpoint_folder, "model", "--onnx")
     assert done.exit_code == 0, done.output
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [
-        *("README.md", "config.json", "model.onnx", "model.safetensors"),
+        *("README.md", "config.json", "model.onnx", "model.safetensors")
     ]
     for words in ("model/model.onnx", "checked in ONNX Runtime", "EmbeddingModel.load('model')"):
         assert words in done.stdout

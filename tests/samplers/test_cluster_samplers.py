@@ -8,12 +8,7 @@ import pytest
 
 from raydml.data.catalog import DataError
 from raydml.samplers._class_index import ClassIndex, group_classes
-from raydml.samplers._cluster_samplers import (
-    ClusterGroups,
-    ClusterRoundRobin,
-    group_images,
-    num_rounds,
-)
+from raydml.samplers._cluster_samplers import ClusterGroups, ClusterRoundRobin, group_images, num_rounds
 from tests.golden_vectors import golden, golden_arrays
 
 
