@@ -16,29 +16,9 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "raydml"
 ORDER = (  # "export" is the door that models outside of this package import
     [
-        "errors",
-        "registry",
-        "ops",
-        "metrics",
-        "data",
-        "images",
-        "models",
-        "losses",
-        "miners",
-        "regularizers",
-        "samplers",
-        "methods",
-        "config",
-        "search_space",
-        "evaluation",
-        "training",
-        "inference",
-        "export",
-        "analysis",
-        "report",
-        "study",
-        "tracking",
-        "cli",
+        *("errors", "registry", "ops", "metrics", "data", "images", "models", "losses", "miners", "regularizers"),
+        *("samplers", "methods", "config", "search_space", "evaluation", "training", "inference", "export", "analysis"),
+        *("report", "study", "tracking", "cli"),
     ]
 )
 HOMES = {  # a heavy library -> the packages or files that may import it

@@ -79,8 +79,7 @@ def test_a_bar_shows_what_how_far_and_how_fast():
 
 
 def test_no_bar_for_a_short_step_nor_without_a_terminal():
-    assert shown([0, 0.2, 0.4])[0] == ""
-    assert shown([0, 20, 40], terminal=False)[0] == ""
+    assert (shown([0, 0.2, 0.4])[0], shown([0, 20, 40], terminal=False)[0]) == ("", "")
 
 
 def test_lines_in_the_log_show_how_far_and_how_fast_where_there_is_no_terminal(caplog):

@@ -48,8 +48,7 @@ def test_a_bare_backbone_on_a_folder_and_its_embeddings_again(folder, tmp_path):
     assert told["protocols"] == {"leave_one_out": "leave one out: each of 12 images searches the 11 others; 3 classes"}
     assert told["untrained"] == {}
     saved = load_embeddings(kept)
-    assert saved.class_names == ("blue", "green", "red")
-    assert saved.paths[0] == "blue/0.png"
+    assert (saved.class_names, saved.paths[0]) == (("blue", "green", "red"), "blue/0.png")
     rows = saved.embeddings.astype(np.float64)
     distances = ((rows[:, None] - rows[None]) ** 2).sum(axis=2)
     np.fill_diagonal(distances, np.inf)
@@ -100,8 +99,7 @@ def test_kept_embeddings_of_test_classes_are_read_on_record(tmp_path):
     assert not (tmp_path / "test_reads.jsonl").exists()
     assert run(tmp_path / "test.npz").exit_code == 0
     (read,) = [json.loads(line) for line in (tmp_path / "test_reads.jsonl").read_text().splitlines()]
-    assert read["purpose"] == "evaluate"
-    assert read["checkpoint"] == str(tmp_path / "test.npz")
+    assert (read["purpose"], read["checkpoint"]) == ("evaluate", str(tmp_path / "test.npz"))
 
 
 def test_kept_embeddings_are_scored_by_the_protocols_they_were_kept_with(tmp_path):

@@ -21,18 +21,7 @@ from raydml.tracking import store as mlflow_store
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
-    "sweep",
-    "resume",
-    "status",
-    "report",
-    "ui",
-    "sync",
-    "trial",
-    "evaluate",
-    "export",
-    "index",
-    "query",
-    "list",
+    *("sweep", "resume", "status", "report", "ui", "sync", "trial", "evaluate", "export", "index", "query", "list"),
     "schema",
 ]
 TRIAL = {
@@ -121,8 +110,7 @@ def test_environment_keeps_what_the_user_has_set(monkeypatch):
     monkeypatch.delenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", raising=False)
     monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
     main.prepare_environment()
-    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
-    assert os.environ["RAY_DEDUP_LOGS"] == "0"
+    assert (os.environ["MLFLOW_DISABLE_TELEMETRY"], os.environ["RAY_DEDUP_LOGS"]) == ("true", "0")
     assert os.environ["TUNE_DISABLE_SIGINT_HANDLER"] == "1", "with Tune's handler Ctrl-C would end with exit code 0"
     assert os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] == "0"
 

@@ -44,17 +44,14 @@ def test_defaults_are_filled_in_also_those_of_plugins():
     trial = parse_trial(BASE)
     assert trial.loss.name == "margin"
     assert trial.loss.settings["beta"] == 1.2  # Wu et al. 2017, the default of the loss's signature
-    assert trial.loss.settings["margin"] == 0.2
-    assert trial.method.name == "plain"
+    assert (trial.loss.settings["margin"], trial.method.name) == (0.2, "plain")
     assert trial.miner is not None
-    assert trial.recall_at == (1, 2, 4, 8)
-    assert trial.optimizer.name == "adamw"
+    assert (trial.recall_at, trial.optimizer.name) == ((1, 2, 4, 8), "adamw")
 
 
 def test_a_block_dumps_flat():
     dumped = parse_trial(BASE).model_dump(mode="json")["loss"]
-    assert dumped["name"] == "margin"
-    assert dumped["margin"] == 0.2
+    assert (dumped["name"], dumped["margin"]) == ("margin", 0.2)
 
 
 def test_json_there_and_back_is_the_same_trial():
@@ -87,11 +84,8 @@ def test_fingerprint_ignores_spelling_and_notices_meaning():
         trial_with(optimizer={"name": "adamw", "weight_decay": 0}),  # an int where a float belongs
     ]
     different = [
-        trial_with(seed=1),
-        trial_with(**{"loss.margin": 0.3}),
-        trial_with(miner=None),
-        trial_with(**{"data.split.fold": 1}),
-        trial_with(**{"data.content": "abc"}),
+        *(trial_with(seed=1), trial_with(**{"loss.margin": 0.3}), trial_with(miner=None)),
+        *(trial_with(**{"data.split.fold": 1}), trial_with(**{"data.content": "abc"})),
     ]
     prints = [fingerprint(parse_trial(raw)) for raw in same]
     assert len(set(prints)) == 1
@@ -127,16 +121,13 @@ def test_all_problems_at_once_each_with_what_one_needs_to_cure_it():
         schedule={"name": "stpe"},
         **{"data.resize_px": 8.0, "data.split.fold": 7, "model.backbone": "resnet-50"},
     )
-    assert found["epoch"].nearest == "epochs"
-    assert found["epoch"].value == 3
+    assert (found["epoch"].nearest, found["epoch"].value) == ("epochs", 3)
     assert found["precision"].choices == ("fp32", "bf16", "fp16")
-    assert found["compile"].message == "must be true or false"
-    assert found["loss.name"].nearest == "margin"
+    assert (found["compile"].message, found["loss.name"].nearest) == ("must be true or false", "margin")
     assert set(found["loss.name"].choices) == set(registry.names("losses"))
     assert found["sampler.images_per_clas"].nearest == "images_per_class"
     assert found["schedule.name"].choices == ("constant", "cosine", "step")
-    assert found["schedule.name"].nearest == "step"
-    assert found["data.resize_px"].cure == "write 8"
+    assert (found["schedule.name"].nearest, found["data.resize_px"].cure) == ("step", "write 8")
     assert found["model.backbone"].nearest == "resnet50"
     # The section `data` is broken, so that fold 7 of 4 cannot be seen; recall_at is checked all the same.
     assert found["recall_at"].message == "must rise"
@@ -158,8 +149,7 @@ def test_a_plugin_block_is_told_apart_from_a_name():
 
 def test_settings_of_a_plugin_are_checked_by_its_signature():
     found = problems_with(loss={"name": "margin", "bta": 1.0, "margin": -1, "class_beta": "yes"})
-    assert found["loss.bta"].nearest == "beta"
-    assert found["loss.margin"].message == "must be > 0"
+    assert (found["loss.bta"].nearest, found["loss.margin"].message) == ("beta", "must be > 0")
     assert found["loss.class_beta"].message == "must be true or false"
     assert problems_with(method={"name": "plain", "clusters": 3})["method.clusters"].message == "is an unknown key"
 
@@ -457,15 +447,13 @@ def test_trial_constructed_directly_is_checked_as_well():
 
 def test_machine():
     machine = parse_machine({"data_root": "/data", "gpus_per_trial": 0.5})
-    assert machine.data_root == Path("/data")
-    assert machine.gpus_per_trial == 0.5
+    assert (machine.data_root, machine.gpus_per_trial) == (Path("/data"), 0.5)
     assert parse_machine(machine.model_dump(mode="json")) == machine
     with pytest.raises(ConfigError) as caught:
         parse_machine({"gpus_per_trial": "all", "cpus_per_trial": 0, "device": "gpu"})
     found = {problem.path: problem for problem in caught.value.problems}
     assert found["gpus_per_trial"].message == "is not one of the choices, or must be a number"
-    assert found["gpus_per_trial"].choices == ("auto",)
-    assert found["cpus_per_trial"].message == "must be >= 1"
+    assert (found["gpus_per_trial"].choices, found["cpus_per_trial"].message) == (("auto",), "must be >= 1")
     assert found["device"].choices == ("auto", "cpu", "cuda")
 
 

@@ -25,6 +25,7 @@ LAYOUTS = {
     "inshop": ("", "Eval", "Anno"),
     "vehicleid": ("archive",),
 }
+EVERY_LAYOUT = [(name, layout) for name, layouts in LAYOUTS.items() for layout in layouts]
 
 
 def build(
@@ -48,6 +49,13 @@ def build(
     write = {"cub200": _cub200, "cars196": _cars196, "sop": _sop, "inshop": _inshop, "vehicleid": _vehicleid}[name]
     write(root, classes_per_part, images_per_class, size_px, layout)
     return root
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    """Replace the first place of a text in a list file."""
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
 
 
 def draw(file: Path, class_id: int, index: int, size_px: int) -> None:

@@ -2,6 +2,7 @@ import io
 import os
 import re
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,27 +27,12 @@ from raydml.data.benchmarks import (
     part_counts,
     read_benchmark,
 )
-from raydml.data.catalog import DataError, ImageEntry
+from raydml.data.catalog import ImageEntry
 from raydml.data.datasets import DATASETS, open_catalog
 from raydml.data.splits import make_split
-from tests.data.miniatures import LAYOUTS, build
+from tests.data.miniatures import EVERY_LAYOUT, build, edit
+from tests.data.refusals import LISTS, assert_contains, needs_real_lists, refusal
 from tests.golden_vectors import golden_arrays, golden_facts
-
-LISTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "benchmark_lists"
-needs_real_lists = pytest.mark.skipif(not LISTS.is_dir(), reason="shared/data/benchmark_lists is not beside the repo")
-EVERY_LAYOUT = [(name, layout) for name, layouts in LAYOUTS.items() for layout in layouts]
-
-
-def refusal(call, *args, **settings) -> str:
-    with pytest.raises(DataError) as caught:
-        call(*args, **settings)
-    return str(caught.value)
-
-
-def edit(file: Path, old: str, new: str) -> None:
-    text = file.read_text()
-    assert old in text
-    file.write_text(text.replace(old, new, 1))
 
 
 def partition(paths, labels) -> set[frozenset[str]]:
@@ -78,62 +64,60 @@ class TestGoldenParsers:
     of the class. So the partition into classes is compared, and the paths. The seeds put the first half of the classes
     present into train; here the last id of that half is given instead (published: 100 and 98)."""
 
-    def test_cub200(self, golden_lists):
+    @pytest.mark.parametrize(
+        ("name", "read", "parts", "classes"),
+        [
+            ("cub200", partial(cub200_entries, last_train_class=3), ("train", "test"), None),
+            (
+                "cars196",
+                partial(cars196_entries, last_train_class=4),
+                ("train", "test"),
+                [f"00{c}" for c in range(1, 9)],
+            ),
+            ("sop", sop_entries, ("train", "test"), [f"{c:05d}" for c in range(1, 15)]),
+            ("inshop", inshop_entries, ("train", "query", "gallery"), None),
+        ],
+    )
+    def test_the_parts_of_the_release(self, golden_lists, name, read, parts, classes):
         root, arrays = golden_lists
-        entries = cub200_entries(root / "cub200", last_train_class=3)
-        for part in ("train", "test"):
-            assert of_part(entries, part) == partition(
-                arrays[f"cub200__{part}_paths"], arrays[f"cub200__{part}_labels"]
-            )
-
-    def test_cars196(self, golden_lists):
-        root, arrays = golden_lists
-        entries = cars196_entries(root / "cars196", last_train_class=4)
-        for part in ("train", "test"):
-            paths, labels = arrays[f"cars196__{part}_paths"], arrays[f"cars196__{part}_labels"]
+        entries = read(root / name)
+        for part in parts:
+            paths, labels = arrays[f"{name}__{part}_paths"], arrays[f"{name}__{part}_labels"]
             assert of_part(entries, part) == partition(paths, labels)
-        assert sorted({entry.class_name for entry in entries}) == [f"{c:03d}" for c in range(1, 9)]
+        assert classes is None or sorted({entry.class_name for entry in entries}) == classes
 
-    def test_sop(self, golden_lists):
-        root, arrays = golden_lists
-        entries = sop_entries(root / "sop")
-        for part in ("train", "test"):
-            assert of_part(entries, part) == partition(arrays[f"sop__{part}_paths"], arrays[f"sop__{part}_labels"])
-        assert sorted({entry.class_name for entry in entries}) == [f"{c:05d}" for c in range(1, 15)]
-
-    def test_inshop(self, golden_lists):
+    def test_query_and_gallery_of_inshop_share_one_numbering(self, golden_lists):
         root, arrays = golden_lists
         entries = inshop_entries(root / "inshop")
-        for part in ("train", "query", "gallery"):
-            paths, labels = arrays[f"inshop__{part}_paths"], arrays[f"inshop__{part}_labels"]
-            assert of_part(entries, part) == partition(paths, labels)
-        # query and gallery share one numbering in the golden file, and the class name here
         of_label = dict(zip(arrays["inshop__query_labels"].tolist(), arrays["inshop__query_paths"], strict=True))
         for path, label in zip(arrays["inshop__gallery_paths"], arrays["inshop__gallery_labels"].tolist(), strict=True):
-            names = {entry.class_name for entry in entries if entry.path in (path, of_label[label])}
-            assert len(names) == 1
+            assert len({entry.class_name for entry in entries if entry.path in (path, of_label[label])}) == 1
 
-    @pytest.mark.parametrize("part", ["training", "testing"])
-    def test_mic_online_products(self, tmp_path, part):
-        expected = self.mic_layout(tmp_path, "online_products")
-        assert of_part(sop_entries(tmp_path), part.removesuffix("ing")) == expected[part]
-
-    def test_mic_inshop_but_for_the_row_it_loses(self, tmp_path):
-        expected = self.mic_layout(tmp_path, "in-shop")
-        entries = inshop_entries(tmp_path)
-        first = "img/WOMEN/Dresses/id_00000007/01_1_front.jpg"
-        train = {group - {first} for group in of_part(entries, "train")}
-        assert any(entry.path == first for entry in entries)
-        assert train == expected["training"]
-        assert of_part(entries, "query") == expected["testing_query"]
-        assert of_part(entries, "gallery") == expected["testing_gallery"]
-
-    @pytest.mark.parametrize(("size", "part"), [(800, "set1"), (1600, "set2"), (2400, "set3")])
-    def test_mic_vehicle_id(self, tmp_path, size, part):
-        expected = self.mic_layout(tmp_path, "vehicle_id")
-        entries = vehicleid_entries(tmp_path, size)
-        assert of_part(entries, "train") == expected["training"]
-        assert of_part(entries, "test") == expected[f"testing_{part}"]
+    @pytest.mark.parametrize(
+        ("name", "read", "parts"),
+        [
+            ("online_products", sop_entries, {"train": "training", "test": "testing"}),
+            ("in-shop", inshop_entries, {"train": "training", "query": "testing_query", "gallery": "testing_gallery"}),
+            *(
+                (
+                    "vehicle_id",
+                    partial(vehicleid_entries, num_test_classes=800 * k),
+                    {"train": "training", "test": part},
+                )
+                for k, part in enumerate(("testing_set1", "testing_set2", "testing_set3"), start=1)
+            ),
+        ],
+    )
+    def test_the_parts_of_mic(self, tmp_path, name, read, parts):
+        expected = self.mic_layout(tmp_path, name)
+        entries = read(tmp_path)
+        if name == "in-shop":  # its parser loses the first row
+            first = "img/WOMEN/Dresses/id_00000007/01_1_front.jpg"
+            assert any(entry.path == first for entry in entries)
+            entries = [entry for entry in entries if entry.path != first]
+        assert {theirs: of_part(entries, ours) for ours, theirs in parts.items()} == {
+            theirs: expected[theirs] for theirs in parts.values()
+        }
 
     def mic_layout(self, root: Path, name: str) -> dict[str, set[frozenset[str]]]:
         case = golden_facts("mic_parsers")["expected"][name]
@@ -178,15 +162,13 @@ class TestMiniatures:
         direct = open_catalog(data_name, build(name, tmp_path / BENCHMARKS[name].folders[0]))
         above = open_catalog(data_name, tmp_path)
         assert above.root == direct.root == tmp_path / BENCHMARKS[name].folders[0]
-        assert above.content == direct.content
-        assert above.paths == direct.paths
+        assert (above.content, above.paths) == (direct.content, direct.paths)
 
     @pytest.mark.parametrize("name", list(BENCHMARKS))
     def test_an_empty_folder_says_what_was_looked_for(self, tmp_path, name):
-        message = refusal(open_catalog, BENCHMARKS[name].data_names[0], tmp_path)
-        assert BENCHMARKS[name].folders[0] in message
-        assert BENCHMARKS[name].markers[0] in message
-        assert BENCHMARKS[name].layout in message
+        facts = BENCHMARKS[name]
+        message = refusal(open_catalog, facts.data_names[0], tmp_path)
+        assert_contains(message, facts.folders[0], facts.markers[0], facts.layout)
 
     @pytest.mark.parametrize(
         ("data_name", "classes"),
@@ -233,9 +215,7 @@ class TestMiniatures:
         folder = build("cars196", tmp_path / "devkit", layout="devkit")
         expected = cars196_entries(folder)
         (folder / "cars_test_annos_withlabels.mat").unlink()
-        message = refusal(cars196_entries, folder)
-        assert "anno_test.csv" in message
-        assert "cars_test_annos.mat has none" in message
+        assert_contains(refusal(cars196_entries, folder), "anno_test.csv", "cars_test_annos.mat has none")
         (tmp_path / "csv" / "anno_test.csv").rename(folder / "anno_test.csv")
         assert cars196_entries(folder) == expected
 
@@ -250,10 +230,11 @@ class TestMiniatures:
         next((folder / "images" / "101.White_Pelican").iterdir()).unlink()
         (folder / "images" / "103.Sayornis" / "Sayornis_0000_103.jpg").unlink()
         (folder / "images" / "103.Sayornis" / "Sayornis_0000_103.jpg").mkdir()
-        message = refusal(read_benchmark, "cub200", folder)
-        assert "10 of 48 listed images cannot be found" in message
-        assert "images/002.Laysan_Albatross/Laysan_Albatross_0007_2.jpg" in message
-        assert "Sayornis_0000_103.jpg (Is a directory)" in message
+        assert_contains(
+            refusal(read_benchmark, "cub200", folder),
+            "10 of 48 listed images cannot be found",
+            *("images/002.Laysan_Albatross/Laysan_Albatross_0007_2.jpg", "Sayornis_0000_103.jpg (Is a directory)"),
+        )
 
     def test_the_classification_split_of_cub_is_never_read(self, tmp_path):
         folder = build("cub200", tmp_path)
@@ -306,11 +287,8 @@ class TestNotes:
         assert str(count) == "10 of 3 or 8 of 2"
 
     def test_classes_are_counted_within_each_part(self):
-        entries = [
-            ImageEntry("a", "x", "test", "query"),
-            ImageEntry("b", "x", "test", "gallery"),
-            ImageEntry("c", "y", "train"),
-        ]
+        entries = [ImageEntry(path, "x", "test", role) for path, role in (("a", "query"), ("b", "gallery"))]
+        entries.append(ImageEntry("c", "y", "train"))
         assert part_counts("inshop", entries) == {"train": (1, 1), "query": (1, 1), "gallery": (1, 1)}
         assert part_counts("vehicleid_medium", entries[2:]) == {"train": (1, 1), "test_1600": (0, 0)}
 
@@ -351,13 +329,7 @@ FAULTS = [
     ("inshop", "list_eval_partition.txt", "24\n", "25\n", ["line 1 states '25' images, 24 follow"]),
     ("inshop", "list_eval_partition.txt", "item_id", "id", ["line 2 is 'image_name id"]),
     ("inshop", "list_eval_partition.txt", "query", "probe", ["line 7:", "train, query, gallery"]),
-    (
-        "inshop",
-        "list_eval_partition.txt",
-        "id_00000001 train",
-        "id_00000002 train",
-        ["both train and test: id_00000002"],
-    ),
+    ("inshop", "list_eval_partition.txt", "01 train", "02 train", ["both train and test: id_00000002"]),
     ("vehicleid", "train_test_split/train_list.txt", " 30\n", " 30 red\n", ["line 1: '0004000 30 red'"]),
     ("vehicleid", "train_test_split/train_list.txt", " 30\n", " 123456\n", ["line 1:", "0 to 99999"]),
     ("vehicleid", "train_test_split/train_list.txt", "0004000", "../../x", ["line 1: '../../x 30'"]),
@@ -375,15 +347,13 @@ class TestFaultyLists:
         message = refusal(read_benchmark, data_name, folder)
         if "both train" not in message and "lead out" not in message:
             assert str(folder / file) in message or "images.txt" in message
-        for part in parts:
-            assert part in message
+        assert_contains(message, *parts)
 
     def test_inshop_items_with_queries_only(self, tmp_path):
         folder = build("inshop", tmp_path, images_per_class=2)
         edit(folder / "list_eval_partition.txt", "gallery", "query  ")
-        assert "1 items have queries and no gallery image to find: id_00000002" in refusal(
-            read_benchmark, "inshop", folder
-        )
+        message = refusal(read_benchmark, "inshop", folder)
+        assert "1 items have queries and no gallery image to find: id_00000002" in message
 
     @pytest.mark.parametrize(
         ("content", "part"),
@@ -404,38 +374,37 @@ class TestFaultyLists:
         file = folder / "train_test_split" / "train_list.txt"
         file.write_text(file.read_text().replace(" ", ","))
         message = refusal(read_benchmark, "vehicleid_small", folder)
-        assert "15 do not" in message
-        assert "line 5:" in message
+        assert_contains(message, "15 do not", "line 5:", "and 10 more")
         assert "line 6:" not in message
-        assert "and 10 more" in message
 
     def test_class_ids_of_cars(self, tmp_path):
         folder = build("cars196", tmp_path, layout="csv")
         edit(folder / "anno_train.csv", ",1\n", ",197\n")
-        assert "classes are 1 to 196; 1 images have others: cars_train/00001.jpg (197)" in refusal(
-            read_benchmark, "cars196", folder
-        )
+        message = refusal(read_benchmark, "cars196", folder)
+        assert "classes are 1 to 196; 1 images have others: cars_train/00001.jpg (197)" in message
         edit(folder / "anno_train.csv", ",197\n", ",0\n")
         assert "cars_train/00001.jpg (0)" in refusal(read_benchmark, "cars196", folder)
 
-    @pytest.mark.parametrize("damage", ["empty", "cut", "text", "other variable", "no classes"])
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda file: file.write_bytes(b""),
+            lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+            lambda file: file.write_text("<html>404</html>" * 50),
+            lambda file: savemat(file, {"annos": np.zeros(3)}),
+        ],
+        ids=["empty", "cut", "text", "other variable"],
+    )
     def test_damaged_annotations_of_cars(self, tmp_path, damage):
         folder = build("cars196", tmp_path, layout="merged")
-        file = folder / "cars_annos.mat"
-        if damage == "empty":
-            file.write_bytes(b"")
-        elif damage == "cut":
-            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-        elif damage == "text":
-            file.write_text("<html>404</html>" * 50)
-        elif damage == "other variable":
-            savemat(file, {"annos": np.zeros(3)})
-        else:
-            savemat(file, {"annotations": np.array([("a", 1)], dtype=[("relative_im_path", object), ("test", object)])})
-        message = refusal(read_benchmark, "cars196", folder)
-        assert str(file) in message
-        if damage == "no classes":
-            assert "no class" in message
+        damage(folder / "cars_annos.mat")
+        assert str(folder / "cars_annos.mat") in refusal(read_benchmark, "cars196", folder)
+
+    def test_annotations_of_cars_without_classes(self, tmp_path):
+        folder = build("cars196", tmp_path, layout="merged")
+        row = np.array([("a", 1)], dtype=[("relative_im_path", object), ("test", object)])
+        savemat(folder / "cars_annos.mat", {"annotations": row})
+        assert_contains(refusal(read_benchmark, "cars196", folder), str(folder / "cars_annos.mat"), "no class")
 
 
 @needs_real_lists

@@ -12,11 +12,8 @@ from raydml.data.benchmarks import BENCHMARKS
 from raydml.data.catalog import DataError
 from raydml.data.check import check_benchmark
 from raydml.images.decoding import fault_of
-from tests.data.miniatures import LAYOUTS, build, draw
-
-LISTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "benchmark_lists"
-needs_real_lists = pytest.mark.skipif(not LISTS.is_dir(), reason="shared/data/benchmark_lists is not beside the repo")
-EVERY_LAYOUT = [(name, layout) for name, layouts in LAYOUTS.items() for layout in layouts]
+from tests.data.miniatures import EVERY_LAYOUT, build, draw, edit
+from tests.data.refusals import LISTS, assert_contains, needs_real_lists
 
 
 def wrong(report) -> list[str]:
@@ -26,6 +23,11 @@ def wrong(report) -> list[str]:
 def other_faults(report) -> list[str]:
     """What is wrong beside the counts, which no miniature can have."""
     return [line for line in wrong(report) if "published are" not in line]
+
+
+def faults_of(name: str, folder: Path) -> list[str]:
+    """The faults that a check with decoding finds, beside the counts."""
+    return other_faults(check_benchmark(name, folder, fault_of=fault_of))
 
 
 def write_bomb(file: Path, width_px: int, height_px: int) -> None:
@@ -68,14 +70,13 @@ class TestMiniatures:
         images[2].write_bytes(images[2].read_bytes()[:300])
         images[3].write_bytes(b"<html>not found</html>")
         draw(folder / "chair_final" / "stray.JPG", 1, 1, 8)
-        faults = other_faults(check_benchmark("sop", folder, fault_of=fault_of))
+        faults = faults_of("sop", folder)
         assert len(faults) == 4
         assert f"1 of 24 listed images are missing: bicycle_final/{images[0].name}" in faults[0]
         assert f"1 of 24 listed images are of zero bytes: bicycle_final/{images[1].name}" in faults[1]
         assert "1 images are in no list: chair_final/stray.JPG" in faults[2]
-        assert "2 of 22 images cannot be decoded" in faults[3]
-        assert f"{images[2].name} (OSError: " in faults[3]
-        assert f"{images[3].name} (no JPEG, PNG, GIF, BMP, TIFF or WebP by its first bytes)" in faults[3]
+        no_image = f"{images[3].name} (no JPEG, PNG, GIF, BMP, TIFF or WebP by its first bytes)"
+        assert_contains(faults[3], "2 of 22 images cannot be decoded", f"{images[2].name} (OSError: ", no_image)
         assert str(tmp_path) not in faults[3]
 
     def test_without_decoding_a_damaged_image_passes(self, tmp_path):
@@ -92,7 +93,7 @@ class TestMiniatures:
         """Pillow warns of the first and refuses the second; here both are wrong, and neither is expanded."""
         folder = build("cub200", tmp_path)
         write_bomb(folder / "images" / "101.White_Pelican" / "White_Pelican_0000_101.jpg", *size_px)
-        (fault,) = other_faults(check_benchmark("cub200", folder, fault_of=fault_of))
+        (fault,) = faults_of("cub200", folder)
         assert f"White_Pelican_0000_101.jpg ({size_px[0]:,} x {size_px[1]:,} pixels are more than 89,478,485" in fault
 
     @pytest.mark.parametrize("keep", [0.3, 0.9, -2])
@@ -101,7 +102,7 @@ class TestMiniatures:
         file = folder / "images" / "101.White_Pelican" / "White_Pelican_0000_101.jpg"
         content = file.read_bytes()
         file.write_bytes(content[: int(keep * len(content)) if keep > 0 else int(keep) - 40])
-        (fault,) = other_faults(check_benchmark("cub200", folder, fault_of=fault_of))
+        (fault,) = faults_of("cub200", folder)
         assert "1 of 24 images cannot be decoded" in fault
 
     def test_hidden_files_and_other_suffixes_are_no_extra_images(self, tmp_path):
@@ -110,17 +111,14 @@ class TestMiniatures:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(b"x")
         (folder / "chair_final" / "loop").symlink_to(folder)
-        assert other_faults(check_benchmark("sop", folder, fault_of=fault_of)) == []
+        assert faults_of("sop", folder) == []
 
     def test_images_in_linked_folders_count(self, tmp_path):
         folder = build("sop", tmp_path / "sop")
         (folder / "chair_final").rename(tmp_path / "elsewhere")
         (folder / "chair_final").symlink_to(tmp_path / "elsewhere")
         draw(tmp_path / "elsewhere" / "x.jpg", 0, 0, 8)
-        assert (
-            "1 images are in no list: chair_final/x.jpg"
-            in other_faults(check_benchmark("sop", folder, fault_of=fault_of))[0]
-        )
+        assert "1 images are in no list: chair_final/x.jpg" in faults_of("sop", folder)[0]
 
     def test_the_other_layout_of_cars_beside_it_is_no_fault(self, tmp_path):
         build("cars196", tmp_path, layout="csv")
@@ -163,7 +161,7 @@ class TestMiniatures:
             for file in (folder / place).iterdir():
                 file.unlink()
             (folder / place).rmdir()
-        (fault,) = other_faults(check_benchmark("cars196", folder, fault_of=fault_of))
+        (fault,) = faults_of("cars196", folder)
         assert fault.startswith("WRONG 24 of 24 listed images are missing: ")
         assert fault.endswith("and 14 more")
 
@@ -187,25 +185,49 @@ class TestBoundingBoxes:
     )
     def test_read_strictly_where_there_are_any(self, tmp_path, old, new, part):
         folder = build("cub200", tmp_path)
-        file = folder / "bounding_boxes.txt"
-        text = file.read_text()
-        assert old in text
-        file.write_text(text.replace(old, new))
+        edit(folder / "bounding_boxes.txt", old, new)
         (fault,) = other_faults(check_benchmark("cub200", folder))
         assert part in fault
-        file.unlink()
+        (folder / "bounding_boxes.txt").unlink()
         assert other_faults(check_benchmark("cub200", folder)) == []
 
 
 class TestVehicleid:
-    def lines(self, tmp_path, change) -> list[str]:
+    @pytest.mark.parametrize(
+        ("file", "old", "new", "pattern", "sizes"),
+        [
+            (
+                *("train_test_split/train_list.txt", " 30\n", " 18515\n"),
+                *(r"WRONG test_(\d+): 1 vehicles are also in train_list\.txt: 18515", ["800", "1600", "2400"]),
+            ),
+            (  # each test list has this image
+                *("attribute/img2vid.txt", "0279029 23781", "0279029 23780"),
+                r"WRONG test_(\d+): 1 images have another vehicle in .*: image/0279029\.jpg",
+                ["800", "1600", "2400"],
+            ),
+            (
+                *("train_test_split/test_list_800.txt", "0279029 23781\n", "0279029 23781\n0279029 23781\n"),
+                *(r".*test_(\d+): 1 images of.*more than once.*", ["800"]),
+            ),
+        ],
+        ids=["a vehicle in train and test", "another vehicle in img2vid", "listed twice"],
+    )
+    def test_faults_name_the_list(self, tmp_path, file, old, new, pattern, sizes):
         folder = build("vehicleid", tmp_path)
-        change(folder)
-        return list(check_benchmark("vehicleid", folder).lines)
+        edit(folder / file, old, new)
+        lines = check_benchmark("vehicleid", folder).lines
+        assert [found[1] for line in lines if (found := re.fullmatch(pattern, line))] == sizes
+
+    def test_images_in_no_list_are_usual(self, tmp_path):
+        folder = build("vehicleid", tmp_path)
+        draw(folder / "image" / "9999999.jpg", 0, 0, 8)
+        assert "1 images are in no list, as is usual for vehicleid" in check_benchmark("vehicleid", folder).lines
 
     def test_lists_that_are_absent_are_reported_and_only_train_is_needed(self, tmp_path):
         lists = tmp_path / "train_test_split"
-        lines = self.lines(tmp_path, lambda _: (lists / "test_list_1600.txt").unlink())
+        build("vehicleid", tmp_path)
+        (lists / "test_list_1600.txt").unlink()
+        lines = check_benchmark("vehicleid", tmp_path).lines
         assert f"test_1600: there is no {lists / 'test_list_1600.txt'}; it was not checked" in lines
         (lists / "train_list.txt").unlink()
         assert f"WRONG train: there is no {lists / 'train_list.txt'}" in check_benchmark("vehicleid", tmp_path).lines
@@ -214,38 +236,6 @@ class TestVehicleid:
         build("vehicleid", tmp_path / "other")
         (tmp_path / "other" / "train_test_split" / "train_list.txt").rename(lists / "train_list.txt")
         assert "WRONG none of the test lists can be used" in check_benchmark("vehicleid", tmp_path).lines
-
-    def test_vehicles_in_train_and_test(self, tmp_path):
-        def change(folder: Path) -> None:
-            file = folder / "train_test_split" / "train_list.txt"
-            file.write_text(file.read_text().replace(" 30\n", " 18515\n", 1))
-
-        lines = self.lines(tmp_path, change)
-        for part in ("test_800", "test_1600", "test_2400"):
-            assert f"WRONG {part}: 1 vehicles are also in train_list.txt: 18515" in lines
-
-    def test_lists_must_agree_with_img2vid(self, tmp_path):
-        def change(folder: Path) -> None:
-            file = folder / "attribute" / "img2vid.txt"
-            file.write_text(file.read_text().replace("0279029 23781", "0279029 23780"))
-
-        lines = [line for line in self.lines(tmp_path, change) if "another vehicle" in line]
-        assert len(lines) == 3  # each test list has it
-        assert lines[0].startswith("WRONG test_800: 1 images have another vehicle in ")
-        assert lines[0].endswith(": image/0279029.jpg")
-
-    def test_images_listed_twice(self, tmp_path):
-        def change(folder: Path) -> None:
-            file = folder / "train_test_split" / "test_list_800.txt"
-            file.write_text(file.read_text() + "\n0279029 23781\n")
-
-        assert any(
-            "test_800: 1 images of" in line and "more than once" in line for line in self.lines(tmp_path, change)
-        )
-
-    def test_images_in_no_list_are_usual(self, tmp_path):
-        lines = self.lines(tmp_path, lambda folder: draw(folder / "image" / "9999999.jpg", 0, 0, 8))
-        assert "1 images are in no list, as is usual for vehicleid" in lines
 
 
 @needs_real_lists
@@ -257,8 +247,7 @@ class TestLookAlikes:
         assert faults[0].startswith("WRONG train: 4,864 images of 100 classes, published are 5,864 of 100")
         assert faults[1].startswith("WRONG test: 4,924 images of 100 classes, published are 5,924 of 100")
         assert "another data set in its format" in faults[0]
-        assert "bounding_boxes.txt" in faults[2]
-        assert "9,788 do not: line 1: '1 0.0 .0.0 240.0 187.0'" in faults[2]
+        assert_contains(faults[2], "bounding_boxes.txt", "9,788 do not: line 1: '1 0.0 .0.0 240.0 187.0'")
 
     def test_shoes(self):
         report = check_benchmark("sop", LISTS / "sop_lookalike_shoes")
@@ -267,14 +256,16 @@ class TestLookAlikes:
         assert "test: 9,091 images of 2,050 classes, published are 60,502 of 11,316" in wrong(report)[1]
 
     def test_half_of_vehicleid(self, tmp_path):
-        (tmp_path / "train_test_split").mkdir()
-        (tmp_path / "attribute").mkdir()
-        os.symlink(LISTS / "vehicleid" / "train_partial_49999.txt", tmp_path / "train_test_split" / "train_list.txt")
-        os.symlink(LISTS / "vehicleid" / "test_list_800.txt", tmp_path / "train_test_split" / "test_list_800.txt")
-        os.symlink(LISTS / "vehicleid" / "img2vid.txt", tmp_path / "attribute" / "img2vid.txt")
+        for real, place in {
+            "train_partial_49999.txt": "train_test_split/train_list.txt",
+            "test_list_800.txt": "train_test_split/test_list_800.txt",
+            "img2vid.txt": "attribute/img2vid.txt",
+        }.items():
+            (tmp_path / place).parent.mkdir(exist_ok=True)
+            (tmp_path / place).symlink_to(LISTS / "vehicleid" / real)
         report = check_benchmark("vehicleid", tmp_path)
-        assert "test_800: 6,493 images of 800 classes, as published (counted in the real lists)" in report.lines
-        assert "img2vid: 221,567 images of 26,328 classes, as published (counted in the real lists)" in report.lines
+        for part, count in {"test_800": "6,493 images of 800", "img2vid": "221,567 images of 26,328"}.items():
+            assert f"{part}: {count} classes, as published (counted in the real lists)" in report.lines
         faults = wrong(report)
         assert len(faults) == 2
         assert faults[0].startswith("WRONG train: 49,999 images of 5,055 classes, published are 113,346 of 13,164 or")

@@ -1,18 +1,11 @@
 import numpy as np
 import pytest
 
-from raydml.data.catalog import DataError, ImageEntry, ImageFile, catalog_of, find_files, is_hidden
+from raydml.data.catalog import ImageEntry, ImageFile, catalog_of, find_files, is_hidden
 from raydml.data.datasets import DATASETS, digit_images, open_catalog
 from raydml.data.splits import make_split
 from tests.data.miniatures import build
-
-SPLIT = {"test_fraction": 0.5, "val_fraction": 0.5, "num_folds": 4, "fold": None, "order": "sorted", "seed": 0}
-
-
-def refusal(call, *args, **settings) -> str:
-    with pytest.raises(DataError) as caught:
-        call(*args, **settings)
-    return str(caught.value)
+from tests.data.refusals import SPLIT, assert_contains, refusal
 
 
 class TestDigits:
@@ -25,8 +18,7 @@ class TestDigits:
 
     def test_pixels_fill_the_byte(self):
         images, labels = digit_images()
-        assert images.dtype == np.uint8
-        assert images.shape == (1797, 8, 8)
+        assert (images.dtype, images.shape) == (np.uint8, (1797, 8, 8))
         # the first digit is the zero printed in scikit-learn's documentation: row 0 is 0 0 5 13 9 1 0 0
         assert labels[0] == 0
         assert images[0, 0].tolist() == [0, 0, 80, 207, 143, 16, 0, 0]
@@ -34,16 +26,12 @@ class TestDigits:
 
     def test_sorted_halves_seal_five_to_nine(self):
         split = make_split(open_catalog("digits", None), **SPLIT)
-        assert split.test == (5, 6, 7, 8, 9)
-        assert split.train == (0, 1)
-        assert split.val == (2, 3, 4)
+        assert (split.test, split.train, split.val) == ((5, 6, 7, 8, 9), (0, 1), (2, 3, 4))
         assert split.to_dict() == {"train": [0, 1], "val": [2, 3, 4], "test": [5, 6, 7, 8, 9]}
 
     def test_wrong_name_gets_the_nearest(self):
         message = refusal(open_catalog, "digit", None)
-        assert "'digit'" in message
-        assert "did you mean 'digits'?" in message
-        assert "image_folder" in message
+        assert_contains(message, "'digit'", "did you mean 'digits'?", "image_folder")
 
     @pytest.mark.parametrize("name", sorted(set(DATASETS) - {"digits"}))
     def test_all_others_need_a_root_that_is_a_folder(self, tmp_path, name):
@@ -64,8 +52,7 @@ class TestCatalog:
         assert catalog.paths == ("a/2.jpg", "b/0.jpg", "b/1.jpg")
         assert catalog.labels.tolist() == [0, 1, 1]
         assert catalog.modified_ns.tolist() == [12, 13, 11]
-        assert catalog.given_split == ("train", "test", "test")
-        assert catalog.roles == ("", "gallery", "query")
+        assert (catalog.given_split, catalog.roles) == (("train", "test", "test"), ("", "gallery", "query"))
         assert (catalog.protocols, catalog.notes) == (("query_gallery",), ("a note",))
         assert not catalog.labels.flags.writeable
 
@@ -107,13 +94,8 @@ class TestCatalog:
         assert find_files(tmp_path, []) == ([], [])
 
     def test_what_desktops_leave_behind(self):
-        assert [is_hidden(name) for name in (".DS_Store", "._x.jpg", "__MACOSX", "_x.jpg", "x.jpg")] == [
-            True,
-            True,
-            True,
-            False,
-            False,
-        ]
+        names = (".DS_Store", "._x.jpg", "__MACOSX", "_x.jpg", "x.jpg")
+        assert [name for name in names if is_hidden(name)] == [".DS_Store", "._x.jpg", "__MACOSX"]
 
 
 class TestBenchmarksByName:

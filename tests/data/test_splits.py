@@ -1,9 +1,8 @@
 import pytest
 
-from raydml.data.catalog import Catalog, DataError, ImageFile, catalog_of
+from raydml.data.catalog import Catalog, ImageFile, catalog_of
 from raydml.data.splits import make_split
-
-SPLIT = {"test_fraction": 0.5, "val_fraction": 0.5, "num_folds": 4, "fold": None, "order": "sorted", "seed": 0}
+from tests.data.refusals import SPLIT, assert_contains, refusal
 
 
 def classes_of(num_classes: int, given: list[str] | None = None) -> Catalog:
@@ -13,12 +12,6 @@ def classes_of(num_classes: int, given: list[str] | None = None) -> Catalog:
         ImageFile(f"{c:03d}/{i}.png", f"class{c:02d}", 1, 0, parts[c]) for c in range(num_classes) for i in range(2)
     ]
     return catalog_of("image_list", None, rows)
-
-
-def refusal(call, *args, **settings) -> str:
-    with pytest.raises(DataError) as caught:
-        call(*args, **settings)
-    return str(caught.value)
 
 
 class TestSplit:
@@ -83,8 +76,7 @@ class TestSplit:
         split = make_split(classes_of(6, ["train"] * 4 + ["test"] * 2), **SPLIT)
         assert (split.train, split.val, split.test) == ((0, 1), (2, 3), (4, 5))
         message = refusal(make_split, classes_of(4, ["train", "train", "val", "val"]), **SPLIT)
-        assert "the test part is empty" in message
-        assert "data.list_file" in message
+        assert_contains(message, "the test part is empty", "data.list_file")
 
     def test_given_split_with_folds_keeps_its_test_classes(self):
         catalog = classes_of(8, ["test", "train", "val", "train", "train", "val", "train", "test"])
@@ -109,6 +101,5 @@ class TestSplit:
     def test_the_cure_of_a_benchmark_names_no_list_file(self):
         rows = [ImageFile(f"{c}{i}", f"{c}", 1, 0, "train") for c in range(4) for i in range(2)]
         message = refusal(make_split, catalog_of("sop", None, rows), **SPLIT)
-        assert "the test part is empty" in message
-        assert "the lists of sop decide" in message
+        assert_contains(message, "the test part is empty", "the lists of sop decide")
         assert "data.list_file" not in message

@@ -74,8 +74,7 @@ def test_the_same_embeddings_as_the_network_it_was_made_from(model, network):
         expected = network(prepared).numpy()
     found = model.embed(pixels)
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert found.dtype == np.float32
-    assert found.shape == (5, 12)
+    assert (found.dtype, found.shape) == (np.float32, (5, 12))
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
     assert np.ptp(found, axis=0).max() > 1e-3, "the images should not all look the same to this network"
 

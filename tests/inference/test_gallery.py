@@ -266,8 +266,7 @@ def test_index_and_query_refuse_with_a_cure(checkpoint_folder, photos, tmp_path)
         (["query", "runs:/none", photos / "pears" / "9.jpg"], ["not found in MLflow"]),
     ):
         done = run(*arguments)
-        assert done.exit_code == 2
-        assert done.stdout == ""
+        assert (done.exit_code, done.stdout) == (2, "")
         for word in words:
             assert word in done.stderr
     assert not (tmp_path / "out").exists()

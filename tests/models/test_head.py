@@ -55,11 +55,8 @@ def test_head_maps_a_zero_vector_to_zero_and_can_leave_the_norm_alone():
 @pytest.mark.parametrize(
     ("normalize", "training", "prefix"),
     [
-        ("mean_distance", True, "train"),
-        ("mean_distance", False, "eval"),
-        ("none", True, "eval"),
-        ("l2", True, "l2"),
-        ("l2", False, "l2"),
+        *(("mean_distance", True, "train"), ("mean_distance", False, "eval"), ("none", True, "eval")),
+        *(("l2", True, "l2"), ("l2", False, "l2")),
     ],
 )
 def test_head_is_that_of_the_mdr_release(normalize, training, prefix):

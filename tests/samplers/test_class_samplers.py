@@ -235,8 +235,7 @@ def test_identity_chunks_keeps_the_invariants_of_the_release(case):
 def test_identity_chunks_go_on_from_epoch_to_epoch(batches_per_epoch):
     labels, generator = labels_of(*range(1, 20)), np.random.default_rng(7)
     sampler = IdentityChunks(labels, batch_size=17, images_per_class=4, batches_per_epoch=batches_per_epoch)
-    assert sampler.batch_size == 16
-    assert sampler.batches_per_epoch == (batches_per_epoch or -(-190 // 16))
+    assert (sampler.batch_size, sampler.batches_per_epoch) == (16, batches_per_epoch or -(-190 // 16))
     batches = []
     while len(batches) < 200:
         batches += sampler.plan(generator).batches

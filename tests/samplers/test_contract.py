@@ -89,8 +89,7 @@ def test_a_plan_has_the_promised_shape_and_numbers(name, settings):
             assert len(batch) == sampler.batch_size
         assert len(plan.batches[-1]) == sampler.batch_size or settings.get("drop_last") is False
         for batch in plan.batches:
-            assert batch.dtype == np.int64
-            assert batch.ndim == 1
+            assert (batch.dtype, batch.ndim) == (np.int64, 1)
             assert batch.min() >= 0
             assert batch.max() < len(labels)
         shown, duplicates = set(), 0
@@ -100,8 +99,7 @@ def test_a_plan_has_the_promised_shape_and_numbers(name, settings):
                 duplicates += image in seen
                 seen.add(image)
             shown |= seen
-        assert plan.num_duplicates == duplicates
-        assert plan.coverage == len(shown) / len(labels)
+        assert (plan.num_duplicates, plan.coverage) == (duplicates, len(shown) / len(labels))
         assert type(plan.num_duplicates) is int
         assert type(plan.coverage) is float
 
@@ -269,12 +267,8 @@ def test_a_plan_survives_lists_and_is_a_copy():
 @pytest.mark.parametrize(
     "damage",
     [
-        {"batch_sizes": [3, 2]},
-        {"batch_sizes": [4, 0]},
-        {"learners": [1]},
-        {"flip": [True]},
-        {"targets": [1, 2, 3]},
-        {"images": [1]},
+        *({"batch_sizes": [3, 2]}, {"batch_sizes": [4, 0]}, {"learners": [1]}, {"flip": [True]}),
+        *({"targets": [1, 2, 3]}, {"images": [1]}),
     ],
 )
 def test_a_damaged_plan_is_refused(damage):

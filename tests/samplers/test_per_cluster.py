@@ -69,8 +69,7 @@ def test_clusters_take_turns_and_a_batch_is_of_one(name, make):
         assert plan.learners.tolist() == [SMALL, LARGE, TINY] * num_rounds
         assert plan.learners.dtype == np.int64
         for learner, batch in zip(plan.learners, plan.batches, strict=True):
-            assert batch.shape == (sampler.batch_size,)
-            assert batch.dtype == np.int64
+            assert (batch.shape, batch.dtype) == ((sampler.batch_size,), np.int64)
             assert (clusters[batch] == learner).all()
             # From two classes, fewer than a batch has, it draws with replacement, as the release does.
             assert learner == TINY or len(set(labels[batch].tolist())) > 1

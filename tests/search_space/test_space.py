@@ -49,24 +49,9 @@ def read(text):
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("1e-4", 0.0001),
-        ("1E5", 100000.0),
-        (".5e-3", 0.0005),
-        ("-2.e+1", -20.0),
-        ("3", 3),
-        ("-3", -3),
-        ("010", 10),
-        ("true", True),
-        ("null", None),
-        ("~", None),
-        ("none", "none"),
-        ("no", "no"),
-        ("on", "on"),
-        ("1e", "1e"),
-        ("e5", "e5"),
-        ("1:30", "1:30"),
-        ("2020-01-01", "2020-01-01"),
-        ("'1e-4'", "1e-4"),
+        *(("1e-4", 0.0001), ("1E5", 100000.0), (".5e-3", 0.0005), ("-2.e+1", -20.0), ("3", 3), ("-3", -3), ("010", 10)),
+        *(("true", True), ("null", None), ("~", None), ("none", "none"), ("no", "no"), ("on", "on"), ("1e", "1e")),
+        *(("e5", "e5"), ("1:30", "1:30"), ("2020-01-01", "2020-01-01"), ("'1e-4'", "1e-4")),
     ],
 )
 def test_scalars_are_what_they_look_like(text, value):
@@ -435,8 +420,7 @@ def test_mistakes_in_overrides_name_set(write):
     ]
     found = {problem.path: problem for problem in problems_of(write(TRIAL), overrides).problems}
     assert all(problem.where == "--set" for problem in found.values())
-    assert found["epochs"].cure == "write trial.epochs"
-    assert found["tria.epochs"].cure == "write trial.epochs"
+    assert (found["epochs"].cure, found["tria.epochs"].cure) == ("write trial.epochs", "write trial.epochs")
     assert "has no =" in found["trial.epochs"].message
     assert found["trial.epoch"].nearest == "epochs"
     assert "is not YAML" in found["trial.model"].message
@@ -576,8 +560,7 @@ def test_trial_0_is_the_published_point_and_all_others_are_drawn_as_without(writ
         99,
         (1, 2),
     )  # the first item: (1, 2)
-    assert first.miner.name == "distance_weighted"
-    assert first.seed == seed
+    assert (first.miner.name, first.seed) == ("distance_weighted", seed)
     assert others == plain[1:]
     assert first != plain[0]
 
