@@ -59,6 +59,9 @@ def golden_lists(tmp_path):
     return tmp_path, arrays
 
 
+TRAIN_TEST = ("train", "test")
+
+
 class TestGoldenParsers:
     """The seeds number labels by first appearance or by sorted id within a part; we keep the published id as the name
     of the class. So the partition into classes is compared, and the paths. The seeds put the first half of the classes
@@ -67,14 +70,14 @@ class TestGoldenParsers:
     @pytest.mark.parametrize(
         ("name", "read", "parts", "classes"),
         [
-            ("cub200", partial(cub200_entries, last_train_class=3), ("train", "test"), None),
+            ("cub200", partial(cub200_entries, last_train_class=3), TRAIN_TEST, None),
             (
                 "cars196",
                 partial(cars196_entries, last_train_class=4),
                 ("train", "test"),
                 [f"00{c}" for c in range(1, 9)],
             ),
-            ("sop", sop_entries, ("train", "test"), [f"{c:05d}" for c in range(1, 15)]),
+            ("sop", sop_entries, TRAIN_TEST, [f"{c:05d}" for c in range(1, 15)]),
             ("inshop", inshop_entries, ("train", "query", "gallery"), None),
         ],
     )
@@ -99,12 +102,8 @@ class TestGoldenParsers:
             ("online_products", sop_entries, {"train": "training", "test": "testing"}),
             ("in-shop", inshop_entries, {"train": "training", "query": "testing_query", "gallery": "testing_gallery"}),
             *(
-                (
-                    "vehicle_id",
-                    partial(vehicleid_entries, num_test_classes=800 * k),
-                    {"train": "training", "test": part},
-                )
-                for k, part in enumerate(("testing_set1", "testing_set2", "testing_set3"), start=1)
+                ("vehicle_id", partial(vehicleid_entries, num_test_classes=800 * k), {"train": "training", "test": one})
+                for k, one in enumerate(("testing_set1", "testing_set2", "testing_set3"), start=1)
             ),
         ],
     )

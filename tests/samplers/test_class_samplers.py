@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,22 +21,8 @@ from raydml.samplers.class_groups import ClassGroups
 from raydml.samplers.identity_chunks import IdentityChunks
 from raydml.samplers.random_classes import RandomClasses
 from raydml.samplers.random_identity import RandomIdentity
-from tests.golden_vectors import golden, golden_arrays, golden_facts
-
-
-def labels_of(*counts: int, seed: int = 0) -> np.ndarray:
-    """That many images of class 0, 1, ..., in a mixed order."""
-    return np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
-
-
-def assert_as_likely(observed: np.ndarray, expected: np.ndarray | float) -> None:
-    """Counts against what independent draws give: chi-square within five deviations of its mean."""
-    observed = np.asarray(observed, dtype=float).reshape(-1)
-    expected = np.broadcast_to(np.asarray(expected, dtype=float).reshape(-1), observed.shape)
-    assert (expected > 5).all()  # below, chi-square says nothing
-    chi_square = ((observed - expected) ** 2 / expected).sum()
-    assert chi_square < len(observed) + 5 * np.sqrt(2 * len(observed))
-
+from tests.golden_vectors import golden, golden_arrays, golden_cases, golden_facts
+from tests.samplers.draws import assert_as_likely, labels_of
 
 # --- what they are made of -------------------------------------------------------------------------------------------
 
@@ -78,7 +65,7 @@ def test_a_shuffle_stays_within_the_class_and_every_order_is_as_likely():
     shuffled, orders = ShuffledClasses(index), Counter()
     for _ in range(4800):
         shuffled.shuffle_anew(np.array([2, 0]), generator)
-        assert shuffled.order[4:7].tolist() == index.order[4:7].tolist()  # class 1 was not asked for
+        assert shuffled.order[4:7].tolist() == index.order[4:7].tolist()  # class 1 is not among them
         orders[tuple(shuffled.order[:4].tolist())] += 1
         assert sorted(shuffled.take(np.array([2, 0]), 2)[0].tolist()) == index.order[7:].tolist()
         assert shuffled.shown.tolist() == [2, 3, 2]
@@ -121,16 +108,6 @@ def test_balanced_with_replacement_draws_evenly_from_every_class_however_large()
     assert np.mean(different) == pytest.approx(6 * (1 - (5 / 6) ** 5), abs=0.06)
 
 
-def test_balanced_with_replacement_refusals():
-    labels = labels_of(*[30] * 4)
-    with pytest.raises(DataError, match=r"batch_size = 25 of 5 images a class needs 5 .* only 4 .* at most 20"):
-        BalancedWithReplacement(labels, batch_size=25, images_per_class=5)
-    with pytest.raises(DataError, match=r"batch_size = 9 holds fewer than two .* at least 10"):
-        BalancedWithReplacement(labels, batch_size=9, images_per_class=5)
-    with pytest.raises(DataError, match=r"batch_size = 160, but there are only 120 training images; give at most 120"):
-        BalancedWithReplacement(labels, batch_size=160, images_per_class=40)
-
-
 # --- random_identity -------------------------------------------------------------------------------------------------
 
 
@@ -143,10 +120,9 @@ def assert_each_class_once(stream: np.ndarray, labels: np.ndarray, per_class: in
             assert len(set(group)) == per_class
 
 
-@pytest.mark.parametrize("case", ["fast0", "fast1"])
+@pytest.mark.parametrize("case", golden_cases("deep_metric_sampler", lambda case: case["case"].startswith("fast")))
 def test_random_identity_keeps_the_invariants_of_the_release(case):
-    arrays, facts = golden("deep_metric_sampler")
-    case = next(entry for entry in facts["cases"] if entry["case"] == case)
+    arrays = golden_arrays("deep_metric_sampler")
     labels, theirs = arrays[f"{case['case']}__labels"], arrays[f"{case['case']}__stream"]
     settings = {"batch_size": case["batch_size"], "images_per_class": case["num_instances"]}
     for drop_last in (True, False):
@@ -179,20 +155,6 @@ def test_random_identity_draws_classes_and_images_evenly():
     assert_as_likely([repeated[1, number] for number in (1, 2, 3)], 3000 * np.array([3, 42, 36]) / 81)
 
 
-def test_random_identity_refusals():
-    labels = labels_of(*[30] * 7)
-    with pytest.raises(DataError, match=r"batch_size = 22 is no multiple of .*images_per_class = 5; .* 20 or 25"):
-        RandomIdentity(labels, batch_size=22, images_per_class=5)
-    with pytest.raises(DataError, match=r"needs 8 classes a batch, but there are only 7 .* at most 35"):
-        RandomIdentity(labels, batch_size=40, images_per_class=5)
-    (batch,) = (
-        RandomIdentity(labels, batch_size=40, images_per_class=5, drop_last=False)
-        .plan(np.random.default_rng(0))
-        .batches
-    )
-    assert len(batch) == 35
-
-
 # --- identity_chunks -------------------------------------------------------------------------------------------------
 
 
@@ -218,10 +180,9 @@ def num_rebuilds(batches: list[np.ndarray], labels: np.ndarray, per_class: int) 
     return rebuilds
 
 
-@pytest.mark.parametrize("case", ["ms0", "ms1"])
+@pytest.mark.parametrize("case", golden_cases("deep_metric_sampler", lambda case: case["case"].startswith("ms")))
 def test_identity_chunks_keeps_the_invariants_of_the_release(case):
-    arrays, facts = golden("deep_metric_sampler")
-    case = next(entry for entry in facts["cases"] if entry["case"] == case)
+    arrays = golden_arrays("deep_metric_sampler")
     labels, theirs = arrays[f"{case['case']}__labels"], arrays[f"{case['case']}__batches"]
     settings = {"batch_size": case["batch_size"], "images_per_class": case["num_instances"]}
     sampler = IdentityChunks(labels, **settings, batches_per_epoch=case["max_iters"])
@@ -286,12 +247,6 @@ def test_identity_chunks_choose_among_the_classes_that_have_chunks_left():
     assert len(seconds) == 5
 
 
-def test_identity_chunks_refusals():
-    labels = labels_of(*[30] * 7)
-    with pytest.raises(DataError, match=r"needs 8 classes a batch, but there are only 7 .* at most 35"):
-        IdentityChunks(labels, batch_size=44, images_per_class=5)
-
-
 # --- random_classes --------------------------------------------------------------------------------------------------
 
 
@@ -332,26 +287,12 @@ def test_random_classes_are_independent_draws_of_classes_and_images():
     assert plan.num_duplicates == 0
 
 
-def test_random_classes_refusals():
-    with pytest.raises(
-        DataError, match=r"batch_size = 12, but 5 training classes .* up to 3 .* only 11; .* at most 11"
-    ):
-        RandomClasses(labels_of(4, 4, 2, 2, 1), batch_size=12, images_per_class=3)
-    (batch,) = (
-        RandomClasses(labels_of(4, 4, 2, 2, 1), batch_size=11, images_per_class=3, batches_per_epoch=1)
-        .plan(np.random.default_rng(0))
-        .batches
-    )
-    assert len(set(batch.tolist())) == 11
-
-
 # --- class_groups ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", ["m0", "m1"])
-def test_the_rule_of_class_groups_is_that_of_the_release_number_by_number(case):
-    arrays, facts = golden("mic_batch_construction")
-    per_group = next(entry for entry in facts["hyperparameters"] if entry["case"] == case)["samples_per_class"]
+@pytest.mark.parametrize("settings", golden_cases("mic_batch_construction", lambda case: case["case"].startswith("m")))
+def test_the_rule_of_class_groups_is_that_of_the_release_number_by_number(settings):
+    arrays, case, per_group = golden_arrays("mic_batch_construction"), settings["case"], settings["samples_per_class"]
     given = arrays[f"{case}_idx"]
     index = ClassIndex(np.repeat(np.arange(len(arrays[f"{case}_class_sizes"])), arrays[f"{case}_class_sizes"]))
     groups = group_classes(given[::per_group], len(index), before=int(arrays[f"{case}_init_class"]))
@@ -394,10 +335,44 @@ def test_class_groups_are_of_other_classes_than_the_two_before_and_evenly_so():
         assert_as_likely(of_class, of_class.sum() / count)
 
 
-def test_class_groups_refusals():
-    with pytest.raises(DataError, match=r"takes 3 classes, and there are 2 .* take the sampler class_balanced"):
-        ClassGroups(labels_of(50, 50), batch_size=12)
-    with pytest.raises(DataError, match=r"batch_size = 14 is no multiple of .*images_per_class = 4; .* 12 or 16"):
-        ClassGroups(labels_of(50, 50, 50), batch_size=14)
-    with pytest.raises(DataError, match="only 9 training images; give at most 9"):
-        ClassGroups(labels_of(3, 3, 3), batch_size=12)
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+UNEVEN = (4, 4, 2, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "counts", "batch_size", "images_per_class", "message"),
+    [
+        (
+            BalancedWithReplacement,
+            [30] * 4,
+            25,
+            5,
+            "size = 25 of 5 images a class needs 5 .* only 4 .* at most 20",
+        ),
+        (BalancedWithReplacement, [30] * 4, 9, 5, "batch_size = 9 holds fewer than two .* at least 10"),
+        (BalancedWithReplacement, [30] * 4, 160, 40, "size = 160, but there are only 120 training images; give at most 120"),
+        (RandomIdentity, [30] * 7, 22, 5, "batch_size = 22 is no multiple of .*images_per_class = 5; .* 20 or 25"),
+        (RandomIdentity, [30] * 7, 40, 5, "needs 8 classes a batch, but there are only 7 .* at most 35"),
+        (IdentityChunks, [30] * 7, 44, 5, "needs 8 classes a batch, but there are only 7 .* at most 35"),
+        (RandomClasses, UNEVEN, 12, 3, "= 12, but 5 training classes .* up to 3 .* only 11; .* at most 11"),
+        (ClassGroups, [50] * 2, 12, 4, "takes 3 classes, and there are 2 .* take the sampler class_balanced"),
+        (ClassGroups, [50] * 3, 14, 4, "batch_size = 14 is no multiple of .*images_per_class = 4; .* 12 or 16"),
+        (ClassGroups, [3] * 3, 12, 4, "only 9 training images; give at most 9"),
+    ],
+)
+def test_batches_that_cannot_be_made_are_refused(sampler, counts, batch_size, images_per_class, message):
+    with pytest.raises(DataError, match=message):
+        sampler(labels_of(*counts), batch_size=batch_size, images_per_class=images_per_class)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "size"),
+    [
+        (partial(RandomIdentity, labels_of(*[30] * 7), batch_size=40, images_per_class=5, drop_last=False), 35),
+        (partial(RandomClasses, labels_of(*UNEVEN), batch_size=11, images_per_class=3, batches_per_epoch=1), 11),
+    ],
+)
+def test_the_largest_batch_has_every_image_once(sampler, size):
+    (batch,) = sampler().plan(np.random.default_rng(0)).batches
+    assert len(batch) == len(set(batch.tolist())) == size

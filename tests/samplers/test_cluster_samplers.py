@@ -9,28 +9,18 @@ import pytest
 from raydml.data.catalog import DataError
 from raydml.samplers._class_index import ClassIndex, group_classes
 from raydml.samplers._cluster_samplers import ClusterGroups, ClusterRoundRobin, group_images, num_rounds
-from tests.golden_vectors import golden, golden_arrays
+from tests.golden_vectors import golden, golden_arrays, golden_cases
+from tests.samplers.draws import assert_as_likely, labels_of
 
-
-def assert_as_likely(observed: np.ndarray, expected: np.ndarray | float) -> None:
-    """Counts against what independent draws give: chi-square within five deviations of its mean."""
-    observed = np.asarray(observed, dtype=float).reshape(-1)
-    expected = np.broadcast_to(np.asarray(expected, dtype=float).reshape(-1), observed.shape)
-    assert (expected > 5).all()  # below, chi-square says nothing
-    chi_square = ((observed - expected) ** 2 / expected).sum()
-    assert chi_square < len(observed) + 5 * np.sqrt(2 * len(observed))
-
-
-def mixed(*counts: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
+BOTH = pytest.mark.parametrize("of_clusters", [ClusterGroups, ClusterRoundRobin])
 
 
 # --- both ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("of_clusters", [ClusterGroups, ClusterRoundRobin])
+@BOTH
 def test_planning_before_clusters_are_assigned_is_refused(of_clusters):
-    sampler = of_clusters(mixed(50, 50, 50), batch_size=12)
+    sampler = of_clusters(labels_of(50, 50, 50), batch_size=12)
     with pytest.raises(DataError, match="call assign"):
         sampler.plan(np.random.default_rng(0))
     state = sampler.state_dict()
@@ -44,18 +34,18 @@ def test_planning_before_clusters_are_assigned_is_refused(of_clusters):
             _ = sampler.batches_per_epoch
 
 
-@pytest.mark.parametrize("of_clusters", [ClusterGroups, ClusterRoundRobin])
+@BOTH
 @pytest.mark.parametrize(
     "clusters", [np.zeros(149, dtype=int), np.zeros((150, 1), dtype=int), np.zeros(150), np.full(150, -2)]
 )
 def test_what_is_no_clustering_is_refused(of_clusters, clusters):
     with pytest.raises(DataError, match=r"clusters of shape .* for each of the 150 images.* -1"):
-        of_clusters(mixed(50, 50, 50), batch_size=12).assign(clusters)
+        of_clusters(labels_of(50, 50, 50), batch_size=12).assign(clusters)
 
 
-@pytest.mark.parametrize("of_clusters", [ClusterGroups, ClusterRoundRobin])
+@BOTH
 def test_no_images_are_refused_and_unused_ones_never_shown(of_clusters):
-    sampler = of_clusters(mixed(50, 50, 50), batch_size=12)
+    sampler = of_clusters(labels_of(50, 50, 50), batch_size=12)
     with pytest.raises(DataError, match="-1 for every image"):
         sampler.assign(np.full(150, -1))
     clusters = np.random.default_rng(0).choice([-1, 2, 3, 8], size=150)
@@ -65,9 +55,9 @@ def test_no_images_are_refused_and_unused_ones_never_shown(of_clusters):
     assert set(shown.tolist()) == set(np.flatnonzero(clusters >= 0).tolist())
 
 
-@pytest.mark.parametrize("of_clusters", [ClusterGroups, ClusterRoundRobin])
+@BOTH
 def test_the_clusters_assigned_last_count_and_are_a_copy(of_clusters):
-    labels, clusters = mixed(50, 50, 50), np.arange(150) % 5
+    labels, clusters = labels_of(50, 50, 50), np.arange(150) % 5
     sampler, fresh = (of_clusters(labels, batch_size=12) for _ in range(2))
     sampler.assign((np.arange(150) + 1) % 4)
     sampler.plan(np.random.default_rng(0))
@@ -82,13 +72,12 @@ def test_the_clusters_assigned_last_count_and_are_a_copy(of_clusters):
 # --- cluster_groups --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", ["s0", "s1"])
-def test_the_rule_of_cluster_groups_is_that_of_the_release_draw_by_draw(case):
-    arrays, facts = golden("mic_batch_construction")
-    per_group = next(entry for entry in facts["hyperparameters"] if entry["case"] == case)["samples_per_class"]
+@pytest.mark.parametrize("settings", golden_cases("mic_batch_construction", lambda case: case["case"].startswith("s")))
+def test_the_rule_of_cluster_groups_is_that_of_the_release_draw_by_draw(settings):
+    arrays, case, per_group = golden_arrays("mic_batch_construction"), settings["case"], settings["samples_per_class"]
     given, drawn, kept, swapped, targets, images = arrays[f"{case}_trace"].T
     first, index = int(arrays[f"{case}_init_class"]), ClassIndex(arrays[f"{case}_cluster_labels"])
-    # The trace tells which cluster was drawn; the rule takes its place among the candidates.
+    # The trace names the cluster that was drawn; the rule takes its place among the candidates.
     visited, numbers = [first, first], [first]
     for cluster in drawn[per_group::per_group].tolist():
         numbers.append([c for c in range(len(index)) if c not in visited].index(cluster))
@@ -105,7 +94,7 @@ def test_the_rule_of_cluster_groups_is_that_of_the_release_draw_by_draw(case):
 
 def test_cluster_groups_draw_clusters_images_and_swaps_evenly():
     counts = np.array([40, 30, 20, 10])
-    clusters, ids = mixed(*counts), np.array([2, 3, 5, 11])
+    clusters, ids = labels_of(*counts), np.array([2, 3, 5, 11])
     sampler, generator = ClusterGroups(np.zeros(100), batch_size=24, images_per_cluster=3), np.random.default_rng(3)
     sampler.assign(ids[clusters])
     assert sampler.batches_per_epoch == 4
@@ -144,7 +133,7 @@ def test_the_probability_of_a_random_cluster_is_a_setting(probability, expected)
 
 
 def test_cluster_groups_refusals():
-    labels = mixed(50, 50)
+    labels = labels_of(50, 50)
     with pytest.raises(DataError, match="takes 3 clusters with images, and there are 2; choose more"):
         ClusterGroups(labels, batch_size=12).assign(np.arange(100) % 2 * 5)
     with pytest.raises(DataError, match=r"batch_size = 14 is no multiple of sampler.images_per_cluster = 4"):
@@ -156,14 +145,19 @@ def test_cluster_groups_refusals():
 # --- cluster_round_robin ---------------------------------------------------------------------------------------------
 
 
+def round_robin(labels, clusters, batch_size=16, images_per_class=4) -> ClusterRoundRobin:
+    sampler = ClusterRoundRobin(labels, batch_size=batch_size, images_per_class=images_per_class)
+    sampler.assign(clusters)
+    return sampler
+
+
 def test_round_robin_takes_the_turns_of_the_release():
     arrays = golden_arrays("divide_conquer_batches")
     for size, reported in zip(arrays["dataset_len"].tolist(), arrays["len_reported"].tolist(), strict=True):
         assert num_rounds(np.array([size, 10]), 80) == max(reported, 1)
     sizes = arrays["merge_sizes"]
-    clusters, labels = mixed(*sizes), np.arange(sizes.sum()) % 25
-    sampler = ClusterRoundRobin(labels, batch_size=80, images_per_class=4)
-    sampler.assign(clusters)
+    clusters, labels = labels_of(*sizes), np.arange(sizes.sum()) % 25
+    sampler = round_robin(labels, clusters, batch_size=80)
     assert sampler.batches_per_epoch == len(arrays["merge_order"])
     for seed in range(2):
         plan = sampler.plan(np.random.default_rng(seed))
@@ -178,8 +172,7 @@ def test_round_robin_keeps_the_invariants_of_the_release_within_a_batch():
     arrays, facts = golden("divide_conquer_batches")
     labels, settings = arrays["cb_labels"], facts["hyperparameters"]
     per_class = settings["cb_samples_per_class"]
-    sampler = ClusterRoundRobin(labels, batch_size=settings["cb_batch_size"], images_per_class=per_class)
-    sampler.assign(np.zeros(len(labels), dtype=np.int64))
+    sampler = round_robin(labels, np.zeros(len(labels), dtype=np.int64), settings["cb_batch_size"], per_class)
     generator = np.random.default_rng(0)
     ours = [batch for _ in range(20) for batch in sampler.plan(generator).batches]
     for batch in [*ours, *arrays["cb_batches"]]:
@@ -194,11 +187,10 @@ def test_round_robin_keeps_the_invariants_of_the_release_within_a_batch():
 def test_a_class_of_a_cluster_goes_round_its_images_and_skips_the_rest():
     # 15 images of class 2 in cluster 0: three visits of 4 show 12 different ones, then it is shuffled again; the 12 of
     # class 0 are all shown.
-    labels, clusters = mixed(24, 11, 30, seed=1), np.zeros(65, dtype=np.int64)
+    labels, clusters = labels_of(24, 11, 30, seed=1), np.zeros(65, dtype=np.int64)
     for label in range(3):
         clusters[np.flatnonzero(labels == label)[1::2]] = 1
-    sampler, generator = ClusterRoundRobin(labels, batch_size=8, images_per_class=4), np.random.default_rng(4)
-    sampler.assign(clusters)
+    sampler, generator = round_robin(labels, clusters, batch_size=8), np.random.default_rng(4)
     visits: dict[tuple[int, int], list[list[int]]] = {}
     for _ in range(400):
         plan = sampler.plan(generator)
@@ -219,9 +211,8 @@ def test_a_class_of_a_cluster_goes_round_its_images_and_skips_the_rest():
 
 
 def test_a_class_smaller_than_its_share_is_drawn_with_replacement():
-    labels, generator = mixed(3, 2, 40), np.random.default_rng(5)
-    sampler = ClusterRoundRobin(labels, batch_size=12, images_per_class=4)
-    sampler.assign(np.zeros(45, dtype=np.int64))
+    labels, generator = labels_of(3, 2, 40), np.random.default_rng(5)
+    sampler = round_robin(labels, np.zeros(45, dtype=np.int64), batch_size=12)
     different, draws = Counter(), np.zeros(45)
     for _ in range(700):
         for batch in sampler.plan(generator).batches:
@@ -235,10 +226,9 @@ def test_a_class_smaller_than_its_share_is_drawn_with_replacement():
 
 
 def test_classes_of_a_cluster_are_drawn_evenly_and_again_only_where_there_are_too_few():
-    labels, clusters = mixed(*[12] * 8, seed=2), np.zeros(96, dtype=np.int64)
+    labels, clusters = labels_of(*[12] * 8, seed=2), np.zeros(96, dtype=np.int64)
     clusters[labels >= 5] = 7  # five classes in one cluster, three in the other
-    sampler, generator = ClusterRoundRobin(labels, batch_size=16, images_per_class=4), np.random.default_rng(6)
-    sampler.assign(clusters)
+    sampler, generator = round_robin(labels, clusters), np.random.default_rng(6)
     chosen, few = Counter(), Counter()
     for _ in range(1000):
         plan = sampler.plan(generator)
@@ -254,9 +244,8 @@ def test_classes_of_a_cluster_are_drawn_evenly_and_again_only_where_there_are_to
 
 
 def test_a_cluster_of_exactly_as_many_classes_as_a_batch_shows_each_in_every_batch():
-    labels = mixed(9, 9, 9, 9)
-    sampler = ClusterRoundRobin(labels, batch_size=16, images_per_class=4)
-    sampler.assign(np.zeros(36, dtype=np.int64))
+    labels = labels_of(9, 9, 9, 9)
+    sampler = round_robin(labels, np.zeros(36, dtype=np.int64))
     for seed in range(10):
         for batch in sampler.plan(np.random.default_rng(seed)).batches:
             assert set(labels[batch].tolist()) == {0, 1, 2, 3}
@@ -266,25 +255,22 @@ def test_clusters_without_a_full_batch_take_their_turns_and_those_of_one_class_n
     labels = np.repeat([0, 1, 2, 3], [50, 50, 6, 5])
     clusters = np.repeat([4, 4, 1, 9], [50, 50, 6, 5])
     clusters[[0, 50]] = 6  # one image of class 0 and one of class 1
-    sampler = ClusterRoundRobin(labels, batch_size=16, images_per_class=4)
-    sampler.assign(clusters)
+    sampler = round_robin(labels, clusters)
     plan = sampler.plan(np.random.default_rng(0))
     assert plan.learners.tolist() == [4, 6] * (98 // 16)
     assert sampler.batches_per_epoch == 12
     assert all(set(batch.tolist()) <= {0, 50} for batch in plan.batches[1::2])
     assert plan.num_duplicates >= 6 * 14
     assert plan.coverage <= 100 / 111
-    small = ClusterRoundRobin(labels[100:], batch_size=16, images_per_class=4)
-    small.assign(np.zeros(11, dtype=np.int64))
+    small = round_robin(labels[100:], np.zeros(11, dtype=np.int64))
     assert len(small.plan(np.random.default_rng(0)).batches) == 1  # nothing but a cluster that is too small
     with pytest.raises(DataError, match=r"none of the 4 clusters has images of two classes.* fewer clusters"):
         sampler.assign(labels)
 
 
 def test_assigning_anew_begins_anew():
-    labels, clusters = mixed(*[9] * 6), np.arange(54) % 2
-    sampler = ClusterRoundRobin(labels, batch_size=8, images_per_class=4)
-    sampler.assign(clusters)
+    labels, clusters = labels_of(*[9] * 6), np.arange(54) % 2
+    sampler = round_robin(labels, clusters, batch_size=8)
     unused = sampler.state_dict()
     sampler.plan(np.random.default_rng(0))
     assert sampler.state_dict() != unused

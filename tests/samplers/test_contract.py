@@ -36,6 +36,7 @@ CASES = [
     ("cluster_round_robin", {"batch_size": 12, "images_per_class": 4}),
 ]
 IDS = [name + "".join(f"-{value}" for value in settings.values()) for name, settings in CASES]
+EVERY_CASE = pytest.mark.parametrize(("name", "settings"), CASES, ids=IDS)
 
 
 def labels_and_clusters(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -54,15 +55,12 @@ def built(name: str, settings: dict, labels: np.ndarray, clusters: np.ndarray):
 
 def assert_same(got: EpochPlan, expected: EpochPlan) -> None:
     assert got[1:3] == expected[1:3]
-    assert len(got.batches) == len(expected.batches)
-    assert all(np.array_equal(one, other) for one, other in zip(got.batches, expected.batches, strict=True))
-    assert (got.learners is None) == (expected.learners is None)
-    assert got.learners is None or np.array_equal(got.learners, expected.learners)
-    assert (got.flip is None) == (expected.flip is None)
-    assert got.flip is None or np.array_equal(got.flip, expected.flip)
-    assert (got.targets is None) == (expected.targets is None)
-    if got.targets is not None:
-        assert all(np.array_equal(one, other) for one, other in zip(got.targets, expected.targets, strict=True))
+    for name in ("batches", "learners", "flip", "targets"):
+        one, other = getattr(got, name), getattr(expected, name)
+        assert (one is None) == (other is None), name
+        if one is not None:
+            assert len(one) == len(other), name
+            assert all(np.array_equal(*pair) for pair in zip(one, other, strict=True)), name
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -78,7 +76,7 @@ def test_settings_describe_themselves_and_keep_to_their_limits(name):
                 registry.checked_settings("samplers", name, {key: 0})
 
 
-@pytest.mark.parametrize(("name", "settings"), CASES, ids=IDS)
+@EVERY_CASE
 def test_a_plan_has_the_promised_shape_and_numbers(name, settings):
     labels, clusters = labels_and_clusters()
     sampler, generator = built(name, settings, labels, clusters), np.random.default_rng(1)
@@ -88,23 +86,18 @@ def test_a_plan_has_the_promised_shape_and_numbers(name, settings):
         for batch in plan.batches[:-1]:
             assert len(batch) == sampler.batch_size
         assert len(plan.batches[-1]) == sampler.batch_size or settings.get("drop_last") is False
-        for batch in plan.batches:
-            assert (batch.dtype, batch.ndim) == (np.int64, 1)
-            assert batch.min() >= 0
-            assert batch.max() < len(labels)
         shown, duplicates = set(), 0
         for batch in plan.batches:
-            seen = set()
-            for image in batch.tolist():
-                duplicates += image in seen
-                seen.add(image)
+            assert (batch.dtype, batch.ndim) == (np.int64, 1)
+            assert 0 <= batch.min() <= batch.max() < len(labels)
+            seen = set(batch.tolist())
+            duplicates += len(batch) - len(seen)
             shown |= seen
         assert (plan.num_duplicates, plan.coverage) == (duplicates, len(shown) / len(labels))
-        assert type(plan.num_duplicates) is int
-        assert type(plan.coverage) is float
+        assert (type(plan.num_duplicates), type(plan.coverage)) == (int, float)
 
 
-@pytest.mark.parametrize(("name", "settings"), CASES, ids=IDS)
+@EVERY_CASE
 def test_only_the_generator_decides_and_only_the_order_of_the_labels_counts(name, settings):
     labels, clusters = labels_and_clusters()
     ranks = np.unique(labels, return_inverse=True)[1]
@@ -121,7 +114,7 @@ def test_only_the_generator_decides_and_only_the_order_of_the_labels_counts(name
     assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
 
 
-@pytest.mark.parametrize(("name", "settings"), CASES, ids=IDS)
+@EVERY_CASE
 def test_half_an_epoch_then_a_resume_goes_on_as_if_nothing_had_happened(name, settings):
     labels, clusters = labels_and_clusters()
     sampler, generator = built(name, settings, labels, clusters), np.random.default_rng(2)
@@ -146,7 +139,7 @@ def test_half_an_epoch_then_a_resume_goes_on_as_if_nothing_had_happened(name, se
         assert_same(restored.plan(again), following)
 
 
-@pytest.mark.parametrize(("name", "settings"), CASES, ids=IDS)
+@EVERY_CASE
 def test_a_state_is_plain_and_stays_as_it_was(name, settings):
     labels, clusters = labels_and_clusters()
     sampler, generator = built(name, settings, labels, clusters), np.random.default_rng(3)
@@ -161,7 +154,7 @@ def test_a_state_is_plain_and_stays_as_it_was(name, settings):
     assert json.dumps(state) == before
 
 
-@pytest.mark.parametrize(("name", "settings"), CASES, ids=IDS)
+@EVERY_CASE
 def test_a_state_of_another_sampler_or_of_other_images_is_refused(name, settings):
     labels, clusters = labels_and_clusters()
     sampler = built(name, settings, labels, clusters)
@@ -181,7 +174,7 @@ def test_a_state_of_another_sampler_or_of_other_images_is_refused(name, settings
                 sampler.load_state_dict({**state, "cursor": [wrong, *state["cursor"][1:]]})
 
 
-@pytest.mark.parametrize(("name", "settings"), CASES, ids=IDS)
+@EVERY_CASE
 @pytest.mark.parametrize("counts", [[1, 1], [2], [200], [1]], ids=["two images", "pair", "one class", "one image"])
 def test_too_little_data_is_refused_with_a_cure(name, settings, counts):
     labels = np.repeat(np.arange(len(counts)) * 5, counts)
@@ -236,29 +229,19 @@ def test_coverage_and_duplicates_by_hand():
     plan = make_plan([np.array([0, 1, 1, 1]), np.array([1, 4])], 10)
     assert plan.num_duplicates == 2  # the same image in another batch is no duplicate
     assert plan.coverage == 0.3
-    assert plan.learners is None
-    assert plan.targets is None
-    assert plan.flip is None
+    assert (plan.learners, plan.targets, plan.flip) == (None, None, None)
 
 
 def test_a_plan_survives_lists_and_is_a_copy():
     targets = [np.array([5, 6, 7]), np.array([8])]
-    plan = make_plan(
-        [np.array([0, 1, 2]), np.array([3])],
-        8,
-        learners=np.array([4, 2]),
-        targets=targets,
-        flip=np.array([True, False]),
-    )
-    state = json.loads(
-        json.dumps({k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in plan.to_dict().items()})
-    )
+    learners, flip = np.array([4, 2]), np.array([True, False])
+    plan = make_plan([np.array([0, 1, 2]), np.array([3])], 8, learners=learners, targets=targets, flip=flip)
+    plain = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in plan.to_dict().items()}
+    state = json.loads(json.dumps(plain))
     assert_same(EpochPlan.from_dict(state), plan)
     kept = plan.to_dict()
     read = EpochPlan.from_dict(kept)
-    assert read.flip is not None
     assert read.flip.dtype == bool
-    assert read.learners is not None
     read.batches[0][0] = read.learners[0] = 99
     assert (kept["images"][0], kept["learners"][0]) == (0, 4)
     assert (plan.batches[0][0], plan.learners[0]) == (0, 4)

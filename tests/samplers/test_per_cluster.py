@@ -46,6 +46,14 @@ def maker(name: str):
     return partial(SAMPLERS[name], **CASES[name][0])
 
 
+def assigned(name: str) -> tuple[np.ndarray, np.ndarray, PerCluster]:
+    """Labels, clusters, and the sampler of that name inside each cluster."""
+    labels, clusters = labels_and_clusters()
+    sampler = PerCluster(labels, maker(name))
+    sampler.assign(clusters)
+    return labels, clusters, sampler
+
+
 def of_batches(plan) -> list[list[int]]:
     return [batch.tolist() for batch in plan.batches]
 
@@ -111,22 +119,13 @@ def test_a_cluster_whose_plan_is_used_up_plans_anew():
 
 
 # Which clusters a sampler refuses, by hand: TINY has 4 images of 2 classes, SMALL 4 classes of 6, LARGE 6 of 10.
-REFUSED = {
-    "class_balanced": {TINY},  # 3 classes
-    "uniform": {TINY},  # 12 images
-    "balanced_with_replacement": {TINY},  # 3 classes
-    "random_identity": {TINY},  # 3 classes
-    "identity_chunks": {TINY},  # 3 classes
-    "class_groups": {TINY},  # 3 classes
-    "random_classes": {SMALL, TINY},  # 14 images, 3 of each class
-}
+# "uniform" needs 12 images, "random_classes" 14 images with 3 of each class, the others 3 classes.
+REFUSED = {name: {SMALL, TINY} if name == "random_classes" else {TINY} for name in CASES}
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_clusters_that_the_sampler_refuses_are_counted_and_served(name):
-    labels, clusters = labels_and_clusters()
-    sampler = PerCluster(labels, maker(name))
-    sampler.assign(clusters)
+    labels, clusters, sampler = assigned(name)
     assert sampler.num_resampled == len(REFUSED[name])
     settings, batch_size = CASES[name]
     per_class = settings.get("images_per_class", 1)
@@ -167,9 +166,7 @@ def test_class_balanced_is_the_rule_of_the_release():
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_restart_goes_on_as_if_nothing_had_happened(name):
-    labels, clusters = labels_and_clusters()
-    sampler, generator = PerCluster(labels, maker(name)), np.random.default_rng(6)
-    sampler.assign(clusters)
+    (labels, clusters, sampler), generator = assigned(name), np.random.default_rng(6)
     sampler.plan(generator)
     state = sampler.state_dict()
     before = json.dumps(state)
@@ -186,18 +183,14 @@ def test_a_restart_goes_on_as_if_nothing_had_happened(name):
     assert [of_batches(restored.plan(again)) for _ in range(3)] == expected
     assert restored.num_resampled == sampler.num_resampled
     restored.assign(clusters)  # begins anew
-    fresh = PerCluster(labels, maker(name))
-    fresh.assign(clusters)
-    assert restored.state_dict() == fresh.state_dict()
+    assert restored.state_dict() == assigned(name)[2].state_dict()
     restored.load_state_dict({"clusters": None})  # that of a trial before its first clustering
     with pytest.raises(DataError, match="call assign"):
         restored.plan(again)
 
 
 def test_states_of_others_are_refused():
-    labels, clusters = labels_and_clusters()
-    sampler = PerCluster(labels, maker("identity_chunks"))
-    sampler.assign(clusters)
+    labels, _, sampler = assigned("identity_chunks")
     state = sampler.state_dict()
     with pytest.raises(DataError, match=r"another sampler.*resume with the sampler"):
         sampler.load_state_dict({"position": 3})
