@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from raydml.config.trial import ConfigError, parse_trial
+from raydml.config.trial import parse_trial
 from raydml.models.backbones import BACKBONES
 from raydml.models.network import build_network
 from raydml.training import parts
+from tests.config.problems import problems_of
 
 CONVNET = {"backbone": "convnet", "weights": "none"}
 TRIAL = {
@@ -27,6 +28,7 @@ def trial_with(model: dict[str, Any], **sections: Any) -> dict[str, Any]:
 
 ORTHOGONAL = {"regularizers": {"orthogonality": {"weight": 1.0}}}
 WHOLE = {**CONVNET, "embedding_dim": 128, "projection": "none"}
+BN_INCEPTION = {"backbone": "bn_inception"}
 
 
 def crop(pixels: int) -> dict[str, Any]:
@@ -36,30 +38,12 @@ def crop(pixels: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("model", "sections", "path", "message", "cure"),
     [
-        (
-            {**CONVNET, "embedding_dim": 64, "projection": "none"},
-            {},
-            "model.embedding_dim",
-            "convnet has 128 features",
-            "embedding_dim: 128",
-        ),
+        (WHOLE | {"embedding_dim": 64}, {}, "model.embedding_dim", "convnet has 128 features", "embedding_dim: 128"),
         ({**WHOLE, "head_init": "xavier_normal"}, {}, "model.head_init", "has no effect", "remove it"),
         (WHOLE, ORTHOGONAL, "regularizers.orthogonality", "projection is none", "model.projection: linear"),
         ({"backbone": "vit_b_16", "pooling": "max"}, {}, "model.pooling", "has no effect", "remove it"),
-        (
-            {"backbone": "bn_inception"},
-            {},
-            "model.weights",
-            "no published weights to fetch",
-            "get bn_inception-52deb4733.pth",
-        ),
-        (
-            {"backbone": "bn_inception", "weights": "none"},
-            crop(240),
-            "data.crop_px",
-            "223 to 230",
-            "write crop_px: 230 and",
-        ),
+        (BN_INCEPTION, {}, "model.weights", "no published weights to fetch", "get bn_inception-52deb4733.pth"),
+        (BN_INCEPTION | {"weights": "none"}, crop(240), "data.crop_px", "223 to 230", "write crop_px: 230 and"),
         ({"backbone": "resnet18"}, crop(8), "data.crop_px", "at least 32 px", "write crop_px: 32 and"),
         ({"backbone": "vit_b_16"}, crop(200), "data.crop_px", "exactly 224 px", "write crop_px: 224 and"),
         ({**CONVNET, "dropout": 1.0}, {}, "model.dropout", "must be < 1", "give a number < 1"),
@@ -71,9 +55,7 @@ def crop(pixels: int) -> dict[str, Any]:
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_cure(model, sections, path, message, cure) -> None:
-    with pytest.raises(ConfigError) as caught:
-        parse_trial(trial_with(model, **sections))
-    (problem,) = caught.value.problems
+    (problem,) = problems_of(parse_trial, trial_with(model, **sections)).values()
     assert problem.path == path
     assert message in problem.message
     assert cure in problem.cure
@@ -105,9 +87,8 @@ def test_what_does_not_fit_is_refused_with_the_cure(model, sections, path, messa
     ],
 )
 def test_an_augmentation_that_cannot_be_is_refused(augmentation, key, message) -> None:
-    with pytest.raises(ConfigError) as caught:
-        parse_trial(trial_with(CONVNET, data={**TRIAL["data"], "augmentation": augmentation}))
-    (problem,) = caught.value.problems
+    raw = trial_with(CONVNET, data={**TRIAL["data"], "augmentation": augmentation})
+    (problem,) = problems_of(parse_trial, raw).values()
     assert problem.path == f"data.augmentation.{key}"
     assert message in problem.message
 
@@ -142,5 +123,4 @@ def test_left_out_the_new_settings_change_nothing() -> None:
 def test_bn_inception_with_a_path_freezes_its_statistics() -> None:
     model = parse_trial(trial_with({"backbone": "bn_inception", "weights": "bn_inception-52deb4733.pth"})).model
     assert model.freeze_batch_norm is True
-    assert BACKBONES[model.backbone].takes_crop(224)
-    assert BACKBONES[model.backbone].takes_crop(227)
+    assert all(BACKBONES[model.backbone].takes_crop(crop_px) for crop_px in (224, 227))

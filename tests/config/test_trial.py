@@ -12,6 +12,7 @@ from raydml import registry
 from raydml.config import rules
 from raydml.config.trial import ConfigError, Trial, fingerprint, parse_machine, parse_study, parse_trial
 from raydml.training.optimizers import OPTIMIZERS
+from tests.config.problems import problems_of
 
 BASE = {
     "data": {"name": "digits", "resize_px": 8, "crop_px": 8},
@@ -35,22 +36,16 @@ def trial_with(**changes):
 
 
 def problems_with(**changes):
-    with pytest.raises(ConfigError) as caught:
-        parse_trial(trial_with(**changes))
-    return {problem.path: problem for problem in caught.value.problems}
+    return problems_of(parse_trial, trial_with(**changes))
 
 
-def test_defaults_are_filled_in_also_those_of_plugins():
+def test_defaults_are_filled_in_also_those_of_plugins_and_blocks_dump_flat():
     trial = parse_trial(BASE)
-    assert trial.loss.name == "margin"
-    assert trial.loss.settings["beta"] == 1.2  # Wu et al. 2017, the default of the loss's signature
-    assert (trial.loss.settings["margin"], trial.method.name) == (0.2, "plain")
     assert trial.miner is not None
-    assert (trial.recall_at, trial.optimizer.name) == ((1, 2, 4, 8), "adamw")
-
-
-def test_a_block_dumps_flat():
-    dumped = parse_trial(BASE).model_dump(mode="json")["loss"]
+    assert (trial.loss.name, trial.loss.settings["margin"]) == ("margin", 0.2)
+    assert trial.loss.settings["beta"] == 1.2  # Wu et al. 2017, the default of the loss's signature
+    assert (trial.method.name, trial.optimizer.name, trial.recall_at) == ("plain", "adamw", (1, 2, 4, 8))
+    dumped = trial.model_dump(mode="json")["loss"]
     assert (dumped["name"], dumped["margin"]) == ("margin", 0.2)
 
 
@@ -77,20 +72,13 @@ def test_fingerprint_is_the_sha256_of_the_sorted_json():
 
 def test_fingerprint_ignores_spelling_and_notices_meaning():
     same = [
-        BASE,
-        dict(reversed(BASE.items())),
-        trial_with(**{"loss.margin": 0.2}),
+        *(BASE, dict(reversed(BASE.items())), trial_with(**{"loss.margin": 0.2})),
         trial_with(optimizer={"name": "adamw"}, epochs=10),
         trial_with(optimizer={"name": "adamw", "weight_decay": 0}),  # an int where a float belongs
     ]
-    different = [
-        *(trial_with(seed=1), trial_with(**{"loss.margin": 0.3}), trial_with(miner=None)),
-        *(trial_with(**{"data.split.fold": 1}), trial_with(**{"data.content": "abc"})),
-    ]
-    prints = [fingerprint(parse_trial(raw)) for raw in same]
-    assert len(set(prints)) == 1
-    others = [fingerprint(parse_trial(raw)) for raw in different]
-    assert len({prints[0], *others}) == 1 + len(different)
+    changes = [{"seed": 1}, {"loss.margin": 0.3}, {"miner": None}, {"data.split.fold": 1}, {"data.content": "abc"}]
+    (one,) = {fingerprint(parse_trial(raw)) for raw in same}
+    assert len({one, *(fingerprint(parse_trial(trial_with(**change))) for change in changes)}) == 1 + len(changes)
 
 
 def test_an_int_will_do_for_a_float_and_a_bool_never_for_a_number():
@@ -111,40 +99,39 @@ def test_a_learning_rate_is_a_positive_finite_number(bad):
 
 
 def test_all_problems_at_once_each_with_what_one_needs_to_cure_it():
-    found = problems_with(
-        epoch=3,
-        precision="fp8",
-        compile=1,
-        recall_at=[4, 1],
-        loss={"name": "margn"},
-        sampler={"name": "class_balanced", "images_per_clas": 3},
-        schedule={"name": "stpe"},
-        **{"data.resize_px": 8.0, "data.split.fold": 7, "model.backbone": "resnet-50"},
-    )
-    assert (found["epoch"].nearest, found["epoch"].value) == ("epochs", 3)
+    wrong = {"epoch": 3, "precision": "fp8", "compile": 1, "recall_at": [4, 1], "data.resize_px": 8.0}
+    wrong |= {"loss": {"name": "margn"}, "sampler": {"name": "class_balanced", "images_per_clas": 3}}
+    wrong |= {"schedule": {"name": "stpe"}, "data.split.fold": 7, "model.backbone": "resnet-50"}
+    found = problems_with(**wrong)
+    nearest = {"epoch": "epochs", "loss.name": "margin", "sampler.images_per_clas": "images_per_class"}
+    nearest |= {"schedule.name": "step", "model.backbone": "resnet50"}
+    assert {path: found[path].nearest for path in nearest} == nearest
+    assert found["epoch"].value == 3
     assert found["precision"].choices == ("fp32", "bf16", "fp16")
-    assert (found["compile"].message, found["loss.name"].nearest) == ("must be true or false", "margin")
-    assert set(found["loss.name"].choices) == set(registry.names("losses"))
-    assert found["sampler.images_per_clas"].nearest == "images_per_class"
+    assert found["compile"].message == "must be true or false"
     assert found["schedule.name"].choices == ("constant", "cosine", "step")
-    assert (found["schedule.name"].nearest, found["data.resize_px"].cure) == ("step", "write 8")
-    assert found["model.backbone"].nearest == "resnet50"
+    assert found["data.resize_px"].cure == "write 8"
+    assert set(found["loss.name"].choices) == set(registry.names("losses"))
     # The section `data` is broken, so that fold 7 of 4 cannot be seen; recall_at is checked all the same.
     assert found["recall_at"].message == "must rise"
-    assert len(found) == 9
+    assert set(found) == {*nearest, "precision", "compile", "data.resize_px", "recall_at"}
 
 
-def test_missing_keys_are_named():
+def test_missing_keys_are_named_also_after_pickling():
     with pytest.raises(ConfigError) as caught:
         parse_trial({})
-    assert {problem.path for problem in caught.value.problems} == {"data", "model", "loss", "sampler"}
-    assert str(caught.value).startswith("4 problems in the configuration:\n")
+    again = pickle.loads(pickle.dumps(caught.value))
+    for error in (caught.value, again):
+        assert {problem.path for problem in error.problems} == {"data", "model", "loss", "sampler"}
+        assert str(error).startswith("4 problems in the configuration:\n")
+    assert str(again) == str(caught.value)
 
 
-def test_a_plugin_block_is_told_apart_from_a_name():
+def test_a_plugin_block_is_no_name_and_an_unknown_name_gives_the_choices():
     assert problems_with(loss="margin")["loss"].cure == "write {name: margin}"
     assert problems_with(loss={"margin": 0.2})["loss.name"].choices == registry.names("losses")
-    assert problems_with(sampler={})["sampler.name"].choices == registry.names("samplers")
+    for block in ({}, {"name": "p_times_k"}):
+        assert problems_with(sampler=block)["sampler.name"].choices == registry.names("samplers")
 
 
 def test_settings_of_a_plugin_are_checked_by_its_signature():
@@ -158,13 +145,10 @@ def test_settings_of_a_plugin_are_checked_by_its_signature():
 @pytest.mark.parametrize("miner", [None, *registry.names("miners")])
 def test_a_miner_is_accepted_where_the_loss_takes_what_it_yields(loss, miner):
     raw = trial_with(loss={"name": loss}, miner=miner and {"name": miner})
-    fits = miner is None or registry.build("miners", miner).yields in registry.load("losses", loss).accepts
-    if fits:
+    if miner is None or registry.build("miners", miner).yields in registry.load("losses", loss).accepts:
         assert parse_trial(raw).loss.name == loss
     else:
-        with pytest.raises(ConfigError) as caught:
-            parse_trial(raw)
-        assert [problem.path for problem in caught.value.problems] == ["miner.name"]
+        assert set(problems_of(parse_trial, raw)) == {"miner.name"}
 
 
 def test_a_miner_that_does_not_fit_is_refused_with_those_that_do():
@@ -195,89 +179,50 @@ def test_a_setting_that_nothing_uses_is_refused():
     assert parse_trial(trial_with(optimizer={"name": "adam", "loss_learning_rate": 0.1})).loss.name == "margin"
 
 
+DC, MIC = {"name": "divide_conquer"}, {"name": "mic"}
+FIVE_BATCHES, NINE_IMAGES = {"batch_size": 32, "batches_per_epoch": 5}, {"name": "uniform", "batch_size": 9}
+MARGINS = {"positive_margin": 0.9, "negative_margin": 0.2}
+PADDED, RESIZED = {"random_crop": True, "padding_px": 8}, "data.augmentation.random_resized_crop"
+
+
 @pytest.mark.parametrize(
     ("path", "changes", "words"),
     [
         ("data.crop_px", {"data.crop_px": 9}, "larger than resize_px, 8"),
-        ("data.crop_px", {"model": {"backbone": "vit_b_16"}}, "exactly 224 px"),
-        ("data.crop_px", {"model": {"backbone": "resnet18"}}, "at least 32 px"),
         ("data.split.fold", {"data.split.fold": 4}, "there are 4 folds"),
         ("data.list_file", {"data.name": "image_list"}, "required by image_list"),
-        (
-            "data.augmentation.padding_px",
-            {"data.augmentation": {"random_crop": True, "padding_px": 8}},
-            "without a pixel",
-        ),
-        (
-            "data.augmentation.random_resized_crop",
-            {"data.augmentation.random_resized_crop": [1.0, 0.2]},
-            "smallest and the largest",
-        ),
+        ("data.augmentation.padding_px", {"data.augmentation": PADDED}, "without a pixel"),
+        (RESIZED, {RESIZED: [1.0, 0.2]}, "smallest and the largest"),
         ("model.weights", {"model": {"backbone": "convnet"}}, "no published weights"),
         ("model.freeze_batch_norm", {"model.freeze_batch_norm": True}, "were never trained"),
         ("sampler.images_per_class", {"sampler.images_per_class": 1}, "no positive pair"),
         ("schedule.warmup_epochs", {"schedule": {"name": "cosine", "warmup_epochs": 10}}, "10 epochs"),
         ("schedule.milestones", {"schedule": {"name": "step", "milestones": [5, 2]}}, "must rise"),
         ("schedule.new_layer_factor", {"schedule": {"name": "constant", "new_layer_factor": 5.0}}, "no effect"),
-        (
-            "model.embedding_dim",
-            {"method": {"name": "divide_conquer", "num_learners": 3}, "model.embedding_dim": 64},
-            "3 equal slices",
+        ("model.embedding_dim", {"method": DC | {"num_learners": 3}, "model.embedding_dim": 64}, "3 equal slices"),
+        ("method", {"method": MIC | {"standardise": "none", "standardise_updates": True}}, "nothing to standardise"),
+        ("method", {"method": DC, "sampler": {"name": "class_balanced", "batches_per_epoch": 5}}, "no effect"),
+        *(
+            ("method", {"method": DC, "sampler": {"name": name, **FIVE_BATCHES}}, "batches_per_epoch = 5 has no effect")
+            for name in ("identity_chunks", "random_classes")
         ),
-        (
-            "method",
-            {"method": {"name": "mic", "standardise": "none", "standardise_updates": True}},
-            "nothing to standardise",
-        ),
-        (
-            "method",
-            {"method": {"name": "divide_conquer"}, "sampler": {"name": "class_balanced", "batches_per_epoch": 5}},
-            "no effect",
-        ),
-        (
-            "method",
-            {
-                "method": {"name": "divide_conquer"},
-                "sampler": {"name": "identity_chunks", "batch_size": 32, "batches_per_epoch": 5},
-            },
-            "batches_per_epoch = 5 has no effect",
-        ),
-        (
-            "method",
-            {
-                "method": {"name": "divide_conquer"},
-                "sampler": {"name": "random_classes", "batch_size": 32, "batches_per_epoch": 5},
-            },
-            "batches_per_epoch = 5 has no effect",
-        ),
-        (
-            "method",
-            {"method": {"name": "divide_conquer", "num_learners": 1, "recluster_every": 5}},
-            "recluster_every = 5 has no effect",
-        ),
-        (
-            "method",
-            {"method": {"name": "divide_conquer", "finetune_from": 0.0, "kmeans_seed": 5}},
-            "kmeans_seed = 5 has no effect",
-        ),
-        (
-            "method",
-            {"method": {"name": "mic", "adversarial_weight": 0.0, "direction": "both"}},
-            "direction = both has no effect",
-        ),
-        ("method.auxiliary_flip", {"method": {"name": "mic", "auxiliary_flip": True}}, "no batch is mirrored"),
-        (
-            "method",
-            {"method": {"name": "mic", "images_per_cluster": 5}, "sampler": {"name": "uniform", "batch_size": 9}},
-            "two groups",
-        ),
+        ("method", {"method": DC | {"num_learners": 1, "recluster_every": 5}}, "recluster_every = 5 has no effect"),
+        ("method", {"method": DC | {"finetune_from": 0.0, "kmeans_seed": 5}}, "kmeans_seed = 5 has no effect"),
+        ("method", {"method": MIC | {"adversarial_weight": 0, "direction": "both"}}, "direction = both has no effect"),
+        ("method.auxiliary_flip", {"method": MIC | {"auxiliary_flip": True}}, "no batch is mirrored"),
+        ("method", {"method": MIC | {"images_per_cluster": 5}, "sampler": NINE_IMAGES}, "two groups"),
+        ("loss.margin", {"loss.margin": -0.1}, "must be > 0"),
+        ("loss.temperature", {"loss": {"name": "normalized_softmax", "temperature": 0}, "miner": None}, "must be > 0"),
+        ("loss", {"loss": {"name": "contrastive", **MARGINS}}, "below the negative_margin"),
+        ("loss", {"loss": {"name": "snr_contrastive", "positive_margin": 2.0}}, "below the negative_margin"),
+        ("loss", {"loss": {"name": "multi_similarity", "alpha": 40.0, "beta": 2.0}, "miner": None}, "alpha"),
     ],
 )
 def test_what_must_fit_together(path, changes, words):
     found = problems_with(**changes)
     assert list(found) == [path]
     assert words in found[path].message
-    assert found[path].cure
+    assert found[path].cure or path == "loss"  # a constructor names the cure in its message
 
 
 def test_what_does_fit_together():
@@ -286,13 +231,10 @@ def test_what_does_fit_together():
     big = {"data.resize_px": 256, "data.crop_px": 224, "model": {"backbone": "vit_b_16"}}
     assert parse_trial(trial_with(**big)).model.freeze_batch_norm is True
     assert parse_trial(BASE).model.freeze_batch_norm is False
-    sliced = {"method": {"name": "divide_conquer", "num_learners": 3}, "model.embedding_dim": 63}
+    sliced = {"method": DC | {"num_learners": 3}, "model.embedding_dim": 63}
     assert parse_trial(trial_with(**sliced)).method.settings["num_learners"] == 3
-    # The 100 batches that this sampler has by default were not asked for.
-    by_clusters = {
-        "method": {"name": "divide_conquer"},
-        "sampler": {"name": "random_classes", "batches_per_epoch": 100},
-    }
+    # The 100 batches that this sampler has by default are no setting of the user's.
+    by_clusters = {"method": DC, "sampler": {"name": "random_classes", "batches_per_epoch": 100}}
     assert parse_trial(trial_with(**by_clusters)).sampler.name == "random_classes"
     own_number = {"method": {"name": "divide_conquer", "num_learners": 1}, "sampler.batches_per_epoch": 5}
     assert parse_trial(trial_with(**own_number)).sampler.batches_per_epoch == 5
@@ -338,10 +280,16 @@ def test_regularizers_are_blocks_by_name_with_defaults_filled_in():
         (None, "regularizers", "block of regularisers by name"),
     ],
 )
-def test_wrong_regularizers_are_told_with_their_path(block, path, words):
+def test_wrong_regularizers_are_refused_with_their_path(block, path, words):
     problem = problems_with(regularizers=block)[path]
     assert words in problem.message
     assert problem.cure
+    assert problem.nearest == "mdr" or path != "regularizers.mrd"
+
+
+def test_the_name_of_a_regularizer_is_its_key():
+    problem = problems_with(regularizers={"name": "mdr"})["regularizers.name"]
+    assert problem.cure == "write the name as the key: {mdr: {...}}"
 
 
 def test_regularizers_need_what_they_work_on():
@@ -374,12 +322,6 @@ def test_a_length_that_is_always_one_is_not_regularised():
     assert parse_trial(trial_with(**{"regularizers": {"embedding_norm": {}}, "model.normalize": "none"}))
 
 
-def test_a_misspelt_regularizer_gets_the_nearest_and_a_name_the_right_form():
-    assert problems_with(regularizers={"mrd": {}})["regularizers.mrd"].nearest == "mdr"
-    problem = problems_with(regularizers={"name": "mdr"})["regularizers.name"]
-    assert problem.cure == "write the name as the key: {mdr: {...}}"
-
-
 def test_what_a_miner_yields_may_hang_on_its_settings():
     pairs = {"loss": {"name": "multi_similarity"}, "miner": {"name": "all", "tuples": "pairs"}}
     assert parse_trial(trial_with(**pairs)).miner.name == "all"
@@ -396,24 +338,6 @@ def test_the_decay_of_loss_parameters_needs_some():
     assert parse_trial(trial_with(**decay, regularizers={"mdr": {}})).optimizer.loss_weight_decay == 1e-4
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"loss.margin": -0.1}, "must be > 0"),
-        ({"loss": {"name": "normalized_softmax", "temperature": 0.0}, "miner": None}, "must be > 0"),
-        (
-            {"loss": {"name": "contrastive", "positive_margin": 0.9, "negative_margin": 0.2}},
-            "below the negative_margin",
-        ),
-        ({"loss": {"name": "snr_contrastive", "positive_margin": 2.0}}, "below the negative_margin"),
-        ({"loss": {"name": "multi_similarity", "alpha": 40.0, "beta": 2.0}, "miner": None}, "alpha"),
-    ],
-)
-def test_bad_settings_are_refused_with_the_reason(changes, words):
-    (problem,) = problems_with(**changes).values()
-    assert words in problem.message
-
-
 def test_checking_leaves_the_random_state_alone():
     import torch
 
@@ -422,22 +346,10 @@ def test_checking_leaves_the_random_state_alone():
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_an_unknown_sampler_gives_the_choices():
-    assert problems_with(sampler={"name": "p_times_k"})["sampler.name"].choices == registry.names("samplers")
-
-
 def test_there_is_a_settings_class_for_every_optimizer():
     for name in OPTIMIZERS:
         assert parse_trial(trial_with(optimizer={"name": name})).optimizer.name == name
     assert problems_with(optimizer={"name": "lion"})["optimizer.name"].choices == tuple(OPTIMIZERS)
-
-
-def test_errors_survive_pickling():
-    with pytest.raises(ConfigError) as caught:
-        parse_trial({})
-    again = pickle.loads(pickle.dumps(caught.value))
-    assert str(again) == str(caught.value)
-    assert again.problems == caught.value.problems
 
 
 def test_trial_constructed_directly_is_checked_as_well():
@@ -449,9 +361,7 @@ def test_machine():
     machine = parse_machine({"data_root": "/data", "gpus_per_trial": 0.5})
     assert (machine.data_root, machine.gpus_per_trial) == (Path("/data"), 0.5)
     assert parse_machine(machine.model_dump(mode="json")) == machine
-    with pytest.raises(ConfigError) as caught:
-        parse_machine({"gpus_per_trial": "all", "cpus_per_trial": 0, "device": "gpu"})
-    found = {problem.path: problem for problem in caught.value.problems}
+    found = problems_of(parse_machine, {"gpus_per_trial": "all", "cpus_per_trial": 0, "device": "gpu"})
     assert found["gpus_per_trial"].message == "is not one of the choices, or must be a number"
     assert (found["gpus_per_trial"].choices, found["cpus_per_trial"].message) == (("auto",), "must be >= 1")
     assert found["device"].choices == ("auto", "cpu", "cuda")
@@ -461,9 +371,7 @@ def test_study():
     study = parse_study({"name": "a", "confirm": {"top": 2, "folds": 2, "seeds": 2}, "finalize": {"top": 1}})
     assert (study.search.num_trials, study.confirm.folds, study.finalize.top) == (1, 2, 1)
     assert parse_study({}).confirm is None  # a search alone is a legal study
-    with pytest.raises(ConfigError) as caught:
-        parse_study({"name": "a/b", "confirm": {"top": 1}, "finalize": {"top": 2}})
-    found = {problem.path: problem for problem in caught.value.problems}
+    found = problems_of(parse_study, {"name": "a/b", "confirm": {"top": 1}, "finalize": {"top": 2}})
     assert set(found) == {"name", "finalize.top"}
     assert found["finalize.top"].cure == "write at most 1, or raise confirm.top"
 
@@ -484,9 +392,7 @@ def test_the_metric_that_selects_is_one_of_the_validation_classes_and_is_measure
     ],
 )
 def test_stages_that_would_fail_in_the_end_are_refused_at_the_start(study, path):
-    with pytest.raises(ConfigError) as caught:
-        parse_study(study)
-    assert [problem.path for problem in caught.value.problems] == [path]
+    assert set(problems_of(parse_study, study)) == {path}
     assert parse_study({"finalize": {"top": 3}, "search": {"scheduler": "asha", "max_concurrent": 2}})
 
 
@@ -495,8 +401,6 @@ def test_stages_that_would_fail_in_the_end_are_refused_at_the_start(study, path)
     [{"gpus_per_trial": 1.5}, {"gpus_per_trial": 0, "device": "cuda"}, {"gpus_per_trial": 1, "device": "cpu"}],
 )
 def test_shares_of_a_gpu_that_cannot_be_given_are_refused(machine):
-    with pytest.raises(ConfigError) as caught:
-        parse_machine(machine)
-    assert [problem.path for problem in caught.value.problems] == ["gpus_per_trial"]
+    assert set(problems_of(parse_machine, machine)) == {"gpus_per_trial"}
     for good in (0, 0.5, 1, 2, "auto"):
         assert parse_machine({"gpus_per_trial": good}).gpus_per_trial == good

@@ -343,15 +343,9 @@ UNEVEN = (4, 4, 2, 2, 1)
 @pytest.mark.parametrize(
     ("sampler", "counts", "batch_size", "images_per_class", "message"),
     [
-        (
-            BalancedWithReplacement,
-            [30] * 4,
-            25,
-            5,
-            "size = 25 of 5 images a class needs 5 .* only 4 .* at most 20",
-        ),
+        (BalancedWithReplacement, [30] * 4, 25, 5, "= 25 of 5 images a class needs 5 .* only 4 .* at most 20"),
         (BalancedWithReplacement, [30] * 4, 9, 5, "batch_size = 9 holds fewer than two .* at least 10"),
-        (BalancedWithReplacement, [30] * 4, 160, 40, "size = 160, but there are only 120 training images; give at most 120"),
+        (BalancedWithReplacement, [30] * 4, 160, 40, "160, but there are only 120 training images; give at most 120"),
         (RandomIdentity, [30] * 7, 22, 5, "batch_size = 22 is no multiple of .*images_per_class = 5; .* 20 or 25"),
         (RandomIdentity, [30] * 7, 40, 5, "needs 8 classes a batch, but there are only 7 .* at most 35"),
         (IdentityChunks, [30] * 7, 44, 5, "needs 8 classes a batch, but there are only 7 .* at most 35"),
