@@ -1,4 +1,4 @@
-"""The commands: exit codes, messages, what is asked of the modules below, and the numbers that come back."""
+"""The commands: exit codes, messages, what is calls of the modules below, and the numbers that come back."""
 
 import json
 import os
@@ -11,13 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from typer.testing import CliRunner
 
 from raydml import registry
 from raydml.cli import main, results, studies, tables, targets
 from raydml.cli.arguments import study_argument
 from raydml.study import events
 from raydml.tracking import store as mlflow_store
+from tests.cli.commands import done, refused, run
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
@@ -40,13 +40,6 @@ def _apart(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(os, "environ", os.environ.copy())
-
-
-def run(*arguments):
-    result = CliRunner().invoke(main.app, list(arguments), prog_name="launch.py")
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 def launch(*arguments, **more):
@@ -80,11 +73,12 @@ def test_help_names_every_command_and_is_what_no_command_shows():
     assert {command.name for command in main.app.registered_commands} == set(COMMANDS)
     assert [group.name for group in main.app.registered_groups] == ["data"]
     assert " data " in text
+    assert run("--version").output.startswith("raydml ")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_and_every_option_has_a_help_text(command):
-    assert run(command, "--help").exit_code == 0
+    done(command, "--help")
     click_command = main.typer.main.get_command(main.app).commands[command]
     assert len((click_command.help or "").splitlines()[0]) <= 72
     assert [option.name for option in click_command.params if not getattr(option, "help", None)] == []
@@ -98,10 +92,6 @@ def test_help_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-
-
-def test_version():
-    assert run("--version").output.startswith("raydml ")
 
 
 def test_environment_keeps_what_the_user_has_set(monkeypatch):
@@ -150,7 +140,7 @@ def test_commands_that_are_printed_start_as_the_user_started(monkeypatch):
         (["trial", "nothing.yaml"], ["CONFIG = 'nothing.yaml'", "Cure"]),
     ],
 )
-def test_a_users_mistake_is_told_in_full_without_a_traceback(arguments, words):
+def test_a_users_mistake_is_reported_in_full_without_a_traceback(arguments, words):
     done = launch(*arguments, cwd=ROOT)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
@@ -159,61 +149,55 @@ def test_a_users_mistake_is_told_in_full_without_a_traceback(arguments, words):
         assert word in done.stderr
 
 
-def test_a_mistake_of_ours_has_a_traceback(monkeypatch):
-    def broken(*_):
-        raise ValueError("a plain ValueError comes from a bug")
+def test_a_mistake_of_ours_has_a_traceback_and_ctrl_c_is_130(monkeypatch):
+    def fail(error):
+        raise error
 
-    monkeypatch.setattr(studies, "read_trial", broken)
+    monkeypatch.setattr(studies, "read_trial", lambda *_: fail(ValueError("a plain ValueError comes from a bug")))
     with pytest.raises(ValueError, match="comes from a bug"):
         run("trial", "x.yaml")
-
-
-def test_ctrl_c_in_any_command_is_130(monkeypatch):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(studies, "read_trial", interrupted)
+    monkeypatch.setattr(studies, "read_trial", lambda *_: fail(KeyboardInterrupt()))
     assert run("trial", "x.yaml").exit_code == 130
 
 
 def fake_run(monkeypatch, outcome):
-    """The study's modules without Ray and MLflow; gives the list of what was asked of them."""
-    asked = []
+    """The study's modules without Ray and MLflow; gives the list of what was calls of them."""
+    calls = []
 
     class Tracker:
         def __init__(self, *arguments):
-            asked.append(("tracker", *arguments))
+            calls.append(("tracker", *arguments))
 
         def start(self):
-            asked.append("start")
+            calls.append("start")
 
         def finish(self, _timeout_s):
-            asked.append("finish")
+            calls.append("finish")
             return False
 
         def hint(self):
             return "deliver it later: launch.py sync digits"
 
     def run_study(folder, *, address):
-        asked.append((folder, address))
+        calls.append((folder, address))
         return outcome
 
     monkeypatch.setitem(sys.modules, "raydml.study.stages", SimpleNamespace(run_study=run_study))
     monkeypatch.setitem(sys.modules, "raydml.tracking.delivery", SimpleNamespace(Tracker=Tracker))
     monkeypatch.setattr("raydml.tracking.store.prepare_store", lambda *_: None)
-    return asked
+    return calls
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_study_says_how_to_go_on(monkeypatch, tmp_path, number, code):
     folder = make_study(tmp_path / "else where", "digits")
-    asked = fake_run(monkeypatch, SimpleNamespace(status="interrupted", signal=int(number)))
+    calls = fake_run(monkeypatch, SimpleNamespace(status="interrupted", signal=int(number)))
     result = run("resume", "digits", "--storage", "else where", "--address", "auto")
     assert result.exit_code == code
     assert "launch.py resume 'else where/digits' --address auto" in result.output
     assert "launch.py sync digits" in result.output, "what MLflow has not heard must be said"
-    assert (folder, "auto") in asked
-    assert asked.index("start") < asked.index((folder, "auto")) < asked.index("finish")
+    assert (folder, "auto") in calls
+    assert calls.index("start") < calls.index((folder, "auto")) < calls.index("finish")
 
 
 def test_study_argument_is_what_the_next_command_understands(tmp_path, monkeypatch):
@@ -268,12 +252,11 @@ def test_options_reach_the_study(monkeypatch, tmp_path):
         seen.update(space=space, **arguments)
 
     monkeypatch.setattr("raydml.study.folder.create_study", create_study)
-    result = run(
+    done(
         *["sweep", "space.yaml", "--num-trials", "3", "--max-epochs", "7", "--seed", "5", "--name", "007"],
         *["--scheduler", "sync", "--data-root", "images", "--set", "trial.loss.beta=0.9", "--set", "study.seed=1"],
         *["--storage", "there"],
     )
-    assert result.exit_code == 0, result.output
     study = seen["space"].study
     assert (study.name, study.seed, study.search.num_trials, study.search.scheduler) == ("007", 5, 3, "sync")
     assert str(seen["space"].machine.data_root) == "images"
@@ -290,73 +273,50 @@ def test_options_reach_the_study(monkeypatch, tmp_path):
 
 def test_a_wrong_space_names_every_mistake_and_starts_nothing(tmp_path):
     (tmp_path / "space.yaml").write_text(SPACE.replace("margin}", "margn}").replace("num_trials: 1", "num_trials: 0"))
-    result = run("sweep", "space.yaml", "--storage", "there")
-    assert result.exit_code == 2
+    error = refused("sweep", "space.yaml", "--storage", "there")
     for words in ("space.yaml:5", "margn", "did you mean: margin", "space.yaml:1", "num_trials"):
-        assert words in result.stderr
+        assert words in error
     assert not (tmp_path / "there").exists()
 
 
 def test_a_stage_without_settings_is_refused(tmp_path):
     (tmp_path / "space.yaml").write_text(SPACE)
-    result = run("sweep", "space.yaml", "--stages", "search,confirm")
-    assert result.exit_code == 2
-    assert "study.confirm" in result.stderr
+    assert "study.confirm" in refused("sweep", "space.yaml", "--stages", "search,confirm")
 
 
 def test_dry_run_prints_the_study_and_makes_nothing(tmp_path):
     (tmp_path / "space.yaml").write_text(SPACE.replace("margin}", "margin, beta: {uniform: [0.5, 1.0]}}"))
-    result = run("sweep", "space.yaml", "--num-trials", "3", "--dry-run", "--set", "trial.sampler.classes_per_batch=2")
-    assert result.exit_code == 0, result.output
+    result = done("sweep", "space.yaml", "--num-trials", "3", "--dry-run", "--set", "trial.sampler.classes_per_batch=2")
     for words in ("search", "search-000", "search-002", "beta", "fingerprint"):
         assert words in result.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["space.yaml"]
 
 
+def scores(recall_at_1, map_at_r, half_width):
+    return {
+        "recall_at_1": {"mean": recall_at_1, "half_width": None},
+        "map_at_r": {"mean": map_at_r, "half_width": half_width},
+    }
+
+
+MIC = {"configuration": "aaaabbbbcccc", "recipe": "mic: margin, distance_weighted", "from_trial": "search-000"}
+SEARCHED = {"recipe": "margin", "best": None, "epoch_of_best": 3, "ended": "stopped_early"}
 SUMMARY = {
     "study": "digits",
     "metric": "val_map_at_r",
     "search": [
-        {
-            "trial": f"search-{n:03d}",
-            "recipe": "margin" if n else "mic: margin, distance_weighted",
-            "best": None if n == 6 else 0.9 - n / 10,
-            "epoch_of_best": None if n == 6 else 3,
-            "ended": "non_finite_loss" if n == 6 else "stopped_early",
-        }
-        for n in range(7)
+        {**SEARCHED, "trial": "search-000", "recipe": MIC["recipe"], "best": 0.9},
+        *({**SEARCHED, "trial": f"search-{n:03d}", "best": 0.9 - n / 10} for n in range(1, 6)),
+        {**SEARCHED, "trial": "search-006", "epoch_of_best": None, "ended": "non_finite_loss"},
     ],
-    "confirm": [
-        {
-            "configuration": "aaaabbbbcccc",
-            "recipe": "mic: margin, distance_weighted",
-            "from_trial": "search-000",
-            "mean": 0.8125,
-            "half_width": 0.015,
-            "num_runs": 4,
-        }
-    ],
+    "confirm": [{**MIC, "mean": 0.8125, "half_width": 0.015, "num_runs": 4}],
     "final": [
         {
-            "configuration": "aaaabbbbcccc",
-            "recipe": "mic: margin, distance_weighted",
-            "from_trial": "search-000",
-            "metrics": {
-                "recall_at_1": {"mean": 0.95, "half_width": None},
-                "map_at_r": {"mean": 0.7, "half_width": 0.01},
-            },
-            "untrained": {
-                "recall_at_1": {"mean": 0.51, "half_width": None},
-                "map_at_r": {"mean": 0.3, "half_width": 0.02},
-            },
-            "validation": {
-                "recall_at_1": {"mean": 0.97, "half_width": None},
-                "map_at_r": {"mean": 0.8125, "half_width": 0.015},
-            },
-            "untrained_validation": {
-                "recall_at_1": {"mean": 0.62, "half_width": None},
-                "map_at_r": {"mean": 0.4, "half_width": 0.03},
-            },
+            **MIC,
+            "metrics": scores(0.95, 0.7, 0.01),
+            "untrained": scores(0.51, 0.3, 0.02),
+            "validation": scores(0.97, 0.8125, 0.015),
+            "untrained_validation": scores(0.62, 0.4, 0.03),
         }
     ],
 }
@@ -365,29 +325,19 @@ SUMMARY = {
 def test_the_end_of_a_study(tmp_path, capsys):
     folder = make_study(tmp_path / "studies", "digits")
     (folder / "summary.json").write_text(json.dumps(SUMMARY))
-    events.append(
-        folder / "events.jsonl",
-        {"event": "model", "trial": None, "folder": "m", "checkpoint": "x", "name": "raydml-digits"},
-    )
+    model = {"event": "model", "trial": None, "folder": "m", "checkpoint": "x", "name": "raydml-digits"}
+    events.append(folder / "events.jsonl", model)
     studies.show_outcome("uv run launch.py", folder, studies.new_console())
     text = capsys.readouterr().out
     for words in (
-        "search-000 (mic: margin, distance_weighted)",
-        "0.8125 ± 0.0150",
-        "of 4 runs",
-        "0.950",
-        "0.510",
-        "0.700 ± 0.010",
-        "0.300 ± 0.020",
-        "0.400 ± 0.030",
+        *("search-000 (mic: margin, distance_weighted)", "0.8125 ± 0.0150", "of 4 runs", "0.950", "0.510"),
+        *("0.700 ± 0.010", "0.300 ± 0.020", "0.400 ± 0.030", "search-004"),
+        *("studies/digits", "http://127.0.0.1:9", "models:/raydml-digits@champion"),
     ):
         assert words in text
-    assert "search-004" in text
     assert "search-005" not in text
     for command in ("ui digits", "evaluate digits --on val", "export digits digits-model", "resume digits"):
-        assert f"uv run launch.py {command}\n" in text, "a command must stand alone on its line to be copied"
-    for words in ("studies/digits", "http://127.0.0.1:9", "models:/raydml-digits@champion"):
-        assert words in text
+        assert f"uv run launch.py {command}\n" in text, "a command must be alone on its line to be copied"
 
 
 def test_a_search_alone_has_an_end_too():
@@ -427,7 +377,7 @@ def test_status_lists_studies_and_shows_one(tmp_path):
     one = run("status", "second").output
     assert "contrastive" in one
     assert "0.4321" in one
-    assert run("status", "secnd").exit_code == 2
+    refused("status", "secnd")
     assert "no studies" in run("status", "--storage", "nowhere").output
 
 
@@ -441,43 +391,42 @@ def test_ui_opens_the_store_of_the_study_on_this_machine_only(tmp_path, monkeypa
         seen.append(command)
         return SimpleNamespace(returncode=0)
 
-    asked = []
-    monkeypatch.setattr(mlflow_store, "runs_page", lambda uri: asked.append(uri) or "/#/the/runs")
+    calls = []
+    monkeypatch.setattr(mlflow_store, "runs_page", lambda uri: calls.append(uri) or "/#/the/runs")
     monkeypatch.setattr(results.subprocess, "run", serve)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        refused = run("ui", "digits", "--port", str(port))
-        assert refused.exit_code == 2
-        assert str(port) in refused.stderr
+        assert str(port) in refused("ui", "digits", "--port", port)
         monkeypatch.setattr(results, "FIRST_PORT", port)
-        free = run("ui", "digits")
-    assert free.exit_code == 0
+        free = done("ui", "digits")
     assert f"http://127.0.0.1:{port}" not in free.output
     (command,) = seen
     assert command[command.index("--backend-store-uri") + 1] == f"sqlite:///{store}"
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert f"http://127.0.0.1:{command[-1]}/#/the/runs " in free.output
-    assert asked == [f"sqlite:///{store}"]
+    assert calls == [f"sqlite:///{store}"]
 
 
 def test_ui_makes_no_empty_store(tmp_path):
-    result = run("ui", "--storage", "nowhere")
-    assert result.exit_code == 2
-    assert "mlflow.db" in result.stderr
+    assert "mlflow.db" in refused("ui", "--storage", "nowhere")
     assert not (tmp_path / "nowhere").exists()
 
 
 # --- what can be written into a space -------------------------------------------------------------------------------
 
 
+def listed(kind):
+    return json.loads(run("list", kind, "--json").output)
+
+
 @pytest.mark.parametrize("kind", registry.KINDS)
 def test_list_shows_every_plugin_with_its_settings(kind):
-    listed = {row["name"]: row for row in json.loads(run("list", kind, "--json").output)}
-    assert tuple(sorted(listed)) == registry.names(kind)
+    rows = {row["name"]: row for row in listed(kind)}
+    assert tuple(sorted(rows)) == registry.names(kind)
     text = " ".join(run("list", kind).output.split())
-    for name, row in listed.items():
+    for name, row in rows.items():
         assert row["about"] in text
         assert row["source"] in text
         assert row["source"] or kind == "methods" or name == "uniform"
@@ -492,23 +441,23 @@ def test_list_shows_every_plugin_with_its_settings(kind):
 
 
 def test_list_says_what_fits():
-    def fits(kind):
-        return {row["name"]: row["fits"] for row in json.loads(run("list", kind, "--json").output)}
-
-    assert fits("losses")["multi_similarity"] == "takes pairs"
-    assert fits("losses")["arcface"] == "takes labels alone, no miner"
-    assert fits("miners")["hardest"] == "yields triplets"
-    assert fits("miners")["all"] == "yields pairs or triplet_ranges, by its settings"
-    assert fits("regularizers")["rho"] == "needs a miner that yields triplets"
-    assert fits("regularizers")["cross_batch_memory"] == "needs a loss that takes pairs"
-    assert fits("regularizers")["mdr"] == ""
+    for kind, expected in {
+        "losses": {"multi_similarity": "takes pairs", "arcface": "takes labels alone, no miner"},
+        "miners": {"hardest": "yields triplets", "all": "yields pairs or triplet_ranges, by its settings"},
+        "regularizers": {
+            "rho": "needs a miner that yields triplets",
+            "cross_batch_memory": "needs a loss that takes pairs",
+            "mdr": "",
+        },
+    }.items():
+        fits = {row["name"]: row["fits"] for row in listed(kind)}
+        assert {name: fits[name] for name in expected} == expected
 
 
 def test_list_says_types_and_limits():
-    listed = {row["name"]: row["settings"] for row in json.loads(run("list", "losses", "--json").output)}
-    assert [listed["margin"]["beta"][key] for key in ("type", "default")] == ["float > 0", "1.2"]
-    assert [listed["margin"]["class_beta"][key] for key in ("type", "default")] == ["bool", "true"]
-    schedules = {row["name"]: row["settings"] for row in json.loads(run("list", "schedules", "--json").output)}
+    margin, schedules = ({row["name"]: row["settings"] for row in listed(kind)} for kind in ("losses", "schedules"))
+    assert [margin["margin"]["beta"][key] for key in ("type", "default")] == ["float > 0", "1.2"]
+    assert [margin["margin"]["class_beta"][key] for key in ("type", "default")] == ["bool", "true"]
     milestones = {"type": "list of int >= 1", "default": "required", "about": ""}
     assert schedules["step"]["milestones"] == milestones
 
@@ -522,24 +471,19 @@ def test_list_says_types_and_limits():
     ],
 )
 def test_list_shows_the_closed_sets(kind, names):
-    assert {row["name"] for row in json.loads(run("list", kind, "--json").output)} >= names
+    assert {row["name"] for row in listed(kind)} >= names
 
 
-def test_schema_is_the_schema():
+def test_schema_is_printed_and_written_where_the_spaces_look_for_it(tmp_path, monkeypatch):
     from raydml.search_space.space import json_schema
 
-    as_json = json.loads(json.dumps(json_schema()))  # where a tuple is a list
-    assert json.loads(run("schema").output) == as_json
-
-
-def test_schema_is_written_where_the_spaces_look_for_it(tmp_path, monkeypatch):
-    from raydml.search_space.space import json_schema
-
+    schema = json.loads(json.dumps(json_schema()))  # where a tuple is a list
+    assert json.loads(run("schema").output) == schema
     monkeypatch.chdir(tmp_path)
     assert "there is no folder search_spaces here" in run("schema", "--write").stderr
     Path("search_spaces").mkdir()
     run("schema", "--write")
-    assert json.loads(Path("search_spaces/schema.json").read_text()) == json.loads(json.dumps(json_schema()))
+    assert json.loads(Path("search_spaces/schema.json").read_text()) == schema
 
 
 # --- one configuration, one model -----------------------------------------------------------------------------------
@@ -550,8 +494,7 @@ def trained(tmp_path_factory):
     """A checkpoint made by the `trial` command, and the epochs it printed."""
     folder = tmp_path_factory.mktemp("trained")
     config = write_trial(folder / "trial.json")
-    result = run("trial", config, "--json", "--save", str(folder / "checkpoint"))
-    assert result.exit_code == 0, result.output
+    result = done("trial", config, "--json", "--save", str(folder / "checkpoint"))
     return folder, [json.loads(row) for row in result.output.splitlines()]
 
 
@@ -590,21 +533,21 @@ def test_trial_finds_configurations_in_a_study(tmp_path):
         studies.read_trial("digits:search-002", Path("studies"), None)
 
 
-def test_trial_tells_a_space_from_a_trial_and_all_mistakes_at_once(tmp_path):
+def test_trial_recognises_a_search_space_and_names_all_mistakes_at_once(tmp_path):
     (tmp_path / "space.yaml").write_text(SPACE)
-    result = run("trial", "space.yaml")
-    assert result.exit_code == 2
-    assert "is a search space" in result.stderr
-    result = run("trial", write_trial(tmp_path / "wrong.json", epochs=0, sedd=1))
-    assert result.exit_code == 2
-    assert "epochs = 0" in result.stderr
-    assert "sedd" in result.stderr
+    error = refused("trial", "space.yaml")
+    assert "is a search space" in error
+    (tmp_path / "space.yaml").write_text("trial: {epochs: 2}\n")
+    cure = "has a key trial, as search spaces have. Cure: a file of one trial holds what is below"
+    assert cure in refused("trial", "space.yaml")
+    error = refused("trial", write_trial(tmp_path / "wrong.json", epochs=0, sedd=1))
+    assert "epochs = 0" in error
+    assert "sedd" in error
 
 
 def test_evaluate_gives_the_validation_numbers_of_the_best_epoch(trained):
     folder, epochs = trained
-    result = run("evaluate", str(folder / "checkpoint"), "--json")
-    assert result.exit_code == 0, result.output
+    result = done("evaluate", str(folder / "checkpoint"), "--json")
     report = json.loads(result.output)
     best = max(epochs, key=lambda row: row["val_map_at_r"])
     assert report["epoch"] == best["epoch"]
@@ -617,16 +560,12 @@ def test_evaluate_gives_the_validation_numbers_of_the_best_epoch(trained):
 
 def test_an_exported_model_scores_the_same(trained, tmp_path):
     folder, _ = trained
-    assert run("export", str(folder / "checkpoint"), "model").exit_code == 0
-    numbers = [
-        json.loads(run("evaluate", t, "--json").output)["metrics"] for t in (str(folder / "checkpoint"), "model")
-    ]
-    assert numbers[0] == numbers[1]
-    again = run("export", "model", "copy")
-    assert again.exit_code == 0
-    assert (tmp_path / "copy" / "model.safetensors").read_bytes() == (
-        folder / "checkpoint" / "weights.safetensors"
-    ).read_bytes()
+    done("export", str(folder / "checkpoint"), "model")
+    first, second = (json.loads(run("evaluate", t, "--json").output) for t in (folder / "checkpoint", "model"))
+    assert first["metrics"] == second["metrics"]
+    done("export", "model", "copy")
+    weights = (folder / "checkpoint" / "weights.safetensors").read_bytes()
+    assert (tmp_path / "copy" / "model.safetensors").read_bytes() == weights
     assert run("export", "model", "copy").exit_code == 2, "it would overwrite"
 
 
@@ -635,20 +574,20 @@ def test_every_read_of_the_test_classes_is_recorded(trained, tmp_path, monkeypat
     study = make_study(tmp_path / "studies", "digits")
     (study / "search").mkdir()
     shutil.copytree(folder / "checkpoint", study / "search" / "checkpoint")
-    told = []
-    tracking = SimpleNamespace(sync=lambda *arguments: told.append(arguments) or True)
+    synced = []
+    tracking = SimpleNamespace(sync=lambda *arguments: synced.append(arguments) or True)
     monkeypatch.setitem(sys.modules, "raydml.tracking.delivery", tracking)
     inside = "studies/digits/search/checkpoint"
-    assert run("evaluate", inside, "--on", "val").exit_code == 0
+    done("evaluate", inside, "--on", "val")
     assert not (study / "test_reads.jsonl").exists()
-    assert run("evaluate", inside, "--on", "test").exit_code == 0
+    done("evaluate", inside, "--on", "test")
     (read,) = (json.loads(row) for row in (study / "test_reads.jsonl").read_text().splitlines())
     assert read["purpose"] == "evaluate"
     assert read["checkpoint"].endswith("search/checkpoint")
     (event,) = events.read(study / "events.jsonl")
     assert event["event"] == "test_read"
-    assert len(told) == 1, "MLflow must hear of it"
-    assert run("evaluate", str(folder / "checkpoint"), "--on", "test").exit_code == 0
+    assert len(synced) == 1, "the read is recorded in MLflow too"
+    done("evaluate", str(folder / "checkpoint"), "--on", "test")
     assert len((tmp_path / "studies" / "test_reads.jsonl").read_text().splitlines()) == 1
 
 
@@ -694,49 +633,41 @@ def test_every_read_of_the_test_classes_by_a_model_from_mlflow_is_recorded_there
 
     at_opening = []
     monkeypatch.setattr(checkpoints, "evaluate_checkpoint", seen_before_opening)
-    assert run("evaluate", "models:/digits/1", "--on", "val").exit_code == 0
+    done("evaluate", "models:/digits/1", "--on", "val")
     assert (reads(run_id), rows(study), at_opening) == ([], [], [(0, 0)])
-    assert run("evaluate", "models:/digits/1", "--on", "test").exit_code == 0
+    done("evaluate", "models:/digits/1", "--on", "test")
     assert at_opening[1:] == [(1, 1)]
-    (told,) = reads(run_id)
+    (in_mlflow,) = reads(run_id)
     (row,) = rows(study)
-    assert told["checkpoint"] == row["checkpoint"] == "models:/digits/1"
-    assert told["commit"] == row["commit"]
+    assert in_mlflow["checkpoint"] == row["checkpoint"] == "models:/digits/1"
+    assert in_mlflow["commit"] == row["commit"]
     (event,) = [event for event in events.read(study / "events.jsonl") if event["event"] == "test_read"]
     assert event["checkpoint"] == "models:/digits/1"
     assert [read["checkpoint"] for read in reads(parent_id)] == ["models:/digits/1"], "the study's own run"
     assert rows(storage) == [], "one read, one record here"
     # The study does not lie in this storage: its run in MLflow hears of it all the same.
     away = ("--storage", "elsewhere", "--tracking-uri", uri)
-    assert run("evaluate", f"runs:/{run_id}", "--on", "test", *away).exit_code == 0
+    done("evaluate", f"runs:/{run_id}", "--on", "test", *away)
     assert at_opening[2:] == [(2, 2)]
     assert [read["checkpoint"] for read in reads(run_id)] == ["models:/digits/1", f"runs:/{run_id}"]
     assert [row["checkpoint"] for row in rows(tmp_path / "elsewhere")] == [f"runs:/{run_id}"]
     # A study of the same name that is another one.
     make_study(tmp_path / "other", "digits", study_id="1" * 32)
-    assert (
-        run("evaluate", f"runs:/{run_id}", "--on", "test", "--storage", "other", "--tracking-uri", uri).exit_code == 0
-    )
+    done("evaluate", f"runs:/{run_id}", "--on", "test", "--storage", "other", "--tracking-uri", uri)
     assert rows(tmp_path / "other" / "digits") == []
     assert len(rows(tmp_path / "other")) == 1
     # What cannot be recorded is not read.
     client.create_model_version("digits", source=version.source)
-    refused = run("evaluate", "models:/digits/2", "--on", "test")
-    assert refused.exit_code == 2
-    assert "registered without a run" in refused.stderr
+    assert "registered without a run" in refused("evaluate", "models:/digits/2", "--on", "test")
     assert len(at_opening) == 4
     assert len(rows(study)) == 1
 
 
 def test_evaluate_refuses_what_holds_no_model(tmp_path):
     (tmp_path / "empty").mkdir()
-    result = run("evaluate", "empty")
-    assert result.exit_code == 2
-    assert "no checkpoint and no exported model" in result.stderr
+    assert "no checkpoint and no exported model" in refused("evaluate", "empty")
     for command in ("evaluate", "resume", "sync", "report"):
-        refused = run(command, "nothing")
-        assert refused.exit_code == 2
-        assert "no study 'nothing'" in refused.stderr
+        assert "no study 'nothing'" in refused(command, "nothing")
 
 
 def test_evaluate_does_not_look_for_models_in_folders_below_the_one_that_was_named(tmp_path):
@@ -745,10 +676,3 @@ def test_evaluate_does_not_look_for_models_in_folders_below_the_one_that_was_nam
     (stranger / "model.json").write_text("{}")
     with pytest.raises(targets.CommandError, match="no checkpoint and no exported model"):
         targets.find_model(str(tmp_path), tmp_path / "studies", None, tmp_path)
-
-
-def test_trial_says_what_to_do_with_a_search_space(tmp_path):
-    (tmp_path / "space.yaml").write_text("trial: {epochs: 2}\n")
-    result = run("trial", str(tmp_path / "space.yaml"))
-    assert result.exit_code == 2
-    assert "has a key trial, as search spaces have. Cure: a file of one trial holds what is below" in result.output
