@@ -17,7 +17,6 @@ from PIL import Image
 from raydml.data.benchmarks import BENCHMARKS
 from raydml.data.catalog import DataError
 from raydml.data.download import LOCK_FILE, SOURCES, Archive, DownloadSource, install
-
 from tests.cli import commands
 from tests.data.file_server import Answer, file_server, ranges
 
@@ -229,7 +228,7 @@ def test_an_interrupted_download_goes_on_where_it_was(server, tmp_path, monkeypa
         # A shell that starts the tests in the background has them ignore Ctrl-C, and so would this child.
         "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import typer\nfrom raydml.cli import data, main\n"
-        "from raydml.data.sources import SOURCES, Archive, DownloadSource\n"
+        "from raydml.data.download import SOURCES, Archive, DownloadSource\n"
         f"SOURCES['cub200'] = {one!r}\n"
         "app = typer.Typer(cls=main.Commands)\napp.add_typer(data.data, name='data')\n"
         f"app(['data', 'download', 'cub200', '--root', {str(tmp_path)!r}])\n"
