@@ -99,7 +99,7 @@ class MIC(Method):
 
     idle_parameters_move: ClassVar[bool] = True
 
-    pseudo_labels: Tensor
+    surrogate_labels: Tensor
     num_initial_clusters: Tensor
 
     def __init__(
@@ -197,8 +197,14 @@ class MIC(Method):
         self.kmeans = KMeans(
             kmeans_iterations, kmeans_restarts, kmeans_points_per_centroid, kmeans_spherical, kmeans_seed
         )
-        self.register_buffer("pseudo_labels", torch.full((len(train_labels),), -1))
+        # Checkpoints hold the pseudo-labels under this older name: studies interrupted before the rename resume.
+        self.register_buffer("surrogate_labels", torch.full((len(train_labels),), -1))
         self.register_buffer("num_initial_clusters", torch.zeros((), dtype=torch.int64))  # 0: not clustered yet
+
+    @property
+    def pseudo_labels(self) -> Tensor:
+        """Pseudo-labels (N,) of the training images; -1 before the first clustering."""
+        return self.surrogate_labels
 
     @classmethod
     def check_settings(cls, sampler: Mapping[str, Any], **settings: Any) -> None:

@@ -114,7 +114,7 @@ def read_clusters(checkpoint_folder: Path, trial: Trial, train_labels: NDArray[n
     # All weights come from the checkpoint; compiling is not worth it for a few images.
     bare = trial.model_copy(update={"model": trial.model.model_copy(update={"weights": "none"}), "compile": False})
     method = parts.build_method(bare, train_labels, torch.device("cpu"))
-    name = "clusters" if isinstance(method, DivideConquer) else "pseudo_labels"
+    name = "clusters" if isinstance(method, DivideConquer) else "surrogate_labels"
     assignment = state[name].numpy().astype(np.int64)
     if len(assignment) != len(train_labels):
         raise ValueError(

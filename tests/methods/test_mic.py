@@ -627,6 +627,7 @@ def test_the_state_round_trips():
     method = clustered(images_of())
     other = method_of()
     other.load_state_dict(method.state_dict())
+    assert {"surrogate_labels", "num_initial_clusters"} <= set(other.state_dict())  # keys of earlier checkpoints
     assert torch.equal(other.pseudo_labels, method.pseudo_labels)
     plans = [each.plan_epoch(1, np.random.default_rng(1)) for each in (method, other)]
     for one, two in zip(*map(steps_of, plans), strict=True):

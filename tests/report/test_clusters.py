@@ -96,7 +96,7 @@ DIVIDE_CONQUER = {"name": "divide_conquer", "num_learners": 2, "finetune_from": 
 MIC = {"name": "mic", "num_clusters": 4}
 
 
-@pytest.mark.parametrize(("method", "buffer"), [(DIVIDE_CONQUER, "clusters"), (MIC, "pseudo_labels")])
+@pytest.mark.parametrize(("method", "buffer"), [(DIVIDE_CONQUER, "clusters"), (MIC, "surrogate_labels")])
 def test_a_checkpoint_keeps_the_clusters_and_their_space(method, buffer, tmp_path):
     trainer, folder = trained(method, tmp_path / "checkpoint_1")
     labels = np.array(trainer.train_images.labels)
