@@ -26,6 +26,7 @@ from raydml.images import pixels as pixels_module
 from raydml.images.cache import Images, Storage, free_memory_bytes, load_development, load_test
 from raydml.images.pixels import DecodedPixels, PackedPixels
 
+PHOTOGRAPHS = Path(__file__).parents[2].parent / "shared" / "data" / "grocery_small" / "images"
 SPLIT = {"test_fraction": 0.5, "val_fraction": 0.5, "num_folds": 2, "fold": None, "order": "sorted", "seed": 0}
 NUM_CLASSES, PER_CLASS = 8, 3  # a..d development (a, b train; c, d val), e..h test
 
@@ -746,3 +747,19 @@ class TestProcesses:
     ):
         development(root, cache_dir, "skip", **settings)
         assert reported == [(step, done, 12, "images") for step in steps for done in range(1, 13)]
+
+
+@pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="shared/data/grocery_small is not beside the repository")
+def test_photographs_are_read_as_by_pillow(cache_dir):
+    catalog = open_catalog("image_folder", PHOTOGRAPHS)
+    split = make_split(catalog, **{**SPLIT, "test_fraction": 0.9, "order": "shuffled"})
+    train, val = load_development(catalog, split, stored(cache_dir, resize_px=32))
+    assert len(train.pixels) + len(val.pixels) == 20 * 8  # 81 classes, ceil(72.9) = 73 of them test
+    assert np.bincount(val.labels).tolist() == [20] * 4
+    for images in (train, val):
+        for index in range(0, len(images.paths), 7):
+            with Image.open(PHOTOGRAPHS / images.paths[index]) as photo:
+                short = min(photo.size)
+                size = tuple(int(32 * side / short) for side in photo.size)
+                expected = np.asarray(photo.convert("RGB").resize(size, Image.Resampling.BILINEAR))
+            assert np.array_equal(images.pixels.read([index])[0], expected)
