@@ -10,6 +10,7 @@ from torch import Tensor
 
 from raydml.losses.arcface import ArcFace
 from tests.batches import proxy_batch
+from tests.losses.oracles import SharedWeight, check_library
 
 
 def _at_angle(theta: float) -> Tensor:
@@ -68,17 +69,10 @@ def test_pytorch_metric_learning(settings: dict[str, float]) -> None:
     points, labels = proxy_batch(1)
     in_degrees = {**settings, "margin": math.degrees(settings.get("margin", 0.5))}
     theirs, ours = ArcFaceLoss(5, 6, **in_degrees), ArcFace(5, 6, **settings).double()
-    with torch.no_grad():
-        # Nearly opposite to the own class vector, where the sum of angles exceeds pi.
-        points[:3] = -theirs.W.T[:3] + 0.05 * points[:3]
-        ours.weight.copy_(theirs.W.T)
-    copy = points.clone()
-    value, expected = ours(points.requires_grad_(), labels), theirs(copy.requires_grad_(), labels)
-    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12)
-    value.backward()
-    expected.backward()
-    torch.testing.assert_close(points.grad, copy.grad, rtol=1e-7, atol=1e-9)
-    torch.testing.assert_close(ours.weight.grad, theirs.W.grad.T, rtol=1e-7, atol=1e-9)
+    # Nearly opposite to the own class vector, where the sum of angles exceeds pi.
+    points[:3] = -theirs.W.detach().T[:3] + 0.05 * points[:3]
+    weight = SharedWeight(ours.weight, theirs.W)
+    check_library(ours, theirs, (points, labels), weight, gradient_rtol=1e-7, gradient_atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -102,8 +96,3 @@ def test_the_class_matrix_starts_as_that_of_normalized_softmax() -> None:
     assert weight.shape == (3000, 16)
     assert 0.24 < weight.abs().max().item() <= 0.25
     assert weight.std().item() == pytest.approx(0.25 / math.sqrt(3), rel=0.02)
-
-
-def test_a_miner_is_refused_with_a_cure() -> None:
-    with pytest.raises(ValueError, match="set miner to null"):
-        ArcFace(3, 4)(torch.eye(3, 4), torch.tensor([0, 1, 2]), (None, None))  # type: ignore[arg-type]

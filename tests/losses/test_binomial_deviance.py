@@ -7,9 +7,10 @@ import torch
 
 from raydml.losses.binomial_deviance import BinomialDeviance
 from raydml.miners.multi_similarity import MultiSimilarityMiner
-from raydml.ops.tuples import Pairs, all_pairs
+from raydml.ops.tuples import all_pairs
 from tests.batches import unit_batch
-from tests.golden_vectors import golden_case, golden_cases
+from tests.golden_vectors import golden_cases
+from tests.losses.oracles import check_golden, pairs_of, random_kinds
 
 # The value filter takes rounding of the anchor's own similarity for a positive; ours goes by index.
 CASES = golden_cases("deep_metric_binomial", lambda case: not case["requires_value_filter"])
@@ -30,29 +31,21 @@ def test_defaults_are_the_codes() -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_deep_metric(case: dict) -> None:
-    name = case["case"]
-    golden = golden_case("deep_metric_binomial", name)
-    points, labels = golden["embeddings"].requires_grad_(), golden["labels"].long()
     if case["mining"]:  # the mined path has the base 0.5 written into it
         loss = BinomialDeviance(alpha=case["beta"], beta=float(case["alpha"]), divide_by_scale=True)
-        pairs = MultiSimilarityMiner(epsilon=0.1)(points, labels)
+        tuples = MultiSimilarityMiner(epsilon=0.1)
     else:
-        loss, pairs = BinomialDeviance(beta=float(case["alpha"]), base=case["margin"]), None
-    value = loss(points, labels, pairs)
-    value.backward()
-    torch.testing.assert_close(value, golden["loss"], **case["tolerance"], check_dtype=False)
-    torch.testing.assert_close(points.grad, golden["grad"], **case["tolerance"], check_dtype=False)
+        loss, tuples = BinomialDeviance(beta=float(case["alpha"]), base=case["margin"]), None
+    check_golden(loss, "deep_metric_binomial", case, tuples)
 
 
 @pytest.mark.parametrize("divide_by_scale", [False, True])
 def test_a_slow_loop_over_chosen_pairs_with_references(divide_by_scale: bool) -> None:
     points, labels = unit_batch()
     memory = unit_batch(1)[0][:9] * 1.5
-    generator = torch.Generator().manual_seed(2)
-    kind = torch.randint(4, (14, 9), generator=generator)
-    kind[3], kind[5] = 0, 1
+    kind = random_kinds()
     loss = BinomialDeviance(alpha=1.7, beta=9.3, base=0.3, divide_by_scale=divide_by_scale)
-    value = loss(points, labels, Pairs(kind == 1, kind == 2), memory)
+    value = loss(points, labels, pairs_of(kind), memory)
     total = 0.0
     for i in range(14):
         for wanted, scale in ((1, -1.7), (2, 9.3)):
@@ -66,9 +59,6 @@ def test_a_slow_loop_over_chosen_pairs_with_references(divide_by_scale: bool) ->
 def test_settings_that_cannot_be_meant_are_refused() -> None:
     with pytest.raises(ValueError, match=r"alpha = 40, beta = 2: .* write alpha = 2, beta = 40"):
         BinomialDeviance(alpha=40, beta=2)
-    points, labels = unit_batch()
-    with pytest.raises(ValueError, match="a miner that yields pairs"):
-        BinomialDeviance()(points, labels, (labels, labels, labels, labels))  # type: ignore[arg-type]
 
 
 def test_it_does_not_overflow() -> None:

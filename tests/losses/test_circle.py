@@ -6,18 +6,11 @@ import pytest
 import torch
 from pytorch_metric_learning.losses import CircleLoss
 from pytorch_metric_learning.reducers import MeanReducer
-from torch import Tensor
 
 from raydml.losses.circle import Circle
 from raydml.ops.tuples import Pairs, all_pairs
 from tests.batches import uneven_batch
-
-
-def _value_and_gradient(loss: torch.nn.Module, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    leaf = points.clone().requires_grad_()
-    value = loss(leaf, labels)
-    value.backward()
-    return value.detach(), leaf.grad
+from tests.losses.oracles import check_library
 
 
 def test_by_hand() -> None:
@@ -38,12 +31,8 @@ def test_defaults_are_the_papers_for_fine_grained_retrieval() -> None:
 @pytest.mark.parametrize(("margin", "scale"), [(0.4, 80.0), (0.25, 16.0)])
 @pytest.mark.parametrize("seed", range(3))
 def test_pytorch_metric_learning(seed: int, margin: float, scale: float) -> None:
-    points, labels = uneven_batch(seed)
-    theirs = CircleLoss(m=margin, gamma=scale)
-    value, gradient = _value_and_gradient(Circle(margin=margin, scale=scale), points, labels)
-    expected, their_gradient = _value_and_gradient(theirs, points, labels)
-    torch.testing.assert_close(value, expected, rtol=1e-9, atol=0)
-    torch.testing.assert_close(gradient, their_gradient, rtol=1e-9, atol=1e-10)
+    ours, theirs = Circle(margin=margin, scale=scale), CircleLoss(m=margin, gamma=scale)
+    check_library(ours, theirs, uneven_batch(seed))
 
 
 def test_weights_are_constants_to_the_gradient() -> None:
@@ -97,9 +86,3 @@ def test_pytorch_metric_learning_leaves_zeros_out_of_its_mean() -> None:
     ours = Circle(scale=3e3)(points, labels)
     torch.testing.assert_close(CircleLoss(gamma=3e3, reducer=MeanReducer())(points, labels), ours, rtol=1e-9, atol=0)
     torch.testing.assert_close(CircleLoss(gamma=3e3)(points, labels), 3 * ours, rtol=1e-9, atol=0)
-
-
-def test_triplets_are_refused_with_a_cure() -> None:
-    points, labels = uneven_batch()
-    with pytest.raises(ValueError, match="a miner that yields pairs"):
-        Circle()(points, labels, (labels, labels, labels, labels))  # type: ignore[arg-type]

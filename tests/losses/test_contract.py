@@ -287,12 +287,15 @@ def test_it_compiles_without_a_break(name: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_tuples_of_the_wrong_kind_are_refused(name: str) -> None:
+def test_tuples_of_the_wrong_kind_are_refused_with_a_cure(name: str) -> None:
     loss = _build(name)
     points, labels = BATCHES["balanced"]
-    for kind, tuples in _all_kinds(points, labels).items():
+    accepted = " or ".join(loss.accepts)
+    cure = f"works on {accepted}, not on .*; choose a miner that yields {accepted}" if accepted else "set miner to null"
+    kinds = {**_all_kinds(points, labels), "no kind": (labels, labels, labels, labels)}
+    for kind, tuples in kinds.items():
         if kind not in loss.accepts:
-            with pytest.raises(ValueError, match="miner"):
+            with pytest.raises(ValueError, match=cure):
                 loss(points.float(), labels, tuples)
 
 

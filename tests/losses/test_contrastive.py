@@ -9,8 +9,8 @@ from torch import Tensor
 from raydml.losses.contrastive import Contrastive
 from raydml.ops.tuples import Pairs, Triplets, all_pairs
 from tests.batches import unit_batch
-from tests.golden_vectors import golden_case, golden_cases
-from tests.losses.triplet_lists import as_triplets, listed, random_ranges
+from tests.golden_vectors import golden_cases
+from tests.losses.oracles import check_golden, check_library, check_triplets
 
 # The release of 2019 takes itself as a positive where its own dot product is below 1; ours goes by index.
 CASES = golden_cases("deep_metric_contrastive", lambda case: not case["requires_value_filter"])
@@ -73,15 +73,9 @@ def test_triplets_against_a_slow_loop(average_over: str) -> None:
 
 @pytest.mark.parametrize(("inner", "outer"), [(0.0, 1.0), (0.3, 0.9), (0.0, 2.5)])
 def test_pytorch_metric_learning(inner: float, outer: float) -> None:
-    points, labels = unit_batch(dim=3)
     theirs = ContrastiveLoss(pos_margin=inner, neg_margin=outer, distance=LpDistance(normalize_embeddings=False))
     ours = Contrastive(positive_margin=inner, negative_margin=outer, average_over="active")
-    one, other = points.clone().requires_grad_(), points.clone().requires_grad_()
-    expected, value = theirs(one, labels), ours(other, labels)
-    torch.testing.assert_close(value, expected, rtol=1e-9, atol=0)
-    expected.backward()
-    value.backward()
-    torch.testing.assert_close(other.grad, one.grad, rtol=1e-7, atol=1e-12)
+    check_library(ours, theirs, unit_batch(dim=3))
 
 
 def test_embeddings_are_used_as_they_come() -> None:
@@ -118,12 +112,8 @@ def test_defaults_of_each_form(settings: dict) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_deep_metric_release(case: dict) -> None:
-    golden = golden_case("deep_metric_contrastive", case["case"])
-    points = golden["embeddings"].requires_grad_()
-    value = Contrastive(form="similarity", negative_margin=case["margin"])(points, golden["labels"])
-    value.backward()
-    torch.testing.assert_close(value, golden["loss"], **case["tolerance"])
-    torch.testing.assert_close(points.grad, golden["grad"], **case["tolerance"])
+    loss = Contrastive(form="similarity", negative_margin=case["margin"])
+    check_golden(loss, "deep_metric_contrastive", case)
 
 
 def _slow(rows: list[tuple[int, float, float]], size: int, average: str) -> float:
@@ -169,21 +159,12 @@ def test_every_form_and_average_against_a_slow_loop(form: str, average: str) -> 
         if i != j
     ]
     assert loss(points, labels).item() == pytest.approx(_slow(pairs, size, average), rel=1e-12)
-    ranges = random_ranges(points, labels)
-    rows = listed(ranges)
-    assert len(rows) > 2 * size
-    costs = [(a, _costs(points, a, p, form)[0], _costs(points, a, n, form)[1]) for a, p, n in rows]
-    expected = _slow(costs, size, average)
-    gradients = []
-    for tuples in (ranges, as_triplets(rows)):
-        leaf = points.clone().requires_grad_()
-        value = loss(leaf, labels, tuples)
-        assert value.item() == pytest.approx(expected, rel=1e-12)
-        value.backward()
-        gradients.append(leaf.grad)
-    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
-    few = loss(points, labels, as_triplets(rows[:20]))
-    assert few.item() == pytest.approx(_slow(costs[:20], size, average), rel=1e-12)
+
+    def slow(rows: list[tuple[int, int, int]]) -> float:
+        costs = [(a, _costs(points, a, p, form)[0], _costs(points, a, n, form)[1]) for a, p, n in rows]
+        return _slow(costs, size, average)
+
+    check_triplets(loss, points, labels, slow)
 
 
 def test_a_similarity_above_one_costs_nothing_to_a_positive() -> None:

@@ -8,6 +8,7 @@ from pytorch_metric_learning.losses import CosFaceLoss
 
 from raydml.losses.cosface import CosFace
 from tests.batches import proxy_batch
+from tests.losses.oracles import SharedWeight, check_library
 
 
 def test_by_hand() -> None:
@@ -41,17 +42,8 @@ def test_defaults_are_the_papers() -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"scale": 16.0}, {"margin": 0.1}, {"scale": 8.0, "margin": 0.0}])
 def test_pytorch_metric_learning(settings: dict[str, float]) -> None:
-    points, labels = proxy_batch(1)
     theirs, ours = CosFaceLoss(5, 6, **settings), CosFace(5, 6, **settings).double()
-    with torch.no_grad():
-        ours.weight.copy_(theirs.W.T)
-    copy = points.clone()
-    value, expected = ours(points.requires_grad_(), labels), theirs(copy.requires_grad_(), labels)
-    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12)
-    value.backward()
-    expected.backward()
-    torch.testing.assert_close(points.grad, copy.grad, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(ours.weight.grad, theirs.W.grad.T, rtol=1e-9, atol=1e-12)
+    check_library(ours, theirs, proxy_batch(1), SharedWeight(ours.weight, theirs.W))
 
 
 def test_the_class_matrix_starts_as_that_of_normalized_softmax() -> None:
@@ -71,8 +63,3 @@ def test_a_class_vector_of_length_zero_does_not_make_nan() -> None:
     value.backward()
     assert value.isfinite()
     assert loss.weight.grad.isfinite().all()
-
-
-def test_a_miner_is_refused_with_a_cure() -> None:
-    with pytest.raises(ValueError, match="set miner to null"):
-        CosFace(3, 4)(torch.eye(3, 4), torch.tensor([0, 1, 2]), (None, None))  # type: ignore[arg-type]

@@ -3,19 +3,12 @@
 import pytest
 import torch
 from pytorch_metric_learning.losses import FastAPLoss
-from torch import Tensor
 
 from raydml.losses import fast_ap
 from raydml.losses.fast_ap import FastAp
 from raydml.ops.tuples import Pairs, all_pairs
 from tests.batches import uneven_batch
-
-
-def _value_and_gradient(loss: torch.nn.Module, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    leaf = points.clone().requires_grad_()
-    value = loss(leaf, labels)
-    value.backward()
-    return value.detach(), leaf.grad
+from tests.losses.oracles import check_library, pairs_of, random_kinds, value_and_gradient
 
 
 def _slow(cosines: list[list[float]], kind: list[list[int]], num_bins: int) -> float:
@@ -53,27 +46,22 @@ def test_default_is_the_papers() -> None:
 @pytest.mark.parametrize("num_bins", [3, 10, 25])
 @pytest.mark.parametrize("seed", range(3))
 def test_pytorch_metric_learning(seed: int, num_bins: int) -> None:
-    points, labels = uneven_batch(seed)
-    value, gradient = _value_and_gradient(FastAp(num_bins=num_bins), points, labels)
-    expected, their_gradient = _value_and_gradient(FastAPLoss(num_bins=num_bins), points, labels)
-    torch.testing.assert_close(value, expected, rtol=1e-9, atol=0)
-    torch.testing.assert_close(gradient, their_gradient, rtol=1e-8, atol=1e-10)
+    check_library(FastAp(num_bins=num_bins), FastAPLoss(num_bins=num_bins), uneven_batch(seed))
 
 
 def test_a_slow_loop_over_chosen_pairs_with_references() -> None:
     points, memory = uneven_batch()[0], uneven_batch(1)[0][:9]
-    kind = torch.randint(4, (14, 9), generator=torch.Generator().manual_seed(2))
-    kind[3], kind[5], kind[6] = 0, 1, 2  # nothing, positives alone, negatives alone
+    kind = random_kinds()
     cosine = torch.nn.functional.cosine_similarity(points[:, None], memory[None], dim=2)
-    value = FastAp(num_bins=7)(points, torch.arange(14), Pairs(kind == 1, kind == 2), memory)
+    value = FastAp(num_bins=7)(points, torch.arange(14), pairs_of(kind), memory)
     assert value.item() == pytest.approx(_slow(cosine.tolist(), kind.tolist(), 7), rel=1e-12)
 
 
 def test_in_parts_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     points, labels = uneven_batch()
-    whole = _value_and_gradient(FastAp(), points, labels)
+    whole = value_and_gradient(FastAp(), points, labels)
     monkeypatch.setattr(fast_ap, "MOST_NUMBERS", 3 * 14 * 14)  # three centres at a time
-    for one, other in zip(_value_and_gradient(FastAp(), points, labels), whole, strict=True):
+    for one, other in zip(value_and_gradient(FastAp(), points, labels), whole, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-15)
 
 
@@ -90,9 +78,3 @@ def test_queries_without_positives_do_not_count() -> None:
     rows = slice(0, 12)  # the last two are alone in their classes
     some = FastAp()(points[rows], labels[rows], Pairs(*(mask[rows] for mask in pairs)), points)
     torch.testing.assert_close(FastAp()(points, labels), some, rtol=1e-12, atol=0)
-
-
-def test_triplets_are_refused_with_a_cure() -> None:
-    points, labels = uneven_batch()
-    with pytest.raises(ValueError, match="a miner that yields pairs"):
-        FastAp()(points, labels, (labels, labels, labels, labels))  # type: ignore[arg-type]

@@ -6,7 +6,8 @@ import torch
 from raydml.losses.hard_mining import HardMining
 from raydml.miners.multi_similarity import MultiSimilarityMiner
 from raydml.ops.tuples import Pairs
-from tests.golden_vectors import golden_case, golden_cases
+from tests.golden_vectors import golden_cases
+from tests.losses.oracles import check_golden
 
 # The value filter takes rounding of the anchor's own similarity for a positive; ours goes by index.
 CASES = golden_cases("deep_metric_hardmining", lambda case: not case["requires_value_filter"])
@@ -23,13 +24,7 @@ def test_by_hand() -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_deep_metric(case: dict) -> None:
-    name = case["case"]
-    golden = golden_case("deep_metric_hardmining", name)
-    points, labels = golden["embeddings"].requires_grad_(), golden["labels"].long()
-    value = HardMining()(points, labels, MultiSimilarityMiner(epsilon=case["mining_margin"])(points, labels))
-    value.backward()
-    torch.testing.assert_close(value, golden["loss"], **case["tolerance"], check_dtype=False)
-    torch.testing.assert_close(points.grad, golden["grad"], **case["tolerance"], check_dtype=False)
+    check_golden(HardMining(), "deep_metric_hardmining", case, MultiSimilarityMiner(epsilon=case["mining_margin"]))
 
 
 def test_references_and_anchors_with_one_side_or_none() -> None:
@@ -39,9 +34,3 @@ def test_references_and_anchors_with_one_side_or_none() -> None:
     negative = torch.tensor([[False, False], [False, True], [False, False]])
     value = HardMining()(points, torch.arange(3), Pairs(positive, negative), memory)
     assert value.item() == pytest.approx(((0.5 + 0.875) / 2 + 1.0) / 3, rel=1e-12)
-
-
-def test_triplets_are_refused_with_a_cure() -> None:
-    labels = torch.arange(3)
-    with pytest.raises(ValueError, match="a miner that yields pairs"):
-        HardMining()(torch.eye(3), labels, (labels, labels, labels, labels))  # type: ignore[arg-type]

@@ -11,13 +11,14 @@ from torch import Tensor
 from raydml.losses.lifted_structure import LiftedStructure
 from raydml.ops.tuples import Pairs, all_pairs
 from tests.batches import unit_batch
-from tests.golden_vectors import golden_case, golden_cases
-from tests.losses.triplet_lists import as_triplets
+from tests.golden_vectors import golden_cases
+from tests.losses.oracles import check_golden, check_library
+from tests.tuples import some_pairs
 
 CASES = golden_cases("deep_metric_lifted", lambda case: not case["requires_value_filter"])
 
 
-def _mined(points: Tensor, labels: Tensor, slack: float) -> Pairs:
+def _mined(points: Tensor, labels: Tensor, slack: float = 0.1) -> Pairs:
     """The release's mining: positives less similar than the hardest negative plus slack, and the other way round."""
     pairs = all_pairs(labels)
     positive, negative = torch.zeros_like(pairs.positive), torch.zeros_like(pairs.negative)
@@ -35,17 +36,12 @@ def _mined(points: Tensor, labels: Tensor, slack: float) -> Pairs:
 
 @pytest.mark.parametrize("case", CASES)
 def test_deep_metric_release(case: dict) -> None:
-    golden = golden_case("deep_metric_lifted", case["case"])
-    points, labels = golden["embeddings"].requires_grad_(), golden["labels"]
     if case["variant"] == "original":
         loss = LiftedStructure(margin=case["margin"], hardest_negative=case["hard"])
     else:
         loss = LiftedStructure(variant="modified", alpha=case["beta"], beta=case["alpha"])
     mined = case["variant"] == "modified" and case["hard"]
-    value = loss(points, labels, _mined(points.detach(), labels, 0.1) if mined else None)
-    value.backward()
-    torch.testing.assert_close(value, golden["loss"], **case["tolerance"])
-    torch.testing.assert_close(points.grad, golden["grad"], **case["tolerance"])
+    check_golden(loss, "deep_metric_lifted", case, _mined if mined else None)
 
 
 # On a line: 0 and 0.3 are one class, 0.7 another.
@@ -75,8 +71,7 @@ def test_modified_by_hand() -> None:
 @pytest.mark.parametrize("hardest", [True, False])
 def test_original_on_chosen_pairs_against_a_slow_loop(hardest: bool) -> None:
     points, labels = unit_batch(1)
-    generator = torch.Generator().manual_seed(0)
-    pairs = Pairs(*(mask & (torch.rand(mask.shape, generator=generator) < 0.4) for mask in all_pairs(labels)))
+    pairs = some_pairs(labels, 0.4)
     total, count, size = 0.0, 0, range(len(labels))
     for i in size:
         for j in size:
@@ -105,17 +100,11 @@ def test_a_positive_pair_without_negatives_costs_nothing_but_counts() -> None:
 @pytest.mark.parametrize("margin", [0.6, 1.0])
 @pytest.mark.parametrize("variant", ["original", "generalized"])
 def test_pytorch_metric_learning(variant: str, margin: float) -> None:
-    points, labels = unit_batch(2)
     theirs = {"original": LiftedStructureLoss, "generalized": GeneralizedLiftedStructureLoss}[variant](
         neg_margin=margin, distance=LpDistance(normalize_embeddings=False)
     )
     ours = LiftedStructure(variant=variant, margin=margin)  # type: ignore[arg-type]
-    one, other = points.clone().requires_grad_(), points.clone().requires_grad_()
-    expected, value = theirs(one, labels), ours(other, labels)
-    torch.testing.assert_close(value, expected, rtol=1e-9, atol=0)
-    expected.backward()
-    value.backward()
-    torch.testing.assert_close(other.grad, one.grad, rtol=1e-7, atol=1e-10)
+    check_library(ours, theirs, unit_batch(2))
 
 
 def test_defaults_are_those_of_the_sources() -> None:
@@ -152,11 +141,6 @@ def test_what_is_missing_never_makes_a_gradient_infinite(variant: str, labels: T
 def test_hardest_negative_belongs_to_the_original() -> None:
     with pytest.raises(ValueError, match=r"hardest_negative = True, variant = modified: .* write hardest_negative"):
         LiftedStructure(variant="modified", hardest_negative=True)
-
-
-def test_triplets_are_refused_with_a_cure() -> None:
-    with pytest.raises(ValueError, match="works on pairs, not on Triplets; choose a miner"):
-        LiftedStructure()(LINE, LABELS, as_triplets([(0, 1, 2)]))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

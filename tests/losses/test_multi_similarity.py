@@ -10,7 +10,8 @@ from raydml.losses.multi_similarity import MultiSimilarity
 from raydml.miners.multi_similarity import MultiSimilarityMiner
 from raydml.ops.tuples import Pairs, all_pairs
 from tests.batches import unit_batch
-from tests.golden_vectors import golden_case, golden_cases
+from tests.golden_vectors import golden_cases
+from tests.losses.oracles import check_golden
 
 # The value filter drops positives more alike than 1 - 1e-5; ours is by index (spec, section 1).
 CASES = golden_cases("deep_metric_multisimilarity", lambda case: not case["requires_value_filter"])
@@ -32,15 +33,9 @@ def test_defaults_are_the_release() -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_release_with_its_miner(case: dict) -> None:
-    name = case["case"]
-    golden = golden_case("deep_metric_multisimilarity", name)
-    points, labels = golden["embeddings"].requires_grad_(), golden["labels"].long()
     loss = MultiSimilarity(alpha=case["alpha_scale_pos"], beta=case["beta_scale_neg"], base=case["lambda_thresh"])
     miner = MultiSimilarityMiner(epsilon=case["epsilon_mining_margin"])
-    value = loss(points, labels, miner(points, labels, None))
-    value.backward()
-    torch.testing.assert_close(value, golden["loss"], **case["tolerance"], check_dtype=False)
-    torch.testing.assert_close(points.grad, golden["grad"], **case["tolerance"], check_dtype=False)
+    check_golden(loss, "deep_metric_multisimilarity", case, miner)
 
 
 def test_pytorch_metric_learning_without_a_miner() -> None:
@@ -89,12 +84,6 @@ def test_it_does_not_overflow() -> None:
     assert value.item() == pytest.approx(1e6, rel=1e-5)  # log(1 + e^x) = x for large x
     value.backward()
     assert points.grad.isfinite().all()
-
-
-def test_triplets_are_refused_with_a_cure() -> None:
-    points, labels = unit_batch()
-    with pytest.raises(ValueError, match="a miner that yields pairs"):
-        MultiSimilarity()(points, labels, (labels, labels, labels, labels))  # type: ignore[arg-type]
 
 
 def test_scales_that_look_swapped_are_refused_with_reason_and_cure() -> None:

@@ -10,7 +10,8 @@ from raydml.losses.n_pair import NPair
 from raydml.ops.tuples import Pairs, all_pairs
 from tests.batches import unit_batch
 from tests.golden_vectors import golden_case, golden_cases
-from tests.losses.triplet_lists import as_triplets
+from tests.losses.oracles import check_golden, check_library
+from tests.tuples import some_pairs
 
 
 def _one_pair_a_class(anchors: list[int], positives: list[int], size: int) -> Pairs:
@@ -25,23 +26,23 @@ def _one_pair_a_class(anchors: list[int], positives: list[int], size: int) -> Pa
 
 @pytest.mark.parametrize("case", golden_cases("mic_npair"))
 def test_releases(case: dict) -> None:
-    name = case["case"]
-    golden = golden_case("mic_npair", name)
-    points, labels, size = golden["emb"].requires_grad_(), golden["labels"], len(golden["emb"])
+    golden = golden_case("mic_npair", case["case"])
+    labels, size = golden["labels"], len(golden["emb"])
     if case["variant"] == "baselines":
         rows = golden["npairs"].tolist()
         pairs = _one_pair_a_class([row[0] for row in rows], [row[1] for row in rows], size)
         assert all(set(row[2:]) == set(pairs.negative[row[0]].nonzero().flatten().tolist()) for row in rows)
-        value = NPair(l2=case["l2"])(points, labels, pairs)
+        check_golden(NPair(l2=case["l2"]), "mic_npair", case, pairs)
     else:
         # The benchmark: any number of anchors, all other classes' items as negatives, a penalty of its own.
         positive = torch.zeros(size, size, dtype=torch.bool)
         positive[golden["anchors"], golden["positives"]] = True
-        value = NPair(l2=0)(points, labels, Pairs(positive, all_pairs(labels).negative))
-        value = value + case["l2"] * points.norm(dim=1).mean()
-    value.backward()
-    torch.testing.assert_close(value, golden["loss"], **case["tolerance"])
-    torch.testing.assert_close(points.grad, golden["grad_emb"], **case["tolerance"])
+        pairs = Pairs(positive, all_pairs(labels).negative)
+
+        def penalised(points: torch.Tensor, *rest: object) -> torch.Tensor:
+            return NPair(l2=0)(points, *rest) + case["l2"] * points.norm(dim=1).mean()
+
+        check_golden(penalised, "mic_npair", case, pairs)
 
 
 def test_by_hand() -> None:
@@ -56,8 +57,7 @@ def test_by_hand() -> None:
 def test_chosen_pairs_against_a_slow_loop() -> None:
     points, labels = unit_batch(1)
     points = points * torch.linspace(0.5, 2, len(points), dtype=torch.float64)[:, None]
-    generator = torch.Generator().manual_seed(0)
-    pairs = Pairs(*(mask & (torch.rand(mask.shape, generator=generator) < 0.5) for mask in all_pairs(labels)))
+    pairs = some_pairs(labels, 0.5)
     costs, size = [], range(len(labels))
     for a in size:
         for p in size:
@@ -73,15 +73,12 @@ def test_pytorch_metric_learning() -> None:
     anchors, positives = torch.tensor([0, 5, 2, 7]), torch.tensor([4, 1, 6, 3])
     theirs = NPairsLoss()
     theirs.distance.normalize_embeddings = False
-    one, other = (points * 2).requires_grad_(), (points * 2).requires_grad_()
-    none = anchors[:0]
-    expected = theirs(one, labels, (anchors, positives, none, none))
     pairs = _one_pair_a_class(anchors.tolist(), positives.tolist(), 8)
-    value = NPair(l2=0)(other, labels, pairs)
-    torch.testing.assert_close(value, expected, rtol=1e-9, atol=0)
-    expected.backward()
-    value.backward()
-    torch.testing.assert_close(other.grad, one.grad, rtol=1e-7, atol=1e-10)
+    check_library(
+        lambda *batch: NPair(l2=0)(*batch, pairs),
+        lambda *batch: theirs(*batch, (anchors, positives, anchors[:0], anchors[:0])),
+        (points * 2, labels),
+    )
 
 
 def test_the_default_penalty_is_that_of_the_baselines() -> None:
@@ -101,9 +98,3 @@ def test_references_stand_for_the_columns() -> None:
     pairs = Pairs(torch.tensor([[True, False, False]]), torch.tensor([[False, True, False]]))
     value = NPair(l2=0.1)(points, torch.tensor([0]), pairs, references=memory)
     assert value.item() == pytest.approx(math.log1p(math.exp(0.2 - 0.5)) + 0.1 * (1 + 0.25), rel=1e-6)
-
-
-def test_triplets_are_refused_with_a_cure() -> None:
-    points, labels = unit_batch()
-    with pytest.raises(ValueError, match="works on pairs, not on Triplets; choose a miner"):
-        NPair()(points, labels, as_triplets([(0, 4, 1)]))  # type: ignore[arg-type]

@@ -8,10 +8,11 @@ from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import NCALoss
 
 from raydml.losses.nca import NCA
-from raydml.ops.tuples import Pairs, all_pairs
+from raydml.ops.tuples import Pairs
 from tests.batches import unit_batch
-from tests.golden_vectors import golden_case, golden_cases
-from tests.losses.triplet_lists import as_triplets
+from tests.golden_vectors import golden_cases
+from tests.losses.oracles import check_golden, check_library
+from tests.tuples import as_triplets, some_pairs
 
 # The other variant is the code of 2019, which takes similarities for distances and so turns the objective round.
 CASES = golden_cases("deep_metric_nca", lambda case: case["variant"] == "distance")
@@ -19,12 +20,7 @@ CASES = golden_cases("deep_metric_nca", lambda case: case["variant"] == "distanc
 
 @pytest.mark.parametrize("case", CASES)
 def test_deep_metric_release(case: dict) -> None:
-    golden = golden_case("deep_metric_nca", case["case"])
-    points = golden["embeddings"].requires_grad_()
-    value = NCA(alpha=case["alpha"], nearest=case["K"])(points, golden["labels"])
-    value.backward()
-    torch.testing.assert_close(value, golden["loss"], **case["tolerance"])
-    torch.testing.assert_close(points.grad, golden["grad"], **case["tolerance"])
+    check_golden(NCA(alpha=case["alpha"], nearest=case["K"]), "deep_metric_nca", case)
 
 
 def test_by_hand() -> None:
@@ -40,8 +36,7 @@ def test_by_hand() -> None:
 @pytest.mark.parametrize("nearest", [None, 1, 3, 5, 8])
 def test_chosen_pairs_against_a_slow_loop(nearest: int | None) -> None:
     points, labels = unit_batch(1)
-    generator = torch.Generator().manual_seed(0)
-    pairs = Pairs(*(mask & (torch.rand(mask.shape, generator=generator) < 0.5) for mask in all_pairs(labels)))
+    pairs = some_pairs(labels, 0.5)
     costs, size = [], range(len(labels))
     for i in size:
         squares = [(points[i] - points[j]).square().sum().item() for j in size]
@@ -62,12 +57,7 @@ def test_pytorch_metric_learning(alpha: float) -> None:
     points, labels = unit_batch(2)
     labels[3] = 9  # without a positive: it does not count, there as here
     theirs = NCALoss(softmax_scale=alpha, distance=LpDistance(power=2, normalize_embeddings=False))
-    one, other = points.clone().requires_grad_(), points.clone().requires_grad_()
-    expected, value = theirs(one, labels), NCA(alpha=alpha)(other, labels)
-    torch.testing.assert_close(value, expected, rtol=1e-9, atol=0)
-    expected.backward()
-    value.backward()
-    torch.testing.assert_close(other.grad, one.grad, rtol=1e-7, atol=1e-10)
+    check_library(NCA(alpha=alpha), theirs, (points, labels))
 
 
 def test_defaults_are_the_papers() -> None:

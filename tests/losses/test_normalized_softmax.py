@@ -7,9 +7,10 @@ import torch
 from pytorch_metric_learning.losses import NormalizedSoftmaxLoss
 
 from raydml.losses.normalized_softmax import NormalizedSoftmax
-from tests.golden_vectors import golden_case, golden_facts
+from tests.golden_vectors import golden_cases, golden_facts
+from tests.losses.oracles import check_golden
 
-RELEASE = golden_facts("classification_normsoftmax")
+RULE = golden_facts("classification_normsoftmax")["init_invariant"]
 
 
 def test_by_hand() -> None:
@@ -22,29 +23,20 @@ def test_by_hand() -> None:
     assert loss(points, torch.tensor([0, 0])).item() == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("case", RELEASE["cases"], ids=lambda case: case["case"])
+@pytest.mark.parametrize("case", golden_cases("classification_normsoftmax"))
 def test_release(case: dict) -> None:
-    name = case["case"]
-    golden = golden_case("classification_normsoftmax", name)
     loss = NormalizedSoftmax(case["num_classes"], case["dim"], temperature=case["temperature"]).double()
-    loss.load_state_dict({"weight": golden["weight"]})
-    points = golden["embeddings"].requires_grad_()
-    value = loss(points, golden["labels"].long())
-    value.backward()
-    torch.testing.assert_close(value, golden["loss"], **RELEASE["tolerance"])
-    torch.testing.assert_close(points.grad, golden["grad_embeddings"], **RELEASE["tolerance"])
-    torch.testing.assert_close(loss.weight.grad, golden["grad_weight"], **RELEASE["tolerance"])
+    check_golden(loss, "classification_normsoftmax", case)
 
 
 def test_weights_start_as_in_the_release() -> None:
-    rule = RELEASE["init_invariant"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        loss = NormalizedSoftmax(rule["num_classes"], rule["dim"])
-    bound = 1 / math.sqrt(rule["dim"])
-    assert loss.temperature == rule["default_temperature"]
+        loss = NormalizedSoftmax(RULE["num_classes"], RULE["dim"])
+    bound = 1 / math.sqrt(RULE["dim"])
+    assert loss.temperature == RULE["default_temperature"]
     assert [key for key, _ in loss.named_parameters()] == ["weight"]  # no bias
-    assert loss.weight.shape == (rule["num_classes"], rule["dim"])
+    assert loss.weight.shape == (RULE["num_classes"], RULE["dim"])
     assert 0.99 * bound < loss.weight.abs().max().item() <= bound
     assert loss.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
     assert loss.weight.mean().item() == pytest.approx(0, abs=bound / 50)
@@ -67,8 +59,3 @@ def test_a_class_vector_of_length_zero_does_not_make_nan() -> None:
     value.backward()
     assert value.isfinite()
     assert loss.weight.grad.isfinite().all()
-
-
-def test_a_miner_is_refused_with_a_cure() -> None:
-    with pytest.raises(ValueError, match="set miner to null"):
-        NormalizedSoftmax(3, 4)(torch.eye(3, 4), torch.tensor([0, 1, 2]), (None, None))  # type: ignore[arg-type]

@@ -6,21 +6,13 @@ from typing import Literal
 import pytest
 import torch
 from pytorch_metric_learning.losses import NTXentLoss, SupConLoss
-from torch import Tensor
 
 from raydml.losses.nt_xent import NtXent
-from raydml.ops.tuples import Pairs
 from tests.batches import uneven_batch
+from tests.losses.oracles import check_library, pairs_of, random_kinds
 
 Form = Literal["nt_xent", "sup_con"]
 FORMS: tuple[Form, ...] = ("nt_xent", "sup_con")
-
-
-def _value_and_gradient(loss: torch.nn.Module, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    leaf = points.clone().requires_grad_()
-    value = loss(leaf, labels)
-    value.backward()
-    return value.detach(), leaf.grad
 
 
 def test_by_hand() -> None:
@@ -41,12 +33,9 @@ def test_defaults() -> None:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("form", FORMS)
 def test_pytorch_metric_learning(form: Form, seed: int, temperature: float) -> None:
-    points, labels = uneven_batch(seed)
     theirs = {"nt_xent": NTXentLoss, "sup_con": SupConLoss}[form](temperature=temperature)
-    value, gradient = _value_and_gradient(NtXent(temperature=temperature, form=form), points, labels)
-    expected, their_gradient = _value_and_gradient(theirs, points, labels)
-    torch.testing.assert_close(value, expected, rtol=1e-9, atol=0)
-    torch.testing.assert_close(gradient, their_gradient, rtol=1e-8, atol=1e-10)
+    ours = NtXent(temperature=temperature, form=form)
+    check_library(ours, theirs, uneven_batch(seed), gradient_rtol=1e-8, gradient_atol=1e-10)
 
 
 def test_the_forms_differ_with_more_than_one_positive() -> None:
@@ -58,9 +47,8 @@ def test_the_forms_differ_with_more_than_one_positive() -> None:
 def test_a_slow_loop_over_chosen_pairs_with_references(form: Form) -> None:
     points = uneven_batch()[0]
     memory = uneven_batch(1)[0][:9]
-    kind = torch.randint(4, (14, 9), generator=torch.Generator().manual_seed(2))
-    kind[3], kind[5], kind[6] = 0, 1, 2  # nothing, positives alone, negatives alone
-    value = NtXent(temperature=0.3, form=form)(points, torch.arange(14), Pairs(kind == 1, kind == 2), memory)
+    kind = random_kinds()
+    value = NtXent(temperature=0.3, form=form)(points, torch.arange(14), pairs_of(kind), memory)
     cosine = torch.nn.functional.cosine_similarity(points[:, None], memory[None], dim=2).tolist()
     means = []
     for i in range(14):
@@ -87,9 +75,3 @@ def test_it_does_not_overflow(form: Form) -> None:
     assert value.item() == pytest.approx((2000 + math.log(2)) / 2, rel=1e-5)
     value.backward()
     assert points.grad.isfinite().all()
-
-
-def test_triplets_are_refused_with_a_cure() -> None:
-    points, labels = uneven_batch()
-    with pytest.raises(ValueError, match="a miner that yields pairs"):
-        NtXent()(points, labels, (labels, labels, labels, labels))  # type: ignore[arg-type]

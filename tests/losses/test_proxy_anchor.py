@@ -8,6 +8,7 @@ from pytorch_metric_learning.losses import ProxyAnchorLoss
 
 from raydml.losses.proxy_anchor import ProxyAnchor
 from tests.batches import proxy_batch
+from tests.losses.oracles import SharedWeight, check_library
 
 
 def test_by_hand() -> None:
@@ -48,19 +49,10 @@ def test_defaults_are_the_papers() -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"alpha": 16.0}, {"delta": 0.3}, {"delta": 0.0}])
 def test_pytorch_metric_learning(settings: dict[str, float]) -> None:
-    points, labels = proxy_batch(1)
     named = {"delta": "margin"}
     theirs = ProxyAnchorLoss(7, 6, **{named.get(key, key): value for key, value in settings.items()})
     ours = ProxyAnchor(7, 6, **settings).double()
-    with torch.no_grad():
-        ours.proxies.copy_(theirs.proxies)
-    copy = points.clone()
-    value, expected = ours(points.requires_grad_(), labels), theirs(copy.requires_grad_(), labels)
-    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12)
-    value.backward()
-    expected.backward()
-    torch.testing.assert_close(points.grad, copy.grad, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(ours.proxies.grad, theirs.proxies.grad, rtol=1e-9, atol=1e-12)
+    check_library(ours, theirs, proxy_batch(1), SharedWeight(ours.proxies, theirs.proxies, torch.Tensor.clone))
 
 
 def test_it_does_not_overflow() -> None:
@@ -79,8 +71,3 @@ def test_proxies_start_by_the_he_rule_over_the_classes() -> None:
     assert proxies.shape == (3000, 16)
     assert proxies.std().item() == pytest.approx(theirs.std().item(), rel=0.02)
     assert proxies.abs().max().item() > 3 * theirs.std().item()  # not uniform
-
-
-def test_a_miner_is_refused_with_a_cure() -> None:
-    with pytest.raises(ValueError, match="set miner to null"):
-        ProxyAnchor(3, 4)(torch.eye(3, 4), torch.tensor([0, 1, 2]), (None, None))  # type: ignore[arg-type]

@@ -8,7 +8,8 @@ from pytorch_metric_learning.losses import ProxyNCALoss
 
 from raydml.losses.proxy_nca import ProxyNCA
 from tests.batches import proxy_batch
-from tests.golden_vectors import golden_case, golden_cases
+from tests.golden_vectors import golden_cases
+from tests.losses.oracles import SharedWeight, check_golden, check_library
 
 
 def test_by_hand() -> None:
@@ -24,16 +25,9 @@ def test_by_hand() -> None:
 
 @pytest.mark.parametrize("case", golden_cases("mic_proxynca"))
 def test_release(case: dict) -> None:
-    golden = golden_case("mic_proxynca", case["case"])
     loss = ProxyNCA(case["num_proxies"], case["embedding_dim"]).double()
     assert loss.scale == case["scale"]
-    loss.load_state_dict({"proxies": golden["proxies"]})
-    points = golden["emb"].requires_grad_()
-    value = loss(points, golden["labels"])
-    value.backward()
-    torch.testing.assert_close(value, golden["loss"], **case["tolerance"])
-    torch.testing.assert_close(points.grad, golden["grad_emb"], **case["tolerance"])
-    torch.testing.assert_close(loss.proxies.grad, golden["grad_proxies"], **case["tolerance"])
+    check_golden(loss, "mic_proxynca", case)
 
 
 @pytest.mark.parametrize("scale", [3.0, 1.5])
@@ -41,18 +35,13 @@ def test_pytorch_metric_learning(scale: float) -> None:
     """Theirs has the own proxy in the sum: an item's loss there is log(1 + exp(its loss here))."""
     points, labels = proxy_batch()
     theirs, ours = ProxyNCALoss(5, 6, softmax_scale=scale**2), ProxyNCA(5, 6, scale=scale).double()
-    with torch.no_grad():
-        ours.proxies.copy_(theirs.proxies)
-    copy = points.clone()
-    points.requires_grad_()
-    each = torch.stack([ours(points[i : i + 1], labels[i : i + 1]) for i in range(13)])
-    torch.testing.assert_close(ours(points, labels), each.mean())
-    value, expected = each.exp().log1p().mean(), theirs(copy.requires_grad_(), labels)
-    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12)
-    value.backward()
-    expected.backward()
-    torch.testing.assert_close(points.grad, copy.grad, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(ours.proxies.grad, theirs.proxies.grad, rtol=1e-9, atol=1e-12)
+
+    def each(points: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return torch.stack([ours(points[i : i + 1], labels[i : i + 1]) for i in range(13)])
+
+    torch.testing.assert_close(ours(points, labels), each(points, labels).mean())
+    weight = SharedWeight(ours.proxies, theirs.proxies, torch.Tensor.clone)
+    check_library(lambda *batch: each(*batch).exp().log1p().mean(), theirs, (points, labels), weight)
 
 
 def test_proxies_start_normal_with_deviation_an_eighth() -> None:
@@ -67,8 +56,3 @@ def test_proxies_start_normal_with_deviation_an_eighth() -> None:
 def test_a_single_class_is_refused_with_the_reason() -> None:
     with pytest.raises(ValueError, match="num_classes = 1 leaves none: train on two classes"):
         ProxyNCA(1, 4)
-
-
-def test_a_miner_is_refused_with_a_cure() -> None:
-    with pytest.raises(ValueError, match="set miner to null"):
-        ProxyNCA(3, 4)(torch.eye(3, 4), torch.tensor([0, 1, 2]), (None, None))  # type: ignore[arg-type]

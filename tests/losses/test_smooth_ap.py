@@ -11,6 +11,7 @@ from raydml.losses import smooth_ap
 from raydml.losses.smooth_ap import SmoothAp
 from raydml.ops.tuples import Pairs, all_pairs
 from tests.batches import uneven_batch
+from tests.losses.oracles import pairs_of, random_kinds, value_and_gradient
 
 
 def _slow(cosine: Tensor, kind: Tensor, temperature: float) -> Tensor:
@@ -27,13 +28,6 @@ def _slow(cosine: Tensor, kind: Tensor, temperature: float) -> Tensor:
         if positives:
             losses.append(1 - sum(terms) / len(terms))
     return torch.stack(losses).mean()
-
-
-def _value_and_gradient(loss: torch.nn.Module, points: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
-    leaf = points.clone().requires_grad_()
-    value = loss(leaf, *rest)
-    value.backward()
-    return value.detach(), leaf.grad
 
 
 def test_by_hand() -> None:
@@ -55,8 +49,8 @@ def test_pytorch_metric_learning_where_an_anchor_retrieves_itself(seed: int, tem
     points, labels = uneven_batch(seed)[0][:9], torch.arange(9) // 3
     same = labels[:, None] == labels
     pairs = Pairs(same, ~same)
-    value, gradient = _value_and_gradient(SmoothAp(temperature=temperature), points, labels, pairs)
-    expected, their_gradient = _value_and_gradient(SmoothAPLoss(temperature=temperature), points, labels)
+    value, gradient = value_and_gradient(SmoothAp(temperature=temperature), points, labels, pairs)
+    expected, their_gradient = value_and_gradient(SmoothAPLoss(temperature=temperature), points, labels)
     # Theirs keeps the precisions in float32.
     torch.testing.assert_close(value, expected, rtol=1e-6, atol=0, check_dtype=False)
     torch.testing.assert_close(gradient, their_gradient, rtol=1e-5, atol=1e-6, check_dtype=False)
@@ -69,20 +63,19 @@ def test_a_slow_loop_over_chosen_pairs_with_references(most_differences: int, mo
     """At once, five anchors at a time, and four columns of one anchor at a time."""
     monkeypatch.setattr(smooth_ap, "MOST_DIFFERENCES", most_differences)
     points, memory = uneven_batch()[0], uneven_batch(1)[0][:9]
-    kind = torch.randint(4, (14, 9), generator=torch.Generator().manual_seed(2))
-    kind[3], kind[5], kind[6] = 0, 1, 2  # nothing, positives alone, negatives alone
-    pairs = Pairs(kind == 1, kind == 2)
-    value, gradient = _value_and_gradient(SmoothAp(temperature=0.1), points, torch.arange(14), pairs, memory)
-    leaf = points.clone().requires_grad_()
-    expected = _slow(torch.nn.functional.cosine_similarity(leaf[:, None], memory[None], dim=2), kind, 0.1)
-    expected.backward()
-    torch.testing.assert_close(value, expected.detach(), rtol=1e-10, atol=0)
-    torch.testing.assert_close(gradient, leaf.grad, rtol=1e-8, atol=1e-10)
+    kind = random_kinds()
+    pairs = pairs_of(kind)
+    value, gradient = value_and_gradient(SmoothAp(temperature=0.1), points, torch.arange(14), pairs, memory)
+    expected, slow_gradient = value_and_gradient(
+        lambda leaf: _slow(torch.nn.functional.cosine_similarity(leaf[:, None], memory[None], dim=2), kind, 0.1), points
+    )
+    torch.testing.assert_close(value, expected, rtol=1e-10, atol=0)
+    torch.testing.assert_close(gradient, slow_gradient, rtol=1e-8, atol=1e-10)
 
 
 def test_the_gradient_through_both_sides_of_a_batch() -> None:
     points, labels = uneven_batch()
-    value, gradient = _value_and_gradient(SmoothAp(temperature=0.05), points, labels)
+    value, gradient = value_and_gradient(SmoothAp(temperature=0.05), points, labels)
     leaf = points.clone().requires_grad_()
     unit = torch.nn.functional.normalize(leaf)
     positive, negative = all_pairs(labels)
@@ -107,9 +100,3 @@ def test_cold_it_is_average_precision() -> None:
         precisions.append(sum(found / rank for found, rank in enumerate(ranks, 1)) / len(ranks))
     value = SmoothAp(temperature=1e-6)(points, labels)
     assert value.item() == pytest.approx(1 - sum(precisions) / 12, rel=1e-9)
-
-
-def test_triplets_are_refused_with_a_cure() -> None:
-    points, labels = uneven_batch()
-    with pytest.raises(ValueError, match="a miner that yields pairs"):
-        SmoothAp()(points, labels, (labels, labels, labels, labels))  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from torch import Tensor
 from raydml.losses.snr_contrastive import SNRContrastive
 from raydml.ops.tuples import Pairs, all_pairs
 from tests.batches import unit_batch
-from tests.losses.triplet_lists import as_triplets, listed, random_ranges
+from tests.losses.oracles import check_triplets
 
 
 def _ratio(points: Tensor, a: int, x: int) -> float:
@@ -41,17 +41,17 @@ def test_by_hand() -> None:
 @pytest.mark.parametrize("average", ["all", "active"])
 def test_triplets_and_ranges_against_a_slow_loop(average: str) -> None:
     points, labels = unit_batch(1)
-    ranges = random_ranges(points, labels)
-    rows = listed(ranges)
     loss = SNRContrastive(positive_margin=0.4, negative_margin=2.2, zero_mean=0.01, average_over=average)  # type: ignore[arg-type]
     penalty = statistics.fmean(abs(sum(row)) for row in points.tolist())
-    for some, tuples in [(rows, ranges), (rows, as_triplets(rows)), (rows[:11], as_triplets(rows[:11]))]:
-        pulled = [max(0.0, _ratio(points, a, p) - 0.4) for a, p, _ in some]
-        pushed = [max(0.0, 2.2 - _ratio(points, a, n)) for a, _, n in some]
+
+    def slow(rows: list[tuple[int, int, int]]) -> float:
+        pulled = [max(0.0, _ratio(points, a, p) - 0.4) for a, p, _ in rows]
+        pushed = [max(0.0, 2.2 - _ratio(points, a, n)) for a, _, n in rows]
         if average == "active":
             pulled, pushed = [x for x in pulled if x], [x for x in pushed if x]
-        expected = statistics.fmean(pulled) + statistics.fmean(pushed) + 0.01 * penalty
-        assert loss(points, labels, tuples).item() == pytest.approx(expected, rel=1e-12)
+        return statistics.fmean(pulled) + statistics.fmean(pushed) + 0.01 * penalty
+
+    check_triplets(loss, points, labels, slow)
 
 
 @pytest.mark.parametrize("zero_mean", [0.0, 0.1])
@@ -118,9 +118,3 @@ def test_references_stand_for_the_columns() -> None:
     expected = _ratio(both, 3, 15) + max(0.0, 3 - _ratio(both, 7, 16))
     value = SNRContrastive(negative_margin=3.0, zero_mean=0)(points, labels, pairs, references=memory)
     assert value.item() == pytest.approx(expected, rel=1e-12)
-
-
-def test_other_things_than_tuples_are_refused_with_a_cure() -> None:
-    points, labels = unit_batch()
-    with pytest.raises(ValueError, match="choose a miner"):
-        SNRContrastive()(points, labels, labels)  # type: ignore[arg-type]

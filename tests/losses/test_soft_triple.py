@@ -9,6 +9,7 @@ from pytorch_metric_learning.regularizers import SparseCentersRegularizer
 
 from raydml.losses.soft_triple import SoftTriple
 from tests.batches import proxy_batch, random_points
+from tests.losses.oracles import SharedWeight, check_library
 
 
 def _unit(row: list[float]) -> list[float]:
@@ -58,19 +59,11 @@ def test_defaults_are_the_papers() -> None:
     "settings", [{}, {"num_centers": 3}, {"scale": 5.0}, {"gamma": 1.0}, {"margin": 0.5}, {"margin": 0.0}]
 )
 def test_pytorch_metric_learning_without_the_regulariser(settings: dict[str, float]) -> None:
-    points, labels = proxy_batch(1)
     named = {"num_centers": "centers_per_class", "scale": "la"}
     theirs = SoftTripleLoss(5, 6, **{named.get(key, key): value for key, value in settings.items()})
     ours = SoftTriple(5, 6, tau=0.0, **settings).double()  # type: ignore[arg-type]
-    with torch.no_grad():
-        ours.centers.copy_(theirs.fc.T.unflatten(0, (5, -1)))
-    copy = points.clone()
-    value, expected = ours(points.requires_grad_(), labels), theirs(copy.requires_grad_(), labels)
-    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12)
-    value.backward()
-    expected.backward()
-    torch.testing.assert_close(points.grad, copy.grad, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(ours.centers.grad.flatten(end_dim=1), theirs.fc.grad.T, rtol=1e-9, atol=1e-12)
+    weight = SharedWeight(ours.centers, theirs.fc, lambda centers: centers.T.unflatten(0, (5, -1)))
+    check_library(ours, theirs, proxy_batch(1), weight)
 
 
 def test_pytorch_metric_learnings_regulariser() -> None:
@@ -139,8 +132,3 @@ def test_centers_start_as_in_the_release() -> None:
         theirs = torch.nn.init.kaiming_uniform_(torch.empty(16, 200 * 10), a=math.sqrt(5))
     assert centers.std().item() == pytest.approx(theirs.std().item(), rel=0.02)
     assert centers.abs().max().item() == pytest.approx(theirs.abs().max().item(), rel=0.02)
-
-
-def test_a_miner_is_refused_with_a_cure() -> None:
-    with pytest.raises(ValueError, match="set miner to null"):
-        SoftTriple(3, 4)(torch.eye(3, 4), torch.tensor([0, 1, 2]), (None, None))  # type: ignore[arg-type]

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from raydml.losses.softmax import Softmax
-from tests.golden_vectors import golden_case, golden_cases
+from tests.golden_vectors import golden_cases
+from tests.losses.oracles import check_golden
 
 
 def test_by_hand() -> None:
@@ -22,16 +23,7 @@ def test_by_hand() -> None:
 
 @pytest.mark.parametrize("case", golden_cases("mic_crossentropy"))
 def test_release(case: dict) -> None:
-    golden = golden_case("mic_crossentropy", case["case"])
-    loss = Softmax(case["n_classes"], case["dim"]).double()
-    loss.load_state_dict({"weight": golden["weight"], "bias": golden["bias"]})
-    points = golden["emb"].requires_grad_()
-    value = loss(points, golden["labels"])
-    value.backward()
-    torch.testing.assert_close(value, golden["loss"], **case["tolerance"])
-    torch.testing.assert_close(points.grad, golden["grad_emb"], **case["tolerance"])
-    torch.testing.assert_close(loss.weight.grad, golden["grad_weight"], **case["tolerance"])
-    torch.testing.assert_close(loss.bias.grad, golden["grad_bias"], **case["tolerance"])
+    check_golden(Softmax(case["n_classes"], case["dim"]).double(), "mic_crossentropy", case)
 
 
 def test_it_starts_as_a_linear_layer() -> None:
@@ -50,8 +42,3 @@ def test_float32_parameters_serve_float64_embeddings() -> None:
     value = loss(points, labels)
     assert value.dtype == torch.float64
     torch.testing.assert_close(value, loss.double()(points, labels))
-
-
-def test_a_miner_is_refused_with_a_cure() -> None:
-    with pytest.raises(ValueError, match="set miner to null"):
-        Softmax(3, 4)(torch.eye(3, 4), torch.tensor([0, 1, 2]), (None, None))  # type: ignore[arg-type]

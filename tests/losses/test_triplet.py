@@ -8,34 +8,35 @@ from pytorch_metric_learning.reducers import AvgNonZeroReducer, MeanReducer
 from torch import Tensor
 
 from raydml.losses.triplet import Triplet
-from raydml.ops.tuples import TripletRanges, Triplets, all_pairs
+from raydml.ops.tuples import TripletRanges, all_pairs
 from tests.batches import unit_batch
-from tests.golden_vectors import golden_case, golden_facts
-from tests.losses.triplet_lists import as_triplets, every_triplet, listed, random_ranges
+from tests.golden_vectors import golden_case, golden_cases
+from tests.losses.oracles import check_golden, check_library, value_and_gradient
+from tests.tuples import as_triplets, every_triplet, listed, random_ranges
 
-MIC = golden_facts("mic_triplet")
-MDR = golden_facts("mdr_triplet")
 FORMS = [(squared, average) for squared in (True, False) for average in ("all", "active")]
 
 
-def _slow(points: Tensor, rows: list[tuple[int, int, int]], *, margin: float, squared: bool, average: str) -> Tensor:
-    """The definition, triplet by triplet; in the graph of the points."""
+def _slow(points: Tensor, rows: list[tuple[int, int, int]], loss: Triplet) -> Tensor:
+    """The definition with the settings of the loss, triplet by triplet; in the graph of the points."""
     costs = []
     for a, p, n in rows:
         pulled, pushed = (points[a] - points[p]).square().sum(), (points[a] - points[n]).square().sum()
-        if not squared:
+        if not loss.squared:
             pulled, pushed = pulled.sqrt(), pushed.sqrt()
-        costs.append((pulled - pushed + margin).clamp(min=0))
-    if average == "active":
+        costs.append((pulled - pushed + loss.margin).clamp(min=0))
+    if loss.average_over == "active":
         costs = [cost for cost in costs if cost > 0]
     return torch.stack(costs).mean() if costs else points.sum() * 0
 
 
-def _value_and_gradient(loss: Triplet, points: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
-    leaf = points.clone().requires_grad_()
-    value = loss(leaf, *rest)
-    value.backward()
-    return value, leaf.grad
+def _check_slow(loss: Triplet, points: Tensor, labels: Tensor, ways: list, rows: list[tuple[int, int, int]]) -> None:
+    """Compare value and gradient of each way of giving these triplets with the slow loop."""
+    expected, slow_gradient = value_and_gradient(_slow, points, rows, loss)
+    for tuples in ways:
+        value, gradient = value_and_gradient(loss, points, labels, tuples)
+        torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
+        torch.testing.assert_close(gradient, slow_gradient, rtol=1e-9, atol=1e-12)
 
 
 # On a line: the anchor at 0, its positive at 1; negatives at 1.05 (squared 1.1025) and at 3.
@@ -62,44 +63,31 @@ def test_by_hand(settings: dict, expected: float) -> None:
         assert Triplet(**settings)(LINE, labels, tuples).item() == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("case", MIC["hyperparameters"], ids=lambda case: f"c{case['case']}")
+@pytest.mark.parametrize("case", golden_cases("mic_triplet"))
 def test_mic_release(case: dict) -> None:
-    name = f"c{case['case']}"
-    golden = golden_case("mic_triplet", name)
-    triplets = as_triplets([tuple(row) for row in golden["triplets"].tolist()])
-    value, gradient = _value_and_gradient(Triplet(margin=case["margin"]), golden["emb"], golden["labels"], triplets)
-    torch.testing.assert_close(value, golden["loss"], **MIC["tolerance"])
-    torch.testing.assert_close(gradient, golden["grad_emb"], **MIC["tolerance"])
+    rows = golden_case("mic_triplet", case["case"])["triplets"].tolist()
+    check_golden(Triplet(margin=case["margin"]), "mic_triplet", case, as_triplets([tuple(row) for row in rows]))
 
 
-@pytest.mark.parametrize("case", MDR["hyperparameters"])
-def test_mdr_release(case: str) -> None:
+@pytest.mark.parametrize("case", golden_cases("mdr_triplet"))
+def test_mdr_release(case: dict) -> None:
     """Its 1e-6 on every difference is the same as moving the anchors by it, and only the anchors."""
-    settings = MDR["hyperparameters"][case]
-    golden = golden_case("mdr_triplet", case)
+    golden = golden_case("mdr_triplet", case["case"])
     points, labels, size = golden["E"], golden["labels"], len(golden["E"])
-    loss = Triplet(margin=settings["margin"], squared=False)
-    rows = zip(*(golden[key].tolist() for key in ("anchor", "positive", "negative")), strict=True)
+    loss = Triplet(margin=case["margin"], squared=False)
+    rows = list(zip(*(golden[key].tolist() for key in ("anchor", "positive", "negative")), strict=True))
     moved = as_triplets([(a, size + p, size + n) for a, p, n in rows])
-    value, gradient = _value_and_gradient(
-        loss, torch.cat([points + settings["eps"], points]), torch.cat([labels, labels]), moved
-    )
-    torch.testing.assert_close(value, golden["loss"], **MDR["tolerance"])
-    torch.testing.assert_close(gradient[:size] + gradient[size:], golden["grad_E"], **MDR["tolerance"])
-    plain = Triplets(moved.anchor, moved.positive - size, moved.negative - size, moved.valid)
-    torch.testing.assert_close(loss(points, labels, plain), golden["loss"], rtol=1e-4, atol=0)
+    value, gradient = value_and_gradient(loss, torch.cat([points + case["eps"], points]), labels.repeat(2), moved)
+    torch.testing.assert_close(value, golden["loss"], **case["tolerance"])
+    torch.testing.assert_close(gradient[:size] + gradient[size:], golden["grad_E"], **case["tolerance"])
+    torch.testing.assert_close(loss(points, labels, as_triplets(rows)), golden["loss"], rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize(("squared", "average"), FORMS)
 def test_all_triplets_against_a_slow_loop(squared: bool, average: str) -> None:
     points, labels = unit_batch()
-    loss = Triplet(margin=0.3, squared=squared, average_over=average)  # type: ignore[arg-type]
-    value, gradient = _value_and_gradient(loss, points, labels)
-    slow = points.clone().requires_grad_()
-    expected = _slow(slow, every_triplet(labels), margin=0.3, squared=squared, average=average)
-    expected.backward()
-    torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
-    torch.testing.assert_close(gradient, slow.grad, rtol=1e-9, atol=1e-12)
+    rows = every_triplet(labels)
+    _check_slow(Triplet(margin=0.3, squared=squared, average_over=average), points, labels, [None], rows)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("squared", "average"), FORMS)
@@ -110,15 +98,9 @@ def test_ranges_and_lists_against_a_slow_loop(squared: bool, average: str, seed:
     rows = listed(ranges)
     assert len(rows) > 2 * len(points)
     loss = Triplet(squared=squared, average_over=average)  # type: ignore[arg-type]
-    slow = points.clone().requires_grad_()
-    expected = _slow(slow, rows, margin=0.2, squared=squared, average=average)
-    expected.backward()
-    for tuples in (ranges, as_triplets(rows)):
-        value, gradient = _value_and_gradient(loss, points, labels, tuples)
-        torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
-        torch.testing.assert_close(gradient, slow.grad, rtol=1e-9, atol=1e-12)
+    _check_slow(loss, points, labels, [ranges, as_triplets(rows)], rows)
     few = loss(points, labels, as_triplets(rows[:9]))
-    torch.testing.assert_close(few, _slow(points, rows[:9], margin=0.2, squared=squared, average=average))
+    torch.testing.assert_close(few, _slow(points, rows[:9], loss))
 
 
 @pytest.mark.parametrize("squared", [True, False])
@@ -168,18 +150,11 @@ def test_invalid_triplets_do_not_count() -> None:
 @pytest.mark.parametrize("power", [1, 2])
 @pytest.mark.parametrize("average", ["all", "active"])
 def test_pytorch_metric_learning(power: int, average: str) -> None:
-    points, labels = unit_batch(3)
     reducer = MeanReducer() if average == "all" else AvgNonZeroReducer()
-    theirs = TripletMarginLoss(
-        margin=0.1, distance=LpDistance(power=power, normalize_embeddings=False), reducer=reducer
-    )
+    distance = LpDistance(power=power, normalize_embeddings=False)
+    theirs = TripletMarginLoss(margin=0.1, distance=distance, reducer=reducer)
     ours = Triplet(margin=0.1, squared=power == 2, average_over=average)  # type: ignore[arg-type]
-    leaf = points.clone().requires_grad_()
-    expected = theirs(leaf, labels)
-    expected.backward()
-    value, gradient = _value_and_gradient(ours, points, labels)
-    torch.testing.assert_close(value, expected, rtol=1e-9, atol=0)
-    torch.testing.assert_close(gradient, leaf.grad, rtol=1e-7, atol=1e-10)
+    check_library(ours, theirs, unit_batch(3))
 
 
 def test_defaults_are_facenets() -> None:
@@ -193,9 +168,3 @@ def test_an_easy_batch_costs_exactly_nothing() -> None:
     assert value.item() == 0
     value.backward()
     assert not points.grad.any()
-
-
-def test_pairs_are_refused_with_a_cure() -> None:
-    points, labels = unit_batch()
-    with pytest.raises(ValueError, match="triplets or triplet_ranges, not on Pairs; choose a miner"):
-        Triplet()(points, labels, all_pairs(labels))  # type: ignore[arg-type]

@@ -10,7 +10,8 @@ from raydml.losses.weight import Weight
 from raydml.miners.multi_similarity import MultiSimilarityMiner
 from raydml.ops.tuples import Pairs
 from tests.batches import unit_batch
-from tests.golden_vectors import golden_case, golden_cases
+from tests.golden_vectors import golden_cases
+from tests.losses.oracles import check_golden
 
 CASES = golden_cases("deep_metric_weight", lambda case: not case["requires_value_filter"])
 
@@ -34,15 +35,9 @@ def test_defaults_are_the_run_scripts() -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_deep_metric(case: dict) -> None:
-    name = case["case"]
-    golden = golden_case("deep_metric_weight", name)
-    points, labels = golden["embeddings"].requires_grad_(), golden["labels"].long()
     loss = Weight(alpha=case["beta"], beta=float(case["alpha"]), base=case["base"])
-    pairs = MultiSimilarityMiner(epsilon=case["mining_margin"])(points, labels) if case["mining"] else None
-    value = loss(points, labels, pairs)
-    value.backward()
-    torch.testing.assert_close(value, golden["loss"], **case["tolerance"], check_dtype=False)
-    torch.testing.assert_close(points.grad, golden["grad"], **case["tolerance"], check_dtype=False)
+    tuples = MultiSimilarityMiner(epsilon=case["mining_margin"]) if case["mining"] else None
+    check_golden(loss, "deep_metric_weight", case, tuples)
 
 
 @pytest.mark.parametrize("mined", [False, True])
@@ -57,6 +52,3 @@ def test_it_is_twice_the_multi_similarity_loss(mined: bool) -> None:
 def test_settings_that_cannot_be_meant_are_refused() -> None:
     with pytest.raises(ValueError, match=r"alpha = 40, beta = 2: .* write alpha = 2, beta = 40"):
         Weight(alpha=40, beta=2)
-    points, labels = unit_batch()
-    with pytest.raises(ValueError, match="a miner that yields pairs"):
-        Weight()(points, labels, (labels, labels, labels, labels))  # type: ignore[arg-type]

@@ -1,9 +1,9 @@
-"""Ranges of triplets and the lists they stand for, written out by loops."""
+"""Pairs and triplets of a batch, made and listed by loops."""
 
 import torch
 from torch import Tensor
 
-from raydml.ops.tuples import TripletRanges, Triplets
+from raydml.ops.tuples import Pairs, TripletRanges, Triplets, all_pairs
 
 
 def every_triplet(labels: Tensor) -> list[tuple[int, int, int]]:
@@ -15,6 +15,12 @@ def every_triplet(labels: Tensor) -> list[tuple[int, int, int]]:
 def as_triplets(rows: list[tuple[int, int, int]]) -> Triplets:
     anchor, positive, negative = torch.tensor(rows, dtype=torch.int64).reshape(-1, 3).T
     return Triplets(anchor, positive, negative, torch.ones_like(anchor, dtype=torch.bool))
+
+
+def some_pairs(labels: Tensor, share: float) -> Pairs:
+    """About this share of all pairs, at random."""
+    generator = torch.Generator().manual_seed(0)
+    return Pairs(*(mask & (torch.rand(mask.shape, generator=generator) < share) for mask in all_pairs(labels)))
 
 
 def random_ranges(points: Tensor, labels: Tensor, seed: int = 0) -> TripletRanges:
@@ -34,8 +40,15 @@ def random_ranges(points: Tensor, labels: Tensor, seed: int = 0) -> TripletRange
     return TripletRanges(positive, order, start, stop)
 
 
-def listed(ranges: TripletRanges) -> list[tuple[int, int, int]]:
-    """The triplets that the ranges stand for."""
-    positive, order, start, stop = (column.tolist() for column in ranges)
+def listed(tuples: Triplets | TripletRanges) -> list[tuple[int, int, int]]:
+    """The valid triplets, or those of the ranges, one by one."""
+    if isinstance(tuples, Triplets):
+        return [(a, p, n) for a, p, n, valid in zip(*(c.tolist() for c in tuples), strict=True) if valid]
+    positive, order, start, stop = (column.tolist() for column in tuples)
     size = range(len(positive))
     return [(a, p, order[a][r]) for a in size for p in size if positive[a][p] for r in range(start[a][p], stop[a][p])]
+
+
+def where(mask: Tensor) -> set[tuple[int, int]]:
+    """The (row, column) of each true entry."""
+    return {(i, j) for i, j in mask.nonzero().tolist()}
