@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 from raydml.cli.arguments import CommandError, new_console, program_of
+from raydml.ops.progress import report_progress
 
 data = typer.Typer(no_args_is_help=True, help="List, download and check benchmark data sets.")
 
@@ -74,8 +71,7 @@ def download(
             f"Make the folder {root / name} and put there: {benchmark.layout}.\nThen: {then}"
         )
     try:
-        with _bar(_Rate(lambda number: decimal(int(number)), "/s")) as show:
-            install(source, root, progress=show, report=_report, accepted_sha256=sha256)
+        install(source, root, progress=_show_bytes, report=_report, accepted_sha256=sha256)
     except NotServed as error:
         files = ", ".join(archive.file_name for archive in source.archives)
         raise CommandError(
@@ -98,10 +94,8 @@ def check(
     from raydml.data.check import check_benchmark
     from raydml.images.decoding import fault_of
 
-    with _bar(_Rate("{:,.0f}".format, " images/s")) as show:
-        report = check_benchmark(
-            name, root, fault_of=None if quick else fault_of, progress=lambda done, total: show("checking", done, total)
-        )
+    show = partial(report_progress, "checking", unit="images")
+    report = check_benchmark(name, root, fault_of=None if quick else fault_of, progress=show)
     for line in report.lines:
         typer.echo(line)
     if not report.ok:
@@ -112,31 +106,5 @@ def _report(text: str) -> None:
     typer.echo(text, err=True)
 
 
-class _Rate(ProgressColumn):
-    """``310.2 MB of 1.2 GB  8.1 MB/s`` or ``3,120 of 11,788  840 images/s``"""
-
-    def __init__(self, text_of: Callable[[float], str], unit: str) -> None:
-        super().__init__()
-        self._text_of = text_of
-        self._unit = unit
-
-    def render(self, task: Task) -> Text:
-        total = "" if task.total is None else f" of {self._text_of(task.total)}"
-        rate = "" if task.speed is None else f"  {self._text_of(task.speed)}{self._unit}"
-        return Text(f"{self._text_of(task.completed)}{total}{rate}")
-
-
-@contextmanager
-def _bar(rate: ProgressColumn) -> Iterator[Callable[[str, int, int | None], None]]:
-    """Yield a function of (stage, done, total) that shows a bar for each stage, if stderr is a terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), rate, TimeRemainingColumn(compact=True))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def show(stage: str, done: int, total: int | None) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage)
-            bar.update(tasks[stage], completed=done, total=total)
-
-        yield show
+def _show_bytes(stage: str, done: int, total: int | None) -> None:
+    report_progress(stage, done, total, "bytes")

@@ -17,19 +17,26 @@ _progress_logger = logging.getLogger("raydml.progress")
 
 
 class StepProgress(NamedTuple):
-    """The name of a step ("embedding"), how many of how many units are done, and the unit ("images")."""
+    """The name of a step ("embedding"), how many of how many units are done, and the unit ("images").
+
+    total: None where it is not known.
+    """
 
     name: str
     done: int
-    total: int
+    total: int | None
     unit: str
 
+    @property
+    def ended(self) -> bool:
+        return self.total is not None and self.done >= self.total
 
-def report_progress(name: str, done: int, total: int, unit: str) -> None:
+
+def report_progress(name: str, done: int, total: int | None, unit: str) -> None:
     """Report the progress of a step. The last one has done equal to total. Nearly free without a handler."""
     if _progress_logger.isEnabledFor(logging.DEBUG):
         progress = StepProgress(name, done, total, unit)
-        _progress_logger.debug("%s: %d of %d %s", *progress, extra={"progress": progress})
+        _progress_logger.debug("%s: %d of %s %s", *progress, extra={"progress": progress})
 
 
 def with_progress(name: str, items: Iterable[Item], total: int, unit: str) -> Iterator[Item]:
@@ -59,13 +66,14 @@ class ProgressLines(logging.Handler):
             return
         now_s = self._clock()
         begin_s, line_s = self._times.pop(progress.name, (now_s, now_s))
-        if progress.done >= progress.total:
+        if progress.ended:
             return
         if now_s - line_s >= LINE_EVERY_S:
             line_s = now_s
             name, done, total, unit = progress
             rate = done / (now_s - begin_s)
-            _logger.info("%s: %s of %s %s (%s/s)", name, f"{done:,}", f"{total:,}", unit, f"{rate:,.0f}")
+            whole = "" if total is None else f" of {total:,}"
+            _logger.info("%s: %s%s %s (%s/s)", name, f"{done:,}", whole, unit, f"{rate:,.0f}")
         self._times[progress.name] = begin_s, line_s
 
 

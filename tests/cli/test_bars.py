@@ -72,10 +72,20 @@ def shown(seconds, *, terminal=True):
 def test_a_bar_shows_what_how_far_and_how_fast():
     middle, bars = shown([0, 2, 4])
     assert "embedding" in middle
-    assert "600/1200" in middle
+    assert "600 of 1,200" in middle
     assert "300 images/s" in middle
     assert bars._bars is None, "over"
     assert bars._tasks == {}
+
+
+def test_bytes_are_shown_in_words_also_without_a_total():
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    bars = StepBars(console, clock=iter([0, 2]).__next__)
+    for done in (0, 3_000_000):
+        bars.emit(record_of(StepProgress("downloading", done, None, "bytes")))
+    bars._bars.refresh()
+    assert "3.0 MB  1.5 MB/s" in console.file.getvalue()
+    bars.close()
 
 
 def test_no_bar_for_a_short_step_nor_without_a_terminal():
