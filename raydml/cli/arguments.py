@@ -1,18 +1,25 @@
-"""Arguments that several commands share, and the names of studies and paths in messages."""
+"""Arguments and options that several commands share, and the models that a TARGET names."""
 
 from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
 
 from raydml.cli import tables
 
+if TYPE_CHECKING:
+    from raydml.config.trial import Machine
+    from raydml.tracking.models import Origin
+
 STORAGE = Path("studies")
+DELIVERY_S = 20.0  # longest wait of an evaluation for MLflow
 
 StorageOption = Annotated[Path, typer.Option(metavar="DIR", help="Folder that holds the studies.")]
 AddressOption = Annotated[
@@ -23,6 +30,14 @@ TrackingUri = Annotated[
     str | None,
     typer.Option(
         metavar="URI", envvar="MLFLOW_TRACKING_URI", help="MLflow store; without one, DIR/mlflow.db.", show_envvar=True
+    ),
+]
+DataRoot = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the images, if they were moved.")]
+ModelTarget = Annotated[
+    str,
+    typer.Argument(
+        metavar="TARGET",
+        help="A study (its winner), runs:/ID/..., models:/NAME/VERSION, a checkpoint or an exported model.",
     ),
 ]
 
@@ -42,27 +57,6 @@ def study_argument(folder: Path) -> str:
     return shlex.quote(folder.name if folder.resolve() == default else tables.short_path(folder))
 
 
-def embedded_store(storage: Path) -> str:
-    """The MLflow store of a study without a tracking URI."""
-    from raydml.tracking.store import default_uri
-
-    return default_uri(storage)
-
-
-def age_of(folder: Path) -> float:
-    """Seconds since the last event of a study."""
-    path = folder / "events.jsonl"
-    return time.time() - (path if path.exists() else folder / "study.json").stat().st_mtime
-
-
-def registered_model(folder: Path) -> str | None:
-    """Return the name under which the study's winner was registered, from its events."""
-    from raydml.study.events import read_state
-
-    models = read_state(folder).models
-    return models[-1].name if models else None
-
-
 def new_console() -> Console:
     """A console on standard output that prints brackets as they are and does not colour numbers."""
     return Console(markup=False, highlight=False)
@@ -71,3 +65,175 @@ def new_console() -> Console:
 def echo(console: Console, text: str) -> None:
     """Print text unchanged: no markup, no colours, no line breaks by rich."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def refuse_used(argument: str, folder: Path) -> None:
+    """Raise CommandError unless a folder is new or empty."""
+    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
+        raise CommandError(f"{argument} exists and is not empty. Cure: name a new folder")
+
+
+@contextmanager
+def writing(argument: str, kind: str = "folder") -> Iterator[None]:
+    """Turn an OSError about the folder or file of an argument into a CommandError."""
+    try:
+        yield
+    except OSError as error:
+        raise CommandError(f"{argument}: {error}. Cure: a {kind} that can be written") from error
+
+
+# --- trained models ---------------------------------------------------------------------------------------------------
+
+
+class FoundModel(NamedTuple):
+    """A trained model on this machine.
+
+    folder: a checkpoint or an exported model. study: the study in this storage that it belongs to, or None. origin:
+    the MLflow run that it was fetched from, or None.
+    """
+
+    folder: Path
+    study: Path | None
+    is_checkpoint: bool
+    origin: Origin | None = None
+
+
+def find_model(target: str, storage: Path, tracking_uri: str | None, scratch: Path) -> FoundModel:
+    """Find the model that TARGET names; a model in MLflow is downloaded into ``scratch``. Raises CommandError."""
+    if target.startswith(("runs:/", "models:/")):
+        from raydml.tracking.models import origin_of, resolve_checkpoint
+        from raydml.tracking.store import default_uri
+
+        uri = tracking_uri or default_uri(storage)
+        fetched, origin = resolve_checkpoint(target, uri, scratch), origin_of(target, uri)
+        return model_below(fetched, target, study_here(origin, storage))._replace(origin=origin)
+    path = Path(target)
+    if path.is_dir() and not (path / "study.json").exists():
+        return model_below(path, target, study_above(path), deep=False)
+    from raydml.study.folder import find_study
+    from raydml.study.results import find_winner
+
+    name, colon, key = target.rpartition(":")
+    if colon and key.startswith(("search-", "confirm-")):
+        study = find_study(name, storage)
+        return FoundModel(checkpoint_of(study, key), study, True)
+    study = find_study(target, storage)
+    return FoundModel(find_winner(study).checkpoint, study, True)
+
+
+def study_above(path: Path) -> Path | None:
+    """The folder of the study that a path is inside of, or None."""
+    return next((parent for parent in path.absolute().parents if (parent / "study.json").exists()), None)
+
+
+def checkpoint_of(study: Path, key: str) -> Path:
+    """The newest intact checkpoint of one trial of a study. Raises CommandError if there is none."""
+    from raydml.study.folder import newest_checkpoint
+
+    recorded_trial(study, key)  # refuses an unknown trial
+    found = newest_checkpoint(study, key.split("-")[0], key)
+    if found is None:
+        raise CommandError(
+            f"study {study.name!r}: {key} has no intact checkpoint. Checkpoints of losing trials are deleted; "
+            "study.keep_checkpoints is the number of trials that keep theirs"
+        )
+    return found
+
+
+def study_here(origin: Origin, storage: Path) -> Path | None:
+    """The folder of the study that a downloaded model comes from, or None if it is not in this storage."""
+    from raydml.study.folder import read_study
+
+    folder = storage / origin.study
+    if not origin.study_id or not (folder / "study.json").exists():
+        return None
+    return folder if read_study(folder)["study_id"] == origin.study_id else None  # the same name alone is not enough
+
+
+def model_below(folder: Path, target: str, study: Path | None, *, deep: bool = True) -> FoundModel:
+    """Find the model in a folder: a checkpoint, the newest intact checkpoint of a trial, or an exported model.
+
+    ``deep``: also search the folders below, as in an artifact of MLflow. A folder that the user named is not searched
+    deeply: it could hold models of other studies. Raises CommandError if there is none.
+    """
+    from raydml.inference.export import is_exported
+    from raydml.training import checkpoint
+
+    inside = folder.rglob("manifest.json") if deep else folder.glob("checkpoint_*/manifest.json")
+    parents = [folder, *sorted({path.parent.parent for path in inside})]
+    for candidate in [folder, *(checkpoint.newest_intact(parent) for parent in parents)]:
+        if candidate is not None and checkpoint.is_intact(candidate):
+            return FoundModel(candidate, study, True)
+    below = sorted({path.parent for path in folder.rglob("*.safetensors")}) if deep else []
+    for candidate in [folder, *below]:
+        if is_exported(candidate):
+            return FoundModel(candidate, study, False)
+    raise CommandError(
+        f"TARGET = {target!r}: no checkpoint and no exported model in it. "
+        "Cure: a folder with manifest.json or config.json, a study, runs:/ID/checkpoint or models:/NAME/VERSION"
+    )
+
+
+def deliver(study: Path, patience_s: float) -> str:
+    """Send the undelivered events of a study to MLflow. Returns "" on success, else the reason for the failure."""
+    from raydml.study.folder import read_study
+    from raydml.tracking.delivery import sync
+    from raydml.tracking.store import TrackingError
+
+    specification = read_study(study)
+    try:
+        delivered = sync(study / "events.jsonl", specification["tracking_uri"], specification["name"], patience_s)
+    except TrackingError as error:
+        return str(error)
+    return "" if delivered else "it does not answer"
+
+
+def deliver_test_read(study: Path) -> None:
+    """Send the record of a test read to MLflow; print a note if that has to wait."""
+    if reason := deliver(study, DELIVERY_S):
+        typer.echo(f"note: the read is recorded in the study and reaches MLflow later: {reason}", err=True)
+
+
+def record_test_read(found: FoundModel | None, target: str, storage: Path, images: str = "") -> Any:
+    """Record that test classes are about to be read, and return the key that opens them.
+
+    The record goes to the study of the model, or, where the study is not in this storage, to test_reads.jsonl beside
+    the studies. For a model from MLflow it goes to its run first; if that fails, nothing is read. images: a description
+    of other images than the model's own test classes, or "".
+    """
+    from raydml.data.seal import TestReads
+    from raydml.study import events
+    from raydml.training import checkpoint
+
+    commit = checkpoint.git_commit() or "unknown"
+    study, origin = (None, None) if found is None else (found.study, found.origin)
+    where = target if found is None or study is None or origin is not None else str(found.folder)
+    where += f" on {images}" if images else ""
+    read = {"time": time.time(), "event": "test_read", "stage": "evaluate", "trial": None}
+    read |= {"checkpoint": where, "commit": commit}
+    if origin is not None:
+        from raydml.tracking.models import log_test_read
+
+        log_test_read(origin, read)
+    reads = TestReads((study or storage) / "test_reads.jsonl")
+    key = reads.record(purpose="evaluate", checkpoint=where, commit=commit)
+    if study is not None:
+        events.append(study / "events.jsonl", read)
+    return key
+
+
+def recorded_trial(folder: Path, key: str) -> dict[str, Any]:
+    """The configuration of a planned trial of the search, or of any trial that has started. Raises CommandError."""
+    from raydml.study.events import read_state
+    from raydml.study.folder import read_study
+
+    planned = {f"search-{index:03d}": trial for index, trial in enumerate(read_study(folder)["trials"])}
+    started = {trial.trial: trial.config for trial in read_state(folder).trials.values() if trial.config}
+    known = {**planned, **started}
+    if key not in known:
+        raise CommandError(f"study {folder.name!r} has no trial {key!r}. Choices: {', '.join(known)}")
+    return dict(known[key])
+
+
+def with_data_root(machine: Machine, data_root: Path | None) -> Machine:
+    return machine if data_root is None else machine.model_copy(update={"data_root": data_root.resolve()})

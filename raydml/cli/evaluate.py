@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import json
 import tempfile
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
 from raydml.cli import tables
-from raydml.cli.arguments import STORAGE, CommandError, StorageOption, TrackingUri, echo, new_console
-from raydml.cli.targets import (
+from raydml.cli.arguments import (
+    STORAGE,
+    CommandError,
     DataRoot,
     FoundModel,
-    checkpoint_from_export,
+    StorageOption,
+    TrackingUri,
     deliver_test_read,
+    echo,
     find_model,
+    new_console,
     record_test_read,
+    study_above,
     with_data_root,
+    writing,
 )
 
 if TYPE_CHECKING:
     from raydml.config.trial import Machine
     from raydml.evaluation.embed import Evaluation
-    from raydml.evaluation.scoring import MetricSpec
     from raydml.inference.external import Collection
 
 ALL = "all"
@@ -94,43 +98,35 @@ def evaluate(
     variation between training runs."""
     from raydml.inference.external import PREFIXES
 
-    if save_embeddings is not None and save_embeddings.suffix != ".npz":
-        raise CommandError(f"--save-embeddings {save_embeddings}: the file is a NumPy archive. Cure: name it *.npz")
     if save_embeddings is not None:
-        try:  # fails now rather than after the work
+        if save_embeddings.suffix != ".npz":
+            raise CommandError(f"--save-embeddings {save_embeddings}: the file is a NumPy archive. Cure: name it *.npz")
+        with writing(f"--save-embeddings {save_embeddings}", "file"):  # fails now rather than after the work
             save_embeddings.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CommandError(
-                f"--save-embeddings {save_embeddings}: {error}. Cure: a file that can be written"
-            ) from error
-    own = {"--on": on, "--untrained": untrained}
-    given = [name for name, value in own.items() if value is not None]
-    if target.endswith(".npz"):
-        given += [
-            name for name, value in (("--save-embeddings", save_embeddings), ("--data", data)) if value is not None
-        ]
-    if given and (target.endswith(".npz") or data is not None):
-        what = "saved embeddings" if target.endswith(".npz") else "other images"
+    is_saved = target.endswith(".npz")
+    options: dict[str, Any] = {"--on": on, "--untrained": untrained}
+    options |= {"--save-embeddings": save_embeddings, "--data": data} if is_saved else {}
+    given = [name for name, value in options.items() if value is not None]
+    if given and (is_saved or data is not None):
+        what = "saved embeddings" if is_saved else "other images"
         raise CommandError(f"{', '.join(given)}: has no effect on {what}. Cure: leave it out")
     if distractors is not None and data is None:
         raise CommandError("--distractors goes with --data. Cure: --data FOLDER with the images to be found")
-    wanted = _metric_settings(metrics, codes, recall_at)
-    if target.endswith(".npz"):
-        result = _of_embeddings(Path(target), wanted)
-    elif data is not None:
-        with ExitStack() as stack:
-            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="raydml-")))
-            found = None if target.startswith(PREFIXES) else find_model(target, storage, tracking_uri, scratch)
-            source = _ModelSource(target, found, scratch, storage, data_root, skip_unreadable)
-            result = _on_other_images(source, data, distractors, wanted, save_embeddings)
-    elif target.startswith(PREFIXES):
+    is_bare = target.startswith(PREFIXES)
+    if is_bare and data is None:
         raise CommandError(f"TARGET = {target!r} has no classes of its own. Cure: --data FOLDER, or --data cub200")
-    else:
-        with ExitStack() as stack:
-            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="raydml-")))
-            found = find_model(target, storage, tracking_uri, scratch)
-            source = _ModelSource(target, found, scratch, storage, data_root)
-            result = _on_own_classes(source, on or "val", wanted, untrained is not False, save_embeddings)
+    settings = _metric_settings(metrics, codes, recall_at)
+    if is_saved:
+        _print(_of_embeddings(Path(target), settings), as_json, None)
+        return
+    with tempfile.TemporaryDirectory(prefix="raydml-") as folder:
+        scratch = Path(folder)
+        found = None if is_bare else find_model(target, storage, tracking_uri, scratch)
+        source = _ModelSource(target, found, scratch, storage, data_root, skip_unreadable and data is not None)
+        if data is None:
+            result = _on_own_classes(source, on or "val", settings, untrained is not False, save_embeddings)
+        else:
+            result = _on_other_images(source, data, distractors, settings, save_embeddings)
     _print(result, as_json, save_embeddings)
 
 
@@ -142,7 +138,7 @@ class _ModelSource(NamedTuple):
     scratch: Path
     storage: Path
     data_root: Path | None
-    skip_unreadable: bool = False
+    skip_unreadable: bool
 
     @property
     def machine(self) -> Machine:
@@ -162,25 +158,37 @@ class _ModelSource(NamedTuple):
             return self.target
         return tables.short_path(self.found.folder)
 
+    def checkpoint(self) -> Path:
+        """The checkpoint; an exported model is written as one without training state, so both are evaluated alike."""
+        from raydml.inference.export import EmbeddingModel
+        from raydml.training import checkpoint
+
+        assert self.found is not None
+        if self.found.is_checkpoint:
+            return self.found.folder
+        model = EmbeddingModel.load(self.found.folder)
+        weights = model.network.state_dict()
+        return checkpoint.save(self.scratch / "checkpoint", state={}, model_card=model.card, best_weights=weights)
+
 
 def _metric_settings(metrics: str, codes: str | None, recall_at: str | None) -> dict[str, Any]:
-    """The metric settings that the command line gives; the others come from the trial."""
+    """The fields of MetricSpec that the command line sets; the others come from the trial."""
     from raydml.evaluation.scoring import CODES, METRIC_GROUPS
 
     groups = METRIC_GROUPS if metrics == ALL else _chosen("--metrics", metrics, (*METRIC_GROUPS, ALL))
-    wanted: dict[str, Any] = {"groups": tuple(groups), "intervals": True}
+    settings: dict[str, Any] = {"groups": tuple(groups), "intervals": True}
     if codes is not None:
-        wanted["codes"] = tuple(_chosen("--codes", codes, CODES))
+        settings["codes"] = tuple(_chosen("--codes", codes, CODES))
     if recall_at is not None:
         try:
-            wanted["recall_at"] = tuple(sorted({int(k) for k in recall_at.split(",")}))
+            settings["recall_at"] = tuple(sorted({int(k) for k in recall_at.split(",")}))
         except ValueError as error:
             raise CommandError(
                 f"--recall-at {recall_at}: whole numbers separated by commas, such as 1,10,100"
             ) from error
-        if wanted["recall_at"][0] < 1:
+        if settings["recall_at"][0] < 1:
             raise CommandError(f"--recall-at {recall_at}: k is at least 1")
-    return wanted
+    return settings
 
 
 def _chosen(option: str, text: str, choices: tuple[str, ...]) -> list[str]:
@@ -192,7 +200,7 @@ def _chosen(option: str, text: str, choices: tuple[str, ...]) -> list[str]:
 
 
 def _on_own_classes(
-    source: _ModelSource, on: Literal["val", "test"], wanted: dict[str, Any], untrained: bool, save_to: Path | None
+    source: _ModelSource, on: Literal["val", "test"], settings: dict[str, Any], untrained: bool, save_to: Path | None
 ) -> _Result:
     from raydml.config.trial import parse_trial
     from raydml.evaluation.embed import metric_spec_of
@@ -201,9 +209,7 @@ def _on_own_classes(
 
     found = source.found
     assert found is not None
-    folder = (
-        found.folder if found.is_checkpoint else checkpoint_from_export(found.folder, source.scratch / "checkpoint")
-    )
+    folder = source.checkpoint()
     card = checkpoint.load_card(folder)
     key = record_test_read(found, source.target, source.storage) if on == "test" else None
     evaluated = evaluate_checkpoint(
@@ -212,7 +218,7 @@ def _on_own_classes(
         source.machine,
         key=key,
         untrained=untrained,
-        spec=metric_spec_of(parse_trial(card["trial"]))._replace(**wanted),
+        spec=metric_spec_of(parse_trial(card["trial"]))._replace(**settings),
         save_to=save_to,
     )
     if on == "test" and found.study is not None:
@@ -223,36 +229,26 @@ def _on_own_classes(
 
 
 def _on_other_images(
-    source: _ModelSource, data: str, distractors: Path | None, wanted: dict[str, Any], save_to: Path | None
+    source: _ModelSource, data: str, distractors: Path | None, settings: dict[str, Any], save_to: Path | None
 ) -> _Result:
-    from raydml.evaluation.embed import device_of
+    from raydml.evaluation.embed import device_of, metric_spec_of
     from raydml.evaluation.saved_embeddings import save_embeddings
+    from raydml.evaluation.scoring import MetricSpec
     from raydml.inference.external import embed_collection, evaluate_saved, open_bare
 
-    recall_at: tuple[int, ...] = DEFAULT_RECALL_AT
-    codes: tuple[str, ...] = ("float",)
-    precision = "fp32"
+    network: Any
     if source.found is None:
-        bare = open_bare(source.target)
-        network: Any = bare.network
-        preprocessing = bare.preprocessing
-        epoch = ""
+        _, network, preprocessing = open_bare(source.target)
+        spec, precision, epoch = MetricSpec(DEFAULT_RECALL_AT), "fp32", ""
     else:
         from raydml.config.trial import parse_trial
-        from raydml.evaluation.embed import metric_spec_of
         from raydml.inference.checkpoints import load_network
-        from raydml.training import checkpoint
 
-        exported = None if source.found.is_checkpoint else source.scratch / "checkpoint"
-        folder = source.found.folder if exported is None else checkpoint_from_export(source.found.folder, exported)
-        network, preprocessing, _ = load_network(folder)
-        card = checkpoint.load_card(folder)
+        network, preprocessing, card = load_network(source.checkpoint())
         trial = parse_trial(card["trial"])
-        precision = trial.precision
-        recall_at, codes = metric_spec_of(trial)[:2]
-        epoch = f", best epoch {card.get('best_epoch')}"
+        spec, precision, epoch = metric_spec_of(trial), trial.precision, f", best epoch {card.get('best_epoch')}"
     machine = source.machine
-    asked = _wanted_of({"recall_at": recall_at, "codes": codes} | wanted)
+    spec = spec._replace(**settings)
     collection = _collection(data, source, machine.data_root)
     others = None if distractors is None else _distractors(distractors, source)
     saved = embed_collection(
@@ -262,24 +258,18 @@ def _on_other_images(
         machine,
         distractors=others,
         precision=precision,
-        facts={"recall_at": list(asked.recall_at), "checkpoint": source.name},
+        facts={"recall_at": list(spec.recall_at), "checkpoint": source.name},
     )
     if save_to is not None:
         save_embeddings(save_to, *saved[:2], class_names=saved.class_names, paths=saved.paths, roles=saved.roles,
                         facts=saved.facts)  # fmt: skip
-    if "recall_at" not in wanted:  # the k of the trial were chosen for other images
-        asked = asked._replace(recall_at=tuple(k for k in asked.recall_at if k < len(saved.labels)) or (1,))
-    evaluated = evaluate_saved(saved, asked, device_of(machine))
+    if "recall_at" not in settings:  # the k of the trial were chosen for other images
+        spec = spec._replace(recall_at=tuple(k for k in spec.recall_at if k < len(saved.labels)) or (1,))
+    evaluated = evaluate_saved(saved, spec, device_of(machine))
     if source.found is not None and source.found.study is not None:
         deliver_test_read(source.found.study)
     facts = {"target": source.target, "on": data, "checkpoint": source.name}
     return _Result(evaluated, data, source.name + epoch, facts)
-
-
-def _wanted_of(settings: dict[str, Any]) -> MetricSpec:
-    from raydml.evaluation.scoring import MetricSpec
-
-    return MetricSpec(**settings)
 
 
 def _collection(data: str, source: _ModelSource, data_root: Path | None) -> Collection:
@@ -299,40 +289,33 @@ def _collection(data: str, source: _ModelSource, data_root: Path | None) -> Coll
 
 def _distractors(folder: Path, source: _ModelSource) -> Collection:
     """Open all images below a folder as one class of distractors."""
-    from raydml.data.catalog import ImageFile, catalog_of
+    from raydml.data.catalog import ImageEntry, catalog_of, find_files
     from raydml.inference.external import Collection
     from raydml.inference.gallery import image_names
 
-    files = [ImageFile(name, "distractor", *_size_and_time(folder / name)) for name in image_names(folder)]
-    return Collection(
-        catalog_of("distractors", folder.resolve(), files), _record_read(source, f"--distractors {folder}")
-    )
-
-
-def _size_and_time(path: Path) -> tuple[int, int]:
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
+    files, _ = find_files(folder, [ImageEntry(name, "distractor") for name in image_names(folder)])
+    catalog = catalog_of("distractors", folder.resolve(), files)
+    return Collection(catalog, _record_read(source, f"--distractors {folder}"))
 
 
 def _record_read(source: _ModelSource, what: str) -> Any:
     return record_test_read(source.found, source.target, source.storage, what)
 
 
-def _of_embeddings(path: Path, wanted: dict[str, Any]) -> _Result:
+def _of_embeddings(path: Path, settings: dict[str, Any]) -> _Result:
     """Score saved embeddings without the model. Embeddings that may be of test classes count as a read of them."""
     from raydml.evaluation.saved_embeddings import load_embeddings
+    from raydml.evaluation.scoring import MetricSpec
     from raydml.inference.external import evaluate_saved
 
     saved = load_embeddings(path)
     if saved.facts.get("part") != "val":
-        origins = [path.absolute(), Path(str(saved.facts.get("checkpoint", ""))).absolute()]
-        above = (parent for origin in origins for parent in origin.parents)
-        study = next((folder for folder in above if (folder / "study.json").exists()), None)
+        study = study_above(path) or study_above(Path(str(saved.facts.get("checkpoint", ""))))
         record_test_read(FoundModel(path.absolute(), study, False), str(path.absolute()), path.absolute().parent)
         if study is not None:
             deliver_test_read(study)
-    settings = {"recall_at": tuple(saved.facts.get("recall_at") or DEFAULT_RECALL_AT)} | wanted
-    evaluated = evaluate_saved(saved, _wanted_of(settings))
+    spec = MetricSpec(tuple(saved.facts.get("recall_at") or DEFAULT_RECALL_AT))._replace(**settings)
+    evaluated = evaluate_saved(saved, spec)
     about = f"{saved.facts.get('dataset', 'unknown data set')}, {saved.facts.get('part', 'unknown part')}"
     facts = {"target": str(path), "on": saved.facts.get("part"), "checkpoint": saved.facts.get("checkpoint")}
     return _Result(

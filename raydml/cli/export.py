@@ -6,18 +6,27 @@ import json
 import shlex
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
-from raydml.cli.arguments import STORAGE, CommandError, StorageOption, TrackingUri, echo, new_console, program_of
-from raydml.cli.targets import FoundModel, ModelTarget, deliver, find_model
+from raydml.cli.arguments import (
+    STORAGE,
+    CommandError,
+    ModelTarget,
+    StorageOption,
+    TrackingUri,
+    deliver,
+    echo,
+    find_model,
+    new_console,
+    program_of,
+    refuse_used,
+    writing,
+)
+from raydml.ops.progress import report_progress
 
 if TYPE_CHECKING:
     from raydml.inference.export import EmbeddingModel
@@ -38,13 +47,13 @@ def export(
     """Write a model as one self-contained folder.
 
     The folder holds weights, preprocessing, provenance and a README; --onnx adds a file for other runtimes."""
-    _refuse_used(out)
+    refuse_used(f"OUT = {str(out)!r}", out)
     if onnx:
         from raydml.inference.onnx_export import ONNX, export_onnx, require_packages
 
         require_packages()  # before anything is written
     model, _ = _load_model(target, storage, tracking_uri)
-    with _writing(out):
+    with writing(f"OUT = {str(out)!r}"):
         model.save(out)
     if onnx:
         difference = export_onnx(model, out / ONNX)
@@ -75,7 +84,7 @@ def index(
     """Embed a folder of images into a gallery for `query`.
 
     OUT holds the faiss index, the names and the model: 2 kB an image at 512 dimensions, 123 MB for 60,000."""
-    _refuse_used(out)
+    refuse_used(f"OUT = {str(out)!r}", out)
     from raydml.config.trial import Machine
     from raydml.evaluation.embed import device_of
     from raydml.inference.gallery import embed_images, image_names, write_gallery
@@ -83,11 +92,15 @@ def index(
     names = image_names(folder)
     machine = Machine()
     model, study = _load_model(target, storage, tracking_uri, device_of(machine))
-    batches = list(_with_bar(embed_images(model, folder, names, batch_size=machine.evaluation_batch), len(names)))
+    batches, num_done = [], 0
+    for batch in embed_images(model, folder, names, batch_size=machine.evaluation_batch):
+        batches.append(batch)
+        num_done += len(batch.names) + len(batch.unreadable)
+        report_progress("indexing", num_done, len(names), "images")
     kept = _kept_names(batches, skip_unreadable=skip_unreadable)
     import numpy as np
 
-    with _writing(out):
+    with writing(f"OUT = {str(out)!r}"):
         write_gallery(out, model, folder, kept, np.concatenate([batch.embeddings for batch in batches]))
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / _MEGABYTE
     console = new_console()
@@ -116,14 +129,12 @@ def query(
     from raydml.inference.gallery import Gallery
     from raydml.report.retrievals import draw_neighbours
 
-    with ExitStack() as stack:
-        gallery = Gallery.load(_gallery_folder(out, storage, tracking_uri, stack))
+    with tempfile.TemporaryDirectory(prefix="raydml-") as scratch:
+        gallery = Gallery.load(_gallery_folder(out, storage, tracking_uri, Path(scratch)))
     found = gallery.search(images, k)
     if picture is not None:
-        try:
+        with writing(f"--picture {picture}", "file"):
             draw_neighbours(gallery, images, found, picture)
-        except OSError as error:
-            raise CommandError(f"--picture {picture}: {error}. Cure: a file that can be written") from error
     if as_json:
         queries = [
             {"image": str(image), "neighbours": [neighbour._asdict() for neighbour in neighbours]}
@@ -142,12 +153,6 @@ def query(
 # --- shared by the commands -------------------------------------------------------------------------------------------
 
 
-def _refuse_used(out: Path) -> None:
-    """Raise CommandError unless OUT is a new or an empty folder."""
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
-        raise CommandError(f"OUT = {str(out)!r} exists and is not empty. Cure: name a new folder")
-
-
 def _load_model(
     target: str, storage: Path, tracking_uri: str | None, device: str = "cpu"
 ) -> tuple[EmbeddingModel, Path | None]:
@@ -155,14 +160,13 @@ def _load_model(
     from raydml.inference.export import EmbeddingModel, load_checkpoint
 
     with tempfile.TemporaryDirectory(prefix="raydml-") as scratch:
-        found: FoundModel = find_model(target, storage, tracking_uri, Path(scratch))
+        found = find_model(target, storage, tracking_uri, Path(scratch))
         load = load_checkpoint if found.is_checkpoint else EmbeddingModel.load
         return load(found.folder, device), found.study
 
 
-def _kept_names(batches: Iterable[EmbeddedBatch], *, skip_unreadable: bool) -> list[str]:
+def _kept_names(batches: Sequence[EmbeddedBatch], *, skip_unreadable: bool) -> list[str]:
     """Return the names of the embedded images; print the unreadable ones to stderr, or refuse them."""
-    batches = list(batches)
     unreadable = [str(reason) for batch in batches for reason in batch.unreadable]
     kept = [name for batch in batches for name in batch.names]
     if not unreadable:
@@ -190,37 +194,11 @@ def _log_gallery(study: Path, out: Path) -> None:
         typer.echo(f"in MLflow, with the run of study {read_study(study)['name']!r}: {where}")
 
 
-def _gallery_folder(out: str, storage: Path, tracking_uri: str | None, stack: ExitStack) -> Path:
-    """Return the folder of a gallery; one in MLflow is fetched and kept until ``stack`` closes."""
+def _gallery_folder(out: str, storage: Path, tracking_uri: str | None, scratch: Path) -> Path:
+    """Return the folder of a gallery; one in MLflow is fetched into ``scratch``."""
     if not out.startswith("runs:/"):
         return Path(out)
-    from raydml.cli.arguments import embedded_store
     from raydml.tracking.models import resolve_checkpoint
+    from raydml.tracking.store import default_uri
 
-    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="raydml-")))
-    return resolve_checkpoint(out, tracking_uri or embedded_store(storage), scratch)
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """Turn an OSError about OUT into a message with a cure."""
-    try:
-        yield
-    except OSError as error:
-        raise CommandError(f"OUT = {str(out)!r}: {error}. Cure: name a folder that can be written") from error
-
-
-class _ImagesPerSecond(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:,.0f} images/s")
-
-
-def _with_bar(batches: Iterable[EmbeddedBatch], num_images: int) -> Iterator[EmbeddedBatch]:
-    """Yield the batches, with a bar on stderr if that is a terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), _ImagesPerSecond(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("embedding", total=num_images)
-        for batch in batches:
-            yield batch
-            bar.advance(task, len(batch.names) + len(batch.unreadable))
+    return resolve_checkpoint(out, tracking_uri or default_uri(storage), scratch)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 import typer
-from rich.console import Console
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.text import Text
 
-from raydml.cli import tables
-from raydml.cli.arguments import CommandError
-from raydml.cli.tables import ListedEntry, Setting
+from raydml.cli.arguments import CommandError, new_console
 from raydml.ops.files import write_whole
 
 if TYPE_CHECKING:
@@ -23,6 +23,24 @@ SCHEMA_FILE = Path("search_spaces/schema.json")
 Kind = Literal["losses", "miners", "regularizers", "methods", "samplers", "optimizers", "schedules", "backbones"]
 
 
+class _Setting(NamedTuple):
+    """One setting of a listing. default: as in YAML, or "required"; about: meaning and source of the default."""
+
+    type: str
+    default: str
+    about: str
+
+
+class _ListedEntry(NamedTuple):
+    """One entry of a listing. source: the paper; fits: what can be combined with it; both may be empty."""
+
+    name: str
+    about: str
+    source: str
+    settings: dict[str, _Setting]
+    fits: str = ""
+
+
 def list_plugins(
     kind: Annotated[Kind, typer.Argument(help="What to list.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
@@ -30,25 +48,13 @@ def list_plugins(
     """List plugins with description, paper, settings and defaults."""
     entries = list(listed_entries(kind))
     if as_json:
-        typer.echo(
-            json.dumps(
-                [
-                    {
-                        "name": entry.name,
-                        "about": entry.about,
-                        "source": entry.source,
-                        "fits": entry.fits,
-                        "settings": {
-                            setting.name: {"type": setting.kind, "default": setting.default, "about": setting.about}
-                            for setting in entry.settings
-                        },
-                    }
-                    for entry in entries
-                ]
-            )
-        )
+        rows = [
+            {**entry._asdict(), "settings": {name: setting._asdict() for name, setting in entry.settings.items()}}
+            for entry in entries
+        ]
+        typer.echo(json.dumps(rows))
         return
-    Console(markup=False, highlight=False).print(tables.catalogue(entries))
+    new_console().print(_catalogue(entries))
 
 
 def schema(
@@ -69,7 +75,7 @@ def schema(
     typer.echo(f"wrote {SCHEMA_FILE}")
 
 
-def listed_entries(kind: Kind) -> Iterator[ListedEntry]:
+def listed_entries(kind: Kind) -> Iterator[_ListedEntry]:
     """All entries of one kind, read from their definitions."""
     from raydml import registry as plugins
 
@@ -77,13 +83,13 @@ def listed_entries(kind: Kind) -> Iterator[ListedEntry]:
         for name in plugins.names(kind):
             settings = settings_of(plugins.settings_model(kind, name))
             source = "" if kind == "methods" else plugins.source(kind, name)
-            yield ListedEntry(name, plugins.describe(kind, name), source, settings, fits(kind, name))
+            yield _ListedEntry(name, plugins.describe(kind, name), source, settings, fits(kind, name))
     elif kind == "backbones":
         from raydml.models.backbones import BACKBONES
 
         for name, facts in BACKBONES.items():
             weights = facts.weights_file or facts.weights_by_path or "no published weights"
-            yield ListedEntry(name, f"{facts.feature_dim} features, crops of {facts.crops} px, {weights}", "", [])
+            yield _ListedEntry(name, f"{facts.feature_dim} features, crops of {facts.crops} px, {weights}", "", {})
     else:
         from raydml.config.trial import Trial
 
@@ -91,7 +97,7 @@ def listed_entries(kind: Kind) -> Iterator[ListedEntry]:
         for model in get_args(Trial.model_fields[field].annotation):
             about = (inspect.getdoc(model) or "").partition("\n")[0]
             name = get_args(model.model_fields["name"].annotation)[0]
-            yield ListedEntry(name, about.replace("``", ""), "", settings_of(model))
+            yield _ListedEntry(name, about.replace("``", ""), "", settings_of(model))
 
 
 def fits(kind: str, name: str) -> str:
@@ -122,21 +128,20 @@ def _by_each_choice(name: str) -> Iterator[Any]:
                 yield plugins.build("miners", name, **{setting: word})
 
 
-def settings_of(model: type[BaseModel]) -> list[Setting]:
+def settings_of(model: type[BaseModel]) -> dict[str, _Setting]:
     """All settings of a model except its name; the type includes its limits."""
     described = model.model_json_schema()
     properties: Mapping[str, Any] = described.get("properties", {})
     required = described.get("required", ())
-    return [
-        Setting(
-            name,
+    return {
+        name: _Setting(
             type_text(facts),
             "required" if name in required else json.dumps(facts.get("default")),
             facts.get("description", ""),
         )
         for name, facts in properties.items()
         if name != "name"
-    ]
+    }
 
 
 def type_text(facts: Mapping[str, Any]) -> str:
@@ -153,3 +158,23 @@ def type_text(facts: Mapping[str, Any]) -> str:
     signs = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
     limits = [f"{sign} {facts[key]:g}" for key, sign in signs.items() if key in facts]
     return f"{kind} {' and '.join(limits)}".strip()
+
+
+def _catalogue(entries: Sequence[_ListedEntry]) -> Group:
+    """Print names, a line about each, its source, and its settings with default and meaning."""
+    parts: list[RenderableType] = []
+    for number, entry in enumerate(entries):
+        if number and any(one.settings for one in entries):
+            parts.append(Text())
+        parts.append(Text.assemble((entry.name, "bold"), "  ", entry.about))
+        parts += [_indented(4, (entry.source, "dim"))] if entry.source else []
+        parts += [_indented(4, entry.fits)] if entry.fits else []
+        for name, setting in entry.settings.items():
+            typed = f": {setting.type}" + (", required" if setting.default == "required" else f" = {setting.default}")
+            parts.append(_indented(4, (name, "cyan"), typed))
+            parts += [_indented(8, (setting.about, "dim"))] if setting.about else []
+    return Group(*parts)
+
+
+def _indented(num_columns: int, *pieces: str | tuple[str, str]) -> Padding:
+    return Padding(Text.assemble(*pieces), (0, 0, 0, num_columns), expand=False)

@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -19,10 +20,9 @@ from raydml.cli.arguments import (
     StorageOption,
     Target,
     TrackingUri,
-    age_of,
     echo,
-    embedded_store,
     new_console,
+    writing,
 )
 
 FIRST_PORT = 5000
@@ -89,11 +89,10 @@ def report(
     # Not from summary.json: an unfinished study has no such file.
     trials = histories(folder)
     summary = summarise(folder, trials)
-    wanted = [one.value for one in formats or ReportFormat]
-    try:
-        written = write_report(out or folder / "report", summary, trials, read_illustrations(folder), wanted)
-    except OSError as error:
-        raise CommandError(f"--out {out or folder / 'report'}: {error}. Cure: a folder that can be written") from error
+    chosen = [one.value for one in formats or ReportFormat]
+    out = out or folder / "report"
+    with writing(f"--out {out}"):
+        written = write_report(out, summary, trials, read_illustrations(folder), chosen)
     typer.echo(summary_markdown(summary))
     for path in written:
         typer.echo(f"Report: {tables.short_path(path)}")
@@ -106,14 +105,14 @@ def ui(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Open the MLflow UI on 127.0.0.1 until Ctrl-C."""
+    from raydml.tracking.store import default_uri, redacted, runs_page
+
     if study is not None:
         from raydml.study.folder import find_study, read_study
 
         uri = str(read_study(find_study(study, storage))["tracking_uri"])
     else:
-        uri = tracking_uri or embedded_store(storage)
-    from raydml.tracking.store import redacted, runs_page
-
+        uri = tracking_uri or default_uri(storage)
     if uri.startswith(("http://", "https://")):
         typer.echo(f"this MLflow store is a server: {redacted(uri).rstrip('/')}{runs_page(uri)}")
         return
@@ -144,6 +143,12 @@ def sync(study: Target, storage: StorageOption = STORAGE) -> None:
             f"MLflow has not accepted all events of {specification['name']}. Nothing is lost; try again later"
         )
     typer.echo(f"MLflow has all of study {specification['name']}")
+
+
+def age_of(folder: Path) -> float:
+    """Return the seconds since the last event of a study."""
+    path = folder / "events.jsonl"
+    return time.time() - (path if path.exists() else folder / "study.json").stat().st_mtime
 
 
 def is_free(port: int) -> bool:

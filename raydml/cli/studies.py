@@ -16,17 +16,18 @@ from raydml.cli.arguments import (
     STORAGE,
     AddressOption,
     CommandError,
+    DataRoot,
     StorageOption,
     Target,
     TrackingUri,
     echo,
-    embedded_store,
     new_console,
     program_of,
-    registered_model,
+    recorded_trial,
+    refuse_used,
     study_argument,
+    with_data_root,
 )
-from raydml.cli.targets import DataRoot, recorded_trial, with_data_root
 from raydml.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -88,9 +89,9 @@ def sweep(
         new_console().print(tables.dry_run(resolve(loaded)))
         return
     from raydml.study.folder import create_study
-    from raydml.tracking.store import prepare_store
+    from raydml.tracking.store import default_uri, prepare_store
 
-    uri = tracking_uri or embedded_store(storage)
+    uri = tracking_uri or default_uri(storage)
     prepare_store(uri, storage)
     folder = create_study(loaded, storage=storage, tracking_uri=uri, space_text=space.read_text(encoding="utf-8"))
     run_and_show(program_of(context), folder, address)
@@ -99,9 +100,7 @@ def sweep(
 def resume(
     context: typer.Context,
     study: Target,
-    data_root: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the images, if they were moved.")
-    ] = None,
+    data_root: DataRoot = None,
     storage: StorageOption = STORAGE,
     address: AddressOption = None,
 ) -> None:
@@ -132,8 +131,8 @@ def trial(
 ) -> None:
     """Train one configuration in this process, without Ray; same numbers."""
     settings, machine = read_trial(config, storage, data_root)
-    if save is not None and save.exists() and any(save.iterdir() if save.is_dir() else [save]):
-        raise CommandError(f"--save {save} exists and is not empty. Cure: name a new folder")
+    if save is not None:
+        refuse_used(f"--save {save}", save)
     from raydml.config.trial import fingerprint
     from raydml.evaluation.embed import device_of
     from raydml.training.trainer import Trainer
@@ -184,21 +183,22 @@ def run_and_show(program: str, folder: Path, address: str | None) -> None:
 
 def show_outcome(program: str, folder: Path, console: Console) -> None:
     """Print the winner, the test numbers, the places of the results, and the next commands."""
+    from raydml.study.events import read_state
+    from raydml.study.folder import read_study
     from raydml.tracking.models import ALIAS
     from raydml.tracking.store import redacted
 
-    study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    study, models = read_study(folder), read_state(folder).models
     results = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     target, name = study_argument(folder), study["name"]
     console.print()
     console.print(tables.summary(results))
     where = [("study", tables.short_path(folder)), ("MLflow", redacted(study["tracking_uri"]))]
-    registered = registered_model(folder)
-    if registered:
-        where.append(("model", f"models:/{registered}@{ALIAS} in MLflow; {tables.short_path(folder / 'model')}"))
+    if models:
+        where.append(("model", f"models:/{models[-1].name}@{ALIAS} in MLflow; {tables.short_path(folder / 'model')}"))
     where.append(("report", tables.short_path(folder / "report" / "report.html")))
     console.print()
-    console.print(tables.places(where))
+    console.print(tables.locations(where))
     console.print()
     console.print(
         tables.commands(

@@ -1,7 +1,6 @@
-"""Tables of trials, and what the commands print about studies, scores, dry runs and plugins.
+"""Tables of trials, and what the commands print about studies, scores and dry runs.
 
-Every function takes plain values (the JSON files of a study, rows of a listing) or a `StudyState` and returns something
-that rich can print.
+Every function takes plain values (the JSON files of a study) or a `StudyState` and returns something that rich prints.
 """
 
 from __future__ import annotations
@@ -9,10 +8,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -34,9 +32,8 @@ STATES: dict[str, tuple[str, str]] = {
 WIDE_COLUMNS = 100  # from here on there is room for generous gaps
 
 
-def embedding_dim(trial: TrialState) -> int | None:
-    dim: int | None = (trial.config.get("model") or {}).get("embedding_dim")
-    return dim
+def embedding_dim(trial: TrialState) -> Any:
+    return (trial.config.get("model") or {}).get("embedding_dim")
 
 
 def learning_rate(trial: TrialState) -> str:
@@ -68,7 +65,7 @@ def trial_table(study: StudyState, stage: str, *, width: int, limit: int, index_
     gap = 2 if width >= WIDE_COLUMNS else 1
     table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("trial", no_wrap=True)
-    # Only this may give way when the terminal is narrow: a recipe is still known by its beginning.
+    # Only this column is cut on a narrow terminal: the beginning of a recipe still identifies it.
     table.add_column("recipe", overflow="ellipsis", min_width=9)
     for title in ("fold", "seed") if confirming else ("dim", "lr"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -96,7 +93,7 @@ FINAL_METRICS = ("recall_at_1", "r_precision", "map_at_r")
 
 
 def short_path(path: str | Path) -> str:
-    """A path as one would type it here: relative where it lies below the working directory."""
+    """The path relative to the working directory, if it is below that, else the absolute path."""
     full, here = Path(path).resolve(), Path.cwd()
     return os.path.relpath(full, here) if full.is_relative_to(here) else str(full)
 
@@ -117,7 +114,7 @@ def summary(results: Mapping[str, Any]) -> RenderableType:
     confirmed = results.get("confirm") or []
     if confirmed:
         table = _table("confirmed", "recipe", "from", f"validation {label}", "runs", right=("runs",))
-        for row in confirmed:  # as many as the study asked for
+        for row in confirmed:
             score = interval_text(row["mean"], row["half_width"])
             table.add_row(row["configuration"], Text(row["recipe"]), row["from_trial"], score, str(row["num_runs"]))
         parts += ["", table]
@@ -169,8 +166,8 @@ def _test_numbers(row: Mapping[str, Any]) -> Table:
     return table
 
 
-def places(rows: Sequence[tuple[str, str]]) -> Table:
-    """Where everything lies: (what, where) pairs."""
+def locations(rows: Sequence[tuple[str, str]]) -> Table:
+    """The locations of the results, from pairs (what, where)."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
@@ -180,7 +177,7 @@ def places(rows: Sequence[tuple[str, str]]) -> Table:
 
 
 def commands(rows: Sequence[tuple[str, str]]) -> Text:
-    """Commands to copy, each on a line of its own under what it does: a table would break long ones."""
+    """Commands to copy, each on its own line below its purpose: a table would break long commands."""
     text = Text()
     for number, (command, purpose) in enumerate(rows):
         text.append("\n" if number else "").append(f"# {purpose}\n", "dim").append(command, "cyan")
@@ -197,14 +194,14 @@ def studies(rows: Sequence[tuple[str, StudyState, float]]) -> Table:
         best = study.best_of_stage("confirm") or study.best_of_stage("search")
         score = "" if best is None else f"{metric_label(study.metric)} {best.best:.4f}"
         named = "unfinished" if study.state in ("waiting", "running") else study.state
-        state = named if named == "finished" else f"{named}, {ago(age_s)}"
+        state = named if named == "finished" else f"{named}, {age_text(age_s)}"
         table.add_row(
             name, *(stage_progress(study, stage) for stage in ("search", "confirm", "finalize")), score, state
         )
     return table
 
 
-def ago(seconds: float) -> str:
+def age_text(seconds: float) -> str:
     """``12 min ago``."""
     for unit, name in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= unit:
@@ -213,7 +210,7 @@ def ago(seconds: float) -> str:
 
 
 def stage_progress(study: StudyState, stage: str) -> str:
-    """``done``, ``9/16`` or ``-`` for a stage that has not begun (or is not asked for)."""
+    """``done``, ``9/16`` or, for a stage that has not begun or is not planned, ``-``."""
     plan = study.stages.get(stage)
     if plan is None:
         return "-"
@@ -296,42 +293,3 @@ def dry_run(plan: Mapping[str, Any], *, num_shown: int = 8) -> Group:
 
 def _value(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else "none" if value is None else str(value)
-
-
-class Setting(NamedTuple):
-    """One setting of a listing. default: as in YAML, or "required"; about: what it is, where its default is from."""
-
-    name: str
-    kind: str
-    default: str
-    about: str
-
-
-class ListedEntry(NamedTuple):
-    """One thing of a listing, with its settings. source: the paper; fits: what goes with it; both may be empty."""
-
-    name: str
-    about: str
-    source: str
-    settings: Sequence[Setting]
-    fits: str = ""
-
-
-def catalogue(entries: Sequence[ListedEntry]) -> Group:
-    """A listing: names, a line about each, its source, and its settings with default and meaning."""
-    parts: list[RenderableType] = []
-    for number, entry in enumerate(entries):
-        if number and any(one.settings for one in entries):
-            parts.append(Text())
-        parts.append(Text.assemble((entry.name, "bold"), "  ", entry.about))
-        if entry.source:
-            parts.append(Padding(Text(entry.source, style="dim"), (0, 0, 0, 4), expand=False))
-        if entry.fits:
-            parts.append(Padding(Text(entry.fits), (0, 0, 0, 4), expand=False))
-        for setting in entry.settings:
-            required = setting.default == "required"
-            typed = f": {setting.kind}" + (", required" if required else f" = {setting.default}")
-            parts.append(Padding(Text.assemble((setting.name, "cyan"), typed), (0, 0, 0, 4), expand=False))
-            if setting.about:
-                parts.append(Padding(Text(setting.about, style="dim"), (0, 0, 0, 8), expand=False))
-    return Group(*parts)

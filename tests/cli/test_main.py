@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from raydml import registry
-from raydml.cli import main, results, studies, tables, targets
+from raydml.cli import arguments, main, results, studies, tables
 from raydml.cli.arguments import study_argument
 from raydml.study import events
 from raydml.tracking import store as mlflow_store
@@ -674,5 +674,5 @@ def test_evaluate_does_not_look_for_models_in_folders_below_the_one_that_was_nam
     stranger = tmp_path / "somebody" / "trial" / "checkpoint_000000"
     stranger.mkdir(parents=True)
     (stranger / "model.json").write_text("{}")
-    with pytest.raises(targets.CommandError, match="no checkpoint and no exported model"):
-        targets.find_model(str(tmp_path), tmp_path / "studies", None, tmp_path)
+    with pytest.raises(arguments.CommandError, match="no checkpoint and no exported model"):
+        arguments.find_model(str(tmp_path), tmp_path / "studies", None, tmp_path)
