@@ -3,7 +3,9 @@
 published.csv has a row for each source, variant and data set: recalls in percent, as printed, at the k they are printed
 for, and their standard deviation over runs. Of a variant ", binary" the embeddings are their signs, compared by Hamming
 distance. It holds what was read in a README or a figure of the authors, or of a third party where the status says so,
-and what later papers print of a paper without contradiction.
+and what later papers print of a paper without contradiction: MIC lacks k = 100 on SOP, where they disagree (95.6 and
+94.6). published_sources.csv has what all numbers of a source share. Deep_Metric's script tests a checkpoint every 50
+epochs on the test classes, and its README does not say which one it reports.
 """
 
 from __future__ import annotations
@@ -37,50 +39,7 @@ class Published(NamedTuple):
     chosen_on_test: bool | None
 
 
-class _Source(NamedTuple):
-    """The facts that all numbers of one source share; see `Published`."""
-
-    system: str
-    source: str
-    status: str
-    backbone: str | None
-    embedding_dim: int | None
-    chosen_on_test: bool | None
-
-
 _BASELINES, _REVISITING = "MIC's baselines", "Revisiting Training Strategies"
-_README, _MULTI_SIMILARITY = "checked in the README", "multi-similarity"
-# Key in published.csv -> source.
-_SOURCES = {
-    "divide_conquer": _Source("Divide & Conquer", "release README, CVPR 2019", _README, "resnet50", 128, True),
-    "classification": _Source("classification baseline", "release README, BMVC 2019", _README, "resnet50", 2048, False),
-    "rerun": _Source(
-        "classification baseline",
-        "README of leftthomas/NormSoftmax, a re-run",
-        "third party's README",
-        None,
-        None,
-        None,
-    ),
-    # Its script tests a checkpoint every 50 epochs on the test classes; the README does not say which one it reports.
-    "deep_metric": _Source("Deep_Metric", "README of December 2018", _README, "bn_inception", 512, None),
-    "multi_similarity": _Source(_MULTI_SIMILARITY, "release README, CVPR 2019", _README, "bn_inception", 512, True),
-    "multi_similarity_64": _Source(_MULTI_SIMILARITY, "release README, CVPR 2019", _README, "bn_inception", 64, True),
-    # Without k = 100 on SOP, where later papers disagree (95.6 and 94.6).
-    "mic": _Source("MIC", "tables of later papers, ICCV 2019", "confirmed by secondary sources", "resnet50", 128, True),
-    "mic_baselines": _Source(
-        _BASELINES, "the authors' baseline repository", "read in the repository", "resnet50", None, None
-    ),
-    "revisiting": _Source(
-        _REVISITING,
-        "figures in the benchmark's repository, ICML 2020",
-        "read from vector figures, mean of 5 seeds",
-        "resnet50",
-        128,
-        True,
-    ),
-}
-
 # (loss, miner) -> (system, beginning of the variant) of a plain training
 _PLAIN: dict[tuple[str, str | None], tuple[tuple[str, str], ...]] = {
     ("normalized_softmax", None): (("classification baseline", "normalised softmax"),),
@@ -99,17 +58,24 @@ _PLAIN: dict[tuple[str, str | None], tuple[tuple[str, str], ...]] = {
 }
 
 
+def _rows_of(file_name: str) -> list[dict[str, str]]:
+    with Path(__file__).with_name(file_name).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def _all_numbers() -> Iterator[Published]:
-    with Path(__file__).with_name("published.csv").open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            facts = _SOURCES[row["source"]]._asdict()
-            facts |= {"variant": row["variant"], "dataset": row["dataset"]}
-            # None of them scores VehicleID by its usual protocol, one gallery image of each vehicle.
-            facts["protocol"] = "query_gallery" if row["dataset"] == "inshop" else "leave_one_out"
-            facts["deviation"] = round(float(row["deviation"]) / 100, 6) if row["deviation"] else None
-            name = "binary_recall_at" if row["variant"].endswith(", binary") else "recall_at"
-            for k, percent in zip(row["k"].split(), row["percent"].split(), strict=True):
-                yield Published(metric=f"{name}_{k}", value=round(float(percent) / 100, 6), **facts)
+    sources = {source.pop("key"): source for source in _rows_of("published_sources.csv")}
+    for row in _rows_of("published.csv"):
+        facts: dict[str, Any] = {**sources[row["source"]], "variant": row["variant"], "dataset": row["dataset"]}
+        facts["backbone"] = facts["backbone"] or None
+        facts["embedding_dim"] = int(facts["embedding_dim"]) if facts["embedding_dim"] else None
+        facts["chosen_on_test"] = {"yes": True, "no": False, "": None}[facts["chosen_on_test"]]
+        # None of them scores VehicleID by its usual protocol, one gallery image of each vehicle.
+        facts["protocol"] = "query_gallery" if row["dataset"] == "inshop" else "leave_one_out"
+        facts["deviation"] = round(float(row["deviation"]) / 100, 6) if row["deviation"] else None
+        name = "binary_recall_at" if row["variant"].endswith(", binary") else "recall_at"
+        for k, percent in zip(row["k"].split(), row["percent"].split(), strict=True):
+            yield Published(metric=f"{name}_{k}", value=round(float(percent) / 100, 6), **facts)
 
 
 PUBLISHED: tuple[Published, ...] = tuple(_all_numbers())
