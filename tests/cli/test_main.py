@@ -1,4 +1,4 @@
-"""The commands: exit codes, messages, what is calls of the modules below, and the numbers that come back."""
+"""The commands: exit codes, messages, the calls of the modules below, and the numbers that come back."""
 
 import json
 import os
