@@ -92,7 +92,7 @@ def check(
 ) -> None:
     """Compare a benchmark with the published counts and decode every image; exit code 0 if all is right, else 2."""
     from raydml.data.check import check_benchmark
-    from raydml.images.decoding import fault_of
+    from raydml.images.pixels import fault_of
 
     show = partial(report_progress, "checking", unit="images")
     report = check_benchmark(name, root, fault_of=None if quick else fault_of, progress=show)

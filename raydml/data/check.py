@@ -67,7 +67,7 @@ def check_benchmark(
 
     name: a key of BENCHMARKS; "vehicleid" covers its three test sets, and every list that exists is checked. root: the
     folder of the data set, or the one that holds it. fault_of: (folder, path) -> the reason why an image cannot be
-    used, or None; see images/decoding.py. progress: called with the images decoded so far and their total.
+    used, or None; see images/pixels.py. progress: called with the images decoded so far and their total.
 
     All faults are in the report. Raises DataError only for an unknown name.
     """

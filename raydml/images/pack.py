@@ -24,8 +24,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from raydml.images.decoding import UnreadableImage, decode, decoded_bytes
-from raydml.images.pixels import PackedPixels, decode_in_order, read_headers
+from raydml.images.pixels import PackedPixels, UnreadableImage, decode, decode_in_order, decoded_bytes, read_headers
 from raydml.images.preprocessing import Resizing
 from raydml.ops.files import flush_to_disk, write_whole
 from raydml.ops.progress import with_progress

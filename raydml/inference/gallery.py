@@ -21,8 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raydml.data.catalog import IMAGE_SUFFIXES, is_hidden, listed
-from raydml.images.decoding import UnreadableImage, decode
-from raydml.images.pixels import decode_in_order
+from raydml.images.pixels import UnreadableImage, decode, decode_in_order
 from raydml.inference.export import EmbeddingModel
 from raydml.ops.files import write_whole
 

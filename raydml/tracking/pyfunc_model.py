@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from raydml.data.catalog import DataError
-from raydml.images.decoding import decode
+from raydml.images.pixels import decode
 from raydml.images.preprocessing import PreprocessingError, Resizing
 from raydml.inference.export import EmbeddingModel
 
@@ -136,7 +136,7 @@ def _pixels(array: NDArray[Any]) -> NDArray[np.uint8]:
 
 def as_image(item: Any, name: str, resizing: Resizing) -> np.ndarray | Image.Image:
     """Return one item as `EmbeddingModel.embed` takes it; messages call it ``name``. Files are decoded by the rules of
-    raydml/images/decoding.py (formats, number of pixels). Raises ImagesRefused and UnreadableImage."""
+    raydml/images/pixels.py (formats, number of pixels). Raises ImagesRefused and UnreadableImage."""
     if isinstance(item, np.ndarray) and item.ndim == 0:
         item = item.item()  # MLflow turns a text in a record into such an array
     if isinstance(item, Path):

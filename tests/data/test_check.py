@@ -11,7 +11,7 @@ from PIL import Image
 from raydml.data.benchmarks import BENCHMARKS
 from raydml.data.catalog import DataError
 from raydml.data.check import check_benchmark
-from raydml.images.decoding import fault_of
+from raydml.images.pixels import fault_of
 from tests.data.miniatures import EVERY_LAYOUT, build, draw, edit
 from tests.data.refusals import LISTS, assert_contains, needs_real_lists
 

@@ -20,8 +20,8 @@ import pytest
 from PIL import Image
 
 from raydml.data.catalog import DataError
-from raydml.images import decoding
-from raydml.images.decoding import MAX_PIXELS, UnreadableImage, decode, decoded_bytes, read_header
+from raydml.images import pixels as decoding
+from raydml.images.pixels import MAX_PIXELS, UnreadableImage, decode, decoded_bytes, read_header
 from raydml.images.preprocessing import Preprocessing, Resizing
 
 SMALL = Resizing(8, "short_side", "bilinear")

@@ -7,9 +7,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raydml.images import decoding, pixels
-from raydml.images.decoding import UnreadableImage, open_regular
-from raydml.images.pixels import DecodedPixels, PackedPixels, centres, decode_in_order, packed, read_headers
+from raydml.images import pixels
+from raydml.images import pixels as decoding
+from raydml.images.pixels import (
+    DecodedPixels,
+    PackedPixels,
+    UnreadableImage,
+    centres,
+    decode_in_order,
+    open_regular,
+    packed,
+    read_headers,
+)
 from raydml.images.preprocessing import Resizing
 
 SMALL = Resizing(8, "short_side", "bilinear")

@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from raydml.cli import main
-from raydml.images.decoding import UnreadableImage
+from raydml.images.pixels import UnreadableImage
 from raydml.inference.export import EmbeddingModel, ExportError, load_checkpoint
 from raydml.inference.gallery import Gallery, GalleryError, embed_images, image_names, write_gallery
 from raydml.models.network import build_network, preprocessing_for
