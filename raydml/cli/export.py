@@ -49,7 +49,7 @@ def export(
     The folder holds weights, preprocessing, provenance and a README; --onnx adds a file for other runtimes."""
     refuse_used(f"OUT = {str(out)!r}", out)
     if onnx:
-        from raydml.inference.onnx_export import ONNX, export_onnx, require_packages
+        from raydml.inference.export import ONNX, export_onnx, require_packages
 
         require_packages()  # before anything is written
     model, _ = _load_model(target, storage, tracking_uri)

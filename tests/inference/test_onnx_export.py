@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from raydml.images.preprocessing import Preprocessing
-from raydml.inference.export import EmbeddingModel, ExportError
-from raydml.inference.onnx_export import export_onnx
+from raydml.inference.export import EmbeddingModel, ExportError, export_onnx
 from raydml.models.backbones import BACKBONES
 from raydml.models.network import build_network, preprocessing_for
 
@@ -131,7 +130,7 @@ def test_a_file_that_gives_other_embeddings_is_not_kept(tmp_path):
 
 def test_without_the_extra_it_says_what_to_install(tmp_path):
     code = (
-        "import sys\nfrom raydml.inference.onnx_export import export_onnx\n"
+        "import sys\nfrom raydml.inference.export import export_onnx\n"
         "for missing in ('onnx', 'onnxscript', 'onnxruntime'):\n"
         "    sys.modules[missing] = None\n"
         "    try:\n        export_onnx('nowhere', 'model.onnx')\n"
