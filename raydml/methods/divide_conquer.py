@@ -14,7 +14,7 @@ from raydml.methods._base import Batch, Features, MakeSampler, Method
 from raydml.methods._objective import MakeObjective, Objective
 from raydml.metrics.clustering import cluster_metrics
 from raydml.models.network import Network, normalised
-from raydml.ops.clustering import KMeans, cluster, match_to_previous, without_singletons
+from raydml.ops.clustering import LARGEST_SEED, KMeans, cluster, match_to_previous, without_singletons
 from raydml.ops.distances import full_precision
 from raydml.samplers._cluster_samplers import ClusterRoundRobin
 from raydml.samplers._epoch_plan import EpochPlan, Sampler
@@ -102,7 +102,11 @@ class DivideConquer(Method):
         ] = False,
         kmeans_seed: Annotated[
             int,
-            Field(ge=0, description="k-means: seed, the same at each clustering so that numbers change little; 1234"),
+            Field(
+                ge=0,
+                le=LARGEST_SEED,
+                description="k-means: seed, the same at each clustering so that numbers change little; 1234",
+            ),
         ] = 1234,
     ) -> None:
         labels = np.asarray(train_labels)

@@ -5,18 +5,20 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from raydml.methods._adversary import Adversary
 from raydml.methods._base import Batch, Features, MakeSampler, Method
 from raydml.methods._objective import MakeObjective
-from raydml.methods._pseudo_labels import Standardise, standardise_by_class, window_features
 from raydml.metrics.clustering import cluster_metrics
 from raydml.models.network import Head, Network
-from raydml.ops.clustering import KMeans, cluster
+from raydml.ops.clustering import LARGEST_SEED, KMeans, cluster
+from raydml.ops.distances import full_precision
 from raydml.samplers._cluster_samplers import ClusterGroups
 from raydml.samplers._epoch_plan import EpochPlan, make_plan
+
+Standardise = Literal["mean", "mstd", "none"]
 
 # The two learners of a batch, in the order in which they take their steps.
 _CLASS, _AUXILIARY = 0, 1
@@ -30,6 +32,84 @@ _ADVERSARIES = {
 
 # A group of images differs in cluster from the two groups before it.
 _FEWEST_CLUSTERS = 3
+
+# Windows on a map, as MIC's release has them on the 56 pixels of ResNet50's first stage: 4 by 4 that overlap.
+_WINDOW, _STRIDE = 18 / 56, 12 / 56
+
+# A deviation below it is that of a feature which is constant within the class.
+_SMALLEST_DEVIATION = 1e-12
+
+
+class _Adversary(nn.Module):
+    """Predicts one embedding of an image from another one; both embeddings learn to defeat it.
+
+    With unit vectors c (target) and s (source) of D dimensions and R(s) = Linear(ReLU(Linear(s))), of unit length too,
+
+        - mean over batch and dimensions of (c * R(s))^2
+
+    the squares being of products of single features, not of the dot product. It is between -1/D and 0. R descends it as
+    it is; the gradient of both embeddings is reversed, so that they, and the trunk behind them, ascend it
+    (Roth, Brattoli and Ommer, ICCV 2019, in the form of their release).
+    """
+
+    def __init__(self, source_dim: int, target_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.predict = nn.Sequential(nn.Linear(source_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, target_dim))
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        """source (B, S), target (B, D), of any length -> scalar, float32 or wider, also under autocast."""
+        with torch.autocast(source.device.type, enabled=False):
+            known, predicted = (_unit(_reversed(full_precision(points))) for points in (source, target))
+            return -(predicted * _unit(self.predict(known))).square().mean()
+
+
+def _reversed(points: Tensor) -> Tensor:
+    """The points themselves, whose gradient arrives times -1. Doubling and subtracting is exact in floating point."""
+    return 2 * points.detach() - points
+
+
+def _unit(points: Tensor) -> Tensor:
+    return nn.functional.normalize(points, dim=1)
+
+
+def window_features(maps: Tensor) -> Tensor:
+    """Return the output of a layer as one unit vector an image that keeps the position, in float32 or wider.
+
+    maps: (B, C, H, W) -> (B, C * h * w), the averages over windows of 18/56 of a side every 12/56 of it, rounded to
+    whole pixels, without padding; all windows of a channel stand together. A side of 56 has 4 windows (and 2 pixels
+    that are in none), another one 3 to 5, or each of its pixels where it has fewer. (B, F): these features.
+    For 56 by 56 this is what the release of MIC computes (Roth, Brattoli and Ommer, ICCV 2019).
+    """
+    features = full_precision(maps)
+    if features.ndim == 4:
+        sides = features.shape[-2:]
+        window = [max(1, round(side * _WINDOW)) for side in sides]
+        stride = [max(1, round(side * _STRIDE)) for side in sides]
+        features = nn.functional.avg_pool2d(features, window, stride).flatten(1)
+    return nn.functional.normalize(features, dim=1)
+
+
+def standardise_by_class(features: NDArray[np.float32], labels: NDArray[np.int64], how: Standardise) -> None:
+    """Remove from features (N, F), in place, the information on the class of their image: labels (N,).
+
+    "mean" subtracts the mean of the class; "mstd" also divides by its deviation (of the population), feature by
+    feature; "none" does nothing. Lengths are not made 1 again. In place because N * F is 1 GB on SOP.
+
+    MIC's release subtracts the mean only; according to secondary sources (unchecked) its paper also divides. Departures
+    from the release: a feature that is constant within a class (as in a class of one image) is 0 after "mstd", not NaN;
+    "none" does nothing, where the release does "mean"; sums are float64.
+    """
+    if how == "none":
+        return
+    by_class = np.argsort(labels, kind="stable")
+    _, starts = np.unique(labels[by_class], return_index=True)
+    for rows in np.split(by_class, starts[1:]):
+        own = features[rows].astype(np.float64)
+        own -= own.mean(axis=0)
+        if how == "mstd":
+            deviation = own.std(axis=0)
+            own /= np.where(deviation < _SMALLEST_DEVIATION, 1, deviation)
+        features[rows] = own
 
 
 class _Step(NamedTuple):
@@ -69,7 +149,7 @@ class MIC(Method):
     The network has two heads on one trunk. The class head learns the classes, and it alone makes the embeddings of the
     trained model. The auxiliary head learns pseudo-labels. Each batch trains one head in one step of the optimiser on
 
-        objective of the head + adversarial_weight * Adversary of both embeddings of the same images.
+        objective of the head + adversarial_weight * _Adversary of both embeddings of the same images.
 
     Pseudo-labels are k-means clusters. The first clustering uses the output of ``initial_layer`` for the training
     images, averaged over windows, normalised to length 1 and standardised within each class. Before every
@@ -165,7 +245,9 @@ class MIC(Method):
             int, Field(ge=1, description="k-means: largest number of training images a cluster")
         ] = 256,
         kmeans_spherical: Annotated[bool, Field(description="k-means: centroids of length 1")] = False,
-        kmeans_seed: Annotated[int, Field(ge=0, description="k-means: seed of the first centroids")] = 1234,
+        kmeans_seed: Annotated[
+            int, Field(ge=0, le=LARGEST_SEED, description="k-means: seed of the first centroids")
+        ] = 1234,
     ) -> None:
         classes = make_sampler(train_labels)
         super().__init__(network, {"classes": classes})
@@ -183,7 +265,7 @@ class MIC(Method):
         self.auxiliary_head = Head(head.feature_dim, dims[_AUXILIARY], **{**head.settings, "projection": projection})
         self.directions = _ADVERSARIES[direction] if adversarial_weight > 0 else ()
         self.adversaries = nn.ModuleList(
-            Adversary(dims[source], dims[target], adversary_dim) for source, target in self.directions
+            _Adversary(dims[source], dims[target], adversary_dim) for source, target in self.directions
         )
         self.adversarial_weight = adversarial_weight
         self.adversary_weight_decay = adversary_weight_decay

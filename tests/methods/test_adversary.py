@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from raydml.methods._adversary import Adversary
+from raydml.methods.mic import _Adversary as Adversary
 from tests.golden_vectors import golden_case, golden_facts
 
 FACTS = golden_facts("mic_adversarial")

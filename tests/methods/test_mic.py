@@ -11,8 +11,7 @@ from raydml import registry
 from raydml.errors import ConfigError
 from raydml.methods._base import Batch
 from raydml.methods._objective import Objective
-from raydml.methods._pseudo_labels import standardise_by_class
-from raydml.methods.mic import MIC
+from raydml.methods.mic import MIC, standardise_by_class
 from raydml.models.network import Head, Network, build_network
 from raydml.ops.clustering import KMeans, cluster
 from raydml.ops.tuples import Triplets

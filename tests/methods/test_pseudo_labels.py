@@ -7,7 +7,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 from torch.nn import functional
 
-from raydml.methods._pseudo_labels import standardise_by_class, window_features
+from raydml.methods.mic import standardise_by_class, window_features
 from tests.golden_vectors import golden
 
 

@@ -233,25 +233,19 @@ def with_bad_rows():
 
 
 @pytest.mark.parametrize(
-    ("points", "num_clusters", "settings", "message"),
+    ("points", "message"),
     [
-        (with_bad_rows(), 2, KMeans(), "3 of 10 rows hold NaN.*first is row 2.*learning rate"),
-        (np.full((4, 2), 1e300), 2, KMeans(), "4 of 4 rows"),
-        (np.ones((0, 3), dtype=np.float32), 2, KMeans(), "expected floats"),
-        (np.ones((3, 0), dtype=np.float32), 2, KMeans(), "expected floats"),
-        (np.ones(3, dtype=np.float32), 2, KMeans(), "expected floats"),
-        (np.ones((3, 2), dtype=np.int64), 2, KMeans(), "expected floats.*int64"),
-        (np.ones((3, 2)), 0, KMeans(), "num_clusters: 0 is not at least 1"),
-        (np.ones((3, 2)), 1, KMeans(iterations=0), "iterations: 0"),
-        (np.ones((3, 2)), 1, KMeans(restarts=0), "restarts: 0"),
-        (np.ones((3, 2)), 1, KMeans(max_points_per_centroid=0), "max_points_per_centroid: 0"),
-        (np.ones((3, 2)), 1, KMeans(seed=-1), r"seed: -1 is not in 0\.\.2147483647"),
-        (np.ones((3, 2)), 1, KMeans(seed=2**31), "seed: 2147483648 is not in"),
+        (with_bad_rows(), "3 of 10 rows hold NaN.*first is row 2.*learning rate"),
+        (np.full((4, 2), 1e300), "4 of 4 rows"),
+        (np.ones((0, 3), dtype=np.float32), "expected floats"),
+        (np.ones((3, 0), dtype=np.float32), "expected floats"),
+        (np.ones(3, dtype=np.float32), "expected floats"),
+        (np.ones((3, 2), dtype=np.int64), "expected floats.*int64"),
     ],
 )
-def test_invalid_points_and_settings_are_refused(points, num_clusters, settings, message):
+def test_unusable_points_are_refused(points, message):
     with pytest.raises(ClusteringError, match=message):
-        cluster(points, num_clusters, settings, CPU)
+        cluster(points, 2, KMeans(), CPU)
 
 
 @pytest.mark.parametrize("case", ["cycle", "swap", "random8"])
@@ -288,21 +282,6 @@ def test_images_of_no_cluster_before_take_part_by_size_alone():
     assert match_to_previous(now, np.full(5, -1), 2).dtype == np.int64
 
 
-@pytest.mark.parametrize(
-    ("now", "before", "message"),
-    [
-        ([0, 2], [0, 1], r"clusters: 2 is not in 0\.\.1"),
-        ([0, -1], [0, 1], r"clusters: -1 is not in 0\.\.1"),
-        ([0, 1], [0, -2], r"previous: -2 is not in -1\.\.1"),
-        ([0, 1], [0], "shapes must be equal"),
-        ([0.0, 1.0], [0, 1], "clusters: expected integers"),
-    ],
-)
-def test_invalid_ids_are_refused(now, before, message):
-    with pytest.raises(ClusteringError, match=message):
-        match_to_previous(np.array(now), np.array(before), 2)
-
-
 def test_golden_singletons():
     arrays, _ = golden("divide_conquer_clusters")
     kept = arrays["singles__C_in"].copy()
@@ -320,8 +299,6 @@ def test_singletons_against_a_loop_and_images_in_no_cluster_keep_their_mark():
     ]
     assert without_singletons(clusters, labels).tolist() == expected
     assert without_singletons(clusters[:0], labels[:0]).tolist() == []
-    with pytest.raises(ClusteringError, match="shapes must be equal"):
-        without_singletons(clusters, labels[1:])
 
 
 def test_metrics_by_hand():
@@ -352,15 +329,3 @@ def test_changes_are_counted_up_to_names_and_among_images_in_a_cluster_both_time
     assert cluster_metrics(moved, labels, before, 3)["cluster_changed"] == pytest.approx(1 / 6)
     assert "cluster_changed" not in cluster_metrics(moved, labels, np.full(8, -1), 3)
     assert "cluster_changed" not in cluster_metrics(moved, labels, None, 3)
-
-
-def test_metrics_refuse_invalid_clusters():
-    labels = np.array([0, 1])
-    with pytest.raises(ClusteringError, match="none of 2 images"):
-        cluster_metrics(np.array([-1, -1]), labels, None, 2)
-    with pytest.raises(ClusteringError, match=r"clusters: 2 is not in -1\.\.1"):
-        cluster_metrics(np.array([0, 2]), labels, None, 2)
-    with pytest.raises(ClusteringError, match="one shape is needed"):
-        cluster_metrics(np.array([0, 1]), labels, np.array([0]), 2)
-    with pytest.raises(ClusteringError, match="one shape is needed"):
-        cluster_metrics(np.array([0, 1]), labels[:1], None, 2)
