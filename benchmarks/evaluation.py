@@ -31,7 +31,7 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from rich.console import Console
 from rich.table import Table
 
-from raydml.evaluation.binary_codes import binary_codes
+from raydml.evaluation.nearness import binary_codes
 from raydml.evaluation.scoring import MetricSpec, score_by_all
 
 RECALL_AT = (1, 10, 100, 1000)

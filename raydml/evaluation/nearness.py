@@ -17,6 +17,7 @@ from torch import Tensor
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
+Codes = NDArray[np.uint8]
 
 #: The score of a column that is no candidate (padding, or the query itself): below every real score, and finite.
 #: bfloat16 holds the float value too, so no matrix product rounds it.
@@ -30,7 +31,7 @@ _CACHE_BYTES = 2**21
 
 
 class RetrievalError(ValueError):
-    """Embeddings that cannot be searched: wrong shape, NaN, or fewer rows than neighbours requested."""
+    """Embeddings that cannot be searched: NaN, too many bits, or fewer rows than neighbours requested."""
 
 
 class Nearness(Protocol):
@@ -142,18 +143,89 @@ class EuclideanNearness:
         return torch.from_numpy(numbers).to(self.device)
 
 
+class HammingNearness:
+    """Hamming distance. The score -(distance * width + column) is different for each row, so there are no ties."""
+
+    device = torch.device("cpu")
+    dtype = torch.int32
+
+    def __init__(self, queries: Codes, gallery: Codes | None, own: Integers | None = None) -> None:
+        self.own = np.arange(len(queries)) if gallery is None else own
+        for codes in (queries, queries if gallery is None else gallery):
+            assert (codes.dtype, codes.ndim, codes.shape[-1]) == (np.uint8, 2, queries.shape[-1])
+            assert codes.size
+        self.queries = _whole_words(queries)
+        self.gallery = self.queries if gallery is None else _whole_words(gallery)
+        self.num_queries, self.num_rows = len(self.queries), len(self.gallery)
+        self.width = padded_width(self.num_rows)
+        if (8 * self.gallery.shape[1] + 1) * self.width >= 2**31:
+            raise RetrievalError(
+                f"{self.num_rows} codes of {8 * self.gallery.shape[1]} bits: their product must stay below 2^31. "
+                "Cure: shorter codes, or fewer images"
+            )
+        # Padded rows, so that faiss writes the distances directly into the scores.
+        self.padded = np.pad(self.gallery, ((0, self.width - self.num_rows), (0, 0)))
+        self.minus_columns = -torch.arange(self.width, dtype=torch.int32)
+        self.copy_numbers = torch.zeros(self.width, dtype=torch.int64)  # not needed: no scores are equal
+
+    def score(self, rows: slice, out: Tensor) -> Tensor:
+        import faiss  # here, because training needs no faiss
+
+        num_queries = rows.stop - rows.start
+        assert out.is_contiguous()
+        pointers = [faiss.swig_ptr(array) for array in (self.queries[rows], self.padded)]
+        faiss.hammings(  # type: ignore[attr-defined,unused-ignore]
+            *pointers, num_queries, self.width, self.padded.shape[1], faiss.swig_ptr(out.numpy())
+        )
+        torch.add(self.minus_columns, out, alpha=-self.width, out=out)
+        out[:, self.num_rows :] = MASKED_SCORE[self.dtype]
+        return torch.zeros((num_queries, 1), dtype=self.dtype)
+
+    def settle(self, queries: Integers, columns: Integers) -> NDArray[np.float64]:
+        return np.bitwise_count(self.queries[queries] ^ self.gallery[columns]).sum(axis=1).astype(np.float64)
+
+
+def _whole_words(codes: Codes) -> Codes:
+    """Pad each code with zero bytes to a multiple of 8, the unit that faiss compares."""
+    return np.ascontiguousarray(np.pad(codes, ((0, 0), (0, -codes.shape[1] % 8))))
+
+
+def binary_codes(embeddings: Floats) -> Codes:
+    """Return the packed signs (N, ceil(D / 8)) of embeddings (N, D): 1 for a coordinate above 0, else 0 (also for 0).
+
+    Source: Zhai and Wu, "Classification is a Strong Baseline for Deep Metric Learning", BMVC 2019.
+
+    Raises RetrievalError for NaN, which has no sign.
+    """
+    if np.isnan(embeddings).any():
+        raise RetrievalError("embeddings hold NaN, which has no sign, so they have no binary codes.")
+    return np.packbits(embeddings > 0, axis=1)
+
+
+def int8_codes(embeddings: Floats) -> Floats:
+    """Round embeddings (N, D) to integers in -127..127, as float32, with one scale for all.
+
+    Symmetric scalar quantisation: Euclidean distances keep their order up to rounding. Stored as int8 they take a
+    quarter of the memory. Raises RetrievalError for NaN and infinity.
+    """
+    if not np.isfinite(embeddings).all():
+        raise RetrievalError("embeddings hold NaN or infinity, so they have no int8 codes.")
+    largest = float(np.abs(embeddings).max())
+    return np.rint(embeddings / (largest or 1.0) * 127.0).astype(np.float32)
+
+
 def padded_width(num_rows: int) -> int:
     """Return the number of score columns for this many gallery rows."""
     return num_rows + -num_rows % _COLUMN_MULTIPLE
 
 
 def check_search(queries: Floats, gallery: Floats | None, k: int, own: Integers | None = None) -> None:
-    """Raise RetrievalError for arrays that are not float32 (N, D) of finite numbers, or a k that is out of range."""
+    """Raise RetrievalError for float32 (N, D) that are not finite numbers, or a k that is out of range."""
     is_own = gallery is None or own is not None
     gallery = queries if gallery is None else gallery
     for name, rows in (("queries", queries), ("gallery", gallery)):
-        if rows.ndim != 2 or rows.dtype != np.float32 or 0 in rows.shape:
-            raise RetrievalError(f"{name}: expected float32 rows (N, D), got {rows.dtype} of shape {rows.shape}.")
+        assert (rows.dtype, rows.ndim, rows.shape[-1]) == (np.float32, 2, queries.shape[-1])
+        assert rows.size
         usable = (rows.max(axis=1) < _LARGEST) & (rows.min(axis=1) > -_LARGEST)
         if not usable.all():
             raise RetrievalError(
@@ -161,8 +233,6 @@ def check_search(queries: Floats, gallery: Floats | None, k: int, own: Integers 
                 f"the first is row {int(usable.argmin())}. The training diverged: lower the learning rate or clip "
                 "the gradient."
             )
-    if queries.shape[1] != gallery.shape[1]:
-        raise RetrievalError(f"queries have {queries.shape[1]} dimensions, the gallery has {gallery.shape[1]}.")
     check_num_neighbours(k, len(gallery), is_own=is_own)
 
 

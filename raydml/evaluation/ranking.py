@@ -23,13 +23,16 @@ from torch import Tensor
 
 from raydml.evaluation.nearness import (
     MASKED_SCORE,
+    Codes,
     EuclideanNearness,
     Floats,
+    HammingNearness,
     Integers,
     Nearness,
-    RetrievalError,
+    check_num_neighbours,
     check_search,
 )
+from raydml.ops.clustering import faiss_threads
 from raydml.ops.progress import report_progress
 
 Device = str | torch.device
@@ -78,7 +81,7 @@ def nearest_neighbours(
         distances in order of index.
 
     Raises:
-        RetrievalError: arrays that are not 2-D with the same D, NaN or infinity, k < 1 or more than there are rows.
+        RetrievalError: NaN or infinity, k < 1 or more than there are rows.
     """
     check_search(queries, gallery, k)
     nearness = EuclideanNearness(queries, gallery, torch.device(device))
@@ -114,11 +117,35 @@ def ranked_relevant(
             In leave-one-out it is the query's own index.
 
     Raises:
-        RetrievalError: as `nearest_neighbours`; labels that are not one for each row.
+        RetrievalError: as `nearest_neighbours`.
     """
     check_search(queries, gallery, depth, own)
     nearness = EuclideanNearness(queries, gallery, torch.device(device), own)
     yield from ranks_by(nearness, query_labels, gallery_labels, depth, working_bytes)
+
+
+def ranked_relevant_codes(
+    queries: Codes,
+    gallery: Codes | None = None,
+    *,
+    query_labels: Integers,
+    gallery_labels: Integers | None = None,
+    depth: int,
+    own: Integers | None = None,
+    working_bytes: int = WORKING_BYTES,
+) -> Iterator[tuple[slice, Ranks]]:
+    """Yield what `ranked_relevant` yields, by Hamming distance, on the CPU with as many threads as torch.
+
+    queries: (N, bytes), gallery: (M, bytes) or None for leave-one-out, of `binary_codes`; the rest as there. Distances
+    are small integers, so many neighbours tie. Equal distances are in order of index in the gallery, as everywhere in
+    raydml; published numbers of code that orders ties at random may differ.
+
+    Raises RetrievalError: more bits than 32-bit scores hold, and as `ranked_relevant`.
+    """
+    nearness = HammingNearness(queries, gallery, own)
+    check_num_neighbours(depth, nearness.num_rows, is_own=nearness.own is not None)
+    with faiss_threads():
+        yield from ranks_by(nearness, query_labels, gallery_labels, depth, working_bytes)
 
 
 def ranks_by(
@@ -126,17 +153,9 @@ def ranks_by(
 ) -> Iterator[tuple[slice, Ranks]]:
     """Yield what `ranked_relevant` yields, for any nearness."""
     searched = query_labels if gallery_labels is None else gallery_labels
-    if len(query_labels) != nearness.num_queries or len(searched) != nearness.num_rows:
-        raise RetrievalError(
-            f"{len(query_labels)} labels for {nearness.num_queries} queries and {len(searched)} for "
-            f"{nearness.num_rows} rows to search; there must be one for each."
-        )
     own = nearness.own
-    if own is not None and (own.shape != (nearness.num_queries,) or own.min() < 0 or own.max() >= nearness.num_rows):
-        raise RetrievalError(
-            f"own: expected an index into the {nearness.num_rows} rows to search for each of {nearness.num_queries} "
-            f"queries, got {own.dtype} of shape {own.shape}."
-        )
+    assert (len(query_labels), len(searched)) == (nearness.num_queries, nearness.num_rows)
+    assert own is None or (own.shape == query_labels.shape and own.min() >= 0 and own.max() < nearness.num_rows)
     by_label = np.argsort(searched, kind="stable")
     column_labels = np.pad(searched, (0, nearness.width - nearness.num_rows))
     for chunk in _chunks(nearness, working_bytes, depth, query_labels, column_labels):

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raydml.evaluation.binary_codes import binary_codes, int8_codes, ranked_relevant_codes
+from raydml.evaluation.nearness import binary_codes, int8_codes
 from raydml.evaluation.protocols import DISTRACTOR, RetrievalTask, retrieval_tasks
-from raydml.evaluation.ranking import Device, nearest_neighbours, ranked_relevant
+from raydml.evaluation.ranking import Device, nearest_neighbours, ranked_relevant, ranked_relevant_codes
 from raydml.metrics.clustering import ami, nmi, pair_f1
 from raydml.metrics.geometry import class_distances, spectral_decay
-from raydml.metrics.ranking import MetricError, average_precision, precision_at_r, recall, reciprocal_rank
+from raydml.metrics.ranking import average_precision, precision_at_r, recall, reciprocal_rank
 from raydml.ops.clustering import KMeans, cluster
 
 METRIC_GROUPS = ("retrieval", "ranking", "clustering", "geometry")
@@ -88,7 +88,7 @@ def score_queries(
         to_1000: also score the 1,000 nearest neighbours (fewer if there are fewer).
         device: where distances are computed (binary codes: always the CPU).
 
-    Raises RetrievalError for NaN, MetricError if no query has an image to find.
+    Raises RetrievalError for NaN, ScoringError if no query has an image to find.
     """
     is_leave_one_out = task.gallery is None
     gallery = task.queries if task.gallery is None else task.gallery
@@ -98,7 +98,7 @@ def score_queries(
     if is_leave_one_out or task.own is not None:
         num_relevant = num_relevant - 1
     if not num_relevant.any():
-        raise MetricError(
+        raise ScoringError(
             "no query has another image of its class, so R-precision and MAP@R are undefined; evaluate on classes with "
             "at least two images."
         )
@@ -161,11 +161,12 @@ def score_by_all(
     protocol are named as those of the first. The queries are those of the first protocol and of `primary_code`. Source
     of the signs: Zhai and Wu, BMVC 2019; their release returns the larger of the two Recall@1, here both are reported.
 
-    Raises ScoringError for a k beyond the images to be found or an unknown name, ProtocolError for images that the
-    protocol does not fit, RetrievalError for NaN, MetricError if no query has an image to find.
+    Raises ScoringError for a k beyond the images to be found, an unknown name, or if no query has an image to find,
+    ProtocolError for images that the protocol does not fit, RetrievalError for NaN.
     """
-    _check_names("groups", spec.groups, METRIC_GROUPS)
-    _check_names("codes", spec.codes, CODES)
+    for key, names, choices in (("groups", spec.groups, METRIC_GROUPS), ("codes", spec.codes, CODES)):
+        if unknown := [name for name in names if name not in choices]:
+            raise ScoringError(f"{key}: {unknown[0]!r}; one of {', '.join(choices)}")
     named: dict[str, float] = {}
     queries = None
     for place, protocol in enumerate(protocols):
@@ -196,7 +197,12 @@ def _score(
     found: list[QueryScores] = []
     if groups & {"retrieval", "ranking"}:
         for task in retrieval_tasks(protocol, labels, roles):
-            _refuse_large_k(spec.recall_at if "retrieval" in groups else (1,), task)
+            largest_k = max(spec.recall_at) if "retrieval" in groups else 1
+            if largest_k > task.num_found:
+                raise ScoringError(
+                    f"recall_at: {largest_k} neighbours, but a query has only {task.num_found} images to search: "
+                    "leave the larger k out of recall_at (--recall-at), or evaluate on more images"
+                )
             found.append(score_queries(rows, labels, task, codes=codes, to_1000="ranking" in groups, device=device))
         each = [{name: np.nanmean(of) for name, of in query_values(one, spec.recall_at).items()} for one in found]
         kept = [name for name in each[0] if "retrieval" in groups or name in ("mrr", "map_at_1000")]
@@ -205,14 +211,6 @@ def _score(
         points = np.where(embeddings > 0, np.float32(1), np.float32(-1)) if codes == "binary" else rows
         named |= _of_classes(points[~is_distractor], labels[~is_distractor], groups, device)
     return Scores(named, found[0] if len(found) == 1 else None)
-
-
-def _refuse_large_k(recall_at: Sequence[int], task: RetrievalTask) -> None:
-    if max(recall_at) > task.num_found:
-        raise ScoringError(
-            f"recall_at: {max(recall_at)} neighbours, but a query has only {task.num_found} images to search: "
-            "leave the larger k out of recall_at (--recall-at), or evaluate on more images"
-        )
 
 
 def query_values(found: QueryScores, recall_at: Sequence[int]) -> dict[str, NDArray[np.float64]]:
@@ -282,9 +280,3 @@ def _most_popular(embeddings: NDArray[np.float32], device: Device) -> int:
             return 0
     neighbours, _ = nearest_neighbours(embeddings, k=1, device=device)
     return int(np.bincount(neighbours[:, 0]).max())
-
-
-def _check_names(key: str, names: Sequence[str], choices: Sequence[str]) -> None:
-    for name in names:
-        if name not in choices:
-            raise ScoringError(f"{key}: {name!r}; one of {', '.join(choices)}")

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raydml.data.catalog import DataError
 from raydml.images.augmentation import (
     Augmentation,
     Draws,
@@ -56,8 +55,6 @@ class Loader:
     channels_last: the memory format of the batches. prefetch: how many batches are read ahead, at least 1. Each holds
     its crops as uint8, and while it is being read its whole images, which matters for photographs decoded at full size.
     The same pixels, settings and seeds give the same batches, whatever prefetch is.
-
-    Raises DataError for fewer than one batch ahead.
     """
 
     def __init__(
@@ -70,8 +67,6 @@ class Loader:
         channels_last: bool,
         prefetch: int = 2,
     ) -> None:
-        if prefetch < 1:
-            raise DataError(f"prefetch: {prefetch} is less than 1; give 1 or more")
         self.pixels, self.augmentation, self.preprocessing = pixels, augmentation, preprocessing
         self.device, self.prefetch = device, prefetch
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -91,19 +86,12 @@ class Loader:
         until the next one is read: they share their memory, so use one iterator of a loader at a time.
 
         An error while reading (DataError, OSError) is raised at that batch. Closing the iterator ends its threads, as
-        do its end and an error. Raises DataError at once when there are not as many seeds as batches.
+        do its end and an error.
         """
-        if len(plan) != len(seeds):
-            raise DataError(f"seeds: {len(seeds)} for {len(plan)} batches; give one seed a batch")
-        may_flip = [True] * len(plan) if flip is None else [bool(each) for each in flip]
-        return self._batches(plan, [int(seed) for seed in seeds], may_flip)
-
-    def _batches(
-        self, plan: Sequence[np.ndarray], seeds: list[int], may_flip: list[bool]
-    ) -> Generator[Tensor, None, None]:
+        may_flip = np.ones(len(plan), dtype=bool) if flip is None else flip
         calls = (
-            (rows, seed, flip, number % len(self._scaled))
-            for number, (rows, seed, flip) in enumerate(zip(plan, seeds, may_flip, strict=True))
+            (rows, int(seed), bool(flips), number % len(self._scaled))
+            for number, (rows, seed, flips) in enumerate(zip(plan, seeds, may_flip, strict=True))
         )
         with closing(read_ahead(self._cut, calls, num_ahead=self.prefetch)) as cuts:
             for cut in cuts:

@@ -13,10 +13,6 @@ from numpy.typing import NDArray
 AnyIntegers = NDArray[np.integer]
 
 
-class MetricError(ValueError):
-    """Arrays that do not fit together, or without a query for which the metric is defined."""
-
-
 def recall(first: AnyIntegers, k: int) -> NDArray[np.bool_]:
     """Return (N,) whether the nearest relevant neighbour, at rank first (N,) from 1, 0 for none, is among the first k.
 
@@ -38,10 +34,8 @@ def precision_at_r(hits: NDArray[np.bool_], num_relevant: AnyIntegers) -> NDArra
     """Return (N,) the R-precision of each query: share of relevant images among its R nearest; NaN if R = 0.
 
     hits: (N, K) is the i-th neighbour relevant, nearest first, K >= max R. num_relevant: (N,) R, the number of relevant
-    images that the query can find, itself not counted. Source: Musgrave, Belongie, Lim 2020, "A Metric Learning Reality
-    Check", section 3.1.
-
-    Raises MetricError: K below max R; no query with R > 0.
+    images that the query can find, itself not counted; above 0 for some query. Source: Musgrave, Belongie, Lim 2020,
+    "A Metric Learning Reality Check", section 3.1.
     """
     within = _within_r(hits, num_relevant)
     return _divided(within.sum(axis=1), num_relevant)
@@ -52,8 +46,9 @@ def average_precision(
 ) -> NDArray[np.float64]:
     """Return (N,) the average precision: sum of precision(i) over hits at i <= depth, divided by min(R, depth).
 
-    hits: (N, K) is the i-th neighbour relevant, nearest first. num_relevant: (N,) R; if it is 0 the result is NaN.
-    depth: the last rank at which hits count; None: R of each query, and the mean is MAP@R.
+    hits: (N, K) is the i-th neighbour relevant, nearest first, K >= max R or depth. num_relevant: (N,) R, above 0 for
+    some query; if it is 0 the result is NaN. depth: the last rank at which hits count; None: R of each query, and the
+    mean is MAP@R.
 
     MAP@R is 1 if every query has its whole class in front. Source: Musgrave, Belongie, Lim 2020, section 3.1. The mAP_c
     of Roth et al. 2020 divides by R + 1 instead and is therefore not comparable.
@@ -61,15 +56,11 @@ def average_precision(
     With a fixed depth the mean is mAP@depth, another metric: it also counts hits far behind rank R. It divides by
     min(R, depth), as the mAP@100 of Weyand et al. 2020 ("Google Landmarks Dataset v2", section 5.1); Roth et al. 2020
     divide by the size of the class, which includes the query.
-
-    Raises MetricError: K below max R or depth; no query with R > 0.
     """
     if depth is None:
         counted, divisors = _within_r(hits, num_relevant), num_relevant
     else:
-        _check_relevant(hits, num_relevant)
-        if not 1 <= depth <= hits.shape[1]:
-            raise MetricError(f"depth = {depth} is outside 1..{hits.shape[1]}, the neighbours given for each query.")
+        assert 1 <= depth <= hits.shape[1]
         counted, divisors = hits[:, :depth], np.minimum(num_relevant, depth)
     total = np.zeros(len(hits))
     # Some queries at a time: floats for thousands of neighbours of each query would take gigabytes.
@@ -83,25 +74,9 @@ def average_precision(
 
 def _within_r(hits: NDArray[np.bool_], num_relevant: AnyIntegers) -> NDArray[np.bool_]:
     """(N, max R) hits without those behind rank R of each query."""
-    _check_relevant(hits, num_relevant)
     largest = int(num_relevant.max())
-    if largest > hits.shape[1]:
-        raise MetricError(f"{hits.shape[1]} neighbours for each query are too few: the largest class needs {largest}.")
+    assert 1 <= largest <= hits.shape[1]
     return hits[:, :largest] & (np.arange(largest) < num_relevant[:, None])
-
-
-def _check_relevant(hits: NDArray[np.bool_], num_relevant: AnyIntegers) -> None:
-    if num_relevant.shape != hits.shape[:1] or not np.issubdtype(num_relevant.dtype, np.integer):
-        raise MetricError(
-            f"num_relevant: expected integers of shape {hits.shape[:1]}, got {num_relevant.dtype} {num_relevant.shape}."
-        )
-    if num_relevant.min() < 0:
-        raise MetricError(f"num_relevant: {num_relevant.min()} is negative.")
-    if not num_relevant.any():
-        raise MetricError(
-            "no query has another image of its class (num_relevant is 0 everywhere), so R-precision and MAP@R "
-            "are undefined; evaluate on classes with at least two images."
-        )
 
 
 def _divided(totals: NDArray[np.number], divisors: AnyIntegers) -> NDArray[np.float64]:

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from raydml.evaluation.binary_codes import ranked_relevant_codes
-from raydml.evaluation.ranking import Ranks, ranked_relevant
+from raydml.evaluation.ranking import Ranks, ranked_relevant, ranked_relevant_codes
 
 
 def joined(parts):

@@ -259,14 +259,6 @@ def test_tiny_images_are_enlarged():
     assert (got[0] == 200).all()
 
 
-def test_impossible_settings_are_refused():
-    preprocessing = Preprocessing(60, 48, **IMAGENET)
-    with pytest.raises(DataError, match="prefetch: 0"):
-        loading(pack(scenes()), Augmentation(), preprocessing, prefetch=0)
-    with pytest.raises(DataError, match="seeds: 1 for 2 batches"):
-        loading(pack(scenes()), Augmentation(), preprocessing).batches([np.arange(2)] * 2, [0])
-
-
 # --- threads -------------------------------------------------------------------------------------------------
 
 
