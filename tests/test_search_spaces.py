@@ -171,8 +171,6 @@ def test_every_recipe_of_the_zoo_trains(tmp_path):
         assert any(not torch.equal(value, after[name]) for name, value in before.items()), what
 
 
-# --- the published points: written by hand from the papers and their releases ---------------------------------------
-
 RESNET = {"model.backbone": "resnet50", "model.weights": "default", "data.resize_px": 256, "data.crop_px": 224}
 ADAM = {"optimizer.name": "adam", "schedule.new_layer_warmup_epochs": 0}
 FROM_FILE = {"data.cache": "off", "data.augmentation.random_resized_crop": (0.08, 1.0), "data.resize": "short_side"}
@@ -366,8 +364,6 @@ def test_the_comparisons_hold_six_recipes_at_equal_epochs():
         assert len({(t.epochs, t.sampler, t.schedule, t.model.backbone, t.model.embedding_dim) for t in trials}) == 1
         assert len(rates) == 1
 
-
-# --- each of them learns, on a miniature in the format of its data set ------------------------------------------------
 
 NUM_CLASSES, NUM_IMAGES = 8, 4  # a quarter of the classes validates: 6 train, 24 images
 SIZES = {

@@ -82,9 +82,6 @@ def words(text):
     return " ".join(text.split())
 
 
-# --- the tables ------------------------------------------------------------------------------------------------------
-
-
 def test_every_benchmark_has_a_source_and_every_fact_is_well_formed():
     assert list(SOURCES) == list(BENCHMARKS)
     for name, one in SOURCES.items():
@@ -128,9 +125,6 @@ def test_an_unknown_benchmark_is_refused_with_the_choices(tmp_path, command):
     error = refused(command, "cub20", "--root", tmp_path)
     choices = "choices: cub200, cars196, sop, inshop, vehicleid; did you mean 'cub200'?"
     assert f"'cub20' is no benchmark; {choices}" in error
-
-
-# --- download --------------------------------------------------------------------------------------------------------
 
 
 def test_download_fetches_checks_and_unpacks_and_then_has_nothing_to_do(server, tmp_path, monkeypatch):
@@ -252,9 +246,6 @@ def test_an_interrupted_download_goes_on_where_it_was(server, tmp_path, monkeypa
     done("download", "cub200", "--root", tmp_path)
     assert ranges(server) == [None, f"bytes={half}-"]
     assert (tmp_path / "CUB_200_2011" / "images.txt").exists()
-
-
-# --- check -----------------------------------------------------------------------------------------------------------
 
 
 def test_check_prints_the_report_and_exits_by_it(tmp_path):

@@ -21,9 +21,6 @@ def text_of(study, width, height, **arguments):
     return console.export_text()
 
 
-# --- the picture ------------------------------------------------------------------------------------------------------
-
-
 def large_study(num_trials, num_running):
     events = [study_started(), stage_started(num_trials)]
     for number in range(num_trials - num_running):
@@ -81,9 +78,6 @@ def test_confirm_shows_folds_and_seeds():
 def test_names_from_the_outside_are_no_markup():
     text = text_of(reduce_events([stage_started(1), started(0, loss="[bold]x[/bold]")]), 120, 24)
     assert "[bold]x[/bold]" in text
-
-
-# --- without a terminal -----------------------------------------------------------------------------------------------
 
 
 def lines_of(*events):
@@ -182,9 +176,6 @@ def test_the_eta_follows_the_pace_seen_here_and_not_the_past(tmp_path):
         write(path, *(epoch(1, n, 0.1) for n in range(1, 5)))
         wait_for(lambda: live.study.trials["search-001"].num_epochs == 4)
         assert live.eta_s() == pytest.approx((20 - 8) * 10 / 4)
-
-
-# --- texts ------------------------------------------------------------------------------------------------------------
 
 
 def test_small_texts():

@@ -63,9 +63,6 @@ def write_trial(path, **more):
     return str(path)
 
 
-# --- help, version, environment -------------------------------------------------------------------------------------
-
-
 def test_help_names_every_command_and_is_what_no_command_shows():
     text = run("--help").output
     for command in COMMANDS:
@@ -127,9 +124,6 @@ def test_commands_that_are_printed_start_as_the_user_started(monkeypatch):
     assert main.program_name("/venv/bin/raydml") == "raydml"
     monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
     assert main.program_name("launch.py") == "uv run launch.py"
-
-
-# --- exit codes -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -208,9 +202,6 @@ def test_study_argument_is_what_the_next_command_understands(tmp_path, monkeypat
     (tmp_path / "sub").mkdir()
     monkeypatch.chdir(tmp_path / "sub")
     assert study_argument(elsewhere) == str(elsewhere)
-
-
-# --- sweep ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -350,9 +341,6 @@ def test_a_search_alone_has_an_end_too():
     assert "no trial has a value yet" in captured.get()
 
 
-# --- looking at studies ---------------------------------------------------------------------------------------------
-
-
 def test_status_lists_studies_and_shows_one(tmp_path):
     storage = tmp_path / "studies"
     for name, ended in (("first", True), ("second", False)):
@@ -412,9 +400,6 @@ def test_ui_opens_the_store_of_the_study_on_this_machine_only(tmp_path, monkeypa
 def test_ui_makes_no_empty_store(tmp_path):
     assert "mlflow.db" in refused("ui", "--storage", "nowhere")
     assert not (tmp_path / "nowhere").exists()
-
-
-# --- what can be written into a space -------------------------------------------------------------------------------
 
 
 def listed(kind):
@@ -484,9 +469,6 @@ def test_schema_is_printed_and_written_where_the_spaces_look_for_it(tmp_path, mo
     Path("search_spaces").mkdir()
     run("schema", "--write")
     assert json.loads(Path("search_spaces/schema.json").read_text()) == schema
-
-
-# --- one configuration, one model -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -99,9 +99,6 @@ def refused(archive, root, match, **more):
     assert everything(root.parent) == before
 
 
-# --- what is unpacked ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_file_of_the_folder_arrives_and_other_entries_stay_out(kind, root, tmp_path):
     others = [("attributes.txt", b"not needed"), ("__MACOSX/birds/._images.txt", b"junk"), ("birdsong/a", b"")]
@@ -153,9 +150,6 @@ def test_an_archive_without_the_folder_says_what_it_has(kind, root, tmp_path):
     refused(make(kind, tmp_path, {"fish/a": b"x", "readme": b""}), root, "no folder 'birds', only 'fish', 'rea")
     refused(make(kind, tmp_path, {"birds": b"a file"}), root, "no folder 'birds'")
     refused(make(kind, tmp_path, {}), root, "no folder 'birds', only nothing")
-
-
-# --- what is refused -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -269,9 +263,6 @@ def test_members_without_number_are_refused(kind, root, tmp_path, monkeypatch):
     refused(make(kind, tmp_path, FILES), root, "more than 5 members")
 
 
-# --- damage ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("start", [b"", b"<!DOCTYPE html>", b"Rar!\x1a", bytes(512)])
 def test_what_is_no_archive_is_said_to_be_none(root, tmp_path, start):
     (tmp_path / "archive").write_bytes(start)
@@ -316,9 +307,6 @@ def test_no_flipped_byte_gets_through_unseen(kind, root, tmp_path):
             shutil.rmtree(root / "birds")
     assert num_refused > 150
     assert (tmp_path / "precious").read_bytes() == b"precious"
-
-
-# --- interruptions ---------------------------------------------------------------------------------------------------
 
 
 def test_ctrl_c_leaves_nothing(root, tmp_path):

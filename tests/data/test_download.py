@@ -47,9 +47,6 @@ def partial_of(folder: Path) -> bytes:
     return (folder / "archive.tgz.partial").read_bytes()
 
 
-# --- the plain way ---------------------------------------------------------------------------------------------------
-
-
 def test_a_file_arrives_whole_under_its_name_and_nothing_else_stays(server, tmp_path):
     seen = []
     path = get(archive(server), tmp_path, progress=lambda done, total: seen.append((done, total)))
@@ -73,9 +70,6 @@ def test_a_file_of_that_name_that_is_another_is_refused_and_kept(server, tmp_pat
         get(archive(server), tmp_path)
     assert (tmp_path / "archive.tgz").read_bytes() == OTHER
     assert server.requests == []
-
-
-# --- broken off and resumed ------------------------------------------------------------------------------------------
 
 
 def test_a_cut_connection_is_resumed_at_the_byte_where_it_ended(server, tmp_path):
@@ -196,9 +190,6 @@ def test_without_etag_date_and_digest_versions_cannot_be_distinguished(server, t
     assert ranges(server) == [None, None]
 
 
-# --- how long it tries -----------------------------------------------------------------------------------------------
-
-
 def test_a_stalled_connection_is_given_up_retried_and_reported(server, tmp_path):
     server.answers = [Answer(cut=40_000, stalls=True)]
     with pytest.raises(NotServed, match=r"no byte came for 0\.4 s \(3 tries in a row\); 120,000 .*continues there"):
@@ -260,9 +251,6 @@ def test_an_error_keeps_what_had_come(server, tmp_path):
     with pytest.raises(NotServed, match="404"):
         get(archive(server), tmp_path)
     assert partial_of(tmp_path) == BODY[:100_000]
-
-
-# --- lies ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_length_that_is_too_long_is_a_broken_connection(server, tmp_path):
@@ -328,9 +316,6 @@ def test_an_accepted_sha256_replaces_size_and_digest(server, tmp_path):
         get(archive(server), tmp_path, accepted_sha256="0" * 64)
 
 
-# --- redirects -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("target", ["file:///etc/hostname", "ftp://127.0.0.1/archive.tgz", "data:,x", "gopher://x/"])
 @pytest.mark.parametrize("status", [301, 302, 307])
 def test_a_redirect_to_another_scheme_is_refused(server, tmp_path, target, status):
@@ -369,9 +354,6 @@ def test_a_circle_of_redirects_ends(server, tmp_path):
 def test_other_addresses_are_not_opened(server, tmp_path, url):
     with pytest.raises(NotServed, match=r"No connection adapters|No scheme supplied"):
         get(archive(server, url=url), tmp_path)
-
-
-# --- the disk --------------------------------------------------------------------------------------------------------
 
 
 def test_what_cannot_fit_is_refused_before_a_byte_is_written(server, tmp_path):

@@ -63,9 +63,6 @@ def indexed(model, root, folder):
     return write_gallery(folder, model, root, names, embeddings)
 
 
-# --- which images -----------------------------------------------------------------------------------------------------
-
-
 def test_images_lie_flat_or_in_folders_of_any_depth(tmp_path):
     for name in ("b.JPG", "a.png", "fruit/apples/1.webp", "fruit/2.tif", "fruit/apples/._1.webp", "__MACOSX/3.png",
                  ".hidden/4.png", "fruit/list.csv", "fruit/apples/5.jpeg.txt"):  # fmt: skip
@@ -94,9 +91,6 @@ def test_a_folder_without_images_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(GalleryError, match="hold no image"):
         image_names(tmp_path)
-
-
-# --- embedding and searching ------------------------------------------------------------------------------------------
 
 
 def test_batches_hold_the_embeddings_in_order_and_name_what_is_unreadable(model, photos):
@@ -205,9 +199,6 @@ def test_a_picture_shows_queries_and_neighbours(model, photos, tmp_path):
             pictures.append(np.asarray(opened.convert("RGB")))
     assert len({picture.tobytes() for picture in pictures}) == 2
     assert all(picture.std() > 10 for picture in pictures)
-
-
-# --- the commands -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -56,9 +56,6 @@ def fresh(built: tuple[str, Network]) -> tuple[str, Network]:
     return name, network
 
 
-# --- the contract ------------------------------------------------------------------------------------------
-
-
 def test_the_smallest_crop_is_embedded_and_gradients_reach_every_parameter(fresh) -> None:
     name, network = fresh
     images = images_for(name)
@@ -145,9 +142,6 @@ def test_the_feature_is_the_last_stage_pooled(backbone: str, pooling: str) -> No
     torch.testing.assert_close(features, expected)
 
 
-# --- names in a state dict ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("backbone", sorted(BACKBONES.keys() - {"convnet", "bn_inception", "vit_b_16"}))
 def test_names_and_shapes_are_torchvisions(backbone: str) -> None:
     extra = {"init_weights": False} if backbone == "googlenet" else {}
@@ -172,9 +166,6 @@ def test_names_of_the_convnet_stay_as_they_are() -> None:
     layers = ["0.weight", *(f"1.{name}" for name in norm)]
     expected = [f"trunk.blocks.{block}.{layer}" for block in range(4) for layer in layers]
     assert list(make("convnet").state_dict()) == [*expected, "head.linear.weight", "head.linear.bias"]
-
-
-# --- the facts ---------------------------------------------------------------------------------------------
 
 
 def test_facts_agree_with_torchvision() -> None:
@@ -213,9 +204,6 @@ def test_the_crops_it_says_it_takes_are_in_its_words(name: str) -> None:
     assert facts.crops == ("exactly 224" if name == "vit_b_16" else f"at least {facts.minimum_crop_px}")
     assert facts.nearest_crop_px(1) == facts.minimum_crop_px
     assert facts.nearest_crop_px(1000) == (224 if name == "vit_b_16" else 1000)
-
-
-# --- layers and pooling ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [8, 11, 16, 28, 64])

@@ -29,9 +29,6 @@ def features_of(num_rows: int, feature_dim: int, seed: int = 0) -> Tensor:
     return torch.randn(num_rows, feature_dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-# --- order, projection -------------------------------------------------------------------------------------
-
-
 def test_head_standardises_before_the_linear_layer_and_normalises_last():
     torch.manual_seed(0)
     features = torch.randn(3, 8) * 5 + 2
@@ -131,9 +128,6 @@ def test_the_two_heads_of_the_mic_release() -> None:
         torch.testing.assert_close(head(golden["heads_pooled"]), golden[f"heads_out_{name}"], **MIC["tolerance"])
 
 
-# --- slices ------------------------------------------------------------------------------------------------
-
-
 def divide_conquer_head() -> tuple[Head, dict[str, Tensor]]:
     golden = golden_tensors("divide_conquer_head")
     num_slices = DIVIDE_CONQUER["hyperparameters"]["K"]
@@ -199,9 +193,6 @@ def test_an_empty_batch_has_no_embeddings() -> None:
         assert head(torch.zeros(0, 3)).shape == (0, 4)
 
 
-# --- first values ------------------------------------------------------------------------------------------
-
-
 def normal_deviation(weight: Tensor) -> float:
     """The standard deviation of a sample that is to be normal of mean 0; fails where it is not."""
     deviation = weight.pow(2).mean().sqrt().item()
@@ -245,9 +236,6 @@ def test_by_default_the_first_values_are_those_of_a_linear_layer() -> None:
     head = make(9, 6, num_slices=2)
     assert torch.equal(head.linear.weight, expected.weight)
     assert torch.equal(head.linear.bias, expected.bias)
-
-
-# --- dropout -----------------------------------------------------------------------------------------------
 
 
 def test_dropout_is_of_the_standardised_features_and_in_training_alone() -> None:

@@ -39,9 +39,6 @@ def test_dropout_made_for_imagenet_classifiers_is_off():
     assert all(p == 0 for p in drops)
 
 
-# --- weights ---------------------------------------------------------------------------------------------
-
-
 def test_default_weights_of_a_backbone_without_any_are_refused_with_the_cure():
     with pytest.raises(WeightsError, match="weights: none"):
         make(weights="default")

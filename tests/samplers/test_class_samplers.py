@@ -24,8 +24,6 @@ from raydml.samplers.random_identity import RandomIdentity
 from tests.golden_vectors import golden, golden_arrays, golden_cases, golden_facts
 from tests.samplers.draws import assert_as_likely, labels_of
 
-# --- what they are made of -------------------------------------------------------------------------------------------
-
 
 def test_the_index_lists_the_images_of_each_class():
     index = ClassIndex(np.array([30, 5, 30, 7, 5, 30]))
@@ -73,9 +71,6 @@ def test_a_shuffle_stays_within_the_class_and_every_order_is_as_likely():
     assert_as_likely(list(orders.values()), 200)
 
 
-# --- balanced_with_replacement ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("case", golden_facts("classification_sampler")["cases"], ids=lambda case: case["case"])
 def test_balanced_with_replacement_keeps_the_invariants_of_the_release(case):
     arrays = golden_arrays("classification_sampler")
@@ -106,9 +101,6 @@ def test_balanced_with_replacement_draws_evenly_from_every_class_however_large()
     # n images drawn 5 times leave n (1 - (1 - 1/n)^5) different ones, also where there would have been enough
     different = [len(set(group)) for batch in batches for group in batch.reshape(3, 5) if labels[group[0]] == 3]
     assert np.mean(different) == pytest.approx(6 * (1 - (5 / 6) ** 5), abs=0.06)
-
-
-# --- random_identity -------------------------------------------------------------------------------------------------
 
 
 def assert_each_class_once(stream: np.ndarray, labels: np.ndarray, per_class: int) -> None:
@@ -153,9 +145,6 @@ def test_random_identity_draws_classes_and_images_evenly():
     assert_as_likely([number for (label, _), number in sets.items() if label == 5], 200)
     # 4 draws with replacement from 3: one image with 3/81, two with 42/81, three with 36/81
     assert_as_likely([repeated[1, number] for number in (1, 2, 3)], 3000 * np.array([3, 42, 36]) / 81)
-
-
-# --- identity_chunks -------------------------------------------------------------------------------------------------
 
 
 def num_rebuilds(batches: list[np.ndarray], labels: np.ndarray, per_class: int) -> int:
@@ -247,9 +236,6 @@ def test_identity_chunks_choose_among_the_classes_that_have_chunks_left():
     assert len(seconds) == 5
 
 
-# --- random_classes --------------------------------------------------------------------------------------------------
-
-
 def test_random_classes_keep_the_invariants_of_the_release():
     arrays, facts = golden("mdr_batches")
     labels, settings = arrays["labels"], facts["hyperparameters"]
@@ -285,9 +271,6 @@ def test_random_classes_are_independent_draws_of_classes_and_images():
     assert_as_likely(list(cut.values()), sum(cut.values()) / 24)
     assert_as_likely(list(pairs.values()), sum(pairs.values()) / 4)
     assert plan.num_duplicates == 0
-
-
-# --- class_groups ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("settings", golden_cases("mic_batch_construction", lambda case: case["case"].startswith("m")))
@@ -334,8 +317,6 @@ def test_class_groups_are_of_other_classes_than_the_two_before_and_evenly_so():
         of_class = shown[labels == label]
         assert_as_likely(of_class, of_class.sum() / count)
 
-
-# --- refusals --------------------------------------------------------------------------------------------------------
 
 UNEVEN = (4, 4, 2, 2, 1)
 

@@ -15,9 +15,6 @@ from tests.samplers.draws import assert_as_likely, labels_of
 BOTH = pytest.mark.parametrize("of_clusters", [ClusterGroups, ClusterRoundRobin])
 
 
-# --- both ------------------------------------------------------------------------------------------------------------
-
-
 @BOTH
 def test_planning_before_clusters_are_assigned_is_refused(of_clusters):
     sampler = of_clusters(labels_of(50, 50, 50), batch_size=12)
@@ -67,9 +64,6 @@ def test_the_clusters_assigned_last_count_and_are_a_copy(of_clusters):
     got, expected = sampler.plan(np.random.default_rng(1)), fresh.plan(np.random.default_rng(1))
     assert np.array_equal(np.concatenate(got.batches), np.concatenate(expected.batches))
     assert sampler.state_dict()["clusters"] == (np.arange(150) % 5).tolist()
-
-
-# --- cluster_groups --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("settings", golden_cases("mic_batch_construction", lambda case: case["case"].startswith("s")))
@@ -140,9 +134,6 @@ def test_cluster_groups_refusals():
         ClusterGroups(labels, batch_size=14)
     with pytest.raises(DataError, match="only 100 training images"):
         ClusterGroups(labels, batch_size=112)
-
-
-# --- cluster_round_robin ---------------------------------------------------------------------------------------------
 
 
 def round_robin(labels, clusters, batch_size=16, images_per_class=4) -> ClusterRoundRobin:

@@ -38,12 +38,15 @@ def problems_of(path, overrides=()):
     return caught.value
 
 
+def problem_of(path, overrides=()):
+    """The only problem of a space."""
+    (problem,) = problems_of(path, overrides).problems
+    return problem
+
+
 def read(text):
     node, problems = read_yaml(text, "x.yaml")
     return node and to_plain(node), problems
-
-
-# --- YAML ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -59,12 +62,9 @@ def test_scalars_are_what_they_look_like(text, value):
     assert problems == []
     assert found == {"a": value}
     assert type(found["a"]) is type(value)
-
-
-def test_special_floats():
-    found, _ = read("[.inf, -.inf, .nan]")
-    assert found[:2] == [math.inf, -math.inf]
-    assert math.isnan(found[2])
+    infinite, _ = read("[.inf, -.inf, .nan]")
+    assert infinite[:2] == [math.inf, -math.inf]
+    assert math.isnan(infinite[2])
 
 
 def test_a_key_written_twice_is_reported_with_both_lines():
@@ -103,8 +103,6 @@ def test_a_file_that_is_not_there_and_one_that_is_no_mapping(write):
         "trial.data", "trial.model", "trial.loss", "trial.sampler"
     }  # fmt: skip
 
-
-# --- the ten commonest mistakes, all in one file, all reported at once -----------------------------------------------
 
 TEN = """\
 study: {search: {num_trials: 2, schedular: asha}}
@@ -182,7 +180,7 @@ def test_the_ten_commonest_mistakes_at_once(write):
     assert text.startswith(f"{len(TEN_MESSAGES)} problems in the configuration:\n")
 
 
-# --- domains ---------------------------------------------------------------------------------------------------------
+CANNOT = "first cannot be drawn"
 
 
 def tree(text):
@@ -197,10 +195,7 @@ def tree(text):
     [
         ("{choice: []}", "choice is empty"),
         ("{choice: 3}", "choice needs a list"),
-        ("{uniform: [1]}", "uniform needs 2 numbers"),
-        ("{uniform: [1, true]}", "uniform needs 2 numbers"),
-        ("{uniform: [0, .inf]}", "uniform needs 2 numbers"),
-        ("{uniform: [a, b]}", "uniform needs 2 numbers"),
+        *((f"{{uniform: {ends}}}", "uniform needs 2 numbers") for ends in ("[1]", "[1, true]", "[0, .inf]", "[a, b]")),
         ("{uniform: [2, 1]}", "bounds are reversed"),
         ("{loguniform: [0, 1]}", "lower bound must be > 0"),
         ("{loguniform: [-1, 1]}", "lower bound must be > 0"),
@@ -212,11 +207,22 @@ def tree(text):
         ("{choice: [1, {grid: [2, 3]}]}", "a grid inside a choice"),
         ("{choise: [1, 2]}", "choise is not a domain"),
         ("{QUniform: [1, 2, 1]}", "QUniform is not a domain"),
+        *((f"{{uniform: [1, 2], first: {first}}}", CANNOT) for first in ("2.5", "true", "many", "[1]")),
+        *((f"{{randint: [1, 5], first: {first}}}", CANNOT) for first in ("5", "2.0")),
+        ("{loguniform: [1e-3, 1], first: 0}", CANNOT),
+        ("{quniform: [0.1, 0.5, 0.1], first: 0.25}", CANNOT),
+        ("{choice: [1, 2], first: 3}", "first is none of its items"),
+        ("{choice: [1, 2], first: true}", "first is none of its items"),
+        ("{grid: [1, 2], first: 2}", "a grid runs all its items"),
+        ("{uniform: [1, 2], frist: 1}", "frist is beside uniform"),
+        ("{uniform: [1, 2], choice: [1]}", "is beside"),
+        ("{unifrom: [1, 2], first: 1}", "unifrom is not a domain"),
     ],
 )
 def test_mistakes_in_domains(text, words):
     _, problems = tree(f"a: {text}")
-    assert [problem.path.split(".")[:2] for problem in problems] == [["trial", "a"]]
+    assert len(problems) == 1
+    assert problems[0].path == "trial.a" or (problems[0].path.startswith("trial.a.") and "first" not in text)
     assert words in problems[0].message
     assert problems[0].where == "x.yaml:1"
     assert problems[0].cure
@@ -270,8 +276,6 @@ def test_ends():
     assert Range("quniform", 0.0, 0.3, 0.1).ends() == (0.0, 0.3)
 
 
-# --- a choice of blocks that supplies several keys -------------------------------------------------------------------
-
 SHARED = """\
 trial:
   data: {name: digits, resize_px: 8, crop_px: 8}
@@ -297,8 +301,7 @@ def test_independent_choices_that_clash_are_reported_and_cured_by_one_choice(wri
         "  loss: {choice: [{name: margin}, {name: normalized_softmax}]}\n"
         "  miner: {choice: [null, {name: distance_weighted}]}\n"
     )
-    error = problems_of(write(independent))
-    (problem,) = error.problems
+    problem = problem_of(write(independent))
     assert problem.where == "space.yaml:6"
     assert problem.message == "loss normalized_softmax learns from labels alone and takes no miner"
     assert "put them into one choice of blocks (key `loss, miner" in problem.cure
@@ -323,12 +326,8 @@ def test_mistakes_in_shared_keys(text, path, words):
 
 
 def test_a_mistake_in_a_block_has_its_line(write):
-    error = problems_of(write(SHARED.replace("name: margin,", "name: margin, nuu: 0.1,")))
-    (problem,) = error.problems
+    problem = problem_of(write(SHARED.replace("name: margin,", "name: margin, nuu: 0.1,")))
     assert (problem.where, problem.path, problem.nearest) == ("space.yaml:6", "trial.loss.nuu", "nu")
-
-
-# --- the check of the whole space ------------------------------------------------------------------------------------
 
 
 def test_every_alternative_both_ends_and_every_pair_are_looked_at():
@@ -353,7 +352,7 @@ def test_the_check_is_bounded():
 def test_an_invalid_alternative_deep_inside_is_found(write):
     inner = "{choice: [{name: margin, nu: {choice: [0, -3]}}]}"
     deep = TRIAL.replace("{name: margin}", f"{{choice: [{{name: margin}}, {inner}]}}")
-    (problem,) = problems_of(write(deep)).problems
+    problem = problem_of(write(deep))
     assert (problem.where, problem.path, problem.value) == ("space.yaml:4", "trial.loss.nu", -3)
 
 
@@ -379,28 +378,15 @@ def test_images_in_a_folder_need_the_folder(write):
     assert str(load_space(path, ["machine.data_root=/images"]).machine.data_root) == "/images"
 
 
-# --- overrides -------------------------------------------------------------------------------------------------------
-
-
 def test_overrides_are_yaml_and_may_be_domains(write):
-    space = load_space(
-        write(TRIAL),
-        [
-            "study.name=mine",
-            "study.search.num_trials=3",
-            "trial.optimizer={name: sgd, momentum: 0.9}",
-            "trial.optimizer.learning_rate={loguniform: [1e-4, 1e-2]}",
-            "trial.miner=null",
-        ],
-    )
+    overrides = ["study.name=mine", "study.search.num_trials=3", "trial.optimizer={name: sgd, momentum: 0.9}"]
+    overrides += ["trial.optimizer.learning_rate={loguniform: [1e-4, 1e-2]}", "trial.miner=null"]
+    space = load_space(write(TRIAL), overrides)
     trials = sample_trials(space)
     assert space.study.name == "mine"
+    assert load_space("space.yaml").study.name == "space", "the name of its file"
     assert len({trial.optimizer.learning_rate for trial in trials}) == 3
     assert all(trial.miner is None and trial.optimizer.momentum == 0.9 for trial in trials)
-
-
-def test_a_study_is_named_after_its_file(write):
-    assert load_space(write(TRIAL)).study.name == "space"
 
 
 def test_an_override_takes_the_place_of_what_a_choice_of_blocks_says(write):
@@ -443,23 +429,18 @@ def test_an_override_does_not_reach_into_a_choice(write):
     assert problem.message == "trial.loss is a choice"
 
 
-# --- sampling --------------------------------------------------------------------------------------------------------
-
-RANDOM = (
-    TRIAL
-    + """\
-  optimizer: {name: adamw, learning_rate: {loguniform: [1e-5, 1e-2]}}
-  epochs: {randint: [1, 100]}
+RANDOM = f"""{TRIAL}\
+  optimizer: {{name: adamw, learning_rate: {{loguniform: [1e-5, 1e-2]}}}}
+  epochs: {{randint: [1, 100]}}
 """
-)
 
 
 def test_same_seed_same_trials_and_fewer_trials_are_the_first_ones(write):
     path = write(RANDOM)
-    sixteen = sample_trials(load_space(path, ["study.search.num_trials=16", "study.seed=5"]))
-    again = sample_trials(load_space(path, ["study.search.num_trials=16", "study.seed=5"]))
-    eight = sample_trials(load_space(path, ["study.search.num_trials=8", "study.seed=5"]))
-    other = sample_trials(load_space(path, ["study.search.num_trials=16", "study.seed=6"]))
+    sixteen, again, eight, other = (
+        sample_trials(load_space(path, [f"study.search.num_trials={number}", f"study.seed={seed}"]))
+        for number, seed in ((16, 5), (16, 5), (8, 5), (16, 6))
+    )
     assert sixteen == again
     assert sixteen[:8] == eight
     assert not {fingerprint(trial) for trial in sixteen} & {fingerprint(trial) for trial in other}
@@ -529,8 +510,6 @@ def test_to_dict_is_the_space_as_written(write):
     assert written["trial"]["epochs"] == {"randint": [1, 100]}
 
 
-# --- the published point as the first trial --------------------------------------------------------------------------
-
 FIRSTS = """\
 trial:
   data: {name: digits, resize_px: 8, crop_px: 8}
@@ -555,20 +534,11 @@ def test_trial_0_is_the_published_point_and_all_others_are_drawn_as_without(writ
     plain = sample_trials(load_space(write(WITHOUT_FIRSTS), overrides))
     first, *others = sample_trials(load_space(write(FIRSTS), overrides))
     assert (first.model.embedding_dim, first.loss.name, first.loss.settings["beta"]) == (32, "margin", 1.0)
-    assert (first.optimizer.learning_rate, first.epochs, first.recall_at) == (
-        1e-4,
-        99,
-        (1, 2),
-    )  # the first item: (1, 2)
+    assert (first.optimizer.learning_rate, first.epochs) == (1e-4, 99)
+    assert first.recall_at == (1, 2)  # the first item
     assert (first.miner.name, first.seed) == ("distance_weighted", seed)
     assert others == plain[1:]
     assert first != plain[0]
-
-
-def test_without_any_first_nothing_is_published(write):
-    assert "first" not in WITHOUT_FIRSTS
-    trials = sample_trials(load_space(write(WITHOUT_FIRSTS), ["study.search.num_trials=12"]))
-    assert trials[0].optimizer.learning_rate != 1e-5  # neither the low end nor anything else that is not drawn
 
 
 def test_a_choice_of_blocks_may_name_its_block(write):
@@ -597,33 +567,6 @@ def test_the_published_point_is_not_drawn_a_second_time(write):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("{uniform: [1, 2], first: 2.5}", "first cannot be drawn"),
-        ("{uniform: [1, 2], first: true}", "first cannot be drawn"),
-        ("{uniform: [1, 2], first: many}", "first cannot be drawn"),
-        ("{uniform: [1, 2], first: [1]}", "first cannot be drawn"),
-        ("{loguniform: [1e-3, 1], first: 0}", "first cannot be drawn"),
-        ("{randint: [1, 5], first: 5}", "first cannot be drawn"),
-        ("{randint: [1, 5], first: 2.0}", "first cannot be drawn"),
-        ("{quniform: [0.1, 0.5, 0.1], first: 0.25}", "first cannot be drawn"),
-        ("{choice: [1, 2], first: 3}", "first is none of its items"),
-        ("{choice: [1, 2], first: true}", "first is none of its items"),
-        ("{grid: [1, 2], first: 2}", "a grid runs all its items"),
-        ("{uniform: [1, 2], frist: 1}", "frist is beside uniform"),
-        ("{uniform: [1, 2], choice: [1]}", "is beside"),
-        ("{unifrom: [1, 2], first: 1}", "unifrom is not a domain"),
-    ],
-)
-def test_mistakes_in_first(text, words):
-    _, problems = tree(f"a: {text}")
-    assert [problem.path for problem in problems] == ["trial.a"]
-    assert words in problems[0].message
-    assert problems[0].where == "x.yaml:1"
-    assert problems[0].cure
-
-
-@pytest.mark.parametrize(
     ("text", "value"),
     [
         ("{uniform: [1, 2], first: 1}", 1),
@@ -643,16 +586,14 @@ def test_the_ends_and_all_steps_may_be_published(text, value):
 
 
 def test_a_range_without_first_beside_domains_with_one_is_named_with_place_and_cure(write):
-    error = problems_of(write(FIRSTS.replace(", first: 99", "")))
-    (problem,) = error.problems
+    problem = problem_of(write(FIRSTS.replace(", first: 99", "")))
     assert (problem.where, problem.path) == ("space.yaml:12", "trial.epochs")
     assert problem.message.startswith("names no first")
     assert problem.cure == "write {randint: [1, 100], first: VALUE}, or remove every first"
 
 
 def test_a_first_that_the_published_point_does_not_pass_is_refused(write):
-    error = problems_of(write(FIRSTS.replace("[0.01, 0.1]}", "[0.01, 0.1], first: 0.05}")))
-    (problem,) = error.problems
+    problem = problem_of(write(FIRSTS.replace("[0.01, 0.1]}", "[0.01, 0.1], first: 0.05}")))
     assert (problem.where, problem.path) == ("space.yaml:8", "trial.loss.temperature")
     assert "has no effect" in problem.message
 
