@@ -25,6 +25,7 @@ from raydml.training import checkpoint
 from raydml.training.randomness import seed_for
 from raydml.training.trainer import Trainer
 from tests.evaluation.slow_ranking import slow_recall_and_map
+from tests.models.networks import make
 
 PLAIN = Preprocessing(resize_px=6, crop_px=4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
@@ -79,15 +80,7 @@ def test_embed_gives_the_modes_back_after_an_error():
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.02), ("fp16", 0.003)])
 def test_precision_is_really_lower_and_the_result_is_float32(precision, tolerance):
-    network = build_network(
-        backbone="convnet",
-        embedding_dim=8,
-        layer_norm=False,
-        normalize="l2",
-        freeze_batch_norm=False,
-        weights="none",
-        seed=0,
-    )
+    network = make(embedding_dim=8)
     preprocessing = preprocessing_for("convnet", resize_px=8, crop_px=8)
     pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
     full = embed(network, packed(pixels), preprocessing, device="cpu", batch_size=4)
@@ -116,19 +109,19 @@ def test_embed_refuses_what_it_cannot_do():
         embed(Flatten(), packed(pictures(0)), PLAIN, device="cpu", batch_size=2)
 
 
+SPLIT = {"order": "sorted", "test_fraction": 0.5, "val_fraction": 0.4}
 TRIAL = {
     "seed": 5,
-    "data": {
-        "name": "digits",
-        "resize_px": 8,
-        "crop_px": 8,
-        "split": {"order": "sorted", "test_fraction": 0.5, "val_fraction": 0.4},
-    },
+    "data": {"name": "digits", "resize_px": 8, "crop_px": 8, "split": SPLIT},
     "model": {"backbone": "convnet", "weights": "none", "embedding_dim": 16},
     "loss": {"name": "contrastive"},
     "sampler": {"name": "class_balanced", "classes_per_batch": 3, "images_per_class": 4},
     "recall_at": [1, 4],
 }
+
+
+def split_of(trial):
+    return make_split(open_catalog("digits", None), **trial.data.split.model_dump())
 
 
 def digits_of(classes):
@@ -163,7 +156,7 @@ MACHINE = parse_machine({"device": "cpu", "evaluation_batch": 100})
 @pytest.mark.parametrize("part", ["val", "test"])
 def test_a_checkpoint_is_scored_beside_its_untrained_network(saved, part):
     folder, trial, network = saved
-    split = make_split(open_catalog("digits", None), **trial.data.split.model_dump())
+    split = split_of(trial)
     assert split.test == (5, 6, 7, 8, 9)
     key = TestReads(folder.parent / "reads.jsonl").record(purpose="t", checkpoint=folder, commit="c")
     metrics = evaluate_checkpoint(folder, part, MACHINE, key=key if part == "test" else None).metrics
@@ -191,7 +184,7 @@ def test_a_checkpoint_of_a_trial_with_binary_codes_is_scored_by_them_too(saved, 
     names = ["recall_at_1", "recall_at_4", "r_precision", "map_at_r"]
     both = names + [f"binary_{name}" for name in names]
     assert list(metrics) == both + [f"untrained_{name}" for name in both]
-    split = make_split(open_catalog("digits", None), **trial.data.split.model_dump())
+    split = split_of(trial)
     images, labels = digits_of(split.val if part == "val" else split.test)
     with torch.no_grad():
         recall, average = slow_recall_and_map((network.eval()(images) > 0).float(), labels)
@@ -212,9 +205,7 @@ def test_a_trainer_scores_binary_codes_where_its_trial_asks():
     assert set(both) - set(plain) == {name.replace("val_", "val_binary_") for name in metrics}
     assert {name: both[name] for name in metrics} == {name: plain[name] for name in metrics}
     with torch.no_grad():
-        images, labels = digits_of(
-            make_split(open_catalog("digits", None), **trainer.trial.data.split.model_dump()).val
-        )
+        images, labels = digits_of(split_of(trainer.trial).val)
         recall, average = slow_recall_and_map((trainer.method.network.eval()(images) > 0).float(), labels)
     assert both["val_binary_recall_at_1"] == pytest.approx(recall, abs=0.004)
     assert both["val_binary_map_at_r"] == pytest.approx(average, abs=0.004)

@@ -11,9 +11,7 @@ import faiss
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from raydml.cli import main
 from raydml.images.pixels import UnreadableImage
 from raydml.inference.export import EmbeddingModel, ExportError, load_checkpoint
 from raydml.inference.gallery import Gallery, GalleryError, embed_images, image_names, write_gallery
@@ -22,6 +20,7 @@ from raydml.report.retrievals import draw_neighbours
 from raydml.study import events
 from raydml.tracking import store
 from raydml.training import checkpoint
+from tests.cli.commands import done, refused, run
 
 NETWORK = {"backbone": "convnet", "embedding_dim": 8, "layer_norm": True, "normalize": "l2", "freeze_batch_norm": False}
 NUM_IMAGES = 7
@@ -132,9 +131,8 @@ def test_many_queries_at_once_find_themselves_too(tmp_path):
     """For about 300 queries at once faiss expands the square, and an image would be 0.001 away from itself."""
     settings = {**NETWORK, "embedding_dim": 512}
     preprocessing = preprocessing_for("convnet", resize_px=8, crop_px=8)
-    wide = EmbeddingModel(
-        build_network(**settings, weights="none", seed=1), preprocessing, {"network": settings}, "cpu"
-    )
+    network = build_network(**settings, weights="none", seed=1)
+    wide = EmbeddingModel(network, preprocessing, {"network": settings}, "cpu")
     files = [write_image(tmp_path / "photos" / f"{seed:03}.png", seed, size=(8, 8)) for seed in range(400)]
     gallery = Gallery.load(indexed(wide, tmp_path / "photos", tmp_path / "index"))
     found = gallery.search(files, k=1)
@@ -209,19 +207,11 @@ def apart(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "environ", os.environ.copy())
 
 
-def run(*arguments):
-    result = CliRunner().invoke(main.app, [str(argument) for argument in arguments], prog_name="launch.py")
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
-
-
 @pytest.mark.usefixtures("apart")
 def test_index_and_query(checkpoint_folder, model, photos, tmp_path):
-    done = run("index", checkpoint_folder, photos, "my index")
-    assert done.exit_code == 0, done.output
-    assert "7 images, 8 dimensions" in done.stdout
-    assert "launch.py query 'my index' IMAGE\n" in done.stdout
+    text = done("index", checkpoint_folder, photos, "my index").stdout
+    assert "7 images, 8 dimensions" in text
+    assert "launch.py query 'my index' IMAGE\n" in text
     queries = [photos / "pears" / "4.png", photos / "apples" / "1.png"]
     expected = Gallery.load(tmp_path / "my index").search(queries, k=3)
     answer = json.loads(run("query", "my index", *queries, "--k", 3, "--json").stdout)
@@ -256,13 +246,11 @@ def test_index_and_query_refuse_with_a_cure(checkpoint_folder, photos, tmp_path)
         (["query", "used", photos / "pears" / "9.jpg"], ["is no gallery", "Cure"]),
         (["query", "runs:/none", photos / "pears" / "9.jpg"], ["not found in MLflow"]),
     ):
-        done = run(*arguments)
-        assert (done.exit_code, done.stdout) == (2, "")
-        for word in words:
-            assert word in done.stderr
+        result = run(*arguments)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert [word for word in words if word not in result.stderr] == []
     assert not (tmp_path / "out").exists()
-    skipped = run("index", checkpoint_folder, photos, "out", "--skip-unreadable")
-    assert skipped.exit_code == 0
+    skipped = done("index", checkpoint_folder, photos, "out", "--skip-unreadable")
     assert "7 images" in skipped.stdout
     assert "left out, 1 file cannot be decoded:\n  pears/9.jpg: no JPEG" in skipped.stderr
     unreadable = run("query", "out", photos / "pears" / "9.jpg")
@@ -270,9 +258,8 @@ def test_index_and_query_refuse_with_a_cure(checkpoint_folder, photos, tmp_path)
     assert "9.jpg: no JPEG" in unreadable.stderr
     for name in image_names(photos):
         (photos / name).write_text("no image")
-    none = run("index", checkpoint_folder, photos, "nothing", "--skip-unreadable")
-    assert none.exit_code == 2
-    assert "8 files cannot be decoded" in none.stderr
+    none = refused("index", checkpoint_folder, photos, "nothing", "--skip-unreadable")
+    assert "8 files cannot be decoded" in none
     assert not (tmp_path / "nothing").exists()
 
 
@@ -288,12 +275,10 @@ def test_the_index_of_a_study_is_an_artifact_of_its_run(checkpoint_folder, photo
     events.append(study / "events.jsonl", {"event": "study_started", **about})
     events.append(study / "events.jsonl", {"event": "study_finished"})
     target = study / "search" / "checkpoint"
-    quiet = run("index", target, photos, "quiet", "--no-log")
-    assert quiet.exit_code == 0
+    done("index", target, photos, "quiet", "--no-log")
     assert [event["event"] for event in events.read(study / "events.jsonl")] == ["study_started", "study_finished"]
-    done = run("index", target, photos, "fruit")
-    assert done.exit_code == 0, done.output
-    assert "in MLflow, with the run of study 'digits': galleries/fruit" in done.stdout
+    text = done("index", target, photos, "fruit").stdout
+    assert "in MLflow, with the run of study 'digits': galleries/fruit" in text
     client = store.connect(uri)
     (found,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     assert found.info.status == "FINISHED"
@@ -303,28 +288,23 @@ def test_the_index_of_a_study_is_an_artifact_of_its_run(checkpoint_folder, photo
     query = photos / "pears" / "4.png"
     answer = json.loads(run("query", f"runs:/{found.info.run_id}/galleries/fruit", query, "--json").stdout)
     assert answer["queries"][0]["neighbours"][0]["name"] == "pears/4.png"
-    # A store that cannot be used: the index is there, and MLflow hears of it later.
+    # A store that cannot be used: the index is there, and MLflow gets it later.
     broken = json.loads((study / "study.json").read_text()) | {"tracking_uri": f"sqlite:///{tmp_path}/no/where.db"}
     (study / "study.json").write_text(json.dumps(broken))
     (tmp_path / "no").write_text("a file, where the store's folder would be")
-    late = run("index", target, photos, "late")
-    assert late.exit_code == 0
-    assert "MLflow gets the gallery later" in late.stderr
+    assert "MLflow gets the gallery later" in done("index", target, photos, "late").stderr
     assert Gallery.load(tmp_path / "late").names == tuple(image_names(photos))
 
 
 @pytest.mark.usefixtures("apart")
 def test_export_with_onnx(checkpoint_folder, tmp_path):
-    done = run("export", checkpoint_folder, "model", "--onnx")
-    assert done.exit_code == 0, done.output
+    text = done("export", checkpoint_folder, "model", "--onnx").stdout
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [
         *("README.md", "config.json", "model.onnx", "model.safetensors")
     ]
     for words in ("model/model.onnx", "checked in ONNX Runtime", "EmbeddingModel.load('model')"):
-        assert words in done.stdout
-    again = run("export", "model", "copy")
-    assert again.exit_code == 0, again.output
+        assert words in text
+    done("export", "model", "copy")
     image = write_image(tmp_path / "image.png", 1)
     copies = [EmbeddingModel.load(name).embed([image]) for name in ("model", "copy")]
     np.testing.assert_array_equal(*copies)
-    assert run("export", "model", "copy").exit_code == 2, "it would overwrite"

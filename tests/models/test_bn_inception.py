@@ -2,6 +2,7 @@
 
 import dataclasses
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,20 +13,13 @@ from torch.nn import functional
 
 from raydml.models.backbones import BACKBONES, pooling_layer
 from raydml.models.bn_inception import BNInception, takes_crop
-from raydml.models.network import ModelError, build_network, preprocessing_for
+from raydml.models.network import ModelError, preprocessing_for
 from raydml.models.pretrained import WeightsError, load_exactly
 from tests.golden_vectors import golden_arrays, golden_case, golden_facts
+from tests.models.networks import make
 
 RELEASE = golden_facts("deep_metric_bninception")
-SETTINGS = {
-    "backbone": "bn_inception",
-    "embedding_dim": 512,
-    "layer_norm": False,
-    "normalize": "l2",
-    "freeze_batch_norm": True,
-    "pooling": "max",
-    "seed": 0,
-}
+make_large = partial(make, "bn_inception", embedding_dim=512, pooling="max")
 
 
 def by_rule(key: str, shape: torch.Size, salt: int) -> Tensor:
@@ -53,7 +47,7 @@ def filled(module: nn.Module, salt: int, prefix: str = "") -> None:
 @pytest.mark.parametrize("case", RELEASE["cases"], ids=lambda case: case["case"])
 def test_it_is_the_release(case: dict) -> None:
     golden = golden_case("deep_metric_bninception", case["case"])
-    network = build_network(**SETTINGS, weights="none").double().eval()
+    network = make_large().double().eval()
     filled(network.trunk, case["salt"])
     filled(network.head.linear, case["salt"], "classifier.linear.")
     seen: dict[str, Tensor] = {}
@@ -147,18 +141,15 @@ def published() -> dict[str, Tensor]:
     """A state dict as in bn_inception-52deb4733.pth: BatchNorm's vectors as rows, no counters, the classifier."""
     trunk = BNInception(pooling_layer("average"))
     filled(trunk, salt=5)
-    state = {
-        name: value[None] if "_bn." in name else value
-        for name, value in trunk.state_dict().items()
-        if not name.endswith("num_batches_tracked")
-    }
+    kept = {name: value for name, value in trunk.state_dict().items() if not name.endswith("num_batches_tracked")}
+    state = {name: value[None] if "_bn." in name else value for name, value in kept.items()}
     assert state["inception_4e_double_3x3_2_bn.running_var"].shape == (1, 256)
     return {**state, "last_linear.weight": torch.zeros(1000, 1024), "last_linear.bias": torch.zeros(1000)}
 
 
 def test_the_published_file_loads_by_its_path(tmp_path: Path, published: dict[str, Tensor]) -> None:
     torch.save(published, tmp_path / "bn_inception-52deb4733.pth")
-    network = build_network(**SETTINGS, weights=str(tmp_path / "bn_inception-52deb4733.pth")).eval()
+    network = make_large(weights=str(tmp_path / "bn_inception-52deb4733.pth")).eval()
     state = {name: value.squeeze(0) if "_bn." in name else value for name, value in published.items()}
     images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -194,26 +185,12 @@ def test_a_file_of_another_network_is_refused(published: dict[str, Tensor], chan
 def test_a_classifier_under_another_name_is_refused(tmp_path: Path, published: dict[str, Tensor]) -> None:
     torch.save({**published, "fc.weight": torch.zeros(1000, 1024)}, tmp_path / "other.pth")
     with pytest.raises(WeightsError, match=r"unexpected: fc\.weight$"):
-        build_network(**SETTINGS, weights=str(tmp_path / "other.pth"))
-
-
-def test_there_is_nothing_to_fetch_and_the_message_names_the_file() -> None:
-    with pytest.raises(WeightsError, match=r"bn_inception-52deb4733\.pth.*weights: PATH"):
-        build_network(**SETTINGS, weights="default")
+        make_large(weights=str(tmp_path / "other.pth"))
 
 
 def test_the_sizes_of_the_papers_are_taken_and_their_neighbours_are_not() -> None:
-    assert [size for size in range(300) if takes_crop(size)] == [
-        *range(31, 39),
-        *range(63, 71),
-        *range(95, 103),
-        *range(127, 135),
-        *range(159, 167),
-        *range(191, 199),
-        *range(223, 231),
-        *range(255, 263),
-        *range(287, 295),
-    ]
+    expected = {size for first in range(31, 288, 32) for size in range(first, first + 8)}  # 31 to 38, ..., 287 to 294
+    assert {size for size in range(300) if takes_crop(size)} == expected
 
 
 def test_the_sizes_it_says_it_takes_are_those_that_run() -> None:
@@ -241,9 +218,8 @@ def test_a_crop_it_cannot_take_names_the_nearest(crop_px: int, nearest: int) -> 
 def test_an_image_is_prepared_as_in_the_mdr_release() -> None:
     stored = golden_arrays("mdr_transform")
     image, expected = stored["image"], stored["bninception__out_stride8"]
-    preprocessing = preprocessing_for(
-        "bn_inception", resize_px=256, crop_px=224, resize="squash", interpolation="lanczos"
-    )
+    settings = {"resize_px": 256, "crop_px": 224, "resize": "squash", "interpolation": "lanczos"}
+    preprocessing = preprocessing_for("bn_inception", **settings)
     read = torch.from_numpy(preprocessing.read(image).copy())
     found = preprocessing.for_evaluation(read[None])[0, :, ::8, ::8].numpy()
     np.testing.assert_allclose(found, expected, atol=1.5)  # Pillow rounds between the two passes of a filter

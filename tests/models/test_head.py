@@ -11,7 +11,7 @@ from raydml.losses.normalized_softmax import NormalizedSoftmax
 from raydml.miners.nearest_beyond_cutoff import NearestBeyondCutoff
 from raydml.models.backbones import pooling_layer
 from raydml.models.network import Head
-from tests.golden_vectors import golden_facts, golden_tensors
+from tests.golden_vectors import golden_case, golden_facts, golden_tensors
 
 CLASSIFICATION = golden_facts("classification_head")
 DIVIDE_CONQUER = golden_facts("divide_conquer_head")
@@ -85,12 +85,7 @@ def test_the_mean_distance_head_does_not_change_a_batch_without_distances(featur
 
 @pytest.mark.parametrize("case", CLASSIFICATION["cases"], ids=lambda case: case["case"])
 def test_it_can_be_the_head_of_the_classification_release(case: dict) -> None:
-    tolerance, name = CLASSIFICATION["tolerance"], case["case"]
-    golden = {
-        key.removeprefix(f"{name}__"): value
-        for key, value in golden_tensors("classification_head").items()
-        if key.startswith(f"{name}__")
-    }
+    tolerance, golden = CLASSIFICATION["tolerance"], golden_case("classification_head", case["case"])
     remap = {"projection": "linear_no_bias" if case["has_remap"] else "none"}
     head = make(case["in_dim"], case["out_dim"], layer_norm=True, normalize="l2", **remap).double().train()
     head.load_state_dict({"linear.weight": golden["remap_weight"]} if case["has_remap"] else {})

@@ -9,22 +9,9 @@ import torchvision
 from safetensors.torch import save_file
 
 from raydml.models.backbones import BACKBONES, BackboneFacts
-from raydml.models.network import ModelError, Network, build_network, preprocessing_for
+from raydml.models.network import ModelError, preprocessing_for
 from raydml.models.pretrained import WeightsError
-
-CONVNET = {
-    "backbone": "convnet",
-    "embedding_dim": 16,
-    "layer_norm": False,
-    "normalize": "l2",
-    "freeze_batch_norm": False,
-    "weights": "none",
-    "seed": 0,
-}
-
-
-def make(**changes) -> Network:
-    return build_network(**{**CONVNET, **changes})
+from tests.models.networks import make
 
 
 def test_batch_norm_that_is_not_frozen_moves():
@@ -39,14 +26,15 @@ def test_dropout_made_for_imagenet_classifiers_is_off():
     assert all(p == 0 for p in drops)
 
 
-def test_default_weights_of_a_backbone_without_any_are_refused_with_the_cure():
-    with pytest.raises(WeightsError, match="weights: none"):
-        make(weights="default")
-
-
-def test_unknown_backbone_lists_the_choices():
+@pytest.mark.parametrize(
+    ("backbone", "message"),
+    [("convnet", "weights: none"), ("bn_inception", r"bn_inception-52deb4733\.pth.*weights: PATH")],
+)
+def test_default_weights_of_a_backbone_without_any_are_refused_with_the_cure(backbone, message):
+    with pytest.raises(WeightsError, match=message):
+        make(backbone, weights="default")
     with pytest.raises(ModelError, match=r"'resnet19'.*resnet18"):
-        make(backbone="resnet19")
+        make("resnet19")
 
 
 def test_without_a_network_the_message_says_which_file_goes_where(tmp_path, monkeypatch):
@@ -112,10 +100,7 @@ def test_weights_of_a_network_or_its_trunk_load_from_a_path(tmp_path, ending, pa
     source = make(seed=3)
     state = source.state_dict() if part == "network" else source.trunk.state_dict()
     path = tmp_path / f"weights{ending}"
-    if ending == ".pth":
-        torch.save(state, path)
-    else:
-        save_file(state, path)
+    (torch.save if ending == ".pth" else save_file)(state, path)
     loaded = make(weights=str(path))
     assert torch.equal(loaded.trunk.blocks[2][0].weight, source.trunk.blocks[2][0].weight)
     assert torch.equal(loaded.head.linear.weight, source.head.linear.weight) == (part == "network")
@@ -129,28 +114,21 @@ def test_weights_that_do_not_fit_name_what_is_missing_unexpected_and_misshapen(t
     torch.save(state, tmp_path / "weights.pth")
     with pytest.raises(WeightsError) as caught:
         make(weights=str(tmp_path / "weights.pth"))
-    message = str(caught.value)
-    assert "missing: trunk.blocks.0.0.weight" in message
-    assert "unexpected: trunk.extra" in message
-    assert "head.linear.bias is (5,), the network has (16,)" in message
+    shapes = "head.linear.bias is (5,), the network has (16,)"
+    for part in ("missing: trunk.blocks.0.0.weight", "unexpected: trunk.extra", shapes):
+        assert part in str(caught.value)
 
 
-def test_a_pickle_that_would_run_code_is_refused(tmp_path):
+def test_missing_files_strange_endings_and_pickles_that_would_run_code_are_refused(tmp_path):
     class Trap:
         def __reduce__(self):
             return (print, ("code ran",))
 
     torch.save({"trunk": Trap()}, tmp_path / "weights.pth")
-    with pytest.raises(WeightsError, match="cannot read"):
-        make(weights=str(tmp_path / "weights.pth"))
-
-
-def test_missing_file_and_strange_ending_are_refused(tmp_path):
-    with pytest.raises(WeightsError, match="no such file"):
-        make(weights=str(tmp_path / "nothing.pth"))
     (tmp_path / "weights.onnx").write_bytes(b"x")
-    with pytest.raises(WeightsError, match=r"\.onnx"):
-        make(weights=str(tmp_path / "weights.onnx"))
+    for name, message in {"weights.pth": "cannot read", "x.pth": "no such file", "weights.onnx": r"\.onnx"}.items():
+        with pytest.raises(WeightsError, match=message):
+            make(weights=str(tmp_path / name))
 
 
 @pytest.mark.parametrize(
