@@ -5,38 +5,23 @@ import torch
 from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_triplets_indices
 
 from raydml.miners.all import All
-from raydml.ops.tuples import Pairs, TripletRanges, all_pairs
+from raydml.ops.tuples import all_pairs
 from tests.batches import mining_batch
-
-
-def _listed(ranges: TripletRanges) -> list[tuple[int, int, int]]:
-    """Every triplet of the ranges, one by one."""
-    return [
-        (a, p, int(ranges.order[a, rank]))
-        for a, p in ranges.positive.nonzero().tolist()
-        for rank in range(int(ranges.start[a, p]), int(ranges.stop[a, p]))
-    ]
+from tests.tuples import every_triplet, listed, some_pairs
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_pytorch_metric_learning(seed: int) -> None:
     points, labels = mining_batch(seed, unit=False)
     theirs = list(zip(*(column.tolist() for column in get_all_triplets_indices(labels)), strict=True))
-    ours = _listed(All()(points, labels))
+    ours = listed(All()(points, labels))
     assert len(ours) == len(theirs) > 500
     assert sorted(ours) == sorted(theirs)
 
 
 def test_against_a_slow_loop() -> None:
     points, labels = mining_batch(7, 9, unit=False)
-    expected = [
-        (a, p, n)
-        for a in range(9)
-        for p in range(9)
-        for n in range(9)
-        if labels[a] == labels[p] != labels[n] and a != p
-    ]
-    assert sorted(_listed(All()(points, labels))) == expected
+    assert sorted(listed(All()(points, labels))) == every_triplet(labels)
 
 
 def test_negatives_are_in_order_of_distance_at_any_length() -> None:
@@ -57,16 +42,14 @@ def test_pairs_are_all_pairs() -> None:
 
 def test_what_is_given_is_kept() -> None:
     points, labels = mining_batch(unit=False)
-    given = Pairs(
-        *(mask & (torch.rand(20, 20, generator=torch.Generator().manual_seed(0)) < 0.5) for mask in all_pairs(labels))
-    )
+    given = some_pairs(labels, 0.5)
     mined = All(tuples="pairs")(points, labels, None, given)
     assert torch.equal(mined.positive, given.positive)
     assert torch.equal(mined.negative, given.negative)
-    listed = _listed(All()(points, labels, None, given))
-    assert listed
-    assert all(given.positive[a, p] and given.negative[a, n] for a, p, n in listed)
-    assert len(listed) == int((given.positive.sum(dim=1) * given.negative.sum(dim=1)).sum())
+    found = listed(All()(points, labels, None, given))
+    assert found
+    assert all(given.positive[a, p] and given.negative[a, n] for a, p, n in found)
+    assert len(found) == int((given.positive.sum(dim=1) * given.negative.sum(dim=1)).sum())
 
 
 def test_each_choice_says_what_it_yields() -> None:

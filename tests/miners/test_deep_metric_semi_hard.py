@@ -8,6 +8,7 @@ from raydml.miners.deep_metric_semi_hard import DeepMetricSemiHard
 from raydml.ops.tuples import Pairs, all_pairs
 from tests.batches import mining_batch
 from tests.golden_vectors import golden_case, golden_cases
+from tests.losses.oracles import check_golden
 
 CASES = golden_cases("deep_metric_semihard", lambda case: not case["requires_value_filter"])
 
@@ -29,16 +30,12 @@ def test_inequalities_are_strict() -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_deep_metric(case: dict) -> None:
-    name = case["case"]
-    golden = golden_case("deep_metric_semihard", name)
-    points, labels = golden["embeddings"].requires_grad_(), golden["labels"].long()
-    pairs = DeepMetricSemiHard()(points, labels)
-    every = all_pairs(labels)
+    golden = golden_case("deep_metric_semihard", case["case"])
+    pairs, every = DeepMetricSemiHard()(golden["embeddings"], golden["labels"]), all_pairs(golden["labels"])
     assert any(not torch.equal(mask, unmined) for mask, unmined in zip(pairs, every, strict=True))
-    value = Weight(alpha=case["beta"], beta=float(case["alpha"]), base=case["base"])(points, labels, pairs)
-    value.backward()
-    torch.testing.assert_close(value, golden["loss"], **case["tolerance"], check_dtype=False)
-    torch.testing.assert_close(points.grad, golden["grad"], **case["tolerance"], check_dtype=False)
+    check_golden(
+        Weight(alpha=case["beta"], beta=float(case["alpha"]), base=case["base"]), "deep_metric_semihard", case, pairs
+    )
 
 
 def test_a_slow_loop_over_candidates_and_references() -> None:

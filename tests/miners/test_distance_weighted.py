@@ -8,21 +8,19 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from raydml.miners.distance_weighted import DistanceWeighted
-from raydml.ops.tuples import Triplets, all_pairs
-from tests.golden_vectors import golden_case, golden_facts
+from raydml.ops.tuples import all_pairs
+from tests.golden_vectors import golden_case, golden_cases
+from tests.tuples import listed
 
-DIVIDE_CONQUER = golden_facts("divide_conquer_distance_weighted")
-MDR = golden_facts("mdr_distance_weighted")
+MULTI_SIMILARITY = golden_cases("deep_metric_margin")
+DIVIDE_CONQUER = golden_cases("divide_conquer_distance_weighted")
+MDR = golden_cases("mdr_distance_weighted")
 VARIANTS = ["wu", "divide_conquer", "mdr"]
 
 
 def _probabilities(miner: DistanceWeighted, points: Tensor, labels: Tensor) -> Tensor:
     weight = miner.weights(points, all_pairs(labels).negative)
     return weight / weight.sum(dim=1, keepdim=True)
-
-
-def _listed(triplets: Triplets) -> list[tuple[int, ...]]:
-    return [tuple(row[:3]) for row in zip(*(column.tolist() for column in triplets), strict=True) if row[3]]
 
 
 def _fit(count: Tensor, probability: Tensor) -> float:
@@ -35,50 +33,49 @@ def _fit(count: Tensor, probability: Tensor) -> float:
     return chisquare(observed[some], expected[some] / expected.sum() * count.sum()).pvalue
 
 
-@pytest.mark.parametrize("case", ["c0", "c1"])
-def test_probabilities_of_the_multi_similarity_release(case: str) -> None:
-    golden = golden_case("deep_metric_margin", case)
-    found = _probabilities(DistanceWeighted(cutoff=0.5), golden["embeddings"], golden["labels"])
-    torch.testing.assert_close(found, golden["neg_probs"], rtol=1e-7, atol=1e-9)
+@pytest.mark.parametrize("case", MULTI_SIMILARITY)
+def test_probabilities_of_the_multi_similarity_release(case: dict) -> None:
+    golden = golden_case("deep_metric_margin", case["case"])
+    found = _probabilities(DistanceWeighted(cutoff=case["cutoff"]), golden["embeddings"], golden["labels"])
+    torch.testing.assert_close(found, golden["neg_probs"], **case["tolerance"])
 
 
-@pytest.mark.parametrize("case", ["c0", "c1", "c2"])
-def test_probabilities_of_the_mic_release(case: str) -> None:
-    golden = golden_case("mic_distance_sampling", case)
+@pytest.mark.parametrize("case", golden_cases("mic_distance_sampling"))
+def test_probabilities_of_the_mic_release(case: dict) -> None:
+    golden = golden_case("mic_distance_sampling", case["case"])
     found = _probabilities(DistanceWeighted(cutoff=0.5), golden["emb"], golden["labels"])
-    torch.testing.assert_close(found, golden["neg_prob"], rtol=1e-7, atol=1e-10)
+    torch.testing.assert_close(found, golden["neg_prob"], **case["tolerance"])
     assert torch.equal(all_pairs(golden["labels"]).positive, golden["pos_candidates"])
 
 
-@pytest.mark.parametrize("case", DIVIDE_CONQUER["hyperparameters"])
-def test_weights_of_the_divide_and_conquer_authors(case: str) -> None:
-    settings = DIVIDE_CONQUER["hyperparameters"][case]
-    golden = golden_case("divide_conquer_distance_weighted", case)
-    miner = DistanceWeighted(
-        variant="divide_conquer", cutoff=settings["cutoff"], upper_cutoff=settings["nonzero_loss_cutoff"]
-    )
+@pytest.mark.parametrize("case", DIVIDE_CONQUER)
+def test_weights_of_the_divide_and_conquer_authors(case: dict) -> None:
+    golden = golden_case("divide_conquer_distance_weighted", case["case"])
+    cutoffs = {"cutoff": case["cutoff"], "upper_cutoff": case["nonzero_loss_cutoff"]}
+    miner = DistanceWeighted(variant="divide_conquer", **cutoffs)
     weight = miner.weights(golden["E"], all_pairs(golden["labels"]).negative)
-    torch.testing.assert_close(weight, golden["weights"], **DIVIDE_CONQUER["tolerance"])
+    torch.testing.assert_close(weight, golden["weights"], **case["tolerance"])
     found = _probabilities(miner, golden["E"], golden["labels"])
-    torch.testing.assert_close(found, golden["prob"], **DIVIDE_CONQUER["tolerance"])
+    torch.testing.assert_close(found, golden["prob"], **case["tolerance"])
 
 
-@pytest.mark.parametrize("case", MDR["hyperparameters"])
-def test_probabilities_of_the_mdr_release(case: str) -> None:
+@pytest.mark.parametrize("case", MDR)
+def test_probabilities_of_the_mdr_release(case: dict) -> None:
     """Also of float64 embeddings: float32 underflow is part of the method."""
-    settings, golden = MDR["hyperparameters"][case], golden_case("mdr_distance_weighted", case)
-    miner = DistanceWeighted(variant="mdr", cutoff=settings["cut_off"], upper_cutoff=settings["nonzero_loss_cutoff"])
+    golden = golden_case("mdr_distance_weighted", case["case"])
+    miner = DistanceWeighted(variant="mdr", cutoff=case["cut_off"], upper_cutoff=case["nonzero_loss_cutoff"])
     even = golden["uniform_fallback_float32"].bool()
     negative = all_pairs(golden["labels"]).negative
     for points in (golden["E"], golden["E"].double()):
         found = _probabilities(miner, points, golden["labels"])
-        torch.testing.assert_close(found, golden["prob_float32"], **MDR["tolerance"])
+        torch.testing.assert_close(found, golden["prob_float32"], **case["tolerance"])
         assert torch.equal(miner.weights(points, negative)[even], negative[even].float())
         assert (found[~even] != negative[~even] / negative[~even].sum(dim=1, keepdim=True)).any(dim=1).all()
 
 
 def test_the_goldens_underflow_in_some_rows_and_in_others_not() -> None:
-    even = [golden_case("mdr_distance_weighted", case)["uniform_fallback_float32"] for case in MDR["hyperparameters"]]
+    names = [parameters.values[0]["case"] for parameters in MDR]
+    even = [golden_case("mdr_distance_weighted", case)["uniform_fallback_float32"] for case in names]
     assert 10 < torch.cat(even).sum() < len(torch.cat(even)) - 10
 
 
@@ -167,29 +164,21 @@ def test_anchors_draw_independently() -> None:
     assert triplets.positive[::2].unique().numel() > 10
 
 
-def test_an_anchor_without_positives_or_negatives_is_invalid() -> None:
-    points = torch.eye(5)
-    triplets = DistanceWeighted()(points, torch.tensor([0, 0, 1, 2, 2]), torch.Generator().manual_seed(0))
-    assert triplets.valid.tolist() == [True, True, False, True, True]
-    for labels in (torch.zeros(5, dtype=torch.int64), torch.arange(5)):
-        assert not DistanceWeighted()(points, labels, torch.Generator().manual_seed(0)).valid.any()
-
-
 def test_one_triplet_an_anchor() -> None:
     golden = golden_case("deep_metric_margin", "c0")
     triplets = DistanceWeighted()(golden["embeddings"], golden["labels"], torch.Generator().manual_seed(0))
     assert triplets.anchor.tolist() == list(range(20))
 
 
-@pytest.mark.parametrize("case", MDR["hyperparameters"])
-def test_mdr_gives_every_positive_pair_one_negative_in_the_order_of_the_release(case: str) -> None:
-    golden = golden_case("mdr_distance_weighted", case)
+@pytest.mark.parametrize("case", MDR)
+def test_mdr_gives_every_positive_pair_one_negative_in_the_order_of_the_release(case: dict) -> None:
+    golden = golden_case("mdr_distance_weighted", case["case"])
     generator = torch.Generator().manual_seed(0)
     triplets = DistanceWeighted(variant="mdr")(golden["E"], golden["labels"], generator)
-    listed = _listed(triplets)
+    found = listed(triplets)
     pairs = list(zip(golden["anchor"].tolist(), golden["positive"].tolist(), strict=True))
-    assert [(a, p) for a, p, _ in listed] == pairs
-    assert all(golden["labels"][a] != golden["labels"][n] for a, _, n in listed)
+    assert [(a, p) for a, p, _ in found] == pairs
+    assert all(golden["labels"][a] != golden["labels"][n] for a, _, n in found)
 
 
 def test_mdr_draws_follow_the_probabilities_independently() -> None:
@@ -205,17 +194,17 @@ def test_mdr_draws_follow_the_probabilities_independently() -> None:
     assert 0 < (negative[:, 0] == negative[:, 1]).sum() < 500  # the same negative can come again
 
 
-@pytest.mark.parametrize("case", DIVIDE_CONQUER["hyperparameters"])
-def test_divide_conquer_draws_as_many_different_negatives_as_the_release(case: str) -> None:
-    golden = golden_case("divide_conquer_distance_weighted", case)
+@pytest.mark.parametrize("case", DIVIDE_CONQUER)
+def test_divide_conquer_draws_as_many_different_negatives_as_the_release(case: dict) -> None:
+    golden = golden_case("divide_conquer_distance_weighted", case["case"])
     labels, k = golden["labels"], int(golden["num_neg"])
     generator = torch.Generator().manual_seed(0)
-    listed = _listed(DistanceWeighted(variant="divide_conquer")(golden["E"], labels, generator))
+    found = listed(DistanceWeighted(variant="divide_conquer")(golden["E"], labels, generator))
     positive = all_pairs(labels).positive
     for a in range(len(labels)):
-        negatives = [n for anchor, _, n in listed if anchor == a]
+        negatives = [n for anchor, _, n in found if anchor == a]
         assert len(negatives) == len(set(negatives)) == (k if positive[a].any() else 0)
-        positives = [p for anchor, p, _ in listed if anchor == a]
+        positives = [p for anchor, p, _ in found if anchor == a]
         if positive[a].sum() == k:
             assert sorted(positives) == positive[a].nonzero().flatten().tolist()
 
@@ -240,10 +229,10 @@ def test_divide_conquer_draws_as_many_different_negatives_as_the_release(case: s
 def test_number_of_negatives_of_divide_conquer(labels: list[int], k: int) -> None:
     points = torch.eye(len(labels))
     generator = torch.Generator().manual_seed(0)
-    listed = _listed(DistanceWeighted(variant="divide_conquer")(points, torch.tensor(labels), generator))
+    found = listed(DistanceWeighted(variant="divide_conquer")(points, torch.tensor(labels), generator))
     lonely = [a for a, label in enumerate(labels) if labels.count(label) == 1]
     expected = [a for a in range(len(labels)) if a not in lonely for _ in range(k)]
-    assert [a for a, _, _ in listed] == expected
+    assert [a for a, _, _ in found] == expected
 
 
 def test_divide_conquer_draws_follow_the_weights() -> None:
@@ -262,7 +251,7 @@ def test_divide_conquer_draws_positives_again_where_their_number_differs() -> No
     miner = DistanceWeighted(variant="divide_conquer")
     drawn = torch.zeros(8, 8)
     for _ in range(400):
-        for a, p, _ in _listed(miner(torch.eye(8), labels, generator)):
+        for a, p, _ in listed(miner(torch.eye(8), labels, generator)):
             drawn[a, p] += 1
     assert torch.equal(drawn > 0, all_pairs(labels).positive)
     assert drawn[4, 5] == drawn[7, 6] == 800

@@ -6,18 +6,14 @@ from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.miners import BatchHardMiner
 
 from raydml.miners.hardest import Hardest
-from raydml.ops.tuples import Triplets
 from tests.batches import mining_batch
-
-
-def _listed(triplets: Triplets) -> list[tuple[int, ...]]:
-    return [tuple(row[:3]) for row in zip(*(column.tolist() for column in triplets), strict=True) if row[3]]
+from tests.tuples import listed
 
 
 def test_by_hand() -> None:
     points = torch.tensor([[0.0], [1.0], [-3.0], [2.0], [10.0]], dtype=torch.float64)
     labels = torch.tensor([0, 0, 0, 1, 2])
-    assert _listed(Hardest()(points, labels)) == [(0, 2, 3), (1, 2, 3), (2, 1, 3)]
+    assert listed(Hardest()(points, labels)) == [(0, 2, 3), (1, 2, 3), (2, 1, 3)]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -26,12 +22,12 @@ def test_pytorch_metric_learning(seed: int) -> None:
     theirs = BatchHardMiner(distance=LpDistance(normalize_embeddings=False))(points, labels)
     expected = list(zip(*(column.tolist() for column in theirs), strict=True))
     assert len(expected) > 10
-    assert sorted(_listed(Hardest()(points, labels))) == sorted(expected)
+    assert sorted(listed(Hardest()(points, labels))) == sorted(expected)
 
 
 def test_against_a_slow_loop() -> None:
     points, labels = mining_batch(9, num_classes=7, unit=False)
-    found = {a: (p, n) for a, p, n in _listed(Hardest()(points, labels))}
+    found = {a: (p, n) for a, p, n in listed(Hardest()(points, labels))}
     for a in range(20):
         distance = [float((points[a] - other).norm()) for other in points]
         positives = [j for j in range(20) if labels[j] == labels[a] and j != a]
@@ -42,12 +38,6 @@ def test_against_a_slow_loop() -> None:
             assert a not in found
 
 
-def test_an_anchor_without_positives_or_negatives_is_invalid() -> None:
-    points = torch.eye(5)
-    assert Hardest()(points, torch.tensor([0, 0, 1, 2, 2])).valid.tolist() == [True, True, False, True, True]
-    assert not Hardest()(points, torch.zeros(5, dtype=torch.int64)).valid.any()
-
-
 def test_exact_copies_are_positives_of_each_other() -> None:
     triplets = Hardest()(torch.eye(1, 3).repeat(4, 1), torch.tensor([0, 0, 1, 1]))
-    assert [(a, p) for a, p, _ in _listed(triplets)] == [(0, 1), (1, 0), (2, 3), (3, 2)]
+    assert [(a, p) for a, p, _ in listed(triplets)] == [(0, 1), (1, 0), (2, 3), (3, 2)]

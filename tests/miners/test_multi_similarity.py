@@ -3,15 +3,11 @@
 import pytest
 import torch
 from pytorch_metric_learning.miners import MultiSimilarityMiner as Theirs
-from torch import Tensor
 
 from raydml.miners.multi_similarity import MultiSimilarityMiner
 from raydml.ops.tuples import Pairs, all_pairs
 from tests.batches import mining_batch
-
-
-def _where(mask: Tensor) -> set[tuple[int, int]]:
-    return {(i, j) for i, j in mask.nonzero().tolist()}
+from tests.tuples import where
 
 
 def test_by_hand() -> None:
@@ -40,8 +36,8 @@ def test_pytorch_metric_learning(seed: int, epsilon: float) -> None:
     points, labels = mining_batch(seed)
     anchor1, positive, anchor2, negative = Theirs(epsilon=epsilon)(points, labels)
     pairs = MultiSimilarityMiner(epsilon=epsilon)(points, labels)
-    assert _where(pairs.positive) == set(zip(anchor1.tolist(), positive.tolist(), strict=True))
-    assert _where(pairs.negative) == set(zip(anchor2.tolist(), negative.tolist(), strict=True))
+    assert where(pairs.positive) == set(zip(anchor1.tolist(), positive.tolist(), strict=True))
+    assert where(pairs.negative) == set(zip(anchor2.tolist(), negative.tolist(), strict=True))
     assert pairs.positive.any()
 
 
@@ -63,7 +59,7 @@ def test_exact_copies_are_positives_of_each_other() -> None:
     """A filter by value (s < 1) would take the copy for the anchor itself."""
     points = torch.eye(1, 3).repeat(3, 1)
     pairs = MultiSimilarityMiner()(points, torch.tensor([0, 0, 1]))
-    assert _where(pairs.positive) == {(0, 1), (1, 0)}
+    assert where(pairs.positive) == {(0, 1), (1, 0)}
 
 
 def test_an_anchor_without_positives_or_negatives_keeps_nothing() -> None:

@@ -5,38 +5,26 @@ import torch
 from torch import Tensor
 
 from raydml.miners.nearest_beyond_cutoff import NearestBeyondCutoff
-from raydml.ops.tuples import Triplets
-from tests.golden_vectors import golden_case, golden_facts
-
-RELEASE = golden_facts("divide_conquer_miner")["hyperparameters"]
-# Here no anchor has negatives beyond the cutoff, and the release pairs items with themselves; a departure.
-DEGENERATE = "all_too_close"
-CASES = [case for case in RELEASE if case != DEGENERATE]
+from tests.golden_vectors import golden_case, golden_cases
+from tests.tuples import listed
 
 
-def _listed(triplets: Triplets) -> list[tuple[int, ...]]:
-    return [tuple(row[:3]) for row in zip(*(column.tolist() for column in triplets), strict=True) if row[3]]
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_lists_of_the_release(case: str) -> None:
-    golden = golden_case("divide_conquer_miner", case)
-    mined = NearestBeyondCutoff(cutoff=RELEASE[case]["cutoff"])(golden["E"], golden["labels"])
-    expected = zip(golden["anchor"].tolist(), golden["positive"].tolist(), golden["negative"].tolist(), strict=True)
-    assert _listed(mined) == list(expected)  # in the same order, too
-
-
-def test_the_excluded_case_is_degenerate() -> None:
-    golden = golden_case("divide_conquer_miner", DEGENERATE)
-    negative = golden["labels"][:, None] != golden["labels"]
-    assert not (negative & (golden["dist"] >= RELEASE[DEGENERATE]["cutoff"])).any()
+@pytest.mark.parametrize("case", golden_cases("divide_conquer_miner"))
+def test_lists_of_the_release(case: dict) -> None:
+    golden = golden_case("divide_conquer_miner", case["case"])
+    labels = golden["labels"]
+    found = listed(NearestBeyondCutoff(cutoff=case["cutoff"])(golden["E"], labels))
+    negative = labels[:, None] != labels
+    if (negative & (golden["dist"] >= case["cutoff"])).any():
+        expected = zip(*(golden[column].tolist() for column in ("anchor", "positive", "negative")), strict=True)
+        assert found == list(expected)  # in the same order, too
+        return
+    # Without negatives beyond the cutoff the release pairs items with themselves. Ours takes the nearest negatives.
     assert (golden["anchor"] == golden["negative"]).any()
-    # Ours takes the nearest, and never an item of the anchor's class.
-    listed = _listed(NearestBeyondCutoff()(golden["E"], golden["labels"]))
-    assert len(listed) == len(golden["anchor"])
-    for a in range(8):
-        nearest = golden["dist"][a].masked_fill(~negative[a], torch.inf).argsort()[:3].sort().values
-        assert [n for anchor, _, n in listed if anchor == a] == nearest.tolist()
+    assert len(found) == len(golden["anchor"])
+    for a in range(len(labels)):
+        nearest = golden["dist"][a].masked_fill(~negative[a], torch.inf).argsort()[: golden["num_neg"]].sort().values
+        assert [n for anchor, _, n in found if anchor == a] == nearest.tolist()
 
 
 def _slow(points: Tensor, labels: Tensor, cutoff: float) -> list[tuple[int, int, int]]:
@@ -58,24 +46,24 @@ def test_against_a_slow_loop(seed: int, cutoff: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     points = torch.randn(24, 3, generator=generator, dtype=torch.float64)
     labels = torch.randint(5, (24,), generator=generator)
-    listed = _listed(NearestBeyondCutoff(cutoff=cutoff)(points, labels))
-    assert len(listed) > 40
-    assert listed == _slow(points, labels, cutoff)
+    found = listed(NearestBeyondCutoff(cutoff=cutoff)(points, labels))
+    assert len(found) > 40
+    assert found == _slow(points, labels, cutoff)
 
 
 def test_by_hand() -> None:
     # 4 positives in 6 items: one negative an anchor, not the one at 0.25 from the first.
     points = torch.tensor([[0.0], [3.0], [0.25], [10.0], [5.0], [-2.0]], dtype=torch.float64)
     labels = torch.tensor([0, 0, 1, 1, 2, 3])
-    listed = _listed(NearestBeyondCutoff()(points, labels))
-    assert listed == [(0, 1, 5), (1, 0, 4), (2, 3, 5), (3, 2, 4)]
+    found = listed(NearestBeyondCutoff()(points, labels))
+    assert found == [(0, 1, 5), (1, 0, 4), (2, 3, 5), (3, 2, 4)]
 
 
 def test_at_the_cutoff_is_beyond_it() -> None:
     points = torch.tensor([[0.0], [-1.0], [0.25], [0.75]], dtype=torch.float64)
     labels = torch.tensor([0, 0, 1, 2])
-    assert _listed(NearestBeyondCutoff(cutoff=0.25)(points, labels))[0] == (0, 1, 2)
-    assert _listed(NearestBeyondCutoff(cutoff=0.2501)(points, labels))[0] == (0, 1, 3)
+    assert listed(NearestBeyondCutoff(cutoff=0.25)(points, labels))[0] == (0, 1, 2)
+    assert listed(NearestBeyondCutoff(cutoff=0.2501)(points, labels))[0] == (0, 1, 3)
 
 
 def test_one_row_for_every_pair_of_items() -> None:
@@ -87,5 +75,5 @@ def test_one_row_for_every_pair_of_items() -> None:
 
 def test_copies_of_the_anchor_are_taken_last() -> None:
     points = torch.cat([torch.zeros(4, 2), torch.eye(2)])
-    listed = _listed(NearestBeyondCutoff()(points, torch.tensor([0, 0, 1, 1, 2, 2])))
-    assert {n for a, _, n in listed if a < 4} <= {4, 5}
+    found = listed(NearestBeyondCutoff()(points, torch.tensor([0, 0, 1, 1, 2, 2])))
+    assert {n for a, _, n in found if a < 4} <= {4, 5}

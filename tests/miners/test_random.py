@@ -8,30 +8,20 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from raydml.miners.random import Random
-from raydml.ops.tuples import Triplets
-from tests.golden_vectors import golden_case, golden_facts
-
-RELEASE = golden_facts("mic_random_sampling")["hyperparameters"]
-
-
-def _golden(case: int) -> tuple[Tensor, set[tuple[int, ...]]]:
-    arrays = golden_case("mic_random_sampling", case)
-    return arrays["labels"], {tuple(row) for row in arrays["all_triplets_sorted"].tolist()}
-
-
-def _listed(triplets: Triplets) -> list[tuple[int, ...]]:
-    return [tuple(row[:3]) for row in zip(*(column.tolist() for column in triplets), strict=True) if row[3]]
+from tests.golden_vectors import golden_case, golden_cases
+from tests.tuples import every_triplet, listed
 
 
 def _draw(labels: Tensor, generator: torch.Generator) -> list[tuple[int, ...]]:
-    return _listed(Random()(torch.zeros(len(labels), 2), labels, generator))
+    return listed(Random()(torch.zeros(len(labels), 2), labels, generator))
 
 
-@pytest.mark.parametrize("case", [0, 1])
-def test_every_triplet_of_the_release_is_as_likely_and_none_comes_twice(case: int) -> None:
-    labels, population = _golden(case)
-    assert len(population) == RELEASE[case]["n_all"]
-    assert len(labels) == RELEASE[case]["n_drawn_per_batch"]
+@pytest.mark.parametrize("case", golden_cases("mic_random_sampling"))
+def test_every_triplet_of_the_release_is_as_likely_and_none_comes_twice(case: dict) -> None:
+    golden = golden_case("mic_random_sampling", case["case"])
+    labels, population = golden["labels"], {tuple(row) for row in golden["all_triplets_sorted"].tolist()}
+    assert len(population) == case["n_all"]
+    assert len(labels) == case["n_drawn_per_batch"]
     generator = torch.Generator().manual_seed(0)
     count: Counter[tuple[int, ...]] = Counter()
     for _ in range(1500):
@@ -45,13 +35,7 @@ def test_every_triplet_of_the_release_is_as_likely_and_none_comes_twice(case: in
 
 def test_unequal_classes_in_any_order() -> None:
     labels = torch.tensor([3, 0, 3, 5, 0, 3, 0, 0])
-    population = {
-        (a, p, n)
-        for a in range(8)
-        for p in range(8)
-        for n in range(8)
-        if a != p and labels[a] == labels[p] and labels[a] != labels[n]
-    }
+    population = set(every_triplet(labels))
     generator, count = torch.Generator().manual_seed(0), Counter()
     for _ in range(1500):
         count.update(_draw(labels, generator))
@@ -71,7 +55,7 @@ def test_a_large_batch_is_full() -> None:
     labels = torch.arange(2048) // 4
     triplets = Random()(torch.zeros(2048, 2), labels, torch.Generator().manual_seed(0))
     assert triplets.valid.all()
-    assert len(set(_listed(triplets))) == 2048
+    assert len(set(listed(triplets))) == 2048
     assert (labels[triplets.anchor] == labels[triplets.positive]).all()
     assert (labels[triplets.anchor] != labels[triplets.negative]).all()
     assert (triplets.anchor != triplets.positive).all()

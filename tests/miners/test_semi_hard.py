@@ -8,22 +8,12 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from raydml.miners.semi_hard import SemiHard
-from raydml.ops.tuples import TripletRanges, Triplets
+from raydml.ops.tuples import Triplets
 from tests.batches import mining_batch
-from tests.golden_vectors import golden_case, golden_facts
+from tests.golden_vectors import golden_case, golden_cases
+from tests.tuples import listed
 
-RELEASE = golden_facts("mic_semihard_sampling")["hyperparameters"]
-
-Listed = list[tuple[int, int, int]]
-
-
-def _listed(ranges: TripletRanges) -> Listed:
-    """Every triplet of the ranges, one by one."""
-    return [
-        (a, p, int(ranges.order[a, rank]))
-        for a, p in ranges.positive.nonzero().tolist()
-        for rank in range(int(ranges.start[a, p]), int(ranges.stop[a, p]))
-    ]
+CASES = golden_cases("mic_semihard_sampling")
 
 
 def _distances(points: Tensor, squared: bool = False) -> list[list[float]]:
@@ -46,7 +36,7 @@ def test_pytorch_metric_learning(seed: int, margin: float) -> None:
         margin=margin, type_of_triplets="semihard", distance=LpDistance(normalize_embeddings=False)
     )
     expected = list(zip(*(column.tolist() for column in theirs(points, labels)), strict=True))
-    ours = _listed(SemiHard(margin=margin, squared=False)(points, labels))
+    ours = listed(SemiHard(margin=margin, squared=False)(points, labels))
     assert expected
     assert sorted(ours) == sorted(expected)
 
@@ -58,12 +48,12 @@ def test_all_against_a_slow_loop_at_any_length(squared: bool) -> None:
     d = _distances(points, squared)
     expected = [(a, p, n) for a, p, rest in _pairs_of(labels) for n in rest if d[a][p] < d[a][n] < d[a][p] + 0.7]
     assert expected
-    assert sorted(_listed(SemiHard(margin=0.7, squared=squared)(points, labels))) == expected
+    assert sorted(listed(SemiHard(margin=0.7, squared=squared)(points, labels))) == expected
 
 
 def test_squares_change_the_band() -> None:
     points, labels = mining_batch(7)
-    plain, squared = (_listed(SemiHard(squared=flag)(points, labels)) for flag in (False, True))
+    plain, squared = (listed(SemiHard(squared=flag)(points, labels)) for flag in (False, True))
     assert set(plain) - set(squared)  # among distances beyond 1/2 a band of squares is the narrower one
 
 
@@ -71,16 +61,17 @@ def test_both_bounds_are_strict() -> None:
     points = torch.tensor([[0.0], [1.0], [-1.0], [1.25], [1.5]], dtype=torch.float64)
     labels = torch.tensor([0, 0, 1, 1, 1])
     ranges = SemiHard(margin=0.5, squared=False)(points, labels)
-    assert [n for a, p, n in _listed(ranges) if (a, p) == (0, 1)] == [3]
+    assert [n for a, p, n in listed(ranges) if (a, p) == (0, 1)] == [3]
     wider = SemiHard(margin=0.5 + 1e-9, squared=False)(points, labels)
-    assert [n for a, p, n in _listed(wider) if (a, p) == (0, 1)] == [3, 4]
+    assert [n for a, p, n in listed(wider) if (a, p) == (0, 1)] == [3, 4]
 
 
-@pytest.mark.parametrize("case", [0, 1])
-def test_all_are_the_candidates_of_the_mic_release(case: int) -> None:
-    golden, margin = golden_case("mic_semihard_sampling", case), RELEASE[case]["semihard_margin"]
+@pytest.mark.parametrize("case", CASES)
+def test_all_are_the_candidates_of_the_mic_release(case: dict) -> None:
+    golden, margin = golden_case("mic_semihard_sampling", case["case"]), case["semihard_margin"]
+    assert 0 < case["n_semihard_fallback"] < case["n_pairs"]  # both kinds of pairs
     found = torch.zeros_like(golden["semihard_neg_candidates"])
-    for triplet in _listed(SemiHard(margin=margin, squared=False)(golden["emb"], golden["labels"])):
+    for triplet in listed(SemiHard(margin=margin, squared=False)(golden["emb"], golden["labels"])):
         found[triplet] = True
     expected = golden["semihard_neg_candidates"] & ~golden["semihard_fallback"].bool()[:, :, None]
     assert found.sum() > 50
@@ -99,20 +90,20 @@ def test_nearest_against_a_slow_loop(seed: int, squared: bool) -> None:
         best = min(beyond, key=lambda n: d[a][n]) if beyond else max(rest, key=lambda n: d[a][n])
         expected.append((a, p, best))
     assert num_inside > 0
-    assert _listed(SemiHard(negatives="nearest", squared=squared)(points, labels)) == expected
+    assert listed(SemiHard(negatives="nearest", squared=squared)(points, labels)) == expected
 
 
 def test_nearest_by_hand() -> None:
     points = torch.tensor([[0.0], [1.0], [4.0], [0.5], [-1.0], [3.0]], dtype=torch.float64)
-    listed = _listed(SemiHard(negatives="nearest")(points, torch.tensor([0, 0, 0, 1, 2, 2])))
-    assert (0, 1, 5) in listed  # at 3: the one at 1 is as far as the positive, not farther
-    assert (0, 2, 5) in listed  # none beyond 4: the farthest
-    assert [(a, p) for a, p, _ in listed] == [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1), (4, 5), (5, 4)]
+    found = listed(SemiHard(negatives="nearest")(points, torch.tensor([0, 0, 0, 1, 2, 2])))
+    assert (0, 1, 5) in found  # at 3: the one at 1 is as far as the positive, not farther
+    assert (0, 2, 5) in found  # none beyond 4: the farthest
+    assert [(a, p) for a, p, _ in found] == [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1), (4, 5), (5, 4)]
 
 
 def test_nearest_without_a_negative_yields_nothing() -> None:
     points, _ = mining_batch()
-    assert _listed(SemiHard(negatives="nearest")(points, torch.zeros(20, dtype=torch.int64))) == []
+    assert listed(SemiHard(negatives="nearest")(points, torch.zeros(20, dtype=torch.int64))) == []
 
 
 def _draws(num_draws: int, points: Tensor, labels: Tensor, **settings: object) -> Triplets:
@@ -121,9 +112,9 @@ def _draws(num_draws: int, points: Tensor, labels: Tensor, **settings: object) -
     return Triplets(*map(torch.stack, zip(*[miner(points, labels, generator) for _ in range(num_draws)], strict=True)))
 
 
-@pytest.mark.parametrize("case", [0, 1])
-def test_random_draws_from_the_candidates_of_the_mic_release(case: int) -> None:
-    golden, margin = golden_case("mic_semihard_sampling", case), RELEASE[case]["semihard_margin"]
+@pytest.mark.parametrize("case", CASES)
+def test_random_draws_from_the_candidates_of_the_mic_release(case: dict) -> None:
+    golden, margin = golden_case("mic_semihard_sampling", case["case"]), case["semihard_margin"]
     drawn = _draws(600, golden["emb"], golden["labels"], margin=margin)
     assert torch.equal(drawn.anchor[0], torch.arange(len(golden["labels"])))
     candidates, evenness = golden["semihard_neg_candidates"], []
@@ -141,11 +132,6 @@ def test_random_draws_from_the_candidates_of_the_mic_release(case: int) -> None:
             evenness.append(chisquare(count[candidates[a, p]]).pvalue if candidates[a, p].sum() > 1 else 1.0)
     assert len(evenness) > 50
     assert min(evenness) > 1e-3 / len(evenness)
-
-
-def test_the_goldens_have_both_kinds_of_pairs() -> None:
-    for case in RELEASE:
-        assert 0 < case["n_semihard_fallback"] < case["n_pairs"]
 
 
 def test_random_measures_squares_where_told() -> None:

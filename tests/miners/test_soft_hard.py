@@ -8,7 +8,7 @@ from torch import Tensor
 
 from raydml.miners.soft_hard import SoftHard
 from raydml.ops.tuples import Triplets
-from tests.golden_vectors import golden_case
+from tests.golden_vectors import golden_case, golden_cases
 
 
 def _draws(num_draws: int, points: Tensor, labels: Tensor) -> Triplets:
@@ -18,20 +18,14 @@ def _draws(num_draws: int, points: Tensor, labels: Tensor) -> Triplets:
     return Triplets(*map(torch.stack, zip(*drawn, strict=True)))
 
 
-@pytest.mark.parametrize("case", [0, 1])
-def test_draws_are_even_over_the_candidates_of_the_authors(case: int) -> None:
-    golden = golden_case("mic_semihard_sampling", case)
+@pytest.mark.parametrize("case", golden_cases("mic_semihard_sampling"))
+def test_draws_are_even_over_the_candidates_of_the_authors(case: dict) -> None:
+    golden = golden_case("mic_semihard_sampling", case["case"])
     drawn = _draws(500, golden["emb"], golden["labels"])
     assert torch.equal(drawn.anchor[0], torch.arange(len(golden["labels"])))
     evenness = []
-    for a, (mates, positives, negatives) in enumerate(
-        zip(
-            golden["pos_candidates"],
-            golden["softhard_pos_candidates"],
-            golden["softhard_neg_candidates"],
-            strict=True,
-        )
-    ):
+    columns = (golden[f"{kind}_candidates"] for kind in ("pos", "softhard_pos", "softhard_neg"))
+    for a, (mates, positives, negatives) in enumerate(zip(*columns, strict=True)):
         assert drawn.valid[:, a].all() == mates.any()
         if not mates.any():
             continue
@@ -43,26 +37,22 @@ def test_draws_are_even_over_the_candidates_of_the_authors(case: int) -> None:
     assert min(evenness) > 1e-3 / len(evenness)
 
 
-def test_by_hand() -> None:
-    # From 0: positives at 1, 3, 5, negatives at 2, 4, 6. Farther than 2: 3 and 5. Nearer than 5: 2 and 4.
-    points = torch.tensor([[0.0], [1.0], [-3.0], [5.0], [2.0], [-4.0], [6.0]], dtype=torch.float64)
-    drawn = _draws(60, points, torch.tensor([0, 0, 0, 0, 1, 2, 3]))
-    assert set(drawn.positive[:, 0].tolist()) == {2, 3}
-    assert set(drawn.negative[:, 0].tolist()) == {4, 5}
-
-
-def test_where_none_is_hard_any_will_do() -> None:
-    points = torch.tensor([[0.0], [1.0], [-2.0], [10.0], [12.0]], dtype=torch.float64)
-    drawn = _draws(60, points, torch.tensor([0, 0, 0, 1, 2]))
-    assert set(drawn.positive[:, 0].tolist()) == {1, 2}
-    assert set(drawn.negative[:, 0].tolist()) == {3, 4}
-
-
-def test_as_far_as_the_nearest_negative_is_not_hard() -> None:
-    points = torch.tensor([[0.0], [1.0], [2.0], [-1.0], [3.0]], dtype=torch.float64)
-    drawn = _draws(60, points, torch.tensor([0, 0, 0, 1, 2]))
-    assert set(drawn.positive[:, 0].tolist()) == {2}
-    assert set(drawn.negative[:, 0].tolist()) == {3}
+@pytest.mark.parametrize(
+    ("points", "num_mates", "positives", "negatives"),
+    [
+        # From 0: positives at 1, 3, 5, negatives at 2, 4, 6. Farther than 2: 3 and 5. Nearer than 5: 2 and 4.
+        ([0, 1, -3, 5, 2, -4, 6], 4, {2, 3}, {4, 5}),
+        # Where none is hard, any will do.
+        ([0, 1, -2, 10, 12], 3, {1, 2}, {3, 4}),
+        # As far as the nearest negative is not hard.
+        ([0, 1, 2, -1, 3], 3, {2}, {3}),
+    ],
+)
+def test_by_hand(points: list[float], num_mates: int, positives: set[int], negatives: set[int]) -> None:
+    labels = torch.tensor([0] * num_mates + list(range(1, len(points) - num_mates + 1)))
+    drawn = _draws(60, torch.tensor(points, dtype=torch.float64)[:, None], labels)
+    assert set(drawn.positive[:, 0].tolist()) == positives
+    assert set(drawn.negative[:, 0].tolist()) == negatives
 
 
 def test_positive_and_negative_are_drawn_independently() -> None:
@@ -73,9 +63,3 @@ def test_positive_and_negative_are_drawn_independently() -> None:
         table[p - 1, n - 3] += 1
     assert (table > 0).all()
     assert chi2_contingency(table).pvalue > 1e-3
-
-
-def test_an_anchor_without_positives_or_negatives_is_invalid() -> None:
-    points = torch.eye(5)
-    assert SoftHard()(points, torch.tensor([0, 0, 1, 2, 2])).valid.tolist() == [True, True, False, True, True]
-    assert not SoftHard()(points, torch.zeros(5, dtype=torch.int64)).valid.any()
