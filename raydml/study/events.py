@@ -12,15 +12,19 @@ at :class:`raydml.analysis.trials.TrialState`.
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from raydml.analysis.trials import EpochReport, TrialState
+
+_logger = logging.getLogger("raydml")
 
 
 class Record(NamedTuple):
@@ -46,7 +50,7 @@ def append(path: Path, event: Mapping[str, Any], *, durable: bool = True) -> Non
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         if _ends_within_line(descriptor):
-            # A writer was killed in the middle of a line. That part stays as a line which readers skip.
+            # A writer was killed in the middle of a line. That part stays as a line that readers skip.
             line = b"\n" + line
         written = os.write(descriptor, line)
         if written != len(line):
@@ -58,11 +62,13 @@ def append(path: Path, event: Mapping[str, Any], *, durable: bool = True) -> Non
 
 
 def records(path: Path, offset: int = 0, until: int | None = None) -> tuple[list[Record], int]:
-    """Return the events whose lines lie between ``offset`` and ``until``, and the offset to read on from.
+    """Return the events whose lines are between ``offset`` and ``until``, and the offset to read on from.
 
     ``offset`` is 0 or what an earlier call returned. A last line without its newline is left for the next call; a line
-    that is not a JSON object (its writer was killed) is skipped. A file that does not exist holds no events.
+    that is not a JSON object (its writer was killed) is skipped. A process that reads from the beginning warns of each
+    such line once. A file that does not exist holds no events.
     """
+    begin = offset
     try:
         with open(path, "rb") as file:
             file.seek(offset)
@@ -75,7 +81,14 @@ def records(path: Path, offset: int = 0, until: int | None = None) -> tuple[list
         event = _parse(line)
         if event is not None:
             found.append(Record(event, offset))
+        elif begin == 0:
+            _warn_of_broken_line(path, offset - len(line))
     return found, offset
+
+
+@functools.cache
+def _warn_of_broken_line(path: Path, offset: int) -> None:
+    _logger.warning("%s: the line at byte %d is not an event (its writer was killed?); it is skipped", path, offset)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -152,9 +165,9 @@ class SummaryNumbers:
     time_s: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class StudyState:
-    """A study as its events describe it.
+    """A study as its events describe it. Only `reduce_events` changes one, and only its own copy.
 
     state: waiting, running, interrupted or finished; changed_s is when it last changed, time_s when the newest event
     was written (seconds since 1970). metric: what trials are ranked by. trials: by key, such as ``search-003``, in the
@@ -173,8 +186,8 @@ class StudyState:
     stage: str = ""
     cpus: float = 0.0
     gpus: float = 0.0
-    stages: Mapping[str, StageState] = field(default_factory=dict)
-    trials: Mapping[str, TrialState] = field(default_factory=dict)
+    stages: dict[str, StageState] = field(default_factory=dict)
+    trials: dict[str, TrialState] = field(default_factory=dict)
     artifacts: tuple[Artifact, ...] = ()
     models: tuple[ExportedModel, ...] = ()
     test_reads: tuple[Event, ...] = ()
@@ -209,17 +222,18 @@ class StudyState:
 
 def reduce_event(state: StudyState, event: Event) -> StudyState:
     """Return the state after one event. An event of an unknown kind changes nothing but the time."""
-    state = replace(state, time_s=max(state.time_s, float(event.get("time", 0.0))))
-    reducer = _REDUCERS.get(str(event.get("event")))
-    return state if reducer is None else reducer(state, event)
+    return reduce_events([event], state)
 
 
 def reduce_events(several: Iterable[Event], state: StudyState | None = None) -> StudyState:
-    """Return the state after several events in their order."""
-    state = StudyState() if state is None else state
+    """Return the state after several events in their order; the given state does not change."""
+    before = state or StudyState()
+    after = replace(before, stages=dict(before.stages), trials=dict(before.trials))
+    reports: dict[str, dict[int, EpochReport]] = {}  # copied once a trial, not once an epoch
     for event in several:
-        state = reduce_event(state, event)
-    return state
+        after.time_s = max(after.time_s, float(event.get("time", 0.0)))
+        _apply(after, event, reports)
+    return after
 
 
 def read_state(folder: Path) -> StudyState:
@@ -251,65 +265,76 @@ def rank(trials: Iterable[TrialState]) -> list[dict[str, Any]]:
 # --- one event --------------------------------------------------------------------------------------------------------
 
 
-def _study_started(state: StudyState, event: Event) -> StudyState:
-    config = event.get("config") or {}
-    return replace(
-        state,
-        study=str(event.get("study", "")),
-        study_id=str(event.get("study_id", "")),
-        storage=str(event.get("storage") or ""),
-        commit=str(event.get("commit") or ""),
-        config=config,
-        metric=str(config.get("select_on") or state.metric),
-        state="running",
-        changed_s=state.time_s,
-    )
+def _apply(study: StudyState, event: Event, reports: dict[str, dict[int, EpochReport]]) -> None:
+    """Change a state by one event. reports: those of the trials that this reduction has copied, by key."""
+    match event.get("event"):
+        case "study_started":
+            study.study, study.study_id = str(event.get("study", "")), str(event.get("study_id", ""))
+            study.storage, study.commit = str(event.get("storage") or ""), str(event.get("commit") or "")
+            study.config = event.get("config") or {}
+            study.metric = str(study.config.get("select_on") or study.metric)
+            study.state, study.changed_s = "running", study.time_s
+        case "stage_started":
+            study.state, study.stage = "running", str(event["stage"])
+            held = event.get("resources") or {"cpu": study.cpus, "gpu": study.gpus}
+            study.cpus, study.gpus = float(held["cpu"]), float(held["gpu"])
+            num_trials, max_epochs = int(event.get("num_trials") or 0), int(event.get("max_epochs") or 0)
+            study.stages[study.stage] = StageState(study.stage, num_trials, max_epochs)
+        case "stage_finished":
+            name, rows = str(event["stage"]), event.get("ranking")
+            stage = study.stages.get(name, StageState(name))
+            study.stages[name] = replace(stage, finished=True, ranking=None if rows is None else tuple(rows))
+        case "trial_started" | "epoch" | "trial_retried" | "trial_ended":
+            _apply_to_trial(study, event, reports)
+        case "artifact":
+            artifact = Artifact(Path(event["path"]), str(event.get("artifact_path") or ""), event.get("trial"))
+            study.artifacts = (*study.artifacts, artifact)
+        case "model":
+            folder, name = Path(event["folder"]), str(event["name"])
+            model = ExportedModel(name, folder, str(event.get("checkpoint") or folder), event.get("trial"))
+            study.models = (*study.models, model)
+        case "test_read":
+            study.test_reads = (*study.test_reads, event)
+        case "summary":
+            study.summary = SummaryNumbers(event.get("metrics") or {}, event.get("tags") or {}, study.time_s)
+        case "note":
+            study.notes = (*study.notes, str(event.get("text", "")))
+        case "interrupted":
+            study.state, study.changed_s = "interrupted", study.time_s
+            for key, trial in study.trials.items():
+                if not trial.ended:
+                    study.trials[key] = replace(trial, state="interrupted", changed_s=study.time_s)
+        case "study_finished":
+            study.state, study.changed_s = "finished", study.time_s
 
 
-def _stage_started(state: StudyState, event: Event) -> StudyState:
-    name, held = str(event["stage"]), event.get("resources") or {"cpu": state.cpus, "gpu": state.gpus}
-    stage = StageState(name, int(event.get("num_trials") or 0), int(event.get("max_epochs") or 0))
-    state = replace(state, stage=name, cpus=float(held["cpu"]), gpus=float(held["gpu"]))
-    return replace(state, state="running", stages={**state.stages, name: stage})
-
-
-def _stage_finished(state: StudyState, event: Event) -> StudyState:
-    name, rows = str(event["stage"]), event.get("ranking")
-    ranking = None if rows is None else tuple(rows)
-    stage = replace(state.stages.get(name, StageState(name)), finished=True, ranking=ranking)
-    return replace(state, stages={**state.stages, name: stage})
-
-
-def _with_trial(study: StudyState, event: Event, /, **changes: Any) -> StudyState:
+def _apply_to_trial(study: StudyState, event: Event, reports: dict[str, dict[int, EpochReport]]) -> None:
     """Change one trial. In a file whose beginning was lost it may be one that has not started."""
     key = str(event["trial"])
     trial = study.trials.get(key) or TrialState(key, str(event.get("stage", study.stage)), study.metric)
-    if key not in study.trials or changes.get("state", trial.state) != trial.state:
+    changes: dict[str, Any]
+    match event["event"]:
+        case "trial_started":  # one that starts again, after a resume, keeps the epochs it has reported
+            names = {name: str(event.get(name) or "") for name in ("fingerprint", "configuration")}
+            changes = {"config": event.get("config") or {}, **names, "state": "running", "error": None}
+        case "epoch":
+            number, report = int(event["epoch"]), EpochReport(event.get("metrics") or {}, study.time_s)
+            if key not in reports:
+                reports[key] = dict(trial.reports)
+            # Nothing new: the epoch of the checkpoint that the trial goes on from.
+            if number not in trial.reports or changed_metrics(trial.reports[number], report):
+                reports[key][number] = report
+            state = trial.state if trial.ended else "running"
+            changes = {"reports": reports[key], "num_epochs": number, "state": state}
+        case "trial_retried":
+            error = str(event.get("error") or "")
+            changes = {"num_retries": trial.num_retries + 1, "retried_after": error}
+            changes |= {"state": "retrying", "error": None}
+        case _:
+            changes = {"state": str(event.get("reason") or "finished"), "error": event.get("error") or None}
+    if key not in study.trials or changes["state"] != trial.state:
         changes["changed_s"] = study.time_s
-    return replace(study, trials={**study.trials, key: replace(trial, **changes)})
-
-
-def _trial_started(state: StudyState, event: Event) -> StudyState:
-    """Take a trial up; one that starts again, after a resume, keeps the epochs it has reported."""
-    return _with_trial(
-        state,
-        event,
-        config=event.get("config") or {},
-        fingerprint=str(event.get("fingerprint") or ""),
-        configuration=str(event.get("configuration") or ""),
-        state="running",
-        error=None,
-    )
-
-
-def _epoch(state: StudyState, event: Event) -> StudyState:
-    number, trial = int(event["epoch"]), state.trials.get(str(event["trial"]))
-    reports = trial.reports if trial else {}
-    report = EpochReport(event.get("metrics") or {}, state.time_s)
-    if number in reports and changed_metrics(reports[number], report) == {}:
-        report = reports[number]  # the epoch of the checkpoint that the trial goes on from: nothing new
-    activity = trial.state if trial and trial.ended else "running"
-    return _with_trial(state, event, reports={**reports, number: report}, num_epochs=number, state=activity)
+    study.trials[key] = replace(trial, **changes)
 
 
 def changed_metrics(before: EpochReport | None, after: EpochReport) -> dict[str, float]:
@@ -319,68 +344,3 @@ def changed_metrics(before: EpochReport | None, after: EpochReport) -> dict[str,
     return {
         name: value for name, value in after.metrics.items() if name not in known or repr(known[name]) != repr(value)
     }
-
-
-def _trial_retried(state: StudyState, event: Event) -> StudyState:
-    trial = state.trials.get(str(event["trial"]))
-    num_retries = (trial.num_retries if trial else 0) + 1
-    error = str(event.get("error") or "")
-    return _with_trial(state, event, state="retrying", error=None, num_retries=num_retries, retried_after=error)
-
-
-def _trial_ended(state: StudyState, event: Event) -> StudyState:
-    return _with_trial(state, event, state=str(event.get("reason") or "finished"), error=event.get("error") or None)
-
-
-def _artifact(state: StudyState, event: Event) -> StudyState:
-    artifact = Artifact(Path(event["path"]), str(event.get("artifact_path") or ""), event.get("trial"))
-    return replace(state, artifacts=(*state.artifacts, artifact))
-
-
-def _model(state: StudyState, event: Event) -> StudyState:
-    folder = Path(event["folder"])
-    model = ExportedModel(str(event["name"]), folder, str(event.get("checkpoint") or folder), event.get("trial"))
-    return replace(state, models=(*state.models, model))
-
-
-def _test_read(state: StudyState, event: Event) -> StudyState:
-    return replace(state, test_reads=(*state.test_reads, event))
-
-
-def _summary(state: StudyState, event: Event) -> StudyState:
-    numbers = SummaryNumbers(event.get("metrics") or {}, event.get("tags") or {}, state.time_s)
-    return replace(state, summary=numbers)
-
-
-def _note(state: StudyState, event: Event) -> StudyState:
-    return replace(state, notes=(*state.notes, str(event.get("text", ""))))
-
-
-def _interrupted(state: StudyState, _: Event) -> StudyState:
-    trials = {
-        key: trial if trial.ended else replace(trial, state="interrupted", changed_s=state.time_s)
-        for key, trial in state.trials.items()
-    }
-    return replace(state, state="interrupted", changed_s=state.time_s, trials=trials)
-
-
-def _study_finished(state: StudyState, _: Event) -> StudyState:
-    return replace(state, state="finished", changed_s=state.time_s)
-
-
-_REDUCERS: dict[str, Callable[[StudyState, Event], StudyState]] = {
-    "study_started": _study_started,
-    "stage_started": _stage_started,
-    "stage_finished": _stage_finished,
-    "trial_started": _trial_started,
-    "epoch": _epoch,
-    "trial_retried": _trial_retried,
-    "trial_ended": _trial_ended,
-    "artifact": _artifact,
-    "model": _model,
-    "test_read": _test_read,
-    "summary": _summary,
-    "note": _note,
-    "interrupted": _interrupted,
-    "study_finished": _study_finished,
-}

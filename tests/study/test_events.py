@@ -110,6 +110,30 @@ def test_a_line_cut_off_by_a_kill_never_swallows_the_next_one(tmp_path: Path) ->
     assert [event["number"] for event in events.read_from(path, offset)[0]] == [2, 3]
 
 
+def test_a_broken_line_is_reported_once_with_its_place(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"event":"e","time":1}\n{"event":"e","num\n{"event":"e","time":2}\n[3]\n', encoding="utf-8")
+    for _ in range(2):
+        assert [event["time"] for event in events.read(path)] == [1, 2]
+    expected = [f"{path}: the line at byte {offset} is not an event" for offset in (23, 64)]
+    assert [message.partition(" (")[0] for message in caplog.messages] == expected
+
+
+def test_a_poll_says_nothing_about_a_broken_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"event":"e","time":1}\n{"event":"e","num\n', encoding="utf-8")
+    assert events.read_from(path, 23) == ([], 41)
+    assert not caplog.messages
+
+
+def test_reducing_leaves_the_state_before_as_it_was() -> None:
+    before = reduce_events([study_started(), stage_started(4), started(0), epoch(0, 1, 0.2)])
+    after = reduce_events([epoch(0, 2, 0.5), started(1), {"event": "stage_started", "stage": "confirm"}], before)
+    assert before == reduce_events([study_started(), stage_started(4), started(0), epoch(0, 1, 0.2)])
+    assert (list(before.trials), list(after.trials)) == (["search-000"], ["search-000", "search-001"])
+    assert (list(before.trials["search-000"].reports), list(after.trials["search-000"].reports)) == ([1], [1, 2])
+
+
 def test_writers_in_several_processes_never_mix_their_lines(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     code = (
