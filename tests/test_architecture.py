@@ -144,18 +144,14 @@ def test_the_rules_refuse_what_they_must() -> None:
     ]
     code = "def f():\n    from raydml.study import actor\n    import importlib\n    importlib.import_module('ray')\n"
     assert imported(ast.parse(code)) >= {"raydml.study.actor", "ray"}
-    for read in (
-        "x = os.environ['A']",
-        "os.environ.get('A')",
-        "from os import environ",
-        "x = os.environ.setdefault('A', 1)",
-    ):
+    assignment = "x = os.environ.setdefault('A', 1)"
+    for read in ("x = os.environ['A']", "os.environ.get('A')", "from os import environ", assignment):
         assert reads_of_the_surroundings(ast.parse(read)), read
     assert not reads_of_the_surroundings(ast.parse("os.environ['A'] = '1'\nos.environ.setdefault('B', '1')"))
 
 
 def test_no_file_names_a_package_registry_or_somebodys_machine() -> None:
-    """Any index must do, and a path that exists on one machine helps nobody on another."""
+    """Any index must do, and a path that exists on one machine is of no use on another."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     files = [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]

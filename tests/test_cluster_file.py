@@ -1,4 +1,4 @@
-"""cluster.yaml is valid by Ray's own schema, safe (a token everywhere) and cheap (nothing runs when nobody asks)."""
+"""cluster.yaml is valid by Ray's own schema, safe (a token everywhere) and cheap (no worker runs without work)."""
 
 import copy
 import re
@@ -74,7 +74,7 @@ def test_the_head_has_no_gpu_and_workers_start_from_zero(cluster: dict[str, Any]
     assert re.match(r"(c|m|r|t)\d", head["node_config"]["InstanceType"]), "an instance type without a GPU"
     assert node_types, "no worker type"
     for name, worker in node_types.items():
-        assert worker["min_workers"] == 0, f"{name} would be paid for when nobody asks"
+        assert worker["min_workers"] == 0, f"{name} would be paid for without work"
         assert worker["resources"]["GPU"] >= 1, name
         assert 0 < worker["max_workers"] <= cluster["max_workers"], name
     assert cluster["idle_timeout_minutes"] <= 15

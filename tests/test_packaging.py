@@ -106,7 +106,7 @@ def test_supported_pythons(pyproject: dict[str, Any]) -> None:
 
 
 def test_uv_lock_stays_out_of_git() -> None:
-    """It records the addresses of whoever made it."""
+    """It records the addresses from which its maker installed."""
     assert "uv.lock" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
 
 

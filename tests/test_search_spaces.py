@@ -460,7 +460,7 @@ def check_first_epoch(trial, folder, tmp_path):
     assert math.isfinite(result["train_loss"])
     for metric in ("recall_at_1", "recall_at_2", "r_precision", "map_at_r"):
         assert 0 <= result[f"val_{metric}"] <= 1
-    # The colours of the miniatures are told apart so easily that this miner may find no pair hard enough.
+    # The colours of the miniatures differ so much that this miner may find no pair hard enough.
     assert result["gradient_norm"] > 0 or trial.miner.name == "multi_similarity"
     if trial.method.name != "plain":
         assert result["clustering_s"] > 0
