@@ -52,3 +52,13 @@ def listed(tuples: Triplets | TripletRanges) -> list[tuple[int, int, int]]:
 def where(mask: Tensor) -> set[tuple[int, int]]:
     """The (row, column) of each true entry."""
     return {(i, j) for i, j in mask.nonzero().tolist()}
+
+
+def empty_kinds(size: int) -> dict[str, Pairs | Triplets | TripletRanges]:
+    """Tuples of each kind, of which none counts."""
+    rows, order = torch.zeros(size, dtype=torch.int64), torch.zeros(size, size, dtype=torch.int64)
+    return {
+        "pairs": Pairs(order.bool(), order.bool()),
+        "triplets": Triplets(rows, rows, rows, rows.bool()),
+        "triplet_ranges": TripletRanges(order.bool(), order, order, order),
+    }

@@ -1,5 +1,6 @@
 """The comparisons that the tests of losses share: with released numbers, with another library, with slow loops."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,6 +22,19 @@ class SharedWeight(NamedTuple):
     ours: nn.Parameter
     theirs: nn.Parameter
     reshape: Callable[[Tensor], Tensor] = torch.t
+
+
+def seeded(build: Callable[..., Any], *arguments: object, **settings: object) -> Any:
+    """Build something from the seed 0; the global generator stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build(*arguments, **settings)
+
+
+def cosines(point: list[float], rows: list[list[float]]) -> list[float]:
+    """The cosine of a vector with each row, one product at a time."""
+    products = [sum(x * w for x, w in zip(point, row, strict=True)) for row in rows]
+    return [product / math.hypot(*point) / math.hypot(*row) for product, row in zip(products, rows, strict=True)]
 
 
 def value_and_gradient(loss: Callable[..., Tensor], points: Tensor, *rest: object) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from raydml.losses.arcface import ArcFace
 from tests.batches import proxy_batch
-from tests.losses.oracles import SharedWeight, check_library
+from tests.losses.oracles import SharedWeight, check_library, cosines, seeded
 
 
 def _at_angle(theta: float) -> Tensor:
@@ -48,10 +48,7 @@ def test_against_arc_cosines_in_a_slow_loop() -> None:
     loss = ArcFace(5, 6, scale=10, margin=0.4).double()
     total = 0.0
     for point, label in zip(points.tolist(), labels.tolist(), strict=True):
-        angles = [
-            math.acos(sum(x * w for x, w in zip(point, row, strict=True)) / math.hypot(*point) / math.hypot(*row))
-            for row in loss.weight.tolist()
-        ]
+        angles = [math.acos(cosine) for cosine in cosines(point, loss.weight.tolist())]
         logits = [10 * math.cos(angle) for angle in angles]
         beyond = math.cos(angles[label]) - 0.4 * math.sin(0.4)
         logits[label] = 10 * (math.cos(angles[label] + 0.4) if angles[label] + 0.4 <= math.pi else beyond)
@@ -90,9 +87,7 @@ def test_on_and_opposite_the_class_vector_gradients_are_finite(sign: int, dtype:
 
 
 def test_the_class_matrix_starts_as_that_of_normalized_softmax() -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        weight = ArcFace(3000, 16).weight
+    weight = seeded(ArcFace, 3000, 16).weight
     assert weight.shape == (3000, 16)
     assert 0.24 < weight.abs().max().item() <= 0.25
     assert weight.std().item() == pytest.approx(0.25 / math.sqrt(3), rel=0.02)

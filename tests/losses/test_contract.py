@@ -15,6 +15,7 @@ from raydml import registry
 from raydml.ops.distances import euclidean
 from raydml.ops.tuples import Pairs, TripletRanges, Triplets, all_pairs, all_triplets
 from tests.batches import BATCHES, DIM, random_points, random_triplets
+from tests.tuples import as_triplets, empty_kinds, listed
 
 NUM_CLASSES = 6
 LOSSES = registry.names("losses")
@@ -232,17 +233,9 @@ def test_ranges_are_their_triplets_one_by_one(name: str) -> None:
     """Value and gradient; the list is made by a loop that knows nothing of counting."""
     points, labels = BATCHES["unbalanced"]
     ranges = _all_kinds(points, labels)["triplet_ranges"]
-    listed = [
-        (a, p, ranges.order[a, rank].item())
-        for a in range(len(labels))
-        for p in range(len(labels))
-        if ranges.positive[a, p]
-        for rank in range(ranges.start[a, p].item(), ranges.stop[a, p].item())
-    ]
-    anchor, positive, negative = torch.tensor(listed).T
-    assert (labels[anchor] != labels[negative]).all()
-    assert len(listed) > 20
-    one_by_one = Triplets(anchor, positive, negative, torch.ones(len(listed), dtype=torch.bool))
+    one_by_one = as_triplets(listed(ranges))
+    assert (labels[one_by_one.anchor] != labels[one_by_one.negative]).all()
+    assert len(one_by_one.anchor) > 20
     results = []
     for tuples in (ranges, one_by_one):
         loss, leaf = _build(name).double(), points.clone().requires_grad_()
@@ -304,14 +297,7 @@ def test_it_never_waits_for_the_device(case: tuple[str, dict]) -> None:
     """A fake tensor has a shape and no content: .item(), nonzero and reading by a mask raise on it."""
     with FakeTensorMode():
         loss = _build(case[0], **case[1])
-        labels = torch.zeros(12, dtype=torch.int64)
-        rows = torch.zeros(12, dtype=torch.int64)
-        order = torch.zeros(12, 12, dtype=torch.int64)
-        made = {
-            "pairs": all_pairs(labels),
-            "triplets": Triplets(rows, rows, rows, rows.bool()),
-            "triplet_ranges": TripletRanges(order.bool(), order, order, order),
-        }
+        labels, made = torch.zeros(12, dtype=torch.int64), empty_kinds(12)
         for tuples in [None, *(made[kind] for kind in loss.accepts)]:
             loss(torch.zeros(12, DIM, requires_grad=True), labels, tuples).backward()
 

@@ -8,7 +8,7 @@ from pytorch_metric_learning.losses import CosFaceLoss
 
 from raydml.losses.cosface import CosFace
 from tests.batches import proxy_batch
-from tests.losses.oracles import SharedWeight, check_library
+from tests.losses.oracles import SharedWeight, check_library, cosines, seeded
 
 
 def test_by_hand() -> None:
@@ -26,11 +26,8 @@ def test_against_a_slow_loop() -> None:
     loss = CosFace(5, 6, scale=10, margin=0.2).double()
     total = 0.0
     for point, label in zip(points.tolist(), labels.tolist(), strict=True):
-        cosines = [
-            sum(x * w for x, w in zip(point, row, strict=True)) / math.hypot(*point) / math.hypot(*row)
-            for row in loss.weight.tolist()
-        ]
-        logits = [10 * (cosine - 0.2 * (c == label)) for c, cosine in enumerate(cosines)]
+        rows = loss.weight.tolist()
+        logits = [10 * (cosine - 0.2 * (c == label)) for c, cosine in enumerate(cosines(point, rows))]
         total += math.log(sum(math.exp(logit) for logit in logits)) - logits[label]
     assert loss(points, labels).item() == pytest.approx(total / 13, rel=1e-12)
 
@@ -47,9 +44,7 @@ def test_pytorch_metric_learning(settings: dict[str, float]) -> None:
 
 
 def test_the_class_matrix_starts_as_that_of_normalized_softmax() -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        weight = CosFace(3000, 16).weight
+    weight = seeded(CosFace, 3000, 16).weight
     assert weight.shape == (3000, 16)
     assert 0.24 < weight.abs().max().item() <= 0.25
     assert weight.std().item() == pytest.approx(0.25 / math.sqrt(3), rel=0.02)

@@ -8,7 +8,7 @@ from pytorch_metric_learning.losses import NormalizedSoftmaxLoss
 
 from raydml.losses.normalized_softmax import NormalizedSoftmax
 from tests.golden_vectors import golden_cases, golden_facts
-from tests.losses.oracles import check_golden
+from tests.losses.oracles import check_golden, seeded
 
 RULE = golden_facts("classification_normsoftmax")["init_invariant"]
 
@@ -30,9 +30,7 @@ def test_release(case: dict) -> None:
 
 
 def test_weights_start_as_in_the_release() -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        loss = NormalizedSoftmax(RULE["num_classes"], RULE["dim"])
+    loss = seeded(NormalizedSoftmax, RULE["num_classes"], RULE["dim"])
     bound = 1 / math.sqrt(RULE["dim"])
     assert loss.temperature == RULE["default_temperature"]
     assert [key for key, _ in loss.named_parameters()] == ["weight"]  # no bias

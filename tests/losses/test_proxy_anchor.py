@@ -8,7 +8,7 @@ from pytorch_metric_learning.losses import ProxyAnchorLoss
 
 from raydml.losses.proxy_anchor import ProxyAnchor
 from tests.batches import proxy_batch
-from tests.losses.oracles import SharedWeight, check_library
+from tests.losses.oracles import SharedWeight, check_library, cosines, seeded
 
 
 def test_by_hand() -> None:
@@ -18,9 +18,7 @@ def test_by_hand() -> None:
     points = torch.tensor([[3.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
     # Cosines of both items, of class 0: (1, 0, -1) and (0, 1, 0). One proxy of three is present.
     pulled = math.log(1 + math.exp(-2 * (1 - 0.25)) + math.exp(-2 * (0 - 0.25)))
-    pushed = [
-        math.log(1 + sum(math.exp(2 * (cosine + 0.25)) for cosine in cosines)) for cosines in ([], [0, 1], [-1, 0])
-    ]
+    pushed = [math.log(1 + sum(math.exp(2 * (s + 0.25)) for s in others)) for others in ([], [0, 1], [-1, 0])]
     assert loss(points, torch.tensor([0, 0])).item() == pytest.approx(pulled + sum(pushed) / 3, rel=1e-12)
 
 
@@ -29,12 +27,9 @@ def test_against_a_slow_loop() -> None:
     loss = ProxyAnchor(7, 6, alpha=5, delta=0.2).double()
     pulled, pushed, present = 0.0, 0.0, 0
     for c, proxy in enumerate(loss.proxies.tolist()):
-        cosines = [
-            sum(x * w for x, w in zip(point, proxy, strict=True)) / math.hypot(*point) / math.hypot(*proxy)
-            for point in points.tolist()
-        ]
-        own = [cosine for cosine, label in zip(cosines, labels.tolist(), strict=True) if label == c]
-        others = [cosine for cosine, label in zip(cosines, labels.tolist(), strict=True) if label != c]
+        closeness = list(zip(cosines(proxy, points.tolist()), labels.tolist(), strict=True))
+        own = [cosine for cosine, label in closeness if label == c]
+        others = [cosine for cosine, label in closeness if label != c]
         present += bool(own)
         pulled += math.log(1 + sum(math.exp(-5 * (cosine - 0.2)) for cosine in own))
         pushed += math.log(1 + sum(math.exp(5 * (cosine + 0.2)) for cosine in others))
@@ -64,10 +59,8 @@ def test_it_does_not_overflow() -> None:
 
 
 def test_proxies_start_by_the_he_rule_over_the_classes() -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        proxies = ProxyAnchor(3000, 16).proxies
-        theirs = torch.nn.init.kaiming_normal_(torch.empty(3000, 16), mode="fan_out")
+    proxies = seeded(ProxyAnchor, 3000, 16).proxies
+    theirs = seeded(torch.nn.init.kaiming_normal_, torch.empty(3000, 16), mode="fan_out")
     assert proxies.shape == (3000, 16)
     assert proxies.std().item() == pytest.approx(theirs.std().item(), rel=0.02)
     assert proxies.abs().max().item() > 3 * theirs.std().item()  # not uniform

@@ -9,7 +9,7 @@ from pytorch_metric_learning.losses import ProxyNCALoss
 from raydml.losses.proxy_nca import ProxyNCA
 from tests.batches import proxy_batch
 from tests.golden_vectors import golden_cases
-from tests.losses.oracles import SharedWeight, check_golden, check_library
+from tests.losses.oracles import SharedWeight, check_golden, check_library, seeded
 
 
 def test_by_hand() -> None:
@@ -45,9 +45,7 @@ def test_pytorch_metric_learning(scale: float) -> None:
 
 
 def test_proxies_start_normal_with_deviation_an_eighth() -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        proxies = ProxyNCA(3000, 16).proxies
+    proxies = seeded(ProxyNCA, 3000, 16).proxies
     assert proxies.shape == (3000, 16)
     assert proxies.std().item() == pytest.approx(1 / 8, rel=0.02)
     assert proxies.abs().max().item() > 3 / 8  # not uniform

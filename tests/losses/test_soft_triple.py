@@ -9,7 +9,7 @@ from pytorch_metric_learning.regularizers import SparseCentersRegularizer
 
 from raydml.losses.soft_triple import SoftTriple
 from tests.batches import proxy_batch, random_points
-from tests.losses.oracles import SharedWeight, check_library
+from tests.losses.oracles import SharedWeight, check_library, cosines, seeded
 
 
 def _unit(row: list[float]) -> list[float]:
@@ -38,9 +38,9 @@ def test_against_a_slow_loop() -> None:
     for point, label in zip(map(_unit, points.tolist()), labels.tolist(), strict=True):
         logits = []
         for c in range(5):
-            cosines = [sum(x * w for x, w in zip(point, row, strict=True)) for row in centers[c]]
-            weights = [math.exp(cosine / 0.3) for cosine in cosines]
-            soft = sum(w * cosine for w, cosine in zip(weights, cosines, strict=True)) / sum(weights)
+            closeness = cosines(point, centers[c])
+            weights = [math.exp(cosine / 0.3) for cosine in closeness]
+            soft = sum(w * cosine for w, cosine in zip(weights, closeness, strict=True)) / sum(weights)
             logits.append(7 * (soft - 0.05 * (c == label)))
         total += math.log(sum(math.exp(logit) for logit in logits)) - logits[label]
     spread = sum(
@@ -69,10 +69,8 @@ def test_pytorch_metric_learning_without_the_regulariser(settings: dict[str, flo
 def test_pytorch_metric_learnings_regulariser() -> None:
     """Theirs adds another small number under the root: equal where no two centres are close."""
     points, labels = proxy_batch(2)
-    regulariser = SparseCentersRegularizer(5, 4)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        theirs = SoftTripleLoss(5, 6, centers_per_class=4, weight_regularizer=regulariser, weight_reg_weight=0.7)
+    settings = {"weight_regularizer": SparseCentersRegularizer(5, 4), "weight_reg_weight": 0.7}
+    theirs = seeded(SoftTripleLoss, 5, 6, centers_per_class=4, **settings)
     ours = SoftTriple(5, 6, num_centers=4, tau=0.7).double()
     with torch.no_grad():
         ours.centers.copy_(theirs.fc.T.unflatten(0, (5, -1)))
@@ -96,9 +94,7 @@ def test_with_one_center_it_is_a_softmax_of_cosines() -> None:
 def test_a_class_gathers_at_one_center_and_need_not_at_ten(num_centers: int, together: bool) -> None:
     """Four items of a class may stay with a centre each where there are ten: the loss allows it, as the paper means."""
     points, labels = random_points(16, seed=5).requires_grad_(), torch.arange(16) % 4
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        loss = SoftTriple(4, 8, num_centers=num_centers).double()
+    loss = seeded(SoftTriple, 4, 8, num_centers=num_centers).double()
     optimizer = torch.optim.Adam([points, *loss.parameters()], lr=0.05)
     for _ in range(200):
         optimizer.zero_grad()
@@ -126,9 +122,7 @@ def test_an_empty_batch_costs_nothing() -> None:
 
 
 def test_centers_start_as_in_the_release() -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        centers = SoftTriple(200, 16).centers
-        theirs = torch.nn.init.kaiming_uniform_(torch.empty(16, 200 * 10), a=math.sqrt(5))
+    centers = seeded(SoftTriple, 200, 16).centers
+    theirs = seeded(torch.nn.init.kaiming_uniform_, torch.empty(16, 200 * 10), a=math.sqrt(5))
     assert centers.std().item() == pytest.approx(theirs.std().item(), rel=0.02)
     assert centers.abs().max().item() == pytest.approx(theirs.abs().max().item(), rel=0.02)

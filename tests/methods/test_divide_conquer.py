@@ -501,24 +501,24 @@ def test_any_loss_trains_in_every_phase(loss):
     assert all(parameter.grad.isfinite().all() for parameter in method.parameters() if parameter.grad is not None)
 
 
+def finite_epochs(method: Method, points: torch.Tensor) -> None:
+    for epoch in range(4):
+        assert all(value.isfinite() for _, value in losses_of_epoch(method, points, LABELS, epoch))
+
+
 @pytest.mark.parametrize("miner", [*registry.names("miners"), "variant"])
 def test_any_miner_works_and_so_does_the_variant_of_the_paper(miner):
     settings = {"name": miner} if miner != "variant" else {"name": "distance_weighted", "variant": "divide_conquer"}
     yields = registry.build("miners", **settings).yields
     loss = next(name for name in ("margin", "n_pair", "triplet") if yields in registry.load("losses", name).accepts)
-    method, points = build(loss={"name": loss}, miner=settings, num_epochs=4, finetune_from=0.75), blobs(LABELS % 3)
-    for epoch in range(4):
-        assert all(value.isfinite() for _, value in losses_of_epoch(method, points, LABELS, epoch))
+    finite_epochs(build(loss={"name": loss}, miner=settings, num_epochs=4, finetune_from=0.75), blobs(LABELS % 3))
 
 
 @pytest.mark.parametrize("regularizer", registry.names("regularizers"))
 def test_any_regulariser_works(regularizer):
     settings = {"size": 64, "start_step": 2} if regularizer == "cross_batch_memory" else {}
-    triplets = {"name": "distance_weighted"}
-    method = build(num_epochs=4, finetune_from=0.75, miner=triplets, regularizers={regularizer: settings})
-    for epoch in range(4):
-        for _, value in losses_of_epoch(method, blobs(np.arange(72) % 3), LABELS, epoch):
-            assert value.isfinite()
+    terms = {"miner": {"name": "distance_weighted"}, "regularizers": {regularizer: settings}}
+    finite_epochs(build(num_epochs=4, finetune_from=0.75, **terms), blobs(np.arange(72) % 3))
 
 
 # --- data that leave little to divide --------------------------------------------------------------------------------

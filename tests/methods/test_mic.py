@@ -18,7 +18,7 @@ from raydml.ops.tuples import Triplets
 from raydml.samplers.class_balanced import ClassBalanced
 from raydml.samplers.uniform import Uniform
 from raydml.training.optimizers import build_optimizer, check_every_parameter_learns
-from tests.golden_vectors import golden
+from tests.golden_vectors import golden, golden_case, golden_cases
 
 CPU = torch.device("cpu")
 
@@ -212,14 +212,13 @@ def test_without_standardisation_they_are_the_classes():
     assert adjusted_rand_score(MODES, method.pseudo_labels.numpy()) < 0.1
 
 
-@pytest.mark.parametrize("case", [0, 1])
+@pytest.mark.parametrize("case", golden_cases("mic_mining_recovery"))
 def test_modes_of_the_release_are_recovered(case):
-    arrays, facts = golden("mic_mining_recovery")
-    labels, settings = arrays[f"c{case}_class_labels"], facts["hyperparameters"][case]
-    method = method_of(labels=labels, num_clusters=settings["n_clusters"], kmeans_restarts=20)
-    method.recluster(lambda forward: arrays[f"c{case}_features"].copy(), 0, CPU)  # noqa: ARG005
-    found = method.pseudo_labels.numpy()
-    assert adjusted_rand_score(arrays[f"c{case}_latent_mode"], found) == pytest.approx(1)
+    arrays = golden_case("mic_mining_recovery", case["case"])
+    settings = {"labels": arrays["class_labels"].numpy(), "num_clusters": case["n_clusters"]}
+    method = method_of(**settings, kmeans_restarts=20)
+    method.recluster(lambda forward: arrays["features"].numpy().copy(), 0, CPU)  # noqa: ARG005
+    assert adjusted_rand_score(arrays["latent_mode"], method.pseudo_labels.numpy()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -406,18 +405,16 @@ class Listed(nn.Module):
 
     def __init__(self, triplets):
         super().__init__()
-        self.triplets = torch.from_numpy(triplets)
+        self.triplets = triplets
 
     def forward(self, embeddings, labels, generator=None):  # noqa: ARG002
         return Triplets(*self.triplets.T, torch.ones(len(self.triplets), dtype=torch.bool))
 
 
 @pytest.mark.parametrize("idle", ["zeroed", "setnone"])
-@pytest.mark.parametrize("case", [0, 1])
+@pytest.mark.parametrize("case", golden_cases("mic_optimisation_steps"))
 def test_four_steps_are_the_releases(case, idle):
-    arrays, facts = golden("mic_optimisation_steps")
-    arrays = {key[3:]: value for key, value in arrays.items() if key.startswith(f"c{case}_")}
-    settings = facts["hyperparameters"][case]
+    arrays = golden_case("mic_optimisation_steps", case["case"])
     miners = [Listed(arrays[f"batch_{task}_triplets"]) for task in ("class", "shared")]
 
     def make_objective(num_classes, embedding_dim, *, with_regularizers=True):
@@ -432,7 +429,7 @@ def test_four_steps_are_the_releases(case, idle):
         make_objective=make_objective,
         num_clusters=3,
         auxiliary_dim=5,
-        adversarial_weight=settings["adv_weight"],
+        adversarial_weight=case["adv_weight"],
         adversary_dim=8,
     ).double()
     betas = {name: method.objectives[learner].loss.beta for learner, name in enumerate(("class", "shared"))}
@@ -449,23 +446,22 @@ def test_four_steps_are_the_releases(case, idle):
     assert {id(parameter) for parameter in method.parameters()} == {id(parameter) for parameter in named.values()}
     with torch.no_grad():
         for name, parameter in named.items():
-            parameter.copy_(torch.from_numpy(arrays[f"init_{name}"]))
+            parameter.copy_(arrays[f"init_{name}"])
     optimizer = build_optimizer(
         "adam",
         method.parameter_groups(),
-        learning_rates={"backbone": settings["lr"], "head": settings["lr"], "loss": settings["beta_lr"]},
-        weight_decay=settings["weight_decay_model"],
-        loss_weight_decay=settings["weight_decay_betas"],
+        learning_rates={"backbone": case["lr"], "head": case["lr"], "loss": case["beta_lr"]},
+        weight_decay=case["weight_decay_model"],
+        loss_weight_decay=case["weight_decay_betas"],
         own_weight_decays=method.weight_decays(),
     )
 
     def close(actual, name):
-        expected = torch.from_numpy(np.array(arrays[f"{idle}_{name}"]))
-        torch.testing.assert_close({name: actual.detach()}, {name: expected}, **facts["tolerance"])
+        torch.testing.assert_close({name: actual.detach()}, {name: arrays[f"{idle}_{name}"]}, **case["tolerance"])
 
     for step, learner in enumerate((0, 1, 0, 1)):
         task = ("class", "shared")[learner]
-        images, labels = (torch.from_numpy(arrays[f"batch_{task}_{what}"]) for what in ("x", "labels"))
+        images, labels = (arrays[f"batch_{task}_{what}"] for what in ("x", "labels"))
         loss = method.batch_loss(Batch(images, labels, 0, learner), torch.Generator())
         close(loss, f"step{step}_total")
         optimizer.zero_grad(set_to_none=True)

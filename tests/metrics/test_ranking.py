@@ -11,7 +11,7 @@ import torch
 from raydml.metrics.clustering import ami, nmi, pair_f1
 from raydml.metrics.ranking import average_precision, precision_at_r, recall, reciprocal_rank
 from tests.evaluation.joined_ranks import rank_relevant
-from tests.golden_vectors import golden
+from tests.golden_vectors import golden, golden_case, golden_cases
 
 # Three queries of classes 0, 0, 1; R = 3, 2, 1.
 #   query 0: right wrong right wrong  -> R-precision 2/3, AP@3 = (1/1 + 2/3) / 3 = 5/9
@@ -193,17 +193,16 @@ def recalls_of(queries, query_labels, ks, gallery=None, gallery_labels=None):
     return [recall(ranks.first, k).mean() for k in ks]
 
 
-@pytest.mark.parametrize("case", ["given_results_qg", "given_results_self", "given_results_self_rand"])
+@pytest.mark.parametrize("case", golden_cases("classification_recall", lambda case: "given_results" in case["case"]))
 def test_golden_classification_recall_of_given_tables(case):
-    arrays, about = golden("classification_recall")
-    facts = next(entry for entry in about["cases"] if entry["case"] == case)
-    table, query_labels = arrays[f"{case}__results"], arrays[f"{case}__query_labels"]
-    if facts["self_retrieval"]:
+    arrays = {key: array.numpy() for key, array in golden_case("classification_recall", case["case"]).items()}
+    table = arrays["results"]
+    if case["self_retrieval"]:
         table = np.array([[other for other in row if other != own] for own, row in enumerate(table)])
-    hits = arrays[f"{case}__db_labels"][table] == query_labels[:, None]
+    hits = arrays["db_labels"][table] == arrays["query_labels"][:, None]
     first = np.array([row.index(True) + 1 if True in row else 0 for row in hits.tolist()])
-    found = [recall(first, k).mean() for k in range(1, facts["k"] + 1)]
-    np.testing.assert_allclose(100 * np.array(found), arrays[f"{case}__recall"])
+    found = [recall(first, k).mean() for k in range(1, case["k"] + 1)]
+    np.testing.assert_allclose(100 * np.array(found), arrays["recall"])
 
 
 def test_golden_classification_report_over_a_thousand_neighbours():
@@ -225,25 +224,24 @@ def test_we_depart_from_the_self_similarity_quirk():
 
 
 @pytest.mark.parametrize("name", ["classification_nmi", "deep_metric_nmi"])
-@pytest.mark.parametrize("case", ["labels0", "labels1"])
 @pytest.mark.parametrize("mean", ["geometric", "arithmetic"])
-def test_golden_nmi(name, case, mean):
-    arrays, _ = golden(name)
-    found = nmi(arrays[f"{case}__labels"], arrays[f"{case}__assignments"], mean=mean)
-    assert found == pytest.approx(float(arrays[f"{case}__nmi_{mean}"]), rel=1e-9, abs=1e-9)
+def test_golden_nmi(name, mean):
+    for case in golden_cases(name, lambda case: "faiss" not in case):
+        arrays = golden_case(name, case.id)
+        found = nmi(arrays["labels"].numpy(), arrays["assignments"].numpy(), mean=mean)
+        assert found == pytest.approx(float(arrays[f"nmi_{mean}"]), rel=1e-9, abs=1e-9)
 
 
-@pytest.mark.parametrize("case", range(9))
+@pytest.mark.parametrize("case", golden_cases("mic_cluster_metrics"))
 def test_golden_mic_cluster_metrics(case):
     """Where no pair matches, the reference has no F1; ours is 0."""
-    arrays, _ = golden("mic_cluster_metrics")
-    labels, clusters = arrays[f"c{case}_true_labels"], arrays[f"c{case}_cluster_labels"]
-    expected = float(arrays[f"c{case}_f1"])
-    assert pair_f1(labels, clusters) == pytest.approx(0.0 if np.isnan(expected) else expected, rel=1e-9, abs=1e-12)
-    assert np.isnan(expected) == (case in (7, 8))
+    arrays = golden_case("mic_cluster_metrics", case["case"])
+    labels, clusters = arrays["true_labels"].numpy(), arrays["cluster_labels"].numpy()
+    expected, exact = float(arrays["f1"]), {"rel": case["tolerance"]["rtol"], "abs": case["tolerance"]["atol"]}
+    assert np.isnan(expected) == (case["reference_f1"] != "finite")
+    assert pair_f1(labels, clusters) == pytest.approx(0.0 if np.isnan(expected) else expected, **exact)
     for mean in ("geometric", "arithmetic"):
-        found = nmi(labels, clusters, mean=mean)
-        assert found == pytest.approx(float(arrays[f"c{case}_nmi_{mean}"]), rel=1e-9, abs=1e-12)
+        assert nmi(labels, clusters, mean=mean) == pytest.approx(float(arrays[f"nmi_{mean}"]), **exact)
 
 
 def slow_nmi(labels, clusters, mean):

@@ -17,7 +17,7 @@ from raydml.ops.clustering import (
     membership_difference,
     without_singletons,
 )
-from tests.golden_vectors import golden
+from tests.golden_vectors import golden, golden_case, golden_cases
 
 CPU = torch.device("cpu")
 ALL_POINTS = 10_000_000
@@ -44,26 +44,24 @@ def test_golden_divide_and_conquer_kmeans(case):
     assert found.objective == pytest.approx(float(arrays[f"{case}__objective"]), rel=1e-4)
 
 
-@pytest.mark.parametrize("case", ["c0", "c1"])
+@pytest.mark.parametrize("case", golden_cases("mic_mining_recovery"))
 def test_golden_mic_restarts_recover_the_latent_modes(case):
-    arrays, about = golden("mic_mining_recovery")
-    features, classes = arrays[f"{case}_features"], arrays[f"{case}_class_labels"]
+    arrays = golden_case("mic_mining_recovery", case["case"])
+    features, classes = arrays["features"].numpy(), arrays["class_labels"].numpy()
     features = features / np.linalg.norm(features, axis=1, keepdims=True)
     centred = features - np.stack([features[classes == label].mean(axis=0) for label in classes])
-    num_clusters = about["hyperparameters"][int(case[1])]["n_clusters"]
-    found = cluster(centred, num_clusters, KMeans(restarts=20), CPU)
-    assert adjusted_rand_score(arrays[f"{case}_latent_mode"], found.assignment) >= 0.999
+    found = cluster(centred, case["n_clusters"], KMeans(restarts=20), CPU)
+    assert adjusted_rand_score(arrays["latent_mode"], found.assignment) >= 0.999
 
 
-@pytest.mark.parametrize("case", ["kmeans0", "kmeans1"])
+@pytest.mark.parametrize("case", golden_cases("classification_nmi", lambda case: "faiss" in case))
 def test_golden_classification_nmi_of_clusters(case):
-    arrays, about = golden("classification_nmi")
-    facts = next(entry for entry in about["cases"] if entry["case"] == case)
-    labels = arrays[f"{case}__labels"]
-    settings = KMeans(facts["faiss"]["niter"], facts["faiss"]["nredo"], ALL_POINTS, seed=facts["faiss"]["seed"])
-    found = cluster(arrays[f"{case}__embeddings"], len(np.unique(labels)), settings, CPU)
+    arrays, release = golden_case("classification_nmi", case["case"]), case["faiss"]
+    labels = arrays["labels"].numpy()
+    settings = KMeans(release["niter"], release["nredo"], ALL_POINTS, seed=release["seed"])
+    found = cluster(arrays["embeddings"].numpy(), len(np.unique(labels)), settings, CPU)
     value = nmi(labels, found.assignment, mean="arithmetic")
-    assert value == pytest.approx(float(arrays[f"{case}__nmi_faiss"]), abs=facts["kmeans_tolerance"])
+    assert value == pytest.approx(float(arrays["nmi_faiss"]), abs=case["kmeans_tolerance"])
 
 
 def slow_nearest(points, centroids, spherical=False):

@@ -18,6 +18,7 @@ from raydml.ops.distances import euclidean
 from raydml.ops.tuples import Pairs, TripletRanges, Triplets, all_pairs, all_triplets
 from raydml.regularizers._base import Regularizer
 from tests.batches import BATCHES, DIM, random_points, random_triplets
+from tests.tuples import empty_kinds
 
 NUM_CLASSES, FEATURE_DIM = 6, 5
 REGULARIZERS = registry.names("regularizers")
@@ -334,14 +335,9 @@ def test_it_never_waits_for_the_device(name: str) -> None:
     """A fake tensor has a shape and no content: .item(), nonzero and reading by a mask raise on it."""
     with FakeTensorMode():
         regularizer = _build(name)
-        labels, order = torch.zeros(12, dtype=torch.int64), torch.zeros(12, 12, dtype=torch.int64)
+        labels, made = torch.zeros(12, dtype=torch.int64), empty_kinds(12)
         for _ in range(2):
             regularizer(torch.zeros(12, DIM, requires_grad=True), labels, None).backward()
-        made = {
-            "pairs": all_pairs(labels),
-            "triplets": Triplets(labels, labels, labels, labels.bool()),
-            "triplet_ranges": TripletRanges(order.bool(), order, order, order),
-        }
         for kind in regularizer.rewrites:
             regularizer.rewrite(made[kind], labels, None)
 
