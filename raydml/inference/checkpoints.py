@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from raydml.config.trial import Machine, Trial, parse_trial
 from raydml.data.seal import TestKey
@@ -23,6 +26,7 @@ from raydml.evaluation.protocols import protocols_of
 from raydml.evaluation.saved_embeddings import save_embeddings
 from raydml.evaluation.scoring import MetricSpec
 from raydml.images.cache import Images
+from raydml.images.pixels import Pixels
 from raydml.images.preprocessing import Preprocessing
 from raydml.inference.export import rebuild
 from raydml.models.network import Network, build_network
@@ -40,6 +44,29 @@ def load_network(checkpoint_folder: Path) -> tuple[Network, Preprocessing, dict[
     card = checkpoint.load_card(checkpoint_folder)
     network, preprocessing = rebuild(card, checkpoint.load_weights(checkpoint_folder), str(checkpoint_folder))
     return network, preprocessing, card
+
+
+def embed_as_trained(
+    trial: Trial,
+    machine: Machine,
+    device: str,
+    preprocessing: Preprocessing,
+    pixels: Pixels,
+    network: nn.Module,
+    forward: Callable[[Tensor], Tensor] | None = None,
+) -> NDArray[np.float32]:
+    """Embed images (N, D) with the precision and memory layout of a trial; see `evaluation/embed.py`."""
+    if trial.channels_last:  # another layout sums in another order
+        network.to(memory_format=torch.channels_last)
+    return embed(
+        network.to(device),
+        pixels,
+        preprocessing,
+        device=device,
+        batch_size=machine.evaluation_batch,
+        precision=trial.precision,
+        forward=forward,
+    )
 
 
 def evaluate_checkpoint(
@@ -79,19 +106,8 @@ def evaluate_checkpoint(
     run_on = device or device_of(machine)
     spec = spec or metric_spec_of(trial)
 
-    def embeddings_of(candidate: Network) -> NDArray[np.float32]:
-        if trial.channels_last:  # as in training, because another layout sums in another order
-            candidate.to(memory_format=torch.channels_last)
-        return embed(
-            candidate.to(run_on),
-            images.pixels,
-            preprocessing,
-            device=run_on,
-            batch_size=machine.evaluation_batch,
-            precision=trial.precision,
-        )
-
-    embeddings = embeddings_of(network)
+    embed_part = partial(embed_as_trained, trial, machine, run_on, preprocessing, images.pixels)
+    embeddings = embed_part(network)
     if save_to is not None:
         save_embeddings(
             save_to,
@@ -116,7 +132,7 @@ def evaluate_checkpoint(
             **network_arguments(trial), weights=trial.model.weights, seed=seed_for(trial.seed, "network_init")
         )
         start = evaluate_embeddings(
-            embeddings_of(beginning),
+            embed_part(beginning),
             images.labels,
             images.roles,
             protocols,

@@ -15,7 +15,15 @@ from raydml.config.trial import Trial
 from raydml.methods._base import Method
 from raydml.methods.divide_conquer import DivideConquer
 from raydml.methods.mic import MIC
-from raydml.report.image_rows import GREY, ImageCell, ImageRow, LabelledImages, draw_image_rows
+from raydml.report.embedding_map import largest_classes
+from raydml.report.image_rows import (
+    GREY,
+    ImageCell,
+    ImageRow,
+    LabelledImages,
+    different_classes_first,
+    draw_image_rows,
+)
 from raydml.report.text import counted
 from raydml.training import checkpoint, parts
 
@@ -33,8 +41,7 @@ class ShownCluster(NamedTuple):
 
 def largest_clusters(assignment: NDArray[np.int64], num_clusters: int = NUM_CLUSTERS) -> list[int]:
     """Return the numbers of the largest clusters, ascending. assignment: (N,), below 0 for images in no cluster."""
-    found, counts = np.unique(assignment[assignment >= 0], return_counts=True)
-    return sorted(int(number) for number in found[np.lexsort((found, -counts))][:num_clusters])
+    return sorted(largest_classes(assignment[assignment >= 0], num_clusters))
 
 
 def sample_of_clusters(
@@ -65,10 +72,7 @@ def central_images(
         of_cluster = assignment[sampled] == number
         rows, places = sampled[of_cluster], points[of_cluster].astype(np.float64)
         order = np.argsort(((places - places.mean(axis=0)) ** 2).sum(axis=1), kind="stable")
-        # The first of each class in this order, then the second of each, and so on.
-        classes = labels[rows[order]]
-        turns = np.array([(classes[:place] == label).sum() for place, label in enumerate(classes)])
-        chosen = rows[order][np.argsort(turns, kind="stable")][:num_images]
+        chosen = different_classes_first(rows[order], labels)[:num_images]
         members = labels[assignment == number]
         shown.append(ShownCluster(number, len(members), len(np.unique(members)), chosen.tolist()))
     return shown
@@ -126,13 +130,12 @@ def read_clusters(checkpoint_folder: Path, trial: Trial, train_labels: NDArray[n
     method.load_state_dict(state)
     method.eval()
     if isinstance(method, MIC):
-        return KeptClusters(method, assignment, _auxiliary_embedding(method), "the auxiliary embedding", True)
-    return KeptClusters(method, assignment, _unit_features(method), "the backbone's features", False)
+        head: nn.Module = method.auxiliary_head
+        name = "the auxiliary embedding"
+    else:
+        head, name = nn.Identity(), "the backbone's features"
 
+    def space(images: Tensor) -> Tensor:
+        return nn.functional.normalize(head(method.network.trunk(images)).float(), dim=1)
 
-def _unit_features(method: Method) -> Callable[[Tensor], Tensor]:
-    return lambda images: nn.functional.normalize(method.network.trunk(images).float(), dim=1)
-
-
-def _auxiliary_embedding(method: MIC) -> Callable[[Tensor], Tensor]:
-    return lambda images: nn.functional.normalize(method.auxiliary_head(method.network.trunk(images)).float(), dim=1)
+    return KeptClusters(method, assignment, space, name, isinstance(method, MIC))

@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raydml.config.recipe import recipe_of
 from raydml.config.trial import Machine, Trial, parse_trial
-from raydml.evaluation.embed import embed
 from raydml.evaluation.protocols import protocols_of
 from raydml.evaluation.saved_embeddings import SavedEmbeddings, load_embeddings, save_embeddings
+from raydml.images.cache import Images
 from raydml.images.pixels import Pixels
 from raydml.images.preprocessing import Preprocessing
-from raydml.inference.checkpoints import load_network
+from raydml.inference.checkpoints import embed_as_trained, load_network
 from raydml.ops.files import write_whole
 from raydml.report.class_failures import class_failures, draw_class_failures, draw_confusions
 from raydml.report.clusters import (
@@ -36,7 +35,6 @@ from raydml.report.image_rows import LabelledImages
 from raydml.report.page import PICTURE_SECTIONS, Illustration
 from raydml.report.retrievals import (
     FRAMES_IN_WORDS,
-    NUM_NEIGHBOURS,
     RankedQueries,
     best_queries,
     changed_queries,
@@ -85,7 +83,7 @@ def draw_illustrations(
     runs: list[ValidatedRun] = []
     for number, (key, path) in enumerate(checkpoints.items(), start=1):
         _logger.info("illustrates %s, %d of %d", key, number, len(checkpoints))
-        run = open_run(key, path, machine, device, opened, num_neighbours=NUM_NEIGHBOURS)
+        run = open_run(key, path, machine, device, opened)
         saved = load_embeddings(save_run(run, folder / f"embeddings-{key}.npz"))
         drawn.append(_sample(run, folder))
         if number == 1:
@@ -252,7 +250,6 @@ def _clusters(run: ValidatedRun, folder: Path) -> list[Illustration]:
     kept = read_clusters(run.checkpoint, run.trial, images.labels)
     if kept is None:
         return []
-    kept.method.to(run.device)
     numbers = largest_clusters(kept.assignment)
     sampled = sample_of_clusters(kept.assignment, numbers, _MAX_IN_CLUSTER, run.trial.seed)
     points = run.embedded(kept.method, images.pixels.select(sampled), kept.space)
@@ -278,7 +275,7 @@ def _neighbours_by_head(run: ValidatedRun, kept: KeptClusters, folder: Path) -> 
     rankings = {}
     for name, forward in ((_CLASS, None), (_AUXILIARY, kept.space)):
         rows = run.embedded(kept.method, images.pixels, forward)
-        rankings[name] = rank_queries(rows, images.labels, roles, num_neighbours=NUM_NEIGHBOURS, device=run.device)
+        rankings[name] = rank_queries(rows, images.labels, roles, device=run.device)
     places, _ = changed_queries(rankings[_CLASS], rankings[_AUXILIARY], images.labels, _NUM_BY_HEAD)
     if not places:
         return []
@@ -319,27 +316,21 @@ class ValidatedRun(NamedTuple):
 
     @property
     def val(self) -> LabelledImages:
-        names = [self.opened.catalog.class_names[class_id] for class_id in self.opened.split.val]
-        return LabelledImages(self.opened.val.pixels, self.opened.val.labels, names)
+        return self._labelled(self.opened.val, self.opened.split.val)
 
     @property
     def train(self) -> LabelledImages:
-        names = [self.opened.catalog.class_names[class_id] for class_id in self.opened.split.train]
-        return LabelledImages(self.opened.train.pixels, self.opened.train.labels, names)
+        return self._labelled(self.opened.train, self.opened.split.train)
+
+    def _labelled(self, images: Images, class_ids: Sequence[int]) -> LabelledImages:
+        names = [self.opened.catalog.class_names[class_id] for class_id in class_ids]
+        return LabelledImages(images.pixels, images.labels, names)
 
     def embedded(
         self, network: nn.Module, pixels: Pixels, forward: Callable[[Tensor], Tensor] | None = None
     ) -> NDArray[np.float32]:
-        """Embed images by another network of this trial, which is on the device; see ``evaluation/embed.py``."""
-        return embed(
-            network,
-            pixels,
-            self.preprocessing,
-            device=self.device,
-            batch_size=self.machine.evaluation_batch,
-            precision=self.trial.precision,
-            forward=forward,
-        )
+        """Embed images by another network of this trial."""
+        return embed_as_trained(self.trial, self.machine, self.device, self.preprocessing, pixels, network, forward)
 
     def validates_as(self, other: ValidatedRun) -> bool:
         """Return whether both validate on the same images, so that neither has trained on them."""
@@ -354,13 +345,11 @@ def open_run(
     machine: Machine,
     device: str,
     opened: dict[str, OpenedImages],
-    *,
-    num_neighbours: int,
 ) -> ValidatedRun:
     """Embed and search the validation images of a checkpoint's trial.
 
     device: a torch device string. opened: images that are open already, by the settings they depend on; those of this
-    run are added. num_neighbours: found for each query, more where its class is larger.
+    run are added.
 
     Raises CheckpointError for a damaged checkpoint, DataError for images other than those of the trial, RetrievalError
     for embeddings with NaN.
@@ -371,17 +360,8 @@ def open_run(
     if images not in opened:
         opened[images] = open_development(trial, machine, augmented=False)
     val = opened[images].val
-    if trial.channels_last:  # as in training, because another layout sums in another order
-        network.to(memory_format=torch.channels_last)
-    embeddings = embed(
-        network.to(device),
-        val.pixels,
-        preprocessing,
-        device=device,
-        batch_size=machine.evaluation_batch,
-        precision=trial.precision,
-    )
-    ranked = rank_queries(embeddings, val.labels, val.roles, num_neighbours=num_neighbours, device=device)
+    embeddings = embed_as_trained(trial, machine, device, preprocessing, val.pixels, network)
+    ranked = rank_queries(embeddings, val.labels, val.roles, device=device)
     return ValidatedRun(
         key, checkpoint_folder, trial, preprocessing, machine, device, opened[images], embeddings, ranked
     )

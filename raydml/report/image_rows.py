@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -52,6 +53,12 @@ def one_line(name: str, width: int) -> str:
         return name
     tail = (width - 1) // 2
     return f"{name[: width - 1 - tail]}…{name[-tail:]}"
+
+
+def different_classes_first(order: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sort row numbers of the labels: the first of every class, then the second of each, each in the given order."""
+    turns = pd.Series(labels[order]).groupby(labels[order]).cumcount().to_numpy()
+    return order[np.argsort(turns, kind="stable")]
 
 
 class LabelledImages(NamedTuple):

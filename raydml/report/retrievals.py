@@ -19,7 +19,16 @@ from raydml.evaluation.ranking import nearest_neighbours
 from raydml.images.pixels import DecodedPixels
 from raydml.images.preprocessing import Resizing
 from raydml.inference.gallery import Gallery, Neighbour
-from raydml.report.image_rows import GREEN, INK, RED, ImageCell, ImageRow, LabelledImages, draw_image_rows
+from raydml.report.image_rows import (
+    GREEN,
+    INK,
+    RED,
+    ImageCell,
+    ImageRow,
+    LabelledImages,
+    different_classes_first,
+    draw_image_rows,
+)
 from raydml.report.text import counted
 
 NUM_NEIGHBOURS = 4
@@ -63,7 +72,7 @@ def rank_queries(
     labels: NDArray[np.int64],
     roles: Sequence[str] | None = None,
     *,
-    num_neighbours: int = 4,
+    num_neighbours: int = NUM_NEIGHBOURS,
     device: str = "cpu",
 ) -> RankedQueries:
     """Find the R nearest images of every query, and at least num_neighbours where there are as many.
@@ -140,7 +149,7 @@ def _average_precision(within: NDArray[np.bool_], num_relevant: NDArray[np.int64
 def random_queries(ranked: RankedQueries, labels: NDArray[np.int64], num_queries: int, seed: int) -> list[int]:
     """Draw queries: the first half with a right nearest neighbour, the second with a wrong one, if there are enough."""
     order = np.random.default_rng(seed).permutation(len(ranked.queries))
-    mixed = _different_classes_first(order, labels[ranked.queries])
+    mixed = different_classes_first(order, labels[ranked.queries])
     is_good = ranked.right[mixed, 0]
     good, bad = mixed[is_good], mixed[~is_good]
     num_bad = min(len(bad), max(num_queries // 2, num_queries - len(good)))
@@ -182,16 +191,7 @@ def changed_queries(
 
 
 def _first(order: NDArray[np.int64], ranked: RankedQueries, labels: NDArray[np.int64], num_queries: int) -> list[int]:
-    return [int(place) for place in _different_classes_first(order, labels[ranked.queries])[:num_queries]]
-
-
-def _different_classes_first(order: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Sort places: the first of every class, then the second of every class, and so on, each in the given order."""
-    seen: dict[int, int] = {}
-    turns = np.empty(len(order), dtype=np.int64)
-    for number, label in enumerate(labels[order].tolist()):
-        turns[number] = seen[label] = seen.get(label, -1) + 1
-    return order[np.argsort(turns, kind="stable")]
+    return [int(place) for place in different_classes_first(order, labels[ranked.queries])[:num_queries]]
 
 
 # --- drawing ---------------------------------------------------------------------------------------------------------
@@ -203,7 +203,6 @@ def draw_sample(
     path: Path,
     *,
     num_queries: int = 6,
-    num_neighbours: int = NUM_NEIGHBOURS,
     seed: int = 0,
 ) -> Path:
     """Draw some queries of `random_queries`, one in each row, with their nearest neighbours."""
@@ -213,7 +212,7 @@ def draw_sample(
     num_wrong = int((~ranked.right[places, 0]).sum())
     if num_wrong:
         title += f" Chosen because theirs is wrong: the last {counted(num_wrong, 'row')}."
-    return draw_queries(places, ranked, images, path, title=title, num_neighbours=num_neighbours)
+    return draw_queries(places, ranked, images, path, title=title)
 
 
 def draw_queries(
@@ -223,14 +222,13 @@ def draw_queries(
     path: Path,
     *,
     title: str,
-    num_neighbours: int = NUM_NEIGHBOURS,
     within_r: bool = False,
 ) -> Path:
     """Draw a row for each place among the queries. within_r: leave out neighbours beyond the first R."""
     rows = []
     for place in places:
-        shown = min(num_neighbours, int(ranked.num_relevant[place])) if within_r else num_neighbours
-        cells = [_query_cell(place, ranked, images), *_neighbour_cells(place, ranked, images, shown)]
+        num_shown = int(ranked.num_relevant[place]) if within_r else None
+        cells = [_query_cell(place, ranked, images), *_neighbour_cells(place, ranked, images)[:num_shown]]
         rows.append(ImageRow(_in_words(place, ranked), cells))
     return draw_image_rows(rows, images.pixels, path, title=title)
 
@@ -242,14 +240,13 @@ def draw_two_rankings(
     path: Path,
     *,
     title: str,
-    num_neighbours: int = NUM_NEIGHBOURS,
 ) -> Path:
     """Draw, for each place among the queries, a row for each named ranking of the same queries."""
     rows = []
     for place in places:
         for number, (name, ranked) in enumerate(rankings.items()):
             first = None if number else _query_cell(place, ranked, images)
-            cells = [first, *_neighbour_cells(place, ranked, images, num_neighbours)]
+            cells = [first, *_neighbour_cells(place, ranked, images)]
             rows.append(ImageRow(f"{name}: {_in_words(place, ranked)}", cells, begins_group=not number))
     return draw_image_rows(rows, images.pixels, path, title=title)
 
@@ -271,15 +268,11 @@ def _query_cell(place: int, ranked: RankedQueries, images: LabelledImages) -> Im
     return ImageCell(query, images.class_names[images.labels[query]], "query", INK)
 
 
-def _neighbour_cells(place: int, ranked: RankedQueries, images: LabelledImages, num_neighbours: int) -> list[ImageCell]:
-    """Return the nearest neighbours of a query, nearest first, at most those that were ranked."""
+def _neighbour_cells(place: int, ranked: RankedQueries, images: LabelledImages) -> list[ImageCell]:
+    """Return the nearest neighbours of a query, nearest first."""
     cells = []
-    for other, right, distance in zip(
-        ranked.neighbours[place, :num_neighbours].tolist(),
-        ranked.right[place].tolist(),
-        ranked.distances[place].tolist(),
-        strict=False,
-    ):
+    of_query = (values[place].tolist() for values in (ranked.neighbours, ranked.right, ranked.distances))
+    for other, right, distance in zip(*of_query, strict=True):
         caption = f"{'✓' if right else '✗'} {distance:#.3g}"
         cells.append(ImageCell(other, images.class_names[images.labels[other]], caption, GREEN if right else RED))
     return cells

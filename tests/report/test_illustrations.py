@@ -17,7 +17,6 @@ from raydml.inference.checkpoints import evaluate_checkpoint
 from raydml.report import illustrations
 from raydml.report.illustrations import INDEX, draw_illustrations, draw_test_illustrations, open_run
 from raydml.report.page import PICTURE_SECTIONS
-from raydml.report.retrievals import NUM_NEIGHBOURS
 from raydml.training.checkpoint import CheckpointError
 from raydml.training.trainer import Trainer
 
@@ -121,10 +120,7 @@ def test_only_runs_that_validate_on_the_same_classes_are_compared(study):
 def test_runs_of_one_fold_validate_on_the_same_images(study):
     _, machine, checkpoints, _ = study
     opened = {}
-    runs = {
-        key: open_run(key, folder, machine, "cpu", opened, num_neighbours=NUM_NEIGHBOURS)
-        for key, folder in checkpoints.items()
-    }
+    runs = {key: open_run(key, folder, machine, "cpu", opened) for key, folder in checkpoints.items()}
     assert runs["best"].validates_as(runs["other"])
     assert not runs["best"].validates_as(runs["mic"])
     assert len(opened) == 2  # the images of a fold are opened once
@@ -140,7 +136,7 @@ def test_the_saved_numbers_are_those_of_the_evaluation(study):
         assert list(saved.class_names) == expected
         assert [Path(path).parts[0] for path in saved.paths] == np.repeat(expected, NUM_EACH).tolist()
         assert (saved.facts["part"], saved.facts["trial"]) == ("val", key)
-        run = open_run(key, folder, machine, "cpu", {}, num_neighbours=NUM_NEIGHBOURS)
+        run = open_run(key, folder, machine, "cpu", {})
         assert np.array_equal(run.embeddings, saved.embeddings)
         scores = evaluate_checkpoint(folder, "val", machine, device="cpu", untrained=False).metrics
         assert run.ranked.recall_at_1 == scores["recall_at_1"]
@@ -172,7 +168,7 @@ def test_roles_decide_which_images_are_searched(study, tmp_path):
     machine = parse_machine({"data_root": str(root / "images"), "cache_dir": str(tmp_path / "cache")})
     trial = trial_of(name="image_list", list_file="list.csv", fold=None)
     folder = trained(trial, machine, tmp_path / "checkpoint_1")
-    run = open_run("r", folder, machine, "cpu", {}, num_neighbours=NUM_NEIGHBOURS)
+    run = open_run("r", folder, machine, "cpu", {})
     is_query = np.arange(18) % NUM_EACH < 2
     assert run.ranked.queries.tolist() == np.flatnonzero(is_query).tolist()
     assert not is_query[run.ranked.neighbours].any()

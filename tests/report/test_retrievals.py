@@ -260,8 +260,11 @@ def test_changed_queries_are_those_with_the_largest_difference_either_way():
 
 
 def test_two_rankings_are_below_each_other(tmp_path, figures):
-    rankings = {"run A": rank_queries(SORTED, LABELS), "run B": rank_queries(PLACES, LABELS)}
-    draw_two_rankings([5, 1], rankings, IMAGES, tmp_path / "r.png", title="Better in A", num_neighbours=2)
+    rankings = {
+        "run A": rank_queries(SORTED, LABELS, num_neighbours=2),
+        "run B": rank_queries(PLACES, LABELS, num_neighbours=2),
+    }
+    draw_two_rankings([5, 1], rankings, IMAGES, tmp_path / "r.png", title="Better in A")
     rows = rows_of(figures[0])
     assert [[cell.number for cell in row] for row in rows] == [[5, 4, 3], [1, 0], [1, 0, 2], [5, 0]]
     assert [[cell.frame for cell in row][-2:] for row in rows] == [[GREEN] * 2, [RED] * 2, [GREEN] * 2, [RED, GREEN]]
