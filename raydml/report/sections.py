@@ -26,7 +26,6 @@ from raydml.report.charts import (
 )
 from raydml.report.tables import FoldedTable, TableCell, table
 from raydml.report.text import (
-    CHOSEN_ON_TEST,
     HOW_INTERVALS_ARE_MADE,
     HOW_TO_COMPARE,
     all_metrics,
@@ -41,6 +40,7 @@ from raydml.report.text import (
     published_groups,
     published_text,
     score_text,
+    source_text,
 )
 
 Values = Mapping[str, Any]
@@ -121,20 +121,19 @@ def _score(score: Values | None) -> TableCell | None:
 
 def _test_whiskers(final: Sequence[Values], name: str) -> WhiskerChart | None:
     rows = [
-        Whisker(
-            row["letter"],
-            row["label"],
-            row["metrics"][name]["mean"],
-            row["metrics"][name]["half_width"],
-            [(_run_name(run), run["test"][name]) for run in row["runs"] if name in run["test"]],
-            score_text(row["metrics"][name], decimals=3) or "",
-        )
+        _whisker(row, row["metrics"][name], {_run_name(run): run["test"].get(name) for run in row["runs"]})
         for row in final
         if name in row["metrics"]
     ]
     untrained = [row["untrained"][name]["mean"] for row in final if name in row["untrained"]]
     reference = (min(untrained), "untrained") if untrained else None
     return whisker_chart(rows, x_label=f"{metric_name(name)}, test", reference=reference)
+
+
+def _whisker(row: Values, score: Values, values: Mapping[str, float | None]) -> Whisker:
+    measured = [(name, value) for name, value in values.items() if value is not None]
+    text = score_text(score, decimals=3) or ""
+    return Whisker(row["letter"], row["label"], score["mean"], score["half_width"], measured, text)
 
 
 def _run_name(run: Values) -> str:
@@ -171,14 +170,13 @@ def _published_group(
 
 
 def _published_row(entry: Values, names: Sequence[str]) -> list[object]:
-    status = [entry["source"], entry["status"], CHOSEN_ON_TEST[entry["chosen_on_test"]]]
     tag = f"this study ran it: {', '.join(entry['ours'])}" if entry["ours"] else ""
     return [
         TableCell(f"{entry['system']}: {entry['variant']}", tag=tag),
         *(published_text(entry["metrics"].get(name)) for name in names),
         entry["backbone"],
         entry["embedding_dim"],
-        "; ".join(word for word in status if word),
+        source_text(entry),
     ]
 
 
@@ -186,17 +184,7 @@ def confirmed_section(summary: Values) -> Values | None:
     confirmed, name = summary["confirm"], metric_name(summary["metric"])
     if not confirmed:
         return None
-    rows = [
-        Whisker(
-            row["letter"],
-            row["label"],
-            row["mean"],
-            row["half_width"],
-            [(_run_name(run), run["value"]) for run in row["runs"] if run["value"] is not None],
-            score_text(row, decimals=3) or "",
-        )
-        for row in confirmed
-    ]
+    rows = [_whisker(row, row, {_run_name(run): run["value"] for run in row["runs"]}) for row in confirmed]
     details = [
         [row["letter"], row["label"], row["configuration"], row["from_trial"], score_text(row), row["num_runs"]]
         for row in confirmed

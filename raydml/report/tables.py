@@ -14,10 +14,6 @@ from raydml.config.recipe import flatten
 from raydml.metrics.names import metric_label, metric_name
 from raydml.report.text import counted, main_metrics, published_groups
 
-_TRIAL_COLUMNS = (
-    "trial", "stage", "fingerprint", "configuration", "recipe", "fold", "seed", "ended", "error", "epochs_run",
-    "epochs_planned", "seconds", "best", "epoch_of_best",
-)  # fmt: skip
 _LONG = 18  # letters from which on a cell of text may break into lines
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # of a text that a spreadsheet would run
 _LATEX = str.maketrans(
@@ -119,7 +115,7 @@ def trials_csv(trials: Sequence[TrialState], summary: Mapping[str, Any]) -> str:
         row |= {f"test.{name}": value for name, value in tested.get(trial.trial, {}).items()}
         row |= {name: value for name, value in flatten(trial.config).items() if name != "seed"}
         rows.append(row)
-    return _csv(_TRIAL_COLUMNS, rows)
+    return _csv(rows)
 
 
 def epochs_csv(trials: Sequence[TrialState]) -> str:
@@ -129,13 +125,13 @@ def epochs_csv(trials: Sequence[TrialState]) -> str:
         for trial in trials
         for epoch, metrics in sorted(trial.epochs.items())
     ]
-    return _csv(("trial", "stage", "epoch"), rows)
+    return _csv(rows)
 
 
-def _csv(first: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    """Write rows with the given columns first, then the others in order of appearance."""
-    columns = list(dict.fromkeys([*first, *(name for row in rows for name in row)]))
-    cells = [[_csv_cell(row.get(column)) for column in columns] for row in rows]
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write rows; the columns are in order of their first appearance, and "trial" is there without rows as well."""
+    columns = list(dict.fromkeys(["trial", *(name for row in rows for name in row)]))
+    cells = [{name: _csv_cell(value) for name, value in row.items()} for row in rows]
     # As objects: pandas would turn an integer column with a gap into decimals.
     text: str = pd.DataFrame(cells, columns=columns, dtype=object).to_csv(index=False, lineterminator="\n")
     return text

@@ -76,6 +76,11 @@ def published_text(score: Mapping[str, Any] | None) -> str | None:
     return f"{score['mean']:.4f}{deviation}"
 
 
+def source_text(entry: Mapping[str, Any]) -> str:
+    """Return the source of a published number, how it was checked, and whether its epoch was chosen on test."""
+    return "; ".join(filter(None, [entry["source"], entry["status"], CHOSEN_ON_TEST[entry["chosen_on_test"]]]))
+
+
 def comparison_text(row: Mapping[str, Any]) -> str:
     """Return ``0.0273 ± 0.0383, p = 0.51``: the difference, its interval and the adjusted p."""
     text = interval_text(row["difference"], row["half_width"])
@@ -307,11 +312,10 @@ def _published_tables(summary: Mapping[str, Any]) -> list[str]:
         shown = best_published(theirs)
         for entry in shown:
             ran = f" (this study ran it: {', '.join(entry['ours'])})" if entry["ours"] else ""
-            status = [entry["source"], entry["status"], CHOSEN_ON_TEST[entry["chosen_on_test"]]]
             rows.append(
                 [f"{entry['system']}: {entry['variant']}{ran}", entry["backbone"], entry["embedding_dim"]]
                 + [published_text(entry["metrics"].get(name)) for name in names]
-                + ["; ".join(word for word in status if word)]
+                + [source_text(entry)]
             )
         header = ["", "backbone", "dimensions", *(metric_name(name) for name in names), "source and status"]
         parts += [f"## Published numbers: {dataset}, {protocol.replace('_', ' ')}", _table(header, rows)]
