@@ -21,7 +21,6 @@ from raydml.images.pixels import Pixels
 from raydml.images.preprocessing import Preprocessing
 from raydml.inference.checkpoints import embed_as_trained, load_network
 from raydml.ops.files import write_whole
-from raydml.report.class_failures import class_failures, draw_class_failures, draw_confusions
 from raydml.report.clusters import (
     KeptClusters,
     central_images,
@@ -38,6 +37,9 @@ from raydml.report.retrievals import (
     RankedQueries,
     best_queries,
     changed_queries,
+    class_failures,
+    draw_class_failures,
+    draw_confusions,
     draw_queries,
     draw_sample,
     draw_two_rankings,

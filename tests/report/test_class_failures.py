@@ -11,9 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 
 from raydml.images.pixels import packed
-from raydml.report.class_failures import ClassFailure, class_failures, draw_class_failures, draw_confusions
 from raydml.report.image_rows import DPI, WIDTH_IN, LabelledImages
-from raydml.report.retrievals import rank_queries
+from raydml.report.retrievals import ClassFailure, class_failures, draw_class_failures, draw_confusions, rank_queries
 from tests.report.drawn_squares import RED, rows_of, squares
 
 # On a line. The pears are together; two of the plums are beside figs, and one is beside a pear.
