@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raydml.analysis.trials import FAILURES, TrialState
+from raydml.cli.arguments import echo
 from raydml.cli.tables import embedding_dim, learning_rate, metric_label, trial_table
 from raydml.study import events
 from raydml.study.events import Event, StudyState, reduce_event, reduce_events
@@ -109,9 +110,8 @@ def _trial_line(study: StudyState, trial: TrialState, kind: str) -> str:
     why = f": {error.splitlines()[-1]}" if error else ""
     if kind == "trial_retried":
         return f"{trial.trial} failed after epoch {trial.num_epochs}, retry {trial.num_retries}{why}"
-    done = {"finished": "finished", "stopped_early": "stopped early"}.get(trial.state) or (
-        "failed (" + trial.state.replace("_", " ") + ")"
-    )
+    state = trial.state.replace("_", " ")
+    done = state if trial.state in ("finished", "stopped_early") else f"failed ({state})"
     best = "" if trial.best is None else f", best {metric_label(study.metric)} {trial.best:.4f}"
     return f"{trial.trial} {done} after epoch {trial.num_epochs}/{trial.num_planned_epochs}{best}{why}"
 
@@ -119,9 +119,8 @@ def _trial_line(study: StudyState, trial: TrialState, kind: str) -> str:
 class LiveStudy:
     """Shows a study while it runs: ``with LiveStudy(folder / "events.jsonl"): run_study(folder)``.
 
-    Events before ``from_offset`` (bytes) are history: one line sums them up. On a terminal the view is redrawn in place
-    and the last one stays; elsewhere (a pipe, a log file, TERM=dumb) every event becomes one plain line without control
-    codes.
+    Events before ``from_offset`` (bytes) are history, which one line summarises. A terminal redraws the view in place;
+    elsewhere (a pipe, a log file, TERM=dumb) every event is one plain line without control codes.
     """
 
     def __init__(
@@ -176,13 +175,8 @@ class LiveStudy:
         self.study = reduce_events(history)
         ended = sum(bool(trial.ended) for trial in self.study.trials.values())
         epochs = sum(trial.num_epochs for trial in self.study.trials.values())
-        self.console.print(
-            f"resuming {self.study.study}: {ended} of {len(self.study.trials)} started trials have ended, "
-            f"{epochs} epochs are done",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        started = f"{ended} of {len(self.study.trials)} started trials have ended"
+        echo(self.console, f"resuming {self.study.study}: {started}, {epochs} epochs are done")
 
     def _follow(self) -> None:
         while not self._stop.wait(POLL_S):
@@ -197,7 +191,7 @@ class LiveStudy:
                 self._pace = (stage, self._clock(), self.study.settled(stage)[0])
             text = line(self.study, event)
             if self._live is None and text:
-                self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+                echo(self.console, text)
 
     def _picture(self) -> RenderableType:
         size = self.console.size

@@ -282,17 +282,13 @@ def read_trial(config: str, storage: Path, data_root: Path | None) -> tuple[Tria
 def read_plain(path: Path) -> dict[str, Any]:
     """Read a YAML or JSON file of one trial as plain values. Raises ConfigError with file and line, or CommandError."""
     from raydml.errors import ConfigError
-    from raydml.search_space.yaml_reader import Node, read_yaml
-
-    def plain(node: Node) -> Any:
-        if isinstance(node.value, dict):
-            return {key: plain(item) for key, item in node.value.items()}
-        return [plain(item) for item in node.value] if isinstance(node.value, list) else node.value
+    from raydml.search_space.domains import to_plain
+    from raydml.search_space.yaml_reader import read_yaml
 
     root, problems = read_yaml(path.read_text(encoding="utf-8"), str(path))
     if problems or root is None:
         raise ConfigError(problems)
-    value = plain(root)
+    value = to_plain(root)
     if not isinstance(value, dict):
         raise CommandError(f"{path} holds no keys. Cure: one trial, as a study's study.json lists them under trials")
     if "study" in value and "trial" in value:

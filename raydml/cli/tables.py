@@ -59,7 +59,7 @@ def chosen_rows(trials: list[TrialState], limit: int) -> list[TrialState]:
     return [trial for trial in trials if trial.trial in keep]
 
 
-def trial_table(study: StudyState, stage: str, *, width: int, limit: int, index_only: bool = False) -> Table:
+def trial_table(study: StudyState, stage: str, *, width: int, limit: int) -> Table:
     """Return one row for each trial of a stage; ``confirm`` shows fold and seed instead of what the search varies."""
     confirming = stage == "confirm"
     gap = 2 if width >= WIDE_COLUMNS else 1
@@ -77,7 +77,7 @@ def trial_table(study: StudyState, stage: str, *, width: int, limit: int, index_
         label, colour = STATES.get(trial.state, (trial.state, ""))
         varying = (trial.fold, trial.seed) if confirming else (embedding_dim(trial), learning_rate(trial))
         table.add_row(
-            trial.trial.removeprefix(f"{stage}-") if index_only else trial.trial,
+            trial.trial,
             Text(trial.recipe, no_wrap=True),  # as Text, or rich would read brackets as markup
             *("" if value is None else str(value) for value in varying),
             f"{trial.num_epochs}/{trial.num_planned_epochs}",
