@@ -22,7 +22,10 @@ Tuples = Pairs | Triplets | TripletRanges
 
 
 class ClassLoss(nn.Module):
-    """A loss on embeddings and labels alone, usually against learned vectors of the classes; takes no miner."""
+    """A loss on embeddings and labels alone, usually against learned vectors of the classes; takes no miner.
+
+    These vectors start from torch's global generator, which the caller seeds.
+    """
 
     accepts: ClassVar[tuple[str, ...]] = ()
 

@@ -8,7 +8,11 @@ from raydml.ops.distances import products_with_unit
 
 
 def class_vectors(num_classes: int, embedding_dim: int) -> nn.Parameter:
-    """Return vectors (C, D), uniform in +-1/sqrt(D) as in torch's linear layer, from torch's global generator."""
+    """Return vectors (C, D), uniform in +-1/sqrt(D) as in torch's linear layer, from torch's global generator.
+
+    All losses on class cosines start from them, so that one learning rate serves all: only the direction of a vector
+    counts there, and its length decides how fast the direction turns.
+    """
     bound = embedding_dim**-0.5
     return nn.Parameter(torch.empty(num_classes, embedding_dim).uniform_(-bound, bound))
 

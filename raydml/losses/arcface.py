@@ -30,8 +30,7 @@ class ArcFace(ClassLoss):
     switched off) and in pytorch-metric-learning. At theta + margin = pi the logit drops by a step.
 
     The ICML 2020 benchmark takes scale 16, and also clamps every cosine to at least 1e-10, which stops gradients of
-    obtuse angles; here nothing is clamped. The class matrix starts uniform in +-1/sqrt(embedding_dim), as in
-    normalized_softmax, so that one learning rate serves both.
+    obtuse angles; here nothing is clamped. The class matrix starts uniform in +-1/sqrt(embedding_dim).
     """
 
     def __init__(

@@ -15,9 +15,8 @@ class CosFace(ClassLoss):
     Cross-entropy of the logits scale * (cos(x_i, w_c) - margin * [c = y_i]), averaged over the batch: equation 4.
     Embeddings and class vectors are normalised inside the loss, both by max(norm, 1e-12); no bias.
 
-    The class matrix starts uniform in +-1/sqrt(embedding_dim), as in normalized_softmax, so that one learning rate
-    serves both: only directions count, and the length of a vector decides how fast its direction turns. The paper does
-    not say how it starts; pytorch-metric-learning, which agrees in all else, draws from N(0, 1).
+    The class matrix starts uniform in +-1/sqrt(embedding_dim). The paper does not say how it starts;
+    pytorch-metric-learning, which agrees in all else, draws from N(0, 1).
     """
 
     def __init__(

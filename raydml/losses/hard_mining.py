@@ -17,9 +17,9 @@ class HardMining(PairLoss):
 
     averaged over all B anchors: those with nothing chosen add 0 but count. An empty side adds 0.
 
-    The loss is linear, without margin and without settings, and it is below 0 where negatives point away: it depends
-    on the mining. Put the multi_similarity miner (epsilon 0.1) before it, as the release does; its
-    "triplet" file is the same loss with an epsilon of the user's. Without a miner every pair of the batch pulls alike.
+    The loss is linear, without margin and settings, and below 0 where negatives point away: it depends on the mining.
+    The release has the multi_similarity miner (epsilon 0.1) before it; its "triplet" file is the same loss with another
+    epsilon. Without a miner every pair of the batch pulls alike.
 
     Embeddings are used as they come, as in the release. Departure: an item is left out of its own positives by index,
     not by "s < 1".

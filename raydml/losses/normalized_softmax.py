@@ -13,13 +13,11 @@ from raydml.ops.distances import products_with_unit
 class NormalizedSoftmax(ClassLoss):
     """Normalised softmax: classify against unit class vectors at a low temperature; takes no miner.
 
-    Cross-entropy of the logits <x_i, w_c / max(|w_c|, 1e-12)> / temperature, averaged over the batch
-    (no bias). Embeddings are used as they come, so that the network decides whether
-    they are unit vectors.
+    Cross-entropy of the logits <x_i, w_c / max(|w_c|, 1e-12)> / temperature, averaged over the batch (no bias).
+    Embeddings are used as they come, so that the network decides whether they are unit vectors.
 
-    The class matrix starts uniform in +-1/sqrt(embedding_dim), drawn from torch's own generator: the caller seeds it.
-    Its rows are normalised in the forward pass only; gradients flow through that, and weight decay acts on the raw
-    rows, as in the reference.
+    The class matrix starts uniform in +-1/sqrt(embedding_dim). Its rows are normalised in the forward pass only;
+    gradients flow through that, and weight decay acts on the raw rows, as in the reference.
     """
 
     def __init__(

@@ -24,8 +24,7 @@ class ProxyAnchor(ClassLoss):
     pytorch-metric-learning.
 
     One proxy a class. They start from N(0, 2/num_classes), the He rule over the number of classes, as in the authors'
-    release, drawn from torch's own generator: the caller seeds it. Published runs give the proxies a learning rate 100
-    times the network's (the optimiser's loss_learning_rate).
+    release. Published runs give the proxies a learning rate 100 times the network's (loss_learning_rate).
     """
 
     def __init__(

@@ -22,9 +22,9 @@ class ProxyNCA(ClassLoss):
     The own proxy is not in the sum, so the loss has no lower bound at 0 and is often negative. Between vectors of one
     length, d = 2 scale^2 (1 - cos), and the constant cancels: computed from cosines.
 
-    One proxy a class, drawn from N(0, 1) / 8 by torch's own generator: the caller seeds it. Scale 3 and this start are
-    those of the MIC release and the ICML 2020 benchmark. pytorch-metric-learning has the own proxy in the sum too
-    (log(1 + exp(.)) of each item's loss here) and leaves the scale at 1 (its softmax_scale is scale^2).
+    One proxy a class, drawn from N(0, 1) / 8. Scale 3 and this start are those of the MIC release and the ICML 2020
+    benchmark. pytorch-metric-learning has the own proxy in the sum too (log(1 + exp(.)) of each item's loss here) and
+    leaves the scale at 1 (its softmax_scale is scale^2).
     """
 
     def __init__(

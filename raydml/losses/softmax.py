@@ -18,8 +18,8 @@ class Softmax(ClassLoss):
     The plainest way to learn an embedding: train a classifier and throw its last layer away. Embeddings, class vectors
     and biases are used as they come: on unit embeddings the length of the class vectors sets the temperature.
 
-    Weights and biases start uniform in +-1/sqrt(embedding_dim), as torch's linear layer does, drawn from torch's own
-    generator: the caller seeds it. See normalized_softmax for the form without bias and with a fixed temperature.
+    Weights and biases start uniform in +-1/sqrt(embedding_dim), as torch's linear layer does. See normalized_softmax
+    for the form without bias and with a fixed temperature.
     """
 
     def __init__(self, num_classes: int, embedding_dim: int) -> None:

@@ -1,9 +1,8 @@
 """What a miner is: a choice of the tuples of a batch that the loss sees.
 
 `yields` names the kind of the tuples: "pairs", "triplets" or "triplet_ranges" (see `raydml.ops.tuples`). Any loss that
-accepts this kind can be combined with the miner. A miner has no state: it draws
-from the generator that is passed to it, or from torch's global one. It computes without gradient and in float32 (or
-wider), also under autocast.
+accepts this kind can be combined with the miner. A miner has no state: it draws from the generator that is passed to
+it, or from torch's global one. It computes without gradient and in float32 (or wider), also under autocast.
 """
 
 from typing import ClassVar

@@ -39,11 +39,7 @@ class All(nn.Module):
         pairs: Pairs | None = None,
         references: Tensor | None = None,
     ) -> Pairs | TripletRanges:
-        """Masks (B, M), or ranges (B, B). embeddings: (B, D); labels: (B,) int64; the generator is not used.
-
-        pairs: what to choose from, None for all of the batch. references: (M, D), what the columns of pairs stand for,
-        None for the batch; ranges are of the batch alone.
-        """
+        """Return masks (B, M) or ranges (B, B), which are of the batch alone; the arguments are those of PairMiner."""
         pairs = all_pairs(labels) if pairs is None else pairs
         if self.yields == "pairs":
             return pairs

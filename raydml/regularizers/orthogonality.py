@@ -17,9 +17,8 @@ class Orthogonality(Regularizer):
 
         weight * mean over all D^2 entries of (W W^T with its diagonal set to 0)^2
 
-    Only angles count, not lengths. It does not look at the batch, except that an empty one costs nothing. The release
-    multiplies by whatever its option says, 0 (off) by default; its authors publish no number, so 1 here is no more than
-    a start for a search.
+    Only angles count, not lengths. It does not depend on the batch, except that an empty one costs nothing. The weight
+    in the release is 0 (off) by default, and no other is published, so 1 here is only a start for a search.
     """
 
     def __init__(

@@ -41,13 +41,8 @@ class Rho(Regularizer):
         super().__init__()
         self.probability = probability
 
-    def rewrite(
-        self,
-        tuples: Tuples,
-        labels: Tensor,
-        generator: Generator | None = None,
-    ) -> Tuples:
-        """generator: on any device, draws one number a triplet."""
+    def rewrite(self, tuples: Tuples, labels: Tensor, generator: Generator | None = None) -> Tuples:
+        """Draw one number a triplet; the generator may be on any device."""
         if not isinstance(tuples, Triplets):
             raise ValueError("rho rewrites triplets: choose a miner that yields triplets")
         share = uniform((len(tuples.valid),), tuples.valid.device, generator, torch.float32)
