@@ -1,32 +1,35 @@
-"""The live view of a running study: a table of trials and a progress bar with an ETA; plain lines without a terminal.
+"""What the terminal shows while something runs: bars of long steps, and the live view of a study.
 
-``LiveStudy`` follows ``events.jsonl`` in its own thread and never changes the study. ``view`` and ``line`` turn a state
-into what is shown.
+Both are on stderr or stdout where that is a terminal; without one, a study prints plain lines. ``LiveStudy`` follows
+``events.jsonl`` in its own thread and never changes the study. ``view`` and ``line`` turn a state into what is shown.
 """
+
 from __future__ import annotations
+
+import logging
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+
 from rich.console import Console, Group, RenderableType
+from rich.filesize import decimal
 from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
 from raydml.analysis.trials import FAILURES, TrialState
 from raydml.cli.arguments import echo
 from raydml.cli.tables import embedding_dim, learning_rate, metric_label, trial_table
+from raydml.ops.progress import StepProgress, progress_of
 from raydml.study import events
 from raydml.study.events import Event, StudyState, reduce_event, reduce_events
-import logging
-from rich.console import Console
-from rich.filesize import decimal
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from raydml.ops.progress import StepProgress, progress_of
-
 
 POLL_S = 0.2
+PATIENCE_S = 1.0  # a shorter step gets no bar
 
 
 def duration(seconds: float) -> str:
@@ -200,7 +203,7 @@ class LiveStudy:
         return view(self.study, width=size.width, height=size.height, eta_s=self.eta_s())
 
 
-PATIENCE_S = 1.0  # a shorter step gets no bar
+# --- bars of long steps -----------------------------------------------------------------------------------------------
 
 
 class StepBars(logging.Handler):

@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from raydml.cli import data, evaluate, export, lists, results, studies
-from raydml.cli.bars import StepBars
+from raydml.cli.live_view import StepBars
 from raydml.ops.progress import show_log, show_progress
 
 RUN, LOOK, TAKE, IMAGES = "Run a study", "Look at results", "One configuration, one model", "Images"

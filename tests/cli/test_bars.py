@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from raydml.cli.bars import StepBars
+from raydml.cli.live_view import StepBars
 from raydml.evaluation.embed import embed
 from raydml.evaluation.ranking import nearest_neighbours
 from raydml.images.pixels import packed
