@@ -89,7 +89,7 @@ def ranking_in_words(values: Runs, comparisons: Sequence[Comparison]) -> list[st
     for first, second in combinations(names, 2):
         if frozenset((first, second)) not in rows:
             raise ValueError(f"{first!r} and {second!r} are not compared. Cure: pass what compare_all returns for them")
-    beaten = {name: tuple(other for other in names if other != name and _beats(rows, name, other)) for name in names}
+    beaten = {name: tuple(row.worse for row in comparisons if row.is_real and row.better == name) for name in names}
     sentences = []
     for losers in dict.fromkeys(beaten[name] for name in names if beaten[name]):
         winners = [name for name in names if beaten[name] == losers]
@@ -146,11 +146,6 @@ def _undecided_groups(names: Sequence[str], rows: Mapping[frozenset[str], Compar
         covered |= {frozenset(two) for two in combinations(group, 2)}
         groups.append(group)
     return groups
-
-
-def _beats(rows: Mapping[frozenset[str], Comparison], name: str, other: str) -> bool:
-    row = rows[frozenset((name, other))]
-    return row.is_real and row.better == name
 
 
 def _by_mean(values: Runs) -> list[str]:

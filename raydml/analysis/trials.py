@@ -77,12 +77,9 @@ class TrialState:
 
     @cached_property
     def _best(self) -> tuple[float | None, int | None]:
-        points = [(value, -epoch) for epoch, value in self.curve(self.metric) if value is not None]
-        finite = [(value, negative_epoch) for value, negative_epoch in points if math.isfinite(value)]
-        if not finite:
-            return None, None
-        value, negative_epoch = max(finite)
-        return value, -negative_epoch
+        points = [(value, epoch) for epoch, value in self.curve(self.metric) if value is not None]
+        finite = [point for point in points if math.isfinite(point[0])]
+        return max(finite, key=lambda point: (point[0], -point[1])) if finite else (None, None)
 
     @property
     def best(self) -> float | None:
@@ -91,7 +88,7 @@ class TrialState:
 
     @property
     def epoch_of_best(self) -> int | None:
-        """The epoch of the best value; of equal ones the earliest."""
+        """The epoch of the best value, the earliest if several have it."""
         return self._best[1]
 
     @property

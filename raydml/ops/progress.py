@@ -1,7 +1,7 @@
 """Messages on stderr, and the progress of long steps: reading headers, decoding, embedding, searching, clustering.
 
 A step reports its progress as a record of the logger ``raydml.progress``, at level DEBUG. Handlers show it: bars on a
-terminal (raydml/cli/bars.py), a line every few seconds elsewhere. Code that computes depends on neither.
+terminal (raydml/cli/live_view.py), a line every few seconds elsewhere. Code that computes depends on neither.
 """
 
 import logging

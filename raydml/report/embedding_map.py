@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -112,8 +113,8 @@ def draw_embedding_map(
     """
     of_point = labels[found.rows]
     largest = largest_classes(of_point, _NUM_CLASSES)
-    figure = Figure(figsize=(WIDTH_IN, WIDTH_IN + 0.35 + 0.17 * ((len(largest) + 2) // 2)), dpi=DPI)
-    figure.set_layout_engine("constrained")
+    size_in = (WIDTH_IN, WIDTH_IN + 0.35 + 0.17 * ((len(largest) + 2) // 2))
+    figure = Figure(figsize=size_in, dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     hollow = np.zeros(len(of_point), bool) if roles is None else np.array(roles)[found.rows] == "gallery"
     size = float(np.clip(9000 / max(len(of_point), 1), 7, 30))
@@ -128,11 +129,8 @@ def draw_embedding_map(
             axes.scatter(xy[:, 0], xy[:, 1], s=size, marker=mark, facecolors=face, edgecolors=colour, linewidths=0.7,
                          alpha=0.85, zorder=order)  # fmt: skip
         axes.scatter([], [], s=24, marker=mark, color=colour, label=name)
-    axes.set_xticks([])
-    axes.set_yticks([])
     axes.set_box_aspect(1)
-    axes.spines[:].set_color("#cccccc")
-    axes.set_title(title, fontsize=9.5, color=INK, loc="left", parse_math=False)
+    _frame(axes, title)
     legend = figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=7.5, handletextpad=0.2)
     for text in legend.get_texts():
         text.set_parse_math(False)
@@ -157,12 +155,16 @@ def draw_image_map(
         )
     axes.set_xlim(0, num_columns)
     axes.set_ylim(0, num_columns)
+    axes.set_aspect("equal")
+    _frame(axes, title)
+    return save_picture(figure, path)
+
+
+def _frame(axes: Axes, title: str) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.set_aspect("equal")
     axes.spines[:].set_color("#cccccc")
     axes.set_title(title, fontsize=9.5, color=INK, loc="left", parse_math=False)
-    return save_picture(figure, path)
 
 
 def grid_of(points: NDArray[np.float64], num_columns: int) -> dict[tuple[int, int], int]:
@@ -179,6 +181,6 @@ def grid_of(points: NDArray[np.float64], num_columns: int) -> dict[tuple[int, in
 
 
 def largest_classes(labels: NDArray[np.int64], num_classes: int) -> list[int]:
-    """Return the labels of the largest classes, largest first; of equal ones the lower label comes first."""
+    """Return the labels of the largest classes, largest first; where sizes are equal, the lower label comes first."""
     found, counts = np.unique(labels, return_counts=True)
     return [int(label) for label in found[np.lexsort((found, -counts))][:num_classes]]

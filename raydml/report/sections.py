@@ -32,6 +32,7 @@ from raydml.report.text import (
     best_published,
     comparison_text,
     counted,
+    final_scores,
     findings,
     hours_text,
     main_metrics,
@@ -77,32 +78,29 @@ def final_section(summary: Values) -> Values | None:
     final = summary["final"]
     if not final:
         return None
-    first, *others = main_metrics(summary)
-
-    def is_measured(part: str, name: str) -> bool:
-        return any(name in row[part] for row in final)
-
-    parts = [part for part in ("metrics", "ensemble", "untrained", "validation") if is_measured(part, first)]
-    header = ["", "configuration", *(f"{metric_label(first)}, {_PARTS[part]}" for part in parts)]
-    header += [metric_label(name) for name in others]
+    first = main_metrics(summary)[0]
+    header, scores = final_scores(summary, {part: _PARTS[part] for part in _PARTS if part != "untrained_validation"})
     rows = [
-        [TableCell(row["letter"], strong=True), row["label"], *(_score(row[part].get(first)) for part in parts)]
-        + [_score(row["metrics"].get(name)) for name in others]
-        for row in final
+        [TableCell(row["letter"], strong=True), row["label"], *map(_score, own)]
+        for row, own in zip(final, scores, strict=True)
     ]
     means = [row["metrics"].get(first, {"mean": -1.0})["mean"] for row in final]
     every = []
     for part, title in _PARTS.items():  # a row for each metric, a column for each configuration
-        names = [name for name in all_metrics(summary) if is_measured(part, name)]
-        scores = [[metric_name(name), *(_score(row[part].get(name)) for row in final)] for name in names]
-        every += [table(["metric", *(row["letter"] for row in final)], scores, caption=title)] if scores else []
+        names = [name for name in all_metrics(summary) if any(name in row[part] for row in final)]
+        lines = [[metric_name(name), *(_score(row[part].get(name)) for row in final)] for name in names]
+        every += [table(["metric", *(row["letter"] for row in final)], lines, caption=title)] if lines else []
     title = f"Test classes, {metric_label(first)}: pairs of configurations"
     return {
         "protocols": protocols_in_words(summary),
         "note": f"Columns without a note are of the test classes. {HOW_INTERVALS_ARE_MADE}",
         "whiskers": _test_whiskers(final, first),
         "table": table(
-            header, rows, words=(0, 1), caption="Final configurations", emphasised=(means.index(max(means)),)
+            ["", "configuration", *header],
+            rows,
+            words=(0, 1),
+            caption="Final configurations",
+            emphasised=(means.index(max(means)),),
         ),
         "all_metrics": every,
         "comparisons": _comparisons(summary["test_comparisons"], title),

@@ -111,6 +111,18 @@ def main_metrics(summary: Mapping[str, Any]) -> list[str]:
     return [first, *(name for name in others if _MAIN_METRICS.fullmatch(name))][:_MAX_MAIN_METRICS]
 
 
+def final_scores(summary: Mapping[str, Any], parts: Mapping[str, str]) -> tuple[list[str], list[list[Any]]]:
+    """Return a header, and for each final configuration its scores: the ranking metric of every part, then the others.
+
+    parts: key of a part -> its name in the header; a part without a score has no column. A missing score is None.
+    """
+    final, (first, *others) = summary["final"], main_metrics(summary)
+    measured = [part for part in parts if any(first in row[part] for row in final)]
+    header = [*(f"{metric_label(first)}, {parts[part]}" for part in measured), *map(metric_label, others)]
+    cells = [*((part, first) for part in measured), *(("metrics", name) for name in others)]
+    return header, [[row[part].get(name) for part, name in cells] for row in final]
+
+
 def protocols_in_words(summary: Mapping[str, Any]) -> str:
     """Return how the test was run: "Leave one out: each of 90 images searches the 89 others; 5 classes."."""
     sentences = dict.fromkeys(sentence for row in summary["final"] for sentence in row["protocols"].values())
@@ -284,19 +296,13 @@ def _test_table(summary: Mapping[str, Any]) -> list[str]:
     """One table for all final configurations: the ranking metric beside the untrained network's, then the others."""
     if not summary["final"]:
         return []
-    first, *others = main_metrics(summary)
-    with_ensemble = any(row["ensemble"] for row in summary["final"])
-    label = metric_label(first)
-    header = ["", "configuration", f"{label}, test", *([f"{label}, concatenated"] if with_ensemble else [])]
-    header += [f"{label}, untrained", f"{label}, validation", *(metric_label(name) for name in others)]
+    parts = {"metrics": "test", "ensemble": "concatenated", "untrained": "untrained", "validation": "validation"}
+    header, scores = final_scores(summary, parts)
     rows = [
-        [row["letter"], row["label"], score_text(row["metrics"].get(first))]
-        + ([score_text(row["ensemble"].get(first))] if with_ensemble else [])
-        + [score_text(row[part].get(first)) for part in ("untrained", "validation")]
-        + [score_text(row["metrics"].get(name)) for name in others]
-        for row in summary["final"]
+        [row["letter"], row["label"], *map(score_text, own)] for row, own in zip(summary["final"], scores, strict=True)
     ]
-    return ["## Test classes", _escaped(protocols_in_words(summary)), _table(header, rows)]
+    table = _table(["", "configuration", *header], rows)
+    return ["## Test classes", _escaped(protocols_in_words(summary)), table]
 
 
 def _published_tables(summary: Mapping[str, Any]) -> list[str]:
