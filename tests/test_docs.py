@@ -145,7 +145,6 @@ def test_the_walk_names_files_and_functions_that_exist() -> None:
     files = {name for name in quoted if re.fullmatch(r"[\w/]+\.py", name)}
     assert 10 <= len(files) <= 15, "one trial is a walk through at most fifteen files"
     assert sorted(name for name in files if not (PACKAGE / name).exists() and not (ROOT / name).exists()) == []
-
     defined: set[str] = set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -154,7 +153,6 @@ def test_the_walk_names_files_and_functions_that_exist() -> None:
     called = {match[1] for name in quoted if (match := re.fullmatch(r"(?:\w+\.)*(\w+)\([^)]*\)", name))}
     assert len(called) > 15
     assert sorted(called - defined) == []
-
     metrics = {name for name in quoted if name.startswith("val_")}
     sources = "\n".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
     assert metrics

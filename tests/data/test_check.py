@@ -309,19 +309,16 @@ def test_full_size(tmp_path, name, counts):
     assert report.lines[1].startswith(f"train: {counts[0]:,} images of {counts[2]} classes, as published (counted")
     assert report.lines[2].startswith(f"test: {counts[1]:,} images of {counts[2]} classes, as published (counted")
     assert f"all {sum(counts[:2]):,} images were decoded" in report.lines
-
     victim = folder / paths[777]
     victim.unlink()
     report = check_benchmark(name, folder)
     assert wrong(report) == [f"WRONG 1 of {len(paths):,} listed images are missing: {paths[777]}"]
     assert not report.ok
-
     victim.write_bytes((tmp_path / "one.jpg").read_bytes()[:-100])
     report = check_benchmark(name, folder, fault_of=fault_of)
     (fault,) = wrong(report)
     assert re.match(rf"WRONG 1 of {len(paths):,} images cannot be decoded: {re.escape(paths[777])} \(OSError: ", fault)
     assert not report.ok
-
     victim.unlink()
     os.link(tmp_path / "one.jpg", victim)
     os.link(tmp_path / "one.jpg", victim.with_name("one_too_many.jpg"))

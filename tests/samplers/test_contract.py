@@ -126,7 +126,6 @@ def test_half_an_epoch_then_a_resume_goes_on_as_if_nothing_had_happened(name, se
     file = io.BytesIO()
     torch.save({"plan": saved, "sampler": sampler.state_dict(), "generator": generator.bit_generator.state}, file)
     expected = [sampler.plan(generator) for _ in range(3)]
-
     file.seek(0)
     checkpoint = torch.load(file, weights_only=True)
     restored, again = EVERY[name](labels, **settings), np.random.default_rng(0)

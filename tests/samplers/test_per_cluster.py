@@ -174,7 +174,6 @@ def test_a_restart_goes_on_as_if_nothing_had_happened(name):
     torch.save({"sampler": state, "generator": generator.bit_generator.state}, file)
     expected = [of_batches(sampler.plan(generator)) for _ in range(3)]
     assert json.dumps(state) == before
-
     file.seek(0)
     saved = torch.load(file, weights_only=True)
     restored, again = PerCluster(labels, maker(name)), np.random.default_rng(0)
