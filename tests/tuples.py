@@ -55,10 +55,10 @@ def where(mask: Tensor) -> set[tuple[int, int]]:
 
 
 def empty_kinds(size: int) -> dict[str, Pairs | Triplets | TripletRanges]:
-    """Tuples of each kind, of which none counts."""
-    rows, order = torch.zeros(size, dtype=torch.int64), torch.zeros(size, size, dtype=torch.int64)
+    """Tuples of each kind, of which none counts; the positives of the ranges have empty ranges."""
+    none, rows, order = (torch.zeros(size, size).bool(), torch.zeros(size).long(), torch.arange(size).repeat(size, 1))
     return {
-        "pairs": Pairs(order.bool(), order.bool()),
+        "pairs": Pairs(none, none),
         "triplets": Triplets(rows, rows, rows, rows.bool()),
-        "triplet_ranges": TripletRanges(order.bool(), order, order, order),
+        "triplet_ranges": TripletRanges(~none, order, order * 0, order * 0),
     }

@@ -1,5 +1,4 @@
 import logging
-import multiprocessing
 import os
 import resource
 import shutil
@@ -10,7 +9,7 @@ import time
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -25,6 +24,7 @@ from raydml.images import cache, pack
 from raydml.images import pixels as pixels_module
 from raydml.images.cache import Images, Storage, free_memory_bytes, load_development, load_test
 from raydml.images.pixels import DecodedPixels, PackedPixels
+from tests.images.processes import FORK, run_children
 
 PHOTOGRAPHS = Path(__file__).parents[2].parent / "shared" / "data" / "grocery_small" / "images"
 SPLIT = {"test_fraction": 0.5, "val_fraction": 0.5, "num_folds": 2, "fold": None, "order": "sorted", "seed": 0}
@@ -113,21 +113,6 @@ def decoded(monkeypatch):
 
     monkeypatch.setattr(pixels_module, "decode", recording)
     return paths
-
-
-FORK = multiprocessing.get_context("fork")
-
-
-def run_children(child: Callable[..., None], num: int) -> list[tuple[int | None, Any]]:
-    """Run child(queue) in `num` processes: the exit code of each, and the value that it put into its queue."""
-    queues = [FORK.SimpleQueue() for _ in range(num)]
-    processes = [FORK.Process(target=child, args=(queue,)) for queue in queues]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=60)
-        assert process.exitcode is not None, "a child hangs"
-    return [(p.exitcode, None if q.empty() else q.get()) for p, q in zip(processes, queues, strict=True)]
 
 
 def files_opened(below: Path) -> list[str]:

@@ -2,7 +2,6 @@
 
 import io
 import math
-import multiprocessing
 import os
 import random
 import resource
@@ -11,9 +10,7 @@ import struct
 import tempfile
 import warnings
 import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +20,7 @@ from raydml.data.catalog import DataError
 from raydml.images import pixels as decoding
 from raydml.images.pixels import MAX_PIXELS, UnreadableImage, decode, decoded_bytes, read_header
 from raydml.images.preprocessing import Preprocessing, Resizing
+from tests.images.processes import run_children
 
 SMALL = Resizing(8, "short_side", "bilinear")
 
@@ -153,17 +151,6 @@ def reason(root: Path, name: str) -> str:
     return caught.value.reason
 
 
-def in_child(function: Callable[..., None]) -> Any:
-    """Run function(queue) in a forked process and return the value that it puts into the queue."""
-    context = multiprocessing.get_context("fork")
-    queue = context.SimpleQueue()
-    process = context.Process(target=function, args=(queue,))
-    process.start()
-    process.join(timeout=60)
-    assert process.exitcode == 0
-    return queue.get()
-
-
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
@@ -212,7 +199,7 @@ def test_bombs_take_no_memory_and_give_no_warning(tmp_path):
             found = [reason(tmp_path, name) for name in ("bomb.png", "warned_of.png")]
         queue.put((found, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib))
 
-    found, grown_kib = in_child(child)
+    ((_, (found, grown_kib)),) = run_children(child, 1)
     assert all("scale the file down" in text for text in found)
     assert grown_kib < 20_000  # the smaller one would take 432 MB
 
@@ -297,7 +284,7 @@ class TestNoFile:
                     os.setuid(65534)
                 queue.put(reason(folder, "a.jpg"))
 
-            assert in_child(child) == "PermissionError: [Errno 13] Permission denied: 'a.jpg'"
+            assert run_children(child, 1) == [(0, "PermissionError: [Errno 13] Permission denied: 'a.jpg'")]
         finally:
             shutil.rmtree(folder)
 

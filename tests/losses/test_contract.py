@@ -90,18 +90,6 @@ def _inputs(loss: nn.Module, points: Tensor, labels: Tensor) -> list[Tuples | No
     return [None, *(made[kind] for kind in loss.accepts)]
 
 
-def _nothing(loss: nn.Module, size: int) -> list[Tuples]:
-    none = torch.zeros(size, size, dtype=torch.bool)
-    rows = torch.zeros(size, dtype=torch.int64)
-    order = torch.arange(size).repeat(size, 1)
-    made = {
-        "pairs": Pairs(none, none),
-        "triplets": Triplets(rows, rows, rows, rows.bool()),
-        "triplet_ranges": TripletRanges(~none, order, order * 0, order * 0),
-    }
-    return [made[kind] for kind in loss.accepts]
-
-
 def test_there_are_losses() -> None:
     assert LOSSES
 
@@ -163,7 +151,8 @@ def test_autocast_does_not_change_the_number(name: str) -> None:
 def test_it_is_zero_in_the_graph_when_nothing_is_left(case: tuple[str, dict]) -> None:
     loss = _build(case[0], **case[1])
     points, labels = BATCHES["balanced"]
-    for tuples in _nothing(loss, len(labels)):
+    kinds = empty_kinds(len(labels))
+    for tuples in [kinds[kind] for kind in loss.accepts]:
         embeddings = points.clone().requires_grad_()
         value = loss(embeddings, labels, tuples)
         assert value.item() == 0

@@ -16,6 +16,7 @@ from raydml.miners.distance_weighted import DistanceWeighted
 from raydml.miners.multi_similarity import MultiSimilarityMiner
 from raydml.ops.tuples import Pairs
 from raydml.regularizers.cross_batch_memory import CrossBatchMemory
+from tests.losses.oracles import value_and_gradient
 
 DIM = 5
 
@@ -60,18 +61,15 @@ def test_against_a_slow_list_of_what_was_seen(start_step: int, size: int) -> Non
     memory = CrossBatchMemory(DIM, _Pull(), size=size, weight=0.7, start_step=start_step).double()
     seen: list[tuple[Tensor, int]] = []
     for step, (points, labels) in enumerate(_batches(7), start=1):
-        leaf, copy = points.clone().requires_grad_(), points.clone().requires_grad_()
-        value = memory(leaf, labels)
-        value.backward()
+        value, gradient = value_and_gradient(memory, points, labels)
         if step <= start_step:
             assert value.item() == 0
-            assert not leaf.grad.any()
+            assert not gradient.any()
             continue
         seen = [*seen, *zip(points, labels.tolist(), strict=True)][-size:]
-        expected = 0.7 * _slow(copy, labels, seen)
-        expected.backward()
-        torch.testing.assert_close(value, expected)
-        torch.testing.assert_close(leaf.grad, copy.grad)
+        expected, slow_gradient = value_and_gradient(_slow, points, labels, seen)
+        torch.testing.assert_close(value, 0.7 * expected)
+        torch.testing.assert_close(gradient, 0.7 * slow_gradient)
 
 
 def test_batches_of_changing_size() -> None:
@@ -143,12 +141,8 @@ def test_pytorch_metric_learning(form: dict[str, float]) -> None:
     theirs = TheirMemory(loss, DIM, memory_size=10)
     ours = CrossBatchMemory(DIM, Contrastive(average_over="active", **form), size=10, start_step=0).double()  # type: ignore[arg-type]
     for points, labels in _batches(6):
-        leaf, copy = (points / 2).requires_grad_(), (points / 2).requires_grad_()
-        value, expected = ours(leaf, labels), theirs(copy, labels)
-        torch.testing.assert_close(value, expected)
-        value.backward()
-        expected.backward()
-        torch.testing.assert_close(leaf.grad, copy.grad)
+        found, expected = (value_and_gradient(memory, points / 2, labels) for memory in (ours, theirs))
+        torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize(
@@ -159,13 +153,11 @@ def test_no_loss_costs_anything_before_the_memory_starts(name: str) -> None:
     memory = CrossBatchMemory(DIM, loss, size=30, start_step=1)
     values = []
     for points, labels in _batches(4, batch_size=12):
-        leaf = torch.nn.functional.normalize(points.float(), dim=1).requires_grad_()
-        value = memory(leaf, labels)
-        value.backward()
-        assert leaf.grad.isfinite().all()
+        value, gradient = value_and_gradient(memory, torch.nn.functional.normalize(points.float(), dim=1), labels)
+        assert gradient.isfinite().all()
         values.append(value.item())
         if len(values) == 1:
-            assert not leaf.grad.any()
+            assert not gradient.any()
     assert values[0] == 0
     assert all(math.isfinite(value) for value in values)
     assert any(values)

@@ -8,9 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from raydml.regularizers.mdr import MDR
-from tests.golden_vectors import golden_facts, golden_tensors
+from tests.golden_vectors import golden_case, golden_cases, golden_facts, golden_tensors
 
-RELEASE = golden_facts("mdr_loss")
 TRAINING = golden_facts("mdr_train_steps")
 
 
@@ -53,21 +52,14 @@ def test_defaults_are_the_releases() -> None:
     assert (regularizer.weight, regularizer.level_weight, regularizer.momentum) == (0.6, 0.01, 0.9)
 
 
-@pytest.mark.parametrize("case", RELEASE["hyperparameters"])
-def test_release(case: str) -> None:
+@pytest.mark.parametrize("case", golden_cases("mdr_loss"))
+def test_release(case: dict) -> None:
     """Three batches one after the other; the levels stay as they are."""
-    settings = RELEASE["hyperparameters"][case]
-    golden = {
-        key.removeprefix(f"{case}__"): value
-        for key, value in golden_tensors("mdr_loss").items()
-        if key.startswith(case)
-    }
-    regularizer = MDR(
-        weight=1.0, level_weight=0.0, num_levels=len(settings["levels"]), momentum=settings["momentum"]
-    ).double()
+    golden, settings = golden_case("mdr_loss", case["case"]), {"weight": 1.0, "level_weight": 0.0}
+    regularizer = MDR(**settings, num_levels=len(case["levels"]), momentum=case["momentum"]).double()
     with torch.no_grad():
         regularizer.levels.copy_(golden["levels"])
-    for call in range(1, settings["calls"] + 1):
+    for call in range(1, case["calls"] + 1):
         expected = {key.removeprefix(f"call{call}_"): value for key, value in golden.items()}
         points = expected["E"].requires_grad_()
         regularizer.zero_grad()
@@ -80,7 +72,7 @@ def test_release(case: str) -> None:
             (regularizer.mean, expected["running_mean"].squeeze()),
             (regularizer.deviation, expected["running_std"].squeeze()),
         ):
-            torch.testing.assert_close(ours, theirs, **RELEASE["tolerance"])
+            torch.testing.assert_close(ours, theirs, **case["tolerance"])
 
 
 def test_release_in_training() -> None:
