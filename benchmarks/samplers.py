@@ -26,7 +26,7 @@ from rich.table import Table
 from torch.utils.data import BatchSampler, RandomSampler
 
 from raydml import registry
-from raydml.samplers._cluster_samplers import ClusterGroups, ClusterRoundRobin
+from raydml.samplers._cluster import ClusterGroups, ClusterRoundRobin
 
 # Training images, classes, and the smallest and largest class made up for them.
 DATA = {"sop": (59_551, 11_318, 2, 12), "cub": (5_864, 100, 41, 60)}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from raydml.methods._objective import Objective
 from raydml.models.network import Network
-from raydml.samplers._epoch_plan import EpochPlan, Sampler
+from raydml.samplers._base import EpochPlan, Sampler
 
 MakeSampler = Callable[[np.ndarray], Sampler]
 """Labels (N,) of some training images -> the trial's sampler for them."""

@@ -16,9 +16,8 @@ from raydml.metrics.clustering import cluster_metrics
 from raydml.models.network import Network, normalised
 from raydml.ops.clustering import LARGEST_SEED, KMeans, cluster, match_to_previous, without_singletons
 from raydml.ops.distances import full_precision
-from raydml.samplers._cluster_samplers import ClusterRoundRobin
-from raydml.samplers._epoch_plan import EpochPlan, Sampler
-from raydml.samplers._per_cluster import PerCluster, cluster_sampler, clusters_of_two_classes
+from raydml.samplers._base import EpochPlan, Sampler
+from raydml.samplers._cluster import ClusterRoundRobin, PerCluster, cluster_sampler, clusters_of_two_classes
 
 # The settings of clustering.
 _OF_CLUSTERING = (

@@ -15,8 +15,8 @@ from raydml.metrics.clustering import cluster_metrics
 from raydml.models.network import Head, Network
 from raydml.ops.clustering import LARGEST_SEED, KMeans, cluster
 from raydml.ops.distances import full_precision
-from raydml.samplers._cluster_samplers import ClusterGroups
-from raydml.samplers._epoch_plan import EpochPlan, make_plan
+from raydml.samplers._base import EpochPlan, make_plan
+from raydml.samplers._cluster import ClusterGroups
 
 Standardise = Literal["mean", "mstd", "none"]
 

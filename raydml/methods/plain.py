@@ -7,7 +7,7 @@ from torch import Tensor
 from raydml.methods._base import Batch, MakeSampler, Method
 from raydml.methods._objective import MakeObjective
 from raydml.models.network import Network
-from raydml.samplers._epoch_plan import EpochPlan
+from raydml.samplers._base import EpochPlan
 
 
 class Plain(Method):

@@ -5,14 +5,16 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from raydml.samplers._class_index import (
+from raydml.samplers._base import (
     ClassIndex,
+    EpochPlan,
+    Sampler,
     classes_in_batch,
     distinct_numbers,
     full_batches,
+    make_plan,
     refuse_few_classes,
 )
-from raydml.samplers._epoch_plan import EpochPlan, Sampler, make_plan
 
 
 class BalancedWithReplacement(Sampler):

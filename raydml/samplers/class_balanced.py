@@ -1,17 +1,12 @@
 """Classes x images: Hermans et al., In Defense of the Triplet Loss for Person Re-Identification, 2017 (PK batches)."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 
 from raydml.data.catalog import DataError
-from raydml.samplers._class_index import (
-    ClassIndex,
-    ShuffledClasses,
-    in_rounds,
-)
-from raydml.samplers._epoch_plan import EpochPlan, Sampler, make_plan
+from raydml.samplers._base import ClassIndex, EpochPlan, Sampler, ShuffledClasses, in_rounds, make_plan
 
 
 class ClassBalanced(Sampler):
@@ -58,7 +53,7 @@ class ClassBalanced(Sampler):
             )
         self.batches_per_epoch = batches_per_epoch or max(-(-len(labels) // self.batch_size), fewest)
         self._index = index
-        self._shuffled = ShuffledClasses(index)
+        self._shuffled: ShuffledClasses = ShuffledClasses(index)
 
     def plan(self, generator: np.random.Generator) -> EpochPlan:
         """The batches of the next epoch. Advances the cursors and the generator; same states, same plan."""
@@ -101,11 +96,3 @@ class ClassBalanced(Sampler):
         after = np.where(ended, per_class - left, before + per_class)
         shown[classes] = np.where(counts < per_class, counts, after)
         return taken
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain lists of integers: the shuffled images of every class and how far each was shown."""
-        return self._shuffled.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises DataError if the state is not of the same labels."""
-        self._shuffled.load_state_dict(state)

@@ -6,14 +6,16 @@ import numpy as np
 from pydantic import Field
 
 from raydml.data.catalog import DataError
-from raydml.samplers._class_index import (
+from raydml.samplers._base import (
     NUM_NUMBERS,
     ClassIndex,
+    EpochPlan,
+    Sampler,
     classes_in_batch,
     full_batches,
     group_classes,
+    make_plan,
 )
-from raydml.samplers._epoch_plan import EpochPlan, Sampler, make_plan
 
 
 class ClassGroups(Sampler):

@@ -1,19 +1,21 @@
 """Classes in chunks: Wang et al., Multi-Similarity Loss with General Pair Weighting, CVPR 2019 (its sampler)."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 
-from raydml.samplers._class_index import (
+from raydml.samplers._base import (
     NUM_NUMBERS,
     ClassIndex,
+    EpochPlan,
+    Sampler,
     ShuffledClasses,
     classes_in_batch,
     earlier_visits,
+    make_plan,
     refuse_few_classes,
 )
-from raydml.samplers._epoch_plan import EpochPlan, Sampler, make_plan
 
 
 class IdentityChunks(Sampler):
@@ -46,7 +48,7 @@ class IdentityChunks(Sampler):
         self.batch_size = self._per_batch * images_per_class
         about_one_pass = -(-self._index.num_images // self.batch_size)
         self.batches_per_epoch = batches_per_epoch or about_one_pass
-        self._shuffled = ShuffledClasses(self._index)
+        self._shuffled: ShuffledClasses = ShuffledClasses(self._index)
 
     def plan(self, generator: np.random.Generator) -> EpochPlan:
         """The batches of the next epoch. Advances the chunks and the generator; same states, same plan."""
@@ -99,11 +101,3 @@ class IdentityChunks(Sampler):
         shown = self._shuffled.shown + self.images_per_class * np.bincount(classes, minlength=len(self._index))
         self._shuffled.shown = np.minimum(shown, self._index.counts)
         return self._shuffled.order[self._index.starts[classes][:, None] + numbers]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain lists of integers: the shuffled images of every class and how far each was shown."""
-        return self._shuffled.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises DataError if the state is not of the same labels."""
-        self._shuffled.load_state_dict(state)

@@ -6,12 +6,7 @@ import numpy as np
 from pydantic import Field
 
 from raydml.data.catalog import DataError
-from raydml.samplers._class_index import (
-    ClassIndex,
-    classes_in_batch,
-    distinct_numbers,
-)
-from raydml.samplers._epoch_plan import EpochPlan, Sampler, make_plan
+from raydml.samplers._base import ClassIndex, EpochPlan, Sampler, classes_in_batch, distinct_numbers, make_plan
 
 
 class RandomClasses(Sampler):

@@ -5,12 +5,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from raydml.samplers._class_index import (
-    ClassIndex,
-    classes_in_batch,
-    refuse_few_classes,
-)
-from raydml.samplers._epoch_plan import EpochPlan, Sampler, make_plan
+from raydml.samplers._base import ClassIndex, EpochPlan, Sampler, classes_in_batch, make_plan, refuse_few_classes
 
 
 class RandomIdentity(Sampler):

@@ -5,10 +5,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from raydml.samplers._class_index import (
-    full_batches,
-)
-from raydml.samplers._epoch_plan import EpochPlan, Sampler, make_plan
+from raydml.samplers._base import EpochPlan, Sampler, full_batches, make_plan
 
 
 class Uniform(Sampler):

@@ -388,10 +388,10 @@ def _domain(name: str, node: Node, path: str, problems: list[Problem], in_choice
         items = tuple(with_domains(item, path, problems, in_choice=inside) for item in argument.value)
         return Node(Choice(name, items, position), node.where)
     numbers = [item.value for item in argument.value]
-    wanted = 3 if name == "quniform" else 2
-    if len(numbers) != wanted or not all(_is_number(number) for number in numbers):
-        spelling = "[low, high, q]" if wanted == 3 else "[low, high]"
-        return report(f"{name} needs {wanted} numbers", f"write {{{name}: {spelling}}}")
+    num_ends = 3 if name == "quniform" else 2
+    if len(numbers) != num_ends or not all(_is_number(number) for number in numbers):
+        spelling = "[low, high, q]" if num_ends == 3 else "[low, high]"
+        return report(f"{name} needs {num_ends} numbers", f"write {{{name}: {spelling}}}")
     mistake = _range_mistake(name, *numbers)
     if mistake:
         return report(*mistake)

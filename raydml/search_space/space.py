@@ -216,19 +216,19 @@ def sample_trials(space: SearchSpace) -> list[Trial]:
     are not enough different configurations, or where a drawn one is invalid in a way that the check did not find.
     """
     points = grid_points(space.trial)
-    wanted = space.study.search.num_trials * len(points)
+    num_trials = space.study.search.num_trials * len(points)
     distinct = num_configurations(space.trial)
-    if distinct < wanted:
-        raise SpaceError([_too_few(space, wanted, int(distinct), len(points))])
+    if distinct < num_trials:
+        raise SpaceError([_too_few(space, num_trials, int(distinct), len(points))])
     trials: list[Trial] = []
     seen: set[str] = set()
-    for index in range(wanted):
-        trials.append(_draw_new(space, index, points[index % len(points)], seen, wanted, len(points)))
+    for index in range(num_trials):
+        trials.append(_draw_new(space, index, points[index % len(points)], seen, num_trials, len(points)))
     return trials
 
 
 def _draw_new(
-    space: SearchSpace, index: int, point: Mapping[Address, int], seen: set[str], wanted: int, num_points: int
+    space: SearchSpace, index: int, point: Mapping[Address, int], seen: set[str], num_trials: int, num_points: int
 ) -> Trial:
     """Return trial number ``index``, different from all in ``seen``, and add its fingerprint there."""
     tried: set[str] = set()
@@ -249,11 +249,11 @@ def _draw_new(
         if name not in seen:
             seen.add(name)
             return trial
-    raise SpaceError([_too_few(space, wanted, len(seen), num_points)])
+    raise SpaceError([_too_few(space, num_trials, len(seen), num_points)])
 
 
-def _too_few(space: SearchSpace, wanted: int, distinct: int, num_points: int) -> Problem:
-    needed = f"{wanted} trials" + (f" ({num_points} grid points, each num_trials times)" if num_points > 1 else "")
+def _too_few(space: SearchSpace, num_trials: int, distinct: int, num_points: int) -> Problem:
+    needed = f"{num_trials} trials" + (f" ({num_points} grid points, each num_trials times)" if num_points > 1 else "")
     message = f"{needed} are needed, and the space has only {distinct} distinct configuration(s)"
     cure = f"write at most {max(1, distinct // num_points)}, or widen the space"
     return Problem("study.search.num_trials", space.study.search.num_trials, message, cure=cure, where=str(space.path))
@@ -337,7 +337,7 @@ def _put(node: Node, steps: list[str], value: Node, path: str) -> Node | Problem
 
 # --- the covering set ------------------------------------------------------------------------------------------------
 
-MAX_CONFIGURATIONS = 4000  # about two seconds; what is left out are pairs of ranges, which tell least
+MAX_CONFIGURATIONS = 4000  # about two seconds; what is left out are pairs of ranges
 
 
 class _Pick(NamedTuple):

@@ -10,13 +10,7 @@ from raydml.inference.export import export_model
 from raydml.report.page import read_illustrations, write_report
 from raydml.report.text import summary_markdown
 from raydml.study.events import read_trials
-from raydml.study.folder import (
-    StudyError,
-    newest_checkpoint,
-    read_json,
-    read_study,
-    write_json,
-)
+from raydml.study.folder import StudyError, newest_checkpoint, read_json, read_study, write_json
 from raydml.study.summary import histories, summarise
 
 NUM_TOP_TRIALS = 3  # trials whose checkpoint, configuration and retrievals go to MLflow

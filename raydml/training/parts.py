@@ -11,7 +11,7 @@ from raydml.config.trial import Trial
 from raydml.methods._base import Method
 from raydml.methods._objective import Objective
 from raydml.models.network import Network, build_network
-from raydml.samplers._epoch_plan import Sampler
+from raydml.samplers._base import Sampler
 from raydml.training.optimizers import build_optimizer, check_every_parameter_learns
 from raydml.training.randomness import seed_for
 

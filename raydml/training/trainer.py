@@ -23,7 +23,7 @@ from raydml.images.loader import Loader
 from raydml.images.pixels import Pixels
 from raydml.methods._base import Batch
 from raydml.models.network import preprocessing_for
-from raydml.samplers._epoch_plan import EpochPlan
+from raydml.samplers._base import EpochPlan
 from raydml.training import checkpoint, parts
 from raydml.training.optimizers import learning_rate_factor
 from raydml.training.randomness import Randomness

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from raydml.data.catalog import DataError
-from raydml.samplers._class_index import (
+from raydml.samplers._base import (
     ClassIndex,
     ShuffledClasses,
     distinct_numbers,

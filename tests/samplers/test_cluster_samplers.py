@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from raydml.data.catalog import DataError
-from raydml.samplers._class_index import ClassIndex, group_classes
-from raydml.samplers._cluster_samplers import ClusterGroups, ClusterRoundRobin, group_images, num_rounds
+from raydml.samplers._base import ClassIndex, group_classes
+from raydml.samplers._cluster import ClusterGroups, ClusterRoundRobin, group_images, num_rounds
 from tests.golden_vectors import golden, golden_arrays, golden_cases
 from tests.samplers.draws import assert_as_likely, labels_of
 

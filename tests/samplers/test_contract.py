@@ -12,8 +12,8 @@ import torch
 from raydml import registry
 from raydml.data.catalog import DataError
 from raydml.errors import ConfigError
-from raydml.samplers._cluster_samplers import ClusterGroups, ClusterRoundRobin
-from raydml.samplers._epoch_plan import EpochPlan, make_plan
+from raydml.samplers._base import EpochPlan, make_plan
+from raydml.samplers._cluster import ClusterGroups, ClusterRoundRobin
 from tests.samplers.small_settings import small_settings
 
 SAMPLERS = {name: registry.load("samplers", name) for name in registry.names("samplers")}

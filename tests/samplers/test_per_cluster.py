@@ -10,8 +10,7 @@ import torch
 
 from raydml import registry
 from raydml.data.catalog import DataError
-from raydml.samplers._cluster_samplers import ClusterRoundRobin
-from raydml.samplers._per_cluster import PerCluster, cluster_sampler, clusters_of_two_classes
+from raydml.samplers._cluster import ClusterRoundRobin, PerCluster, cluster_sampler, clusters_of_two_classes
 from tests.samplers.small_settings import small_settings
 
 SAMPLERS = {name: registry.load("samplers", name) for name in registry.names("samplers")}

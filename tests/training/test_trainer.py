@@ -15,7 +15,7 @@ from raydml.evaluation.scoring import Scores
 from raydml.inference.checkpoints import load_network
 from raydml.methods._objective import Objective
 from raydml.models.network import BACKBONES, BackboneFacts, Head, Network
-from raydml.samplers._epoch_plan import make_plan
+from raydml.samplers._base import make_plan
 from raydml.training import checkpoint, parts
 from raydml.training import trainer as trainer_module
 from raydml.training.trainer import Trainer
