@@ -42,7 +42,6 @@ from raydml.report.retrievals import (
     draw_confusions,
     draw_queries,
     draw_sample,
-    draw_two_rankings,
     rank_queries,
     worst_queries,
 )
@@ -138,7 +137,7 @@ def _best_and_worst(run: ValidatedRun, folder: Path) -> list[Illustration]:
     of_all = f"of {counted(len(ranked.queries), 'validation query', 'validation queries')}"
     if best := best_queries(ranked, images.labels, _NUM_QUERIES):
         path, title = folder / f"retrievals-best-{run.key}.png", f"Best queries, {run.key}"
-        draw_queries(best, ranked, images, path, title=title, within_r=True)
+        draw_queries(best, {"": ranked}, images, path, title=title, within_r=True)
         caption = (
             f"The queries of {run.name} with the highest AP@R, of different classes. "
             f"{(ranked.average_precision == 1).mean():.1%} {of_all} find all of their class first. "
@@ -146,7 +145,7 @@ def _best_and_worst(run: ValidatedRun, folder: Path) -> list[Illustration]:
         drawn.append(Illustration("retrievals", title, f"{caption}{_AP} {FRAMES_IN_WORDS}", run.key, path))
     if worst := worst_queries(ranked, images.labels, _NUM_QUERIES):
         path, title = folder / f"retrievals-worst-{run.key}.png", f"Worst queries, {run.key}"
-        draw_queries(worst, ranked, images, path, title=title)
+        draw_queries(worst, {"": ranked}, images, path, title=title)
         caption = (
             f"The queries of {run.name} with the lowest AP@R, of different classes, and what they are mistaken for. "
             f"For {1 - ranked.recall_at_1:.1%} {of_all} the nearest image is of another class. "
@@ -167,7 +166,7 @@ def _changed(first: ValidatedRun, second: ValidatedRun, folder: Path) -> list[Il
             continue
         path = folder / f"changed-better-{better.key}-than-{worse.key}.png"
         title = f"Better in {better.key} than in {worse.key}"
-        draw_two_rankings(places, {first.key: first.ranked, second.key: second.ranked}, images, path, title=title)
+        draw_queries(places, {first.key: first.ranked, second.key: second.ranked}, images, path, title=title)
         caption = (
             f"The validation queries whose AP@R differs most between {first.name} and {second.name}, in favour of "
             f"{better.key}; both validate on the same classes. {counts} {FRAMES_IN_WORDS}"
@@ -282,7 +281,7 @@ def _neighbours_by_head(run: ValidatedRun, kept: KeptClusters, folder: Path) -> 
     if not places:
         return []
     path, title = folder / f"heads-{run.key}.png", f"Neighbours by each head, {run.key}"
-    draw_two_rankings(places, rankings, images, path, title=title)
+    draw_queries(places, rankings, images, path, title=title)
     caption = (
         f"Validation queries of {run.name} with their nearest neighbours in the embedding of the classes and in the "
         "auxiliary one, which learns what classes share: the queries for which the latter loses most. Both heads are "

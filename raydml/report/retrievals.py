@@ -7,7 +7,7 @@ choice of the queries depends on the embeddings and a seed alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -166,14 +166,14 @@ def random_queries(ranked: RankedQueries, labels: NDArray[np.int64], num_queries
 
 
 def best_queries(ranked: RankedQueries, labels: NDArray[np.int64], num_queries: int) -> list[int]:
-    """Return those with the highest AP@R above 0; of equal ones the largest R, then the nearest neighbour, decides."""
+    """Return those with the highest AP@R above 0; among equals, a larger R comes first, then a nearer neighbour."""
     precision = np.nan_to_num(ranked.average_precision)
     order = np.lexsort((ranked.distances[:, 0], -ranked.num_relevant, -precision))
     return _first(order[precision[order] > 0], ranked, labels, num_queries)
 
 
 def worst_queries(ranked: RankedQueries, labels: NDArray[np.int64], num_queries: int) -> list[int]:
-    """Return those with the lowest AP@R below 1; of equal ones the nearest neighbour decides.
+    """Return those with the lowest AP@R below 1; among equals, a nearer neighbour comes first.
 
     Queries with R = 0 have no AP@R and are left out.
     """
@@ -207,12 +207,7 @@ def _first(order: NDArray[np.int64], ranked: RankedQueries, labels: NDArray[np.i
 
 
 def draw_sample(
-    ranked: RankedQueries,
-    images: LabelledImages,
-    path: Path,
-    *,
-    num_queries: int = 6,
-    seed: int = 0,
+    ranked: RankedQueries, images: LabelledImages, path: Path, *, num_queries: int = 6, seed: int = 0
 ) -> Path:
     """Draw some queries of `random_queries`, one in each row, with their nearest neighbours."""
     places = random_queries(ranked, images.labels, num_queries, seed)
@@ -221,42 +216,30 @@ def draw_sample(
     num_wrong = int((~ranked.right[places, 0]).sum())
     if num_wrong:
         title += f" Chosen because theirs is wrong: the last {counted(num_wrong, 'row')}."
-    return draw_queries(places, ranked, images, path, title=title)
+    return draw_queries(places, {"": ranked}, images, path, title=title)
 
 
 def draw_queries(
     places: Sequence[int],
-    ranked: RankedQueries,
+    rankings: Mapping[str, RankedQueries],
     images: LabelledImages,
     path: Path,
     *,
     title: str,
     within_r: bool = False,
 ) -> Path:
-    """Draw a row for each place among the queries. within_r: leave out neighbours beyond the first R."""
-    rows = []
-    for place in places:
-        num_shown = int(ranked.num_relevant[place]) if within_r else None
-        cells = [_query_cell(place, ranked, images), *_neighbour_cells(place, ranked, images)[:num_shown]]
-        rows.append(ImageRow(_in_words(place, ranked), cells))
-    return draw_image_rows(rows, images.pixels, path, title=title)
+    """Draw, for each place among the queries, a row for each named ranking of them; a single one needs no name.
 
-
-def draw_two_rankings(
-    places: Sequence[int],
-    rankings: dict[str, RankedQueries],
-    images: LabelledImages,
-    path: Path,
-    *,
-    title: str,
-) -> Path:
-    """Draw, for each place among the queries, a row for each named ranking of the same queries."""
+    within_r: leave out neighbours beyond the first R.
+    """
     rows = []
     for place in places:
         for number, (name, ranked) in enumerate(rankings.items()):
             first = None if number else _query_cell(place, ranked, images)
-            cells = [first, *_neighbour_cells(place, ranked, images)]
-            rows.append(ImageRow(f"{name}: {_in_words(place, ranked)}", cells, begins_group=not number))
+            num_shown = int(ranked.num_relevant[place]) if within_r else None
+            heading = f"{name}: {_in_words(place, ranked)}" if name else _in_words(place, ranked)
+            cells = [first, *_neighbour_cells(place, ranked, images)[:num_shown]]
+            rows.append(ImageRow(heading, cells, begins_group=len(rankings) > 1 and not number))
     return draw_image_rows(rows, images.pixels, path, title=title)
 
 
@@ -315,8 +298,8 @@ class ClassFailure(NamedTuple):
     """The results of the queries of one class.
 
     recall_at_1: mean of these queries. map_at_r: mean of those with R > 0, NaN without any. num_wrong: queries whose
-    nearest neighbour is wrong. mistaken_for: the class that most of these neighbours are of, of equal ones the lowest
-    label; None where none is wrong. num_mistaken: the number of neighbours of that class.
+    nearest neighbour is wrong. mistaken_for: the class of most of these neighbours, the lowest label among equals; None
+    where none is wrong. num_mistaken: the number of neighbours of that class.
     """
 
     label: int

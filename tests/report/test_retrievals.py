@@ -29,7 +29,6 @@ from raydml.report.retrievals import (
     changed_queries,
     draw_queries,
     draw_sample,
-    draw_two_rankings,
     random_queries,
     rank_queries,
     worst_queries,
@@ -264,7 +263,7 @@ def test_two_rankings_are_below_each_other(tmp_path, figures):
         "run A": rank_queries(SORTED, LABELS, num_neighbours=2),
         "run B": rank_queries(PLACES, LABELS, num_neighbours=2),
     }
-    draw_two_rankings([5, 1], rankings, IMAGES, tmp_path / "r.png", title="Better in A")
+    draw_queries([5, 1], rankings, IMAGES, tmp_path / "r.png", title="Better in A")
     rows = rows_of(figures[0])
     assert [[cell.number for cell in row] for row in rows] == [[5, 4, 3], [1, 0], [1, 0, 2], [5, 0]]
     assert [[cell.frame for cell in row][-2:] for row in rows] == [[GREEN] * 2, [RED] * 2, [GREEN] * 2, [RED, GREEN]]
@@ -284,7 +283,7 @@ def test_two_rankings_are_below_each_other(tmp_path, figures):
 def test_neighbours_beyond_those_to_be_found_can_be_left_out(tmp_path, figures):
     ranked = rank_queries(SORTED, LABELS, num_neighbours=4)
     for within_r in (True, False):
-        draw_queries([0], ranked, IMAGES, tmp_path / "r.png", title="", within_r=within_r)
+        draw_queries([0], {"": ranked}, IMAGES, tmp_path / "r.png", title="", within_r=within_r)
     assert [len(rows_of(figure)[0]) for figure in figures] == [3, 5]
 
 
@@ -362,6 +361,6 @@ def test_names_on_one_line_and_counted_words():
 
 
 def test_an_ink_frame_is_neither_green_nor_red(tmp_path, figures):
-    draw_queries([0], rank_queries(PLACES, LABELS), IMAGES, tmp_path / "r.png", title="")
+    draw_queries([0], {"": rank_queries(PLACES, LABELS)}, IMAGES, tmp_path / "r.png", title="")
     frame = rows_of(figures[0])[0][0].frame
     assert frame not in (GREEN, RED)
