@@ -71,7 +71,8 @@ def download(
             f"Make the folder {root / name} and put there: {benchmark.layout}.\nThen: {then}"
         )
     try:
-        install(source, root, progress=_show_bytes, report=_report, accepted_sha256=sha256)
+        show = partial(report_progress, unit="bytes")
+        install(source, root, progress=show, report=partial(typer.echo, err=True), accepted_sha256=sha256)
     except NotServed as error:
         files = ", ".join(archive.file_name for archive in source.archives)
         raise CommandError(
@@ -79,7 +80,7 @@ def download(
             "and unpacks that file"
         ) from error
     except KeyboardInterrupt:
-        _report("what has arrived is kept; the same command continues there")
+        typer.echo("what has arrived is kept; the same command continues there", err=True)
         raise
     typer.echo(f"{benchmark.title} is in {folder_of(name, root)}; check it with: {then}")
 
@@ -100,11 +101,3 @@ def check(
         typer.echo(line)
     if not report.ok:
         raise typer.Exit(2)
-
-
-def _report(text: str) -> None:
-    typer.echo(text, err=True)
-
-
-def _show_bytes(stage: str, done: int, total: int | None) -> None:
-    report_progress(stage, done, total, "bytes")

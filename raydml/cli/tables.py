@@ -267,7 +267,7 @@ def epoch_header() -> str:
 def epoch_line(result: Mapping[str, Any]) -> str:
     """One epoch of a trainer as a line of fixed columns; what was not measured (after a NaN) is ``-``.
 
-    ``best`` is the best value so far of the metric that the trial is selected on, whichever that is.
+    ``best`` is the best value so far of the metric that the trial is selected on.
     """
     result = {"best" if name.startswith("best_val_") else name: value for name, value in result.items()}
     return " ".join(

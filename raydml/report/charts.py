@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 NUM_SERIES = 8  # series-0 ... series-7 of the style sheet
 NUM_GRADES = 5  # grade-0 (worst fifth) ... grade-4 (best) of the style sheet
 _RUNG_LABEL_SHARE = 0.17  # room for the label of a rung in the narrowest plot, 300 pixels
+_MARGIN = 0.06  # room on both sides of a scale, as a share of the values' range
 _LOG_FROM = 10  # largest over smallest value from which on an axis is logarithmic
 _LEVEL_PX, _TICK_SHARE = 18, 0.1  # height of a level; share of an axis below which two tick labels would overlap
 _LETTER_PX, _GAP_PX = 7.4, 18  # width of a letter of a label, and the gap between the labels of two axes
@@ -32,13 +33,13 @@ class Scale(NamedTuple):
         return 0.5 if high == low else (at - low) / (high - low)
 
 
-def scale_of(values: Sequence[float], *, margin: float = 0.06) -> Scale:
+def scale_of(values: Sequence[float]) -> Scale:
     """Return a linear scale a little wider than the finite values; it goes below 0 only where a value does."""
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return Scale(0.0, 1.0)
     low, high = min(finite), max(finite)
-    room = (high - low) * margin or abs(high) * 0.05 or 0.5
+    room = (high - low) * _MARGIN or abs(high) * 0.05 or 0.5
     return Scale(max(low - room, 0.0) if low >= 0 else low - room, high + room)
 
 
@@ -119,7 +120,7 @@ def line_chart(
 ) -> LineChart:
     """Place curves between their axes.
 
-    rungs: epochs, drawn as upright dashed lines. up: the scale of the values, where they do not define it themselves.
+    rungs: epochs, drawn as upright dashed lines. up: the scale of the values; None fits it to them.
     """
     xs = [x for curve in curves for x, _ in curve.points]
     across = Scale(min(xs, default=0.0), max(xs, default=1.0))
@@ -128,7 +129,7 @@ def line_chart(
     up = up or scale_of([y for curve in curves for _, y in curve.points])
     labelled, placed = -1.0, []
     for share, rung in ((across.share(rung), rung) for rung in rungs):
-        # Early rungs are close together: those without room for their label on a telephone have none.
+        # Early rungs are close together: one without room for its label on a narrow screen has none.
         has_room = share - labelled >= _RUNG_LABEL_SHARE
         labelled = share if has_room else labelled
         placed.append((share, f"rung {rung:g}" if has_room else ""))

@@ -36,7 +36,7 @@ def save_picture(figure: Figure, path: Path) -> Path:
 
 
 def two_lines(name: str, width: int) -> str:
-    """Return a name in at most two lines of `width` letters; a longer one loses its middle, because ends differ."""
+    """Return a name in at most two lines of `width` letters; a longer one is cut in the middle, because ends differ."""
     if len(name) > 2 * width:
         name = f"{name[: width - 1]}…{name[-width:]}"
     if len(name) <= width:
@@ -48,7 +48,7 @@ def two_lines(name: str, width: int) -> str:
 
 
 def one_line(name: str, width: int) -> str:
-    """Return at most `width` letters of a name; a longer one loses its middle."""
+    """Return at most `width` letters of a name; a longer one is cut in the middle."""
     if len(name) <= width:
         return name
     tail = (width - 1) // 2
