@@ -88,7 +88,7 @@ def report(
     folder = find_study(study, storage)
     # Not from summary.json: an unfinished study has no such file.
     trials = histories(folder)
-    summary = summarise(folder, trials)
+    summary = summarise(folder)
     chosen = [one.value for one in formats or ReportFormat]
     out = out or folder / "report"
     with writing(f"--out {out}"):

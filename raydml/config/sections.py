@@ -44,6 +44,18 @@ class Section(BaseModel):
 
     model_config = STRICT
 
+    @staticmethod
+    def rules(_sections: Mapping[str, Any], /) -> list[Problem]:
+        """Return what does not fit together among the values of the keys, each valid by itself."""
+        return []
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Section:
+        problems = self.rules(dict(self))
+        if problems:
+            raise ConfigError(problems)
+        return self
+
 
 # --- plugin blocks: {name: margin, beta: 1.2} ------------------------------------------------------------------------
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model
 
 from raydml.config import rules as compatibility
 from raydml.config.sections import (
@@ -69,6 +69,8 @@ class Trial(Section):
     validation metric that chooses the epoch whose weights are kept and ranks the trials of a study (larger is better).
     """
 
+    rules = staticmethod(compatibility.problems_of)
+
     seed: Index = 0
     epochs: Count = 10
     data: Data
@@ -87,13 +89,6 @@ class Trial(Section):
     binary_codes: bool = False
     select_on: Annotated[str, AfterValidator(_metric), Field(json_schema_extra={"pattern": _METRIC})] = "val_map_at_r"
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> Trial:
-        problems = compatibility.problems_of(dict(self))
-        if problems:
-            raise ConfigError(problems)
-        return self
-
 
 # --- machine and study -----------------------------------------------------------------------------------------------
 
@@ -105,6 +100,8 @@ class Machine(Section):
     were used longest ago are removed, and a data set that is larger is decoded each time.
     """
 
+    rules = staticmethod(compatibility.problems_of_machine)
+
     data_root: OptionalPath = None
     cache_dir: OptionalPath = None
     max_cache_gib: Positive | None = None
@@ -113,13 +110,6 @@ class Machine(Section):
     gpus_per_trial: Literal["auto"] | NotNegative = "auto"
     evaluation_batch: Count = 256
     on_unreadable: Literal["refuse", "skip"] = "refuse"
-
-    @model_validator(mode="after")
-    def _shares_exist(self) -> Machine:
-        problems = compatibility.problems_of_machine(dict(self))
-        if problems:
-            raise ConfigError(problems)
-        return self
 
 
 class SearchStage(Section):
@@ -171,6 +161,8 @@ class Study(Section):
     from its checkpoint.
     """
 
+    rules = staticmethod(compatibility.problems_of_stages)
+
     name: Annotated[str, AfterValidator(_study_name), Field(json_schema_extra={"pattern": _NAME})] = "study"
     seed: Index = 0
     search: SearchStage = SearchStage()
@@ -180,33 +172,25 @@ class Study(Section):
     max_checkpoint_gib: Positive | None = None
     max_retries: Index = 2
 
-    @model_validator(mode="after")
-    def _stages_follow(self) -> Study:
-        problems = compatibility.problems_of_stages(dict(self))
-        if problems:
-            raise ConfigError(problems)
-        return self
-
 
 # --- from plain values -----------------------------------------------------------------------------------------------
 
-_Model = TypeVar("_Model", bound=BaseModel)
-_Rules = Callable[[Mapping[str, Any]], list[Problem]]
+_Model = TypeVar("_Model", bound=Section)
 
 
 def parse_trial(raw: Mapping[str, Any]) -> Trial:
     """Return plain values (from YAML or JSON) as a Trial. Raises ConfigError with every problem found."""
-    return _parse(Trial, raw, compatibility.problems_of)
+    return _parse(Trial, raw)
 
 
 def parse_machine(raw: Mapping[str, Any]) -> Machine:
     """Return plain values as a Machine. Raises ConfigError with every problem found."""
-    return _parse(Machine, raw, compatibility.problems_of_machine)
+    return _parse(Machine, raw)
 
 
 def parse_study(raw: Mapping[str, Any]) -> Study:
     """Return plain values as a Study. Raises ConfigError with every problem found."""
-    return _parse(Study, raw, compatibility.problems_of_stages)
+    return _parse(Study, raw)
 
 
 def fingerprint(trial: Trial) -> str:
@@ -215,13 +199,13 @@ def fingerprint(trial: Trial) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-def _parse(model: type[_Model], raw: Mapping[str, Any], rules: _Rules) -> _Model:
+def _parse(model: type[_Model], raw: Mapping[str, Any]) -> _Model:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
         problems = problems_from(error, model, raw)
     if isinstance(raw, Mapping):  # one wrong section does not hide what is wrong between the others
-        problems += [problem for problem in rules(_sound_sections(model, raw)) if problem not in problems]
+        problems += [problem for problem in model.rules(_sound_sections(model, raw)) if problem not in problems]
     raise ConfigError(problems)
 
 

@@ -32,7 +32,7 @@ from raydml.ops.files import write_whole
 from raydml.search_space.space import SearchSpace, sample_trials
 from raydml.training import checkpoint
 from raydml.training.parts import make_sampler
-from raydml.training.trial_images import Catalogs, open_development
+from raydml.training.trial_images import Catalogs, open_development, with_content
 
 #: What each stage ends with.
 RESULT_FILES = {"search": "ranking.json", "confirm": "confirmed.json", "finalize": "final.json"}
@@ -67,7 +67,7 @@ def create_study(space: SearchSpace, *, storage: Path, tracking_uri: str, space_
         "study": space.study.model_dump(mode="json"),
         "trials": [trial.model_dump(mode="json") for trial in trials],
     }
-    digest = hashlib.sha256(json.dumps(specification, sort_keys=True).encode()).hexdigest()
+    digest = _digest(specification)
     if (folder / "study.json").exists():
         made = read_study(folder)
         if made["specification"] != digest:
@@ -103,7 +103,7 @@ def create_study(space: SearchSpace, *, storage: Path, tracking_uri: str, space_
 
 def fingerprinted_trials(space: SearchSpace, catalogs: Catalogs) -> list[Trial]:
     """Return the sampled trials of a space, each with the hash of its images: their fingerprints are final."""
-    trials = [_with_content(trial, catalogs.of(trial).content) for trial in sample_trials(space)]
+    trials = [with_content(trial, catalogs.of(trial)) for trial in sample_trials(space)]
     if len(metrics := sorted({trial.select_on for trial in trials})) > 1:
         raise StudyError(
             f"trial.select_on = {', '.join(metrics)}: trials that are ranked by different metrics cannot be compared. "
@@ -122,11 +122,6 @@ def with_absolute_paths(machine: Machine, storage: Path) -> Machine:
     )
 
 
-def _with_content(trial: Trial, content: str) -> Trial:
-    """Return the trial with the hash of its images, so that its fingerprint identifies the experiment."""
-    return trial.model_copy(update={"data": trial.data.model_copy(update={"content": content})})
-
-
 def make_splits(study: Study, catalogs: Catalogs, trials: Iterable[Trial]) -> dict[str, Any]:
     """Return every split of the search and of the folds, by name. Raises where a trial cannot work with its split."""
     splits: dict[str, Any] = {}
@@ -139,7 +134,7 @@ def make_splits(study: Study, catalogs: Catalogs, trials: Iterable[Trial]) -> di
             check_split(trial, catalog, split)
             name = "search" if fold == data.split.fold else f"fold {fold}"
             named = {part: [catalog.class_names[c] for c in classes] for part, classes in split.to_dict().items()}
-            splits[f"{name} {fingerprint_of(settings.model_dump(mode='json'))}"] = named
+            splits[f"{name} {_digest(settings.model_dump(mode='json'))[:8]}"] = named
     return splits
 
 
@@ -171,8 +166,8 @@ def check_split(trial: Trial, catalog: Catalog, split: Split) -> None:
         )
 
 
-def fingerprint_of(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _free_name(folder: Path) -> str:

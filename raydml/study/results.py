@@ -65,7 +65,7 @@ def write_results(folder: Path, record: Callable[..., None]) -> None:
     record: appends an event to the study's file.
     """
     trials = histories(folder)
-    summary = summarise(folder, trials)
+    summary = summarise(folder)
     illustrations = read_illustrations(folder)
     write_json(folder / "summary.json", summary)
     (folder / "summary.md").write_text(summary_markdown(summary), encoding="utf-8")

@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from raydml.analysis.comparisons import compare_all, ranking_in_words
-from raydml.analysis.cost import Cost, cost_of
+from raydml.analysis.cost import cost_of
 from raydml.analysis.importance import importance_of
 from raydml.analysis.published import comparable, is_system
 from raydml.analysis.rank_stability import search_stability
@@ -44,7 +44,7 @@ from raydml.analysis.trials import TrialState, parameters_of, varying
 from raydml.config.recipe import recipe_of
 from raydml.data.benchmarks import BENCHMARKS
 from raydml.data.seal import TestReads
-from raydml.study.events import read_state
+from raydml.study.events import StudyState, read_state
 from raydml.study.folder import RESULT_FILES, read_json, read_study
 
 _Runs = dict[str, dict[tuple[Any, Any], float]]
@@ -56,20 +56,19 @@ def histories(folder: Path) -> list[TrialState]:
     return [*state.of_stage("search"), *state.of_stage("confirm")]
 
 
-def summarise(folder: Path, trials: Sequence[TrialState] | None = None) -> dict[str, Any]:
-    """Return the dictionary that this module describes, from the result files and the events there are.
-
-    trials: what `histories` returns, where the caller has it already.
-    """
-    study = read_study(folder)
-    trials = histories(folder) if trials is None else trials
-    searched = [trial for trial in trials if trial.stage == "search"]
+def summarise(folder: Path) -> dict[str, Any]:
+    """Return the dictionary that this module describes, from the result files and the events there are."""
+    study, state = read_study(folder), read_state(folder)
+    searched = state.of_stage("search")
+    trials = [*searched, *state.of_stage("confirm")]
     found = {stage: _result(folder / name) for stage, name in RESULT_FILES.items()}
     configs = {trial.trial: trial.config for trial in searched if trial.config}
     names = _names(found["confirm"] or found["finalize"], configs)
     confirmed = [_confirmed(row, names) for row in found["confirm"]]
     by_key = {trial.trial: trial for trial in trials}
     final = [_final(row, configs[row["from_trial"]], names, by_key) for row in found["finalize"]]
+    parameters, values = [parameters_of(trial.config) for trial in searched], [trial.best for trial in searched]
+    cost = cost_of(trials, cpus=state.cpus, gpus=state.gpus)
     metric = study["select_on"]
     summary: dict[str, Any] = {
         "study": study["name"],
@@ -87,21 +86,18 @@ def summarise(folder: Path, trials: Sequence[TrialState] | None = None) -> dict[
             }
             for row in found["search"]
         ],
-        "best_so_far": _best_so_far(searched),
+        "best_so_far": _best_so_far(state),
         "confirm": confirmed,
         "final": final,
         "stability": None,
         "published": _published({row["dataset"] for row in final}, final, configs),
-        "cost": _cost(folder, trials),
-        "importance": _importance(searched)._asdict(),
+        "cost": cost._asdict() | {"stages": [stage._asdict() for stage in cost.stages]},
+        "importance": importance_of(parameters, values, varying(parameters))._asdict(),
         "test_reads": TestReads(folder / "test_reads.jsonl").read(),
     }
     summary |= _compared(_values(confirmed), "") | _compared(_tested(final, metric.removeprefix("val_")), "test_")
     if found["search"]:
-        judged = search_stability(
-            [trial.best for trial in searched], [trial.recipe for trial in searched], noun="recipes"
-        )
-        summary["stability"] = judged._asdict()
+        summary["stability"] = search_stability(values, [trial.recipe for trial in searched], noun="recipes")._asdict()
     return summary
 
 
@@ -154,11 +150,10 @@ def _plan(study: Mapping[str, Any], searched: Sequence[TrialState], found: Mappi
     }
 
 
-def _best_so_far(searched: Sequence[TrialState]) -> dict[str, Any] | None:
-    reached = [(trial.best, trial) for trial in searched if trial.best is not None]
-    if not reached:
+def _best_so_far(state: StudyState) -> dict[str, Any] | None:
+    best = state.best_of_stage("search")
+    if best is None:
         return None
-    _, best = max(reached, key=lambda pair: pair[0])
     return {"trial": best.trial, "recipe": best.recipe, "best": best.best, "epoch_of_best": best.epoch_of_best}
 
 
@@ -259,14 +254,3 @@ def _published(
             and is_system(configs[row["from_trial"]], entry["system"], entry["variant"])
         ]
     return list(entries.values())
-
-
-def _importance(searched: Sequence[TrialState]) -> Any:
-    parameters = [parameters_of(trial.config) for trial in searched]
-    return importance_of(parameters, [trial.best for trial in searched], varying(parameters))
-
-
-def _cost(folder: Path, trials: Sequence[TrialState]) -> dict[str, Any]:
-    state = read_state(folder)
-    cost: Cost = cost_of(trials, cpus=state.cpus, gpus=state.gpus)
-    return cost._asdict() | {"stages": [stage._asdict() for stage in cost.stages]}

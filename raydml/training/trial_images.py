@@ -38,18 +38,19 @@ class Catalogs:
             self._opened[key] = open_catalog(data.name, self._data_root, data.list_file)
             for note in self._opened[key].notes:
                 _logger.warning("warning: %s (launch.py data check says more)", note)
-        _refuse_others(trial, self._opened[key])
-        return self._opened[key]
+        catalog = self._opened[key]
+        if data.content not in ("", catalog.content):
+            raise DataError(
+                f"data.content: the trial was made for images with the hash {data.content[:12]}, the images "
+                f"in machine.data_root = {str(catalog.root)!r} have {catalog.content[:12]}. Cure: restore the images, "
+                "point machine.data_root at them, or leave data.content empty"
+            )
+        return catalog
 
 
-def _refuse_others(trial: Trial, catalog: Catalog) -> None:
-    data = trial.data
-    if data.content not in ("", catalog.content):
-        raise DataError(
-            f"data.content: the trial was made for images with the hash {data.content[:12]}, the images "
-            f"in machine.data_root = {str(catalog.root)!r} have {catalog.content[:12]}. Cure: restore the images, "
-            "point machine.data_root at them, or leave data.content empty"
-        )
+def with_content(trial: Trial, catalog: Catalog) -> Trial:
+    """Return the trial with the hash of its images, so that its fingerprint identifies the experiment."""
+    return trial.model_copy(update={"data": trial.data.model_copy(update={"content": catalog.content})})
 
 
 def split_for(trial: Trial, catalog: Catalog) -> Split:
@@ -66,8 +67,7 @@ def open_development(trial: Trial, machine: Machine, *, augmented: bool = True) 
     split = split_for(trial, catalog)
     original = augmented and trial.data.cache == "off"
     train, val = load_development(catalog, split, storage_for(trial, machine), original=original)
-    data = trial.data.model_copy(update={"content": catalog.content})
-    return OpenedImages(trial.model_copy(update={"data": data}), catalog, split, train, val)
+    return OpenedImages(with_content(trial, catalog), catalog, split, train, val)
 
 
 def open_test(trial: Trial, machine: Machine, key: TestKey) -> tuple[Catalog, Images]:

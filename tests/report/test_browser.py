@@ -64,7 +64,7 @@ def folder(tmp_path_factory):
     study = write_study(tmp_path_factory.mktemp("study") / "birds")
     trials = histories(study)
     out = tmp_path_factory.mktemp("report")
-    write_report(out, summarise(study, trials), trials, read_illustrations(study), ("html",))
+    write_report(out, summarise(study), trials, read_illustrations(study), ("html",))
     return out
 
 

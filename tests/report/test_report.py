@@ -68,7 +68,7 @@ def study(tmp_path):
 @pytest.fixture
 def made(study):
     trials = histories(study)
-    return summarise(study, trials), trials, read_illustrations(study)
+    return summarise(study), trials, read_illustrations(study)
 
 
 def test_the_page_has_every_section_and_needs_no_other_file(made):
