@@ -91,6 +91,11 @@ def check_library(
         torch.testing.assert_close(weight.ours.grad, of_theirs, rtol=gradient_rtol, atol=gradient_atol)
 
 
+def on_the_sphere(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The loss of embeddings normalised to length 1, as libraries that normalise compute it."""
+    return lambda points, *rest: loss(nn.functional.normalize(points, dim=1), *rest)
+
+
 def check_triplets(
     loss: nn.Module, points: Tensor, labels: Tensor, slow: Callable[[list[tuple[int, int, int]]], float]
 ) -> None:

@@ -11,7 +11,7 @@ from raydml.miners.multi_similarity import MultiSimilarityMiner
 from raydml.ops.tuples import Pairs, all_pairs
 from tests.batches import unit_batch
 from tests.golden_vectors import golden_cases
-from tests.losses.oracles import check_golden
+from tests.losses.oracles import check_golden, check_library, on_the_sphere
 
 # The value filter drops positives more alike than 1 - 1e-5; ours is by index (spec, section 1).
 CASES = golden_cases("deep_metric_multisimilarity", lambda case: not case["requires_value_filter"])
@@ -39,10 +39,8 @@ def test_release_with_its_miner(case: dict) -> None:
 
 
 def test_pytorch_metric_learning_without_a_miner() -> None:
-    points, labels = unit_batch()
-    theirs = MultiSimilarityLoss(alpha=1.5, beta=30, base=0.4)
-    ours = MultiSimilarity(alpha=1.5, beta=30, base=0.4)
-    torch.testing.assert_close(ours(points, labels), theirs(points, labels), rtol=1e-9, atol=0)
+    settings = {"alpha": 1.5, "beta": 30.0, "base": 0.4}
+    check_library(on_the_sphere(MultiSimilarity(**settings)), MultiSimilarityLoss(**settings), unit_batch())
 
 
 def test_pair_weights_are_those_of_the_paper() -> None:

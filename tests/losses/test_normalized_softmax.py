@@ -7,8 +7,9 @@ import torch
 from pytorch_metric_learning.losses import NormalizedSoftmaxLoss
 
 from raydml.losses.normalized_softmax import NormalizedSoftmax
+from tests.batches import unit_batch
 from tests.golden_vectors import golden_cases, golden_facts
-from tests.losses.oracles import check_golden, seeded
+from tests.losses.oracles import SharedWeight, check_golden, check_library, on_the_sphere, seeded
 
 RULE = golden_facts("classification_normsoftmax")["init_invariant"]
 
@@ -41,12 +42,8 @@ def test_weights_start_as_in_the_release() -> None:
 
 
 def test_pytorch_metric_learning() -> None:
-    generator = torch.Generator().manual_seed(0)
-    points = torch.nn.functional.normalize(torch.randn(9, 6, generator=generator), dim=1)
-    labels = torch.arange(9) % 5
-    theirs, ours = NormalizedSoftmaxLoss(5, 6, temperature=0.1), NormalizedSoftmax(5, 6, temperature=0.1)
-    ours.load_state_dict({"weight": theirs.W.detach().T})
-    torch.testing.assert_close(ours(points, labels), theirs(points, labels))
+    theirs, ours = NormalizedSoftmaxLoss(5, 6, temperature=0.1), NormalizedSoftmax(5, 6, temperature=0.1).double()
+    check_library(on_the_sphere(ours), theirs, unit_batch(dim=6), SharedWeight(ours.weight, theirs.W))
 
 
 def test_a_class_vector_of_length_zero_does_not_make_nan() -> None:

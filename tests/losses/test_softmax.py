@@ -7,7 +7,7 @@ import torch
 
 from raydml.losses.softmax import Softmax
 from tests.golden_vectors import golden_cases
-from tests.losses.oracles import check_golden
+from tests.losses.oracles import check_golden, seeded
 
 
 def test_by_hand() -> None:
@@ -27,9 +27,7 @@ def test_release(case: dict) -> None:
 
 
 def test_it_starts_as_a_linear_layer() -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        loss, linear = Softmax(3000, 16), torch.nn.Linear(16, 3000)
+    loss, linear = seeded(Softmax, 3000, 16), seeded(torch.nn.Linear, 16, 3000)
     for ours, theirs in ((loss.weight, linear.weight), (loss.bias, linear.bias)):
         assert ours.shape == theirs.shape
         assert 0.24 < ours.abs().max().item() <= 0.25

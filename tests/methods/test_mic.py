@@ -93,6 +93,17 @@ def features_of(method, images):
     return features
 
 
+def recorded_features(method):
+    """The features of the images, and a list that keeps what was computed."""
+    seen = []
+
+    def features(forward):
+        seen.append(features_of(method, images_of())(forward))
+        return seen[-1].copy()
+
+    return features, seen
+
+
 def clustered(images=None, epoch=0, **settings):
     method = method_of(**settings)
     images = images_of() if images is None else images
@@ -227,12 +238,7 @@ def test_modes_of_the_release_are_recovered(case):
 )
 def test_initial_features_are_of_the_layer_asked_for(layer, shape):
     method = method_of(initial_layer=layer)
-    seen = []
-
-    def features(forward):
-        seen.append(features_of(method, images_of())(forward))
-        return seen[-1].copy()
-
+    features, seen = recorded_features(method)
     method.recluster(features, 0, CPU)
     assert seen[0].shape == (len(LABELS), shape)
     with torch.no_grad():
@@ -251,12 +257,7 @@ def test_updates_cluster_the_auxiliary_embeddings(standardised, normalize):
         num_clusters=9,
         auxiliary_dim=5,
     )
-    seen = []
-
-    def features(forward):
-        seen.append(features_of(method, images_of())(forward))
-        return seen[-1].copy()
-
+    features, seen = recorded_features(method)
     metrics = method.recluster(features, 4, CPU)
     with torch.no_grad():
         embeddings = method.eval().auxiliary_head(method.network.trunk(images_of()))
