@@ -135,22 +135,19 @@ def _sample(run: ValidatedRun, folder: Path) -> Illustration:
 def _best_and_worst(run: ValidatedRun, folder: Path) -> list[Illustration]:
     images, ranked, drawn = run.val, run.ranked, []
     of_all = f"of {counted(len(ranked.queries), 'validation query', 'validation queries')}"
-    if best := best_queries(ranked, images.labels, _NUM_QUERIES):
-        path, title = folder / f"retrievals-best-{run.key}.png", f"Best queries, {run.key}"
-        draw_queries(best, {"": ranked}, images, path, title=title, within_r=True)
-        caption = (
-            f"The queries of {run.name} with the highest AP@R, of different classes. "
-            f"{(ranked.average_precision == 1).mean():.1%} {of_all} find all of their class first. "
-        )
-        drawn.append(Illustration("retrievals", title, f"{caption}{_AP} {FRAMES_IN_WORDS}", run.key, path))
-    if worst := worst_queries(ranked, images.labels, _NUM_QUERIES):
-        path, title = folder / f"retrievals-worst-{run.key}.png", f"Worst queries, {run.key}"
-        draw_queries(worst, {"": ranked}, images, path, title=title)
-        caption = (
-            f"The queries of {run.name} with the lowest AP@R, of different classes, and what they are mistaken for. "
-            f"For {1 - ranked.recall_at_1:.1%} {of_all} the nearest image is of another class. "
-        )
-        drawn.append(Illustration("retrievals", title, f"{caption}{_AP} {FRAMES_IN_WORDS}", run.key, path))
+    best = (
+        f"The queries of {run.name} with the highest AP@R, of different classes. "
+        f"{(ranked.average_precision == 1).mean():.1%} {of_all} find all of their class first."
+    )
+    worst = (
+        f"The queries of {run.name} with the lowest AP@R, of different classes, and what they are mistaken for. "
+        f"For {1 - ranked.recall_at_1:.1%} {of_all} the nearest image is of another class."
+    )
+    for kind, choose, caption in (("best", best_queries, best), ("worst", worst_queries, worst)):
+        if places := choose(ranked, images.labels, _NUM_QUERIES):
+            path, title = folder / f"retrievals-{kind}-{run.key}.png", f"{kind.capitalize()} queries, {run.key}"
+            draw_queries(places, {"": ranked}, images, path, title=title, within_r=kind == "best")
+            drawn.append(Illustration("retrievals", title, f"{caption} {_AP} {FRAMES_IN_WORDS}", run.key, path))
     return drawn
 
 
