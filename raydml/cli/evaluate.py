@@ -242,9 +242,10 @@ def _on_other_images(
         spec, precision, epoch = MetricSpec(DEFAULT_RECALL_AT), "fp32", ""
     else:
         from raydml.config.trial import parse_trial
-        from raydml.inference.checkpoints import load_network
+        from raydml.inference.export import load_checkpoint
 
-        network, preprocessing, card = load_network(source.checkpoint())
+        model = load_checkpoint(source.checkpoint())
+        network, preprocessing, card = model.network, model.preprocessing, model.card
         trial = parse_trial(card["trial"])
         spec, precision, epoch = metric_spec_of(trial), trial.precision, f", best epoch {card.get('best_epoch')}"
     machine = source.machine
@@ -261,8 +262,7 @@ def _on_other_images(
         facts={"recall_at": list(spec.recall_at), "checkpoint": source.name},
     )
     if save_to is not None:
-        save_embeddings(save_to, *saved[:2], class_names=saved.class_names, paths=saved.paths, roles=saved.roles,
-                        facts=saved.facts)  # fmt: skip
+        save_embeddings(save_to, saved)
     if "recall_at" not in settings:  # the k of the trial were chosen for other images
         spec = spec._replace(recall_at=tuple(k for k in spec.recall_at if k < len(saved.labels)) or (1,))
     evaluated = evaluate_saved(saved, spec, device_of(machine))

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +117,26 @@ def _read_only(array: np.ndarray) -> np.ndarray:
 def is_hidden(name: str) -> bool:
     """Return whether archives and desktops leave files or folders of this name behind: hidden ones and `__MACOSX`."""
     return name.startswith(".") or name == "__MACOSX"
+
+
+def images_below(root: Path, place: str, onerror: Callable[[OSError], object]) -> Iterator[str]:
+    """Yield the images below root/place, at any depth: paths relative to root with "/".
+
+    An image is a file with an image suffix. Hidden files and `__MACOSX` are ignored. Links are followed, into each
+    folder once, by the first of its paths in order. onerror: called with the error of a folder that cannot be listed.
+    """
+    seen: set[str] = set()
+    for folder, subfolders, files in os.walk(root / place, onerror=onerror, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not is_hidden(name))
+        inside = Path(folder).relative_to(root)
+        for name in files:
+            if name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name):
+                yield (inside / name).as_posix()
 
 
 def find_files(root: Path, entries: Sequence[ImageEntry]) -> tuple[list[ImageFile], list[str]]:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ from raydml.data.benchmarks import (
     folder_of,
     part_counts,
 )
-from raydml.data.catalog import IMAGE_SUFFIXES, DataError, ImageEntry, find_files, is_hidden, listed
+from raydml.data.catalog import DataError, ImageEntry, find_files, images_below, listed
 
 _CHUNK = 64  # images that a thread decodes between two reports of progress
 _DECIMAL = re.compile(r"\d+(\.\d+)?", re.ASCII)
@@ -194,30 +194,15 @@ def _check_unlisted(name: str, folder: Path, entries: list[ImageEntry], findings
     candidates = [place for place in BENCHMARKS[name].image_folders if not place or place in used]
     folders = [place for place in candidates if (folder / place).is_dir()]  # its images are missing otherwise
     faults: list[OSError] = []
-    extra = sorted(path for place in folders for path in _images_below(folder, place, faults) if path not in known)
+    extra = sorted(
+        path for place in folders for path in images_below(folder, place, faults.append) if path not in known
+    )
     if faults:
         findings.wrong(f"{len(faults):,} folders cannot be listed: {listed(faults)}")
     if extra and BENCHMARKS[name].subset_listed:
         findings.fine(f"{len(extra):,} images are in no list, as is usual for {name}")
     elif extra:
         findings.wrong(f"{len(extra):,} images are in no list: {listed(extra)}")
-
-
-def _images_below(folder: Path, place: str, faults: list[OSError]) -> Iterator[str]:
-    """Yield the paths, relative to folder, of all images below folder/place; links are followed, each folder once."""
-    seen: set[str] = set()
-    for current, folders, files in os.walk(folder / place, followlinks=True, onerror=faults.append):
-        real = os.path.realpath(current)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not is_hidden(name)]
-        inside = os.path.relpath(current, folder).replace(os.sep, "/")
-        prefix = "" if inside == "." else f"{inside}/"
-        for name in files:
-            if name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name):
-                yield prefix + name
 
 
 def _decode(

@@ -23,10 +23,6 @@ from raydml.ops.progress import report_progress
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class EvaluationError(ValueError):
-    """An evaluation with settings that are out of range."""
-
-
 def embed(
     network: nn.Module,
     pixels: Pixels,
@@ -44,10 +40,6 @@ def embed(
     replaces the network's output, for example by features of an inner layer. The centre crops of one batch are read or
     decoded while the previous batch is embedded.
     """
-    if precision not in AUTOCAST:
-        raise EvaluationError(f"precision: {precision!r}; one of {', '.join(AUTOCAST)}")
-    if len(pixels) == 0 or batch_size < 1:
-        raise EvaluationError(f"{len(pixels)} images in batches of {batch_size}: both must be at least 1")
     dtype, device = AUTOCAST[precision], torch.device(device)
     embeddings: NDArray[np.float32] | None = None
     starts = range(0, len(pixels), batch_size)

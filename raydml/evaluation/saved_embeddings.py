@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from raydml.metrics.geometry import unit_rows
 from raydml.ops.files import write_whole
 
 
@@ -29,7 +30,7 @@ class SavedEmbeddingsError(ValueError):
 
 
 class SavedEmbeddings(NamedTuple):
-    """The content of the file, for N images of C classes."""
+    """The content of the file, for N images of C classes. facts: JSON values on the origin of the embeddings."""
 
     embeddings: NDArray[np.float32]
     labels: NDArray[np.int64]
@@ -39,29 +40,8 @@ class SavedEmbeddings(NamedTuple):
     facts: dict[str, Any]
 
 
-def save_embeddings(
-    path: Path,
-    embeddings: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    *,
-    class_names: Sequence[str],
-    paths: Sequence[str],
-    roles: Sequence[str] | None = None,
-    facts: Mapping[str, Any],
-) -> Path:
-    """Write the file and its folder, and return its path. Raises SavedEmbeddingsError for arrays that do not fit.
-
-    facts: JSON values on the origin of the embeddings.
-    """
-    path = Path(path)
-    saved = SavedEmbeddings(
-        np.ascontiguousarray(embeddings, dtype=np.float32),
-        np.ascontiguousarray(labels, dtype=np.int64),
-        tuple(class_names),
-        tuple(paths),
-        None if roles is None else tuple(roles),
-        dict(facts),
-    )
+def save_embeddings(path: Path, saved: SavedEmbeddings) -> Path:
+    """Write the file and its folder, and return its path. Raises SavedEmbeddingsError for arrays that do not fit."""
     _check(saved, str(path))
     arrays: dict[str, Any] = {
         "embeddings": saved.embeddings,
@@ -142,10 +122,7 @@ def concatenate(parts: Sequence[SavedEmbeddings]) -> SavedEmbeddings:
         same = part.paths == first.paths and part.roles == first.roles and np.array_equal(part.labels, first.labels)
         if not same:
             raise SavedEmbeddingsError(f"part {number} of the ensemble is not of the images of part 1, in their order")
-    rows = np.concatenate([_unit(part.embeddings) for part in parts], axis=1) / np.sqrt(len(parts))
+    rows = np.concatenate([unit_rows(part.embeddings.astype(np.float64)) for part in parts], axis=1) / np.sqrt(
+        len(parts)
+    )
     return first._replace(embeddings=rows.astype(np.float32), facts={**first.facts, "num_networks": len(parts)})
-
-
-def _unit(rows: NDArray[np.float32]) -> NDArray[np.float64]:
-    lengths = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
-    return np.divide(rows, lengths, out=np.zeros(rows.shape), where=lengths > 0)

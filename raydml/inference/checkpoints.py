@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,37 +13,26 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raydml.config.trial import Machine, Trial, parse_trial
+from raydml.data.catalog import DataError
 from raydml.data.seal import TestKey
 from raydml.evaluation.embed import (
     Evaluation,
-    EvaluationError,
     device_of,
     embed,
     evaluate_embeddings,
     metric_spec_of,
 )
 from raydml.evaluation.protocols import protocols_of
-from raydml.evaluation.saved_embeddings import save_embeddings
+from raydml.evaluation.saved_embeddings import SavedEmbeddings, save_embeddings
 from raydml.evaluation.scoring import MetricSpec
 from raydml.images.cache import Images
 from raydml.images.pixels import Pixels
 from raydml.images.preprocessing import Preprocessing
-from raydml.inference.export import rebuild
-from raydml.models.network import Network, build_network
-from raydml.training import checkpoint
+from raydml.inference.export import load_checkpoint
+from raydml.models.network import build_network
 from raydml.training.parts import network_arguments
 from raydml.training.randomness import seed_for
 from raydml.training.trial_images import open_development, open_test, split_for
-
-
-def load_network(checkpoint_folder: Path) -> tuple[Network, Preprocessing, dict[str, Any]]:
-    """Return the best network of a checkpoint (CPU, evaluation mode), its preprocessing and its model card.
-
-    Raises CheckpointError for a damaged checkpoint.
-    """
-    card = checkpoint.load_card(checkpoint_folder)
-    network, preprocessing = rebuild(card, checkpoint.load_weights(checkpoint_folder), str(checkpoint_folder))
-    return network, preprocessing, card
 
 
 def embed_as_trained(
@@ -92,40 +81,31 @@ def evaluate_checkpoint(
         spec: the metrics to compute; None: those of the trial.
         save_to: a file for the embeddings (saved_embeddings.py), written before they are scored.
 
-    Raises EvaluationError for the test part without a key, DataError for images other than those of the trial.
+    Raises DataError for the test part without a key, and for images other than those of the trial.
     """
-    if part not in ("val", "test"):
-        raise EvaluationError(f"part: {part!r}; one of val, test")
     if part == "test" and key is None:
-        raise EvaluationError(
-            "part: test; the test classes are sealed. Pass the key that TestReads(...).record(...) returns"
-        )
-    network, preprocessing, card = load_network(checkpoint_folder)
-    trial = parse_trial(card["trial"])
+        raise DataError("part: test; the test classes are sealed. Pass the key that TestReads(...).record(...) returns")
+    model = load_checkpoint(checkpoint_folder)
+    trial = parse_trial(model.card["trial"])
     images, class_names, protocols = _open_part(trial, part, machine, key)
     run_on = device or device_of(machine)
     spec = spec or metric_spec_of(trial)
 
-    embed_part = partial(embed_as_trained, trial, machine, run_on, preprocessing, images.pixels)
-    embeddings = embed_part(network)
+    embed_part = partial(embed_as_trained, trial, machine, run_on, model.preprocessing, images.pixels)
+    embeddings = embed_part(model.network)
     if save_to is not None:
-        save_embeddings(
-            save_to,
-            embeddings,
-            images.labels,
-            class_names=class_names,
-            paths=images.paths,
-            roles=images.roles,
-            facts={
-                "dataset": trial.data.name,
-                "part": part,
-                "protocols": list(protocols),
-                "recall_at": list(spec.recall_at),
-                "fingerprint": card.get("fingerprint"),
-                "seed": trial.seed,
-                "checkpoint": str(checkpoint_folder),
-            },
-        )
+        facts = {
+            "dataset": trial.data.name,
+            "part": part,
+            "protocols": list(protocols),
+            "recall_at": list(spec.recall_at),
+            "fingerprint": model.card.get("fingerprint"),
+            "seed": trial.seed,
+            "checkpoint": str(checkpoint_folder),
+        }
+        names = tuple(class_names)
+        saved = SavedEmbeddings(embeddings, images.labels, names, images.paths, images.roles, facts)
+        save_embeddings(save_to, saved)
     found = evaluate_embeddings(embeddings, images.labels, images.roles, protocols, spec, run_on)
     if untrained:
         beginning = build_network(

@@ -24,10 +24,11 @@ from raydml.evaluation.embed import Evaluation, device_of, embed, evaluate_embed
 from raydml.evaluation.protocols import DISTRACTOR, protocols_of
 from raydml.evaluation.saved_embeddings import SavedEmbeddings
 from raydml.evaluation.scoring import MetricSpec
-from raydml.images.cache import Images, Storage, load_test
+from raydml.images.cache import Images, load_test
 from raydml.images.preprocessing import Preprocessing
 from raydml.models.backbones import BACKBONES
 from raydml.models.network import ModelError, build_network, preprocessing_for
+from raydml.training.trial_images import storage_for
 
 PREFIXES = ("backbone:", "timm:")
 _SEED = 0
@@ -96,16 +97,8 @@ def evaluate_saved(saved: SavedEmbeddings, spec: MetricSpec, device: str = "cpu"
 
 
 def _open(collection: Collection, preprocessing: Preprocessing, machine: Machine) -> Images:
-    storage = Storage(
-        resize_px=preprocessing.resize_px,
-        resize=preprocessing.resize,
-        interpolation=preprocessing.interpolation,
-        cache_dir=machine.cache_dir,
-        max_bytes=None if machine.max_cache_gib is None else int(machine.max_cache_gib * 2**30),
-        on_unreadable=machine.on_unreadable,
-    )
-    classes = _classes_of(collection.catalog)
-    return load_test(collection.catalog, Split((), (), classes), storage, key=collection.key)
+    split = Split((), (), _classes_of(collection.catalog))
+    return load_test(collection.catalog, split, storage_for(preprocessing, machine), key=collection.key)
 
 
 def _classes_of(catalog: Catalog) -> tuple[int, ...]:

@@ -11,7 +11,6 @@ PQ) may replace index.faiss, provided that row i is image i and its distances ar
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from raydml.data.catalog import IMAGE_SUFFIXES, is_hidden, listed
+from raydml.data.catalog import IMAGE_SUFFIXES, images_below, listed
 from raydml.images.pixels import UnreadableImage, decode, decode_in_order
 from raydml.inference.export import EmbeddingModel
 from raydml.ops.files import write_whole
@@ -48,26 +47,13 @@ class EmbeddedBatch(NamedTuple):
 
 
 def image_names(root: Path) -> list[str]:
-    """Return the images below a folder, at any depth: paths relative to it with "/", sorted.
-
-    An image is a file with an image suffix. Hidden files and `__MACOSX` are ignored; links are followed, into each
-    folder once. Raises GalleryError for a folder that cannot be read or holds no image.
-    """
+    """Return the `images_below` a folder, sorted. Raises GalleryError if it cannot be read or holds no image."""
     if not root.is_dir():
         raise GalleryError(f"FOLDER = {str(root)!r} is no folder. Cure: give the folder that holds the images")
-    names: list[str] = []
-    seen: set[str] = set()
-    for folder, subfolders, files in os.walk(root, onerror=_refuse, followlinks=True):
-        real = os.path.realpath(folder)
-        subfolders[:] = sorted(name for name in subfolders if not is_hidden(name)) if real not in seen else []
-        files = [] if real in seen else files
-        seen.add(real)
-        inside = Path(folder).relative_to(root)
-        images = (name for name in files if name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name))
-        names += [(inside / name).as_posix() for name in images]
+    names = sorted(images_below(root, "", _refuse))
     if not names:
         raise GalleryError(f"FOLDER = {str(root)!r} and its folders hold no image ({', '.join(IMAGE_SUFFIXES)})")
-    return sorted(names)
+    return names
 
 
 def _refuse(error: OSError) -> None:

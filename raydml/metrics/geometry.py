@@ -33,7 +33,7 @@ def class_distances(embeddings: _Floats, labels: NDArray[np.int64]) -> ClassDist
     labels: (N,). A row of length 0 has cosine 0 with every other. The mean over the ordered pairs i != j of a class of
     n unit vectors is (|sum|^2 - n) / (n (n - 1)), so no cost grows with the number of pairs.
     """
-    unit = _unit(embeddings.astype(np.float64))
+    unit = unit_rows(embeddings.astype(np.float64))
     _, ids, counts = np.unique(labels, return_inverse=True, return_counts=True)
     sums = np.zeros((len(counts), embeddings.shape[1]))
     np.add.at(sums, ids, unit)
@@ -44,7 +44,7 @@ def class_distances(embeddings: _Floats, labels: NDArray[np.int64]) -> ClassDist
         pairs = counts[several] * (counts[several] - 1.0)
         intra = float(1 - (((sums[several] ** 2).sum(axis=1) - squares[several]) / pairs).mean())
     if len(counts) > 1:
-        means = _unit(sums)
+        means = unit_rows(sums)
         own = (means**2).sum()
         inter = float(1 - ((means.sum(axis=0) ** 2).sum() - own) / (len(counts) * (len(counts) - 1.0)))
     # As in the authors' code: coinciding class means would divide by zero.
@@ -76,6 +76,7 @@ def spectral_decay(embeddings: _Floats) -> float:
     return float((uniform * np.log(uniform / spectrum)).sum())
 
 
-def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+def unit_rows(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scale the rows (N, D) to length 1; a row of zeros stays zero."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)

@@ -118,7 +118,7 @@ class BackboneFacts:
     fixed_crop_px: int | None
     weights_file: str | None
     classifier: tuple[str, ...]
-    stages: tuple[str, str, str, str]
+    stages: tuple[str, ...]
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     channels: Literal["RGB", "BGR"] = "RGB"
@@ -204,12 +204,7 @@ BACKBONES: dict[str, BackboneFacts] = {
         224,
         "vit_b_16-c867db91.pth",
         ("heads.",),
-        (
-            "encoder.layers.encoder_layer_2",
-            "encoder.layers.encoder_layer_5",
-            "encoder.layers.encoder_layer_8",
-            "encoder.layers.encoder_layer_11",
-        ),
+        tuple(f"encoder.layers.encoder_layer_{number}" for number in (2, 5, 8, 11)),
         has_pooling=False,
     ),
 }

@@ -19,7 +19,8 @@ from raydml.evaluation.saved_embeddings import SavedEmbeddings, load_embeddings,
 from raydml.images.cache import Images
 from raydml.images.pixels import Pixels
 from raydml.images.preprocessing import Preprocessing
-from raydml.inference.checkpoints import embed_as_trained, load_network
+from raydml.inference.checkpoints import embed_as_trained
+from raydml.inference.export import load_checkpoint
 from raydml.ops.files import write_whole
 from raydml.report.clusters import (
     KeptClusters,
@@ -352,8 +353,8 @@ def open_run(
     Raises CheckpointError for a damaged checkpoint, DataError for images other than those of the trial, RetrievalError
     for embeddings with NaN.
     """
-    network, preprocessing, card = load_network(checkpoint_folder)
-    trial = parse_trial(card["trial"])
+    model = load_checkpoint(checkpoint_folder)
+    network, preprocessing, trial = model.network, model.preprocessing, parse_trial(model.card["trial"])
     images = trial.data.model_dump_json(exclude={"augmentation", "crop_px", "cache"})
     if images not in opened:
         opened[images] = open_development(trial, machine, augmented=False)
@@ -376,7 +377,5 @@ def save_run(run: ValidatedRun, path: Path) -> Path:
         "checkpoint": str(run.checkpoint),
         "trial": run.key,
     }
-    names = run.val.class_names
-    return save_embeddings(
-        path, run.embeddings, val.labels, class_names=names, paths=val.paths, roles=val.roles, facts=facts
-    )
+    names = tuple(run.val.class_names)
+    return save_embeddings(path, SavedEmbeddings(run.embeddings, val.labels, names, val.paths, val.roles, facts))

@@ -3,12 +3,14 @@
 import logging
 from typing import NamedTuple
 
+from raydml.config.sections import Data
 from raydml.config.trial import Machine, Trial
 from raydml.data.catalog import Catalog, DataError
 from raydml.data.datasets import open_catalog
 from raydml.data.seal import TestKey
 from raydml.data.splits import Split, make_split
 from raydml.images.cache import Images, Storage, load_development, load_test
+from raydml.images.preprocessing import Preprocessing
 
 _logger = logging.getLogger("raydml")
 
@@ -66,22 +68,22 @@ def open_development(trial: Trial, machine: Machine, *, augmented: bool = True) 
     catalog = Catalogs(machine).of(trial)
     split = split_for(trial, catalog)
     original = augmented and trial.data.cache == "off"
-    train, val = load_development(catalog, split, storage_for(trial, machine), original=original)
+    train, val = load_development(catalog, split, storage_for(trial.data, machine), original=original)
     return OpenedImages(with_content(trial, catalog), catalog, split, train, val)
 
 
 def open_test(trial: Trial, machine: Machine, key: TestKey) -> tuple[Catalog, Images]:
     """Open the test images of a trial and spend the key. Raises DataError."""
     catalog = Catalogs(machine).of(trial)
-    return catalog, load_test(catalog, split_for(trial, catalog), storage_for(trial, machine), key=key)
+    return catalog, load_test(catalog, split_for(trial, catalog), storage_for(trial.data, machine), key=key)
 
 
-def storage_for(trial: Trial, machine: Machine) -> Storage:
-    """The storage of a trial's decoded images."""
+def storage_for(sizes: Data | Preprocessing, machine: Machine) -> Storage:
+    """The storage of images that are decoded and resized in this way."""
     return Storage(
-        resize_px=trial.data.resize_px,
-        resize=trial.data.resize,
-        interpolation=trial.data.interpolation,
+        resize_px=sizes.resize_px,
+        resize=sizes.resize,
+        interpolation=sizes.interpolation,
         cache_dir=machine.cache_dir,
         max_bytes=None if machine.max_cache_gib is None else int(machine.max_cache_gib * 2**30),
         on_unreadable=machine.on_unreadable,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raydml.evaluation.saved_embeddings import load_embeddings, save_embeddings
+from raydml.evaluation.saved_embeddings import SavedEmbeddings, load_embeddings, save_embeddings
 from tests.cli import commands
 
 NUM_CLASSES, NUM_IMAGES = 3, 4
@@ -87,9 +87,9 @@ def test_distractors_are_searched_among_and_never_right(folder, tmp_path):
 def test_kept_embeddings_of_test_classes_are_read_on_record(tmp_path):
     facts = {"part": "test", "dataset": "digits", "protocols": ["leave_one_out"], "recall_at": [1], "checkpoint": "c"}
     rows = np.array([[0.0], [0.1], [5.0], [5.1]], dtype=np.float32)
-    arguments = {"class_names": ["a", "b"], "paths": ["1", "2", "3", "4"]}
-    save_embeddings(tmp_path / "test.npz", rows, np.array([0, 0, 1, 1]), facts=facts, **arguments)
-    save_embeddings(tmp_path / "val.npz", rows, np.array([0, 0, 1, 1]), facts={**facts, "part": "val"}, **arguments)
+    saved = SavedEmbeddings(rows, np.array([0, 0, 1, 1]), ("a", "b"), ("1", "2", "3", "4"), None, facts)
+    save_embeddings(tmp_path / "test.npz", saved)
+    save_embeddings(tmp_path / "val.npz", saved._replace(facts={**facts, "part": "val"}))
     result = commands.done("evaluate", tmp_path / "val.npz")
     assert "R@1" in result.output
     assert "1.0000" in result.output
@@ -101,9 +101,9 @@ def test_kept_embeddings_of_test_classes_are_read_on_record(tmp_path):
 
 def test_kept_embeddings_are_scored_by_the_protocols_they_were_kept_with(tmp_path):
     rows = np.array([[0.0], [0.2], [1.0], [1.1], [5.0], [5.3]], dtype=np.float32)
-    arguments = {"class_names": ["a", "b", "c"], "paths": list("123456")}
-    arguments["facts"] = {"part": "val", "protocols": ["one_gallery_image", "leave_one_out"], "recall_at": [1]}
-    save_embeddings(tmp_path / "kept.npz", rows, np.array([0, 0, 1, 1, 2, 2]), **arguments)
+    facts = {"part": "val", "protocols": ["one_gallery_image", "leave_one_out"], "recall_at": [1]}
+    labels, paths = np.array([0, 0, 1, 1, 2, 2]), tuple("123456")
+    save_embeddings(tmp_path / "kept.npz", SavedEmbeddings(rows, labels, ("a", "b", "c"), paths, None, facts))
     report = scored(tmp_path / "kept.npz")
     assert list(report["protocols"]) == ["one_gallery_image", "leave_one_out"]
     assert [name for name in report["metrics"] if "recall" in name] == ["recall_at_1", "leave_one_out_recall_at_1"]

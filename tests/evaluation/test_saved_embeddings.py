@@ -17,15 +17,16 @@ from raydml.evaluation.saved_embeddings import (
 ROWS = np.arange(6, dtype=np.float32).reshape(3, 2)
 LABELS = np.array([0, 1, 0])
 REST = {
-    "class_names": ["Äpfel", "pears"],
-    "paths": ["a.jpg", "b c.jpg", "d.jpg"],
+    "class_names": ("Äpfel", "pears"),
+    "paths": ("a.jpg", "b c.jpg", "d.jpg"),
+    "roles": None,
     "facts": {"part": "val", "k": [1, 2]},
 }
 
 
 @pytest.mark.parametrize("roles", [None, ("query", "gallery", "query")])
 def test_everything_comes_back(tmp_path, roles):
-    path = save_embeddings(tmp_path / "new" / "x.npz", ROWS, LABELS, roles=roles, **REST)
+    path = save_embeddings(tmp_path / "new" / "x.npz", SavedEmbeddings(ROWS, LABELS, **{**REST, "roles": roles}))
     assert [item.name for item in path.parent.iterdir()] == ["x.npz"]
     saved = load_embeddings(path)
     np.testing.assert_array_equal(saved.embeddings, ROWS)
@@ -38,7 +39,7 @@ def test_everything_comes_back(tmp_path, roles):
 
 
 def test_the_file_holds_no_pickled_object(tmp_path):
-    path = save_embeddings(tmp_path / "x.npz", ROWS, LABELS, **REST)
+    path = save_embeddings(tmp_path / "x.npz", SavedEmbeddings(ROWS, LABELS, **REST))
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
             assert b"|O" not in archive.read(name)[:128], name
@@ -57,7 +58,7 @@ def test_the_file_holds_no_pickled_object(tmp_path):
 def test_arrays_that_do_not_fit_together_are_refused_before_a_file_is_written(tmp_path, change, message):
     arguments = {"embeddings": ROWS, "labels": LABELS, **REST, **change}
     with pytest.raises(SavedEmbeddingsError, match=message):
-        save_embeddings(tmp_path / "x.npz", **arguments)
+        save_embeddings(tmp_path / "x.npz", SavedEmbeddings(**arguments))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -70,7 +71,7 @@ def write_other_arrays(path):
 
 
 def write_damaged(path):
-    save_embeddings(path, ROWS, LABELS, **REST)
+    save_embeddings(path, SavedEmbeddings(ROWS, LABELS, **REST))
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
 

@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 
 import raydml.export
 from raydml.images.preprocessing import PreprocessingError
-from raydml.inference.checkpoints import load_network
 from raydml.inference.export import EmbeddingModel, ExportError, export_model, is_exported, load_checkpoint
 from raydml.models.network import build_network, preprocessing_for
 from raydml.models.pretrained import WeightsError
@@ -194,7 +193,7 @@ def test_a_network_that_does_not_fit_its_card_is_not_exported(tmp_path, checkpoi
     del card["preprocessing"]
     folder = checkpoint.save(tmp_path / "bare", state={}, model_card=card, best_weights=weights)
     with pytest.raises(ExportError, match="lacks preprocessing"):
-        load_network(folder)
+        load_checkpoint(folder)
 
 
 def test_one_image_without_a_list_is_refused(model, tmp_path):

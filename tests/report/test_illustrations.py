@@ -12,7 +12,7 @@ from matplotlib.image import imread
 from PIL import Image
 
 from raydml.config.trial import parse_machine, parse_trial
-from raydml.evaluation.saved_embeddings import SavedEmbeddingsError, load_embeddings, save_embeddings
+from raydml.evaluation.saved_embeddings import SavedEmbeddings, SavedEmbeddingsError, load_embeddings, save_embeddings
 from raydml.inference.checkpoints import evaluate_checkpoint
 from raydml.report import illustrations
 from raydml.report.illustrations import INDEX, draw_illustrations, draw_test_illustrations, open_run
@@ -181,9 +181,9 @@ def saved_test(path, roles=None):
     labels = np.repeat([0, 1, 2], 20)
     centres = np.array([[9.0, 0.0], [0.0, 9.0], [0.0, 9.0]])
     rows = centres[labels] + generator.standard_normal((60, 2))
-    names, paths = ["pears", "plums", "figs"], [f"{number}.jpg" for number in range(60)]
+    names, paths = ("pears", "plums", "figs"), tuple(f"{number}.jpg" for number in range(60))
     return save_embeddings(
-        path, rows.astype(np.float32), labels, class_names=names, paths=paths, roles=roles, facts={"part": "test"}
+        path, SavedEmbeddings(rows.astype(np.float32), labels, names, paths, roles, {"part": "test"})
     )
 
 

@@ -12,8 +12,8 @@ from raydml.config.trial import parse_machine, parse_trial
 from raydml.data.catalog import DataError
 from raydml.evaluation import embed
 from raydml.evaluation.scoring import Scores
-from raydml.inference.checkpoints import load_network
-from raydml.methods._objective import Objective
+from raydml.inference.export import load_checkpoint
+from raydml.methods._base import Objective
 from raydml.models.network import BACKBONES, BackboneFacts, Head, Network
 from raydml.samplers._base import make_plan
 from raydml.training import checkpoint, parts
@@ -399,9 +399,9 @@ def test_the_best_weights_are_those_of_the_best_epoch_and_the_card_says_which(tm
     assert (card["epoch"], card["best_epoch"]) == (4, 2)  # an equal later epoch is no improvement
     assert card["metrics"]["val_map_at_r"] == 0.7
     assert_same(checkpoint.load_weights(tmp_path / "c"), weights[1])
-    network, preprocessing, _ = load_network(tmp_path / "c")
-    assert preprocessing == trainer.preprocessing
-    assert_same(dict(network.state_dict()), weights[1])
+    model = load_checkpoint(tmp_path / "c")
+    assert model.preprocessing == trainer.preprocessing
+    assert_same(dict(model.network.state_dict()), weights[1])
 
 
 # --- trials that go wrong -------------------------------------------------------------------------------------------

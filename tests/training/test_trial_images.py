@@ -63,7 +63,7 @@ def test_every_setting_of_the_augmentation_arrives_in_the_loader(machine):
 
 def test_every_setting_of_the_storage_arrives(machine):
     trial = trial_of(resize="squash", interpolation="lanczos")
-    storage = storage_for(trial, machine.model_copy(update={"max_cache_gib": 0.5, "on_unreadable": "skip"}))
+    storage = storage_for(trial.data, machine.model_copy(update={"max_cache_gib": 0.5, "on_unreadable": "skip"}))
     assert (storage.resize_px, storage.resize, storage.interpolation) == (36, "squash", "lanczos")
     assert (storage.cache_dir, storage.max_bytes, storage.on_unreadable) == (machine.cache_dir, 2**29, "skip")
 
