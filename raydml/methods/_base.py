@@ -1,17 +1,63 @@
-"""What a method is: the interface between a training procedure and the trainer."""
+"""The interface between a training procedure and the trainer, and the objective of a trial."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from raydml.methods._objective import Objective
 from raydml.models.network import Network
+from raydml.regularizers._base import Regularizer
 from raydml.samplers._base import EpochPlan, Sampler
+
+
+class Objective(nn.Module):
+    """The loss on what the miner chose, plus every regulariser's term.
+
+    miner None: the loss takes all tuples of the batch. Everything is computed in float32 (or wider), also under
+    autocast.
+    """
+
+    def __init__(
+        self,
+        loss: nn.Module,
+        miner: nn.Module | None = None,
+        regularizers: Mapping[str, Regularizer] = MappingProxyType({}),
+    ) -> None:
+        super().__init__()
+        self.loss = loss
+        self.miner = miner
+        self.regularizers = nn.ModuleDict(regularizers)
+
+    def forward(self, embeddings: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Return a scalar in the graph. Called once in a training step.
+
+        embeddings: (B, D) of a training batch; labels: (B,) int64; generator: on the CPU, for mining.
+        """
+        with torch.autocast(embeddings.device.type, enabled=False):
+            regularizers = cast(Iterable[Regularizer], self.regularizers.values())
+            if self.miner is None:
+                total: Tensor = self.loss(embeddings, labels)
+            else:
+                # The choice of the tuples has no gradient.
+                tuples = self.miner(embeddings.detach(), labels, generator)
+                for regularizer in regularizers:
+                    tuples = regularizer.rewrite(tuples, labels, generator)
+                total = self.loss(embeddings, labels, tuples)
+            for regularizer in regularizers:
+                total = total + regularizer(embeddings, labels, generator)
+            return total
+
+
+class MakeObjective(Protocol):
+    """A function that makes a new objective of the trial for the given sizes."""
+
+    def __call__(self, num_classes: int, embedding_dim: int, *, with_regularizers: bool = True) -> Objective: ...
+
 
 MakeSampler = Callable[[np.ndarray], Sampler]
 """Labels (N,) of some training images -> the trial's sampler for them."""

@@ -10,8 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raydml.data.catalog import DataError
-from raydml.methods._base import Batch, Features, MakeSampler, Method
-from raydml.methods._objective import MakeObjective, Objective
+from raydml.methods._base import Batch, Features, MakeObjective, MakeSampler, Method, Objective
 from raydml.metrics.clustering import cluster_metrics
 from raydml.models.network import Network, normalised
 from raydml.ops.clustering import LARGEST_SEED, KMeans, cluster, match_to_previous, without_singletons

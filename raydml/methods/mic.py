@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from raydml.methods._base import Batch, Features, MakeSampler, Method
-from raydml.methods._objective import MakeObjective
+from raydml.methods._base import Batch, Features, MakeObjective, MakeSampler, Method
 from raydml.metrics.clustering import cluster_metrics
 from raydml.models.network import Head, Network
 from raydml.ops.clustering import LARGEST_SEED, KMeans, cluster

@@ -4,8 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raydml.methods._base import Batch, MakeSampler, Method
-from raydml.methods._objective import MakeObjective
+from raydml.methods._base import Batch, MakeObjective, MakeSampler, Method
 from raydml.models.network import Network
 from raydml.samplers._base import EpochPlan
 

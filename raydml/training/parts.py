@@ -8,8 +8,7 @@ import torch
 
 from raydml import registry
 from raydml.config.trial import Trial
-from raydml.methods._base import Method
-from raydml.methods._objective import Objective
+from raydml.methods._base import Method, Objective
 from raydml.models.network import Network, build_network
 from raydml.samplers._base import Sampler
 from raydml.training.optimizers import build_optimizer, check_every_parameter_learns

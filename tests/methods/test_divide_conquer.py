@@ -10,8 +10,7 @@ from torch import nn
 
 from raydml import registry
 from raydml.data.catalog import DataError
-from raydml.methods._base import Batch, Method
-from raydml.methods._objective import Objective
+from raydml.methods._base import Batch, Method, Objective
 from raydml.methods.divide_conquer import DivideConquer
 from raydml.methods.plain import Plain
 from raydml.models.network import Head, Network

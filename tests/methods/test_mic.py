@@ -9,8 +9,7 @@ from torch.nn import functional
 
 from raydml import registry
 from raydml.errors import ConfigError
-from raydml.methods._base import Batch
-from raydml.methods._objective import Objective
+from raydml.methods._base import Batch, Objective
 from raydml.methods.mic import MIC, standardise_by_class
 from raydml.models.network import Head, Network, build_network
 from raydml.ops.clustering import KMeans, cluster

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from raydml.methods._objective import Objective
+from raydml.methods._base import Objective
 from raydml.regularizers._base import Regularizer
 
 LABELS = torch.arange(6)
