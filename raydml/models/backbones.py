@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -62,14 +63,8 @@ class _HalveLarge(nn.Module):
         return nn.functional.max_pool2d(maps, kernel_size=2) if min(maps.shape[-2:]) >= 8 else maps
 
 
-def _resnet18(pooling: nn.Module) -> nn.Module:
-    trunk = torchvision.models.resnet18()
-    trunk.avgpool, trunk.fc = pooling, nn.Identity()
-    return trunk
-
-
-def _resnet50(pooling: nn.Module) -> nn.Module:
-    trunk = torchvision.models.resnet50()
+def _resnet(build: Callable[[], torchvision.models.ResNet], pooling: nn.Module) -> nn.Module:
+    trunk = build()
     trunk.avgpool, trunk.fc = pooling, nn.Identity()
     return trunk
 
@@ -153,13 +148,14 @@ class BackboneFacts:
 
 
 _HALF = (0.5, 0.5, 0.5)
+_RESNET18, _RESNET50 = partial(_resnet, torchvision.models.resnet18), partial(_resnet, torchvision.models.resnet50)
 _RESNET_STAGES = ("layer1", "layer2", "layer3", "layer4")
 BACKBONES: dict[str, BackboneFacts] = {
     "convnet": BackboneFacts(
         ConvNet, 128, 8, None, None, (), ("blocks.0", "blocks.1", "blocks.2", "blocks.3"), _HALF, _HALF
     ),
-    "resnet18": BackboneFacts(_resnet18, 512, 32, None, "resnet18-f37072fd.pth", ("fc.",), _RESNET_STAGES),
-    "resnet50": BackboneFacts(_resnet50, 2048, 32, None, "resnet50-0676ba61.pth", ("fc.",), _RESNET_STAGES),
+    "resnet18": BackboneFacts(_RESNET18, 512, 32, None, "resnet18-f37072fd.pth", ("fc.",), _RESNET_STAGES),
+    "resnet50": BackboneFacts(_RESNET50, 2048, 32, None, "resnet50-0676ba61.pth", ("fc.",), _RESNET_STAGES),
     # These weights come from TensorFlow and need pixels in -1..1, which torchvision does in transform_input.
     "googlenet": BackboneFacts(
         _googlenet,

@@ -46,9 +46,9 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def digest_of(path: Path, algorithm: str = "sha256") -> str:
-    """Hex digits of the digest of a file's content; `algorithm` is a name that hashlib has."""
-    digest = hashlib.new(algorithm, usedforsecurity=False)
+def digest_of(path: Path) -> str:
+    """Hex digits of the SHA-256 of a file's content."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
