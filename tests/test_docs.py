@@ -59,7 +59,7 @@ import raydml
 from raydml.cli.main import app
 from raydml.config.trial import Machine, parse_trial
 from raydml.errors import ConfigError
-from raydml.search_space.space import json_schema
+from raydml.search_space.json_schema import json_schema
 from raydml.training.trainer import Trainer
 
 here = pathlib.Path.cwd()

@@ -13,7 +13,8 @@ from raydml.config.trial import Machine
 from raydml.data.benchmarks import BENCHMARKS
 from raydml.models.backbones import BACKBONES, pooling_layer
 from raydml.search_space.domains import to_plain
-from raydml.search_space.space import json_schema, load_space, sample_trials
+from raydml.search_space.json_schema import json_schema
+from raydml.search_space.space import load_space, sample_trials
 from raydml.search_space.yaml_reader import read_yaml
 from raydml.training.trainer import Trainer
 from tests.data.miniatures import build

@@ -61,7 +61,7 @@ def schema(
     write: Annotated[bool, typer.Option("--write", help=f"Write it to {SCHEMA_FILE}, where editors look.")] = False,
 ) -> None:
     """Print the JSON schema of a search space, for editors."""
-    from raydml.search_space.space import json_schema
+    from raydml.search_space.json_schema import json_schema
 
     text = json.dumps(json_schema(), indent=2) + "\n"
     if not write:

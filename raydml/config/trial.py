@@ -39,19 +39,6 @@ from raydml.config.sections import (
 )
 from raydml.errors import ConfigError, Problem, problems_from, unknown_name
 
-__all__ = [
-    "ConfigError",
-    "Machine",
-    "Problem",
-    "Study",
-    "Trial",
-    "fingerprint",
-    "parse_machine",
-    "parse_study",
-    "parse_trial",
-]
-
-
 _METRIC = r"^val_(map_at_r|r_precision|recall_at_[1-9]\d*)$"
 
 

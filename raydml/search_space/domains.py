@@ -83,12 +83,6 @@ class Range:
             return self._num_steps() + 1
         return 1 if self.low == self.high else math.inf
 
-    def numbers(self) -> list[float]:
-        """Return all numbers of a countable range, in order."""
-        if self.kind == "randint":
-            return list(range(int(self.low), int(self.high)))
-        return [self._step_to(k) for k in range(self._num_steps() + 1)] if self.kind == "quniform" else [self.low]
-
     def draw(self, generator: np.random.Generator) -> float:
         """Draw one number."""
         if self.kind == "randint":

@@ -38,10 +38,7 @@ from raydml.search_space.domains import (
     to_plain,
     with_domains,
 )
-from raydml.search_space.json_schema import json_schema
 from raydml.search_space.yaml_reader import Node, read_yaml
-
-__all__ = ["SearchSpace", "SpaceError", "json_schema", "load_space", "sample_trials"]
 
 _MAX_REDRAWS = 3_000  # about two seconds
 

@@ -7,9 +7,6 @@ from types import MappingProxyType
 import torch
 from torch import nn
 
-GROUPS = ("backbone", "head", "loss")  # every method has these, and may have more
-
-
 # Betas, epsilon and RMSprop's alpha are torch's defaults, as in all the systems we reproduce.
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,

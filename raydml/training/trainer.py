@@ -242,18 +242,21 @@ class Trainer:
             original = self.trial.data.cache == "off"  # the training images are then files of any size
             opened = open_development(self.trial, self.machine, augmented=False).train if original else None
             self.train_images_for_eval = (opened or self.train_images).pixels
-        features = embed.embed(
+        features = self._embed(self.train_images_for_eval, forward)
+        if not np.isfinite(features).all():
+            raise _NonFiniteFeatures  # validation may use other layers, so its embeddings may be finite
+        return features
+
+    def _embed(self, pixels: Pixels, forward: Callable[[Tensor], Tensor] | None = None) -> NDArray[np.float32]:
+        return embed.embed(
             self.method,
-            self.train_images_for_eval,
+            pixels,
             self.preprocessing,
             device=self.device,
             batch_size=self.machine.evaluation_batch,
             precision=self.trial.precision,
             forward=forward,
         )
-        if not np.isfinite(features).all():
-            raise _NonFiniteFeatures  # validation may use other layers, so its embeddings may be finite
-        return features
 
     def _set_learning_rates(self, batch: int, num_batches: int) -> None:
         factor = self._rate_factor(batch, num_batches)
@@ -306,14 +309,7 @@ class Trainer:
 
     def _validate(self) -> dict[str, float] | str:
         """Return the validation metrics, or the reason why there are none."""
-        embeddings = embed.embed(
-            self.method,
-            self.val_images.pixels,
-            self.preprocessing,
-            device=self.device,
-            batch_size=self.machine.evaluation_batch,
-            precision=self.trial.precision,
-        )
+        embeddings = self._embed(self.val_images.pixels)
         if not np.isfinite(embeddings).all():
             return "non_finite_loss"  # the last update of the epoch broke the weights
         if is_collapsed(embeddings, device=self.device):

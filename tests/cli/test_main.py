@@ -460,7 +460,7 @@ def test_list_shows_the_closed_sets(kind, names):
 
 
 def test_schema_is_printed_and_written_where_the_spaces_look_for_it(tmp_path, monkeypatch):
-    from raydml.search_space.space import json_schema
+    from raydml.search_space.json_schema import json_schema
 
     schema = json.loads(json.dumps(json_schema()))  # where a tuple is a list
     assert json.loads(run("schema").output) == schema

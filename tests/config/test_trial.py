@@ -10,7 +10,8 @@ import pytest
 
 from raydml import registry
 from raydml.config import rules
-from raydml.config.trial import ConfigError, Trial, fingerprint, parse_machine, parse_study, parse_trial
+from raydml.config.trial import Trial, fingerprint, parse_machine, parse_study, parse_trial
+from raydml.errors import ConfigError
 from raydml.training.optimizers import OPTIMIZERS
 from tests.config.problems import problems_of
 
