@@ -89,8 +89,8 @@ class ClassBalanced(Sampler):
         last = np.minimum(before[:, None] + steps, counts[:, None] - 1)
         taken = order[first[:, None] + last]
         if ended.any():
-            self._shuffled.shuffle(classes[ended], generator)  # what this visit shows of the old one goes last
-            head = (steps - left[:, None]) % counts[:, None]  # a small class goes round its images again
+            self._shuffled.shuffle(classes[ended], generator)  # images of this visit from the old shuffle come last
+            head = (steps - left[:, None]) % counts[:, None]  # a small class begins its images again
             taken = np.where(steps < left[:, None], taken, order[first[:, None] + head])
         # A class smaller than K starts anew at each visit: it stays at the end.
         after = np.where(ended, per_class - left, before + per_class)

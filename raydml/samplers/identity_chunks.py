@@ -83,7 +83,8 @@ class IdentityChunks(Sampler):
                 other = place + number % (len(available) - place)
                 available[place], available[other] = available[other], available[place]
             drawn += available[: self._per_batch]
-            for place in reversed(range(self._per_batch)):  # so that the last, moved up, has had its turn
+            # Backwards, so that the last class, which moves into a free place, has been counted already.
+            for place in reversed(range(self._per_batch)):
                 num_left[available[place]] -= 1
                 if not num_left[available[place]]:
                     available[place] = available[-1]

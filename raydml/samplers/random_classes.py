@@ -26,7 +26,7 @@ class RandomClasses(Sampler):
         *,
         batch_size: Annotated[int, Field(ge=2, description="images in a batch")] = 128,
         images_per_class: Annotated[int, Field(ge=1, description="most images of a class in a batch")] = 4,
-        batches_per_epoch: Annotated[int, Field(ge=1, description="length of an epoch, whatever the data")] = 100,
+        batches_per_epoch: Annotated[int, Field(ge=1, description="batches in an epoch, for any data set")] = 100,
     ) -> None:
         self._index = ClassIndex(labels)
         classes_in_batch(batch_size, images_per_class, exact=False)
@@ -43,7 +43,7 @@ class RandomClasses(Sampler):
 
     def plan(self, generator: np.random.Generator) -> EpochPlan:
         """The batches of the next epoch."""
-        # Every class gives at least one image: a batch never gets further than this many classes.
+        # Every class gives at least one image: a batch has at most this many classes.
         num_walked = min(len(self._index), self.batch_size)
         classes = np.stack(
             [generator.choice(len(self._index), num_walked, replace=False) for _ in range(self.batches_per_epoch)]

@@ -17,7 +17,8 @@ class RandomIdentity(Sampler):
     drop_last: whether the last batch is left out, which is smaller than batch_size and may be of a single class.
 
     Departure from the release, which cuts anywhere: a batch_size that is no multiple of images_per_class is refused,
-    for it would tear classes apart. Raises DataError for that, and for too few classes for one batch with drop_last.
+    because it would split a class between two batches. Raises DataError for that, and for too few classes for one batch
+    with drop_last.
     """
 
     def __init__(

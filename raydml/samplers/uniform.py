@@ -1,4 +1,4 @@
-"""Shuffled images, whatever their classes."""
+"""Shuffled images without regard to their classes."""
 
 from typing import Annotated
 

@@ -25,7 +25,7 @@ from raydml.training.trainer import Trainer
 
 
 def assigned_device(machine: Machine) -> str:
-    """Return the device that Ray has assigned to this process: a GPU only if one is assigned, whatever the node has."""
+    """Return the device that Ray has assigned to this process: a GPU only if Ray has assigned one."""
     if machine.device == "cpu":
         return "cpu"
     # Ray hides all other GPUs from the process, so the assigned one, or the share of one, has number 0.

@@ -96,7 +96,7 @@ def _means(scores: Sequence[Mapping[str, float]]) -> Means:
 
 
 def _ensemble(session: StudySession, runs: Sequence[Mapping[str, Any]]) -> Means:
-    """Return the means over the seeds of the metrics of all folds' embeddings side by side.
+    """Return the means over the seeds of the metrics of the concatenated embeddings of all folds.
 
     Empty with one fold. There is no interval from fewer than three seeds.
     """
@@ -117,7 +117,7 @@ def _ensemble(session: StudySession, runs: Sequence[Mapping[str, Any]]) -> Means
     machine = session.machine.model_dump(mode="json")
     scores = _fetch([task.remote([str(file) for file in files], machine, *record) for files in ensembles])
     means = _means(scores)
-    # A t interval of two seeds is 13 times as wide as their distance: it says nothing about scores between 0 and 1.
+    # A t interval of two seeds is 13 times as wide as their distance: too wide to be of use for scores between 0 and 1.
     return means if len(scores) > 2 else {name: {**row, "half_width": None} for name, row in means.items()}
 
 
@@ -183,7 +183,7 @@ def _embeddings_file(session: StudySession, key: str) -> Path:
 
 
 def _fetch(references: Any) -> Any:
-    """Return ``ray.get``; raise a user's mistake that a worker has met (images that changed, say) as StudyError."""
+    """Return ``ray.get``; a mistake of the user that a worker finds (changed images, say) is a StudyError."""
     try:
         return ray.get(references)
     except ray.exceptions.RayTaskError as error:

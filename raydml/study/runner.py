@@ -1,7 +1,7 @@
 """The trials of one stage through Ray Tune: those that have not ended, each from its newest checkpoint.
 
-A restart is a *new* Tune run over the trials that have not ended, and its scheduler learns from the events what has
-happened before. ``Tuner.restore`` is not used: it forgets ASHA's rungs, follows a pickled snapshot that lags behind the
+A restart is a *new* Tune run over the trials that have not ended, and its scheduler reads their history from the
+events. ``Tuner.restore`` is not used: it forgets ASHA's rungs, follows a pickled snapshot that lags behind the
 checkpoints on disk, and silently starts over when that snapshot was cut off (docs/LOG.md).
 """
 
@@ -118,7 +118,7 @@ def retain(folder: Path, stage: str, trials: Iterable[TrialState], keep: int, ma
         used += sum(
             file.stat().st_size for path in _checkpoints(folder, stage, row["trial"]) for file in path.iterdir()
         )
-        # The winner's checkpoints stay whatever the limit is: without them the search is lost.
+        # The winner's checkpoints are kept even beyond the limit: without them the search is lost.
         if place and (place >= keep or (max_bytes is not None and used > max_bytes)):
             drop_checkpoints(folder, stage, row["trial"])
 

@@ -153,7 +153,7 @@ class SyncHalving(FIFOScheduler):
         return TrialScheduler.CONTINUE if passed and trial_key(trial) in passed else TrialScheduler.PAUSE
 
     def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:  # noqa: ARG002
-        # A trial whose last epoch is a rung ends without a call of on_trial_result; its value counts all the same.
+        # A trial whose last epoch is a rung ends without a call of on_trial_result; its value still counts.
         self._record(trial_key(trial), int(result["epoch"]), result[self._metric])
         self._ended.add(trial_key(trial))
 

@@ -2,7 +2,7 @@
 
 Nothing that trains waits for MLflow. The events are the truth; this thread, or a later ``launch.py sync``, reads them
 from the beginning and sends what is missing. The runs themselves hold what has arrived: a tag of each run is the offset
-in the event file up to which the run is complete. A kill at any moment, a server that was away and a second delivery
+in the event file up to which the run is complete. A kill at any moment, an unavailable server and a second delivery
 therefore all end in the same runs, and a lost database is filled again.
 """
 
@@ -24,8 +24,8 @@ from raydml.tracking.store import TrackingError, connect, experiment_id, is_tran
 from raydml.tracking.updates import updates_of
 
 POLL_S, FIRST_DELAY_S, LONGEST_DELAY_S, LAST_DELAY_S = 0.5, 1.0, 30.0, 2.0
-#: Deliveries in a row that begin and break off before the request at fault is left out. A delivery that cannot even
-#: look up the study's runs does not count: the store is away, and no request is at fault.
+#: Consecutive deliveries that begin and break off before the request at fault is left out. A delivery that cannot even
+#: look up the study's runs does not count: the store is unavailable, and no request is at fault.
 PATIENCE = 5
 _logger = logging.getLogger(__name__)
 
@@ -59,7 +59,8 @@ class Tracker:
         except BlockingIOError as error:
             self._lock.close()
             raise TrackingError(
-                f"another process is delivering study {self.study!r} to MLflow (it is running?). Cure: wait for it"
+                f"another process is delivering study {self.study!r} to MLflow, probably its own run. "
+                "Cure: wait for its end"
             ) from error
         self._thread.start()
 

@@ -61,7 +61,7 @@ class ImagesRefused(MlflowException):
 
     @message.setter
     def message(self, text: str) -> None:
-        """Ignore the text: MLflow's server would put the whole request, megabytes of base64, in front."""
+        """Ignore the text: MLflow's server would prefix the whole request, megabytes of base64."""
 
 
 class EmbeddingPythonModel(PythonModel):

@@ -42,7 +42,7 @@ class StudyRuns:
 
     def __init__(self, client: MlflowClient, experiment: str, study: str, study_id: str) -> None:
         self.client, self.experiment, self.study, self.study_id = client, experiment, study, study_id
-        #: What the store refused for good, in words; the rest of the study is delivered all the same.
+        #: A message for each permanent refusal of the store; the rest of the study is still delivered.
         self.refused: list[str] = []
         #: Whether transient errors count as refusals too, during one delivery (see PATIENCE in delivery.py).
         self.refuse_transient = False

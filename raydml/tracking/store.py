@@ -170,11 +170,11 @@ def _cure(scheme: str, error: Exception) -> str:
         return "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN)"
     if scheme in ("http", "https"):
         return "start the server, correct the address, or leave it out for a local database"
-    return "correct the address, see to the database, or leave it out for a local one"
+    return "correct the address, repair the database, or leave it out for a local one"
 
 
 def is_transient(error: Exception) -> bool:
-    """Return whether the same request may succeed later: the store was away or busy, or refused the credentials."""
+    """Return whether the same request may succeed later: the store was unavailable, busy, or refused the login."""
     if isinstance(error, MlflowException):
         return error.error_code in TRANSIENT_CODES
     return isinstance(error, (requests.RequestException, ConnectionError, TimeoutError, sqlalchemy.exc.SQLAlchemyError))

@@ -1,6 +1,6 @@
 """Training of one trial: a generator that yields one plain dictionary an epoch.
 
-It knows neither Ray nor MLflow, and never branches on the name of a method, loss or sampler.
+It uses neither Ray nor MLflow, and never branches on the name of a method, loss or sampler.
 """
 
 import math
@@ -213,7 +213,7 @@ class Trainer:
             clustering = self._recluster()
             start = time.perf_counter()
             if self.epoch == self.trial.schedule.new_layer_warmup_epochs > 0:
-                self.optimizer.state.clear()  # the first epoch in which all layers learn has an optimiser of its own
+                self.optimizer.state.clear()  # all layers learn from here on, with a new optimiser state
             plan = self.method.plan_epoch(self.epoch, self.randomness.sampler)
             seeds = self.randomness.batch_seeds(len(plan.batches))
             self.epoch_state = EpochState(plan, seeds, self.device, clustering)
