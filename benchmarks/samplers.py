@@ -87,7 +87,7 @@ def timed_ms(plan: Callable[[], Any]) -> float:
 
 
 def fastest_ms(plan: Callable[[], Any], budget_s: float, num_turns: int) -> float:
-    """After one unmeasured turn; at least so many turns, then as many as the budget holds."""
+    """After one unmeasured turn: at least num_turns turns, more while the budget lasts."""
     plan()
     times_ms: list[float] = []
     begin = time.perf_counter()

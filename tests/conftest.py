@@ -10,6 +10,17 @@ from raydml.ops.progress import StepProgress, progress_of
 prepare_environment()
 
 
+@pytest.fixture(autouse=True)
+def loggers_as_before():
+    """Undo what a command that runs in the test's process does to raydml's loggers."""
+    loggers = [logging.getLogger(name) for name in ("raydml", "raydml.progress")]
+    before = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
+    yield
+    for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.propagate, logger.handlers = propagate, handlers
+
+
 @pytest.fixture
 def reported():
     """The progress of long steps that is reported while a test runs, as a list of StepProgress."""
@@ -21,11 +32,7 @@ def reported():
             assert isinstance(step, StepProgress)
             steps.append(step)
 
-    kept, before = Kept(), (logger.level, logger.propagate)
-    logger.addHandler(kept)
+    logger.addHandler(Kept())
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
-    yield steps
-    logger.removeHandler(kept)
-    logger.setLevel(before[0])
-    logger.propagate = before[1]
+    return steps

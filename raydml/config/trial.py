@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model
 
-from raydml.config import rules as compatibility
+from raydml.config.rules import problems_of, problems_of_machine, problems_of_stages
 from raydml.config.sections import (
     STRICT,
     AdamW,
@@ -56,7 +56,7 @@ class Trial(Section):
     validation metric that chooses the epoch whose weights are kept and ranks the trials of a study (larger is better).
     """
 
-    rules = staticmethod(compatibility.problems_of)
+    rules = staticmethod(problems_of)
 
     seed: Index = 0
     epochs: Count = 10
@@ -87,7 +87,7 @@ class Machine(Section):
     were used longest ago are removed, and a data set that is larger is decoded each time.
     """
 
-    rules = staticmethod(compatibility.problems_of_machine)
+    rules = staticmethod(problems_of_machine)
 
     data_root: OptionalPath = None
     cache_dir: OptionalPath = None
@@ -148,7 +148,7 @@ class Study(Section):
     from its checkpoint.
     """
 
-    rules = staticmethod(compatibility.problems_of_stages)
+    rules = staticmethod(problems_of_stages)
 
     name: Annotated[str, AfterValidator(_study_name), Field(json_schema_extra={"pattern": _NAME})] = "study"
     seed: Index = 0

@@ -27,7 +27,7 @@ MAX_NUM_MEMBERS = 1_000_000
 RESERVE_BYTES = 64 << 20  # left free on the disk for other processes
 _DAMAGES = (
     tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error, struct.error, NotImplementedError,
-    UnicodeDecodeError,
+    ValueError,
 )  # fmt: skip
 
 
@@ -88,6 +88,8 @@ def unpack(
         os.sync()  # once for all files: an fsync of each of 120,000 files takes longer than unpacking them
         (aside / folder).rename(target)
         flush_to_disk(root)
+    except DataError:
+        raise
     except _DAMAGES as error:
         raise DataError(
             f"{archive} is damaged ({type(error).__name__}: {error}). Remove it and fetch it again"
@@ -154,6 +156,10 @@ def _extract_new(member: _Member, path: Path) -> None:
         if os.path.lexists(path) and not (member.is_folder and path.is_dir()):
             raise FileExistsError
         member.extract()
+        if not member.is_folder and path.stat().st_size != member.num_bytes:
+            raise EOFError(
+                f"{member.name!r} has {path.stat().st_size:,} bytes where {member.num_bytes:,} are announced"
+            )
     except (FileExistsError, NotADirectoryError) as error:
         raise DataError(
             f"the archive holds {member.name!r} twice, as a file and a folder, or under two spellings of one path on "
@@ -169,8 +175,10 @@ def _zip_members(file: IO[bytes], aside: Path) -> Iterator[_Member]:
                 raise DataError(f"member {info.filename!r} of the archive is a link or a device: refused")
             if info.flag_bits & 0x1:
                 raise DataError(f"member {info.filename!r} of the archive is encrypted: refused")
-            # The original name: `filename` is cut at its first NUL.
-            yield _Member(info.orig_filename, info.is_dir(), info.file_size, partial(archive.extract, info, aside))
+            if info.filename != info.orig_filename:  # cut at a NUL, or taken from an extra field
+                name = info.orig_filename
+                raise DataError(f"member {name!r} of the archive has a name that is not a plain relative path: refused")
+            yield _Member(info.filename, info.is_dir(), info.file_size, partial(archive.extract, info, aside))
 
 
 def _tar_members(file: IO[bytes], aside: Path, limit: _Limit) -> Iterator[_Member]:

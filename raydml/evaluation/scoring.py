@@ -34,8 +34,8 @@ DEPTH = 1000  # of mAP@1000
 _K_MEANS = KMeans(iterations=20, max_points_per_centroid=1_000_000_000)
 
 # Embeddings are collapsed if their spread, relative to their length, is at most this (float32 resolves 6e-8), or if
-# more than this share of at least so many images have the same nearest neighbour. One image can be the neighbour of a
-# handful of others by chance.
+# more than this share of the images have the same nearest neighbour. The second rule needs a set of this size, because
+# one image can be the neighbour of a few others by chance.
 _SMALLEST_RELATIVE_SPREAD = 1e-4
 _LARGEST_SHARE = 0.99
 _SMALLEST_SET = 20

@@ -85,7 +85,7 @@ class _MissedPrecision(torch.autograd.Function):
 def _ranks(
     logits: Tensor, masks: Tensor, share: Tensor, columns: slice, with_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What the positives among some columns add to 1 - AP of some rows: (R,), and where asked for its gradient.
+    """What the positives among some columns add to 1 - AP of some rows: (R,), and its gradient if with_gradient.
 
     logits: (R, M); masks: (R, M, 2), positives and negatives; share: (R, M), 1 / number of positives, or 0. The
     gradient comes in two parts: (R, M) with respect to the logits that the columns are compared with, (R, C) to be

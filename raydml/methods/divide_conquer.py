@@ -53,7 +53,7 @@ class DivideConquer(Method):
     (the default of random_classes, 100, has no effect). Where no cluster has two classes, all images are one cluster,
     of learner 0, until the next clustering.
 
-    Departures from the release: images are matched as intended, new number to old, unless release_matching asks for its
+    Departures from the release: images are matched as intended, new number to old, unless release_matching selects its
     inverse permutation, and clusters too small for a batch are repeated instead of ending the epoch.
 
     Raises DataError for K > 1 and a single class, and for what the trial's sampler refuses of all the images.
@@ -148,7 +148,7 @@ class DivideConquer(Method):
         if "batches_per_epoch" in sampler:
             raise ValueError(
                 f"sampler.batches_per_epoch = {sampler['batches_per_epoch']} has no effect: an epoch of num_learners = "
-                f"{settings['num_learners']} is as long as its largest cluster asks for; remove it"
+                f"{settings['num_learners']} is as long as its largest cluster needs; remove it"
             )
 
     def time_to_recluster(self, epoch: int) -> bool:

@@ -75,7 +75,7 @@ def window_features(maps: Tensor) -> Tensor:
     """Return the output of a layer as one unit vector an image that keeps the position, in float32 or wider.
 
     maps: (B, C, H, W) -> (B, C * h * w), the averages over windows of 18/56 of a side every 12/56 of it, rounded to
-    whole pixels, without padding; all windows of a channel stand together. A side of 56 has 4 windows (and 2 pixels
+    whole pixels, without padding; the windows of a channel are adjacent. A side of 56 has 4 windows (and 2 pixels
     that are in none), another one 3 to 5, or each of its pixels where it has fewer. (B, F): these features.
     For 56 by 56 this is what the release of MIC computes (Roth, Brattoli and Ommer, ICCV 2019).
     """

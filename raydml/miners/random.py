@@ -35,6 +35,6 @@ class Random(TripletMiner):
         positive = positive + (positive >= anchor)  # over the anchor itself
         negative = within % width
         negative = negative + (last - first) * (negative >= first)  # over the block
-        # A batch without triplets has led nowhere.
+        # Without a triplet in the batch the places are arbitrary: 0 is a valid index.
         anchor, positive, negative = (item[torch.where(valid, place, 0)] for place in (anchor, positive, negative))
         return Triplets(anchor, positive, negative, valid)

@@ -14,8 +14,8 @@ class SoftHard(TripletMiner):
 
     T = B: triplet i has anchor i, a positive at random of those farther than the nearest negative, or of all where none
     is; and, drawn independently, a negative at random of those nearer than the farthest positive, or of all where none
-    is. Less at the mercy of outliers than the very hardest. Invalid where the anchor has no positive or no negative in
-    the batch.
+    is. Outliers have less influence than in the hardest pairs. Invalid where the anchor has no positive or no negative
+    in the batch.
 
     Euclidean distances of the embeddings as they come; both comparisons are strict. In the authors' older code, from
     the time of MIC (ICCV 2019), this is what "semihard" means.

@@ -84,7 +84,7 @@ def create_study(space: SearchSpace, *, storage: Path, tracking_uri: str, space_
     prepare_images(machine, trials)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "split.json", splits)
-    (folder / "space.yaml").write_text(space_text, encoding="utf-8")
+    write_whole(folder / "space.yaml", space_text)
     study = {
         "name": space.study.name,
         "study_id": uuid.uuid4().hex,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from raydml.inference.export import export_model
+from raydml.ops.files import write_whole
 from raydml.report.page import read_illustrations, write_report
 from raydml.report.text import summary_markdown
 from raydml.study.events import read_trials
@@ -68,7 +69,7 @@ def write_results(folder: Path, record: Callable[..., None]) -> None:
     summary = summarise(folder)
     illustrations = read_illustrations(folder)
     write_json(folder / "summary.json", summary)
-    (folder / "summary.md").write_text(summary_markdown(summary), encoding="utf-8")
+    write_whole(folder / "summary.md", summary_markdown(summary))
     write_report(folder / "report", summary, trials, illustrations)
     winner = find_winner(folder)
     for name in ("space.yaml", "summary.json", "summary.md", "split.json", "test_reads.jsonl"):

@@ -200,6 +200,28 @@ def test_a_linked_folder_and_a_sparse_file_are_refused(root, tmp_path, extra, ma
     refused(make_tar(tmp_path, FILES, extra), root, match)
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"GNU.sparse.map": "abc"},
+        {"GNU.sparse.size": "x"},
+        {"GNU.sparse.realsize": "zz"},
+        {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"},
+    ],
+)
+def test_sparse_headers_that_are_no_numbers_are_damage(root, tmp_path, headers):
+    refused(make_tar(tmp_path, FILES, [entry("birds/odd", b"", pax_headers=headers)]), root, "damaged|sparse: refused")
+
+
+def test_a_zip_member_shorter_than_announced_is_damage(root, tmp_path):
+    data = bytearray(make_zip(tmp_path, FILES).read_bytes())
+    place = data.index(b"PK\x01\x02") + 24  # the uncompressed size of images.txt in the central directory
+    assert data[place : place + 4] == (12).to_bytes(4, "little")
+    data[place : place + 4] = (5_000).to_bytes(4, "little")
+    (tmp_path / "archive").write_bytes(data)
+    refused(tmp_path / "archive", root, "damaged .*'birds/images.txt' has 12 bytes where 5,000 are announced")
+
+
 @pytest.mark.parametrize("mode", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFIFO, stat.S_IFSOCK])
 def test_links_and_devices_in_a_zip_are_refused(root, tmp_path, mode):
     info = zipfile.ZipInfo("birds/odd")

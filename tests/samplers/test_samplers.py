@@ -115,3 +115,11 @@ def test_uniform_refusals():
     sampler.load_state_dict({})
     with pytest.raises(ValueError, match="another sampler"):
         sampler.load_state_dict({"order": [], "cursor": []})
+
+
+def test_a_set_of_the_size_of_stanford_online_products_is_planned():
+    generator = np.random.default_rng(0)
+    labels = np.concatenate([np.repeat(np.arange(11_318), 2), generator.integers(0, 11_318, 59_551 - 2 * 11_318)])
+    plan = ClassBalanced(labels, classes_per_batch=28, images_per_class=4).plan(generator)
+    assert len(plan.batches) == 532  # ceil(59551 / 112)
+    assert len(np.unique(labels[np.concatenate(plan.batches)])) == 11_318
