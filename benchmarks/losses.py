@@ -76,10 +76,7 @@ CASES = [
         "triplet, hardest",
         ("triplet", {"squared": False, "average_over": "active"}),
         ("hardest", {}),
-        lambda _: (
-            losses.TripletMarginLoss(0.2, distance=_euclidean()),
-            miners.BatchHardMiner(distance=_euclidean()),
-        ),
+        lambda _: (losses.TripletMarginLoss(0.2, distance=_euclidean()), miners.BatchHardMiner(distance=_euclidean())),
         "mined",
     ),
     Case(

@@ -45,7 +45,7 @@ GPU_CASES: dict[str, dict[str, Any]] = {
         "batch": 128,
         "precision": "bf16",
         "channels_last": True,
-    },
+    }
 }
 
 

@@ -10,15 +10,15 @@ from raydml.ops.progress import StepProgress, progress_of
 prepare_environment()
 
 
+LOGGERS = [logging.getLogger(name) for name in ("raydml", "raydml.progress")]
+
+
 @pytest.fixture(autouse=True)
-def loggers_as_before():
-    """Undo what a command that runs in the test's process does to raydml's loggers."""
-    loggers = [logging.getLogger(name) for name in ("raydml", "raydml.progress")]
-    before = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
-    yield
-    for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):
-        logger.setLevel(level)
-        logger.propagate, logger.handlers = propagate, handlers
+def loggers_as_at_first():
+    """Undo what a command that ran in this process, in a test or in a fixture, did to raydml's loggers."""
+    for logger in LOGGERS:
+        logger.setLevel(logging.NOTSET)
+        logger.propagate, logger.handlers = True, []
 
 
 @pytest.fixture

@@ -82,9 +82,6 @@ def writing(argument: str, kind: str = "folder") -> Iterator[None]:
         raise CommandError(f"{argument}: {error}. Cure: a {kind} that can be written") from error
 
 
-# --- trained models ---------------------------------------------------------------------------------------------------
-
-
 class FoundModel(NamedTuple):
     """A trained model on this machine.
 

@@ -71,15 +71,13 @@ def evaluate(
         str, typer.Option(help="Groups, separated by commas: retrieval, ranking, clustering, geometry; or all.")
     ] = "retrieval",
     codes: Annotated[
-        str | None,
-        typer.Option(help="Separated by commas: float, binary (signs, Hamming), int8. Default: as trained."),
+        str | None, typer.Option(help="Separated by commas: float, binary (signs, Hamming), int8. Default: as trained.")
     ] = None,
     recall_at: Annotated[
         str | None, typer.Option(metavar="K,K", help="The k of Recall@k. Default: as trained.")
     ] = None,
     untrained: Annotated[
-        bool | None,
-        typer.Option("--untrained/--no-untrained", help="Also score the untrained network; the default."),
+        bool | None, typer.Option("--untrained/--no-untrained", help="Also score the untrained network; the default.")
     ] = None,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="With --data: leave out files that cannot be decoded.")

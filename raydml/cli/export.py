@@ -150,9 +150,6 @@ def query(
     echo(console, f"names are relative to {gallery.root}" + ("" if picture is None else f"; picture: {picture}"))
 
 
-# --- shared by the commands -------------------------------------------------------------------------------------------
-
-
 def _load_model(
     target: str, storage: Path, tracking_uri: str | None, device: str = "cpu"
 ) -> tuple[EmbeddingModel, Path | None]:

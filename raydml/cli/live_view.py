@@ -203,9 +203,6 @@ class LiveStudy:
         return view(self.study, width=size.width, height=size.height, eta_s=self.eta_s())
 
 
-# --- bars of long steps -----------------------------------------------------------------------------------------------
-
-
 class StepBars(logging.Handler):
     """Shows the progress of long steps: a bar from a second after a step's first report to its last one."""
 

@@ -14,16 +14,7 @@ from typing import Annotated
 import typer
 
 from raydml.cli import tables
-from raydml.cli.arguments import (
-    STORAGE,
-    CommandError,
-    StorageOption,
-    Target,
-    TrackingUri,
-    echo,
-    new_console,
-    writing,
-)
+from raydml.cli.arguments import STORAGE, CommandError, StorageOption, Target, TrackingUri, echo, new_console, writing
 
 FIRST_PORT = 5000
 
@@ -71,8 +62,7 @@ def report(
     study: Target,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to write to; default: STUDY/report.")] = None,
     formats: Annotated[
-        list[ReportFormat] | None,
-        typer.Option("--format", help="Format to write; repeatable. Default: all four."),
+        list[ReportFormat] | None, typer.Option("--format", help="Format to write; repeatable. Default: all four.")
     ] = None,
     storage: StorageOption = STORAGE,
 ) -> None:

@@ -71,9 +71,6 @@ def problems_of_machine(sections: Mapping[str, Any]) -> list[Problem]:
     return []
 
 
-# --- epochs ----------------------------------------------------------------------------------------------------------
-
-
 def _schedule_and_epochs(schedule: Any, epochs: int) -> Iterator[Problem]:
     for key, value in (
         ("warmup_epochs", schedule.warmup_epochs),
@@ -106,9 +103,6 @@ def _select_on(recall_at: tuple[int, ...], select_on: str) -> Iterator[Problem]:
     if k.isdigit() and int(k) not in recall_at:
         message = f"is not measured: recall_at is [{', '.join(str(number) for number in recall_at)}]"
         yield Problem("select_on", select_on, message, cure=f"add {k} to recall_at, or select on val_map_at_r")
-
-
-# --- losses, miners, regularizers, samplers, methods -----------------------------------------------------------------
 
 
 def _loss_and_miner(loss: Any, miner: Any) -> Iterator[Problem]:
@@ -277,9 +271,6 @@ def _construct_once(kind: str, name: str, settings: str) -> _Constructed:
         return _Constructed((Problem(path, given if kind == "regularizers" else {"name": name, **given}, str(error)),))
     has_parameters = any(True for _ in plugin.parameters())
     return _Constructed((), has_parameters, getattr(plugin, "yields", ""))
-
-
-# --- images and the network -----------------------------------------------------------------------------------------
 
 
 def _data(data: Any) -> Iterator[Problem]:

@@ -57,9 +57,6 @@ class Section(BaseModel):
         return self
 
 
-# --- plugin blocks: {name: margin, beta: 1.2} ------------------------------------------------------------------------
-
-
 class PluginBlock(BaseModel):
     """A plugin by name with all its settings, those left at their defaults included.
 
@@ -141,9 +138,6 @@ def _with_defaults(block: object) -> object:
 RegularizerBlocks = Annotated[dict[str, dict[str, Any]], BeforeValidator(_with_defaults)]
 
 
-# --- images and the network -----------------------------------------------------------------------------------------
-
-
 class SplitSettings(Section):
     """The classes that train, validate and are sealed; see ``data.splits.make_split``."""
 
@@ -219,9 +213,6 @@ class Model(Section):
         if isinstance(block, Mapping) and "freeze_batch_norm" not in block:
             return {**block, "freeze_batch_norm": block.get("weights", "default") != "none"}
         return block
-
-
-# --- optimizer and schedule ------------------------------------------------------------------------------------------
 
 
 class _Optimizer(Section):

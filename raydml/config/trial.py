@@ -77,9 +77,6 @@ class Trial(Section):
     select_on: Annotated[str, AfterValidator(_metric), Field(json_schema_extra={"pattern": _METRIC})] = "val_map_at_r"
 
 
-# --- machine and study -----------------------------------------------------------------------------------------------
-
-
 class Machine(Section):
     """Where and with what it runs. cpus_per_trial is also the number of torch threads of a trial.
 
@@ -159,8 +156,6 @@ class Study(Section):
     max_checkpoint_gib: Positive | None = None
     max_retries: Index = 2
 
-
-# --- from plain values -----------------------------------------------------------------------------------------------
 
 _Model = TypeVar("_Model", bound=Section)
 

@@ -52,12 +52,7 @@ class _Limit(NamedTuple):
 
 
 def unpack(
-    archive: Path,
-    root: Path,
-    folder: str,
-    *,
-    max_bytes: int,
-    progress: Callable[[int, int | None], None] | None = None,
+    archive: Path, root: Path, folder: str, *, max_bytes: int, progress: Callable[[int, int | None], None] | None = None
 ) -> tuple[str, ...]:
     """Put the top folder `folder` of an archive at root/folder, completely or not at all.
 

@@ -208,9 +208,6 @@ def vehicleid_list(file: Path, part: str = "") -> list[ImageEntry]:
     ]
 
 
-# --- reading lines ----------------------------------------------------------------------------------------------------
-
-
 class ListLine(NamedTuple):
     """One line of a list: its number in the file, from 1, and its fields."""
 

@@ -91,9 +91,6 @@ def _open_digits() -> Catalog:
     return Catalog("digits", None, paths, labels, tuple("0123456789"), None, content, times)
 
 
-# --- class folders ----------------------------------------------------------------------------------------------------
-
-
 def scan_folders(root: Path) -> list[ImageFile]:
     """Return the images of root/<class>/*.jpg|png...; a class is a folder without sub-folders, named by its path.
 
@@ -150,9 +147,6 @@ def _scan_folder(
         faults["empty"].append(prefix)
     for entry in folders:
         _scan_folder(Path(entry.path), f"{prefix}/{entry.name}".lstrip("/"), above | {real}, entries, faults)
-
-
-# --- a CSV list -------------------------------------------------------------------------------------------------------
 
 
 def read_image_list(root: Path, list_file: str | None) -> list[ImageFile]:

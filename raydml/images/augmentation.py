@@ -36,9 +36,6 @@ NUM_UNIFORMS = 2 * NUM_TRIES + 2  # of a crop: areas, aspect ratios, place (y, x
 _SUPPORTS: dict[Interpolation, float] = {"bilinear": 1.0, "bicubic": 2.0, "lanczos": 3.0}
 
 
-# --- settings --------------------------------------------------------------------------------------------------------
-
-
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -102,9 +99,6 @@ class Augmentation(_Settings):
     erasing: Erasing | None = None
 
 
-# --- random numbers --------------------------------------------------------------------------------------------------
-
-
 class Draws(NamedTuple):
     """Uniform numbers in 0..1, float64, one row for each image of a batch."""
 
@@ -131,9 +125,6 @@ def draw(num_images: int, seed: int) -> Draws:
     generator = torch.Generator().manual_seed(hashed)
     uniforms = torch.rand(num_images, sum(_WIDTHS), dtype=torch.float64, generator=generator).numpy()
     return Draws(*np.split(uniforms, np.cumsum(_WIDTHS)[:-1], axis=1))
-
-
-# --- boxes -----------------------------------------------------------------------------------------------------------
 
 
 def choose_boxes(augmentation: Augmentation, draws: Draws, sizes: np.ndarray, *, crop_px: int) -> np.ndarray:
@@ -238,9 +229,6 @@ def _refuse_smaller(sizes: np.ndarray, crop_px: int, padding_px: int) -> None:
         )
 
 
-# --- cutting and scaling ---------------------------------------------------------------------------------------------
-
-
 def cut_box(image: np.ndarray, box: Sequence[int] | np.ndarray) -> np.ndarray:
     """Copy a box out of a uint8 image (H, W, 3): contiguous (height, width, 3)."""
     top, left, height, width = (int(value) for value in box)
@@ -335,9 +323,6 @@ def _kernel(distances: Tensor, interpolation: Interpolation) -> Tensor:
     near = (1.5 * far - 2.5) * far * far + 1
     wide = ((-0.5 * far + 2.5) * far - 4) * far + 2
     return torch.where(far < 1, near, torch.where(far < 2, wide, 0.0))
-
-
-# --- from crops to the network's input -------------------------------------------------------------------------------
 
 
 def finish(

@@ -95,9 +95,6 @@ class _KeptImages(NamedTuple):
     skipped: dict[str, str]
 
 
-# --- the parts of a data set -----------------------------------------------------------------------------------------
-
-
 def load_development(
     catalog: Catalog, split: Split, storage: Storage, *, original: bool = False
 ) -> tuple[Images, Images]:
@@ -234,9 +231,6 @@ class _Selection:
             refuse_small_classes(names, after[shrunk], " left after skipping unreadable ones")
 
 
-# --- one pack for all processes of a node ----------------------------------------------------------------------------
-
-
 def open_or_write(
     files: ImageFiles, cache_dir: Path, max_bytes: int | None, refuse: Callable[[dict[str, str]], None]
 ) -> Pack | SpaceShortage:
@@ -329,9 +323,6 @@ def _shortage_text(found: SpaceShortage, files: ImageFiles) -> str:
 
 def _gib(num_bytes: int) -> str:
     return f"{num_bytes / 2**30:.3f} GiB"
-
-
-# --- memory ----------------------------------------------------------------------------------------------------------
 
 
 def _in_memory(files: ImageFiles, max_bytes: int | None) -> Pack | SpaceShortage:

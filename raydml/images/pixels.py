@@ -65,9 +65,6 @@ _DAMAGE = (
 )
 
 
-# --- one file ---------------------------------------------------------------------------------------------------------
-
-
 class UnreadableImage(DataError):
     """A file that gives no pixels. path: relative to the root. reason: one line."""
 
@@ -164,9 +161,6 @@ def fault_of(folder: Path, path: str) -> str | None:
     except UnreadableImage as error:
         return error.reason
     return None
-
-
-# --- many images ------------------------------------------------------------------------------------------------------
 
 
 class Pixels(Protocol):

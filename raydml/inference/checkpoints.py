@@ -15,13 +15,7 @@ from torch import Tensor, nn
 from raydml.config.trial import Machine, Trial, parse_trial
 from raydml.data.catalog import DataError
 from raydml.data.seal import TestKey
-from raydml.evaluation.embed import (
-    Evaluation,
-    device_of,
-    embed,
-    evaluate_embeddings,
-    metric_spec_of,
-)
+from raydml.evaluation.embed import Evaluation, device_of, embed, evaluate_embeddings, metric_spec_of
 from raydml.evaluation.protocols import protocols_of
 from raydml.evaluation.saved_embeddings import SavedEmbeddings, save_embeddings
 from raydml.evaluation.scoring import MetricSpec
@@ -112,12 +106,7 @@ def evaluate_checkpoint(
             **network_arguments(trial), weights=trial.model.weights, seed=seed_for(trial.seed, "network_init")
         )
         start = evaluate_embeddings(
-            embed_part(beginning),
-            images.labels,
-            images.roles,
-            protocols,
-            spec._replace(intervals=False),
-            run_on,
+            embed_part(beginning), images.labels, images.roles, protocols, spec._replace(intervals=False), run_on
         )
         found.metrics.update({f"untrained_{name}": value for name, value in start.metrics.items()})
     return found

@@ -217,9 +217,6 @@ def _readme(card: Mapping[str, Any], preprocessing: Preprocessing) -> str:
     )
 
 
-# --- ONNX -------------------------------------------------------------------------------------------------------------
-
-
 class PixelsToEmbeddings(nn.Module):
     """uint8 (N, crop_px, crop_px, 3), RGB -> float32 (N, D): `Preprocessing.normalise` and the network."""
 

@@ -52,7 +52,7 @@ class Contrastive(TripletLoss):
             Annotated[float, Field(gt=0)] | None,
             Field(
                 description="distance beyond which a negative costs nothing, or similarity below which it does; "
-                "null = 1 as in the benchmark, 0.5 for form similarity as in Deep_Metric",
+                "null = 1 as in the benchmark, 0.5 for form similarity as in Deep_Metric"
             ),
         ] = None,
         average_over: Annotated[

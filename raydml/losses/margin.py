@@ -38,8 +38,7 @@ class Margin(TripletLoss):
             float, Field(gt=0, description="half the width of the band around beta; 0.2 in Wu et al.")
         ] = 0.2,
         beta: Annotated[
-            float,
-            Field(gt=0, description="initial boundary between positive and negative distances; 1.2 in Wu et al."),
+            float, Field(gt=0, description="initial boundary between positive and negative distances; 1.2 in Wu et al.")
         ] = 1.2,
         class_beta: Annotated[
             bool,

@@ -38,8 +38,7 @@ class MultiSimilarity(PairLoss):
             float, Field(gt=0, description="sharpness on negatives; 40 in the release; 50 in the paper, unchecked")
         ] = 40.0,
         base: Annotated[
-            float,
-            Field(description="origin of both similarity scales; 0.5 in the release; 1 in the paper, unchecked"),
+            float, Field(description="origin of both similarity scales; 0.5 in the release; 1 in the paper, unchecked")
         ] = 0.5,
     ) -> None:
         super().__init__()

@@ -198,8 +198,7 @@ class MIC(Method):
             float, Field(gt=0, le=1, description="share of the class batches that are trained")
         ] = 1.0,
         auxiliary_probability: Annotated[
-            float,
-            Field(gt=0, le=1, description="share of the cluster batches that are trained; 0.5 on SOP"),
+            float, Field(gt=0, le=1, description="share of the cluster batches that are trained; 0.5 on SOP")
         ] = 0.8,
         images_per_cluster: Annotated[
             int, Field(ge=1, description="images of one cluster in a group of a cluster batch")

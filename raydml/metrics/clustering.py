@@ -85,10 +85,7 @@ def _num_pairs(ids: AnyIntegers) -> int:
 
 
 def cluster_metrics(
-    clusters: NDArray[np.integer],
-    labels: NDArray[np.integer],
-    previous: NDArray[np.integer] | None,
-    num_clusters: int,
+    clusters: NDArray[np.integer], labels: NDArray[np.integer], previous: NDArray[np.integer] | None, num_clusters: int
 ) -> dict[str, float]:
     """Return the metrics that are logged for a clustering; images in no cluster (-1) do not count.
 

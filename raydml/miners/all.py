@@ -23,8 +23,7 @@ class All(nn.Module):
         self,
         *,
         tuples: Annotated[
-            Literal["pairs", "triplets"],
-            Field(description="the kind of tuples to yield, which the loss must accept"),
+            Literal["pairs", "triplets"], Field(description="the kind of tuples to yield, which the loss must accept")
         ] = "triplets",
     ) -> None:
         super().__init__()

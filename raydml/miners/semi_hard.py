@@ -38,8 +38,7 @@ class SemiHard(TripletMiner):
         self,
         *,
         margin: Annotated[
-            float,
-            Field(gt=0, description="width of the band beyond the positive; 0.2 in FaceNet, where it is squared"),
+            float, Field(gt=0, description="width of the band beyond the positive; 0.2 in FaceNet, where it is squared")
         ] = MARGIN,
         negatives: Annotated[
             Literal["all", "nearest", "random"],
@@ -48,8 +47,7 @@ class SemiHard(TripletMiner):
             ),
         ] = "all",
         squared: Annotated[
-            bool,
-            Field(description="measure the band in squared distances, as FaceNet does; the code of MIC does not"),
+            bool, Field(description="measure the band in squared distances, as FaceNet does; the code of MIC does not")
         ] = True,
     ) -> None:
         super().__init__()

@@ -141,11 +141,7 @@ def _usable(points: NDArray[np.floating]) -> _Floats:
 
 
 def match_to_previous(
-    clusters: NDArray[np.integer],
-    previous: NDArray[np.integer],
-    num_clusters: int,
-    *,
-    release_matching: bool = False,
+    clusters: NDArray[np.integer], previous: NDArray[np.integer], num_clusters: int, *, release_matching: bool = False
 ) -> _Ids:
     """Rename the new clusters to the previous ones with which they share the most images, one to one: (N,).
 

@@ -59,10 +59,7 @@ def draw_different_numbers(bound: Tensor, generator: torch.Generator | None, num
 
 
 def uniform(
-    shape: tuple[int, ...],
-    device: torch.device,
-    generator: torch.Generator | None,
-    dtype: torch.dtype = torch.float64,
+    shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None, dtype: torch.dtype = torch.float64
 ) -> Tensor:
     """Draw random numbers in [0, 1) and copy them to the device."""
     source = device if generator is None else generator.device

@@ -64,10 +64,7 @@ def all_triplets(distance: Tensor, pairs: Pairs) -> TripletRanges:
     order = distance.masked_fill(~pairs.negative, torch.inf).argsort(dim=1)
     num_negatives = pairs.negative.sum(dim=1, keepdim=True)
     return TripletRanges(
-        positive=pairs.positive,
-        order=order,
-        start=torch.zeros_like(order),
-        stop=num_negatives.expand_as(order),
+        positive=pairs.positive, order=order, start=torch.zeros_like(order), stop=num_negatives.expand_as(order)
     )
 
 

@@ -49,8 +49,7 @@ class CrossBatchMemory(Regularizer):
         start_step: Annotated[
             int,
             Field(
-                ge=0,
-                description="steps before the memory fills; 1000 in the release's sample file, 2000 its default",
+                ge=0, description="steps before the memory fills; 1000 in the release's sample file, 2000 its default"
             ),
         ] = 1000,
     ) -> None:
@@ -95,7 +94,4 @@ class CrossBatchMemory(Regularizer):
     def _pairs(self, labels: Tensor, slots: Tensor) -> Pairs:
         """Masks (B, size) of all pairs of the batch with the memory, without an anchor's own slot."""
         same = labels[:, None] == self.labels
-        return Pairs(
-            positive=same.scatter(1, slots[:, None], False),
-            negative=~same & (self.labels != NEVER),
-        )
+        return Pairs(positive=same.scatter(1, slots[:, None], False), negative=~same & (self.labels != NEVER))

@@ -52,8 +52,7 @@ class MDR(Regularizer):
             float, Field(gt=0, description="initial outermost levels, in standard deviations; 3 in the paper")
         ] = 3.0,
         momentum: Annotated[
-            float,
-            Field(ge=0, lt=1, description="share of the old statistics that a batch keeps; 0.9 in the release"),
+            float, Field(ge=0, lt=1, description="share of the old statistics that a batch keeps; 0.9 in the release")
         ] = 0.9,
     ) -> None:
         super().__init__()

@@ -70,9 +70,6 @@ def _path(pieces: Sequence[Sequence[tuple[float, float]]]) -> str:
     return "".join("M" + "L".join(f"{1000 * x:.1f} {1000 * (1 - y):.1f}" for x, y in piece) for piece in pieces)
 
 
-# --- curves -----------------------------------------------------------------------------------------------------------
-
-
 class Curve(NamedTuple):
     """Values over epochs or trials.
 
@@ -157,9 +154,6 @@ def _shape(curve: Curve, across: Scale, up: Scale) -> CurveShape | None:
     return CurveShape(_path(pieces), *pieces[-1][-1], curve) if pieces else None
 
 
-# --- whiskers ---------------------------------------------------------------------------------------------------------
-
-
 class Whisker(NamedTuple):
     """A mean with its interval and the single values behind it, each with its name."""
 
@@ -194,9 +188,6 @@ def whisker_chart(
     scale = scale_of(ends)
     label = f"{x_label}; dashed: {reference[1]}, {number_text(round(reference[0], 4))}" if reference else x_label
     return WhiskerChart(rows, scale, _ticks(scale), label, reference)
-
-
-# --- parallel coordinates ---------------------------------------------------------------------------------------------
 
 
 class Axis(NamedTuple):

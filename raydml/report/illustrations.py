@@ -120,9 +120,6 @@ def draw_test_illustrations(saved: Path, folder: Path) -> list[Illustration]:
     return [_failures(key, "test", ranked, found, folder), *_maps(key, "test", found, folder)]
 
 
-# --- retrievals ------------------------------------------------------------------------------------------------------
-
-
 def _sample(run: ValidatedRun, folder: Path) -> Illustration:
     path = folder / f"retrievals-{run.key}.png"
     draw_sample(run.ranked, run.val, path, num_queries=_NUM_QUERIES, seed=run.trial.seed)
@@ -171,9 +168,6 @@ def _changed(first: ValidatedRun, second: ValidatedRun, folder: Path) -> list[Il
         )
         drawn.append(Illustration("changed", title, caption, first.key, path))
     return drawn
-
-
-# --- classes and map -------------------------------------------------------------------------------------------------
 
 
 def _failures(key: str, part: str, ranked: RankedQueries, saved: SavedEmbeddings, folder: Path) -> Illustration:
@@ -237,9 +231,6 @@ def _prefix(part: str) -> str:
     return "" if part == "validation" else f"{part}-"
 
 
-# --- clusters --------------------------------------------------------------------------------------------------------
-
-
 def _clusters(run: ValidatedRun, folder: Path) -> list[Illustration]:
     """Draw the clusters that a run of Divide & Conquer or MIC keeps and, for MIC, the neighbours by each of its heads.
 
@@ -289,9 +280,6 @@ def _neighbours_by_head(run: ValidatedRun, kept: KeptClusters, folder: Path) -> 
     return [Illustration("clusters", title, caption, run.key, path)]
 
 
-# --- runs ------------------------------------------------------------------------------------------------------------
-
-
 class ValidatedRun(NamedTuple):
     """The best network of a checkpoint and its embeddings of the N validation images of its trial.
 
@@ -339,11 +327,7 @@ class ValidatedRun(NamedTuple):
 
 
 def open_run(
-    key: str,
-    checkpoint_folder: Path,
-    machine: Machine,
-    device: str,
-    opened: dict[str, OpenedImages],
+    key: str, checkpoint_folder: Path, machine: Machine, device: str, opened: dict[str, OpenedImages]
 ) -> ValidatedRun:
     """Embed and search the validation images of a checkpoint's trial.
 

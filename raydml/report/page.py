@@ -165,9 +165,6 @@ def _sections(
     return [PageSection(*section) for section in made if section[-1]]
 
 
-# --- records ----------------------------------------------------------------------------------------------------------
-
-
 def _picture(picture: Illustration) -> Mapping[str, Any]:
     png = picture.png()
     width_px, height_px = struct.unpack(">II", png[16:24])  # of its header

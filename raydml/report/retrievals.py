@@ -128,11 +128,7 @@ def rank_queries(
 
 
 def _nearest(
-    queries: NDArray[np.float32],
-    gallery: NDArray[np.float32],
-    own: NDArray[np.int64] | None,
-    k: int,
-    device: str,
+    queries: NDArray[np.float32], gallery: NDArray[np.float32], own: NDArray[np.int64] | None, k: int, device: str
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return (Q, k) rows of the gallery, nearest first, and their Euclidean distances.
 
@@ -150,9 +146,6 @@ def _average_precision(within: NDArray[np.bool_], num_relevant: NDArray[np.int64
     """Return AP@R (Q,). within: (Q, K) right ones among the first R."""
     total = (within * (within.cumsum(axis=1) / np.arange(1, within.shape[1] + 1))).sum(axis=1)
     return np.divide(total, num_relevant, out=np.full(len(within), np.nan), where=num_relevant > 0)
-
-
-# --- choice of queries: places among the ranked ones, of different classes if there are enough ------------------------
 
 
 def random_queries(ranked: RankedQueries, labels: NDArray[np.int64], num_queries: int, seed: int) -> list[int]:
@@ -201,9 +194,6 @@ def changed_queries(
 
 def _first(order: NDArray[np.int64], ranked: RankedQueries, labels: NDArray[np.int64], num_queries: int) -> list[int]:
     return [int(place) for place in different_classes_first(order, labels[ranked.queries])[:num_queries]]
-
-
-# --- drawing ---------------------------------------------------------------------------------------------------------
 
 
 def draw_sample(
@@ -289,9 +279,6 @@ def draw_neighbours(
         rows.append(ImageRow(str(path), cells, begins_group=first > 0))
     shown = DecodedPixels(Path(), files, Resizing(_SHOWN_PX, "short_side", "lanczos"))
     return draw_image_rows(rows, shown, picture)
-
-
-# --- classes that fail ------------------------------------------------------------------------------------------------
 
 
 class ClassFailure(NamedTuple):

@@ -58,9 +58,6 @@ _MAX_AXES = 10
 _TIMES = ("epoch_s", "clustering_s")  # shown in the section about cost, not as curves
 
 
-# --- outcome ----------------------------------------------------------------------------------------------------------
-
-
 def findings_section(summary: Values) -> Values:
     """The findings in sentences, under headings."""
     found = findings(summary)
@@ -217,9 +214,6 @@ def _comparisons(comparisons: Sequence[Values], title: str) -> FoldedTable | Non
               "paired runs"]  # fmt: skip
     body = table(header, rows, words=(0, 5), caption=title, emphasised=real)
     return FoldedTable(f"{title}: {counted(len(rows), 'comparison')}, {len(real)} real", body)
-
-
-# --- search -----------------------------------------------------------------------------------------------------------
 
 
 def settled_section(summary: Values, searched: Sequence[TrialState]) -> Values | None:

@@ -29,9 +29,6 @@ _LATEX = str.maketrans(
 )
 
 
-# --- HTML -------------------------------------------------------------------------------------------------------------
-
-
 class TableCell(NamedTuple):
     """One cell. style: a class of the style sheet. small: muted text after the text. tag: a coloured note after it."""
 
@@ -78,9 +75,6 @@ def table(
 
     body = [[cell(column, value) for column, value in enumerate(row)] for row in rows]
     return Table([cell(column, title) for column, title in enumerate(header)], body, caption, emphasised)
-
-
-# --- CSV --------------------------------------------------------------------------------------------------------------
 
 
 def trials_csv(trials: Sequence[TrialState], summary: Mapping[str, Any]) -> str:
@@ -143,9 +137,6 @@ def _csv_cell(value: object) -> object:
     if isinstance(value, float) and math.isnan(value):
         return "nan"  # measured, unlike an empty cell
     return json.dumps(value) if isinstance(value, list | tuple | dict | bool) else value
-
-
-# --- LaTeX ------------------------------------------------------------------------------------------------------------
 
 
 def final_latex(summary: Mapping[str, Any]) -> str:

@@ -53,9 +53,6 @@ def findings(summary: Mapping[str, Any]) -> Findings:
     )
 
 
-# --- numbers and names ------------------------------------------------------------------------------------------------
-
-
 def counted(number: int, noun: str, plural: str | None = None) -> str:
     """Return ``1 image``, ``2,000 images`` or, with a plural, ``3 classes``."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {plural or noun + 's'}"
@@ -152,9 +149,6 @@ def best_published(theirs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
         return list(theirs)
     best = theirs[-_NUM_BEST_PUBLISHED:]
     return [entry for entry in theirs if entry["ours"] or entry in best]
-
-
-# --- sentences --------------------------------------------------------------------------------------------------------
 
 
 def _question(summary: Mapping[str, Any]) -> list[str]:
@@ -272,9 +266,6 @@ def _warnings(summary: Mapping[str, Any]) -> list[str]:
     if summary["confirm"] and min(row["num_runs"] for row in summary["confirm"]) < 3:
         warnings.append("Some configurations were confirmed by fewer than 3 runs: their intervals say little.")
     return warnings
-
-
-# --- Markdown ---------------------------------------------------------------------------------------------------------
 
 
 def summary_markdown(summary: Mapping[str, Any]) -> str:

@@ -16,10 +16,7 @@ class Uniform(Sampler):
     """
 
     def __init__(
-        self,
-        labels: np.ndarray,
-        *,
-        batch_size: Annotated[int, Field(ge=2, description="images in a batch")] = 32,
+        self, labels: np.ndarray, *, batch_size: Annotated[int, Field(ge=2, description="images in a batch")] = 32
     ) -> None:
         self.batch_size = batch_size
         self._num_images = len(labels)

@@ -109,9 +109,6 @@ def shared_keys(key: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in key.split(","))
 
 
-# --- from the tree to plain values -----------------------------------------------------------------------------------
-
-
 def resolve(node: Node, pick: Callable[[Address, Choice | Range], Any], path: str = "") -> tuple[Any, dict[str, str]]:
     """Return the tree with a value for each domain, and key path -> ``file:line`` of the result.
 

@@ -155,9 +155,6 @@ def _located(problem: Problem, places: Mapping[str, str]) -> Problem:
     return problem._replace(where=problem.where or places.get(path, ""))
 
 
-# --- the check -------------------------------------------------------------------------------------------------------
-
-
 def _check(
     tree: Node, study: Study | None, machine: Machine | None, settings_places: Mapping[str, str]
 ) -> list[Problem]:
@@ -198,9 +195,6 @@ def _across(trial: Trial, study: Study | None, machine: Machine | None) -> list[
         message = f"no trial lasts that long: trial.epochs is {num_epochs}"
         problems.append(Problem("study.search.grace_epochs", study.search.grace_epochs, message, cure=cure))
     return problems
-
-
-# --- sampling --------------------------------------------------------------------------------------------------------
 
 
 def sample_trials(space: SearchSpace) -> list[Trial]:
@@ -255,8 +249,6 @@ def _too_few(space: SearchSpace, num_trials: int, distinct: int, num_points: int
     cure = f"write at most {max(1, distinct // num_points)}, or widen the space"
     return Problem("study.search.num_trials", space.study.search.num_trials, message, cure=cure, where=str(space.path))
 
-
-# --- --set trial.optimizer.learning_rate=1e-3 ---------------------------------------------------------------------
 
 ORIGIN = "--set"
 TOP = ("study", "trial", "machine")
@@ -331,8 +323,6 @@ def _put(node: Node, steps: list[str], value: Node, path: str) -> Node | Problem
     changed = _put(entries.get(step, Node(None, ORIGIN)), rest, value, join_path(path, step))
     return changed if isinstance(changed, Problem) else Node({**entries, step: changed}, node.where)
 
-
-# --- the covering set ------------------------------------------------------------------------------------------------
 
 MAX_CONFIGURATIONS = 4000  # about two seconds; what is left out are pairs of ranges
 

@@ -264,9 +264,6 @@ def rank(trials: Iterable[TrialState]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["value"] is None, -(row["value"] or 0.0), row["trial"]))
 
 
-# --- one event --------------------------------------------------------------------------------------------------------
-
-
 def _apply(study: SimpleNamespace, event: Event, reports: dict[str, dict[int, EpochReport]]) -> None:
     """Change the copy of a state by one event. reports: those of the trials that this reduction has copied, by key."""
     match event.get("event"):

@@ -51,9 +51,6 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-# --- creating and finding ---------------------------------------------------------------------------------------------
-
-
 def create_study(space: SearchSpace, *, storage: Path, tracking_uri: str, space_text: str) -> Path:
     """Create the folder of a study and return it; a study that exists with the same settings is left as it is.
 

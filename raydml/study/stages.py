@@ -89,9 +89,6 @@ def _run_stage(session: StudySession, stage: str, received: list[int]) -> None:
         raise StudyError(f"stage {stage} stopped before all its trials have ended; see {events_path(session.folder)}")
 
 
-# --- search -----------------------------------------------------------------------------------------------------------
-
-
 def search_trials(study_json: Mapping[str, Any]) -> dict[str, Trial]:
     """Return the trials of the search by key."""
     return {f"search-{index:03d}": parse_trial(trial) for index, trial in enumerate(study_json["trials"])}
@@ -108,9 +105,6 @@ def _search(session: StudySession) -> None:
             "Cure: gentler settings (smaller learning rates, say) under another --name"
         )
     _finish(session, "search", trials, states, lambda: rank(states.values()))
-
-
-# --- confirm ----------------------------------------------------------------------------------------------------------
 
 
 def confirm_trials(ranking: list[dict[str, Any]], trials: Mapping[str, Trial], study: Study) -> list[dict[str, Any]]:
@@ -169,9 +163,6 @@ def _confirmed(rows: Mapping[str, Mapping[str, Any]], states: Mapping[str, Trial
         interval = t_interval([run["value"] for run in group["runs"]])
         group |= {"mean": interval.mean, "half_width": interval.half_width, "num_runs": len(group["runs"])}
     return sorted(complete, key=lambda group: -group["mean"])
-
-
-# --- both -------------------------------------------------------------------------------------------------------------
 
 
 def _endings(states: Mapping[str, TrialState]) -> str:

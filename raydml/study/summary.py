@@ -115,9 +115,6 @@ def question_of(space_text: str) -> str | None:
     return " ".join(words) or None
 
 
-# --- parts ------------------------------------------------------------------------------------------------------------
-
-
 def _result(path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = read_json(path) if path.exists() else []
     return rows

@@ -197,9 +197,6 @@ def _moment(event: Event) -> str:
     return datetime.fromtimestamp(float(event["time"]), tz=timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
 
 
-# --- making things legal ----------------------------------------------------------------------------------------------
-
-
 def params_of(config: Mapping[str, Any]) -> dict[str, str]:
     """Return nested settings as MLflow parameters: ``{"optimizer": {"learning_rate": 1e-3}}`` gives
     ``{"optimizer.learning_rate": "0.001"}``. A leading ``trial.`` is dropped, lists become JSON."""

@@ -31,11 +31,7 @@ class CheckpointError(ValueError):
 
 
 def save(
-    folder: Path,
-    *,
-    state: Mapping[str, Any],
-    model_card: Mapping[str, Any],
-    best_weights: Mapping[str, Tensor],
+    folder: Path, *, state: Mapping[str, Any], model_card: Mapping[str, Any], best_weights: Mapping[str, Tensor]
 ) -> Path:
     """Write a checkpoint into ``folder`` (made when missing) and return it.
 

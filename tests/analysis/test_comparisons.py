@@ -80,9 +80,6 @@ def test_the_plain_test_is_as_optimistic_as_its_docstring_says():
     assert real[1 / 3] / 1000 < 0.05
 
 
-# --- Holm -----------------------------------------------------------------------------------------------------------
-
-
 def test_holm_by_hand():
     # The textbook example: 4 * 0.005, 3 * 0.01, 2 * 0.03, and 1 * 0.04 lifted to the one before. Two are rejected.
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
@@ -111,9 +108,6 @@ def test_of_five_equal_configurations_seldom_any_is_called_better():
         values = {name: dict(enumerate(generator.normal(0.5, 0.1, 8))) for name in "ABCDE"}
         wrong += any(row.is_real for row in compare_all(values))
     assert wrong / 300 < 0.08  # plain p-values: about 0.25
-
-
-# --- where there is nothing to test ---------------------------------------------------------------------------------
 
 
 def test_equal_differences_get_the_sign_flip_p():
@@ -155,8 +149,6 @@ def test_pairs_come_best_first():
     pairs = [(row.better, row.worse) for row in compare_all(values)]
     assert pairs == [("high", "middle"), ("high", "low"), ("middle", "low")]
 
-
-# --- in words -------------------------------------------------------------------------------------------------------
 
 REAL = " (Holm-adjusted p < 0.05)"
 

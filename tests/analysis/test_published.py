@@ -226,8 +226,6 @@ def test_only_numbers_of_the_same_protocol_are_comparable():
     assert comparable("digits", "leave_one_out") == []
 
 
-# --- in a study ------------------------------------------------------------------------------------------------------
-
 CONFIG = {
     "data": {"name": "cub200"},
     "model": {"backbone": "resnet50", "embedding_dim": 128},

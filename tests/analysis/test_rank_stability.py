@@ -22,9 +22,6 @@ def simulated(num_each: int, seed: int, peaks: dict[str, float] = GAPS, dimensio
     return [peaks[name] - 0.3 * float((own**2).mean()) for name, own in zip(levels, distance, strict=True)], levels
 
 
-# --- the verdict ----------------------------------------------------------------------------------------------------
-
-
 def test_many_trials_settle_the_true_ranking_and_few_do_not():
     for seed in range(5):
         found = search_stability(*simulated(80, seed), noun="losses")
@@ -94,9 +91,6 @@ def test_three_trials_of_a_level_are_too_few_whatever_they_say():
         "not settled: at least 2 more trials are needed (the 2 levels need 4 trials each, and one has 3)"
     )
     assert search_stability([0.9, 0.1] * 4, ["A", "B"] * 4).settled
-
-
-# --- the curves -----------------------------------------------------------------------------------------------------
 
 
 def test_curves_by_hand():
@@ -186,9 +180,6 @@ def test_trials_needed_follows_a_steeper_curve():
 @pytest.mark.parametrize("tau", [-0.4, 0.0, 0.04, 0.5])
 def test_nothing_is_extrapolated_from_too_little_agreement(tau):
     assert trials_needed(100, [(50, tau)]) is None
-
-
-# --- hardly any trials ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

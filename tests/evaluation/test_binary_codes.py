@@ -178,9 +178,6 @@ def test_more_bits_than_32_bit_scores_hold_are_refused_before_anything_is_comput
     assert (found.first.tolist(), found.nearest.tolist()) == ([4], [len(few) - 2])
 
 
-# --- 8-bit integers --------------------------------------------------------------------------------------------------
-
-
 def test_integers_by_hand():
     """The largest of all, -2, becomes -127: a scale of 63.5 for every row."""
     rows = np.array([[1.0, -2.0, 0.0], [0.1, 0.012, -0.02]], dtype=np.float32)

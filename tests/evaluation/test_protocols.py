@@ -81,9 +81,6 @@ def test_one_gallery_image_is_the_mean_over_its_galleries():
     assert metrics["r_precision"] == metrics["map_at_r"] == pytest.approx(metrics["recall_at_1"])
 
 
-# --- distractors -----------------------------------------------------------------------------------------------------
-
-
 def slow_score(rows, labels, asks, searched, is_distractor):
     """Recall@1, @2, R-precision and MAP@R of queries (numbers of rows) that search others, one at a time."""
     of_each = []
@@ -171,9 +168,6 @@ def test_binary_codes_and_integers_meet_the_same_distractors():
     rounded = np.rint(rows.astype(np.float64) * (127 / np.abs(rows).max()))
     found = score(rows, labels, recall_at=(1, 2), roles=roles, codes="int8")
     assert found == pytest.approx(slow_score(rounded, labels, everyone[~distracts], order, distracts))
-
-
-# --- in words --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

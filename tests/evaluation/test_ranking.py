@@ -120,9 +120,6 @@ def test_neither_chunks_nor_threads_change_a_bit():
             np.testing.assert_array_equal(one, two)
 
 
-# --- ranks of relevant rows ------------------------------------------------------------------------------------------
-
-
 def test_ranks_by_hand():
     """On a line: 0 (a), 1 (b), 2 (b), 3 (a), 9 (c). 2 is as far from 1 as from 3: the index decides."""
     rows = np.array([[0.0], [1.0], [2.0], [3.0], [9.0]], dtype=np.float32)
@@ -238,9 +235,6 @@ def test_any_rows_labels_depth_and_chunks_give_the_full_sort(search):
         expected = slow_neighbours(queries, searched, depth, leave_one_out=gallery is None)
         np.testing.assert_array_equal(indices, expected[0])
         np.testing.assert_allclose(distances, expected[1], rtol=1e-6, atol=1e-45)
-
-
-# --- exact distances -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -360,9 +354,6 @@ def test_float64_decides_where_float32_is_wrong(settled):
     assert sum(settled) > 0
 
 
-# --- heaps of duplicates ----------------------------------------------------------------------------------------------
-
-
 def test_more_pairs_than_are_examined_at_once_find_the_same():
     """1,280 rows in heaps of four: the scores of the queries that need care are more than 2^20."""
     rows = np.repeat(cloud(320, 8, 4), 4, axis=0)
@@ -389,9 +380,6 @@ def test_the_distance_to_a_heap_is_summed_once_a_query(monkeypatch):
     picked = np.arange(0, 1_000, 97)
     expected = slow_ranks(rows[picked], rows, labels[picked], labels, 3, picked)
     assert_ranks(type(found)(*(values[picked] for values in found)), expected)
-
-
-# --- memory ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("num_rows", [500, 1_000, 2_000])
@@ -448,9 +436,6 @@ def test_memory_is_a_few_times_the_working_bytes():
 def test_stanford_online_products_fits_in_a_laptop():
     """60,502 x 512: the scores would be 14.6 GB."""
     assert peak_bytes(60_502, 512, 1_000, WORKING_BYTES) < 1.5e9
-
-
-# --- what cannot be searched -----------------------------------------------------------------------------------------
 
 
 def bad(value):

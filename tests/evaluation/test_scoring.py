@@ -105,9 +105,6 @@ def test_binary_codes_are_scored_under_every_protocol():
     assert len({metrics[f"{kind}map_at_r"] for kind in kinds}) == 4
 
 
-# --- groups of metrics -----------------------------------------------------------------------------------------------
-
-
 def clouds(num_classes=12, num_each=8, dim=10, noise=1.0, seed=0):
     """(rows, labels): classes that overlap."""
     generator = np.random.default_rng(seed)
@@ -241,9 +238,6 @@ def test_eight_bits_cost_hardly_anything():
     assert rounded["recall_at_1"] == np.mean([right[0] for right in slow_rankings(steps, labels)])
 
 
-# --- query by query --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("codes", ["float", "binary", "int8"])
 def test_means_of_the_queries_are_the_metrics(codes):
     rows, labels = clouds(noise=1.5)
@@ -299,9 +293,6 @@ def test_one_search_of_a_protocol_is_a_part_of_its_score():
     each = [score_queries(rows, labels, search) for search in retrieval_tasks("one_gallery_image", labels)]
     expected = np.mean([np.mean(one.first <= 2) for one in each])
     assert score(rows, labels, recall_at=(2,), protocol="one_gallery_image")["recall_at_2"] == pytest.approx(expected)
-
-
-# --- published systems -----------------------------------------------------------------------------------------------
 
 
 def recalls(rows, labels, ks, **settings):
@@ -376,9 +367,6 @@ def test_score_gives_the_recall_of_mic(case):
     parts = [arrays[f"{case}_{part}"] for part in ("query_emb", "query_labels", "gallery_emb", "gallery_labels")]
     found = recalls_apart(*parts, arrays[f"{case}_k_vals"].tolist())
     assert found == pytest.approx(arrays[f"{case}_recall"].tolist())
-
-
-# --- what cannot be scored -------------------------------------------------------------------------------------------
 
 
 def test_invalid_requests_are_refused():

@@ -82,9 +82,6 @@ def finished(images, augmentation, draws, preprocessing, memory_format=torch.con
     return out
 
 
-# --- random numbers ---------------------------------------------------------------------------------------------------
-
-
 def test_a_seed_decides_and_earlier_images_do_not_depend_on_later_ones():
     few, many, other = draw(3, 7), draw(10, 7), draw(3, 8)
     for name in Draws._fields:
@@ -120,9 +117,6 @@ def test_switching_one_thing_on_moves_no_crop():
     np.testing.assert_array_equal(
         choose_boxes(plain, draws, sizes, crop_px=32), choose_boxes(more, draws, sizes, crop_px=32)
     )
-
-
-# --- boxes ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -264,9 +258,6 @@ def test_the_settings_choose_the_kind_of_crop():
         choose_boxes(Augmentation(), draws, sizes, crop_px=33)
 
 
-# --- scaling ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("size", [(230, 201), (201, 230), (60, 90), (500, 448), (1, 1), (1, 300), (700, 2)])
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 def test_scaling_one_image_is_torchvisions_bit_for_bit(size, interpolation):
@@ -346,9 +337,6 @@ def test_an_image_of_the_right_size_is_not_changed():
         np.testing.assert_array_equal(scale_one(image, 24, interpolation).numpy(), image)
 
 
-# --- from crops to the network's input --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("numbers", [IMAGENET, CAFFE], ids=["rgb", "bgr"])
 def test_without_augmentation_it_is_the_normalisation_bit_for_bit(memory_format, numbers):
@@ -404,9 +392,6 @@ def test_bgr_colours_are_changed_as_rgb_and_then_swapped():
     rgb = finished(images, augmentation, draws, Preprocessing(12, 12, (0, 0, 0), (1, 1, 1), value_range=255.0))
     bgr = finished(images, augmentation, draws, Preprocessing(12, 12, **CAFFE))
     torch.testing.assert_close(bgr, rgb.flip(1) - torch.tensor(CAFFE["mean"]).view(1, 3, 1, 1))
-
-
-# --- colours ----------------------------------------------------------------------------------------------------------
 
 
 def test_factors_are_distributed_as_torchvisions():

@@ -56,23 +56,13 @@ def scenes(shortest=60):
 
 
 def loading(pixels, augmentation, preprocessing, *, channels_last=False, prefetch=2, device=CPU):
-    return Loader(
-        pixels,
-        augmentation,
-        preprocessing,
-        device=device,
-        channels_last=channels_last,
-        prefetch=prefetch,
-    )
+    return Loader(pixels, augmentation, preprocessing, device=device, channels_last=channels_last, prefetch=prefetch)
 
 
 def batches(settings, plan, seeds, pixels=None, **machine):
     augmentation, preprocessing = settings
     made = loading(pixels or pack(scenes()), augmentation, preprocessing, **machine)
     return [batch.clone() for batch in made.batches(plan, seeds)]
-
-
-# --- the pipelines of the published systems by torchvision, given the same box, flip and factors ---------
 
 
 def by_torchvision(image, box, size_px, interpolation):
@@ -87,18 +77,12 @@ def by_torchvision(image, box, size_px, interpolation):
 
 
 FAMILIES = {
-    "classification": (
-        Augmentation(random_crop=True, flip=True),
-        Preprocessing(64, 56, **IMAGENET, resize="squash"),
-    ),
+    "classification": (Augmentation(random_crop=True, flip=True), Preprocessing(64, 56, **IMAGENET, resize="squash")),
     "mdr": (
         Augmentation(random_resized_crop=(0.16, 1.0), flip=True),
         Preprocessing(64, 56, **CAFFE, resize="squash", interpolation="lanczos"),
     ),
-    "divide_and_conquer": (
-        Augmentation(random_resized_crop=(0.08, 1.0), flip=True),
-        Preprocessing(64, 56, **IMAGENET),
-    ),
+    "divide_and_conquer": (Augmentation(random_resized_crop=(0.08, 1.0), flip=True), Preprocessing(64, 56, **IMAGENET)),
     "mic_auxiliary": (Augmentation(random_resized_crop=(0.08, 1.0)), Preprocessing(64, 56, **IMAGENET)),
     "deep_metric": (Augmentation(random_resized_crop=(0.16, 1.0), flip=True), Preprocessing(64, 56, **CAFFE)),
     "benchmark_2020_adv": (
@@ -112,12 +96,7 @@ FAMILIES = {
     ),
 }
 FROM_THE_ORIGINAL = ("divide_and_conquer", "mic_auxiliary", "benchmark_2020_adv")
-ADJUST = [
-    functional.adjust_brightness,
-    functional.adjust_contrast,
-    functional.adjust_saturation,
-    functional.adjust_hue,
-]
+ADJUST = [functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation, functional.adjust_hue]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -188,9 +167,6 @@ def test_crops_from_the_cache_are_close_to_crops_from_the_original():
     assert (from_original - others).abs().mean() > 8 * difference.mean()
 
 
-# --- batches: what decides them, and what does not -----------------------------------------------------------
-
-
 def test_neither_prefetch_nor_memory_format_decide_a_batch():
     plan, seeds = [np.array([3, 1, 1, 5, 0, 7]), np.array([2, 6]), np.array([4, 4, 4])], [9, 2**40, 9]
     settings = (EVERYTHING, Preprocessing(60, 48, **IMAGENET))
@@ -259,9 +235,6 @@ def test_tiny_images_are_enlarged():
     assert (got[0] == 200).all()
 
 
-# --- threads -------------------------------------------------------------------------------------------------
-
-
 class Breaking:
     """Pixels of which one image cannot be read; counts the readings."""
 
@@ -316,9 +289,6 @@ def test_no_more_batches_than_prefetch_are_read_ahead_and_closing_ends_the_threa
     iterator.close()
     assert not loader_threads()
     assert pixels.num_reads == 4
-
-
-# --- on a GPU: boxes sent together -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("max_bytes", [1, 40_000, 1 << 30])

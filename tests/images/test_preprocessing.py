@@ -170,9 +170,6 @@ def test_constants_made_while_evaluating_serve_training():
     assert scaled.grad is not None
 
 
-# --- the evaluation of the four published systems -------------------------------------------------------------------
-
-
 def evaluated(image, preprocessing):
     read = torch.from_numpy(preprocessing.read(image).copy())
     return preprocessing.for_evaluation(read[None])[0].numpy()

@@ -19,12 +19,7 @@ from tests.tuples import as_triplets, empty_kinds, listed
 
 NUM_CLASSES = 6
 LOSSES = registry.names("losses")
-PRECISIONS = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "bfloat16": torch.bfloat16,
-    "autocast": torch.float32,
-}
+PRECISIONS = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "autocast": torch.float32}
 TAKES_PAIRS = [name for name in LOSSES if "pairs" in registry.load("losses", name).accepts]
 TAKES_TRIPLETS = [name for name in LOSSES if "triplets" in registry.load("losses", name).accepts]
 HERE = Path(__file__).parents[1]

@@ -88,9 +88,6 @@ def losses_of_epoch(method: Method, points: torch.Tensor, labels: np.ndarray, ep
         yield learner, method.batch_loss(batch, torch.Generator().manual_seed(seed))
 
 
-# --- the release's own numbers ---------------------------------------------------------------------------------------
-
-
 def release_method(weight: torch.Tensor, bias: torch.Tensor, labels: torch.Tensor, facts: dict) -> DivideConquer:
     settings = facts["hyperparameters"]
     network = sliced_network(settings["K"], weight.shape[1], settings["embedding_size"])
@@ -154,9 +151,6 @@ def test_thirteen_steps_of_both_phases_are_the_releases():
     betas = torch.cat([objective.loss.beta for objective in method.objectives])
     assert torch.equal(betas, arrays["beta_end"].double())
     assert method.parameter_groups()["loss"] == []
-
-
-# --- the timetable ---------------------------------------------------------------------------------------------------
 
 
 def test_two_hundred_epochs_go_as_in_the_release():
@@ -281,8 +275,6 @@ def test_one_learner_trains_what_the_head_gives(normalize):
     assert torch.equal(seen[0], network(points))
 
 
-# --- settings that nothing would use ---------------------------------------------------------------------------------
-
 NOT_DEFAULT = {
     "recluster_every": 5,
     "full_embedding_from": 0.5,
@@ -331,9 +323,6 @@ def test_a_number_of_batches_is_refused_where_clusters_decide_it():
         check(sampler)
 
 
-# --- one learner -----------------------------------------------------------------------------------------------------
-
-
 def test_one_learner_is_plain_training_bit_for_bit():
     loss = {"name": "margin", "class_beta": True}
     points = blobs(np.arange(72) % 5)
@@ -358,9 +347,6 @@ def test_the_network_gets_a_slice_for_each_learner():
     assert DivideConquer.network_arguments(num_learners=4, recluster_every=2) == {"num_slices": 4}
     with pytest.raises(AssertionError, match="network_arguments"):
         build(network=sliced_network(2))
-
-
-# --- clusters --------------------------------------------------------------------------------------------------------
 
 
 def test_clusters_keep_their_numbers():
@@ -458,9 +444,6 @@ def test_the_state_survives_a_restart_between_clusterings():
         assert torch.equal(method.clusters, other.clusters)
 
 
-# --- objectives ------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("loss", "regularizers", "settings", "num_learners", "has_whole"),
     [
@@ -519,8 +502,6 @@ def test_any_regulariser_works(regularizer):
     terms = {"miner": {"name": "distance_weighted"}, "regularizers": {regularizer: settings}}
     finite_epochs(build(num_epochs=4, finetune_from=0.75, **terms), blobs(np.arange(72) % 3))
 
-
-# --- data that leave little to divide --------------------------------------------------------------------------------
 
 DEGENERATE = {
     "all features equal": (LABELS, torch.ones(72, 10)),

@@ -170,9 +170,6 @@ def test_a_method_without_answers_says_so():
             question()
 
 
-# --- in a trainer ----------------------------------------------------------------------------------------------------
-
-
 FAMILIES = [next(iter(LOSSES)), *(pytest.param(family, marks=pytest.mark.slow) for family in list(LOSSES)[1:])]
 
 

@@ -122,9 +122,6 @@ def loss_of(method, learner, images, labels):
     return method.batch_loss(Batch(images, labels, 0, learner), torch.Generator().manual_seed(0))
 
 
-# --- settings ------------------------------------------------------------------------------------------------
-
-
 def test_defaults_are_the_releases_for_cub():
     settings = dict(registry.settings_model("methods", "mic")())
     assert settings == {
@@ -189,17 +186,13 @@ def test_updates_cannot_be_standardised_by_nothing():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [("direction", "both"), ("adversary_dim", 64), ("adversary_weight_decay", 0.0)],
+    ("name", "value"), [("direction", "both"), ("adversary_dim", 64), ("adversary_weight_decay", 0.0)]
 )
 def test_settings_of_no_adversary_are_refused(name, value):
     with pytest.raises(ValueError, match=rf"^{name} = {value} has no effect: .*adversarial_weight = 0.*; leave it out"):
         check(adversarial_weight=0.0, **{name: value})
     check(adversarial_weight=0.0)
     check(**{name: value})
-
-
-# --- pseudo-labels ----------------------------------------------------------------------------------------
 
 
 def test_pseudo_labels_are_renewed_before_every_fourth_epoch():
@@ -232,8 +225,7 @@ def test_modes_of_the_release_are_recovered(case):
 
 
 @pytest.mark.parametrize(
-    ("layer", "shape"),
-    [("stage1", 32 * 4 * 4), ("stage2", 64 * 4 * 4), ("stage3", 128 * 4 * 4), ("pooled", 128)],
+    ("layer", "shape"), [("stage1", 32 * 4 * 4), ("stage2", 64 * 4 * 4), ("stage3", 128 * 4 * 4), ("pooled", 128)]
 )
 def test_initial_features_are_of_the_layer_asked_for(layer, shape):
     method = method_of(initial_layer=layer)
@@ -279,11 +271,7 @@ def test_an_update_asks_for_as_many_clusters_as_were_not_empty_the_first_time():
 
 def test_every_setting_of_k_means_arrives():
     method = method_of(
-        kmeans_iterations=7,
-        kmeans_restarts=3,
-        kmeans_points_per_centroid=50,
-        kmeans_spherical=True,
-        kmeans_seed=9,
+        kmeans_iterations=7, kmeans_restarts=3, kmeans_points_per_centroid=50, kmeans_spherical=True, kmeans_seed=9
     )
     assert method.kmeans._asdict() == {
         "iterations": 7,
@@ -292,9 +280,6 @@ def test_every_setting_of_k_means_arrives():
         "spherical": True,
         "seed": 9,
     }
-
-
-# --- plans ---------------------------------------------------------------------------------------------------
 
 
 def steps_of(plan):
@@ -382,9 +367,6 @@ def test_an_epoch_is_never_empty():
 def test_a_plan_before_the_first_clustering_is_our_own_mistake():
     with pytest.raises(AssertionError, match="recluster"):
         method_of().plan_epoch(0, np.random.default_rng(0))
-
-
-# --- the loss of a batch -------------------------------------------------------------------------------------
 
 
 def test_both_heads_are_the_releases():
@@ -613,9 +595,6 @@ def test_losses_are_float32_under_autocast(learner):
         loss = loss_of(method, learner, images_of()[:16], torch.from_numpy(MODES[:16]))
     assert loss.dtype == torch.float32
     assert loss.isfinite()
-
-
-# --- what survives, what is degenerate ------------------------------------------------------------------------
 
 
 def test_the_state_round_trips():

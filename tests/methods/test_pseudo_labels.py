@@ -17,9 +17,6 @@ def standardised(features, labels, how):
     return features
 
 
-# --- standardisation by class --------------------------------------------------------------------------------
-
-
 def test_standardisation_is_the_releases():
     arrays, facts = golden("mic_mining")
     for case in facts["hyperparameters"]:
@@ -83,9 +80,6 @@ def test_clusters_of_standardised_features_are_what_classes_share(case):
     assert agreement(standardised(features, labels, "mean")) == 1
     assert agreement(standardised(far_apart, labels, "mean")) == 1
     assert agreement(far_apart) < 0.1  # the classes are in the way
-
-
-# --- features of a layer -------------------------------------------------------------------------------------
 
 
 def test_windows_on_the_first_stage_are_the_releases():

@@ -89,9 +89,6 @@ def test_classes_in_one_direction_have_no_density_beyond_all_bounds():
     assert np.isfinite(found.density)
 
 
-# --- spectral decay --------------------------------------------------------------------------------------------------
-
-
 def slow_rho(rows):
     """KL(uniform || normalised singular values but the largest), numpy's singular values of the matrix itself."""
     values = np.linalg.svd(rows.astype(np.float64), compute_uv=False)[1:]

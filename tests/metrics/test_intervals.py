@@ -71,9 +71,6 @@ def test_no_runs_and_bad_confidence_are_errors():
         t_interval([1.0, 2.0], confidence=95)
 
 
-# --- the bootstrap over queries -------------------------------------------------------------------------------------
-
-
 def test_resamples_are_those_of_a_plain_loop():
     scores = np.random.default_rng(3).random(50_000)
     generator = np.random.default_rng(7)

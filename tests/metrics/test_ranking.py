@@ -51,9 +51,6 @@ def noisy_classes(seed, num_rows=160, num_classes=9, dim=6, noise=0.8):
     return (embeddings + noise * generator.standard_normal((num_rows, dim))).astype(np.float32), labels
 
 
-# --- of each query ---------------------------------------------------------------------------------------------------
-
-
 def test_values_of_each_query_by_hand():
     first = np.array([1, 2, 4, 0])
     assert recall(first, 1).tolist() == [True, False, False, False]
@@ -116,9 +113,6 @@ def test_a_slow_loop_agrees_on_each_query(depth):
         assert precisions[query] == pytest.approx(sum(row[:num_relevant]) / num_relevant)
 
 
-# --- another library -------------------------------------------------------------------------------------------------
-
-
 def theirs(embeddings, labels, names, k):
     """What pytorch-metric-learning says, by Euclidean distance between the vectors as they are."""
     accuracy_calculator = pytest.importorskip("pytorch_metric_learning.utils.accuracy_calculator")
@@ -178,17 +172,10 @@ def test_pytorch_metric_learning_agrees_on_partitions():
     assert ami(labels, clusters) == pytest.approx(calculator.calculate_AMI(*both))
 
 
-# --- golden vectors of published systems -----------------------------------------------------------------------------
-
-
 def recalls_of(queries, query_labels, ks, gallery=None, gallery_labels=None):
     gallery = None if gallery is None else gallery.astype(np.float32)
     ranks = rank_relevant(
-        queries.astype(np.float32),
-        gallery,
-        query_labels=query_labels,
-        gallery_labels=gallery_labels,
-        depth=1,
+        queries.astype(np.float32), gallery, query_labels=query_labels, gallery_labels=gallery_labels, depth=1
     )
     return [recall(ranks.first, k).mean() for k in ks]
 

@@ -98,10 +98,7 @@ def test_where_a_trial_was_stopped_and_where_one_failed_is_marked():
     points = [(1, 0.2), (2, 0.4)]
     curves = [Curve(points, "a", "a", "cut"), Curve(points, "b", "b", "failed"), Curve(points, "c", "c", None)]
     made = drawn("line_chart", line_chart(curves, x_label="epoch", y_label="value", rungs=[1, 2]))
-    assert re.findall(r'<path d="([^"]*)" class="cut (.)"', made) == [
-        ("M0 -6V6", "a"),
-        ("M-4 -4L4 4M-4 4L4 -4", "b"),
-    ]
+    assert re.findall(r'<path d="([^"]*)" class="cut (.)"', made) == [("M0 -6V6", "a"), ("M-4 -4L4 4M-4 4L4 -4", "b")]
     assert "<circle" not in made
     assert re.findall(r'x1="([^"]*)" x2="([^"]*)" y1="0" y2="100%" class="rung"', made) == [
         ("0.000%", "0.000%"),

@@ -196,9 +196,6 @@ def test_a_study_without_pictures_has_none_to_show(study):
     assert read_illustrations(study) == []
 
 
-# --- Markdown ---------------------------------------------------------------------------------------------------------
-
-
 def test_the_markdown_says_what_matters_first(made):
     text = summary_markdown(made[0])
     assert text.startswith(
@@ -270,9 +267,6 @@ def test_text_of_a_study_is_only_text_in_markdown(made, text, escaped):
     assert f"| {escaped} |" in summary_markdown(summary)
 
 
-# --- LaTeX ------------------------------------------------------------------------------------------------------------
-
-
 def rows_of(latex):
     """The rows of the tabular, as cells; raises where braces or environments do not close."""
     bare = latex.replace("\\{", "").replace("\\}", "").replace("\\\\", "\n")
@@ -327,9 +321,6 @@ def test_before_the_test_the_table_holds_validation_numbers(tmp_path, stages, nu
         assert rows[1] == ["mic: margin, distance\\_weighted", "61.0 $\\pm$ 4.1"]
 
 
-# --- CSV --------------------------------------------------------------------------------------------------------------
-
-
 def test_one_row_a_trial_with_every_parameter_and_result(made):
     summary, trials, _ = made
     rows = list(csv.DictReader(io.StringIO(trials_csv(trials, summary))))
@@ -364,9 +355,6 @@ def test_one_row_an_epoch_with_every_metric(made):
     assert curves == CURVES
     nmi = [(row["trial"], row["epoch"]) for row in rows if row["cluster_nmi"]]
     assert nmi == [("search-002", "1"), ("search-002", "3")]
-
-
-# --- files and the command --------------------------------------------------------------------------------------------
 
 
 def test_the_formats_become_files(made, tmp_path):

@@ -22,13 +22,7 @@ from raydml.data.splits import make_split
 from raydml.search_space.space import load_space
 from raydml.study import events
 from raydml.study.events import events_path, read_trials
-from raydml.study.folder import (
-    StudyError,
-    create_study,
-    move_data_root,
-    newest_checkpoint,
-    read_json,
-)
+from raydml.study.folder import StudyError, create_study, move_data_root, newest_checkpoint, read_json
 from raydml.study.stages import run_study
 from raydml.training import checkpoint
 from raydml.training.trainer import Trainer
@@ -173,7 +167,7 @@ def test_a_finished_study_has_a_report_and_a_model(finished):
     assert [len(summary[stage]) for stage in ("search", "confirm", "final")] == [2, 1, 1]
     assert (finished / "model" / "model.safetensors").exists()
     assert sorted(path.name for path in (finished / "report").iterdir()) == [
-        *("epochs.csv", "report.html", "report.md", "table.tex", "trials.csv"),
+        *("epochs.csv", "report.html", "report.md", "table.tex", "trials.csv")
     ]
     sections = {row["section"] for row in read_json(finished / "illustrations" / "illustrations.json")}
     assert sections >= {"retrievals", "classes", "map"}

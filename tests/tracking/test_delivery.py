@@ -217,9 +217,6 @@ def assert_same(found: dict[str, list[Any]], expected: dict[str, list[Any]], wha
         assert len(found[table]) == len(rows), f"{what} {table}: a row twice"
 
 
-# --- what arrives ---------------------------------------------------------------------------------------------------
-
-
 def test_a_study_is_one_run_with_its_trials_below_it(spool: Spool, uri: str, picture: Path, storage: Path) -> None:
     spool.whole_study(picture)
     assert deliver(spool, uri)
@@ -318,9 +315,6 @@ def test_large_configurations_and_many_epochs_pass_the_limits_of_a_request(spool
     assert len(runs[None].data.params["text"]) == MAX_PARAM_CHARACTERS
     history = connect(uri).get_metric_history(runs["search-000"].info.run_id, "recall_at_4")
     assert [point.step for point in history] == list(range(1, 301))
-
-
-# --- breaking off and going on --------------------------------------------------------------------------------------
 
 
 def test_a_second_delivery_adds_nothing(spool: Spool, uri: str, picture: Path, exported: Path, storage: Path) -> None:
@@ -680,9 +674,6 @@ def test_a_request_that_always_fails_is_left_out_and_costs_the_later_ones_nothin
     assert steps(uri, "search-000") == [1]
 
 
-# --- models ---------------------------------------------------------------------------------------------------------
-
-
 def test_the_winner_is_a_model_that_loads_elsewhere(
     spool: Spool, uri: str, picture: Path, exported: Path, tmp_path: Path
 ) -> None:
@@ -828,9 +819,6 @@ def test_the_requirements_of_a_model_cover_what_its_code_imports() -> None:
     assert all("+" not in line and "==" in line for line in requirements())
 
 
-# --- reaching a store -----------------------------------------------------------------------------------------------
-
-
 def test_the_default_store_lies_in_the_storage_folder(
     tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -889,9 +877,6 @@ def test_addresses_lose_their_passwords() -> None:
         == "at http://***@host:5000/x and postgresql://***@h/d"
     )
     assert redacted("sqlite:////tmp/a@b/mlflow.db") == "sqlite:////tmp/a@b/mlflow.db"
-
-
-# --- names and values -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -985,9 +970,6 @@ def test_all_readers_count_the_last_report_of_a_repeated_epoch(spool: Spool, uri
     assert sorted(counts.items()) == expected
     assert sorted(point.step for point in sent) == [1, 2, 3, 3, 4], "only what has changed is sent a second time"
     assert run.data.metrics["val_map_at_r"] == 0.3
-
-
-# --- a server -------------------------------------------------------------------------------------------------------
 
 
 def free_port() -> int:

@@ -206,9 +206,6 @@ def test_whoever_loads_a_model_chooses_its_device(exported: Path) -> None:
     assert model.model.device == "cpu", "a version that was registered without the setting"
 
 
-# --- over a socket --------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def registered(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The address of a store that holds the model as models:/digits/1."""

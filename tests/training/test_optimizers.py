@@ -83,9 +83,6 @@ def test_parameters_in_no_group_or_in_two_are_named():
         check_every_parameter_learns(model.named_parameters(), {"backbone": all_of_them[:1], "head": all_of_them})
 
 
-# --- as the published systems set them -------------------------------------------------------------------------------
-
-
 def rates(num_epochs, base, milestones, gamma):
     settings = {"num_epochs": num_epochs, "num_batches": 1, "warmup_epochs": 0, "batch": 0}
     return [

@@ -30,12 +30,7 @@ MDR_AND_RHO = {
     "loss": {"name": "triplet", "squared": False},
     "miner": {"name": "distance_weighted", "variant": "mdr"},
     "regularizers": {"mdr": {"weight": 0.6}, "rho": {"probability": 0.3}},
-    "model": {
-        "backbone": "convnet",
-        "weights": "none",
-        "embedding_dim": 16,
-        "normalize": "mean_distance",
-    },
+    "model": {"backbone": "convnet", "weights": "none", "embedding_dim": 16, "normalize": "mean_distance"},
 }
 MEMORY = {  # wraps round in the second epoch
     "loss": {"name": "multi_similarity"},
@@ -108,9 +103,6 @@ def assert_same(first, second, path=""):
             assert_same(*items, f"{path}/{index}")
     else:
         assert first == second, path
-
-
-# --- resume ------------------------------------------------------------------------------------------------
 
 
 def assert_resume_is_exact(make, folder):
@@ -236,9 +228,6 @@ def test_the_state_of_another_trial_is_refused():
         trainer_of(seed=1).load_state_dict(trainer_of(seed=0).state_dict())
 
 
-# --- randomness ----------------------------------------------------------------------------------------------
-
-
 def test_same_seed_same_numbers_and_another_seed_others():
     def run(seed):
         trainer = trainer_of(MARGIN, seed=seed, augmentation=AUGMENTED, epochs=2)
@@ -259,9 +248,6 @@ def test_global_generators_are_neither_read_nor_moved():
     assert np.random.get_state()[1].tolist() == states[1]  # noqa: NPY002
     torch.manual_seed(6)
     assert without_times(trainer_of(MARGIN, epochs=1, augmentation=AUGMENTED).epochs()) == first
-
-
-# --- what learns -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("family", "name"), [(MARGIN, "beta"), (SOFTMAX, "weight")])
@@ -366,9 +352,6 @@ def test_learning_is_visible_on_digits_never_seen():
     assert trainer.best_metrics["val_r_precision"] > untrained["r_precision"] + 0.05
 
 
-# --- results and best weights --------------------------------------------------------------------------------------
-
-
 def test_a_result_holds_plain_finite_numbers_under_the_promised_names():
     (result,) = trainer_of(epochs=1, recall_at=[1, 3]).epochs()
     assert set(result) == {
@@ -402,9 +385,6 @@ def test_the_best_weights_are_those_of_the_best_epoch_and_the_card_says_which(tm
     model = load_checkpoint(tmp_path / "c")
     assert model.preprocessing == trainer.preprocessing
     assert_same(dict(model.network.state_dict()), weights[1])
-
-
-# --- trials that go wrong -------------------------------------------------------------------------------------------
 
 
 class Broken(torch.nn.Module):
@@ -483,9 +463,6 @@ def test_images_other_than_those_of_the_trial_are_refused():
     raw["data"]["content"] = "0" * len(raw["data"]["content"])
     with pytest.raises(DataError, match=r"data\.content"):
         Trainer(parse_trial(raw), parse_machine({}), device="cpu")
-
-
-# --- other ways to run ------------------------------------------------------------------------------------------------
 
 
 def test_the_numbers_of_bf16_and_channels_last_are_close_to_fp32():
@@ -583,9 +560,6 @@ def test_the_memory_mines_with_the_miner_of_the_trial_and_the_seed_reaches_the_l
     weights = [trainer_of(SOFTMAX, seed=seed).method.objective.loss.weight for seed in (1, 1, 2)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
-
-
-# --- the two phases of the classification baseline ------------------------------------------------------------------
 
 
 class GivenBatches:
