@@ -30,7 +30,7 @@ from raydml.cli.arguments import (
 if TYPE_CHECKING:
     from raydml.config.trial import Machine
     from raydml.evaluation.embed import Evaluation
-    from raydml.inference.external import Collection
+    from raydml.inference.evaluate import Collection
 
 ALL = "all"
 DEFAULT_RECALL_AT = (1, 2, 4, 8)
@@ -94,7 +94,7 @@ def evaluate(
 
     Intervals are 95 % bootstrap intervals over queries, class by class. They cover the choice of the queries, not the
     variation between training runs."""
-    from raydml.inference.external import PREFIXES
+    from raydml.inference.evaluate import PREFIXES
 
     if save_embeddings is not None:
         if save_embeddings.suffix != ".npz":
@@ -202,7 +202,7 @@ def _on_own_classes(
 ) -> _Result:
     from raydml.config.trial import parse_trial
     from raydml.evaluation.embed import metric_spec_of
-    from raydml.inference.checkpoints import evaluate_checkpoint
+    from raydml.inference.evaluate import evaluate_checkpoint
     from raydml.training import checkpoint
 
     found = source.found
@@ -232,7 +232,7 @@ def _on_other_images(
     from raydml.evaluation.embed import device_of, metric_spec_of
     from raydml.evaluation.saved_embeddings import save_embeddings
     from raydml.evaluation.scoring import MetricSpec
-    from raydml.inference.external import embed_collection, evaluate_saved, open_bare
+    from raydml.inference.evaluate import embed_collection, evaluate_saved, open_bare
 
     network: Any
     if source.found is None:
@@ -274,7 +274,7 @@ def _collection(data: str, source: _ModelSource, data_root: Path | None) -> Coll
     """Open the data set of --data with a record of the read: it may hold the test classes of a study."""
     from raydml.data.catalog import DataError
     from raydml.data.datasets import DATASETS, open_catalog
-    from raydml.inference.external import Collection
+    from raydml.inference.evaluate import Collection
 
     if Path(data).is_dir():
         catalog = open_catalog("image_folder", Path(data).resolve())
@@ -288,7 +288,7 @@ def _collection(data: str, source: _ModelSource, data_root: Path | None) -> Coll
 def _distractors(folder: Path, source: _ModelSource) -> Collection:
     """Open all images below a folder as one class of distractors."""
     from raydml.data.catalog import ImageEntry, catalog_of, find_files
-    from raydml.inference.external import Collection
+    from raydml.inference.evaluate import Collection
     from raydml.inference.gallery import image_names
 
     files, _ = find_files(folder, [ImageEntry(name, "distractor") for name in image_names(folder)])
@@ -304,7 +304,7 @@ def _of_embeddings(path: Path, settings: dict[str, Any]) -> _Result:
     """Score saved embeddings without the model. Embeddings that may be of test classes count as a read of them."""
     from raydml.evaluation.saved_embeddings import load_embeddings
     from raydml.evaluation.scoring import MetricSpec
-    from raydml.inference.external import evaluate_saved
+    from raydml.inference.evaluate import evaluate_saved
 
     saved = load_embeddings(path)
     if saved.facts.get("part") != "val":

@@ -10,12 +10,14 @@ even under autocast: differences of nearby points, and similarities multiplied b
 bfloat16. A subclass defines `cost`.
 """
 
+import math
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from raydml.ops.distances import full_precision
+from raydml.ops.distances import full_precision, inner_products, products_with_unit, squared_euclidean, squares_at
 from raydml.ops.tuples import Pairs, TripletRanges, Triplets, all_pairs, check_kind
 
 Tuples = Pairs | Triplets | TripletRanges
@@ -92,3 +94,85 @@ class TripletLoss(nn.Module):
         tuples: all pairs of the batch where no miner chose, also for a loss that takes no pairs.
         """
         raise NotImplementedError
+
+
+def cosines(points: Tensor, references: Tensor | None) -> Tensor:
+    """Return the cosines (B, M) of points (B, D) of any length with the references, or with each other."""
+    references = None if references is None else functional.normalize(references)
+    return inner_products(functional.normalize(points), references)
+
+
+def pair_squares(points: Tensor, tuples: Tuples, references: Tensor | None = None) -> Tensor:
+    """Return squared distances: (2, T) for listed triplets, anchor to positive and to negative; else (B, M)."""
+    if isinstance(tuples, Triplets):
+        return squares_at(points, tuples.anchor, torch.stack([tuples.positive, tuples.negative]))
+    return squared_euclidean(points, references)
+
+
+def both_sides(values: Tensor, tuples: Tuples) -> tuple[Tensor, Tensor]:
+    """Return the values of the positive and of the negative pairs: the two rows for listed triplets, else all twice."""
+    if isinstance(tuples, Triplets):
+        return values[0], values[1]
+    return values, values
+
+
+def mean_cost(cost: Tensor, count: Tensor, active_only: bool = False) -> Tensor:
+    """Return the mean of costs that are at least 0, weighted by how often each pair counts; 0 where none does.
+
+    active_only: average over the pairs with a positive cost.
+    """
+    # As numbers: products with a mask are several times slower on a CPU.
+    count = count.to(cost.dtype)
+    divisor = cost.detach().sign() * count if active_only else count
+    return (cost * count).sum() / divisor.sum().clamp(min=1)
+
+
+def mean_weights(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return weights (B, M) whose product with a matrix sums to the mean of each row over the mask; 0 in empty rows."""
+    return mask / mask.sum(dim=1, keepdim=True, dtype=dtype).clamp(min=1)
+
+
+def sum_of_soft_maxima(values: Tensor, mask: Tensor) -> Tensor:
+    """Return the sum over all rows of log(1 + sum of exp over the masked entries of the row), without overflow."""
+    # It is the cross-entropy of a first column exp(0) = 1 against the row. Torch has that in two fused kernels, and no
+    # empty row makes it infinite.
+    logits = torch.cat([values.new_zeros(len(values), 1), values.masked_fill(~mask, -math.inf)], dim=1)
+    first = torch.zeros(len(values), dtype=torch.int64, device=values.device)
+    return functional.cross_entropy(logits, first, reduction="sum")
+
+
+def refuse_swapped_scales(alpha: float, beta: float) -> None:
+    """Raise ValueError where positives would be sharper than negatives."""
+    if alpha > beta:
+        raise ValueError(
+            f"alpha = {alpha}, beta = {beta}: alpha scales positives, beta scales negatives, and alpha must not exceed "
+            "beta: a class is spread out, so its positives need the softer scale, while of negatives only the nearest "
+            "count. They look swapped (Deep_Metric's code uses the letters the other way round): "
+            f"write alpha = {beta}, beta = {alpha}"
+        )
+
+
+def class_vectors(num_classes: int, embedding_dim: int) -> nn.Parameter:
+    """Return vectors (C, D), uniform in +-1/sqrt(D) as in torch's linear layer, from torch's global generator.
+
+    All losses on class cosines start from them, so that one learning rate serves all: only the direction of a vector
+    counts there, and its length decides how fast the direction turns.
+    """
+    bound = embedding_dim**-0.5
+    return nn.Parameter(torch.empty(num_classes, embedding_dim).uniform_(-bound, bound))
+
+
+def class_cosines(points: Tensor, vectors: Tensor) -> Tensor:
+    """Return the cosines (B, C) of points (B, D) with vectors (C, D), both normalised by max(norm, 1e-12)."""
+    return products_with_unit(functional.normalize(points), vectors.to(points.dtype))
+
+
+def subtract_margin(similarity: Tensor, labels: Tensor, margin: float) -> Tensor:
+    """Return the similarities (B, C) to the classes with a margin taken from those to the own class."""
+    own = labels[:, None]
+    return similarity.scatter_add(1, own, similarity.new_full(own.shape, -margin))
+
+
+def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy averaged over the batch; 0 for an empty batch, whose mean would be NaN."""
+    return functional.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1)

@@ -7,8 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from raydml.losses._base import ClassLoss
-from raydml.losses._classes import class_cosines, class_vectors, mean_cross_entropy
+from raydml.losses._base import ClassLoss, class_cosines, class_vectors, mean_cross_entropy
 
 # Below it the squared sine is taken for it: its root keeps a finite (zero) gradient at the angles 0 and pi.
 SMALLEST_SQUARED_SINE = 1e-12

@@ -7,8 +7,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from raydml.losses._base import PairLoss
-from raydml.losses._pairs import mean_weights, refuse_swapped_scales
+from raydml.losses._base import PairLoss, mean_weights, refuse_swapped_scales
 from raydml.ops.distances import inner_products
 from raydml.ops.tuples import Pairs
 

@@ -6,8 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from raydml.losses._base import TripletLoss, Tuples
-from raydml.losses._pairs import both_sides, mean_cost, pair_squares
+from raydml.losses._base import TripletLoss, Tuples, both_sides, mean_cost, pair_squares
 from raydml.ops.distances import SMALLEST_SQUARE, entries_at, euclidean, inner_products
 from raydml.ops.tuples import Triplets, counts
 

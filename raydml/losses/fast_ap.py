@@ -6,8 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from raydml.losses._base import PairLoss
-from raydml.losses._pairs import cosines
+from raydml.losses._base import PairLoss, cosines
 from raydml.ops.tuples import Pairs
 
 # A bin emptier than this is left out of a quotient.

@@ -2,8 +2,7 @@
 
 from torch import Tensor
 
-from raydml.losses._base import PairLoss
-from raydml.losses._pairs import mean_weights
+from raydml.losses._base import PairLoss, mean_weights
 from raydml.ops.distances import inner_products
 from raydml.ops.tuples import Pairs
 

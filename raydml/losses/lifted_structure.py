@@ -6,8 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raydml.losses._base import PairLoss
-from raydml.losses._pairs import refuse_swapped_scales
+from raydml.losses._base import PairLoss, refuse_swapped_scales
 from raydml.ops.distances import LOG_OF_ZERO, euclidean, inner_products, masked_logsumexp
 from raydml.ops.tuples import Pairs
 

@@ -6,8 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raydml.losses._base import TripletLoss, Tuples
-from raydml.losses._pairs import both_sides, pair_squares
+from raydml.losses._base import TripletLoss, Tuples, both_sides, pair_squares
 from raydml.ops.tuples import counts, per_tuple
 
 # Inside the root, after the sum, as in the authors' code: keeps the gradient finite where two embeddings coincide.

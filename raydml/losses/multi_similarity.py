@@ -5,8 +5,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from raydml.losses._base import PairLoss
-from raydml.losses._pairs import refuse_swapped_scales, sum_of_soft_maxima
+from raydml.losses._base import PairLoss, refuse_swapped_scales, sum_of_soft_maxima
 from raydml.ops.distances import inner_products
 from raydml.ops.tuples import Pairs
 

@@ -5,8 +5,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from raydml.losses._base import ClassLoss
-from raydml.losses._classes import class_vectors, mean_cross_entropy
+from raydml.losses._base import ClassLoss, class_vectors, mean_cross_entropy
 from raydml.ops.distances import products_with_unit
 
 

@@ -6,8 +6,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from raydml.losses._base import PairLoss
-from raydml.losses._pairs import cosines, mean_weights
+from raydml.losses._base import PairLoss, cosines, mean_weights
 from raydml.ops.distances import masked_logsumexp
 from raydml.ops.tuples import Pairs
 

@@ -7,9 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raydml.losses._base import ClassLoss
-from raydml.losses._classes import class_cosines
-from raydml.losses._pairs import sum_of_soft_maxima
+from raydml.losses._base import ClassLoss, class_cosines, sum_of_soft_maxima
 
 
 class ProxyAnchor(ClassLoss):

@@ -7,8 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raydml.losses._base import ClassLoss
-from raydml.losses._classes import class_cosines
+from raydml.losses._base import ClassLoss, class_cosines
 
 
 class ProxyNCA(ClassLoss):

@@ -6,8 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from raydml.losses._base import PairLoss
-from raydml.losses._pairs import cosines, mean_weights
+from raydml.losses._base import PairLoss, cosines, mean_weights
 from raydml.ops.tuples import Pairs
 
 # The largest number of differences of similarities in memory at once: 64 MiB in float32.

@@ -5,8 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
-from raydml.losses._base import TripletLoss, Tuples
-from raydml.losses._pairs import both_sides, mean_cost, pair_squares
+from raydml.losses._base import TripletLoss, Tuples, both_sides, mean_cost, pair_squares
 from raydml.ops.distances import SMALLEST_SQUARE
 from raydml.ops.tuples import counts, per_tuple
 

@@ -7,8 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raydml.losses._base import ClassLoss
-from raydml.losses._classes import mean_cross_entropy, subtract_margin
+from raydml.losses._base import ClassLoss, mean_cross_entropy, subtract_margin
 from raydml.ops.distances import products_with_unit
 
 # Inside the root, as in the authors' release: keeps the gradient finite where two centres coincide, which is where the

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raydml.losses._base import ClassLoss
-from raydml.losses._classes import class_vectors, mean_cross_entropy
+from raydml.losses._base import ClassLoss, class_vectors, mean_cross_entropy
 
 
 class Softmax(ClassLoss):

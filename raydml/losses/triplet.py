@@ -6,8 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from raydml.losses._base import TripletLoss, Tuples
-from raydml.losses._pairs import pair_squares
+from raydml.losses._base import TripletLoss, Tuples, pair_squares
 from raydml.ops.distances import SMALLEST_SQUARE, euclidean, squared_euclidean
 from raydml.ops.tuples import Pairs, TripletRanges, Triplets, pair_counts
 

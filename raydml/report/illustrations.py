@@ -19,7 +19,7 @@ from raydml.evaluation.saved_embeddings import SavedEmbeddings, load_embeddings,
 from raydml.images.cache import Images
 from raydml.images.pixels import Pixels
 from raydml.images.preprocessing import Preprocessing
-from raydml.inference.checkpoints import embed_as_trained
+from raydml.inference.evaluate import embed_as_trained
 from raydml.inference.export import load_checkpoint
 from raydml.ops.files import write_whole
 from raydml.report.clusters import (

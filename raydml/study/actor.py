@@ -17,8 +17,7 @@ from raydml.data.seal import TestReads
 from raydml.evaluation.embed import metric_spec_of
 from raydml.evaluation.saved_embeddings import concatenate, load_embeddings
 from raydml.evaluation.scoring import METRIC_GROUPS, MetricSpec
-from raydml.inference.checkpoints import evaluate_checkpoint
-from raydml.inference.external import evaluate_saved
+from raydml.inference.evaluate import evaluate_checkpoint, evaluate_saved
 from raydml.ops.progress import show_log
 from raydml.training import checkpoint
 from raydml.training.trainer import Trainer

@@ -25,7 +25,7 @@ from raydml.methods._base import Batch
 from raydml.models.network import preprocessing_for
 from raydml.samplers._base import EpochPlan
 from raydml.training import checkpoint, parts
-from raydml.training.optimizers import learning_rate_factor
+from raydml.training.parts import learning_rate_factor
 from raydml.training.randomness import Randomness
 from raydml.training.trial_images import open_development
 

@@ -575,7 +575,7 @@ def test_every_read_of_the_test_classes_is_recorded(trained, tmp_path, monkeypat
 
 def test_every_read_of_the_test_classes_by_a_model_from_mlflow_is_recorded_there_too(trained, tmp_path, monkeypatch):
     """A real store: in the run of the model, in the study if it lies here, and before an image is opened."""
-    from raydml.inference import checkpoints
+    from raydml.inference import evaluate
     from raydml.inference.export import export_model
     from raydml.tracking import delivery as tracking
 
@@ -611,10 +611,10 @@ def test_every_read_of_the_test_classes_by_a_model_from_mlflow_is_recorded_there
 
     def seen_before_opening(*_, **__):
         at_opening.append((len(reads(run_id)), len(rows(study)) + len(rows(tmp_path / "elsewhere"))))
-        return checkpoints.Evaluation({"recall_at_1": 0.5, "untrained_recall_at_1": 0.25}, {}, {"leave_one_out": "so"})
+        return evaluate.Evaluation({"recall_at_1": 0.5, "untrained_recall_at_1": 0.25}, {}, {"leave_one_out": "so"})
 
     at_opening = []
-    monkeypatch.setattr(checkpoints, "evaluate_checkpoint", seen_before_opening)
+    monkeypatch.setattr(evaluate, "evaluate_checkpoint", seen_before_opening)
     done("evaluate", "models:/digits/1", "--on", "val")
     assert (reads(run_id), rows(study), at_opening) == ([], [], [(0, 0)])
     done("evaluate", "models:/digits/1", "--on", "test")

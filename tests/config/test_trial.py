@@ -12,7 +12,7 @@ from raydml import registry
 from raydml.config import rules
 from raydml.config.trial import Trial, fingerprint, parse_machine, parse_study, parse_trial
 from raydml.errors import ConfigError
-from raydml.training.optimizers import OPTIMIZERS
+from raydml.training.parts import OPTIMIZERS
 from tests.config.problems import problems_of
 
 BASE = {

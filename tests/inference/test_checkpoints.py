@@ -19,7 +19,7 @@ from raydml.evaluation.embed import embed, evaluate_embeddings
 from raydml.evaluation.scoring import MetricSpec
 from raydml.images.pixels import PackedPixels, packed
 from raydml.images.preprocessing import Preprocessing
-from raydml.inference.checkpoints import evaluate_checkpoint
+from raydml.inference.evaluate import evaluate_checkpoint
 from raydml.inference.export import load_checkpoint
 from raydml.models.network import build_network, preprocessing_for
 from raydml.training import checkpoint

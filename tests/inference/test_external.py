@@ -8,7 +8,7 @@ import torchvision
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
-from raydml.inference.external import open_bare
+from raydml.inference.evaluate import open_bare
 from raydml.models.network import ModelError
 from raydml.models.pretrained import WeightsError
 

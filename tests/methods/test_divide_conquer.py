@@ -15,7 +15,7 @@ from raydml.methods.divide_conquer import DivideConquer
 from raydml.methods.plain import Plain
 from raydml.models.network import Head, Network
 from raydml.ops.clustering import KMeans, cluster
-from raydml.training.optimizers import check_every_parameter_learns
+from raydml.training.parts import check_every_parameter_learns
 from tests.golden_vectors import golden_facts, golden_tensors
 
 CPU = torch.device("cpu")

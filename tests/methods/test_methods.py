@@ -13,7 +13,7 @@ from raydml.data.datasets import digit_images
 from raydml.methods._base import Batch, Method
 from raydml.models.network import build_network
 from raydml.training import parts
-from raydml.training.optimizers import check_every_parameter_learns
+from raydml.training.parts import check_every_parameter_learns
 from raydml.training.trainer import Trainer
 from tests.training.test_trainer import BALANCED, assert_same, trial_of, without_times
 

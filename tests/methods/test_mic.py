@@ -16,7 +16,7 @@ from raydml.ops.clustering import KMeans, cluster
 from raydml.ops.tuples import Triplets
 from raydml.samplers.class_balanced import ClassBalanced
 from raydml.samplers.uniform import Uniform
-from raydml.training.optimizers import build_optimizer, check_every_parameter_learns
+from raydml.training.parts import build_optimizer, check_every_parameter_learns
 from tests.golden_vectors import golden, golden_case, golden_cases
 
 CPU = torch.device("cpu")

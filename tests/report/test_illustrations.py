@@ -13,7 +13,7 @@ from PIL import Image
 
 from raydml.config.trial import parse_machine, parse_trial
 from raydml.evaluation.saved_embeddings import SavedEmbeddings, SavedEmbeddingsError, load_embeddings, save_embeddings
-from raydml.inference.checkpoints import evaluate_checkpoint
+from raydml.inference.evaluate import evaluate_checkpoint
 from raydml.report import illustrations
 from raydml.report.illustrations import INDEX, draw_illustrations, draw_test_illustrations, open_run
 from raydml.report.page import PICTURE_SECTIONS

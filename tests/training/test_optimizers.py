@@ -4,7 +4,7 @@ import torch
 
 from raydml.losses.multi_similarity import MultiSimilarity
 from raydml.miners.multi_similarity import MultiSimilarityMiner
-from raydml.training.optimizers import OPTIMIZERS, build_optimizer, check_every_parameter_learns, learning_rate_factor
+from raydml.training.parts import OPTIMIZERS, build_optimizer, check_every_parameter_learns, learning_rate_factor
 from tests.golden_vectors import golden
 
 LONG = {"num_batches": 5, "num_epochs": 8, "warmup_epochs": 0}
