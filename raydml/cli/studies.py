@@ -222,7 +222,9 @@ def refuse_missing_space(path: Path) -> None:
     known = sorted(tables.short_path(file) for file in Path("search_spaces").glob("*.yaml"))
     hint = did_you_mean(path.stem, [Path(file).stem for file in known])
     listed = f" There are: {', '.join(known)}." if known else ""
-    raise CommandError(f"SPACE = {str(path)!r}: no such file{hint}{listed} Cure: name a YAML file of a search space")
+    raise CommandError(
+        f"SPACE = {str(path)!r}: no such file{hint or '.'}{listed} Cure: name a YAML file of a search space"
+    )
 
 
 def stage_overrides(stages: str | None) -> list[str]:

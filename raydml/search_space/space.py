@@ -181,7 +181,7 @@ def _across(trial: Trial, study: Study | None, machine: Machine | None) -> list[
     """Return what does not fit between the study, the machine and one trial."""
     problems = []
     if machine is not None and trial.data.name != "digits" and machine.data_root is None:
-        cure = "write --set machine.data_root=FOLDER, or data_root: FOLDER below machine"
+        cure = "write --data-root FOLDER, or data_root: FOLDER below machine"
         problems.append(Problem("machine.data_root", None, f"is required by data.name {trial.data.name}", cure=cure))
     if study is None:
         return problems

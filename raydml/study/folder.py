@@ -182,9 +182,9 @@ def find_study(target: str, storage: Path) -> Path:
     known = sorted(path.parent.name for path in storage.glob("*/study.json"))
     raise StudyError(
         f"no study {target!r} in {storage.resolve()}"
-        + did_you_mean(target, known)
-        + (f" Studies there: {', '.join(known)}" if known else " There are none yet")
-        + ". Cure: name one of these, its folder, or the right --storage"
+        + (did_you_mean(target, known) or ".")
+        + (f" Studies there: {', '.join(known)}." if known else " There are none yet.")
+        + " Cure: name one of these, its folder, or the right --storage"
     )
 
 

@@ -374,7 +374,7 @@ def test_images_in_a_folder_need_the_folder(write):
     path = write(TRIAL.replace("name: digits", "name: image_folder"))
     (problem,) = problems_of(path).problems
     assert problem.path == "machine.data_root"
-    assert "--set machine.data_root=FOLDER" in problem.cure
+    assert "--data-root FOLDER" in problem.cure
     assert str(load_space(path, ["machine.data_root=/images"]).machine.data_root) == "/images"
 
 
