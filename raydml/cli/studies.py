@@ -41,7 +41,9 @@ def sweep(
     context: typer.Context,
     space: Annotated[Path, typer.Argument(metavar="SPACE", help="YAML file of the search space.")],
     num_trials: Annotated[int | None, typer.Option(metavar="N", help="Trials of the search.")] = None,
-    max_epochs: Annotated[int | None, typer.Option(metavar="N", help="Largest number of epochs of a trial.")] = None,
+    max_epochs: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Largest number of epochs of a trial.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of the study.")] = None,
     name: Annotated[str | None, typer.Option(metavar="S", help="Name of the study.")] = None,
     settings: Annotated[
@@ -70,7 +72,6 @@ def sweep(
         f"{key}={json.dumps(value)}"
         for key, value in (
             ("study.search.num_trials", num_trials),
-            ("trial.epochs", max_epochs),
             ("study.seed", seed),
             ("study.name", name),
             ("study.search.scheduler", scheduler),
@@ -81,7 +82,7 @@ def sweep(
     overrides += stage_overrides(stages)
     from raydml.search_space.space import load_space
 
-    loaded = load_space(space, overrides)
+    loaded = load_space(space, overrides, max_epochs)
     refuse_absent_stages(stages, loaded.study)
     if dry_run:
         from raydml.study.folder import dry_run as resolve

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +38,7 @@ from raydml.search_space.domains import (
     to_plain,
     with_domains,
 )
+from raydml.search_space.shortening import with_epochs
 from raydml.search_space.yaml_reader import Node, read_yaml
 
 _MAX_REDRAWS = 3_000  # about two seconds
@@ -62,10 +63,12 @@ class SearchSpace:
         return {**settings, "trial": to_plain(self.trial)}
 
 
-def load_space(path: Path | str, overrides: Iterable[str] = ()) -> SearchSpace:
+def load_space(path: Path | str, overrides: Iterable[str] = (), max_epochs: int | None = None) -> SearchSpace:
     """Read, override (``"trial.epochs=5"``; values are YAML and may be domains) and check a space.
 
-    Without ``study.name`` the study is named after the file. Raises SpaceError with every problem found.
+    max_epochs: the epochs of every trial, in place of those of the file and the overrides; what is counted in epochs is
+    cut to fit (`shorten`). Without ``study.name`` the study is named after the file. Raises SpaceError with every
+    problem found.
     """
     path = Path(path)
     try:
@@ -96,6 +99,8 @@ def load_space(path: Path | str, overrides: Iterable[str] = ()) -> SearchSpace:
     machine = _settings(tops, "machine", parse_machine, {}, problems, places)
     structural: list[Problem] = []
     tree = with_domains(tops["trial"], "trial", structural)
+    if max_epochs is not None:
+        tree, study = with_epochs(tree, study, max_epochs)
     # A broken domain gives its key no value, so what the check finds below that key is left out.
     broken = tuple(problem.path for problem in structural)
     problems += [*structural, *problems_of_first(tree, "trial")] + [
@@ -104,6 +109,13 @@ def load_space(path: Path | str, overrides: Iterable[str] = ()) -> SearchSpace:
     if problems or study is None or machine is None:
         raise SpaceError(problems)
     return SearchSpace(path, study, machine, tree)
+
+
+def shorten(space: SearchSpace, epochs: int) -> SearchSpace:
+    """Return a space whose trials have this many epochs; grace, milestones and warm-ups are cut to fit."""
+    tree, study = with_epochs(space.trial, space.study, epochs)
+    assert study is not None
+    return replace(space, study=study, trial=tree)
 
 
 def _below(path: str, others: tuple[str, ...]) -> bool:
