@@ -1,4 +1,4 @@
-"""The configuration: `Trial` decides the number, `Machine` does not, `Study` is how many trials and which stages.
+"""The configuration: `Trial` decides the number, `Machine` does not; `StudySettings`: how many trials, which stages.
 
 All are frozen pydantic models that refuse unknown keys and wrong types (an int will do for a float, a bool never for
 a number). `parse_trial`, `parse_machine` and `parse_study` report every mistake at once as a `ConfigError`.
@@ -137,8 +137,8 @@ def _study_name(name: str) -> str:
     return name
 
 
-class Study(Section):
-    """A study: its name, its seed and its stages.
+class StudySettings(Section):
+    """The settings of a study: its name, its seed and its stages.
 
     keep_checkpoints, max_checkpoint_gib: how many checkpoints of the search stay on disk, best trials first. Of the
     confirmed runs, those of the configurations to be tested stay. max_retries: how often a crashed trial is restarted
@@ -170,9 +170,9 @@ def parse_machine(raw: Mapping[str, Any]) -> Machine:
     return _parse(Machine, raw)
 
 
-def parse_study(raw: Mapping[str, Any]) -> Study:
-    """Return plain values as a Study. Raises ConfigError with every problem found."""
-    return _parse(Study, raw)
+def parse_study(raw: Mapping[str, Any]) -> StudySettings:
+    """Return plain values as StudySettings. Raises ConfigError with every problem found."""
+    return _parse(StudySettings, raw)
 
 
 def fingerprint(trial: Trial) -> str:

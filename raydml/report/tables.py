@@ -78,10 +78,15 @@ def table(
 
 
 def trials_csv(trials: Sequence[TrialState], summary: Mapping[str, Any]) -> str:
+    """Return the `trial_rows` as CSV. Lists are JSON; a missing value is an empty cell."""
+    return _csv(trial_rows(trials, summary))
+
+
+def trial_rows(trials: Sequence[TrialState], summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return one row for each trial.
 
     It has how the trial ended, all metrics of its best epoch (``best.``), those of the test classes (``test.``), and
-    every parameter by its path in the search space (``loss.name``). Lists are JSON; a missing value is an empty cell.
+    every parameter by its path in the search space (``loss.name``).
     """
     configurations = {run["trial"]: row["configuration"] for row in summary["confirm"] for run in row["runs"]}
     tested = {run["trial"]: run["test"] for row in summary["final"] for run in row["runs"]}
@@ -109,17 +114,21 @@ def trials_csv(trials: Sequence[TrialState], summary: Mapping[str, Any]) -> str:
         row |= {f"test.{name}": value for name, value in tested.get(trial.trial, {}).items()}
         row |= {name: value for name, value in flatten(trial.config).items() if name != "seed"}
         rows.append(row)
-    return _csv(rows)
+    return rows
 
 
 def epochs_csv(trials: Sequence[TrialState]) -> str:
+    """Return the `epoch_rows` as CSV."""
+    return _csv(epoch_rows(trials))
+
+
+def epoch_rows(trials: Sequence[TrialState]) -> list[dict[str, Any]]:
     """Return one row for each epoch with every metric that it reported."""
-    rows = [
+    return [
         {"trial": trial.trial, "stage": trial.stage, "epoch": epoch, **metrics}
         for trial in trials
         for epoch, metrics in sorted(trial.epochs.items())
     ]
-    return _csv(rows)
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from raydml import registry
-from raydml.config.trial import Machine, Study, Trial
+from raydml.config.trial import Machine, StudySettings, Trial
 from raydml.search_space.domains import DOMAINS
 
 _BLOCKS = {"loss": "losses", "miner": "miners", "sampler": "samplers", "method": "methods"}
@@ -27,7 +27,7 @@ def json_schema() -> dict[str, Any]:
         "type": "object",
         "additionalProperties": False,
         "required": ["trial"],
-        "properties": {"study": _flat(Study), "machine": _flat(Machine), "trial": trial},
+        "properties": {"study": _flat(StudySettings), "machine": _flat(Machine), "trial": trial},
         "$defs": dict(sorted(builder.definitions.items())),
     }
 

@@ -1,6 +1,6 @@
 """A search space: a YAML file in which any value of a trial may be a domain, checked as a whole, then sampled.
 
-    study:     config.Study     how many trials, which stages       (optional; no domains)
+    study:     config.StudySettings    how many trials, which stages       (optional; no domains)
     machine:   config.Machine   where it runs                       (optional; no domains)
     trial:     config.Trial     what is searched                    (domains anywhere: see domains.py)
 
@@ -19,7 +19,7 @@ from itertools import combinations, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from raydml.config.trial import Machine, Study, Trial, fingerprint, parse_machine, parse_study, parse_trial
+from raydml.config.trial import Machine, StudySettings, Trial, fingerprint, parse_machine, parse_study, parse_trial
 from raydml.errors import ABSENT, ConfigError, Problem, join_path, nearest_name, unknown_name
 from raydml.search_space.domains import (
     DOMAINS,
@@ -53,7 +53,7 @@ class SearchSpace:
     """A valid search space. trial: the tree with its domains."""
 
     path: Path
-    study: Study
+    study: StudySettings
     machine: Machine
     trial: Node
 
@@ -82,7 +82,7 @@ def load_space(path: Path | str, overrides: Iterable[str] = (), max_epochs: int 
         cure = "write the keys study, machine and trial"
         raise SpaceError([Problem("", to_plain(root), "is not a block of keys", TOP, cure=cure, where=root.where)])
     known = {
-        "study": list(Study.model_fields),
+        "study": list(StudySettings.model_fields),
         "trial": list(Trial.model_fields),
         "machine": list(Machine.model_fields),
     }
@@ -168,7 +168,7 @@ def _located(problem: Problem, places: Mapping[str, str]) -> Problem:
 
 
 def _check(
-    tree: Node, study: Study | None, machine: Machine | None, settings_places: Mapping[str, str]
+    tree: Node, study: StudySettings | None, machine: Machine | None, settings_places: Mapping[str, str]
 ) -> list[Problem]:
     """Return the problems of the covering set, each once."""
     found: dict[tuple[str, str, str, str], Problem] = {}
@@ -189,7 +189,7 @@ def _check(
     return list(found.values())
 
 
-def _across(trial: Trial, study: Study | None, machine: Machine | None) -> list[Problem]:
+def _across(trial: Trial, study: StudySettings | None, machine: Machine | None) -> list[Problem]:
     """Return what does not fit between the study, the machine and one trial."""
     problems = []
     if machine is not None and trial.data.name != "digits" and machine.data_root is None:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from raydml.config.recipe import flatten
-from raydml.config.trial import Machine, Study, Trial, fingerprint
+from raydml.config.trial import Machine, StudySettings, Trial, fingerprint
 from raydml.data.catalog import Catalog
 from raydml.data.splits import Split, make_split
 from raydml.errors import did_you_mean
@@ -119,7 +119,7 @@ def with_absolute_paths(machine: Machine, storage: Path) -> Machine:
     )
 
 
-def make_splits(study: Study, catalogs: Catalogs, trials: Iterable[Trial]) -> dict[str, Any]:
+def make_splits(study: StudySettings, catalogs: Catalogs, trials: Iterable[Trial]) -> dict[str, Any]:
     """Return every split of the search and of the folds, by name. Raises where a trial cannot work with its split."""
     splits: dict[str, Any] = {}
     for trial in trials:
@@ -188,7 +188,7 @@ def find_study(target: str, storage: Path) -> Path:
     )
 
 
-def stages_of(study: Study) -> list[str]:
+def stages_of(study: StudySettings) -> list[str]:
     """Return the stages of a study in order: search always, the others where they have settings."""
     optional = {"confirm": study.confirm, "finalize": study.finalize}
     return ["search", *(stage for stage, settings in optional.items() if settings is not None)]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from ray import tune
 from ray.tune.logger import JsonLoggerCallback
 
-from raydml.config.trial import Machine, Study, Trial, fingerprint
+from raydml.config.trial import Machine, StudySettings, Trial, fingerprint
 from raydml.study import events
 from raydml.study.actor import TrialActor
 from raydml.study.events import StudyState, TrialState, events_path, rank, read_trials, reduce_events
@@ -28,7 +28,7 @@ class StudySession(NamedTuple):
     """One run of a study by a driver. metric: what trials are ranked by; resources: CPUs and GPUs of each trial."""
 
     folder: Path
-    study: Study
+    study: StudySettings
     machine: Machine
     metric: str
     resources: dict[str, float]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import ray
 
-from raydml.config.trial import Machine, Study, Trial, fingerprint, parse_trial
+from raydml.config.trial import Machine, StudySettings, Trial, fingerprint, parse_trial
 from raydml.metrics.intervals import t_interval
 from raydml.study.actor import evaluate_ensemble_remotely, evaluate_remotely, illustrate_remotely
 from raydml.study.cluster import Interrupted, catch_signals, connected, trial_resources
@@ -47,7 +47,7 @@ def run_study(folder: Path, *, address: str | None = None) -> Outcome:
     anything starts if the images are missing or not those of the study.
     """
     study_json = read_study(folder)
-    study = Study.model_validate(study_json["study"])
+    study = StudySettings.model_validate(study_json["study"])
     machine = Machine.model_validate(study_json["machine"])
     stages = stages_of(study)
     if is_finished(folder, stages):
@@ -122,7 +122,9 @@ def _search(session: StudySession) -> None:
     _finish(session, "search", trials, states, lambda: rank(states.values()))
 
 
-def confirm_trials(ranking: list[dict[str, Any]], trials: Mapping[str, Trial], study: Study) -> list[dict[str, Any]]:
+def confirm_trials(
+    ranking: list[dict[str, Any]], trials: Mapping[str, Trial], study: StudySettings
+) -> list[dict[str, Any]]:
     """Return the best configurations x folds x seeds: rows of ``from_trial``, ``configuration`` and ``trial``."""
     assert study.confirm is not None
     rows = []

@@ -1,4 +1,4 @@
-"""Trial, Machine and Study: what they accept, what they refuse, and how they say so."""
+"""Trial, Machine and StudySettings: what they accept, what they refuse, and how they say so."""
 
 import copy
 import hashlib
