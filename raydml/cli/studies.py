@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -120,18 +120,24 @@ def resume(
 def trial(
     context: typer.Context,
     config: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="YAML or JSON file of one trial, or STUDY:search-003.")
+        str,
+        typer.Argument(
+            metavar="CONFIG", help="Search space (its trial 0), YAML or JSON file of one trial, or STUDY:search-003."
+        ),
     ],
     max_epochs: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Stop after N epochs; the configuration does not change.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each epoch.")] = False,
     save: Annotated[Path | None, typer.Option(metavar="DIR", help="Write a checkpoint here at the end.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Set any key of a file; repeatable.")
+    ] = None,
     data_root: DataRoot = None,
     storage: StorageOption = STORAGE,
 ) -> None:
     """Train one configuration in this process, without Ray; same numbers."""
-    settings, machine = read_trial(config, storage, data_root)
+    settings, machine = read_trial(config, storage, data_root, overrides or ())
     if save is not None:
         refuse_used(f"--save {save}", save)
     from raydml.config.trial import fingerprint
@@ -257,45 +263,35 @@ def refuse_absent_stages(stages: str | None, study: Any) -> None:
         )
 
 
-def read_trial(config: str, storage: Path, data_root: Path | None) -> tuple[Trial, Machine]:
-    """The configuration and the machine settings of CONFIG. Raises ConfigError, StudyError, CommandError."""
+def read_trial(
+    config: str, storage: Path, data_root: Path | None, overrides: Sequence[str] = ()
+) -> tuple[Trial, Machine]:
+    """Return the configuration and the machine settings of CONFIG; of a search space those of its trial 0.
+
+    Raises ConfigError, StudyError, CommandError.
+    """
     study, colon, key = config.rpartition(":")
     if not colon and not Path(config).is_file():
         raise CommandError(
-            f"CONFIG = {config!r}: no such file. Cure: a YAML or JSON file of one trial, or STUDY:search-003"
+            f"CONFIG = {config!r}: no such file. Cure: a search space, a YAML or JSON file of one trial, or "
+            "STUDY:search-003"
         )
-    from raydml.config.trial import Machine, parse_machine, parse_trial
     from raydml.study.folder import find_study, read_study, with_absolute_paths
 
     if Path(config).is_file():
-        raw = read_plain(Path(config))
-        if isinstance(raw, Mapping) and "trial" in raw:
-            raise CommandError(
-                f"CONFIG = {config!r} has a key trial, as search spaces have. Cure: a file of one trial holds what "
-                "is below that key (data, model, loss ...); a search space is for `sweep`"
-            )
-        return parse_trial(raw), with_absolute_paths(with_data_root(Machine(), data_root), storage)
+        from raydml.search_space.space import load_space, sample_trials
+
+        given = [*overrides, *([] if data_root is None else [f"machine.data_root={json.dumps(str(data_root))}"])]
+        space = load_space(config, given, bare_trial=True)
+        return sample_trials(space)[0], with_absolute_paths(space.machine, storage)
+    if overrides:
+        raise CommandError(
+            f"--set {overrides[0]} is for a file, and {config} is a trial of a study. Cure: leave it out, or "
+            "change a file of the trial (study.json lists the trials of the search)"
+        )
+    from raydml.config.trial import parse_machine, parse_trial
 
     folder = find_study(study, storage)
     return parse_trial(recorded_trial(folder, key)), with_data_root(
         parse_machine(read_study(folder)["machine"]), data_root
     )
-
-
-def read_plain(path: Path) -> dict[str, Any]:
-    """Read a YAML or JSON file of one trial as plain values. Raises ConfigError with file and line, or CommandError."""
-    from raydml.errors import ConfigError
-    from raydml.search_space.domains import to_plain
-    from raydml.search_space.yaml_reader import read_yaml
-
-    root, problems = read_yaml(path.read_text(encoding="utf-8"), str(path))
-    if problems or root is None:
-        raise ConfigError(problems)
-    value = to_plain(root)
-    if not isinstance(value, dict):
-        raise CommandError(f"{path} holds no keys. Cure: one trial, as a study's study.json lists them under trials")
-    if "study" in value and "trial" in value:
-        raise CommandError(
-            f"{path} is a search space, not one trial. Cure: sweep {path}, or a file with its trial alone"
-        )
-    return value

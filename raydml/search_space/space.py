@@ -63,12 +63,14 @@ class SearchSpace:
         return {**settings, "trial": to_plain(self.trial)}
 
 
-def load_space(path: Path | str, overrides: Iterable[str] = (), max_epochs: int | None = None) -> SearchSpace:
+def load_space(
+    path: Path | str, overrides: Iterable[str] = (), max_epochs: int | None = None, *, bare_trial: bool = False
+) -> SearchSpace:
     """Read, override (``"trial.epochs=5"``; values are YAML and may be domains) and check a space.
 
     max_epochs: the epochs of every trial, in place of those of the file and the overrides; what is counted in epochs is
-    cut to fit (`shorten`). Without ``study.name`` the study is named after the file. Raises SpaceError with every
-    problem found.
+    cut to fit (`shorten`). Without ``study.name`` the study is named after the file. bare_trial: whether a file without
+    the keys study, machine and trial holds one trial. Raises SpaceError with every problem found.
     """
     path = Path(path)
     try:
@@ -81,6 +83,8 @@ def load_space(path: Path | str, overrides: Iterable[str] = (), max_epochs: int 
     if root.value is not None and not isinstance(root.value, dict):
         cure = "write the keys study, machine and trial"
         raise SpaceError([Problem("", to_plain(root), "is not a block of keys", TOP, cure=cure, where=root.where)])
+    if bare_trial and root.value and not any(key in TOP for key in root.value):
+        root = Node({"trial": root}, root.where)
     known = {
         "study": list(StudySettings.model_fields),
         "trial": list(Trial.model_fields),

@@ -515,16 +515,29 @@ def test_trial_finds_configurations_in_a_study(tmp_path):
         studies.read_trial("digits:search-002", Path("studies"), None)
 
 
-def test_trial_recognises_a_search_space_and_names_all_mistakes_at_once(tmp_path):
-    (tmp_path / "space.yaml").write_text(SPACE)
-    error = refused("trial", "space.yaml")
-    assert "is a search space" in error
+def test_trial_runs_trial_0_of_a_search_space(tmp_path):
+    from raydml.config.trial import Machine, parse_trial
+    from raydml.training.trainer import Trainer
+
+    text = f"study: {{seed: 5, search: {{num_trials: 2}}}}\ntrial: {json.dumps(TRIAL)}\n"
+    (tmp_path / "space.yaml").write_text(text.replace("0.001", "{choice: [0.001, 0.1], first: 0.001}"))
+    result = done("trial", "space.yaml", "--json", "--max-epochs", "1", "--set", "trial.model.embedding_dim=8")
+    (row,) = [json.loads(row) for row in result.output.splitlines()]
+    alone = {**TRIAL, "seed": 5, "model": {**TRIAL["model"], "embedding_dim": 8}}
+    expected = next(Trainer(parse_trial(alone), Machine(), device="cpu").epochs())
+    assert row["val_map_at_r"] == expected["val_map_at_r"]
+
+
+def test_trial_names_all_mistakes_of_a_file_at_once_with_their_lines(tmp_path):
     (tmp_path / "space.yaml").write_text("trial: {epochs: 2}\n")
-    cure = "has a key trial, as search spaces have. Cure: a file of one trial holds what is below"
-    assert cure in refused("trial", "space.yaml")
+    error = refused("trial", "space.yaml")
+    for key in ("trial.data", "trial.model", "trial.loss", "trial.sampler"):
+        assert key in error
     error = refused("trial", write_trial(tmp_path / "wrong.json", epochs=0, sedd=1))
-    assert "epochs = 0" in error
-    assert "sedd" in error
+    for words in ("wrong.json:1", "epochs = 0", "sedd"):
+        assert words in error
+    make_study(tmp_path / "studies", "digits", trials=[TRIAL])
+    assert "--set trial.epochs=1 is for a file" in refused("trial", "digits:search-000", "--set", "trial.epochs=1")
 
 
 def test_evaluate_gives_the_validation_numbers_of_the_best_epoch(trained):
