@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from raydml.config.trial import Study
+from raydml.config.trial import StudySettings
 from raydml.search_space.domains import Choice, Range, shared_keys, to_plain
 from raydml.search_space.yaml_reader import Node
 
@@ -15,7 +15,7 @@ _ORIGIN = "--max-epochs"
 _logger = logging.getLogger("raydml")
 
 
-def with_epochs(trial: Node, study: Study | None, epochs: int) -> tuple[Node, Study | None]:
+def with_epochs(trial: Node, study: StudySettings | None, epochs: int) -> tuple[Node, StudySettings | None]:
     """Return a trial (a tree with domains) of this many epochs, and its study, with what a shorter trial cannot have.
 
     Cut: `study.search.grace_epochs` to `epochs`; milestones and warm-ups of the schedule to the last epoch (milestones
