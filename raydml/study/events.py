@@ -189,6 +189,7 @@ class StudyState:
     gpus: float = 0.0
     stages: Mapping[str, StageState] = field(default_factory=dict)
     trials: Mapping[str, TrialState] = field(default_factory=dict)
+    configurations: tuple[str, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
     models: tuple[ExportedModel, ...] = ()
     test_reads: tuple[Event, ...] = ()
@@ -248,6 +249,23 @@ def read_trials(folder: Path, stage: str) -> dict[str, TrialState]:
     return {trial.trial: trial for trial in read_state(folder).of_stage(stage)}
 
 
+def letters_of(study: StudyState) -> dict[str, str]:
+    """Return the letter of each confirmed configuration, by its fingerprint: A was the best of the search.
+
+    A configuration keeps its letter when a longer search confirms others. The events of older studies do not list the
+    configurations; there they are in the order of their trials' keys.
+    """
+    by_key = sorted((t for t in study.trials.values() if t.stage == "confirm"), key=lambda trial: trial.trial)
+    known = study.configurations or dict.fromkeys(trial.configuration for trial in by_key)
+    return {name: letter_of(number) for number, name in enumerate(name for name in known if name)}
+
+
+def letter_of(number: int) -> str:
+    """Return A ... Z, then A2 ... Z2."""
+    turn, place = divmod(number, 26)
+    return chr(ord("A") + place) + (str(turn + 1) if turn else "")
+
+
 def rank(trials: Iterable[TrialState]) -> list[dict[str, Any]]:
     """Return a row for each trial, best first: by the best epoch's value, then by key; those without a value last."""
     rows = [
@@ -279,6 +297,7 @@ def _apply(study: SimpleNamespace, event: Event, reports: dict[str, dict[int, Ep
             study.cpus, study.gpus = float(held["cpu"]), float(held["gpu"])
             num_trials, max_epochs = int(event.get("num_trials") or 0), int(event.get("max_epochs") or 0)
             study.stages[study.stage] = StageState(study.stage, num_trials, max_epochs)
+            study.configurations = tuple(dict.fromkeys([*study.configurations, *event.get("configurations", ())]))
         case "stage_finished":
             name, rows = str(event["stage"]), event.get("ranking")
             stage = study.stages.get(name, StageState(name))

@@ -1,6 +1,7 @@
 """A study on disk: its folder, its specification, what a run of it would do, and its checkpoints.
 
 <storage>/<name>/study.json      the specification: settings, machine, every trial of the search stage
+                 space.yaml      the user's file; resolved_space.json: the same after --set and the other options
                  split.json      which classes train, validate and are sealed, for the search and each fold
                  events.jsonl    everything that happened, one line each (raydml.study.events)
                  search/ confirm/  run-000/<trial>/checkpoint_*, one run folder for each (re)start
@@ -82,6 +83,7 @@ def create_study(space: SearchSpace, *, storage: Path, tracking_uri: str, space_
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "split.json", splits)
     write_whole(folder / "space.yaml", space_text)
+    write_whole(folder / "resolved_space.json", json.dumps(space.to_dict(), indent=1) + "\n")  # keys in their order
     study = {
         "name": space.study.name,
         "study_id": uuid.uuid4().hex,

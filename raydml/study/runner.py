@@ -148,6 +148,7 @@ def run_trials(session: StudySession, stage: str, trials: Mapping[str, Trial], c
     session.record(
         "stage_started", stage=stage, num_trials=len(trials), num_ended=len(trials) - len(waiting),
         max_epochs=max(trial.epochs for trial in trials.values()), resources=session.resources,
+        configurations=[] if stage == "search" else list(dict.fromkeys(configurations.values())),
     )  # fmt: skip
     if not waiting:
         return states

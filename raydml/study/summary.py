@@ -7,9 +7,9 @@
     "search":  [{"trial", "recipe" (method, loss, miner, regularisers in words), "best" | None,
                  "epoch_of_best" | None, "ended"}], best first,
     "best_so_far": {"trial", "recipe", "best", "epoch_of_best"} of all searched trials | None, also while they run,
-    "confirm": [{"configuration" (fingerprint), "letter" (A is the best), "label" (its recipe, and its trial where two
-                 have the same one), "recipe", "from_trial", "mean" | None, "half_width" | None, "num_runs",
-                 "runs": [{"trial", "fold", "seed", "value" | None, "ended"}]}], best first,
+    "confirm": [{"configuration" (fingerprint), "letter" (A was the best of the search), "label" (its recipe, and its
+                 trial where two have the same one), "recipe", "from_trial", "mean" | None, "half_width" | None,
+                 "num_runs", "runs": [{"trial", "fold", "seed", "value" | None, "ended"}]}], best first,
     "comparisons": [fields of comparisons.Comparison, by letter, and "p_corrected": Holm's of the test corrected for
                  shared training classes | None with one fold], "ranking_in_words": [sentence],
     "stability": fields of rank_stability.SearchStability | None before the search has ended,
@@ -44,7 +44,7 @@ from raydml.analysis.trials import TrialState, parameters_of, varying
 from raydml.config.recipe import recipe_of
 from raydml.data.benchmarks import BENCHMARKS
 from raydml.data.seal import TestReads
-from raydml.study.events import StudyState, read_state
+from raydml.study.events import StudyState, letter_of, letters_of, read_state
 from raydml.study.folder import RESULT_FILES, read_json, read_study
 
 _Runs = dict[str, dict[tuple[Any, Any], float]]
@@ -63,7 +63,7 @@ def summarise(folder: Path) -> dict[str, Any]:
     trials = [*searched, *state.of_stage("confirm")]
     found = {stage: _result(folder / name) for stage, name in RESULT_FILES.items()}
     configs = {trial.trial: trial.config for trial in searched if trial.config}
-    names = _names(found["confirm"] or found["finalize"], configs)
+    names = _names(found["confirm"] or found["finalize"], configs, letters_of(state))
     confirmed = [_confirmed(row, names) for row in found["confirm"]]
     by_key = {trial.trial: trial for trial in trials}
     final = [_final(row, configs[row["from_trial"]], names, by_key) for row in found["finalize"]]
@@ -154,25 +154,21 @@ def _best_so_far(state: StudyState) -> dict[str, Any] | None:
     return {"trial": best.trial, "recipe": best.recipe, "best": best.best, "epoch_of_best": best.epoch_of_best}
 
 
-def _names(rows: Sequence[Mapping[str, Any]], configs: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """Return for each configuration a letter for sentences (A is the best), its recipe, and a label: the recipe, with
-    the trial that it comes from where several configurations have the same one."""
+def _names(
+    rows: Sequence[Mapping[str, Any]], configs: Mapping[str, Any], letters: Mapping[str, str]
+) -> dict[str, dict[str, str]]:
+    """Return for each configuration its letter (see `letters_of`), its recipe, and a label: the recipe, with the trial
+    that it comes from where several configurations have the same one. Without a confirmation A is the first row."""
     recipes = [recipe_of(configs[row["from_trial"]]) for row in rows]
     counts = Counter(recipes)
     return {
         row["configuration"]: {
-            "letter": _letter(number),
+            "letter": letters.get(row["configuration"], letter_of(number)),
             "label": recipe + (f", {row['from_trial']}" if counts[recipe] > 1 else ""),
             "recipe": recipe,
         }
         for number, (row, recipe) in enumerate(zip(rows, recipes, strict=True))
     }
-
-
-def _letter(number: int) -> str:
-    """Return A ... Z, then A2 ... Z2."""
-    turn, place = divmod(number, 26)
-    return chr(ord("A") + place) + (str(turn + 1) if turn else "")
 
 
 def _confirmed(row: Mapping[str, Any], names: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from raydml.study import events
-from raydml.study.events import Artifact, ExportedModel, rank, read_trials, reduce_event, reduce_events
+from raydml.study.events import Artifact, ExportedModel, letters_of, rank, read_trials, reduce_event, reduce_events
 from tests.study.study_events import ended, epoch, stage_started, started, study_started
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -289,3 +289,19 @@ def test_a_finished_study_says_what_it_cost_and_what_it_left():
     assert (len(study.test_reads), study.num_test_reads) == (2, 1)
     assert study.models == (ExportedModel("raydml-digits", Path("/m"), "/c"),)
     assert study.artifacts == (Artifact(Path("/a"), "checkpoint", "search-000"),)
+
+
+def test_letters_follow_the_search_and_stay_when_a_longer_search_confirms_others() -> None:
+    confirm = stage_started(4, stage="confirm")
+    first = [confirm | {"configurations": ["b0", "c7"]}, started(4, stage="confirm") | {"configuration": "c7"}]
+    state = reduce_events(first)
+    assert letters_of(state) == {"b0": "A", "c7": "B"}, "also before a trial of A has started"
+    longer = reduce_events([confirm | {"configurations": ["d3", "b0"]}], state)
+    assert letters_of(longer) == {"b0": "A", "c7": "B", "d3": "C"}
+    many = reduce_events([confirm | {"configurations": [f"x{n}" for n in range(28)]}])
+    assert [letters_of(many)[name] for name in ("x25", "x26", "x27")] == ["Z", "A2", "B2"]
+
+
+def test_letters_of_events_that_do_not_list_the_configurations_are_by_key() -> None:
+    keys = [started(number, stage="confirm") | {"configuration": name} for number, name in ((4, "c7"), (0, "b0"))]
+    assert letters_of(reduce_events([stage_started(2, stage="confirm"), *keys])) == {"b0": "A", "c7": "B"}
