@@ -52,7 +52,7 @@ def export(
         from raydml.inference.export import ONNX, export_onnx, require_packages
 
         require_packages()  # before anything is written
-    model, _ = _load_model(target, storage, tracking_uri)
+    model, _ = load_target(target, storage, tracking_uri)
     with writing(f"OUT = {str(out)!r}"):
         model.save(out)
     if onnx:
@@ -91,7 +91,7 @@ def index(
 
     names = image_names(folder)
     machine = Machine()
-    model, study = _load_model(target, storage, tracking_uri, device_of(machine))
+    model, study = load_target(target, storage, tracking_uri, device_of(machine))
     batches, num_done = [], 0
     for batch in embed_images(model, folder, names, batch_size=machine.evaluation_batch):
         batches.append(batch)
@@ -150,7 +150,7 @@ def query(
     echo(console, f"names are relative to {gallery.root}" + ("" if picture is None else f"; picture: {picture}"))
 
 
-def _load_model(
+def load_target(
     target: str, storage: Path, tracking_uri: str | None, device: str = "cpu"
 ) -> tuple[EmbeddingModel, Path | None]:
     """Return the model that TARGET names and the folder of its study, None outside a study."""
