@@ -129,6 +129,8 @@ def prepare_environment() -> None:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         # `ui` only serves pages; the job runner would take a gigabyte of memory.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        # Each process of MLflow's server prints this warning about an import of its own.
+        "PYTHONWARNINGS": "ignore:starlette.middleware.wsgi is deprecated",
     }
     os.environ.update(fixed)
     for name, value in defaults.items():

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
-import subprocess
-import sys
 import time
 from enum import Enum
 from pathlib import Path
@@ -15,8 +12,6 @@ import typer
 
 from raydml.cli import tables
 from raydml.cli.arguments import STORAGE, CommandError, StorageOption, Target, TrackingUri, echo, new_console, writing
-
-FIRST_PORT = 5000
 
 
 class ReportFormat(str, Enum):
@@ -95,6 +90,7 @@ def ui(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Open the MLflow UI on 127.0.0.1 until Ctrl-C."""
+    from raydml.cli.server import free_port, is_free, serve_ui
     from raydml.tracking.store import default_uri, redacted, runs_page
 
     if study is not None:
@@ -112,13 +108,10 @@ def ui(
     port = free_port() if port is None else port
     if not is_free(port):
         raise CommandError(f"--port {port} is taken. Cure: another port, or no --port for the first free one")
-    typer.echo(f"MLflow UI: http://127.0.0.1:{port}{runs_page(uri)}   (store {redacted(uri)}; Ctrl-C ends it)")
-    server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
-    try:
-        done = subprocess.run([*server, "--host", "127.0.0.1", "--port", str(port)], check=False)
-    except KeyboardInterrupt:  # the usual end of the command
-        return
-    raise typer.Exit(done.returncode)
+    page = f"http://127.0.0.1:{port}{runs_page(uri)}"
+    typer.echo("starting the MLflow server", err=True)
+    store = f"(store {redacted(uri)}; Ctrl-C ends it)"
+    raise typer.Exit(serve_ui(uri, port, on_answer=lambda: typer.echo(f"MLflow UI: {page}   {store}")))
 
 
 def sync(study: Target, storage: StorageOption = STORAGE) -> None:
@@ -139,17 +132,3 @@ def age_of(folder: Path) -> float:
     """Return the seconds since the last event of a study."""
     path = folder / "events.jsonl"
     return time.time() - (path if path.exists() else folder / "study.json").stat().st_mtime
-
-
-def is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
-
-
-def free_port() -> int:
-    return next(port for port in range(FIRST_PORT, FIRST_PORT + 1000) if is_free(port))

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from raydml import registry
-from raydml.cli import arguments, main, results, studies, tables
+from raydml.cli import arguments, main, server, studies, tables
 from raydml.cli.arguments import study_argument
 from raydml.study import events
 from raydml.tracking import store as mlflow_store
@@ -375,25 +375,28 @@ def test_ui_opens_the_store_of_the_study_on_this_machine_only(tmp_path, monkeypa
     store.write_text("")
     seen = []
 
-    def serve(command, **_):
-        seen.append(command)
-        return SimpleNamespace(returncode=0)
+    def serve(uri, port, on_answer):
+        seen.append((uri, port))
+        on_answer()
+        return 0
 
     calls = []
     monkeypatch.setattr(mlflow_store, "runs_page", lambda uri: calls.append(uri) or "/#/the/runs")
-    monkeypatch.setattr(results.subprocess, "run", serve)
+    monkeypatch.setattr(server, "serve_ui", serve)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         assert str(port) in refused("ui", "digits", "--port", port)
-        monkeypatch.setattr(results, "FIRST_PORT", port)
+        monkeypatch.setattr(server, "FIRST_PORT", port)
         free = done("ui", "digits")
     assert f"http://127.0.0.1:{port}" not in free.output
-    (command,) = seen
-    assert command[command.index("--backend-store-uri") + 1] == f"sqlite:///{store}"
+    ((uri, given),) = seen
+    assert uri == f"sqlite:///{store}"
+    assert f"http://127.0.0.1:{given}/#/the/runs " in free.output
+    command = server._command(uri, given)
+    assert command[command.index("--backend-store-uri") + 1] == uri
     assert command[command.index("--host") + 1] == "127.0.0.1"
-    assert f"http://127.0.0.1:{command[-1]}/#/the/runs " in free.output
     assert calls == [f"sqlite:///{store}"]
 
 
