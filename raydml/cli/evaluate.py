@@ -58,7 +58,7 @@ def evaluate(
     target: ToEvaluate,
     on: Annotated[
         Literal["val", "test"] | None,
-        typer.Option(help="Which classes; default val. Each read of the test classes is recorded."),
+        typer.Option(metavar="val|test", help="Which classes; default val. Each read of the test classes is recorded."),
     ] = None,
     data: Annotated[
         str | None,
@@ -68,10 +68,10 @@ def evaluate(
         Path | None, typer.Option(metavar="FOLDER", help="With --data: a folder of gallery images that match no query.")
     ] = None,
     metrics: Annotated[
-        str, typer.Option(help="Groups, separated by commas: retrieval, ranking, clustering, geometry; or all.")
+        str, typer.Option(metavar="GROUP,GROUP", help="Groups: retrieval, ranking, clustering, geometry; or all.")
     ] = "retrieval",
     codes: Annotated[
-        str | None, typer.Option(help="Separated by commas: float, binary (signs, Hamming), int8. Default: as trained.")
+        str | None, typer.Option(metavar="CODE,CODE", help="float, binary (signs, Hamming), int8. Default: as trained.")
     ] = None,
     recall_at: Annotated[
         str | None, typer.Option(metavar="K,K", help="The k of Recall@k. Default: as trained.")

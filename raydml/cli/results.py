@@ -57,7 +57,8 @@ def report(
     study: Target,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to write to; default: STUDY/report.")] = None,
     formats: Annotated[
-        list[ReportFormat] | None, typer.Option("--format", help="Format to write; repeatable. Default: all four.")
+        list[ReportFormat] | None,
+        typer.Option("--format", metavar="html|md|latex|csv", help="Format to write; repeatable. Default: all four."),
     ] = None,
     storage: StorageOption = STORAGE,
 ) -> None:

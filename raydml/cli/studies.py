@@ -51,7 +51,9 @@ def sweep(
     ] = None,
     scheduler: Annotated[
         Literal["asha", "sync", "none"] | None,
-        typer.Option(help="Early stopping. With sync, the same seed repeats the study exactly."),
+        typer.Option(
+            metavar="asha|sync|none", help="Early stopping. With sync, the same seed repeats the study exactly."
+        ),
     ] = None,
     stages: Annotated[
         str | None, typer.Option(metavar="LIST", help="search, or search,confirm, or search,confirm,finalize.")
