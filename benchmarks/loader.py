@@ -37,7 +37,7 @@ from torchvision.transforms import v2
 from raydml.data.catalog import Catalog
 from raydml.data.datasets import open_catalog
 from raydml.data.splits import Split, make_split
-from raydml.images.augmentation import Augmentation, ColorJitter
+from raydml.images.augmentation_settings import Augmentation, ColorJitter
 from raydml.images.cache import Images, Storage, load_development
 from raydml.images.loader import Loader
 from raydml.images.preprocessing import Preprocessing

@@ -4,8 +4,12 @@ A plugin is one file `raydml/<kind>/<name>.py` with one public class. Before the
 trial (CONTEXT); after the `*` are its settings: typed keywords with defaults, limits written into the type with
 a description of each (`margin: Annotated[float, Field(gt=0, description="...")] = 0.2`). Adding a plugin is adding its
 file and its test file.
+
+The signature is read from the source, so that settings are listed and checked without the modules that the plugin
+itself imports (torch takes longer than everything else). Only `load` and `build` import it.
 """
 
+import ast
 import functools
 import importlib
 import inspect
@@ -18,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from raydml.errors import ConfigError, Problem, problems_from, unknown_name, unused_key
 
+PACKAGE = Path(__file__).parent
 KINDS = ("losses", "miners", "regularizers", "samplers", "methods")
 
 # What a constructor may take before its `*`. Anything else there is a mistake in the plugin.
@@ -37,15 +42,18 @@ class PluginError(TypeError):
 def names(kind: str) -> tuple[str, ...]:
     """Return the plugins of a kind, sorted: the files in its folder whose names do not start with an underscore."""
     assert kind in KINDS, f"{kind!r} is not one of {', '.join(KINDS)}"
-    folder = Path(__file__).parent / kind
-    return tuple(sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")))
+    return tuple(sorted(path.stem for path in (PACKAGE / kind).glob("*.py") if not path.stem.startswith("_")))
 
 
 def load(kind: str, name: str) -> type:
     """Return the class of a plugin. Raises ConfigError for an unknown name, PluginError for a wrong file."""
+    _refuse_unknown(kind, name)
+    return public_class(importlib.import_module(f"raydml.{kind}.{name}"))
+
+
+def _refuse_unknown(kind: str, name: str) -> None:
     if name not in names(kind):
         raise ConfigError([unknown_name("name", name, names(kind), f"one of the {kind}")])
-    return public_class(importlib.import_module(f"raydml.{kind}.{name}"))
 
 
 def public_class(module: ModuleType) -> type:
@@ -56,23 +64,96 @@ def public_class(module: ModuleType) -> type:
         if inspect.isclass(value) and value.__module__ == module.__name__ and not key.startswith("_")
     ]
     if len(found) != 1:
-        listed = ", ".join(cls.__name__ for cls in found) or "none"
-        raise PluginError(
-            f"{module.__name__}: a plugin file defines exactly one public class, found {listed}. "
-            "Give the others a leading underscore or a file of their own."
-        )
+        raise _not_one_class(module.__name__, [cls.__name__ for cls in found])
     return found[0]
+
+
+def _not_one_class(module: str, found: list[str]) -> PluginError:
+    return PluginError(
+        f"{module}: a plugin file defines exactly one public class, found {', '.join(found) or 'none'}. "
+        "Give the others a leading underscore or a file of their own."
+    )
+
+
+@functools.cache
+def signature(kind: str, name: str) -> type:
+    """Return a class with the constructor's signature, the docstring and the names of a plugin, and no code.
+
+    Compiled from the parts of the file that the settings need: their types and defaults, and the statements of the
+    module that define the names in them. Raises ConfigError for an unknown name, PluginError for a wrong file.
+    """
+    _refuse_unknown(kind, name)
+    path = PACKAGE / kind / f"{name}.py"
+    module = ModuleType(f"raydml.{kind}.{name}")
+    source = ast.parse(path.read_bytes(), str(path))
+    classes = [node for node in source.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+    if len(classes) != 1:
+        raise _not_one_class(module.__name__, [node.name for node in classes])
+    only = ast.ClassDef(classes[0].name, [], [], _docstring_and_signature(classes[0]), [])
+    body = [*_definitions(source.body, only), only]
+    exec(compile(ast.fix_missing_locations(ast.Module(body, [])), str(path), "exec"), vars(module))
+    found: type = vars(module)[only.name]
+    return found
+
+
+def _docstring_and_signature(plugin: ast.ClassDef) -> list[ast.stmt]:
+    """Return the body of a class that has the docstring of a plugin and its constructor, which does nothing.
+
+    The types of the parameters before the `*` are left out: they are parts of a trial, not settings.
+    """
+    body: list[ast.stmt] = [ast.Expr(ast.Constant(ast.get_docstring(plugin) or ""))]
+    for node in plugin.body:
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            for parameter in (*node.args.posonlyargs, *node.args.args):
+                parameter.annotation = None
+            node.body, node.returns, node.decorator_list = [ast.Pass()], None, []
+            body.append(node)
+    return body
+
+
+def _definitions(statements: list[ast.stmt], used_in: ast.stmt) -> list[ast.stmt]:
+    """Return the statements of a module, in order, that define the names used in a statement, and those used in them.
+
+    `from __future__` imports always belong to them.
+    """
+    needed, used = set[int](), _names_in(used_in)
+    found = True
+    while found:
+        new = [
+            number
+            for number, node in enumerate(statements)
+            if number not in needed and (_defined_by(node) & used or getattr(node, "module", "") == "__future__")
+        ]
+        found = bool(new)
+        needed |= set(new)
+        used |= set().union(*(_names_in(statements[number]) for number in new))
+    return [statements[number] for number in sorted(needed)]
+
+
+def _names_in(node: ast.AST) -> set[str]:
+    return {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
+
+
+def _defined_by(node: ast.stmt) -> set[str]:
+    """Return the names that a statement of a module binds."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return {node.name}
+    return {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store)}
 
 
 def describe(kind: str, name: str) -> str:
     """Return the first line of the class's docstring."""
-    return (inspect.getdoc(load(kind, name)) or "").partition("\n")[0]
+    return (inspect.getdoc(signature(kind, name)) or "").partition("\n")[0]
 
 
 def source(kind: str, name: str) -> str:
     """Return the paper of a plugin: the part after the colon in the first line of its module's docstring."""
-    module = inspect.getmodule(load(kind, name))
-    return (inspect.getdoc(module) or "").partition("\n")[0].partition(": ")[2]
+    path = PACKAGE / kind / f"{name}.py"
+    _refuse_unknown(kind, name)
+    document = ast.get_docstring(ast.parse(path.read_bytes(), str(path)))
+    return (document or "").partition("\n")[0].partition(": ")[2]
 
 
 @functools.cache
@@ -83,7 +164,7 @@ def settings_model(kind: str, name: str) -> type[BaseModel]:
     unknown keys are refused. Raises ConfigError for an unknown name, PluginError for a constructor that breaks the
     rules.
     """
-    return constructor_model(load(kind, name))
+    return constructor_model(signature(kind, name))
 
 
 def constructor_model(cls: type) -> type[BaseModel]:

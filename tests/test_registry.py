@@ -1,5 +1,6 @@
 """Plugins by name: the folder is the registry, the signature is the schema, errors say how to cure themselves."""
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,47 @@ def problem_of(call: Callable[[], object]) -> Problem:
     return problem
 
 
+MADE = '''
+"""Made up: nobody (2026)."""
+
+import math
+from collections.abc import Sequence as Several
+from typing import Annotated, Literal
+
+import a_module_that_is_not_there
+from pydantic import Field
+
+from raydml.losses._base import ClassLoss
+
+HALF = 1 / 2
+Rate = Annotated[float, Field(gt=0)]
+SCALE = a_module_that_is_not_there.SCALE
+
+
+@a_module_that_is_not_there.decorated
+class Made(ClassLoss):
+    """One line.
+
+    And more.
+    """
+
+    accepts = a_module_that_is_not_there.KINDS
+
+    def __init__(
+        self,
+        num_classes: a_module_that_is_not_there.Count,
+        *,
+        rate: Rate = HALF,
+        steps: Annotated[int, Field(ge=1, le=9)] = math.floor(3.5),
+        mode: Literal["all", "active"] = "all",
+    ) -> None:
+        raise AssertionError("the code of a plugin does not run")
+
+
+def helper() -> None: ...
+'''
+
+
 class Made:
     """One line.
 
@@ -52,13 +94,14 @@ class Made:
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A plugin losses/made_up that lies in no file, known to the registry for the length of a test."""
+    """A plugin losses/made_up without a file, known to the registry for the length of a test."""
     name = "raydml.losses.made_up"
     module = ModuleType(name)
     vars(module)["Made"] = Made
     monkeypatch.setattr(Made, "__module__", name)
     monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(registry, "names", lambda _: ("made_up",))
+    monkeypatch.setattr(registry, "signature", registry.load)
     registry.settings_model.cache_clear()
     yield
     registry.settings_model.cache_clear()
@@ -85,6 +128,54 @@ def test_every_plugin_loads_describes_itself_and_has_valid_defaults(kind: str) -
         assert registry.load(kind, name).__module__ == f"raydml.{kind}.{name}"
         assert 20 <= len(registry.describe(kind, name)) <= 100, name
         registry.settings_model(kind, name)()
+
+
+@pytest.mark.parametrize("kind", registry.KINDS)
+def test_the_signature_in_the_source_is_that_of_the_class(kind: str) -> None:
+    for name in registry.names(kind):
+        cls, read = registry.load(kind, name), registry.settings_model(kind, name)
+        assert (inspect.getdoc(cls) or "").startswith(registry.describe(kind, name)), name
+        assert (inspect.getmodule(cls).__doc__ or "").partition("\n")[0].endswith(registry.source(kind, name)), name
+        loaded = registry.constructor_model(cls)
+        assert read.model_json_schema() == loaded.model_json_schema(), name
+        assert read().model_dump() == loaded().model_dump(), name
+
+
+def made_file(folder: Path, text: str, name: str) -> None:
+    (folder / "losses").mkdir(exist_ok=True)
+    (folder / "losses" / f"{name}.py").write_text(text)
+
+
+def test_settings_are_read_without_the_modules_that_a_plugin_imports(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(registry, "PACKAGE", tmp_path)
+    made_file(tmp_path, MADE, "from_source")
+    settings = registry.settings_model("losses", "from_source")
+    assert settings().model_dump() == {"rate": 0.5, "steps": 3, "mode": "all"}
+    assert problem_of(lambda: registry.checked_settings("losses", "from_source", {"rate": 0})).message == "must be > 0"
+    assert registry.describe("losses", "from_source") == "One line."
+    assert registry.source("losses", "from_source") == "nobody (2026)."
+
+
+def test_a_new_and_an_edited_plugin_are_seen_by_the_next_command(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(registry, "PACKAGE", tmp_path)
+    made_file(tmp_path, MADE, "edited")
+    assert registry.names("losses") == ("edited",)
+    assert "steps" in registry.settings_model("losses", "edited").model_fields
+    registry.signature.cache_clear()  # as in a new process
+    registry.settings_model.cache_clear()
+    made_file(tmp_path, MADE.replace("steps:", "turns:"), "edited")
+    assert list(registry.settings_model("losses", "edited").model_fields) == ["rate", "turns", "mode"]
+
+
+@pytest.mark.parametrize(
+    ("source", "listed"),
+    [("class One: pass\nclass Two: pass\nclass _Three: pass\n", "One, Two"), ("import math\n", "none")],
+)
+def test_the_source_of_a_plugin_has_exactly_one_public_class(source, listed, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(registry, "PACKAGE", tmp_path)
+    made_file(tmp_path, source, f"file_{len(source)}")
+    with pytest.raises(PluginError, match=f"exactly one public class, found {listed}"):
+        registry.settings_model("losses", f"file_{len(source)}")
 
 
 def test_unknown_kind() -> None:

@@ -11,7 +11,8 @@ import yaml
 
 from raydml.config.trial import Machine
 from raydml.data.benchmarks import BENCHMARKS
-from raydml.models.backbones import BACKBONES, pooling_layer
+from raydml.models.backbones import BACKBONES
+from raydml.models.pooling import pooling_layer
 from raydml.search_space.domains import to_plain
 from raydml.search_space.json_schema import json_schema
 from raydml.search_space.space import load_space, sample_trials

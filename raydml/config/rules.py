@@ -1,7 +1,8 @@
 """Rules between the sections of a trial: what fits together, with the values and a cure where it does not.
 
 A rule runs only where the sections that it reads are valid by themselves, so that one wrong section does not hide
-mistakes between the others. A hyperparameter without effect is refused, not ignored.
+mistakes between the others. A hyperparameter without effect is refused, not ignored. The rules that need the code of
+the plugins, which imports torch, run last, where nothing else is wrong; every other mistake is reported without torch.
 """
 
 from __future__ import annotations
@@ -10,25 +11,36 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, NamedTuple
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raydml import registry
 from raydml.errors import Problem
-from raydml.methods._base import Method
 from raydml.models.backbones import BACKBONES
-from raydml.models.network import Head, Network
 
+if TYPE_CHECKING:
+    from raydml.methods._base import Method
+
+_Rules = tuple[tuple[tuple[str, ...], Callable[..., Iterator[Problem]]], ...]
 _TOGETHER = "where both vary, put them into one choice of blocks (key `loss, miner, sampler`)"
 
 
 def problems_of(sections: Mapping[str, Any]) -> list[Problem]:
-    """Return everything that does not fit together among the given sections of a trial (key -> valid value)."""
+    """Return what does not fit together among the given sections of a trial (key -> valid value).
+
+    What only the code of the plugins can say is left to `problems_of_plugins`.
+    """
+    return _broken(_RULES, sections)
+
+
+def problems_of_plugins(sections: Mapping[str, Any]) -> list[Problem]:
+    """Return what does not fit together among the plugins of a trial. Imports them, and torch with them."""
+    return _broken(_PLUGIN_RULES, sections)
+
+
+def _broken(rules: _Rules, sections: Mapping[str, Any]) -> list[Problem]:
     return [
         problem
-        for names, rule in _RULES
+        for names, rule in rules
         if all(name in sections for name in names)
         for problem in rule(*(sections[name] for name in names))
     ]
@@ -259,10 +271,16 @@ def _construct(kind: str, name: str, settings: Mapping[str, Any]) -> _Constructe
 @lru_cache(maxsize=4096)
 def _construct_once(kind: str, name: str, settings: str) -> _Constructed:
     """Build a plugin: its constructor raises ValueError where its own settings exclude each other."""
+    import torch
+
+    from raydml.models.network import Head, Network
+
     given = json.loads(settings)
     try:
         with torch.random.fork_rng(devices=[]):
-            network = Network(nn.Identity(), Head(2, 2, layer_norm=False, normalize="none"), freeze_batch_norm=False)
+            network = Network(
+                torch.nn.Identity(), Head(2, 2, layer_norm=False, normalize="none"), freeze_batch_norm=False
+            )
             plugin = registry.build(
                 kind, name, num_classes=2, embedding_dim=2, network=network, loss=None, miner=None, **given
             )
@@ -370,18 +388,10 @@ def _projection_and_regularizers(model: Any, regularizers: Any) -> Iterator[Prob
 
 
 # The sections that a rule reads, and the rule. A rule runs where all its sections are valid by themselves.
-_RULES: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Problem]]], ...] = (
-    (("loss", "miner"), _loss_and_miner),
-    (("method", "model"), _method_and_model),
-    (("method", "sampler"), _method_and_sampler),
+_RULES: _Rules = (
     (("method", "data"), _method_and_data),
-    (("loss", "sampler"), _loss_and_sampler),
-    (("loss",), _loss_constructs),
-    (("miner",), _miner_constructs),
-    (("regularizers", "loss", "miner"), _regularizers_and_loss),
     (("regularizers", "model"), _regularizers_and_model),
     (("regularizers", "sampler"), _regularizers_and_sampler),
-    (("loss", "regularizers", "optimizer"), _loss_group),
     (("data",), _data),
     (("data",), _augmentation),
     (("data", "model"), _data_and_model),
@@ -391,4 +401,14 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Problem]]], ...] = (
     (("schedule", "epochs"), _schedule_and_epochs),
     (("recall_at",), _recall_at),
     (("recall_at", "select_on"), _select_on),
+)
+_PLUGIN_RULES: _Rules = (
+    (("loss", "miner"), _loss_and_miner),
+    (("method", "model"), _method_and_model),
+    (("method", "sampler"), _method_and_sampler),
+    (("loss", "sampler"), _loss_and_sampler),
+    (("loss",), _loss_constructs),
+    (("miner",), _miner_constructs),
+    (("regularizers", "loss", "miner"), _regularizers_and_loss),
+    (("loss", "regularizers", "optimizer"), _loss_group),
 )

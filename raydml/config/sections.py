@@ -13,10 +13,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from raydml import registry
 from raydml.errors import ABSENT, ConfigError, Problem, unknown_name
-from raydml.images.augmentation import Augmentation
+from raydml.images.augmentation_settings import Augmentation
 from raydml.images.preprocessing import Interpolation, Resize
-from raydml.models.backbones import BACKBONES, Pooling
-from raydml.models.network import HeadInit, Normalisation, Projection
+from raydml.models.backbones import BACKBONES
+from raydml.models.choices import HeadInit, Normalisation, Pooling, Projection
 
 STRICT = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model
 
-from raydml.config.rules import problems_of, problems_of_machine, problems_of_stages
+from raydml.config.rules import problems_of, problems_of_machine, problems_of_plugins, problems_of_stages
 from raydml.config.sections import (
     STRICT,
     AdamW,
@@ -161,7 +161,19 @@ _Model = TypeVar("_Model", bound=Section)
 
 
 def parse_trial(raw: Mapping[str, Any]) -> Trial:
-    """Return plain values (from YAML or JSON) as a Trial. Raises ConfigError with every problem found."""
+    """Return plain values (from YAML or JSON) as a Trial. Raises ConfigError with every problem found.
+
+    Whether its plugins fit together is checked once everything else is right, because that imports torch.
+    """
+    trial = parse_values(raw)
+    problems = problems_of_plugins(dict(trial))
+    if problems:
+        raise ConfigError(problems)
+    return trial
+
+
+def parse_values(raw: Mapping[str, Any]) -> Trial:
+    """Return a Trial after every check that does not need the code of its plugins. Raises ConfigError."""
     return _parse(Trial, raw)
 
 

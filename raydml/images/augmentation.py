@@ -1,4 +1,4 @@
-"""Random changes of training images: their settings, their random numbers, crops, colours, and the network's input.
+"""Random changes of training images: their random numbers, crops, colours, and the network's input.
 
 The order is: crop, flip, grayscale, color jitter, blur, normalisation, erasing. All randomness is a table of uniform
 numbers with one row an image. The same numbers are drawn whatever the settings are, so switching a flip on moves no
@@ -10,93 +10,23 @@ A box is (top, left, height, width) in pixels. It may reach beyond its image, wh
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from raydml.data.catalog import DataError
+from raydml.images.augmentation_settings import Augmentation, ColorJitter, Erasing, GaussianBlur
 from raydml.images.preprocessing import Interpolation, Preprocessing
-
-_Probability = Annotated[float, Field(ge=0, le=1)]
-_Strength = Annotated[float, Field(ge=0)]
-_Positive = Annotated[float, Field(gt=0)]
-_Bounds = Annotated[
-    tuple[_Positive, _Positive], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
-]
 
 NUM_TRIES = 10  # as torchvision: how many random boxes are drawn before the fallback
 NUM_UNIFORMS = 2 * NUM_TRIES + 2  # of a crop: areas, aspect ratios, place (y, x)
 
 # How far each kernel reaches, in pixels of the smaller of the two images.
 _SUPPORTS: dict[Interpolation, float] = {"bilinear": 1.0, "bicubic": 2.0, "lanczos": 3.0}
-
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
-
-
-class ColorJitter(_Settings):
-    """Torchvision's ColorJitter, applied to an image with this probability.
-
-    brightness, contrast, saturation: the factor is uniform in max(0, 1 - value)..1 + value. hue: the shift is uniform
-    in -value..value turns of the colour wheel. 0 leaves an operation out. The order of the four is uniform.
-    """
-
-    brightness: _Strength = 0.0
-    contrast: _Strength = 0.0
-    saturation: _Strength = 0.0
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
-    probability: _Probability = 1.0
-
-
-class GaussianBlur(_Settings):
-    """Torchvision's GaussianBlur, applied to an image with this probability.
-
-    sigma: in pixels of the crop, uniform in this range. Departure: the kernel reaches three of the largest sigmas,
-    where torchvision has its size as a setting.
-    """
-
-    sigma: _Bounds = (0.1, 2.0)
-    probability: _Probability = 0.5
-
-
-class Erasing(_Settings):
-    """Torchvision's RandomErasing, applied to an image with this probability: a box becomes the mean colour.
-
-    scale: share of the image's area, uniform. ratio: height / width, log-uniform.
-    """
-
-    probability: _Probability = 0.5
-    scale: _Bounds = (0.02, 0.33)
-    ratio: _Bounds = (0.3, 3.3)
-
-
-class Augmentation(_Settings):
-    """The random changes of a training image; by default there are none, and the crop is the centre.
-
-    random_resized_crop: share of the image's area, uniform in this range; the crop is scaled to ``crop_px``.
-    aspect_ratio: width / height of that crop, log-uniform. random_crop: a crop of ``crop_px`` at any place of the
-    image, after padding_px repeated edge pixels were added on every side. flip: left to right, with probability one
-    half. grayscale: the probability. Each is torchvision's transform of that name.
-
-    Grayscale comes before the jitter, as in "adv" of Roth et al. (2020), Revisiting Training Strategies. SimCLR has it
-    after, which differs for grey images whose hue is shifted.
-    """
-
-    random_resized_crop: _Bounds | None = None
-    aspect_ratio: _Bounds = (3 / 4, 4 / 3)
-    random_crop: bool = False
-    padding_px: Annotated[int, Field(ge=0)] = 0
-    flip: bool = False
-    color_jitter: ColorJitter | None = None
-    grayscale: _Probability = 0.0
-    blur: GaussianBlur | None = None
-    erasing: Erasing | None = None
 
 
 class Draws(NamedTuple):

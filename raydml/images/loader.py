@@ -15,16 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raydml.images.augmentation import (
-    Augmentation,
-    Draws,
-    choose_boxes,
-    cut_box,
-    draw,
-    finish,
-    scale_one,
-    scale_together,
-)
+from raydml.images.augmentation import Draws, choose_boxes, cut_box, draw, finish, scale_one, scale_together
+from raydml.images.augmentation_settings import Augmentation
 from raydml.images.pixels import Pixels
 from raydml.images.preprocessing import Interpolation, Preprocessing
 

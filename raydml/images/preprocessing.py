@@ -1,16 +1,20 @@
 """The way from an image file to a network's input: resizing, the centre crop, normalisation; saved with the weights."""
 
+from __future__ import annotations
+
 import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image
-from torch import Tensor
+
+if TYPE_CHECKING:  # torch is slow to import, and a configuration is checked without it
+    import torch
+    from torch import Tensor
 
 Resize = Literal["short_side", "squash"]
 Interpolation = Literal["bilinear", "bicubic", "lanczos"]
@@ -86,7 +90,7 @@ class Preprocessing:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, object]) -> "Preprocessing":
+    def from_dict(cls, values: Mapping[str, object]) -> Preprocessing:
         """Invert to_dict."""
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})  # type: ignore[arg-type]
 
@@ -217,6 +221,8 @@ def _centre(size_px: int, crop_px: int) -> int:
 
 @lru_cache(maxsize=32)  # a copy to the device for each batch would make the host wait for it
 def _scale_and_shift(preprocessing: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor]:
+    import torch
+
     with torch.inference_mode(False):  # the constants are used in training too, wherever they are made first
         std = torch.tensor(preprocessing.std, dtype=torch.float64)
         scale = preprocessing.value_range / 255 / std

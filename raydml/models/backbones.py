@@ -1,92 +1,84 @@
 """The backbones: one table of how each is built and which images and weights it takes."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torchvision
-from torch import Tensor, nn
-
-from raydml.models import bn_inception
+if TYPE_CHECKING:  # torch is slow to import, and a configuration is checked without it
+    from torch import nn
+    from torchvision.models import GoogLeNet, ResNet
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-Pooling = Literal["average", "max"]
-
-
-class MaxPool(nn.Module):
-    """The largest value of each channel: (B, C, H, W) -> (B, C, 1, 1). The gradient reaches one place of the map."""
-
-    def forward(self, maps: Tensor) -> Tensor:
-        # torch's adaptive_max_pool2d has no deterministic gradient on a GPU.
-        return maps.flatten(2).max(dim=2).values[:, :, None, None]
+_BN_INCEPTION_CROP_PX = 31  # the smallest
 
 
-def pooling_layer(pooling: Pooling) -> nn.Module:
-    """Global pooling, (B, C, H, W) -> (B, C, 1, 1)."""
-    return MaxPool() if pooling == "max" else nn.AdaptiveAvgPool2d(1)
+def _convnet(pooling: nn.Module) -> nn.Module:
+    from raydml.models.convnet import ConvNet
+
+    return ConvNet(pooling)
 
 
-class ConvNet(nn.Module):
-    """A small network for images of 8 to 64 pixels: (B, 3, H, W) -> (B, 128).
+def _resnet18(pooling: nn.Module) -> nn.Module:
+    from torchvision.models import resnet18
 
-    Four blocks of 3x3 convolution, BatchNorm and ReLU; after each block the map is halved while its short
-    side is at least 8, so an 8x8 digit is seen at 4x4 by the last three blocks and 64x64 ends at 4x4 too.
-    """
-
-    def __init__(self, pooling: nn.Module) -> None:
-        super().__init__()
-        widths = (3, 32, 64, 128, 128)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(before, after, kernel_size=3, padding=1, bias=False),
-                nn.BatchNorm2d(after),
-                nn.ReLU(),
-                _HalveLarge(),
-            )
-            for before, after in pairwise(widths)
-        )
-        self.pooling = pooling
-
-    def forward(self, images: Tensor) -> Tensor:
-        maps = images
-        for block in self.blocks:
-            maps = block(maps)
-        return self.pooling(maps).flatten(1)
+    return _with_pooling(resnet18(), pooling)
 
 
-class _HalveLarge(nn.Module):
-    def forward(self, maps: Tensor) -> Tensor:
-        return nn.functional.max_pool2d(maps, kernel_size=2) if min(maps.shape[-2:]) >= 8 else maps
+def _resnet50(pooling: nn.Module) -> nn.Module:
+    from torchvision.models import resnet50
 
-
-def _resnet(build: Callable[[], torchvision.models.ResNet], pooling: nn.Module) -> nn.Module:
-    trunk = build()
-    trunk.avgpool, trunk.fc = pooling, nn.Identity()
-    return trunk
+    return _with_pooling(resnet50(), pooling)
 
 
 def _googlenet(pooling: nn.Module) -> nn.Module:
+    from torchvision.models import googlenet
+
     # The auxiliary classifiers and the dropout before the classifier belong to ImageNet training.
-    trunk = torchvision.models.googlenet(aux_logits=False, transform_input=False, init_weights=True, dropout=0.0)
-    trunk.avgpool, trunk.fc = pooling, nn.Identity()
+    trunk = googlenet(aux_logits=False, transform_input=False, init_weights=True, dropout=0.0)
+    return _with_pooling(trunk, pooling)
+
+
+def _with_pooling(trunk: ResNet | GoogLeNet, pooling: nn.Module) -> nn.Module:
+    from torch.nn import Identity
+
+    trunk.avgpool, trunk.fc = pooling, Identity()
     return trunk
 
 
+def _bn_inception(pooling: nn.Module) -> nn.Module:
+    from raydml.models.bn_inception import BNInception
+
+    return BNInception(pooling)
+
+
 def _convnext_tiny(pooling: nn.Module) -> nn.Module:
-    trunk = torchvision.models.convnext_tiny()
+    from torch.nn import Identity
+    from torchvision.models import convnext_tiny
+
+    trunk = convnext_tiny()
     trunk.avgpool = pooling
-    trunk.classifier[2] = nn.Identity()  # the layer norm before it stays: it was trained with the backbone
+    trunk.classifier[2] = Identity()  # the layer norm before it stays: it was trained with the backbone
     return trunk
 
 
 def _vit_b_16(pooling: nn.Module) -> nn.Module:  # noqa: ARG001 - its feature is the class token
-    trunk = torchvision.models.vit_b_16()
-    trunk.heads = nn.Identity()
+    from torch.nn import Identity
+    from torchvision.models import vit_b_16
+
+    trunk = vit_b_16()
+    trunk.heads = Identity()
     return trunk
+
+
+def _bn_inception_takes(crop_px: int) -> bool:
+    """Return whether the branches of all blocks have maps of one size: 31 to 38 px, 63 to 70, ..., 223 to 230, ...
+
+    In a block that halves an odd map, the convolutions round up and the pooling rounds down.
+    """
+    return crop_px >= _BN_INCEPTION_CROP_PX and (crop_px + 1) % 32 < 8
 
 
 def _any(crop_px: int) -> bool:  # noqa: ARG001
@@ -148,14 +140,13 @@ class BackboneFacts:
 
 
 _HALF = (0.5, 0.5, 0.5)
-_RESNET18, _RESNET50 = partial(_resnet, torchvision.models.resnet18), partial(_resnet, torchvision.models.resnet50)
 _RESNET_STAGES = ("layer1", "layer2", "layer3", "layer4")
 BACKBONES: dict[str, BackboneFacts] = {
     "convnet": BackboneFacts(
-        ConvNet, 128, 8, None, None, (), ("blocks.0", "blocks.1", "blocks.2", "blocks.3"), _HALF, _HALF
+        _convnet, 128, 8, None, None, (), ("blocks.0", "blocks.1", "blocks.2", "blocks.3"), _HALF, _HALF
     ),
-    "resnet18": BackboneFacts(_RESNET18, 512, 32, None, "resnet18-f37072fd.pth", ("fc.",), _RESNET_STAGES),
-    "resnet50": BackboneFacts(_RESNET50, 2048, 32, None, "resnet50-0676ba61.pth", ("fc.",), _RESNET_STAGES),
+    "resnet18": BackboneFacts(_resnet18, 512, 32, None, "resnet18-f37072fd.pth", ("fc.",), _RESNET_STAGES),
+    "resnet50": BackboneFacts(_resnet50, 2048, 32, None, "resnet50-0676ba61.pth", ("fc.",), _RESNET_STAGES),
     # These weights come from TensorFlow and need pixels in -1..1, which torchvision does in transform_input.
     "googlenet": BackboneFacts(
         _googlenet,
@@ -169,9 +160,9 @@ BACKBONES: dict[str, BackboneFacts] = {
         _HALF,
     ),
     "bn_inception": BackboneFacts(
-        bn_inception.BNInception,
-        bn_inception.FEATURE_DIM,
-        bn_inception.SMALLEST_CROP_PX,
+        _bn_inception,
+        1024,
+        _BN_INCEPTION_CROP_PX,
         None,
         None,
         ("last_linear.", "classifier."),
@@ -180,7 +171,7 @@ BACKBONES: dict[str, BackboneFacts] = {
         (1.0, 1.0, 1.0),
         channels="BGR",
         value_range=255.0,
-        fits=bn_inception.takes_crop,
+        fits=_bn_inception_takes,
         which_fit="32 k - 1 to 32 k + 6 (such as 63 to 70 or 223 to 230)",
         weights_by_path="bn_inception-52deb4733.pth (of Cadene's pretrained-models.pytorch)",
     ),

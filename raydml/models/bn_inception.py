@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 FEATURE_DIM = 1024
-SMALLEST_CROP_PX = 31
 
 
 class _Block(NamedTuple):
@@ -41,21 +40,13 @@ _BLOCKS = {
 }
 
 
-def takes_crop(crop_px: int) -> bool:
-    """Return whether the branches of all blocks have maps of one size: 31 to 38 px, 63 to 70, ..., 223 to 230, ...
-
-    In a block that halves an odd map, the convolutions round up and the pooling rounds down.
-    """
-    return crop_px >= SMALLEST_CROP_PX and (crop_px + 1) % 32 < 8
-
-
 class BNInception(nn.ModuleDict):
     """Images (B, 3, H, W) -> features (B, 1024). Takes BGR pixels in 0..255 minus their mean.
 
     Every convolution has a bias and is followed by BatchNorm (eps 1e-5) and ReLU. Parameters are named as in Cadene's
     pretrained-models.pytorch, whose ``bn_inception-52deb4733.pth`` fits without its classifier ("last_linear").
     pooling: the last map (B, 1024, H/32, W/32) -> (B, 1024, 1, 1); Caffe averages, Wang's Deep_Metric code takes the
-    maximum. Takes the sizes of ``takes_crop``. Its BatchNorm has torch's momentum of 0.1, not Deep_Metric's 0.9.
+    maximum. Takes the sizes of its `BackboneFacts`. Its BatchNorm has torch's momentum of 0.1, not Deep_Metric's 0.9.
     """
 
     def __init__(self, pooling: nn.Module) -> None:

@@ -1,19 +1,17 @@
 """The network: a backbone with an embedding head, and the preprocessing that belongs to it."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from raydml.images.preprocessing import Interpolation, Preprocessing, Resize
-from raydml.models.backbones import BACKBONES, BackboneFacts, Pooling, pooling_layer
+from raydml.models.backbones import BACKBONES, BackboneFacts
+from raydml.models.choices import HeadInit, Normalisation, Pooling, Projection
+from raydml.models.pooling import pooling_layer
 from raydml.models.pretrained import WeightsError, load_exactly, published_weights, read_weights
 from raydml.ops.distances import euclidean, full_precision
-
-Normalisation = Literal["l2", "mean_distance", "none"]
-Projection = Literal["linear", "linear_no_bias", "none"]
-HeadInit = Literal["torch", "xavier_normal", "kaiming_normal"]
 
 
 class Head(nn.Module):

@@ -1,14 +1,18 @@
 """Clusters of images by k-means, their relation to earlier clusters, and the removal of singletons."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from raydml.ops.progress import report_progress
+
+if TYPE_CHECKING:
+    import torch
 
 _Floats = NDArray[np.float32]
 _Ids = NDArray[np.int64]
@@ -92,6 +96,7 @@ def cluster(points: NDArray[np.floating], num_clusters: int, settings: KMeans, d
 def _flat_index(dim: int, device: torch.device, *, spherical: bool) -> Any:
     """An empty faiss index that compares with every centroid, on the device if faiss can use it."""
     import faiss
+    import torch
 
     if device.type != "cuda" or not faiss.get_num_gpus():
         return faiss.IndexFlatIP(dim) if spherical else faiss.IndexFlatL2(dim)
@@ -106,6 +111,7 @@ def _flat_index(dim: int, device: torch.device, *, spherical: bool) -> Any:
 def faiss_threads() -> Iterator[None]:
     """Let faiss use as many threads as torch, and restore its own number afterwards."""
     import faiss
+    import torch
 
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(torch.get_num_threads())

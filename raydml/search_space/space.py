@@ -17,9 +17,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from raydml.config.trial import Machine, StudySettings, Trial, fingerprint, parse_machine, parse_study, parse_trial
+from raydml.config.rules import problems_of_plugins
+from raydml.config.trial import (
+    Machine,
+    StudySettings,
+    Trial,
+    fingerprint,
+    parse_machine,
+    parse_study,
+    parse_trial,
+    parse_values,
+)
 from raydml.errors import ABSENT, ConfigError, Problem, join_path, nearest_name, unknown_name
 from raydml.search_space.domains import (
     DOMAINS,
@@ -41,6 +51,7 @@ from raydml.search_space.domains import (
 from raydml.search_space.shortening import with_epochs
 from raydml.search_space.yaml_reader import Node, read_yaml
 
+_Checked = TypeVar("_Checked")
 _MAX_REDRAWS = 3_000  # about two seconds
 
 
@@ -107,9 +118,19 @@ def load_space(
         tree, study = with_epochs(tree, study, max_epochs)
     # A broken domain gives its key no value, so what the check finds below that key is left out.
     broken = tuple(problem.path for problem in structural)
-    problems += [*structural, *problems_of_first(tree, "trial")] + [
-        problem for problem in _check(tree, study, machine, places) if not _below(problem.path, broken)
-    ]
+    covering = _covering_trials(tree)
+    trials: list[Trial] = []
+
+    def check_values(raw: Mapping[str, Any]) -> list[Problem]:
+        trials.append(parse_values(raw))
+        return _across(trials[-1], study, machine)
+
+    found = _problems_of(covering, check_values, places)
+    problems += [*structural, *problems_of_first(tree, "trial")]
+    problems += [problem for problem in found if not _below(problem.path, broken)]
+    if not problems:  # last, because it imports torch
+        with_places = zip(trials, (places for _, places in covering), strict=True)
+        problems = _problems_of(with_places, _between_plugins, places)
     if problems or study is None or machine is None:
         raise SpaceError(problems)
     return SearchSpace(path, study, machine, tree)
@@ -171,26 +192,35 @@ def _located(problem: Problem, places: Mapping[str, str]) -> Problem:
     return problem._replace(where=problem.where or places.get(path, ""))
 
 
-def _check(
-    tree: Node, study: StudySettings | None, machine: Machine | None, settings_places: Mapping[str, str]
-) -> list[Problem]:
-    """Return the problems of the covering set, each once."""
-    found: dict[tuple[str, str, str, str], Problem] = {}
-    seen: set[str] = set()
+def _covering_trials(tree: Node) -> list[tuple[dict[str, Any], dict[str, str]]]:
+    """Return the different configurations of the covering set as plain values, each with the places of its keys."""
+    trials: dict[str, tuple[dict[str, Any], dict[str, str]]] = {}
     for pick in (published_point, *covering_picks(tree)):
         raw, places = resolve(tree, pick, "trial")
-        written = json.dumps(raw, sort_keys=True)
-        if written in seen:
-            continue
-        seen.add(written)
+        trials.setdefault(json.dumps(raw, sort_keys=True), (raw, places))
+    return list(trials.values())
+
+
+def _problems_of(
+    trials: Iterable[tuple[_Checked, Mapping[str, str]]],
+    check: Callable[[_Checked], list[Problem]],
+    settings_places: Mapping[str, str],
+) -> list[Problem]:
+    """Return the problems that `check` finds or raises in trials with the places of their keys, each problem once."""
+    found: dict[tuple[str, str, str, str], Problem] = {}
+    for trial, places in trials:
         try:
-            problems = _across(parse_trial(raw), study, machine)
+            problems = check(trial)
         except ConfigError as error:
             problems = [problem.under("trial") for problem in error.problems]
         for problem in problems:
             located = _located(problem, {**settings_places, **places})
             found.setdefault((located.where, located.path, located.message, repr(located.value)), located)
     return list(found.values())
+
+
+def _between_plugins(trial: Trial) -> list[Problem]:
+    return [problem.under("trial") for problem in problems_of_plugins(dict(trial))]
 
 
 def _across(trial: Trial, study: StudySettings | None, machine: Machine | None) -> list[Problem]:

@@ -28,11 +28,9 @@ from raydml.config.trial import Machine, StudySettings, Trial, fingerprint
 from raydml.data.catalog import Catalog
 from raydml.data.splits import Split, make_split
 from raydml.errors import did_you_mean
-from raydml.models.network import build_network
 from raydml.ops.files import write_whole
 from raydml.search_space.space import SearchSpace, sample_trials
 from raydml.training import checkpoint
-from raydml.training.parts import make_sampler
 from raydml.training.trial_images import Catalogs, open_development, with_content
 
 #: What each stage ends with.
@@ -139,6 +137,8 @@ def make_splits(study: StudySettings, catalogs: Catalogs, trials: Iterable[Trial
 
 def prepare_images(machine: Machine, trials: Iterable[Trial]) -> None:
     """Decode the development images and fetch the pretrained weights, once for all trials and before any starts."""
+    from raydml.models.network import build_network
+
     seen: set[str] = set()
     for trial in trials:
         data = trial.data
@@ -155,6 +155,8 @@ def prepare_images(machine: Machine, trials: Iterable[Trial]) -> None:
 
 def check_split(trial: Trial, catalog: Catalog, split: Split) -> None:
     """Raise where the training classes cannot fill a batch, or the validation classes are too few for ``recall_at``."""
+    from raydml.training.parts import make_sampler
+
     labels = catalog.labels[np.isin(catalog.labels, split.train)]
     make_sampler(trial, np.unique(labels, return_inverse=True)[1])
     num_val, largest = int(np.isin(catalog.labels, split.val).sum()), max(trial.recall_at)

@@ -8,6 +8,8 @@
 No file is opened in a way that could run code inside it.
 """
 
+from __future__ import annotations
+
 import functools
 import importlib.metadata
 import json
@@ -16,12 +18,12 @@ import subprocess
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from raydml.ops.files import digest_of, write_whole
+
+if TYPE_CHECKING:  # torch is slow to import, and most commands only look for checkpoints
+    from torch import Tensor
 
 STATE, WEIGHTS, CARD, MANIFEST = "state.pt", "weights.safetensors", "model.json", "manifest.json"
 
@@ -41,7 +43,8 @@ def save(
     new one comes last, so that a kill in between leaves a folder that ``is_intact`` refuses. Raises ValueError
     for a card with a number JSON cannot hold (NaN, infinity).
     """
-    from safetensors.torch import save_file  # not needed to train
+    import torch
+    from safetensors.torch import save_file
 
     folder = Path(folder)
     card = {**model_card, "raydml_version": version(), "git_commit": git_commit()}
@@ -64,6 +67,8 @@ def save(
 
 def load_state(folder: Path) -> dict[str, Any]:
     """The state as saved, tensors on the CPU. Raises CheckpointError when the file is not as written."""
+    import torch
+
     path = _checked(folder, STATE)
     state = torch.load(path, map_location="cpu", weights_only=True)
     assert isinstance(state, dict)
@@ -72,7 +77,7 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
     """The best network's state dict on the CPU. Raises CheckpointError when the file is not as written."""
-    from safetensors.torch import load_file  # not needed to train
+    from safetensors.torch import load_file
 
     return load_file(_checked(folder, WEIGHTS))
 

@@ -15,11 +15,7 @@ from raydml.data.catalog import DataError
 from raydml.images.augmentation import (
     NUM_TRIES,
     NUM_UNIFORMS,
-    Augmentation,
-    ColorJitter,
     Draws,
-    Erasing,
-    GaussianBlur,
     blurred,
     centre_boxes,
     choose_boxes,
@@ -34,6 +30,7 @@ from raydml.images.augmentation import (
     scale_one,
     scale_together,
 )
+from raydml.images.augmentation_settings import Augmentation, ColorJitter, Erasing, GaussianBlur
 from raydml.images.preprocessing import Preprocessing
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

@@ -8,17 +8,8 @@ from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from raydml.data.catalog import DataError
-from raydml.images.augmentation import (
-    Augmentation,
-    ColorJitter,
-    Erasing,
-    GaussianBlur,
-    choose_boxes,
-    draw,
-    jitter_factors,
-    jitter_orders,
-    scale_one,
-)
+from raydml.images.augmentation import choose_boxes, draw, jitter_factors, jitter_orders, scale_one
+from raydml.images.augmentation_settings import Augmentation, ColorJitter, Erasing, GaussianBlur
 from raydml.images.loader import Loader, group_boxes, scale_groups
 from raydml.images.pixels import PackedPixels
 from raydml.images.preprocessing import Preprocessing, resized, upright_rgb

@@ -6,8 +6,9 @@ import torchvision
 from torch import Tensor, nn
 
 from raydml.models import backbones, pretrained
-from raydml.models.backbones import BACKBONES, pooling_layer
+from raydml.models.backbones import BACKBONES
 from raydml.models.network import ModelError, Network, preprocessing_for
+from raydml.models.pooling import pooling_layer
 from tests.models.networks import make
 
 # Channels of stage1 to stage4, and what one of their pixels is to the image: at 64 px.

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raydml.models.backbones import BACKBONES, pooling_layer
-from raydml.models.bn_inception import BNInception, takes_crop
+from raydml.models.backbones import BACKBONES
+from raydml.models.bn_inception import BNInception
 from raydml.models.network import ModelError, preprocessing_for
+from raydml.models.pooling import pooling_layer
 from raydml.models.pretrained import WeightsError, load_exactly
 from tests.golden_vectors import golden_arrays, golden_case, golden_facts
 from tests.models.networks import make
@@ -190,7 +191,7 @@ def test_a_classifier_under_another_name_is_refused(tmp_path: Path, published: d
 
 def test_the_sizes_of_the_papers_are_taken_and_their_neighbours_are_not() -> None:
     expected = {size for first in range(31, 288, 32) for size in range(first, first + 8)}  # 31 to 38, ..., 287 to 294
-    assert {size for size in range(300) if takes_crop(size)} == expected
+    assert {size for size in range(300) if BACKBONES["bn_inception"].takes_crop(size)} == expected
 
 
 def test_the_sizes_it_says_it_takes_are_those_that_run() -> None:
@@ -200,9 +201,9 @@ def test_the_sizes_it_says_it_takes_are_those_that_run() -> None:
             try:
                 trunk(torch.zeros(1, 3, size, size))
             except RuntimeError:
-                assert not takes_crop(size), size
+                assert not BACKBONES["bn_inception"].takes_crop(size), size
             else:
-                assert takes_crop(size), size
+                assert BACKBONES["bn_inception"].takes_crop(size), size
 
 
 @pytest.mark.parametrize(("crop_px", "nearest"), [(8, 31), (39, 38), (60, 63), (222, 223), (256, 256), (240, 230)])

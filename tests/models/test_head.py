@@ -9,8 +9,8 @@ from torch import Tensor
 from raydml.losses.margin import Margin
 from raydml.losses.normalized_softmax import NormalizedSoftmax
 from raydml.miners.nearest_beyond_cutoff import NearestBeyondCutoff
-from raydml.models.backbones import pooling_layer
 from raydml.models.network import Head
+from raydml.models.pooling import pooling_layer
 from tests.golden_vectors import golden_case, golden_facts, golden_tensors
 
 CLASSIFICATION = golden_facts("classification_head")

@@ -7,7 +7,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from raydml.config.trial import parse_machine, parse_trial
-from raydml.images.augmentation import Augmentation, ColorJitter, Draws, Erasing, GaussianBlur, choose_boxes, draw
+from raydml.images.augmentation import Draws, choose_boxes, draw
+from raydml.images.augmentation_settings import Augmentation, ColorJitter, Erasing, GaussianBlur
 from raydml.images.pixels import DecodedPixels
 from raydml.training.trainer import Trainer
 from raydml.training.trial_images import open_development, storage_for
