@@ -14,7 +14,7 @@ from raydml.data.benchmark_lists import (
     sop_entries,
     vehicleid_entries,
 )
-from raydml.data.catalog import DataError, ImageEntry, ImageFile, find_files, listed
+from raydml.data.catalog import Catalog, DataError, ImageEntry, ImageFile, catalog_of, find_files, listed
 from raydml.errors import did_you_mean
 
 VEHICLEID_TESTS = {"vehicleid_small": 800, "vehicleid_medium": 1_600, "vehicleid_large": 2_400}
@@ -223,3 +223,29 @@ def notes_of(name: str, images: Iterable[ImageEntry | ImageFile]) -> tuple[str, 
         for part, (num_images, num_classes) in part_counts(name, images).items()
         if not published[part].fits(num_images, num_classes)
     )
+
+
+def published_catalog(name: str) -> Catalog:
+    """Return a catalog with the published numbers of images and classes of a benchmark; none of its images exists.
+
+    name: a key of BENCHMARK_OF. All classes of a part have the same number of images, give or take one: of a split
+    within a part, the number of classes is that of the real data set and the number of images is near it. For counting
+    alone: its content is not that of the real images. Raises DataError for data without published counts.
+    """
+    if name not in BENCHMARK_OF:
+        raise DataError(
+            f"data.name = {name!r} has no published counts; {', '.join(BENCHMARK_OF)} have. "
+            "Cure: leave out --as-published, and name the folder of the images"
+        )
+    benchmark = BENCHMARKS[BENCHMARK_OF[name]]
+    test = f"test_{VEHICLEID_TESTS[name]}" if name in VEHICLEID_TESTS else "test"
+    files = []
+    for part, count in benchmark.counts.items():
+        if part not in ("train", "query", "gallery", test):
+            continue
+        role = part if part in ("query", "gallery") else ""
+        side = "train" if part == "train" else "test"
+        for index in range(count.num_images):
+            number = index % count.num_classes
+            files.append(ImageFile(f"{part}/{number}/{index}", f"{side} {number:05d}", 0, 0, side, role))
+    return catalog_of(name, None, files, protocols=benchmark.protocols)

@@ -33,13 +33,14 @@ from raydml.images.pack import (
     unreadable_of,
     write_pack,
 )
-from raydml.images.pixels import DecodedPixels, Pixels, decode_in_order, packed
+from raydml.images.pixels import DecodedPixels, Header, Pixels, decode_in_order, decoded_bytes, packed
 from raydml.images.preprocessing import Interpolation, Resize, Resizing, resized, upright_rgb
 
 OnUnreadable = Literal["refuse", "skip"]
 WAIT_MESSAGE_EVERY_S = 10.0
 _RESERVE_BYTES = 2**20  # for the index and the manifest
 _NUM_TIMED = 32
+_NUM_SURVEYED = 256
 _logger = logging.getLogger("raydml")
 
 
@@ -127,6 +128,23 @@ def load_development(
         kept_train = train.not_kept(train.files(), survey_headers(train.files()), None)
     _warn_of_skipped(len(rows), kept_train.skipped | kept_val.skipped)
     return _part(catalog, split.train, kept_train), _part(catalog, split.val, kept_val)
+
+
+def estimate_packs(catalog: Catalog, split: Split, storage: Storage) -> tuple[int, int]:
+    """Return about how many bytes the decoded development images and the decoded test images take.
+
+    The headers of some development images are read, evenly over the classes; no file of a test class is opened. Images
+    without a folder (their catalog holds counts alone) are taken to be photographs of 4 : 3.
+    """
+    is_development = np.isin(catalog.labels, [*split.train, *split.val])
+    rows = np.flatnonzero(is_development)
+    if catalog.root is None:
+        mean_bytes = float(decoded_bytes(Header(400, 300, 0), storage.resizing))
+    else:
+        some = rows[:: max(1, len(rows) // _NUM_SURVEYED)]
+        survey = survey_headers(_Selection(catalog, some, storage).files())
+        mean_bytes = survey.total_bytes() / max(1, len(some) - len(survey.unreadable))
+    return round(len(rows) * mean_bytes), round((len(is_development) - len(rows)) * mean_bytes)
 
 
 def load_test(catalog: Catalog, split: Split, storage: Storage, *, key: TestKey) -> Images:

@@ -112,6 +112,11 @@ class Method(nn.Module):
         """
 
     @classmethod
+    def expected_steps(cls, batches_per_epoch: int, **settings: Any) -> float:  # noqa: ARG003 - most take each once
+        """Return the expected number of steps in an epoch for which the trial's sampler plans batches_per_epoch."""
+        return batches_per_epoch
+
+    @classmethod
     def refuse_without_effect(cls, settings: Mapping[str, Any], names: Iterable[str], reason: str) -> None:
         """Raise ValueError where one of these settings differs from its default. reason: why they have no effect.
 

@@ -298,6 +298,12 @@ class MIC(Method):
             cls.refuse_without_effect(settings, of_adversary, "with adversarial_weight = 0 there is no adversary")
         _groups_in(sampler["batch_size"], settings["images_per_cluster"])
 
+    @classmethod
+    def expected_steps(cls, batches_per_epoch: int, **settings: Any) -> float:
+        """Each batch is trained with its own probability; there are as many of clusters as of classes."""
+        shares: float = settings["class_probability"] + settings["auxiliary_probability"]
+        return batches_per_epoch * shares
+
     def time_to_recluster(self, epoch: int) -> bool:
         return epoch % self.recluster_every == 0
 

@@ -20,14 +20,21 @@ class WeightsError(ValueError):
     """Weights that are not available, cannot be read, or do not fit the network."""
 
 
+def path_of_published(file_name: str) -> Path:
+    """Return the path of published weights on this machine, whether or not they are there.
+
+    It is torch's own: ``torch.hub.get_dir()/checkpoints/<file_name>`` (``TORCH_HOME`` moves it).
+    """
+    return Path(torch.hub.get_dir()) / "checkpoints" / file_name
+
+
 def published_weights(file_name: str) -> Path:
     """Return the file of published weights on this machine, downloaded if necessary.
 
-    Its path is torch's own: ``torch.hub.get_dir()/checkpoints/<file_name>`` (``TORCH_HOME`` moves it). The eight hex
-    digits in the name are the start of the file's sha256 and are always checked. Raises WeightsError that names the
-    file and its place.
+    The eight hex digits in the name are the start of the file's sha256 and are always checked. Raises WeightsError that
+    names the file and its place.
     """
-    path = Path(torch.hub.get_dir()) / "checkpoints" / file_name
+    path = path_of_published(file_name)
     if not path.exists():
         _download(DOWNLOAD_URL + file_name, path)
     if not _has_named_digest(path, file_name):

@@ -1,4 +1,4 @@
-"""A study on disk: its folder, its specification, what a run of it would do, and its checkpoints.
+"""A study on disk: its folder, its specification and its checkpoints.
 
 <storage>/<name>/study.json      the specification: settings, machine, every trial of the search stage
                  space.yaml      the user's file; resolved_space.json: the same after --set and the other options
@@ -23,8 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from raydml.config.recipe import flatten
-from raydml.config.trial import Machine, StudySettings, Trial, fingerprint
+from raydml.config.trial import Machine, StudySettings, Trial
 from raydml.data.catalog import Catalog
 from raydml.data.splits import Split, make_split
 from raydml.errors import did_you_mean
@@ -216,40 +215,3 @@ def newest_checkpoint(folder: Path, stage: str, key: str) -> Path | None:
         if (run / key).is_dir() and (found := checkpoint.newest_intact(run / key)) is not None:
             return found
     return None
-
-
-def dry_run(space: SearchSpace) -> dict[str, Any]:
-    """Return what a study would do: its stages with their trials and epochs, the resources of a trial, and each sampled
-    configuration with its fingerprint and the settings in which the configurations differ."""
-    catalogs = Catalogs(space.machine)
-    trials = fingerprinted_trials(space, catalogs)
-    make_splits(space.study, catalogs, trials)  # what a run would refuse, a dry run refuses
-    epochs = max(trial.epochs for trial in trials)
-    study, stages = space.study, [{"stage": "search", "num_trials": len(trials), "epochs": epochs}]
-    if study.confirm is not None:
-        runs = min(study.confirm.top, len(trials)) * study.confirm.folds * study.confirm.seeds
-        stages.append({"stage": "confirm", "num_trials": runs, "epochs": epochs})
-    if study.finalize is not None:
-        tested = study.finalize.top
-        if study.confirm is not None:
-            tested = min(tested, study.confirm.top) * study.confirm.folds * study.confirm.seeds
-        stages.append({"stage": "finalize", "num_trials": tested, "epochs": 0})
-    flat = [flatten(trial.model_dump(mode="json")) for trial in trials]
-    varying = sorted({name for row in flat for name in row if any(other.get(name) != row[name] for other in flat)})
-    return {
-        "study": study.model_dump(mode="json"),
-        "stages": stages,
-        "resources": {
-            "cpus_per_trial": space.machine.cpus_per_trial,
-            "gpus_per_trial": space.machine.gpus_per_trial,
-            "max_concurrent": study.search.max_concurrent,
-        },
-        "trials": [
-            {
-                "trial": f"search-{index:03d}",
-                "fingerprint": fingerprint(trial),
-                "settings": {name: row[name] for name in varying if name in row},
-            }
-            for index, (trial, row) in enumerate(zip(trials, flat, strict=True))
-        ],
-    }

@@ -12,20 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
+from raydml.study.rungs import milestones
+
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial as TuneTrial
 
 #: Trial key -> (epoch, value of the selection metric), ascending in epoch.
 History = Mapping[str, Sequence[tuple[int, float]]]
-
-
-def milestones(*, max_epochs: int, grace_epochs: int, reduction_factor: int) -> list[int]:
-    """Return the epochs at which trials are compared: grace, grace * rf, grace * rf^2, ... below ``max_epochs``."""
-    rungs, rung = [], grace_epochs
-    while rung < max_epochs:
-        rungs.append(rung)
-        rung *= reduction_factor
-    return rungs
 
 
 def trial_key(trial: TuneTrial) -> str:

@@ -46,6 +46,7 @@ from raydml.data.benchmarks import BENCHMARKS
 from raydml.data.seal import TestReads
 from raydml.study.events import StudyState, letter_of, letters_of, read_state
 from raydml.study.folder import RESULT_FILES, read_json, read_study
+from raydml.study.rungs import milestones
 
 _Runs = dict[str, dict[tuple[Any, Any], float]]
 
@@ -125,8 +126,6 @@ def _text(path: Path) -> str:
 
 
 def _plan(study: Mapping[str, Any], searched: Sequence[TrialState], found: Mapping[str, Any]) -> dict[str, Any]:
-    from raydml.study.scheduler import milestones  # imports Ray, which reading a summary does not need
-
     settings = study["study"]
     search, confirm = settings["search"], settings["confirm"]
     epochs = max((trial.num_planned_epochs for trial in searched), default=0)

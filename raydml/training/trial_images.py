@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from raydml.config.sections import Data
 from raydml.config.trial import Machine, Trial
+from raydml.data.benchmarks import published_catalog
 from raydml.data.catalog import Catalog, DataError
 from raydml.data.datasets import open_catalog
 from raydml.data.seal import TestKey
@@ -12,6 +13,7 @@ from raydml.data.splits import Split, make_split
 from raydml.images.cache import Images, Storage, load_development, load_test
 from raydml.images.preprocessing import Preprocessing
 
+WITHOUT_FILES = ("digits",)  # data sets that need no folder
 _logger = logging.getLogger("raydml")
 
 
@@ -26,10 +28,14 @@ class OpenedImages(NamedTuple):
 
 
 class Catalogs:
-    """The catalogs of the data sets of several trials; each is listed once, because a large one takes seconds."""
+    """The catalogs of the data sets of several trials; each is listed once, because a large one takes seconds.
 
-    def __init__(self, machine: Machine) -> None:
+    as_published: the catalogs of benchmarks have the published counts, and no image is looked for.
+    """
+
+    def __init__(self, machine: Machine, *, as_published: bool = False) -> None:
         self._data_root = machine.data_root
+        self._as_published = as_published
         self._opened: dict[tuple[str, str | None], Catalog] = {}
 
     def of(self, trial: Trial) -> Catalog:
@@ -37,7 +43,11 @@ class Catalogs:
         data = trial.data
         key = (data.name, data.list_file)
         if key not in self._opened:
-            self._opened[key] = open_catalog(data.name, self._data_root, data.list_file)
+            self._opened[key] = (
+                published_catalog(data.name)
+                if self._as_published and data.name not in WITHOUT_FILES
+                else open_catalog(data.name, self._data_root, data.list_file)
+            )
             for note in self._opened[key].notes:
                 _logger.warning("warning: %s (launch.py data check says more)", note)
         catalog = self._opened[key]

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from raydml.study.scheduler import Asha, SyncHalving, milestones
+from raydml.study.scheduler import Asha, SyncHalving
 
 METRIC = "val_map_at_r"
 
@@ -37,12 +37,6 @@ def sync(keys, history=None, ended=()):
         history=history or {},
         ended=list(ended),
     )
-
-
-def test_milestones_stop_short_of_the_last_epoch():
-    assert milestones(max_epochs=9, grace_epochs=1, reduction_factor=3) == [1, 3]
-    assert milestones(max_epochs=10, grace_epochs=1, reduction_factor=3) == [1, 3, 9]
-    assert milestones(max_epochs=2, grace_epochs=2, reduction_factor=3) == []
 
 
 def test_asha_stops_what_falls_below_the_top_third_of_its_rung():

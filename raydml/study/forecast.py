@@ -1,0 +1,233 @@
+"""What a study would do, before anything starts: images, steps, epochs, disk, weights and the sampled values.
+
+`forecast` returns plain values:
+
+{
+    "study": name,
+    "data": [{"name", "num_images", "num_classes", "as_published", "splits": [{"split" ("search", "fold 0"), and for
+              each of "train", "val", "test": {"num_images", "num_classes"}}]}], one for each data set and split,
+    "steps": {"per_epoch", "batch", "images_per_epoch", "per_trial", "images_per_trial": each [least, most] over the
+              trials}, expected values where a method draws its batches,
+    "stages": [{"stage", "num_trials", "epochs" (expected, of all trials), "most_epochs" (of all trials),
+                "in_words"}],
+    "slots": {"num_slots" (trials at a time on this machine; 0 where it lacks what a trial needs), "in_words"},
+    "cache": {"folder", "free_bytes", "development_bytes", "test_bytes"} | None where no image file is decoded,
+    "weights": [{"backbone", "found" (True, False, or None for random weights), "in_words"}],
+    "num_trials", "published_point" (whether trial 0 is one),
+    "keys": [{"key", "domain" (in words), "values": [of each trial that has the key]}],
+    "probe": [fields of `probe.ProbedShape`] | None, "hours" | None,
+}
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from raydml import registry
+from raydml.config.recipe import flatten
+from raydml.config.trial import Machine, StudySettings, Trial
+from raydml.data.catalog import Catalog
+from raydml.data.splits import Split, make_split
+from raydml.images.cache import estimate_packs
+from raydml.models.backbones import BACKBONES
+from raydml.models.pretrained import DOWNLOAD_URL, path_of_published
+from raydml.search_space.domains import has_first
+from raydml.search_space.space import SearchSpace
+from raydml.search_space.varying import varying_keys
+from raydml.study.folder import fingerprinted_trials, make_splits, with_absolute_paths
+from raydml.study.rungs import expected_epochs
+from raydml.training.parts import make_sampler
+from raydml.training.trial_images import WITHOUT_FILES, Catalogs, storage_for
+
+
+def forecast(space: SearchSpace, storage: Path, *, as_published: bool = False) -> dict[str, Any]:
+    """Return what a study of this space would do, as the module describes it.
+
+    as_published: benchmarks are counted as published, and no image is looked for. Raises what `create_study` raises
+    before it opens images.
+    """
+    catalogs = Catalogs(space.machine, as_published=as_published)
+    trials = fingerprinted_trials(space, catalogs)
+    make_splits(space.study, catalogs, trials)  # what a run would refuse, a forecast refuses
+    machine = with_absolute_paths(space.machine, storage)
+    return {
+        "study": space.study.name,
+        "data": _data(space.study, catalogs, trials, as_published),
+        "steps": _steps(catalogs, trials),
+        "stages": _stages(space.study, trials),
+        "slots": _slots(machine, space.study),
+        "cache": _cache(catalogs, trials, machine),
+        "weights": _weights(trials),
+        "num_trials": len(trials),
+        "published_point": has_first(space.trial),
+        "keys": _keys(space, trials),
+        "probe": None,
+        "hours": None,
+    }
+
+
+def _split_of(trial: Trial, catalog: Catalog, fold: int | None) -> Split:
+    return make_split(catalog, **trial.data.split.model_copy(update={"fold": fold}).model_dump())
+
+
+def _different(trials: Iterable[Trial], *sections: str) -> list[Trial]:
+    """Return the first trial of each value of some sections, such as ``data.split``."""
+    found: dict[str, Trial] = {}
+    for trial in trials:
+        plain = flatten(trial.model_dump(mode="json"))
+        key = {name: value for name, value in plain.items() if name.startswith(sections)}
+        found.setdefault(repr(sorted(key.items())), trial)
+    return list(found.values())
+
+
+def _data(study: StudySettings, catalogs: Catalogs, trials: Sequence[Trial], as_published: bool) -> list[dict[str, Any]]:
+    found = []
+    for trial in _different(trials, "data.name", "data.list_file", "data.split"):
+        catalog, own = catalogs.of(trial), trial.data.split.fold
+        folds = list(range(study.confirm.folds)) if study.confirm else []
+        splits = {"search": own} | {f"fold {fold}": fold for fold in folds}
+        found.append(
+            {
+                "name": catalog.name,
+                "num_images": len(catalog.labels),
+                "num_classes": len(catalog.class_names),
+                "as_published": as_published and trial.data.name not in WITHOUT_FILES,
+                "splits": [
+                    {"split": name, **_counts(catalog, _split_of(trial, catalog, fold))}
+                    for name, fold in splits.items()
+                ],
+            }
+        )
+    return found
+
+
+def _counts(catalog: Catalog, split: Split) -> dict[str, dict[str, int]]:
+    return {
+        part: {"num_images": int(np.isin(catalog.labels, classes).sum()), "num_classes": len(classes)}
+        for part, classes in split.to_dict().items()
+    }
+
+
+def _steps(catalogs: Catalogs, trials: Sequence[Trial]) -> dict[str, list[int]]:
+    """Return the least and the largest numbers of steps and images over the trials, on the search split."""
+    found: dict[str, list[int]] = {}
+    for trial in _different(trials, "data.", "sampler", "method", "epochs"):
+        steps, batch = steps_per_epoch(trial, catalogs.of(trial))
+        row = {"per_epoch": steps, "batch": batch, "images_per_epoch": steps * batch}
+        row |= {"per_trial": steps * trial.epochs, "images_per_trial": steps * batch * trial.epochs}
+        for name, number in row.items():
+            found.setdefault(name, []).append(number)
+    return {name: [min(numbers), max(numbers)] for name, numbers in found.items()}
+
+
+def steps_per_epoch(trial: Trial, catalog: Catalog) -> tuple[int, int]:
+    """Return the expected number of steps in an epoch, and the images of a batch."""
+    labels = catalog.labels[np.isin(catalog.labels, _split_of(trial, catalog, trial.data.split.fold).train)]
+    sampler = make_sampler(trial, np.unique(labels, return_inverse=True)[1])
+    method = registry.load("methods", trial.method.name)
+    expected = method.expected_steps(sampler.batches_per_epoch, **trial.method.settings)  # type: ignore[attr-defined]
+    return round(expected), sampler.batch_size
+
+
+def _stages(study: StudySettings, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    search, longest = study.search, max(trial.epochs for trial in trials)
+    most = sum(trial.epochs for trial in trials)
+    rungs = {"grace_epochs": search.grace_epochs, "reduction_factor": search.reduction_factor}
+    epochs = expected_epochs(len(trials), search.scheduler, max_epochs=longest, **rungs)
+    words = f"{_number(len(trials), 'trial')} of {_number(longest, 'epoch')}"
+    if search.scheduler != "none" and search.grace_epochs < longest:
+        words = f"{_number(len(trials), 'trial')} of {search.grace_epochs} to {longest} epochs, about {epochs:,.0f} of "
+        words += f"{most:,} epochs with {search.scheduler}"
+    stages = [{"stage": "search", "num_trials": len(trials), "epochs": epochs, "most_epochs": most, "in_words": words}]
+    runs, noun = min(study.finalize.top, len(trials)) if study.finalize else 0, "best trial"
+    if study.confirm is not None:
+        confirm, top = study.confirm, min(study.confirm.top, len(trials))
+        each = confirm.folds * confirm.seeds
+        words = f"{_number(top, 'configuration')} x {_number(confirm.folds, 'fold')} x {_number(confirm.seeds, 'seed')}"
+        words += f" = {_number(top * each, 'run')} of {_number(longest, 'epoch')}"
+        most = top * each * longest
+        stages.append(
+            {"stage": "confirm", "num_trials": top * each, "epochs": most, "most_epochs": most, "in_words": words}
+        )
+        runs, noun = min(study.finalize.top, top) * each if study.finalize else 0, "run"
+    if study.finalize is not None:
+        words = f"{_number(runs, noun)} scored on the test classes"
+        stages.append({"stage": "finalize", "num_trials": runs, "epochs": 0, "most_epochs": 0, "in_words": words})
+    return stages
+
+
+def _number(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def _slots(machine: Machine, study: StudySettings) -> dict[str, Any]:
+    """Return how many trials run at a time on this machine, as an embedded Ray shares it out."""
+    num_cpus, num_gpus = os.cpu_count() or 1, torch.cuda.device_count() if machine.device != "cpu" else 0
+    gpus = float(num_gpus > 0) if machine.gpus_per_trial == "auto" else float(machine.gpus_per_trial)
+    limits = [num_cpus // machine.cpus_per_trial]
+    words = f"this machine has {_number(num_cpus, 'CPU')} and {_number(num_gpus, 'GPU')}; a trial takes "
+    words += f"{_number(machine.cpus_per_trial, 'CPU')}" + (f" and {gpus:g} GPU" if gpus else "")
+    if gpus:
+        limits.append(int(num_gpus / gpus))
+    if study.search.max_concurrent is not None:
+        limits.append(study.search.max_concurrent)
+        words += f"; study.search.max_concurrent is {study.search.max_concurrent}"
+    return {"num_slots": min(limits), "in_words": words}
+
+
+def _cache(catalogs: Catalogs, trials: Sequence[Trial], machine: Machine) -> dict[str, Any] | None:
+    development = test = 0
+    for trial in _different(trials, "data.name", "data.list_file", "data.split", "data.resize", "data.interpolation"):
+        if trial.data.name not in WITHOUT_FILES:
+            catalog = catalogs.of(trial)
+            split = _split_of(trial, catalog, trial.data.split.fold)
+            sizes = estimate_packs(catalog, split, storage_for(trial.data, machine))
+            development, test = development + sizes[0], test + sizes[1]
+    if not development:
+        return None
+    folder = machine.cache_dir
+    assert folder is not None
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    return {"folder": str(folder), "free_bytes": free, "development_bytes": development, "test_bytes": test}
+
+
+def _weights(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    rows = []
+    for trial in _different(trials, "model.backbone", "model.weights"):
+        found, words = find_weights(trial)
+        rows.append({"backbone": trial.model.backbone, "found": found, "in_words": words})
+    return rows
+
+
+def find_weights(trial: Trial) -> tuple[bool | None, str]:
+    """Return whether the weights of a trial are on this machine (None: it starts from random ones), and a sentence."""
+    weights, facts = trial.model.weights, BACKBONES[trial.model.backbone]
+    if weights == "none":
+        return None, "random weights"
+    path = Path(weights)
+    if weights == "default" and facts.weights_file is not None:
+        path = path_of_published(facts.weights_file)
+    if path.is_file():
+        return True, f"found: {path}"
+    if weights == "default":
+        address = f"{DOWNLOAD_URL}{facts.weights_file}"
+        return False, f"missing: {path}; a run fetches it from {address} where there is a network"
+    return False, f"missing: {path.resolve()}; put the file there, or {facts.weights_cure}"
+
+
+def _keys(space: SearchSpace, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    rows = [flatten(trial.model_dump(mode="json")) for trial in trials]
+    found = []
+    for key, domain in varying_keys(space.trial).items():
+        block, _, name = key.rpartition(".")
+        values = [row[key] if key in row else None for row in rows if key in row or (name == "name" and block in row)]
+        found.append({"key": key, "domain": domain, "values": values})
+    return found
