@@ -62,7 +62,13 @@ def sweep(
     storage: StorageOption = STORAGE,
     tracking_uri: TrackingUri = None,
     address: AddressOption = None,
-    dry_run: Annotated[bool, typer.Option(help="Print the resolved study and start nothing.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print a forecast (images, steps, epochs, disk, weights) and start nothing."),
+    ] = False,
+    as_published: Annotated[
+        bool, typer.Option("--as-published", help="With --dry-run: a benchmark's published counts, without its images.")
+    ] = False,
 ) -> None:
     """Search a space, confirm the winners, open the test classes once.
 
@@ -82,14 +88,18 @@ def sweep(
         if value is not None
     ]
     overrides += stage_overrides(stages)
+    if as_published and not dry_run:
+        raise CommandError("--as-published counts without images, and only --dry-run needs none. Cure: add --dry-run")
+    if as_published:
+        overrides.append("machine.data_root=.")  # required of a space, and not read
     from raydml.search_space.space import load_space
 
     loaded = load_space(space, overrides, max_epochs)
     refuse_absent_stages(stages, loaded.study)
     if dry_run:
-        from raydml.study.folder import dry_run as resolve
+        from raydml.study.forecast import forecast
 
-        new_console().print(tables.dry_run(resolve(loaded)))
+        new_console().print(tables.forecast(forecast(loaded, storage, as_published=as_published)))
         return
     from raydml.study.folder import create_study
     from raydml.tracking.store import default_uri, prepare_store

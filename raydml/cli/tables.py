@@ -6,15 +6,18 @@ Every function takes plain values (the JSON files of a study) or a `StudyState` 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from raydml.analysis.trials import TrialState
+from raydml.config.recipe import value_text
 from raydml.metrics.names import interval_text, metric_label
 from raydml.study.events import StudyState
 
@@ -275,21 +278,96 @@ def epoch_line(result: Mapping[str, Any]) -> str:
     )
 
 
-def dry_run(plan: Mapping[str, Any], *, num_shown: int = 8) -> Group:
-    """The resolved study of ``--dry-run``: stages, resources, the first sampled configurations."""
-    stages = _table("stage", "trials", "epochs", right=("trials", "epochs"))
-    for row in plan["stages"]:
-        stages.add_row(row["stage"], str(row["num_trials"]), str(row["epochs"] or "-"))
-    shown = plan["trials"][:num_shown]
-    sampled = _table("trial", "fingerprint", "what varies")
-    for row in shown:
-        settings = "  ".join(f"{key}={_value(value)}" for key, value in row["settings"].items())
-        sampled.add_row(row["trial"], row["fingerprint"], settings)
-    resources = "  ".join(f"{name} {value}" for name, value in plan["resources"].items())
-    parts: list[RenderableType] = [stages, "", Text.assemble(("resources  ", "bold"), resources), "", sampled]
-    hidden = len(plan["trials"]) - len(shown)
-    return Group(*parts, *([Text(f"... and {hidden} more", style="dim")] if hidden else []))
+def forecast(plan: Mapping[str, Any]) -> Group:
+    """What a study would do (see `study/forecast.py`): the images and facts first, then what is sampled."""
+    parts: list[RenderableType] = [Text(f"{plan['study']}: a forecast; nothing was started", style="bold")]
+    for data in plan["data"]:
+        parts += ["", *_split_table(data)]
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    for title, text in [*_facts(plan), ("cache", _cache_text(plan["cache"]))]:
+        facts.add_row(Text(title, style="bold"), text)
+    for row in plan["weights"]:
+        colour = "yellow" if row["found"] is False else ""
+        facts.add_row(Text("weights", style="bold"), Text(f"{row['backbone']}: {row['in_words']}", style=colour))
+    parts += ["", facts, "", _sampled_title(plan)]
+    for row in plan["keys"]:
+        parts.append(Text.assemble((row["key"], "cyan"), f"  {row['domain']}"))
+        absent = plan["num_trials"] - len(row["values"])
+        some = f" ({len(row['values'])} of {plan['num_trials']} trials)" if absent else ""
+        values = Text(_values_text(row["values"]) + some, style="dim")
+        parts.append(Padding(values, (0, 0, 0, 4), expand=False))
+    return Group(*parts)
 
 
-def _value(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else "none" if value is None else str(value)
+def _facts(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
+    steps, slots = plan["steps"], plan["slots"]
+    about = "about " if steps["are_expected"] else ""
+    epoch = f"{about}{_range(steps['per_epoch'])} per epoch with {_range(steps['batch'])} images each"
+    trial = f"{about}{_range(steps['per_trial'])} per trial of {_range(steps['epochs'])} epochs"
+    number = slots["num_slots"]
+    at_once = f"{number} {'trial' if number == 1 else 'trials'}" if number else "no trial"
+    return [
+        ("steps", f"{epoch} ({_range(steps['images_per_epoch'])} images)"),
+        ("", f"{trial} ({_range(steps['images_per_trial'])} images)"),
+        *((stage["stage"], stage["in_words"]) for stage in plan["stages"]),
+        ("at a time", f"{at_once}: {slots['in_words']}"),
+    ]
+
+
+def _split_table(data: Mapping[str, Any]) -> list[RenderableType]:
+    published = ", published counts" if data["as_published"] else ""
+    title = f"{data['name']}: {data['num_images']:,} images of {data['num_classes']:,} classes{published}"
+    columns = {"train": "train", "val": "validate", "test": "test (sealed)"}
+    table = _table("images of classes", *columns.values(), right=tuple(columns.values()))
+    for row in data["splits"]:
+        cells = (f"{row[part]['num_images']:,} of {row[part]['num_classes']:,}" for part in columns)
+        table.add_row(row["split"], *cells)
+    return [Text(title), table]
+
+
+def _range(ends: Sequence[int]) -> str:
+    low, high = ends
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _cache_text(cache: Mapping[str, Any] | None) -> str:
+    if cache is None:
+        return "none: no image files"
+    sizes = [bytes_text(cache[f"{part}_bytes"]) for part in ("development", "test")]
+    needed = cache["development_bytes"] + cache["test_bytes"]
+    short = "; too little: what does not fit is decoded at each use" if needed > cache["free_bytes"] else ""
+    free = bytes_text(cache["free_bytes"])
+    return (
+        f"about {sizes[0]} (train, validate) + {sizes[1]} (test) in {short_path(cache['folder'])}; {free} free{short}"
+    )
+
+
+def bytes_text(num_bytes: float) -> str:
+    """``1.5 GB``: powers of 1000."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.3g} {unit}"
+    return f"{num_bytes:.0f} bytes"
+
+
+def _sampled_title(plan: Mapping[str, Any]) -> Text:
+    number = plan["num_trials"]
+    first = "; trial 0 is the published point" if plan["published_point"] else ""
+    if not plan["keys"]:
+        return Text(f"sampled: nothing varies{first}", style="bold")
+    return Text(f"sampled in {number} {'trial' if number == 1 else 'trials'}{first}", style="bold")
+
+
+MAX_LISTED = 32  # different numbers of one key
+
+
+def _values_text(values: Sequence[Any]) -> str:
+    """Return the sampled values and how often each occurs, numbers in ascending order; of very many, their range."""
+    given = [value for value in values if value is not None]
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in given):
+        given.sort()
+        if len(set(given)) > MAX_LISTED:
+            low, high, median = (value_text(given[place]) for place in (0, -1, len(given) // 2))
+            return f"{low} to {high}, median {median}"
+    counts = Counter(value_text(value) for value in [*given, *[None] * (len(values) - len(given))])
+    return ", ".join(f"{text} ({count}x)" if count > 1 else text for text, count in counts.items())

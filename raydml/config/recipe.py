@@ -1,4 +1,4 @@
-"""Trials as plain values: the recipe in a few words, and settings as dotted names."""
+"""Trials as plain values: the recipe in a few words, settings as dotted names, values as text."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,3 +27,18 @@ def flatten(settings: Mapping[str, Any], *, keep_empty: bool = False, prefix: st
         else:
             flat[f"{prefix}{name}"] = value
     return flat
+
+
+def value_text(value: Any) -> str:
+    """Return a value as a person would write it: three significant digits, ``none``, lists with brackets."""
+    if value is None:
+        return "none"
+    if isinstance(value, float):
+        if 1e-3 <= abs(value) < 1e5:
+            return f"{float(f'{value:.3g}'):g}"
+        mantissa, _, exponent = f"{value:.3g}".partition("e")
+        mantissa, exponent = (mantissa, exponent) if exponent or not value else f"{value:.2e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}" if exponent else mantissa
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(value_text(item) for item in value)}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from raydml.config.recipe import value_text
 from raydml.errors import join_path
 from raydml.search_space.domains import Choice, Range, children, shared_keys
 from raydml.search_space.yaml_reader import Node
@@ -72,15 +73,3 @@ def _plain(node: Node) -> Any:
     if isinstance(node.value, Choice | Range):
         return next(place.text for _, place in _places(node, ""))
     return node.value
-
-
-def value_text(value: Any) -> str:
-    """Return a value as a person would write it: three significant digits, ``none``, lists with brackets."""
-    if value is None:
-        return "none"
-    if isinstance(value, float):
-        mantissa, _, exponent = f"{value:.3g}".partition("e")
-        return f"{mantissa}e{int(exponent)}" if exponent else mantissa
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(value_text(item) for item in value)}]"
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -121,16 +121,24 @@ def with_absolute_paths(machine: Machine, storage: Path) -> Machine:
 def make_splits(study: StudySettings, catalogs: Catalogs, trials: Iterable[Trial]) -> dict[str, Any]:
     """Return every split of the search and of the folds, by name. Raises where a trial cannot work with its split."""
     splits: dict[str, Any] = {}
-    for trial in trials:
+    made: dict[str, Split] = {}
+    checked: set[tuple[str, str, tuple[int, ...]]] = set()
+    for trial in trials:  # many share a split and a sampler, and with a large data set each check takes a while
         data = trial.data
         catalog = catalogs.of(trial)
         for fold in (data.split.fold, *(range(study.confirm.folds) if study.confirm else ())):
             settings = data.split.model_copy(update={"fold": fold})
-            split: Split = make_split(catalog, **settings.model_dump())
-            check_split(trial, catalog, split)
-            name = "search" if fold == data.split.fold else f"fold {fold}"
-            named = {part: [catalog.class_names[c] for c in classes] for part, classes in split.to_dict().items()}
-            splits[f"{name} {_digest(settings.model_dump(mode='json'))[:8]}"] = named
+            place = "search" if fold == data.split.fold else f"fold {fold}"
+            name = f"{place} {_digest(settings.model_dump(mode='json'))[:8]}"
+            key = f"{data.name} {data.list_file} {name}"
+            if key not in made:
+                made[key] = make_split(catalog, **settings.model_dump())
+                parts = made[key].to_dict().items()
+                splits[name] = {part: [catalog.class_names[c] for c in classes] for part, classes in parts}
+            what = (key, trial.sampler.model_dump_json(), trial.recall_at)
+            if what not in checked:
+                check_split(trial, catalog, made[key])
+                checked.add(what)
     return splits
 
 

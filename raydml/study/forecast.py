@@ -6,8 +6,8 @@
     "study": name,
     "data": [{"name", "num_images", "num_classes", "as_published", "splits": [{"split" ("search", "fold 0"), and for
               each of "train", "val", "test": {"num_images", "num_classes"}}]}], one for each data set and split,
-    "steps": {"per_epoch", "batch", "images_per_epoch", "per_trial", "images_per_trial": each [least, most] over the
-              trials}, expected values where a method draws its batches,
+    "steps": {"per_epoch", "batch", "images_per_epoch", "epochs", "per_trial", "images_per_trial": each [least, most]
+              over the trials, and "are_expected": whether a method decides on the number while it trains},
     "stages": [{"stage", "num_trials", "epochs" (expected, of all trials), "most_epochs" (of all trials),
                 "in_words"}],
     "slots": {"num_slots" (trials at a time on this machine; 0 where it lacks what a trial needs), "in_words"},
@@ -87,7 +87,9 @@ def _different(trials: Iterable[Trial], *sections: str) -> list[Trial]:
     return list(found.values())
 
 
-def _data(study: StudySettings, catalogs: Catalogs, trials: Sequence[Trial], as_published: bool) -> list[dict[str, Any]]:
+def _data(
+    study: StudySettings, catalogs: Catalogs, trials: Sequence[Trial], as_published: bool
+) -> list[dict[str, Any]]:
     found = []
     for trial in _different(trials, "data.name", "data.list_file", "data.split"):
         catalog, own = catalogs.of(trial), trial.data.split.fold
@@ -115,16 +117,17 @@ def _counts(catalog: Catalog, split: Split) -> dict[str, dict[str, int]]:
     }
 
 
-def _steps(catalogs: Catalogs, trials: Sequence[Trial]) -> dict[str, list[int]]:
+def _steps(catalogs: Catalogs, trials: Sequence[Trial]) -> dict[str, Any]:
     """Return the least and the largest numbers of steps and images over the trials, on the search split."""
     found: dict[str, list[int]] = {}
     for trial in _different(trials, "data.", "sampler", "method", "epochs"):
         steps, batch = steps_per_epoch(trial, catalogs.of(trial))
-        row = {"per_epoch": steps, "batch": batch, "images_per_epoch": steps * batch}
+        row = {"per_epoch": steps, "batch": batch, "images_per_epoch": steps * batch, "epochs": trial.epochs}
         row |= {"per_trial": steps * trial.epochs, "images_per_trial": steps * batch * trial.epochs}
         for name, number in row.items():
             found.setdefault(name, []).append(number)
-    return {name: [min(numbers), max(numbers)] for name, numbers in found.items()}
+    ranges = {name: [min(numbers), max(numbers)] for name, numbers in found.items()}
+    return {**ranges, "are_expected": any(trial.method.name != "plain" for trial in trials)}
 
 
 def steps_per_epoch(trial: Trial, catalog: Catalog) -> tuple[int, int]:
@@ -220,7 +223,8 @@ def find_weights(trial: Trial) -> tuple[bool | None, str]:
     if weights == "default":
         address = f"{DOWNLOAD_URL}{facts.weights_file}"
         return False, f"missing: {path}; a run fetches it from {address} where there is a network"
-    return False, f"missing: {path.resolve()}; put the file there, or {facts.weights_cure}"
+    file = facts.weights_by_path if path.name in facts.weights_by_path else "the file"
+    return False, f"missing: {path.resolve()}; put {file} there, or --set trial.model.weights=none"
 
 
 def _keys(space: SearchSpace, trials: Sequence[Trial]) -> list[dict[str, Any]]:
@@ -228,6 +232,6 @@ def _keys(space: SearchSpace, trials: Sequence[Trial]) -> list[dict[str, Any]]:
     found = []
     for key, domain in varying_keys(space.trial).items():
         block, _, name = key.rpartition(".")
-        values = [row[key] if key in row else None for row in rows if key in row or (name == "name" and block in row)]
+        values = [row.get(key) for row in rows if key in row or (name == "name" and block in row)]
         found.append({"key": key, "domain": domain, "values": values})
     return found

@@ -275,12 +275,30 @@ def test_a_stage_without_settings_is_refused(tmp_path):
     assert "study.confirm" in refused("sweep", "space.yaml", "--stages", "search,confirm")
 
 
-def test_dry_run_prints_the_study_and_makes_nothing(tmp_path):
+def test_dry_run_prints_a_forecast_and_makes_nothing(tmp_path):
     (tmp_path / "space.yaml").write_text(SPACE.replace("margin}", "margin, beta: {uniform: [0.5, 1.0]}}"))
     result = done("sweep", "space.yaml", "--num-trials", "3", "--dry-run", "--set", "trial.sampler.classes_per_batch=2")
-    for words in ("search", "search-000", "search-002", "beta", "fingerprint"):
+    for words in ("nothing was started", "1,797 images of 10 classes", "loss.beta  uniform 0.5 to 1", "3 trials"):
         assert words in result.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["space.yaml"]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_forecast_needs_neither_images_nor_weights_and_fits_the_screen(monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    space = ROOT / "search_spaces" / "multi_similarity_cub200.yaml"
+    lines = done("sweep", space, "--dry-run", "--as-published").output.splitlines()
+    assert max(len(line) for line in lines) <= width
+    text = " ".join(" ".join(lines).split())
+    # The published split trains on 100 classes, of which a quarter validates here; steps and batch are in the space.
+    for words in ("of 75", "of 25", "5,924 of 100", "200 per epoch with 80 images each (16,000 images)"):
+        assert words in text
+    assert "3,000 per trial of 15 epochs (240,000 images)" in text
+    assert "bn_inception: missing: " in text
+    assert "2 configurations x 2 folds x 2 seeds = 8 runs of 15 epochs" in text
+    assert "only --dry-run needs none" in refused("sweep", space, "--as-published")
+    folder = ROOT / "search_spaces" / "image_folder.yaml"
+    assert "no published counts" in refused("sweep", folder, "--dry-run", "--as-published")
 
 
 def scores(recall_at_1, map_at_r, half_width):

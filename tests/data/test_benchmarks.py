@@ -25,9 +25,10 @@ from raydml.data.benchmarks import (
     folder_of,
     notes_of,
     part_counts,
+    published_catalog,
     read_benchmark,
 )
-from raydml.data.catalog import ImageEntry
+from raydml.data.catalog import DataError, ImageEntry
 from raydml.data.datasets import DATASETS, open_catalog
 from raydml.data.splits import make_split
 from tests.data.miniatures import EVERY_LAYOUT, build, edit
@@ -465,3 +466,25 @@ def test_reality_check_folds_of_the_real_classes(name, first_test, sizes):
     search = make_split(catalog, fold=None, **settings)
     assert search.val == tuple(range(first_test - 20, first_test))
     assert search.train == tuple(range(first_test - 20))
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "test"),
+    [
+        ("cub200", (5_864, 100), (5_924, 100)),
+        ("inshop", (25_882, 3_997), (14_218 + 12_612, 3_985)),
+        ("vehicleid_small", (113_346, 13_164), (6_493, 800)),
+    ],
+)
+def test_a_published_catalog_has_the_published_counts(name, train, test):
+    catalog = published_catalog(name)
+    parts = np.array(catalog.given_split)
+    for part, expected in (("train", train), ("test", test)):
+        labels = catalog.labels[parts == part]
+        assert (len(labels), len(set(labels.tolist()))) == expected
+    if name == "inshop":
+        roles = np.array(catalog.roles)
+        assert [(roles == role).sum() for role in ("query", "gallery")] == [14_218, 12_612]
+        assert len({catalog.labels[i] for i in np.flatnonzero(roles == "query")}) == 3_985
+    with pytest.raises(DataError, match="no published counts"):
+        published_catalog("image_folder")

@@ -319,6 +319,7 @@ def test_tasks_run_with_their_probabilities_and_independently():
     # 4 standard deviations of a binomial: 4 * sqrt(1500 p (1 - p))
     assert abs(num_class - 900) < 76
     assert abs(num_auxiliary - 450) < 71
+    assert MIC.expected_steps(1500, class_probability=0.6, auxiliary_probability=0.3) == pytest.approx(900 + 450)
     # After an auxiliary step the next one is auxiliary where the next iteration that runs at all has no class step.
     num_in_a_row = np.count_nonzero((learners[:-1] == 1) & (learners[1:] == 1))
     share = 0.4 * 0.3 / (1 - 0.4 * 0.7)

@@ -15,7 +15,7 @@ from raydml.search_space.space import load_space
 from raydml.study import events
 from raydml.study import folder as study
 from raydml.study.events import read_trials
-from raydml.study.folder import StudyError, create_study, dry_run, find_study
+from raydml.study.folder import StudyError, create_study, find_study
 from raydml.study.runner import StudyEvents, retain
 from raydml.study.stages import confirm_trials
 from raydml.training.trial_images import Catalogs
@@ -103,13 +103,6 @@ def test_an_unreadable_image_is_named_before_anything_starts(tmp_path):
     with pytest.raises(DataError, match=r"0\.png"):
         make(tmp_path, text=SPACE % "image_folder", overrides=[f"machine.data_root={root}"])
     assert not (tmp_path / "studies" / "mini" / "study.json").exists()
-
-
-def test_a_dry_run_refuses_what_a_run_would(tmp_path):
-    with pytest.raises(DataError, match="classes_per_batch"):
-        dry_run(space_at(tmp_path, overrides=["trial.sampler.classes_per_batch=4"]))
-    plan = dry_run(space_at(tmp_path))
-    assert [(stage["stage"], stage["num_trials"]) for stage in plan["stages"]] == [("search", 3), ("confirm", 4)]
 
 
 def test_batches_that_the_classes_cannot_fill_are_refused_before_anything_starts(tmp_path):

@@ -1,0 +1,77 @@
+"""Forecasts of small studies, counted by hand."""
+
+import pytest
+from PIL import Image
+
+from raydml.config.trial import Trial, parse_trial
+from raydml.data.catalog import DataError
+from raydml.models import pretrained
+from raydml.study.forecast import find_weights, forecast
+from tests.study.test_folder import space_at
+
+
+def test_images_steps_and_stages_by_hand(tmp_path):
+    plan = forecast(space_at(tmp_path, overrides=["trial.epochs=2", "study.search.scheduler=none"]), tmp_path)
+    (data,) = plan["data"]
+    assert (data["num_images"], data["num_classes"], data["as_published"]) == (1797, 10, False)
+    # scikit-learn counts 178, 182, 177, 183, 181 images of the digits 0 to 4 and 896 of the others.
+    assert [row["split"] for row in data["splits"]] == ["search", "fold 0", "fold 1"]
+    search = data["splits"][0]
+    assert search["train"] == {"num_images": 178 + 182 + 177, "num_classes": 3}
+    assert search["val"] == {"num_images": 183 + 181, "num_classes": 2}
+    assert search["test"] == {"num_images": 896, "num_classes": 5}
+    assert [(stage["stage"], stage["num_trials"], stage["epochs"]) for stage in plan["stages"]] == [
+        ("search", 3, 6),
+        ("confirm", 4, 8),
+    ]
+    assert plan["cache"] is None
+    assert [(row["backbone"], row["found"]) for row in plan["weights"]] == [("convnet", None)]
+    steps = plan["steps"]
+    assert steps["per_trial"] == [2 * number for number in steps["per_epoch"]]
+    assert not steps["are_expected"]
+
+
+def test_a_forecast_refuses_what_a_run_would(tmp_path):
+    with pytest.raises(DataError, match="classes_per_batch"):
+        forecast(space_at(tmp_path, overrides=["trial.sampler.classes_per_batch=4"]), tmp_path)
+
+
+def test_the_cache_holds_the_resized_images(tmp_path):
+    root = tmp_path / "images"
+    for label in range(8):
+        (root / f"class{label}").mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (40, 20), (30 * label, 60 * number, 0)).save(root / f"class{label}" / f"{number}.png")
+    overrides = [f"machine.data_root={root}", "trial.data.name=image_folder", "trial.data.split.test_fraction=0.25"]
+    overrides += ["trial.data.split.val_fraction=0.5", "trial.data.resize_px=16", "trial.recall_at=[1]"]
+    plan = forecast(space_at(tmp_path, overrides=overrides), tmp_path)
+    # 32 x 16 pixels of 3 bytes each, a multiple of the alignment of 64: 6 of 8 classes are development classes.
+    assert plan["cache"]["development_bytes"] == 6 * 4 * 32 * 16 * 3
+    assert plan["cache"]["test_bytes"] == 2 * 4 * 32 * 16 * 3
+    assert plan["cache"]["folder"] == str(tmp_path.resolve() / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_weights_are_looked_for_and_not_fetched(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained.torch.hub, "get_dir", lambda: str(tmp_path))
+    base = {
+        "data": {"name": "digits", "resize_px": 32, "crop_px": 32},
+        "loss": {"name": "normalized_softmax"},
+        "sampler": {"name": "uniform", "batch_size": 32},
+    }
+
+    def trial(backbone: str, weights: str) -> Trial:
+        return parse_trial({**base, "model": {"backbone": backbone, "weights": weights}})
+
+    found, words = find_weights(trial("resnet18", "default"))
+    place = tmp_path / "checkpoints" / "resnet18-f37072fd.pth"
+    assert not found
+    assert str(place) in words
+    assert "https://download.pytorch.org/models/resnet18-f37072fd.pth" in words
+    place.parent.mkdir()
+    place.touch()
+    assert find_weights(trial("resnet18", "default")) == (True, f"found: {place}")
+    assert find_weights(trial("resnet18", str(place))) == (True, f"found: {place}")
+    assert find_weights(trial("convnet", "none")) == (None, "random weights")
+    absent = tmp_path / "mine.pth"
+    assert str(absent) in find_weights(trial("resnet18", str(absent)))[1]
