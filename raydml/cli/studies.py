@@ -32,6 +32,7 @@ from raydml.errors import did_you_mean
 
 if TYPE_CHECKING:
     from raydml.config.trial import Machine, Trial
+    from raydml.search_space.space import SearchSpace
 
 STAGES = ("search", "confirm", "finalize")
 DELIVERY_S = 60.0  # longest wait for MLflow at the end of a study
@@ -75,19 +76,11 @@ def sweep(
     The same command again continues where it stopped. --set overrides SPACE; the other options override --set.
     """
     refuse_missing_space(space)
-    overrides = list(settings or [])
-    overrides += [
-        f"{key}={json.dumps(value)}"
-        for key, value in (
-            ("study.search.num_trials", num_trials),
-            ("study.seed", seed),
-            ("study.name", name),
-            ("study.search.scheduler", scheduler),
-            ("machine.data_root", None if data_root is None else str(data_root)),
-        )
-        if value is not None
+    overrides = [
+        *(settings or []),
+        *option_overrides(num_trials=num_trials, seed=seed, name=name, scheduler=scheduler, data_root=data_root),
+        *stage_overrides(stages),
     ]
-    overrides += stage_overrides(stages)
     if as_published and not dry_run:
         raise CommandError("--as-published counts without images, and only --dry-run needs none. Cure: add --dry-run")
     if as_published:
@@ -101,13 +94,31 @@ def sweep(
 
         new_console().print(tables.forecast(forecast(loaded, storage, as_published=as_published)))
         return
+    run_and_show(program_of(context), create(loaded, space, storage, tracking_uri), address)
+
+
+def option_overrides(
+    *, num_trials: int | None, seed: int | None, name: str | None, scheduler: str | None, data_root: Path | None
+) -> list[str]:
+    """The options of `sweep` as ``--set`` would give them."""
+    keys = {
+        "study.search.num_trials": num_trials,
+        "study.seed": seed,
+        "study.name": name,
+        "study.search.scheduler": scheduler,
+        "machine.data_root": None if data_root is None else str(data_root),
+    }
+    return [f"{key}={json.dumps(value)}" for key, value in keys.items() if value is not None]
+
+
+def create(loaded: SearchSpace, space: Path, storage: Path, tracking_uri: str | None) -> Path:
+    """Prepare the MLflow store, create the folder of a study from its loaded SPACE, and return the folder."""
     from raydml.study.folder import create_study
     from raydml.tracking.store import default_uri, prepare_store
 
     uri = tracking_uri or default_uri(storage)
     prepare_store(uri, storage)
-    folder = create_study(loaded, storage=storage, tracking_uri=uri, space_text=space.read_text(encoding="utf-8"))
-    run_and_show(program_of(context), folder, address)
+    return create_study(loaded, storage=storage, tracking_uri=uri, space_text=space.read_text(encoding="utf-8"))
 
 
 def resume(
