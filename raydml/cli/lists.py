@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 import typer
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
-from raydml.cli.arguments import CommandError, new_console
+from raydml.cli.arguments import CommandError, echo, new_console, program_of
+from raydml.errors import did_you_mean
 from raydml.ops.files import write_whole
 
 if TYPE_CHECKING:
@@ -42,19 +44,35 @@ class _ListedEntry(NamedTuple):
 
 
 def list_plugins(
-    kind: Annotated[Kind, typer.Argument(help="What to list.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
+    context: typer.Context,
+    kind: Annotated[Kind | None, typer.Argument(help="What to list.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="One of them, with its settings and defaults.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list, with all settings.")] = False,
 ) -> None:
-    """List plugins with description, paper, settings and defaults."""
-    entries = list(listed_entries(kind))
-    if as_json:
-        rows = [
-            {**entry._asdict(), "settings": {name: setting._asdict() for name, setting in entry.settings.items()}}
-            for entry in entries
-        ]
-        typer.echo(json.dumps(rows))
+    """List losses, miners and other parts of a trial; with NAME, one of them in full."""
+    console = new_console()
+    if kind is None:
+        _print_overview(console, [(each, ", ".join(names(each))) for each in get_args(Kind)])
+        echo(console, f"\n{program_of(context)} list losses    one line for each")
         return
-    new_console().print(_catalogue(entries))
+    if name is not None and name not in names(kind):
+        hint = did_you_mean(name, names(kind)) or "."
+        raise CommandError(f"NAME = {name!r} is not one of the {kind}{hint} Choices: {', '.join(names(kind))}")
+    chosen = names(kind) if name is None else (name,)
+    if as_json:
+        rows = []
+        for entry in listed_entries(kind, chosen):
+            settings = {setting: facts._asdict() for setting, facts in entry.settings.items()}
+            rows.append({**entry._asdict(), "settings": settings})
+        typer.echo(json.dumps(rows))
+    elif name is not None:
+        console.print(_in_full(*listed_entries(kind, chosen)))
+    else:
+        _print_overview(console, [(each, about(kind, each)) for each in chosen])
+        if kind != "backbones":
+            echo(console, f"\n{program_of(context)} list {kind} {chosen[0]}    its settings")
 
 
 def schema(
@@ -75,57 +93,83 @@ def schema(
     typer.echo(f"wrote {SCHEMA_FILE}")
 
 
-def listed_entries(kind: Kind) -> Iterator[_ListedEntry]:
-    """All entries of one kind, read from their definitions."""
-    from raydml import registry as plugins
+def names(kind: Kind) -> tuple[str, ...]:
+    """The names of one kind, in the order of the listing."""
+    from raydml import registry
 
-    if kind in plugins.KINDS:
-        for name in plugins.names(kind):
-            settings = settings_of(plugins.settings_model(kind, name))
-            source = "" if kind == "methods" else plugins.source(kind, name)
-            yield _ListedEntry(name, plugins.describe(kind, name), source, settings, fits(kind, name))
-    elif kind == "backbones":
+    if kind == "backbones":
         from raydml.models.backbones import BACKBONES
 
-        for name, facts in BACKBONES.items():
-            weights = facts.weights_file or facts.weights_by_path or "no published weights"
-            yield _ListedEntry(name, f"{facts.feature_dim} features, crops of {facts.crops} px, {weights}", "", {})
-    else:
-        from raydml.config.trial import Trial
+        return tuple(BACKBONES)
+    if kind in ("optimizers", "schedules"):
+        return tuple(_sections(kind))
+    return registry.names(kind)
 
-        field = {"optimizers": "optimizer", "schedules": "schedule"}[kind]
-        for model in get_args(Trial.model_fields[field].annotation):
-            about = (inspect.getdoc(model) or "").partition("\n")[0]
-            name = get_args(model.model_fields["name"].annotation)[0]
-            yield _ListedEntry(name, about.replace("``", ""), "", settings_of(model))
+
+def about(kind: Kind, name: str) -> str:
+    """One line about an entry."""
+    from raydml import registry
+
+    if kind == "backbones":
+        from raydml.models.backbones import BACKBONES
+
+        facts = BACKBONES[name]
+        weights = facts.weights_file or facts.weights_by_path or "no published weights"
+        return f"{facts.feature_dim} features, crops of {facts.crops} px, {weights}"
+    if kind in ("optimizers", "schedules"):
+        return (inspect.getdoc(_sections(kind)[name]) or "").partition("\n")[0].replace("``", "")
+    return registry.describe(kind, name)
+
+
+def listed_entries(kind: Kind, chosen: Sequence[str]) -> Iterator[_ListedEntry]:
+    """The entries with these names, read from their definitions."""
+    from raydml import registry
+
+    for name in chosen:
+        if kind == "backbones":
+            yield _ListedEntry(name, about(kind, name), "", {})
+        elif kind in ("optimizers", "schedules"):
+            yield _ListedEntry(name, about(kind, name), "", settings_of(_sections(kind)[name]))
+        else:
+            settings = settings_of(registry.settings_model(kind, name))
+            source = "" if kind == "methods" else registry.source(kind, name)
+            yield _ListedEntry(name, about(kind, name), source, settings, fits(kind, name))
+
+
+def _sections(kind: str) -> dict[str, type[BaseModel]]:
+    """The optimizers or the schedules of a trial by name."""
+    from raydml.config.trial import Trial
+
+    field = Trial.model_fields[kind.removesuffix("s")]
+    return {get_args(model.model_fields["name"].annotation)[0]: model for model in get_args(field.annotation)}
 
 
 def fits(kind: str, name: str) -> str:
     """What a loss takes, what a miner yields or what a regulariser needs; empty for the other kinds."""
-    from raydml import registry as plugins
+    from raydml import registry
 
-    cls: Any = plugins.load(kind, name)
+    if kind not in ("losses", "miners", "regularizers"):
+        return ""
+    cls: Any = registry.load(kind, name)
     if kind == "losses":
         return f"takes {', '.join(cls.accepts) or 'labels alone, no miner'}"
     if kind == "miners":
         kinds = sorted({miner.yields for miner in _by_each_choice(name)})
         return f"yields {' or '.join(kinds)}{', by its settings' if len(kinds) > 1 else ''}"
-    if kind == "regularizers":
-        needs = ["a loss that takes pairs"] if cls.needs_pairs else []
-        needs += [f"a miner that yields {' or '.join(cls.rewrites)}"] if cls.rewrites else []
-        return f"needs {' and '.join(needs)}" if needs else ""
-    return ""
+    needs = ["a loss that takes pairs"] if cls.needs_pairs else []
+    needs += [f"a miner that yields {' or '.join(cls.rewrites)}"] if cls.rewrites else []
+    return f"needs {' and '.join(needs)}" if needs else ""
 
 
 def _by_each_choice(name: str) -> Iterator[Any]:
     """The miner at its defaults, and with every value of each setting that is a choice of words."""
-    from raydml import registry as plugins
+    from raydml import registry
 
-    yield plugins.build("miners", name)
-    for setting, field in plugins.settings_model("miners", name).model_fields.items():
+    yield registry.build("miners", name)
+    for setting, field in registry.settings_model("miners", name).model_fields.items():
         if get_origin(field.annotation) is Literal:
             for word in get_args(field.annotation):
-                yield plugins.build("miners", name, **{setting: word})
+                yield registry.build("miners", name, **{setting: word})
 
 
 def settings_of(model: type[BaseModel]) -> dict[str, _Setting]:
@@ -160,19 +204,29 @@ def type_text(facts: Mapping[str, Any]) -> str:
     return f"{kind} {' and '.join(limits)}".strip()
 
 
-def _catalogue(entries: Sequence[_ListedEntry]) -> Group:
-    """Print names, a line about each, its source, and its settings with default and meaning."""
-    parts: list[RenderableType] = []
-    for number, entry in enumerate(entries):
-        if number and any(one.settings for one in entries):
-            parts.append(Text())
-        parts.append(Text.assemble((entry.name, "bold"), "  ", entry.about))
-        parts += [_indented(4, (entry.source, "dim"))] if entry.source else []
-        parts += [_indented(4, entry.fits)] if entry.fits else []
-        for name, setting in entry.settings.items():
-            typed = f": {setting.type}" + (", required" if setting.default == "required" else f" = {setting.default}")
-            parts.append(_indented(4, (name, "cyan"), typed))
-            parts += [_indented(8, (setting.about, "dim"))] if setting.about else []
+def _print_overview(console: Console, entries: Sequence[tuple[str, str]]) -> None:
+    """Print a name and a line about each; only a terminal breaks long lines, between words."""
+    if not console.is_terminal:
+        width = max(len(name) for name, _ in entries)
+        echo(console, "\n".join(f"{name:<{width}}  {line}" for name, line in entries))
+        return
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column()
+    for name, line in entries:
+        table.add_row(name, line)
+    console.print(table)
+
+
+def _in_full(entry: _ListedEntry) -> Group:
+    """Print the name, a line about it, its source, and its settings with default and meaning."""
+    parts: list[RenderableType] = [Text.assemble((entry.name, "bold"), "  ", entry.about)]
+    parts += [_indented(4, (entry.source, "dim"))] if entry.source else []
+    parts += [_indented(4, entry.fits)] if entry.fits else []
+    for name, setting in entry.settings.items():
+        typed = f": {setting.type}" + (", required" if setting.default == "required" else f" = {setting.default}")
+        parts.append(_indented(4, (name, "cyan"), typed))
+        parts += [_indented(8, (setting.about, "dim"))] if setting.about else []
     return Group(*parts)
 
 

@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from raydml.cli import data, evaluate, export, lists, results, studies
 from raydml.cli.live_view import StepBars
+from raydml.cli.loading import ImportNotices
 from raydml.ops.progress import show_log, show_progress
 
 RUN, LOOK, TAKE, IMAGES = "Run a study", "Look at results", "One configuration, one model", "Images"
@@ -157,4 +158,5 @@ def with_default_command(arguments: Sequence[str], default_space: Path | None) -
 
 def main(default_space: Path | None = None) -> None:
     """Run the command in ``sys.argv``; without a command, ``launch.py`` sweeps ``default_space``."""
+    sys.meta_path.insert(0, ImportNotices())
     app(args=with_default_command(sys.argv[1:], default_space), prog_name=program_name(sys.argv[0]))

@@ -216,56 +216,75 @@ class Model(Section):
 
 
 class _Optimizer(Section):
-    """Learning rates and decays; backbone_learning_rate and loss_learning_rate are ``learning_rate`` unless given.
+    """Learning rates and decays, the same for every optimizer."""
 
-    weight_decay acts on the network, loss_weight_decay on the parameters of the loss and the regularizers.
-    """
-
-    learning_rate: Positive = 1e-4
-    backbone_learning_rate: Positive | None = None
-    loss_learning_rate: Positive | None = None
-    weight_decay: NotNegative = 0.0
-    loss_weight_decay: NotNegative = 0.0
-    gradient_clip: Positive | None = None
+    learning_rate: Annotated[Positive, Field(description="of all parameters without a rate of their own")] = 1e-4
+    backbone_learning_rate: Annotated[
+        Positive | None, Field(description="of the pretrained layers; null: learning_rate")
+    ] = None
+    loss_learning_rate: Annotated[
+        Positive | None, Field(description="of the parameters of the loss and the regularizers; null: learning_rate")
+    ] = None
+    weight_decay: Annotated[NotNegative, Field(description="of the network")] = 0.0
+    loss_weight_decay: Annotated[
+        NotNegative, Field(description="of the parameters of the loss and the regularizers")
+    ] = 0.0
+    gradient_clip: Annotated[
+        Positive | None, Field(description="largest norm of the gradient of all parameters; null: no limit")
+    ] = None
 
 
 class AdamW(_Optimizer):
+    """Adam with decoupled weight decay (Loshchilov & Hutter, ICLR 2019)."""
+
     name: Literal["adamw"] = "adamw"
 
 
 class Adam(_Optimizer):
+    """Adam (Kingma & Ba, ICLR 2015); its weight decay is added to the gradient."""
+
     name: Literal["adam"]
 
 
 class Sgd(_Optimizer):
+    """Stochastic gradient descent with momentum."""
+
     name: Literal["sgd"]
-    momentum: Momentum = 0.0
+    momentum: Annotated[Momentum, Field(description="share of the last step that is kept")] = 0.0
 
 
 class RmsProp(_Optimizer):
+    """RMSprop (Tieleman & Hinton, 2012): steps divided by the root of the mean squared gradient."""
+
     name: Literal["rmsprop"]
-    momentum: Momentum = 0.0
+    momentum: Annotated[Momentum, Field(description="share of the last step that is kept")] = 0.0
 
 
 Optimizer = Annotated[AdamW | Adam | Sgd | RmsProp, Field(discriminator="name")]
 
 
 class _Schedule(Section):
-    """warmup_epochs: linear from zero. new_layer_warmup_epochs: epochs at the start in which only head and loss learn.
+    """The first epochs, the same for every schedule."""
 
-    new_layer_factor multiplies the learning rates in those epochs; after them the optimizer starts without momentum.
-    """
-
-    warmup_epochs: Index = 0
-    new_layer_warmup_epochs: Index = 0
-    new_layer_factor: Positive = 1.0
+    warmup_epochs: Annotated[Index, Field(description="epochs in which the rates rise linearly from zero")] = 0
+    new_layer_warmup_epochs: Annotated[
+        Index, Field(description="epochs at the start in which only head and loss learn")
+    ] = 0
+    new_layer_factor: Annotated[
+        Positive,
+        Field(description="multiplies the rates in those epochs; after them the optimizer starts without momentum"),
+    ] = 1.0
 
 
 class ConstantSchedule(_Schedule):
+    """The learning rate does not change."""
+
     name: Literal["constant"] = "constant"
 
 
 class CosineSchedule(_Schedule):
+    """The learning rate falls to zero along half a cosine."""
+
     name: Literal["cosine"]
 
 
@@ -273,8 +292,8 @@ class StepSchedule(_Schedule):
     """The learning rate is multiplied by ``gamma`` after each number of epochs in ``milestones``."""
 
     name: Literal["step"]
-    milestones: Counts
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    milestones: Annotated[Counts, Field(description="numbers of epochs, in rising order")]
+    gamma: Annotated[float, Field(gt=0, le=1, description="multiplies the rate at each milestone")] = 0.1
 
 
 Schedule = Annotated[ConstantSchedule | CosineSchedule | StepSchedule, Field(discriminator="name")]

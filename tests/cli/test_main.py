@@ -431,19 +431,25 @@ def listed(kind):
 def test_list_shows_every_plugin_with_its_settings(kind):
     rows = {row["name"]: row for row in listed(kind)}
     assert tuple(sorted(rows)) == registry.names(kind)
-    text = " ".join(run("list", kind).output.split())
+    lines = run("list", kind).output.splitlines()
     for name, row in rows.items():
-        assert row["about"] in text
-        assert row["source"] in text
+        assert any(line.split() == [name, *row["about"].split()] for line in lines)
         assert row["source"] or kind == "methods" or name == "uniform"
-        assert row["fits"] in text
         assert len(row["about"]) > 10
         fields = registry.settings_model(kind, name).model_fields
         assert set(row["settings"]) == set(fields)
         for setting, field in fields.items():
             assert json.loads(row["settings"][setting]["default"]) == field.default
-            assert row["settings"][setting]["about"] in text
             assert len(row["settings"][setting]["about"]) > 10, (name, setting)
+    name, row = list(rows.items())[-1]
+    text = " ".join(run("list", kind, name).output.split())
+    for part in (row["about"], row["source"], row["fits"], *(one["about"] for one in row["settings"].values())):
+        assert part in text
+
+
+def test_list_without_a_kind_names_all_and_a_wrong_name_gives_the_nearest():
+    assert "nt_xent, proxy_anchor" in run("list").output
+    assert "did you mean 'margin'?" in refused("list", "losses", "margn")
 
 
 def test_list_says_what_fits():
@@ -464,7 +470,7 @@ def test_list_says_types_and_limits():
     margin, schedules = ({row["name"]: row["settings"] for row in listed(kind)} for kind in ("losses", "schedules"))
     assert [margin["margin"]["beta"][key] for key in ("type", "default")] == ["float > 0", "1.2"]
     assert [margin["margin"]["class_beta"][key] for key in ("type", "default")] == ["bool", "true"]
-    milestones = {"type": "list of int >= 1", "default": "required", "about": ""}
+    milestones = {"type": "list of int >= 1", "default": "required", "about": "numbers of epochs, in rising order"}
     assert schedules["step"]["milestones"] == milestones
 
 
