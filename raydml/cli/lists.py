@@ -51,7 +51,7 @@ def list_plugins(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list, with all settings.")] = False,
 ) -> None:
-    """List losses, miners and other parts of a trial; with NAME, one of them in full."""
+    """List losses, miners and other plugins; with NAME, one in full."""
     console = new_console()
     if kind is None:
         _print_overview(console, [(each, ", ".join(names(each))) for each in get_args(Kind)])
