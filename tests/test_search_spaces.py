@@ -11,6 +11,7 @@ import yaml
 
 from raydml.config.trial import Machine
 from raydml.data.benchmarks import BENCHMARKS
+from raydml.data.miniatures import build
 from raydml.models.backbones import BACKBONES
 from raydml.models.pooling import pooling_layer
 from raydml.search_space.domains import to_plain
@@ -18,7 +19,6 @@ from raydml.search_space.json_schema import json_schema
 from raydml.search_space.space import load_space, sample_trials
 from raydml.search_space.yaml_reader import read_yaml
 from raydml.training.trainer import Trainer
-from tests.data.miniatures import build
 
 FOLDER = Path(__file__).parents[1] / "search_spaces"
 SPACES = sorted(FOLDER.glob("*.yaml"))

@@ -30,8 +30,9 @@ from raydml.data.benchmarks import (
 )
 from raydml.data.catalog import DataError, ImageEntry
 from raydml.data.datasets import DATASETS, open_catalog
+from raydml.data.miniatures import build
 from raydml.data.splits import make_split
-from tests.data.miniatures import EVERY_LAYOUT, build, edit
+from tests.data.layouts import EVERY_LAYOUT, edit
 from tests.data.refusals import LISTS, assert_contains, needs_real_lists, refusal
 from tests.golden_vectors import golden_arrays, golden_facts
 

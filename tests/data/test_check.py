@@ -11,8 +11,9 @@ from PIL import Image
 from raydml.data.benchmarks import BENCHMARKS
 from raydml.data.catalog import DataError
 from raydml.data.check import check_benchmark
+from raydml.data.miniatures import build, draw
 from raydml.images.pixels import fault_of
-from tests.data.miniatures import EVERY_LAYOUT, build, draw, edit
+from tests.data.layouts import EVERY_LAYOUT, edit
 from tests.data.refusals import LISTS, assert_contains, needs_real_lists
 
 

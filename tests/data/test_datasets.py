@@ -3,8 +3,8 @@ import pytest
 
 from raydml.data.catalog import ImageEntry, ImageFile, catalog_of, find_files, is_hidden
 from raydml.data.datasets import DATASETS, digit_images, open_catalog
+from raydml.data.miniatures import build
 from raydml.data.splits import make_split
-from tests.data.miniatures import build
 from tests.data.refusals import SPLIT, assert_contains, refusal
 
 

@@ -1,11 +1,12 @@
-"""Small copies of the five benchmarks: list files in the true format, and pictures drawn from which one can learn."""
+"""Small copies of the data sets: files in the true layout and format, and drawn pictures from which one can learn."""
 
 import colorsys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
-from scipy.io import savemat
 
 # The first names and lines of the real lists; further classes are named in the same way.
 CUB_NAMES = {
@@ -24,8 +25,9 @@ LAYOUTS = {
     "sop": ("archive", "info_files"),
     "inshop": ("", "Eval", "Anno"),
     "vehicleid": ("archive",),
+    "image_folder": ("folders",),
+    "image_list": ("list.csv",),
 }
-EVERY_LAYOUT = [(name, layout) for name, layouts in LAYOUTS.items() for layout in layouts]
 
 
 def build(
@@ -37,29 +39,23 @@ def build(
     size_px: int = 16,
     layout: str | None = None,
 ) -> Path:
-    """Write a miniature of a benchmark into root, which becomes its folder and is returned.
+    """Write a miniature of a data set into root, which becomes its folder and is returned.
 
-    name: "cub200", "cars196", "sop", "inshop" or "vehicleid", which gets all three test lists, each part of the next
-    larger one (1, 2 and 3 times classes_per_part). classes_per_part: at most 90. images_per_class: of In-Shop's test
-    items every second one is a query, so at least 2. layout: one of LAYOUTS[name]; None: the first.
+    name: a benchmark ("cub200", "cars196", "sop", "inshop", "vehicleid"), "image_folder" or "image_list". VehicleID
+    gets all three test lists, each part of the next larger one (1, 2 and 3 times classes_per_part); image_folder and
+    image_list, which have no parts, get twice classes_per_part. classes_per_part: at most 90. images_per_class: of
+    In-Shop's test items every second one is a query, so at least 2. layout: one of LAYOUTS[name], of image_list the
+    path of the list; None: the first.
     """
     layout = LAYOUTS[name][0] if layout is None else layout
-    assert layout in LAYOUTS[name]
+    assert name == "image_list" or layout in LAYOUTS[name]
     root.mkdir(parents=True, exist_ok=True)
-    write = {"cub200": _cub200, "cars196": _cars196, "sop": _sop, "inshop": _inshop, "vehicleid": _vehicleid}[name]
-    write(root, classes_per_part, images_per_class, size_px, layout)
+    _WRITERS[name](root, classes_per_part, images_per_class, size_px, layout)
     return root
 
 
-def edit(file: Path, old: str, new: str) -> None:
-    """Replace the first place of a text in a list file."""
-    text = file.read_text()
-    assert old in text
-    file.write_text(text.replace(old, new, 1))
-
-
 def draw(file: Path, class_id: int, index: int, size_px: int) -> None:
-    """A JPEG of 5 x 4 proportions: the colour depends on the class, a bright stripe and the noise on the image."""
+    """Write a JPEG of 5 x 4 proportions: its colour depends on the class, a bright stripe and noise on the image."""
     red, green, blue = colorsys.hsv_to_rgb(class_id * 0.618034 % 1.0, 0.9, 0.7)
     width_px = size_px * 5 // 4
     noise = np.random.default_rng((class_id, index)).normal(0, 12, (size_px, width_px, 3))
@@ -121,7 +117,9 @@ def _cars196(root: Path, classes_per_part: int, images_per_class: int, size_px: 
             _write_annotations(root / "cars_test_annos_withlabels.mat", fields, rows)
 
 
-def _write_annotations(file: Path, fields: tuple[str, ...], rows: list[tuple]) -> None:
+def _write_annotations(file: Path, fields: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    from scipy.io import savemat  # a slow import that only Cars needs
+
     annotations = np.empty((1, len(rows)), dtype=[(field, object) for field in fields])
     for index, row in enumerate(rows):
         annotations[0, index] = tuple(
@@ -185,3 +183,30 @@ def _vehicleid(root: Path, classes_per_part: int, images_per_class: int, size_px
             draw(root / "image" / f"{image}.jpg", vehicle, index, size_px)
     lines = [f"{image} {vehicle}" for vehicle, images in names.items() for image in images]
     _write_lines(root / "attribute" / "img2vid.txt", lines)
+
+
+def _image_folder(root: Path, classes_per_part: int, images_per_class: int, size_px: int, _layout: str) -> None:
+    for class_id in range(2 * classes_per_part):
+        for index in range(images_per_class):
+            draw(root / f"class_{class_id:03d}" / f"{index:03d}.jpg", class_id, index, size_px)
+
+
+def _image_list(root: Path, classes_per_part: int, images_per_class: int, size_px: int, layout: str) -> None:
+    lines = ["path,label"]
+    for class_id in range(2 * classes_per_part):
+        for index in range(images_per_class):
+            path = f"images/{class_id:03d}_{index:03d}.jpg"
+            draw(root / path, class_id, index, size_px)
+            lines.append(f"{path},class_{class_id:03d}")
+    _write_lines(root / layout, lines)
+
+
+_WRITERS: dict[str, Callable[[Path, int, int, int, str], None]] = {
+    "cub200": _cub200,
+    "cars196": _cars196,
+    "sop": _sop,
+    "inshop": _inshop,
+    "vehicleid": _vehicleid,
+    "image_folder": _image_folder,
+    "image_list": _image_list,
+}
