@@ -3,7 +3,6 @@
 import colorsys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,6 +18,7 @@ CUB_NAMES = {
 }
 VEHICLES = [23781, 18515]  # the first two of the real test_list_800.txt
 VEHICLE_IMAGES = [279029, 217649]  # their first images; the names go down from there
+_Row = tuple[int | str, ...]
 LAYOUTS = {
     "cub200": ("archive",),
     "cars196": ("merged", "devkit", "csv"),
@@ -93,17 +93,19 @@ def _cars196(root: Path, classes_per_part: int, images_per_class: int, size_px: 
     images = [(class_id, index) for index in range(images_per_class) for class_id in ids]
     box = (1, 2, size_px - 1, size_px - 2)
     if layout == "merged":
-        rows = [(f"car_ims/{n:06d}.jpg", *box, c, index % 2) for n, (c, index) in enumerate(images, start=1)]
-        for (class_id, index), row in zip(images, rows, strict=True):
-            draw(root / row[0], class_id, index, size_px)
-        fields = ("relative_im_path", "bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "test")
-        _write_annotations(root / "cars_annos.mat", fields, rows)
+        merged: list[_Row] = [
+            (f"car_ims/{n:06d}.jpg", *box, c, index % 2) for n, (c, index) in enumerate(images, start=1)
+        ]
+        for (class_id, index), row in zip(images, merged, strict=True):
+            draw(root / str(row[0]), class_id, index, size_px)
+        names = ("relative_im_path", "bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "test")
+        _write_annotations(root / "cars_annos.mat", names, merged)
         return
     for part, odd in (("train", 0), ("test", 1)):
         numbered = list(enumerate([image for image in images if image[1] % 2 == odd], start=1))
         for number, (class_id, index) in numbered:  # both folders start at 00001.jpg
             draw(root / f"cars_{part}" / f"{number:05d}.jpg", class_id, index, size_px)
-        rows = [(*box, class_id, f"{number:05d}.jpg") for number, (class_id, _) in numbered]
+        rows: list[_Row] = [(*box, class_id, f"{number:05d}.jpg") for number, (class_id, _) in numbered]
         if layout == "csv":
             lines = [",".join(map(str, (fname, *box_and_class))) for *box_and_class, fname in rows]
             _write_lines(root / f"anno_{part}.csv", lines)
@@ -117,7 +119,7 @@ def _cars196(root: Path, classes_per_part: int, images_per_class: int, size_px: 
             _write_annotations(root / "cars_test_annos_withlabels.mat", fields, rows)
 
 
-def _write_annotations(file: Path, fields: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+def _write_annotations(file: Path, fields: tuple[str, ...], rows: list[_Row]) -> None:
     from scipy.io import savemat  # a slow import that only Cars needs
 
     annotations = np.empty((1, len(rows)), dtype=[(field, object) for field in fields])
