@@ -5,4 +5,4 @@ from pathlib import Path
 from raydml.cli.main import main
 
 if __name__ == "__main__":
-    main(default_space=Path(__file__).parent / "search_spaces" / "digits.yaml")
+    main(default_space=Path(__file__).parent / "search_spaces" / "glyphs.yaml")

@@ -64,7 +64,7 @@ USUAL = (16, 2, 2, 2, 1)  # trials; configurations, folds and seeds confirmed; c
 
 
 def test_every_space_is_known_here():
-    names = {"digits", "image_folder", "loss_zoo", *PUBLISHED_POINTS, *COMPARISONS}
+    names = {"digits", "glyphs", "image_folder", "loss_zoo", *PUBLISHED_POINTS, *COMPARISONS}
     assert {path.stem for path in SPACES} == names
 
 
@@ -76,7 +76,7 @@ def test_loads_and_samples(path):
         assert (len(trials), study.confirm, study.finalize) == (40, None, None)
         return
     stages = (study.confirm.top, study.confirm.folds, study.confirm.seeds, study.finalize.top)
-    assert (len(trials), *stages) == COMPARISONS.get(path.stem, USUAL)
+    assert (len(trials), *stages) == COMPARISONS.get(path.stem, (8, 2, 2, 2, 1) if path.stem == "glyphs" else USUAL)
 
 
 def test_the_zoo_compares_many_losses_miners_and_regularisers_at_one_budget():
@@ -88,14 +88,15 @@ def test_the_zoo_compares_many_losses_miners_and_regularisers_at_one_budget():
     assert len({trial.sampler for trial in trials}) == 1
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_default_study_tries_four_loss_families_equally(seed):
-    trials = sample_trials(load_space(FOLDER / "digits.yaml", [f"study.seed={seed}"]))
+@pytest.mark.parametrize(("name", "each", "num_dims"), [("glyphs", 2, 2), ("digits", 4, 3)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_small_studies_try_four_loss_families_equally(name, each, num_dims, seed):
+    trials = sample_trials(load_space(FOLDER / f"{name}.yaml", [f"study.seed={seed}"]))
     names = [trial.loss.name for trial in trials]
     families = ("margin", "multi_similarity", "contrastive", "normalized_softmax")
-    assert [names.count(name) for name in families] == [4, 4, 4, 4]
+    assert [names.count(family) for family in families] == [each] * 4
     assert {trial.sampler.name for trial in trials if trial.loss.name == "normalized_softmax"} == {"uniform"}
-    assert len({trial.model.embedding_dim for trial in trials}) == 3
+    assert len({trial.model.embedding_dim for trial in trials}) == num_dims
 
 
 def test_digits_leaves_classes_for_every_batch():

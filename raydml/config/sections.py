@@ -160,6 +160,7 @@ class Data(Section):
 
     name: Literal[
         "digits",
+        "glyphs",
         "image_folder",
         "image_list",
         "cub200",

@@ -19,6 +19,7 @@ import numpy as np
 
 PARTS = ("train", "val", "test")
 ROLES = ("query", "gallery")
+WITHOUT_FILES = ("digits", "glyphs")  # data sets that need no folder
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _NUM_STAT_THREADS = 32  # more than cores: they wait for the disk
 _STAT_CHUNK = 64  # files per task; one task per file would cost more than a local stat

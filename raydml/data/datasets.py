@@ -1,4 +1,4 @@
-"""The data sets by name: the digits, the benchmarks, and the user's own images in class folders or in a CSV list."""
+"""The data sets by name: digits and glyphs (no files), the benchmarks, and the user's images in folders or a list."""
 
 import csv
 import hashlib
@@ -23,10 +23,12 @@ from raydml.data.catalog import (
     listed,
     refuse_small_classes,
 )
+from raydml.data.glyphs import draw_glyphs, open_glyphs
 from raydml.errors import did_you_mean
 
 DATASETS = {
     "digits": "scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, 10 classes; no files",
+    "glyphs": "120 letters and digits in 12 to 20 typefaces, drawn from the fonts of matplotlib; no files",
     "image_folder": "root/<class>/*.jpg|png...; a class is a folder without sub-folders, named by its path",
     "image_list": "a CSV file with the columns path,label and optionally split (train, val or test) and role (query or "
     "gallery)",
@@ -39,9 +41,9 @@ _MAX_NUM_LINES = 20  # with problems, in one message
 def open_catalog(name: str, root: Path | None, list_file: str | None = None) -> Catalog:
     """List the images of a data set.
 
-    name: a key of DATASETS. root: the folder that paths are relative to (unused by the digits); for a benchmark its
-    folder or the one that holds it, and the catalog's root is then its folder. list_file: the CSV file of image_list,
-    relative to root or absolute. Class names are sorted as strings.
+    name: a key of DATASETS. root: the folder that paths are relative to (digits and glyphs have none); for a benchmark
+    its folder or the one that holds it, and the catalog's root is then its folder. list_file: the CSV file of
+    image_list, relative to root or absolute. Class names are sorted as strings.
 
     A benchmark may be a subset, which people make deliberately. The `notes` of the catalog report counts that differ
     from the published ones, and the caller must print them; `raydml.data.check` refuses them. Some published classes
@@ -52,6 +54,8 @@ def open_catalog(name: str, root: Path | None, list_file: str | None = None) -> 
     """
     if name == "digits":
         return _open_digits()
+    if name == "glyphs":
+        return open_glyphs()
     if name not in DATASETS:
         hint = did_you_mean(name, DATASETS)
         raise DataError(f"data.name = {name!r} is no data set; choices: {', '.join(DATASETS)}{hint}")
@@ -80,6 +84,14 @@ def digit_images() -> tuple[np.ndarray, np.ndarray]:
 
     bunch = load_digits()
     return np.rint(bunch.images * (255 / 16)).astype(np.uint8), bunch.target.astype(np.int64)
+
+
+def images_without_files(catalog: Catalog, rows: np.ndarray) -> np.ndarray:
+    """Return images of a data set that has no files (its catalog has no root): rows (N,) -> uint8 (N, H, W)."""
+    if catalog.name == "glyphs":
+        return draw_glyphs(catalog.paths[row] for row in rows)
+    assert catalog.name == "digits", catalog.name
+    return digit_images()[0][rows]
 
 
 def _open_digits() -> Catalog:

@@ -56,10 +56,10 @@ def protocols_of(roles: Sequence[str] | None, declared: Sequence[str]) -> tuple[
     """Return the protocols of one part, the main one first: those that its data set declares and its images allow.
 
     roles: "query" | "gallery" | "distractor" of each image of the part, or None. Queries and gallery that are given as
-    roles are the only protocol.
+    roles are the only protocol unless the data set declares others beside them.
     """
     if roles is not None and any(role not in ("", DISTRACTOR) for role in roles):
-        return ("query_gallery",)
+        return tuple(declared) if "query_gallery" in declared else ("query_gallery",)
     return tuple(name for name in declared if name != "query_gallery") or ("leave_one_out",)
 
 

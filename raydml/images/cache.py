@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from raydml.data.catalog import Catalog, DataError, listed, refuse_small_classes
-from raydml.data.datasets import digit_images
+from raydml.data.datasets import images_without_files
 from raydml.data.seal import TestKey
 from raydml.data.splits import Split
 from raydml.images.pack import (
@@ -113,8 +113,8 @@ def load_development(
     """
     rows = np.flatnonzero(np.isin(catalog.labels, [*split.train, *split.val]))
     if catalog.root is None:
-        kept_val = _digits(rows, storage.resizing)
-        kept_train = _digits(rows, None) if original else kept_val
+        kept_val = _without_files(catalog, rows, storage.resizing)
+        kept_train = _without_files(catalog, rows, None) if original else kept_val
     elif not original:
         kept_train = kept_val = _Selection(catalog, rows, storage).kept()
     elif storage.cache_dir is not None:
@@ -153,7 +153,10 @@ def load_test(catalog: Catalog, split: Split, storage: Storage, *, key: TestKey)
         raise DataError(f"the test classes are sealed: load_test needs a TestKey from TestReads.record, got {key!r}")
     key.spend()
     rows = np.flatnonzero(np.isin(catalog.labels, split.test))
-    kept = _digits(rows, storage.resizing) if catalog.root is None else _Selection(catalog, rows, storage).kept()
+    if catalog.root is None:
+        kept = _without_files(catalog, rows, storage.resizing)
+    else:
+        kept = _Selection(catalog, rows, storage).kept()
     _warn_of_skipped(len(rows), kept.skipped)
     return _part(catalog, split.test, kept)
 
@@ -178,8 +181,9 @@ def _part(catalog: Catalog, classes: tuple[int, ...], kept: _KeptImages) -> Imag
     return Images(kept.pixels.select(places), labels, paths, tuple(left_out), roles)
 
 
-def _digits(rows: np.ndarray, resizing: Resizing | None) -> _KeptImages:
-    images = [resized(upright_rgb(Image.fromarray(digit)), resizing) for digit in digit_images()[0][rows]]
+def _without_files(catalog: Catalog, rows: np.ndarray, resizing: Resizing | None) -> _KeptImages:
+    drawn = images_without_files(catalog, rows)
+    images = [resized(upright_rgb(Image.fromarray(image)), resizing) for image in drawn]
     return _KeptImages(packed(np.stack([np.asarray(image) for image in images])), rows, {})
 
 

@@ -30,6 +30,7 @@ from raydml.config.trial import (
     parse_trial,
     parse_values,
 )
+from raydml.data.catalog import WITHOUT_FILES
 from raydml.errors import ABSENT, ConfigError, Problem, join_path, nearest_name, unknown_name
 from raydml.search_space.domains import (
     DOMAINS,
@@ -226,7 +227,7 @@ def _between_plugins(trial: Trial) -> list[Problem]:
 def _across(trial: Trial, study: StudySettings | None, machine: Machine | None) -> list[Problem]:
     """Return what does not fit between the study, the machine and one trial."""
     problems = []
-    if machine is not None and trial.data.name != "digits" and machine.data_root is None:
+    if machine is not None and trial.data.name not in WITHOUT_FILES and machine.data_root is None:
         cure = "write --data-root FOLDER, or data_root: FOLDER below machine"
         problems.append(Problem("machine.data_root", None, f"is required by data.name {trial.data.name}", cure=cure))
     if study is None:

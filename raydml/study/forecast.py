@@ -33,7 +33,7 @@ import torch
 from raydml import registry
 from raydml.config.recipe import flatten
 from raydml.config.trial import Machine, StudySettings, Trial
-from raydml.data.catalog import Catalog
+from raydml.data.catalog import WITHOUT_FILES, Catalog
 from raydml.data.splits import Split, make_split
 from raydml.images.cache import estimate_packs
 from raydml.models.backbones import BACKBONES
@@ -44,7 +44,7 @@ from raydml.search_space.varying import varying_keys
 from raydml.study.folder import fingerprinted_trials, make_splits, with_absolute_paths
 from raydml.study.rungs import expected_epochs
 from raydml.training.parts import make_sampler
-from raydml.training.trial_images import WITHOUT_FILES, Catalogs, storage_for
+from raydml.training.trial_images import Catalogs, storage_for
 
 
 def forecast(space: SearchSpace, storage: Path, *, as_published: bool = False) -> dict[str, Any]:

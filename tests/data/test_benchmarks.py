@@ -295,7 +295,7 @@ class TestNotes:
 
     def test_every_benchmark_can_be_named(self):
         assert set(BENCHMARK_OF) < set(DATASETS)
-        assert {"digits", "image_folder", "image_list"} == set(DATASETS) - set(BENCHMARK_OF)
+        assert {"digits", "glyphs", "image_folder", "image_list"} == set(DATASETS) - set(BENCHMARK_OF)
         for key, benchmark in BENCHMARKS.items():
             assert benchmark.data_names
             assert [BENCHMARK_OF[name] for name in benchmark.data_names] == [key] * len(benchmark.data_names)

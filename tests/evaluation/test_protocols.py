@@ -213,6 +213,9 @@ def test_which_protocols_a_part_is_scored_by():
     assert protocols_of(["", ""], ()) == ("leave_one_out",)
     assert protocols_of(["", "distractor"], both) == both
     assert protocols_of(["query", "gallery", "distractor"], both) == ("query_gallery",)
+    declared = ("leave_one_out", "query_gallery")  # beside the roles
+    assert protocols_of(["query", "gallery"], declared) == declared
+    assert protocols_of(["", ""], declared) == ("leave_one_out",)
 
 
 def test_images_that_do_not_fit_a_protocol_are_refused():
