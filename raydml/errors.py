@@ -243,8 +243,16 @@ def _quoted(text: str) -> tuple[str, ...]:
     return tuple(re.findall(r"'([^']*)'", text))
 
 
+def quoted(text: str) -> str:
+    """Return a text in quotes as it was typed: only control characters are escaped, not the bytes outside UTF-8."""
+    shown = "".join(
+        letter if letter.isprintable() or "\udc80" <= letter <= "\udcff" else repr(letter)[1:-1] for letter in text
+    )
+    return f"'{shown}'"
+
+
 def _shorten(value: object, limit: int = 120) -> str:
-    text = repr(value) if isinstance(value, str) else _as_yaml(value)
+    text = quoted(value) if isinstance(value, str) else _as_yaml(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

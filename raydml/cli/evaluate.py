@@ -272,7 +272,7 @@ def _on_other_images(
 
 def _collection(data: str, source: _ModelSource, data_root: Path | None) -> Collection:
     """Open the data set of --data with a record of the read: it may hold the test classes of a study."""
-    from raydml.data.catalog import DataError
+    from raydml.data.catalog import DataError, log_notes
     from raydml.data.datasets import DATASETS, open_catalog
     from raydml.inference.evaluate import Collection
 
@@ -282,6 +282,7 @@ def _collection(data: str, source: _ModelSource, data_root: Path | None) -> Coll
         catalog = open_catalog(data, data_root)
     else:
         raise DataError(f"--data {data}: no such folder, and no data set of that name. Names: {', '.join(DATASETS)}")
+    log_notes(catalog.notes)
     return Collection(catalog, _record_read(source, f"--data {data}"))
 
 

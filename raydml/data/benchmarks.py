@@ -219,7 +219,7 @@ def notes_of(name: str, images: Iterable[ImageEntry | ImageFile]) -> tuple[str, 
     published = BENCHMARKS[BENCHMARK_OF[name]].counts
     return tuple(
         f"{name}: {part} has {num_images:,} images of {num_classes:,} classes, published are {published[part]} "
-        f"({published[part].evidence})"
+        f"({published[part].evidence}); `data check` says more"
         for part, (num_images, num_classes) in part_counts(name, images).items()
         if not published[part].fits(num_images, num_classes)
     )

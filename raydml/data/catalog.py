@@ -7,6 +7,7 @@ roles) goes into `Catalog.content`, so two machines with the same content hash r
 import errno
 import hashlib
 import json
+import logging
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,10 +18,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from raydml.data.formats import is_doubtful_name, is_image_name
+
+_logger = logging.getLogger("raydml")
 PARTS = ("train", "val", "test")
 ROLES = ("query", "gallery")
 WITHOUT_FILES = ("digits", "glyphs")  # data sets that need no folder
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _NUM_STAT_THREADS = 32  # more than cores: they wait for the disk
 _STAT_CHUNK = 64  # files per task; one task per file would cost more than a local stat
 
@@ -62,7 +65,8 @@ class Catalog:
     SHA-256 over (path, class name, size in bytes, given split, role) of every image. modified_ns: (N,) int64, the times
     of the files. roles: N of "query" | "gallery" | "", or None where no image has one; an image without a role is both
     query and gallery. protocols: how the test part is scored, the main protocol first. notes: sentences that the caller
-    must show, on what is usable but not as published.
+    must show, on what is usable but not as published or not as it looks. description: what was found, in a few words:
+    "26 class folders, 930 images".
     """
 
     name: str
@@ -76,6 +80,7 @@ class Catalog:
     roles: tuple[str, ...] | None = None
     protocols: tuple[str, ...] = ("leave_one_out",)
     notes: tuple[str, ...] = ()
+    description: str = ""
 
 
 def catalog_of(
@@ -85,8 +90,12 @@ def catalog_of(
     *,
     protocols: tuple[str, ...] = ("leave_one_out",),
     notes: tuple[str, ...] = (),
+    kind: str = "{classes}",
 ) -> Catalog:
-    """Return a catalog of images in any order."""
+    """Return a catalog of images in any order.
+
+    kind: the description of the classes; {classes} stands for their number: "{classes} in class folders".
+    """
     # The order in which a file system or a list names the images must not change the experiment.
     ordered = sorted(files, key=lambda file: (file.class_name, file.path))
     class_names = tuple(sorted({file.class_name for file in ordered}))
@@ -107,7 +116,25 @@ def catalog_of(
         roles=tuple(file.role for file in ordered) if any(file.role for file in ordered) else None,
         protocols=protocols,
         notes=notes,
+        description=f"{kind.format(classes=counted(len(class_names), 'class', 'classes'))}, "
+        f"{counted(len(ordered), 'image')}",
     )
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: "1 class", "1,797 images"."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+_noted: set[str] = set()
+
+
+def log_notes(notes: Iterable[str]) -> None:
+    """Log notes on images that are usable but not as they look, each once per process."""
+    for note in notes:
+        if note not in _noted:
+            _noted.add(note)
+            _logger.warning("note: %s", note)
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:
@@ -120,11 +147,14 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def images_below(root: Path, place: str, onerror: Callable[[OSError], object]) -> Iterator[str]:
+def images_below(
+    root: Path, place: str, onerror: Callable[[OSError], object], passed_over: list[str] | None = None
+) -> Iterator[str]:
     """Yield the images below root/place, at any depth: paths relative to root with "/".
 
     An image is a file with an image suffix. Hidden files and `__MACOSX` are ignored. Links are followed, into each
     folder once, by the first of its paths in order. onerror: called with the error of a folder that cannot be listed.
+    passed_over: a list that receives the names of the files that may be images and are not decoded.
     """
     seen: set[str] = set()
     for folder, subfolders, files in os.walk(root / place, onerror=onerror, followlinks=True):
@@ -136,8 +166,12 @@ def images_below(root: Path, place: str, onerror: Callable[[OSError], object]) -
         subfolders[:] = sorted(name for name in subfolders if not is_hidden(name))
         inside = Path(folder).relative_to(root)
         for name in files:
-            if name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name):
+            if is_hidden(name):
+                continue
+            if is_image_name(name):
                 yield (inside / name).as_posix()
+            elif passed_over is not None and is_doubtful_name(name):
+                passed_over.append(name)
 
 
 def find_files(root: Path, entries: Sequence[ImageEntry]) -> tuple[list[ImageFile], list[str]]:

@@ -19,16 +19,24 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol, TypeVar
 
 import numpy as np
-from PIL import Image
-from PIL.BmpImagePlugin import BmpImageFile
+from PIL import Image, PngImagePlugin
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile, DibImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PcxImagePlugin import PcxImageFile
 from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.QoiImagePlugin import QoiImageFile
+from PIL.SgiImagePlugin import SgiImageFile
+from PIL.TgaImagePlugin import TgaImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from raydml.data.catalog import DataError
+from raydml.data.formats import DECODED_FORMATS, UNDECODED_SUFFIXES, suffix_of
 from raydml.images.preprocessing import Resizing, centre_crop, deep_mode, resized, resized_size, upright_rgb
 
 Rows = Sequence[int] | np.ndarray
@@ -37,7 +45,11 @@ Opener = Callable[[Path], BinaryIO]
 _NUM_THREADS = 8  # more than cores: on a network disk they wait at the same time
 # Where Pillow begins to warn of decompression bombs (it refuses at twice that): a quarter of a GiB at 3 bytes a pixel.
 MAX_PIXELS = 89_478_485
+_JPEG2000_HEADER_BYTES = 2**20
 _MAX_SIDE_PX = 1_000_000  # the lines of Pillow's decoders end at some 67 million, with a MemoryError
+# What is written beside the pixels of a PNG (a colour profile, texts) may take as much memory as the pixels: Pillow's
+# limit of 1 MiB refuses sound images.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 3 * MAX_PIXELS
 # Pillow's own search through all its formats may run Ghostscript, and warns of sizes that this module refuses.
 _FORMATS: tuple[tuple[bytes, type[ImageFile]], ...] = (
     (b"\xff\xd8\xff", JpegImageFile),
@@ -45,12 +57,21 @@ _FORMATS: tuple[tuple[bytes, type[ImageFile]], ...] = (
     (b"GIF87a", GifImageFile),
     (b"GIF89a", GifImageFile),
     (b"BM", BmpImageFile),
+    (b"\x28\0\0\0", DibImageFile),
     (b"II*\0", TiffImageFile),
     (b"MM\0*", TiffImageFile),
     (b"II+\0", TiffImageFile),
     (b"MM\0+", TiffImageFile),
     (b"RIFF", WebPImageFile),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", Jpeg2KImageFile),
+    (b"\xff\x4f\xff\x51", Jpeg2KImageFile),
+    *((b"P%d%c" % (number, blank), PpmImageFile) for number in range(1, 7) for blank in b" \t\r\n"),
+    (b"qoif", QoiImageFile),
+    (b"\x01\xda", SgiImageFile),
+    *((b"\n%c\x01" % version, PcxImageFile) for version in (0, 2, 3, 5)),
 )
+_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc"), "HEIC")}
+_BRANDS |= dict.fromkeys((b"hevx", b"hevm", b"hevs"), "HEIC")
 # The exceptions of Pillow for a damaged file, depending on where the damage is.
 _DAMAGE = (
     OSError,
@@ -61,6 +82,7 @@ _DAMAGE = (
     TypeError,
     struct.error,
     zlib.error,
+    RuntimeError,  # of libheif
     Image.DecompressionBombError,
 )
 
@@ -134,13 +156,34 @@ def _opened(root: Path, path: str, opener: Opener | None = None) -> Iterator[tup
 
 
 def _identified(path: str, handle: BinaryIO, num_bytes: int) -> ImageFile:
-    first = handle.read(12)
+    first = handle.read(64)
     handle.seek(0)
     for signature, image_file in _FORMATS:
-        if first.startswith(signature) and (signature != b"RIFF" or first.endswith(b"WEBP")):
+        if first.startswith(signature) and (signature != b"RIFF" or first[8:12] == b"WEBP"):
             return image_file(handle, path)
-    reason = "no JPEG, PNG, GIF, BMP, TIFF or WebP by its first bytes" if num_bytes else "an empty file (0 bytes)"
-    raise UnreadableImage(path, reason)
+    if first[4:8] == b"ftyp":
+        # The main brand, a version, and the brands of other readers that may open the file: mif1 is either format.
+        brands = [first[8:12], *(first[at : at + 4] for at in range(16, min(first[3], len(first)), 4))]
+        kind = next((_BRANDS[brand] for brand in brands if brand in _BRANDS), "")
+        if kind == "AVIF":
+            return AvifImageFile(handle, path)
+        if kind == "HEIC":
+            from pillow_heif import HeifImageFile  # a slow import that other images do not need
+
+            heic: ImageFile = HeifImageFile(handle, path)
+            return heic
+    if first and suffix_of(path) in DECODED_FORMATS["TGA"]:  # has no signature
+        return TgaImageFile(handle, path)
+    raise UnreadableImage(path, _why_unknown(path, num_bytes))
+
+
+def _why_unknown(path: str, num_bytes: int) -> str:
+    if not num_bytes:
+        return "an empty file (0 bytes)"
+    *formats, last = DECODED_FORMATS
+    about = UNDECODED_SUFFIXES.get(suffix_of(path))
+    hint = f" ({suffix_of(path)} is {about}); convert it to JPEG or PNG" if about else ""
+    return f"no {', '.join(formats)} or {last} by its first bytes{hint}"
 
 
 def _refuse_unfit(path: str, image: ImageFile) -> None:
@@ -150,8 +193,22 @@ def _refuse_unfit(path: str, image: ImageFile) -> None:
     if max(width, height) > _MAX_SIDE_PX:
         reason = f"a side of {max(width, height):,} pixels is longer than {_MAX_SIDE_PX:,}; scale the file down"
         raise UnreadableImage(path, reason)
-    if deep := deep_mode(image):
+    if deep := deep_mode(image) or _deep_jpeg2000(image):
         raise UnreadableImage(path, f"pixels of mode {deep} are not 8 bits a channel; convert the file")
+
+
+def _deep_jpeg2000(image: ImageFile) -> str:
+    """The bits of a channel of a JPEG 2000 image with more than 8, of which Pillow would keep the upper ones; or ""."""
+    if not isinstance(image, Jpeg2KImageFile) or image.fp is None:
+        return ""
+    place = image.fp.tell()
+    image.fp.seek(0)
+    start = image.fp.read(_JPEG2000_HEADER_BYTES)
+    image.fp.seek(place)
+    codestream = start.find(b"\xff\x4f\xff\x51")
+    bits = start[codestream + 42 : codestream + 43]  # Ssiz of the first channel, ISO 15444-1 A.5.1
+    num_bits = (bits[0] & 0x7F) + 1 if codestream >= 0 and bits else 8
+    return f"{image.mode} of {num_bits} bits" if num_bits > 8 else ""
 
 
 def fault_of(folder: Path, path: str) -> str | None:

@@ -138,6 +138,8 @@ def deep_mode(image: Image.Image) -> str:
     if image.mode.startswith(("I", "F")):
         return image.mode
     tiles = getattr(image, "tile", None) or []
+    if any(tile.codec_name == "SGI16" for tile in tiles):
+        return f"{image.mode};16B"
     rawmodes = [tile.args if isinstance(tile.args, str) else tile.args[0] for tile in tiles if tile.args]
     # 16 bits a pixel (not a channel) is BGR;16 in a BMP.
     deep = [mode for mode in rawmodes if isinstance(mode, str) and ";16" in mode and not mode.startswith("BGR")]

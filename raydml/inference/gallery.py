@@ -19,7 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from raydml.data.catalog import IMAGE_SUFFIXES, images_below, listed
+from raydml.data.catalog import images_below, listed, log_notes
+from raydml.data.formats import CONVERT, DECODED_FORMATS, count_suffixes, left_out
+from raydml.errors import quoted
 from raydml.images.pixels import UnreadableImage, decode, decode_in_order
 from raydml.inference.export import EmbeddingModel
 from raydml.ops.files import write_whole
@@ -47,12 +49,20 @@ class EmbeddedBatch(NamedTuple):
 
 
 def image_names(root: Path) -> list[str]:
-    """Return the `images_below` a folder, sorted. Raises GalleryError if it cannot be read or holds no image."""
+    """Return the `images_below` a folder, sorted; log a note on files that cannot be decoded by their suffix.
+
+    Raises GalleryError if the folder cannot be read or holds no image.
+    """
     if not root.is_dir():
-        raise GalleryError(f"FOLDER = {str(root)!r} is no folder. Cure: give the folder that holds the images")
-    names = sorted(images_below(root, "", _refuse))
+        raise GalleryError(f"FOLDER = {quoted(str(root))} is no folder. Cure: give the folder that holds the images")
+    passed_over: list[str] = []
+    names = sorted(images_below(root, "", _refuse, passed_over))
     if not names:
-        raise GalleryError(f"FOLDER = {str(root)!r} and its folders hold no image ({', '.join(IMAGE_SUFFIXES)})")
+        found = f"; they hold {count_suffixes(passed_over)}. Cure: {CONVERT}" if passed_over else ""
+        formats = ", ".join(DECODED_FORMATS)
+        raise GalleryError(f"FOLDER = {quoted(str(root))} and its folders hold no image ({formats}){found}")
+    if passed_over:
+        log_notes([left_out(passed_over)])
     return names
 
 

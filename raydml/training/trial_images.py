@@ -1,19 +1,16 @@
 """The images of a trial: its catalog, its split and its pixels."""
 
-import logging
 from typing import NamedTuple
 
 from raydml.config.sections import Data
 from raydml.config.trial import Machine, Trial
 from raydml.data.benchmarks import published_catalog
-from raydml.data.catalog import WITHOUT_FILES, Catalog, DataError
+from raydml.data.catalog import WITHOUT_FILES, Catalog, DataError, log_notes
 from raydml.data.datasets import open_catalog
 from raydml.data.seal import TestKey
 from raydml.data.splits import Split, make_split
 from raydml.images.cache import Images, Storage, load_development, load_test
 from raydml.images.preprocessing import Preprocessing
-
-_logger = logging.getLogger("raydml")
 
 
 class OpenedImages(NamedTuple):
@@ -47,9 +44,7 @@ class Catalogs:
                 if self._as_published and data.name not in WITHOUT_FILES
                 else open_catalog(data.name, self._data_root, data.list_file)
             )
-            more = "" if self._opened[key].root is None else " (launch.py data check says more)"
-            for note in self._opened[key].notes:
-                _logger.warning("warning: %s%s", note, more)
+            log_notes(self._opened[key].notes)
         catalog = self._opened[key]
         if data.content not in ("", catalog.content):
             raise DataError(

@@ -256,11 +256,15 @@ class TestNotes:
     def test_a_subset_opens_and_says_so(self, tmp_path):
         catalog = open_catalog("sop", build("sop", tmp_path))
         assert catalog.notes == (
-            "sop: train has 12 images of 3 classes, published are 59,551 of 11,318 (no real file has confirmed this)",
-            "sop: test has 12 images of 3 classes, published are 60,502 of 11,316 (no real file has confirmed this)",
+            "sop: train has 12 images of 3 classes, published are 59,551 of 11,318 (no real file has confirmed this); "
+            "`data check` says more",
+            "sop: test has 12 images of 3 classes, published are 60,502 of 11,316 (no real file has confirmed this); "
+            "`data check` says more",
         )
         catalog = open_catalog("cub200", build("cub200", tmp_path / "cub"))
-        assert catalog.notes[0].endswith("published are 5,864 of 100 (counted in the real lists)")
+        assert catalog.notes[0].endswith(
+            "published are 5,864 of 100 (counted in the real lists); `data check` says more"
+        )
 
     @pytest.mark.parametrize("data_name", list(BENCHMARK_OF))
     def test_published_counts_get_no_note_and_one_image_more_does(self, data_name):

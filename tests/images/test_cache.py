@@ -284,7 +284,7 @@ class TestUnreadable:
             development(root, cache_dir)
         message = str(caught.value)
         assert "2 of 12 images" in message
-        assert "a/1.png: no JPEG, PNG, GIF, BMP, TIFF or WebP" in message
+        assert "a/1.png: no JPEG, PNG, " in message
         assert "d/2.png: " in message
         assert "machine.on_unreadable: skip" in message
         assert "f/0.png" not in message

@@ -1,5 +1,6 @@
 """Decoding of files: pixels, or a reason why there are none, without a crash, a wait, a warning or much memory."""
 
+import base64
 import io
 import math
 import os
@@ -15,13 +16,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from raydml.data.catalog import DataError
+from raydml.data.formats import DECODED_FORMATS
 from raydml.images import pixels as decoding
 from raydml.images.pixels import MAX_PIXELS, UnreadableImage, decode, decoded_bytes, read_header
 from raydml.images.preprocessing import Preprocessing, Resizing
 from tests.images.processes import run_children
 
+# 16 x 8 pixels, the left half (200, 30, 30) and the right half (30, 30, 200), to be shown turned by 90 degrees
+# clockwise: written by pillow-heif, whose encoder is no part of this installation.
+TURNED_HEIC = base64.b64decode(
+    "AAAAHGZ0eXBoZWl4AAAAAG1pZjFoZWl4bWlhZgAAAcltZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAADRpbG9jAA"
+    "AAAERAAAIAAQAAAAAB7QABAAAAAAAAAI4AAgAAAAACewABAAAAAAAAACQAAAA4aWluZgAAAAAAAgAAABVpbmZlAgAAAAABAABodmMxAAAAABVp"
+    "bmZlAgAAAQACAABFeGlmAAAAAA5waXRtAAAAAAABAAABCGlwcnAAAADnaXBjbwAAAHdodmNDAQQIAAAAnjgAAAAAHvAA/P/4+AAADwNgAAEAF0"
+    "ABDAH//wQIAAADAJ44AAADAAAeugJAYQABACpCAQEECAAAAwCeOAAAAwAAHpAEECCy3VXTXNwENBgQAAADAZAAAAMAEIBiAAEACEQBwXMYMBiQ"
+    "AAAAE2NvbHJuY2x4AAEADQAGgAAAABRpc3BlAAAAAAAAAEAAAABAAAAAKGNsYXAAAAAQAAAAAQAAAAgAAAAB////0AAAAAL////IAAAAAgAAAB"
+    "BwaXhpAAAAAAMICAgAAAAJaXJvdAMAAAAZaXBtYQAAAAAAAAABAAEGgQIDBYSGAAAAGmlyZWYAAAAAAAAADmNkc2MAAgABAAEAAAC6bWRhdAAA"
+    "AIooAa8GMhrY0IDxkSguXt7i///yyXoe/tv833WrvvhJn/9iaXWg5iwY8PBPhSsnSHPw8rmKRIvo+WsaXZP5NFvzfB2wVIbLSiGJnW1ypnxVNw"
+    "Jkbf5su7Cy2L3VX2Ka7U4QNRbY2w1e/c8OpICWX9MZkiK+V5OxZVPoaKBXFQuyceh/LLwJabuJdsAAAAAGRXhpZgAATU0AKgAAAAgAAQESAAMA"
+    "AAABAAYAAAAAAAA="
+)
 SMALL = Resizing(8, "short_side", "bilinear")
 
 
@@ -46,6 +62,62 @@ class TestFormats:
         assert (found.dtype, found.flags.writeable) == (np.uint8, False)
         header = read_header(tmp_path, "a.jpeg")
         assert header == (12, 10, (tmp_path / "a.jpeg").stat().st_size)
+
+    @pytest.mark.parametrize("kind", sorted(set(DECODED_FORMATS) - {"HEIC"}))
+    def test_every_suffix_of_the_table_that_pillow_writes_is_decoded_as_pillow_decodes_it(self, tmp_path, kind):
+        Image.init()
+        written = [suffix for suffix in DECODED_FORMATS[kind] if Image.EXTENSION.get(suffix) in Image.SAVE]
+        assert written
+        for suffix in written:
+            noise(12, 10).convert("1" if suffix == ".pbm" else "RGB").save(tmp_path / f"a{suffix}")
+            with Image.open(tmp_path / f"a{suffix}") as image:
+                assert np.array_equal(decode(tmp_path, f"a{suffix}", None), np.asarray(image.convert("RGB")))
+
+    @pytest.mark.parametrize("brand", [b"heix", b"mif1"])
+    def test_a_telephones_heic_is_decoded_and_turned(self, tmp_path, brand):
+        (tmp_path / "IMG_1.HEIC").write_bytes(TURNED_HEIC.replace(b"ftypheix", b"ftyp" + brand))
+        found = decode(tmp_path, "IMG_1.HEIC", None).astype(int)
+        assert found.shape == (16, 8, 3)
+        assert np.abs(found[:7] - [200, 30, 30]).max() <= 4  # lossy
+        assert np.abs(found[9:] - [30, 30, 200]).max() <= 4
+        assert read_header(tmp_path, "IMG_1.HEIC")[:2] in ((8, 16), (16, 8))
+
+    def test_heic_cut_off_has_a_reason(self, tmp_path):
+        for num_bytes in (30, 200, len(TURNED_HEIC) - 40):
+            (tmp_path / "a.heic").write_bytes(TURNED_HEIC[:num_bytes])
+            with pytest.raises(UnreadableImage):
+                decode(tmp_path, "a.heic", None)
+
+    def test_an_undecoded_suffix_is_explained(self, tmp_path):
+        (tmp_path / "a.cr2").write_bytes(b"II*\0 but no TIFF"[:3] + b"raw")
+        with pytest.raises(UnreadableImage, match=r"\.cr2 is raw data of a camera\); convert it to JPEG or PNG"):
+            decode(tmp_path, "a.cr2", None)
+
+    @pytest.mark.parametrize("suffix", [".jp2", ".j2k", ".sgi", ".pgm", ".png", ".tif"])
+    def test_sixteen_bits_a_channel_are_refused_in_every_format(self, tmp_path, suffix):
+        grey = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+        if suffix == ".sgi":  # magic, no compression, 2 bytes a channel, 3 dimensions, 8 x 8 pixels of 3 channels
+            header = struct.pack(">hbbHHHHll", 474, 0, 2, 3, 8, 8, 3, 0, 65535).ljust(512, b"\0")
+            (tmp_path / "a.sgi").write_bytes(header + grey.astype(">u2").tobytes() * 3)
+        else:
+            Image.fromarray(grey).save(tmp_path / f"a{suffix}")
+        with pytest.raises(UnreadableImage, match="not 8 bits a channel"):
+            decode(tmp_path, f"a{suffix}", None)
+
+    def test_sixteen_bits_a_channel_of_colour_in_jpeg_2000(self, tmp_path):
+        noise(8, 8).save(tmp_path / "a.jp2")
+        raw = bytearray((tmp_path / "a.jp2").read_bytes())
+        raw[raw.index(b"\xff\x4f\xff\x51") + 42] = 15  # Ssiz: one less than the bits of a channel
+        (tmp_path / "a.jp2").write_bytes(bytes(raw))
+        with pytest.raises(UnreadableImage, match="RGB of 16 bits"):
+            decode(tmp_path, "a.jp2", None)
+
+    def test_what_is_written_beside_the_pixels_of_a_png_is_no_fault(self, tmp_path):
+        texts = PngInfo()
+        texts.add_text("comment", "x" * 3_000_000, zip=True)
+        texts.add_itxt("history", "y" * 3_000_000, zip=True)
+        noise(9, 8).save(tmp_path / "a.png", pnginfo=texts, icc_profile=bytes(20_000_000))
+        assert np.array_equal(decode(tmp_path, "a.png", None), np.asarray(noise(9, 8)))
 
     def test_jpegs_of_the_press_and_of_grey_cameras(self, tmp_path):
         for mode in ("CMYK", "L"):
@@ -155,7 +227,10 @@ def reason(root: Path, name: str) -> str:
     ("content", "expected"),
     [
         (b"", "an empty file (0 bytes)"),
-        (b"not a picture\n", "no JPEG, PNG, GIF, BMP, TIFF or WebP by its first bytes"),
+        (
+            b"not a picture\n",
+            "no JPEG, PNG, WebP, GIF, AVIF, HEIC, JPEG 2000, TIFF, BMP, PPM, TGA, SGI, PCX or QOI by its first bytes",
+        ),
         (b"<html><body>404 Not Found</body></html>", "no JPEG, PNG"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no JPEG, PNG"),  # no Ghostscript is started
         (b"RIFF\x24\0\0\0WAVEfmt ", "no JPEG, PNG"),

@@ -127,7 +127,7 @@ class TestManyFiles:
         (tmp_path / paths[2]).write_bytes(b"no picture at all")
         pixels = DecodedPixels(tmp_path, paths, SMALL)
         assert len(pixels.read([0, 1, 3])) == 3
-        with pytest.raises(UnreadableImage, match=r"002\.png: no JPEG, PNG, GIF, BMP, TIFF or WebP by its first bytes"):
+        with pytest.raises(UnreadableImage, match=r"002\.png: no JPEG, PNG, WebP, .* by its first bytes"):
             pixels.read([0, 2, 1])
 
     def test_order_is_kept_with_reasons_in_their_places(self, tmp_path):

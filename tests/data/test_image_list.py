@@ -1,146 +1,13 @@
-import csv
 import os
-import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import unicodedata
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from raydml.data.catalog import Catalog
 from raydml.data.datasets import open_catalog
+from raydml.data.image_list import find_list
 from raydml.data.splits import make_split
-from tests.data.refusals import SHARED, SPLIT, assert_contains, refusal
-
-
-def write_image(file: Path, shade: int = 100) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (4, 4), (shade, shade, shade)).save(file)
-
-
-def folder_of(root: Path, **images_per_class: int) -> Path:
-    for name, count in images_per_class.items():
-        for index in range(count):
-            write_image(root / name / f"{index}.png", shade=index)
-    return root
-
-
-def write_list(root: Path, rows: list[list[str]], header: tuple[str, ...] = ("path", "label")) -> str:
-    with open(root / "list.csv", "w", newline="") as handle:
-        csv.writer(handle).writerows([header, *rows])
-    return "list.csv"
-
-
-def open_list(root: Path, rows: list[list[str]] | str, header: tuple[str, ...] = ("path", "label")) -> Catalog:
-    """The catalog of a list, given by its rows or as the text of its file."""
-    if isinstance(rows, str):
-        (root / "list.csv").write_text(rows, encoding="utf-8")
-        return open_catalog("image_list", root, "list.csv")
-    return open_catalog("image_list", root, write_list(root, rows, header))
-
-
-@contextmanager
-def as_another_user() -> Iterator[None]:
-    """Run as a user whom permissions bind. The real user id stays root, so that the way back is open."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-
-
-class TestFolder:
-    def test_nested_leaf_folders_are_classes(self, tmp_path):
-        folder_of(tmp_path, **{"Greek/character01": 2, "Latin/character01": 3})
-        (tmp_path / "README.txt").write_text("not an image")
-        write_image(tmp_path / ".thumbnails" / "x.png")
-        write_image(tmp_path / "Greek" / "character01" / ".hidden.png")
-        (tmp_path / "Greek" / "character01" / "Thumbs.db").write_text("")
-        catalog = open_catalog("image_folder", tmp_path)
-        assert catalog.class_names == ("Greek/character01", "Latin/character01")
-        assert catalog.labels.tolist() == [0, 0, 1, 1, 1]
-        assert catalog.paths[2] == "Latin/character01/0.png"
-
-    def test_no_image_is_opened(self, tmp_path):
-        for name in ("a/0.JPG", "a/1.JPG", "b/0.JPG", "b/1.JPG"):
-            (tmp_path / name).parent.mkdir(exist_ok=True)
-            (tmp_path / name).write_bytes(b"not a picture")
-        assert len(open_catalog("image_folder", tmp_path).paths) == 4
-
-    def test_content_is_the_same_elsewhere_and_notices_changes(self, tmp_path):
-        here = open_catalog("image_folder", folder_of(tmp_path / "here", a=2, b=2)).content
-        there = open_catalog("image_folder", folder_of(tmp_path / "there", b=2, a=2)).content
-        assert here == there
-        (tmp_path / "there" / "a" / "0.png").write_bytes(b"longer or shorter")
-        assert open_catalog("image_folder", tmp_path / "there").content != here
-        os.rename(tmp_path / "here" / "a", tmp_path / "here" / "c")
-        assert open_catalog("image_folder", tmp_path / "here").content != here
-
-    def test_empty_class_is_named(self, tmp_path):
-        folder_of(tmp_path, a=2, b=2)
-        (tmp_path / "hollow").mkdir()
-        assert "empty class): hollow" in refusal(open_catalog, "image_folder", tmp_path)
-
-    def test_classes_with_one_image_are_named(self, tmp_path):
-        message = refusal(open_catalog, "image_folder", folder_of(tmp_path, a=2, lonely=1, single=1))
-        assert_contains(message, "2 of 3 classes", "lonely (1), single (1)")
-        assert "a (2)" not in message
-
-    @pytest.mark.parametrize("stray", ["stray.png", "alphabet/stray.png"])
-    def test_images_beside_sub_folders_are_refused(self, tmp_path, stray):
-        folder_of(tmp_path, **{"alphabet/a": 2, "alphabet/b": 2})
-        write_image(tmp_path / stray)
-        assert_contains(refusal(open_catalog, "image_folder", tmp_path), "beside sub-folders", "(1 images)")
-
-    def test_root_unset_absent_or_without_images(self, tmp_path):
-        assert "machine.data_root" in refusal(open_catalog, "image_folder", None)
-        assert "is not a folder" in refusal(open_catalog, "image_folder", tmp_path / "nowhere")
-        assert "no class folder" in refusal(open_catalog, "image_folder", tmp_path)
-
-    def test_links_that_lead_back_or_nowhere(self, tmp_path):
-        folder_of(tmp_path, a=2, b=2)
-        (tmp_path / "b" / "gone.png").symlink_to(tmp_path / "absent.png")
-        assert "1 links that lead nowhere: b/gone.png" in refusal(open_catalog, "image_folder", tmp_path)
-        (tmp_path / "b" / "gone.png").unlink()
-        (tmp_path / "loop").symlink_to(tmp_path)
-        assert "1 links that lead back to a folder above them: loop;" in refusal(open_catalog, "image_folder", tmp_path)
-
-    def test_a_class_that_is_a_dangling_link_is_not_lost(self, tmp_path):
-        folder_of(tmp_path, a=2, b=2)
-        (tmp_path / "c").symlink_to(tmp_path / "unmounted")
-        (tmp_path / "b" / "self.png").symlink_to("self.png")
-        assert "2 links that lead nowhere: c, b/self.png" in refusal(open_catalog, "image_folder", tmp_path)
-
-    def test_links_to_folders_and_files_elsewhere_are_followed(self, tmp_path):
-        folder_of(tmp_path / "disk", a=2, b=2)
-        (tmp_path / "root" / "c").mkdir(parents=True)
-        (tmp_path / "root" / "a").symlink_to(tmp_path / "disk" / "a")
-        for index in range(2):
-            (tmp_path / "root" / "c" / f"{index}.png").symlink_to(tmp_path / "disk" / "b" / f"{index}.png")
-        catalog = open_catalog("image_folder", tmp_path / "root")
-        assert catalog.paths == ("a/0.png", "a/1.png", "c/0.png", "c/1.png")
-
-    def test_a_pipe_is_no_image(self, tmp_path):
-        folder_of(tmp_path, a=2, b=2)
-        os.mkfifo(tmp_path / "b" / "pipe.png")
-        assert "b/pipe.png (Not a regular file)" in refusal(open_catalog, "image_folder", tmp_path)
-
-    def test_folders_that_cannot_be_read_are_named_with_the_rest(self, tmp_path, monkeypatch):
-        folder_of(tmp_path, a=2, locked=2)
-        (tmp_path / "hollow").mkdir(mode=0o755)
-        (tmp_path / "locked").chmod(0)
-        tmp_path.chmod(0o755)
-        monkeypatch.chdir(tmp_path)  # another user may not get through the folders above
-        with as_another_user():
-            message = refusal(open_catalog, "image_folder", Path())
-        (tmp_path / "locked").chmod(0o755)
-        unreadable = "1 files or folders that cannot be read: locked (Permission denied)"
-        assert_contains(message, unreadable, "(empty class): hollow")
+from tests.data.own_images import folder_of, open_list, write_image
+from tests.data.refusals import SPLIT, assert_contains, refusal
 
 
 class TestList:
@@ -166,7 +33,7 @@ class TestList:
 
     def test_other_column_names_are_reported(self, tmp_path):
         message = refusal(open_list, tmp_path, [["a.png", "3"]], ("path", "class_id"))
-        assert_contains(message, "no column label", "it has: path, class_id")
+        assert_contains(message, "no column label", "separated by commas: path, class_id")
 
     def test_missing_files_are_counted_and_ten_named(self, tmp_path):
         folder_of(tmp_path, a=2)
@@ -288,29 +155,117 @@ class TestRoles:
         assert "split val" not in message
 
 
-@pytest.mark.skipif(not (SHARED / "grocery_small").is_dir(), reason="shared/data/grocery_small is not beside the repo")
-class TestGrocery:
-    def test_folders(self):
-        catalog = open_catalog("image_folder", SHARED / "grocery_small" / "images")
-        assert len(catalog.class_names) == 81
-        assert np.bincount(catalog.labels).tolist() == [20] * 81
-
-
-OMNIGLOT = SHARED / "omniglot_small" / "images_background_small1.zip"
-
-
-@pytest.mark.skipif(not OMNIGLOT.is_file(), reason="shared/data/omniglot_small is not beside the repo")
-def test_omniglot_characters_differ_by_their_alphabet(tmp_path):
-    with zipfile.ZipFile(OMNIGLOT) as archive:
-        archive.extractall(tmp_path)
-    catalog = open_catalog("image_folder", tmp_path / "images_background_small1")
-    assert len(catalog.class_names) == 136  # the table in its README
-    assert len(catalog.paths) == 2720
-    assert {"Greek/character01", "Latin/character01"} < set(catalog.class_names)
-
-
 def test_a_message_names_a_bounded_number_of_lines(tmp_path):
     message = refusal(open_list, tmp_path, "path,label\n" + "/absolute.jpg,a\n" * 50)
     assert message.count("\n") <= 25
     assert_contains(message, "line 21: ", "and 30 more lines with problems")
     assert "line 22: " not in message
+
+
+class TestDialects:
+    @pytest.mark.parametrize("separator", [",", ";", "\t"])
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+    def test_separators_encodings_and_line_ends(self, tmp_path, separator, encoding):
+        folder_of(tmp_path, a=2)
+        text = f"label{separator}path{separator}split\n" + "".join(
+            f"größe{separator}a/{index}.png{separator}train\n" for index in range(2)
+        )
+        (tmp_path / "l.csv").write_bytes(text.replace("\n", "\r\n").encode(encoding))
+        catalog = open_catalog("image_list", tmp_path, "l.csv")
+        assert catalog.class_names == ("größe",)
+        assert catalog.given_split == ("train", "train")
+        assert catalog.description == "1 class in the list l.csv, 2 images"
+
+    def test_excels_line_about_the_separator(self, tmp_path):
+        folder_of(tmp_path, a=2)
+        assert open_list(tmp_path, "sep=;\npath;label\na/0.png;x, y\na/1.png;x, y\n").class_names == ("x, y",)
+        assert "line 3: path or label is empty" in refusal(open_list, tmp_path, "sep=;\npath;label\n;x\n")
+
+    def test_labels_are_kept_as_they_are(self, tmp_path):
+        labels = ["007", "7", "NA", "null", "1e3", "True", "-0"]
+        folder_of(tmp_path, a=2 * len(labels))
+        rows = [[f"a/{index}.png", labels[index // 2]] for index in range(2 * len(labels))]
+        assert set(open_list(tmp_path, rows).class_names) == set(labels)
+
+    def test_backslashes_of_windows(self, tmp_path):
+        folder_of(tmp_path, **{"a/b": 2})
+        catalog = open_list(tmp_path, [["a\\b\\0.png", "x"], [".\\a\\b\\1.png", "x"]])
+        assert catalog.paths == ("a/b/0.png", "a/b/1.png")
+        write_image(tmp_path / "c\\d.png")  # a name of this system
+        write_image(tmp_path / "c" / "d.png")
+        assert open_list(tmp_path, [["c\\d.png", "x"], ["a/b/0.png", "x"]]).paths == ("a/b/0.png", "c\\d.png")
+        assert "do not exist" in refusal(open_list, tmp_path, [["..\\x.png", "x"]])
+
+    def test_one_file_in_two_spellings_is_listed_twice(self, tmp_path):
+        folder_of(tmp_path, a=2)
+        message = refusal(open_list, tmp_path, [["a/0.png", "x"], ["a\\0.png", "x"], ["a/1.png", "x"]])
+        assert_contains(message, "listed twice", "a/0.png")
+
+    def test_paths_and_labels_in_two_unicode_spellings(self, tmp_path):
+        composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+        folder_of(tmp_path, **{decomposed: 2})
+        catalog = open_list(tmp_path, [[f"{composed}/0.png", composed], [f"{composed}/1.png", decomposed]])
+        assert catalog.class_names == (composed,)
+        assert catalog.paths == (f"{decomposed}/0.png", f"{decomposed}/1.png")
+        assert "Unicode spelling" in catalog.notes[0]
+
+    def test_a_list_of_names_outside_utf_8(self, tmp_path):
+        """As `ls` writes it where the files have such names, and as Excel does where they are in UTF-8."""
+        folder_of(tmp_path, größe=1)
+        os.rename(tmp_path / "größe" / "0.png", os.fsencode(tmp_path / "größe") + b"/\xfc.png")
+        write_image(tmp_path / "größe" / "ä.png")
+        lines = [b"path,label", "größe/".encode() + b"\xfc.png,gr\xfcn", b"gr\xf6\xdfe/\xe4.png,gr\xfcn"]
+        (tmp_path / "l.csv").write_bytes(b"\n".join(lines))
+        catalog = open_catalog("image_list", tmp_path, "l.csv")
+        assert catalog.class_names == ("grün",)
+        assert len(catalog.paths) == 2
+
+    @pytest.mark.parametrize("header", ["path,label,label", "label,path,path", "path;label;label"])
+    def test_a_column_twice_is_refused(self, tmp_path, header):
+        message = refusal(open_list, tmp_path, header + "\na/0.png,x,y\n")
+        assert_contains(message, "line 1", "twice", "rename one")
+
+    @pytest.mark.parametrize("num_more", [0, 10_000])
+    @pytest.mark.parametrize("place", ["path", "other"])
+    def test_an_open_quote_names_its_line(self, tmp_path, num_more, place):
+        lines = ["path,label,other"] + [f"a/{index}.png,x,y" for index in range(20 + num_more)]
+        lines[14] = '"a/13.png,x,y' if place == "path" else 'a/13.png,x,"y'
+        assert_contains(refusal(open_list, tmp_path, "\n".join(lines)), "line 15: a double quote opens", "close it")
+
+    def test_a_quote_that_a_later_quote_closes_names_its_line_as_well(self, tmp_path):
+        text = 'path,label\na/0.png,x\n"a/1.png,x\na/2.png,x\n"a/3.png",x\n'
+        assert "line 3: a double quote opens" in refusal(open_list, tmp_path, text)
+        text = 'path,label\na/0.png,x\n"a/1.png,x\na/2.png",x\n'
+        assert "line 3: a double quote opens" in refusal(open_list, tmp_path, text)
+
+    def test_line_breaks_in_other_columns_are_fine(self, tmp_path):
+        folder_of(tmp_path, a=2)
+        text = 'path,label,remark\na/0.png,x,"two\nlines"\na/1.png,x,""\n'
+        assert len(open_list(tmp_path, text).paths) == 2
+        assert "line 4: path or label is empty" in refusal(open_list, tmp_path, text.replace("a/1.png", ""))
+
+    def test_what_no_suffix_of_the_list_can_be_decoded_is_refused_before_the_test_images_are_opened(self, tmp_path):
+        folder_of(tmp_path, a=2)
+        (tmp_path / "a" / "2.CR2").write_bytes(b"raw")
+        message = refusal(open_list, tmp_path, [[f"a/{name}", "x"] for name in ("0.png", "1.png", "2.CR2")])
+        assert_contains(message, "1 .cr2", "a/2.CR2 in line 4", "convert")
+
+    def test_missing_files_have_their_lines(self, tmp_path):
+        folder_of(tmp_path, a=2)
+        message = refusal(open_list, tmp_path, [["a/0.png", "x"], ["a/7.png", "x"], ["a/1.png", "x"]])
+        assert "a/7.png in line 3" in message
+
+    def test_a_list_below_the_home_folder(self, tmp_path, monkeypatch):
+        folder_of(tmp_path, a=2)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        (tmp_path / "l.csv").write_text("path,label\na/0.png,x\na/1.png,x\n")
+        assert len(open_catalog("image_list", tmp_path, "~/l.csv").paths) == 2
+
+
+def test_the_only_list_of_a_folder_is_found(tmp_path):
+    assert find_list(tmp_path) is None
+    (tmp_path / "prices.csv").write_text("item;price\na;1\n")
+    (tmp_path / "photos.csv").write_text("\ufefflabel;path\nx;a/0.png\n", encoding="utf-8")
+    assert find_list(tmp_path) == "photos.csv"
+    (tmp_path / "other.tsv").write_text("path\tlabel\n")
+    assert find_list(tmp_path) is None
