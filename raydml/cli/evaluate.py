@@ -29,6 +29,7 @@ from raydml.cli.arguments import (
 
 if TYPE_CHECKING:
     from raydml.config.trial import Machine
+    from raydml.data.catalog import Catalog
     from raydml.evaluation.embed import Evaluation
     from raydml.inference.evaluate import Collection
 
@@ -94,7 +95,7 @@ def evaluate(
 
     Intervals are 95 % bootstrap intervals over queries, class by class. They cover the choice of the queries, not the
     variation between training runs."""
-    from raydml.inference.evaluate import PREFIXES
+    from raydml.inference.bare import PREFIXES, parse_target
 
     if save_embeddings is not None:
         if save_embeddings.suffix != ".npz":
@@ -114,6 +115,8 @@ def evaluate(
     if is_bare and data is None:
         raise CommandError(f"TARGET = {target!r} has no classes of its own. Cure: --data FOLDER, or --data cub200")
     settings = _metric_settings(metrics, codes, recall_at)
+    if is_bare:
+        parse_target(target)
     if is_saved:
         _print(_of_embeddings(Path(target), settings), as_json, None)
         return
@@ -171,7 +174,7 @@ class _ModelSource(NamedTuple):
 
 def _metric_settings(metrics: str, codes: str | None, recall_at: str | None) -> dict[str, Any]:
     """The fields of MetricSpec that the command line sets; the others come from the trial."""
-    from raydml.evaluation.scoring import CODES, METRIC_GROUPS
+    from raydml.metrics.names import CODES, METRIC_GROUPS
 
     groups = METRIC_GROUPS if metrics == ALL else _chosen("--metrics", metrics, (*METRIC_GROUPS, ALL))
     settings: dict[str, Any] = {"groups": tuple(groups), "intervals": True}
@@ -229,10 +232,13 @@ def _on_own_classes(
 def _on_other_images(
     source: _ModelSource, data: str, distractors: Path | None, settings: dict[str, Any], save_to: Path | None
 ) -> _Result:
+    machine = source.machine
+    catalog = _catalog(data, machine.data_root)  # before torch is imported
     from raydml.evaluation.embed import device_of, metric_spec_of
     from raydml.evaluation.saved_embeddings import save_embeddings
     from raydml.evaluation.scoring import MetricSpec
-    from raydml.inference.evaluate import embed_collection, evaluate_saved, open_bare
+    from raydml.inference.bare import open_bare
+    from raydml.inference.evaluate import Collection, embed_collection, evaluate_saved
 
     network: Any
     if source.found is None:
@@ -246,9 +252,8 @@ def _on_other_images(
         network, preprocessing, card = model.network, model.preprocessing, model.card
         trial = parse_trial(card["trial"])
         spec, precision, epoch = metric_spec_of(trial), trial.precision, f", best epoch {card.get('best_epoch')}"
-    machine = source.machine
     spec = spec._replace(**settings)
-    collection = _collection(data, source, machine.data_root)
+    collection = Collection(catalog, _record_read(source, f"--data {data}"))
     others = None if distractors is None else _distractors(distractors, source)
     saved = embed_collection(
         network,
@@ -270,11 +275,10 @@ def _on_other_images(
     return _Result(evaluated, data, source.name + epoch, facts)
 
 
-def _collection(data: str, source: _ModelSource, data_root: Path | None) -> Collection:
-    """Open the data set of --data with a record of the read: it may hold the test classes of a study."""
+def _catalog(data: str, data_root: Path | None) -> Catalog:
+    """List the images of --data and log what was noticed."""
     from raydml.data.catalog import DataError, log_notes
     from raydml.data.datasets import DATASETS, open_catalog
-    from raydml.inference.evaluate import Collection
 
     if Path(data).is_dir():
         catalog = open_catalog("image_folder", Path(data).resolve())
@@ -283,7 +287,7 @@ def _collection(data: str, source: _ModelSource, data_root: Path | None) -> Coll
     else:
         raise DataError(f"--data {data}: no such folder, and no data set of that name. Names: {', '.join(DATASETS)}")
     log_notes(catalog.notes)
-    return Collection(catalog, _record_read(source, f"--data {data}"))
+    return catalog
 
 
 def _distractors(folder: Path, source: _ModelSource) -> Collection:

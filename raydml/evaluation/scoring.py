@@ -22,12 +22,10 @@ from raydml.evaluation.protocols import DISTRACTOR, RetrievalTask, retrieval_tas
 from raydml.evaluation.ranking import Device, nearest_neighbours, ranked_relevant, ranked_relevant_codes
 from raydml.metrics.clustering import ami, nmi, pair_f1
 from raydml.metrics.geometry import class_distances, spectral_decay
+from raydml.metrics.names import CODES, METRIC_GROUPS
 from raydml.metrics.ranking import average_precision, precision_at_r, recall, reciprocal_rank
 from raydml.ops.clustering import KMeans, cluster
 
-METRIC_GROUPS = ("retrieval", "ranking", "clustering", "geometry")
-#: What is compared: the embeddings, their signs by Hamming distance, or their 8-bit integers.
-CODES = ("float", "binary", "int8")
 DEPTH = 1000  # of mAP@1000
 
 # As the release of MIC: 20 iterations over all points, one run.

@@ -1,11 +1,4 @@
-"""Evaluation of anything: a checkpoint on its trial's classes, other images, bare backbones, saved embeddings.
-
-    backbone:resnet50            a backbone of raydml's table (torchvision and BN-Inception), published ImageNet weights
-    backbone:resnet50:none       the same with random weights;  backbone:bn_inception:PATH  weights from a file
-    timm:vit_small_patch16_224   any model of timm, its published weights and preprocessing;  timm:NAME:none  random
-
-The embedding of such a bare backbone is its pooled features, scaled to length 1; a training has to beat it.
-"""
+"""Evaluation of anything: a checkpoint on its trial's classes, other images, saved embeddings."""
 
 from __future__ import annotations
 
@@ -31,8 +24,7 @@ from raydml.images.cache import Images, load_test
 from raydml.images.pixels import Pixels
 from raydml.images.preprocessing import Preprocessing
 from raydml.inference.export import load_checkpoint
-from raydml.models.backbones import BACKBONES
-from raydml.models.network import ModelError, build_network, preprocessing_for
+from raydml.models.network import build_network
 from raydml.training.parts import network_arguments
 from raydml.training.randomness import seed_for
 from raydml.training.trial_images import open_development, open_test, split_for, storage_for
@@ -135,10 +127,6 @@ def _open_part(
     return images, names, protocols_of(images.roles, catalog.protocols)
 
 
-PREFIXES = ("backbone:", "timm:")
-_SEED = 0
-
-
 class Collection(NamedTuple):
     """A data set and the key that opens it: its images may be test images of a study, so each read is recorded."""
 
@@ -211,88 +199,3 @@ def _classes_of(catalog: Catalog) -> tuple[int, ...]:
         return tuple(range(len(catalog.class_names)))
     is_test = np.array(catalog.given_split) == "test"
     return tuple(int(number) for number in np.unique(catalog.labels[is_test]))
-
-
-class BareBackbone(NamedTuple):
-    """A backbone without an embedding head, and its preprocessing.
-
-    network: prepared images (B, 3, crop, crop) to unit features (B, F), in evaluation mode on the CPU.
-    """
-
-    name: str
-    network: nn.Module
-    preprocessing: Preprocessing
-
-
-class _UnitFeatures(nn.Module):
-    def __init__(self, trunk: nn.Module) -> None:
-        super().__init__()
-        self.trunk = trunk
-
-    def forward(self, images: Tensor) -> Tensor:
-        return nn.functional.normalize(self.trunk(images).float(), dim=1)
-
-
-def open_bare(target: str, *, resize_px: int = 256, crop_px: int = 224) -> BareBackbone:
-    """Return the backbone of a target "backbone:NAME[:WEIGHTS]" or "timm:NAME[:WEIGHTS]".
-
-    WEIGHTS: "default" (published), "none" (random, seed 0), or a path (backbone: only). resize_px, crop_px: for
-    backbones of raydml's table; timm's models define their own.
-
-    Raises ModelError for unknown names or crops that do not fit, WeightsError for weights that are not available.
-    """
-    kind, _, rest = target.partition(":")
-    name, _, weights = rest.partition(":")
-    weights = weights or "default"
-    if f"{kind}:" not in PREFIXES or not name:
-        raise ModelError(f"{target!r}: a bare backbone is backbone:NAME or timm:NAME")
-    if kind == "timm":
-        return _of_timm(name, weights)
-    if name not in BACKBONES:
-        raise ModelError(f"{target!r}: backbone: {name!r}; one of {', '.join(BACKBONES)}; or timm:NAME")
-    preprocessing = preprocessing_for(name, resize_px=resize_px, crop_px=crop_px)
-    network = build_network(
-        backbone=name,
-        embedding_dim=1,  # of the head, which is left out
-        layer_norm=False,
-        normalize="none",
-        freeze_batch_norm=False,
-        weights=weights,
-        seed=_SEED,
-    )
-    return BareBackbone(f"{kind}:{name}:{weights}", _UnitFeatures(network.trunk).eval(), preprocessing)
-
-
-def _of_timm(name: str, weights: str) -> BareBackbone:
-    try:
-        import timm
-    except ImportError as error:
-        raise ModelError(f"timm:{name}: timm is not installed. Cure: pip install 'raydml[timm]'") from error
-    if weights not in ("default", "none"):
-        raise ModelError(f"timm:{name}:{weights}: weights are default or none")
-    if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('.')[0]}*")[:5]
-        hint = f"; names like it: {', '.join(near)}" if near else ""
-        raise ModelError(f"timm:{name}: timm {timm.__version__} has no such model{hint}")
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(_SEED)
-        trunk = timm.create_model(name, pretrained=weights == "default", num_classes=0)
-    return BareBackbone(f"timm:{name}:{weights}", _UnitFeatures(trunk).eval(), _preprocessing_of(name, trunk))
-
-
-def _preprocessing_of(name: str, trunk: nn.Module) -> Preprocessing:
-    from timm.data import resolve_model_data_config
-
-    config: dict[str, Any] = resolve_model_data_config(trunk)
-    channels, height, width = config["input_size"]
-    if channels != 3 or height != width:
-        raise ModelError(f"timm:{name} takes images of {config['input_size']}; raydml makes square RGB images only")
-    return Preprocessing(
-        # As in timm's own transform: the short side to floor(crop / crop_pct), then the centre.
-        resize_px=int(height / config["crop_pct"]),
-        crop_px=height,
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-        resize="squash" if config.get("crop_mode") == "squash" else "short_side",
-        interpolation=config["interpolation"],
-    )

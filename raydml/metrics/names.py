@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import re
 
+#: Groups of metrics; see evaluation/scoring.py.
+METRIC_GROUPS = ("retrieval", "ranking", "clustering", "geometry")
+#: What is compared: the embeddings, their signs by Hamming distance, or their 8-bit integers.
+CODES = ("float", "binary", "int8")
+
 _NAMES = {
     "map_at_r": "MAP@R",
     "r_precision": "R-precision",

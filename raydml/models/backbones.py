@@ -15,6 +15,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _BN_INCEPTION_CROP_PX = 31  # the smallest
 
 
+class ModelError(ValueError):
+    """An unknown backbone or layer, or a crop that a backbone cannot take."""
+
+
 def _convnet(pooling: nn.Module) -> nn.Module:
     from raydml.models.convnet import ConvNet
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from raydml.images.preprocessing import Interpolation, Preprocessing, Resize
-from raydml.models.backbones import BACKBONES, BackboneFacts
+from raydml.models.backbones import BACKBONES, BackboneFacts, ModelError
 from raydml.models.choices import HeadInit, Normalisation, Pooling, Projection
 from raydml.models.pooling import pooling_layer
 from raydml.models.pretrained import WeightsError, load_exactly, published_weights, read_weights
@@ -107,10 +107,6 @@ def _mean_distance(points: Tensor) -> Tensor:
     total = euclidean(points).masked_fill(itself, 0).sum()
     mean = total / max(len(points) * (len(points) - 1), 1)
     return mean.masked_fill(mean < 1e-5, 1)
-
-
-class ModelError(ValueError):
-    """An unknown backbone or layer, or a crop that a backbone cannot take."""
 
 
 class Network(nn.Module):
@@ -219,8 +215,7 @@ def build_network(
     between settings are those of raydml/config.
     """
     facts = _facts(backbone)
-    if weights == "default" and facts.weights_file is None:
-        raise WeightsError(f"weights: default; backbone {backbone} has no published weights: {facts.weights_cure}")
+    path = fetch_weights(backbone, weights)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the generators of the GPUs
         trunk = facts.build(pooling_layer(pooling))
@@ -235,13 +230,29 @@ def build_network(
             dropout=dropout,
         )
     network = Network(trunk, head, freeze_batch_norm=freeze_batch_norm, stages=facts.stages)
-    if weights != "none":
-        _load(network, facts, weights)
+    if path is not None:
+        _load(network, facts, path)
     return network.train()
 
 
-def _load(network: Network, facts: BackboneFacts, weights: str) -> None:
-    path = published_weights(facts.weights_file) if weights == "default" and facts.weights_file else Path(weights)
+def fetch_weights(backbone: str, weights: str) -> Path | None:
+    """Return the file of weights on this machine, fetched if necessary; None for random ones.
+
+    Raises ModelError for an unknown backbone, WeightsError where the file is not available.
+    """
+    if weights == "none":
+        return None
+    facts = _facts(backbone)
+    if weights == "default":
+        if facts.weights_file is None:
+            raise WeightsError(f"weights: default; backbone {backbone} has no published weights: {facts.weights_cure}")
+        return published_weights(facts.weights_file)
+    if not Path(weights).is_file():
+        raise WeightsError(f"weights: no such file: {weights}. Give a .pth or .safetensors file, default, or none")
+    return Path(weights)
+
+
+def _load(network: Network, facts: BackboneFacts, path: Path) -> None:
     state = read_weights(path)
     if any(name.startswith("head.") for name in state):
         load_exactly(network, state, str(path))

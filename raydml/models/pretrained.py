@@ -3,16 +3,19 @@
 ``.pth`` files are read by ``torch.load(weights_only=True)``, so no pickle can run code.
 """
 
-import http.client
-import shutil
-import urllib.request
-from pathlib import Path
+from __future__ import annotations
 
-import torch
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from raydml.ops.files import digest_of, write_whole
+from raydml.ops.progress import report_progress
+
+if TYPE_CHECKING:  # torch is slow to import, and weights are looked for without it
+    import torch
 
 DOWNLOAD_URL = "https://download.pytorch.org/models/"
+_MEGABYTE = 1_000_000
 _TIMEOUT_S = 10.0  # behind a silent firewall; without any network the attempt fails at once
 
 
@@ -25,18 +28,20 @@ def path_of_published(file_name: str) -> Path:
 
     It is torch's own: ``torch.hub.get_dir()/checkpoints/<file_name>`` (``TORCH_HOME`` moves it).
     """
+    import torch
+
     return Path(torch.hub.get_dir()) / "checkpoints" / file_name
 
 
-def published_weights(file_name: str) -> Path:
+def published_weights(file_name: str, instead: str = "set weights: none, or weights: PATH") -> Path:
     """Return the file of published weights on this machine, downloaded if necessary.
 
     The eight hex digits in the name are the start of the file's sha256 and are always checked. Raises WeightsError that
-    names the file and its place.
+    names the file, its place and what else the user can do (instead).
     """
     path = path_of_published(file_name)
     if not path.exists():
-        _download(DOWNLOAD_URL + file_name, path)
+        _download(DOWNLOAD_URL + file_name, path, instead)
     if not _has_named_digest(path, file_name):
         raise WeightsError(
             f"weights: default: {path} is damaged or another file than its name says (the sha256 differs). "
@@ -51,6 +56,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     Raises WeightsError for a missing file, another suffix, an unreadable file, or one that holds other things than
     named tensors.
     """
+    import torch
+
     if not path.is_file():
         raise WeightsError(f"weights: no such file: {path}. Give a .pth or .safetensors file, default, or none")
     if path.suffix not in (".safetensors", ".pth", ".pt"):
@@ -108,20 +115,55 @@ def _has_named_digest(path: Path, file_name: str) -> bool:
     return digest_of(path).startswith(Path(file_name).stem.rsplit("-", 1)[-1])
 
 
-def _download(url: str, path: Path) -> None:
+def refuse_unreachable(url: str, path: Path, instead: str) -> None:
+    """Raise WeightsError where the server of some weights gives no answer.
+
+    path: the place on this machine for a copy that the user fetches elsewhere.
+    """
+    import requests
+
+    try:
+        requests.head(url, timeout=_TIMEOUT_S).close()
+    except requests.RequestException as error:
+        raise _cannot_fetch(url, path, instead, error) from error
+
+
+def _download(url: str, path: Path, instead: str) -> None:
     """Fetch a file, check it and give it its name; several trials may do this at once."""
+    import requests
 
     def write(aside: Path) -> None:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response, aside.open("wb") as file:
-            shutil.copyfileobj(response, file)
+        with requests.get(url, stream=True, timeout=_TIMEOUT_S) as response, aside.open("wb") as file:
+            response.raise_for_status()
+            total = int(response.headers.get("Content-Length", 0)) // _MEGABYTE or None
+            for number, chunk in enumerate(response.iter_content(_MEGABYTE)):
+                file.write(chunk)
+                report_progress(f"fetching {path.name}", number, total, "MB")
         if not _has_named_digest(aside, path.name):
             raise OSError("the server sent another file: its sha256 differs")
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, write, several_writers=True)
-    except (OSError, http.client.HTTPException) as error:  # urllib's URLError is an OSError
-        raise WeightsError(
-            f"weights: default: cannot fetch {url} ({error}). Without a network: fetch that file elsewhere "
-            f"and put it at {path}, or set weights: none, or weights: PATH"
-        ) from error
+    except OSError as error:  # requests' errors are OSErrors
+        raise _cannot_fetch(url, path, instead, error) from error
+
+
+def _cannot_fetch(url: str, path: Path, instead: str, error: OSError) -> WeightsError:
+    return WeightsError(
+        f"weights: default: cannot fetch {url} ({_reason(error)}). Without a network: fetch that file elsewhere and "
+        f"put it at {path}, or {instead}"
+    )
+
+
+def _reason(error: OSError) -> str:
+    """Return a few words in place of the chain of errors that requests prints."""
+    import requests
+
+    if isinstance(error, requests.Timeout):
+        return f"no answer within {_TIMEOUT_S:g} s"
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return f"the server answered {error.response.status_code} {error.response.reason}"
+    if isinstance(error, requests.exceptions.SSLError):
+        return "its certificate is not trusted"
+    return "no connection" if isinstance(error, requests.ConnectionError) else str(error)

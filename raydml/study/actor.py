@@ -16,8 +16,9 @@ from raydml.config.trial import Machine, Trial, parse_trial
 from raydml.data.seal import TestReads
 from raydml.evaluation.embed import metric_spec_of
 from raydml.evaluation.saved_embeddings import concatenate, load_embeddings
-from raydml.evaluation.scoring import METRIC_GROUPS, MetricSpec
+from raydml.evaluation.scoring import MetricSpec
 from raydml.inference.evaluate import evaluate_checkpoint, evaluate_saved
+from raydml.metrics.names import METRIC_GROUPS
 from raydml.ops.progress import show_log
 from raydml.training import checkpoint
 from raydml.training.trainer import Trainer

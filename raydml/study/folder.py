@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -142,22 +142,18 @@ def make_splits(study: StudySettings, catalogs: Catalogs, trials: Iterable[Trial
     return splits
 
 
-def prepare_images(machine: Machine, trials: Iterable[Trial]) -> None:
-    """Decode the development images and fetch the pretrained weights, once for all trials and before any starts."""
+def prepare_images(machine: Machine, trials: Sequence[Trial]) -> None:
+    """Fetch the pretrained weights, then decode the development images: once for all trials and before any starts."""
     from raydml.models.network import build_network
 
-    seen: set[str] = set()
-    for trial in trials:
-        data = trial.data
-        images = json.dumps(
-            data.model_dump(mode="json", include={"content", "resize_px", "resize", "interpolation", "split"})
-        )
-        if images not in seen:
-            open_development(trial, machine, augmented=False)
-        weights = f"{trial.model.backbone} {trial.model.weights}"
-        if trial.model.weights != "none" and weights not in seen:
-            build_network(**trial.model.model_dump(), seed=0)
-        seen |= {images, weights}
+    for model in {
+        trial.model.model_dump_json(include={"backbone", "weights"}): trial.model for trial in trials
+    }.values():
+        if model.weights != "none":
+            build_network(**model.model_dump(), seed=0)
+    include = {"content", "resize_px", "resize", "interpolation", "split"}
+    for trial in {trial.data.model_dump_json(include=include): trial for trial in trials}.values():
+        open_development(trial, machine, augmented=False)
 
 
 def check_split(trial: Trial, catalog: Catalog, split: Split) -> None:

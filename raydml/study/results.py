@@ -6,10 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from raydml.inference.export import export_model
 from raydml.ops.files import write_whole
-from raydml.report.page import read_illustrations, write_report
-from raydml.report.text import summary_markdown
 from raydml.study.events import read_trials
 from raydml.study.folder import StudyError, newest_checkpoint, read_json, read_study, write_json
 from raydml.study.summary import histories, summarise
@@ -65,6 +62,10 @@ def write_results(folder: Path, record: Callable[..., None]) -> None:
 
     record: appends an event to the study's file.
     """
+    from raydml.inference.export import export_model
+    from raydml.report.page import read_illustrations, write_report
+    from raydml.report.text import summary_markdown
+
     trials = histories(folder)
     summary = summarise(folder)
     illustrations = read_illustrations(folder)

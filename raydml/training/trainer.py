@@ -22,7 +22,7 @@ from raydml.evaluation.scoring import is_collapsed, score_by_all
 from raydml.images.loader import Loader
 from raydml.images.pixels import Pixels
 from raydml.methods._base import Batch
-from raydml.models.network import preprocessing_for
+from raydml.models.network import fetch_weights, preprocessing_for
 from raydml.samplers._base import EpochPlan
 from raydml.training import checkpoint, parts
 from raydml.training.parts import learning_rate_factor
@@ -46,7 +46,7 @@ class Trainer:
         torch.set_num_threads(machine.cpus_per_trial)
         self.machine = machine
         self.device = torch.device(device)
-        # Sizes are checked before any image is decoded.
+        # Sizes and weights are checked before any image is decoded.
         self.preprocessing = preprocessing_for(
             trial.model.backbone,
             resize_px=trial.data.resize_px,
@@ -54,6 +54,7 @@ class Trainer:
             resize=trial.data.resize,
             interpolation=trial.data.interpolation,
         )
+        fetch_weights(trial.model.backbone, trial.model.weights)
         self.trial, _, self.split, self.train_images, self.val_images = open_development(trial, machine)
         self.train_labels = torch.from_numpy(np.array(self.train_images.labels)).to(self.device)
         self.method = parts.build_method(self.trial, self.train_images.labels, self.device)

@@ -124,7 +124,7 @@ def test_intervals_are_those_of_floats_in_any_order_of_codes(folder):
     ("arguments", "message"),
     [
         (("backbone:resnet18",), "Cure: --data FOLDER"),
-        (("backbone:resnet9", "--data", "images"), "'resnet9'; one of convnet"),
+        (("backbone:resnet9", "--data", "images"), "no backbone 'resnet9'; did you mean 'resnet50'? Choices: convnet"),
         (("backbone:convnet:none", "--data", "nowhere"), "no such folder, and no data set of that name"),
         (("backbone:convnet:none", "--data", "images", "--metrics", "recall"), "'recall' is not one of retrieval"),
         (("backbone:convnet:none", "--data", "images", "--codes", "binary,int4"), "'int4' is not one of float"),

@@ -9,15 +9,8 @@ import torch
 from raydml.evaluation import scoring
 from raydml.evaluation.nearness import RetrievalError
 from raydml.evaluation.protocols import RetrievalTask, retrieval_tasks
-from raydml.evaluation.scoring import (
-    METRIC_GROUPS,
-    MetricSpec,
-    ScoringError,
-    is_collapsed,
-    query_values,
-    score_by_all,
-    score_queries,
-)
+from raydml.evaluation.scoring import MetricSpec, ScoringError, is_collapsed, query_values, score_by_all, score_queries
+from raydml.metrics.names import METRIC_GROUPS
 from tests.evaluation.scored import score
 from tests.evaluation.slow_ranking import slow_recall_and_map
 from tests.golden_vectors import golden

@@ -6,8 +6,8 @@ import torchvision
 from torch import Tensor, nn
 
 from raydml.models import backbones, pretrained
-from raydml.models.backbones import BACKBONES
-from raydml.models.network import ModelError, Network, preprocessing_for
+from raydml.models.backbones import BACKBONES, ModelError
+from raydml.models.network import Network, preprocessing_for
 from raydml.models.pooling import pooling_layer
 from tests.models.networks import make
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raydml.models.backbones import BACKBONES
+from raydml.models.backbones import BACKBONES, ModelError
 from raydml.models.bn_inception import BNInception
-from raydml.models.network import ModelError, preprocessing_for
+from raydml.models.network import preprocessing_for
 from raydml.models.pooling import pooling_layer
 from raydml.models.pretrained import WeightsError, load_exactly
 from tests.golden_vectors import golden_arrays, golden_case, golden_facts

@@ -1,16 +1,16 @@
 import hashlib
-import io
-import urllib.error
-import urllib.request
 
 import pytest
+import requests
 import torch
 import torchvision
 from safetensors.torch import save_file
 
-from raydml.models.backbones import BACKBONES, BackboneFacts
-from raydml.models.network import ModelError, preprocessing_for
+from raydml.models import pretrained
+from raydml.models.backbones import BACKBONES, BackboneFacts, ModelError
+from raydml.models.network import preprocessing_for
 from raydml.models.pretrained import WeightsError
+from tests.data.file_server import Answer, file_server
 from tests.models.networks import make
 
 
@@ -41,25 +41,43 @@ def test_without_a_network_the_message_says_which_file_goes_where(tmp_path, monk
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     timeouts = []
 
-    def refuse(url, timeout):
+    def refuse(url, timeout, **_):
         timeouts.append((url, timeout))
-        raise urllib.error.URLError("no route to host")
+        raise requests.ConnectionError("HTTPSConnectionPool(host='download.pytorch.org', port=443): Max retries")
 
-    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(requests, "get", refuse)
     with pytest.raises(WeightsError) as caught:
         make(backbone="resnet18", weights="default")
     assert timeouts == [("https://download.pytorch.org/models/resnet18-f37072fd.pth", 10.0)]
     assert str(tmp_path / "checkpoints" / "resnet18-f37072fd.pth") in str(caught.value)
     assert "weights: none" in str(caught.value)
+    assert "(no connection)" in str(caught.value)
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
-def test_a_download_cut_off_leaves_nothing_behind(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [(Answer(b"half a file"), "sha256 differs"), (Answer(status=404), "the server answered 404 Not Found")],
+)
+def test_a_download_that_fails_leaves_nothing_behind(answer, message, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(urllib.request, "urlopen", lambda _url, **_options: io.BytesIO(b"half a file"))
-    with pytest.raises(WeightsError, match="sha256 differs"):
-        make(backbone="resnet18", weights="default")
+    with file_server(monkeypatch) as server:
+        server.answers = [answer]
+        monkeypatch.setattr(pretrained, "DOWNLOAD_URL", f"{server.url}/")
+        with pytest.raises(WeightsError, match=message):
+            make(backbone="resnet18", weights="default")
     assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_a_download_is_taken_if_its_digest_is_in_its_name(tmp_path, monkeypatch):
+    file = tmp_path / "checkpoints" / published(tmp_path, monkeypatch, torchvision.models.resnet18().state_dict())
+    body = file.read_bytes()
+    file.unlink()
+    with file_server(monkeypatch) as server:
+        server.answers = [Answer(body)]
+        monkeypatch.setattr(pretrained, "DOWNLOAD_URL", f"{server.url}/")
+        make(backbone="resnet18", weights="default")
+    assert file.read_bytes() == body
 
 
 def published(tmp_path, monkeypatch, state) -> str:

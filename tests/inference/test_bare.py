@@ -1,15 +1,18 @@
 """Backbones without a head: features against the libraries' own models, and names that do not exist."""
 
+import huggingface_hub
 import numpy as np
 import pytest
+import requests
 import timm
 import torch
 import torchvision
 from PIL import Image
+from safetensors.torch import save_file
 from timm.data import create_transform, resolve_model_data_config
 
-from raydml.inference.evaluate import open_bare
-from raydml.models.network import ModelError
+from raydml.inference.bare import open_bare
+from raydml.models.backbones import ModelError
 from raydml.models.pretrained import WeightsError
 
 
@@ -54,15 +57,47 @@ def test_a_model_of_timm_sees_images_as_timm_prepares_them():
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("backbone:resnet9", "'resnet9'; one of convnet, resnet18"),
+        ("backbone:resnet9", "no backbone 'resnet9'.*Choices: convnet, resnet18"),
         ("timm:resnet10t_nothing", "has no such model"),
         ("timm:resnet10t:other", "weights are default or none"),
         ("elsewhere:resnet18", "backbone:NAME or timm:NAME"),
         ("backbone:", "backbone:NAME or timm:NAME"),
-        ("backbone:convnet", "convnet has no published weights"),
+        ("backbone:convnet", "convnet has no published weights. Cure: one that has .backbone:resnet18, "),
+        ("backbone:bn_inception", "get bn_inception-52deb4733.pth .* and write backbone:bn_inception:PATH"),
+        ("backbone:resnet18:nowhere.pth", "no such file: nowhere.pth"),
     ],
 )
 def test_what_does_not_exist_is_explained(target, message):
-    error = WeightsError if target == "backbone:convnet" else ModelError
+    error = WeightsError if target.startswith(("backbone:convnet", "backbone:bn", "backbone:resnet18")) else ModelError
     with pytest.raises(error, match=message):
         open_bare(target)
+
+
+def test_timm_without_a_network_is_refused_after_one_try_with_the_place_for_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
+    tried = []
+
+    def refuse(url, **_):
+        tried.append(url)
+        raise requests.ConnectionError("HTTPSConnectionPool(host='huggingface.co', port=443): Max retries exceeded")
+
+    monkeypatch.setattr(requests, "head", refuse)
+    with pytest.raises(WeightsError) as caught:
+        open_bare("timm:resnet10t.c3_in1k")
+    assert tried == ["https://huggingface.co/timm/resnet10t.c3_in1k/resolve/main/model.safetensors"]
+    place = tmp_path / "checkpoints" / "timm--resnet10t.c3_in1k.safetensors"
+    assert str(caught.value) == (
+        f"weights: default: cannot fetch {tried[0]} (no connection). Without a network: fetch that file elsewhere and "
+        f"put it at {place}, or timm:resnet10t.c3_in1k:none for random weights"
+    )
+    torch.manual_seed(1)
+    theirs = timm.create_model("resnet10t.c3_in1k")
+    place.parent.mkdir()
+    save_file(theirs.state_dict(), place)
+    ours = open_bare("timm:resnet10t.c3_in1k").network
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        features = theirs.eval().forward_head(theirs.forward_features(images), pre_logits=True)
+        torch.testing.assert_close(ours(images), torch.nn.functional.normalize(features, dim=1))
+    assert len(tried) == 1

@@ -1,0 +1,199 @@
+"""Backbones without an embedding head: what a training has to beat.
+
+    backbone:resnet50            a backbone of raydml's table (torchvision and BN-Inception), published ImageNet weights
+    backbone:resnet50:none       the same with random weights;  backbone:bn_inception:PATH  weights from a file
+    timm:vit_small_patch16_224   any model of timm, its published weights and preprocessing;  timm:NAME:none  random
+
+The embedding of such a backbone is its pooled features, scaled to length 1.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from raydml.errors import did_you_mean
+from raydml.images.preprocessing import Preprocessing
+from raydml.models.backbones import BACKBONES, ModelError
+from raydml.models.pretrained import WeightsError, path_of_published, published_weights, refuse_unreachable
+
+if TYPE_CHECKING:  # a target is checked before torch and timm are imported
+    from torch import nn
+
+PREFIXES = ("backbone:", "timm:")
+_SEED = 0
+
+
+class BareTarget(NamedTuple):
+    """The parts of "backbone:NAME[:WEIGHTS]" or "timm:NAME[:WEIGHTS]".
+
+    weights: "default" (published), "none" (random, seed 0), or a path (backbone: only).
+    """
+
+    kind: str
+    name: str
+    weights: str
+
+    def __str__(self) -> str:
+        return ":".join(self)
+
+
+class BareBackbone(NamedTuple):
+    """A backbone without an embedding head, and its preprocessing.
+
+    network: prepared images (B, 3, crop, crop) to unit features (B, F), in evaluation mode on the CPU.
+    """
+
+    name: str
+    network: nn.Module
+    preprocessing: Preprocessing
+
+
+def parse_target(text: str) -> BareTarget:
+    """Return the parts of a target, after every check that needs neither torch nor a network.
+
+    Raises ModelError for an unknown name, WeightsError for a backbone without published weights or a missing file.
+    """
+    kind, _, rest = text.partition(":")
+    name, _, weights = rest.partition(":")
+    target = BareTarget(kind, name, weights or "default")
+    if f"{kind}:" not in PREFIXES or not name:
+        raise ModelError(f"{text!r}: a bare backbone is backbone:NAME or timm:NAME")
+    if kind == "timm":
+        if target.weights not in ("default", "none"):
+            raise ModelError(f"{text}: weights are default or none")
+        return target
+    if name not in BACKBONES:
+        hint = did_you_mean(name, BACKBONES) or "."
+        raise ModelError(f"{text}: no backbone {name!r}{hint} Choices: {', '.join(BACKBONES)}; or timm:NAME")
+    facts = BACKBONES[name]
+    if target.weights == "default" and facts.weights_file is None:
+        published = ", ".join(f"backbone:{other}" for other, one in BACKBONES.items() if one.weights_file)
+        by_path = f", or get {facts.weights_by_path} and write {kind}:{name}:PATH" if facts.weights_by_path else ""
+        raise WeightsError(
+            f"{text}: {name} has no published weights. Cure: one that has ({published}){by_path}, or "
+            f"{kind}:{name}:none for random weights"
+        )
+    if target.weights not in ("default", "none") and not Path(target.weights).is_file():
+        raise WeightsError(
+            f"{text}: no such file: {target.weights}. Cure: a .pth or .safetensors file, default or none"
+        )
+    return target
+
+
+def open_bare(text: str, *, resize_px: int = 256, crop_px: int = 224) -> BareBackbone:
+    """Return the backbone of a target. resize_px, crop_px: for raydml's own; timm's models define their own.
+
+    Raises ModelError for unknown names or crops that do not fit, WeightsError for weights that are not available.
+    """
+    target = parse_target(text)
+    if target.kind == "timm":
+        return _of_timm(target)
+    from raydml.models.network import build_network, preprocessing_for
+
+    weights, file_name = target.weights, BACKBONES[target.name].weights_file
+    if weights == "default" and file_name is not None:
+        weights = str(published_weights(file_name, _random(target)))
+    network = build_network(
+        backbone=target.name,
+        embedding_dim=1,  # of the head, which is left out
+        layer_norm=False,
+        normalize="none",
+        freeze_batch_norm=False,
+        weights=weights,
+        seed=_SEED,
+    )
+    preprocessing = preprocessing_for(target.name, resize_px=resize_px, crop_px=crop_px)
+    return BareBackbone(str(target), _with_unit_features(network.trunk), preprocessing)
+
+
+def _random(target: BareTarget) -> str:
+    return f"{target.kind}:{target.name}:none for random weights"
+
+
+def _with_unit_features(trunk: nn.Module) -> nn.Module:
+    """Return a module, in evaluation mode, that scales the features of a backbone to length 1."""
+    import torch
+
+    class UnitFeatures(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk = trunk
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.normalize(self.trunk(images).float(), dim=1)
+
+    return UnitFeatures().eval()
+
+
+def _of_timm(target: BareTarget) -> BareBackbone:
+    try:
+        import timm
+    except ImportError as error:
+        raise ModelError(f"timm:{target.name}: timm is not installed. Cure: pip install 'raydml[timm]'") from error
+    import torch
+
+    if not timm.is_model(target.name):
+        near = timm.list_models(f"*{target.name.split('.')[0]}*")[:5]
+        hint = f"; names like it: {', '.join(near)}" if near else ""
+        raise ModelError(f"timm:{target.name}: timm {timm.__version__} has no such model{hint}")
+    file = _weights_of_timm(target) if target.weights == "default" else None
+    local = {} if file is None else {"pretrained_cfg_overlay": {"file": str(file)}}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(_SEED)
+            trunk = timm.create_model(target.name, pretrained=target.weights == "default", num_classes=0, **local)
+    except OSError as error:  # the hub refuses the file, or the connection breaks
+        reason = str(error).strip().partition("\n")[0]
+        raise WeightsError(
+            f"{target}: timm cannot load the weights: {reason}. Cure: try again, or {_random(target)}"
+        ) from error
+    return BareBackbone(str(target), _with_unit_features(trunk), _preprocessing_of(target.name, trunk))
+
+
+def _weights_of_timm(target: BareTarget) -> Path | None:
+    """Return the file of the published weights that is on this machine; None where timm has to fetch it.
+
+    It is looked for in the cache of the Hugging Face hub and beside the other published weights. Raises WeightsError
+    where the server cannot be reached, which timm would try 12 times. Raises ModelError for a model without weights.
+    """
+    import timm
+    from huggingface_hub import hf_hub_url, try_to_load_from_cache
+
+    facts = timm.get_pretrained_cfg(target.name, allow_unregistered=True)
+    if facts is None or not (facts.hf_hub_id or facts.url):
+        raise WeightsError(
+            f"{target}: timm has no weights of this model. Cure: timm:{target.name}:none, or another name"
+        )
+    if facts.hf_hub_id is None:
+        address = str(facts.url)
+        file = path_of_published(address.rpartition("/")[2])
+    else:
+        name = facts.hf_hub_filename or "model.safetensors"
+        for known in (name, "pytorch_model.bin"):
+            if isinstance(cached := try_to_load_from_cache(facts.hf_hub_id, known), str):
+                return Path(cached)
+        address = hf_hub_url(facts.hf_hub_id, name)
+        file = path_of_published(f"{facts.hf_hub_id.replace('/', '--')}{Path(name).suffix}")
+    if file.exists():
+        return file
+    refuse_unreachable(address, file, _random(target))
+    return None
+
+
+def _preprocessing_of(name: str, trunk: nn.Module) -> Preprocessing:
+    from timm.data import resolve_model_data_config
+
+    config: dict[str, Any] = resolve_model_data_config(trunk)
+    channels, height, width = config["input_size"]
+    if channels != 3 or height != width:
+        raise ModelError(f"timm:{name} takes images of {config['input_size']}; raydml makes square RGB images only")
+    return Preprocessing(
+        # As in timm's own transform: the short side to floor(crop / crop_pct), then the centre.
+        resize_px=int(height / config["crop_pct"]),
+        crop_px=height,
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        resize="squash" if config.get("crop_mode") == "squash" else "short_side",
+        interpolation=config["interpolation"],
+    )
