@@ -39,7 +39,8 @@ class Problem(NamedTuple):
     def __str__(self) -> str:
         head = f"{self.where}: " if self.where else ""
         shown = "" if self.value is ABSENT else f" = {_shorten(self.value)}"
-        lines = [f"{head}{self.path}{shown}: {self.message}"]
+        key = f"{self.path}{shown}: " if self.path or shown else ""
+        lines = [f"{head}{key}{self.message}"]
         if self.choices:
             lines.append(f"    choices: {', '.join(str(choice) for choice in self.choices)}")
         if self.nearest:
@@ -243,16 +244,8 @@ def _quoted(text: str) -> tuple[str, ...]:
     return tuple(re.findall(r"'([^']*)'", text))
 
 
-def quoted(text: str) -> str:
-    """Return a text in quotes as it was typed: only control characters are escaped, not the bytes outside UTF-8."""
-    shown = "".join(
-        letter if letter.isprintable() or "\udc80" <= letter <= "\udcff" else repr(letter)[1:-1] for letter in text
-    )
-    return f"'{shown}'"
-
-
 def _shorten(value: object, limit: int = 120) -> str:
-    text = quoted(value) if isinstance(value, str) else _as_yaml(value)
+    text = repr(value) if isinstance(value, str) else _as_yaml(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

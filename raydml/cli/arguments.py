@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 from rich.console import Console
@@ -68,9 +69,23 @@ def echo(console: Console, text: str) -> None:
 
 
 def refuse_used(argument: str, folder: Path) -> None:
-    """Raise CommandError unless a folder is new or empty."""
-    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
+    """Raise CommandError unless a folder is new or empty and can be written."""
+    refuse_unwritable(argument, folder)
+    if folder.exists() and any(folder.iterdir()):
         raise CommandError(f"{argument} exists and is not empty. Cure: name a new folder")
+
+
+def refuse_unwritable(argument: str, path: Path, kind: Literal["folder", "file"] = "folder") -> None:
+    """Raise CommandError, before any work is done, where a folder or file cannot be written; nothing is left behind."""
+    with writing(argument, kind):
+        with suppress(FileNotFoundError):
+            path.stat()  # refuses a path below a file and names that are too long
+        if kind == "file" and path.exists():
+            with open(path, "ab"):
+                return
+        above = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+        with tempfile.TemporaryFile(dir=above):
+            pass
 
 
 @contextmanager
@@ -79,7 +94,10 @@ def writing(argument: str, kind: str = "folder") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CommandError(f"{argument}: {error}. Cure: a {kind} that can be written") from error
+        place = f" ({error.filename})" if error.filename else ""
+        raise CommandError(
+            f"{argument}: {error.strerror or error}{place}. Cure: a {kind} that can be written"
+        ) from error
 
 
 class FoundModel(NamedTuple):

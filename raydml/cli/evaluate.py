@@ -22,6 +22,7 @@ from raydml.cli.arguments import (
     find_model,
     new_console,
     record_test_read,
+    refuse_unwritable,
     study_above,
     with_data_root,
     writing,
@@ -100,7 +101,8 @@ def evaluate(
     if save_embeddings is not None:
         if save_embeddings.suffix != ".npz":
             raise CommandError(f"--save-embeddings {save_embeddings}: the file is a NumPy archive. Cure: name it *.npz")
-        with writing(f"--save-embeddings {save_embeddings}", "file"):  # fails now rather than after the work
+        refuse_unwritable(f"--save-embeddings {save_embeddings}", save_embeddings, "file")
+        with writing(f"--save-embeddings {save_embeddings}", "file"):
             save_embeddings.parent.mkdir(parents=True, exist_ok=True)
     is_saved = target.endswith(".npz")
     options: dict[str, Any] = {"--on": on, "--untrained": untrained}

@@ -23,6 +23,7 @@ from raydml.cli.arguments import (
     find_model,
     new_console,
     program_of,
+    refuse_unwritable,
     refuse_used,
     writing,
 )
@@ -126,6 +127,8 @@ def query(
     """Print the gallery images that are nearest to each IMAGE.
 
     Distances are Euclidean; between embeddings of length 1 they range from 0 (the same) to 2 (opposite)."""
+    if picture is not None:
+        refuse_unwritable(f"--picture {picture}", picture, "file")
     from raydml.inference.gallery import Gallery
     from raydml.report.retrievals import draw_neighbours
 

@@ -6,8 +6,12 @@
 
 from __future__ import annotations
 
+import codecs
+import errno
 import importlib.metadata
+import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +28,15 @@ from raydml.ops.progress import show_log, show_progress
 RUN, LOOK, TAKE, IMAGES = "Run a study", "Look at results", "One configuration, one model", "Images"
 
 
+#: Mistakes of the user that only the operating system notices, and their cures.
+_FULL_OR_TOO_LONG = {
+    errno.ENAMETOOLONG: "give a shorter name or path",
+    errno.ENOSPC: "free disk space, or write to another disk",
+    errno.EDQUOT: "free disk space, or write to another disk",
+    errno.EROFS: "name a folder that can be written",
+}
+
+
 class Commands(TyperGroup):
     """Turn the exceptions of a command into the exit codes above."""
 
@@ -36,7 +49,15 @@ class Commands(TyperGroup):
         except ValueError as error:
             if not is_users_mistake(error):
                 raise
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(f"error: {as_typed(str(error))}", err=True)
+            raise typer.Exit(2) from None
+        except OSError as error:
+            if error.errno not in _FULL_OR_TOO_LONG:
+                raise
+            place = error.filename or "what this command prints, or a file that it writes"
+            typer.echo(f"error: {place}: {error.strerror}. Cure: {_FULL_OR_TOO_LONG[error.errno]}", err=True)
+            if error.filename is None:  # the interpreter would try once more at its end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             raise typer.Exit(2) from None
 
 
@@ -49,6 +70,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Metric-learning studies on Ray: search, confirm, open the test classes once; all of it in MLflow.",
 )
+
+
+def as_typed(message: str) -> str:
+    """Return a message in which names are shown as they were typed: the bytes outside UTF-8 that `repr` escapes."""
+    return re.sub(r"\\udc([89a-f][0-9a-f])", lambda found: chr(0xDC00 + int(found[1], 16)), message)
 
 
 def is_users_mistake(error: ValueError) -> bool:
@@ -141,6 +167,9 @@ def prepare_environment() -> None:
 def program_name(argv0: str) -> str:
     """The words that start this program on the command line, for printed commands that can be copied."""
     script = Path(argv0)
+    if script.name == "__main__.py":
+        module = f"-m {script.parent.name}"
+        return f"uv run python {module}" if "UV_RUN_RECURSION_DEPTH" in os.environ else f"python {module}"
     if script.suffix != ".py":
         return script.name
     return f"uv run {argv0}" if "UV_RUN_RECURSION_DEPTH" in os.environ else f"python {argv0}"
@@ -156,7 +185,29 @@ def with_default_command(arguments: Sequence[str], default_space: Path | None) -
     return ["sweep", str(shown), *arguments]
 
 
+def with_home_folders(arguments: Sequence[str]) -> list[str]:
+    """Expand ~ where a shell leaves it: in --option=~/folder, and in quotes."""
+
+    def expanded(argument: str) -> str:
+        option, equals, value = argument.partition("=")
+        if equals and option.startswith("--"):
+            return f"{option}={os.path.expanduser(value)}"
+        return os.path.expanduser(argument)
+
+    return [expanded(argument) for argument in arguments]
+
+
+def show_every_name() -> None:
+    """Let standard output and error take every file name: bytes outside UTF-8 as they are, other letters escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            is_utf8 = codecs.lookup(stream.encoding).name == "utf-8"
+            stream.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")
+
+
 def main(default_space: Path | None = None) -> None:
     """Run the command in ``sys.argv``; without a command, ``launch.py`` sweeps ``default_space``."""
     sys.meta_path.insert(0, ImportNotices())
-    app(args=with_default_command(sys.argv[1:], default_space), prog_name=program_name(sys.argv[0]))
+    show_every_name()
+    arguments = with_home_folders(sys.argv[1:])
+    app(args=with_default_command(arguments, default_space), prog_name=program_name(sys.argv[0]))

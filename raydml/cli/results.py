@@ -11,7 +11,17 @@ from typing import Annotated
 import typer
 
 from raydml.cli import tables
-from raydml.cli.arguments import STORAGE, CommandError, StorageOption, Target, TrackingUri, echo, new_console, writing
+from raydml.cli.arguments import (
+    STORAGE,
+    CommandError,
+    StorageOption,
+    Target,
+    TrackingUri,
+    echo,
+    new_console,
+    refuse_unwritable,
+    writing,
+)
 
 
 class ReportFormat(str, Enum):
@@ -72,11 +82,12 @@ def report(
     from raydml.study.summary import histories, summarise
 
     folder = find_study(study, storage)
+    out = out or folder / "report"
+    refuse_unwritable(f"--out {out}", out)
     # Not from summary.json: an unfinished study has no such file.
     trials = histories(folder)
     summary = summarise(folder)
     chosen = [one.value for one in formats or ReportFormat]
-    out = out or folder / "report"
     with writing(f"--out {out}"):
         written = write_report(out, summary, trials, read_illustrations(folder), chosen)
     typer.echo(summary_markdown(summary))

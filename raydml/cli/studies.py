@@ -27,6 +27,7 @@ from raydml.cli.arguments import (
     refuse_used,
     study_argument,
     with_data_root,
+    writing,
 )
 from raydml.errors import did_you_mean
 
@@ -160,9 +161,9 @@ def trial(
     storage: StorageOption = STORAGE,
 ) -> None:
     """Train one configuration in this process, without Ray; same numbers."""
-    settings, machine = read_trial(config, storage, data_root, overrides or ())
     if save is not None:
         refuse_used(f"--save {save}", save)
+    settings, machine = read_trial(config, storage, data_root, overrides or ())
     from raydml.config.trial import fingerprint
     from raydml.evaluation.embed import device_of
     from raydml.training.trainer import Trainer
@@ -176,7 +177,8 @@ def trial(
         if result["epoch"] == max_epochs:
             break
     if save is not None:
-        trainer.save(save)
+        with writing(f"--save {save}"):
+            trainer.save(save)
     if not as_json:
         if trainer.ended not in ("", "finished"):
             echo(console, f"ended: {trainer.ended.replace('_', ' ')}")

@@ -10,7 +10,7 @@ from raydml.data.catalog import Catalog, DataError, catalog_of, refuse_small_cla
 from raydml.data.glyphs import draw_glyphs, open_glyphs
 from raydml.data.image_folder import scan_folders
 from raydml.data.image_list import read_image_list
-from raydml.errors import did_you_mean, quoted
+from raydml.errors import did_you_mean
 
 DATASETS = {
     "digits": "scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, 10 classes; no files",
@@ -47,7 +47,7 @@ def open_catalog(name: str, root: Path | None, list_file: str | None = None) -> 
         raise DataError(f"data.name = {name!r} needs machine.data_root, the folder of the images (--data-root)")
     if not root.is_dir():
         raise DataError(
-            f"machine.data_root = {quoted(str(root))} is not a folder on this machine; give the folder of the images "
+            f"machine.data_root = {str(root)!r} is not a folder on this machine; give the folder of the images "
             "(--data-root)"
         )
     if name in BENCHMARK_OF:

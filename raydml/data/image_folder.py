@@ -15,7 +15,6 @@ from raydml.data.formats import (
     is_undecoded,
     left_out,
 )
-from raydml.errors import quoted
 
 
 class ClassFolders(NamedTuple):
@@ -69,7 +68,7 @@ def scan_folders(root: Path) -> ClassFolders:
         found = f"; it holds {count_suffixes(scan.doubtful)}: {CONVERT}" if scan.doubtful else ""
         problems = [f"no class folder with images ({', '.join(DECODED_FORMATS)}) in it{found}"]
     if problems:
-        raise DataError(f"machine.data_root = {quoted(str(root))}: " + "\n".join(problems))
+        raise DataError(f"machine.data_root = {str(root)!r}: " + "\n".join(problems))
     spelled, spelling_notes = join_spellings(file.class_name for file in files)
     classes, part_notes = join_parts(spelled.values())
     joined = [file._replace(class_name=classes[spelled[file.class_name]]) for file in files]

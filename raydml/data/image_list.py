@@ -13,7 +13,6 @@ from typing import NamedTuple
 from raydml.data.catalog import PARTS, ROLES, DataError, ImageEntry, ImageFile, find_files, listed
 from raydml.data.class_names import join_spellings, readable
 from raydml.data.formats import CONVERT, count_suffixes, is_undecoded
-from raydml.errors import quoted
 
 _COLUMNS = ("path", "label", "split", "role")  # the first two are required
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -52,7 +51,7 @@ def read_image_list(root: Path, list_file: str | None) -> ListedImages:
     if list_file is None:
         raise DataError("data.name = 'image_list' needs data.list_file, a CSV file with the columns path,label")
     file = root / Path(list_file).expanduser()
-    key = f"data.list_file = {quoted(str(file))}"
+    key = f"data.list_file = {str(file)!r}"
     lines: dict[str, int] = {}  # path as listed -> line
     entries: list[ImageEntry] = []
     problems: list[str] = []
@@ -62,7 +61,7 @@ def read_image_list(root: Path, list_file: str | None) -> ListedImages:
             problems.append(f"line {number}: {entry}")
         elif entry.path in lines:
             problems.append(
-                f"line {number}: {quoted(fields['path'])} is listed twice, first in line {lines[entry.path]}; remove "
+                f"line {number}: {fields['path']!r} is listed twice, first in line {lines[entry.path]}; remove "
                 "one (it would find itself)"
             )
         else:
@@ -160,7 +159,7 @@ def _fields(text: str, key: str) -> list[tuple[int, dict[str, str]]]:
     if lacking := [column for column in _COLUMNS[:2] if column not in columns]:
         raise DataError(
             f"{key} has no column {' and no column '.join(lacking)}; line {header.line} has, separated by "
-            f"{_SEPARATORS.get(separator, quoted(separator))}: {', '.join(columns) or 'none'}. Name the columns in the "
+            f"{_SEPARATORS.get(separator, repr(separator))}: {', '.join(columns) or 'none'}. Name the columns in the "
             "first line: path,label and optionally split,role, separated by commas, semicolons or tabs"
         )
     places = {column: columns.index(column) for column in _COLUMNS if column in columns}
@@ -214,7 +213,7 @@ def _entry_of(fields: dict[str, str]) -> ImageEntry | str:
         return "path or label is empty; give both, or remove the line"
     plain = _plain(path)
     if _leaves(plain) or os.path.isabs(path):
-        return f"{quoted(path)} leaves machine.data_root; give paths relative to it"
+        return f"{path!r} leaves machine.data_root; give paths relative to it"
     if part not in ("", *PARTS):
         return f"split = {part!r}; choices: {', '.join(PARTS)}, or no split at all"
     if role not in ("", *ROLES):

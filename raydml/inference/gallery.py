@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from raydml.data.catalog import images_below, listed, log_notes
 from raydml.data.formats import CONVERT, DECODED_FORMATS, count_suffixes, left_out
-from raydml.errors import quoted
 from raydml.images.pixels import UnreadableImage, decode, decode_in_order
 from raydml.inference.export import EmbeddingModel
 from raydml.ops.files import write_whole
@@ -54,13 +53,13 @@ def image_names(root: Path) -> list[str]:
     Raises GalleryError if the folder cannot be read or holds no image.
     """
     if not root.is_dir():
-        raise GalleryError(f"FOLDER = {quoted(str(root))} is no folder. Cure: give the folder that holds the images")
+        raise GalleryError(f"FOLDER = {str(root)!r} is no folder. Cure: give the folder that holds the images")
     passed_over: list[str] = []
     names = sorted(images_below(root, "", _refuse, passed_over))
     if not names:
         found = f"; they hold {count_suffixes(passed_over)}. Cure: {CONVERT}" if passed_over else ""
         formats = ", ".join(DECODED_FORMATS)
-        raise GalleryError(f"FOLDER = {quoted(str(root))} and its folders hold no image ({formats}){found}")
+        raise GalleryError(f"FOLDER = {str(root)!r} and its folders hold no image ({formats}){found}")
     if passed_over:
         log_notes([left_out(passed_over)])
     return names

@@ -16,15 +16,16 @@ def write_whole(
 
     A reader sees the old file or the new one. The other name is removed when anything raises.
 
-    content: text (UTF-8, line feeds as they are), bytes, or a function that writes the file it is given. fsync: wait
-    until the content is on the disk before it gets its name. several_writers: more than one process may write this file
-    at the same time; each then writes under a name of its own.
+    content: text (UTF-8, line feeds as they are, the bytes of file names that are not UTF-8 escaped), bytes, or a
+    function that writes the file it is given. fsync: wait until the content is on the disk before it gets its name.
+    several_writers: more than one process may write this file at the same time; each then writes under a name of its
+    own.
     """
     token = f".{uuid.uuid4().hex}" if several_writers else ""
     aside = path.with_name(f".{path.name}{token}.partial")
     try:
         if isinstance(content, str):
-            aside.write_bytes(content.encode())
+            aside.write_bytes(content.encode("utf-8", "backslashreplace"))
         elif isinstance(content, bytes):
             aside.write_bytes(content)
         else:

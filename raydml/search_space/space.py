@@ -87,7 +87,12 @@ def load_space(
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        message = f"is not UTF-8: byte 0x{error.object[error.start]:02x}"
+        cure = "save the file in UTF-8"
+        raise SpaceError([Problem("", ABSENT, message, cure=cure, where=f"{path}:{line}")]) from error
+    except OSError as error:
         raise SpaceError([Problem(str(path), ABSENT, f"cannot be read: {error}", cure="name a YAML file")]) from error
     root, problems = read_yaml(text, str(path))
     if root is None:

@@ -2,7 +2,7 @@
 
 `1e-4`, `1E5` and `.5e-3` are numbers (PyYAML reads texts), only true and false are booleans (`no`, `on` are texts),
 and there are no dates. Refused, each with its line: a key written twice, tags, merge keys, keys that are not texts, an
-alias that contains itself.
+alias that contains itself, more levels, values (as aliases multiply them) or digits than any configuration has.
 """
 
 from __future__ import annotations
@@ -28,8 +28,20 @@ class Node:
     where: str
 
 
+_MAX_LEVELS = 50
+_MAX_VALUES = 100_000
+_MAX_INT = 2**63  # what numpy, torch and JSON readers can hold
+# Halves of letters beyond U+FFFF, and bytes of a command line that is not UTF-8 (U+DC80 to U+DCFF).
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_NO_TEXT = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+
+
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the scalars of YAML 1.2."""
+    """SafeLoader with the scalars of YAML 1.2, and with file names that are not UTF-8."""
+
+    NON_PRINTABLE = re.compile(  # type: ignore[misc]
+        "[^\t\n\r -~\x85\xa0-\ud7ff\udc80-\udcff\ue000-\ufffd\U00010000-\U0010ffff]"
+    )
 
     # Its own table: the base class shares one among all loaders.
     yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}  # type: ignore[misc]
@@ -54,11 +66,23 @@ def read_yaml(text: str, source: str, *, lines: bool = True) -> tuple[Node | Non
     reader = _Reader(source, lines)
     try:
         root = yaml.compose(text, Loader=_Loader)
+        if root is None:
+            return Node(None, reader.where(0)), []
+        return reader.node(root, ()), reader.problems
     except yaml.YAMLError as error:
-        return None, [reader.syntax_problem(error)]
-    if root is None:
-        return Node(None, reader.where(0)), []
-    return reader.node(root, ()), reader.problems
+        return None, [reader.syntax_problem(error, text)]
+    except RecursionError:
+        return None, [reader.too_large(0, f"has more than {_MAX_LEVELS} levels of lists and blocks")]
+    except _TooLargeError as error:
+        return None, [error.problem]
+
+
+class _TooLargeError(Exception):
+    """Ends the reading of a document that no configuration can be."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self.problem = problem
 
 
 _KINDS = ("null", "bool", "int", "float", "str", "merge", "map", "seq")
@@ -74,7 +98,11 @@ def _scalar(kind: str, text: str) -> Any:
                 raise ValueError(text)
             return text.lower() == "true"
         case "int":
-            return int(text)
+            # Python refuses to read more than 4,300 digits, and a number of 20 digits is beyond the limit already.
+            number = int(text) if len(text) <= 20 else _MAX_INT
+            if abs(number) >= _MAX_INT:
+                raise OverflowError(text)
+            return number
         case "float":
             return float(re.sub(r"\.(?=inf|nan)", "", text.lower()))
     return text
@@ -88,11 +116,21 @@ class _Reader:
         self.lines = lines
         self.problems: list[Problem] = []
         self._open: list[yaml.Node] = []
+        self._num_values = 0
 
     def where(self, line: int) -> str:
         return f"{self.source}:{line + 1}" if self.lines else self.source
 
-    def syntax_problem(self, error: yaml.YAMLError) -> Problem:
+    def too_large(self, line: int, message: str) -> Problem:
+        return Problem("", ABSENT, message, cure="write a file of a few hundred lines", where=self.where(line))
+
+    def syntax_problem(self, error: yaml.YAMLError, text: str) -> Problem:
+        if isinstance(error, yaml.reader.ReaderError):
+            line = text.count("\n", 0, error.position)
+            letter = error.character if isinstance(error.character, str) else chr(error.character)
+            message = f"holds the character U+{ord(letter):04X}, which no YAML file may hold"
+            cure = "remove it, or save the file again in UTF-8"
+            return Problem("", ABSENT, message, cure=cure, where=self.where(line))
         mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
         detail = error.problem if isinstance(error, yaml.MarkedYAMLError) else str(error)
         where = self.where(mark.line) if mark else self.source
@@ -102,6 +140,13 @@ class _Reader:
 
     def node(self, node: yaml.Node, path: tuple[str | int, ...]) -> Node:
         where = self.where(node.start_mark.line)
+        self._num_values += 1
+        if self._num_values > _MAX_VALUES:
+            message = f"has more than {_MAX_VALUES:,} values, as aliases multiply them"
+            raise _TooLargeError(self.too_large(node.start_mark.line, message))
+        if len(self._open) > _MAX_LEVELS:
+            message = f"has more than {_MAX_LEVELS} levels of lists and blocks"
+            raise _TooLargeError(self.too_large(node.start_mark.line, message))
         if any(node is ancestor for ancestor in self._open):
             self._report(path, where, "contains itself through an alias", "write it out")
             return Node(None, where)
@@ -116,6 +161,13 @@ class _Reader:
         value: Any = None
         try:
             value = _scalar(kind, node.value) if isinstance(node, yaml.ScalarNode) else None
+            if isinstance(value, str) and _SURROGATES.search(value):
+                value = value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+                if _NO_TEXT.search(value):
+                    self._report(path, where, "holds half of a letter, \\ud800 to \\udfff", "write the whole letter")
+        except OverflowError:
+            message = f"is a whole number of {len(node.value.lstrip('+-')):,} digits, and at most 18 are used here"
+            self._report(path, where, message, "write a smaller number")
         except ValueError:
             kind = "unreadable"
         if kind not in _KINDS:

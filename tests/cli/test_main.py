@@ -698,3 +698,68 @@ def test_evaluate_does_not_look_for_models_in_folders_below_the_one_that_was_nam
     (stranger / "model.json").write_text("{}")
     with pytest.raises(arguments.CommandError, match="no checkpoint and no exported model"):
         arguments.find_model(str(tmp_path), tmp_path / "studies", None, tmp_path)
+
+
+def test_the_home_folder_is_expanded_where_a_shell_leaves_it(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    given = ["--data-root=~/photos", "~/x.yaml", "--set", "machine.data_root=~/y", "--name", "a~b", "~nobody-here/x"]
+    expected = ["--data-root=/home/me/photos", "/home/me/x.yaml", *given[2:]]
+    assert main.with_home_folders(given) == expected
+
+
+def test_started_as_a_module_it_prints_commands_that_start_the_module(monkeypatch):
+    monkeypatch.delenv("UV_RUN_RECURSION_DEPTH", raising=False)
+    assert main.program_name("/site-packages/raydml/__main__.py") == "python -m raydml"
+    monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
+    assert main.program_name("/site-packages/raydml/__main__.py") == "uv run python -m raydml"
+
+
+def test_names_in_messages_are_as_they_were_typed():
+    assert main.as_typed("no study 'caf\\udce9 \\n'") == "no study 'caf\udce9 \\n'"
+
+
+@pytest.mark.parametrize("place", ["file/x", "file", "x" * 300, "file/y/z"])
+def test_what_cannot_be_written_is_refused_before_the_work(tmp_path, place):
+    (tmp_path / "file").write_text("kept")
+    write_trial(tmp_path / "t.yaml")
+    make_study(tmp_path / "studies")
+    for command in (
+        ("trial", "t.yaml", "--save", place),
+        ("export", "digits", place),
+        ("index", "digits", ".", place),
+        ("report", "digits", "--out", place),
+        ("query", "gallery", "x.png", "--picture", place if place != "file" else "."),
+        ("evaluate", "digits", "--save-embeddings", f"{place}/x.npz"),
+    ):
+        message = refused(*command)
+        assert "that can be written" in message, command
+        assert place[:9] in message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "studies", "t.yaml"]
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_name_that_no_file_system_takes_is_a_mistake_of_the_user():
+    for command in (("status", "x" * 300), ("sweep", "x" * 300), ("trial", "x" * 300)):
+        assert "name too long" in refused(*command).lower()
+
+
+@pytest.mark.slow
+def test_the_program_as_a_module_and_with_names_outside_utf_8():
+    """One process for each: the module, a name that is not UTF-8 in two locales, and a full standard output."""
+    command = [sys.executable, "-m", "raydml"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    version = subprocess.run([*command, "--version"], capture_output=True, text=True, env=environment, check=True)
+    assert version.stdout.startswith("raydml ")
+    ascii_locale = {"PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    for locale, shown in (({"PYTHONUTF8": "1"}, b"'caf\xe9'"), (ascii_locale, b"'caf")):
+        status = [*map(os.fsencode, [*command, "status"]), b"caf\xe9"]
+        done = subprocess.run(status, capture_output=True, env={**environment, **locale}, check=False)
+        assert done.returncode == 2
+        assert b"no study " + shown in done.stderr
+    with open("/dev/full", "w") as full:
+        listing = [*command, "list", "miners"]
+        done = subprocess.run(listing, stdout=full, stderr=subprocess.PIPE, env=environment, check=False)
+    assert done.returncode == 2
+    assert b"No space left on device" in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert b"Exception ignored" not in done.stderr

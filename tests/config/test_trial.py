@@ -405,3 +405,22 @@ def test_shares_of_a_gpu_that_cannot_be_given_are_refused(machine):
     assert set(problems_of(parse_machine, machine)) == {"gpus_per_trial"}
     for good in (0, 0.5, 1, 2, "auto"):
         assert parse_machine({"gpus_per_trial": good}).gpus_per_trial == good
+
+
+@pytest.mark.parametrize("name", ["cache", "mlartifacts", "MLflow.db", "mlflow.db-wal", "test_reads.jsonl", "MLRUNS"])
+def test_a_study_cannot_have_the_name_of_what_is_beside_the_studies(name):
+    problem = problems_of(parse_study, {"name": name})["name"]
+    assert "something else in the folder of the studies" in problem.message
+    assert "--name" in problem.cure
+
+
+@pytest.mark.parametrize("name", [".", "..", "", "a/b", "-a", "a b", "run😀", "a\n", "x" * 201])
+def test_what_is_no_name_of_a_folder_is_no_name_of_a_study(name):
+    problem = problems_of(parse_study, {"name": name})["name"]
+    assert problem.value == name
+    assert problem.cure
+
+
+def test_names_of_studies():
+    for name in ("a", "mlflow", "cache2", "my-run_1.0", "x" * 200):
+        assert parse_study({"name": name}).name == name

@@ -2,6 +2,7 @@
 
 import math
 import textwrap
+import time
 
 import pytest
 
@@ -637,3 +638,61 @@ def test_the_published_point_is_checked_before_anything_starts(write):
     space += "  method: {name: divide_conquer, num_learners: 8}\n"
     assert "12" in str(problems_of(write(space)))
     assert load_space(write(space.replace("first: 12", "first: 16")))
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{key}: &{key} [{', '.join([f'*{before}'] * 10)}]\n" for before, key in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        (BOMB, "more than 100,000 values"),
+        ("a: " + "[" * 3000 + "]" * 3000, "more than 50 levels"),
+        ("a: " + "{a: " * 100 + "1" + "}" * 100, "more than 50 levels"),
+    ],
+    ids=["aliases", "lists", "blocks"],
+)
+def test_documents_that_no_configuration_is_are_refused_in_bounded_time(text, part):
+    started = time.process_time()
+    node, (problem,) = read_yaml(text, "x.yaml")
+    assert node is None
+    assert part in problem.message
+    assert problem.where.startswith("x.yaml:")
+    assert time.process_time() - started < 10
+
+
+@pytest.mark.parametrize("text", ["1" * 5000, "-" + "9" * 19, "99999999999999999999"])
+def test_a_number_of_too_many_digits_is_called_one(text):
+    _, (problem,) = read_yaml(f"b: 1\na: {text}", "x.yaml")
+    assert str(problem).startswith(f"x.yaml:2: a: is a whole number of {len(text.lstrip('-')):,} digits")
+    assert "tag" not in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('"\\ud83d\\ude00"', "😀"),  # as JSON files and json.dumps write it
+        ("😀 𠮷", "😀 𠮷"),
+        ("caf\udce9", "caf\udce9"),  # a byte of a command line or a file name that is not UTF-8
+        ('"caf\\udce9"', "caf\udce9"),
+    ],
+)
+def test_letters_beyond_u_ffff_and_names_outside_utf_8(text, value):
+    assert read(f"a: {text}") == ({"a": value}, [])
+
+
+@pytest.mark.parametrize(("text", "part"), [('"\\ud83d"', "half of a letter"), ("\0", "U+0000")])
+def test_what_is_no_text_is_refused_with_its_line(text, part):
+    _, (problem,) = read_yaml(f"b: 1\na: {text}", "x.yaml")
+    assert str(problem).startswith("x.yaml:2: ")
+    assert part in problem.message
+
+
+def test_a_file_that_is_not_utf_8_is_refused_with_its_line(write):
+    path = write(TEN)
+    with open(path, "ab") as handle:
+        handle.write(b"# two\n# caf\xe9\n")
+    message = str(problems_of(path))
+    assert f"space.yaml:{TEN.count(chr(10)) + 2}: is not UTF-8: byte 0xe9\n    cure: save the file in UTF-8" in message
