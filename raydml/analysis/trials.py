@@ -16,6 +16,7 @@ UNENDED = ("running", "retrying", "interrupted")
 ENDINGS = {
     "finished": "ran to the end",
     "stopped_early": "stopped early",
+    "time": "ended by the time limit",
     "non_finite_loss": "non-finite loss",
     "collapsed": "collapsed",
     "crashed": "crashed",
@@ -47,8 +48,9 @@ class TrialState:
 
     trial: its key, such as ``search-003``. metric: what the study ranks its trials by. reports: the last report of each
     epoch, by number. num_epochs: number of the epoch reported last. state: one of `UNENDED`, or the reason why the
-    trial has ended. changed_s: when the state last changed (seconds since 1970). error: why it ended in failure.
-    retried_after: the error before the newest of its `num_retries` retries.
+    trial has ended. started_s, changed_s: when it last started, and when the state last changed (seconds since 1970).
+    error: why it ended in failure. retried_after: the error before the newest of its `num_retries` retries.
+    is_superseded: whether it belongs to a stage that is run again after a longer search, and is not part of it.
     """
 
     trial: str
@@ -60,10 +62,12 @@ class TrialState:
     reports: Mapping[int, EpochReport] = field(default_factory=dict)
     num_epochs: int = 0
     state: str = "running"
+    started_s: float = 0.0
     changed_s: float = 0.0
     error: str | None = None
     num_retries: int = 0
     retried_after: str = ""
+    is_superseded: bool = False
 
     @property
     def ended(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import tempfile
 import time
@@ -33,6 +34,10 @@ TrackingUri = Annotated[
         metavar="URI", envvar="MLFLOW_TRACKING_URI", help="MLflow store; without one, DIR/mlflow.db.", show_envvar=True
     ),
 ]
+TimeLimitOption = Annotated[
+    str | None,
+    typer.Option("--time", metavar="T", help="End the search early enough to finish within T, such as 15m or 1h30m."),
+]
 DataRoot = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the images, if they were moved.")]
 ModelTarget = Annotated[
     str,
@@ -45,6 +50,18 @@ ModelTarget = Annotated[
 
 class CommandError(ValueError):
     """An argument that a command cannot use; the message has the cure."""
+
+
+def seconds_of(text: str | None) -> float | None:
+    """The seconds of ``--time``, such as ``90s``, ``15m``, ``2h`` or ``1h30m``. Raises CommandError."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+)s)?", text.strip())
+    amounts = zip(found.groups(), (3600, 60, 1), strict=True) if found else ()
+    seconds = sum(int(number or 0) * unit_s for number, unit_s in amounts)
+    if not seconds:
+        raise CommandError(f"--time = {text!r}: is not a duration. Cure: write 90s, 15m, 2h or 1h30m")
+    return float(seconds)
 
 
 def program_of(context: typer.Context) -> str:

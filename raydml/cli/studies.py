@@ -19,12 +19,14 @@ from raydml.cli.arguments import (
     DataRoot,
     StorageOption,
     Target,
+    TimeLimitOption,
     TrackingUri,
     echo,
     new_console,
     program_of,
     recorded_trial,
     refuse_used,
+    seconds_of,
     study_argument,
     with_data_root,
     writing,
@@ -64,6 +66,7 @@ def sweep(
     storage: StorageOption = STORAGE,
     tracking_uri: TrackingUri = None,
     address: AddressOption = None,
+    time_limit: TimeLimitOption = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Print a forecast (images, steps, epochs, disk, weights) and start nothing."),
@@ -77,6 +80,7 @@ def sweep(
     The same command again continues where it stopped. --set overrides SPACE; the other options override --set.
     """
     refuse_missing_space(space)
+    time_limit_s = seconds_of(time_limit)
     overrides = [
         *(settings or []),
         *option_overrides(num_trials=num_trials, seed=seed, name=name, scheduler=scheduler, data_root=data_root),
@@ -95,7 +99,7 @@ def sweep(
 
         new_console().print(tables.forecast(forecast(loaded, storage, as_published=as_published)))
         return
-    run_and_show(program_of(context), create(loaded, space, storage, tracking_uri), address)
+    run_and_show(program_of(context), create(loaded, space, storage, tracking_uri), address, time_limit_s)
 
 
 def option_overrides(
@@ -125,20 +129,30 @@ def create(loaded: SearchSpace, space: Path, storage: Path, tracking_uri: str | 
 def resume(
     context: typer.Context,
     study: Target,
+    num_trials: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Give the search N trials in all; the stages after it are run again."),
+    ] = None,
+    time_limit: TimeLimitOption = None,
     data_root: DataRoot = None,
     storage: StorageOption = STORAGE,
     address: AddressOption = None,
 ) -> None:
-    """Continue a study that was interrupted or killed.
+    """Continue an interrupted study, or give a finished one more trials.
 
     Finished trials stay finished; the others continue from their newest complete checkpoint.
     """
+    time_limit_s = seconds_of(time_limit)
     from raydml.study.folder import find_study, move_data_root
 
     folder = find_study(study, storage)
     if data_root is not None:
         move_data_root(folder, data_root)
-    run_and_show(program_of(context), folder, address)
+    if num_trials is not None:
+        from raydml.study.extension import extend_search
+
+        extend_search(folder, num_trials)
+    run_and_show(program_of(context), folder, address, time_limit_s)
 
 
 def trial(
@@ -186,30 +200,50 @@ def trial(
             echo(console, f"checkpoint {save}\n{program_of(context)} evaluate {save} --on val")
 
 
-def run_and_show(program: str, folder: Path, address: str | None) -> None:
+def run_and_show(program: str, folder: Path, address: str | None, time_limit_s: float | None = None) -> None:
     """Run the rest of a study under the live table, then print its outcome; exit 128 + signal if interrupted.
 
     Events are sent to MLflow by a thread; what is left when the study ends is sent then.
     """
     from raydml.cli.live_view import LiveStudy
     from raydml.study.folder import read_study
-    from raydml.study.stages import run_study
-    from raydml.tracking.delivery import Tracker
 
     console = new_console()
     events, study = folder / "events.jsonl", read_study(folder)
-    tracker = Tracker(events, study["tracking_uri"], study["name"])
-    tracker.start()
+    uri, tracker, outcome = study["tracking_uri"], None, None
+    is_server = uri.startswith(("http://", "https://"))
+    begin = events.stat().st_size if events.exists() else 0
     try:
-        with LiveStudy(events, from_offset=events.stat().st_size if events.exists() else 0, console=console):
-            outcome = run_study(folder, address=address)
-    finally:
-        if not tracker.finish(DELIVERY_S):
+        with LiveStudy(events, from_offset=begin, console=console) as live:
+            if not is_server:
+                live.browse_with(f"{program} ui {study_argument(folder)}")
+            live.doing("loading MLflow")
+            from raydml.tracking.delivery import Tracker
+            from raydml.tracking.store import redacted
+
+            if is_server:
+                live.browse_with(redacted(uri))
+
+            live.doing("loading Ray")
+            from raydml.study.stages import run_study
+
+            tracker = Tracker(events, uri, study["name"])
+            tracker.start()
+            live.doing("checking the images")
+            outcome = run_study(folder, address=address, time_limit_s=time_limit_s)
+            live.doing("sending the results to MLflow")
+            is_sent = tracker.finish(DELIVERY_S)
+        if not is_sent:
             echo(console, tracker.hint())
-    if outcome.status == "interrupted":
+    except KeyboardInterrupt:  # a second Ctrl-C, or one before the study runs
+        outcome = None
+    finally:
+        if outcome is None and tracker is not None and not tracker.finish(DELIVERY_S):
+            echo(console, tracker.hint())
+    if outcome is None or outcome.status == "interrupted":
         extra = f" --address {shlex.quote(address)}" if address else ""
         echo(console, f"\nInterrupted. To continue:\n  {program} resume {study_argument(folder)}{extra}")
-        raise typer.Exit(128 + (outcome.signal or 2))
+        raise typer.Exit(128 + ((outcome and outcome.signal) or 2))
     show_outcome(program, folder, console)
 
 

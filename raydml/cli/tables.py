@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -19,7 +20,7 @@ from rich.text import Text
 from raydml.analysis.trials import TrialState
 from raydml.config.recipe import value_text
 from raydml.metrics.names import interval_text, metric_label
-from raydml.study.events import StudyState
+from raydml.study.events import StudyState, letters_of
 
 #: Name of a state on the screen, and its colour.
 STATES: dict[str, tuple[str, str]] = {
@@ -28,11 +29,13 @@ STATES: dict[str, tuple[str, str]] = {
     "interrupted": ("paused", "yellow"),
     "finished": ("finished", "green"),
     "stopped_early": ("stopped", "yellow"),
+    "time": ("time over", "yellow"),
     "non_finite_loss": ("NaN loss", "red"),
     "collapsed": ("collapsed", "red"),
     "crashed": ("crashed", "bold red"),
 }
 WIDE_COLUMNS = 100  # from here on there is room for generous gaps
+NARROW_COLUMNS = 72  # below it the confirmed runs have no recipe: their letter identifies it
 
 
 def embedding_dim(trial: TrialState) -> Any:
@@ -62,31 +65,63 @@ def chosen_rows(trials: list[TrialState], limit: int) -> list[TrialState]:
     return [trial for trial in trials if trial.trial in keep]
 
 
+def run_name(trial: TrialState, letters: Mapping[str, str]) -> str:
+    """Return ``search-003``, or for a confirmed run ``confirm-003 (A, fold 1, seed 0)``."""
+    if trial.stage != "confirm":
+        return trial.trial
+    letter = letters.get(trial.configuration)
+    return f"{trial.trial} ({', '.join([*([letter] if letter else []), f'fold {trial.fold}', f'seed {trial.seed}'])})"
+
+
+def confirmed_means(study: StudyState) -> str:
+    """Return ``A MAP@R 0.7202 (mean of 3 runs), B 0.7146 (2 runs)``: of the runs so far, best first; empty without."""
+    letters, values = letters_of(study), dict[str, list[float]]()
+    for trial in study.of_stage("confirm"):
+        if trial.ended and trial.best is not None:
+            values.setdefault(letters.get(trial.configuration, "?"), []).append(trial.best)
+    label, words = f" {metric_label(study.metric)}", "mean of "
+    parts = []
+    for letter, found in sorted(values.items(), key=lambda item: -fmean(item[1])):
+        runs = f"{len(found)} run" + ("" if len(found) == 1 else "s")
+        parts.append(f"{letter}{label} {fmean(found):.4f} ({words}{runs})")
+        label, words = "", ""
+    return ", ".join(parts)
+
+
 def trial_table(study: StudyState, stage: str, *, width: int, limit: int) -> Table:
-    """Return one row for each trial of a stage; ``confirm`` shows fold and seed instead of what the search varies."""
-    confirming = stage == "confirm"
+    """Return one row for each trial of a stage; ``confirm`` shows configuration, fold and seed instead of what the
+    search varies. The best row is bold and has a ``*``."""
+    confirming, letters = stage == "confirm", letters_of(study)
     gap = 2 if width >= WIDE_COLUMNS else 1
     table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("trial", no_wrap=True)
-    # Only this column is cut on a narrow terminal: the beginning of a recipe still identifies it.
-    table.add_column("recipe", overflow="ellipsis", min_width=9)
+    if confirming:
+        table.add_column("config", no_wrap=True)
+    if width >= NARROW_COLUMNS or not confirming:
+        # Only this column is cut on a narrow terminal: the beginning of a recipe still identifies it.
+        table.add_column("recipe", overflow="ellipsis", min_width=9)
     for title in ("fold", "seed") if confirming else ("dim", "lr"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("epoch", justify="right", no_wrap=True)
     table.add_column(metric_label(study.metric), justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     table.add_column("state", no_wrap=True)
     best = study.best_of_stage(stage)
     for trial in chosen_rows(study.of_stage(stage), limit):
         label, colour = STATES.get(trial.state, (trial.state, ""))
         varying = (trial.fold, trial.seed) if confirming else (embedding_dim(trial), learning_rate(trial))
+        is_best = best is not None and trial.trial == best.trial
+        recipe = Text(trial.recipe, no_wrap=True)  # as Text, or rich would read brackets as markup
         table.add_row(
             trial.trial,
-            Text(trial.recipe, no_wrap=True),  # as Text, or rich would read brackets as markup
+            *([letters.get(trial.configuration, "")] if confirming else []),
+            *([recipe] if width >= NARROW_COLUMNS or not confirming else []),
             *("" if value is None else str(value) for value in varying),
             f"{trial.num_epochs}/{trial.num_planned_epochs}",
             "" if trial.best is None else f"{trial.best:.4f}",
+            "*" if is_best else "",
             Text(label, style=colour),
-            style="bold" if best is not None and trial.trial == best.trial else "",
+            style="bold" if is_best else "",
         )
     return table
 
@@ -219,7 +254,7 @@ def stage_progress(study: StudyState, stage: str) -> str:
         return "-"
     if plan.finished:
         return "done"
-    ended = study.num_test_reads if stage == "finalize" else sum(bool(t.ended) for t in study.of_stage(stage))
+    ended = study.num_tested if stage == "finalize" else sum(bool(t.ended) for t in study.of_stage(stage))
     return f"{ended}/{plan.num_trials}"
 
 

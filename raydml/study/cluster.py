@@ -34,6 +34,9 @@ def connected(address: str | None) -> Iterator[None]:
     # Tune's advice below the level of an error is wrong here, such as to go on with Tuner.restore.
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     # On a cluster the workers get the driver's copy of the package; an embedded Ray imports it from the same place.
+    # Ray's handlers of TERM, which it installs in Python and below it, would end the process at once.
+    is_main = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if is_main}
     environment = {"py_modules": [str(Path(raydml.__file__).parent)]} if address else {}
     try:
         ray.init(
@@ -52,6 +55,8 @@ def connected(address: str | None) -> Iterator[None]:
             "check the address with `ray status`; a cluster with tokens needs RAY_AUTH_MODE=token and "
             "RAY_AUTH_TOKEN_PATH"
         ) from error
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     try:
         yield
     finally:
@@ -69,15 +74,15 @@ def trial_resources(machine: Machine, note: Callable[[str], None], *, joined: bo
     if machine.cpus_per_trial > num_cpus and not joined:
         raise StudyError(
             f"machine.cpus_per_trial = {machine.cpus_per_trial}, but this machine has {num_cpus:g} CPUs, and the "
-            f"trials would wait for ever. Cure: --set machine.cpus_per_trial={max(1, int(num_cpus))}"
+            f"trials would wait forever. Cure: --set machine.cpus_per_trial={max(1, int(num_cpus))}"
         )
     if machine.gpus_per_trial == "auto":
         gpus = 1.0 if num_gpus and machine.device != "cpu" else 0.0
         if not num_gpus:
             cure = " (GPU nodes that start on demand: --set machine.gpus_per_trial=1)" if joined else ""
-            note(f"no GPU in this Ray cluster: trials run on the CPU{cure}")
+            note(f"No GPU found; training on the CPU{cure}.")
         elif not gpus:
-            note("machine.device is cpu: the GPUs of this cluster stay idle")
+            note("machine.device is cpu: the GPUs of this cluster are not used.")
     else:
         gpus = float(machine.gpus_per_trial)
         if gpus > num_gpus and not joined:
@@ -86,7 +91,7 @@ def trial_resources(machine: Machine, note: Callable[[str], None], *, joined: bo
                 "for ever. Cure: --set machine.gpus_per_trial=0, or --address of a cluster with GPUs"
             )
         if not gpus and num_gpus:
-            note("machine.gpus_per_trial is 0: the GPUs of this cluster stay idle")
+            note("machine.gpus_per_trial is 0: the GPUs of this cluster are not used.")
     if joined and not any(
         node["Alive"]
         and node["Resources"].get("CPU", 0) >= machine.cpus_per_trial
@@ -94,7 +99,7 @@ def trial_resources(machine: Machine, note: Callable[[str], None], *, joined: bo
         for node in ray.nodes()
     ):
         share = f"{machine.cpus_per_trial} CPU and {gpus:g} GPU"
-        note(f"no node has {share} for a trial yet: waiting for one to start")
+        note(f"No node has the {share} that a trial needs; waiting for one to start.")
     return {"cpu": float(machine.cpus_per_trial), "gpu": gpus}
 
 

@@ -129,13 +129,40 @@ Event = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class StageState:
-    """A stage: `num_trials` trials of at most `max_epochs` epochs, and its result once it has finished."""
+    """A stage: `num_trials` trials of at most `max_epochs` epochs, and its result once it has finished.
+
+    num_slots: how many trials the cluster has room for at once. started_s: when the stage last started (seconds since
+    1970).
+    """
 
     stage: str
     num_trials: int = 0
     max_epochs: int = 0
     finished: bool = False
     ranking: tuple[Mapping[str, Any], ...] | None = None
+    num_slots: int = 1
+    started_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class StudyStep:
+    """Something that a study does beside training: its name, and which of how many steps of its stage it is.
+
+    total: 0 where the steps are not counted. started_s: seconds since 1970.
+    """
+
+    name: str
+    number: int = 0
+    total: int = 0
+    started_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Extension:
+    """A search that was given more trials: how many it had, and when (seconds since 1970)."""
+
+    num_trials_before: int
+    time_s: float
 
 
 @dataclass(frozen=True)
@@ -195,10 +222,18 @@ class StudyState:
     test_reads: tuple[Event, ...] = ()
     summary: SummaryNumbers = SummaryNumbers()
     notes: tuple[str, ...] = ()
+    planned: Mapping[str, StageState] = field(default_factory=dict)
+    dataset: str = ""
+    classes: Mapping[str, int] = field(default_factory=dict)
+    active_s: float = 0.0
+    time_limit_s: float | None = None
+    step: StudyStep | None = None
+    extensions: tuple[Extension, ...] = ()
 
     def of_stage(self, stage: str) -> list[TrialState]:
-        """Return the trials of a stage in the order of their keys."""
-        return sorted((t for t in self.trials.values() if t.stage == stage), key=lambda trial: trial.trial)
+        """Return the trials of a stage in the order of their keys, without those that a longer search superseded."""
+        found = (trial for trial in self.trials.values() if trial.stage == stage and not trial.is_superseded)
+        return sorted(found, key=lambda trial: trial.trial)
 
     def best_of_stage(self, stage: str) -> TrialState | None:
         """Return the trial with the highest value of the metric; of equal ones the first."""
@@ -221,6 +256,13 @@ class StudyState:
         """Reads of the test classes by the finalize stage; later evaluations do not count."""
         return sum(read.get("stage") == "finalize" for read in self.test_reads)
 
+    @property
+    def num_tested(self) -> int:
+        """Networks that finalize has begun to test, since the search was last given more trials."""
+        since_s = self.extensions[-1].time_s if self.extensions else 0.0
+        tested = {read.get("trial") for read in self.test_reads if float(read.get("time", 0.0)) >= since_s}
+        return len(tested - {None})
+
 
 def reduce_event(state: StudyState, event: Event) -> StudyState:
     """Return the state after one event. An event of an unknown kind changes nothing but the time."""
@@ -234,7 +276,11 @@ def reduce_events(several: Iterable[Event], state: StudyState | None = None) -> 
     after = SimpleNamespace(**{**vars(before), "stages": dict(before.stages), "trials": dict(before.trials)})
     reports: dict[str, dict[int, EpochReport]] = {}  # copied once a trial, not once an epoch
     for event in several:
-        after.time_s = max(after.time_s, float(event.get("time", 0.0)))
+        time_s = max(after.time_s, float(event.get("time", 0.0)))
+        # From the last event of a killed driver to the next start nothing ran.
+        if after.state == "running" and event.get("event") != "study_started":
+            after.active_s += time_s - after.time_s
+        after.time_s = time_s
         _apply(after, event, reports)
     return StudyState(**vars(after))
 
@@ -252,12 +298,20 @@ def read_trials(folder: Path, stage: str) -> dict[str, TrialState]:
 def letters_of(study: StudyState) -> dict[str, str]:
     """Return the letter of each confirmed configuration, by its fingerprint: A was the best of the search.
 
-    A configuration keeps its letter when a longer search confirms others. The events of older studies do not list the
-    configurations; there they are in the order of their trials' keys.
+    A configuration keeps its letter when a longer search confirms others.
     """
+    return {name: letter_of(number) for number, name in enumerate(configurations_of(study))}
+
+
+def configurations_of(study: StudyState | SimpleNamespace) -> tuple[str, ...]:
+    """Return the fingerprints of the confirmed configurations in the order of their letters.
+
+    The events of older studies do not list them; there they are in the order of their trials' keys.
+    """
+    if study.configurations:
+        return tuple(study.configurations)
     by_key = sorted((t for t in study.trials.values() if t.stage == "confirm"), key=lambda trial: trial.trial)
-    known = study.configurations or dict.fromkeys(trial.configuration for trial in by_key)
-    return {name: letter_of(number) for number, name in enumerate(name for name in known if name)}
+    return tuple(dict.fromkeys(trial.configuration for trial in by_key if trial.configuration))
 
 
 def letter_of(number: int) -> str:
@@ -291,13 +345,30 @@ def _apply(study: SimpleNamespace, event: Event, reports: dict[str, dict[int, Ep
             study.config = event.get("config") or {}
             study.metric = str(study.config.get("select_on") or study.metric)
             study.state, study.changed_s = "running", study.time_s
+            study.time_limit_s, study.step = event.get("time_limit_s"), None
+            study.dataset = str(event.get("dataset") or study.dataset)
+            study.classes = event.get("classes") or study.classes
+            study.planned = {
+                row["stage"]: StageState(row["stage"], row["num_trials"], row["max_epochs"])
+                for row in event.get("planned") or ()
+            }
+        case "step":
+            number, total = int(event.get("number") or 0), int(event.get("total") or 0)
+            study.step = StudyStep(str(event.get("name", "")), number, total, study.time_s)
         case "stage_started":
             study.state, study.stage = "running", str(event["stage"])
             held = event.get("resources") or {"cpu": study.cpus, "gpu": study.gpus}
             study.cpus, study.gpus = float(held["cpu"]), float(held["gpu"])
             num_trials, max_epochs = int(event.get("num_trials") or 0), int(event.get("max_epochs") or 0)
-            study.stages[study.stage] = StageState(study.stage, num_trials, max_epochs)
-            study.configurations = tuple(dict.fromkeys([*study.configurations, *event.get("configurations", ())]))
+            num_slots = int(event.get("num_slots") or 1)
+            study.stages[study.stage] = StageState(
+                study.stage, num_trials, max_epochs, num_slots=num_slots, started_s=study.time_s
+            )
+            study.step = None
+            for key in set(event.get("reused") or ()) & set(study.trials):
+                study.trials[key] = replace(study.trials[key], is_superseded=False)
+            known = configurations_of(study)
+            study.configurations = tuple(dict.fromkeys([*known, *event.get("configurations", ())]))
         case "stage_finished":
             name, rows = str(event["stage"]), event.get("ranking")
             stage = study.stages.get(name, StageState(name))
@@ -317,13 +388,29 @@ def _apply(study: SimpleNamespace, event: Event, reports: dict[str, dict[int, Ep
             study.summary = SummaryNumbers(event.get("metrics") or {}, event.get("tags") or {}, study.time_s)
         case "note":
             study.notes = (*study.notes, str(event.get("text", "")))
+        case "search_extended":
+            _reopen(study, int(event["num_trials_before"]))
         case "interrupted":
-            study.state, study.changed_s = "interrupted", study.time_s
+            study.state, study.changed_s, study.step = "interrupted", study.time_s, None
             for key, trial in study.trials.items():
                 if not trial.ended:
                     study.trials[key] = replace(trial, state="interrupted", changed_s=study.time_s)
         case "study_finished":
-            study.state, study.changed_s = "finished", study.time_s
+            study.state, study.changed_s, study.step = "finished", study.time_s, None
+
+
+def _reopen(study: SimpleNamespace, num_trials_before: int) -> None:
+    """Return a study to its search: the stages after it have not begun, and trials that the time ended can go on."""
+    study.extensions = (*study.extensions, Extension(num_trials_before, study.time_s))
+    study.state, study.changed_s, study.stage, study.step = "interrupted", study.time_s, "search", None
+    study.active_s = 0.0
+    search = study.stages.get("search", StageState("search"))
+    study.stages = {"search": replace(search, finished=False, ranking=None)}
+    for key, trial in study.trials.items():
+        if trial.stage != "search":
+            study.trials[key] = replace(trial, is_superseded=True)
+        elif trial.ended == "time":
+            study.trials[key] = replace(trial, state="interrupted", changed_s=study.time_s)
 
 
 def _apply_to_trial(study: SimpleNamespace, event: Event, reports: dict[str, dict[int, EpochReport]]) -> None:
@@ -335,6 +422,7 @@ def _apply_to_trial(study: SimpleNamespace, event: Event, reports: dict[str, dic
         case "trial_started":  # one that starts again, after a resume, keeps the epochs it has reported
             names = {name: str(event.get(name) or "") for name in ("fingerprint", "configuration")}
             changes = {"config": event.get("config") or {}, **names, "state": "running", "error": None}
+            changes["started_s"], study.step = study.time_s, None
         case "epoch":
             number, report = int(event["epoch"]), EpochReport(event.get("metrics") or {}, study.time_s)
             if key not in reports:

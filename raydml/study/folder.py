@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -58,14 +58,12 @@ def create_study(space: SearchSpace, *, storage: Path, tracking_uri: str, space_
     folder = storage.resolve() / space.study.name
     catalogs = Catalogs(space.machine)
     trials = fingerprinted_trials(space, catalogs)
-    specification = {
-        "study": space.study.model_dump(mode="json"),
-        "trials": [trial.model_dump(mode="json") for trial in trials],
-    }
-    digest = _digest(specification)
+    specification = specification_of(
+        space.study.model_dump(mode="json"), [trial.model_dump(mode="json") for trial in trials]
+    )
     if (folder / "study.json").exists():
         made = read_study(folder)
-        if made["specification"] != digest:
+        if made["specification"] != specification["specification"]:
             raise StudyError(
                 f"study {space.study.name!r} exists in {folder} with other settings. Cure: give this one a name of its "
                 f"own (--name {_free_name(folder)}), or go on with the old one (launch.py resume {space.study.name})"
@@ -87,7 +85,6 @@ def create_study(space: SearchSpace, *, storage: Path, tracking_uri: str, space_
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "storage": str(storage.resolve()),
         "tracking_uri": tracking_uri,
-        "specification": digest,
         "commit": checkpoint.git_commit(),
         "select_on": trials[0].select_on,
         "machine": machine.model_dump(mode="json"),
@@ -95,6 +92,12 @@ def create_study(space: SearchSpace, *, storage: Path, tracking_uri: str, space_
     }
     write_json(folder / "study.json", study)  # last: a folder without it is not a study
     return folder
+
+
+def specification_of(study: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what defines a study, as keys of its study.json: its settings, its trials, and the hash of both."""
+    settings = {"study": study, "trials": trials}
+    return {**settings, "specification": _digest(settings)}
 
 
 def fingerprinted_trials(space: SearchSpace, catalogs: Catalogs) -> list[Trial]:

@@ -57,15 +57,16 @@ def top_trials(folder: Path) -> dict[str, Path]:
     return {key: path for key, path in found.items() if path is not None} | {winner.trial: winner.checkpoint}
 
 
-def write_results(folder: Path, record: Callable[..., None]) -> None:
+def write_results(folder: Path, record: Callable[..., None], num_steps: int = 2) -> None:
     """Write the summary, the report and the exported model, and the events that bring them to MLflow.
 
-    record: appends an event to the study's file.
+    record: appends an event to the study's file. num_steps: of the study, of which these are the last two.
     """
     from raydml.inference.export import export_model
     from raydml.report.page import read_illustrations, write_report
     from raydml.report.text import summary_markdown
 
+    record("step", name="writing the report", number=num_steps - 1, total=num_steps)
     trials = histories(folder)
     summary = summarise(folder)
     illustrations = read_illustrations(folder)
@@ -81,6 +82,7 @@ def write_results(folder: Path, record: Callable[..., None]) -> None:
         record("artifact", trial=key, path=str(path), artifact_path="checkpoint")
     for picture in illustrations:
         record("artifact", trial=picture.trial, path=str(picture.path), artifact_path="pictures")
+    record("step", name="exporting the model", number=num_steps, total=num_steps)
     export_model(winner.checkpoint, folder / "model")
     record(
         "model",

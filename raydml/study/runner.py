@@ -7,35 +7,46 @@ checkpoints on disk, and silently starts over when that snapshot was cut off (do
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ray
 from ray import tune
 from ray.tune.logger import JsonLoggerCallback
 
 from raydml.config.trial import Machine, StudySettings, Trial, fingerprint
 from raydml.study import events
 from raydml.study.actor import TrialActor
-from raydml.study.events import StudyState, TrialState, events_path, rank, read_trials, reduce_events
+from raydml.study.events import StudyState, TrialState, events_path, rank, read_state, read_trials, reduce_events
 from raydml.study.folder import newest_checkpoint
 from raydml.study.scheduler import Asha, SyncHalving, trial_key
+from raydml.study.time_limit import TimeLimit
 from raydml.training import checkpoint
 
 
 class StudySession(NamedTuple):
-    """One run of a study by a driver. metric: what trials are ranked by; resources: CPUs and GPUs of each trial."""
+    """One run of a study by a driver.
+
+    metric: what trials are ranked by. resources: CPUs and GPUs of each trial. limit: ends the search; None lets it run.
+    """
 
     folder: Path
     study: StudySettings
     machine: Machine
     metric: str
     resources: dict[str, float]
+    limit: TimeLimit | None = None
 
     def record(self, event: str, **fields: Any) -> None:
         """Append an event to the study's file."""
         events.append(events_path(self.folder), {"event": event, **fields})
+
+    def step(self, name: str, number: int = 0, total: int = 0) -> None:
+        """Record what the study does from now on beside training, and which of how many steps it is."""
+        self.record("step", name=name, number=number, total=total)
 
     def note(self, text: str) -> None:
         """Record a sentence for the user."""
@@ -140,15 +151,19 @@ def run_trials(session: StudySession, stage: str, trials: Mapping[str, Trial], c
                 scheduler: str) -> dict[str, TrialState]:  # fmt: skip
     """Run the trials of a stage that have not ended, and return the states of all its trials by key.
 
+    Where the time limit ends the search, the trials that run end with the reason ``time``; others never start.
+
     configurations: for each key the fingerprint of the searched configuration. scheduler: ``asha``, ``sync``, ``none``.
     """
     folder, study, metric = session.folder, session.study, session.metric
-    states = read_trials(folder, stage)
+    known = read_state(folder).trials
+    states = {key: known[key] for key in trials if key in known}
     waiting = {key: trial for key, trial in trials.items() if key not in states or not states[key].ended}
     session.record(
         "stage_started", stage=stage, num_trials=len(trials), num_ended=len(trials) - len(waiting),
         max_epochs=max(trial.epochs for trial in trials.values()), resources=session.resources,
         configurations=[] if stage == "search" else list(dict.fromkeys(configurations.values())),
+        num_slots=num_slots(session), reused=list(states),
     )  # fmt: skip
     if not waiting:
         return states
@@ -168,6 +183,8 @@ def run_trials(session: StudySession, stage: str, trials: Mapping[str, Trial], c
     ended = [key for key in trials if key not in waiting]
     search = stage == "search"
     number = len(list((folder / stage).glob("run-*")))
+    limit = session.limit if search else None
+    session.step("starting the trials")
     tuner = tune.Tuner(
         tune.with_resources(TrialActor, session.resources),
         # Each configuration is one value of the grid: what runs is what was validated and fingerprinted.
@@ -182,6 +199,7 @@ def run_trials(session: StudySession, stage: str, trials: Mapping[str, Trial], c
         run_config=tune.RunConfig(
             name=f"run-{number:03d}",
             storage_path=str(folder / stage),
+            stop=limit,
             failure_config=tune.FailureConfig(max_failures=study.max_retries),
             # Two, because the newest may be cut off; each holds the weights of the best epoch.
             checkpoint_config=tune.CheckpointConfig(num_to_keep=2, checkpoint_frequency=1),
@@ -194,7 +212,25 @@ def run_trials(session: StudySession, stage: str, trials: Mapping[str, Trial], c
         ),
     )  # fmt: skip
     tuner.fit()
+    if limit is not None and limit.is_over:
+        _end_by_time(session, trials)
     return read_trials(folder, stage)
+
+
+def _end_by_time(session: StudySession, trials: Mapping[str, Trial]) -> None:
+    """Record the end of the trials that Tune stopped for the time limit: it does not report them."""
+    states = read_trials(session.folder, "search")
+    for key, state in states.items():
+        if not state.ended:
+            session.record("trial_ended", stage="search", trial=key, reason="time", error=None)
+    session.note(f"the time limit ended the search: {len(states)} of {len(trials)} trials started")
+
+
+def num_slots(session: StudySession) -> int:
+    """Return how many trials the cluster, as it is now, has room for at once."""
+    cluster, held = ray.cluster_resources(), session.resources
+    rooms = [cluster.get(name.upper(), 0.0) // held[name] for name in ("cpu", "gpu") if held[name]]
+    return max(1, int(min([*rooms, session.study.search.max_concurrent or math.inf])))
 
 
 def _history(

@@ -6,17 +6,21 @@ and in ``test_reads.jsonl``, before it happens.
 
 from __future__ import annotations
 
+import itertools
 import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import filelock
 import ray
 
 from raydml.config.trial import Machine, StudySettings, Trial, fingerprint, parse_trial
 from raydml.metrics.intervals import t_interval
 from raydml.study.actor import evaluate_ensemble_remotely, evaluate_remotely, illustrate_remotely
 from raydml.study.cluster import Interrupted, catch_signals, connected, trial_resources
+from raydml.study.driver import driver_lock
 from raydml.study.events import TrialState, events_path, rank, read_state
 from raydml.study.folder import (
     RESULT_FILES,
@@ -28,7 +32,8 @@ from raydml.study.folder import (
     write_json,
 )
 from raydml.study.results import illustrated_runs, top_trials, write_results
-from raydml.study.runner import StudySession, drop_checkpoints, run_trials
+from raydml.study.runner import StudySession, drop_checkpoints, num_slots, run_trials
+from raydml.study.time_limit import TimeLimit
 from raydml.training import checkpoint
 from raydml.training.trial_images import Catalogs
 
@@ -40,20 +45,37 @@ class Outcome(NamedTuple):
     signal: int | None = None
 
 
-def run_study(folder: Path, *, address: str | None = None) -> Outcome:
+def run_study(folder: Path, *, address: str | None = None, time_limit_s: float | None = None) -> Outcome:
     """Run the stages of a study that are not finished, and return when they are.
 
-    address: of a running Ray cluster; None starts an embedded one that ends with this call. Raises DataError before
-    anything starts if the images are missing or not those of the study.
+    address: of a running Ray cluster; None starts an embedded one that ends with this call. time_limit_s: of this run;
+    the search ends early enough for the stages after it. Raises DataError before anything starts if the images are
+    missing or not those of the study, and StudyError if another process runs the study.
     """
+    deadline_s = None if time_limit_s is None else time.time() + time_limit_s
     study_json = read_study(folder)
     study = StudySettings.model_validate(study_json["study"])
     machine = Machine.model_validate(study_json["machine"])
     stages = stages_of(study)
     if is_finished(folder, stages):
         return Outcome("finished")
-    _refuse_other_images(study_json, machine)
-    session = StudySession(folder, study, machine, study_json["select_on"], {})
+    try:
+        with driver_lock(folder).acquire(timeout=1):
+            session = StudySession(folder, study, machine, study_json["select_on"], {})
+            if deadline_s is not None:
+                session = session._replace(limit=TimeLimit(str(folder), deadline_s))
+            _refuse_other_images(study_json, machine)
+            return _run(session, study_json, address, time_limit_s)
+    except filelock.Timeout:
+        raise StudyError(
+            f"study {folder.name!r} is running already, in another process. Cure: wait for it, or stop it with Ctrl-C "
+            "there"
+        ) from None
+
+
+def _run(session: StudySession, study_json: dict[str, Any], address: str | None, time_limit_s: float | None) -> Outcome:
+    folder, study, machine = session.folder, session.study, session.machine
+    stages = stages_of(study)
     session.record(
         "study_started",
         study=study.name,
@@ -61,22 +83,65 @@ def run_study(folder: Path, *, address: str | None = None) -> Outcome:
         config={**study_json["study"], "select_on": session.metric},
         storage=study_json["storage"],
         commit=study_json["commit"],
+        dataset=study_json["trials"][0]["data"]["name"],
+        classes=num_classes(folder),
+        planned=planned_stages(study, study_json["trials"]),
+        time_limit_s=time_limit_s,
     )
+    num_steps = _num_steps(study, study_json["trials"])
     with catch_signals() as received:
         try:
+            session.step("starting Ray")
             with connected(address):
                 resources = trial_resources(machine, session.note, joined=address is not None)
                 session = session._replace(resources=resources)
                 for stage in stages:
                     _run_stage(session, stage, received)
+                session.step("drawing the pictures", num_steps - 2, num_steps)
                 illustrate(session)
+                session.step("stopping Ray")
         except (Interrupted, KeyboardInterrupt):
             number = received[0] if received else signal.SIGINT
             session.record("interrupted", signal=number)
             return Outcome("interrupted", number)
-        write_results(folder, session.record)
+        write_results(folder, session.record, num_steps)
         session.record("study_finished")
     return Outcome("finished")
+
+
+def planned_stages(study: StudySettings, trials: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return the stages of a study in order, each with ``num_trials`` and ``max_epochs``."""
+    epochs = max(int(trial["epochs"]) for trial in trials)
+    rows = [{"stage": "search", "num_trials": len(trials), "max_epochs": epochs}]
+    if study.confirm is not None:
+        num_runs = min(study.confirm.top, len(trials)) * study.confirm.folds * study.confirm.seeds
+        rows.append({"stage": "confirm", "num_trials": num_runs, "max_epochs": epochs})
+    if study.finalize is not None:
+        rows.append({"stage": "finalize", "num_trials": num_tested(study, len(trials)), "max_epochs": 0})
+    return rows
+
+
+def num_tested(study: StudySettings, num_trials: int) -> int:
+    """Return how many networks finalize tests."""
+    assert study.finalize is not None
+    if study.confirm is None:
+        return min(study.finalize.top, num_trials)
+    return min(study.finalize.top, study.confirm.top, num_trials) * study.confirm.folds * study.confirm.seeds
+
+
+def _num_steps(study: StudySettings, trials: Sequence[Any]) -> int:
+    """Return the steps after the training: the tests of networks and of ensembles, the pictures, report and model."""
+    if study.finalize is None:
+        return 3
+    top = min(study.finalize.top, study.confirm.top if study.confirm else len(trials), len(trials))
+    return num_tested(study, len(trials)) + top + 3
+
+
+def num_classes(folder: Path) -> dict[str, int]:
+    """Return the number of classes of each part of the search's split: ``train``, ``val`` and ``test``."""
+    splits = read_json(folder / "split.json")
+    first: dict[str, list[str]] = next((split for name, split in splits.items() if name.startswith("search")), {})
+    return {part: len(names) for part, names in first.items()}
 
 
 def is_finished(folder: Path, stages: list[str]) -> bool:
@@ -113,6 +178,8 @@ def _search(session: StudySession) -> None:
     trials = search_trials(read_study(session.folder))
     configurations = {key: fingerprint(trial) for key, trial in trials.items()}
     states = run_trials(session, "search", trials, configurations, session.study.search.scheduler)
+    if session.limit is not None and session.limit.is_over:
+        trials = {key: trial for key, trial in trials.items() if key in states}
     failed = [key for key, state in states.items() if state.ended and state.best is None]
     if len(failed) == len(trials):
         raise StudyError(
@@ -139,10 +206,30 @@ def confirm_trials(
     return rows
 
 
+def confirm_keys(folder: Path, rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the rows of a confirmation by the keys of their trials.
+
+    A run of the same configuration, fold and seed keeps its key, also one of before the search was given more trials,
+    and is not repeated; but such a run must have ended well and still have its checkpoint. The others get free keys.
+    """
+    started = {trial.trial: trial for trial in read_state(folder).trials.values() if trial.stage == "confirm"}
+    usable: dict[str, list[str]] = {}
+    for key, trial in sorted(started.items()):
+        is_kept = trial.best is not None and newest_checkpoint(folder, "confirm", key) is not None
+        if not trial.is_superseded or not trial.ended or is_kept:
+            usable.setdefault(trial.fingerprint, []).append(key)
+    free = (key for number in itertools.count() if (key := f"confirm-{number:03d}") not in started)
+    by_key = {}
+    for row in rows:
+        same = usable.get(fingerprint(row["trial"]))
+        by_key[same.pop(0) if same else next(free)] = row
+    return by_key
+
+
 def _confirm(session: StudySession) -> None:
     searched = search_trials(read_study(session.folder))
     rows = confirm_trials(read_json(session.folder / RESULT_FILES["search"]), searched, session.study)
-    by_key = {f"confirm-{index:03d}": row for index, row in enumerate(rows)}
+    by_key = confirm_keys(session.folder, rows)
     trials = {key: row["trial"] for key, row in by_key.items()}
     configurations = {key: row["configuration"] for key, row in by_key.items()}
     states = run_trials(session, "confirm", trials, configurations, "none")
@@ -213,10 +300,15 @@ def finalize(session: StudySession) -> None:
     assert session.study.finalize is not None
     winners = _winners(session.folder)[: session.study.finalize.top]
     num_trials = sum(len(winner["keys"]) for winner in winners)
-    session.record("stage_started", stage="finalize", num_trials=num_trials, num_ended=0, max_epochs=0)
-    finished = []
+    session.record(
+        "stage_started", stage="finalize", num_trials=num_trials, num_ended=0, max_epochs=0,
+        num_slots=num_slots(session),
+    )  # fmt: skip
+    finished, num_done, num_steps = [], 0, num_trials + len(winners) + 3
     for winner in winners:
-        runs = _test_runs(session, winner["stage"], winner["keys"])
+        runs = _test_runs(session, winner["stage"], winner["keys"], num_done, num_steps)
+        num_done += len(runs) + 1
+        session.step("testing the ensemble of the folds", num_done, num_steps)
         finished.append(
             {
                 "configuration": winner["configuration"],
@@ -307,8 +399,11 @@ def _ensemble(session: StudySession, runs: Sequence[Mapping[str, Any]]) -> Means
     return means if len(scores) > 2 else {name: {**row, "half_width": None} for name, row in means.items()}
 
 
-def _test_runs(session: StudySession, stage: str, keys: Sequence[str]) -> dict[str, Any]:
-    """Return key -> {"val": metrics, "test": metrics, "protocols"}; what an interrupted run has written is read."""
+def _test_runs(session: StudySession, stage: str, keys: Sequence[str], num_done: int, num_steps: int) -> dict[str, Any]:
+    """Return key -> {"val": metrics, "test": metrics, "protocols"}; what an interrupted run has written is read.
+
+    num_done, num_steps: steps before these, and in all.
+    """
     scores: dict[str, Any] = {}
     pending: dict[Any, str] = {}
     (session.folder / "final").mkdir(exist_ok=True)
@@ -325,6 +420,8 @@ def _test_runs(session: StudySession, stage: str, keys: Sequence[str]) -> dict[s
         _record_test_read(session, key, found)
         pending[task.remote(str(found), machine, *record, str(_embeddings_file(session, key)))] = key
     while pending:
+        number = num_done + len(keys) - len(pending) + 1
+        session.step("testing the networks", number, num_steps)
         (ready,), _ = ray.wait(list(pending), num_returns=1)
         key = pending.pop(ready)
         scores[key] = _fetch(ready)

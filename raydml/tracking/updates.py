@@ -38,6 +38,7 @@ STATUS = {
     "interrupted": "KILLED",
     "finished": "FINISHED",
     "stopped_early": "FINISHED",
+    "time": "FINISHED",
 }
 
 

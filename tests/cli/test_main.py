@@ -14,7 +14,7 @@ import pytest
 
 from raydml import registry
 from raydml.cli import arguments, main, server, studies, tables
-from raydml.cli.arguments import study_argument
+from raydml.cli.arguments import seconds_of, study_argument
 from raydml.study import events
 from raydml.tracking import store as mlflow_store
 from tests.cli.commands import done, refused, run
@@ -172,8 +172,8 @@ def fake_run(monkeypatch, outcome):
         def hint(self):
             return "deliver it later: launch.py sync digits"
 
-    def run_study(folder, *, address):
-        calls.append((folder, address))
+    def run_study(folder, *, address, time_limit_s):
+        calls.append((folder, address, time_limit_s))
         return outcome
 
     monkeypatch.setitem(sys.modules, "raydml.study.stages", SimpleNamespace(run_study=run_study))
@@ -186,12 +186,22 @@ def fake_run(monkeypatch, outcome):
 def test_an_interrupted_study_says_how_to_go_on(monkeypatch, tmp_path, number, code):
     folder = make_study(tmp_path / "else where", "digits")
     calls = fake_run(monkeypatch, SimpleNamespace(status="interrupted", signal=int(number)))
-    result = run("resume", "digits", "--storage", "else where", "--address", "auto")
+    result = run("resume", "digits", "--storage", "else where", "--address", "auto", "--time", "1h30m")
     assert result.exit_code == code
     assert "launch.py resume 'else where/digits' --address auto" in result.output
     assert "launch.py sync digits" in result.output, "what MLflow has not heard must be said"
-    assert (folder, "auto") in calls
-    assert calls.index("start") < calls.index((folder, "auto")) < calls.index("finish")
+    assert "MLflow: http://127.0.0.1:9" in result.output, "the server's address"
+    assert calls.index("start") < calls.index((folder, "auto", 5400.0)) < calls.index("finish")
+
+
+def test_a_time_limit_is_a_duration_with_units(tmp_path):
+    values = {"90s": 90, "15m": 900, "2h": 7200, "1h30m": 5400, "1h0m5s": 3605}
+    assert {text: seconds_of(text) for text in values} == values
+    make_study(tmp_path / "studies", "digits")
+    for text in ("15", "m15", "0s", "-5m", "1.5h", "30m1h", "", "٣m"):
+        assert f"--time = {text!r}: is not a duration. Cure: write 90s," in refused(
+            "resume", "digits", f"--time={text}"
+        )
 
 
 def test_study_argument_is_what_the_next_command_understands(tmp_path, monkeypatch):

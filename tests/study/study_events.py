@@ -29,7 +29,18 @@ def ended(number, reason, *, error=None, stage="search"):
 
 
 def study_started(select_on="val_map_at_r"):
-    return {"event": "study_started", "study": "digits", "config": {"name": "digits", "select_on": select_on}}
+    return {
+        "event": "study_started",
+        "study": "digits",
+        "config": {"name": "digits", "select_on": select_on},
+        "dataset": "digits",
+        "classes": {"train": 3, "val": 2, "test": 5},
+        "planned": [
+            {"stage": "search", "num_trials": 3, "max_epochs": 9},
+            {"stage": "confirm", "num_trials": 4, "max_epochs": 9},
+            {"stage": "finalize", "num_trials": 2, "max_epochs": 0},
+        ],
+    }
 
 
 def stage_started(num_trials, max_epochs=9, stage="search"):

@@ -1,0 +1,108 @@
+"""More trials for the search of a study: those there are stay the same, and the stages after the search run again."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+from raydml.config.trial import Machine, parse_trial
+from raydml.errors import ConfigError
+from raydml.search_space.space import SearchSpace, load_space
+from raydml.study import events
+from raydml.study.driver import is_running
+from raydml.study.events import events_path, read_state
+from raydml.study.folder import (
+    RESULT_FILES,
+    StudyError,
+    fingerprinted_trials,
+    make_splits,
+    prepare_images,
+    read_study,
+    specification_of,
+    write_json,
+)
+from raydml.training.trial_images import Catalogs
+
+#: What the stages leave in the folder of a study and would be overwritten.
+_RESULTS = (*RESULT_FILES.values(), "summary.json", "summary.md", "report", "illustrations", "model")
+
+
+def extend_search(folder: Path, num_trials: int) -> None:
+    """Give the search of a study ``num_trials`` trials in all (for a space with grids: of each grid point).
+
+    The new trials are those that the space would have had with this number from the start. The results so far are
+    kept in ``earlier/N-trials``. Trials that a time limit ended, or kept from starting, run as well. Where the search
+    has all of these trials, nothing changes.
+
+    Raises:
+        StudyError: fewer trials than the study has, a space that does not give the study's trials again, or a study
+            that runs.
+    """
+    study, state = read_study(folder), read_state(folder)
+    planned = int(study["study"]["search"]["num_trials"])
+    missing = len(study["trials"]) > len(state.of_stage("search")) or any(
+        trial.ended == "time" for trial in state.of_stage("search")
+    )
+    if num_trials < planned:
+        raise StudyError(
+            f"--num-trials = {num_trials}: study {folder.name!r} has {planned} trials already, and trials are not "
+            f"taken away. Cure: more than {planned}, or another study (--name)"
+        )
+    is_ranked = (folder / RESULT_FILES["search"]).exists()
+    if num_trials == planned and not (missing and is_ranked):
+        return
+    if is_running(folder):
+        raise StudyError(f"study {folder.name!r} is running. Cure: stop it with Ctrl-C first, or wait for its end")
+    trials = _trials(folder, study, num_trials) if num_trials > planned else study["trials"]
+    _keep_results(folder, len(state.of_stage("search")))
+    events.append(events_path(folder), {"event": "search_extended", "num_trials_before": len(state.of_stage("search"))})
+    settings = {**study["study"], "search": {**study["study"]["search"], "num_trials": num_trials}}
+    write_json(folder / "study.json", {**study, **specification_of(settings, trials)})
+
+
+def _trials(folder: Path, study: dict[str, Any], num_trials: int) -> list[dict[str, Any]]:
+    """Return the trials of the longer search as plain values, after the checks that a new study gets."""
+    machine = Machine.model_validate(study["machine"])
+    try:
+        space = dataclasses.replace(_space(folder, study, num_trials), machine=machine)
+        catalogs = Catalogs(machine)
+        drawn = fingerprinted_trials(space, catalogs)
+    except ConfigError as error:
+        raise StudyError(f"study {folder.name!r} cannot have {num_trials} trials: {error}") from error
+    trials = [trial.model_dump(mode="json") for trial in drawn]
+    # Through the model: an older study lacks keys that have been added since.
+    before = [parse_trial(trial).model_dump(mode="json") for trial in study["trials"]]
+    if trials[: len(before)] != before:
+        raise StudyError(
+            f"study {folder.name!r}: with {num_trials} trials its space would give other trials than the "
+            f"{len(before)} that have run. Either the study is older than this version and its options are not "
+            "recorded, or sampling has changed. Cure: a new study with this number of trials (sweep ... --name)"
+        )
+    splits = make_splits(space.study, catalogs, drawn)
+    prepare_images(machine, drawn)
+    write_json(folder / "split.json", splits)
+    return trials
+
+
+def _space(folder: Path, study: dict[str, Any], num_trials: int) -> SearchSpace:
+    """Return the study's space with another number of trials."""
+    resolved = folder / "resolved_space.json"
+    overrides = [f"study.search.num_trials={num_trials}"]
+    if not resolved.exists():  # an older study: the options of its command are not recorded
+        overrides += [f"study.seed={study['study']['seed']}", f"study.name={study['name']}"]
+        if root := study["machine"]["data_root"]:
+            overrides.append(f"machine.data_root={root}")
+    return load_space(resolved if resolved.exists() else folder / "space.yaml", overrides)
+
+
+def _keep_results(folder: Path, num_trials: int) -> None:
+    """Move the results so far to ``earlier/N-trials``. A second call, after a crash, moves what the first has not."""
+    kept = folder / "earlier" / f"{num_trials}-trials"
+    for name in _RESULTS:
+        if (folder / name).exists():
+            kept.mkdir(parents=True, exist_ok=True)
+            if (kept / name).is_dir():
+                shutil.rmtree(kept / name)
+            (folder / name).replace(kept / name)

@@ -1,0 +1,88 @@
+"""The estimate of the time that a study still needs, and when its search has to end; expected values by hand."""
+
+import pytest
+
+from raydml.study.events import reduce_events
+from raydml.study.pace import expected_epochs, remaining_s
+from raydml.study.time_limit import has_to_end
+from tests.study.study_events import ended, epoch, stage_started, started, study_started
+
+
+def at(time_s, event):
+    return event | {"time": time_s}
+
+
+def running_study(scheduler="none"):
+    """A search with 2 slots: its first trial has run 2 of 4 epochs, 2 s each, and 3 trials wait."""
+    planned = [
+        {"stage": "search", "num_trials": 4, "max_epochs": 4},
+        {"stage": "confirm", "num_trials": 4, "max_epochs": 4},
+        {"stage": "finalize", "num_trials": 2, "max_epochs": 0},
+    ]
+    search = {"scheduler": scheduler, "grace_epochs": 1, "reduction_factor": 2}
+    return [
+        at(0.0, study_started() | {"planned": planned, "config": {"search": search}}),
+        at(4.0, stage_started(4, 4) | {"num_slots": 2}),
+        at(10.0, started(0, epochs=4)),
+        at(12.0, epoch(0, 1, 0.5)),
+        at(14.0, epoch(0, 2, 0.6)),
+    ]
+
+
+def test_there_is_no_estimate_before_the_first_epoch():
+    assert remaining_s(reduce_events(running_study()[:3])) is None
+
+
+def test_the_rest_of_a_study_is_epochs_over_slots_in_every_stage():
+    # A whole trial: 0.4 s to take its place, and 4 epochs of 2 s. A stage starts in 6 s, as the search did.
+    search = (2 * 2) / 2 + 3 * 8.4 / 2
+    confirm = 6 + 4 * 8.4 / 2
+    finalize = 6 + (2 + 1.5)
+    study = reduce_events(running_study())
+    assert remaining_s(study) == pytest.approx(search + confirm + finalize + 10)
+    assert remaining_s(study, ("confirm",)) == pytest.approx(confirm)
+
+
+def test_an_estimate_does_not_jump_where_one_stage_ends_and_the_next_begins():
+    events = running_study()
+    for number in (1, 2, 3):
+        events += [
+            at(16.0, started(number, epochs=4)),
+            at(24.0, epoch(number, 4, 0.5)),
+            at(24.0, ended(number, "finished")),
+        ]
+    events += [at(24.0, epoch(0, 4, 0.7)), at(24.0, ended(0, "finished"))]
+    before = remaining_s(reduce_events(events))
+    events += [
+        at(24.1, {"event": "stage_finished", "stage": "search"}),
+        at(24.2, stage_started(4, 4, "confirm") | {"num_slots": 2}),
+    ]
+    assert remaining_s(reduce_events(events)) == pytest.approx(before, rel=0.05)
+
+
+def test_halving_leaves_the_expected_epochs():
+    search = {"scheduler": "asha", "grace_epochs": 1, "reduction_factor": 3}
+    # Rungs at 1 and 3: one epoch, two for a third of the trials, six for a ninth.
+    assert expected_epochs(search, 9, 0) == pytest.approx(1 + 2 / 3 + 6 / 9)
+    assert expected_epochs(search, 9, 1) == pytest.approx(2 + 6 / 3), "it has passed the first rung"
+    assert expected_epochs(search, 9, 5) == pytest.approx(4)
+    assert expected_epochs(search | {"scheduler": "none"}, 9, 1) == 8
+
+
+def test_a_search_that_stops_trials_early_has_less_left():
+    # The first trial: 2 epochs past its rung. The others: 1 + 1/2 + 2/4 epochs expected, so 0.4 + 2 + 1 * 2 s each.
+    search = (2 * 2) / 2 + 3 * (0.4 + 2 + 2) / 2
+    assert remaining_s(reduce_events(running_study("asha")), ("search",)) == pytest.approx(search)
+
+
+def test_the_search_ends_when_the_later_stages_need_the_time_that_is_left():
+    study = reduce_events(running_study())
+    later = 1.15 * ((6 + 4 * 8.4 / 2) + (6 + 3.5) + 10)
+    assert not has_to_end(study, later + 0.1)
+    assert has_to_end(study, later - 0.1)
+    assert not has_to_end(reduce_events(running_study()[:3]), -100.0), "without a value there is nothing to confirm"
+
+
+def test_a_study_without_a_driver_is_not_active():
+    events = [*running_study(), at(1000.0, study_started()), at(1003.0, {"event": "step", "name": "starting Ray"})]
+    assert reduce_events(events).active_s == 14 + 3
