@@ -117,13 +117,16 @@ def option_overrides(
 
 
 def create(loaded: SearchSpace, space: Path, storage: Path, tracking_uri: str | None) -> Path:
-    """Prepare the MLflow store, create the folder of a study from its loaded SPACE, and return the folder."""
-    from raydml.study.folder import create_study
+    """Look at the images, prepare the MLflow store, create the folder of a study, and return the folder."""
+    from raydml.study.folder import create_study, plan_study
+
+    plan = plan_study(loaded)  # says how the classes are divided, before the slow imports
     from raydml.tracking.store import default_uri, prepare_store
 
     uri = tracking_uri or default_uri(storage)
     prepare_store(uri, storage)
-    return create_study(loaded, storage=storage, tracking_uri=uri, space_text=space.read_text(encoding="utf-8"))
+    text = space.read_text(encoding="utf-8")
+    return create_study(loaded, storage=storage, tracking_uri=uri, space_text=text, plan=plan)
 
 
 def resume(
@@ -342,7 +345,12 @@ def read_trial(
 
         given = [*overrides, *([] if data_root is None else [f"machine.data_root={json.dumps(str(data_root))}"])]
         space = load_space(config, given, bare_trial=True)
-        return sample_trials(space)[0], with_absolute_paths(space.machine, storage)
+        from raydml.study.limits import trials_within_limits
+        from raydml.training.trial_images import Catalogs
+
+        folds = 0 if space.study.confirm is None else space.study.confirm.folds
+        (first,) = trials_within_limits(sample_trials(space)[:1], Catalogs(space.machine), folds)
+        return first, with_absolute_paths(space.machine, storage)
     if overrides:
         raise CommandError(
             f"--set {overrides[0]} is for a file, and {config} is a trial of a study. Cure: leave it out, or "

@@ -66,7 +66,7 @@ class Catalog:
     of the files. roles: N of "query" | "gallery" | "", or None where no image has one; an image without a role is both
     query and gallery. protocols: how the test part is scored, the main protocol first. notes: sentences that the caller
     must show, on what is usable but not as published or not as it looks. description: what was found, in a few words:
-    "26 class folders, 930 images".
+    "26 classes in class folders, 930 images".
     """
 
     name: str

@@ -124,6 +124,7 @@ def open_glyphs(fonts: Path | None = None) -> Catalog:
         roles=tuple(_role(face, part) for _, face, part in parts),
         protocols=("leave_one_out", "query_gallery"),
         notes=_notes(digests),
+        description=f"{len(LETTERS)} letters and digits in typefaces, {len(labels):,} images",
     )
 
 

@@ -7,7 +7,9 @@ from typing import Literal
 
 import numpy as np
 
-from raydml.data.catalog import Catalog, DataError, listed
+from raydml.data.catalog import Catalog, DataError, counted, listed
+
+FEWEST_CLASSES = 6  # two in each part
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,10 @@ def make_split(
 
     The classes are put in order: "sorted" by name, or "shuffled" by the SHA-256 of seed and name, which no
     library version or platform can change. The last ceil(test_fraction * C) classes are test and the rest
-    development. fold None: the last ceil(val_fraction * D) of the D development classes are val. fold i: val is
-    the i-th of num_folds contiguous, nearly equal partitions of the development classes, train the others.
+    development. fold None: the last ceil(val_fraction * D) of the D development classes are val. With few classes a
+    part has one class more or less, so that each has two: 6 classes at 0.5 and 0.25 are 2 train, 2 val and 2 test.
+    fold i: val is the i-th of num_folds contiguous, nearly equal partitions of the development classes, train the
+    others.
     A split given by the catalog (a benchmark's, or one in an image list) decides instead: test as given; fold None:
     val as given (made from the development classes if none is given); fold i: partitions of the given train and val
     classes together. The folds are those of Musgrave, Belongie and Lim, "A Metric Learning Reality Check" (2020),
@@ -47,6 +51,13 @@ def make_split(
 
     Raises DataError: a class shared by two given parts, a part with fewer than two classes (retrieval needs two).
     """
+    if catalog.given_split is None and len(catalog.class_names) < FEWEST_CLASSES:
+        where = "" if catalog.root is None else f"machine.data_root = {str(catalog.root)!r}: "
+        raise DataError(
+            f"{where}{catalog.description or counted(len(catalog.class_names), 'class', 'classes')}; a study needs "
+            f"{FEWEST_CLASSES} classes, two each to train, to validate and for the sealed test. Found: "
+            f"{listed(catalog.class_names)}. Cure: add classes, or name the folder that holds all of them (--data-root)"
+        )
     ordered = list(range(len(catalog.class_names)))  # class ids are in the order of the sorted names
     if order == "shuffled":
         ordered.sort(key=lambda c: hashlib.sha256(f"{seed}/{catalog.class_names[c]}".encode()).digest())
@@ -55,13 +66,13 @@ def make_split(
         test = [c for c in ordered if part_of[c] == "test"]
         given_val = [c for c in ordered if part_of[c] == "val"]
     else:
-        test = ordered[len(ordered) - _share(len(ordered), test_fraction) :]
+        test = ordered[len(ordered) - _num_test(len(ordered), test_fraction) :]
         given_val = []
     development: list[int] = np.setdiff1d(ordered, test, assume_unique=True).tolist()  # in their order
     if fold is not None:
         val = np.array_split(np.array(development, dtype=np.int64), num_folds)[fold].tolist()
     else:
-        val = given_val or development[len(development) - _share(len(development), val_fraction) :]
+        val = given_val or development[len(development) - _num_val(len(development), val_fraction) :]
     train = np.setdiff1d(development, val, assume_unique=True).tolist()
     split = Split(tuple(sorted(train)), tuple(sorted(val)), tuple(sorted(test)))
     _refuse_small_parts(catalog, split, fold, num_folds)
@@ -71,6 +82,32 @@ def make_split(
 def _share(num_classes: int, fraction: float) -> int:
     # 0.07 * 100 is a hair above 7 in floating point and must not become 8 classes.
     return math.ceil(num_classes * fraction - 1e-9)
+
+
+def _num_test(num_classes: int, fraction: float) -> int:
+    """Return the number of test classes: one less than the share where that leaves two each to train and validate."""
+    share = _share(num_classes, fraction)
+    return share - 1 if num_classes - share == 3 and share > 2 else share
+
+
+def _num_val(num_classes: int, fraction: float) -> int:
+    """Return the number of validation classes, of the development classes: the share, give or take one class."""
+    share = _share(num_classes, fraction)
+    if num_classes < 4:
+        return share
+    return 2 if share == 1 else min(share, max(num_classes - 2, share - 1))
+
+
+def largest_num_folds(num_development: int, num_folds: int, num_used: int) -> int:
+    """Return the largest number of folds, at most num_folds, in which each used fold leaves two classes on each side.
+
+    num_used: the first so many folds are used. Where there is none, num_folds, which `make_split` refuses.
+    """
+    for number in range(num_folds, 1, -1):
+        sizes = [num_development // number + (fold < num_development % number) for fold in range(min(num_used, number))]
+        if all(2 <= size <= num_development - 2 for size in sizes):
+            return number
+    return num_folds
 
 
 def _given_parts(catalog: Catalog) -> dict[int, str]:

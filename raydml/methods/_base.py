@@ -112,6 +112,11 @@ class Method(nn.Module):
         """
 
     @classmethod
+    def cut_to(cls, batch_size: int, **settings: Any) -> dict[str, Any]:  # noqa: ARG003
+        """Return the settings with those that are upper limits cut to what batches of this size allow."""
+        return settings
+
+    @classmethod
     def expected_steps(cls, batches_per_epoch: int, **settings: Any) -> float:  # noqa: ARG003 - most take each once
         """Return the expected number of steps in an epoch for which the trial's sampler plans batches_per_epoch."""
         return batches_per_epoch

@@ -304,6 +304,10 @@ class MIC(Method):
         shares: float = settings["class_probability"] + settings["auxiliary_probability"]
         return batches_per_epoch * shares
 
+    @classmethod
+    def cut_to(cls, batch_size: int, **settings: Any) -> dict[str, Any]:
+        return {**settings, "images_per_cluster": min(settings["images_per_cluster"], max(1, batch_size // 2))}
+
     def time_to_recluster(self, epoch: int) -> bool:
         return epoch % self.recluster_every == 0
 

@@ -94,6 +94,14 @@ class Sampler(abc.ABC):
     batches_per_epoch: int
     _shuffled: "ShuffledClasses | None" = None  # of a sampler that continues its shuffles from epoch to epoch
 
+    @classmethod
+    def cut_to(cls, labels: np.ndarray, **settings: Any) -> dict[str, Any]:  # noqa: ARG003
+        """Return the settings with those that are upper limits cut to what images with these labels (N,) allow.
+
+        Such as the classes in a batch, where there are fewer training classes. Settings that fit are not changed.
+        """
+        return settings
+
     @abc.abstractmethod
     def plan(self, generator: np.random.Generator) -> EpochPlan:
         """Return the batches of the next epoch. Advances the state and the generator."""
@@ -335,6 +343,28 @@ def refuse_few_classes(index: ClassIndex, num_needed: int, images_per_class: int
             f"sampler.batch_size = {num_needed * images_per_class} of {images_per_class} images a class needs "
             f"{num_needed} classes a batch, but there are only {len(index)} training classes; {cure}"
         )
+
+
+def cut_groups(
+    labels: np.ndarray, settings: Mapping[str, Any], *, each_class_once: bool = True, all_different: bool = False
+) -> dict[str, Any]:
+    """Return settings with batch_size and images_per_class cut to what images with these labels (N,) allow.
+
+    No class is needed to give more images than the largest one has. each_class_once: a batch has at most one group of a
+    class. all_different: a batch has at most N images. A batch has at least two groups.
+    """
+    counts = np.unique(labels, return_counts=True)[1]
+    batch_size, per_class = settings["batch_size"], settings["images_per_class"]
+    fewer_images = min(per_class, max(2, int(counts.max(initial=0))))
+    fewer_images = min(fewer_images, max(1, int(counts.sum()) // 2)) if all_different else fewer_images
+    limits = [batch_size // per_class]
+    limits += [len(counts)] if each_class_once else []
+    limits += [int(counts.sum()) // fewer_images] if all_different else []
+    num_groups = max(2, min(limits))
+    too_large = all_different and batch_size > counts.sum()
+    if fewer_images == per_class and num_groups == limits[0] and not too_large:
+        return dict(settings)
+    return {**settings, "batch_size": num_groups * fewer_images, "images_per_class": fewer_images}
 
 
 def full_batches(num_images: int, batch_size: int) -> int:

@@ -1,6 +1,6 @@
 """Classes with replacement: Zhai and Wu, Classification is a Strong Baseline for Deep Metric Learning, BMVC 2019."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -10,6 +10,7 @@ from raydml.samplers._base import (
     EpochPlan,
     Sampler,
     classes_in_batch,
+    cut_groups,
     distinct_numbers,
     full_batches,
     make_plan,
@@ -41,6 +42,10 @@ class BalancedWithReplacement(Sampler):
         self.images_per_class = images_per_class
         self.batch_size = self._per_batch * images_per_class
         self.batches_per_epoch = full_batches(self._index.num_images, batch_size)
+
+    @classmethod
+    def cut_to(cls, labels: np.ndarray, **settings: Any) -> dict[str, Any]:
+        return cut_groups(labels, settings, all_different=True)
 
     def plan(self, generator: np.random.Generator) -> EpochPlan:
         """The batches of the next epoch."""

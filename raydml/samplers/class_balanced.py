@@ -1,6 +1,6 @@
 """Classes x images: Hermans et al., In Defense of the Triplet Loss for Person Re-Identification, 2017 (PK batches)."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -54,6 +54,12 @@ class ClassBalanced(Sampler):
         self.batches_per_epoch = batches_per_epoch or max(-(-len(labels) // self.batch_size), fewest)
         self._index = index
         self._shuffled: ShuffledClasses = ShuffledClasses(index)
+
+    @classmethod
+    def cut_to(cls, labels: np.ndarray, **settings: Any) -> dict[str, Any]:
+        counts = np.unique(labels, return_counts=True)[1]
+        limits = {"classes_per_batch": len(counts), "images_per_class": int(counts.max(initial=0))}
+        return {**settings, **{key: min(settings[key], max(2, most)) for key, most in limits.items()}}
 
     def plan(self, generator: np.random.Generator) -> EpochPlan:
         """The batches of the next epoch. Advances the cursors and the generator; same states, same plan."""

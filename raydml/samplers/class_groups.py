@@ -1,6 +1,6 @@
 """Groups of a class: Roth, Brattoli and Ommer, MIC: Mining Interclass Characteristics, ICCV 2019 (its main task)."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -12,6 +12,7 @@ from raydml.samplers._base import (
     EpochPlan,
     Sampler,
     classes_in_batch,
+    cut_groups,
     full_batches,
     group_classes,
     make_plan,
@@ -52,6 +53,10 @@ class ClassGroups(Sampler):
         self.batch_size = batch_size
         self.images_per_class = images_per_class
         self.batches_per_epoch = full_batches(self._index.num_images, batch_size)
+
+    @classmethod
+    def cut_to(cls, labels: np.ndarray, **settings: Any) -> dict[str, Any]:
+        return cut_groups(labels, settings, each_class_once=False, all_different=True)
 
     def plan(self, generator: np.random.Generator) -> EpochPlan:
         """The batches of the next epoch."""

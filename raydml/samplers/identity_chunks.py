@@ -1,6 +1,6 @@
 """Classes in chunks: Wang et al., Multi-Similarity Loss with General Pair Weighting, CVPR 2019 (its sampler)."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -12,6 +12,7 @@ from raydml.samplers._base import (
     Sampler,
     ShuffledClasses,
     classes_in_batch,
+    cut_groups,
     earlier_visits,
     make_plan,
     refuse_few_classes,
@@ -49,6 +50,10 @@ class IdentityChunks(Sampler):
         about_one_pass = -(-self._index.num_images // self.batch_size)
         self.batches_per_epoch = batches_per_epoch or about_one_pass
         self._shuffled: ShuffledClasses = ShuffledClasses(self._index)
+
+    @classmethod
+    def cut_to(cls, labels: np.ndarray, **settings: Any) -> dict[str, Any]:
+        return cut_groups(labels, settings)
 
     def plan(self, generator: np.random.Generator) -> EpochPlan:
         """The batches of the next epoch. Advances the chunks and the generator; same states, same plan."""

@@ -1,6 +1,6 @@
 """All classes, shuffled: Kim and Park, Multi-level Distance Regularization, AAAI 2021 (its sampler)."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -40,6 +40,16 @@ class RandomClasses(Sampler):
         self.batch_size = batch_size
         self.images_per_class = images_per_class
         self.batches_per_epoch = batches_per_epoch
+
+    @classmethod
+    def cut_to(cls, labels: np.ndarray, **settings: Any) -> dict[str, Any]:
+        counts = np.unique(labels, return_counts=True)[1]
+        batch_size, images_per_class = settings["batch_size"], settings["images_per_class"]
+        while (fitting := min(batch_size, int(np.minimum(counts, images_per_class).sum()))) < 2 * images_per_class:
+            images_per_class -= 1
+            if not images_per_class:
+                return settings  # for the constructor to refuse
+        return {**settings, "batch_size": fitting, "images_per_class": images_per_class}
 
     def plan(self, generator: np.random.Generator) -> EpochPlan:
         """The batches of the next epoch."""

@@ -1,11 +1,19 @@
 """Each class once an epoch: the FastRandomIdentitySampler of the Deep_Metric code by Wang et al."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
 
-from raydml.samplers._base import ClassIndex, EpochPlan, Sampler, classes_in_batch, make_plan, refuse_few_classes
+from raydml.samplers._base import (
+    ClassIndex,
+    EpochPlan,
+    Sampler,
+    classes_in_batch,
+    cut_groups,
+    make_plan,
+    refuse_few_classes,
+)
 
 
 class RandomIdentity(Sampler):
@@ -39,6 +47,10 @@ class RandomIdentity(Sampler):
         self.batch_size = batch_size
         self.images_per_class = images_per_class
         self.batches_per_epoch = num_full if drop_last else num_full + (rest > 0)
+
+    @classmethod
+    def cut_to(cls, labels: np.ndarray, **settings: Any) -> dict[str, Any]:
+        return cut_groups(labels, settings, each_class_once=settings["drop_last"])
 
     def plan(self, generator: np.random.Generator) -> EpochPlan:
         """The batches of the next epoch."""

@@ -1,6 +1,6 @@
 """Shuffled images without regard to their classes."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -21,6 +21,10 @@ class Uniform(Sampler):
         self.batch_size = batch_size
         self._num_images = len(labels)
         self.batches_per_epoch = full_batches(self._num_images, batch_size)
+
+    @classmethod
+    def cut_to(cls, labels: np.ndarray, **settings: Any) -> dict[str, Any]:
+        return {**settings, "batch_size": min(settings["batch_size"], max(2, len(labels)))}
 
     def plan(self, generator: np.random.Generator) -> EpochPlan:
         """The batches of the next epoch; no image occurs twice."""

@@ -17,9 +17,10 @@ import hashlib
 import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +30,7 @@ from raydml.data.splits import Split, make_split
 from raydml.errors import did_you_mean
 from raydml.ops.files import write_whole
 from raydml.search_space.space import SearchSpace, sample_trials
+from raydml.study.limits import study_within_limits, trials_within_limits
 from raydml.training import checkpoint
 from raydml.training.trial_images import Catalogs, open_development, with_content
 
@@ -49,15 +51,34 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def create_study(space: SearchSpace, *, storage: Path, tracking_uri: str, space_text: str) -> Path:
+class StudyPlan(NamedTuple):
+    """What a study is before it has a folder. space: with the settings of the study that its images allow. splits: each
+    split by name, as in split.json."""
+
+    space: SearchSpace
+    trials: list[Trial]
+    splits: dict[str, Any]
+
+
+def plan_study(space: SearchSpace, catalogs: Catalogs | None = None) -> StudyPlan:
+    """List the images, divide the classes and sample the trials. Raises DataError, ConfigError, StudyError."""
+    catalogs = catalogs or Catalogs(space.machine)
+    trials = fingerprinted_trials(space, catalogs)
+    space = replace(space, study=study_within_limits(space.study, trials))
+    return StudyPlan(space, trials, make_splits(space.study, catalogs, trials))
+
+
+def create_study(
+    space: SearchSpace, *, storage: Path, tracking_uri: str, space_text: str, plan: StudyPlan | None = None
+) -> Path:
     """Create the folder of a study and return it; a study that exists with the same settings is left as it is.
 
     What can be wrong is found here, before an actor starts: unreadable images, splits without classes, weights that
-    cannot be fetched. Raises StudyError if a study of this name has other settings.
+    cannot be fetched. plan: what `plan_study` returned for this space, if it was called before. Raises StudyError if a
+    study of this name has other settings.
     """
     folder = storage.resolve() / space.study.name
-    catalogs = Catalogs(space.machine)
-    trials = fingerprinted_trials(space, catalogs)
+    space, trials, splits = plan or plan_study(space)
     specification = specification_of(
         space.study.model_dump(mode="json"), [trial.model_dump(mode="json") for trial in trials]
     )
@@ -72,7 +93,6 @@ def create_study(space: SearchSpace, *, storage: Path, tracking_uri: str, space_
         here = {"machine": with_absolute_paths(space.machine, storage).model_dump(mode="json")}
         write_json(folder / "study.json", {**made, **here, "tracking_uri": tracking_uri})
         return folder
-    splits = make_splits(space.study, catalogs, trials)
     machine = with_absolute_paths(space.machine, storage)
     prepare_images(machine, trials)
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,8 +121,13 @@ def specification_of(study: Mapping[str, Any], trials: Sequence[Mapping[str, Any
 
 
 def fingerprinted_trials(space: SearchSpace, catalogs: Catalogs) -> list[Trial]:
-    """Return the sampled trials of a space, each with the hash of its images: their fingerprints are final."""
-    trials = [with_content(trial, catalogs.of(trial)) for trial in sample_trials(space)]
+    """Return the sampled trials of a space, each with the hash of its images: their fingerprints are final.
+
+    Upper limits that the images do not allow are cut before (see `limits`), with a note.
+    """
+    num_folds = 0 if space.study.confirm is None else space.study.confirm.folds
+    drawn = trials_within_limits(sample_trials(space), catalogs, num_folds)
+    trials = [with_content(trial, catalogs.of(trial)) for trial in drawn]
     if len(metrics := sorted({trial.select_on for trial in trials})) > 1:
         raise StudyError(
             f"trial.select_on = {', '.join(metrics)}: trials that are ranked by different metrics cannot be compared. "

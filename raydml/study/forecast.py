@@ -41,7 +41,7 @@ from raydml.models.pretrained import DOWNLOAD_URL, path_of_published
 from raydml.search_space.domains import has_first
 from raydml.search_space.space import SearchSpace
 from raydml.search_space.varying import varying_keys
-from raydml.study.folder import fingerprinted_trials, make_splits, with_absolute_paths
+from raydml.study.folder import plan_study, with_absolute_paths
 from raydml.study.rungs import expected_epochs
 from raydml.training.parts import make_sampler
 from raydml.training.trial_images import Catalogs, storage_for
@@ -54,8 +54,7 @@ def forecast(space: SearchSpace, storage: Path, *, as_published: bool = False) -
     before it opens images.
     """
     catalogs = Catalogs(space.machine, as_published=as_published)
-    trials = fingerprinted_trials(space, catalogs)
-    make_splits(space.study, catalogs, trials)  # what a run would refuse, a forecast refuses
+    space, trials, _ = plan_study(space, catalogs)  # what a run would refuse, a forecast refuses
     machine = with_absolute_paths(space.machine, storage)
     return {
         "study": space.study.name,

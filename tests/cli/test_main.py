@@ -514,7 +514,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     config = write_trial(folder / "trial.json")
     result = done("trial", config, "--json", "--save", str(folder / "checkpoint"))
-    return folder, [json.loads(row) for row in result.output.splitlines()]
+    return folder, [json.loads(row) for row in result.stdout.splitlines()]
 
 
 def test_trial_gives_the_numbers_of_the_trainer(trained):
@@ -532,7 +532,7 @@ def test_trial_gives_the_numbers_of_the_trainer(trained):
 def test_trial_stops_early_without_becoming_another_experiment(trained, tmp_path):
     folder, epochs = trained
     result = run("trial", str(folder / "trial.json"), "--max-epochs", "1", "--save", "here")
-    rows = [row for row in result.output.splitlines() if row.strip()[:1].isdigit()]
+    rows = [row for row in result.stdout.splitlines() if row.strip()[:1].isdigit()]
     assert len(rows) == 1
     assert f"{epochs[0]['val_map_at_r']:.4f}" in rows[0]
     cards = [json.loads((path / "model.json").read_text()) for path in (folder / "checkpoint", tmp_path / "here")]
@@ -559,7 +559,7 @@ def test_trial_runs_trial_0_of_a_search_space(tmp_path):
     text = f"study: {{seed: 5, search: {{num_trials: 2}}}}\ntrial: {json.dumps(TRIAL)}\n"
     (tmp_path / "space.yaml").write_text(text.replace("0.001", "{choice: [0.001, 0.1], first: 0.001}"))
     result = done("trial", "space.yaml", "--json", "--max-epochs", "1", "--set", "trial.model.embedding_dim=8")
-    (row,) = [json.loads(row) for row in result.output.splitlines()]
+    (row,) = [json.loads(row) for row in result.stdout.splitlines()]
     alone = {**TRIAL, "seed": 5, "model": {**TRIAL["model"], "embedding_dim": 8}}
     expected = next(Trainer(parse_trial(alone), Machine(), device="cpu").epochs())
     assert row["val_map_at_r"] == expected["val_map_at_r"]
@@ -580,7 +580,7 @@ def test_trial_names_all_mistakes_of_a_file_at_once_with_their_lines(tmp_path):
 def test_evaluate_gives_the_validation_numbers_of_the_best_epoch(trained):
     folder, epochs = trained
     result = done("evaluate", str(folder / "checkpoint"), "--json")
-    report = json.loads(result.output)
+    report = json.loads(result.stdout)
     best = max(epochs, key=lambda row: row["val_map_at_r"])
     assert report["epoch"] == best["epoch"]
     for name, value in report["metrics"].items():

@@ -1,7 +1,7 @@
 import pytest
 
 from raydml.data.catalog import Catalog, ImageFile, catalog_of
-from raydml.data.splits import make_split
+from raydml.data.splits import largest_num_folds, make_split
 from tests.data.refusals import SPLIT, assert_contains, refusal
 
 
@@ -42,6 +42,29 @@ class TestSplit:
         first = make_split(classes_of(20), **{**SPLIT, "num_folds": 3, "fold": 0})
         assert first.val == (0, 1, 2, 3)  # 10 = 4 + 3 + 3
 
+    @pytest.mark.parametrize(
+        ("num_classes", "expected"),
+        # By hand: half, rounded up, is sealed and a quarter of the rest, rounded up, validates; but two at least.
+        [(6, (2, 2, 2)), (7, (2, 2, 3)), (8, (2, 2, 4)), (10, (3, 2, 5)), (26, (9, 4, 13)), (5000, (1875, 625, 2500))],
+    )
+    def test_two_classes_at_least_are_in_each_part(self, num_classes, expected):
+        split = make_split(classes_of(num_classes), **{**SPLIT, "val_fraction": 0.25})
+        assert (len(split.train), len(split.val), len(split.test)) == expected
+
+    @pytest.mark.parametrize("num_classes", [1, 2, 5])
+    def test_too_few_classes_are_refused_with_counts_and_cure(self, num_classes):
+        message = refusal(make_split, classes_of(num_classes), **SPLIT)
+        images = f"{num_classes} class{'' if num_classes == 1 else 'es'}, {2 * num_classes} images"
+        assert_contains(message, images, "needs 6 classes", "class00", "Cure: add classes", "--data-root")
+
+    @pytest.mark.parametrize(
+        ("num_development", "num_folds", "num_used", "expected"),
+        # 4 classes in 4 folds leave one to validate; 7 in 4 are 2, 2, 2, 1: the first three can be used.
+        [(4, 4, 2, 2), (7, 4, 3, 4), (7, 4, 4, 3), (60, 4, 2, 4), (3, 4, 2, 4)],
+    )
+    def test_folds_are_as_many_as_leave_two_classes_on_each_side(self, num_development, num_folds, num_used, expected):
+        assert largest_num_folds(num_development, num_folds, num_used) == expected
+
     def test_shuffled_order_is_fixed_for_ever(self):
         # printf '3/class00' | sha256sum and so on puts them in the order 3 0 2 5 4 6 1 7.
         split = make_split(classes_of(8), **{**SPLIT, "order": "shuffled", "seed": 3})
@@ -53,7 +76,7 @@ class TestSplit:
         ("change", "part"),
         [
             ({"test_fraction": 0.95}, "the train part is empty"),
-            ({"val_fraction": 0.01}, "the val part has one class"),
+            ({"val_fraction": 0.95}, "the train part has one class"),
             ({"fold": 1, "num_folds": 4}, "data.split.num_folds = 4 is too many"),
         ],
     )

@@ -76,6 +76,40 @@ def test_settings_describe_themselves_and_keep_to_their_limits(name):
                 registry.checked_settings("samplers", name, {key: 0})
 
 
+def can_be_built(name, settings, labels) -> bool:
+    try:
+        SAMPLERS[name](labels, **settings)
+    except DataError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_upper_limits_are_cut_to_the_images_and_what_fits_is_kept(name):
+    fields = registry.settings_model("samplers", name).model_fields
+    generator = np.random.default_rng(0)
+    num_cut = num_kept = 0
+    for _ in range(300):
+        counts = generator.integers(2, generator.integers(3, 30), size=generator.integers(3, 20))
+        labels = np.repeat(np.arange(len(counts)), counts)
+        per_class = int(generator.integers(2, 9))
+        given = {"images_per_class": per_class, "classes_per_batch": int(generator.integers(2, 20))}
+        given |= {"batch_size": per_class * int(generator.integers(2, 20))}
+        given = {key: value for key, value in given.items() if key in fields}
+        settings = registry.checked_settings("samplers", name, given)
+        cut = SAMPLERS[name].cut_to(labels, **settings)
+        assert can_be_built(name, cut, labels), (settings, counts)
+        assert all(2 <= cut[key] <= given[key] for key in given), (settings, cut)
+        assert SAMPLERS[name].cut_to(labels, **cut) == cut
+        fits = can_be_built(name, settings, labels)
+        num_cut, num_kept = num_cut + (not fits), num_kept + fits
+        # A class need not give more images than the largest one has; in random_classes none does.
+        given_twice = name != "random_classes" and given.get("images_per_class", 2) > counts.max()
+        assert (cut == settings) == (fits and not given_twice), (settings, cut, counts)
+    assert num_cut > 20
+    assert num_kept > 20
+
+
 @EVERY_CASE
 def test_a_plan_has_the_promised_shape_and_numbers(name, settings):
     labels, clusters = labels_and_clusters()

@@ -32,8 +32,8 @@ def test_images_steps_and_stages_by_hand(tmp_path):
 
 
 def test_a_forecast_refuses_what_a_run_would(tmp_path):
-    with pytest.raises(DataError, match="classes_per_batch"):
-        forecast(space_at(tmp_path, overrides=["trial.sampler.classes_per_batch=4"]), tmp_path)
+    with pytest.raises(DataError, match="batches_per_epoch = 1 cannot show all 3 classes"):
+        forecast(space_at(tmp_path, overrides=["trial.sampler.batches_per_epoch=1"]), tmp_path)
 
 
 def test_the_cache_holds_the_resized_images(tmp_path):
