@@ -134,9 +134,9 @@ def find_model(target: str, storage: Path, tracking_uri: str | None, scratch: Pa
     """Find the model that TARGET names; a model in MLflow is downloaded into ``scratch``. Raises CommandError."""
     if target.startswith(("runs:/", "models:/")):
         from raydml.tracking.models import origin_of, resolve_checkpoint
-        from raydml.tracking.store import default_uri
+        from raydml.tracking.store import study_store
 
-        uri = tracking_uri or default_uri(storage)
+        uri = study_store(None, storage, tracking_uri)
         fetched, origin = resolve_checkpoint(target, uri, scratch), origin_of(target, uri)
         return model_below(fetched, target, study_here(origin, storage))._replace(origin=origin)
     path = Path(target)
@@ -206,23 +206,34 @@ def model_below(folder: Path, target: str, study: Path | None, *, deep: bool = T
     )
 
 
-def deliver(study: Path, patience_s: float) -> str:
+def store_of(study: Path, tracking_uri: str | None) -> str:
+    """The MLflow store of a study: the one of --tracking-uri or MLFLOW_TRACKING_URI, else the study's own.
+
+    Raises TrackingError if that does not exist any more."""
+    from raydml.study.folder import read_study
+    from raydml.tracking.store import study_store
+
+    return study_store(read_study(study)["tracking_uri"], study.resolve().parent, tracking_uri)
+
+
+def deliver(study: Path, tracking_uri: str | None, patience_s: float) -> str:
     """Send the undelivered events of a study to MLflow. Returns "" on success, else the reason for the failure."""
     from raydml.study.folder import read_study
     from raydml.tracking.delivery import sync
-    from raydml.tracking.store import TrackingError
+    from raydml.tracking.store import TrackingError, require_store
 
-    specification = read_study(study)
     try:
-        delivered = sync(study / "events.jsonl", specification["tracking_uri"], specification["name"], patience_s)
+        uri = store_of(study, tracking_uri)
+        require_store(uri, f"launch.py sync {study_argument(study)} makes it anew")
+        delivered = sync(study / "events.jsonl", uri, read_study(study)["name"], patience_s)
     except TrackingError as error:
         return str(error)
     return "" if delivered else "it does not answer"
 
 
-def deliver_test_read(study: Path) -> None:
+def deliver_test_read(study: Path, tracking_uri: str | None) -> None:
     """Send the record of a test read to MLflow; print a note if that has to wait."""
-    if reason := deliver(study, DELIVERY_S):
+    if reason := deliver(study, tracking_uri, DELIVERY_S):
         typer.echo(f"note: the read is recorded in the study and reaches MLflow later: {reason}", err=True)
 
 

@@ -120,12 +120,13 @@ def evaluate(
     if is_bare:
         parse_target(target)
     if is_saved:
-        _print(_of_embeddings(Path(target), settings), as_json, None)
+        _print(_of_embeddings(Path(target), settings, tracking_uri), as_json, None)
         return
     with tempfile.TemporaryDirectory(prefix="raydml-") as folder:
         scratch = Path(folder)
         found = None if is_bare else find_model(target, storage, tracking_uri, scratch)
-        source = _ModelSource(target, found, scratch, storage, data_root, skip_unreadable and data is not None)
+        skips = skip_unreadable and data is not None
+        source = _ModelSource(target, found, scratch, storage, data_root, skips, tracking_uri)
         if data is None:
             result = _on_own_classes(source, on or "val", settings, untrained is not False, save_embeddings)
         else:
@@ -142,6 +143,7 @@ class _ModelSource(NamedTuple):
     storage: Path
     data_root: Path | None
     skip_unreadable: bool
+    tracking_uri: str | None
 
     @property
     def machine(self) -> Machine:
@@ -225,7 +227,7 @@ def _on_own_classes(
         save_to=save_to,
     )
     if on == "test" and found.study is not None:
-        deliver_test_read(found.study)
+        deliver_test_read(found.study, source.tracking_uri)
     facts = {"target": source.target, "on": on, "checkpoint": source.name, "fingerprint": card.get("fingerprint")}
     facts["epoch"] = card.get("best_epoch")
     return _Result(evaluated, f"{on} classes", f"{source.name}, best epoch {card.get('best_epoch')}", facts)
@@ -272,7 +274,7 @@ def _on_other_images(
         spec = spec._replace(recall_at=tuple(k for k in spec.recall_at if k < len(saved.labels)) or (1,))
     evaluated = evaluate_saved(saved, spec, device_of(machine))
     if source.found is not None and source.found.study is not None:
-        deliver_test_read(source.found.study)
+        deliver_test_read(source.found.study, source.tracking_uri)
     facts = {"target": source.target, "on": data, "checkpoint": source.name}
     return _Result(evaluated, data, source.name + epoch, facts)
 
@@ -307,7 +309,7 @@ def _record_read(source: _ModelSource, what: str) -> Any:
     return record_test_read(source.found, source.target, source.storage, what)
 
 
-def _of_embeddings(path: Path, settings: dict[str, Any]) -> _Result:
+def _of_embeddings(path: Path, settings: dict[str, Any], tracking_uri: str | None) -> _Result:
     """Score saved embeddings without the model. Embeddings that may be of test classes count as a read of them."""
     from raydml.evaluation.saved_embeddings import load_embeddings
     from raydml.evaluation.scoring import MetricSpec
@@ -318,7 +320,7 @@ def _of_embeddings(path: Path, settings: dict[str, Any]) -> _Result:
         study = study_above(path) or study_above(Path(str(saved.facts.get("checkpoint", ""))))
         record_test_read(FoundModel(path.absolute(), study, False), str(path.absolute()), path.absolute().parent)
         if study is not None:
-            deliver_test_read(study)
+            deliver_test_read(study, tracking_uri)
     spec = MetricSpec(tuple(saved.facts.get("recall_at") or DEFAULT_RECALL_AT))._replace(**settings)
     evaluated = evaluate_saved(saved, spec)
     about = f"{saved.facts.get('dataset', 'unknown data set')}, {saved.facts.get('part', 'unknown part')}"

@@ -107,7 +107,7 @@ def index(
     console = new_console()
     echo(console, f"{out}  {len(kept):,} images, {model.embedding_dim} dimensions, {size:,.1f} MB with the model")
     if log and study is not None:
-        _log_gallery(study, out)
+        _log_gallery(study, out, tracking_uri)
     echo(console, f"{program_of(context)} query {shlex.quote(str(out))} IMAGE")
 
 
@@ -180,7 +180,7 @@ def _kept_names(batches: Sequence[EmbeddedBatch], *, skip_unreadable: bool) -> l
     return kept
 
 
-def _log_gallery(study: Path, out: Path) -> None:
+def _log_gallery(study: Path, out: Path, tracking_uri: str | None) -> None:
     """Store a gallery with the study's own run in MLflow, or print that it is delivered later."""
     from raydml.study import events
     from raydml.study.folder import read_study
@@ -188,7 +188,7 @@ def _log_gallery(study: Path, out: Path) -> None:
     where = f"galleries/{out.resolve().name}"
     event = {"time": time.time(), "event": "artifact", "trial": None, "path": str(out.resolve())}
     events.append(study / "events.jsonl", {**event, "artifact_path": where})
-    if reason := deliver(study, _DELIVERY_S):
+    if reason := deliver(study, tracking_uri, _DELIVERY_S):
         typer.echo(f"note: MLflow gets the gallery later, with the study's next events: {reason}", err=True)
     else:
         typer.echo(f"in MLflow, with the run of study {read_study(study)['name']!r}: {where}")
@@ -199,6 +199,6 @@ def _gallery_folder(out: str, storage: Path, tracking_uri: str | None, scratch: 
     if not out.startswith("runs:/"):
         return Path(out)
     from raydml.tracking.models import resolve_checkpoint
-    from raydml.tracking.store import default_uri
+    from raydml.tracking.store import study_store
 
-    return resolve_checkpoint(out, tracking_uri or default_uri(storage), scratch)
+    return resolve_checkpoint(out, study_store(None, storage, tracking_uri), scratch)

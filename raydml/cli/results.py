@@ -20,6 +20,8 @@ from raydml.cli.arguments import (
     echo,
     new_console,
     refuse_unwritable,
+    store_of,
+    study_argument,
     writing,
 )
 
@@ -103,20 +105,21 @@ def ui(
 ) -> None:
     """Open the MLflow UI on 127.0.0.1 until Ctrl-C."""
     from raydml.cli.server import free_port, is_free, serve_ui
-    from raydml.tracking.store import default_uri, redacted, runs_page
+    from raydml.tracking.store import redacted, require_store, runs_page, study_store
 
     if study is not None:
-        from raydml.study.folder import find_study, read_study
+        from raydml.study.folder import find_study
 
-        uri = str(read_study(find_study(study, storage))["tracking_uri"])
+        folder = find_study(study, storage)
+        uri = store_of(folder, tracking_uri)
+        cure = f"launch.py sync {study_argument(folder)} makes it and fills it with the study's events"
     else:
-        uri = tracking_uri or default_uri(storage)
+        uri = study_store(None, storage, tracking_uri)
+        cure = "run a study first, or name the right --storage or --tracking-uri"
+    require_store(uri, cure)  # the server would create an empty one
     if uri.startswith(("http://", "https://")):
         typer.echo(f"this MLflow store is a server: {redacted(uri).rstrip('/')}{runs_page(uri)}")
         return
-    database = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not database.exists():  # the server would create an empty one
-        raise CommandError(f"no MLflow store {database} yet. Cure: run a study first, or name the right --storage")
     port = free_port() if port is None else port
     if not is_free(port):
         raise CommandError(f"--port {port} is taken. Cure: another port, or no --port for the first free one")
@@ -126,14 +129,16 @@ def ui(
     raise typer.Exit(serve_ui(uri, port, on_answer=lambda: typer.echo(f"MLflow UI: {page}   {store}")))
 
 
-def sync(study: Target, storage: StorageOption = STORAGE) -> None:
-    """Send the undelivered events of a study to MLflow."""
+def sync(study: Target, storage: StorageOption = STORAGE, tracking_uri: TrackingUri = None) -> None:
+    """Send the undelivered events of a study to MLflow.
+
+    To its own store, which is created where it is missing, or to the one of --tracking-uri."""
     from raydml.study.folder import find_study, read_study
     from raydml.tracking.delivery import sync as deliver
 
     folder = find_study(study, storage)
     specification = read_study(folder)
-    if not deliver(folder / "events.jsonl", specification["tracking_uri"], specification["name"]):
+    if not deliver(folder / "events.jsonl", store_of(folder, tracking_uri), specification["name"]):
         raise CommandError(
             f"MLflow has not accepted all events of {specification['name']}. Nothing is lost; try again later"
         )

@@ -27,6 +27,7 @@ from raydml.cli.arguments import (
     recorded_trial,
     refuse_used,
     seconds_of,
+    store_of,
     study_argument,
     with_data_root,
     writing,
@@ -121,12 +122,13 @@ def create(loaded: SearchSpace, space: Path, storage: Path, tracking_uri: str | 
     from raydml.study.folder import create_study, plan_study
 
     plan = plan_study(loaded)  # says how the classes are divided, before the slow imports
-    from raydml.tracking.store import default_uri, prepare_store
+    from raydml.tracking.store import default_uri, prepare_store, study_store
 
-    uri = tracking_uri or default_uri(storage)
+    uri = study_store(None, storage, tracking_uri)
     prepare_store(uri, storage)
+    recorded = None if uri == default_uri(storage) else uri
     text = space.read_text(encoding="utf-8")
-    return create_study(loaded, storage=storage, tracking_uri=uri, space_text=text, plan=plan)
+    return create_study(loaded, storage=storage, tracking_uri=recorded, space_text=text, plan=plan)
 
 
 def resume(
@@ -139,6 +141,7 @@ def resume(
     time_limit: TimeLimitOption = None,
     data_root: DataRoot = None,
     storage: StorageOption = STORAGE,
+    tracking_uri: TrackingUri = None,
     address: AddressOption = None,
 ) -> None:
     """Continue an interrupted study, or give a finished one more trials.
@@ -155,7 +158,7 @@ def resume(
         from raydml.study.extension import extend_search
 
         extend_search(folder, num_trials)
-    run_and_show(program_of(context), folder, address, time_limit_s)
+    run_and_show(program_of(context), folder, address, time_limit_s, tracking_uri)
 
 
 def trial(
@@ -203,9 +206,12 @@ def trial(
             echo(console, f"checkpoint {save}\n{program_of(context)} evaluate {save} --on val")
 
 
-def run_and_show(program: str, folder: Path, address: str | None, time_limit_s: float | None = None) -> None:
+def run_and_show(
+    program: str, folder: Path, address: str | None, time_limit_s: float | None = None, tracking_uri: str | None = None
+) -> None:
     """Run the rest of a study under the live table, then print its outcome; exit 128 + signal if interrupted.
 
+    tracking_uri: another MLflow store, which the study reports to from now on.
     Events are sent to MLflow by a thread; what is left when the study ends is sent then.
     """
     from raydml.cli.live_view import LiveStudy
@@ -213,17 +219,20 @@ def run_and_show(program: str, folder: Path, address: str | None, time_limit_s: 
 
     console = new_console()
     events, study = folder / "events.jsonl", read_study(folder)
-    uri, tracker, outcome = study["tracking_uri"], None, None
-    is_server = uri.startswith(("http://", "https://"))
+    tracker, outcome = None, None
+    is_server = (tracking_uri or study["tracking_uri"] or "").startswith(("http://", "https://"))
     begin = events.stat().st_size if events.exists() else 0
     try:
         with LiveStudy(events, from_offset=begin, console=console) as live:
             if not is_server:
                 live.browse_with(f"{program} ui {study_argument(folder)}")
             live.doing("loading MLflow")
+            from raydml.study.folder import report_to
             from raydml.tracking.delivery import Tracker
-            from raydml.tracking.store import redacted
+            from raydml.tracking.store import create_missing, redacted
 
+            uri = store_of(folder, tracking_uri)
+            create_missing(uri, folder.parent)
             if is_server:
                 live.browse_with(redacted(uri))
 
@@ -232,6 +241,8 @@ def run_and_show(program: str, folder: Path, address: str | None, time_limit_s: 
 
             tracker = Tracker(events, uri, study["name"])
             tracker.start()
+            if tracking_uri is not None:
+                report_to(folder, uri)
             live.doing("checking the images")
             outcome = run_study(folder, address=address, time_limit_s=time_limit_s)
             live.doing("sending the results to MLflow")
@@ -255,14 +266,15 @@ def show_outcome(program: str, folder: Path, console: Console) -> None:
     from raydml.study.events import read_state
     from raydml.study.folder import read_study
     from raydml.tracking.models import ALIAS
-    from raydml.tracking.store import redacted
+    from raydml.tracking.store import default_uri, redacted
 
     study, models = read_study(folder), read_state(folder).models
+    uri = study["tracking_uri"] or default_uri(folder.parent)
     results = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     target, name = study_argument(folder), study["name"]
     console.print()
     console.print(tables.summary(results))
-    where = [("study", tables.short_path(folder)), ("MLflow", redacted(study["tracking_uri"]))]
+    where = [("study", tables.short_path(folder)), ("MLflow", redacted(uri))]
     if models:
         where.append(("model", f"models:/{models[-1].name}@{ALIAS} in MLflow; {tables.short_path(folder / 'model')}"))
     where.append(("report", tables.short_path(folder / "report" / "report.html")))

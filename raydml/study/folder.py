@@ -69,10 +69,11 @@ def plan_study(space: SearchSpace, catalogs: Catalogs | None = None) -> StudyPla
 
 
 def create_study(
-    space: SearchSpace, *, storage: Path, tracking_uri: str, space_text: str, plan: StudyPlan | None = None
+    space: SearchSpace, *, storage: Path, tracking_uri: str | None, space_text: str, plan: StudyPlan | None = None
 ) -> Path:
     """Create the folder of a study and return it; a study that exists with the same settings is left as it is.
 
+    tracking_uri: of the MLflow store; None is the embedded one, which is in the storage folder wherever that is.
     What can be wrong is found here, before an actor starts: unreadable images, splits without classes, weights that
     cannot be fetched. plan: what `plan_study` returned for this space, if it was called before. Raises StudyError if a
     study of this name has other settings.
@@ -91,7 +92,9 @@ def create_study(
             )
         # Where the study runs and reports may change from one command to the next; its specification may not.
         here = {"machine": with_absolute_paths(space.machine, storage).model_dump(mode="json")}
-        write_json(folder / "study.json", {**made, **here, "tracking_uri": tracking_uri})
+        write_json(
+            folder / "study.json", {**made, **here, "tracking_uri": _unless_embedded(tracking_uri, folder.parent)}
+        )
         return folder
     machine = with_absolute_paths(space.machine, storage)
     prepare_images(machine, trials)
@@ -104,7 +107,7 @@ def create_study(
         "study_id": uuid.uuid4().hex,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "storage": str(storage.resolve()),
-        "tracking_uri": tracking_uri,
+        "tracking_uri": _unless_embedded(tracking_uri, folder.parent),
         "commit": checkpoint.git_commit(),
         "select_on": trials[0].select_on,
         "machine": machine.model_dump(mode="json"),
@@ -230,8 +233,33 @@ def stages_of(study: StudySettings) -> list[str]:
 
 
 def read_study(folder: Path) -> dict[str, Any]:
+    """Return study.json with the paths of where the storage folder is now: it may have been copied, moved or renamed.
+
+    tracking_uri: None for the embedded store, which moves along. Older studies recorded its absolute path.
+    """
     study: dict[str, Any] = read_json(folder / "study.json")
-    return study
+    recorded, here = Path(study.get("storage") or ""), folder.resolve().parent
+    study["tracking_uri"] = _unless_embedded(study.get("tracking_uri"), recorded)
+    if recorded.is_absolute() and recorded != here:
+        machine = study.get("machine") or {}
+        for name in ("data_root", "cache_dir"):
+            path = Path(machine.get(name) or "")
+            if path.is_relative_to(recorded):
+                machine[name] = str(here / path.relative_to(recorded))
+    return {**study, "storage": str(here)}
+
+
+def _unless_embedded(tracking_uri: str | None, storage: Path) -> str | None:
+    """Return the address of a store; None if it is the embedded store of a storage folder."""
+    return None if tracking_uri == f"sqlite:///{storage / 'mlflow.db'}" else tracking_uri
+
+
+def report_to(folder: Path, tracking_uri: str) -> None:
+    """Change the MLflow store that a study reports to."""
+    study = read_study(folder)
+    write_json(
+        folder / "study.json", {**study, "tracking_uri": _unless_embedded(tracking_uri, folder.resolve().parent)}
+    )
 
 
 def move_data_root(folder: Path, data_root: Path) -> None:

@@ -20,7 +20,15 @@ from raydml.study import events
 from raydml.study.events import ExportedModel, StudyState, reduce_events
 from raydml.tracking.models import log_exported_model
 from raydml.tracking.runs import StudyRuns
-from raydml.tracking.store import TrackingError, connect, experiment_id, is_transient, prepare_store, redacted
+from raydml.tracking.store import (
+    TrackingError,
+    connect,
+    create_missing,
+    experiment_id,
+    is_transient,
+    prepare_store,
+    redacted,
+)
 from raydml.tracking.updates import updates_of
 
 POLL_S, FIRST_DELAY_S, LONGEST_DELAY_S, LAST_DELAY_S = 0.5, 1.0, 30.0, 2.0
@@ -127,7 +135,7 @@ class Tracker:
             if self._runs is None:
                 return  # the study has not started yet
         runs = self._runs
-        state, updates = updates_of(records, self._state, runs.offsets())
+        state, updates = updates_of(records, self._state, runs.offsets(), self.events_path.resolve().parent)
         for update in updates:
             runs.apply(update, self._log_model)
         if state.state == "interrupted":
@@ -139,8 +147,7 @@ class Tracker:
         if state.state == "waiting":
             return None
         client = connect(self.tracking_uri)
-        storage = state.storage or self.events_path.resolve().parent.parent
-        experiment = experiment_id(client, self.tracking_uri, storage)
+        experiment = experiment_id(client, self.tracking_uri, self.events_path.resolve().parent.parent)
         runs = StudyRuns(client, experiment, self.study, state.study_id)
         runs.refused = self.problems
         runs.refuse_transient = self._num_broken_off >= PATIENCE
@@ -175,10 +182,12 @@ class Tracker:
 def sync(events_path: Path, tracking_uri: str, study: str, timeout_s: float = 600.0) -> bool:
     """Deliver a study's events now and wait for it. What has arrived before is not sent again.
 
-    Returns whether MLflow has everything. Raises TrackingError if the store cannot be used, or while the study runs
-    (its own driver delivers then).
+    A database that does not exist is created and filled, if its folder exists. Returns whether MLflow has everything.
+    Raises TrackingError if the store cannot be used, or while the study runs (its own driver delivers then).
     """
-    prepare_store(tracking_uri, Path(events_path).resolve().parent.parent)
+    storage = Path(events_path).resolve().parent.parent
+    create_missing(tracking_uri, storage)
+    prepare_store(tracking_uri, storage)
     tracker = Tracker(events_path, tracking_uri, study)
     tracker.start()
     delivered = tracker.finish(timeout_s)

@@ -52,7 +52,7 @@ def log_exported_model(client: MlflowClient, run_id: str, model: ExportedModel) 
     """
     name, source = model.name, model.checkpoint
     run = client.get_run(run_id)
-    if source in run.data.tags.get("raydml.model_logged", "").splitlines():
+    if any(_is_of(logged, source) for logged in run.data.tags.get("raydml.model_logged", "").splitlines()):
         return
     version = _version_of(client, name, run_id, source) or _register(client, run, model)
     client.set_registered_model_alias(name, ALIAS, version.version)
@@ -63,9 +63,14 @@ def log_exported_model(client: MlflowClient, run_id: str, model: ExportedModel) 
 
 def _version_of(client: MlflowClient, name: str, run_id: str, source: str) -> ModelVersion | None:
     for version in client.search_model_versions(f"name = '{name}'"):
-        if version.run_id == run_id and version.tags.get("raydml.checkpoint") == source:
+        if version.run_id == run_id and _is_of(version.tags.get("raydml.checkpoint", ""), source):
             return version
     return None
+
+
+def _is_of(recorded: str, source: str) -> bool:
+    """Return whether a recorded checkpoint is this one, a path within its study; older records are absolute."""
+    return recorded == source or recorded.endswith(f"/{source}")
 
 
 def _register(client: MlflowClient, run: Run, model: ExportedModel) -> ModelVersion:

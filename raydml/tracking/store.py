@@ -6,9 +6,13 @@ import json
 import logging
 import os
 import re
+import sqlite3
+from contextlib import closing
 from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
 
 import requests
+import sqlalchemy
 import sqlalchemy.exc
 from mlflow import MlflowClient
 from mlflow.environment_variables import (
@@ -33,6 +37,7 @@ MLFLOW_DEFAULTS = {
     # each model, and print that into the table of trials. A model lists its own requirements.
     MLFLOW_UV_AUTO_DETECT: "false",
 }
+_logger = logging.getLogger(__name__)
 EXPERIMENT = "raydml"
 #: Columns of the UI's table of runs at :func:`runs_page`; MLflow stores such a view as a tag of the experiment.
 VIEW_TAG = f"mlflow.sharedViewState.{EXPERIMENT}"
@@ -62,13 +67,96 @@ TRANSIENT_CODES = frozenset(
 )
 
 
+#: Names of the embedded store in the storage folder, and of the folder beside a local database for its artifacts.
+DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
+_NO_FOLDER = "sqlite+pysqlite:///"
+#: Columns of MLflow's tables with the location of artifacts.
+LOCATIONS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+
+
 class TrackingError(ValueError):
     """An MLflow store cannot be used as given; the message says the cure."""
 
 
+class StoreGone(TrackingError):
+    """The database of an MLflow store is not where it was; it may come back (a disk that is mounted later)."""
+
+
 def default_uri(storage: Path) -> str:
-    """Return the address of the embedded store: an SQLite file in the storage folder, with its absolute path."""
-    return f"sqlite:///{Path(storage).resolve() / 'mlflow.db'}"
+    """Return the address of the embedded store: an SQLite file in the storage folder, with its absolute path.
+
+    Raises TrackingError for a folder whose name no address can express.
+    """
+    path = Path(storage).resolve() / DATABASE
+    uri = _address_of(path)
+    if uri is None:
+        raise TrackingError(
+            f"--storage {str(storage)!r}: MLflow's database cannot be opened in a folder of this name. "
+            "Cure: a --storage without '%' and '?' in its name, or a --tracking-uri elsewhere"
+        )
+    return uri
+
+
+def _address_of(path: Path) -> str | None:
+    """Return the address that opens an SQLite file, or None if there is none.
+
+    SQLAlchemy decodes %41 and ends a path at a question mark; MLflow, which makes the folder of sqlite:///, does not
+    decode. The second form is the same database for SQLAlchemy, and MLflow makes no folder for it.
+    """
+    encoded = str(path).replace("%", "%25").replace("?", "%3F")
+    return next((uri for uri in (f"sqlite:///{path}", f"{_NO_FOLDER}{encoded}") if database_path(uri) == path), None)
+
+
+def database_path(uri: str) -> Path | None:
+    """Return the file of an SQLite store, as SQLAlchemy opens it; None for another store."""
+    if not uri.startswith(("sqlite:", "sqlite+")):
+        return None
+    try:
+        return Path(sqlalchemy.make_url(uri).database or "")
+    except (sqlalchemy.exc.ArgumentError, ValueError) as error:
+        raise TrackingError(
+            f"tracking URI {uri!r} is no address: {error}. Cure: sqlite:////absolute/path/{DATABASE}"
+        ) from error
+
+
+def study_store(recorded: str | None, storage: Path, chosen: str | None = None) -> str:
+    """Return the address of the store that a study reports to.
+
+    chosen: the one that the command names; it wins. recorded: the one in study.json, None for the embedded store, which
+    is in the storage folder wherever that is now. Raises StoreGone if the recorded database does not exist any more.
+    """
+    if chosen:
+        return _as_meant(chosen)
+    if recorded is None:
+        return default_uri(storage)
+    path = database_path(recorded)
+    if path is not None and not path.exists():
+        raise StoreGone(
+            f"the study reports to the MLflow store {path}, which does not exist any more. Cure: put it back, or name "
+            f"the store that takes its place: --tracking-uri URI ({default_uri(storage)} is one beside the study)"
+        )
+    return recorded
+
+
+def _as_meant(uri: str) -> str:
+    """Return the address with a %41 taken literally where there is a folder of that name (a shell does not encode)."""
+    written = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or not written.is_absolute() or database_path(uri) == written:
+        return uri
+    return _address_of(written) or uri if written.parent.is_dir() else uri.replace("sqlite:///", _NO_FOLDER, 1)
+
+
+def require_store(uri: str, cure: str) -> None:
+    """Raise StoreGone if the store is a database file that does not exist: MLflow would make an empty one."""
+    path = database_path(uri)
+    if path is not None and not path.exists():
+        raise StoreGone(f"there is no MLflow store {path}. Cure: {cure}")
 
 
 def redacted(text: str) -> str:
@@ -77,7 +165,18 @@ def redacted(text: str) -> str:
 
 
 def connect(uri: str) -> MlflowClient:
-    """Return a client for one store. MLflow's global tracking address is neither read nor set."""
+    """Return a client for one store. MLflow's global tracking address is neither read nor set.
+
+    Creates nothing: raises StoreGone if the database does not exist. Artifacts that were moved with it are found.
+    """
+    require_store(uri, "run a study first, or name the right --tracking-uri or --storage")
+    path = database_path(uri)
+    if path is not None:
+        _follow_artifacts(path)
+    return _client(uri)
+
+
+def _client(uri: str) -> MlflowClient:
     for variable, value in MLFLOW_DEFAULTS.items():
         if not variable.is_set():
             variable.set(value)
@@ -89,7 +188,9 @@ def connect(uri: str) -> MlflowClient:
 def prepare_store(uri: str, storage: str | Path | None = None) -> str:
     """Connect to the store, create the experiment where it is missing, and return the experiment's id.
 
-    Call it in the driver before anything starts: a new database must be created by one process. Raises TrackingError.
+    Call it in the driver before anything starts: a new database must be created by one process. A database that does
+    not exist is created if its folder exists; the storage folder of the embedded store is created too. Raises
+    TrackingError.
     """
     scheme = uri.partition(":")[0].partition("+")[0].lower()
     if scheme not in SCHEMES:
@@ -97,10 +198,13 @@ def prepare_store(uri: str, storage: str | Path | None = None) -> str:
             f"tracking URI {redacted(uri)!r}: no store of the kind {scheme!r}; MLflow takes {', '.join(SCHEMES)}. "
             "Cure: leave it out for a local database, or give sqlite:////absolute/path/mlflow.db or http://host:5000"
         )
-    if scheme == "sqlite":
-        _prepare_sqlite(uri)
+    path = database_path(uri)
+    if path is not None:
+        _prepare_folder(uri, path, storage)
     try:
-        return experiment_id(connect(uri), uri, storage)
+        # Where there is no database, the client creates it.
+        client = connect(uri) if path is None or path.exists() else _client(uri)
+        return experiment_id(client, uri, storage)
     except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError) as error:
         said = redacted(str(error).strip().splitlines()[0])
         raise TrackingError(
@@ -108,15 +212,25 @@ def prepare_store(uri: str, storage: str | Path | None = None) -> str:
         ) from error
 
 
+def create_missing(uri: str, storage: Path) -> None:
+    """Create the database of a study that has events if it does not exist, and warn: its former runs are not in it."""
+    path = database_path(uri)
+    if path is not None and not path.exists():
+        prepare_store(uri, storage)
+        _logger.warning("there was no MLflow store %s: it is new, and is filled with the study's events", path)
+
+
 def experiment_id(client: MlflowClient, uri: str, storage: str | Path | None) -> str:
     """Return the id of the experiment of all studies, which is created when missing.
 
-    The artifacts of a server are stored where the server puts them, those of a local database in
-    ``<storage>/mlartifacts``.
+    The artifacts of a server are stored where the server puts them, those of an SQLite file beside it in
+    ``mlartifacts``, those of another database in ``<storage>/mlartifacts``.
     """
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
-        location = None if uri.startswith(("http", "databricks")) or storage is None else _artifacts(storage)
+        path = database_path(uri)
+        folder = storage if path is None else path.parent
+        location = None if uri.startswith(("http", "databricks")) or folder is None else _artifacts(folder)
         view = json.dumps({"selectedColumns": VIEW_COLUMNS})
         return str(client.create_experiment(EXPERIMENT, artifact_location=location, tags={VIEW_TAG: view}))
     if experiment.lifecycle_stage != "active":
@@ -144,25 +258,77 @@ def runs_page(uri: str) -> str:
     return f"/#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey={EXPERIMENT}"
 
 
-def _artifacts(storage: str | Path) -> str:
-    if "://" in str(storage):
-        return f"{str(storage).rstrip('/')}/mlartifacts"
-    return (Path(storage).resolve() / "mlartifacts").as_uri()
+def _artifacts(folder: str | Path) -> str:
+    if "://" in str(folder):
+        return f"{str(folder).rstrip('/')}/{ARTIFACTS}"
+    return (Path(folder).resolve() / ARTIFACTS).as_uri()
 
 
-def _prepare_sqlite(uri: str) -> None:
-    path = Path(uri.partition(":///")[2].partition("?")[0])
+def _prepare_folder(uri: str, path: Path, storage: str | Path | None) -> None:
     if not path.is_absolute():
         raise TrackingError(
             f"tracking URI {uri!r} is relative to the working directory, and every command would open another "
             f"database. Cure: sqlite:///{path.resolve()}"
         )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if storage is not None and path.parent == Path(storage).resolve():
+            path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TrackingError(f"tracking URI {uri!r}: the folder cannot be created: {error}") from error
+        raise TrackingError(f"--storage {str(storage)!r}: the folder cannot be created: {error}") from error
+    if not path.parent.is_dir():
+        raise TrackingError(
+            f"tracking URI {uri!r}: there is no folder {path.parent}. Cure: correct the address, or make the folder "
+            "first (mkdir -p)"
+        )
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise TrackingError(f"tracking URI {uri!r} may not be written by this user. Cure: another --tracking-uri")
+
+
+def _follow_artifacts(database: Path) -> None:
+    """Correct the locations of the artifacts in a database that was copied or moved together with them.
+
+    MLflow stores absolute locations. In a copy they would name the original, where nothing may be written, and after a
+    move nothing at all. They are changed if the artifacts are beside the database, or if they are not where the
+    locations say, or if the database from which this one was copied is there. What remains unchanged is a database
+    whose artifacts have always been elsewhere.
+    """
+    if not os.access(database, os.W_OK):
+        return
+    new = database.resolve().parent / ARTIFACTS
+    with closing(_open(database)) as connection, connection:
+        created, location = _experiment(connection)
+        old = Path(unquote(urlsplit(location).path))
+        if not location.startswith("file:") or old.name != ARTIFACTS or old == new:
+            return
+        original = old.parent / database.name
+        copied = False
+        if original.exists():
+            with closing(_open(original, "ro")) as source:
+                copied = _experiment(source)[0] == created
+        if not (new.is_dir() or copied or not old.exists()):
+            return
+        was, now = location.rstrip("/"), new.as_uri()
+        for table, column in LOCATIONS:
+            connection.execute(
+                f"update {table} set {column} = ? || substr({column}, ?) "
+                f"where {column} = ? or substr({column}, 1, ?) = ?",
+                (now, len(was) + 1, was, len(was) + 1, f"{was}/"),
+            )
+
+
+def _open(database: Path, mode: str = "rw") -> sqlite3.Connection:
+    return sqlite3.connect(f"file:{quote(str(database))}?mode={mode}", uri=True, timeout=20)
+
+
+def _experiment(connection: sqlite3.Connection) -> tuple[int, str]:
+    """Return the time at which the experiment was created, and the location of its artifacts; 0 and "" without one."""
+    try:
+        row = connection.execute(
+            "select creation_time, artifact_location from experiments where name = ?", (EXPERIMENT,)
+        ).fetchone()
+    except sqlite3.DatabaseError:  # no database of MLflow, or a damaged one: MLflow says so when it opens it
+        return 0, ""
+    return (int(row[0] or 0), str(row[1] or "")) if row else (0, "")
 
 
 def _cure(scheme: str, error: Exception) -> str:
@@ -177,4 +343,6 @@ def is_transient(error: Exception) -> bool:
     """Return whether the same request may succeed later: the store was unavailable, busy, or refused the login."""
     if isinstance(error, MlflowException):
         return error.error_code in TRANSIENT_CODES
-    return isinstance(error, (requests.RequestException, ConnectionError, TimeoutError, sqlalchemy.exc.SQLAlchemyError))
+    return isinstance(
+        error, (StoreGone, requests.RequestException, ConnectionError, TimeoutError, sqlalchemy.exc.SQLAlchemyError)
+    )

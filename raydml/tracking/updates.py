@@ -17,7 +17,7 @@ import math
 import posixpath
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,12 +79,13 @@ class RunUpdate:
 
 
 def updates_of(
-    records: Iterable[Record], state: StudyState, delivered: Mapping[str | None, int]
+    records: Iterable[Record], state: StudyState, delivered: Mapping[str | None, int], folder: Path
 ) -> tuple[StudyState, list[RunUpdate]]:
     """Reduce events in their order; return the state after them and an update for each run that they concern.
 
     state: the study before the events. delivered: for each run the offset up to which it has its events; those change
-    the state but are not sent again. The update of the study's own run comes first: the other runs name it as parent.
+    the state but are not sent again. folder: where the study is now. The update of the study's own run comes first: the
+    other runs name it as parent.
     """
     updates: dict[str | None, RunUpdate] = {}
     for record in records:
@@ -97,7 +98,7 @@ def updates_of(
             continue
         update = updates.setdefault(run, RunUpdate(run, run or state.study, _ms(state.time_s)))
         update.offset = record.end
-        _add_news(update, before, state)
+        _add_news(update, before, state, folder)
     for run, update in updates.items():
         if run is None:
             _describe_study(update, state)
@@ -113,11 +114,13 @@ _OF_STUDY = frozenset(
 _OF_TRIAL = frozenset({"trial_started", "epoch", "trial_retried", "trial_ended", "artifact", "model"})
 
 
-def _add_news(update: RunUpdate, before: StudyState, after: StudyState) -> None:
+def _add_news(update: RunUpdate, before: StudyState, after: StudyState, folder: Path) -> None:
     """Add what one event, between two states, appends to a run: points, files and models."""
-    update.files += [File(one.artifact_path, one.path) for one in after.artifacts[len(before.artifacts) :]]
+    update.files += [
+        File(one.artifact_path, _moved(one.path, after, folder)) for one in after.artifacts[len(before.artifacts) :]
+    ]
     update.files += [file_of_test_read(read) for read in after.test_reads[len(before.test_reads) :]]
-    update.models += after.models[len(before.models) :]
+    update.models += [_moved_model(one, after, folder) for one in after.models[len(before.models) :]]
     if after.summary is not before.summary:
         update.points += points(after.summary.metrics, 0, _ms(after.summary.time_s))
     for name, stage in after.stages.items():
@@ -133,6 +136,24 @@ def _add_news(update: RunUpdate, before: StudyState, after: StudyState) -> None:
     if earlier is None:
         # Last: a run that has this point has the whole epoch.
         update.points.append(Point(EPOCH_METRIC, float(trial.num_epochs), trial.num_epochs, _ms(report.time_s)))
+
+
+def _moved(path: Path, state: StudyState, folder: Path) -> Path:
+    """Return where a file of an event is now: studies are copied, moved and renamed with their storage folder.
+
+    state: right after the event; its storage is the one at that time. folder: the study's own, now.
+    """
+    for then, now in ((Path(state.storage, state.study), folder), (Path(state.storage), folder.parent)):
+        if state.storage and path.is_relative_to(then):
+            return now / path.relative_to(then)
+    return path
+
+
+def _moved_model(model: ExportedModel, state: StudyState, folder: Path) -> ExportedModel:
+    """Return the model with the place of its folder now, and its checkpoint as a path within the study."""
+    checkpoint = _moved(Path(model.checkpoint), state, folder)
+    within = checkpoint.relative_to(folder) if checkpoint.is_relative_to(folder) else checkpoint
+    return replace(model, folder=_moved(model.folder, state, folder), checkpoint=str(within))
 
 
 def _describe_study(update: RunUpdate, study: StudyState) -> None:

@@ -244,7 +244,7 @@ def test_index_and_query_refuse_with_a_cure(checkpoint_folder, photos, tmp_path)
         (["index", checkpoint_folder, "empty", "out"], ["hold no image"]),
         (["index", "empty", photos, "out"], ["no checkpoint and no exported model", "Cure"]),
         (["query", "used", photos / "pears" / "9.jpg"], ["is no gallery", "Cure"]),
-        (["query", "runs:/none", photos / "pears" / "9.jpg"], ["not found in MLflow"]),
+        (["query", "runs:/none", photos / "pears" / "9.jpg"], ["there is no MLflow store", "Cure"]),
     ):
         result = run(*arguments)
         assert (result.exit_code, result.stdout) == (2, "")
@@ -277,6 +277,11 @@ def test_the_index_of_a_study_is_an_artifact_of_its_run(checkpoint_folder, photo
     target = study / "search" / "checkpoint"
     done("index", target, photos, "quiet", "--no-log")
     assert [event["event"] for event in events.read(study / "events.jsonl")] == ["study_started", "study_finished"]
+    alone = done("index", target, photos, "alone").stderr
+    assert "MLflow gets the gallery later" in alone
+    assert "there is no MLflow store" in alone
+    assert not (storage / "mlflow.db").exists(), "index made a store"
+    store.prepare_store(uri, storage)
     text = done("index", target, photos, "fruit").stdout
     assert "in MLflow, with the run of study 'digits': galleries/fruit" in text
     client = store.connect(uri)

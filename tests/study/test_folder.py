@@ -191,3 +191,28 @@ def test_the_events_of_a_run_drop_the_checkpoints_of_losers_even_after_tune_has_
         written = pickle.loads(pickle.dumps(written))
     written._end(SimpleNamespace(config={"run": {"key": "search-002"}}), "finished", None)
     assert left() == ["search-002"]
+
+
+def test_a_study_is_read_with_the_paths_of_where_its_storage_is_now(tmp_path):
+    recorded, here = "/recorded/studies", tmp_path / "here"
+    machine = {"data_root": f"{recorded}/images", "cache_dir": f"{recorded}/cache", "device": "cpu"}
+    facts = {"name": "mini", "storage": recorded, "machine": machine}
+    (here / "mini").mkdir(parents=True)
+
+    def read(**changes):
+        (here / "mini" / "study.json").write_text(json.dumps({**facts, **changes}))
+        return study.read_study(here / "mini")
+
+    found = read(tracking_uri=f"sqlite:///{recorded}/mlflow.db")
+    assert found["tracking_uri"] is None, "the store in the storage folder"
+    assert found["storage"] == str(here)
+    assert found["machine"] == {"data_root": f"{here}/images", "cache_dir": f"{here}/cache", "device": "cpu"}
+    assert read(tracking_uri=None)["tracking_uri"] is None
+    for elsewhere in ("http://host:5000", f"sqlite:///{recorded}/other.db", "sqlite:////shared/mlflow.db"):
+        assert read(tracking_uri=elsewhere)["tracking_uri"] == elsewhere
+    outside = read(tracking_uri=None, machine={"data_root": "/data", "cache_dir": None})
+    assert outside["machine"] == {"data_root": "/data", "cache_dir": None}
+    study.report_to(here / "mini", f"sqlite:///{here}/mlflow.db")
+    assert study.read_json(here / "mini" / "study.json")["tracking_uri"] is None
+    study.report_to(here / "mini", "http://host:5000")
+    assert study.read_study(here / "mini")["tracking_uri"] == "http://host:5000"

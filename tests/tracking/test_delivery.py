@@ -35,7 +35,7 @@ from raydml.study.events import StudyState, rank, read_trials
 from raydml.study.summary import histories
 from raydml.tracking.delivery import PATIENCE, POLL_S, Tracker, sync
 from raydml.tracking.models import Origin, log_test_read, origin_of, requirements, resolve_checkpoint
-from raydml.tracking.store import VIEW_TAG, TrackingError, connect, default_uri, prepare_store, redacted, runs_page
+from raydml.tracking.store import TrackingError, connect, default_uri, prepare_store
 from raydml.tracking.updates import MAX_PARAM_CHARACTERS, legal_name, params_of, points, shortened, updates_of
 from raydml.training import checkpoint
 
@@ -113,19 +113,6 @@ class Spool:
         self.add("summary", metrics={"test_recall_at_1": 0.5}, tags={"raydml.winner": "confirm-000"})
         self.add("note", text="nothing to store")
         self.add("study_finished")
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with its tables (they take seconds to make) and nothing in them."""
-    path = tmp_path_factory.mktemp("store") / "made" / "mlflow.db"
-    prepare_store(f"sqlite:///{path}")
-    database = sqlite3.connect(path)
-    database.execute("delete from experiment_tags")
-    database.execute("delete from experiments where name = 'raydml'")
-    database.commit()
-    database.close()
-    return path
 
 
 @pytest.fixture
@@ -819,66 +806,6 @@ def test_the_requirements_of_a_model_cover_what_its_code_imports() -> None:
     assert all("+" not in line and "==" in line for line in requirements())
 
 
-def test_the_default_store_lies_in_the_storage_folder(
-    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "new/storage").mkdir(parents=True)
-    shutil.copy(empty_store, tmp_path / "new/storage/mlflow.db")
-    monkeypatch.chdir(tmp_path)
-    uri = default_uri(Path("new/storage"))
-    assert uri == f"sqlite:///{tmp_path}/new/storage/mlflow.db"
-    first = prepare_store(uri, Path("new/storage"))
-    assert prepare_store(uri, Path("new/storage")) == first
-    assert connect(uri).get_experiment(first).artifact_location == (tmp_path / "new/storage/mlartifacts").as_uri()
-    assert [path.name for path in tmp_path.iterdir()] == ["new"], "something was written to the working directory"
-
-
-@pytest.mark.parametrize(
-    ("uri", "message"),
-    [
-        ("", "no store of the kind ''"),
-        ("./mlruns", "no store of the kind './mlruns'"),
-        ("file:///tmp/mlruns", "no store of the kind 'file'"),
-        ("sqlite:///mlflow.db", "relative to the working directory.*Cure: sqlite:////"),
-        ("sqlite:////proc/none/mlflow.db", "the folder cannot be created"),
-        ("http://user:secret@127.0.0.1:1", r"http://\*\*\*@127.0.0.1:1 cannot be used.*Cure: start the server"),
-    ],
-)
-def test_a_store_that_cannot_be_used_is_refused_at_once(uri: str, message: str) -> None:
-    began = time.monotonic()
-    with pytest.raises(TrackingError, match=message) as caught:
-        prepare_store(uri)
-    assert time.monotonic() - began < 10
-    assert "secret" not in str(caught.value)
-
-
-def test_a_deleted_experiment_is_refused_with_its_cure(uri: str, storage: Path) -> None:
-    experiment = prepare_store(uri, storage)
-    connect(uri).delete_experiment(experiment)
-    with pytest.raises(TrackingError, match=f"was deleted.*restore --experiment-id {experiment}"):
-        prepare_store(uri, storage)
-
-
-def test_the_page_of_runs_is_known_where_its_view_is_stored(uri: str, storage: Path) -> None:
-    assert runs_page(uri) == ""
-    assert connect(uri).get_experiment_by_name("raydml") is None, "to look made something"
-    experiment = prepare_store(uri, storage)
-    page = f"/#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey=raydml"
-    assert runs_page(uri) == page
-    assert VIEW_TAG.endswith(".raydml"), "the page names the view by its key"
-    connect(uri).delete_experiment_tag(experiment, VIEW_TAG)
-    assert runs_page(uri) == ""
-    assert runs_page(f"http://127.0.0.1:{free_port()}") == ""
-
-
-def test_addresses_lose_their_passwords() -> None:
-    assert (
-        redacted("at http://me:pw@host:5000/x and postgresql://u:p@h/d")
-        == "at http://***@host:5000/x and postgresql://***@h/d"
-    )
-    assert redacted("sqlite:////tmp/a@b/mlflow.db") == "sqlite:////tmp/a@b/mlflow.db"
-
-
 @pytest.mark.parametrize(
     ("name", "legal"),
     [
@@ -936,11 +863,28 @@ def test_what_a_run_has_already_is_not_sent_again(spool: Spool) -> None:
     spool.study_started()
     spool.trial("search-000")
     records, end = events.records(spool.path)
-    state, (study, trial) = updates_of(records, StudyState(), {None: 0, "search-000": records[2].end})
+    state, (study, trial) = updates_of(records, StudyState(), {None: 0, "search-000": records[2].end}, spool.folder)
     assert (study.trial, trial.trial) == (None, "search-000")
     assert [point.step for point in trial.points if point.name == "epoch"] == [2, 3]
     assert trial.offset == end
-    assert updates_of(records, StudyState(), {None: end, "search-000": end}) == (state, [])
+    assert updates_of(records, StudyState(), {None: end, "search-000": end}, spool.folder) == (state, [])
+
+
+def test_files_of_a_study_that_was_moved_are_sent_from_where_they_are(spool: Spool) -> None:
+    """Each event has the paths of the moment; a resume after a move has recorded new ones."""
+    here = spool.folder
+    for storage in ("/first/place", "/second/place"):
+        spool.add("study_started", study="digits", study_id=STUDY_ID, config={}, storage=storage)
+        spool.add("artifact", trial=None, path=f"{storage}/digits/report", artifact_path="report")
+        spool.add("artifact", trial=None, path=f"{storage}/galleries/fruit", artifact_path="galleries/fruit")
+    spool.add("artifact", trial=None, path="/away/gallery", artifact_path="galleries/gallery")
+    spool.add("model", trial=None, folder="/second/place/digits/model", name="raydml-digits",
+              checkpoint="/second/place/digits/confirm/run-000/confirm-001/checkpoint_000002")  # fmt: skip
+    (_, (update,)) = updates_of(events.records(spool.path)[0], StudyState(), {}, here)
+    expected = [here / "report", here.parent / "galleries" / "fruit"]
+    assert [file.path for file in update.files] == [*expected, *expected, Path("/away/gallery")]
+    (model,) = update.models
+    assert (model.folder, model.checkpoint) == (here / "model", "confirm/run-000/confirm-001/checkpoint_000002")
 
 
 def test_all_readers_count_the_last_report_of_a_repeated_epoch(spool: Spool, uri: str) -> None:

@@ -1,0 +1,21 @@
+"""A database with MLflow's tables, which take seconds to make."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from raydml.tracking.store import prepare_store
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with its tables and nothing in them."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    prepare_store(f"sqlite:///{path}")
+    database = sqlite3.connect(path)
+    database.execute("delete from experiment_tags")
+    database.execute("delete from experiments where name = 'raydml'")
+    database.commit()
+    database.close()
+    return path

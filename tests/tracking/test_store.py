@@ -1,0 +1,214 @@
+"""Addresses of stores, the embedded one and what moves with it, and stores that are refused."""
+
+import shutil
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
+
+from raydml.tracking.store import (
+    VIEW_TAG,
+    StoreGone,
+    TrackingError,
+    connect,
+    database_path,
+    default_uri,
+    prepare_store,
+    redacted,
+    runs_page,
+    study_store,
+)
+from tests.tracking.test_delivery import free_port
+
+pytestmark = pytest.mark.xdist_group("mlflow")
+
+
+@pytest.fixture
+def storage(tmp_path: Path, empty_store: Path) -> Path:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    return tmp_path
+
+
+@pytest.fixture
+def uri(storage: Path) -> str:
+    return default_uri(storage)
+
+
+def test_the_default_store_lies_in_the_storage_folder(
+    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "new/storage").mkdir(parents=True)
+    shutil.copy(empty_store, tmp_path / "new/storage/mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    uri = default_uri(Path("new/storage"))
+    assert uri == f"sqlite:///{tmp_path}/new/storage/mlflow.db"
+    first = prepare_store(uri, Path("new/storage"))
+    assert prepare_store(uri, Path("new/storage")) == first
+    assert connect(uri).get_experiment(first).artifact_location == (tmp_path / "new/storage/mlartifacts").as_uri()
+    assert [path.name for path in tmp_path.iterdir()] == ["new"], "something was written to the working directory"
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("", "no store of the kind ''"),
+        ("./mlruns", "no store of the kind './mlruns'"),
+        ("file:///tmp/mlruns", "no store of the kind 'file'"),
+        ("sqlite:///mlflow.db", "relative to the working directory.*Cure: sqlite:////"),
+        ("sqlite:////proc/none/mlflow.db", "there is no folder /proc/none.*Cure: correct the address"),
+        ("http://user:secret@127.0.0.1:1", r"http://\*\*\*@127.0.0.1:1 cannot be used.*Cure: start the server"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_refused_at_once(uri: str, message: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(TrackingError, match=message) as caught:
+        prepare_store(uri)
+    assert time.monotonic() - began < 10
+    assert "secret" not in str(caught.value)
+
+
+def test_a_deleted_experiment_is_refused_with_its_cure(uri: str, storage: Path) -> None:
+    experiment = prepare_store(uri, storage)
+    connect(uri).delete_experiment(experiment)
+    with pytest.raises(TrackingError, match=f"was deleted.*restore --experiment-id {experiment}"):
+        prepare_store(uri, storage)
+
+
+def test_the_page_of_runs_is_known_where_its_view_is_stored(uri: str, storage: Path) -> None:
+    assert runs_page(uri) == ""
+    assert connect(uri).get_experiment_by_name("raydml") is None, "to look made something"
+    experiment = prepare_store(uri, storage)
+    page = f"/#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey=raydml"
+    assert runs_page(uri) == page
+    assert VIEW_TAG.endswith(".raydml"), "the page names the view by its key"
+    connect(uri).delete_experiment_tag(experiment, VIEW_TAG)
+    assert runs_page(uri) == ""
+    assert runs_page(f"http://127.0.0.1:{free_port()}") == ""
+
+
+def test_addresses_lose_their_passwords() -> None:
+    assert (
+        redacted("at http://me:pw@host:5000/x and postgresql://u:p@h/d")
+        == "at http://***@host:5000/x and postgresql://***@h/d"
+    )
+    assert redacted("sqlite:////tmp/a@b/mlflow.db") == "sqlite:////tmp/a@b/mlflow.db"
+
+
+NAMES = ["my%20studies", "100%", "a#b", "what?", "%3F%zz?", "two words", "ü", "é😀", "a+b&c;d", "it's", "a[b]", "x:y@z"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_embedded_store_is_in_a_storage_folder_of_any_name(name: str, tmp_path: Path, empty_store: Path) -> None:
+    """The database that MLflow opens is the one there, and neither MLflow nor SQLAlchemy makes a folder beside it."""
+    storage = tmp_path / name
+    storage.mkdir()
+    shutil.copy(empty_store, storage / "mlflow.db")
+    uri = default_uri(storage)
+    experiment = prepare_store(uri, storage)
+    client = connect(uri)
+    run = client.create_run(experiment)
+    client.log_text(run.info.run_id, "a text", "notes/text.txt")
+    assert Path(client.download_artifacts(run.info.run_id, "notes/text.txt")).read_text() == "a text"
+    with closing(sqlite3.connect(storage / "mlflow.db")) as database:
+        assert database.execute("select count(*) from runs").fetchone() == (1,)
+    assert len(list((storage / "mlartifacts").rglob("text.txt"))) == 1
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert database_path(uri) == storage / "mlflow.db"
+    # The same path as somebody types it, without encoding anything.
+    if "?" not in name:
+        typed = study_store(None, tmp_path, f"sqlite:///{storage}/mlflow.db")
+        assert connect(typed).get_run(run.info.run_id).info.run_id == run.info.run_id
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def stored_file(uri: str, storage: Path, text: str) -> str:
+    """A run of this store with one file and one model version; its id."""
+    client = connect(uri)
+    run = client.create_run(prepare_store(uri, storage))
+    client.log_text(run.info.run_id, text, "text.txt")
+    client.create_registered_model("digits")
+    client.create_model_version("digits", source=f"{run.info.artifact_uri}/model", run_id=run.info.run_id)
+    return str(run.info.run_id)
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_apart(uri: str, run_id: str, storage: Path) -> None:
+    """The store finds its file, writes a second one, and does both in its own folder."""
+    _artifact_repos_cache.clear()  # within one process MLflow remembers where the files of a run are
+    client = connect(uri)
+    assert Path(client.download_artifacts(run_id, "text.txt")).read_text() == "first"
+    client.log_text(run_id, "second", "second.txt")
+    assert [path.name for path in (storage / "mlartifacts").rglob("second.txt")] == ["second.txt"]
+    assert client.get_model_version("digits", "1").source.startswith((storage / "mlartifacts").as_uri() + "/")
+    later = client.create_run(prepare_store(uri, storage))
+    assert later.info.artifact_uri.startswith((storage / "mlartifacts").as_uri() + "/")
+
+
+def test_the_artifacts_of_the_embedded_store_move_along(storage: Path) -> None:
+    (home := storage / "studies").mkdir()
+    shutil.move(storage / "mlflow.db", home / "mlflow.db")
+    run_id = stored_file(default_uri(home), home, "first")
+    # A copy, under a name that has to be encoded in an address.
+    copy = storage / "copy 100%"
+    shutil.copytree(home, copy)
+    before = contents_of(home)
+    assert_apart(default_uri(copy), run_id, copy)
+    assert contents_of(home) == before, "the copy wrote into the original"
+    # A move.
+    moved = storage / "elsewhere" / "moved"
+    moved.parent.mkdir()
+    shutil.move(home, moved)
+    assert_apart(default_uri(moved), run_id, moved)
+    assert not home.exists()
+    # A copy of the database alone: its artifacts are missing, and new ones do not go to the original.
+    alone = storage / "alone"
+    alone.mkdir()
+    shutil.copy(moved / "mlflow.db", alone / "mlflow.db")
+    before = contents_of(moved)
+    _artifact_repos_cache.clear()
+    connect(default_uri(alone)).log_text(run_id, "third", "third.txt")
+    assert contents_of(moved) == before
+    assert len(list((alone / "mlartifacts").rglob("third.txt"))) == 1
+
+
+def test_artifacts_that_have_always_been_elsewhere_stay_there(storage: Path, uri: str) -> None:
+    """Older studies kept the artifacts of a shared database in their own storage, with a database of its own or not."""
+    run_id = stored_file(uri, storage, "first")
+    other = storage / "shared"
+    other.mkdir()
+    shutil.move(storage / "mlflow.db", other / "mlflow.db")
+    location = (storage / "mlartifacts").as_uri()
+    for _ in range(2):
+        client = connect(default_uri(other))
+        assert client.get_experiment_by_name("raydml").artifact_location == location
+        assert Path(client.download_artifacts(run_id, "text.txt")).read_text() == "first"
+        shutil.copy(other / "mlflow.db", storage / "mlflow.db")  # in the second turn there is another one
+        with closing(sqlite3.connect(storage / "mlflow.db")) as database, database:
+            database.execute("update experiments set creation_time = creation_time + 1")
+
+
+def test_the_store_of_a_study_is_the_chosen_the_recorded_or_the_embedded_one(tmp_path: Path) -> None:
+    embedded = f"sqlite:///{tmp_path}/mlflow.db"
+    gone = f"sqlite:///{tmp_path}/gone/mlflow.db"
+    assert study_store(None, tmp_path) == embedded
+    assert study_store("http://host:5000", tmp_path) == "http://host:5000"
+    assert study_store("http://host:5000", tmp_path, "http://other:5000") == "http://other:5000"
+    assert study_store(gone, tmp_path, "http://other:5000") == "http://other:5000"
+    with pytest.raises(StoreGone, match=r"gone/mlflow.db, which does not exist any more.*Cure.*--tracking-uri"):
+        study_store(gone, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_looking_into_a_store_that_does_not_exist_makes_none(tmp_path: Path) -> None:
+    uri = default_uri(tmp_path)
+    with pytest.raises(StoreGone, match=r"there is no MLflow store.*Cure"):
+        connect(uri)
+    with pytest.raises(TrackingError, match=r"there is no folder .*typo.*mkdir -p"):
+        prepare_store(f"sqlite:///{tmp_path}/typo/mlflow.db", tmp_path)
+    assert list(tmp_path.iterdir()) == []
