@@ -1,0 +1,221 @@
+"""Studies and models from Python: start a study, wait for it, read its results as data frames, load its model.
+
+    from raydml import Study, load_model
+
+    study = Study.start("path/to/photos", num_trials=16).wait()
+    print(study.test)
+    embeddings = load_model(study).embed(["photo.jpg"])
+
+The functions of the commands do the work. A study runs in a process of its own, as Ray needs one, so a notebook stays
+usable meanwhile. Heavy libraries are imported at the first use.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from raydml.inference.export import EmbeddingModel
+
+LOG = "output.log"  # what the process of a study prints, in the study's folder
+_POLL_S = 0.2
+_STOP_S = 60.0  # longest wait for a study that was asked to stop
+
+
+class StudyFailed(ValueError):
+    """The process of a study ended before the study did; the message ends with its last lines."""
+
+
+class Study:
+    """A study in its folder: running, interrupted or finished. Make one with `start` or `open`."""
+
+    def __init__(self, folder: Path, process: subprocess.Popen[bytes] | None = None) -> None:
+        self.folder = folder
+        self._process = process
+
+    @classmethod
+    def start(
+        cls,
+        space: str | Path,
+        *,
+        name: str | None = None,
+        num_trials: int | None = None,
+        max_epochs: int | None = None,
+        seed: int | None = None,
+        scheduler: str | None = None,
+        settings: Sequence[str] = (),
+        data_root: str | Path | None = None,
+        storage: str | Path = "studies",
+        tracking_uri: str | None = None,
+        address: str | None = None,
+    ) -> Study:
+        """Start a study in a process of its own and return at once; a finished one is returned as it is.
+
+        space: a folder of images, or the YAML file of a search space. settings: as ``--set``, such as
+        ``["trial.sampler.images_per_class=4"]``. The other arguments are the options of `sweep` of the same names. The
+        same call continues an interrupted study. Raises ConfigError, StudyError or DataError for what `sweep` refuses.
+        """
+        from raydml.cli.main import prepare_environment
+        from raydml.cli.studies import create, option_overrides, refuse_missing_space
+        from raydml.search_space.space import load_space
+
+        prepare_environment()
+        space = Path(space)
+        refuse_missing_space(space)
+        root = None if data_root is None else Path(data_root)
+        options = option_overrides(num_trials=num_trials, seed=seed, name=name, scheduler=scheduler, data_root=root)
+        loaded = load_space(space, [*settings, *options], max_epochs)
+        folder = create(loaded, space, Path(storage), tracking_uri)
+        return cls.open(folder).resume(address=address)
+
+    @classmethod
+    def open(cls, study: str | Path, *, storage: str | Path = "studies") -> Study:
+        """Open a study by its name or folder. Raises StudyError if there is none."""
+        from raydml.study.folder import find_study
+
+        return cls(find_study(str(study), Path(storage)))
+
+    def resume(self, *, address: str | None = None) -> Study:
+        """Continue the study in a process of its own unless it is finished, and return this object."""
+        if self.state == "finished" or self._is_running():
+            return self
+        command = [sys.executable, "-m", "raydml", "resume", str(self.folder)]
+        command += [] if address is None else ["--address", address]
+        with (self.folder / LOG).open("ab") as log:
+            # A session of its own: Ctrl-C in this terminal or notebook ends the wait and not the study.
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        return self
+
+    def wait(self, timeout_s: float | None = None) -> Study:
+        """Show the study until it has finished, and return this object.
+
+        Raises StudyFailed if its process ends before, and TimeoutError after ``timeout_s`` seconds; the study then
+        continues. So it does after Ctrl-C; `stop` ends it.
+        """
+        from raydml.cli.live_view import LiveStudy
+        from raydml.study.events import events_path
+
+        if self._process is None:
+            self.resume()
+        process = self._process
+        if process is None:  # it was finished before
+            return self
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        events = events_path(self.folder)
+        with LiveStudy(events, from_offset=events.stat().st_size if events.exists() else 0):
+            while process.poll() is None:
+                if until is not None and time.monotonic() > until:
+                    raise TimeoutError(f"study {self.name!r} has not finished after {timeout_s:g} s; it continues")
+                time.sleep(_POLL_S)
+        if self.state != "finished":
+            log = self.folder / LOG
+            last = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
+            raise StudyFailed(
+                f"study {self.name!r} is {self.state}; its process ended with code {process.returncode}. "
+                f"Cure: Study.open({str(self.folder)!r}).wait() continues it. {log} ends with:\n{last}"
+            )
+        return self
+
+    def stop(self) -> None:
+        """End the process of the study as Ctrl-C does, after its checkpoints; `wait` or `resume` continues it later."""
+        if self._process is not None and self._is_running():
+            self._process.send_signal(signal.SIGINT)
+            self._process.wait(_STOP_S)
+
+    def _is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def state(self) -> str:
+        """``waiting``, ``running``, ``interrupted`` or ``finished``, by its events."""
+        from raydml.study.events import read_state
+
+        return read_state(self.folder).state
+
+    @property
+    def report(self) -> Path:
+        """The HTML report of a finished study."""
+        return self.folder / "report" / "report.html"
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Plan, results and cost as one dictionary (raydml/study/summary.py), for an unfinished study so far."""
+        from raydml.study.summary import summarise
+
+        return summarise(self.folder)
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """One row per trial: how it ended, the metrics of its best epoch (``best.``), test metrics, all parameters."""
+        from raydml.report.tables import trial_rows
+        from raydml.study.summary import histories
+
+        return _frame(trial_rows(histories(self.folder), self.summary))
+
+    @property
+    def epochs(self) -> pd.DataFrame:
+        """One row per trial and epoch with every metric that it reported."""
+        from raydml.report.tables import epoch_rows
+        from raydml.study.summary import histories
+
+        return _frame(epoch_rows(histories(self.folder)))
+
+    @property
+    def confirmed(self) -> pd.DataFrame:
+        """One row per confirmed configuration, best first: mean and 95 % half width on validation classes."""
+        names = ("letter", "recipe", "from_trial", "mean", "half_width", "num_runs", "configuration")
+        return _frame([{name: row[name] for name in names} for row in self.summary["confirm"]])
+
+    @property
+    def test(self) -> pd.DataFrame:
+        """Scores on the held-out test classes: one row per configuration and metric.
+
+        The columns ``mean`` and ``half_width`` are of the trained networks, ``untrained`` of the same networks before
+        training, ``ensemble`` of the concatenated embeddings of the fold models. Empty before finalize.
+        """
+        rows = []
+        for row in self.summary["final"]:
+            for metric, score in row["metrics"].items():
+                other = {part: (row[part].get(metric) or {}).get("mean") for part in ("untrained", "ensemble")}
+                mean, half_width = score["mean"], score["half_width"]
+                named = {"letter": row["letter"], "recipe": row["recipe"], "metric": metric}
+                rows.append({**named, "mean": mean, "half_width": half_width, **other})
+        return _frame(rows)
+
+    def __repr__(self) -> str:
+        return f"<Study {self.name}: {self.state}, {self.folder}>"
+
+
+def load_model(target: str | Path | Study, *, storage: str | Path = "studies", tracking_uri: str | None = None,
+               device: str = "cpu") -> EmbeddingModel:  # fmt: skip
+    """Load a trained model: ``load_model("mine").embed(["photo.jpg"])`` is (1, D) float32.
+
+    target: a study (its winner), one trial as ``"mine:confirm-003"``, a checkpoint, an exported folder,
+    ``"runs:/ID/..."`` or ``"models:/NAME/VERSION"``. Raises StudyError, CommandError or ExportError if there is none.
+    """
+    from raydml.cli.export import load_target
+    from raydml.cli.main import prepare_environment
+
+    prepare_environment()
+    named = str(target.folder) if isinstance(target, Study) else str(target)
+    return load_target(named, Path(storage), tracking_uri, device)[0]
+
+
+def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame(rows)

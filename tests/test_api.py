@@ -1,0 +1,84 @@
+"""Studies from Python: started on a folder, waited for, read as data frames; the same numbers as the commands'."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import raydml
+from raydml import Study, load_model
+from raydml.api import LOG, StudyFailed
+from raydml.errors import ConfigError
+from tests.cli.commands import done
+
+HEAVY = ("torch", "ray", "mlflow", "pandas", "matplotlib", "faiss")
+
+
+def test_importing_the_door_imports_nothing_heavy() -> None:
+    code = f"import sys\nfrom raydml import Study, load_model\nprint([name for name in {HEAVY} if name in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Trainer'"):
+        raydml.Trainer  # noqa: B018
+
+
+SPACE = """
+study:
+  search: {num_trials: 1, scheduler: none}
+  confirm: {top: 1, folds: 2, seeds: 1}
+  finalize: {top: 1}
+trial:
+  epochs: 1
+  data: {name: digits, resize_px: 16, crop_px: 16, split: {order: sorted, val_fraction: 0.4, num_folds: 2}}
+  model: {backbone: convnet, weights: none, embedding_dim: {grid: [8, 16]}}
+  loss: {name: normalized_softmax}
+  sampler: {name: uniform, batch_size: 64}
+"""
+
+
+def test_a_mistake_is_raised_before_anything_starts(tmp_path) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text(SPACE, encoding="utf-8")
+    with pytest.raises(ConfigError, match="embedding_dim"):
+        Study.start(space, settings=["trial.model.embedding_dim=-1"], storage=tmp_path / "studies")
+    assert not (tmp_path / "studies").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+def test_a_study_from_python(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    space = tmp_path / "space.yaml"
+    space.write_text(SPACE, encoding="utf-8")
+    study = Study.start(space, name="python")
+    with pytest.raises(TimeoutError, match="continues"):
+        study.wait(0.1)
+    study._process.send_signal(signal.SIGKILL)  # a machine that dies
+    with pytest.raises(StudyFailed, match=r"Study\.open"):
+        study.wait()
+    study = Study.open("python").wait()
+    assert study.state == "finished", (study.folder / LOG).read_text(encoding="utf-8")
+
+    summary = json.loads((study.folder / "summary.json").read_text(encoding="utf-8"))
+    assert list(study.trials["trial"]) == ["search-000", "search-001", "confirm-000", "confirm-001"]
+    assert sorted(study.trials["model.embedding_dim"][:2]) == [8, 16]
+    assert list(study.epochs["epoch"]) == [1, 1, 1, 1]
+    assert study.confirmed["mean"].tolist() == [row["mean"] for row in summary["confirm"]]
+    scores = study.test.set_index("metric")
+    assert scores.loc["map_at_r", "mean"] == summary["final"][0]["metrics"]["map_at_r"]["mean"]
+    assert scores.loc["map_at_r", "untrained"] == summary["final"][0]["untrained"]["map_at_r"]["mean"]
+    assert study.report.is_file()
+
+    # The model is the one that `export` writes.
+    done("export", "python", tmp_path / "model")
+    images = np.random.default_rng(0).integers(0, 256, (3, 20, 20, 3), dtype=np.uint8)
+    embeddings = load_model(study).embed(images)
+    assert embeddings.shape[0] == 3
+    assert np.array_equal(embeddings, load_model(tmp_path / "model").embed(images))
+    assert Study.start(space, name="python").wait().state == "finished"  # nothing to do
