@@ -65,7 +65,8 @@ class ConfigError(ValueError):
     def __str__(self) -> str:
         number = len(self.problems)
         title = "1 problem in the configuration" if number == 1 else f"{number} problems in the configuration"
-        return "\n".join([f"{title}:", *(str(problem) for problem in self.problems)])
+        text = "\n".join([f"{title}:", *(str(problem) for problem in self.problems)])
+        return text.encode(errors="backslashreplace").decode()  # half of a surrogate pair cannot be printed
 
 
 def join_path(*steps: str | int) -> str:
@@ -121,6 +122,17 @@ def problems_from(error: ValidationError, model: type[BaseModel], raw: Any) -> l
     return [*found.values(), *problems]
 
 
+def problem_of_option(error: ValidationError, option: str) -> Problem:
+    """Return pydantic's error about the value of an option or argument of a command as a problem."""
+    from pydantic import BaseModel
+
+    item = error.errors(include_url=False)[0]
+    value, _, choices = item["msg"].partition(" is not one of ")
+    if choices:
+        return unknown_name(option, value.rpartition(", ")[2].strip("'"), _quoted(choices), "one of the choices")
+    return _translate(dict(item), (), BaseModel, item["input"])._replace(path=option)
+
+
 _BOUNDS = {"greater_than": ("gt", ">"), "greater_than_equal": ("ge", ">="), "less_than": ("lt", "<")}
 _BOUNDS["less_than_equal"] = ("le", "<=")
 _TYPES = {
@@ -131,10 +143,20 @@ _TYPES = {
     "tuple_type": "must be a list",
     "list_type": "must be a list",
     "finite_number": "must be a finite number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "is too large",
+    "float_parsing": "must be a number",
+    "bool_parsing": "must be true or false",
+    "is_instance_of": "must be a path",
+    "string_unicode": "has characters that cannot be written as UTF-8",
+    "invalid_key": "is not a usable key",
     "model_attributes_type": "must be a block of keys",
     "model_type": "must be a block of keys",
     "dict_type": "must be a block of keys",
 }
+
+_EXAMPLES = {"int_type": "8", "float_type": "0.1", "bool_type": "true", "tuple_type": "[1, 2]"}
+_EXAMPLES |= {"int_parsing": "8", "float_parsing": "0.1", "is_instance_of": "images", "invalid_key": "embedding_dim"}
 
 
 def _translate(item: dict[str, Any], steps: tuple[str | int, ...], model: type[BaseModel], raw: Any) -> Problem:
@@ -159,7 +181,9 @@ def _translate(item: dict[str, Any], steps: tuple[str | int, ...], model: type[B
         return Problem(path, value, f"must have {bound} item(s)", cure=f"give {bound}")
     if kind in _TYPES:
         return Problem(path, value, _TYPES[kind], cure=_cure_of_type(kind, value))
-    return Problem(path, value, item["msg"][:1].lower() + item["msg"][1:])
+    # The words of a validator's ValueError, without the library's own before them.
+    message = re.sub("^(Value error|Assertion failed), ", "", item["msg"]).replace("Input should be", "must be")
+    return Problem(path, value, message[:1].lower() + message[1:])
 
 
 def _unknown_key(steps: tuple[str | int, ...], value: Any, model: type[BaseModel], raw: Any) -> Problem:
@@ -183,7 +207,14 @@ def _cure_of_type(kind: str, value: object) -> str:
         return f"write {int(value)}"
     if kind in ("int_type", "float_type") and isinstance(value, str) and re.fullmatch(r"[-+.\deE]+", value):
         return f"write {value} without quotes"
-    examples = {"int_type": "8", "float_type": "0.1", "bool_type": "true", "tuple_type": "[1, 2]"}
+    examples = {
+        "int_type": "8",
+        "is_instance_of": "images",
+        "invalid_key": "embedding_dim",
+        "float_type": "0.1",
+        "bool_type": "true",
+        "tuple_type": "[1, 2]",
+    }
     if kind in examples:
         return f"give a value such as {examples[kind]}"
     return "give keys and values, such as {name: ...}" if "block" in _TYPES[kind] else ""

@@ -18,6 +18,7 @@ from raydml.ops.progress import report_progress
 data = typer.Typer(no_args_is_help=True, help="List, download and check benchmark data sets.")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A benchmark, see: data list.")]
+ROOT = Path("data")
 Root = Annotated[
     Path, typer.Option("--root", metavar="DIR", help="The folder of the data set, or the one that holds it.")
 ]
@@ -44,7 +45,7 @@ def list_benchmarks() -> None:
 def download(
     context: typer.Context,
     name: Name,
-    root: Root,
+    root: Root = ROOT,
     sha256: Annotated[
         str | None,
         typer.Option(metavar="HEX", help="Accept the archive with this sha256 instead of the one on record."),
@@ -88,7 +89,7 @@ def download(
 @data.command()
 def check(
     name: Name,
-    root: Root,
+    root: Root = ROOT,
     quick: Annotated[bool, typer.Option("--quick", help="Compare lists and files; decode no image.")] = False,
 ) -> None:
     """Compare a benchmark with the published counts and decode every image; exit code 0 if all is right, else 2."""

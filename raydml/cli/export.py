@@ -86,6 +86,8 @@ def index(
 
     OUT holds the faiss index, the names and the model: 2 kB an image at 512 dimensions, 123 MB for 60,000."""
     refuse_used(f"OUT = {str(out)!r}", out)
+    if not folder.is_dir():
+        raise CommandError(f"FOLDER = {str(folder)!r}: no such folder. Cure: a folder of images")
     from raydml.config.trial import Machine
     from raydml.evaluation.embed import device_of
     from raydml.inference.gallery import embed_images, image_names, write_gallery
@@ -129,6 +131,10 @@ def query(
     Distances are Euclidean; between embeddings of length 1 they range from 0 (the same) to 2 (opposite)."""
     if picture is not None:
         refuse_unwritable(f"--picture {picture}", picture, "file")
+    if missing := [str(image) for image in images if not image.is_file()]:
+        raise CommandError(f"no such image: {', '.join(missing)}. Cure: name image files")
+    if not out.startswith("runs:/") and not Path(out).is_dir():
+        raise CommandError(f"GALLERY = {out!r}: no such folder. Cure: a folder that `index TARGET FOLDER OUT` wrote")
     from raydml.inference.gallery import Gallery
     from raydml.report.retrievals import draw_neighbours
 
@@ -157,10 +163,10 @@ def load_target(
     target: str, storage: Path, tracking_uri: str | None, device: str = "cpu"
 ) -> tuple[EmbeddingModel, Path | None]:
     """Return the model that TARGET names and the folder of its study, None outside a study."""
-    from raydml.inference.export import EmbeddingModel, load_checkpoint
-
     with tempfile.TemporaryDirectory(prefix="raydml-") as scratch:
-        found = find_model(target, storage, tracking_uri, Path(scratch))
+        found = find_model(target, storage, tracking_uri, Path(scratch))  # before torch is imported
+        from raydml.inference.export import EmbeddingModel, load_checkpoint
+
         load = load_checkpoint if found.is_checkpoint else EmbeddingModel.load
         return load(found.folder, device), found.study
 

@@ -45,7 +45,9 @@ class _ListedEntry(NamedTuple):
 
 def list_plugins(
     context: typer.Context,
-    kind: Annotated[Kind | None, typer.Argument(help="What to list.", show_default=False)] = None,
+    kind: Annotated[
+        str | None, typer.Argument(metavar="[KIND]", help=f"One of: {', '.join(get_args(Kind))}.", show_default=False)
+    ] = None,
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="One of them, with its settings and defaults.")
     ] = None,
@@ -53,10 +55,14 @@ def list_plugins(
 ) -> None:
     """List losses, miners and other plugins; with NAME, one in full."""
     console = new_console()
+    kinds: tuple[Kind, ...] = get_args(Kind)
     if kind is None:
-        _print_overview(console, [(each, ", ".join(names(each))) for each in get_args(Kind)])
+        _print_overview(console, [(each, ", ".join(names(each))) for each in kinds])
         echo(console, f"\n{program_of(context)} list losses    one line for each")
         return
+    if kind not in kinds:
+        hint = did_you_mean(kind, kinds) or "."
+        raise CommandError(f"KIND = {kind!r} is not one of the kinds{hint} Choices: {', '.join(kinds)}")
     if name is not None and name not in names(kind):
         hint = did_you_mean(name, names(kind)) or "."
         raise CommandError(f"NAME = {name!r} is not one of the {kind}{hint} Choices: {', '.join(names(kind))}")

@@ -23,6 +23,7 @@ from typer.core import TyperGroup
 from raydml.cli import data, evaluate, export, lists, results, studies
 from raydml.cli.live_view import StepBars
 from raydml.cli.loading import ImportNotices
+from raydml.errors import Problem, problem_of_option
 from raydml.ops.progress import show_log, show_progress
 
 RUN, LOOK, TAKE, IMAGES = "Run a study", "Look at results", "One configuration, one model", "Images"
@@ -46,6 +47,11 @@ class Commands(TyperGroup):
         except KeyboardInterrupt:
             typer.echo("interrupted", err=True)
             raise typer.Exit(130) from None
+        except typer.BadParameter as error:
+            if (problem := problem_of_parameter(error)) is None:
+                raise
+            typer.echo(f"error: {problem}", err=True)
+            raise typer.Exit(2) from None
         except ValueError as error:
             if not is_users_mistake(error):
                 raise
@@ -75,6 +81,17 @@ app = typer.Typer(
 def as_typed(message: str) -> str:
     """Return a message in which names are shown as they were typed: the bytes outside UTF-8 that `repr` escapes."""
     return re.sub(r"\\udc([89a-f][0-9a-f])", lambda found: chr(0xDC00 + int(found[1], 16)), message)
+
+
+def problem_of_parameter(error: typer.BadParameter) -> Problem | None:
+    """Describe a value that does not have the type of its option; None for errors that typer has put into words."""
+    from pydantic import ValidationError
+
+    if error.param is None or not isinstance(error.__cause__, ValidationError):
+        return None
+    is_option = error.param.param_type_name == "option"
+    name = error.param.opts[0] if is_option else getattr(error.param, "metavar", None) or str(error.param.name)
+    return problem_of_option(error.__cause__, name.strip("[]"))
 
 
 def is_users_mistake(error: ValueError) -> bool:

@@ -45,11 +45,11 @@ DELIVERY_S = 60.0  # longest wait for MLflow at the end of a study
 def sweep(
     context: typer.Context,
     space: Annotated[Path, typer.Argument(metavar="SPACE", help="YAML file of the search space.")],
-    num_trials: Annotated[int | None, typer.Option(metavar="N", help="Trials of the search.")] = None,
+    num_trials: Annotated[int | None, typer.Option(min=1, metavar="N", help="Trials of the search.")] = None,
     max_epochs: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Largest number of epochs of a trial.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of the study.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Seed of the study.")] = None,
     name: Annotated[str | None, typer.Option(metavar="S", help="Name of the study.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Set any key of SPACE; repeatable.")
@@ -82,6 +82,7 @@ def sweep(
     """
     refuse_missing_space(space)
     time_limit_s = seconds_of(time_limit)
+    refuse_unusable_name(name)
     overrides = [
         *(settings or []),
         *option_overrides(num_trials=num_trials, seed=seed, name=name, scheduler=scheduler, data_root=data_root),
@@ -306,6 +307,19 @@ def refuse_missing_space(path: Path) -> None:
     raise CommandError(
         f"SPACE = {str(path)!r}: no such file{hint or '.'}{listed} Cure: name a YAML file of a search space"
     )
+
+
+def refuse_unusable_name(name: str | None) -> None:
+    """Raise CommandError where the name of a study is no name of a folder."""
+    from raydml.config.trial import parse_study
+    from raydml.errors import ConfigError
+
+    if name is None:
+        return
+    try:
+        parse_study({"name": name})
+    except ConfigError as error:
+        raise CommandError(str(error.problems[0]._replace(path="--name"))) from None
 
 
 def stage_overrides(stages: str | None) -> list[str]:

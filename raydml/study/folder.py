@@ -218,12 +218,11 @@ def find_study(target: str, storage: Path) -> Path:
         if (folder / "study.json").exists():
             return folder.resolve()
     known = sorted(path.parent.name for path in storage.glob("*/study.json"))
-    raise StudyError(
-        f"no study {target!r} in {storage.resolve()}"
-        + (did_you_mean(target, known) or ".")
-        + (f" Studies there: {', '.join(known)}." if known else " There are none yet.")
-        + " Cure: name one of these, its folder, or the right --storage"
-    )
+    hint, listed = did_you_mean(target, known) or ".", ", ".join(known)
+    cure = f"Studies there: {listed}. Cure: name one of these, its folder, or the right --storage"
+    if not known:
+        cure = "There are none yet. Cure: start one with `sweep`, or name the right --storage"
+    raise StudyError(f"no study {target!r} in {storage.resolve()}{hint} {cure}")
 
 
 def stages_of(study: StudySettings) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -81,14 +82,96 @@ def test_every_command_and_every_option_has_a_help_text(command):
     assert [option.name for option in click_command.params if not getattr(option, "help", None)] == []
 
 
-def test_help_loads_nothing_heavy():
-    code = (
-        "import sys\nfrom raydml.cli import main as cli\n"
-        "try:\n    cli.app(['--help'])\nexcept SystemExit:\n    pass\n"
-        "print(sorted({n.split('.')[0] for n in sys.modules} & {'torch', 'ray', 'mlflow', 'numpy', 'pydantic'}))"
+def test_no_word_of_a_help_text_is_cut_at_80_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    group = main.typer.main.get_command(main.app)
+    commands = {name: command for name, command in group.commands.items() if name != "data"}
+    commands |= {f"data {name}": command for name, command in group.commands["data"].commands.items()}
+    for name, command in commands.items():
+        output = run(*name.split(), "--help").output
+        assert re.findall(r"<[^>]*│", output) == [], f"{name}: a type is cut"
+        shown = set(output.replace("│", " ").split())
+        texts = [(command.help or ""), *(option.help or "" for option in command.params)]
+        texts += [option.metavar or "" for option in command.params]
+        assert {word for text in texts for word in text.split()} - shown == set(), name
+        assert not any("…" in word for word in shown), name
+
+
+# What each command may have imported when it ends, in this order; the exit code.
+LIGHT_COMMANDS = [
+    ("--help", 0, set()),
+    ("status", 0, {"pydantic"}),
+    ("query GALLERY nothing.png", 2, {"pydantic"}),
+    ("sweep nothing.yaml", 2, {"pydantic"}),
+    ("sweep wrong.yaml --num-trials x", 2, {"pydantic"}),
+    ("status nothing", 2, {"numpy", "pydantic"}),
+    ("status made", 0, {"numpy", "pydantic"}),
+    ("sweep wrong.yaml", 2, {"numpy", "pydantic"}),
+    ("trial wrong.json", 2, {"numpy", "pydantic"}),
+    ("list", 0, {"numpy", "pydantic"}),
+    ("list losses", 0, {"numpy", "pydantic"}),
+    ("list backbones", 0, {"numpy", "pydantic"}),
+    ("schema", 0, {"numpy", "pydantic"}),
+    ("resume nothing", 2, {"numpy", "pydantic"}),
+    ("export nothing new", 2, {"numpy", "pydantic"}),
+    ("evaluate nothing", 2, {"numpy", "pydantic"}),
+    ("evaluate backbone:convnet --data digits", 2, {"numpy", "pydantic"}),
+    ("data check nothing", 2, {"numpy", "pydantic"}),
+]
+HEAVY = {"torch", "torchvision", "ray", "mlflow", "matplotlib", "pandas", "faiss", "scipy", "numpy", "pydantic"}
+
+
+def test_light_commands_import_nothing_heavy(tmp_path):
+    make_study(tmp_path / "studies", "made")
+    (tmp_path / "wrong.yaml").write_text((ROOT / "search_spaces" / "digits.yaml").read_text() + "  optimiser: {}\n")
+    (tmp_path / "wrong.json").write_text(json.dumps({**TRIAL, "optimiser": {}}))
+    code = f"""
+import json, sys
+from typer.testing import CliRunner
+from raydml.cli import main
+for command in json.loads(sys.argv[1]):
+    result = CliRunner().invoke(main.app, command.split())
+    names = {{name.partition(".")[0] for name in sys.modules}} & {HEAVY}
+    print(json.dumps([result.exit_code, sorted(names), result.output[-300:]]))
+"""
+    commands = json.dumps([command for command, _, _ in LIGHT_COMMANDS])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, commands],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        check=True,
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    for line, (command, code, allowed) in zip(done.stdout.splitlines(), LIGHT_COMMANDS, strict=True):
+        exit_code, imported, output = json.loads(line)
+        assert exit_code == code, f"{command}: {output}"
+        assert set(imported) <= allowed, command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("sweep SPACE --max-epochs -1", "--max-epochs = '-1': must be >= 1"),
+        ("sweep SPACE --num-trials 0", "--num-trials = '0': must be >= 1"),
+        ("sweep SPACE --seed x", "--seed = 'x': must be a whole number"),
+        (
+            "sweep SPACE --scheduler asah",
+            "--scheduler = 'asah': is not one of the choices\n    choices: asha, sync, none",
+        ),
+        ("sweep SPACE --name a/b", "--name = 'a/b': is not a usable name of a folder"),
+        ("list nosuch", "KIND = 'nosuch' is not one of the kinds"),
+        ("query GALLERY nothing.png", "no such image: nothing.png"),
+        ("query GALLERY SPACE", "GALLERY = 'GALLERY': no such folder"),
+        ("index digits nothing new", "FOLDER = 'nothing': no such folder"),
+    ],
+)
+def test_a_wrong_option_is_named_as_it_was_written(arguments, message, tmp_path):
+    (tmp_path / "SPACE").write_text("trial: {}\n")
+    assert f"error: {message}" in refused(*arguments.split())
+    for words in ("Value error", "Input should", "--set"):
+        assert words not in refused(*arguments.split())
 
 
 def test_environment_keeps_what_the_user_has_set(monkeypatch):

@@ -4,13 +4,25 @@ import copy
 import hashlib
 import json
 import pickle
+import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from pydantic import BaseModel
 
 from raydml import registry
 from raydml.config import rules
-from raydml.config.trial import Trial, fingerprint, parse_machine, parse_study, parse_trial
+from raydml.config.trial import (
+    Machine,
+    StudySettings,
+    Trial,
+    fingerprint,
+    parse_machine,
+    parse_study,
+    parse_trial,
+    parse_values,
+)
 from raydml.errors import ConfigError
 from raydml.training.parts import OPTIMIZERS
 from tests.config.problems import problems_of
@@ -424,3 +436,43 @@ def test_what_is_no_name_of_a_folder_is_no_name_of_a_study(name):
 def test_names_of_studies():
     for name in ("a", "mlflow", "cache2", "my-run_1.0", "x" * 200):
         assert parse_study({"name": name}).name == name
+
+
+# Each value against what pydantic says of it in its own words; the shell and YAML can write all of them.
+WRONG_VALUES = [None, True, -1, 1.5, float("nan"), 2**70, "", "x", "\ud800", [], ["a"], [2, 1], {}, {"a": 1}, {1: 2}]
+
+
+def places_of(model, prefix=()):
+    """Every key path of a model."""
+    for name, field in model.model_fields.items():
+        yield (*prefix, name)
+        for inner in models_in(field.annotation):
+            yield from places_of(inner, (*prefix, name))
+
+
+def models_in(annotation):
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in models_in(argument)]
+
+
+@pytest.mark.parametrize(
+    ("model", "parse", "base"),
+    [(Trial, parse_values, BASE), (Machine, parse_machine, {}), (StudySettings, parse_study, {})],
+)
+def test_no_mistake_is_reported_in_the_words_of_the_library(model, parse, base):
+    messages = set()
+    for path in sorted(set(places_of(model))):
+        for value in WRONG_VALUES:
+            raw = copy.deepcopy(base)
+            block = raw
+            for key in path[:-1]:
+                block = block.setdefault(key, {})
+            block[path[-1]] = value
+            try:
+                parse(raw)
+            except ConfigError as error:
+                messages |= {(problem.path, problem.message) for problem in error.problems}
+    assert len(messages) > 10
+    library = re.compile("input|value error|assertion|instance|unable to parse|should be|valid string|pydantic", re.I)
+    assert [message for message in messages if library.search(message[1])] == []
