@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
-SIGNIFICANCE = 0.05  # a difference whose Holm-adjusted p is below it is called real
+SIGNIFICANCE = 0.05  # a difference whose Holm-adjusted p is below it is called significant
 _CONFIDENCE = 0.95
 
 # configuration -> {(fold, seed): value}; the larger value is the better one
@@ -75,16 +75,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def ranking_in_words(values: Runs, comparisons: Sequence[Comparison]) -> list[str]:
     """Return the ranking in sentences without a full stop, best configurations first.
 
-    Each pair is in exactly one kind of sentence: "A is better than B, C and D", or "These runs cannot decide which of
-    B, C and D is better". The second kind holds for every pair that it names, and a configuration may be in several of
-    them: A may not differ from B, nor B from C, where A is better than C.
+    Each pair is in exactly one kind of sentence: "A is significantly better than B, C and D", or "There is no
+    significant difference between B, C and D". The second kind holds for every pair that it names, and a configuration
+    may be in several of them: A may not differ from B, nor B from C, where A is better than C.
 
     Raises:
         ValueError: two configurations of ``values`` without a comparison.
     """
     names = _by_mean(values)
     if len(names) == 1:
-        return [f"{names[0]} is the only configuration: there is nothing to compare it with"]
+        return [f"{names[0]} is the only configuration"]
     rows = {frozenset((row.better, row.worse)): row for row in comparisons}
     for first, second in combinations(names, 2):
         if frozenset((first, second)) not in rows:
@@ -94,11 +94,12 @@ def ranking_in_words(values: Runs, comparisons: Sequence[Comparison]) -> list[st
     for losers in dict.fromkeys(beaten[name] for name in names if beaten[name]):
         winners = [name for name in names if beaten[name] == losers]
         verb = "is" if len(winners) == 1 else "are each"
-        sentences.append(f"{_listed(winners)} {verb} better than {_listed(losers)} (Holm-adjusted p < {SIGNIFICANCE})")
+        found = f"{_listed(winners)} {verb} significantly better than {_listed(losers)}"
+        sentences.append(f"{found} (Holm-adjusted p < {SIGNIFICANCE})")
     for group in _undecided_groups(names, rows):
         untested = any(rows[frozenset(pair)].p is None for pair in combinations(group, 2))
         reason = " (two configurations that share a single run cannot be tested)" if untested else ""
-        sentences.append(f"These runs cannot decide which of {_listed(group)} is better{reason}")
+        sentences.append(f"There is no significant difference between {_listed(group)}{reason}")
     return sentences
 
 

@@ -44,7 +44,12 @@ _Scores = NDArray[np.float64]  # (N,) values in trial order, -inf for a trial wi
 
 
 class SearchStability(NamedTuple):
-    """The verdict on a search, in words, and the curves behind it."""
+    """The verdict on a search, and the curves behind it.
+
+    num_missing: how many more trials it needs; 0 for a settled search, None where nothing can be said. is_lower_bound:
+    whether it needs at least that many. verdict: the reasons, in one sentence without its full stop. remark: what more
+    trials would bring, as a sentence, or "".
+    """
 
     best_so_far: list[float | None]  # after each trial; None before the first value
     kendall_tau: list[tuple[int, float]]  # first n trials against all, from where every ranked level has a value
@@ -52,6 +57,9 @@ class SearchStability(NamedTuple):
     ranking: list[str]  # levels with a value, best first; equal ones in order of appearance
     settled: bool
     verdict: str
+    num_missing: int | None = 0
+    is_lower_bound: bool = False
+    remark: str = ""
 
 
 def search_stability(
@@ -80,15 +88,20 @@ def search_stability(
     level_of = np.array([names.index(name) if name in names else -1 for name in levels], dtype=np.int64)
     best = _best_of_levels(scores, level_of, len(names))
     ranking = [names[index] for index in np.argsort(-best, kind="stable")]
-    remarks = _remarks(values, [name for name in dict.fromkeys(levels) if name not in valued])
+    remark = _remark(values, [name for name in dict.fromkeys(levels) if name not in valued])
     if len(names) < 2:
-        reason = f"there is nothing to rank, only {names[0]} has a value" if names else "no trial has a value"
-        return SearchStability(so_far, [], [], ranking, False, f"not settled: {reason}{remarks}")
+        reason = f"only one of the {noun} has a value ({names[0]})" if names else "no trial has a value"
+        if names and len(set(levels)) == 1:
+            reason = f"the trials do not differ in their {noun}"
+        return SearchStability(so_far, [], [], ranking, False, reason, None, False, remark)
     prefix, unchanged_from = _prefix_tau(scores, level_of, len(names))
     parts = _subsample_tau(scores, level_of, len(names), np.random.default_rng(seed))
     fewest = int(np.bincount(level_of[level_of >= 0]).min())
-    settled, verdict = _verdict(len(values), unchanged_from, fewest, parts, f"{len(names)} {noun}")
-    return SearchStability(so_far, prefix, parts, ranking, settled, verdict + remarks)
+    verdict, num_missing = _verdict(len(values), unchanged_from, fewest, parts, f"{len(names)} {noun}")
+    is_lower_bound = fewest < MIN_TRIALS
+    return SearchStability(
+        so_far, prefix, parts, ranking, num_missing == 0, verdict, num_missing, is_lower_bound, remark
+    )
 
 
 def expected_best(values: Sequence[float], num_trials: int) -> float:
@@ -132,51 +145,50 @@ def _odds(tau: float) -> float:
 
 def _verdict(
     num_trials: int, unchanged_from: int, fewest: int, parts: list[tuple[int, float]], what: str
-) -> tuple[bool, str]:
-    """Return (settled, verdict); the verdict gives the reasons and how many trials are missing."""
+) -> tuple[str, int | None]:
+    """Return the reasons of the verdict in words, and how many trials are missing: 0 where the search is settled."""
     half_tau = parts[-1][1] if parts else None
     problems: list[str] = []
     needed: list[int | None] = [num_trials]
+    noun = what.partition(" ")[2]
     if fewest < MIN_TRIALS:
-        problems.append(f"the {what} need {MIN_TRIALS} trials each, and one has {fewest}")
+        problems.append(f"some {noun} had only {fewest} of the {MIN_TRIALS} trials needed")
         needed.append(math.ceil(num_trials * MIN_TRIALS / fewest))
     if half_tau is not None and half_tau < SETTLED_TAU:
-        problems.append(f"random halves of the search agree with Kendall's tau {half_tau:.2f}, below {SETTLED_TAU}")
+        problems.append(f"two random halves of the trials rank the {noun} differently (Kendall's tau {half_tau:.2f})")
         needed.append(trials_needed(num_trials, parts))
     if num_trials - unchanged_from < SETTLED_SHARE * num_trials:
-        problems.append(f"the ranking of the {what} last changed at trial {unchanged_from} of {num_trials}")
+        problems.append(f"the ranking of the {what} still changed at trial {unchanged_from} of {num_trials}")
         needed.append(math.ceil(unchanged_from / (1 - SETTLED_SHARE)))
     if problems:
-        more = _more(num_trials, needed, at_least=fewest < MIN_TRIALS)
-        return False, f"not settled: {more} ({'; '.join(problems)})"
+        *others, last = problems
+        return (f"{', '.join(others)}, and {last}" if others else last), _missing(num_trials, needed)
     share = 100 * (num_trials - unchanged_from) // num_trials
-    return True, (
-        f"settled: the ranking of the {what} did not change over the last {share} % of the trials, and random halves "
-        f"of them agree (Kendall's tau {half_tau:.2f})"
-    )
+    return (
+        f"the ranking of the {what} did not change over the last {share} % of the trials, and two random halves of "
+        f"the trials agree on it (Kendall's tau {half_tau:.2f})"
+    ), 0
 
 
-def _more(num_trials: int, needed: Sequence[int | None], *, at_least: bool) -> str:
-    """Return `about 35 more trials are needed`, rounded up to the two digits that the extrapolation is good for."""
+def _missing(num_trials: int, needed: Sequence[int | None]) -> int | None:
+    """Return how many more trials are needed, rounded up to the two digits that the extrapolation is good for."""
     known = [number for number in needed if number is not None]
     if len(known) < len(needed):
-        return f"more than {MAX_FACTOR} times as many trials are needed"
-    missing = max(known) - num_trials
+        return None
+    missing = max(1, max(known) - num_trials)
     unit = 10 ** max(0, len(str(missing)) - 2)
-    rounded = math.ceil(missing / unit) * unit
-    noun = "trial is" if rounded == 1 else "trials are"
-    return f"{'at least' if at_least else 'about'} {rounded} more {noun} needed"
+    return math.ceil(missing / unit) * unit
 
 
-def _remarks(values: Sequence[float | None], without_value: Sequence[str]) -> str:
+def _remark(values: Sequence[float | None], without_value: Sequence[str]) -> str:
     found = [value for value in values if value is not None]
-    remarks = ""
+    remarks = []
     if len(found) > 1:
         gain = max(found) - expected_best(found, len(found) // 2)
-        remarks += f"; half of the trials would on average have a best value {gain:.4f} lower"
+        remarks.append(f"With half of the trials, the best value would on average be {gain:.4f} lower.")
     if without_value and found:
-        remarks += f"; no trial of {', '.join(without_value)} has a value"
-    return remarks
+        remarks.append(f"No trial of {', '.join(without_value)} has a value.")
+    return " ".join(remarks)
 
 
 def _prefix_tau(scores: _Scores, level_of: NDArray[np.int64], num_levels: int) -> tuple[list[tuple[int, float]], int]:

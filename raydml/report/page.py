@@ -38,7 +38,7 @@ FORMATS = ("html", "md", "latex", "csv")
 PICTURE_SECTIONS = {
     "retrievals": "Sample retrievals",
     "changed": "What changed between two runs",
-    "classes": "Classes that fail",
+    "classes": "Hardest classes",
     "map": "A map of the embedding",
     "clusters": "Clusters",
 }
@@ -145,22 +145,22 @@ def _sections(
     """Return the sections that have content, in the order of the page."""
     searched, confirmed = by_stage(trials, "search"), by_stage(trials, "confirm")
     made: list[tuple[str, str, str, Any]] = [
-        ("findings", "What was found", "findings", findings_section(summary)),
-        ("test", "Test classes", "final", final_section(summary)),
+        ("findings", "Findings", "findings", findings_section(summary)),
+        ("test", "Test results", "final", final_section(summary)),
         ("published", "Compared with published numbers", "published", published_section(summary)),
         ("confirmed", "Confirmed over folds and seeds", "confirmed", confirmed_section(summary)),
-        ("settled", "Is the search settled", "settled", settled_section(summary, searched)),
+        ("settled", "Did the search converge?", "settled", settled_section(summary, searched)),
         ("curves", "Learning curves", "curves", curves_section(summary, searched, confirmed)),
-        ("choices", "What each choice reached", "choices", choices_section(searched)),
-        ("importance", "Which hyperparameters mattered", "importance", importance_section(summary, searched)),
+        ("choices", "Results by choice", "choices", choices_section(searched)),
+        ("importance", "Hyperparameter importance", "importance", importance_section(summary, searched)),
         ("cost", "Cost", "cost", cost_section(summary["cost"])),
     ]
     for key, title in PICTURE_SECTIONS.items():
         made.append((key, title, "gallery", [_picture(one) for one in illustrations if one.section == key]))
     made += [
         ("parameters", "All parameters", "parameters", _parameters(summary, trials)),
-        ("trials", "How every trial ended", "trials", _endings(trials)),
-        ("reads", "Reads of the test classes", "reads", _reads(summary["test_reads"])),
+        ("trials", "All trials", "trials", _endings(trials)),
+        ("reads", "Test-set access log", "reads", _reads(summary["test_reads"])),
     ]
     return [PageSection(*section) for section in made if section[-1]]
 
@@ -205,7 +205,7 @@ def _endings(trials: Sequence[TrialState]) -> FoldedTable | None:
         for trial in trials
     ]  # fmt: skip
     header = ["trial", "recipe", "ended", "epochs", "best", "at epoch", "seconds", "fold", "seed"]
-    shown = table(header, rows, words=(0, 1, 2), caption="Every trial of the search and of the confirmation")
+    shown = table(header, rows, words=(0, 1, 2), caption="All trials of search and confirmation")
     return FoldedTable(counted(len(rows), "trial") if len(rows) > _MAX_OPEN_ROWS else "", shown)
 
 
@@ -221,9 +221,9 @@ def _reads(reads: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     counts = ", ".join(f"{sum(row[1] == purpose for row in rows)} for {purpose}" for purpose in purposes)
     hosts = ", ".join(dict.fromkeys(str(row[2]) for row in rows if row[2]))
     sentence = f"{counted(len(reads), 'read')}: {counts}; on {hosts or 'an unknown host'}. "
-    sentence += "Each was recorded before the images were opened."
+    sentence += "Each read was recorded before the images were opened."
     header = ["time", "purpose", "host", "checkpoint", "commit"]
-    shown = table(header, rows, words=range(len(header)), caption="Reads of the test classes")
+    shown = table(header, rows, words=range(len(header)), caption="Test-set access log")
     return {"sentence": sentence, "table": FoldedTable("All reads" if len(rows) > _MAX_OPEN_ROWS else "", shown)}
 
 

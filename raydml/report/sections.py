@@ -48,7 +48,7 @@ Values = Mapping[str, Any]
 
 _PARTS = {
     "metrics": "test",
-    "ensemble": "test, folds concatenated",
+    "ensemble": "test, ensemble of folds",
     "untrained": "test, untrained",
     "validation": "validation",
     "untrained_validation": "validation, untrained",
@@ -64,8 +64,8 @@ def findings_section(summary: Values) -> Values:
     groups = {
         "Question": found.question,
         "Winner": found.winner,
-        "On the test classes": found.test,
-        "Is the search settled": found.settled,
+        "Test results": found.test,
+        "Did the search converge?": found.settled,
         "Cost": found.cost,
     }
     return {"warnings": found.warnings, "groups": [(title, group) for title, group in groups.items() if group]}
@@ -87,10 +87,10 @@ def final_section(summary: Values) -> Values | None:
         names = [name for name in all_metrics(summary) if any(name in row[part] for row in final)]
         lines = [[metric_name(name), *(_score(row[part].get(name)) for row in final)] for name in names]
         every += [table(["metric", *(row["letter"] for row in final)], lines, caption=title)] if lines else []
-    title = f"Test classes, {metric_label(first)}: pairs of configurations"
+    title = f"Pairwise comparisons on the test classes, {metric_label(first)}"
     return {
         "protocols": protocols_in_words(summary),
-        "note": f"Columns without a note are of the test classes. {HOW_INTERVALS_ARE_MADE}",
+        "note": f"All columns are test scores unless noted. {HOW_INTERVALS_ARE_MADE}",
         "whiskers": _test_whiskers(final, first),
         "table": table(
             ["", "configuration", *header],
@@ -188,10 +188,8 @@ def confirmed_section(summary: Values) -> Values | None:
     return {
         "whiskers": whisker_chart(rows, x_label=name),
         "ranking": [f"{sentence}." for sentence in summary["ranking_in_words"]],
-        "comparisons": _comparisons(summary["comparisons"], "Pairs of configurations"),
-        "as_table": FoldedTable(
-            "The same as a table", table(header, details, words=(0, 1, 2, 3), caption=f"Confirmed: {name}")
-        ),
+        "comparisons": _comparisons(summary["comparisons"], "Pairwise comparisons"),
+        "as_table": FoldedTable("As a table", table(header, details, words=(0, 1, 2, 3), caption=f"Confirmed: {name}")),
         "note": HOW_INTERVALS_ARE_MADE,
     }
 
@@ -204,8 +202,9 @@ def _comparisons(comparisons: Sequence[Values], title: str) -> FoldedTable | Non
         return None if p is None else p_text(p).removeprefix("= ")
 
     rows = [
-        [f"{row['better']} above {row['worse']}", comparison_text(row).partition(",")[0], p_cell(row["p"]),
-         p_cell(row["p_holm"]), p_cell(row.get("p_corrected")), "real" if row["is_real"] else "may be chance",
+        [f"{row['better']} leads {row['worse']}", comparison_text(row).partition(" (")[0], p_cell(row["p"]),
+         p_cell(row["p_holm"]), p_cell(row.get("p_corrected")),
+         "significant" if row["is_real"] else "not significant",
          row["num_pairs"]]
         for row in comparisons
     ]  # fmt: skip
@@ -213,7 +212,7 @@ def _comparisons(comparisons: Sequence[Values], title: str) -> FoldedTable | Non
     header = ["", "difference ± 95 % interval", "p", "p, Holm", "p, Holm, corrected for shared classes", "",
               "paired runs"]  # fmt: skip
     body = table(header, rows, words=(0, 5), caption=title, emphasised=real)
-    return FoldedTable(f"{title}: {counted(len(rows), 'comparison')}, {len(real)} real", body)
+    return FoldedTable(f"{title}: {len(rows)}, {len(real) or 'none'} significant", body)
 
 
 def settled_section(summary: Values, searched: Sequence[TrialState]) -> Values | None:
@@ -240,7 +239,7 @@ def settled_section(summary: Values, searched: Sequence[TrialState]) -> Values |
         up = Scale(min([0.0, *(tau for curve in taus for _, tau in curve.points)]), 1.0)
         drawn = line_chart(shown, x_label="n trials", y_label="Kendall's tau", up=up, height_px=220)
         keys = [(curve.style.partition(" ")[0], curve.title) for curve in shown]
-        charts.append(("Does the ranking still change", drawn, keys))
+        charts.append(("Does the ranking still change?", drawn, keys))
     return {"sentences": findings(summary).settled, "charts": charts, "ranking": stability["ranking"]}
 
 
@@ -256,7 +255,7 @@ def curves_section(summary: Values, searched: Sequence[TrialState], confirmed: S
     sentence = f"Of {counted(len(searched), 'trial')}: {endings}."
     if rungs:
         epochs = f"epoch{'s' if len(rungs) > 1 else ''} {', '.join(map(str, rungs))}"
-        sentence += f" Trials were compared at {epochs} (dashed); a short upright bar ends a stopped trial."
+        sentence += f" Trials were compared at {epochs} (dashed). A short vertical bar marks a stopped trial."
     keys = [(style, recipe) for recipe, style in styles.items() if style != "series-rest"]
     num_others = len(styles) - len(keys)
     keys += [("series-rest", f"{num_others} other recipes")] if num_others else []
@@ -349,9 +348,9 @@ def importance_section(summary: Values, searched: Sequence[TrialState]) -> Value
     if found.reason is None:
         words = (
             f"A random forest over {found.num_trials} trials explains {max(found.r2 or 0.0, 0.0):.0%} of the variance "
-            "of trials outside its sample. A bar is how much worse the forest gets when one parameter is shuffled, as "
-            "a share of the whole. This holds for the ranges searched here. Parameters that were drawn together share "
-            "their weight, and a trial stopped early counts with the value it had reached by then."
+            "of the trials that its trees were not fitted to. A bar shows how much worse the forest predicts when one "
+            "parameter is shuffled, as a share of the total. This holds for the ranges searched here. Parameters that "
+            "were sampled together share their weight. A trial stopped early counts with the value that it had reached."
         )
         words += f" {counted(num_hidden, 'parameter')} below 1 % left out." if num_hidden else ""
     longest = max(found.shares.values(), default=1.0)
@@ -389,15 +388,15 @@ def cost_section(cost: Values) -> Values | None:
     if not cost["stages"]:
         return None
     device = cost["unit"].removesuffix("-hours")
-    header = ["stage", "trials", "epochs run", "planned", f"{device} time", "of it clustering", "stopped early",
+    header = ["stage", "trials", "epochs run", "planned", f"{device} time", "of which clustering", "stopped early",
               "epochs saved", f"{device} time saved"]  # fmt: skip
     rows = [_cost_row(stage["stage"], [stage]) for stage in cost["stages"]]
     if len(rows) > 1:
-        rows.append(_cost_row("together", cost["stages"]))
+        rows.append(_cost_row("total", cost["stages"]))
     note = (
-        f"Each trial held {cost['per_trial']:g} {device}. The time is that of all epochs (training, clustering, "
-        f"validation) times the {device}s that a trial holds. Saved are the epochs that trials stopped early did not "
-        "run, each at its trial's mean time. Not counted: starting up, finalize, and epochs lost to an interruption."
+        f"Each trial used {cost['per_trial']:g} {device}. The time is that of all epochs (training, clustering, "
+        f"validation) times the {device}s per trial. Saved epochs are those that trials stopped early did not run, "
+        "each at the mean epoch time of its trial. Not counted: startup, finalize, and epochs lost to an interruption."
     )
     emphasised = (len(rows) - 1,) if len(rows) > 1 else ()
     return {"table": table(header, rows, caption="Cost by stage", emphasised=emphasised), "note": note}

@@ -186,7 +186,7 @@ def _final_rows(final: Sequence[Mapping[str, Any]], names: Sequence[str]) -> lis
     rows = []
     for row in final:
         rows.append([_latex(row["label"]), *(_latex_score(row["metrics"].get(name)) for name in names)])
-        for part, title in (("ensemble", "concatenated"), ("untrained", "untrained")):
+        for part, title in (("ensemble", "ensemble of folds"), ("untrained", "untrained")):
             if row[part]:
                 rows.append([f"\\quad {title}", *(_latex_score(row[part].get(name)) for name in names)])
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,20 +11,22 @@ from raydml.analysis.trials import ENDINGS, FAILURES
 from raydml.metrics.names import interval_text, metric_label, metric_name
 
 #: Whether the source of a published number chose the epoch on the test classes, in words.
-CHOSEN_ON_TEST = {True: "chosen on test", False: "", None: "not known whether chosen on test"}
+CHOSEN_ON_TEST = {True: "chosen on test", False: "", None: "unknown whether chosen on test"}
 
 HOW_TO_COMPARE = (
-    "Published numbers come from training on all training classes; ours leave some classes out for validation. A "
-    "number marked *chosen on test* is of the epoch that was best on these very test classes. For one marked *not "
-    "known whether chosen on test* the source does not say how the epoch was chosen. One without a mark was not chosen "
-    "on the test classes. Ours were chosen on validation classes."
+    "Published systems are trained on all training classes; ours leave some classes out for validation. *Chosen on "
+    "test* means that the epoch was selected on these test classes. *Unknown whether chosen on test* means that the "
+    "source does not say how the epoch was selected. Without a mark it was not selected on the test classes. Ours was "
+    "selected on validation classes."
 )
 HOW_INTERVALS_ARE_MADE = (
-    "Intervals are 95 % t intervals of the mean over folds and seeds. Differences are paired over the same folds and "
-    "seeds; their p-values are adjusted by Holm's method for all pairs. Folds share training classes, so both are "
+    "Intervals are 95 % t intervals of the mean over folds and seeds. Differences are paired by fold and seed; their "
+    "p-values are adjusted for all pairs by Holm's method. Folds share training classes, so intervals and p-values are "
     "somewhat too optimistic."
 )
 _MAIN_METRICS, _MAX_MAIN_METRICS = re.compile(r"recall_at_\d+|r_precision|map_at_r"), 7
+_SCHEDULERS = {"asha": "ASHA", "sync": "synchronous halving"}
+_NOT_INDEPENDENT = "Choices made after such a read are not independent of the test."
 _MAX_PUBLISHED, _NUM_BEST_PUBLISHED = 10, 4
 _MAX_SEARCHED = 10  # trials in the Markdown; trials.csv has all
 _MARKDOWN = re.compile(r"([\\<>|\[\]])")  # what starts HTML, links, images and cells
@@ -47,7 +50,7 @@ def findings(summary: Mapping[str, Any]) -> Findings:
         question=_question(summary),
         winner=_winner(summary),
         test=_test(summary),
-        settled=[f"The search is {stability['verdict']}."] if stability else [],
+        settled=_settled(summary, stability) if stability else [],
         cost=_cost(summary["cost"]),
         warnings=_warnings(summary),
     )
@@ -79,9 +82,10 @@ def source_text(entry: Mapping[str, Any]) -> str:
 
 
 def comparison_text(row: Mapping[str, Any]) -> str:
-    """Return ``0.0273 ± 0.0383, p = 0.51``: the difference, its interval and the adjusted p."""
-    text = interval_text(row["difference"], row["half_width"])
-    return text if row["p_holm"] is None else f"{text}, p {p_text(row['p_holm'])}"
+    """Return ``0.027 ± 0.038 (p = 0.51)``: the difference, its interval and the adjusted p."""
+    decimals = 3 if row["difference"] >= 0.001 else 5
+    text = interval_text(row["difference"], row["half_width"], decimals)
+    return text if row["p_holm"] is None else f"{text} (p {p_text(row['p_holm'])})"
 
 
 def p_text(p: float) -> str:
@@ -154,14 +158,20 @@ def best_published(theirs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
 def _question(summary: Mapping[str, Any]) -> list[str]:
     plan, metric = summary["plan"], metric_name(summary["metric"])
     searched = f"{counted(plan['num_trials'], 'trial')} on {plan['dataset']}, ranked by {metric}"
-    searched += f", at most {counted(plan['epochs'], 'epoch')} each" if plan["epochs"] else ""
-    searched += {"none": ", none stopped early"}.get(plan["scheduler"], f", stopped early by {plan['scheduler']}")
+    searched += f", of at most {counted(plan['epochs'], 'epoch')}" if plan["epochs"] else ""
+    searched += {"none": ", without early stopping"}.get(
+        plan["scheduler"], f", with early stopping ({_SCHEDULERS.get(plan['scheduler'])})"
+    )
     question = summary["question"]
     sentences = [question[:1].upper() + question[1:]] if question else []
     sentences.append(f"{searched}.")
     if summary["confirm"]:
-        runs = f"{counted(plan['folds'], 'fold')} of {counted(plan['seeds'], 'seed')}"
-        sentences.append(f"{counted(len(summary['confirm']), 'configuration')} confirmed over {runs}.")
+        runs = f"{counted(plan['folds'], 'fold')} × {counted(plan['seeds'], 'seed')}"
+        number = len(summary["confirm"])
+        top = "The best configuration was" if number == 1 else f"The top {number} configurations were"
+        sentences.append(f"{top} re-trained on {runs}.")
+    if 0 < len(summary["search"]) < plan["num_trials"]:
+        sentences.append(f"The time limit ended the search after {len(summary['search'])} of these trials had started.")
     missing = [stage for stage in plan["stages"] if stage not in plan["finished"]]
     if missing:
         sentences.append(f"Not finished yet: {', '.join(missing)}.")
@@ -184,6 +194,7 @@ def _winner(summary: Mapping[str, Any]) -> list[str]:
     sentences = [f"{first['letter']} ({first['label']}) has the best mean: {runs}."]
     if len(summary["confirm"]) > 1:
         sentences.append(_lead(summary, summary["confirm"][1]))
+    if len(summary["confirm"]) > 2:  # of two, the sentence before says it all
         sentences += [f"{sentence}." for sentence in summary["ranking_in_words"]]
     return sentences
 
@@ -192,9 +203,10 @@ def _lead(summary: Mapping[str, Any], second: Mapping[str, Any]) -> str:
     pair = {summary["confirm"][0]["letter"], second["letter"]}
     found = [row for row in summary["comparisons"] if {row["better"], row["worse"]} == pair]
     if not found:
-        return f"Whether it is better than {second['letter']} ({second['label']}) was not tested."
-    verdict = "a real difference" if found[0]["is_real"] else "this may be chance"
-    return f"It is ahead of {second['letter']} ({second['label']}) by {comparison_text(found[0])}: {verdict}."
+        return f"The difference from {second['letter']} ({second['label']}) was not tested."
+    verdict = "a significant difference" if found[0]["is_real"] else "no significant difference"
+    first = summary["confirm"][0]["letter"]
+    return f"{first} leads {second['letter']} ({second['label']}) by {comparison_text(found[0])}: {verdict}."
 
 
 def _test(summary: Mapping[str, Any]) -> list[str]:
@@ -202,15 +214,17 @@ def _test(summary: Mapping[str, Any]) -> list[str]:
         return []
     first, (name, *_) = summary["final"][0], all_metrics(summary)
     scores = [first[part].get(name) for part in ("metrics", "untrained", "ensemble")]
-    text = f"On the test classes {first['letter']} has {metric_name(name)} {score_text(scores[0])}"
-    text += f"; the same network untrained has {score_text(scores[1])}" if scores[1] else ""
-    text += f"; its folds' embeddings concatenated have {score_text(scores[2])}" if scores[2] else ""
-    sentences = [f"{text}."]
+    sentences = [f"{first['letter']} scores {metric_name(name)} {score_text(scores[0], 3)} on the test classes."]
+    if scores[1]:
+        sentences.append(f"The untrained network scores {score_text(scores[1], 3)}.")
+    if scores[2]:
+        sentences.append(f"The ensemble of its fold models scores {score_text(scores[2], 3)}.")
     if letters := _near_untrained(summary["final"], name):
-        verb = "is" if len(letters) == 1 else "are"
-        sentences.append(f"{', '.join(letters)} {verb} not clearly better there than the untrained network.")
-    ranked = [sentence.replace("These runs", "these runs", 1) for sentence in summary["test_ranking_in_words"]]
-    sentences += [f"On the test classes {sentence}." for sentence in ranked]
+        noun = "interval" if len(letters) == 1 else "intervals"
+        verb = "reaches" if len(letters) == 1 else "reach"
+        sentences.append(f"The {noun} of {', '.join(letters)} {verb} down to the score of the untrained network.")
+    ranked = [sentence.replace("There is", "there is", 1) for sentence in summary["test_ranking_in_words"]]
+    sentences += [f"On the test classes, {sentence}." for sentence in ranked]
     for dataset, _, names, ours, theirs in published_groups(summary):
         key = names[0]
         published = [entry["metrics"][key]["mean"] for entry in theirs if key in entry["metrics"]]
@@ -219,10 +233,33 @@ def _test(summary: Mapping[str, Any]) -> list[str]:
         value = best["metrics"][key]["mean"]
         num_below = sum(value > mean for mean in published)
         sentences.append(
-            f"Our winner on validation ({best['letter']}, {value:.4f}) is above {num_below} of "
-            f"{counted(len(published), 'published number')} of {metric_name(key)} on {dataset}."
+            f"The validation winner ({best['letter']}, {metric_name(key)} {value:.3f}) exceeds {num_below} of "
+            f"{counted(len(published), 'published number')} on {dataset}."
         )
     return sentences
+
+
+def _settled(summary: Mapping[str, Any], stability: Mapping[str, Any]) -> list[str]:
+    """Return whether the search has converged and, if not, the command that gives it the trials that it lacks."""
+    verdict, missing, remark = stability["verdict"], stability["num_missing"], stability["remark"]
+    remarks = [remark] if remark else []
+    if stability["settled"]:
+        return [f"The search has converged: {verdict}.", *remarks]
+    if len(stability["ranking"]) < 2:
+        return [f"Whether the search has converged cannot be judged: {verdict}.", *remarks]
+    if missing is None:
+        advice = "It would need more than 10 times as many trials"
+    else:
+        number = f"{'at least' if stability['is_lower_bound'] else 'about'} {counted(missing, 'more trial')}"
+        advice = f"Run {number} (`resume {summary['study']} --num-trials {_num_trials(summary, missing)}`)"
+    return [f"The search has not converged. {advice}: {verdict}.", *remarks]
+
+
+def _num_trials(summary: Mapping[str, Any], num_missing: int) -> int:
+    """Return the ``--num-trials`` with which a search has that many more; with grids it counts rounds through them."""
+    plan = summary["plan"]
+    needed = math.ceil((len(summary["search"]) + num_missing) / plan["num_grid_points"])
+    return max(needed, plan["num_trials"] // plan["num_grid_points"])
 
 
 def _near_untrained(final: Sequence[Mapping[str, Any]], name: str) -> list[str]:
@@ -239,8 +276,8 @@ def _cost(cost: Mapping[str, Any]) -> list[str]:
     hours, saved = (sum(stage[key] for stage in cost["stages"]) for key in ("hours", "hours_saved"))
     if not hours:
         return []
-    text = f"Training cost {hours_text(hours)} of {cost['unit'].removesuffix('-hours')} time"
-    return [text + (f"; stopping trials early saved about {hours_text(saved)}." if saved else ".")]
+    sentences = [f"Training took {hours_text(hours)} of {cost['unit'].removesuffix('-hours')} time."]
+    return sentences + ([f"Early stopping saved about {hours_text(saved)}."] if saved else [])
 
 
 def _warnings(summary: Mapping[str, Any]) -> list[str]:
@@ -253,18 +290,25 @@ def _warnings(summary: Mapping[str, Any]) -> list[str]:
     if others:
         purposes = ", ".join(sorted({str(read.get("purpose", "a damaged line")) for read in others}))
         warnings.append(
-            f"The test classes were read {counted(len(others), 'time')} outside of finalize ({purposes}): a choice "
-            "made after such a read is not independent of the test."
+            f"The test classes were read {counted(len(others), 'time')} outside finalize ({purposes}). "
+            f"{_NOT_INDEPENDENT}"
         )
-    if summary["final"] and num_finalized > num_tested:
+    for extension in summary["extensions"]:
+        num_before = sum(str(read.get("time", "")) < extension["time"] for read in reads)
+        if num_before:
+            warnings.append(
+                f"The test classes were read {counted(num_before, 'time')} before the search was given more than "
+                f"{counted(extension['num_trials_before'], 'trial')}. {_NOT_INDEPENDENT}"
+            )
+    if summary["final"] and num_finalized > num_tested and not summary["extensions"]:
         warnings.append(
-            f"finalize read the test classes {num_finalized} times for {num_tested} runs: it was interrupted."
+            f"finalize read the test classes {num_finalized} times for {num_tested} runs, because it was interrupted."
         )
     num_failed = sum(row["ended"] in FAILURES for row in summary["search"])
     if num_failed:
-        warnings.append(f"{counted(num_failed, 'trial')} of {len(summary['search'])} failed; see how trials ended.")
+        warnings.append(f"{num_failed} of {counted(len(summary['search']), 'trial')} failed (see All trials).")
     if summary["confirm"] and min(row["num_runs"] for row in summary["confirm"]) < 3:
-        warnings.append("Some configurations were confirmed by fewer than 3 runs: their intervals say little.")
+        warnings.append("Some configurations have fewer than 3 confirmation runs; their intervals are not reliable.")
     return warnings
 
 
@@ -287,13 +331,13 @@ def _test_table(summary: Mapping[str, Any]) -> list[str]:
     """One table for all final configurations: the ranking metric beside the untrained network's, then the others."""
     if not summary["final"]:
         return []
-    parts = {"metrics": "test", "ensemble": "concatenated", "untrained": "untrained", "validation": "validation"}
+    parts = {"metrics": "test", "ensemble": "ensemble", "untrained": "untrained", "validation": "validation"}
     header, scores = final_scores(summary, parts)
     rows = [
         [row["letter"], row["label"], *map(score_text, own)] for row, own in zip(summary["final"], scores, strict=True)
     ]
     table = _table(["", "configuration", *header], rows)
-    return ["## Test classes", _escaped(protocols_in_words(summary)), table]
+    return ["## Test results", _escaped(protocols_in_words(summary)), table]
 
 
 def _published_tables(summary: Mapping[str, Any]) -> list[str]:

@@ -2,8 +2,9 @@
 
 {
     "study": name, "created": ISO time, "metric": what trials are ranked by, "question": text | None,
-    "plan": {"dataset", "num_trials", "scheduler", "epochs" (the longest trial's), "rungs": [epoch],
-             "folds" | None, "seeds" | None, "stages": [those planned], "finished": [those with a result]},
+    "plan": {"dataset", "num_trials", "num_grid_points" (trials that each of --num-trials stands for), "scheduler",
+             "epochs" (the longest trial's), "rungs": [epoch], "folds" | None, "seeds" | None,
+             "stages": [those planned], "finished": [those with a result]},
     "search":  [{"trial", "recipe" (method, loss, miner, regularisers in words), "best" | None,
                  "epoch_of_best" | None, "ended"}], best first,
     "best_so_far": {"trial", "recipe", "best", "epoch_of_best"} of all searched trials | None, also while they run,
@@ -24,6 +25,7 @@
                  "ours": [letters of the configurations that run this system]}]; None is not known,
     "cost": fields of cost.Cost, "importance": fields of importance.Importance,
     "test_reads": [records of test_reads.jsonl],
+    "extensions": [{"num_trials_before", "time" (UTC, ISO)}]: each time when the search was given more trials,
 }
 A stage that has not ended is an empty list. Intervals are 95 % t intervals.
 """
@@ -32,6 +34,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +97,17 @@ def summarise(folder: Path) -> dict[str, Any]:
         "published": _published({row["dataset"] for row in final}, final, configs),
         "cost": cost._asdict() | {"stages": [stage._asdict() for stage in cost.stages]},
         "importance": importance_of(parameters, values, varying(parameters))._asdict(),
+        "extensions": [
+            {"num_trials_before": one.num_trials_before, "time": _iso(one.time_s)} for one in state.extensions
+        ],
         "test_reads": TestReads(folder / "test_reads.jsonl").read(),
     }
     summary |= _compared(_values(confirmed), "") | _compared(_tested(final, metric.removeprefix("val_")), "test_")
     if found["search"]:
-        summary["stability"] = search_stability(values, [trial.recipe for trial in searched], noun="recipes")._asdict()
+        # What the time limit ended before its first epoch is not known; other trials without a value found nothing.
+        known = [trial for trial in searched if trial.best is not None or trial.ended != "time"]
+        stability = search_stability([t.best for t in known], [t.recipe for t in known], noun="recipes")
+        summary["stability"] = stability._asdict()
     return summary
 
 
@@ -114,6 +123,11 @@ def question_of(space_text: str) -> str | None:
         elif words:
             words.append(text)
     return " ".join(words) or None
+
+
+def _iso(time_s: float) -> str:
+    """Return a time as test_reads.jsonl has it, so that the two can be compared as texts."""
+    return datetime.fromtimestamp(time_s, timezone.utc).isoformat(timespec="milliseconds")
 
 
 def _result(path: Path) -> list[dict[str, Any]]:
@@ -136,6 +150,7 @@ def _plan(study: Mapping[str, Any], searched: Sequence[TrialState], found: Mappi
     return {
         "dataset": study["trials"][0]["data"]["name"] if study["trials"] else None,
         "num_trials": len(study["trials"]),
+        "num_grid_points": max(len(study["trials"]) // search.get("num_trials", 1), 1),
         "scheduler": search["scheduler"],
         "epochs": epochs,
         "rungs": rungs if search["scheduler"] != "none" else [],

@@ -167,36 +167,43 @@ def relation(names: str, real: str) -> tuple[dict[str, dict[int, float]], list[C
 @pytest.mark.parametrize(
     ("names", "real", "expected"),
     [
-        ("A", "", ["A is the only configuration: there is nothing to compare it with"]),
-        ("AB", "AB", [f"A is better than B{REAL}"]),
-        ("AB", "", ["These runs cannot decide which of A and B is better"]),
+        ("A", "", ["A is the only configuration"]),
+        ("AB", "AB", [f"A is significantly better than B{REAL}"]),
+        ("AB", "", ["There is no significant difference between A and B"]),
         (
             "ABCD",
             "AB AC AD",
-            [f"A is better than B, C and D{REAL}", "These runs cannot decide which of B, C and D is better"],
+            [
+                f"A is significantly better than B, C and D{REAL}",
+                "There is no significant difference between B, C and D",
+            ],
         ),
         (  # not transitive: neither neighbour differs, the ends do
             "ABC",
             "AC",
             [
-                f"A is better than C{REAL}",
-                "These runs cannot decide which of A and B is better",
-                "These runs cannot decide which of B and C is better",
+                f"A is significantly better than C{REAL}",
+                "There is no significant difference between A and B",
+                "There is no significant difference between B and C",
             ],
         ),
         (  # two that beat the same
             "ABCD",
             "AC AD BC BD",
             [
-                f"A and B are each better than C and D{REAL}",
-                "These runs cannot decide which of A and B is better",
-                "These runs cannot decide which of C and D is better",
+                f"A and B are each significantly better than C and D{REAL}",
+                "There is no significant difference between A and B",
+                "There is no significant difference between C and D",
             ],
         ),
         (  # a circle, possible where each two have other common runs
             "ABC",
             "AB BC CA",
-            [f"A is better than B{REAL}", f"B is better than C{REAL}", f"C is better than A{REAL}"],
+            [
+                f"A is significantly better than B{REAL}",
+                f"B is significantly better than C{REAL}",
+                f"C is significantly better than A{REAL}",
+            ],
         ),
     ],
 )
@@ -208,7 +215,7 @@ def test_a_single_run_says_why_nothing_can_be_decided():
     values = {"A": {0: 0.5}, "B": {0: 0.4}}
     (sentence,) = ranking_in_words(values, compare_all(values))
     assert sentence == (
-        "These runs cannot decide which of A and B is better "
+        "There is no significant difference between A and B "
         "(two configurations that share a single run cannot be tested)"
     )
 
@@ -226,7 +233,7 @@ def test_the_sentences_say_what_the_comparisons_say_and_nothing_else():
         values, rows = relation(names, " ".join(real))
         better, undecided = [], set()
         for sentence in ranking_in_words(values, rows):
-            if sentence.startswith("These runs cannot decide which of"):
+            if sentence.startswith("There is no significant difference between"):
                 group = names_of(sentence)
                 undecided |= set(map(frozenset, itertools.combinations(group, 2)))
             else:

@@ -27,10 +27,11 @@ def test_many_trials_settle_the_true_ranking_and_few_do_not():
         found = search_stability(*simulated(80, seed), noun="losses")
         assert found.settled
         assert found.ranking == list(GAPS)
-        assert found.verdict.startswith("settled: the ranking of the 5 losses did not change over the last ")
+        assert found.verdict.startswith("the ranking of the 5 losses did not change over the last ")
+        assert found.num_missing == 0
         few = search_stability(*simulated(5, seed))
         assert not few.settled
-        assert few.verdict.startswith("not settled: ")
+        assert few.num_missing != 0
 
 
 def test_agreement_grows_with_the_trials():
@@ -64,8 +65,8 @@ def test_an_unchanged_ranking_that_depends_on_lucky_trials_is_not_settled():
     found = search_stability(values, ["A", "B"] * 20)
     assert [tau for _, tau in found.kendall_tau] == [1.0] * 39
     assert not found.settled
-    assert "random halves of the search agree with Kendall's tau" in found.verdict
-    assert "last changed" not in found.verdict
+    assert "two random halves of the trials rank the levels differently (Kendall's tau" in found.verdict
+    assert "still changed" not in found.verdict
 
 
 def test_a_ranking_that_changed_late_is_not_settled():
@@ -75,9 +76,8 @@ def test_a_ranking_that_changed_late_is_not_settled():
     assert found.subsample_tau[-1] == (50, pytest.approx(1.0, abs=0.01))
     assert not found.settled
     # 82 of 103 trials is below 80 %.
-    assert found.verdict.startswith(
-        "not settled: about 3 more trials are needed (the ranking of the 2 levels last changed at trial 82 of 100)"
-    )
+    assert found.verdict == "the ranking of the 2 levels still changed at trial 82 of 100"
+    assert (found.num_missing, found.is_lower_bound) == (3, False)
     # With that many more trials and nothing new in them.
     assert search_stability([*values, 0.1, 0.1, 0.1], ["A", "B"] * 50 + ["A", "B", "A"]).settled
 
@@ -87,9 +87,8 @@ def test_three_trials_of_a_level_are_too_few_whatever_they_say():
     found = search_stability(values, ["A", "B"] * 3)
     assert found.subsample_tau[-1][1] == 1.0
     assert not found.settled
-    assert found.verdict.startswith(
-        "not settled: at least 2 more trials are needed (the 2 levels need 4 trials each, and one has 3)"
-    )
+    assert found.verdict == "some levels had only 3 of the 4 trials needed"
+    assert (found.num_missing, found.is_lower_bound) == (2, True)
     assert search_stability([0.9, 0.1] * 4, ["A", "B"] * 4).settled
 
 
@@ -158,7 +157,7 @@ def test_expected_best_is_the_mean_over_all_subsets(num_trials):
 def test_what_the_second_half_is_worth():
     # Best of two of 0.1, 0.2, 0.3, 0.4: 0.2, 0.3 twice, 0.4 three times: 2/6; 0.4 - 0.3333.
     found = search_stability([0.2, 0.4, 0.1, 0.3], ["A", "B", "A", "B"])
-    assert found.verdict.endswith("; half of the trials would on average have a best value 0.0667 lower")
+    assert found.remark == "With half of the trials, the best value would on average be 0.0667 lower."
 
 
 def test_trials_needed_is_the_spearman_brown_formula_without_a_curve():
@@ -183,23 +182,24 @@ def test_nothing_is_extrapolated_from_too_little_agreement(tau):
 
 
 @pytest.mark.parametrize(
-    ("values", "levels", "ranking", "words"),
+    ("values", "levels", "ranking", "words", "remark"),
     [
-        ([], [], [], "not settled: no trial has a value"),
-        ([None, None], ["A", "B"], [], "not settled: no trial has a value"),
-        ([0.5], ["A"], ["A"], "not settled: there is nothing to rank, only A has a value"),
+        ([], [], [], "no trial has a value", ""),
+        ([None, None], ["A", "B"], [], "no trial has a value", ""),
+        ([0.5], ["A"], ["A"], "the trials do not differ in their levels", ""),
         (
             [0.5, None, 0.7],
             ["A", "B", "A"],
             ["A"],
-            "not settled: there is nothing to rank, only A has a value; half of the trials would on average have a "
-            "best value 0.1000 lower; no trial of B has a value",
+            "only one of the levels has a value (A)",
+            "With half of the trials, the best value would on average be 0.1000 lower. No trial of B has a value.",
         ),
     ],
 )
-def test_where_there_is_nothing_to_rank(values, levels, ranking, words):
+def test_where_there_is_nothing_to_rank(values, levels, ranking, words, remark):
     found = search_stability(values, levels)
-    assert (found.ranking, found.settled, found.verdict) == (ranking, False, words)
+    assert (found.ranking, found.settled, found.verdict, found.remark) == (ranking, False, words, remark)
+    assert found.num_missing is None
     assert found.kendall_tau == found.subsample_tau == []
     assert len(found.best_so_far) == len(values)
 
@@ -209,10 +209,10 @@ def test_one_trial_of_each_has_no_halves():
     assert found.ranking == ["B", "A", "C"]
     assert found.kendall_tau == [(3, 1.0)]
     assert found.subsample_tau == []
-    assert found.verdict.startswith(
-        "not settled: at least 9 more trials are needed (the 3 methods need 4 trials each, and one has 1; "
-        "the ranking of the 3 methods last changed at trial 3 of 3)"
+    assert found.verdict == (
+        "some methods had only 1 of the 4 trials needed, and the ranking of the 3 methods still changed at trial 3 of 3"
     )
+    assert (found.num_missing, found.is_lower_bound) == (9, True)
 
 
 def test_a_level_that_never_has_a_value_is_named_and_not_ranked():
@@ -221,7 +221,7 @@ def test_a_level_that_never_has_a_value_is_named_and_not_ranked():
     found = search_stability(values, levels)
     assert found.settled
     assert found.ranking == list(GAPS)
-    assert found.verdict.endswith("; no trial of broken has a value")
+    assert found.remark.endswith(" No trial of broken has a value.")
 
 
 def test_the_seed_alone_decides():

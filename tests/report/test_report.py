@@ -101,12 +101,12 @@ def test_what_comes_from_a_study_is_escaped(made):
 def test_the_page_says_what_was_found(made):
     page = Page(report_page(*made))
     assert "A (mic: margin, distance_weighted) has the best mean" in page.sections["findings"]
-    assert "The test classes were read 1 time outside of finalize" in page.sections["findings"]
+    assert "The test classes were read 1 time outside finalize" in page.sections["findings"]
     assert ["A", "mic: margin, distance_weighted", "0.310 ± 0.040", "0.360", "0.100 ± 0.010", "0.600 ± 0.040",
             "0.650 ± 0.030"] in page.rows  # fmt: skip
     # Corrected for two folds: the standard error grows by the root of (1/4 + 1) / (1/4); p by Student's t of 3 degrees.
-    assert ["A above B", "0.0900 ± 0.0130", "< 0.001", "< 0.001", "0.002", "real", "4"] in page.rows
-    assert ["B above A", "0.0100 ± 0.0130", "0.092", "0.092", "0.35", "may be chance", "4"] in page.rows
+    assert ["A leads B", "0.090 ± 0.013", "< 0.001", "< 0.001", "0.002", "significant", "4"] in page.rows
+    assert ["B leads A", "0.010 ± 0.013", "0.092", "0.092", "0.35", "not significant", "4"] in page.rows
     assert "confirm-004, fold 0, seed 0: 0.6000" in page.sections["confirmed"]
     published = [row for row in page.rows if row and row[0].startswith("MIC: margin loss")]
     assert [row[:4] for row in published] == [
@@ -121,7 +121,7 @@ def test_the_page_says_what_was_found(made):
     assert "cluster NMI" in page.sections["curves"]
     assert "at least 8 are needed" in page.sections["importance"]
     assert ["search", "4", "11", "16", "1.8 min", "5.7%", "1", "2", "20 s"] in page.rows
-    assert ["together", "12", "43", "48", "11.4 min", "0.9%", "1", "2", "20 s"] in page.rows
+    assert ["total", "12", "43", "48", "11.4 min", "0.9%", "1", "2", "20 s"] in page.rows
     assert "9 reads: 8 for finalize, 1 for evaluate; on node-7." in page.sections["reads"]
 
 
@@ -201,9 +201,9 @@ def test_the_markdown_says_what_matters_first(made):
     assert text.startswith(
         "# Study birds \\<1\\>\n\nIs \\<MIC\\> better than the margin loss alone, on birds & cars?\n\n"
     )
-    assert text.index("has the best mean") < text.index("## Test classes") < text.index("## Search")
+    assert text.index("has the best mean") < text.index("## Test results") < text.index("## Search")
     assert (
-        "|  | configuration | MAP@R, test | MAP@R, concatenated | MAP@R, untrained | MAP@R, validation | R@1 |\n"
+        "|  | configuration | MAP@R, test | MAP@R, ensemble | MAP@R, untrained | MAP@R, validation | R@1 |\n"
         "| --- | --- | --- | --- | --- | --- | --- |\n"
         "| A | mic: margin, distance_weighted | 0.3100 ± 0.0400 | 0.3600 | 0.1000 ± 0.0100 | 0.6000 ± 0.0400 | "
         "0.6500 ± 0.0300 |\n"
@@ -240,7 +240,7 @@ def test_published_numbers_are_below_ours_with_their_source_and_status(made):
         "0.6309 (deviation 0.0046)", "0.6340", "0.6536", "0.6570", "0.6610", "0.6685",
     ]  # fmt: skip
     assert "\n\n... and 27 more in report.html\n\n" in section
-    assert section.endswith("Ours were chosen on validation classes.")
+    assert section.endswith("Ours was selected on validation classes.")
 
 
 def test_a_long_search_is_cut_in_the_markdown(made):
@@ -296,7 +296,7 @@ def test_the_latex_table_closes_and_holds_the_numbers(made):
     rows = rows_of(latex)
     assert rows[0] == ["", "MAP@R", "R@1"]
     assert rows[1] == ["mic: margin, distance\\_weighted", "31.0 $\\pm$ 4.0", "65.0 $\\pm$ 3.0"]
-    assert rows[2] == ["\\quad concatenated", "36.0", "--"]
+    assert rows[2] == ["\\quad ensemble of folds", "36.0", "--"]
     assert rows[3] == ["\\quad untrained", "10.0 $\\pm$ 1.0", "30.0 $\\pm$ 2.0"]
     assert ["MIC: margin loss$^\\ast$", "--", "66.1"] in rows
     assert latex.count("$") % 2 == 0

@@ -61,7 +61,7 @@ def write_study(folder: Path, *, stages: int = 3) -> Path:
         "machine": {"device": "auto", "gpus_per_trial": 0.5, "cpus_per_trial": 4},
         "trials": [config_of(trial) for trial in CURVES],
         "study": {
-            "search": {"scheduler": "asha", "grace_epochs": 2, "reduction_factor": 2},
+            "search": {"num_trials": 4, "scheduler": "asha", "grace_epochs": 2, "reduction_factor": 2},
             "confirm": {"top": 2, "folds": 2, "seeds": 2},
             "finalize": {"top": 2},
         },

@@ -39,6 +39,7 @@ def test_the_summary_of_a_finished_study(study):
     assert summary["plan"] == {
         "dataset": "cub200",
         "num_trials": 4,
+        "num_grid_points": 1,
         "scheduler": "asha",
         "epochs": 4,
         "rungs": [2],
@@ -135,30 +136,87 @@ def test_the_findings_in_words(study):
     found = findings(summarise(study))
     assert found.winner == [
         "A (mic: margin, distance_weighted) has the best mean: validation MAP@R 0.6100 ± 0.0411 over 4 runs.",
-        "It is ahead of B (margin, distance_weighted) by 0.0900 ± 0.0130, p < 0.001: a real difference.",
-        "A is better than B (Holm-adjusted p < 0.05).",
+        "A leads B (margin, distance_weighted) by 0.090 ± 0.013 (p < 0.001): a significant difference.",
     ]
-    assert found.test[0] == (
-        "On the test classes A has MAP@R 0.3100 ± 0.0400; the same network untrained has 0.1000 ± 0.0100; "
-        "its folds' embeddings concatenated have 0.3600."
-    )
-    assert found.test[1].startswith("On the test classes these runs cannot decide which of B and A is better")
+    assert found.test[:4] == [
+        "A scores MAP@R 0.310 ± 0.040 on the test classes.",
+        "The untrained network scores 0.100 ± 0.010.",
+        "The ensemble of its fold models scores 0.360.",
+        "On the test classes, there is no significant difference between B and A.",
+    ]
     # 0.65: above all but 65.36 and 66.85 (classification, Deep_Metric), 65.7 (multi-similarity) and 66.1 (MIC).
-    beside = "Our winner on validation (A, 0.6500) is above 29 of 33 published numbers of Recall@1 on cub200."
-    assert found.test[2] == beside
-    assert found.cost == ["Training cost 11.4 min of GPU time; stopping trials early saved about 20 s."]
-    assert found.warnings[0].startswith("The test classes were read 1 time outside of finalize (evaluate)")
-    assert found.warnings[1] == "1 trial of 4 failed; see how trials ended."
+    beside = "The validation winner (A, Recall@1 0.650) exceeds 29 of 33 published numbers on cub200."
+    assert found.test[4] == beside
+    assert found.cost == ["Training took 11.4 min of GPU time.", "Early stopping saved about 20 s."]
+    assert found.warnings[0].startswith("The test classes were read 1 time outside finalize (evaluate)")
+    assert found.warnings[1] == "1 of 4 trials failed (see All trials)."
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_grid_points", "words"),
+    [
+        ({}, 1, "Run at least 12 more trials (`resume birds <1> --num-trials 16`): some recipes had only 1 of the 4"),
+        (
+            {"num_missing": 37, "is_lower_bound": False},
+            1,
+            "Run about 37 more trials (`resume birds <1> --num-trials 41`)",
+        ),
+        # Two rounds of two grid points have run; 7 trials more are 3.5 rounds more.
+        ({"num_missing": 7}, 2, "Run at least 7 more trials (`resume birds <1> --num-trials 6`)"),
+        ({"num_missing": None}, 1, "It would need more than 10 times as many trials: "),
+    ],
+)
+def test_a_search_that_has_not_converged_names_the_command_with_the_number(study, changes, num_grid_points, words):
+    summary = summarise(study)
+    summary["plan"]["num_grid_points"] = num_grid_points
+    summary["stability"] |= changes
+    assert findings(summary).settled[0].startswith(f"The search has not converged. {words}")
+
+
+def test_a_search_that_has_converged(study):
+    summary = summarise(study)
+    summary["stability"] |= {"settled": True, "verdict": "it is stable", "remark": "More is worth nothing."}
+    assert findings(summary).settled == ["The search has converged: it is stable.", "More is worth nothing."]
+    summary["stability"] |= {"settled": False, "ranking": ["A"], "verdict": "the trials do not differ in their recipes"}
+    assert findings(summary).settled[0].startswith("Whether the search has converged cannot be judged: the trials do")
+
+
+def test_reads_of_before_the_search_got_more_trials_are_named(study):
+    # The reads are of 04:00 on January 2nd, the extension of 05:00.
+    reused = [run["trial"] for row in json.loads((study / "confirmed.json").read_text()) for run in row["runs"]]
+    more = [
+        {"event": "search_extended", "num_trials_before": 4, "time": 1767330000.0},
+        {"event": "stage_started", "stage": "confirm", "reused": reused},
+    ]
+    with (study / "events.jsonl").open("a") as file:
+        file.writelines(json.dumps(event) + "\n" for event in more)
+    words = (
+        "The test classes were read 9 times before the search was given more than 4 trials. Choices made after such a"
+    )
+    assert any(warning.startswith(words) for warning in findings(summarise(study)).warnings)
+
+
+def test_trials_that_the_time_limit_cut_do_not_count_as_failures_of_their_recipe(study):
+    before = summarise(study)["stability"]
+    config = {"epochs": 4, "loss": {"name": "never_seen"}, "data": {"name": "cub200"}}
+    more = [
+        {"event": "trial_started", "stage": "search", "trial": "search-004", "config": config},
+        {"event": "trial_ended", "stage": "search", "trial": "search-004", "reason": "time"},
+    ]
+    with (study / "events.jsonl").open("a") as file:
+        file.writelines(json.dumps(event) + "\n" for event in more)
+    assert summarise(study)["stability"] == before
 
 
 def test_reads_by_finalize_are_no_reason_for_a_warning(study):
     reads = (study / "test_reads.jsonl").read_text().splitlines()
     reads[-1] = reads[-1].replace('"evaluate"', '"finalize: ensemble of 2 kept embeddings"')
     (study / "test_reads.jsonl").write_text("\n".join(reads) + "\n")
-    assert findings(summarise(study)).warnings == ["1 trial of 4 failed; see how trials ended."]
+    assert findings(summarise(study)).warnings == ["1 of 4 trials failed (see All trials)."]
     (study / "test_reads.jsonl").write_text("\n".join([*reads, reads[0]]) + "\n")
     assert (
-        "finalize read the test classes 9 times for 8 runs: it was interrupted." in findings(summarise(study)).warnings
+        "finalize read the test classes 9 times for 8 runs, because it was interrupted."
+        in findings(summarise(study)).warnings
     )
 
 
@@ -178,7 +236,8 @@ def test_a_network_that_training_did_not_improve_is_named(study):
     final = json.loads((study / "final.json").read_text())
     final[1]["untrained"]["map_at_r"]["mean"] = 0.285  # the interval of 0.32 ± 0.04 reaches down to 0.28
     (study / "final.json").write_text(json.dumps(final))
-    assert "B is not clearly better there than the untrained network." in findings(summarise(study)).test
+    words = "The interval of B reaches down to the score of the untrained network."
+    assert words in findings(summarise(study)).test
 
 
 def test_configurations_of_the_same_recipe_are_told_apart(study):
