@@ -93,8 +93,7 @@ def report(
     with writing(f"--out {out}"):
         written = write_report(out, summary, trials, read_illustrations(folder), chosen)
     typer.echo(summary_markdown(summary))
-    for path in written:
-        typer.echo(f"Report: {tables.short_path(path)}")
+    typer.echo(f"Report in {tables.short_path(out)}: {', '.join(path.name for path in written)}")
 
 
 def ui(

@@ -9,12 +9,14 @@ from __future__ import annotations
 import base64
 import functools
 import json
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import jinja2
+import markupsafe
 import yaml
 
 from raydml.analysis.trials import ENDINGS, TrialState, by_stage
@@ -135,8 +137,14 @@ def templates() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
+    environment.filters["with_code"] = _with_code
     environment.filters["percent"] = lambda share: f"{100 * share:.3f}%"
     return environment
+
+
+def _with_code(text: str) -> markupsafe.Markup:
+    """Return escaped text in which what is between backticks is code."""
+    return markupsafe.Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(markupsafe.escape(text))))
 
 
 def _sections(

@@ -125,6 +125,12 @@ def test_the_page_says_what_was_found(made):
     assert "9 reads: 8 for finalize, 1 for evaluate; on node-7." in page.sections["reads"]
 
 
+def test_commands_in_sentences_are_code(made):
+    summary, trials, _ = made
+    text = report_page({**summary, "study": "<i>"}, trials)
+    assert "<code>resume &lt;i&gt; --num-trials 16</code>" in text
+
+
 def test_a_trial_that_was_stopped_ends_in_a_bar_and_one_that_failed_in_a_cross(made):
     text = report_page(*made)
     for words, mark in (
