@@ -64,16 +64,15 @@ class Study:
         same call continues an interrupted study. Raises ConfigError, StudyError or DataError for what `sweep` refuses.
         """
         from raydml.cli.main import prepare_environment
-        from raydml.cli.studies import create, option_overrides, refuse_missing_space
+        from raydml.cli.studies import create, option_overrides, space_of
         from raydml.search_space.space import load_space
 
         prepare_environment()
-        space = Path(space)
-        refuse_missing_space(space)
         root = None if data_root is None else Path(data_root)
+        file, for_folder = space_of(Path(space), root)
         options = option_overrides(num_trials=num_trials, seed=seed, name=name, scheduler=scheduler, data_root=root)
-        loaded = load_space(space, [*settings, *options], max_epochs)
-        folder = create(loaded, space, Path(storage), tracking_uri)
+        loaded = load_space(file, [*for_folder, *settings, *options], max_epochs)
+        folder = create(loaded, file, Path(storage), tracking_uri)
         return cls.open(folder).resume(address=address)
 
     @classmethod

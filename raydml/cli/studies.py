@@ -44,7 +44,9 @@ DELIVERY_S = 60.0  # longest wait for MLflow at the end of a study
 
 def sweep(
     context: typer.Context,
-    space: Annotated[Path, typer.Argument(metavar="SPACE", help="YAML file of the search space.")],
+    space: Annotated[
+        Path, typer.Argument(metavar="SPACE", help="YAML file of the search space, or a folder of images.")
+    ],
     num_trials: Annotated[int | None, typer.Option(min=1, metavar="N", help="Trials of the search.")] = None,
     max_epochs: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Largest number of epochs of a trial.")
@@ -80,10 +82,11 @@ def sweep(
 
     The same command again continues where it stopped. --set overrides SPACE; the other options override --set.
     """
-    refuse_missing_space(space)
+    space, for_folder = space_of(space, data_root)
     time_limit_s = seconds_of(time_limit)
     refuse_unusable_name(name)
     overrides = [
+        *for_folder,
         *(settings or []),
         *option_overrides(num_trials=num_trials, seed=seed, name=name, scheduler=scheduler, data_root=data_root),
         *stage_overrides(stages),
@@ -298,14 +301,26 @@ def show_outcome(program: str, folder: Path, console: Console) -> None:
     )
 
 
-def refuse_missing_space(path: Path) -> None:
-    if path.is_file():
-        return
-    known = sorted(tables.short_path(file) for file in Path("search_spaces").glob("*.yaml"))
-    hint = did_you_mean(path.stem, [Path(file).stem for file in known])
-    listed = f" There are: {', '.join(known)}." if known else ""
+def space_of(argument: Path, data_root: Path | None) -> tuple[Path, list[str]]:
+    """Return the file that SPACE names and its overrides; for a folder of images those of the space `image_folder`."""
+    if argument.is_dir():
+        if data_root is not None:
+            raise CommandError(
+                f"SPACE = {str(argument)!r} is a folder of images, and --data-root names another. Cure: leave out one"
+            )
+        from raydml.search_space.shipped import overrides_for_folder, spaces_folder
+
+        return spaces_folder() / "image_folder.yaml", overrides_for_folder(argument)
+    if argument.is_file():
+        return argument, []
+    from raydml.search_space.shipped import find_space, shipped_spaces
+
+    if (found := find_space(argument)) is not None:
+        return found, []
+    known = [path.stem for path in shipped_spaces()]
     raise CommandError(
-        f"SPACE = {str(path)!r}: no such file{hint or '.'}{listed} Cure: name a YAML file of a search space"
+        f"SPACE = {str(argument)!r}: no such file or folder{did_you_mean(argument.stem, known) or '.'} "
+        "Cure: a YAML file of a search space, a folder of images, or a space that comes with raydml (list spaces)"
     )
 
 

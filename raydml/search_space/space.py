@@ -13,12 +13,14 @@ chosen independently). A mistake that needs three values at once can slip throug
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from raydml import registry
 from raydml.config.rules import problems_of_plugins
 from raydml.config.trial import (
     Machine,
@@ -53,6 +55,7 @@ from raydml.search_space.shortening import with_epochs
 from raydml.search_space.yaml_reader import Node, read_yaml
 
 _Checked = TypeVar("_Checked")
+_logger = logging.getLogger("raydml")
 _MAX_REDRAWS = 3_000  # about two seconds
 
 
@@ -116,7 +119,7 @@ def load_space(
             problem = unknown_name(key, key, TOP, "a top-level key", node.where)
             problems.append(problem._replace(value=ABSENT))
     places: dict[str, str] = {"": root.where}
-    study = _settings(tops, "study", parse_study, {"name": _name_from(path)}, problems, places)
+    study = _settings(tops, "study", parse_study, {"name": study_name_from(path.stem)}, problems, places)
     machine = _settings(tops, "machine", parse_machine, {}, problems, places)
     structural: list[Problem] = []
     tree = with_domains(tops["trial"], "trial", structural)
@@ -153,11 +156,10 @@ def _below(path: str, others: tuple[str, ...]) -> bool:
     return any(path == other or path.startswith(f"{other}.") for other in others)
 
 
-def _name_from(path: Path) -> str:
-    name = "".join(
-        letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "-" for letter in path.stem
-    )
-    return name.lstrip("._-") or "study"
+def study_name_from(name: str) -> str:
+    """Return the name of a study for the name of a file or folder, which may have any letters."""
+    usable = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "-" for letter in name)
+    return usable.lstrip("._-") or "study"
 
 
 def _settings(
@@ -362,18 +364,89 @@ def _put(node: Node, steps: list[str], value: Node, path: str) -> Node | Problem
         return Problem(join_path(path, *steps), ABSENT, f"{path} is not a block of keys", cure=cure, where=ORIGIN)
     domain = next((name for name in entries if name in DOMAINS), None)
     if domain is not None and steps != ["first"]:
+        if domain in ("choice", "grid") and _holds_blocks(entries[domain]):
+            return _put_in_blocks(node, steps, value, path, f"the {domain} {path}")
         message, cure = f"{path} is a {domain}", f"set {path} as a whole, or change the file"
         return Problem(join_path(path, *steps), ABSENT, message, cure=cure, where=ORIGIN)
     step, *rest = steps
     if rest and step not in entries:
         owner = next((key for key in entries if step in shared_keys(key) and "," in key), None)
         if owner is not None:
-            whole = join_path(path, step)
-            message = f"{step} is supplied by the blocks of `{owner}`"
-            cure = f"set {whole} as a whole (it then replaces what the blocks say), or change the file"
-            return Problem(join_path(path, *steps), ABSENT, message, cure=cure, where=ORIGIN)
+            changed = _put_in_blocks(entries[owner], steps, value, path, f"`{owner}`")
+            return changed if isinstance(changed, Problem) else Node({**entries, owner: changed}, node.where)
     changed = _put(entries.get(step, Node(None, ORIGIN)), rest, value, join_path(path, step))
     return changed if isinstance(changed, Problem) else Node({**entries, step: changed}, node.where)
+
+
+def _holds_blocks(items: Node) -> bool:
+    return isinstance(items.value, list) and any(isinstance(item.value, dict) for item in items.value)
+
+
+def _put_in_blocks(node: Node, steps: list[str], value: Node, path: str, owner: str) -> Node | Problem:
+    """Set a key in each block of a choice whose plugin has it; a note names the plugins that lack it.
+
+    steps: from the blocks on. path: of the choice. owner: the choice, in words.
+    """
+    whole = join_path(path, *steps)
+    section = join_path(path, *steps[:-1])
+    cure = f"set {section} as a whole (it then replaces what the blocks say), or change the file"
+    if steps[-1] == "name":
+        message = f"the blocks of {owner} have settings that go with their names"
+        return Problem(whole, ABSENT, message, cure=cure, where=ORIGIN)
+    written, lacking = [0], dict[str, None]()
+    changed = _with_key(node, steps, value, section.rpartition(".")[2], written, lacking)
+    if not written[0]:
+        of_these = f" ({', '.join(lacking)})" if lacking else ""
+        choices = tuple(dict.fromkeys(key for name in lacking for key in _settings_of(section, name) or ()))
+        message = f"no block of {owner} has this key{of_these}"
+        return Problem(whole, ABSENT, message, choices, nearest_name(steps[-1], choices), cure, ORIGIN)
+    if lacking:
+        blocks, have = "1 block" if written[0] == 1 else f"{written[0]} blocks", "has" if len(lacking) == 1 else "have"
+        lack = f"{', '.join(lacking)} {have} no such key"
+        _logger.info("note: --set %s: set in %s of %s; %s", whole, blocks, owner, lack)
+    return changed
+
+
+def _with_key(
+    node: Node, steps: list[str], value: Node, section: str, written: list[int], lacking: dict[str, None]
+) -> Node:
+    """Return a choice of blocks, or one block, with the key set; counts the blocks in `written`, the others' names in
+    `lacking`. Blocks without the section are left as they are."""
+    entries = node.value
+    if not isinstance(entries, dict):
+        return node
+    if domain := next((name for name in ("choice", "grid") if name in entries), None):
+        items = entries[domain].value
+        if not isinstance(items, list):
+            return node
+        set_in = [_with_key(item, steps, value, section, written, lacking) for item in items]
+        changed = {**entries, domain: Node(set_in, entries[domain].where)}
+        if "first" in entries:  # it repeats one of the items
+            changed["first"] = _with_key(entries["first"], steps, value, section, [0], {})
+        return Node(changed, node.where)
+    step, *rest = steps
+    if rest:
+        if step not in entries:
+            return node
+        inside = _with_key(entries[step], rest, value, section, written, lacking)
+        return Node({**entries, step: inside}, node.where)
+    name = entries["name"].value if "name" in entries else None
+    known = _settings_of(section, name)
+    if known is not None and step not in known:
+        lacking[str(name)] = None
+        return node
+    written[0] += 1
+    return Node({**entries, step: Node(value.value, ORIGIN)}, node.where)
+
+
+def _settings_of(section: str, name: Any) -> Sequence[str] | None:
+    """Return the settings of a plugin, or None where the section has no plugins of this name: then all keys pass."""
+    kind = {"loss": "losses", "miner": "miners", "sampler": "samplers", "method": "methods"}.get(
+        section.rpartition(".")[2]
+    )
+    if kind is None or name not in registry.names(kind):
+        return None
+    return tuple(registry.settings_model(kind, name).model_fields)
 
 
 MAX_CONFIGURATIONS = 4000  # about two seconds; what is left out are pairs of ranges

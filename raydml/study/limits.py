@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from raydml import registry
-from raydml.config.recipe import flatten
+from raydml.config.recipe import flatten, value_text
 from raydml.config.trial import StudySettings, Trial, parse_trial
 from raydml.data.catalog import Catalog, counted
 from raydml.data.splits import Split, largest_num_folds, make_split
@@ -35,20 +35,22 @@ def trials_within_limits(trials: Sequence[Trial], catalogs: Catalogs, num_folds:
     """
     cut: dict[str, Trial] = {}
     done: dict[str, Trial] = {}
-    notes: dict[str, None] = {}
+    changes: dict[tuple[str, str], set[str]] = {}  # (key, new value) -> old values
     for trial in trials:
         kept = trial.model_dump_json(include={"data", "sampler", "method", "recall_at"})
         if kept not in done:
             done[kept] = _within_limits(trial, catalogs.of(trial), num_folds)
-            notes |= dict.fromkeys(_differences(trial, done[kept]))
+            for key, old, new in _differences(trial, done[kept]):
+                changes.setdefault((key, new), set()).add(old)
         changed = done[kept].model_dump(mode="json", include={"data", "sampler", "method", "recall_at"})
         whole = trial.model_dump(mode="json")
         result = trial if all(whole[key] == changed[key] for key in changed) else parse_trial({**whole, **changed})
         cut.setdefault(result.model_dump_json(), result)
     for line in dict.fromkeys(_divided(trial, catalogs.of(trial)) for trial in cut.values()):
         _logger.info("%s", line)
-    if notes:
-        _logger.info("note: cut to what the images allow: %s", ", ".join(notes))
+    if changes:
+        cuts = [f"{key} {' and '.join(sorted(olds, key=_size))} -> {new}" for (key, new), olds in changes.items()]
+        _logger.info("note: cut to what the images allow: %s", ", ".join(cuts))
     if len(cut) < len(trials):
         _logger.info("note: %d trials are left of %d, the others became equal to one of these", len(cut), len(trials))
     return list(cut.values())
@@ -102,11 +104,11 @@ def _within_limits(trial: Trial, catalog: Catalog, num_folds: int) -> Trial:
     return parse_trial(settings)
 
 
-def _differences(before: Trial, after: Trial) -> list[str]:
-    """Return ``sampler.classes_per_batch 16 -> 9`` for each key that differs."""
+def _differences(before: Trial, after: Trial) -> list[tuple[str, str, str]]:
+    """Return (key, old value, new value) of each key that differs, in words."""
     old, new = (flatten(trial.model_dump(mode="json")) for trial in (before, after))
-    return [f"{key} {_text(old[key])} -> {_text(new[key])}" for key in old if key in new and old[key] != new[key]]
+    return [(key, value_text(old[key]), value_text(new[key])) for key in old if key in new and old[key] != new[key]]
 
 
-def _text(value: Any) -> str:
-    return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
+def _size(text: str) -> tuple[int, str]:
+    return len(text), text

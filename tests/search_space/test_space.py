@@ -1,5 +1,6 @@
 """Search spaces: reading YAML, domains, overrides, the check of the whole space, sampling."""
 
+import logging
 import math
 import textwrap
 import time
@@ -435,12 +436,60 @@ def test_mistakes_in_overrides_name_set(write):
     }
 
 
-def test_an_override_does_not_reach_into_a_choice(write):
-    (problem,) = problems_of(write(SHARED), ["trial.loss.beta=1.0"]).problems
-    assert problem.cure.startswith("set trial.loss as a whole")
-    choice = write(TRIAL.replace("{name: margin}", "{choice: [{name: margin}]}"))
-    (problem,) = problems_of(choice, ["trial.loss.beta=1.0"]).problems
-    assert problem.message == "trial.loss is a choice"
+BLOCKS = """\
+trial:
+  data: {name: digits, resize_px: 8, crop_px: 8}
+  model: {backbone: convnet, weights: none}
+  loss, miner, sampler:
+    choice:
+      - loss: {name: margin, beta: 0.7}
+        miner: {name: distance_weighted}
+        sampler: {name: class_balanced, classes_per_batch: {choice: [8, 16]}, images_per_class: 2}
+      - loss: {choice: [{name: contrastive}, {name: margin}]}
+        miner: {choice: [null, {name: multi_similarity, epsilon: 0.1}]}
+        sampler: {name: class_balanced}
+      - loss: {name: normalized_softmax}
+        sampler: {name: uniform, batch_size: 64}
+"""
+
+
+def test_an_override_reaches_every_block_whose_plugin_has_the_key(write, caplog):
+    with caplog.at_level(logging.INFO, "raydml"):
+        space = load_space(write(BLOCKS), ["trial.sampler.classes_per_batch=4", "trial.loss.beta={uniform: [1, 2]}"])
+    first, second, third = to_plain(space.trial)["loss, miner, sampler"]["choice"]
+    assert first["sampler"] == {"name": "class_balanced", "classes_per_batch": 4, "images_per_class": 2}
+    assert (second["sampler"]["classes_per_batch"], third["sampler"]) == (4, {"name": "uniform", "batch_size": 64})
+    assert first["loss"]["beta"] == {"uniform": [1, 2]}
+    assert second["loss"] == {"choice": [{"name": "contrastive"}, {"name": "margin", "beta": {"uniform": [1, 2]}}]}
+    notes = [record.getMessage() for record in caplog.records]
+    assert notes == [
+        f"note: --set trial.{key}: set in 2 blocks of `loss, miner, sampler`; {lacking} no such key"
+        for key, lacking in (
+            ("sampler.classes_per_batch", "uniform has"),
+            ("loss.beta", "contrastive, normalized_softmax have"),
+        )
+    ]
+
+
+def test_an_override_reaches_the_blocks_of_a_choice_and_its_first(write):
+    choice = "{choice: [{name: margin, beta: 0.5}, {name: triplet}], first: {name: margin, beta: 0.5}}"
+    space = load_space(write(TRIAL.replace("{name: margin}", choice)), ["trial.loss.beta=0.9"])
+    assert sample_trials(space)[0].loss.settings["beta"] == 0.9
+    optimizers = f"{TRIAL}  optimizer: {{choice: [{{name: sgd}}, {{name: adamw}}]}}\n"
+    space = load_space(write(optimizers), ["trial.optimizer.weight_decay=0.5"])
+    assert {trial.optimizer.weight_decay for trial in sample_trials(space)} == {0.5}
+
+
+def test_a_key_that_no_block_has_is_refused(write):
+    problem = problem_of(write(BLOCKS), ["trial.sampler.clases_per_batch=4"])
+    assert problem.message == "no block of `loss, miner, sampler` has this key (class_balanced, uniform)"
+    assert (problem.nearest, problem.where) == ("classes_per_batch", "--set")
+    assert problem.cure.startswith("set trial.sampler as a whole")
+    assert "no block" in problem_of(write(BLOCKS), ["trial.miner.nothing=1"]).message
+    named = problem_of(write(BLOCKS), ["trial.loss.name=triplet"])
+    assert named.cure.startswith("set trial.loss as a whole")
+    plain = write(TRIAL.replace("{name: margin}", "{name: margin, beta: {choice: [1.0, 2.0]}}"))
+    assert problem_of(plain, ["trial.loss.beta.x=1.0"]).message == "trial.loss.beta is a choice"
 
 
 RANDOM = f"""{TRIAL}\

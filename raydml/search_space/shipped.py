@@ -1,0 +1,46 @@
+"""The search spaces that come with raydml, in a checkout and in an installed package, and the one for a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import raydml
+from raydml.search_space.space import study_name_from
+
+_PACKAGE = Path(raydml.__file__).parent
+
+
+def spaces_folder() -> Path:
+    """Return the folder of the search spaces: in the package where it was installed, beside it in a checkout."""
+    installed = _PACKAGE / "search_spaces"
+    return installed if installed.is_dir() else _PACKAGE.parent / "search_spaces"
+
+
+def shipped_spaces() -> list[Path]:
+    """Return the files of the search spaces, by name."""
+    return sorted(spaces_folder().glob("*.yaml"))
+
+
+def find_space(path: Path) -> Path | None:
+    """Return a file that exists, or the shipped space of this name: image_folder, search_spaces/image_folder.yaml."""
+    if path.is_file():
+        return path
+    if path.parent.name not in ("", "search_spaces") or path.suffix not in ("", ".yaml"):
+        return None
+    shipped = spaces_folder() / f"{path.stem}.yaml"
+    return shipped if shipped.is_file() else None
+
+
+def overrides_for_folder(folder: Path) -> list[str]:
+    """Return what makes the space `image_folder` one for this folder of images: ``key=value``, as ``--set`` takes it.
+
+    The study has the name of the folder. A list of images in the folder (CSV with the columns path and label) decides
+    on the classes.
+    """
+    from raydml.data.image_list import find_list
+
+    settings = {"machine.data_root": str(folder), "study.name": study_name_from(folder.resolve().name)}
+    if (found := find_list(folder)) is not None:
+        settings |= {"trial.data.name": "image_list", "trial.data.list_file": found}
+    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
