@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import raydml
-from raydml.search_space.space import study_name_from
 
 _PACKAGE = Path(raydml.__file__).parent
 
@@ -39,6 +38,7 @@ def overrides_for_folder(folder: Path) -> list[str]:
     on the classes.
     """
     from raydml.data.image_list import find_list
+    from raydml.search_space.space import study_name_from
 
     settings = {"machine.data_root": str(folder), "study.name": study_name_from(folder.resolve().name)}
     if (found := find_list(folder)) is not None:
