@@ -23,7 +23,28 @@ if TYPE_CHECKING:
 STORAGE = Path("studies")
 DELIVERY_S = 20.0  # longest wait of an evaluation for MLflow
 
-StorageOption = Annotated[Path, typer.Option(metavar="DIR", help="Folder that holds the studies.")]
+
+class CommandError(ValueError):
+    """An argument that a command cannot use; the message has the cure."""
+
+
+def refuse_other_encodings(argument: str, path: Path | str) -> None:
+    """Raise CommandError for a path that is not UTF-8: libraries that keep models and runs open no such file.
+
+    Images may have such names, and the folders above them.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise CommandError(f"{argument}: the name is not UTF-8. Cure: give or take a folder of another name") from error
+
+
+def _storage(path: Path) -> Path:
+    refuse_other_encodings(f"--storage {path}", path.resolve())
+    return path
+
+
+StorageOption = Annotated[Path, typer.Option(metavar="DIR", help="Folder that holds the studies.", callback=_storage)]
 AddressOption = Annotated[
     str | None, typer.Option(metavar="ADDR", help="Join this Ray cluster, for example 'auto' or HOST:PORT.")
 ]
@@ -46,10 +67,6 @@ ModelTarget = Annotated[
         help="A study (its winner), runs:/ID/..., models:/NAME/VERSION, a checkpoint or an exported model.",
     ),
 ]
-
-
-class CommandError(ValueError):
-    """An argument that a command cannot use; the message has the cure."""
 
 
 def seconds_of(text: str | None) -> float | None:
@@ -94,6 +111,7 @@ def refuse_used(argument: str, folder: Path) -> None:
 
 def refuse_unwritable(argument: str, path: Path, kind: Literal["folder", "file"] = "folder") -> None:
     """Raise CommandError, before any work is done, where a folder or file cannot be written; nothing is left behind."""
+    refuse_other_encodings(argument, path)
     with writing(argument, kind):
         with suppress(FileNotFoundError):
             path.stat()  # refuses a path below a file and names that are too long
@@ -139,6 +157,7 @@ def find_model(target: str, storage: Path, tracking_uri: str | None, scratch: Pa
         uri = study_store(None, storage, tracking_uri)
         fetched, origin = resolve_checkpoint(target, uri, scratch), origin_of(target, uri)
         return model_below(fetched, target, study_here(origin, storage))._replace(origin=origin)
+    refuse_other_encodings(f"TARGET = {target}", target)
     path = Path(target)
     if path.is_dir() and not (path / "study.json").exists():
         return model_below(path, target, study_above(path), deep=False)

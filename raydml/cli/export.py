@@ -23,6 +23,7 @@ from raydml.cli.arguments import (
     find_model,
     new_console,
     program_of,
+    refuse_other_encodings,
     refuse_unwritable,
     refuse_used,
     writing,
@@ -203,6 +204,7 @@ def _log_gallery(study: Path, out: Path, tracking_uri: str | None) -> None:
 def _gallery_folder(out: str, storage: Path, tracking_uri: str | None, scratch: Path) -> Path:
     """Return the folder of a gallery; one in MLflow is fetched into ``scratch``."""
     if not out.startswith("runs:/"):
+        refuse_other_encodings(f"GALLERY = {out}", out)
         return Path(out)
     from raydml.tracking.models import resolve_checkpoint
     from raydml.tracking.store import study_store

@@ -227,4 +227,6 @@ def main(default_space: Path | None = None) -> None:
     sys.meta_path.insert(0, ImportNotices())
     show_every_name()
     arguments = with_home_folders(sys.argv[1:])
+    # MLflow records the command line, and only as UTF-8.
+    sys.argv[1:] = [argument.encode("utf-8", "backslashreplace").decode() for argument in sys.argv[1:]]
     app(args=with_default_command(arguments, default_space), prog_name=program_name(sys.argv[0]))

@@ -21,6 +21,14 @@ from raydml.config.trial import Machine
 from raydml.study.folder import StudyError
 
 
+def _record_commands_as_utf8() -> None:
+    """Let Ray record the command line of this process although an argument is not UTF-8; it would raise for one."""
+    from ray._private import utils
+
+    command = utils.get_entrypoint_name().encode("utf-8", "backslashreplace").decode()
+    utils.get_entrypoint_name = lambda: command
+
+
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
     """Connect to the Ray cluster at an address, or start an embedded one that ends with the context. A Ray that this
@@ -37,6 +45,7 @@ def connected(address: str | None) -> Iterator[None]:
     # Ray's handlers of TERM, which it installs in Python and below it, would end the process at once.
     is_main = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if is_main}
+    _record_commands_as_utf8()
     environment = {"py_modules": [str(Path(raydml.__file__).parent)]} if address else {}
     try:
         ray.init(

@@ -849,6 +849,11 @@ def test_the_program_as_a_module_and_with_names_outside_utf_8():
         done = subprocess.run(status, capture_output=True, env={**environment, **locale}, check=False)
         assert done.returncode == 2
         assert b"no study " + shown in done.stderr
+    done = subprocess.run(
+        [*status[:-2], b"export", b"a", b"caf\xe9"], capture_output=True, env=environment, check=False
+    )
+    assert done.returncode == 2
+    assert b"caf\xe9': the name is not UTF-8. Cure" in done.stderr
     with open("/dev/full", "w") as full:
         listing = [*command, "list", "miners"]
         done = subprocess.run(listing, stdout=full, stderr=subprocess.PIPE, env=environment, check=False)
