@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 SCHEMA_FILE = Path("search_spaces/schema.json")
-Kind = Literal["losses", "miners", "regularizers", "methods", "samplers", "optimizers", "schedules", "backbones"]
+Kind = Literal[
+    "losses", "miners", "regularizers", "methods", "samplers", "optimizers", "schedules", "backbones", "spaces"
+]
 
 
 class _Setting(NamedTuple):
@@ -77,7 +79,9 @@ def list_plugins(
         console.print(_in_full(*listed_entries(kind, chosen)))
     else:
         _print_overview(console, [(each, about(kind, each)) for each in chosen])
-        if kind != "backbones":
+        if kind == "spaces":
+            echo(console, f"\n{program_of(context)} sweep {chosen[0]} --dry-run    what it would do")
+        elif kind != "backbones":
             echo(console, f"\n{program_of(context)} list {kind} {chosen[0]}    its settings")
 
 
@@ -107,6 +111,10 @@ def names(kind: Kind) -> tuple[str, ...]:
         from raydml.models.backbones import BACKBONES
 
         return tuple(BACKBONES)
+    if kind == "spaces":
+        from raydml.search_space.shipped import shipped_spaces
+
+        return tuple(path.stem for path in shipped_spaces())
     if kind in ("optimizers", "schedules"):
         return tuple(_sections(kind))
     return registry.names(kind)
@@ -122,6 +130,11 @@ def about(kind: Kind, name: str) -> str:
         facts = BACKBONES[name]
         weights = facts.weights_file or facts.weights_by_path or "no published weights"
         return f"{facts.feature_dim} features, crops of {facts.crops} px, {weights}"
+    if kind == "spaces":
+        from raydml.search_space.shipped import describe_space, spaces_folder
+
+        found = describe_space(spaces_folder() / f"{name}.yaml")
+        return f"{found.data}: {found.question} Cost: {found.cost}"
     if kind in ("optimizers", "schedules"):
         return (inspect.getdoc(_sections(kind)[name]) or "").partition("\n")[0].replace("``", "")
     return registry.describe(kind, name)
@@ -132,7 +145,7 @@ def listed_entries(kind: Kind, chosen: Sequence[str]) -> Iterator[_ListedEntry]:
     from raydml import registry
 
     for name in chosen:
-        if kind == "backbones":
+        if kind in ("backbones", "spaces"):
             yield _ListedEntry(name, about(kind, name), "", {})
         elif kind in ("optimizers", "schedules"):
             yield _ListedEntry(name, about(kind, name), "", settings_of(_sections(kind)[name]))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import NamedTuple
 
 import raydml
 
@@ -29,6 +31,38 @@ def find_space(path: Path) -> Path | None:
         return None
     shipped = spaces_folder() / f"{path.stem}.yaml"
     return shipped if shipped.is_file() else None
+
+
+def heading_of(space_text: str, heading: str) -> str | None:
+    """Return what the comment at the head of a search space says after ``# heading:``, up to the next heading."""
+    words: list[str] = []
+    for line in space_text.splitlines():
+        text = line.removeprefix("#").strip() if line.startswith("#") else ""
+        if text.startswith(f"{heading}:"):
+            words = [text.removeprefix(f"{heading}:").strip()]
+        elif words and (not text or not line.startswith("#  ")):
+            break
+        elif words:
+            words.append(text)
+    return " ".join(words) or None
+
+
+class SpaceDescription(NamedTuple):
+    """What the head of a space says. data: the name of its data set. cost: its first sentence."""
+
+    data: str
+    question: str
+    cost: str
+
+
+def describe_space(path: Path) -> SpaceDescription:
+    """Read the head of a search space that comes with raydml."""
+    text = path.read_text(encoding="utf-8")
+    data = re.search(r"^  data:.*?\bname: (\w+)", text, re.DOTALL | re.MULTILINE)
+    cost = re.split(r"(?<=[a-z])[.;:] ", heading_of(text, "cost") or "", maxsplit=2)
+    first = cost[1] if cost[0].startswith("an estimate") and len(cost) > 1 else cost[0]
+    question = heading_of(text, "Question") or ""
+    return SpaceDescription(data[1] if data else "", question[: question.find("?") + 1] or question, first)
 
 
 def overrides_for_folder(folder: Path) -> list[str]:

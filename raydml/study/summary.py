@@ -47,6 +47,7 @@ from raydml.analysis.trials import TrialState, parameters_of, varying
 from raydml.config.recipe import recipe_of
 from raydml.data.benchmarks import BENCHMARKS
 from raydml.data.seal import TestReads
+from raydml.search_space.shipped import heading_of
 from raydml.study.events import StudyState, letter_of, letters_of, read_state
 from raydml.study.folder import RESULT_FILES, read_json, read_study
 from raydml.study.rungs import milestones
@@ -112,17 +113,8 @@ def summarise(folder: Path) -> dict[str, Any]:
 
 
 def question_of(space_text: str) -> str | None:
-    """Return the question at the head of a search space: the comment after ``# Question:``, up to the next heading."""
-    words: list[str] = []
-    for line in space_text.splitlines():
-        text = line.removeprefix("#").strip() if line.startswith("#") else ""
-        if text.startswith("Question:"):
-            words = [text.removeprefix("Question:").strip()]
-        elif words and (not text or not line.startswith("#  ")):
-            break
-        elif words:
-            words.append(text)
-    return " ".join(words) or None
+    """Return the question at the head of a search space."""
+    return heading_of(space_text, "Question")
 
 
 def _iso(time_s: float) -> str:

@@ -111,6 +111,7 @@ LIGHT_COMMANDS = [
     ("list", 0, {"numpy", "pydantic"}),
     ("list losses", 0, {"numpy", "pydantic"}),
     ("list backbones", 0, {"numpy", "pydantic"}),
+    ("list spaces", 0, {"numpy", "pydantic"}),
     ("schema", 0, {"numpy", "pydantic"}),
     ("resume nothing", 2, {"numpy", "pydantic"}),
     ("export nothing new", 2, {"numpy", "pydantic"}),
@@ -543,6 +544,15 @@ def test_list_shows_every_plugin_with_its_settings(kind):
 def test_list_without_a_kind_names_all_and_a_wrong_name_gives_the_nearest():
     assert "nt_xent, proxy_anchor" in run("list").output
     assert "did you mean 'margin'?" in refused("list", "losses", "margn")
+
+
+def test_list_spaces_says_data_question_and_cost():
+    lines = {line.split()[0]: " ".join(line.split()[1:]) for line in run("list", "spaces").output.splitlines() if line}
+    assert set(lines) >= {path.stem for path in (ROOT / "search_spaces").glob("*.yaml")}
+    assert lines["mic_cub200"].startswith("cub200: ")
+    assert lines["digits"].startswith("digits: which of four loss families, ")
+    assert lines["digits"].endswith("never seen? Cost: 1 min 52 s on 2 CPU cores, once installed")
+    assert "never seen?" in run("list", "spaces", "digits").output
 
 
 def test_list_says_what_fits():
