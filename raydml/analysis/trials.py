@@ -160,5 +160,11 @@ def varying(parameters: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name in names if len({repr(one[name]) for one in parameters if name in one}) > 1]
 
 
+def constant(parameters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the parameters that all trials have, with one value."""
+    first, *others = parameters or [{}]
+    return {name: value for name, value in first.items() if all(name in one and one[name] == value for one in others)}
+
+
 def by_stage(trials: Iterable[TrialState], stage: str) -> list[TrialState]:
     return [trial for trial in trials if trial.stage == stage]

@@ -86,6 +86,11 @@ def program_of(context: typer.Context) -> str:
     return context.find_root().info_name or "raydml"
 
 
+def command_of(context: typer.Context) -> str:
+    """The whole command as it was typed; its name where it did not come from a command line."""
+    return str(context.find_root().obj or f"{program_of(context)} {context.info_name}")
+
+
 def study_argument(folder: Path) -> str:
     """The study as an argument of a command: its name if it is in the default storage, else its folder."""
     default = STORAGE.resolve() / folder.name

@@ -12,6 +12,7 @@ import importlib.metadata
 import io
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -229,4 +230,9 @@ def main(default_space: Path | None = None) -> None:
     arguments = with_home_folders(sys.argv[1:])
     # MLflow records the command line, and only as UTF-8.
     sys.argv[1:] = [argument.encode("utf-8", "backslashreplace").decode() for argument in sys.argv[1:]]
-    app(args=with_default_command(arguments, default_space), prog_name=program_name(sys.argv[0]))
+    program, typed = program_name(sys.argv[0]), with_default_command(sys.argv[1:], default_space)
+    app(
+        args=with_default_command(arguments, default_space),
+        prog_name=program,
+        obj=f"{program} {shlex.join(typed)}",
+    )

@@ -21,6 +21,7 @@ from raydml.cli.arguments import (
     Target,
     TimeLimitOption,
     TrackingUri,
+    command_of,
     echo,
     new_console,
     program_of,
@@ -104,7 +105,8 @@ def sweep(
 
         new_console().print(tables.forecast(forecast(loaded, storage, as_published=as_published)))
         return
-    run_and_show(program_of(context), create(loaded, space, storage, tracking_uri), address, time_limit_s)
+    folder = create(loaded, space, storage, tracking_uri, command_of(context))
+    run_and_show(program_of(context), folder, address, time_limit_s)
 
 
 def option_overrides(
@@ -121,18 +123,23 @@ def option_overrides(
     return [f"{key}={json.dumps(value)}" for key, value in keys.items() if value is not None]
 
 
-def create(loaded: SearchSpace, space: Path, storage: Path, tracking_uri: str | None) -> Path:
+def create(loaded: SearchSpace, space: Path, storage: Path, tracking_uri: str | None, command: str) -> Path:
     """Look at the images, prepare the MLflow store, create the folder of a study, and return the folder."""
     from raydml.study.folder import create_study, plan_study
 
     plan = plan_study(loaded)  # says how the classes are divided, before the slow imports
-    from raydml.tracking.store import default_uri, prepare_store, study_store
+    from raydml.tracking.store import default_uri, prepare_store, redacted, study_store
 
     uri = study_store(None, storage, tracking_uri)
     prepare_store(uri, storage)
-    recorded = None if uri == default_uri(storage) else uri
-    text = space.read_text(encoding="utf-8")
-    return create_study(loaded, storage=storage, tracking_uri=recorded, space_text=text, plan=plan)
+    return create_study(
+        loaded,
+        storage=storage,
+        tracking_uri=None if uri == default_uri(storage) else uri,
+        space_text=space.read_text(encoding="utf-8"),
+        plan=plan,
+        command=redacted(command),
+    )
 
 
 def resume(

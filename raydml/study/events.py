@@ -200,6 +200,9 @@ class StudyState:
     state: waiting, running, interrupted or finished; changed_s is when it last changed, time_s when the newest event
     was written (seconds since 1970). metric: what trials are ranked by. trials: by key, such as ``search-003``, in the
     order in which they started. cpus, gpus: what each trial holds. test_reads: the recorded reads of the test classes.
+    constant: the parameters that all searched trials share; varying: the names of the others, None in older studies.
+    splits: for each split, such as ``search`` and ``fold 0``, the numbers of ``images`` and ``classes`` of each part.
+    user, command: who started the study, and how.
     """
 
     study: str = ""
@@ -229,6 +232,11 @@ class StudyState:
     time_limit_s: float | None = None
     step: StudyStep | None = None
     extensions: tuple[Extension, ...] = ()
+    constant: Mapping[str, Any] = field(default_factory=dict)
+    varying: tuple[str, ...] | None = None
+    splits: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
+    user: str = ""
+    command: str = ""
 
     def of_stage(self, stage: str) -> list[TrialState]:
         """Return the trials of a stage in the order of their keys, without those that a longer search superseded."""
@@ -348,6 +356,10 @@ def _apply(study: SimpleNamespace, event: Event, reports: dict[str, dict[int, Ep
             study.time_limit_s, study.step = event.get("time_limit_s"), None
             study.dataset = str(event.get("dataset") or study.dataset)
             study.classes = event.get("classes") or study.classes
+            study.constant = event.get("constant") or {}
+            study.varying = None if event.get("varying") is None else tuple(event["varying"])
+            study.splits = event.get("splits") or {}
+            study.user, study.command = str(event.get("user") or ""), str(event.get("command") or "")
             study.planned = {
                 row["stage"]: StageState(row["stage"], row["num_trials"], row["max_epochs"])
                 for row in event.get("planned") or ()

@@ -69,14 +69,20 @@ def plan_study(space: SearchSpace, catalogs: Catalogs | None = None) -> StudyPla
 
 
 def create_study(
-    space: SearchSpace, *, storage: Path, tracking_uri: str | None, space_text: str, plan: StudyPlan | None = None
+    space: SearchSpace,
+    *,
+    storage: Path,
+    tracking_uri: str | None,
+    space_text: str,
+    plan: StudyPlan | None = None,
+    command: str = "",
 ) -> Path:
     """Create the folder of a study and return it; a study that exists with the same settings is left as it is.
 
     tracking_uri: of the MLflow store; None is the embedded one, which is in the storage folder wherever that is.
     What can be wrong is found here, before an actor starts: unreadable images, splits without classes, weights that
-    cannot be fetched. plan: what `plan_study` returned for this space, if it was called before. Raises StudyError if a
-    study of this name has other settings.
+    cannot be fetched. plan: what `plan_study` returned for this space, if it was called before. command: the one that
+    creates the study. Raises StudyError if a study of this name has other settings.
     """
     folder = storage.resolve() / space.study.name
     space, trials, splits = plan or plan_study(space)
@@ -108,6 +114,7 @@ def create_study(
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "storage": str(storage.resolve()),
         "tracking_uri": _unless_embedded(tracking_uri, folder.parent),
+        "command": command,
         "commit": checkpoint.git_commit(),
         "select_on": trials[0].select_on,
         "machine": machine.model_dump(mode="json"),

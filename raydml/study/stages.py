@@ -20,6 +20,7 @@ from raydml.config.trial import Machine, StudySettings, Trial, fingerprint, pars
 from raydml.metrics.intervals import t_interval
 from raydml.study.actor import evaluate_ensemble_remotely, evaluate_remotely, illustrate_remotely
 from raydml.study.cluster import Interrupted, catch_signals, connected, trial_resources
+from raydml.study.description import description_of
 from raydml.study.driver import driver_lock
 from raydml.study.events import TrialState, events_path, rank, read_state
 from raydml.study.folder import (
@@ -64,8 +65,10 @@ def run_study(folder: Path, *, address: str | None = None, time_limit_s: float |
             session = StudySession(folder, study, machine, study_json["select_on"], {})
             if deadline_s is not None:
                 session = session._replace(limit=TimeLimit(str(folder), deadline_s))
-            _refuse_other_images(study_json, machine)
-            return _run(session, study_json, address, time_limit_s)
+            catalogs = _refuse_other_images(study_json, machine)
+            catalog = catalogs.of(parse_trial(study_json["trials"][0]))
+            about = description_of(folder, study_json, catalog)
+            return _run(session, study_json, about, address, time_limit_s)
     except filelock.Timeout:
         raise StudyError(
             f"study {folder.name!r} is running already, in another process. Cure: wait for it, or stop it with Ctrl-C "
@@ -73,7 +76,13 @@ def run_study(folder: Path, *, address: str | None = None, time_limit_s: float |
         ) from None
 
 
-def _run(session: StudySession, study_json: dict[str, Any], address: str | None, time_limit_s: float | None) -> Outcome:
+def _run(
+    session: StudySession,
+    study_json: dict[str, Any],
+    about: Mapping[str, Any],
+    address: str | None,
+    time_limit_s: float | None,
+) -> Outcome:
     folder, study, machine = session.folder, session.study, session.machine
     stages = stages_of(study)
     session.record(
@@ -87,6 +96,7 @@ def _run(session: StudySession, study_json: dict[str, Any], address: str | None,
         classes=num_classes(folder),
         planned=planned_stages(study, study_json["trials"]),
         time_limit_s=time_limit_s,
+        **about,
     )
     num_steps = _num_steps(study, study_json["trials"])
     with catch_signals() as received:
@@ -149,11 +159,12 @@ def is_finished(folder: Path, stages: list[str]) -> bool:
     return all((folder / RESULT_FILES[stage]).exists() for stage in stages) and read_state(folder).state == "finished"
 
 
-def _refuse_other_images(study_json: Mapping[str, Any], machine: Machine) -> None:
+def _refuse_other_images(study_json: Mapping[str, Any], machine: Machine) -> Catalogs:
     """Raise DataError where the images are not those of the study: each trial would crash on them, and count as run."""
     catalogs = Catalogs(machine)
     for trial in study_json["trials"]:
         catalogs.of(parse_trial(trial))
+    return catalogs
 
 
 def _run_stage(session: StudySession, stage: str, received: list[int]) -> None:

@@ -6,6 +6,7 @@ runs, and a store that was lost is filled again. Each study has one writer (rayd
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,11 +14,12 @@ from itertools import zip_longest
 from typing import Any, TypeVar
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag, ViewType
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from raydml.study.events import ExportedModel
 from raydml.tracking.store import is_transient, redacted
-from raydml.tracking.updates import File, RunUpdate
+from raydml.tracking.updates import RUN_PAGE, DatasetPart, File, RunUpdate
 
 #: Below the limits of one REST request (1000 metrics, 100 parameters, 100 tags, 1000 of all together).
 MAX_METRICS, MAX_PARAMS, MAX_TAGS = 800, 100, 100
@@ -69,6 +71,9 @@ class StudyRuns:
             self._run_again(run)
         for file in update.files:
             self._attempt(f"artifact {file.path or file.artifact_path}", self._log_file, run.run_id, file)
+        if update.datasets:
+            inputs = [_input_of(part) for part in {part.name: part for part in update.datasets}.values()]
+            self._attempt("data sets", self.client.log_inputs, run.run_id, inputs)
         for model in update.models:
             self._attempt(f"model {model.name!r}", log_model, run.run_id, model)
         if update.status not in (None, "RUNNING") and run.status != update.status:
@@ -136,7 +141,8 @@ class StudyRuns:
             for name, text in update.params.items()
             if run.params.get(name, text) != text
         }
-        tags = {**changed, **update.tags}
+        page = f"#/experiments/{self.experiment}/runs/{run.run_id}"
+        tags = {**changed, **{name: text.replace(RUN_PAGE, page) for name, text in update.tags.items()}}
         tags = {name: text for name, text in tags.items() if run.tags.get(name) != text}
         metrics = [Metric(point.name, point.value, point.time_ms, point.step) for point in update.points]
         parts: Iterator[tuple[list[Any], ...]] = zip_longest(
@@ -169,6 +175,13 @@ class StudyRuns:
             return
         self.refused.append(text)
         _logger.warning("not stored in MLflow: %s", text)
+
+
+def _input_of(part: DatasetPart) -> DatasetInput:
+    profile = {f"num_{what}": number for what, number in part.sizes.items()}
+    source = json.dumps({"name": part.name})
+    dataset = Dataset(part.name, part.digest, source_type="raydml", source=source, profile=json.dumps(profile))
+    return DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, part.context)])
 
 
 def _pieces(values: list[T], size: int) -> list[list[T]]:

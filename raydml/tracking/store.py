@@ -43,11 +43,14 @@ EXPERIMENT = "raydml"
 VIEW_TAG = f"mlflow.sharedViewState.{EXPERIMENT}"
 VIEW_COLUMNS = (
     "attributes.`Duration`",
-    "metrics.`epoch`",
-    "metrics.`val_map_at_r`",
-    "metrics.`val_recall_at_1`",
-    "params.`loss.name`",
-    "tags.`raydml.stage`",
+    "metrics.`best/map_at_r`",
+    "metrics.`best/recall_at_1`",
+    "metrics.`best/epoch`",
+    "metrics.`train/epochs`",
+    "metrics.`confirmed/map_at_r`",
+    "metrics.`test/map_at_r`",
+    "tags.`raydml.recipe`",
+    "tags.`raydml.configuration`",
     "tags.`raydml.fold`",
     "tags.`raydml.ended`",
 )

@@ -22,14 +22,36 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from raydml.analysis.trials import TrialState
+import yaml
+
+from raydml.analysis.trials import TrialState, parameters_of
 from raydml.config.recipe import flatten
-from raydml.study.events import Event, ExportedModel, Record, StudyState, changed_metrics, reduce_event
+from raydml.study.events import Event, ExportedModel, Record, StudyState, changed_metrics, letters_of, reduce_event
+from raydml.study.summary import question_of
 
 #: Longest values that MLflow stores whole (a tag: the limit of older servers; newer ones take 8000).
 MAX_PARAM_CHARACTERS, MAX_TAG_CHARACTERS, MAX_KEY_CHARACTERS, MAX_NON_FINITE_CHARACTERS = 6000, 5000, 250, 500
-#: Metric whose value is its own step: its latest value is the number of epochs that a run has reached.
-EPOCH_METRIC = "epoch"
+MAX_DIGEST_CHARACTERS = 36
+#: In a note, the address of the run's own page, which is known when the note is sent.
+RUN_PAGE = "{run page}"
+#: Beginning of a metric's name in the events -> the group of its chart in MLflow. The first that fits counts.
+GROUPS = {
+    "search_best_val_": "search/best_",
+    "confirmed_val_": "confirmed/",
+    "test_untrained_": "untrained/",
+    "test_ensemble_": "ensemble/",
+    "val_untrained_": "untrained/val_",
+    "untrained_": "untrained/",
+    "test_": "test/",
+    "val_": "val/",
+    "train_": "train/",
+    "images_per_s": "speed/images_per_s",
+    "epoch_s": "speed/epoch_s",
+    "gpu_": "system/gpu_",
+}
+#: Metrics of a single point, which has step 0: the number of epochs that a run has reached, and its best epoch.
+EPOCHS, BEST = "train/epochs", "best/"
+NUM_DIGITS = 6  # significant ones, of every value: MLflow shows all that it has
 #: MLflow status of a run by the state of its trial or study; any other state is a failure.
 STATUS = {
     "waiting": "RUNNING",
@@ -49,6 +71,15 @@ class Point(NamedTuple):
     value: float
     step: int
     time_ms: int
+
+
+class DatasetPart(NamedTuple):
+    """The images that a run trains on, validates on or is tested on. digest: hash of all images of the data set."""
+
+    name: str
+    digest: str
+    context: str  # train, validation or test
+    sizes: Mapping[str, int]  # numbers of ``images`` and ``classes``, where they are known
 
 
 class File(NamedTuple):
@@ -76,6 +107,7 @@ class RunUpdate:
     points: list[Point] = field(default_factory=list)
     files: list[File] = field(default_factory=list)
     models: list[ExportedModel] = field(default_factory=list)
+    datasets: list[DatasetPart] = field(default_factory=list)
 
 
 def updates_of(
@@ -93,17 +125,17 @@ def updates_of(
         kind = record.event.get("event")
         if kind not in _OF_STUDY and kind not in _OF_TRIAL:
             continue
-        run = record.event.get("trial") if kind in _OF_TRIAL else None
-        if record.end <= delivered.get(run, 0):
-            continue
-        update = updates.setdefault(run, RunUpdate(run, run or state.study, _ms(state.time_s)))
-        update.offset = record.end
-        _add_news(update, before, state, folder)
+        for run in _runs_of(record.event):
+            if record.end <= delivered.get(run, 0):
+                continue
+            update = updates.setdefault(run, RunUpdate(run, run or state.study, _ms(state.time_s)))
+            update.offset = record.end
+            _add_news(update, record.event, before, state, folder)
     for run, update in updates.items():
         if run is None:
-            _describe_study(update, state)
+            _describe_study(update, state, folder)
         elif run in state.trials:
-            _describe_trial(update, state.trials[run])
+            _describe_trial(update, state.trials[run], state)
     return state, sorted(updates.values(), key=lambda update: update.trial is not None)
 
 
@@ -114,15 +146,46 @@ _OF_STUDY = frozenset(
 _OF_TRIAL = frozenset({"trial_started", "epoch", "trial_retried", "trial_ended", "artifact", "model"})
 
 
-def _add_news(update: RunUpdate, before: StudyState, after: StudyState, folder: Path) -> None:
-    """Add what one event, between two states, appends to a run: points, files and models."""
+def _runs_of(event: Event) -> list[str | None]:
+    """Return the runs that an event concerns: its trial's, or the study's and those of the trials that it tested."""
+    if event.get("event") in _OF_TRIAL:
+        return [event.get("trial")]
+    return [None, *_tested(event)]
+
+
+def _tested(event: Event) -> dict[str, Mapping[str, Any]]:
+    """Return key -> ``test``, its metrics on the test classes, of the trials in the result of the finalize stage."""
+    if event.get("event") != "stage_finished" or event.get("stage") != "finalize":
+        return {}
+    return {
+        key: scores
+        for row in event.get("ranking") or ()
+        if isinstance(row.get("runs"), Mapping)
+        for key, scores in row["runs"].items()
+    }
+
+
+def _add_news(update: RunUpdate, event: Event, before: StudyState, after: StudyState, folder: Path) -> None:
+    """Add what one event, between two states, appends to a run: points, files, models and data sets."""
+    if update.trial is None:
+        _add_news_of_study(update, event, after)
+    elif event.get("event") == "trial_started" and update.trial not in before.trials:
+        started = after.trials[update.trial]
+        update.files.append(_config_file(started.config))
+        update.datasets += _datasets(after, started, ("train", "validation"))
+    elif update.trial in _tested(event):
+        scores = {f"test_{name}": value for name, value in _tested(event)[update.trial].get("test", {}).items()}
+        scores = {name.replace("test_untrained_", "untrained_"): value for name, value in scores.items()}
+        update.points += points(grouped(scores), 0, _ms(after.time_s))
+        update.datasets += _datasets(after, after.trials.get(update.trial), ("test",))
+        return
     update.files += [
         File(one.artifact_path, _moved(one.path, after, folder)) for one in after.artifacts[len(before.artifacts) :]
     ]
     update.files += [file_of_test_read(read) for read in after.test_reads[len(before.test_reads) :]]
     update.models += [_moved_model(one, after, folder) for one in after.models[len(before.models) :]]
     if after.summary is not before.summary:
-        update.points += points(after.summary.metrics, 0, _ms(after.summary.time_s))
+        update.points += points(grouped(after.summary.metrics), 0, _ms(after.summary.time_s))
     for name, stage in after.stages.items():
         if stage.ranking is not None and stage is not before.stages.get(name):
             update.files.append(File(f"ranking_{name}.json", text=json.dumps(stage.ranking, indent=1) + "\n"))
@@ -132,10 +195,60 @@ def _add_news(update: RunUpdate, before: StudyState, after: StudyState, folder: 
     report, reported = trial.reports[trial.num_epochs], before.trials.get(trial.trial)
     earlier = reported.reports.get(trial.num_epochs) if reported else None
     if report is not earlier:
-        update.points += points(changed_metrics(earlier, report), trial.num_epochs, _ms(report.time_s))
-    if earlier is None:
-        # Last: a run that has this point has the whole epoch.
-        update.points.append(Point(EPOCH_METRIC, float(trial.num_epochs), trial.num_epochs, _ms(report.time_s)))
+        metrics = grouped(changed_metrics(earlier, report))
+        if not _is_scheduled(trial.config):  # a flat line; the value is a parameter
+            metrics.pop("train/learning_rate", None)
+        update.points += points(metrics, trial.num_epochs, _ms(report.time_s))
+    best, best_before = _best_epoch(trial), _best_epoch(reported) if reported else {}
+    changed = {name: value for name, value in best.items() if best_before.get(name) != value}
+    update.points += points({**changed, EPOCHS: trial.num_epochs}, 0, _ms(report.time_s))
+
+
+def _add_news_of_study(update: RunUpdate, event: Event, after: StudyState) -> None:
+    if event.get("event") == "study_started":
+        settings = {"study": after.config, "trial": nested(after.constant), "varies": list(after.varying or ())}
+        update.files.append(_config_file(settings))
+    for key in _tested(event):
+        update.datasets += _datasets(after, after.trials.get(key), ("train", "validation", "test"))
+
+
+def _config_file(settings: Mapping[str, Any]) -> File:
+    return File("config.yaml", text=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+
+
+def _datasets(study: StudyState, trial: TrialState | None, contexts: Iterable[str]) -> list[DatasetPart]:
+    """Return the parts of a trial's data set; none for an older study, whose events do not have their sizes."""
+    if trial is None:
+        return []
+    data = trial.config.get("data") or {}
+    split = f"fold {trial.fold}" if f"fold {trial.fold}" in study.splits else "search"
+    parts = study.splits.get(split) or {}
+    name = f"{data.get('name', study.dataset)} {split}"
+    digest = str(data.get("content") or "")[:MAX_DIGEST_CHARACTERS]
+    named = {"train": "train", "validation": "val", "test": "test"}
+    return [
+        DatasetPart(f"{data.get('name')} test" if context == "test" else f"{name} {context}", digest, context, sizes)
+        for context in contexts
+        if digest and (sizes := parts.get(named[context]))
+    ]
+
+
+def _best_epoch(trial: TrialState) -> dict[str, float]:
+    """Return the validation metrics of a trial's best epoch and its number, as the columns and the order of the table
+    of runs: their values of the last epoch, which MLflow shows otherwise, belong to weights that are not kept."""
+    if trial.epoch_of_best is None:
+        return {}
+    found = {
+        f"{BEST}{name.removeprefix('val_')}": value
+        for name, value in trial.epochs[trial.epoch_of_best].items()
+        if name.startswith("val_")
+    }
+    return {**found, f"{BEST}epoch": trial.epoch_of_best}
+
+
+def _is_scheduled(config: Mapping[str, Any]) -> bool:
+    schedule = config.get("schedule") or {}
+    return schedule.get("name", "constant") != "constant" or bool(schedule.get("warmup_epochs"))
 
 
 def _moved(path: Path, state: StudyState, folder: Path) -> Path:
@@ -156,10 +269,10 @@ def _moved_model(model: ExportedModel, state: StudyState, folder: Path) -> Expor
     return replace(model, folder=_moved(model.folder, state, folder), checkpoint=str(within))
 
 
-def _describe_study(update: RunUpdate, study: StudyState) -> None:
-    update.params = params_of(study.config)
+def _describe_study(update: RunUpdate, study: StudyState, folder: Path) -> None:
+    update.params = params_of({**study.config, **study.constant})
     _set_status(update, study.state, study.changed_s)
-    update.tags |= {"mlflow.source.git.commit": study.commit, "raydml.stage": study.stage}
+    update.tags |= {**_origin(study), "raydml.stage": study.stage, "mlflow.note.content": _note(folder)}
     if study.test_reads:
         update.tags["raydml.last_test_read"] = _moment(study.test_reads[-1])
     update.tags |= {legal_name(name): _text(value) for name, value in study.summary.tags.items()}
@@ -167,16 +280,20 @@ def _describe_study(update: RunUpdate, study: StudyState) -> None:
     _make_tags_legal(update)
 
 
-def _describe_trial(update: RunUpdate, trial: TrialState) -> None:
-    update.name = " ".join(filter(None, (trial.trial, trial.recipe)))
-    update.params = params_of(trial.config)
+def _describe_trial(update: RunUpdate, trial: TrialState, study: StudyState) -> None:
+    letter = letters_of(study).get(trial.configuration) if trial.stage == "confirm" else None
+    place = f"{letter} fold {trial.fold} seed {trial.seed}" if letter else None
+    update.name = " ".join(filter(None, (trial.trial, place, trial.recipe)))
+    update.params = _params_of_trial(trial, study)
+    update.tags |= _origin(study)
     _set_status(update, trial.state, trial.changed_s)
     facts: dict[str, Any] = {
         "stage": trial.stage,
         "fold": trial.fold,
         "seed": trial.seed,
+        "recipe": trial.recipe or None,
         "fingerprint": trial.fingerprint,
-        "configuration": trial.configuration,
+        "configuration": letter,
         **{block: (trial.config.get(block) or {}).get("name") for block in ("loss", "miner", "method")},
         "error": trial.error if trial.ended else None,
         "retries": trial.num_retries or None,
@@ -185,6 +302,34 @@ def _describe_trial(update: RunUpdate, trial: TrialState) -> None:
     }
     update.tags |= {f"raydml.{name}": str(fact) for name, fact in facts.items() if fact is not None}
     _make_tags_legal(update)
+
+
+def _params_of_trial(trial: TrialState, study: StudyState) -> dict[str, str]:
+    """Return what differs between the trials of a study; everything of a trial of an older study."""
+    if study.varying is None:
+        return params_of(trial.config)
+    parameters = {name: value for name, value in parameters_of(trial.config).items() if name in study.varying}
+    confirmed = {"fold": trial.fold, "seed": trial.seed} if trial.stage == "confirm" else {}
+    return params_of({**confirmed, **parameters})
+
+
+def _origin(study: StudyState) -> dict[str, str]:
+    """Return MLflow's own tags for who started a run, with which command and code."""
+    return {
+        "mlflow.user": study.user,
+        "mlflow.source.name": study.command,
+        "mlflow.source.type": "LOCAL" if study.command else "",
+        "mlflow.source.git.commit": study.commit,
+    }
+
+
+def _note(folder: Path) -> str:
+    """Return the description of a study's run: its summary, or while it has none its question."""
+    summary, space = folder / "summary.md", folder / "space.yaml"
+    if summary.exists():
+        text = summary.read_text(encoding="utf-8").partition("\n## ")[0].strip()
+        return f"{text}\n\n[Report]({RUN_PAGE}/artifacts/report/report.html)"
+    return (question_of(space.read_text(encoding="utf-8")) or "") if space.exists() else ""
 
 
 def _set_status(update: RunUpdate, state: str, changed_s: float) -> None:
@@ -233,11 +378,46 @@ def points(metrics: Mapping[str, Any], step: int, time_ms: int) -> list[Point]:
 
     NaN is stored as NaN. An infinity becomes NaN as well: MLflow would store it as 1.8e308, which ruins every chart.
     """
-    numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))}
+    numbers = {
+        name: float(f"{value:.{NUM_DIGITS}g}") for name, value in metrics.items() if isinstance(value, (int, float))
+    }
     return [
         Point(legal_name(name), number if math.isfinite(number) else math.nan, step, time_ms)
         for name, number in numbers.items()
     ]
+
+
+def grouped(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metrics of events under the names that MLflow groups: ``val_map_at_r`` becomes ``val/map_at_r``.
+
+    The best value so far is left out: see `_best_epoch`.
+    """
+    return {_grouped(name): value for name, value in metrics.items() if not name.startswith("best_val_")}
+
+
+def _grouped(name: str) -> str:
+    for beginning, group in GROUPS.items():
+        if name.startswith(beginning):
+            return group + name.removeprefix(beginning)
+    return f"train/{name}"
+
+
+def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with dotted names as nested blocks. A value beside a block of its name is the block's ``name``:
+    ``{"loss": "margin", "loss.margin.beta": 1}`` gives ``{"loss": {"name": "margin", "margin": {"beta": 1}}}``."""
+    blocks: dict[str, Any] = {}
+    for name, value in settings.items():
+        *path, last = name.split(".")
+        block = blocks
+        for part in path:
+            if not isinstance(block.setdefault(part, {}), dict):
+                block[part] = {"name": block[part]}
+            block = block[part]
+        if isinstance(block.get(last), dict):
+            block[last]["name"] = value
+        else:
+            block[last] = value
+    return blocks
 
 
 def legal_name(name: str) -> str:

@@ -212,7 +212,7 @@ def test_a_study_is_one_run_with_its_trials_below_it(spool: Spool, uri: str, pic
     assert parent.info.run_name == "digits"
     assert parent.info.status == "FINISHED"
     assert parent.data.params["search.num_trials"] == "2"
-    assert parent.data.metrics["test_recall_at_1"] == 0.5
+    assert parent.data.metrics["test/recall_at_1"] == 0.5
     assert parent.data.tags["raydml.winner"] == "confirm-000"
     assert parent.data.tags["mlflow.source.git.commit"] == "c0ffee"
     assert set(runs) == {"search-000", "search-001", "search-002", "confirm-000", "confirm-001"}
@@ -240,7 +240,7 @@ def test_a_study_is_one_run_with_its_trials_below_it(spool: Spool, uri: str, pic
     }
     assert "raydml.fold" not in runs["search-000"].data.tags
     client = connect(uri)
-    history = client.get_metric_history(run.info.run_id, "val_map_at_r")
+    history = client.get_metric_history(run.info.run_id, "val/map_at_r")
     assert [(point.step, round(point.value, 6)) for point in history] == [(1, 0.11), (2, 0.21), (3, 0.31)]
     written = [event["time"] for event in events.read(spool.path) if event.get("trial") == "confirm-001"]
     assert [point.timestamp for point in history] == [int(moment * 1000) for moment in written[1:4]]
@@ -284,8 +284,8 @@ def test_values_that_are_not_finite_are_kept_as_nan_and_named(spool: Spool, uri:
     spool.add("study_finished")
     assert deliver(spool, uri)
     run = runs_of(uri)["search-000"]
-    assert math.isnan(run.data.metrics["train_loss"])
-    assert math.isnan(run.data.metrics["gradient_norm"])
+    assert math.isnan(run.data.metrics["train/loss"])
+    assert math.isnan(run.data.metrics["train/gradient_norm"])
     assert run.data.tags["raydml.non_finite"] == "train_loss = nan in step 2; gradient_norm = inf in step 2"
 
 
@@ -300,7 +300,7 @@ def test_large_configurations_and_many_epochs_pass_the_limits_of_a_request(spool
     runs = runs_of(uri)
     assert len(runs[None].data.params) == 250 + 3
     assert len(runs[None].data.params["text"]) == MAX_PARAM_CHARACTERS
-    history = connect(uri).get_metric_history(runs["search-000"].info.run_id, "recall_at_4")
+    history = connect(uri).get_metric_history(runs["search-000"].info.run_id, "train/recall_at_4")
     assert [point.step for point in history] == list(range(1, 301))
 
 
@@ -459,7 +459,7 @@ def test_an_interruption_ends_the_runs_and_a_resume_continues_them(spool: Spool,
     last = runs_of(uri)
     assert {trial: run.info.run_id for trial, run in last.items()} == {t: run.info.run_id for t, run in first.items()}
     assert {run.info.status for run in last.values()} == {"FINISHED"}
-    history = connect(uri).get_metric_history(last["search-001"].info.run_id, "train_loss")
+    history = connect(uri).get_metric_history(last["search-001"].info.run_id, "train/loss")
     assert [point.step for point in history] == [1, 2]
     assert last[None].data.params["search.num_trials"] == "2"
     assert last[None].data.tags["raydml.changed.search.num_trials"] == "5"
@@ -538,7 +538,7 @@ def test_a_lost_file_is_reported_and_holds_nothing_up(spool: Spool, uri: str, st
     assert not tracker.finish(60)
     assert len(tracker.problems) == 1
     assert "gone.png does not exist any more" in tracker.hint()
-    assert runs_of(uri)["search-000"].data.metrics["epoch"] == 3
+    assert runs_of(uri)["search-000"].data.metrics["train/epochs"] == 3
 
 
 def test_two_writers_for_one_study_are_refused(spool: Spool, uri: str) -> None:
@@ -614,7 +614,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 
 def steps(uri: str, trial: str) -> list[int]:
-    return [point.step for point in connect(uri).get_metric_history(runs_of(uri)[trial].info.run_id, "val_map_at_r")]
+    return [point.step for point in connect(uri).get_metric_history(runs_of(uri)[trial].info.run_id, "val/map_at_r")]
 
 
 def test_an_outage_uses_up_no_patience(spool: Spool, uri: str, failing: dict[str, int]) -> None:
@@ -865,7 +865,7 @@ def test_what_a_run_has_already_is_not_sent_again(spool: Spool) -> None:
     records, end = events.records(spool.path)
     state, (study, trial) = updates_of(records, StudyState(), {None: 0, "search-000": records[2].end}, spool.folder)
     assert (study.trial, trial.trial) == (None, "search-000")
-    assert [point.step for point in trial.points if point.name == "epoch"] == [2, 3]
+    assert [point.step for point in trial.points if point.name == "train/loss"] == [2, 3]
     assert trial.offset == end
     assert updates_of(records, StudyState(), {None: end, "search-000": end}, spool.folder) == (state, [])
 
@@ -882,7 +882,7 @@ def test_files_of_a_study_that_was_moved_are_sent_from_where_they_are(spool: Spo
               checkpoint="/second/place/digits/confirm/run-000/confirm-001/checkpoint_000002")  # fmt: skip
     (_, (update,)) = updates_of(events.records(spool.path)[0], StudyState(), {}, here)
     expected = [here / "report", here.parent / "galleries" / "fruit"]
-    assert [file.path for file in update.files] == [*expected, *expected, Path("/away/gallery")]
+    assert [file.path for file in update.files if file.path] == [*expected, *expected, Path("/away/gallery")]
     (model,) = update.models
     assert (model.folder, model.checkpoint) == (here / "model", "confirm/run-000/confirm-001/checkpoint_000002")
 
@@ -909,11 +909,14 @@ def test_all_readers_count_the_last_report_of_a_repeated_epoch(spool: Spool, uri
     assert live.study.trials["search-000"].curve("val_map_at_r") == expected
     assert deliver(spool, uri)
     run = runs_of(uri)["search-000"]
-    sent = connect(uri).get_metric_history(run.info.run_id, "val_map_at_r")
+    sent = connect(uri).get_metric_history(run.info.run_id, "val/map_at_r")
     counts = {point.step: point.value for point in sorted(sent, key=lambda point: point.timestamp)}
     assert sorted(counts.items()) == expected
     assert sorted(point.step for point in sent) == [1, 2, 3, 3, 4], "only what has changed is sent a second time"
-    assert run.data.metrics["val_map_at_r"] == 0.3
+    assert run.data.metrics["val/map_at_r"] == 0.3
+    assert (run.data.metrics["best/map_at_r"], run.data.metrics["best/epoch"]) == (0.4, 3), (
+        "what the table is sorted by"
+    )
 
 
 def free_port() -> int:
@@ -964,7 +967,7 @@ def test_a_server_killed_in_the_middle_of_a_study_misses_nothing(
         spool.trial("search-000")
         spool.trial_started("search-001")
         spool.epoch("search-001", 1, train_loss=math.nan)
-        wait_for(lambda: math.isnan(runs_of(uri)["search-001"].data.metrics["train_loss"]))
+        wait_for(lambda: math.isnan(runs_of(uri)["search-001"].data.metrics["train/loss"]))
     spool.epoch("search-001", 2)
     spool.ended("search-001")
     time.sleep(3)
@@ -978,7 +981,7 @@ def test_a_server_killed_in_the_middle_of_a_study_misses_nothing(
         assert {run.info.status for run in runs.values()} == {"FINISHED"}
         assert set(runs) == {None, "search-000", "search-001", "confirm-000"}
         client = connect(uri)
-        history = client.get_metric_history(runs["search-001"].info.run_id, "val_map_at_r")
+        history = client.get_metric_history(runs["search-001"].info.run_id, "val/map_at_r")
         assert [point.step for point in history] == [1, 2]
         (item,) = client.list_artifacts(runs[None].info.run_id, "pictures")
         assert Path(client.download_artifacts(runs[None].info.run_id, item.path)).read_text() == "a picture"

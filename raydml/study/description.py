@@ -1,0 +1,45 @@
+"""What a study's event file and its runs in MLflow say about it: its parameters, its images, its user and command."""
+
+from __future__ import annotations
+
+import getpass
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raydml.analysis.trials import constant, parameters_of, varying
+from raydml.data.catalog import Catalog
+from raydml.study.folder import read_json
+
+
+def description_of(folder: Path, study_json: Mapping[str, Any], catalog: Catalog) -> dict[str, Any]:
+    """Return ``constant``, ``varying``, ``splits``, ``user`` and ``command`` (see `raydml.study.events.StudyState`)."""
+    parameters = [parameters_of(trial) for trial in study_json["trials"]]
+    names = varying(parameters)
+    return {
+        "constant": {name: value for name, value in constant(parameters).items() if name not in names},
+        "varying": names,
+        "splits": sizes_of_splits(folder, catalog),
+        "user": _user(),
+        "command": study_json.get("command") or "",
+    }
+
+
+def sizes_of_splits(folder: Path, catalog: Catalog) -> dict[str, dict[str, dict[str, int]]]:
+    """Return the numbers of images and classes: ``{"fold 0": {"train": {"images": 120, "classes": 4}, ...}, ...}``."""
+    images = Counter(catalog.class_names[label] for label in catalog.labels.tolist())
+    return {
+        name.rpartition(" ")[0]: {
+            part: {"images": sum(images[one] for one in classes), "classes": len(classes)}
+            for part, classes in split.items()
+        }
+        for name, split in read_json(folder / "split.json").items()
+    }
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return ""

@@ -1,0 +1,190 @@
+"""What MLflow gets of a study: groups of metrics, the best epoch, what varies, names, data sets and notes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from raydml.study import events
+from raydml.study.events import StudyState
+from raydml.tracking.updates import RunUpdate, grouped, nested, updates_of
+from tests.tracking.test_delivery import Spool
+
+SIZES = {
+    "search": {"train": {"images": 40, "classes": 4}, "val": {"images": 20, "classes": 2}},
+    "fold 1": {"train": {"images": 30, "classes": 3}, "val": {"images": 30, "classes": 3}},
+}
+TEST = {"test": {"images": 50, "classes": 5}}
+CONTENT = "0b7e9c3202d7bcd255d6a19a238d3743bf5e320ba74812a6679958a017c55382"
+
+
+def config_of(rate: float, fold: int | None = None, seed: int = 0) -> dict[str, Any]:
+    return {
+        "seed": seed,
+        "epochs": 3,
+        "data": {"name": "glyphs", "content": CONTENT, "split": {"fold": fold}},
+        "model": {"backbone": "convnet"},
+        "loss": {"name": "margin", "beta": 1.2},
+        "optimizer": {"learning_rate": rate},
+    }
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    return Spool(tmp_path)
+
+
+def start(spool: Spool) -> None:
+    spool.add(
+        "study_started", study="digits", study_id="0" * 32, storage=str(spool.folder.parent), commit="c0ffee",
+        config={"select_on": "val_map_at_r"}, dataset="glyphs", user="ann", command="uv run launch.py sweep a.yaml",
+        constant={"loss": "margin", "loss.margin.beta": 1.2, "model.backbone": "convnet"},
+        varying=["optimizer.learning_rate"], splits={name: {**parts, **TEST} for name, parts in SIZES.items()},
+    )  # fmt: skip
+
+
+def started(spool: Spool, trial: str, **config: Any) -> None:
+    stage = trial.split("-")[0]
+    spool.add("trial_started", trial=trial, stage=stage, fingerprint=f"f{trial}", configuration="fsearch-000",
+              config=config_of(1e-3, **config))  # fmt: skip
+
+
+def updates(spool: Spool) -> dict[str | None, RunUpdate]:
+    return {
+        update.trial: update for update in updates_of(events.records(spool.path)[0], StudyState(), {}, spool.folder)[1]
+    }
+
+
+def test_metrics_are_grouped_by_what_they_measure() -> None:
+    names = {
+        "val_map_at_r": "val/map_at_r",
+        "val_binary_recall_at_1": "val/binary_recall_at_1",
+        "train_loss": "train/loss",
+        "gradient_norm": "train/gradient_norm",
+        "learning_rate": "train/learning_rate",
+        "images_per_s": "speed/images_per_s",
+        "epoch_s": "speed/epoch_s",
+        "test_map_at_r": "test/map_at_r",
+        "test_untrained_map_at_r": "untrained/map_at_r",
+        "untrained_map_at_r": "untrained/map_at_r",
+        "val_untrained_map_at_r": "untrained/val_map_at_r",
+        "test_ensemble_map_at_r": "ensemble/map_at_r",
+        "search_best_val_map_at_r": "search/best_map_at_r",
+        "confirmed_val_map_at_r": "confirmed/map_at_r",
+    }
+    for name, expected in names.items():
+        assert grouped({name: 1}) == {expected: 1}
+    assert grouped({"best_val_map_at_r": 1}) == {}, "the best epoch has a group of its own"
+
+
+def test_the_headline_is_the_best_epoch_with_all_its_metrics(spool: Spool) -> None:
+    start(spool)
+    started(spool, "search-000")
+    for epoch, value, recall in ((1, 0.2, 0.9), (2, 0.61012693, 0.7), (3, 0.5488, 0.8)):
+        metrics = {"val_map_at_r": value, "val_recall_at_1": recall, "learning_rate": 1e-3}
+        spool.add("epoch", trial="search-000", stage="search", epoch=epoch, metrics=metrics)
+    sent = updates(spool)["search-000"].points
+    assert [(point.step, point.value) for point in sent if point.name == "val/map_at_r"] == [
+        (1, 0.2), (2, 0.610127), (3, 0.5488)
+    ]  # fmt: skip
+    single = {point.name: point.value for point in sent if point.step == 0}  # the last one counts
+    assert single == {"best/map_at_r": 0.610127, "best/recall_at_1": 0.7, "best/epoch": 2, "train/epochs": 3}
+    times = [point.time_ms for point in sent if point.name == "best/map_at_r"]
+    assert times == sorted(set(times)), "each later than the one that it replaces"
+    assert not [point for point in sent if point.name == "train/learning_rate"], "constant: a parameter, no chart"
+
+
+def test_a_run_has_what_varies_and_the_study_what_does_not(spool: Spool) -> None:
+    start(spool)
+    started(spool, "search-000")
+    started(spool, "confirm-000", fold=1, seed=2)
+    found = updates(spool)
+    assert found["search-000"].params == {"optimizer.learning_rate": "0.001"}
+    assert found["confirm-000"].params == {"optimizer.learning_rate": "0.001", "fold": "1", "seed": "2"}
+    assert found[None].params == {
+        "select_on": "val_map_at_r", "loss": "margin", "loss.margin.beta": "1.2", "model.backbone": "convnet"
+    }  # fmt: skip
+    configs = {key: [yaml.safe_load(file.text) for file in update.files] for key, update in found.items()}
+    assert configs["search-000"] == [config_of(1e-3)], "what `launch.py trial` takes"
+    assert configs[None] == [
+        {
+            "study": {"select_on": "val_map_at_r"},
+            "trial": {"loss": {"name": "margin", "margin": {"beta": 1.2}}, "model": {"backbone": "convnet"}},
+            "varies": ["optimizer.learning_rate"],
+        }
+    ]
+
+
+def test_names_and_tags_are_for_people(spool: Spool) -> None:
+    start(spool)
+    started(spool, "search-000")
+    started(spool, "confirm-004", fold=1, seed=2)
+    found = updates(spool)
+    assert found["search-000"].name == "search-000 margin"
+    assert found["confirm-004"].name == "confirm-004 A fold 1 seed 2 margin"
+    assert found["confirm-004"].tags["raydml.configuration"] == "A"
+    for update in found.values():
+        assert update.tags["mlflow.user"] == "ann"
+        assert update.tags["mlflow.source.name"] == "uv run launch.py sweep a.yaml"
+        assert update.tags["mlflow.source.git.commit"] == "c0ffee"
+        assert [text for text in update.tags.values() if text.startswith("/")] == []
+
+
+def test_data_sets_carry_their_hash_counts_and_use(spool: Spool) -> None:
+    start(spool)
+    started(spool, "search-000")
+    started(spool, "confirm-000", fold=1)
+    before = updates(spool)
+    facts = {
+        key: [(part.name, part.context, dict(part.sizes)) for part in update.datasets] for key, update in before.items()
+    }
+    assert facts == {
+        None: [],
+        "search-000": [
+            ("glyphs search train", "train", {"images": 40, "classes": 4}),
+            ("glyphs search validation", "validation", {"images": 20, "classes": 2}),
+        ],
+        "confirm-000": [
+            ("glyphs fold 1 train", "train", {"images": 30, "classes": 3}),
+            ("glyphs fold 1 validation", "validation", {"images": 30, "classes": 3}),
+        ],
+    }
+    assert {part.digest for part in before["search-000"].datasets} == {CONTENT[:36]}
+    # The test classes appear with the stage that opens them, with the numbers of each run.
+    scores = {"val": {}, "test": {"map_at_r": 0.25, "untrained_map_at_r": 0.125}, "protocols": {}}
+    spool.add("stage_finished", stage="finalize", ranking=[{"configuration": "f", "runs": {"confirm-000": scores}}])
+    after = updates(spool)
+    assert [part.context for part in after["search-000"].datasets] == ["train", "validation"]
+    (_, _, test) = after["confirm-000"].datasets
+    assert (test.name, test.context, dict(test.sizes)) == ("glyphs test", "test", {"images": 50, "classes": 5})
+    assert [part.context for part in after[None].datasets] == ["train", "validation", "test"]
+    tested = {point.name: point.value for point in after["confirm-000"].points}
+    assert tested == {"test/map_at_r": 0.25, "untrained/map_at_r": 0.125}
+
+
+def test_the_note_of_a_study_is_its_question_and_then_its_summary(spool: Spool) -> None:
+    start(spool)
+    (spool.folder / "space.yaml").write_text("# Question: which loss\n#   is best?\n#\nstudy: {}\n")
+    assert updates(spool)[None].tags["mlflow.note.content"] == "which loss is best?"
+    (spool.folder / "summary.md").write_text("# Study digits\n\nA has the best mean.\n\n## Test classes\n\n| table |\n")
+    note = updates(spool)[None].tags["mlflow.note.content"]
+    assert note.startswith("# Study digits\n\nA has the best mean.\n\n[Report](")
+    assert "table" not in note
+
+
+def test_an_older_study_is_described_by_its_whole_configuration(spool: Spool) -> None:
+    """Its events have neither the constant parameters nor the sizes of the splits."""
+    spool.add("study_started", study="digits", study_id="0" * 32, config={"select_on": "val_map_at_r"})
+    started(spool, "search-000")
+    update = updates(spool)["search-000"]
+    assert {"loss.name": "margin", "loss.beta": "1.2", "epochs": "3"}.items() <= update.params.items()
+    assert update.datasets == []
+
+
+def test_dotted_names_become_blocks() -> None:
+    assert nested({"loss.margin.beta": 1, "loss": "margin", "a.b": [2]}) == {
+        "loss": {"margin": {"beta": 1}, "name": "margin"},
+        "a": {"b": [2]},
+    }
+    assert nested({}) == {}
