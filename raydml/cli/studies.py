@@ -123,7 +123,7 @@ def option_overrides(
     return [f"{key}={json.dumps(value)}" for key, value in keys.items() if value is not None]
 
 
-def create(loaded: SearchSpace, space: Path, storage: Path, tracking_uri: str | None, command: str) -> Path:
+def create(loaded: SearchSpace, space: Path, storage: Path, tracking_uri: str | None, command: str = "") -> Path:
     """Look at the images, prepare the MLflow store, create the folder of a study, and return the folder."""
     from raydml.study.folder import create_study, plan_study
 
