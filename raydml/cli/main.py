@@ -231,8 +231,4 @@ def main(default_space: Path | None = None) -> None:
     # MLflow records the command line, and only as UTF-8.
     sys.argv[1:] = [argument.encode("utf-8", "backslashreplace").decode() for argument in sys.argv[1:]]
     program, typed = program_name(sys.argv[0]), with_default_command(sys.argv[1:], default_space)
-    app(
-        args=with_default_command(arguments, default_space),
-        prog_name=program,
-        obj=f"{program} {shlex.join(typed)}",
-    )
+    app(args=with_default_command(arguments, default_space), prog_name=program, obj=f"{program} {shlex.join(typed)}")
