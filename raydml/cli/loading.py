@@ -65,3 +65,15 @@ def notice(text: str) -> Iterator[None]:
         return
     print(text, file=sys.stderr, flush=True)
     yield
+
+
+@contextmanager
+def without_import_notices() -> Iterator[None]:
+    """Show no notices of imports, while something else on the terminal says what is loaded."""
+    removed = [finder for finder in sys.meta_path if isinstance(finder, ImportNotices)]
+    for finder in removed:
+        sys.meta_path.remove(finder)
+    try:
+        yield
+    finally:
+        sys.meta_path[:0] = removed

@@ -54,6 +54,7 @@ def status(
         console.print(tables.studies(rows))
         return
     from raydml.study.folder import find_study
+    from raydml.study.results import is_finished
 
     folder = find_study(study, storage)
     state = read_state(folder)
@@ -63,6 +64,8 @@ def status(
     if (folder / "summary.json").exists():
         console.print()
         console.print(tables.summary(json.loads((folder / "summary.json").read_text(encoding="utf-8"))))
+    if is_finished(folder):
+        echo(console, f"\n{folder.name} is finished; nothing to do")
 
 
 def report(
@@ -104,12 +107,14 @@ def ui(
 ) -> None:
     """Open the MLflow UI on 127.0.0.1 until Ctrl-C."""
     from raydml.cli.server import free_port, is_free, serve_ui
-    from raydml.tracking.store import redacted, require_store, runs_page, study_store
 
     if study is not None:
         from raydml.study.folder import find_study
 
-        folder = find_study(study, storage)
+        folder = find_study(study, storage)  # before MLflow is imported
+    from raydml.tracking.store import redacted, require_store, runs_page, study_store
+
+    if study is not None:
         uri = store_of(folder, tracking_uri)
         cure = f"launch.py sync {study_argument(folder)} makes it and fills it with the study's events"
     else:
@@ -133,9 +138,10 @@ def sync(study: Target, storage: StorageOption = STORAGE, tracking_uri: Tracking
 
     To its own store, which is created where it is missing, or to the one of --tracking-uri."""
     from raydml.study.folder import find_study, read_study
+
+    folder = find_study(study, storage)  # before MLflow is imported
     from raydml.tracking.delivery import sync as deliver
 
-    folder = find_study(study, storage)
     specification = read_study(folder)
     if not deliver(folder / "events.jsonl", store_of(folder, tracking_uri), specification["name"]):
         raise CommandError(

@@ -33,6 +33,7 @@ from raydml.cli.arguments import (
     with_data_root,
     writing,
 )
+from raydml.cli.loading import notice, without_import_notices
 from raydml.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -102,7 +103,11 @@ def sweep(
     refuse_absent_stages(stages, loaded.study)
     if dry_run:
         from raydml.study.forecast import forecast
+        from raydml.study.results import is_finished
 
+        folder = storage / loaded.study.name
+        if (folder / "study.json").exists() and is_finished(folder):
+            typer.echo(f"{folder.name} is finished; nothing to do. Other settings need a --name of their own")
         new_console().print(tables.forecast(forecast(loaded, storage, as_published=as_published)))
         return
     folder = create(loaded, space, storage, tracking_uri, command_of(context))
@@ -131,7 +136,8 @@ def create(loaded: SearchSpace, space: Path, storage: Path, tracking_uri: str | 
     from raydml.tracking.store import default_uri, prepare_store, redacted, study_store
 
     uri = study_store(None, storage, tracking_uri)
-    prepare_store(uri, storage)
+    with notice("preparing the MLflow store"):
+        prepare_store(uri, storage)
     return create_study(
         loaded,
         storage=storage,
@@ -227,14 +233,18 @@ def run_and_show(
     """
     from raydml.cli.live_view import LiveStudy
     from raydml.study.folder import read_study
+    from raydml.study.results import is_finished
 
     console = new_console()
+    if tracking_uri is None and is_finished(folder):
+        show_finished(program, folder, console)
+        return
     events, study = folder / "events.jsonl", read_study(folder)
     tracker, outcome = None, None
     is_server = (tracking_uri or study["tracking_uri"] or "").startswith(("http://", "https://"))
     begin = events.stat().st_size if events.exists() else 0
     try:
-        with LiveStudy(events, from_offset=begin, console=console) as live:
+        with without_import_notices(), LiveStudy(events, from_offset=begin, console=console) as live:
             if not is_server:
                 live.browse_with(f"{program} ui {study_argument(folder)}")
             live.doing("loading MLflow")
@@ -270,6 +280,18 @@ def run_and_show(
         echo(console, f"\nInterrupted. To continue:\n  {program} resume {study_argument(folder)}{extra}")
         raise typer.Exit(128 + ((outcome and outcome.signal) or 2))
     show_outcome(program, folder, console)
+
+
+def show_finished(program: str, folder: Path, console: Console) -> None:
+    """Print that nothing is left to do in a study, and what can be done with it."""
+    target = study_argument(folder)
+    echo(console, f"{folder.name} is finished; nothing to do")
+    commands = [
+        (f"{program} status {target}", "its results"),
+        (f"{program} resume {target} --num-trials N", "more trials"),
+        (f"{program} sync {target}", "send MLflow what it missed"),
+    ]
+    console.print(tables.commands(commands), soft_wrap=True)
 
 
 def show_outcome(program: str, folder: Path, console: Console) -> None:

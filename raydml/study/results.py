@@ -7,11 +7,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from raydml.ops.files import write_whole
-from raydml.study.events import read_trials
-from raydml.study.folder import StudyError, newest_checkpoint, read_json, read_study, write_json
+from raydml.study.events import read_state, read_trials
+from raydml.study.folder import RESULT_FILES, StudyError, newest_checkpoint, read_json, read_study, write_json
 from raydml.study.summary import histories, summarise
 
 NUM_TOP_TRIALS = 3  # trials whose checkpoint, configuration and retrievals go to MLflow
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether every stage has its result and the study was recorded as finished: nothing is left to do."""
+    if read_state(folder).state != "finished":
+        return False
+    planned = read_study(folder)["study"]
+    return all(
+        (folder / file).exists() for stage, file in RESULT_FILES.items() if stage == "search" or planned.get(stage)
+    )
 
 
 class Winner(NamedTuple):

@@ -32,7 +32,7 @@ from raydml.study.folder import (
     stages_of,
     write_json,
 )
-from raydml.study.results import illustrated_runs, top_trials, write_results
+from raydml.study.results import illustrated_runs, is_finished, top_trials, write_results
 from raydml.study.runner import StudySession, drop_checkpoints, num_slots, run_trials
 from raydml.study.time_limit import TimeLimit
 from raydml.training import checkpoint
@@ -57,8 +57,7 @@ def run_study(folder: Path, *, address: str | None = None, time_limit_s: float |
     study_json = read_study(folder)
     study = StudySettings.model_validate(study_json["study"])
     machine = Machine.model_validate(study_json["machine"])
-    stages = stages_of(study)
-    if is_finished(folder, stages):
+    if is_finished(folder):
         return Outcome("finished")
     try:
         with driver_lock(folder).acquire(timeout=1):
@@ -152,11 +151,6 @@ def num_classes(folder: Path) -> dict[str, int]:
     splits = read_json(folder / "split.json")
     first: dict[str, list[str]] = next((split for name, split in splits.items() if name.startswith("search")), {})
     return {part: len(names) for part, names in first.items()}
-
-
-def is_finished(folder: Path, stages: list[str]) -> bool:
-    """Return whether every stage has its result and the study was recorded as finished: nothing is left to do."""
-    return all((folder / RESULT_FILES[stage]).exists() for stage in stages) and read_state(folder).state == "finished"
 
 
 def _refuse_other_images(study_json: Mapping[str, Any], machine: Machine) -> Catalogs:

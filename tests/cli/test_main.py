@@ -481,6 +481,19 @@ def test_status_lists_studies_and_shows_one(tmp_path):
     assert "no studies" in run("status", "--storage", "nowhere").output
 
 
+def test_a_finished_study_has_nothing_to_do(tmp_path):
+    folder = make_study(tmp_path / "studies", "made")
+    events.append(folder / "events.jsonl", {"event": "study_started", "study": "made", "config": {}})
+    events.append(folder / "events.jsonl", {"event": "study_finished"})
+    assert "nothing to do" not in done("status", "made").output, "the search has no result"
+    (folder / "ranking.json").write_text("[]")
+    for command in ("status", "resume"):
+        assert "made is finished; nothing to do" in done(command, "made").output
+    assert "resume made --num-trials N" in done("resume", "made").output
+    events.append(folder / "events.jsonl", {"event": "stage_started", "stage": "search"})
+    assert "nothing to do" not in done("status", "made").output, "it was extended"
+
+
 def test_ui_opens_the_store_of_the_study_on_this_machine_only(tmp_path, monkeypatch):
     store = tmp_path / "studies" / "mlflow.db"
     make_study(tmp_path / "studies", "digits", tracking_uri=f"sqlite:///{store}")

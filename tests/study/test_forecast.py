@@ -1,11 +1,11 @@
 """Forecasts of small studies, counted by hand."""
 
 import pytest
+import torch
 from PIL import Image
 
 from raydml.config.trial import Trial, parse_trial
 from raydml.data.catalog import DataError
-from raydml.models import pretrained
 from raydml.study.forecast import find_weights, forecast
 from tests.study.test_folder import space_at
 
@@ -53,7 +53,7 @@ def test_the_cache_holds_the_resized_images(tmp_path):
 
 
 def test_weights_are_looked_for_and_not_fetched(tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrained.torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     base = {
         "data": {"name": "digits", "resize_px": 32, "crop_px": 32},
         "loss": {"name": "normalized_softmax"},
