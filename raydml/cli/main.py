@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from raydml.cli import data, evaluate, export, lists, results, studies
+from raydml.cli import data, evaluate, export, init, lists, results, studies
 from raydml.cli.live_view import StepBars
 from raydml.cli.loading import ImportNotices
 from raydml.errors import Problem, problem_of_option
@@ -124,6 +124,7 @@ def prepare(
 
 
 app.command("sweep", rich_help_panel=RUN)(studies.sweep)
+app.command("init", rich_help_panel=RUN)(init.init)
 app.command("resume", rich_help_panel=RUN)(studies.resume)
 app.command("status", rich_help_panel=LOOK)(results.status)
 app.command("report", rich_help_panel=LOOK)(results.report)

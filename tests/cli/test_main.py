@@ -22,7 +22,21 @@ from tests.cli.commands import done, refused, run
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
-    *("sweep", "resume", "status", "report", "ui", "sync", "trial", "evaluate", "export", "index", "query", "list"),
+    *(
+        "sweep",
+        "init",
+        "resume",
+        "status",
+        "report",
+        "ui",
+        "sync",
+        "trial",
+        "evaluate",
+        "export",
+        "index",
+        "query",
+        "list",
+    ),
     "schema",
 ]
 TRIAL = {
