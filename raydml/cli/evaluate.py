@@ -210,6 +210,9 @@ def _on_own_classes(
     from raydml.config.trial import parse_trial
     from raydml.evaluation.embed import metric_spec_of
     from raydml.inference.evaluate import evaluate_checkpoint
+    from raydml.inference.export import epoch_of_weights
+    from raydml.metrics.names import interval_text, metric_name
+    from raydml.study.results import mean_of_runs
     from raydml.training import checkpoint
 
     found = source.found
@@ -229,8 +232,20 @@ def _on_own_classes(
     if on == "test" and found.study is not None:
         deliver_test_read(found.study, source.tracking_uri)
     facts = {"target": source.target, "on": on, "checkpoint": source.name, "fingerprint": card.get("fingerprint")}
-    facts["epoch"] = card.get("best_epoch")
-    return _Result(evaluated, f"{on} classes", f"{source.name}, best epoch {card.get('best_epoch')}", facts)
+    facts["epoch"] = epoch_of_weights(card)
+    about = f"{source.name}, epoch {epoch_of_weights(card)}"
+    if found.study is not None and (mean := mean_of_runs(found.study, _trial_of(found), on)) is not None:
+        facts["mean_of_runs"] = mean._asdict()
+        about += (
+            f"\n  {mean.trial} is one of {mean.num_runs} runs of its configuration; their mean: "
+            f"{metric_name(mean.metric)} {interval_text(mean.mean, mean.half_width)}"
+        )
+    return _Result(evaluated, f"{on} classes", about, facts)
+
+
+def _trial_of(found: FoundModel) -> str:
+    """The key of the trial whose checkpoint it is: <study>/confirm/run-000/confirm-001/checkpoint_000008."""
+    return found.folder.parent.name
 
 
 def _on_other_images(
@@ -250,12 +265,12 @@ def _on_other_images(
         spec, precision, epoch = MetricSpec(DEFAULT_RECALL_AT), "fp32", ""
     else:
         from raydml.config.trial import parse_trial
-        from raydml.inference.export import load_checkpoint
+        from raydml.inference.export import epoch_of_weights, load_checkpoint
 
         model = load_checkpoint(source.checkpoint())
         network, preprocessing, card = model.network, model.preprocessing, model.card
         trial = parse_trial(card["trial"])
-        spec, precision, epoch = metric_spec_of(trial), trial.precision, f", best epoch {card.get('best_epoch')}"
+        spec, precision, epoch = metric_spec_of(trial), trial.precision, f", epoch {epoch_of_weights(card)}"
     spec = spec._replace(**settings)
     collection = Collection(catalog, _record_read(source, f"--data {data}"))
     others = None if distractors is None else _distractors(distractors, source)

@@ -46,7 +46,7 @@ _README = """\
 
 Images may be paths, PIL images or uint8 arrays (height, width, 3), of any sizes. Compare embeddings by Euclidean
 distance. `config.json` says how the network is built, how an image is prepared and which experiment it comes from
-(fingerprint {fingerprint}, epoch {epoch}).
+(fingerprint {fingerprint}, weights of epoch {epoch}).
 
 ## Without raydml
 
@@ -198,6 +198,12 @@ class EmbeddingModel:
         return embeddings
 
 
+def epoch_of_weights(card: Mapping[str, Any]) -> int | str:
+    """Return the epoch whose weights a model has: the best one, which is not always the last one trained."""
+    epoch: int | str = card.get("best_epoch", card.get("epoch", "unknown"))
+    return epoch
+
+
 def _readme(card: Mapping[str, Any], preprocessing: Preprocessing) -> str:
     sizes = {"resize_px": preprocessing.resize_px, "filter": preprocessing.interpolation.upper()}
     in_words = {
@@ -208,7 +214,7 @@ def _readme(card: Mapping[str, Any], preprocessing: Preprocessing) -> str:
         name=card["network"]["backbone"],
         embedding_dim=card["network"]["embedding_dim"],
         fingerprint=card.get("fingerprint", "unknown"),
-        epoch=card.get("epoch", "unknown"),
+        epoch=epoch_of_weights(card),
         crop_px=preprocessing.crop_px,
         strips=_STRIPS if preprocessing.resize == "short_side" else "",
         interpolation=preprocessing.interpolation,
@@ -315,7 +321,7 @@ def _metadata(model: EmbeddingModel) -> dict[str, str]:
         "max_aspect": MAX_ASPECT,
         "embedding_dim": model.embedding_dim,
         "fingerprint": model.card.get("fingerprint", "unknown"),
-        "epoch": model.card.get("epoch", "unknown"),
+        "epoch": epoch_of_weights(model.card),
         "raydml_version": model.card.get("raydml_version", "unknown"),
         "preprocessing": json.dumps(preparation.to_dict()),
     }

@@ -59,6 +59,35 @@ def find_winner(folder: Path) -> Winner:
     return Winner(key, configuration, found)
 
 
+class MeanOfRuns(NamedTuple):
+    """The mean over all confirmed runs of one configuration, of which `trial` is one.
+
+    metric: named as in reports, with its part (val_map_at_r). half_width: of the 95 % interval, None for one run.
+    """
+
+    trial: str
+    num_runs: int
+    metric: str
+    mean: float
+    half_width: float | None
+
+
+def mean_of_runs(folder: Path, trial: str, on: str) -> MeanOfRuns | None:
+    """Return the mean of the configuration that a confirmed run belongs to, on "val" or "test" classes.
+
+    None for a run of the search, and on test classes that the study has not read.
+    """
+    if not (folder / "summary.json").exists():
+        return None
+    summary = read_json(folder / "summary.json")
+    metric = summary["metric"].removeprefix("val_")
+    for row in summary["confirm" if on == "val" else "final"]:
+        score = row if on == "val" else row["metrics"].get(metric)
+        if score and score["mean"] is not None and trial in [run["trial"] for run in row["runs"]]:
+            return MeanOfRuns(trial, len(row["runs"]), f"{on}_{metric}", score["mean"], score["half_width"])
+    return None
+
+
 def top_trials(folder: Path) -> dict[str, Path]:
     """Return key -> checkpoint of the best searched trials and of the winner."""
     keys = [row["trial"] for row in read_json(folder / "ranking.json")[:NUM_TOP_TRIALS]]

@@ -50,6 +50,7 @@ def checkpoint_folder(tmp_path, network):
         "preprocessing": preprocessing_for("convnet", resize_px=20, crop_px=16).to_dict(),
         "fingerprint": "0123456789ab",
         "epoch": 4,
+        "best_epoch": 3,
         "metrics": {"val_map_at_r": 0.5},
     }
     weights = network.state_dict()
@@ -105,6 +106,7 @@ def test_the_folder_needs_nothing_else(model, checkpoint_folder, tmp_path):
     np.testing.assert_array_equal(EmbeddingModel.load(str(moved)).embed(images), before)
     assert sorted(file.name for file in moved.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert "EmbeddingModel.load" in (moved / "README.md").read_text()
+    assert "weights of epoch 3)" in (moved / "README.md").read_text()
     card = json.loads((moved / "config.json").read_text())
     assert (card["fingerprint"], card["epoch"], card["metrics"]) == ("0123456789ab", 4, {"val_map_at_r": 0.5})
     assert str(tmp_path) not in (moved / "config.json").read_text() + (moved / "README.md").read_text()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from raydml.study.folder import StudyError
-from raydml.study.results import illustrated_runs
+from raydml.study.results import MeanOfRuns, illustrated_runs, mean_of_runs
 from raydml.training import checkpoint
 
 METHODS = {"search-000": "plain", "search-001": "plain", "search-002": "plain", "search-003": "mic"}
@@ -76,3 +76,18 @@ def test_without_a_confirm_stage_the_searched_trials_are_illustrated(folder):
     write_ranking(folder)
     write_checkpoints(folder, "search", "search-000", "search-001", "search-003")
     assert list(illustrated_runs(folder)) == ["search-000", "search-001", "search-003"]
+
+
+def test_a_confirmed_run_has_the_mean_of_its_configuration(tmp_path):
+    def row(mean, *trials):
+        return {"mean": mean, "half_width": 0.1, "runs": [{"trial": trial} for trial in trials]}
+
+    tested = {"metrics": {"map_at_r": {"mean": 0.4, "half_width": None}}, "runs": [{"trial": "confirm-000"}]}
+    summary = {"metric": "val_map_at_r", "final": [tested]}
+    summary["confirm"] = [row(0.7, "confirm-000", "confirm-001"), row(0.6, "confirm-002"), row(None, "confirm-003")]
+    assert mean_of_runs(tmp_path, "confirm-001", "val") is None, "the study has not ended"
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    assert mean_of_runs(tmp_path, "confirm-001", "val") == MeanOfRuns("confirm-001", 2, "val_map_at_r", 0.7, 0.1)
+    assert mean_of_runs(tmp_path, "confirm-000", "test") == MeanOfRuns("confirm-000", 1, "test_map_at_r", 0.4, None)
+    for trial, on in (("confirm-001", "test"), ("confirm-003", "val"), ("search-000", "val")):
+        assert mean_of_runs(tmp_path, trial, on) is None
