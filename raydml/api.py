@@ -55,25 +55,29 @@ class Study:
         data_root: str | Path | None = None,
         storage: str | Path = "studies",
         tracking_uri: str | None = None,
+        time_limit: str | None = None,
         address: str | None = None,
     ) -> Study:
         """Start a study in a process of its own and return at once; a finished one is returned as it is.
 
         space: a folder of images, or the YAML file of a search space. settings: as ``--set``, such as
-        ``["trial.sampler.images_per_class=4"]``. The other arguments are the options of `sweep` of the same names. The
-        same call continues an interrupted study. Raises ConfigError, StudyError or DataError for what `sweep` refuses.
+        ``["trial.sampler.images_per_class=4"]``. time_limit: as ``--time``, such as ``"2h"``. The other arguments are
+        the options of `sweep` of the same names. The same call continues an interrupted study.
+
+        Raises ConfigError, StudyError, DataError or CommandError for what `sweep` refuses.
         """
         from raydml.cli.main import prepare_environment
-        from raydml.cli.studies import create, option_overrides, space_of
+        from raydml.cli.studies import create, option_overrides, refuse_unusable_name, space_of
         from raydml.search_space.space import load_space
 
         prepare_environment()
         root = None if data_root is None else Path(data_root)
-        file, for_folder = space_of(Path(space), root)
+        path, for_folder = space_of(Path(space), root)
+        refuse_unusable_name(name)
         options = option_overrides(num_trials=num_trials, seed=seed, name=name, scheduler=scheduler, data_root=root)
-        loaded = load_space(file, [*for_folder, *settings, *options], max_epochs)
-        folder = create(loaded, file, Path(storage), tracking_uri)
-        return cls.open(folder).resume(address=address)
+        loaded = load_space(path, [*for_folder, *settings, *options], max_epochs)
+        folder = create(loaded, path, Path(storage), tracking_uri)
+        return cls.open(folder).resume(time_limit=time_limit, address=address)
 
     @classmethod
     def open(cls, study: str | Path, *, storage: str | Path = "studies") -> Study:
@@ -82,12 +86,18 @@ class Study:
 
         return cls(find_study(str(study), Path(storage)))
 
-    def resume(self, *, address: str | None = None) -> Study:
-        """Continue the study in a process of its own unless it is finished, and return this object."""
-        if self.state == "finished" or self._is_running():
+    def resume(
+        self, *, num_trials: int | None = None, time_limit: str | None = None, address: str | None = None
+    ) -> Study:
+        """Continue the study in a process of its own, and return this object; a running one is left as it is.
+
+        num_trials: give the search so many trials in all; a finished study then runs again from there.
+        """
+        if self._is_running() or (self.state == "finished" and num_trials is None):
             return self
         command = [sys.executable, "-m", "raydml", "resume", str(self.folder)]
-        command += [] if address is None else ["--address", address]
+        options = {"--num-trials": num_trials, "--time": time_limit, "--address": address}
+        command += [text for name, value in options.items() if value is not None for text in (name, str(value))]
         with (self.folder / LOG).open("ab") as log:
             # A session of its own: Ctrl-C in this terminal or notebook ends the wait and not the study.
             self._process = subprocess.Popen(
@@ -116,7 +126,7 @@ class Study:
                 if until is not None and time.monotonic() > until:
                     raise TimeoutError(f"study {self.name!r} has not finished after {timeout_s:g} s; it continues")
                 time.sleep(_POLL_S)
-        if self.state != "finished":
+        if process.returncode or self.state != "finished":
             log = self.folder / LOG
             last = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
             raise StudyFailed(
