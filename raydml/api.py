@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 LOG = "output.log"  # what the process of a study prints, in the study's folder
 _POLL_S = 0.2
-_STOP_S = 60.0  # longest wait for a study that was asked to stop
+_STOP_S = 60.0  # longest wait for the end of a study that is stopped
 
 
 class StudyFailed(ValueError):
@@ -99,7 +99,7 @@ class Study:
         options = {"--num-trials": num_trials, "--time": time_limit, "--address": address}
         command += [text for name, value in options.items() if value is not None for text in (name, str(value))]
         with (self.folder / LOG).open("ab") as log:
-            # A session of its own: Ctrl-C in this terminal or notebook ends the wait and not the study.
+            # A session of its own: the study outlives this terminal or notebook, and Ctrl-C reaches it through `wait`.
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
@@ -109,7 +109,7 @@ class Study:
         """Show the study until it has finished, and return this object.
 
         Raises StudyFailed if its process ends before, and TimeoutError after ``timeout_s`` seconds; the study then
-        continues. So it does after Ctrl-C; `stop` ends it.
+        continues. Ctrl-C stops the study, as in the terminal; `resume` continues it.
         """
         from raydml.cli.live_view import LiveStudy
         from raydml.study.events import events_path
@@ -122,10 +122,14 @@ class Study:
         until = None if timeout_s is None else time.monotonic() + timeout_s
         events = events_path(self.folder)
         with LiveStudy(events, from_offset=events.stat().st_size if events.exists() else 0):
-            while process.poll() is None:
-                if until is not None and time.monotonic() > until:
-                    raise TimeoutError(f"study {self.name!r} has not finished after {timeout_s:g} s; it continues")
-                time.sleep(_POLL_S)
+            try:
+                while process.poll() is None:
+                    if until is not None and time.monotonic() > until:
+                        raise TimeoutError(f"study {self.name!r} has not finished after {timeout_s:g} s; it continues")
+                    time.sleep(_POLL_S)
+            except KeyboardInterrupt:
+                self.stop()
+                raise
         if process.returncode or self.state != "finished":
             log = self.folder / LOG
             last = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])

@@ -4,6 +4,8 @@ import json
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -50,6 +52,22 @@ def test_a_mistake_is_raised_before_anything_starts(tmp_path) -> None:
     assert not (tmp_path / "studies").exists()
 
 
+def test_a_process_that_ends_before_its_study_is_reported(tmp_path) -> None:
+    (tmp_path / LOG).write_text("many lines\nRuntimeError: the disk is full\n", encoding="utf-8")
+    study = Study(tmp_path, subprocess.Popen([sys.executable, "-S", "-c", "raise SystemExit(3)"]))
+    with pytest.raises(StudyFailed, match=r"(?s)code 3.*Study\.open.*the disk is full"):
+        study.wait()
+
+
+def interrupt_when_it_runs(study: Study) -> None:
+    """Send this process what Ctrl-C sends, once the study has started."""
+    for _ in range(600):
+        if study.state == "running":
+            break
+        time.sleep(0.1)
+    signal.raise_signal(signal.SIGINT)
+
+
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 def test_a_study_from_python(tmp_path, monkeypatch) -> None:
@@ -59,9 +77,11 @@ def test_a_study_from_python(tmp_path, monkeypatch) -> None:
     study = Study.start(space, name="python")
     with pytest.raises(TimeoutError, match="continues"):
         study.wait(0.1)
-    study._process.send_signal(signal.SIGKILL)  # a machine that dies
-    with pytest.raises(StudyFailed, match=r"Study\.open"):
+    threading.Thread(target=interrupt_when_it_runs, args=[study], daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
         study.wait()
+    assert study._process.poll() == 130
+    assert study.state == "interrupted"
     study = Study.open("python").wait()
     assert study.state == "finished", (study.folder / LOG).read_text(encoding="utf-8")
 
