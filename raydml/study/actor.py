@@ -22,6 +22,7 @@ from raydml.metrics.names import METRIC_GROUPS
 from raydml.ops.progress import show_log
 from raydml.training import checkpoint
 from raydml.training.trainer import Trainer
+from raydml.training.trial_images import Catalogs
 
 
 def assigned_device(machine: Machine) -> str:
@@ -38,6 +39,8 @@ class TrialActor(tune.Trainable):
     ``config["run"]``: ``key`` (``search-003``), ``trial`` and ``machine`` (dictionaries), ``metric`` (what the
     scheduler compares) and ``resume_from``, a checkpoint folder of an earlier run of the study or None.
     """
+
+    _catalogs: Catalogs | None = None  # the images are listed once in this process, not once for each of its trials
 
     def setup(self, config: dict[str, Any]) -> None:
         show_log()  # in Ray's log of this worker
@@ -58,7 +61,9 @@ class TrialActor(tune.Trainable):
         self._metric = str(config["metric"])
         machine = Machine.model_validate(config["machine"])
         trial: Trial = parse_trial(config["trial"])
-        self._trainer = Trainer(trial, machine, device=assigned_device(machine))
+        if self._catalogs is None or self._catalogs.machine != machine:
+            self._catalogs = Catalogs(machine)
+        self._trainer = Trainer(trial, machine, device=assigned_device(machine), catalogs=self._catalogs)
         self._repeat: dict[str, Any] | None = None
         if config["resume_from"] is not None:
             # The saved epoch is reported a second time: the scheduler of this run then decides on it with full rungs.

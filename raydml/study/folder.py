@@ -53,11 +53,12 @@ def read_json(path: Path) -> Any:
 
 class StudyPlan(NamedTuple):
     """What a study is before it has a folder. space: with the settings of the study that its images allow. splits: each
-    split by name, as in split.json."""
+    split by name, as in split.json. catalogs: of its data sets, as listed."""
 
     space: SearchSpace
     trials: list[Trial]
     splits: dict[str, Any]
+    catalogs: Catalogs
 
 
 def plan_study(space: SearchSpace, catalogs: Catalogs | None = None) -> StudyPlan:
@@ -65,7 +66,7 @@ def plan_study(space: SearchSpace, catalogs: Catalogs | None = None) -> StudyPla
     catalogs = catalogs or Catalogs(space.machine)
     trials = fingerprinted_trials(space, catalogs)
     space = replace(space, study=study_within_limits(space.study, trials))
-    return StudyPlan(space, trials, make_splits(space.study, catalogs, trials))
+    return StudyPlan(space, trials, make_splits(space.study, catalogs, trials), catalogs)
 
 
 def create_study(
@@ -85,7 +86,7 @@ def create_study(
     creates the study. Raises StudyError if a study of this name has other settings.
     """
     folder = storage.resolve() / space.study.name
-    space, trials, splits = plan or plan_study(space)
+    space, trials, splits, catalogs = plan or plan_study(space)
     specification = specification_of(
         space.study.model_dump(mode="json"), [trial.model_dump(mode="json") for trial in trials]
     )
@@ -103,7 +104,7 @@ def create_study(
         )
         return folder
     machine = with_absolute_paths(space.machine, storage)
-    prepare_images(machine, trials)
+    prepare_images(machine, trials, catalogs)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "split.json", splits)
     write_whole(folder / "space.yaml", space_text)
@@ -180,7 +181,7 @@ def make_splits(study: StudySettings, catalogs: Catalogs, trials: Iterable[Trial
     return splits
 
 
-def prepare_images(machine: Machine, trials: Sequence[Trial]) -> None:
+def prepare_images(machine: Machine, trials: Sequence[Trial], catalogs: Catalogs | None = None) -> None:
     """Fetch the pretrained weights, then decode the development images: once for all trials and before any starts."""
     from raydml.models.network import build_network
 
@@ -191,7 +192,7 @@ def prepare_images(machine: Machine, trials: Sequence[Trial]) -> None:
             build_network(**model.model_dump(), seed=0)
     include = {"content", "resize_px", "resize", "interpolation", "split"}
     for trial in {trial.data.model_dump_json(include=include): trial for trial in trials}.values():
-        open_development(trial, machine, augmented=False)
+        open_development(trial, machine, augmented=False, catalogs=catalogs)
 
 
 def check_split(trial: Trial, catalog: Catalog, split: Split) -> None:

@@ -54,7 +54,7 @@ def forecast(space: SearchSpace, storage: Path, *, as_published: bool = False) -
     before it opens images.
     """
     catalogs = Catalogs(space.machine, as_published=as_published)
-    space, trials, _ = plan_study(space, catalogs)  # what a run would refuse, a forecast refuses
+    space, trials, *_ = plan_study(space, catalogs)  # what a run would refuse, a forecast refuses
     machine = with_absolute_paths(space.machine, storage)
     return {
         "study": space.study.name,

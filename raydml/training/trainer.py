@@ -27,7 +27,7 @@ from raydml.samplers._base import EpochPlan
 from raydml.training import checkpoint, parts
 from raydml.training.parts import learning_rate_factor
 from raydml.training.randomness import Randomness
-from raydml.training.trial_images import open_development
+from raydml.training.trial_images import Catalogs, open_development
 
 
 class Trainer:
@@ -42,9 +42,10 @@ class Trainer:
     the same bit for bit.
     """
 
-    def __init__(self, trial: Trial, machine: Machine, *, device: str) -> None:
+    def __init__(self, trial: Trial, machine: Machine, *, device: str, catalogs: Catalogs | None = None) -> None:
         torch.set_num_threads(machine.cpus_per_trial)
         self.machine = machine
+        self.catalogs = catalogs or Catalogs(machine)
         self.device = torch.device(device)
         # Sizes and weights are checked before any image is decoded.
         self.preprocessing = preprocessing_for(
@@ -55,7 +56,9 @@ class Trainer:
             interpolation=trial.data.interpolation,
         )
         fetch_weights(trial.model.backbone, trial.model.weights)
-        self.trial, _, self.split, self.train_images, self.val_images = open_development(trial, machine)
+        self.trial, _, self.split, self.train_images, self.val_images = open_development(
+            trial, machine, catalogs=self.catalogs
+        )
         self.train_labels = torch.from_numpy(np.array(self.train_images.labels)).to(self.device)
         self.method = parts.build_method(self.trial, self.train_images.labels, self.device)
         self.optimizer = parts.build_trial_optimizer(self.trial, self.method)
@@ -241,8 +244,10 @@ class Trainer:
         """Return forward(images), (N, F), of all training images, prepared as for evaluation."""
         if self.train_images_for_eval is None:
             original = self.trial.data.cache == "off"  # the training images are then files of any size
-            opened = open_development(self.trial, self.machine, augmented=False).train if original else None
-            self.train_images_for_eval = (opened or self.train_images).pixels
+            opened = self.train_images
+            if original:
+                opened = open_development(self.trial, self.machine, augmented=False, catalogs=self.catalogs).train
+            self.train_images_for_eval = opened.pixels
         features = self._embed(self.train_images_for_eval, forward)
         if not np.isfinite(features).all():
             raise _NonFiniteFeatures  # validation may use other layers, so its embeddings may be finite

@@ -30,7 +30,7 @@ class Catalogs:
     """
 
     def __init__(self, machine: Machine, *, as_published: bool = False) -> None:
-        self._data_root = machine.data_root
+        self.machine = machine
         self._as_published = as_published
         self._opened: dict[tuple[str, str | None], Catalog] = {}
 
@@ -42,7 +42,7 @@ class Catalogs:
             self._opened[key] = (
                 published_catalog(data.name)
                 if self._as_published and data.name not in WITHOUT_FILES
-                else open_catalog(data.name, self._data_root, data.list_file)
+                else open_catalog(data.name, self.machine.data_root, data.list_file)
             )
             log_notes(self._opened[key].notes)
         catalog = self._opened[key]
@@ -65,12 +65,15 @@ def split_for(trial: Trial, catalog: Catalog) -> Split:
     return make_split(catalog, **trial.data.split.model_dump())
 
 
-def open_development(trial: Trial, machine: Machine, *, augmented: bool = True) -> OpenedImages:
+def open_development(
+    trial: Trial, machine: Machine, *, augmented: bool = True, catalogs: Catalogs | None = None
+) -> OpenedImages:
     """Open the development images of a trial. Raises DataError.
 
-    augmented False: the training images as evaluation sees them, also where ``data.cache`` is off.
+    augmented False: the training images as evaluation sees them, also where ``data.cache`` is off. catalogs: of this
+    machine, where the images may have been listed before.
     """
-    catalog = Catalogs(machine).of(trial)
+    catalog = (catalogs or Catalogs(machine)).of(trial)
     split = split_for(trial, catalog)
     original = augmented and trial.data.cache == "off"
     train, val = load_development(catalog, split, storage_for(trial.data, machine), original=original)

@@ -7,11 +7,12 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from raydml.config.trial import parse_machine, parse_trial
+from raydml.data.datasets import open_catalog
 from raydml.images.augmentation import Draws, choose_boxes, draw
 from raydml.images.augmentation_settings import Augmentation, ColorJitter, Erasing, GaussianBlur
 from raydml.images.pixels import DecodedPixels
 from raydml.training.trainer import Trainer
-from raydml.training.trial_images import open_development, storage_for
+from raydml.training.trial_images import Catalogs, open_development, storage_for
 
 SIZES = [(40, 60), (70, 50), (48, 48), (64, 96)]  # (width, height)
 OTHERS = {
@@ -139,3 +140,17 @@ def test_a_warning_lists_the_images_left_out(machine, caplog):
         "warning: 1 of 16 images cannot be read and are left out: class0/0.png: an empty file"
     )
     assert "class5" not in record.message  # it is sealed
+
+
+def test_the_images_of_several_trials_are_listed_once(machine, monkeypatch):
+    listings = []
+
+    def counted(*arguments):
+        listings.append(arguments)
+        return open_catalog(*arguments)
+
+    monkeypatch.setattr("raydml.training.trial_images.open_catalog", counted)
+    catalogs = Catalogs(machine)
+    for crop_px in (32, 36):
+        Trainer(trial_of(crop_px=crop_px), machine, device="cpu", catalogs=catalogs)
+    assert len(listings) == 1
