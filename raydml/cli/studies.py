@@ -183,7 +183,8 @@ def trial(
     config: Annotated[
         str,
         typer.Argument(
-            metavar="CONFIG", help="Search space (its trial 0), YAML or JSON file of one trial, or STUDY:search-003."
+            metavar="CONFIG",
+            help="Search space or folder of images (trial 0), YAML or JSON file of one trial, or STUDY:search-003.",
         ),
     ],
     max_epochs: Annotated[
@@ -403,18 +404,22 @@ def read_trial(
     Raises ConfigError, StudyError, CommandError.
     """
     study, colon, key = config.rpartition(":")
-    if not colon and not Path(config).is_file():
-        raise CommandError(
-            f"CONFIG = {config!r}: no such file. Cure: a search space, a YAML or JSON file of one trial, or "
-            "STUDY:search-003"
-        )
+    if not colon and not Path(config).exists():
+        from raydml.search_space.shipped import find_space
+
+        if find_space(Path(config)) is None:
+            raise CommandError(
+                f"CONFIG = {config!r}: no such file. Cure: a search space, a folder of images, a YAML or JSON file of "
+                "one trial, or STUDY:search-003"
+            )
     from raydml.study.folder import find_study, read_study, with_absolute_paths
 
-    if Path(config).is_file():
+    if not colon or Path(config).is_file():
         from raydml.search_space.space import load_space, sample_trials
 
-        given = [*overrides, *([] if data_root is None else [f"machine.data_root={json.dumps(str(data_root))}"])]
-        space = load_space(config, given, bare_trial=True)
+        file, for_folder = space_of(Path(config), data_root)
+        options = [] if data_root is None else [f"machine.data_root={json.dumps(str(data_root))}"]
+        space = load_space(file, [*for_folder, *overrides, *options], bare_trial=True)
         from raydml.study.limits import trials_within_limits
         from raydml.training.trial_images import Catalogs
 

@@ -20,7 +20,8 @@ OPTIONS += ["--set", "study.confirm.folds=2"]
 
 
 def sweep(storage, log):
-    command = [sys.executable, str(LAUNCH), "--storage", str(storage), *OPTIONS]
+    space = LAUNCH.parent / "search_spaces" / "digits.yaml"
+    command = [sys.executable, str(LAUNCH), "sweep", str(space), "--storage", str(storage), *OPTIONS]
     # In a session of its own: the kill then hits the driver alone, and a terminal's Ctrl-C does not.
     return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
