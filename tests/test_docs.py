@@ -9,16 +9,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
+from raydml.cli.main import app
 from raydml.data.datasets import open_catalog
 from raydml.data.splits import make_split
 from raydml.search_space.space import load_space, sample_trials
 from raydml.study.folder import check_split
+from tests.cli.commands_page import PAGE, commands, page
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "raydml"
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [path for pattern in ("*.md", "docs/*.md", "search_spaces/*.yaml") for path in sorted(ROOT.glob(pattern))]
+GROUP = typer.main.get_command(app)
 PLACEHOLDERS = re.compile(r"RESULT-TABLE|measured numbers here|\b(?:TODO|FIXME|TBD|XXX)\b", re.IGNORECASE)
 
 
@@ -28,13 +31,14 @@ def test_nothing_is_left_to_fill_in(path: Path) -> None:
     assert [f"{path.name}:{number}: {line}" for number, line in enumerate(lines, 1) if PLACEHOLDERS.search(line)] == []
 
 
-def fenced(language: str) -> str:
-    """The only block of a language in the README."""
-    (block,) = re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+def fenced(language: str, page: str) -> str:
+    """The only block of a language in a document."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    (block,) = re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     return block
 
 
-#: The test file of the README's loss: equal embeddings of one class, and opposite ones of the other, known by hand.
+#: The test file of the loss in docs/extending.md. Two equal embeddings and two opposite ones: values known by hand.
 TEST_OF_MY_LOSS = """
 import math
 
@@ -89,13 +93,16 @@ assert math.isfinite(result["train_loss"]) and result["gradient_norm"] > 0
 
 @pytest.fixture(scope="module")
 def tree_with_my_loss(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the repository to which the README's loss and its test were added: two files, and nothing else."""
+    """A copy of the repository to which the documented loss and its test were added: two files, and nothing else."""
     tree = tmp_path_factory.mktemp("tree")
     for name in ("raydml", "tests", "search_spaces", "benchmarks", "docs"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("README.md", "CHANGELOG.md", "pyproject.toml", "launch.py"):
         shutil.copy(ROOT / name, tree)
-    files = {"raydml/losses/my_loss.py": fenced("python"), "tests/losses/test_my_loss.py": TEST_OF_MY_LOSS}
+    files = {
+        "raydml/losses/my_loss.py": fenced("python", "docs/extending.md"),
+        "tests/losses/test_my_loss.py": TEST_OF_MY_LOSS,
+    }
     for name, text in files.items():
         assert not (tree / name).exists()
         (tree / name).write_text(text, encoding="utf-8")
@@ -110,27 +117,27 @@ def run_in(tree: Path, *arguments: str) -> None:
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
 
-def test_the_loss_of_the_readme_is_listed_checked_and_trained(tree_with_my_loss: Path) -> None:
+def test_the_documented_loss_is_listed_checked_and_trained(tree_with_my_loss: Path) -> None:
     run_in(tree_with_my_loss, "-c", USE_OF_MY_LOSS)
 
 
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
 
 
-def test_the_loss_of_the_readme_keeps_the_contract(tree_with_my_loss: Path) -> None:
+def test_the_documented_loss_keeps_the_contract(tree_with_my_loss: Path) -> None:
     files = ("tests/losses/test_contract.py", "tests/losses/test_my_loss.py")
     run_in(tree_with_my_loss, *PYTEST, *files, "-k", "my_loss")
 
 
 @pytest.mark.slow
-def test_no_other_file_has_to_change_for_the_loss_of_the_readme(tree_with_my_loss: Path) -> None:
+def test_no_other_file_has_to_change_for_the_documented_loss(tree_with_my_loss: Path) -> None:
     names = ("test_search_spaces", "test_docs", "test_registry", "test_architecture", "config/test_trial")
-    run_in(tree_with_my_loss, *PYTEST, *(f"tests/{name}.py" for name in names), "-k", "not loss_of_the_readme")
+    run_in(tree_with_my_loss, *PYTEST, *(f"tests/{name}.py" for name in names), "-k", "not documented_loss")
 
 
-def test_the_search_space_in_the_readme_loads(tmp_path: Path) -> None:
+def test_the_documented_search_space_loads(tmp_path: Path) -> None:
     path = tmp_path / "space.yaml"
-    path.write_text(fenced("yaml"), encoding="utf-8")
+    path.write_text(fenced("yaml", "docs/search_spaces.md"), encoding="utf-8")
     space = load_space(path, ["study.search.num_trials=8"])
     catalog = open_catalog("digits", None)
     trials = sample_trials(space)
@@ -157,3 +164,43 @@ def test_the_walk_names_files_and_functions_that_exist() -> None:
     sources = "\n".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
     assert metrics
     assert sorted(name for name in metrics if name.removeprefix("val_").removesuffix("_1") not in sources) == []
+
+
+PAGES = [ROOT / "README.md", *(path for path in sorted(ROOT.glob("docs/*.md")) if path.name != "LOG.md")]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_and_commands_exist(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    assert [link for link in links if link and not (path.parent / link).exists()] == []
+    known = {name: {opt for option in command.params for opt in option.opts} for name, command in commands(GROUP)}
+    wrong = []
+    for line in re.findall(r"launch\.py ([a-z][^\n`]*)", text):
+        words = line.split("#")[0].split()
+        name = " ".join(words[:2]) if " ".join(words[:2]) in known else words[0]
+        options = {word.split("=")[0] for word in words if re.fullmatch(r"--[a-z][a-z-]*(=.*)?", word)}
+        if name not in known or not options <= known[name] | {"--help"}:
+            wrong.append(line)
+    assert wrong == []
+
+
+def test_the_page_of_commands_is_that_of_the_program() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run python -m tests.cli.commands_page"
+
+
+def test_the_readme_is_short() -> None:
+    assert (ROOT / "README.md").stat().st_size <= 6_000
+
+
+def test_the_messages_of_the_troubleshooting_page_exist() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    cells = [line.split("|")[1] for line in page.splitlines() if line.startswith("| ")][1:]
+    pieces = [
+        piece.strip() for cell in cells for quote in re.findall(r"`([^`]+)`", cell) for piece in quote.split("...")
+    ]
+    sources = [ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")]
+    texts = [node.value for tree in sources for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    said = "\n".join(text for text in texts if isinstance(text, str))
+    assert len(cells) >= 15
+    assert [piece for piece in pieces if piece not in said] == []
