@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from raydml.cli import tables
 from raydml.cli.arguments import (
@@ -19,6 +20,7 @@ from raydml.cli.arguments import (
     TrackingUri,
     echo,
     new_console,
+    program_of,
     refuse_unwritable,
     store_of,
     study_argument,
@@ -36,31 +38,46 @@ class ReportFormat(str, Enum):
 
 
 def status(
+    context: typer.Context,
     study: Annotated[
         str | None, typer.Argument(metavar="[STUDY]", help="Name or folder; default: all studies.")
     ] = None,
     storage: StorageOption = STORAGE,
 ) -> None:
     """List the studies, or show one study's trials."""
-    from raydml.study.events import read_state
-
     console = new_console()
     if study is None:
         folders = sorted(path.parent for path in storage.glob("*/study.json"))
         if not folders:
             echo(console, f"no studies in {storage.resolve()}")
             return
-        rows = [(folder.name, read_state(folder), age_of(folder)) for folder in folders]
-        console.print(tables.studies(rows))
-        return
-    from raydml.study.folder import find_study
+    else:
+        from raydml.study.folder import find_study
+
+        folders = [find_study(study, storage)]
+    rows = [row_of(path) for path in folders]
+    console.print(tables.studies(rows, width=console.width))
+    if study is not None:
+        show_trials(folders[0], rows[0], console)
+    for folder, row in zip(folders, rows, strict=True):
+        if row.is_running is False and row.study.state != "finished":
+            command = f"{program_of(context)} resume {study_argument(folder)}"
+            echo(console, f"\nTo continue {row.name}:\n  {command}")
+
+
+def show_trials(folder: Path, row: tables.StudyRow, console: Console) -> None:
+    """Print what a study does now if it runs, its trials, and its results once it has some."""
+    from raydml.cli.live_view import about, step_text
+    from raydml.study.pace import remaining_s
     from raydml.study.results import is_finished
 
-    folder = find_study(study, storage)
-    state = read_state(folder)
-    console.print(tables.studies([(folder.name, state, age_of(folder))]))
+    if row.is_running:
+        left_s = remaining_s(row.study)
+        left = "" if left_s is None else f"{about(max(left_s - row.age_s, 0.0))} left"
+        now = ", ".join(filter(None, [row.study.stage, step_text(row.study), left]))
+        echo(console, f"\n{now or 'starting'}")
     console.print()
-    console.print(tables.trials(state, width=console.width))
+    console.print(tables.trials(row.study, width=console.width))
     if (folder / "summary.json").exists():
         console.print()
         console.print(tables.summary(json.loads((folder / "summary.json").read_text(encoding="utf-8"))))
@@ -150,7 +167,10 @@ def sync(study: Target, storage: StorageOption = STORAGE, tracking_uri: Tracking
     typer.echo(f"MLflow has all of study {specification['name']}")
 
 
-def age_of(folder: Path) -> float:
-    """Return the seconds since the last event of a study."""
-    path = folder / "events.jsonl"
-    return time.time() - (path if path.exists() else folder / "study.json").stat().st_mtime
+def row_of(folder: Path) -> tables.StudyRow:
+    """Return what the list of studies shows of the one in a folder."""
+    from raydml.study.driver import is_running
+    from raydml.study.events import read_state
+
+    state = read_state(folder)
+    return tables.StudyRow(folder.name, state, is_running(folder), max(time.time() - state.time_s, 0.0))

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -148,13 +148,13 @@ def summary(results: Mapping[str, Any]) -> RenderableType:
     label = metric_label(results["metric"])
     parts: list[RenderableType] = [_winner(results, label)]
     for row in results.get("final") or []:
-        parts += ["", Text(row["recipe"], style="bold"), _test_numbers(row)]
+        parts += ["", Text(f"{row.get('letter', '')}  {row['recipe']}".strip(), style="bold"), _test_numbers(row)]
     confirmed = results.get("confirm") or []
     if confirmed:
-        table = _table("confirmed", "recipe", "from", f"validation {label}", "runs", right=("runs",))
+        table = _table("", "confirmed", "from", f"validation {label}", "runs", right=("runs",))
         for row in confirmed:
             score = interval_text(row["mean"], row["half_width"])
-            table.add_row(row["configuration"], Text(row["recipe"]), row["from_trial"], score, str(row["num_runs"]))
+            table.add_row(row.get("letter", ""), Text(row["recipe"]), row["from_trial"], score, str(row["num_runs"]))
         parts += ["", table]
     searched = results.get("search") or []
     table = _table("search", "recipe", label, "epoch", "ended", right=(label, "epoch"))
@@ -196,7 +196,7 @@ def _test_numbers(row: Mapping[str, Any]) -> Table:
         "validation": row["validation"],
         "untrained ": row["untrained_validation"],  # the blank makes it a column of its own
     }
-    table = _table(row["configuration"], *columns)
+    table = _table("", *columns)
     known = [name for name in FINAL_METRICS if name in row["metrics"]]
     for name in known or row["metrics"]:
         cells = [interval_text(scores[name]["mean"], scores[name]["half_width"], 3) for scores in columns.values()]
@@ -222,21 +222,55 @@ def commands(rows: Sequence[tuple[str, str]]) -> Text:
     return text
 
 
-def studies(rows: Sequence[tuple[str, StudyState, float]]) -> Table:
-    """Return one row for each study: how far each stage is, the best value, and the age of the newest event.
+class StudyRow(NamedTuple):
+    """What the list of studies shows of one: its state, whether a process runs it (None: not known), and the seconds
+    since its newest event."""
 
-    A study whose driver was killed looks like one that runs, so an unfinished one shows that age.
-    """
-    table = _table("study", "search", "confirm", "finalize", "best", "state")
-    for name, study, age_s in rows:
-        best = study.best_of_stage("confirm") or study.best_of_stage("search")
-        score = "" if best is None else f"{metric_label(study.metric)} {best.best:.4f}"
-        named = "unfinished" if study.state in ("waiting", "running") else study.state
-        state = named if named == "finished" else f"{named}, {age_text(age_s)}"
-        table.add_row(
-            name, *(stage_progress(study, stage) for stage in ("search", "confirm", "finalize")), score, state
-        )
+    name: str
+    study: StudyState
+    is_running: bool | None
+    age_s: float
+
+
+def studies(rows: Sequence[StudyRow], *, width: int) -> Table:
+    """Return one row for each study: how far each stage is, its best configuration, and whether it runs."""
+    labels = {metric_label(row.study.metric) for row in rows}
+    shared = labels.pop() if len(labels) == 1 else ""
+    table = _table("study", "search", "confirm", "finalize", f"best {shared}".strip(), "state")
+    table.padding = (0, 2 if width >= WIDE_COLUMNS else 1, 0, 0)
+    for row in rows:
+        label = "" if shared else f" {metric_label(row.study.metric)}"
+        progress = (stage_progress(row.study, stage) for stage in ("search", "confirm", "finalize"))
+        table.add_row(row.name, *progress, best_text(row.study, label), state_text(row))
     return table
+
+
+def best_text(study: StudyState, label: str = "") -> str:
+    """Return ``search-010, 0.7202 ± 0.2096`` of a confirmed study, else ``search-010, 0.8262 (1 run)``.
+
+    A single run of the confirmation is not shown: the best of them is the luckiest fold and seed.
+    """
+    plan = study.stages.get("confirm")
+    if plan is not None and plan.ranking:
+        first = plan.ranking[0]
+        return f"{first['from_trial']},{label} {interval_text(first['mean'], first['half_width'])}"
+    best = study.best_of_stage("search")
+    return "" if best is None else f"{best.trial},{label} {best.best:.4f} (1 run)"
+
+
+def state_text(row: StudyRow) -> str:
+    """Return ``finished``, ``running``, ``not started`` or ``interrupted 12 min ago``.
+
+    A study that was killed has no event that says so; it is interrupted if no process runs it. Where that cannot be
+    found out, as on another machine, an unfinished one has its age.
+    """
+    if row.study.state == "finished":
+        return "finished"
+    if row.is_running:
+        return "running"
+    if row.study.state == "waiting":
+        return "not started"
+    return f"{'unfinished, last event' if row.is_running is None else 'interrupted'} {age_text(row.age_s)}"
 
 
 def age_text(seconds: float) -> str:

@@ -12,11 +12,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from raydml import registry
 from raydml.cli import arguments, main, server, studies, tables
 from raydml.cli.arguments import seconds_of, study_argument
 from raydml.study import events
+from raydml.study.driver import driver_lock
 from raydml.tracking import store as mlflow_store
 from tests.cli.commands import done, refused, run
 
@@ -143,6 +145,8 @@ def test_light_commands_import_nothing_heavy(tmp_path):
     code = f"""
 import json, sys
 from typer.testing import CliRunner
+from rich.console import Console
+
 from raydml.cli import main
 for command in json.loads(sys.argv[1]):
     result = CliRunner().invoke(main.app, command.split())
@@ -467,31 +471,56 @@ def test_a_search_alone_has_an_end_too():
     assert "no trial has a value yet" in captured.get()
 
 
-def test_status_lists_studies_and_shows_one(tmp_path):
+def test_status_lists_studies_and_shows_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("raydml.cli.results.new_console", lambda: Console(width=120))
     storage = tmp_path / "studies"
-    for name, ended in (("first", True), ("second", False)):
+    config = {"epochs": 3, "loss": {"name": "contrastive"}, "data": {"split": {"fold": 1}}, "seed": 7}
+    for name in ("confirmed", "killed", "new", "now"):
         path = make_study(storage, name) / "events.jsonl"
-        events.append(path, {"event": "study_started", "study": name, "config": {"select_on": "val_map_at_r"}})
-        events.append(path, {"event": "stage_started", "stage": "search", "num_trials": 2, "max_epochs": 3})
-        config = {"epochs": 3, "loss": {"name": "contrastive"}}
-        events.append(path, {"event": "trial_started", "trial": "search-000", "stage": "search", "config": config})
-        metrics = {"val_map_at_r": 0.4321}
-        events.append(
-            path, {"event": "epoch", "trial": "search-000", "stage": "search", "epoch": 1, "metrics": metrics}
-        )
-        events.append(path, {"event": "trial_ended", "trial": "search-000", "stage": "search", "reason": "finished"})
-        if ended:
-            events.append(path, {"event": "stage_finished", "stage": "search"})
-            events.append(path, {"event": "study_finished"})
-    rows = run("status").output.splitlines()
-    assert [row.split()[0] for row in rows] == ["study", "first", "second"]
-    assert "done" in rows[1]
-    assert "1/2" in rows[2]
-    assert "s ago" in rows[2]
-    one = run("status", "second").output
-    assert "contrastive" in one
-    assert "0.4321" in one
-    refused("status", "secnd")
+        if name == "new":
+            continue
+        recorded = [
+            {"event": "study_started", "study": name, "config": {"select_on": "val_map_at_r"}},
+            {"event": "stage_started", "stage": "search", "num_trials": 2, "max_epochs": 3},
+            {"event": "trial_started", "trial": "search-000", "stage": "search", "config": config},
+            {
+                "event": "epoch",
+                "trial": "search-000",
+                "stage": "search",
+                "epoch": 1,
+                "metrics": {"val_map_at_r": 0.4321},
+            },
+            {"event": "trial_ended", "trial": "search-000", "stage": "search", "reason": "finished"},
+        ]
+        lucky = {"val_map_at_r": 0.9876}
+        if name == "confirmed":
+            recorded += [
+                {"event": "stage_finished", "stage": "search"},
+                {"event": "stage_started", "stage": "confirm", "num_trials": 2, "configurations": ["abc"]},
+                {"event": "trial_started", "trial": "confirm-000", "stage": "confirm", "config": config}
+                | {"configuration": "abc"},
+                {"event": "epoch", "trial": "confirm-000", "stage": "confirm", "epoch": 1, "metrics": lucky},
+                {"event": "stage_finished", "stage": "confirm"}
+                | {"ranking": [{"from_trial": "search-000", "mean": 0.7202, "half_width": 0.2096}]},
+                {"event": "study_finished"},
+            ]
+        for event in recorded:
+            events.append(path, event)
+    with driver_lock(storage / "now"):
+        rows = [re.split(r" {2,}", row.strip()) for row in run("status").output.splitlines()]
+        running = run("status", "now").output
+    table = "\n".join(" ".join(row) for row in rows)
+    assert "confirmed done done - search-000, 0.7202 ± 0.2096 finished" in table, "not the luckiest run"
+    assert re.search(r"killed 1/2 - - search-000, 0\.4321 \(1 run\) interrupted \d s ago", table)
+    assert "new - - - not started" in table
+    assert "now 1/2 - - search-000, 0.4321 (1 run) running" in table
+    assert "To continue killed: launch.py resume killed" in " ".join(table.split())
+    assert "resume now" not in table
+    assert "search, about " in running, "what it does, and how long still"
+    one = run("status", "confirmed").output
+    assert re.search(r"confirm-000 +A +contrastive +1 +7 +1/3 +0\.9876", one), "a run names its configuration"
+    assert "To continue" not in one
+    refused("status", "klled")
     assert "no studies" in run("status", "--storage", "nowhere").output
 
 
