@@ -13,7 +13,7 @@ from raydml.study.events import StudyState, events_path, reduce_events
 from raydml.study.pace import remaining_s
 
 CHECK_EVERY_S = 0.5
-RESERVE = 1.15  # of the estimated time of the later stages: estimates are rough
+RESERVE = 1.3  # of the estimated time of the later stages: estimates are rough
 _LATER_STAGES = ("confirm", "refit", "finalize")
 
 

@@ -77,7 +77,7 @@ def test_a_search_that_stops_trials_early_has_less_left():
 
 def test_the_search_ends_when_the_later_stages_need_the_time_that_is_left():
     study = reduce_events(running_study())
-    later = 1.15 * ((6 + 4 * 8.4 / 2) + (6 + 3.5) + 10)
+    later = 1.3 * ((6 + 4 * 8.4 / 2) + (6 + 3.5) + 10)
     assert not has_to_end(study, later + 0.1)
     assert has_to_end(study, later - 0.1)
     assert not has_to_end(reduce_events(running_study()[:3]), -100.0), "without a value there is nothing to confirm"

@@ -19,9 +19,12 @@ from raydml.data.catalog import DataError
 from raydml.data.datasets import open_catalog
 from raydml.data.seal import TestReads
 from raydml.data.splits import make_split
+from raydml.report.text import findings
 from raydml.search_space.space import load_space
 from raydml.study import events
+from raydml.study.driver import driver_lock
 from raydml.study.events import events_path, read_trials
+from raydml.study.extension import extend_search
 from raydml.study.folder import StudyError, create_study, move_data_root, newest_checkpoint, read_json
 from raydml.study.stages import run_study
 from raydml.training import checkpoint
@@ -340,3 +343,40 @@ def test_a_study_whose_images_are_gone_starts_nothing_and_goes_on_when_they_are_
     assert not events_path(folder).exists()
     extra.unlink()
     assert read_json(folder / "study.json")["machine"]["data_root"] == str(tmp_path / "moved")
+
+
+@pytest.mark.slow
+def test_a_time_limit_ends_the_search_for_the_later_stages_and_more_trials_run_later(tmp_path):
+    settings = {"study.search.num_trials": 3, "study.search.scheduler": "none", "trial.epochs": 3}
+    folder = new_study(tmp_path, **settings, **{"study.confirm.seeds": 1, "trial.sampler.batches_per_epoch": 40})
+    assert run_study(folder, time_limit_s=0.1).status == "finished"
+    (cut,) = read_trials(folder, "search").values()
+    assert (cut.trial, cut.ended) == ("search-000", "time"), "the first value ends the search; the others never start"
+    assert 1 <= cut.num_epochs < 3
+    assert [(row["trial"], row["ended"]) for row in read_json(folder / "ranking.json")] == [("search-000", "time")]
+    confirmed = read_trials(folder, "confirm")
+    assert [(key, trial.num_epochs) for key, trial in confirmed.items()] == [("confirm-000", 3), ("confirm-001", 3)]
+    summary = read_json(folder / "summary.json")
+    assert "The time limit ended the search after 1 of these trials had started." in findings(summary).question
+    checkpoints = {key: newest_checkpoint(folder, "confirm", key) for key in confirmed}
+
+    extend_search(folder, 3)  # the number it was made for, of which two trials have not run
+    assert run_study(folder).status == "finished"
+    trials = read_trials(folder, "search")
+    assert [(key, trial.ended, trial.num_epochs) for key, trial in trials.items()] == [
+        (f"search-00{number}", "finished", 3) for number in range(3)
+    ]
+    assert (folder / "earlier" / "1-trials" / "confirmed.json").exists()
+    again, (row,) = read_trials(folder, "confirm"), read_json(folder / "confirmed.json")
+    if row["from_trial"] == "search-000":  # the same runs: not repeated
+        assert list(again) == list(confirmed)
+        assert {key: newest_checkpoint(folder, "confirm", key) for key in again} == checkpoints
+    else:
+        assert list(again) == ["confirm-002", "confirm-003"]
+    assert [run["trial"] for run in row["runs"]] == list(again)
+
+
+def test_a_study_that_runs_refuses_a_second_driver(tmp_path):
+    folder = new_study(tmp_path, **{"study.search.num_trials": 1})
+    with driver_lock(folder), pytest.raises(StudyError, match="is running already, in another process"):
+        run_study(folder)
