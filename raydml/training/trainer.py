@@ -23,6 +23,7 @@ from raydml.images.loader import Loader
 from raydml.images.pixels import Pixels
 from raydml.methods._base import Batch
 from raydml.models.network import fetch_weights, preprocessing_for
+from raydml.ops.memory import peak_memory_bytes, reset_peak_memory
 from raydml.samplers._base import EpochPlan
 from raydml.training import checkpoint, parts
 from raydml.training.parts import learning_rate_factor
@@ -47,6 +48,7 @@ class Trainer:
         self.machine = machine
         self.catalogs = catalogs or Catalogs(machine)
         self.device = torch.device(device)
+        reset_peak_memory(self.device)
         # Sizes and weights are checked before any image is decoded.
         self.preprocessing = preprocessing_for(
             trial.model.backbone,
@@ -89,7 +91,7 @@ class Trainer:
         val_r_precision, val_map_at_r, the same of binary codes where the trial has them (val_binary_...),
         best_<select_on>, learning_rate (of the head, at the last step), gradient_norm (over all parameters before
         clipping, mean over the batches), sampler_coverage, sampler_duplicates, epoch_s, images_per_s (training alone),
-        after a clustering the metrics of the method and clustering_s (features included), and ended: "" before the last
+        peak_memory_bytes (so far, see `ops/memory.py`), after a clustering the metrics of the method and clustering_s (features included), and ended: "" before the last
         epoch, then "finished", "non_finite_loss" or "collapsed". Every number is finite: what could not be measured is
         absent.
         """
@@ -193,6 +195,7 @@ class Trainer:
             result.update(validated)
             self._keep_if_best(validated, self.epoch + 1)
             ended = "finished" if self.epoch + 1 == self.trial.epochs else ""
+        result["peak_memory_bytes"] = peak_memory_bytes(self.device)
         result["epoch_s"] = trained_s + result.get("clustering_s", 0.0) + time.perf_counter() - start
         return self._end(result, ended)
 
