@@ -11,9 +11,6 @@ import yaml
 
 from raydml.config.trial import Machine
 from raydml.data.benchmarks import BENCHMARKS
-from raydml.data.miniatures import build
-from raydml.models.backbones import BACKBONES
-from raydml.models.pooling import pooling_layer
 from raydml.search_space.domains import to_plain
 from raydml.search_space.json_schema import json_schema
 from raydml.search_space.space import load_space, sample_trials
@@ -368,68 +365,6 @@ def test_the_comparisons_hold_six_recipes_at_equal_epochs():
         assert len(rates) == 1
 
 
-NUM_CLASSES, NUM_IMAGES = 8, 4  # a quarter of the classes validates: 6 train, 24 images
-SIZES = {
-    "class_balanced": {"classes_per_batch": 3, "images_per_class": 4, "batches_per_epoch": None},
-    "balanced_with_replacement": {"batch_size": 12, "images_per_class": 4},
-    "random_identity": {"batch_size": 12, "images_per_class": 4},
-    "identity_chunks": {"batch_size": 12, "images_per_class": 4, "batches_per_epoch": 2},
-    "class_groups": {"batch_size": 12, "images_per_class": 4},
-    "random_classes": {"batch_size": 12, "images_per_class": 4, "batches_per_epoch": 2},
-}
-
-
-@pytest.fixture(scope="module")
-def miniatures(tmp_path_factory):
-    """The folders of the five benchmarks, and under "" the pictures of one as a folder of classes."""
-    root = tmp_path_factory.mktemp("miniatures")
-    folders = {
-        name: build(name, root / name, classes_per_part=NUM_CLASSES, images_per_class=NUM_IMAGES, size_px=48)
-        for name in BENCHMARKS
-    }
-    return {**folders, "": folders["cub200"] / "images"}
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """Backbone -> a file of weights that stand for the published ones: random, their BatchNorm statistics of pictures.
-
-    A network whose statistics are of nothing gives every image nearly the same embedding.
-    """
-    generator = torch.Generator().manual_seed(0)
-    colours = 0.7 * torch.randn(32, 3, 1, 1, generator=generator) + 0.3 * torch.randn(
-        32, 3, 64, 64, generator=generator
-    )
-    files = {"convnet": "none"}
-    for name in ("resnet50", "bn_inception"):
-        facts = BACKBONES[name]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)
-            trunk = facts.build(pooling_layer("average")).train()
-        for module in trunk.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.momentum = None  # the mean of all batches: of the one
-        with torch.inference_mode():
-            trunk(colours * (70 if facts.value_range == 255 else 1))
-        files[name] = str(tmp_path_factory.mktemp("weights") / f"{name}.pth")
-        torch.save(trunk.state_dict(), files[name])
-    return files
-
-
-def made_small(trial, weights):
-    """The trial with sizes for a miniature and other weights; everything else as it is."""
-    crop_px = 64 if BACKBONES[trial.model.backbone].takes_crop(64) else 16
-    data = trial.data.model_copy(update={"resize_px": crop_px + 8, "crop_px": crop_px})
-    model = trial.model.model_copy(update={"weights": weights[trial.model.backbone]})
-    sampler = trial.sampler.model_copy(update=SIZES[trial.sampler.name])
-    settings = trial.method.model_dump()
-    settings |= {"num_learners": 2} if trial.method.name == "divide_conquer" else {}
-    settings |= {"num_clusters": 4} if trial.method.name == "mic" else {}
-    method = type(trial.method).model_validate(settings)
-    sizes = {"data": data, "model": model, "sampler": sampler, "method": method, "recall_at": (1, 2)}
-    return trial.model_copy(update=sizes)
-
-
 def first_epoch(trial, machine):
     """(trainer, number of batches, result) of the first epoch."""
     trainer = Trainer(trial, machine, device="cpu")
@@ -440,57 +375,6 @@ def first_epoch(trial, machine):
                 return trainer, num_batches, result
             num_batches += 1
     raise AssertionError("the trial ended without a result")
-
-
-def expected_batches(trainer):
-    """How many batches the first epoch may have, from its images: 24 in 6 classes, 12 a batch."""
-    if trainer.trial.method.name == "mic":  # one of the classes, and perhaps one of clusters, each time
-        return range(2, 5)
-    if trainer.trial.method.name == "divide_conquer":  # in turns, as many as the largest cluster has
-        clusters, labels = trainer.method.clusters.numpy(), trainer.train_images.labels
-        served = [c for c in range(2) if len(set(labels[clusters == c].tolist())) > 1]
-        largest = max(int((clusters == c).sum()) for c in served)
-        return [len(served) * max(1, largest // 12)]
-    return [2]
-
-
-def check_first_epoch(trial, folder, tmp_path):
-    machine = Machine(data_root=folder, cache_dir=tmp_path, device="cpu")
-    trainer, num_batches, result = first_epoch(trial, machine)
-    assert len(trainer.train_images.labels) == 24
-    assert num_batches in expected_batches(trainer)
-    assert result["ended"] in ("", "finished")
-    assert math.isfinite(result["train_loss"])
-    for metric in ("recall_at_1", "recall_at_2", "r_precision", "map_at_r"):
-        assert 0 <= result[f"val_{metric}"] <= 1
-    # The colours of the miniatures differ so much that this miner may find no pair hard enough.
-    assert result["gradient_norm"] > 0 or trial.miner.name == "multi_similarity"
-    if trial.method.name != "plain":
-        assert result["clustering_s"] > 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [*PUBLISHED_POINTS, *REALITY_CHECKS])
-def test_the_first_trial_learns_on_a_miniature(name, miniatures, weights, tmp_path):
-    trial = made_small(sample_trials(space_of(name))[0], weights)
-    check_first_epoch(trial, miniatures[name.rpartition("_")[2]], tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("index", [0, 5, 10], ids=["plain", "divide_conquer", "mic"])
-def test_each_method_learns_on_a_miniature_with_the_same_loss(index, miniatures, weights, tmp_path):
-    trials = sample_trials(space_of("method_x_loss_cub200"))
-    assert trials[index].loss == trials[0].loss
-    check_first_epoch(made_small(trials[index], weights), miniatures["cub200"], tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("index", range(6))
-def test_each_recipe_of_the_comparison_learns(index, miniatures, weights, tmp_path):
-    trial = sample_trials(space_of("methods_image_folder"))[index]
-    half = trial.data.split.model_copy(update={"order": "sorted"})  # 8 of the 16 folders are sealed
-    trial = trial.model_copy(update={"data": trial.data.model_copy(update={"split": half})})
-    check_first_epoch(made_small(trial, weights), miniatures[""], tmp_path)
 
 
 @pytest.mark.slow

@@ -79,6 +79,9 @@ def sweep(
     as_published: Annotated[
         bool, typer.Option("--as-published", help="With --dry-run: a benchmark's published counts, without its images.")
     ] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Run all stages in miniature on generated images, in about a minute.")
+    ] = False,
 ) -> None:
     """Search a space, confirm the winners, open the test classes once.
 
@@ -95,7 +98,13 @@ def sweep(
     ]
     if as_published and not dry_run:
         raise CommandError("--as-published counts without images, and only --dry-run needs none. Cure: add --dry-run")
-    if as_published:
+    others = {"--dry-run": dry_run, "--data-root": data_root is not None, "--time": time_limit is not None}
+    if smoke and any(others.values()):
+        other = next(name for name, is_given in others.items() if is_given)
+        raise CommandError(
+            f"--smoke runs a miniature on generated images, and {other} is for a study. Cure: leave it out"
+        )
+    if as_published or smoke:
         overrides.append("machine.data_root=.")  # required of a space, and not read
     from raydml.search_space.space import load_space
 
@@ -109,6 +118,16 @@ def sweep(
         if (folder / "study.json").exists() and is_finished(folder):
             typer.echo(f"{folder.name} is finished; nothing to do. Other settings need a --name of their own")
         new_console().print(tables.forecast(forecast(loaded, storage, as_published=as_published)))
+        return
+    if smoke:
+        from raydml.cli.smoke import miniature, without_notes
+        from raydml.study.smoke import mark_as_smoke
+
+        with miniature(context, loaded, storage, tracking_uri) as small:
+            with without_notes():
+                folder = create(small.space, small.path, small.storage, small.tracking_uri, command_of(context))
+            mark_as_smoke(folder)
+            run_and_show(program_of(context), folder, address)
         return
     folder = create(loaded, space, storage, tracking_uri, command_of(context))
     run_and_show(program_of(context), folder, address, time_limit_s)
@@ -303,6 +322,11 @@ def show_outcome(program: str, folder: Path, console: Console) -> None:
     from raydml.tracking.store import default_uri, redacted
 
     study, models = read_study(folder), read_state(folder).models
+    if study.get("smoke"):
+        from raydml.cli.smoke import show_smoke_outcome
+
+        show_smoke_outcome(folder, console)
+        return
     uri = study["tracking_uri"] or default_uri(folder.parent)
     results = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     target, name = study_argument(folder), study["name"]

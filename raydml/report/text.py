@@ -13,6 +13,8 @@ from raydml.metrics.names import interval_text, metric_label, metric_name
 #: Whether the source of a published number chose the epoch on the test classes, in words.
 CHOSEN_ON_TEST = {True: "chosen on test", False: "", None: "unknown whether chosen on test"}
 
+SMOKE_WARNING = "Smoke run on generated images: it shows that the recipes run, and none of its numbers is a result."
+
 HOW_TO_COMPARE = (
     "Published systems are trained on all training classes; ours leave some classes out for validation. *Chosen on "
     "test* means that the epoch was selected on these test classes. *Unknown whether chosen on test* means that the "
@@ -282,7 +284,7 @@ def _cost(cost: Mapping[str, Any]) -> list[str]:
 
 def _warnings(summary: Mapping[str, Any]) -> list[str]:
     reads: Sequence[Mapping[str, Any]] = summary["test_reads"]
-    warnings = []
+    warnings = [SMOKE_WARNING] if summary.get("smoke") else []
     # finalize tests networks one by one, and then ensembles of them ("finalize: ensemble of ...").
     others = [read for read in reads if not str(read.get("purpose")).startswith("finalize")]
     num_tested = sum(len(row["runs"]) for row in summary["final"])

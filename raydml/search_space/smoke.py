@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,8 @@ NUM_EPOCHS = 2
 MAX_TRIALS = 24  # of the search
 SUFFIX = "-smoke"
 #: The largest value of a setting of a sampler or a method, where it has this setting.
-_LARGEST = {
-    **{"batch_size": 12, "images_per_class": 4, "classes_per_batch": 6, "batches_per_epoch": 2},
-    **{"num_learners": 2, "num_clusters": 4, "images_per_cluster": 4, "recluster_every": 1, "kmeans_iterations": 10},
-}
+_LARGEST = {"batch_size": 12, "images_per_class": 4, "classes_per_batch": 6, "batches_per_epoch": 2}
+_LARGEST |= {"num_learners": 2, "num_clusters": 4, "images_per_cluster": 4, "recluster_every": 1}
 _BATCH, _IMAGES_PER_CLASS, _FEWEST_TRAINING_CLASSES = 12, 4, 6  # 24 training images: two batches in an epoch
 _CROP_PX, _MARGIN_PX, _SIZE_PX = 32, 4, 48
 _FILE_OF_LIST = "list.csv"
@@ -58,7 +57,7 @@ def write_smoke_space(space: SearchSpace, folder: Path, *, max_trials: int = MAX
 
 
 def chosen_trials(trials: Sequence[Trial]) -> list[Trial]:
-    """Return the trials that have a key or a value which no trial before them has; numbers with a fraction do not count.
+    """Return the trials that have a key or a value which no trial before them has, but for numbers with a fraction.
 
     So every block of a choice, every name and every switch that was sampled is run at least once.
     """
@@ -88,15 +87,15 @@ def small_trial(trial: Trial, weights: dict[str, str]) -> dict[str, Any]:
     """Return a trial as plain values, with the sizes of a miniature. weights: backbone -> file of random weights.
 
     Small: crops of 32 px or the nearest size that the backbone takes, batches of 12 images, 2 learners, 4 clusters that
-    are made anew in each epoch, recall at 1 and 2. Without effect on whether it runs, and slow: `compile`, which is off.
-    Data sets that need no files keep their images, batches and methods.
+    are made anew in each epoch, recall at 1 and 2. `compile`, which takes a minute for each trial, is off. Data sets
+    that need no files keep their images, batches and methods.
     """
     plain = trial.model_dump(mode="json")
     for block in ("sampler", "method") if has_files(trial) else ():
         plain[block] |= {
             key: min(value, _LARGEST[key])
             for key, value in plain[block].items()
-            if key in _LARGEST and isinstance(value, int)
+            if key in _LARGEST and isinstance(value, int) and plain[block].get("num_learners") != 1
         }
     selected = trial.select_on.removeprefix("val_recall_at_")
     k = int(selected) if selected.isdigit() and int(selected) <= _IMAGES_PER_CLASS else 1
@@ -128,13 +127,13 @@ def has_files(trial: Trial) -> bool:
 def write_images(trials: Sequence[Trial], root: Path, classes_per_part: int) -> None:
     """Write a miniature of each data set of the trials, which their readers find in root."""
     root.mkdir(parents=True, exist_ok=True)
-    sizes = {"classes_per_part": classes_per_part, "images_per_class": _IMAGES_PER_CLASS, "size_px": _SIZE_PX}
+    small = partial(build, classes_per_part=classes_per_part, images_per_class=_IMAGES_PER_CLASS, size_px=_SIZE_PX)
     for name in dict.fromkeys(trial.data.name for trial in trials if has_files(trial)):
         if name in BENCHMARK_OF:
             key = BENCHMARK_OF[name]
-            build(key, root / BENCHMARKS[key].folders[0], **sizes)
+            small(key, root / BENCHMARKS[key].folders[0])
         else:
-            build(name, root, **sizes, layout=_FILE_OF_LIST if name == "image_list" else None)
+            small(name, root, layout=_FILE_OF_LIST if name == "image_list" else None)
 
 
 def _classes_per_part(trial: Trial) -> int:

@@ -88,7 +88,11 @@ def _run(
         "study_started",
         study=study.name,
         study_id=study_json["study_id"],
-        config={**study_json["study"], "select_on": session.metric},
+        config={
+            **study_json["study"],
+            "select_on": session.metric,
+            **({"smoke": True} if study_json.get("smoke") else {}),
+        },
         storage=study_json["storage"],
         commit=study_json["commit"],
         dataset=study_json["trials"][0]["data"]["name"],

@@ -2,6 +2,7 @@
 
 {
     "study": name, "created": ISO time, "metric": what trials are ranked by, "question": text | None,
+    "smoke": whether it ran on generated images, so that its numbers mean nothing,
     "plan": {"dataset", "num_trials", "num_grid_points" (trials that each of --num-trials stands for), "scheduler",
              "epochs" (the longest trial's), "rungs": [epoch], "folds" | None, "seeds" | None,
              "stages": [those planned], "finished": [those with a result]},
@@ -78,6 +79,7 @@ def summarise(folder: Path) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "study": study["name"],
         "created": study["created"],
+        "smoke": bool(study.get("smoke")),
         "metric": metric,
         "question": question_of(_text(folder / "space.yaml")),
         "plan": _plan(study, searched, found),

@@ -273,6 +273,8 @@ def _describe_study(update: RunUpdate, study: StudyState, folder: Path) -> None:
     update.params = params_of({**study.config, **study.constant})
     _set_status(update, study.state, study.changed_s)
     update.tags |= {**_origin(study), "raydml.stage": study.stage, "mlflow.note.content": _note(folder)}
+    if study.config.get("smoke"):
+        update.tags["raydml.smoke"] = "true"
     if study.test_reads:
         update.tags["raydml.last_test_read"] = _moment(study.test_reads[-1])
     update.tags |= {legal_name(name): _text(value) for name, value in study.summary.tags.items()}

@@ -91,9 +91,9 @@ class Trainer:
         val_r_precision, val_map_at_r, the same of binary codes where the trial has them (val_binary_...),
         best_<select_on>, learning_rate (of the head, at the last step), gradient_norm (over all parameters before
         clipping, mean over the batches), sampler_coverage, sampler_duplicates, epoch_s, images_per_s (training alone),
-        peak_memory_bytes (so far, see `ops/memory.py`), after a clustering the metrics of the method and clustering_s (features included), and ended: "" before the last
-        epoch, then "finished", "non_finite_loss" or "collapsed". Every number is finite: what could not be measured is
-        absent.
+        peak_memory_bytes (so far, see `ops/memory.py`), after a clustering the metrics of the method and clustering_s
+        (features included), and ended: "" before the last epoch, then "finished", "non_finite_loss" or "collapsed".
+        Every number is finite: what could not be measured is absent.
         """
         for result in self.steps():
             if result is not None:

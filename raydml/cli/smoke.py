@@ -1,0 +1,93 @@
+"""`sweep SPACE --smoke`: all stages of a study in miniature, on generated images."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import typer
+from click.core import ParameterSource
+from rich.console import Console
+
+from raydml.cli.arguments import CommandError, echo, new_console
+from raydml.cli.tables import bytes_text, short_path
+
+if TYPE_CHECKING:
+    from raydml.search_space.space import SearchSpace
+
+
+class Miniature(NamedTuple):
+    """A space in miniature, its file, and where its study is kept."""
+
+    space: SearchSpace
+    path: Path
+    storage: Path
+    tracking_uri: str | None
+
+
+@contextmanager
+def miniature(
+    context: typer.Context, space: SearchSpace, storage: Path, tracking_uri: str | None
+) -> Iterator[Miniature]:
+    """Make a space small, in a temporary storage with an MLflow store of its own unless the options name others."""
+    from raydml.search_space.smoke import SUFFIX, write_smoke_space
+    from raydml.search_space.space import load_space
+
+    kept = context.get_parameter_source("storage") is ParameterSource.COMMANDLINE
+    if context.get_parameter_source("tracking_uri") is not ParameterSource.COMMANDLINE:
+        tracking_uri = None  # MLFLOW_TRACKING_URI is where results go, and these are none
+    with _folder(storage if kept else None) as folder:
+        with without_notes():
+            path = write_smoke_space(space, folder / f"{space.study.name}{SUFFIX}-data")
+            small = Miniature(load_space(path), path, folder, tracking_uri)
+        try:
+            yield small
+        except typer.Exit:
+            if not kept:
+                echo(
+                    new_console(),
+                    "The folder of this smoke run was temporary: run it again, or keep it with --storage.",
+                )
+            raise
+
+
+@contextmanager
+def _folder(storage: Path | None) -> Iterator[Path]:
+    if storage is not None:
+        yield storage.resolve()
+        return
+    with tempfile.TemporaryDirectory(prefix="raydml-smoke-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder).resolve()
+
+
+@contextmanager
+def without_notes() -> Iterator[None]:
+    """Leave out that a miniature has other counts than published, and fewer epochs than the space."""
+    logger = logging.getLogger("raydml")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def show_smoke_outcome(folder: Path, console: Console) -> None:
+    """Print one line on whether the recipes run. Raises CommandError with the trials that crashed."""
+    from raydml.study.smoke import smoke_outcome
+
+    outcome = smoke_outcome(folder)
+    crashed = [failure for failure in outcome.failures if ": crashed" in failure]
+    if crashed:
+        raise CommandError(
+            f"{len(crashed)} of {outcome.num_trials} trials crashed:\n  " + "\n  ".join(crashed) + "\n"
+            f"Cure: change these recipes in SPACE, or with --set. All events: {short_path(folder / 'events.jsonl')}"
+        )
+    for failure in outcome.failures:
+        echo(console, f"note: {failure}")
+    memory, seconds = bytes_text(outcome.peak_memory_bytes), outcome.seconds_per_step
+    echo(console, f"recipe runs: {outcome.num_trials} trials, peak memory {memory}, {seconds:.3g} s per step")

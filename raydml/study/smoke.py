@@ -1,0 +1,48 @@
+"""The mark of a study that ran in miniature, on generated images, and what it shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from raydml.study.events import read_state
+from raydml.study.folder import read_study, write_json
+
+
+class SmokeOutcome(NamedTuple):
+    """num_trials: of all stages. peak_memory_bytes: the largest of a trial. seconds_per_step: of training, the median
+    over the epochs. failures: one sentence for each trial that did not reach its end."""
+
+    num_trials: int
+    peak_memory_bytes: int
+    seconds_per_step: float
+    failures: list[str]
+
+
+def mark_as_smoke(folder: Path) -> None:
+    """Record in study.json that the numbers of a study mean nothing; its report and its MLflow run say so, too."""
+    write_json(folder / "study.json", {**read_study(folder), "smoke": True})
+
+
+def smoke_outcome(folder: Path) -> SmokeOutcome:
+    """Return what the trials of a study show, from its events."""
+    trials = list(read_state(folder).trials.values())
+    epochs = [(trial.config["sampler"], metrics) for trial in trials for metrics in trial.epochs.values()]
+    seconds = [_batch_size(sampler) / m["images_per_s"] for sampler, m in epochs if m.get("images_per_s")]
+    return SmokeOutcome(
+        len(trials),
+        int(max((metrics.get("peak_memory_bytes", 0) for _, metrics in epochs), default=0)),
+        median(seconds) if seconds else 0.0,
+        [
+            f"{trial.trial} ({trial.recipe}): {trial.ended.replace('_', ' ')}"
+            + (f", {trial.error}" if trial.error else "")
+            for trial in trials
+            if trial.ended not in ("finished", "stopped_early")
+        ],
+    )
+
+
+def _batch_size(sampler: dict[str, Any]) -> int:
+    size: int = sampler.get("batch_size") or sampler["classes_per_batch"] * sampler["images_per_class"]
+    return size

@@ -1,0 +1,67 @@
+"""A study whose trials and tasks run in this process, with everything of raydml and without Ray's processes.
+
+A worker of Ray takes seconds to start. Where only it matters that a study runs from its first trial to its report, this
+saves nearly all the time.
+"""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+from raydml.config.trial import fingerprint
+from raydml.study import stages
+from raydml.study.events import read_trials
+from raydml.study.runner import StudyEvents
+from raydml.training.trainer import Trainer
+
+
+class _Task:
+    """A remote function that is called at once."""
+
+    def __init__(self, remote_function):
+        self._function = remote_function._function
+
+    def options(self, **_resources):
+        return self
+
+    def remote(self, *arguments):
+        return _Result(self._function(*arguments))
+
+
+class _Result:
+    """The reference to a value that is there."""
+
+    def __init__(self, value):
+        self.value = value
+
+
+def _fetch(references):
+    return [one.value for one in references] if isinstance(references, list) else references.value
+
+
+def _run_trials(session, stage, trials, configurations, scheduler):  # noqa: ARG001 - all trials run to their end
+    record = StudyEvents(str(session.folder), stage, None, None)
+    most = max(trial.epochs for trial in trials.values())
+    session.record("stage_started", stage=stage, num_trials=len(trials), num_ended=0, max_epochs=most)
+    for key, settings in trials.items():
+        run = {"key": key, "trial": settings.model_dump(mode="json"), "fingerprint": fingerprint(settings)}
+        trial = SimpleNamespace(config={"run": {**run, "configuration": configurations[key]}}, last_result=None)
+        record.on_trial_start(0, [], trial)
+        trainer = Trainer(settings, session.machine, device="cpu")
+        for epoch in trainer.epochs():
+            trial.last_result = {"record": epoch}
+            record.on_trial_result(0, [], trial, trial.last_result)
+        trainer.save(session.folder / stage / "run-000" / key / "checkpoint_000000")
+        record.on_trial_complete(0, [], trial)
+    return read_trials(session.folder, stage)
+
+
+def without_ray(monkeypatch):
+    """Let `run_study` run everything in this process."""
+    for name in ("evaluate_remotely", "evaluate_ensemble_remotely", "illustrate_remotely"):
+        monkeypatch.setattr(stages, name, _Task(getattr(stages, name)))
+    monkeypatch.setattr(stages, "run_trials", _run_trials)
+    monkeypatch.setattr(stages, "connected", lambda _address: nullcontext())
+    monkeypatch.setattr(stages, "trial_resources", lambda *_, **__: {"cpu": 1.0, "gpu": 0.0})
+    monkeypatch.setattr(stages, "_fetch", _fetch)
+    monkeypatch.setattr(stages, "num_slots", lambda _session: 1)
+    monkeypatch.setattr(stages, "ray", SimpleNamespace(wait=lambda pending, **_: (pending[:1], pending[1:])))

@@ -1,0 +1,54 @@
+"""Every space that comes with raydml, run in miniature."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from raydml.search_space.smoke import write_smoke_space
+from raydml.search_space.space import load_space
+from raydml.study.events import read_state
+from raydml.study.folder import create_study, read_json
+from raydml.study.smoke import mark_as_smoke, smoke_outcome
+from raydml.study.stages import run_study
+from tests.study.in_process import without_ray
+
+SPACES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
+# These run with their own backbone, one of each system and of each benchmark; the others with a tiny one.
+OWN_BACKBONE = {"divide_conquer_sop", "classification_cars196", "deep_metric_inshop", "multi_similarity_cub200"}
+OWN_BACKBONE |= {"mdr_cub200", "mic_vehicleid", "digits", "glyphs", "image_folder", "loss_zoo"}
+OWN_BACKBONE |= {"methods_digits", "methods_image_folder"}
+EVERY_LOSS = {"reality_check_cub200", "method_x_loss_cub200"}  # the zoo has a test of its own
+
+
+def smoke_overrides(name):
+    overrides = ["machine.data_root=.", "machine.device=cpu"]
+    if name in OWN_BACKBONE:
+        return overrides
+    overrides += ["trial.model.backbone=convnet", "trial.model.weights=none"]
+    # Its embedding is the pooled features themselves.
+    return [*overrides, "trial.model.embedding_dim=128"] if name.startswith("classification") else overrides
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
+def test_every_space_runs_in_miniature_from_its_first_trial_to_its_report(path, tmp_path, monkeypatch):
+    without_ray(monkeypatch)
+    space = load_space(path, smoke_overrides(path.stem))
+    small = write_smoke_space(space, tmp_path / "data", max_trials=24 if path.stem in EVERY_LOSS else 2)
+    folder = create_study(load_space(small), storage=tmp_path, tracking_uri="sqlite:///unused.db", space_text="text")
+    mark_as_smoke(folder)
+    assert run_study(folder).status == "finished"
+    outcome = smoke_outcome(folder)
+    assert outcome.failures == []
+    for trial in read_state(folder).trials.values():
+        assert len(trial.epochs) == 2
+        for metrics in trial.epochs.values():
+            assert math.isfinite(metrics["train_loss"])
+            assert 0 <= metrics["val_map_at_r"] <= 1
+            # May be 0: the classes of the miniatures differ so much that all pairs are beyond their margins.
+            assert math.isfinite(metrics["gradient_norm"])
+            assert "clustering_s" not in metrics or metrics["clustering_s"] > 0
+    assert space.study.finalize is None or read_json(folder / "final.json")[0]["metrics"]
+    assert "Smoke run on generated images" in (folder / "report" / "report.html").read_text(encoding="utf-8")
+    assert read_json(folder / "study.json")["name"] == f"{path.stem}-smoke"
