@@ -130,19 +130,24 @@ class FinalizeStage(Section):
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
-_MAX_NAME = 200  # a file system takes 255, and the names of copies, models and partial files are longer
+MAX_STUDY_NAME = 200  # a file system takes 255, and the names of copies, models and partial files are longer
 #: What the folder of the studies contains besides them, in lower case: some file systems do not tell cases apart.
 _STORAGE_NAMES = ("cache", "mlartifacts", "mlflow.db", "mlruns", "test_reads.jsonl")
+
+
+def is_storage_name(name: str) -> bool:
+    """Return whether the folder of the studies contains, or may contain, something else of this name."""
+    return name.lower() in _STORAGE_NAMES or name.lower().startswith("mlflow.db-")  # SQLite's files beside the store
 
 
 def _study_name(name: str) -> str:
     if not re.fullmatch(_NAME, name):
         cure = "use letters, digits, dots, dashes and underscores, and begin with a letter or a digit"
         raise ConfigError([Problem("", name, "is not a usable name of a folder", cure=cure)])
-    if len(name) > _MAX_NAME:
-        message = f"has {len(name)} letters, and the name of a study at most {_MAX_NAME}"
+    if len(name) > MAX_STUDY_NAME:
+        message = f"has {len(name)} letters, and the name of a study at most {MAX_STUDY_NAME}"
         raise ConfigError([Problem("", name, message, cure="give a shorter name (--name)")])
-    if name.lower() in _STORAGE_NAMES or name.lower().startswith("mlflow.db-"):  # SQLite's files beside the store
+    if is_storage_name(name):
         message = "is the name of something else in the folder of the studies"
         cure = f"give another name (--name {name.replace('.', '-')}-study)"
         raise ConfigError([Problem("", name, message, cure=cure)])

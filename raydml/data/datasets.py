@@ -9,7 +9,7 @@ from raydml.data.benchmarks import BENCHMARK_OF, BENCHMARKS, folder_of, notes_of
 from raydml.data.catalog import Catalog, DataError, catalog_of, refuse_small_classes
 from raydml.data.glyphs import draw_glyphs, open_glyphs
 from raydml.data.image_folder import scan_folders
-from raydml.data.image_list import read_image_list
+from raydml.data.image_list import find_list, read_image_list
 from raydml.errors import did_you_mean
 
 DATASETS = {
@@ -58,6 +58,10 @@ def open_catalog(name: str, root: Path | None, list_file: str | None = None) -> 
         return catalog_of(name, folder_of(key, root), files, protocols=protocols, notes=notes, kind=kind)
     if name == "image_folder":
         files, notes, kind = scan_folders(root)
+        if list_found := find_list(root):
+            notes += (
+                f"the folders are the classes; the list {list_found} is not used (data.name: image_list uses it)",
+            )
     else:
         files, notes = read_image_list(root, list_file)
         kind = f"{{classes}} in the list {Path(str(list_file)).name}"

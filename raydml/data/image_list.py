@@ -255,12 +255,15 @@ def _find(root: Path, entries: Sequence[ImageEntry]) -> tuple[list[ImageFile], d
 
 def _spellings(path: str) -> Iterator[str]:
     """Yield other paths that a list of another system may mean: with "/", in other Unicode spellings."""
-    slashed = _plain(path.replace("\\", "/"))
-    for place in (path, slashed):
-        for spelled in (place, readable(place)):
-            for form in (spelled, unicodedata.normalize("NFC", spelled), unicodedata.normalize("NFD", spelled)):
-                if form != path and not _leaves(form) and not os.path.isabs(form):
-                    yield form
+    others: dict[str, None] = {}  # in order, each once: a list may have 100,000 such paths
+    for place in (path, _plain(path.replace("\\", "/"))):
+        for spelled in dict.fromkeys((place, readable(place))):
+            others[spelled] = None
+            if not spelled.isascii():
+                others |= dict.fromkeys(unicodedata.normalize(form, spelled) for form in ("NFC", "NFD"))
+    for other in others:
+        if other != path and not _leaves(other):
+            yield other
 
 
 def _split_problems(entries: list[ImageEntry]) -> list[str]:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from raydml.images.pixels import decode
 from raydml.images.preprocessing import MAX_ASPECT, Preprocessing
 from raydml.models.network import Network, build_network
 from raydml.models.pretrained import load_exactly
@@ -179,16 +180,21 @@ class EmbeddingModel:
         (N, H, W, 3). Each is resized, cropped to its centre and normalised, as in the evaluation of its trial.
 
         Raises ExportError for a single image that is not in a list, PreprocessingError for another kind of array, and
-        OSError for a file that is no image.
+        UnreadableImage for a file without pixels.
         """
         if isinstance(images, (str, Path, Image.Image)) or (isinstance(images, np.ndarray) and images.ndim != 4):
             raise ExportError(f"images: expected a list of images, got one {type(images).__name__}; write [image]")
         embeddings = np.empty((len(images), self.embedding_dim), dtype=np.float32)
         for start in range(0, len(images), batch_size):
             rows = slice(start, start + batch_size)
-            pixels = torch.from_numpy(np.stack([self.preprocessing.read(image) for image in images[rows]]))
+            pixels = torch.from_numpy(np.stack([self._read(image) for image in images[rows]]))
             embeddings[rows] = self.embed_crops(pixels)
         return embeddings
+
+    def _read(self, image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
+        if isinstance(image, (str, Path)):
+            image = decode(Path(), str(image), self.preprocessing.resizing)  # every format, as in a trial
+        return self.preprocessing.read(image)
 
     @torch.inference_mode()
     def embed_crops(self, pixels: Tensor) -> NDArray[np.float32]:

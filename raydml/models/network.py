@@ -247,9 +247,10 @@ def fetch_weights(backbone: str, weights: str) -> Path | None:
         if facts.weights_file is None:
             raise WeightsError(f"weights: default; backbone {backbone} has no published weights: {facts.weights_cure}")
         return published_weights(facts.weights_file)
-    if not Path(weights).is_file():
+    file = Path(weights).expanduser()
+    if not file.is_file():
         raise WeightsError(f"weights: no such file: {weights}. Give a .pth or .safetensors file, default, or none")
-    return Path(weights)
+    return file
 
 
 def _load(network: Network, facts: BackboneFacts, path: Path) -> None:

@@ -23,10 +23,12 @@ from typing import Any, NamedTuple, TypeVar
 from raydml import registry
 from raydml.config.rules import problems_of_plugins
 from raydml.config.trial import (
+    MAX_STUDY_NAME,
     Machine,
     StudySettings,
     Trial,
     fingerprint,
+    is_storage_name,
     parse_machine,
     parse_study,
     parse_trial,
@@ -159,7 +161,8 @@ def _below(path: str, others: tuple[str, ...]) -> bool:
 def study_name_from(name: str) -> str:
     """Return the name of a study for the name of a file or folder, which may have any letters."""
     usable = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "-" for letter in name)
-    return usable.lstrip("._-") or "study"
+    usable = usable.lstrip("._-")[: MAX_STUDY_NAME - len("-study")] or "study"
+    return f"{usable}-study" if is_storage_name(usable) else usable
 
 
 def _settings(

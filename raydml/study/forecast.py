@@ -214,7 +214,7 @@ def find_weights(trial: Trial) -> tuple[bool | None, str]:
     weights, facts = trial.model.weights, BACKBONES[trial.model.backbone]
     if weights == "none":
         return None, "random weights"
-    path = Path(weights)
+    path = Path(weights).expanduser()
     if weights == "default" and facts.weights_file is not None:
         path = path_of_published(facts.weights_file)
     if path.is_file():

@@ -267,5 +267,7 @@ def test_the_only_list_of_a_folder_is_found(tmp_path):
     (tmp_path / "prices.csv").write_text("item;price\na;1\n")
     (tmp_path / "photos.csv").write_text("\ufefflabel;path\nx;a/0.png\n", encoding="utf-8")
     assert find_list(tmp_path) == "photos.csv"
+    folder_of(tmp_path, a=2)
+    assert "the list photos.csv is not used" in open_catalog("image_folder", tmp_path).notes[0]
     (tmp_path / "other.tsv").write_text("path\tlabel\n")
     assert find_list(tmp_path) is None

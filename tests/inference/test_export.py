@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import raydml.export
+from raydml.images.pixels import UnreadableImage
 from raydml.images.preprocessing import PreprocessingError
 from raydml.inference.export import EmbeddingModel, ExportError, export_model, is_exported, load_checkpoint
 from raydml.models.network import build_network, preprocessing_for
@@ -205,8 +206,15 @@ def test_one_image_without_a_list_is_refused(model, tmp_path):
     with pytest.raises(PreprocessingError, match="uint8"):
         model.embed([image(20, 20).astype(np.float32)])
     (tmp_path / "text.jpg").write_text("not an image")
-    with pytest.raises(OSError, match=r"text\.jpg"):
+    with pytest.raises(UnreadableImage, match=r"text\.jpg"):
         model.embed([tmp_path / "text.jpg"])
+
+
+def test_a_path_is_decoded_by_the_rules_of_a_trial(model, tmp_path):
+    """A damaged EXIF block and a large colour profile are no faults, and HEIC is a format (tests/images)."""
+    Image.fromarray(image(20, 20)).save(tmp_path / "a.png", icc_profile=bytes(2_000_000))
+    (tmp_path / "a.png").rename(tmp_path / "a.heic")  # the content decides
+    assert np.array_equal(model.embed([tmp_path / "a.heic"]), model.embed([image(20, 20)]))
 
 
 def test_training_and_serving_need_little_more_than_torch():

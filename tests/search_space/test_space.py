@@ -7,9 +7,16 @@ import time
 
 import pytest
 
-from raydml.config.trial import fingerprint
+from raydml.config.trial import fingerprint, parse_study
 from raydml.search_space.domains import Range, num_configurations, published_point, resolve, to_plain, with_domains
-from raydml.search_space.space import MAX_CONFIGURATIONS, SpaceError, covering_picks, load_space, sample_trials
+from raydml.search_space.space import (
+    MAX_CONFIGURATIONS,
+    SpaceError,
+    covering_picks,
+    load_space,
+    sample_trials,
+    study_name_from,
+)
 from raydml.search_space.yaml_reader import read_yaml
 
 # Line 1 is "trial:", each key below it has the line one counts here.
@@ -745,3 +752,13 @@ def test_a_file_that_is_not_utf_8_is_refused_with_its_line(write):
         handle.write(b"# two\n# caf\xe9\n")
     message = str(problems_of(path))
     assert f"space.yaml:{TEN.count(chr(10)) + 2}: is not UTF-8: byte 0xe9\n    cure: save the file in UTF-8" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("my photos", "my-photos"), ("cache", "cache-study"), ("MLflow.db", "MLflow.db-study"), ("..", "study")],
+)
+def test_a_study_named_after_a_file_or_folder_has_a_usable_name(name, expected):
+    assert study_name_from(name) == expected
+    parse_study({"name": study_name_from("ü" * 300)})
+    parse_study({"name": study_name_from("cache" + "x" * 300)})
