@@ -100,11 +100,6 @@ class TrialState:
         return int(self.config.get("epochs") or self.num_epochs)
 
     @property
-    def num_settled_epochs(self) -> int:
-        """Planned epochs that will not run any more or have run: all of them once the trial has ended."""
-        return self.num_planned_epochs if self.ended else self.num_epochs
-
-    @property
     def recipe(self) -> str:
         return recipe_of(self.config)
 

@@ -248,22 +248,6 @@ class StudyState:
         scored = [trial for trial in self.of_stage(stage) if trial.best is not None]
         return max(scored, key=lambda trial: trial.best or 0.0, default=None)
 
-    def settled(self, stage: str) -> tuple[int, int]:
-        """Return the settled epochs of a stage and the epochs it may cost at most: what a progress bar shows.
-
-        A trial that is stopped early settles its whole budget at once, so the bar never overstates what is left.
-        """
-        plan = self.stages.get(stage, StageState(stage))
-        trials = self.of_stage(stage)
-        total = max(plan.num_trials * plan.max_epochs, sum(trial.num_planned_epochs for trial in trials))
-        done = total if plan.finished else sum(trial.num_settled_epochs for trial in trials)
-        return min(done, total), total
-
-    @property
-    def num_test_reads(self) -> int:
-        """Reads of the test classes by the finalize stage; later evaluations do not count."""
-        return sum(read.get("stage") == "finalize" for read in self.test_reads)
-
     @property
     def num_tested(self) -> int:
         """Networks that finalize has begun to test, since the search was last given more trials."""

@@ -175,7 +175,7 @@ def _run_stage(session: StudySession, stage: str, received: list[int]) -> None:
     if received:
         raise Interrupted(received[0])
     if not result.exists():
-        raise StudyError(f"stage {stage} stopped before all its trials have ended; see {events_path(session.folder)}")
+        raise StudyError(f"stage {stage} stopped before all its trials ended; see {events_path(session.folder)}")
 
 
 def search_trials(study_json: Mapping[str, Any]) -> dict[str, Trial]:
@@ -193,7 +193,7 @@ def _search(session: StudySession) -> None:
     if len(failed) == len(trials):
         raise StudyError(
             f"no trial of the search has a value of {session.metric}: {_endings(states)}. Nothing can be ranked. "
-            "Cure: gentler settings (smaller learning rates, say) under another --name"
+            "Cure: smaller learning rates, for example, in a new study (--name)"
         )
     _finish(session, "search", trials, states, lambda: rank(states.values()))
 
@@ -271,7 +271,7 @@ def _confirmed(rows: Mapping[str, Mapping[str, Any]], states: Mapping[str, Trial
     # A configuration with a failed run is not confirmed: its mean would be over fewer, perhaps easier, folds.
     complete = [group for group in groups.values() if all(run["value"] is not None for run in group["runs"])]
     if not complete:
-        raise StudyError(f"no configuration got through all its folds and seeds: {_endings(states)}")
+        raise StudyError(f"no configuration finished all its folds and seeds: {_endings(states)}")
     for group in complete:
         interval = t_interval([run["value"] for run in group["runs"]])
         group |= {"mean": interval.mean, "half_width": interval.half_width, "num_runs": len(group["runs"])}
@@ -425,7 +425,7 @@ def _test_runs(session: StudySession, stage: str, keys: Sequence[str], num_done:
             continue
         found = newest_checkpoint(session.folder, stage, key)
         if found is None:
-            raise StudyError(f"no intact checkpoint of {key} is left in {session.folder / stage}: it cannot be tested")
+            raise StudyError(f"{key} cannot be tested: it has no intact checkpoint in {session.folder / stage}")
         _record_test_read(session, key, found)
         pending[task.remote(str(found), machine, *record, str(_embeddings_file(session, key)))] = key
     while pending:
