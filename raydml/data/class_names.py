@@ -7,13 +7,14 @@ from collections.abc import Iterable
 
 from raydml.data.catalog import listed
 
-#: Folders that divide the images of a data set; a class of the same name in several of them is one class.
-PART_FOLDERS = frozenset(
+#: Names of folders that divide the images of a data set; a class of the same name in several of them is one class.
+PART_NAMES = frozenset(
     (
         *("train", "training", "trainval", "val", "valid", "validation", "dev", "test", "testing", "eval"),
         *("evaluation", "holdout", "query", "queries", "gallery", "galleries", "probe"),
     )
 )
+_BESIDE_PARTS = frozenset(("set", "data", "dataset", "images", "imgs", "split", "folder", "part", "seg"))
 _LIST_FOR_SPLIT = "for another split write a CSV list with the columns path,label,split (data.name: image_list)"
 _NOT_UTF8 = re.compile("[\udc80-\udcff]+")  # how Python keeps the bytes of such a file name
 
@@ -83,4 +84,7 @@ def join_parts(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def _is_part(step: str) -> bool:
-    return step.casefold() in PART_FOLDERS
+    """Return whether a folder is named like a part: train, Test, testing_set, train2, valset, seg_train."""
+    words = re.findall(r"[a-z]+", step.casefold())
+    parts = [word for word in words if word.removesuffix("set") in PART_NAMES]
+    return bool(parts) and all(word in parts or word in _BESIDE_PARTS for word in words)

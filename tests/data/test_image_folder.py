@@ -186,7 +186,7 @@ class TestFormats:
 
 
 class TestOneClassForOneName:
-    @pytest.mark.parametrize("parts", [("train", "val"), ("Train", "Test"), ("query", "gallery")])
+    @pytest.mark.parametrize("parts", [("train", "val"), ("Train", "testing_set"), ("query", "gallery")])
     def test_the_same_classes_in_train_and_val_are_joined(self, tmp_path, parts):
         folder_of(tmp_path, **{f"{part}/{name}": 1 for part in parts for name in "ab"}, **{f"{parts[0]}/c": 2})
         catalog = open_catalog("image_folder", tmp_path)
