@@ -4,13 +4,14 @@ import csv
 import io
 import os
 import re
+import shlex
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from raydml.data.catalog import PARTS, ROLES, DataError, ImageEntry, ImageFile, find_files, listed
+from raydml.data.catalog import PARTS, ROLES, DataError, ImageEntry, ImageFile, find_files, listed, log_notes
 from raydml.data.class_names import join_spellings, readable
 from raydml.data.formats import CONVERT, count_suffixes, is_undecoded
 
@@ -95,7 +96,10 @@ def read_image_list(root: Path, list_file: str | None) -> ListedImages:
 
 
 def find_list(root: Path) -> str | None:
-    """Return the name of the list in a folder: its only CSV file with the columns path and label; None without one."""
+    """Return the name of the list in a folder: its only CSV file with the columns path and label; None without one.
+
+    Where there are several, none is chosen, and a note names them.
+    """
     found = []
     for file in sorted(root.iterdir()):
         if file.suffix.lower() in (".csv", ".tsv") and file.is_file():
@@ -104,6 +108,9 @@ def find_list(root: Path) -> str | None:
             first = next(csv.reader(io.StringIO(_without_excels_line(start)), delimiter=_separator_of(start)), [])
             if set(_COLUMNS[:2]) <= {column.strip() for column in first}:
                 found.append(file.name)
+    if len(found) > 1:
+        one = f"--set trial.data.name=image_list --set trial.data.list_file={shlex.quote(found[0])}"
+        log_notes([f"{root} holds {len(found)} lists of images ({listed(found)}), and none is used; to use one: {one}"])
     return found[0] if len(found) == 1 else None
 
 

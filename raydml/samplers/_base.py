@@ -98,7 +98,8 @@ class Sampler(abc.ABC):
     def cut_to(cls, labels: np.ndarray, **settings: Any) -> dict[str, Any]:  # noqa: ARG003
         """Return the settings with those that are upper limits cut to what images with these labels (N,) allow.
 
-        Such as the classes in a batch, where there are fewer training classes. Settings that fit are not changed.
+        Such as the classes in a batch, where there are fewer training classes. Settings that the constructor accepts
+        are not changed.
         """
         return settings
 
@@ -350,13 +351,12 @@ def cut_groups(
 ) -> dict[str, Any]:
     """Return settings with batch_size and images_per_class cut to what images with these labels (N,) allow.
 
-    No class is needed to give more images than the largest one has. each_class_once: a batch has at most one group of a
-    class. all_different: a batch has at most N images. A batch has at least two groups.
+    each_class_once: a batch has at most one group of a class. all_different: a batch has at most N images. A batch has
+    at least two groups.
     """
     counts = np.unique(labels, return_counts=True)[1]
     batch_size, per_class = settings["batch_size"], settings["images_per_class"]
-    fewer_images = min(per_class, max(2, int(counts.max(initial=0))))
-    fewer_images = min(fewer_images, max(1, int(counts.sum()) // 2)) if all_different else fewer_images
+    fewer_images = min(per_class, max(1, int(counts.sum()) // 2)) if all_different else per_class
     limits = [batch_size // per_class]
     limits += [len(counts)] if each_class_once else []
     limits += [int(counts.sum()) // fewer_images] if all_different else []

@@ -57,9 +57,8 @@ class ClassBalanced(Sampler):
 
     @classmethod
     def cut_to(cls, labels: np.ndarray, **settings: Any) -> dict[str, Any]:
-        counts = np.unique(labels, return_counts=True)[1]
-        limits = {"classes_per_batch": len(counts), "images_per_class": int(counts.max(initial=0))}
-        return {**settings, **{key: min(settings[key], max(2, most)) for key, most in limits.items()}}
+        # Not the images of a class: a class with fewer repeats them, each time in another crop.
+        return {**settings, "classes_per_batch": min(settings["classes_per_batch"], max(2, len(np.unique(labels))))}
 
     def plan(self, generator: np.random.Generator) -> EpochPlan:
         """The batches of the next epoch. Advances the cursors and the generator; same states, same plan."""

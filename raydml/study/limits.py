@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from raydml import registry
 from raydml.config.recipe import flatten, value_text
+from raydml.config.sections import SplitSettings
 from raydml.config.trial import StudySettings, Trial, parse_trial
 from raydml.data.catalog import Catalog, counted
-from raydml.data.splits import Split, largest_num_folds, make_split
+from raydml.data.splits import largest_num_folds, make_split
 from raydml.training.trial_images import Catalogs
 
 _logger = logging.getLogger("raydml")
@@ -35,18 +36,22 @@ def trials_within_limits(trials: Sequence[Trial], catalogs: Catalogs, num_folds:
     """
     cut: dict[str, Trial] = {}
     done: dict[str, Trial] = {}
+    parts: dict[str, _Parts] = {}  # with a large data set, each takes a while
     changes: dict[tuple[str, str], set[str]] = {}  # (key, new value) -> old values
     for trial in trials:
         kept = trial.model_dump_json(include={"data", "sampler", "method", "recall_at"})
+        data = trial.data.model_dump_json(include={"name", "list_file", "split"})
+        if data not in parts:
+            parts[data] = _parts_of(trial.data.split, catalogs.of(trial), num_folds)
         if kept not in done:
-            done[kept] = _within_limits(trial, catalogs.of(trial), num_folds)
+            done[kept] = _within_limits(trial, parts[data])
             for key, old, new in _differences(trial, done[kept]):
                 changes.setdefault((key, new), set()).add(old)
         changed = done[kept].model_dump(mode="json", include={"data", "sampler", "method", "recall_at"})
         whole = trial.model_dump(mode="json")
         result = trial if all(whole[key] == changed[key] for key in changed) else parse_trial({**whole, **changed})
         cut.setdefault(result.model_dump_json(), result)
-    for line in dict.fromkeys(_divided(trial, catalogs.of(trial)) for trial in cut.values()):
+    for line in dict.fromkeys(one.line for one in parts.values()):
         _logger.info("%s", line)
     if changes:
         cuts = [f"{key} {' and '.join(sorted(olds, key=_size))} -> {new}" for (key, new), olds in changes.items()]
@@ -67,35 +72,46 @@ def study_within_limits(study: StudySettings, trials: Iterable[Trial]) -> StudyS
     return study.model_copy(update={"confirm": study.confirm.model_copy(update={"folds": most})})
 
 
-def used_splits(trial: Trial, catalog: Catalog, num_folds: int) -> list[Split]:
-    """Return the splits of the search and of the first folds."""
-    folds = dict.fromkeys((trial.data.split.fold, *range(num_folds)))
-    settings = [trial.data.split.model_copy(update={"fold": fold}) for fold in folds]
-    return [make_split(catalog, **one.model_dump()) for one in settings]
+class _Parts(NamedTuple):
+    """How the classes of a data set are divided for some trials.
+
+    split: with as many folds as there can be. train_labels: of the search and of each used fold. num_scored: images of
+    the smallest part that is scored. line: the division of the search, in words.
+    """
+
+    split: SplitSettings
+    train_labels: list[np.ndarray]
+    num_scored: int
+    line: str
 
 
-def _divided(trial: Trial, catalog: Catalog) -> str:
-    split = make_split(catalog, **trial.data.split.model_dump())
-    what = catalog.description or counted(len(catalog.class_names), "class", "classes")
-    return f"{what}: {len(split.train):,} train / {len(split.val):,} validate / {len(split.test):,} test, sealed"
-
-
-def _within_limits(trial: Trial, catalog: Catalog, num_folds: int) -> Trial:
-    split = trial.data.split
+def _parts_of(split: SplitSettings, catalog: Catalog, num_folds: int) -> _Parts:
+    search = make_split(catalog, **split.model_dump())
     used = max(num_folds, 0 if split.fold is None else split.fold + 1)
     if used:
-        whole = make_split(catalog, **split.model_copy(update={"fold": None}).model_dump())
-        most = largest_num_folds(len(whole.train) + len(whole.val), split.num_folds, used)
+        most = largest_num_folds(len(search.train) + len(search.val), split.num_folds, used)
         split = split.model_copy(update={"num_folds": most})
-        trial = trial.model_copy(update={"data": trial.data.model_copy(update={"split": split})})
-    sampler, counts = dict(trial.sampler.settings), []
+    folds = dict.fromkeys((split.fold, *range(min(num_folds, split.num_folds))))
+    splits = [make_split(catalog, **split.model_copy(update={"fold": fold}).model_dump()) for fold in folds]
+    counts = np.bincount(catalog.labels, minlength=len(catalog.class_names))
+    what = catalog.description or counted(len(catalog.class_names), "class", "classes")
+    return _Parts(
+        split=split,
+        train_labels=[catalog.labels[np.isin(catalog.labels, one.train)] for one in splits],
+        num_scored=min(int(counts[list(part)].sum()) for one in splits for part in (one.val, one.test)),
+        line=f"{what}: {len(search.train):,} train / {len(search.val):,} validate / {len(search.test):,} test, sealed",
+    )
+
+
+def _within_limits(trial: Trial, parts: _Parts) -> Trial:
+    sampler = dict(trial.sampler.settings)
     class_of = registry.load("samplers", trial.sampler.name)
-    for used_split in used_splits(trial, catalog, min(num_folds, split.num_folds)):
-        sampler = class_of.cut_to(catalog.labels[np.isin(catalog.labels, used_split.train)], **sampler)  # type: ignore[attr-defined]
-        counts += [int(np.isin(catalog.labels, part).sum()) for part in (used_split.val, used_split.test)]
-    # The smallest of the parts that are scored; a query does not find itself.
-    recall_at = tuple(k for k in trial.recall_at if k < min(counts)) or trial.recall_at
+    for labels in parts.train_labels:
+        sampler = class_of.cut_to(labels, **sampler)  # type: ignore[attr-defined]
+    # A query does not find itself.
+    recall_at = tuple(k for k in trial.recall_at if k < parts.num_scored) or trial.recall_at
     settings: dict[str, Any] = {**trial.model_dump(mode="json"), "recall_at": list(recall_at)}
+    settings["data"]["split"] = parts.split.model_dump(mode="json")
     settings["sampler"] = {"name": trial.sampler.name, **sampler}
     batch_size = sampler.get("batch_size") or sampler["classes_per_batch"] * sampler["images_per_class"]
     if trial.method.name != "plain":  # most need no torch

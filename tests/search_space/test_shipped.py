@@ -49,6 +49,14 @@ def test_a_list_in_the_folder_decides_on_the_classes(tmp_path):
     assert space.machine.data_root == tmp_path
 
 
+def test_of_several_lists_none_is_chosen_in_silence(tmp_path, caplog):
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text("path,label\n")
+    assert not any("image_list" in override for override in overrides_for_folder(tmp_path))
+    assert "2 lists of images (a.csv, b.csv), and none is used" in caplog.text
+    assert "--set trial.data.list_file=a.csv" in caplog.text
+
+
 def test_a_wrong_name_gets_the_nearest_and_the_cure():
     with pytest.raises(ValueError, match=r"did you mean 'image_folder'\?.*Cure: .*list spaces"):
         space_of(Path("search_spaces/image_foldr.yaml"), None)

@@ -1,13 +1,17 @@
 """Upper limits cut to what the images allow: by hand on small catalogs."""
 
 import logging
+from pathlib import Path
 
 import pytest
 
 from raydml.config.trial import parse_study, parse_trial
 from raydml.data.catalog import ImageFile, catalog_of
+from raydml.search_space.space import load_space, sample_trials
 from raydml.study.limits import study_within_limits, trials_within_limits
+from raydml.training.trial_images import Catalogs
 
+SPACES = Path(__file__).parents[2] / "search_spaces"
 TRIAL = {
     "data": {"name": "image_folder", "resize_px": 32, "crop_px": 32, "split": {"val_fraction": 0.25, "num_folds": 4}},
     "model": {"backbone": "convnet", "weights": "none"},
@@ -46,7 +50,7 @@ def test_6_classes_of_2_images(caplog):
     """2 train, 2 validate, 2 are sealed; 4 development classes make 2 folds; 4 images are in each part."""
     with caplog.at_level(logging.INFO, "raydml"):
         balanced, uniform = trials_within_limits([trial(), trial(**UNIFORM)], Listed(6, 2), 2)
-    assert balanced.sampler.settings == {"classes_per_batch": 2, "images_per_class": 2, "batches_per_epoch": None}
+    assert balanced.sampler.settings == {"classes_per_batch": 2, "images_per_class": 4, "batches_per_epoch": None}
     assert (uniform.sampler.settings, uniform.recall_at) == ({"batch_size": 4}, (1, 2))
     assert {one.data.split.num_folds for one in (balanced, uniform)} == {2}
     assert len(caplog.records) == 2  # one line on the split and one note for all trials
@@ -66,6 +70,7 @@ def test_the_smallest_fold_decides():
 
 def test_a_method_with_groups_of_images_follows_the_batch():
     mic = {"method": {"name": "mic", "num_clusters": 8}, "sampler": {**TRIAL["sampler"], "classes_per_batch": 8}}
+    mic["sampler"] = {**mic["sampler"], "images_per_class": 2}
     (cut,) = trials_within_limits([trial(**mic)], Listed(6, 2), 0)
     assert cut.method.settings["images_per_cluster"] == 2  # two groups in a batch of 2 x 2 images
 
@@ -77,6 +82,14 @@ def test_what_fits_is_not_changed(num_classes, caplog):
         assert trials_within_limits(before, Listed(num_classes, 8), 2) == before
     assert len(caplog.records) == 1
     assert f"{num_classes:,} classes" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["classification_sop", "mdr_inshop", "mic_vehicleid", "reality_check_cub200"])
+def test_published_spaces_are_not_cut_on_their_data_sets(name):
+    space = load_space(SPACES / f"{name}.yaml", ["machine.data_root=."])
+    trials = sample_trials(space)[:8]
+    as_published = Catalogs(space.machine, as_published=True)
+    assert trials_within_limits(trials, as_published, space.study.confirm.folds) == trials
 
 
 def test_trials_that_become_equal_are_one(caplog):
