@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import typer
-from click.core import ParameterSource
 from rich.console import Console
 
 from raydml.cli.arguments import CommandError, echo, new_console
@@ -37,8 +36,8 @@ def miniature(
     from raydml.search_space.smoke import SUFFIX, write_smoke_space
     from raydml.search_space.space import load_space
 
-    kept = context.get_parameter_source("storage") is ParameterSource.COMMANDLINE
-    if context.get_parameter_source("tracking_uri") is not ParameterSource.COMMANDLINE:
+    kept = _is_typed(context, "storage")
+    if not _is_typed(context, "tracking_uri"):
         tracking_uri = None  # MLFLOW_TRACKING_URI is where results go, and these are none
     with _folder(storage if kept else None) as folder:
         with without_notes():
@@ -53,6 +52,12 @@ def miniature(
                     "The folder of this smoke run was temporary: run it again, or keep it with --storage.",
                 )
             raise
+
+
+def _is_typed(context: typer.Context, option: str) -> bool:
+    """Return whether an option was given with the command, and not by its default or by the environment."""
+    source = context.get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 @contextmanager
@@ -90,4 +95,5 @@ def show_smoke_outcome(folder: Path, console: Console) -> None:
     for failure in outcome.failures:
         echo(console, f"note: {failure}")
     memory, seconds = bytes_text(outcome.peak_memory_bytes), outcome.seconds_per_step
-    echo(console, f"recipe runs: {outcome.num_trials} trials, peak memory {memory}, {seconds:.3g} s per step")
+    trials = f"{outcome.num_trials} trial{'' if outcome.num_trials == 1 else 's'}"
+    echo(console, f"recipe runs: {trials}, peak memory {memory}, {seconds:.3g} s per step")

@@ -79,6 +79,9 @@ def sweep(
     as_published: Annotated[
         bool, typer.Option("--as-published", help="With --dry-run: a benchmark's published counts, without its images.")
     ] = False,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="With --dry-run: train 10 steps of each shape of trial; memory and hours.")
+    ] = False,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Run all stages in miniature on generated images, in about a minute.")
     ] = False,
@@ -98,6 +101,9 @@ def sweep(
     ]
     if as_published and not dry_run:
         raise CommandError("--as-published counts without images, and only --dry-run needs none. Cure: add --dry-run")
+    if probe and (not dry_run or as_published):
+        cure = "leave out --as-published: the steps need the images" if as_published else "add --dry-run"
+        raise CommandError(f"--probe measures for a forecast. Cure: {cure}")
     others = {"--dry-run": dry_run, "--data-root": data_root is not None, "--time": time_limit is not None}
     if smoke and any(others.values()):
         other = next(name for name, is_given in others.items() if is_given)
@@ -111,13 +117,21 @@ def sweep(
     loaded = load_space(space, overrides, max_epochs)
     refuse_absent_stages(stages, loaded.study)
     if dry_run:
+        from raydml.study.folder import plan_study
         from raydml.study.forecast import forecast
         from raydml.study.results import is_finished
+        from raydml.training.trial_images import Catalogs
 
         folder = storage / loaded.study.name
         if (folder / "study.json").exists() and is_finished(folder):
             typer.echo(f"{folder.name} is finished; nothing to do. Other settings need a --name of their own")
-        new_console().print(tables.forecast(forecast(loaded, storage, as_published=as_published)))
+        plan = plan_study(loaded, Catalogs(loaded.machine, as_published=as_published))
+        expected = forecast(plan, storage, as_published=as_published)
+        if probe:
+            from raydml.study.probe import probe_study
+
+            expected = probe_study(plan, storage, expected)
+        new_console().print(tables.forecast(expected))
         return
     if smoke:
         from raydml.cli.smoke import miniature, without_notes

@@ -358,7 +358,7 @@ def forecast(plan: Mapping[str, Any]) -> Group:
     for row in plan["weights"]:
         colour = "yellow" if row["found"] is False else ""
         facts.add_row(Text("weights", style="bold"), Text(f"{row['backbone']}: {row['in_words']}", style=colour))
-    parts += ["", facts, "", _sampled_title(plan)]
+    parts += ["", facts, *(_probe_table(plan) if plan["probe"] else []), "", _sampled_title(plan)]
     for row in plan["keys"]:
         parts.append(Text.assemble((row["key"], "cyan"), f"  {row['domain']}"))
         absent = plan["num_trials"] - len(row["values"])
@@ -366,6 +366,32 @@ def forecast(plan: Mapping[str, Any]) -> Group:
         values = Text(_values_text(row["values"]) + some, style="dim")
         parts.append(Padding(values, (0, 0, 0, 4), expand=False))
     return Group(*parts)
+
+
+def _probe_table(plan: Mapping[str, Any]) -> list[RenderableType]:
+    """The cost of each shape of trial, and the hours of all, with how they are estimated."""
+    columns = ("trials", "memory", "s per step", "s per epoch")
+    table = _table(*columns, f"10 steps each on {plan['device']}", right=columns)
+    for row in plan["probe"]:
+        shape = ", ".join(f"{key} {value_text(value)}" for key, value in row["shape"].items())
+        memory, step_s, epoch_s = row["peak_memory_bytes"], row["seconds_per_step"], row["epoch_s"]
+        numbers = (bytes_text(memory), value_text(step_s), value_text(epoch_s))
+        table.add_row(str(row["num_trials"]), *numbers, Text(shape or "all trials"))
+    epochs = " + ".join(f"{stage['epochs']:,.0f} ({stage['stage']})" for stage in plan["stages"] if stage["epochs"])
+    number = max(1, plan["slots"]["num_slots"])
+    how = (
+        f"{epochs} epochs at the mean of these times, {number} at a time that do not slow each other; of ASHA's epochs"
+    )
+    how += " the mean over random orders of the trials; without finalize"
+    return ["", table, Text.assemble(("about ", "bold"), (hours_text(plan["hours"]), "bold"), f": {how}")]
+
+
+def hours_text(hours: float) -> str:
+    """``2 min``, ``3.5 hours``, ``4.2 days``."""
+    for unit, size in (("days", 48.0), ("hours", 1.0)):
+        if hours >= size:
+            return f"{hours / (24 if unit == 'days' else 1):.3g} {unit}"
+    return f"{max(1, round(hours * 60))} min"
 
 
 def _facts(plan: Mapping[str, Any]) -> list[tuple[str, str]]:

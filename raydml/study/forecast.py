@@ -15,7 +15,8 @@
     "weights": [{"backbone", "found" (True, False, or None for random weights), "in_words"}],
     "num_trials", "published_point" (whether trial 0 is one),
     "keys": [{"key", "domain" (in words), "values": [of each trial that has the key]}],
-    "probe": [fields of `probe.ProbedShape`] | None, "hours" | None,
+    "probe": [{"num_trials", "shape" (the settings in which the shapes differ), "epoch_s", and the fields of
+               `training.probe.StepCost`}] | None, "hours" | None, "device" (only with a probe),
 }
 """
 
@@ -41,20 +42,19 @@ from raydml.models.pretrained import DOWNLOAD_URL, path_of_published
 from raydml.search_space.domains import has_first
 from raydml.search_space.space import SearchSpace
 from raydml.search_space.varying import varying_keys
-from raydml.study.folder import plan_study, with_absolute_paths
+from raydml.study.folder import StudyPlan, with_absolute_paths
 from raydml.study.rungs import expected_epochs
 from raydml.training.parts import make_sampler
 from raydml.training.trial_images import Catalogs, storage_for
 
 
-def forecast(space: SearchSpace, storage: Path, *, as_published: bool = False) -> dict[str, Any]:
-    """Return what a study of this space would do, as the module describes it.
+def forecast(plan: StudyPlan, storage: Path, *, as_published: bool = False) -> dict[str, Any]:
+    """Return what a study would do, as the module describes it.
 
-    as_published: benchmarks are counted as published, and no image is looked for. Raises what `create_study` raises
-    before it opens images.
+    plan: of `plan_study`, which refuses what a run would refuse. as_published: whether its catalogs have the published
+    counts of benchmarks.
     """
-    catalogs = Catalogs(space.machine, as_published=as_published)
-    space, trials, *_ = plan_study(space, catalogs)  # what a run would refuse, a forecast refuses
+    space, trials, _, catalogs = plan
     machine = with_absolute_paths(space.machine, storage)
     return {
         "study": space.study.name,
@@ -232,5 +232,7 @@ def _keys(space: SearchSpace, trials: Sequence[Trial]) -> list[dict[str, Any]]:
     for key, domain in varying_keys(space.trial).items():
         block, _, name = key.rpartition(".")
         values = [row.get(key) for row in rows if key in row or (name == "name" and block in row)]
-        found.append({"key": key, "domain": domain, "values": values})
+        # What --set has replaced in every block is written there still.
+        if values and (domain != "set by block" or len({repr(value) for value in values}) > 1):
+            found.append({"key": key, "domain": domain, "values": values})
     return found

@@ -6,12 +6,16 @@ from PIL import Image
 
 from raydml.config.trial import Trial, parse_trial
 from raydml.data.catalog import DataError
+from raydml.study.folder import plan_study
 from raydml.study.forecast import find_weights, forecast
+from raydml.study.probe import probe_study, shape_of
 from tests.study.test_folder import space_at
 
 
 def test_images_steps_and_stages_by_hand(tmp_path):
-    plan = forecast(space_at(tmp_path, overrides=["trial.epochs=2", "study.search.scheduler=none"]), tmp_path)
+    plan = forecast(
+        plan_study(space_at(tmp_path, overrides=["trial.epochs=2", "study.search.scheduler=none"])), tmp_path
+    )
     (data,) = plan["data"]
     assert (data["num_images"], data["num_classes"], data["as_published"]) == (1797, 10, False)
     # scikit-learn counts 178, 182, 177, 183, 181 images of the digits 0 to 4 and 896 of the others.
@@ -33,7 +37,7 @@ def test_images_steps_and_stages_by_hand(tmp_path):
 
 def test_a_forecast_refuses_what_a_run_would(tmp_path):
     with pytest.raises(DataError, match="batches_per_epoch = 1 cannot show all 3 classes"):
-        forecast(space_at(tmp_path, overrides=["trial.sampler.batches_per_epoch=1"]), tmp_path)
+        forecast(plan_study(space_at(tmp_path, overrides=["trial.sampler.batches_per_epoch=1"])), tmp_path)
 
 
 def test_the_cache_holds_the_resized_images(tmp_path):
@@ -44,7 +48,7 @@ def test_the_cache_holds_the_resized_images(tmp_path):
             Image.new("RGB", (40, 20), (30 * label, 60 * number, 0)).save(root / f"class{label}" / f"{number}.png")
     overrides = [f"machine.data_root={root}", "trial.data.name=image_folder", "trial.data.split.test_fraction=0.25"]
     overrides += ["trial.data.split.val_fraction=0.5", "trial.data.resize_px=16", "trial.recall_at=[1]"]
-    plan = forecast(space_at(tmp_path, overrides=overrides), tmp_path)
+    plan = forecast(plan_study(space_at(tmp_path, overrides=overrides)), tmp_path)
     # 32 x 16 pixels of 3 bytes each, a multiple of the alignment of 64: 6 of 8 classes are development classes.
     assert plan["cache"]["development_bytes"] == 6 * 4 * 32 * 16 * 3
     assert plan["cache"]["test_bytes"] == 2 * 4 * 32 * 16 * 3
@@ -75,3 +79,35 @@ def test_weights_are_looked_for_and_not_fetched(tmp_path, monkeypatch):
     assert find_weights(trial("convnet", "none")) == (None, "random weights")
     absent = tmp_path / "mine.pth"
     assert str(absent) in find_weights(trial("resnet18", str(absent)))[1]
+
+
+@pytest.mark.slow  # two processes import torch
+def test_a_probe_measures_each_shape_of_trial_once(tmp_path):
+    overrides = [
+        "trial.model.embedding_dim={choice: [8, 16]}",
+        "study.search.num_trials=4",
+        "study.search.scheduler=none",
+    ]
+    overrides += ["trial.epochs=3", "machine.device=cpu"]
+    plan = plan_study(space_at(tmp_path, overrides=overrides))
+    expected = probe_study(plan, tmp_path, forecast(plan, tmp_path))
+    assert [(row["num_trials"], list(row["shape"])) for row in expected["probe"]] == [(2, ["model.embedding_dim"])] * 2
+    for row in expected["probe"]:
+        assert 2e8 < row["peak_memory_bytes"] < 2e10  # torch alone takes more than the first
+        assert 0 < row["seconds_per_step"] < 10
+        # 2 batches in an epoch, and no method that clusters
+        assert row["epoch_s"] == pytest.approx(2 * row["seconds_per_step"] + row["validation_s"])
+    mean_s = sum(row["epoch_s"] for row in expected["probe"]) / 2
+    epochs = 4 * 3 + 4 * 3  # search, and 2 folds of 2 seeds
+    assert expected["hours"] == pytest.approx(epochs * mean_s / expected["slots"]["num_slots"] / 3600)
+
+
+def test_what_decides_speed_and_memory_is_a_shape(tmp_path):
+    first, *_ = plan_study(space_at(tmp_path)).trials
+    other_rate = first.model_copy(update={"optimizer": first.optimizer.model_copy(update={"learning_rate": 1.0})})
+    assert shape_of(other_rate) == shape_of(first)
+    other_fold = first.model_copy(
+        update={"data": first.data.model_copy(update={"split": first.data.split.model_copy(update={"fold": 1})})}
+    )
+    assert shape_of(other_fold) == shape_of(first)
+    assert shape_of(first.model_copy(update={"precision": "bf16"})) != shape_of(first)

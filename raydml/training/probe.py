@@ -1,0 +1,88 @@
+"""A few real steps of a trial: what they take in time and memory."""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from raydml.config.trial import Machine, Trial
+from raydml.evaluation.embed import embed
+from raydml.ops.memory import peak_memory_bytes
+from raydml.training.trainer import Trainer
+
+NUM_STEPS = 10
+_NUM_WARM_UP = 2  # steps in which memory is allocated and kernels are chosen
+
+
+class StepCost(NamedTuple):
+    """peak_memory_bytes: of the process, or of what torch allocated on the GPU. seconds_per_step: the median.
+    validation_s: embedding the validation images, without scores. clustering_s: the mean over the epochs, most of which
+    may have none."""
+
+    peak_memory_bytes: int
+    seconds_per_step: float
+    validation_s: float
+    clustering_s: float
+
+
+def probe_trial(trial: Trial, machine: Machine, device: str) -> StepCost:
+    """Train NUM_STEPS steps of a trial after two for warming up, and embed some validation images.
+
+    Steps are timed one by one, the device having finished each. The peak of a CPU is that of the process so far, so
+    this function belongs into a process of its own. Raises what the constructor of the trainer raises.
+    """
+    trainer = Trainer(trial, machine, device=device)
+    seconds: list[float] = []
+    firsts: list[float] = []  # of an epoch, with its plan and its clustering
+    clustering_s, is_first = 0.0, True
+    begin = time.perf_counter()
+    for result in trainer.steps():
+        _finish(trainer.device)
+        took = time.perf_counter() - begin
+        if result is not None:
+            is_first = True
+        elif is_first:
+            assert trainer.epoch_state is not None
+            clustered_s = float(trainer.epoch_state.clustering.get("clustering_s", 0.0))
+            clustering_s = max(clustering_s, clustered_s)
+            firsts.append(took - clustered_s)
+            is_first = False
+        else:
+            seconds.append(took)
+        if NUM_STEPS + _NUM_WARM_UP in (len(seconds), len(firsts)):
+            break
+        begin = time.perf_counter()
+    timed = seconds or firsts  # an epoch may have a single step
+    reclusterings = [trainer.method.time_to_recluster(epoch) for epoch in range(trial.epochs)]
+    return StepCost(
+        seconds_per_step=median(timed[_NUM_WARM_UP:] or timed),
+        validation_s=_validation_s(trainer, machine),
+        clustering_s=clustering_s * sum(reclusterings) / trial.epochs,
+        peak_memory_bytes=peak_memory_bytes(trainer.device),
+    )
+
+
+def _validation_s(trainer: Trainer, machine: Machine) -> float:
+    """Return the time for embedding all validation images, from two batches of them."""
+    num_images = len(trainer.val_images.labels)
+    some = np.arange(min(num_images, 2 * machine.evaluation_batch))
+    begin = time.perf_counter()
+    embed(
+        trainer.method,
+        trainer.val_images.pixels.select(some),
+        trainer.preprocessing,
+        device=trainer.device,
+        batch_size=machine.evaluation_batch,
+        precision=trainer.trial.precision,
+    )
+    _finish(trainer.device)
+    return (time.perf_counter() - begin) * num_images / len(some)
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

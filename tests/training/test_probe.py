@@ -1,0 +1,26 @@
+"""A probe against the trainer itself."""
+
+from raydml.config.trial import Machine
+from raydml.training import probe
+from raydml.training.probe import probe_trial
+from tests.training.test_trainer import trial_of
+
+
+def test_steps_are_timed_one_by_one_after_warming_up(monkeypatch):
+    timed = []
+    median = probe.median
+    monkeypatch.setattr(probe, "median", lambda seconds: timed.append(list(seconds)) or median(seconds))
+    cost = probe_trial(trial_of(epochs=8), Machine(device="cpu"), "cpu")
+    ((seconds),) = timed
+    assert len(seconds) == 10
+    assert min(seconds) <= cost.seconds_per_step <= max(seconds)
+    assert cost.clustering_s == 0
+    assert cost.validation_s > 0
+    assert cost.peak_memory_bytes > 1e8
+
+
+def test_epochs_of_a_single_step_are_timed_too():
+    trial = trial_of(epochs=3)
+    sampler = type(trial.sampler).model_validate({"name": "uniform", "batch_size": 512})
+    cost = probe_trial(trial.model_copy(update={"sampler": sampler}), Machine(device="cpu"), "cpu")
+    assert cost.seconds_per_step > 0
