@@ -74,18 +74,28 @@ def run_name(trial: TrialState, letters: Mapping[str, str]) -> str:
 
 
 def confirmed_means(study: StudyState) -> str:
-    """Return ``A MAP@R 0.7202 (mean of 3 runs), B 0.7146 (2 runs)``: of the runs so far, best first; empty without."""
-    letters, values = letters_of(study), dict[str, list[float]]()
+    """Return ``B MAP@R 0.7202, A 0.7146 (2 runs each, same folds and seeds)``, best first; empty before the first run.
+
+    Means over the folds and seeds that all of them have: other folds may be easier. Where there are none, or only one
+    configuration has a run, each has the number of its runs.
+    """
+    letters, values = letters_of(study), dict[str, dict[tuple[int | None, int | None], float]]()
     for trial in study.of_stage("confirm"):
         if trial.ended and trial.best is not None:
-            values.setdefault(letters.get(trial.configuration, "?"), []).append(trial.best)
-    label, words = f" {metric_label(study.metric)}", "mean of "
-    parts = []
-    for letter, found in sorted(values.items(), key=lambda item: -fmean(item[1])):
-        runs = f"{len(found)} run" + ("" if len(found) == 1 else "s")
-        parts.append(f"{letter}{label} {fmean(found):.4f} ({words}{runs})")
-        label, words = "", ""
-    return ", ".join(parts)
+            values.setdefault(letters.get(trial.configuration, "?"), {})[trial.fold, trial.seed] = trial.best
+    if not values:
+        return ""
+    common = set.intersection(*map(set, values.values())) if len(values) > 1 else set()
+    means = {letter: fmean(found[run] for run in common or found) for letter, found in values.items()}
+    label, parts = f" {metric_label(study.metric)}", list[str]()
+    for letter, mean in sorted(means.items(), key=lambda item: -item[1]):
+        own = "" if common else f" (mean of {_runs(len(values[letter]))})"
+        parts.append(f"{letter}{label if not parts else ''} {mean:.4f}{own}")
+    return ", ".join(parts) + (f" ({_runs(len(common))} each, same folds and seeds)" if common else "")
+
+
+def _runs(number: int) -> str:
+    return f"{number} run" + ("" if number == 1 else "s")
 
 
 def trial_table(study: StudyState, stage: str, *, width: int, limit: int) -> Table:

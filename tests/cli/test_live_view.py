@@ -14,7 +14,7 @@ from rich.console import Console
 
 from raydml.analysis.trials import TrialState
 from raydml.cli.live_view import STOPPING, STOPPING_NOW, LiveStudy, StepBars, about, duration, line, view
-from raydml.cli.tables import chosen_rows, learning_rate, metric_label
+from raydml.cli.tables import chosen_rows, confirmed_means, learning_rate, metric_label
 from raydml.ops.progress import report_progress
 from raydml.study.events import StudyState, reduce_event, reduce_events
 from tests.study.study_events import ended, epoch, stage_started, started, study_started
@@ -97,10 +97,21 @@ def test_confirm_shows_configurations_folds_and_seeds(width):
         ["confirm-002", "B", *recipe, "0", "17", "9/9", "0.6500", "finished"],
         ["confirm-003", "B", *recipe, "1", "17", "0/9", "running"],
     ]
-    # The better mean, not the better run, comes first.
-    assert "B MAP@R 0.6500 (mean of 1 run), A 0.6000 (2 runs)" in text
+    # On fold 0, which both have: B is the better one, although A's mean over two folds is 0.6 and its best run 0.7.
+    assert "B MAP@R 0.6500, A 0.5000 (1 run each" in text
     assert "lr" not in text
     assert all(len(row) <= width for row in text.splitlines())
+
+
+def test_means_are_over_the_runs_that_the_configurations_have_in_common():
+    events = confirming()
+    # confirming() has two events of the start, then three for each run.
+    assert confirmed_means(reduce_events(events[:2])) == ""
+    assert confirmed_means(reduce_events(events[:8])) == "A MAP@R 0.6000 (mean of 2 runs)"
+    assert confirmed_means(reduce_events(events)) == "B MAP@R 0.6500, A 0.5000 (1 run each, same folds and seeds)"
+    assert confirmed_means(reduce_events(events[:2] + events[5:])) == (
+        "A MAP@R 0.7000 (mean of 1 run), B 0.6500 (mean of 1 run)"
+    ), "A has fold 1 only, B fold 0"
 
 
 def test_steps_are_numbered_and_show_for_how_long_they_last():
