@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from raydml import registry
@@ -929,3 +930,26 @@ def test_the_program_as_a_module_and_with_names_outside_utf_8():
     assert b"No space left on device" in done.stderr
     assert b"Traceback" not in done.stderr
     assert b"Exception ignored" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_trial_on_images_whose_names_are_not_utf_8(tmp_path):
+    """Folders unpacked on another system, an emoji, "(1)", half of each class in train/ and in val/."""
+    root = os.fsencode(tmp_path) + b"/gr\xfcn \xf0\x9f\x98\x80"
+    for number in range(8):
+        for part in (b"train", b"val"):
+            folder = root + b"/" + part + b"/caf\xe9 %d" % number
+            os.makedirs(folder)
+            for index in range(2):
+                path = os.fsdecode(folder + b"/\xfc (%d).png" % index)
+                Image.new("RGB", (8, 8), (30 * number, 10 * index, len(part))).save(path)
+    data = {**TRIAL["data"], "name": "image_folder"}
+    sampler = {"name": "class_balanced", "classes_per_batch": 2, "images_per_class": 2}
+    write_trial(tmp_path / "t.yaml", epochs=1, data=data, sampler=sampler, recall_at=[1])
+    command = [sys.executable, "-m", "raydml", "trial", "t.yaml", "--data-root", root, "--storage", "st"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
+    done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment, check=False)
+    output = (done.stdout + done.stderr).decode("utf-8", "surrogateescape")
+    assert done.returncode == 0, output
+    assert "8 classes" in output
+    assert "8 class names in common (café 0, café 1, café 2 and 5 more)" in output
