@@ -1,9 +1,9 @@
 """Upper limits of a trial, cut to what its images allow: a space for 43 classes also runs on 6.
 
-Upper limits are the classes and images in a batch (`Sampler.cut_to`), the groups of a method (`Method.cut_to`), the k
-of Recall@k, and the number of folds. Each is cut to the smallest of the splits that the search and the confirmation
-use, so that all runs of a configuration have equal settings. What fits is not changed. It happens before fingerprints
-are final: what runs is what is fingerprinted.
+Upper limits are the classes and images in a batch (`Sampler.cut_to`), the groups of a method (`Method.cut_to`), the
+default k of Recall@k, and the number of folds. Each is cut to the smallest of the splits that the search and the
+confirmation use, so that all runs of a configuration have equal settings. What fits is not changed. It happens before
+fingerprints are final: what runs is what is fingerprinted.
 """
 
 from __future__ import annotations
@@ -108,8 +108,11 @@ def _within_limits(trial: Trial, parts: _Parts) -> Trial:
     class_of = registry.load("samplers", trial.sampler.name)
     for labels in parts.train_labels:
         sampler = class_of.cut_to(labels, **sampler)  # type: ignore[attr-defined]
-    # A query does not find itself.
-    recall_at = tuple(k for k in trial.recall_at if k < parts.num_scored) or trial.recall_at
+    recall_at = trial.recall_at
+    if (
+        recall_at == Trial.model_fields["recall_at"].default
+    ):  # others were asked for, and are refused where they are wrong
+        recall_at = tuple(k for k in recall_at if k < parts.num_scored)  # a query does not find itself
     settings: dict[str, Any] = {**trial.model_dump(mode="json"), "recall_at": list(recall_at)}
     settings["data"]["split"] = parts.split.model_dump(mode="json")
     settings["sampler"] = {"name": trial.sampler.name, **sampler}
