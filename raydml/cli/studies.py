@@ -330,6 +330,7 @@ def show_finished(program: str, folder: Path, console: Console) -> None:
 
 def show_outcome(program: str, folder: Path, console: Console) -> None:
     """Print the winner, the test numbers, the places of the results, and the next commands."""
+    from raydml.report.text import more_trials
     from raydml.study.events import read_state
     from raydml.study.folder import read_study
     from raydml.tracking.models import ALIAS
@@ -362,7 +363,7 @@ def show_outcome(program: str, folder: Path, console: Console) -> None:
                     f"{program} export {target} {shlex.quote(name + '-model')}",
                     "write the winner as a folder to take away",
                 ),
-                (f"{program} resume {target}", "continue after an interruption; leaves a finished study as it is"),
+                (f"{program} resume {target} --num-trials {more_trials(results)}", "give the search more trials"),
             ]
         ),
         soft_wrap=True,

@@ -257,6 +257,13 @@ def _settled(summary: Mapping[str, Any], stability: Mapping[str, Any]) -> list[s
     return [f"The search has not converged. {advice}: {verdict}.", *remarks]
 
 
+def more_trials(summary: Mapping[str, Any]) -> int:
+    """Return a ``--num-trials`` for a longer search: what it needs to converge, or twice as many where that is not
+    known."""
+    missing = (summary["stability"] or {}).get("num_missing")
+    return _num_trials(summary, missing or len(summary["search"]))
+
+
 def _num_trials(summary: Mapping[str, Any], num_missing: int) -> int:
     """Return the ``--num-trials`` with which a search has that many more; with grids it counts rounds through them."""
     plan = summary["plan"]

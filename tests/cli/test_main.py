@@ -428,6 +428,8 @@ SEARCHED = {"recipe": "margin", "best": None, "epoch_of_best": 3, "ended": "stop
 SUMMARY = {
     "study": "digits",
     "metric": "val_map_at_r",
+    "plan": {"num_trials": 7, "num_grid_points": 1},
+    "stability": {"num_missing": 9},
     "search": [
         {**SEARCHED, "trial": "search-000", "recipe": MIC["recipe"], "best": 0.9},
         *({**SEARCHED, "trial": f"search-{n:03d}", "best": 0.9 - n / 10} for n in range(1, 6)),
@@ -460,7 +462,12 @@ def test_the_end_of_a_study(tmp_path, capsys):
     ):
         assert words in text
     assert "search-005" not in text
-    for command in ("ui digits", "evaluate digits --on val", "export digits digits-model", "resume digits"):
+    for command in (
+        "ui digits",
+        "evaluate digits --on val",
+        "export digits digits-model",
+        "resume digits --num-trials 16",
+    ):
         assert f"uv run launch.py {command}\n" in text, "a command must be alone on its line to be copied"
 
 
