@@ -6,7 +6,8 @@ a description of each (`margin: Annotated[float, Field(gt=0, description="...")]
 file and its test file.
 
 The signature is read from the source, so that settings are listed and checked without the modules that the plugin
-itself imports (torch takes longer than everything else). Only `load` and `build` import it.
+itself imports (torch takes longer than everything else). Only `load` and `build` import it. A name in a type or a
+default is taken from where the file imports it, so that import should be a quick one.
 """
 
 import ast
