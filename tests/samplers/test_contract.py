@@ -89,7 +89,7 @@ def test_upper_limits_are_cut_to_the_images_and_what_fits_is_kept(name):
     fields = registry.settings_model("samplers", name).model_fields
     generator = np.random.default_rng(0)
     num_cut = num_kept = 0
-    for _ in range(300):
+    for _ in range(100):
         counts = generator.integers(2, generator.integers(3, 30), size=generator.integers(3, 20))
         labels = np.repeat(np.arange(len(counts)), counts)
         per_class = int(generator.integers(2, 9))
@@ -104,8 +104,8 @@ def test_upper_limits_are_cut_to_the_images_and_what_fits_is_kept(name):
         fits = can_be_built(name, settings, labels)
         num_cut, num_kept = num_cut + (not fits), num_kept + fits
         assert (cut == settings) == fits, (settings, cut, counts)
-    assert num_cut > 20
-    assert num_kept > 20
+    assert num_cut > 5
+    assert num_kept > 5
 
 
 @EVERY_CASE
