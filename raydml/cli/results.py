@@ -160,9 +160,11 @@ def sync(study: Target, storage: StorageOption = STORAGE, tracking_uri: Tracking
     from raydml.tracking.delivery import sync as deliver
 
     specification = read_study(folder)
-    if not deliver(folder / "events.jsonl", store_of(folder, tracking_uri), specification["name"]):
+    uri = store_of(folder, tracking_uri)
+    if not deliver(folder / "events.jsonl", uri, specification["name"], complete=True):
         raise CommandError(
-            f"MLflow has not accepted all events of {specification['name']}. Nothing is lost; try again later"
+            f"MLflow does not have all of study {specification['name']}: the line above says what and why. Nothing is "
+            "lost. Cure: mend that, then sync again"
         )
     typer.echo(f"MLflow has all of study {specification['name']}")
 

@@ -333,7 +333,7 @@ def show_outcome(program: str, folder: Path, console: Console) -> None:
     from raydml.report.text import more_trials
     from raydml.study.events import read_state
     from raydml.study.folder import read_study
-    from raydml.tracking.models import ALIAS
+    from raydml.tracking.models import NEWEST
     from raydml.tracking.store import default_uri, redacted
 
     study, models = read_study(folder), read_state(folder).models
@@ -349,7 +349,7 @@ def show_outcome(program: str, folder: Path, console: Console) -> None:
     console.print(tables.summary(results))
     where = [("study", tables.short_path(folder)), ("MLflow", redacted(uri))]
     if models:
-        where.append(("model", f"models:/{models[-1].name}@{ALIAS} in MLflow; {tables.short_path(folder / 'model')}"))
+        where.append(("model", f"models:/{models[-1].name}@{NEWEST} in MLflow; {tables.short_path(folder / 'model')}"))
     where.append(("report", tables.short_path(folder / "report" / "report.html")))
     console.print()
     console.print(tables.locations(where))

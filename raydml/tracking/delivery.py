@@ -16,9 +16,11 @@ import traceback
 from pathlib import Path
 from typing import IO
 
+from mlflow.exceptions import MlflowException
+
 from raydml.study import events
 from raydml.study.events import ExportedModel, StudyState, reduce_events
-from raydml.tracking.models import log_exported_model
+from raydml.tracking.models import is_registered, log_exported_model
 from raydml.tracking.runs import StudyRuns
 from raydml.tracking.store import (
     TrackingError,
@@ -29,7 +31,7 @@ from raydml.tracking.store import (
     prepare_store,
     redacted,
 )
-from raydml.tracking.updates import updates_of
+from raydml.tracking.updates import moved_model, updates_of
 
 POLL_S, FIRST_DELAY_S, LONGEST_DELAY_S, LAST_DELAY_S = 0.5, 1.0, 30.0, 2.0
 #: Consecutive deliveries that begin and break off before the request at fault is left out. A delivery that cannot even
@@ -46,6 +48,7 @@ class Tracker:
 
     def __init__(self, events_path: Path, tracking_uri: str, study: str) -> None:
         self.events_path, self.tracking_uri, self.study = Path(events_path), tracking_uri, study
+        self._folder = self.events_path.resolve().parent
         self.problems: list[str] = []
         self._offset, self._state = 0, StudyState()  # what has been read and delivered
         self._runs: StudyRuns | None = None
@@ -98,6 +101,31 @@ class Tracker:
             return f"MLflow refused {len(self.problems)} of the study's records, the first: {self.problems[0]}"
         return ""
 
+    def restore_deleted(self) -> bool:
+        """Register the study's newest model again if it was deleted in MLflow, and report runs that were deleted.
+
+        Call it after `finish`. Returns whether MLflow has everything.
+        """
+        runs = self._runs
+        if runs is None:
+            return True
+        runs.report_deleted()
+        for model in self._state.models[-1:]:
+            run = runs.known.get(model.trial)
+            if run is None or run.deleted:
+                continue
+            here = moved_model(model, self._state, self._folder)
+            if not is_registered(runs.client, run.run_id, here):
+                try:
+                    address = log_exported_model(runs.client, run.run_id, here, self._folder, again=True)
+                except (FileNotFoundError, MlflowException) as error:
+                    self.problems.append(
+                        f"model {model.name!r} was deleted in MLflow and cannot be made again: {error}"
+                    )
+                    continue
+                _logger.warning("the model %r was deleted in MLflow; registered again as %s", model.name, address)
+        return not self.problems
+
     # --- the thread ---
 
     def _run(self) -> None:
@@ -135,7 +163,7 @@ class Tracker:
             if self._runs is None:
                 return  # the study has not started yet
         runs = self._runs
-        state, updates = updates_of(records, self._state, runs.offsets(), self.events_path.resolve().parent)
+        state, updates = updates_of(records, self._state, runs.offsets(), self._folder)
         for update in updates:
             runs.apply(update, self._log_model)
         if state.state == "interrupted":
@@ -155,7 +183,7 @@ class Tracker:
 
     def _log_model(self, run_id: str, model: ExportedModel) -> None:
         assert self._runs is not None
-        log_exported_model(self._runs.client, run_id, model)
+        log_exported_model(self._runs.client, run_id, model, self._folder)
 
     def _close(self) -> None:
         """End the runs that are still open: the driver ends here. This also closes what a killed driver left open."""
@@ -179,8 +207,10 @@ class Tracker:
         return left <= 0
 
 
-def sync(events_path: Path, tracking_uri: str, study: str, timeout_s: float = 600.0) -> bool:
+def sync(events_path: Path, tracking_uri: str, study: str, timeout_s: float = 600.0, *, complete: bool = False) -> bool:
     """Deliver a study's events now and wait for it. What has arrived before is not sent again.
+
+    complete: also look for what was deleted in MLflow: the newest model is registered again, a deleted run is reported.
 
     A database that does not exist is created and filled, if its folder exists. Returns whether MLflow has everything.
     Raises TrackingError if the store cannot be used, or while the study runs (its own driver delivers then).
@@ -191,6 +221,8 @@ def sync(events_path: Path, tracking_uri: str, study: str, timeout_s: float = 60
     tracker = Tracker(events_path, tracking_uri, study)
     tracker.start()
     delivered = tracker.finish(timeout_s)
+    if delivered and complete:
+        delivered = tracker.restore_deleted()
     if not delivered:
         _logger.warning("%s", tracker.hint())
     return delivered

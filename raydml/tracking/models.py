@@ -6,30 +6,48 @@ address and end the run that it logs to; the functions here take the same steps 
 
 from __future__ import annotations
 
+import base64
 import importlib.metadata
+import io
+import json
 import logging
+import re
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import mlflow.pyfunc
+import numpy as np
+import pandas as pd  # type: ignore[import-untyped,unused-ignore]
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Run
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
 from mlflow.models.model import Model
+from mlflow.types import Schema, TensorSpec
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
+from PIL import Image
 
 import raydml
 from raydml.study.events import Event, ExportedModel
+from raydml.tracking.model_card import ModelFacts, facts_of
 from raydml.tracking.store import TrackingError, connect, is_transient, redacted
-from raydml.tracking.updates import file_of_test_read
+from raydml.tracking.updates import file_of_test_read, point_value, shortened
+
+_logger = logging.getLogger(__name__)
+MLFLOW_NOTE = "mlflow.note.content"
 
 #: Name of the model within its run, and of the exported folder within the model.
 MODEL = "model"
-#: The alias of the newest winner.
-ALIAS = "champion"
+#: The alias of the newest winner, and of the best of those that can be compared with each other.
+NEWEST, ALIAS = "challenger", "champion"
+#: Tags of a version: what has to be equal for a comparison, the value compared, and how the comparison ended.
+PROTOCOL_TAG, SCORE_TAG, COMPARED_TAG = "raydml.protocol", "raydml.score", "raydml.compared"
+MAX_DESCRIPTION_CHARACTERS = 5000
 #: What raydml.export needs to run, besides the raydml package, which is stored with the model.
 REQUIREMENTS = ("torch", "torchvision", "numpy", "pillow", "safetensors", "mlflow")
 
@@ -44,21 +62,68 @@ class Origin(NamedTuple):
     study_id: str
 
 
-def log_exported_model(client: MlflowClient, run_id: str, model: ExportedModel) -> None:
-    """Store an exported folder with the run and register it as a version of the model's name, with the alias
-    ``champion``. The same model a second time changes nothing; one that broke off half-way is completed.
+def log_exported_model(
+    client: MlflowClient, run_id: str, model: ExportedModel, study: Path | None = None, *, again: bool = False
+) -> str:
+    """Store an exported folder with the run and register it as a version of the model's name; return ``models:/...``.
 
+    The version gets the alias ``challenger``. ``champion`` moves to it from an older version only if both were chosen
+    by the same protocol on the same data and this one is better; the tag ``raydml.compared`` has the reason. The same
+    model a second time changes nothing; one that broke off half-way is completed.
+
+    study: the folder of its study, whose summary becomes the model card. again: also if it was deleted in MLflow.
     Raises FileNotFoundError if the folder is gone, and MlflowException.
     """
     name, source = model.name, model.checkpoint
     run = client.get_run(run_id)
-    if any(_is_of(logged, source) for logged in run.data.tags.get("raydml.model_logged", "").splitlines()):
-        return
-    version = _version_of(client, name, run_id, source) or _register(client, run, model)
-    client.set_registered_model_alias(name, ALIAS, version.version)
+    is_logged = any(_is_of(one, source) for one in run.data.tags.get("raydml.model_logged", "").splitlines())
+    version = None if is_logged and not again else _version_of(client, name, run_id, source)
+    if is_logged and (version is not None or not again):
+        return run.data.tags.get("raydml.model", "")
+    if not model.folder.is_dir():
+        raise FileNotFoundError(f"the exported model {model.folder} does not exist any more")
+    facts = facts_of(name, model.folder, study)
+    version = version or _register(client, run, model, facts)
+    if found := re.search(r"/(m-[0-9a-f]{32})/", version.source or ""):  # a database does not store its model_id
+        # As MLflow's own register_model does: the page of the model then names the version.
+        link = [{"name": name, "version": str(version.version)}]
+        client.set_logged_model_tags(found.group(1), {MLFLOW_MODEL_VERSIONS: json.dumps(link)})
+    _set_aliases(client, version, facts)
     logged = [*run.data.tags.get("raydml.model_logged", "").splitlines(), source]
-    client.set_tag(run_id, "raydml.model", f"models:/{name}/{version.version}")
-    client.set_tag(run_id, "raydml.model_logged", "\n".join(logged))
+    address = f"models:/{name}/{version.version}"
+    client.set_tag(run_id, "raydml.model", address)
+    client.set_tag(run_id, "raydml.model_logged", "\n".join(dict.fromkeys(logged)))
+    return address
+
+
+def is_registered(client: MlflowClient, run_id: str, model: ExportedModel) -> bool:
+    """Return whether the registry has a version of the model."""
+    return _version_of(client, model.name, run_id, model.checkpoint) is not None
+
+
+def _set_aliases(client: MlflowClient, version: ModelVersion, facts: ModelFacts) -> None:
+    """Make a version the challenger, and the champion if there is none or this one is better than it."""
+    name = version.name
+    client.set_registered_model_alias(name, NEWEST, version.version)
+    champion = _champion(client, name)
+    if champion is None or champion.version == version.version:
+        client.set_registered_model_alias(name, ALIAS, version.version)
+        return
+    other = f"version {champion.version}"
+    if facts.score is None or champion.tags.get(PROTOCOL_TAG) != facts.protocol:
+        said = f"champion stays with {other}: its data, split or protocol is another, so the two cannot be compared"
+    elif facts.score > float(champion.tags[SCORE_TAG]):
+        client.set_registered_model_alias(name, ALIAS, version.version)
+        said = f"champion moved here from {other}: {facts.label} against {float(champion.tags[SCORE_TAG]):.4f}"
+    else:
+        said = f"champion stays with {other}: {facts.label} against {float(champion.tags[SCORE_TAG]):.4f}"
+    client.set_model_version_tag(name, version.version, COMPARED_TAG, said)
+    _logger.info("models:/%s/%s: %s", name, version.version, said)
+
+
+def _champion(client: MlflowClient, name: str) -> ModelVersion | None:
+    version = client.get_registered_model(name).aliases.get(ALIAS)
+    return None if version is None else client.get_model_version(name, str(version))
 
 
 def _version_of(client: MlflowClient, name: str, run_id: str, source: str) -> ModelVersion | None:
@@ -73,17 +138,20 @@ def _is_of(recorded: str, source: str) -> bool:
     return recorded == source or recorded.endswith(f"/{source}")
 
 
-def _register(client: MlflowClient, run: Run, model: ExportedModel) -> ModelVersion:
-    name = model.name
-    if not model.folder.is_dir():
-        raise FileNotFoundError(f"the exported model {model.folder} does not exist any more")
-    run_id = run.info.run_id
+def _register(client: MlflowClient, run: Run, model: ExportedModel, facts: ModelFacts) -> ModelVersion:
+    name, run_id = model.name, run.info.run_id
     tags = {
         key: run.data.tags[key] for key in ("raydml.study_id", "raydml.study", "raydml.trial") if key in run.data.tags
     }
     tags["raydml.checkpoint"] = model.checkpoint
+    note = shortened(facts.card, MAX_DESCRIPTION_CHARACTERS)
     logged = client.create_logged_model(
-        run.info.experiment_id, name=MODEL, source_run_id=run_id, tags=tags, model_type="embedding"
+        run.info.experiment_id,
+        name=re.sub(r"""[/:.%"']""", "-", name),
+        source_run_id=run_id,
+        tags={**tags, MLFLOW_NOTE: note},
+        params=facts.params,
+        model_type="embedding",
     )
     try:
         with tempfile.TemporaryDirectory() as scratch:
@@ -92,15 +160,37 @@ def _register(client: MlflowClient, run: Run, model: ExportedModel) -> ModelVers
             client.log_model_artifacts(logged.model_id, str(local))
         logged = client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        _log_metrics(client, run_id, logged.model_id, facts)
         if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name)
+        client.update_registered_model(name, note)
+        scored = {} if facts.score is None else {PROTOCOL_TAG: facts.protocol, SCORE_TAG: repr(facts.score)}
         # The location, not models:/ID: a database store would look that up at the global tracking address.
         return client.create_model_version(
-            name, source=logged.artifact_location, run_id=run_id, tags=tags, model_id=logged.model_id
+            name,
+            source=logged.artifact_location,
+            run_id=run_id,
+            tags={**tags, **scored},
+            model_id=logged.model_id,
+            description=note,
         )
     except Exception:
         _discard(client, logged.model_id)
         raise
+
+
+def _log_metrics(client: MlflowClient, run_id: str, model_id: str, facts: ModelFacts) -> None:
+    """Store the scores with the model, those of the test classes with their images, so that models can be ranked."""
+    now_ms = int(time.time() * 1000)
+    name, digest = facts.test_data or (None, None)
+    metrics = []
+    for metric, value in facts.metrics.items():
+        is_test = metric.startswith(("test/", "untrained/", "ensemble/"))
+        dataset = {"dataset_name": name, "dataset_digest": digest} if is_test else {}
+        number = point_value(value)
+        metrics.append(Metric(metric, number, now_ms, 0, model_id=model_id, run_id=run_id, **dataset))
+    if metrics:
+        client.log_batch(run_id, metrics)
 
 
 def _discard(client: MlflowClient, model_id: str) -> None:
@@ -114,6 +204,8 @@ def _discard(client: MlflowClient, model_id: str) -> None:
 
 def _save(local: Path, folder: Path, model: Model) -> None:
     package = Path(raydml.__file__).parent
+    card = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    size, embedding_dim = int(card["preprocessing"]["resize_px"]), int(card["network"]["embedding_dim"])
     with _without_warnings():
         mlflow.pyfunc.save_model(
             path=str(local),
@@ -123,7 +215,19 @@ def _save(local: Path, folder: Path, model: Model) -> None:
             pip_requirements=requirements(),
             model_config={"device": "cpu"},  # a default, which load_model and serving may override
             mlflow_model=model,
+            # No schema of the inputs: MLflow would refuse all forms of an image but the one that the schema has.
+            signature=ModelSignature(outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, embedding_dim))])),
+            input_example=_example(size),
         )
+
+
+def _example(size_px: int) -> pd.DataFrame:
+    """Return a table with one image, grey from dark to bright, as a request has it."""
+    file = io.BytesIO()
+    Image.fromarray(np.tile(np.linspace(0, 255, size_px).astype(np.uint8), (size_px, 1))).convert("RGB").save(
+        file, "PNG"
+    )
+    return pd.DataFrame({"image": [base64.b64encode(file.getvalue()).decode()]})
 
 
 @contextmanager

@@ -90,6 +90,13 @@ class StudyRuns:
                 self.client.set_terminated(run.run_id, "KILLED", time_ms)
                 run.status = "KILLED"
 
+    def report_deleted(self) -> None:
+        """Report each run that was deleted in MLflow, with the command that brings it back."""
+        for trial, run in self.known.items():
+            if run.deleted:
+                cure = f"mlflow runs restore --run-id {run.run_id}"
+                self._refuse(f"run {trial or self.study!r} was deleted in MLflow. Cure: {cure}")
+
     # --- inside ---
 
     def _search(self) -> Iterator[Run]:

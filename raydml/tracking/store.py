@@ -54,6 +54,13 @@ VIEW_COLUMNS = (
     "tags.`raydml.fold`",
     "tags.`raydml.ended`",
 )
+#: What people read first in the UI.
+EXPERIMENT_NOTE = """\
+Studies of raydml. Each is one run with its trials below it; its description has the result, its artifacts the report.
+
+Sort by `best/map_at_r`, the best epoch's value on the validation classes. `val/...` are the curves, `test/...` the \
+scores on the test classes, `untrained/...` those of the same network before training."""
+EXPERIMENT_TAGS = {VIEW_TAG: json.dumps({"selectedColumns": VIEW_COLUMNS}), "mlflow.note.content": EXPERIMENT_NOTE}
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 #: Errors of a server that starts, stops, is overloaded or refuses the credentials: a later attempt may succeed.
 TRANSIENT_CODES = frozenset(
@@ -211,7 +218,7 @@ def prepare_store(uri: str, storage: str | Path | None = None) -> str:
     except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError) as error:
         said = redacted(str(error).strip().splitlines()[0])
         raise TrackingError(
-            f"MLflow at {redacted(uri)} cannot be used: {said[:300]}. Cure: {_cure(scheme, error)}"
+            f"MLflow at {redacted(uri)} cannot be used: {said[:300]}. Cure: {_cure(uri, scheme, error)}"
         ) from error
 
 
@@ -234,13 +241,15 @@ def experiment_id(client: MlflowClient, uri: str, storage: str | Path | None) ->
         path = database_path(uri)
         folder = storage if path is None else path.parent
         location = None if uri.startswith(("http", "databricks")) or folder is None else _artifacts(folder)
-        view = json.dumps({"selectedColumns": VIEW_COLUMNS})
-        return str(client.create_experiment(EXPERIMENT, artifact_location=location, tags={VIEW_TAG: view}))
+        return str(client.create_experiment(EXPERIMENT, artifact_location=location, tags=EXPERIMENT_TAGS))
     if experiment.lifecycle_stage != "active":
         raise TrackingError(
             f"the experiment {EXPERIMENT!r} was deleted in MLflow at {redacted(uri)}. Cure: restore it (mlflow "
             f"experiments restore --experiment-id {experiment.experiment_id}), or use another tracking URI"
         )
+    for tag, value in EXPERIMENT_TAGS.items():
+        if experiment.tags.get(tag) != value:  # made by an older version
+            client.set_experiment_tag(experiment.experiment_id, tag, value)
     return str(experiment.experiment_id)
 
 
@@ -334,7 +343,13 @@ def _experiment(connection: sqlite3.Connection) -> tuple[int, str]:
     return (int(row[0] or 0), str(row[1] or "")) if row else (0, "")
 
 
-def _cure(scheme: str, error: Exception) -> str:
+def _cure(uri: str, scheme: str, error: Exception) -> str:
+    if "Invalid Host header" in str(error):
+        host = urlsplit(uri).netloc.rpartition("@")[2]
+        return (
+            f"the server refuses this name, which is no matter of a password; start it with --allowed-hosts {host} "
+            f"(or MLFLOW_SERVER_ALLOWED_HOSTS={host}), or use its IP address"
+        )
     if isinstance(error, MlflowException) and error.error_code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
         return "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN)"
     if scheme in ("http", "https"):

@@ -183,7 +183,7 @@ def _add_news(update: RunUpdate, event: Event, before: StudyState, after: StudyS
         File(one.artifact_path, _moved(one.path, after, folder)) for one in after.artifacts[len(before.artifacts) :]
     ]
     update.files += [file_of_test_read(read) for read in after.test_reads[len(before.test_reads) :]]
-    update.models += [_moved_model(one, after, folder) for one in after.models[len(before.models) :]]
+    update.models += [moved_model(one, after, folder) for one in after.models[len(before.models) :]]
     if after.summary is not before.summary:
         update.points += points(grouped(after.summary.metrics), 0, _ms(after.summary.time_s))
     for name, stage in after.stages.items():
@@ -262,7 +262,7 @@ def _moved(path: Path, state: StudyState, folder: Path) -> Path:
     return path
 
 
-def _moved_model(model: ExportedModel, state: StudyState, folder: Path) -> ExportedModel:
+def moved_model(model: ExportedModel, state: StudyState, folder: Path) -> ExportedModel:
     """Return the model with the place of its folder now, and its checkpoint as a path within the study."""
     checkpoint = _moved(Path(model.checkpoint), state, folder)
     within = checkpoint.relative_to(folder) if checkpoint.is_relative_to(folder) else checkpoint
@@ -380,13 +380,16 @@ def points(metrics: Mapping[str, Any], step: int, time_ms: int) -> list[Point]:
 
     NaN is stored as NaN. An infinity becomes NaN as well: MLflow would store it as 1.8e308, which ruins every chart.
     """
-    numbers = {
-        name: float(f"{value:.{NUM_DIGITS}g}") for name, value in metrics.items() if isinstance(value, (int, float))
-    }
     return [
-        Point(legal_name(name), number if math.isfinite(number) else math.nan, step, time_ms)
-        for name, number in numbers.items()
+        Point(legal_name(name), point_value(value), step, time_ms)
+        for name, value in metrics.items()
+        if isinstance(value, (int, float))
     ]
+
+
+def point_value(value: float) -> float:
+    """Return a value as MLflow stores it: with few digits, because MLflow shows all that it has."""
+    return float(f"{value:.{NUM_DIGITS}g}") if math.isfinite(value) else math.nan
 
 
 def grouped(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def test_a_recorded_store_that_is_gone_is_named_and_never_made_again(tmp_path, m
     used = []
     monkeypatch.setattr("raydml.cli.server.serve_ui", lambda uri, _port, **_: used.append(uri) or 0)
     monkeypatch.setattr("raydml.tracking.store.runs_page", lambda _uri: "")
-    monkeypatch.setattr("raydml.tracking.delivery.sync", lambda _events, uri, _study: used.append(uri) or True)
+    monkeypatch.setattr("raydml.tracking.delivery.sync", lambda _events, uri, _study, **_: used.append(uri) or True)
     (tmp_path / "other.db").write_text("")
     other = f"sqlite:///{tmp_path}/other.db"
     done("ui", "digits", "--tracking-uri", other)

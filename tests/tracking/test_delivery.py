@@ -19,10 +19,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import mlflow.pyfunc
 import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from mlflow.utils.validation import _validate_metric_name, _validate_param_name, _validate_tag_name
 from rich.console import Console
@@ -31,10 +33,17 @@ from raydml.cli.live_view import LiveStudy
 from raydml.inference.export import EmbeddingModel, export_model
 from raydml.models.network import build_network, preprocessing_for
 from raydml.study import events
-from raydml.study.events import StudyState, rank, read_trials
+from raydml.study.events import ExportedModel, StudyState, rank, read_trials
 from raydml.study.summary import histories
 from raydml.tracking.delivery import PATIENCE, POLL_S, Tracker, sync
-from raydml.tracking.models import Origin, log_test_read, origin_of, requirements, resolve_checkpoint
+from raydml.tracking.models import (
+    Origin,
+    log_exported_model,
+    log_test_read,
+    origin_of,
+    requirements,
+    resolve_checkpoint,
+)
 from raydml.tracking.store import TrackingError, connect, default_uri, prepare_store
 from raydml.tracking.updates import MAX_PARAM_CHARACTERS, legal_name, params_of, points, shortened, updates_of
 from raydml.training import checkpoint
@@ -352,7 +361,8 @@ class Lossy:
     WRITES = (
         "create_run", "update_run", "set_terminated", "set_tag", "delete_tag", "log_batch", "log_text", "log_artifact",
         "log_artifacts", "create_logged_model", "log_model_artifacts", "finalize_logged_model", "log_outputs",
-        "create_registered_model", "create_model_version", "set_registered_model_alias",
+        "create_registered_model", "update_registered_model", "create_model_version", "set_registered_model_alias",
+        "set_logged_model_tags", "set_model_version_tag", "log_inputs",
     )  # fmt: skip
 
     def __init__(self, client: MlflowClient, breaks: int, arrives: bool) -> None:
@@ -714,6 +724,92 @@ def test_the_winner_is_a_model_that_loads_elsewhere(
             resolve_checkpoint(target, uri)
     with pytest.raises(TrackingError, match="expected runs:/RUN_ID"):
         resolve_checkpoint("models:/digits", uri)
+
+
+def summary_of(study: Path, mean: float) -> None:
+    """What the model card reads of a finished study."""
+    score = {"map_at_r": {"mean": 0.602, "half_width": 0.021}}
+    final = {"metrics": score, "untrained": {"map_at_r": {"mean": 0.103, "half_width": 0.002}}, "validation": score}
+    final |= {"ensemble": {}, "protocols": {"leave_one_out": "leave one out: each of 50 images"}, "runs": [{}] * 4}
+    confirmed = {"mean": mean, "half_width": 0.01, "runs": [{}] * 4}
+    summary = {"metric": "val_map_at_r", "question": "which loss?", "plan": {"folds": 2, "seeds": 2}}
+    (study / "summary.json").write_text(json.dumps({**summary, "final": [final], "confirm": [confirmed]}))
+
+
+def test_a_registered_model_describes_itself_and_the_champion_is_the_better_one(
+    spool: Spool, uri: str, storage: Path, exported: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(exported, tmp_path / "exported")
+    client = connect(uri)
+    run_id = client.create_run(prepare_store(uri, storage)).info.run_id
+
+    def register(mean: float, content: str = "0b7e9c32") -> Any:
+        """Another winner, with this mean on these images."""
+        summary_of(spool.folder, mean)
+        card = json.loads((model / "config.json").read_text())
+        card["trial"] = {
+            "data": {"name": "glyphs", "content": content, "split": {"fold": 1}},
+            "loss": {"name": "margin"},
+        }
+        (model / "config.json").write_text(json.dumps(card))
+        number = len(client.search_model_versions("name = 'digits'")) + 1
+        source = ExportedModel("digits", model, f"confirm/checkpoint_{number}")
+        assert log_exported_model(client, run_id, source, spool.folder) == f"models:/digits/{number}"
+        return client.get_model_version("digits", str(number))
+
+    first = register(0.5)
+    for words in ("0.6020 ± 0.0210", "0.1030", "glyphs", "margin", "leave one out", "which loss?", "means over 4"):
+        assert words in first.description
+    assert client.get_registered_model("digits").description == first.description
+    (found,) = client.search_logged_models(
+        [client.get_run(run_id).info.experiment_id], order_by=[{"field_name": "metrics.test/map_at_r"}]
+    )
+    assert found.model_id in first.source
+    (tested,) = [metric for metric in found.metrics if metric.key == "test/map_at_r"]
+    assert (tested.value, tested.dataset_name, tested.dataset_digest) == (0.602, "glyphs test", "0b7e9c32")
+    assert json.loads(found.tags["mlflow.modelVersions"]) == [{"name": "digits", "version": "1"}]
+    place = found.artifact_location.removeprefix("file://")
+    stored = Model.load(place)
+    assert stored.signature.outputs.inputs[0].shape == (-1, 8)
+    example = stored.load_input_example(place)
+    assert mlflow.pyfunc.load_model(found.artifact_location).predict(example).shape == (1, 8)
+
+    def aliases() -> tuple[str, str]:
+        found = client.get_registered_model("digits").aliases
+        return str(found["challenger"]), str(found["champion"])
+
+    assert aliases() == ("1", "1")
+    said = register(0.4).tags["raydml.compared"]
+    assert aliases() == ("2", "1")
+    assert "champion stays with version 1: validation MAP@R 0.4000 against 0.5000" in said
+    assert "champion moved here from version 1" in register(0.6).tags["raydml.compared"]
+    assert aliases() == ("3", "3")
+    assert "cannot be compared" in register(0.9, content="other").tags["raydml.compared"]
+    assert aliases() == ("4", "3")
+
+
+def test_sync_makes_a_deleted_model_again_and_reports_deleted_runs(
+    spool: Spool, uri: str, exported: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool.study_started()
+    spool.trial("confirm-000")
+    spool.add("model", trial=None, checkpoint="/c", folder=str(exported), name="digits")
+    spool.add("study_finished")
+    assert deliver(spool, uri)
+    client = connect(uri)
+    client.delete_registered_model("digits")
+    assert sync(spool.path, uri, spool.study, complete=True)
+    assert str(client.get_model_version_by_alias("digits", "champion").version) == "1"
+    assert "registered again as models:/digits/1" in caplog.text
+    assert sync(spool.path, uri, spool.study, complete=True)
+    assert len(client.search_model_versions("name = 'digits'")) == 1, "once"
+    client.delete_model_version("digits", "1")
+    assert sync(spool.path, uri, spool.study, complete=True)
+    assert len(client.search_model_versions("name = 'digits'")) == 1
+    run_id = runs_of(uri)[None].info.run_id
+    client.delete_run(run_id)
+    assert not sync(spool.path, uri, spool.study, complete=True)
+    assert f"run 'digits' was deleted in MLflow. Cure: mlflow runs restore --run-id {run_id}" in caplog.text
 
 
 def test_a_model_holds_nothing_of_the_folder_the_command_was_typed_in(

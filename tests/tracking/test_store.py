@@ -7,6 +7,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
 from raydml.tracking.store import (
@@ -212,3 +214,17 @@ def test_looking_into_a_store_that_does_not_exist_makes_none(tmp_path: Path) -> 
     with pytest.raises(TrackingError, match=r"there is no folder .*typo.*mkdir -p"):
         prepare_store(f"sqlite:///{tmp_path}/typo/mlflow.db", tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refused_host_name_is_no_missing_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer of MLflow's server (3.5 and later) to a name that it was not started for."""
+    body = "API request failed with error code 403 != 200. Response body: Invalid Host header - possible DNS rebinding"
+
+    def refuse(*_: object) -> None:
+        raise MlflowException(body, error_code=PERMISSION_DENIED)
+
+    monkeypatch.setattr("raydml.tracking.store.experiment_id", refuse)
+    with pytest.raises(TrackingError, match=r"--allowed-hosts mlflow\.lab:5000") as caught:
+        prepare_store("http://ann:secret@mlflow.lab:5000")
+    assert "PASSWORD" not in str(caught.value)
+    assert "secret" not in str(caught.value)

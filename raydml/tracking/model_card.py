@@ -1,0 +1,155 @@
+"""What a registered model says about itself: a model card, its metrics, and whether it may be compared with another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from raydml.config.recipe import recipe_of
+from raydml.metrics.names import interval_text, metric_name
+from raydml.tracking.updates import MAX_DIGEST_CHARACTERS, grouped
+
+_CARD = """\
+# {name}: image embeddings of {embedding_dim} dimensions
+
+{backbone} trained on {dataset} with {recipe}, {epochs}.{question}
+
+## Scores
+
+{scores}
+
+## Limits
+
+- The scores are of classes of {dataset} that this network was not trained on. On images of another kind it has not \
+been tested.
+{limits}\
+- Distances are Euclidean and mean "more or less alike"; a threshold for "the same" has to be chosen on your own images.
+
+## How to call it
+
+    import mlflow, pathlib
+    model = mlflow.pyfunc.load_model("models:/{name}@challenger")
+    embeddings = model.predict([pathlib.Path("one.jpg"), pathlib.Path("two.png")])  # (2, {embedding_dim}) float32
+
+Images are `pathlib.Path`, encoded bytes, base64 texts, PIL images or uint8 arrays (height, width, 3), in a list or \
+in a table with a column `image`; their preparation is inside the model. Over HTTP:
+
+    mlflow models serve -m models:/{name}@challenger --env-manager local -p 5001
+    curl localhost:5001/invocations -H 'Content-Type: application/json' \\
+      -d "{{\\"inputs\\": [\\"$(base64 -w0 one.jpg)\\"]}}"
+"""
+_MAIN = ("map_at_r", "r_precision", "recall_at_1", "recall_at_10")
+
+
+class ModelFacts(NamedTuple):
+    """What MLflow stores with a model.
+
+    metrics: by MLflow's name, of the winning configuration; test_data: name and digest of the test images, or None.
+    score: the value by which the study chose it, on validation classes. protocol: what must be equal for two scores to
+    be comparable. label: the score in words.
+    """
+
+    card: str
+    params: dict[str, str]
+    metrics: dict[str, float]
+    test_data: tuple[str, str] | None
+    score: float | None
+    protocol: str
+    label: str
+
+
+def facts_of(name: str, model: Path, study: Path | None) -> ModelFacts:
+    """Return the facts of an exported folder, with the scores of its study's summary if there is one."""
+    card = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    file = None if study is None else study / "summary.json"
+    summary: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file and file.exists() else {}
+    trial: Mapping[str, Any] = card.get("trial") or {}
+    data: Mapping[str, Any] = trial.get("data") or {}
+    final = (summary.get("final") or [{}])[0]
+    confirmed = (summary.get("confirm") or [{}])[0]
+    metric = str(summary.get("metric") or "val_map_at_r")
+    searched = (summary.get("search") or [{}])[0]
+    score = confirmed.get("mean", searched.get("best"))
+    plan = summary.get("plan") or {}
+    split = {key: value for key, value in (data.get("split") or {}).items() if key != "fold"}
+    protocol = {"data": data.get("content"), "split": split, "metric": metric}
+    protocol |= {"folds": plan.get("folds"), "seeds": plan.get("seeds")} if confirmed else {"fold": None}
+    content = str(data.get("content") or "")[:MAX_DIGEST_CHARACTERS]
+    tested = bool(final.get("metrics")) and bool(content)
+    network: Mapping[str, Any] = card["network"]
+    return ModelFacts(
+        card=_card(name, card, summary, final, confirmed),
+        params={
+            "backbone": str(network["backbone"]),
+            "embedding_dim": str(network["embedding_dim"]),
+            **({"recipe": recipe_of(trial), "dataset": str(data.get("name"))} if trial else {}),
+        },
+        metrics=_metrics(final, confirmed, metric),
+        test_data=(f"{data.get('name')} test", content) if tested else None,
+        score=score,
+        protocol=json.dumps(protocol, sort_keys=True),
+        label=f"{metric_name(metric)} {score:.4f}" if score is not None else "no score",
+    )
+
+
+def _metrics(final: Mapping[str, Any], confirmed: Mapping[str, Any], metric: str) -> dict[str, float]:
+    parts = {"test_": "metrics", "test_untrained_": "untrained", "test_ensemble_": "ensemble", "val_": "validation"}
+    found = {
+        f"{prefix}{name}": score["mean"]
+        for prefix, part in parts.items()
+        for name, score in (final.get(part) or {}).items()
+    }
+    if confirmed.get("mean") is not None:
+        found[f"confirmed_{metric}"] = confirmed["mean"]
+    return grouped(found)
+
+
+def _card(
+    name: str,
+    card: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    final: Mapping[str, Any],
+    confirmed: Mapping[str, Any],
+) -> str:
+    trial: Mapping[str, Any] = card.get("trial") or {}
+    dataset = (trial.get("data") or {}).get("name") or "unknown images"
+    runs = final.get("runs") or confirmed.get("runs") or []
+    limits = ""
+    if len(runs) > 1:
+        limits = (
+            f"- The scores are means over {len(runs)} training runs (folds and seeds) of this configuration with 95 % "
+            "t intervals; this network is the run that was best on its validation classes.\n"
+        )
+    return _CARD.format(
+        name=name,
+        embedding_dim=card["network"]["embedding_dim"],
+        backbone=card["network"]["backbone"],
+        dataset=dataset,
+        recipe=recipe_of(trial) or "an unknown loss",
+        epochs=f"weights of epoch {card['best_epoch']}" if card.get("best_epoch") else "at an unknown epoch",
+        question=f"\n\nThe study's question: {summary['question']}" if summary.get("question") else "",
+        scores=_scores(summary, final, confirmed),
+        limits=limits,
+    )
+
+
+def _scores(summary: Mapping[str, Any], final: Mapping[str, Any], confirmed: Mapping[str, Any]) -> str:
+    metric = str(summary.get("metric") or "val_map_at_r")
+    if not final.get("metrics"):
+        if confirmed.get("mean") is None:
+            return "This study has neither confirmed nor tested it."
+        return f"{metric_name(metric).capitalize()}: {_interval(confirmed)}. The test classes have not been opened."
+    columns = {"test": "metrics", "untrained": "untrained", "validation": "validation"}
+    rows = [f"| metric | {' | '.join(columns)} |", "| --- " * (len(columns) + 1) + "|"]
+    names = [name for name in _MAIN if name in final["metrics"]]
+    for one in names:
+        cells = [_interval((final.get(part) or {}).get(one)) for part in columns.values()]
+        rows.append(f"| {metric_name(one)} | {' | '.join(cells)} |")
+    protocols = "\n".join(f"Protocol: {sentence}." for sentence in (final.get("protocols") or {}).values())
+    return "\n".join([*rows, "", protocols])
+
+
+def _interval(score: Mapping[str, Any] | None) -> str:
+    return "" if score is None else interval_text(score["mean"], score.get("half_width"))
