@@ -458,7 +458,7 @@ def test_the_end_of_a_study(tmp_path, capsys):
     for words in (
         *("search-000 (mic: margin, distance_weighted)", "0.8125 ± 0.0150", "of 4 runs", "0.950", "0.510"),
         *("0.700 ± 0.010", "0.300 ± 0.020", "0.400 ± 0.030", "search-004"),
-        *("studies/digits", "http://127.0.0.1:9", "models:/raydml-digits@champion"),
+        *("studies/digits", "http://127.0.0.1:9", "models:/raydml-digits@challenger"),
     ):
         assert words in text
     assert "search-005" not in text
