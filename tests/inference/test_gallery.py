@@ -92,6 +92,22 @@ def test_a_folder_without_images_is_refused(tmp_path):
         image_names(tmp_path)
 
 
+def test_every_decoded_format_is_indexed_and_the_others_are_counted(tmp_path, monkeypatch):
+    for name in ("a/0.gif", "a/1.HEIC", "b/2.jfif", "b/3.cr2", "b/4.CR2", "b/5.unheard", "b/Thumbs.db"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"opened later")
+    notes: list[str] = []
+    monkeypatch.setattr("raydml.inference.gallery.log_notes", notes.extend)
+    assert image_names(tmp_path) == ["a/0.gif", "a/1.HEIC", "b/2.jfif"]
+    assert len(notes) == 1
+    assert "3 files beside the images are left out" in notes[0]
+    assert "2 .cr2, 1 .unheard" in notes[0]
+    for name in ("a/0.gif", "a/1.HEIC", "b/2.jfif"):
+        (tmp_path / name).unlink()
+    with pytest.raises(GalleryError, match=r"they hold 2 \.cr2, 1 \.unheard\. Cure: convert them"):
+        image_names(tmp_path)
+
+
 def test_batches_hold_the_embeddings_in_order_and_name_what_is_unreadable(model, photos):
     (photos / "apples" / "1a.png").write_text("no image")
     (photos / "pears" / "4.png").write_bytes((photos / "pears" / "4.png").read_bytes()[:80])
