@@ -60,7 +60,8 @@ Studies of raydml. Each is one run with its trials below it; its description has
 
 Sort by `best/map_at_r`, the best epoch's value on the validation classes. `val/...` are the curves, `test/...` the \
 scores on the test classes, `untrained/...` those of the same network before training."""
-EXPERIMENT_TAGS = {VIEW_TAG: json.dumps({"selectedColumns": VIEW_COLUMNS}), "mlflow.note.content": EXPERIMENT_NOTE}
+VIEW = {"selectedColumns": VIEW_COLUMNS, "orderByKey": "metrics.`best/map_at_r`", "orderByAsc": False}
+EXPERIMENT_TAGS = {VIEW_TAG: json.dumps(VIEW), "mlflow.note.content": EXPERIMENT_NOTE}
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 #: Errors of a server that starts, stops, is overloaded or refuses the credentials: a later attempt may succeed.
 TRANSIENT_CODES = frozenset(

@@ -1,5 +1,6 @@
 """Addresses of stores, the embedded one and what moves with it, and stores that are refused."""
 
+import json
 import shutil
 import sqlite3
 import time
@@ -85,6 +86,10 @@ def test_the_page_of_runs_is_known_where_its_view_is_stored(uri: str, storage: P
     experiment = prepare_store(uri, storage)
     page = f"/#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey=raydml"
     assert runs_page(uri) == page
+    view = json.loads(connect(uri).get_experiment(experiment).tags[VIEW_TAG])
+    assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`best/map_at_r`", False), (
+        "the order of raydml's ranking"
+    )
     assert VIEW_TAG.endswith(".raydml"), "the page names the view by its key"
     connect(uri).delete_experiment_tag(experiment, VIEW_TAG)
     assert runs_page(uri) == ""
