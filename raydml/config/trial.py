@@ -81,7 +81,8 @@ class Machine(Section):
     """Where and with what it runs. cpus_per_trial is also the number of torch threads of a trial.
 
     cache_dir: a folder for decoded images, on a disk of the machine itself. max_cache_gib: its largest size: those that
-    were used longest ago are removed, and a data set that is larger is decoded each time.
+    were used longest ago are removed, and a data set that is larger is decoded each time. system_metrics: report per
+    epoch how busy the process and its GPU are; auto where the trial has a GPU.
     """
 
     rules = staticmethod(problems_of_machine)
@@ -94,6 +95,7 @@ class Machine(Section):
     gpus_per_trial: Literal["auto"] | NotNegative = "auto"
     evaluation_batch: Count = 256
     on_unreadable: Literal["refuse", "skip"] = "refuse"
+    system_metrics: Literal["auto", "on", "off"] = "auto"
 
 
 class SearchStage(Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,9 +21,12 @@ from raydml.evaluation.scoring import MetricSpec
 from raydml.inference.evaluate import evaluate_checkpoint, evaluate_saved
 from raydml.metrics.names import METRIC_GROUPS
 from raydml.ops.progress import show_log
+from raydml.ops.system_use import SystemUse
 from raydml.training import checkpoint
 from raydml.training.trainer import Trainer
 from raydml.training.trial_images import Catalogs
+
+logger = logging.getLogger(__name__)
 
 
 def assigned_device(machine: Machine) -> str:
@@ -33,6 +37,19 @@ def assigned_device(machine: Machine) -> str:
     return "cuda:0" if ray.get_gpu_ids() else "cpu"
 
 
+def _system_use(switch: str, device: torch.device) -> SystemUse | None:
+    """Begin the system metrics of a trial; a GPU that cannot be read fails only where the switch is ``on``."""
+    if switch == "off" or (switch == "auto" and device.type != "cuda"):
+        return None
+    try:
+        return SystemUse(device)
+    except (ImportError, RuntimeError) as error:
+        if switch == "on":
+            raise
+        logger.warning("system metrics are left out: %s", error)
+        return None
+
+
 class TrialActor(tune.Trainable):
     """A trial as Tune runs it: one :meth:`step` is one epoch, and a checkpoint holds the whole state.
 
@@ -40,6 +57,7 @@ class TrialActor(tune.Trainable):
     scheduler compares) and ``resume_from``, a checkpoint folder of an earlier run of the study or None.
     """
 
+    _system: SystemUse | None = None
     _catalogs: Catalogs | None = None  # the images are listed once in this process, not once for each of its trials
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -52,6 +70,7 @@ class TrialActor(tune.Trainable):
         return True
 
     def _start(self, config: dict[str, Any]) -> None:
+        self.cleanup()
         # Free the old trial first: two of them may not fit into one share of a GPU.
         for name in ("_trainer", "_epochs"):
             self.__dict__.pop(name, None)
@@ -64,6 +83,7 @@ class TrialActor(tune.Trainable):
         if self._catalogs is None or self._catalogs.machine != machine:
             self._catalogs = Catalogs(machine)
         self._trainer = Trainer(trial, machine, device=assigned_device(machine), catalogs=self._catalogs)
+        self._system = _system_use(machine.system_metrics, self._trainer.device)
         self._repeat: dict[str, Any] | None = None
         if config["resume_from"] is not None:
             # The saved epoch is reported a second time: the scheduler of this run then decides on it with full rungs.
@@ -76,6 +96,8 @@ class TrialActor(tune.Trainable):
         else:
             # A trial that died between its last epoch and its end reports its last epoch again.
             record = next(self._epochs, self._trainer.last_result)
+        if self._system is not None:
+            record = {**record, **self._system.take()}
         return {
             "epoch": record["epoch"],
             # Tune requires the metric in every result; a diverged epoch has none.
@@ -83,6 +105,12 @@ class TrialActor(tune.Trainable):
             "record": record,
             "done": bool(record["ended"]),
         }
+
+    def cleanup(self) -> None:
+        """End what samples the GPU."""
+        if self._system is not None:
+            self._system.close()
+            self._system = None
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         self._trainer.save(Path(checkpoint_dir))

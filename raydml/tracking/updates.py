@@ -47,7 +47,8 @@ GROUPS = {
     "train_": "train/",
     "images_per_s": "speed/images_per_s",
     "epoch_s": "speed/epoch_s",
-    "gpu_": "system/gpu_",
+    "peak_memory_bytes": "system/peak_memory_bytes",
+    "system_": "system/",
 }
 #: Metrics of a single point, which has step 0: the number of epochs that a run has reached, and its best epoch.
 EPOCHS, BEST = "train/epochs", "best/"

@@ -1,6 +1,7 @@
 """The actor of a trial, called as Tune calls it: step, save, restore, reset."""
 
 import pytest
+import torch
 from ray import tune
 from ray.tune.trainable.trainable import (
     _TrainingResult,
@@ -103,3 +104,24 @@ def test_a_reused_actor_gives_the_numbers_of_a_fresh_one(configs):
 def test_the_device_is_what_ray_assigned_and_not_what_the_node_has(monkeypatch, machine, assigned, device):
     monkeypatch.setattr(trial_module.ray, "get_gpu_ids", lambda: assigned)
     assert assigned_device(parse_machine(machine)) == device
+
+
+def test_system_metrics_are_reported_where_they_are_switched_on(configs):
+    machine = {**configs[0]["run"]["machine"], "system_metrics": "on"}
+    record = TrialActor({"run": {**configs[0]["run"], "machine": machine}}).step()["record"]
+    assert record["system_cpu_percent"] > 0
+    assert "system_cpu_percent" not in TrialActor(configs[0]).step()["record"]  # auto: only where a GPU is
+
+
+@pytest.mark.parametrize("switch", ["auto", "on"])
+def test_a_gpu_that_cannot_be_read_ends_a_trial_only_on_request(switch, monkeypatch, caplog):
+    def broken(_device):
+        raise RuntimeError("Not Supported")
+
+    monkeypatch.setattr(trial_module, "SystemUse", broken)
+    if switch == "on":
+        with pytest.raises(RuntimeError, match="Not Supported"):
+            trial_module._system_use(switch, torch.device("cuda:0"))
+    else:
+        assert trial_module._system_use(switch, torch.device("cuda:0")) is None
+        assert "system metrics are left out: Not Supported" in caplog.text

@@ -64,6 +64,7 @@ def test_metrics_are_grouped_by_what_they_measure() -> None:
         "gradient_norm": "train/gradient_norm",
         "learning_rate": "train/learning_rate",
         "images_per_s": "speed/images_per_s",
+        "system_gpu_percent": "system/gpu_percent",
         "epoch_s": "speed/epoch_s",
         "test_map_at_r": "test/map_at_r",
         "test_untrained_map_at_r": "untrained/map_at_r",
