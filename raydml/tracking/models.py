@@ -164,19 +164,20 @@ def _register(client: MlflowClient, run: Run, model: ExportedModel, facts: Model
         if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name)
         client.update_registered_model(name, note)
-        scored = {} if facts.score is None else {PROTOCOL_TAG: facts.protocol, SCORE_TAG: repr(facts.score)}
-        # The location, not models:/ID: a database store would look that up at the global tracking address.
-        return client.create_model_version(
-            name,
-            source=logged.artifact_location,
-            run_id=run_id,
-            tags={**tags, **scored},
-            model_id=logged.model_id,
-            description=note,
-        )
     except Exception:
         _discard(client, logged.model_id)
         raise
+    scored = {} if facts.score is None else {PROTOCOL_TAG: facts.protocol, SCORE_TAG: repr(facts.score)}
+    # Outside of the try: where only the answer is lost, the version is there and needs the stored model.
+    return client.create_model_version(
+        name,
+        # The location, not models:/ID: a database store would look that up at the global tracking address.
+        source=logged.artifact_location,
+        run_id=run_id,
+        tags={**tags, **scored},
+        model_id=logged.model_id,
+        description=note,
+    )
 
 
 def _log_metrics(client: MlflowClient, run_id: str, model_id: str, facts: ModelFacts) -> None:
