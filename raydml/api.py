@@ -51,6 +51,7 @@ class Study:
         max_epochs: int | None = None,
         seed: int | None = None,
         scheduler: str | None = None,
+        stages: str | None = None,
         settings: Sequence[str] = (),
         data_root: str | Path | None = None,
         storage: str | Path = "studies",
@@ -66,8 +67,16 @@ class Study:
 
         Raises ConfigError, StudyError, DataError or CommandError for what `sweep` refuses.
         """
+        from raydml.cli.arguments import seconds_of
         from raydml.cli.main import prepare_environment
-        from raydml.cli.studies import create, option_overrides, refuse_unusable_name, space_of
+        from raydml.cli.studies import (
+            create,
+            option_overrides,
+            refuse_absent_stages,
+            refuse_unusable_name,
+            space_of,
+            stage_overrides,
+        )
         from raydml.search_space.space import load_space
 
         prepare_environment()
@@ -75,8 +84,10 @@ class Study:
         path, for_folder = space_of(Path(space), root)
         refuse_unusable_name(name)
         options = option_overrides(num_trials=num_trials, seed=seed, name=name, scheduler=scheduler, data_root=root)
-        loaded = load_space(path, [*for_folder, *settings, *options], max_epochs)
-        folder = create(loaded, path, Path(storage), tracking_uri)
+        seconds_of(time_limit)  # refused here rather than in the process of the study
+        loaded = load_space(path, [*for_folder, *settings, *options, *stage_overrides(stages)], max_epochs)
+        refuse_absent_stages(stages, loaded.study)
+        folder = create(loaded, path, Path(storage), tracking_uri, f"Study.start({str(space)!r})")
         return cls.open(folder).resume(time_limit=time_limit, address=address)
 
     @classmethod
@@ -116,37 +127,51 @@ class Study:
 
         if self._process is None:
             self.resume()
-        process = self._process
-        if process is None:  # it was finished before
-            return self
         until = None if timeout_s is None else time.monotonic() + timeout_s
         events = events_path(self.folder)
+        if self._process is None and not self._is_running():  # it was finished before
+            return self
         with LiveStudy(events, from_offset=events.stat().st_size if events.exists() else 0):
             try:
-                while process.poll() is None:
+                while self._is_running():
                     if until is not None and time.monotonic() > until:
                         raise TimeoutError(f"study {self.name!r} has not finished after {timeout_s:g} s; it continues")
                     time.sleep(_POLL_S)
             except KeyboardInterrupt:
                 self.stop()
                 raise
-        if process.returncode or self.state != "finished":
+        code = None if self._process is None else self._process.returncode
+        if code or self.state != "finished":
             log = self.folder / LOG
-            last = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
+            last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:] if log.exists() else []
             raise StudyFailed(
-                f"study {self.name!r} is {self.state}; its process ended with code {process.returncode}. "
-                f"Cure: Study.open({str(self.folder)!r}).wait() continues it. {log} ends with:\n{last}"
+                f"study {self.name!r} is {self.state}, and its process has ended (code {code}). "
+                f"Cure: Study.open({str(self.folder)!r}).wait() continues it. {log} ends with:\n" + "\n".join(last)
             )
         return self
 
     def stop(self) -> None:
-        """End the process of the study as Ctrl-C does, after its checkpoints; `wait` or `resume` continues it later."""
-        if self._process is not None and self._is_running():
-            self._process.send_signal(signal.SIGINT)
+        """End the process that this object started as Ctrl-C does; `wait` or `resume` continues the study later.
+
+        A study that another process runs is left alone. Raises TimeoutError if the process has not ended in a minute.
+        """
+        if self._process is None or self._process.poll() is not None:
+            return
+        self._process.send_signal(signal.SIGINT)
+        try:
             self._process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(
+                f"study {self.name!r} has not stopped after {_STOP_S:g} s. "
+                f"Cure: wait, or end process {self._process.pid}"
+            ) from None
 
     def _is_running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        from raydml.study.driver import is_running
+
+        if self._process is not None and self._process.poll() is None:
+            return True
+        return bool(is_running(self.folder))  # by another process of this machine, such as a terminal
 
     @property
     def name(self) -> str:

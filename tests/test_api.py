@@ -13,7 +13,9 @@ import pytest
 import raydml
 from raydml import Study, load_model
 from raydml.api import LOG, StudyFailed
+from raydml.cli.arguments import CommandError
 from raydml.errors import ConfigError
+from raydml.study.driver import driver_lock
 from tests.cli.commands import done
 
 HEAVY = ("torch", "ray", "mlflow", "pandas", "matplotlib", "faiss")
@@ -49,7 +51,19 @@ def test_a_mistake_is_raised_before_anything_starts(tmp_path) -> None:
     space.write_text(SPACE, encoding="utf-8")
     with pytest.raises(ConfigError, match="embedding_dim"):
         Study.start(space, settings=["trial.model.embedding_dim=-1"], storage=tmp_path / "studies")
+    with pytest.raises(CommandError, match="--time = 'soon'"):
+        Study.start(space, time_limit="soon", storage=tmp_path / "studies")
+    with pytest.raises(CommandError, match="--stages"):
+        Study.start(space, stages="final", storage=tmp_path / "studies")
     assert not (tmp_path / "studies").exists()
+
+
+def test_a_study_that_another_process_runs_is_not_started_again(tmp_path) -> None:
+    study = Study(tmp_path)
+    with driver_lock(tmp_path).acquire(timeout=0):
+        assert study.resume()._process is None
+        with pytest.raises(TimeoutError, match="continues"):
+            study.wait(0.3)
 
 
 def test_a_process_that_ends_before_its_study_is_reported(tmp_path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
 
 import torch
 
+logger = logging.getLogger(__name__)
 SAMPLE_S = 1.0  # the driver itself averages a GPU's use over up to a second
 
 
@@ -49,7 +51,11 @@ class SystemUse:
 
     def _follow(self) -> None:
         while not self._closed.wait(SAMPLE_S):
-            sample = self._read_gpu(self._device)
+            try:
+                sample = self._read_gpu(self._device)
+            except RuntimeError as error:  # a driver that was restarted, say; training goes on
+                logger.warning("the use of the GPU is not measured any more: %s", error)
+                return
             with self._lock:
                 self._samples.append(sample)
 

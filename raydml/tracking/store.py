@@ -43,6 +43,7 @@ EXPERIMENT = "raydml"
 VIEW_TAG = f"mlflow.sharedViewState.{EXPERIMENT}"
 VIEW_COLUMNS = (
     "attributes.`Duration`",
+    "metrics.`best/selected`",
     "metrics.`best/map_at_r`",
     "metrics.`best/recall_at_1`",
     "metrics.`best/epoch`",
@@ -58,9 +59,9 @@ VIEW_COLUMNS = (
 EXPERIMENT_NOTE = """\
 Studies of raydml. Each is one run with its trials below it; its description has the result, its artifacts the report.
 
-Sort by `best/map_at_r`, the best epoch's value on the validation classes. `val/...` are the curves, `test/...` the \
-scores on the test classes, `untrained/...` those of the same network before training."""
-VIEW = {"selectedColumns": VIEW_COLUMNS, "orderByKey": "metrics.`best/map_at_r`", "orderByAsc": False}
+Sort by `best/selected`: the validation metric that ranks the trials, at its best epoch. `val/...` are the \
+curves, `test/...` the scores on the test classes, `untrained/...` those of the same network before training."""
+VIEW = {"selectedColumns": VIEW_COLUMNS, "orderByKey": "metrics.`best/selected`", "orderByAsc": False}
 EXPERIMENT_TAGS = {VIEW_TAG: json.dumps(VIEW), "mlflow.note.content": EXPERIMENT_NOTE}
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 #: Errors of a server that starts, stops, is overloaded or refuses the credentials: a later attempt may succeed.
@@ -314,10 +315,7 @@ def _follow_artifacts(database: Path) -> None:
         if not location.startswith("file:") or old.name != ARTIFACTS or old == new:
             return
         original = old.parent / database.name
-        copied = False
-        if original.exists():
-            with closing(_open(original, "ro")) as source:
-                copied = _experiment(source)[0] == created
+        copied = _is_copy_of(original, created)
         if not (new.is_dir() or copied or not old.exists()):
             return
         was, now = location.rstrip("/"), new.as_uri()
@@ -327,6 +325,17 @@ def _follow_artifacts(database: Path) -> None:
                 f"where {column} = ? or substr({column}, 1, ?) = ?",
                 (now, len(was) + 1, was, len(was) + 1, f"{was}/"),
             )
+
+
+def _is_copy_of(original: Path, created: int) -> bool:
+    """Return whether a database, if it is there and may be read, has the experiment that was created at a time."""
+    try:
+        if not original.exists():
+            return False
+        with closing(_open(original, "ro")) as source:
+            return _experiment(source)[0] == created
+    except (OSError, sqlite3.Error):  # another user's, whose store this one cannot be
+        return False
 
 
 def _open(database: Path, mode: str = "rw") -> sqlite3.Connection:

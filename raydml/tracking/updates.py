@@ -244,7 +244,8 @@ def _best_epoch(trial: TrialState) -> dict[str, float]:
         for name, value in trial.epochs[trial.epoch_of_best].items()
         if name.startswith("val_")
     }
-    return {**found, f"{BEST}epoch": trial.epoch_of_best}
+    selected = {} if trial.best is None else {f"{BEST}selected": trial.best}
+    return {**found, **selected, f"{BEST}epoch": trial.epoch_of_best}
 
 
 def _is_scheduled(config: Mapping[str, Any]) -> bool:

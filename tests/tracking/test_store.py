@@ -87,7 +87,7 @@ def test_the_page_of_runs_is_known_where_its_view_is_stored(uri: str, storage: P
     page = f"/#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey=raydml"
     assert runs_page(uri) == page
     view = json.loads(connect(uri).get_experiment(experiment).tags[VIEW_TAG])
-    assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`best/map_at_r`", False), (
+    assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`best/selected`", False), (
         "the order of raydml's ranking"
     )
     assert VIEW_TAG.endswith(".raydml"), "the page names the view by its key"

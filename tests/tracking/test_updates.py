@@ -90,7 +90,8 @@ def test_the_headline_is_the_best_epoch_with_all_its_metrics(spool: Spool) -> No
         (1, 0.2), (2, 0.610127), (3, 0.5488)
     ]  # fmt: skip
     single = {point.name: point.value for point in sent if point.step == 0}  # the last one counts
-    assert single == {"best/map_at_r": 0.610127, "best/recall_at_1": 0.7, "best/epoch": 2, "train/epochs": 3}
+    best = {"best/map_at_r": 0.610127, "best/recall_at_1": 0.7, "best/selected": 0.610127, "best/epoch": 2}
+    assert single == {**best, "train/epochs": 3}
     times = [point.time_ms for point in sent if point.name == "best/map_at_r"]
     assert times == sorted(set(times)), "each later than the one that it replaces"
     assert not [point for point in sent if point.name == "train/learning_rate"], "constant: a parameter, no chart"
