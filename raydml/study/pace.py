@@ -2,26 +2,28 @@
 
 The live view shows it, and ``--time`` ends the search by it. A stage costs the epochs that are left, at the mean time
 of an epoch so far, divided by the number of trials that run at once. In a search that stops trials early, the expected
-number of epochs counts: what halving at its rungs would leave, and increasingly what its ended trials have run. Before
-the first epoch there is no estimate.
+number of epochs counts: that of `study.rungs`, and increasingly what its ended trials have run. Before the first
+epoch there is no estimate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean
 from typing import Any, NamedTuple
 
 from raydml.analysis.trials import TrialState
 from raydml.study.events import StageState, StudyState
+from raydml.study.rungs import expected_epochs_left, expected_spans
 
-STAGES = ("search", "confirm", "refit", "finalize")
+STAGES = ("search", "confirm", "finalize")
 #: Seconds until the first trial of a stage starts (a process that imports torch), until the next trial takes a place,
-#: and for the pictures and the report; as measured on two CPU cores.
+#: and for the pictures and the report. Assumed, with the start of a stage near the 6 s of docs/LOG.md (two idle CPU
+#: cores; 17 s under load), until a stage of the study has started.
 STAGE_START_S, TRIAL_START_S, RESULTS_S = 7.0, 0.4, 10.0
-#: A test evaluates four parts (trained and untrained, validation and test): about as long as this many epochs, plus
-#: this many seconds.
+#: A test evaluates four parts (trained and untrained, validation and test): assumed to take as long as this many
+#: epochs, plus this many seconds.
 TEST_EPOCHS, TEST_S = 1.0, 1.5
 _PRIOR_TRIALS = 2.0  # ended trials that the expectation by halving counts as much as
 
@@ -76,37 +78,36 @@ def _stage_s(study: StudyState, stage: str, pace: Pace) -> float:
         )
     trials = study.of_stage(stage)
     search = study.config.get("search", {}) if stage == "search" else {}
-    rest = {t.trial: expected_epochs(search, t.num_planned_epochs, t.num_epochs) for t in trials if not t.ended}
+    spans = _spans(search, plan)
+    rest = [
+        expected_epochs_left(spans, num_planned=t.num_planned_epochs, num_done=t.num_epochs)
+        for t in trials
+        if not t.ended
+    ]
     num_waiting = max(plan.num_trials - len(trials), 0)
-    fresh = _fresh_epochs(search, plan, [trial for trial in trials if trial.ended])
+    fresh = _fresh_epochs(spans, plan, [trial for trial in trials if trial.ended])
     whole_s = TRIAL_START_S + pace.first_epoch_s + max(fresh - 1, 0.0) * pace.epoch_s
-    busy_s = [epochs * pace.epoch_s for epochs in rest.values()]
+    busy_s = [epochs * pace.epoch_s for epochs in rest]
     # Equal trials run in waves: with fewer of them than places the stage lasts as long as one.
     waiting_s = num_waiting * whole_s / num_slots if num_waiting >= num_slots else whole_s * bool(num_waiting)
     start_s = 0.0 if trials else pace.stage_start_s
     return start_s + max(waiting_s + sum(busy_s) / num_slots, max(busy_s, default=0.0))
 
 
-def expected_epochs(search: Any, num_planned: int, num_done: int) -> float:
-    """Return the epochs that a trial is expected to run from here if each rung keeps one of ``reduction_factor``.
-
-    search: the settings ``scheduler``, ``grace_epochs`` and ``reduction_factor`` of a search; without them all run.
-    """
-    if search.get("scheduler", "none") == "none":
-        return float(num_planned - num_done)
-    left, share, at, rung = 0.0, 1.0, num_done, int(search.get("grace_epochs", 1))
-    factor = max(int(search.get("reduction_factor", 2)), 2)
-    while at < num_planned:
-        while rung <= at:
-            rung *= factor
-        left += share * (min(rung, num_planned) - at)
-        share, at = share / factor, rung
-    return left
-
-
-def _fresh_epochs(search: Any, plan: StageState, ended: Sequence[TrialState]) -> float:
+def _fresh_epochs(spans: tuple[tuple[int, float], ...], plan: StageState, ended: Sequence[TrialState]) -> float:
     """Return the expected epochs of a trial that has not started: by halving, and by what ended trials have run."""
-    prior = expected_epochs(search, plan.max_epochs, 0)
-    if search.get("scheduler", "none") == "none":
+    prior = expected_epochs_left(spans, num_planned=plan.max_epochs, num_done=0)
+    if len(spans) == 1:
         return prior
     return (_PRIOR_TRIALS * prior + sum(trial.num_epochs for trial in ended)) / (_PRIOR_TRIALS + len(ended))
+
+
+def _spans(search: Mapping[str, Any], plan: StageState) -> tuple[tuple[int, float], ...]:
+    """Return the expected numbers of trials between the rungs. search: settings; empty for a stage that stops none."""
+    return expected_spans(
+        max(plan.num_trials, 1),
+        search.get("scheduler", "none"),
+        max_epochs=plan.max_epochs,
+        grace_epochs=int(search.get("grace_epochs", 1)),
+        reduction_factor=int(search.get("reduction_factor", 3)),
+    )

@@ -1,11 +1,13 @@
 """The estimate of the time that a study still needs, and when its search has to end; expected values by hand."""
 
+import numpy as np
 import pytest
 
 from raydml.study.events import reduce_events
-from raydml.study.pace import expected_epochs, remaining_s
+from raydml.study.pace import remaining_s
 from raydml.study.time_limit import has_to_end
 from tests.study.study_events import ended, epoch, stage_started, started, study_started
+from tests.study.test_rungs import simulated_asha
 
 
 def at(time_s, event):
@@ -60,19 +62,27 @@ def test_an_estimate_does_not_jump_where_one_stage_ends_and_the_next_begins():
     assert remaining_s(reduce_events(events)) == pytest.approx(before, rel=0.05)
 
 
-def test_halving_leaves_the_expected_epochs():
-    search = {"scheduler": "asha", "grace_epochs": 1, "reduction_factor": 3}
-    # Rungs at 1 and 3: one epoch, two for a third of the trials, six for a ninth.
-    assert expected_epochs(search, 9, 0) == pytest.approx(1 + 2 / 3 + 6 / 9)
-    assert expected_epochs(search, 9, 1) == pytest.approx(2 + 6 / 3), "it has passed the first rung"
-    assert expected_epochs(search, 9, 5) == pytest.approx(4)
-    assert expected_epochs(search | {"scheduler": "none"}, 9, 1) == 8
+@pytest.mark.parametrize(("num_trials", "max_epochs", "reduction_factor"), [(8, 6, 2), (9, 9, 3)])
+def test_the_waiting_trials_of_a_search_take_what_rays_scheduler_takes(num_trials, max_epochs, reduction_factor):
+    search = {"scheduler": "asha", "grace_epochs": 1, "reduction_factor": reduction_factor}
+    planned = [{"stage": "search", "num_trials": num_trials, "max_epochs": max_epochs}]
+    events = [
+        at(0.0, study_started() | {"planned": planned, "config": {"search": search}}),
+        at(4.0, stage_started(num_trials, max_epochs) | {"num_slots": 1}),
+        at(10.0, started(0, epochs=max_epochs)),
+        *(at(10.0 + 2 * number, epoch(0, number, 0.5)) for number in range(1, max_epochs + 1)),
+    ]
+    sizes = {"max_epochs": max_epochs, "grace_epochs": 1, "reduction_factor": reduction_factor}
+    each = np.mean(simulated_asha(num_trials, **sizes))
+    waiting_s = (num_trials - 1) * (0.4 + 2 * each)  # the first trial has no epoch left
+    assert remaining_s(reduce_events(events), ("search",)) == pytest.approx(waiting_s, rel=0.03)
 
 
-def test_a_search_that_stops_trials_early_has_less_left():
-    # The first trial: 2 epochs past its rung. The others: 1 + 1/2 + 2/4 epochs expected, so 0.4 + 2 + 1 * 2 s each.
-    search = (2 * 2) / 2 + 3 * (0.4 + 2 + 2) / 2
-    assert remaining_s(reduce_events(running_study("asha")), ("search",)) == pytest.approx(search)
+def test_a_running_trial_of_a_search_has_passed_its_rungs():
+    # The first trial has passed the rungs at 1 and 2, and has two epochs of 2 s left.
+    each = np.mean(simulated_asha(4, max_epochs=4, grace_epochs=1, reduction_factor=2))
+    search = (2 * 2) / 2 + 3 * (0.4 + 2 * each) / 2
+    assert remaining_s(reduce_events(running_study("asha")), ("search",)) == pytest.approx(search, rel=0.03)
 
 
 def test_the_search_ends_when_the_later_stages_need_the_time_that_is_left():

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from raydml.study.rungs import expected_epochs, milestones
+from raydml.study.rungs import expected_epochs, expected_epochs_left, expected_spans, milestones
 from raydml.study.scheduler import Asha
 
 
@@ -16,14 +16,15 @@ def test_milestones_stop_short_of_the_last_epoch():
 
 
 def simulated_asha(num_trials, *, max_epochs, grace_epochs, reduction_factor, repeats=400):
-    """Mean number of epochs of all trials under the scheduler itself: random values, trials one after the other."""
+    """Epochs of each trial (repeats x trials) under the scheduler itself: random values, trials one after the other."""
     generator = np.random.default_rng(1)
-    rungs, total = [], 0
+    rungs, rows = [], []
     while (rung := grace_epochs * reduction_factor ** len(rungs)) < max_epochs:
         rungs.append(rung)
     for _ in range(repeats):
         settings = {"grace_epochs": grace_epochs, "reduction_factor": reduction_factor, "history": {}}
         scheduler = Asha(metric="score", max_epochs=max_epochs, **settings)
+        rows.append([])
         for number in range(num_trials):
             trial = SimpleNamespace(trial_id=str(number), config={"run": {"key": str(number)}})
             scheduler.on_trial_add(None, trial)
@@ -33,15 +34,20 @@ def simulated_asha(num_trials, *, max_epochs, grace_epochs, reduction_factor, re
                 if scheduler.on_trial_result(None, trial, {"epoch": rung, "score": value}) == scheduler.STOP:
                     epochs = rung
                     break
-            total += epochs
-    return total / repeats
+            rows[-1].append(epochs)
+    return np.array(rows)
 
 
 @pytest.mark.parametrize(("num_trials", "reduction_factor"), [(1, 3), (16, 3), (20, 2)])
 def test_asha_is_expected_to_take_what_rays_scheduler_takes_in_random_order(num_trials, reduction_factor):
     sizes = {"max_epochs": 20, "grace_epochs": 4, "reduction_factor": reduction_factor}
-    expected = simulated_asha(num_trials, **sizes)
+    epochs = simulated_asha(num_trials, **sizes)
+    expected = epochs.sum(axis=1).mean()
     assert expected_epochs(num_trials, "asha", **sizes) == pytest.approx(expected, rel=0.03)
+    spans = expected_spans(num_trials, "asha", **sizes)
+    for num_done in (0, 4, 7, 19):
+        left = (epochs - num_done)[epochs > num_done].mean()
+        assert expected_epochs_left(spans, num_planned=20, num_done=num_done) == pytest.approx(left, rel=0.05)
 
 
 def test_synchronous_halving_and_none_by_hand():
