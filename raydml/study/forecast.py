@@ -139,13 +139,17 @@ def steps_per_epoch(trial: Trial, catalog: Catalog) -> tuple[int, int]:
 
 
 def _stages(study: StudySettings, trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    search, longest = study.search, max(trial.epochs for trial in trials)
-    most = sum(trial.epochs for trial in trials)
+    search, each_epochs = study.search, sorted(trial.epochs for trial in trials)
+    shortest, longest, most = each_epochs[0], each_epochs[-1], sum(each_epochs)
+    planned = _number(longest, "epoch") if shortest == longest else f"{shortest} to {longest} epochs"
     rungs = {"grace_epochs": search.grace_epochs, "reduction_factor": search.reduction_factor}
-    epochs = expected_epochs(len(trials), search.scheduler, max_epochs=longest, **rungs)
-    words = f"{_number(len(trials), 'trial')} of {_number(longest, 'epoch')}"
+    epochs = float(most)
+    if search.scheduler != "none":  # the rungs are those of the longest trial, and the shorter ones end by themselves
+        epochs = min(expected_epochs(len(trials), search.scheduler, max_epochs=longest, **rungs), epochs)
+    words = f"{_number(len(trials), 'trial')} of {planned}"
     if search.scheduler != "none" and search.grace_epochs < longest:
-        words = f"{_number(len(trials), 'trial')} of {search.grace_epochs} to {longest} epochs, about {epochs:,.0f} of "
+        first = min(search.grace_epochs, shortest)
+        words = f"{_number(len(trials), 'trial')} of {first} to {longest} epochs, about {epochs:,.0f} of "
         words += f"{most:,} epochs with {search.scheduler}"
     stages = [{"stage": "search", "num_trials": len(trials), "epochs": epochs, "most_epochs": most, "in_words": words}]
     runs, noun = min(study.finalize.top, len(trials)) if study.finalize else 0, "best trial"
@@ -153,8 +157,8 @@ def _stages(study: StudySettings, trials: Sequence[Trial]) -> list[dict[str, Any
         confirm, top = study.confirm, min(study.confirm.top, len(trials))
         each = confirm.folds * confirm.seeds
         words = f"{_number(top, 'configuration')} x {_number(confirm.folds, 'fold')} x {_number(confirm.seeds, 'seed')}"
-        words += f" = {_number(top * each, 'run')} of {_number(longest, 'epoch')}"
-        most = top * each * longest
+        words += f" = {_number(top * each, 'run')} of {planned}"
+        most = each * sum(each_epochs[-top:])
         stages.append(
             {"stage": "confirm", "num_trials": top * each, "epochs": most, "most_epochs": most, "in_words": words}
         )

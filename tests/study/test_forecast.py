@@ -35,6 +35,20 @@ def test_images_steps_and_stages_by_hand(tmp_path):
     assert not steps["are_expected"]
 
 
+def test_trials_of_different_lengths_are_counted_one_by_one(tmp_path):
+    def stages(*more):
+        overrides = ["trial.epochs={grid: [2, 20]}", "study.search.num_trials=1", *more]
+        return forecast(plan_study(space_at(tmp_path, overrides=overrides)), tmp_path)["stages"]
+
+    search, confirm = stages("study.search.scheduler=none")
+    assert (search["num_trials"], search["epochs"], search["most_epochs"]) == (2, 22, 22)
+    assert search["in_words"] == "2 trials of 2 to 20 epochs"
+    assert confirm["in_words"].endswith("of 2 to 20 epochs")
+    # Two trials of 20 epochs would take about 20 + (20 + 2) / 2.
+    search, _ = stages("study.search.scheduler=asha", "study.search.grace_epochs=2", "study.search.reduction_factor=2")
+    assert (search["epochs"], search["most_epochs"]) == (22, 22)
+
+
 def test_a_forecast_refuses_what_a_run_would(tmp_path):
     with pytest.raises(DataError, match="batches_per_epoch = 1 cannot show all 3 classes"):
         forecast(plan_study(space_at(tmp_path, overrides=["trial.sampler.batches_per_epoch=1"])), tmp_path)
