@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,10 @@ from raydml.cli.tables import bytes_text, short_path
 
 if TYPE_CHECKING:
     from raydml.search_space.space import SearchSpace
+
+
+class SmokeError(CommandError):
+    """Recipes of a smoke run that do not run to their end."""
 
 
 class Miniature(NamedTuple):
@@ -52,6 +57,10 @@ def miniature(
                     "The folder of this smoke run was temporary: run it again, or keep it with --storage.",
                 )
             raise
+        except SmokeError:
+            if not kept:
+                echo(new_console(), f"The temporary folder of this smoke run is kept: {folder}")
+            raise
 
 
 def _is_typed(context: typer.Context, option: str) -> bool:
@@ -65,8 +74,16 @@ def _folder(storage: Path | None) -> Iterator[Path]:
     if storage is not None:
         yield storage.resolve()
         return
-    with tempfile.TemporaryDirectory(prefix="raydml-smoke-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder).resolve()
+    folder = Path(tempfile.mkdtemp(prefix="raydml-smoke-")).resolve()
+    is_kept = False
+    try:
+        yield folder
+    except SmokeError:  # its message names files of this folder
+        is_kept = True
+        raise
+    finally:
+        if not is_kept:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -82,18 +99,27 @@ def without_notes() -> Iterator[None]:
 
 
 def show_smoke_outcome(folder: Path, console: Console) -> None:
-    """Print one line on whether the recipes run. Raises CommandError with the trials that crashed."""
+    """Print one line on whether the recipes run.
+
+    Raises SmokeError if trials crashed, or if no trial of a stage ran to its end.
+    """
     from raydml.study.smoke import smoke_outcome
 
     outcome = smoke_outcome(folder)
     crashed = [failure for failure in outcome.failures if ": crashed" in failure]
-    if crashed:
-        raise CommandError(
-            f"{len(crashed)} of {outcome.num_trials} trials crashed:\n  " + "\n  ".join(crashed) + "\n"
+    failed = crashed or (outcome.failures if outcome.failed_stages else [])
+    if failed:
+        title = f"{len(crashed)} of {outcome.num_trials} trials crashed"
+        if not crashed:
+            title = f"no trial of the stage {' and '.join(outcome.failed_stages)} ran to its end"
+        raise SmokeError(
+            f"{title}:\n  " + "\n  ".join(failed) + "\n"
             f"Cure: change these recipes in SPACE, or with --set. All events: {short_path(folder / 'events.jsonl')}"
         )
     for failure in outcome.failures:
         echo(console, f"note: {failure}")
     memory, seconds = bytes_text(outcome.peak_memory_bytes), outcome.seconds_per_step
     trials = f"{outcome.num_trials} trial{'' if outcome.num_trials == 1 else 's'}"
+    if outcome.failures:
+        trials += f" ({len(outcome.failures)} ended early)"
     echo(console, f"recipe runs: {trials}, peak memory {memory}, {seconds:.3g} s per step")

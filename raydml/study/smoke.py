@@ -12,12 +12,14 @@ from raydml.study.folder import read_study, write_json
 
 class SmokeOutcome(NamedTuple):
     """num_trials: of all stages. peak_memory_bytes: the largest of a trial. seconds_per_step: of training, the median
-    over the epochs. failures: one sentence for each trial that did not reach its end."""
+    over the epochs. failures: one sentence for each trial that did not reach its end. failed_stages: those in which no
+    trial did."""
 
     num_trials: int
     peak_memory_bytes: int
     seconds_per_step: float
     failures: list[str]
+    failed_stages: list[str]
 
 
 def mark_as_smoke(folder: Path) -> None:
@@ -29,6 +31,8 @@ def smoke_outcome(folder: Path) -> SmokeOutcome:
     """Return what the trials of a study show, from its events."""
     trials = list(read_state(folder).trials.values())
     epochs = [(trial.config["sampler"], metrics) for trial in trials for metrics in trial.epochs.values()]
+    reached_end = [trial for trial in trials if trial.ended in ("finished", "stopped_early")]
+    stages = dict.fromkeys(trial.stage for trial in trials)
     seconds = [_batch_size(sampler) / m["images_per_s"] for sampler, m in epochs if m.get("images_per_s")]
     return SmokeOutcome(
         len(trials),
@@ -38,8 +42,9 @@ def smoke_outcome(folder: Path) -> SmokeOutcome:
             f"{trial.trial} ({trial.recipe}): {trial.ended.replace('_', ' ')}"
             + (f", {trial.error}" if trial.error else "")
             for trial in trials
-            if trial.ended not in ("finished", "stopped_early")
+            if trial not in reached_end
         ],
+        [stage for stage in stages if not any(trial.stage == stage for trial in reached_end)],
     )
 
 

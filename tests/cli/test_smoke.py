@@ -2,11 +2,16 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mlflow import MlflowClient
 
+from raydml.cli.arguments import new_console
+from raydml.cli.smoke import SmokeError, miniature, show_smoke_outcome
+from raydml.search_space.space import load_space
 from tests.cli.commands import done, refused
+from tests.study.study_events import ended, epoch, stage_started, started, study_started
 
 SPACE = Path(__file__).parents[2] / "search_spaces" / "image_folder.yaml"
 
@@ -33,3 +38,43 @@ def test_a_smoke_run_ends_with_one_line_and_is_marked_everywhere(tmp_path, monke
 def test_options_that_are_for_a_study_are_refused(tmp_path):
     for option in (["--data-root", tmp_path], ["--dry-run"], ["--time", "5m"]):
         assert f"and {option[0]} is for a study" in refused("sweep", SPACE, "--smoke", *option)
+
+
+def write_events(folder, *endings):
+    """Write the events of a search of one trial that finished, and of a confirmation with these endings."""
+    events = [study_started(), stage_started(1), started(0, epochs=1), epoch(0, 1, 0.5), ended(0, "finished")]
+    events.append(stage_started(len(endings), stage="confirm"))
+    for number, ending in enumerate(endings):
+        events += [started(number, epochs=1, stage="confirm"), ended(number, ending, stage="confirm")]
+    for event in events:
+        if event["event"] == "trial_started":
+            event["config"]["sampler"] = {"name": "uniform", "batch_size": 4}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "events.jsonl").write_text("".join(json.dumps({"time": 1.0} | event) + "\n" for event in events))
+
+
+def test_a_smoke_run_fails_where_no_trial_of_a_stage_runs_to_its_end(tmp_path, capsys):
+    write_events(tmp_path, "collapsed", "non_finite_loss")
+    with pytest.raises(SmokeError, match=r"(?s)no trial of the stage confirm ran to its end.*: collapsed.*Cure: "):
+        show_smoke_outcome(tmp_path, new_console())
+    write_events(tmp_path, "collapsed", "finished")
+    show_smoke_outcome(tmp_path, new_console())
+    assert "recipe runs: 3 trials (1 ended early), peak memory" in capsys.readouterr().out
+
+
+def test_the_temporary_folder_is_kept_where_a_smoke_run_fails(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    context = SimpleNamespace(get_parameter_source=lambda _: None)  # neither --storage nor --tracking-uri
+
+    def run(*endings):
+        with miniature(context, load_space(SPACE.with_name("digits.yaml")), Path("studies"), None) as small:
+            write_events(small.storage / "study", *endings)
+            show_smoke_outcome(small.storage / "study", new_console())
+
+    run("finished")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(SmokeError, match="1 of 3 trials crashed") as failure:
+        run("crashed", "finished")
+    (events,) = tmp_path.glob("raydml-smoke-*/study/events.jsonl")
+    assert f"All events: {events}" in str(failure.value)
+    assert "The temporary folder of this smoke run is kept: " in capsys.readouterr().out
