@@ -83,7 +83,7 @@ def sweep(
         bool, typer.Option("--probe", help="With --dry-run: train 10 steps of each shape of trial; memory and hours.")
     ] = False,
     smoke: Annotated[
-        bool, typer.Option("--smoke", help="Run all stages in miniature on generated images, in about a minute.")
+        bool, typer.Option("--smoke", help="Run all stages in miniature on generated images, in one to three minutes.")
     ] = False,
 ) -> None:
     """Search a space, confirm the winners, open the test classes once.

@@ -1,4 +1,4 @@
-"""A search space made so small that all its stages run in about a minute, on generated images.
+"""A search space made so small that all its stages run in one to three minutes, on generated images.
 
 What stays: method, loss, miner, regularizers, sampler, optimizer, schedule, backbone, embedding, augmentation and the
 layout of the data set, so that everything that a recipe names is built and trained. What becomes small is in
@@ -19,6 +19,7 @@ from raydml.config.recipe import flatten
 from raydml.config.trial import StudySettings, Trial
 from raydml.data.benchmarks import BENCHMARK_OF, BENCHMARKS
 from raydml.data.miniatures import build
+from raydml.errors import ConfigError, Problem
 from raydml.models.backbones import BACKBONES
 from raydml.models.random_weights import write_random_weights
 from raydml.search_space.space import SearchSpace, sample_trials, shorten
@@ -137,7 +138,10 @@ def write_images(trials: Sequence[Trial], root: Path, classes_per_part: int) -> 
 
 
 def _classes_per_part(trial: Trial) -> int:
-    """Return the fewest classes of a part with which every split trains on enough of them and validates on two."""
+    """Return the fewest classes of a part with which every split trains on enough of them and validates on two.
+
+    Raises ConfigError where the fractions are so extreme that this takes thousands of classes.
+    """
     split = trial.data.split
 
     def fits(num_development: int) -> bool:
@@ -146,7 +150,10 @@ def _classes_per_part(trial: Trial) -> int:
         fewest_val = min(num_val, num_development // split.num_folds)
         return fewest_val >= 2 and num_development - max(num_val, largest_fold) >= _FEWEST_TRAINING_CLASSES
 
-    num_development = next(number for number in range(8, 1_000) if fits(number))
+    num_development = next((number for number in range(8, 1_000) if fits(number)), None)
+    if num_development is None:
+        given = f"val_fraction {split.val_fraction}, num_folds {split.num_folds}"
+        raise ConfigError([_too_extreme("", given, "trial.data.split={val_fraction: 0.5, num_folds: 4}")])
     if trial.data.name in BENCHMARK_OF:
         return num_development
 
@@ -155,7 +162,17 @@ def _classes_per_part(trial: Trial) -> int:
         num_test = math.ceil(2 * number * split.test_fraction - 1e-9)
         return num_test >= 2 and 2 * number - num_test >= num_development
 
-    return next(number for number in range(num_development // 2, 10_000) if enough(number))
+    num_classes = next((number for number in range(num_development // 2, 10_000) if enough(number)), None)
+    if num_classes is None:
+        cure = "trial.data.split.test_fraction=0.5"
+        raise ConfigError([_too_extreme("test_fraction", split.test_fraction, cure)])
+    return num_classes
+
+
+def _too_extreme(key: str, value: object, cure: str) -> Problem:
+    message = "would need thousands of generated classes in a smoke run"
+    path = "trial.data.split" + (f".{key}" if key else "")
+    return Problem(path, value, message, cure=f'for the smoke run, add --set "{cure}"')
 
 
 def _weights(trials: Sequence[Trial], folder: Path) -> dict[str, str]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from raydml.errors import ConfigError
 from raydml.search_space.smoke import chosen_trials, write_smoke_space
 from raydml.search_space.space import load_space, sample_trials
 from raydml.study.folder import make_splits
@@ -79,6 +80,13 @@ def test_the_images_suit_the_splits(tmp_path, overrides):
     space = small(tmp_path, overrides)
     trials = sample_trials(space)
     assert len(make_splits(space.study, Catalogs(space.machine), trials)) == 3  # raises for parts that are too small
+
+
+@pytest.mark.parametrize("setting", ["val_fraction=0.0001", "val_fraction=0.9999", "test_fraction=0.99999"])
+def test_fractions_that_take_thousands_of_classes_are_refused(tmp_path, setting):
+    key, _, value = setting.partition("=")
+    with pytest.raises(ConfigError, match=rf"(?s)trial\.data\.split.*{value}.*--set .*{key}"):
+        small(tmp_path, [f"trial.data.split.{setting}"])
 
 
 def test_a_trial_stays_if_it_has_something_new():
