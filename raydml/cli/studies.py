@@ -41,13 +41,14 @@ if TYPE_CHECKING:
     from raydml.search_space.space import SearchSpace
 
 STAGES = ("search", "confirm", "finalize")
+LIST_SUFFIXES = (".csv", ".tsv")
 DELIVERY_S = 60.0  # longest wait for MLflow at the end of a study
 
 
 def sweep(
     context: typer.Context,
     space: Annotated[
-        Path, typer.Argument(metavar="SPACE", help="YAML file of the search space, or a folder of images.")
+        Path, typer.Argument(metavar="SPACE", help="YAML file of the search space, or a folder or CSV list of images.")
     ],
     num_trials: Annotated[int | None, typer.Option(min=1, metavar="N", help="Trials of the search.")] = None,
     max_epochs: Annotated[
@@ -371,11 +372,12 @@ def show_outcome(program: str, folder: Path, console: Console) -> None:
 
 
 def space_of(argument: Path, data_root: Path | None) -> tuple[Path, list[str]]:
-    """Return the file that SPACE names and its overrides; for a folder of images those of the space `image_folder`."""
-    if argument.is_dir():
+    """Return the file that SPACE names and its overrides; for a folder or a list those of the space `image_folder`."""
+    if argument.is_dir() or (argument.is_file() and argument.suffix.lower() in LIST_SUFFIXES):
         if data_root is not None:
+            kind = "a folder of images" if argument.is_dir() else "a list of images, in their folder"
             raise CommandError(
-                f"SPACE = {str(argument)!r} is a folder of images, and --data-root names another. Cure: leave out one"
+                f"SPACE = {str(argument)!r} is {kind}, and --data-root names another. Cure: leave out one"
             )
         from raydml.search_space.shipped import overrides_for_folder, spaces_folder
 
@@ -389,7 +391,7 @@ def space_of(argument: Path, data_root: Path | None) -> tuple[Path, list[str]]:
     known = [path.stem for path in shipped_spaces()]
     raise CommandError(
         f"SPACE = {str(argument)!r}: no such file or folder{did_you_mean(argument.stem, known) or '.'} "
-        "Cure: a YAML file of a search space, a folder of images, or a space that comes with raydml (list spaces)"
+        "Cure: a YAML file of a search space, a folder or a CSV list of images, or a space that comes with raydml (list spaces)"
     )
 
 

@@ -65,16 +65,18 @@ def describe_space(path: Path) -> SpaceDescription:
     return SpaceDescription(data[1] if data else "", question[: question.find("?") + 1] or question, first)
 
 
-def overrides_for_folder(folder: Path) -> list[str]:
-    """Return what makes the space `image_folder` one for this folder of images: ``key=value``, as ``--set`` takes it.
+def overrides_for_folder(images: Path) -> list[str]:
+    """Return what makes the space `image_folder` one for these images: ``key=value``, as ``--set`` takes it.
 
-    The study has the name of the folder. A list of images in the folder (CSV with the columns path and label) decides
-    on the classes.
+    images: a folder, or a list of images (CSV with the columns path and label) beside them. The study has its name. A
+    list in the folder decides on the classes.
     """
     from raydml.data.image_list import find_list
     from raydml.search_space.space import study_name_from
 
-    settings = {"machine.data_root": str(folder), "study.name": study_name_from(folder.resolve().name)}
-    if (found := find_list(folder)) is not None:
+    root, found = (images, find_list(images)) if images.is_dir() else (images.parent, images.name)
+    name = images.resolve().name if images.is_dir() else images.stem
+    settings = {"machine.data_root": str(root), "study.name": study_name_from(name)}
+    if found is not None:
         settings |= {"trial.data.name": "image_list", "trial.data.list_file": found}
     return [f"{key}={json.dumps(value)}" for key, value in settings.items()]

@@ -7,7 +7,7 @@ import pytest
 from raydml.cli.studies import space_of
 from raydml.search_space import shipped
 from raydml.search_space.shipped import find_space, overrides_for_folder, shipped_spaces
-from raydml.search_space.space import load_space
+from raydml.search_space.space import load_space, sample_trials
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,3 +60,12 @@ def test_of_several_lists_none_is_chosen_in_silence(tmp_path, caplog):
 def test_a_wrong_name_gets_the_nearest_and_the_cure():
     with pytest.raises(ValueError, match=r"did you mean 'image_folder'\?.*Cure: .*list spaces"):
         space_of(Path("search_spaces/image_foldr.yaml"), None)
+
+
+def test_a_list_is_the_space_image_folder_of_its_folder(tmp_path):
+    list_file = tmp_path / "my list.csv"
+    list_file.write_text("path;label\na/0.jpg;a\n", encoding="utf-8")
+    space = load_space(ROOT / "search_spaces" / "image_folder.yaml", overrides_for_folder(list_file))
+    assert (space.study.name, space.machine.data_root) == ("my-list", tmp_path)
+    data = sample_trials(space)[0].data
+    assert (data.name, data.list_file) == ("image_list", "my list.csv")
