@@ -75,7 +75,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Metric-learning studies on Ray: search, confirm, open the test classes once; all of it in MLflow.",
+    help="Metric-learning studies on Ray: search, confirm, open the test classes once; all of it in MLflow.\n\n"
+    "launch.py without a command sweeps the demo study, with the options of sweep: launch.py --num-trials 4.",
 )
 
 

@@ -391,7 +391,7 @@ def space_of(argument: Path, data_root: Path | None) -> tuple[Path, list[str]]:
     known = [path.stem for path in shipped_spaces()]
     raise CommandError(
         f"SPACE = {str(argument)!r}: no such file or folder{did_you_mean(argument.stem, known) or '.'} "
-        "Cure: a YAML file of a search space, a folder or a CSV list of images, or a space that comes with raydml (list spaces)"
+        "Cure: a YAML file of a search space, a folder or CSV list of images, or a space of raydml's own (list spaces)"
     )
 
 
