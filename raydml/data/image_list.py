@@ -98,15 +98,21 @@ def read_image_list(root: Path, list_file: str | None) -> ListedImages:
 def find_list(root: Path) -> str | None:
     """Return the name of the list in a folder: its only CSV file with the columns path and label; None without one.
 
-    Where there are several, none is chosen, and a note names them.
+    Where there are several, none is chosen, and a note names them. A file that cannot be read is no list, and a note
+    says so.
     """
     found = []
     for file in sorted(root.iterdir()):
         if file.suffix.lower() in (".csv", ".tsv") and file.is_file():
-            with open(file, "rb") as handle:
-                start = _decoded(handle.read(65_536))
-            first = next(csv.reader(io.StringIO(_without_excels_line(start)), delimiter=_separator_of(start)), [])
-            if set(_COLUMNS[:2]) <= {column.strip() for column in first}:
+            name = readable(str(file))
+            try:
+                with open(file, "rb") as handle:
+                    start = _decoded(handle.read(65_536))
+                header = next(_records(start, _separator_of(start), name), _Record(1, []))
+            except (OSError, ValueError) as error:  # ValueError: of the csv module, too
+                log_notes([f"{name} cannot be read and is not taken as a list of images: {error}"])
+                continue
+            if set(_COLUMNS[:2]) <= {column.strip() for column in header.values}:
                 found.append(file.name)
     if len(found) > 1:
         one = f"--set trial.data.name=image_list --set trial.data.list_file={shlex.quote(found[0])}"

@@ -1,5 +1,6 @@
 import os
 import unicodedata
+from pathlib import Path
 
 import pytest
 
@@ -271,3 +272,21 @@ def test_the_only_list_of_a_folder_is_found(tmp_path):
     assert "the list photos.csv is not used" in open_catalog("image_folder", tmp_path).notes[0]
     (tmp_path / "other.tsv").write_text("path\tlabel\n")
     assert find_list(tmp_path) is None
+
+
+def test_a_file_that_cannot_be_read_is_no_list_and_old_line_ends_are_read(tmp_path, caplog, monkeypatch):
+    (tmp_path / "mac.csv").write_bytes(b"path,label\ra/0.png,x\r")
+    (tmp_path / "broken.csv").write_bytes(b'path,"label\nx,y\n')
+    (tmp_path / "nul.csv").write_bytes(b"pa\0th,label\n")
+    (tmp_path / "locked.csv").write_text("path,label\n")
+
+    def open_or_refuse(file, *arguments, **named):
+        if Path(file).name == "locked.csv":
+            raise PermissionError(13, "Permission denied", str(file))
+        return open(file, *arguments, **named)
+
+    monkeypatch.setattr("raydml.data.image_list.open", open_or_refuse, raising=False)
+    assert find_list(tmp_path) == "mac.csv"
+    for name, why in (("broken.csv", "a double quote opens here"), ("locked.csv", "Permission denied")):
+        assert f"{tmp_path / name} cannot be read and is not taken as a list of images" in caplog.text
+        assert why in caplog.text
