@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from raydml.cli.arguments import CommandError, echo, new_console, program_of, writing
+from raydml.ops.files import write_whole
 
 
 def init(
@@ -38,8 +39,8 @@ def init(
     import torch  # slow: after what can be refused
 
     text = space_text(facts, has_gpu=torch.cuda.is_available())
-    with writing(f"--output {file}", "file"), open(file, "x", encoding="utf-8") as handle:
-        handle.write(text)
+    with writing(f"--output {file}", "file"):
+        write_whole(file, text)
     program, name = program_of(context), shlex.quote(str(file))
     echo(
         console, f"wrote {file}\n\n{program} sweep {name} --dry-run    a forecast\n{program} sweep {name}    the study"

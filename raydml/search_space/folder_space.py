@@ -10,6 +10,7 @@ import numpy as np
 
 from raydml.config.sections import SplitSettings
 from raydml.data.catalog import Catalog
+from raydml.data.class_names import readable
 from raydml.data.datasets import open_catalog
 from raydml.data.image_list import find_list
 from raydml.data.splits import largest_num_folds, make_split
@@ -91,7 +92,7 @@ def space_text(facts: FolderFacts, *, has_gpu: bool) -> str:
     recall_at = [k for k in (1, 2, 4, 8) if k < facts.num_scored]
     epochs = int(np.clip(round(_IMAGES_PER_TRIAL / facts.num_train_images), 5, 20))
     name = "image_list" if facts.list_file else "image_folder"
-    list_line = f"\n    list_file: {json.dumps(facts.list_file)}" if facts.list_file else ""
+    list_line = f"\n    list_file: {_quoted(facts.list_file)}" if facts.list_file else ""
     if pretrained:
         why = "a GPU was found: ImageNet weights, fetched once (or put there by hand) and fine-tuned"
         model = f"resnet18        # {why}\n    weights: default\n    embedding_dim: {{choice: [128, 256]}}"
@@ -109,7 +110,7 @@ def space_text(facts: FolderFacts, *, has_gpu: bool) -> str:
 #
 # Command: sweep THIS_FILE                  (add --dry-run for a forecast, --time 30m for a limit)
 # Found: {facts.description} in
-#   {facts.folder}
+#   {_in_comment(str(facts.folder))}
 #   {_range(smallest, largest)} images per class, {middle} in the median; shorter sides of \
 {_range(facts.sides_px[0], facts.sides_px[2])} px, {facts.sides_px[1]} in the median
 #   {train} classes train, {val} validate, {test} are sealed until the end
@@ -134,7 +135,7 @@ study:
     top: 1
 
 machine:
-  data_root: {json.dumps(str(facts.folder), ensure_ascii=False)}
+  data_root: {_quoted(str(facts.folder))}
 
 trial:
   epochs: {epochs}
@@ -176,6 +177,17 @@ trial:
     name: {{choice: [constant, cosine]}}
 {precision}  recall_at: [{", ".join(map(str, recall_at))}]
 """
+
+
+def _in_comment(name: str) -> str:
+    """Return the name of a file as text of one line."""
+    return "".join(letter if letter.isprintable() else " " for letter in readable(name))
+
+
+def _quoted(name: str) -> str:
+    """Return the name of a file, which may have bytes that are not UTF-8, as a YAML string in double quotes."""
+    text = json.dumps(name, ensure_ascii=False)
+    return "".join(letter if letter.isprintable() else f"\\U{ord(letter):08x}" for letter in text)
 
 
 def _size(facts: FolderFacts, pretrained: bool) -> tuple[int, int, str]:

@@ -1,5 +1,6 @@
 """A search space written for a folder: it loads, fits the images as it is, and is never written over another file."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,12 @@ def test_init_says_the_split_and_overwrites_nothing(tmp_path, monkeypatch):
     assert Path("birds.yaml").read_text() == before
     assert "no such folder" in refused("init", "bird")
     assert "8 classes in class folders" in done("sweep", "birds.yaml", "--dry-run").output
+
+
+def test_a_folder_whose_name_is_not_utf_8_or_has_line_breaks(tmp_path, monkeypatch):
+    name = os.fsdecode(b"caf\xe9\n\xc2\x85:\xf0\x9f\x90\xa6")  # Windows-1252, two line breaks of YAML, a bird
+    make_folder(tmp_path / name, 8, 2)
+    monkeypatch.chdir(tmp_path)
+    done("init", name, "--output", "space.yaml")
+    assert f"#   {tmp_path}/café  :🐦\n" in Path("space.yaml").read_text(encoding="utf-8")
+    assert load_space(Path("space.yaml")).machine.data_root == tmp_path / name
