@@ -7,13 +7,15 @@ file and its test file.
 
 The signature is read from the source, so that settings are listed and checked without the modules that the plugin
 itself imports (torch takes longer than everything else). Only `load` and `build` import it. A name in a type or a
-default is taken from where the file imports it, so that import should be a quick one.
+default is taken from where the file imports it, so that import should be a quick one. A file whose signature cannot be
+read this way is imported: correct, and slower.
 """
 
 import ast
 import functools
 import importlib
 import inspect
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +24,8 @@ from typing import Any, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from raydml.errors import ConfigError, Problem, problems_from, unknown_name, unused_key
+
+_logger = logging.getLogger("raydml")
 
 PACKAGE = Path(__file__).parent
 KINDS = ("losses", "miners", "regularizers", "samplers", "methods")
@@ -81,7 +85,8 @@ def signature(kind: str, name: str) -> type:
     """Return a class with the constructor's signature, the docstring and the names of a plugin, and no code.
 
     Compiled from the parts of the file that the settings need: their types and defaults, and the statements of the
-    module that define the names in them. Raises ConfigError for an unknown name, PluginError for a wrong file.
+    module that define the names in them. Where these are not enough, such as for a default that is an attribute of the
+    class, the class itself: the file is imported. Raises ConfigError for an unknown name, PluginError for a wrong file.
     """
     _refuse_unknown(kind, name)
     path = PACKAGE / kind / f"{name}.py"
@@ -92,8 +97,20 @@ def signature(kind: str, name: str) -> type:
         raise _not_one_class(module.__name__, [node.name for node in classes])
     only = ast.ClassDef(classes[0].name, [], [], _docstring_and_signature(classes[0]), [])
     body = [*_definitions(source.body, only), only]
-    exec(compile(ast.fix_missing_locations(ast.Module(body, [])), str(path), "exec"), vars(module))
-    found: type = vars(module)[only.name]
+    code = compile(ast.fix_missing_locations(ast.Module(body, [])), str(path), "exec")
+    try:
+        exec(code, vars(module))
+        found: type = vars(module)[only.name]
+        get_type_hints(found.__init__)  # type: ignore[misc]
+    except Exception as error:  # of the author's statements without the rest of the file: may be anything
+        _logger.debug("%s is imported to read its settings: %s", path, error)
+        try:
+            return load(kind, name)
+        except PluginError:
+            raise
+        except Exception as failure:
+            reason = f"{type(failure).__name__}: {failure}"
+            raise PluginError(f"{path} cannot be imported: {reason}. Mend or remove the file.") from failure
     return found
 
 
@@ -170,7 +187,13 @@ def settings_model(kind: str, name: str) -> type[BaseModel]:
 
 def constructor_model(cls: type) -> type[BaseModel]:
     """Return the settings model of a class, read from the keyword-only parameters of its constructor."""
-    hints = get_type_hints(cls.__init__, include_extras=True)  # type: ignore[misc]
+    try:
+        hints = get_type_hints(cls.__init__, include_extras=True)  # type: ignore[misc]
+    except NameError as error:
+        raise PluginError(
+            f"{cls.__module__}.{cls.__name__}: a type in the constructor is not there at run time: {error}. Import it "
+            "outside `if TYPE_CHECKING:`."
+        ) from error
     fields: dict[str, Any] = {}
     for parameter in _parameters(cls):
         where = f"{cls.__module__}.{cls.__name__}: parameter {parameter.name!r}"

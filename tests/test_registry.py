@@ -11,6 +11,7 @@ import pytest
 from pydantic import Field, ValidationError
 
 import raydml
+import raydml.losses
 from raydml import registry
 from raydml.errors import ConfigError, Problem
 from raydml.registry import PluginError
@@ -154,6 +155,56 @@ def test_settings_are_read_without_the_modules_that_a_plugin_imports(tmp_path, m
     assert problem_of(lambda: registry.checked_settings("losses", "from_source", {"rate": 0})).message == "must be > 0"
     assert registry.describe("losses", "from_source") == "One line."
     assert registry.source("losses", "from_source") == "nobody (2026)."
+
+
+IMPORTED = '''
+"""Made up: nobody (2026)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+try:
+    from pydantic import Field as Limit
+except ImportError:
+    raise
+
+
+class Made:
+    """One line."""
+
+    _DEFAULT = 3
+
+    def __init__(self, *, number: SETTING) -> None: ...
+'''
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("class_attribute", "Annotated[int, Limit(gt=0)] = _DEFAULT"),
+        ("quoted", '"Annotated[int, Limit(gt=0)]" = 3'),
+        ("nested_import", "Annotated[int, Limit(gt=0)] = 3"),
+    ],
+)
+def test_a_file_whose_signature_needs_the_rest_of_it_is_imported(name, setting, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(registry, "PACKAGE", tmp_path)
+    monkeypatch.setattr(raydml.losses, "__path__", [*raydml.losses.__path__, str(tmp_path / "losses")])
+    made_file(tmp_path, IMPORTED.replace("SETTING", setting), name)
+    assert registry.settings_model("losses", name)().model_dump() == {"number": 3}
+    assert problem_of(lambda: registry.checked_settings("losses", name, {"number": 0})).message == "must be > 0"
+
+
+def test_a_file_that_cannot_be_imported_is_named(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(registry, "PACKAGE", tmp_path)
+    monkeypatch.setattr(raydml.losses, "__path__", [*raydml.losses.__path__, str(tmp_path / "losses")])
+    made_file(tmp_path, "class Made:\n    def __init__(self, *, number: int = MISSING): ...\n", "unfinished")
+    with pytest.raises(PluginError, match=r"losses.unfinished\.py cannot be imported: NameError: name 'MISSING'"):
+        registry.settings_model("losses", "unfinished")
+    text = IMPORTED.replace("try:", "from typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n    Count = int\ntry:")
+    made_file(tmp_path, text.replace("SETTING", "Count = 3"), "only_typed")
+    with pytest.raises(PluginError, match=r"raydml\.losses\.only_typed\.Made: .* 'Count' is not defined"):
+        registry.settings_model("losses", "only_typed")
 
 
 def test_a_new_and_an_edited_plugin_are_seen_by_the_next_command(tmp_path, monkeypatch) -> None:
