@@ -14,8 +14,10 @@ PART_NAMES = frozenset(
         *("evaluation", "holdout", "query", "queries", "gallery", "galleries", "probe"),
     )
 )
+_ONLY_PARTS = PART_NAMES - {"dev", "eval", "evaluation", "holdout", "probe"}  # words with no other meaning
 _BESIDE_PARTS = frozenset(("set", "data", "dataset", "images", "imgs", "split", "folder", "part", "seg"))
 _LIST_FOR_SPLIT = "for another split write a CSV list with the columns path,label,split (data.name: image_list)"
+_DIGITS = re.compile("[0-9]+")
 _NOT_UTF8 = re.compile("[\udc80-\udcff]+")  # how Python keeps the bytes of such a file name
 
 
@@ -59,7 +61,8 @@ def join_parts(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     """Return the class of each path of a class folder, and a sentence about folders such as train/ and val/.
 
     Where paths differ only in such folders (train/cat and val/cat, or cat/train and cat/val), they are one class, and
-    no class is named after these folders. Where they do not, the paths are kept.
+    no class is named after these folders. Where they do not, the paths are kept, and so they are where the folders may
+    be classes of their own: one word with several numbers (train1 and train2), or words with other meanings (probe).
     """
     paths = sorted(set(names))
     shorter = {path: "/".join(step for step in path.split("/") if not _is_part(step)) or path for path in paths}
@@ -68,6 +71,12 @@ def join_parts(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
         same[shorter[path]].append(path)
     several = [name for name, members in same.items() if len(members) > 1]
     parts = sorted({step for path in paths if shorter[path] != path for step in path.split("/") if _is_part(step)})
+    divided = len({_DIGITS.sub("", step.casefold()) for step in parts}) > 1
+    if several and not (divided and any(set(_words(step)) & _ONLY_PARTS for step in parts)):
+        return {path: path for path in paths}, [
+            f"the folders {listed(parts)} have class names in common ({listed(several, 3)}) and are not taken as a "
+            f"split: folders of the same name are classes of their own; {_LIST_FOR_SPLIT}"
+        ]
     if several:
         what = "1 class name" if len(several) == 1 else f"{len(several):,} class names"
         return shorter, [
@@ -85,6 +94,12 @@ def join_parts(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
 
 def _is_part(step: str) -> bool:
     """Return whether a folder is named like a part: train, Test, testing_set, train2, valset, seg_train."""
-    words = re.findall(r"[a-z]+", step.casefold())
-    parts = [word for word in words if word.removesuffix("set") in PART_NAMES]
+    words = _words(step)
+    parts = [word for word in words if word in PART_NAMES]
     return bool(parts) and all(word in parts or word in _BESIDE_PARTS for word in words)
+
+
+def _words(step: str) -> list[str]:
+    """Return the words in the name of a folder; those such as valset without "set"."""
+    words = re.findall(r"[a-z]+", step.casefold())
+    return [part if (part := word.removesuffix("set")) in PART_NAMES else word for word in words]

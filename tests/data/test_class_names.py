@@ -13,6 +13,8 @@ from raydml.data.class_names import join_parts, join_spellings, readable
         (["train/a", "val/b"], ["train/a", "val/b"]),
         (["red/a", "blue/a"], ["blue/a", "red/a"]),
         (["train", "test"], ["test", "train"]),
+        (["train1/a", "test1/a"], ["a"]),
+        (["probe/a", "gallery/a"], ["a"]),
         (["trainers/a", "tests of eyes/a"], ["tests of eyes/a", "trainers/a"]),
     ],
 )
@@ -21,6 +23,14 @@ def test_parts(names, classes):
     assert set(found) == set(names)
     assert sorted(set(found.values())) == classes
     assert bool(notes) == (len(classes) < len(names) or names == ["train/a", "val/b"])
+
+
+@pytest.mark.parametrize("parts", [("probe1", "probe2"), ("train1", "train2"), ("probe", "dev")])
+def test_folders_that_may_be_classes_are_not_joined(parts):
+    names = [f"{part}/left" for part in parts]
+    found, (note,) = join_parts(names)
+    assert found == {name: name for name in names}
+    assert "have class names in common (left) and are not taken as a split" in note
 
 
 def test_spellings_of_three_kinds_are_one_class():
