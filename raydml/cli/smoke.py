@@ -122,4 +122,5 @@ def show_smoke_outcome(folder: Path, console: Console) -> None:
     trials = f"{outcome.num_trials} trial{'' if outcome.num_trials == 1 else 's'}"
     if outcome.failures:
         trials += f" ({len(outcome.failures)} ended early)"
-    echo(console, f"recipe runs: {trials}, peak memory {memory}, {seconds:.3g} s per step")
+    per_step = f"{seconds:.3g} s per step" if seconds else "unknown time per step"
+    echo(console, f"recipe runs: {trials}, peak memory {memory}, {per_step}")

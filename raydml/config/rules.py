@@ -223,11 +223,14 @@ def _method_class(method: Any) -> type[Method]:
     return cls
 
 
-def _batch_size(sampler: Any) -> int:
-    """Return the images in a batch: a sampler has the setting batch_size, or classes_per_batch and images_per_class."""
+def _batch_size(sampler: Any) -> int | None:
+    """Return the images in a batch: the setting batch_size, or classes_per_batch times images_per_class.
+
+    None for a sampler with other settings, which has to be built from labels first.
+    """
     settings = sampler.settings
-    size: int = settings.get("batch_size") or settings["classes_per_batch"] * settings["images_per_class"]
-    return size
+    size: int = settings.get("batch_size") or settings.get("classes_per_batch", 0) * settings.get("images_per_class", 0)
+    return size or None
 
 
 def _regularizers_and_sampler(regularizers: Any, sampler: Any) -> Iterator[Problem]:
@@ -235,7 +238,7 @@ def _regularizers_and_sampler(regularizers: Any, sampler: Any) -> Iterator[Probl
     if memory is None:
         return
     batch = _batch_size(sampler)
-    if memory["size"] < batch:
+    if batch is not None and memory["size"] < batch:
         message = f"is less than the {batch} images of a batch, all of which the memory must hold"
         cure = f"write at least {batch}, preferably many times that"
         yield Problem("regularizers.cross_batch_memory.size", memory["size"], message, cure=cure)

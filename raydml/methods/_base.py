@@ -108,7 +108,8 @@ class Method(nn.Module):
         """Raise ValueError, "what is wrong; how to cure it", for settings that exclude each other or the sampler.
 
         A setting that is given and has no effect is one of them: see ``refuse_without_effect``.
-        sampler: its name, its batch_size, and its other settings where they are not the default.
+        sampler: its name, its batch_size or None where only the labels decide it, and its other settings where they are
+        not the default.
         """
 
     @classmethod

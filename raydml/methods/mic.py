@@ -296,7 +296,8 @@ class MIC(Method):
         if settings["adversarial_weight"] == 0:
             of_adversary = ("direction", "adversary_dim", "adversary_weight_decay")
             cls.refuse_without_effect(settings, of_adversary, "with adversarial_weight = 0 there is no adversary")
-        _groups_in(sampler["batch_size"], settings["images_per_cluster"])
+        if sampler["batch_size"] is not None:
+            _groups_in(sampler["batch_size"], settings["images_per_cluster"])
 
     @classmethod
     def expected_steps(cls, batches_per_epoch: int, **settings: Any) -> float:

@@ -116,8 +116,9 @@ def _within_limits(trial: Trial, parts: _Parts) -> Trial:
     settings: dict[str, Any] = {**trial.model_dump(mode="json"), "recall_at": list(recall_at)}
     settings["data"]["split"] = parts.split.model_dump(mode="json")
     settings["sampler"] = {"name": trial.sampler.name, **sampler}
-    batch_size = sampler.get("batch_size") or sampler["classes_per_batch"] * sampler["images_per_class"]
     if trial.method.name != "plain":  # most need no torch
+        built = (registry.build("samplers", trial.sampler.name, labels=each, **sampler) for each in parts.train_labels)
+        batch_size = min(one.batch_size for one in built)
         method = registry.load("methods", trial.method.name).cut_to(batch_size, **trial.method.settings)  # type: ignore[attr-defined]
         settings["method"] = {"name": trial.method.name, **method}
     return parse_trial(settings)

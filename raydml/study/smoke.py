@@ -12,8 +12,8 @@ from raydml.study.folder import read_study, write_json
 
 class SmokeOutcome(NamedTuple):
     """num_trials: of all stages. peak_memory_bytes: the largest of a trial. seconds_per_step: of training, the median
-    over the epochs. failures: one sentence for each trial that did not reach its end. failed_stages: those in which no
-    trial did."""
+    over the epochs, 0 where unknown. failures: one sentence for each trial that did not reach its end. failed_stages:
+    those in which no trial did."""
 
     num_trials: int
     peak_memory_bytes: int
@@ -33,7 +33,8 @@ def smoke_outcome(folder: Path) -> SmokeOutcome:
     epochs = [(trial.config["sampler"], metrics) for trial in trials for metrics in trial.epochs.values()]
     reached_end = [trial for trial in trials if trial.ended in ("finished", "stopped_early")]
     stages = dict.fromkeys(trial.stage for trial in trials)
-    seconds = [_batch_size(sampler) / m["images_per_s"] for sampler, m in epochs if m.get("images_per_s")]
+    sizes = [(_batch_size(sampler), metrics.get("images_per_s")) for sampler, metrics in epochs]
+    seconds = [size / images_per_s for size, images_per_s in sizes if size and images_per_s]
     return SmokeOutcome(
         len(trials),
         int(max((metrics.get("peak_memory_bytes", 0) for _, metrics in epochs), default=0)),
@@ -49,5 +50,6 @@ def smoke_outcome(folder: Path) -> SmokeOutcome:
 
 
 def _batch_size(sampler: dict[str, Any]) -> int:
-    size: int = sampler.get("batch_size") or sampler["classes_per_batch"] * sampler["images_per_class"]
+    """Return the images in a batch; 0 for a sampler whose settings do not say so."""
+    size: int = sampler.get("batch_size") or sampler.get("classes_per_batch", 0) * sampler.get("images_per_class", 0)
     return size

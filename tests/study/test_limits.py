@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import raydml.samplers
+from raydml import registry
 from raydml.config.trial import parse_study, parse_trial
 from raydml.data.catalog import ImageFile, catalog_of
 from raydml.search_space.space import load_space, sample_trials
@@ -19,6 +21,21 @@ TRIAL = {
     "sampler": {"name": "class_balanced", "classes_per_batch": 16, "images_per_class": 4},
 }
 UNIFORM = {"loss": {"name": "normalized_softmax"}, "sampler": {"name": "uniform", "batch_size": 64}}
+
+MADE_UP = '''
+"""Made up: nobody (2026)."""
+
+from raydml.samplers._base import Sampler
+
+
+class MadeUp(Sampler):
+    """Pairs of images."""
+
+    def __init__(self, labels, *, num_pairs: int = 8) -> None:
+        self.batch_size = 2 * num_pairs
+
+    def plan(self, generator): ...
+'''
 
 
 class Listed:
@@ -73,6 +90,21 @@ def test_a_method_with_groups_of_images_follows_the_batch():
     mic["sampler"] = {**mic["sampler"], "images_per_class": 2}
     (cut,) = trials_within_limits([trial(**mic)], Listed(6, 2), 0)
     assert cut.method.settings["images_per_cluster"] == 2  # two groups in a batch of 2 x 2 images
+
+
+def test_a_new_sampler_may_have_settings_of_any_name(tmp_path, monkeypatch):
+    for kind in registry.KINDS:
+        (tmp_path / kind).mkdir()
+        for file in (registry.PACKAGE / kind).glob("*.py"):
+            (tmp_path / kind / file.name).symlink_to(file)
+    (tmp_path / "samplers" / "made_up.py").write_text(MADE_UP)
+    monkeypatch.setattr(registry, "PACKAGE", tmp_path)
+    monkeypatch.setattr(raydml.samplers, "__path__", [*raydml.samplers.__path__, str(tmp_path / "samplers")])
+    made_up = {"name": "made_up", "num_pairs": 2}
+    for method, expected in (({"name": "plain"}, None), ({"name": "mic", "num_clusters": 8}, 2)):
+        (cut,) = trials_within_limits([trial(sampler=made_up, method=method)], Listed(26, 5), 0)
+        assert cut.sampler.settings == {"num_pairs": 2}
+        assert cut.method.settings.get("images_per_cluster") == expected  # two groups in a batch of 4 images
 
 
 @pytest.mark.parametrize("num_classes", [44, 5000])

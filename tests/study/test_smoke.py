@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -30,6 +31,21 @@ def smoke_overrides(name):
     overrides += ["trial.model.backbone=convnet", "trial.model.weights=none"]
     # Its embedding is the pooled features themselves.
     return [*overrides, "trial.model.embedding_dim=128"] if name.startswith("classification") else overrides
+
+
+@pytest.mark.parametrize(
+    ("sampler", "seconds"),
+    [
+        ({"name": "class_balanced", "classes_per_batch": 4, "images_per_class": 5}, 2.0),
+        ({"name": "made_up", "num_pairs": 8}, 0.0),
+    ],
+)
+def test_seconds_per_step_are_known_where_the_sampler_says_the_size_of_a_batch(sampler, seconds, monkeypatch):
+    epochs = {0: {"images_per_s": 10.0, "peak_memory_bytes": 7}}
+    trial = SimpleNamespace(config={"sampler": sampler}, epochs=epochs, ended="finished", stage="search")
+    monkeypatch.setattr("raydml.study.smoke.read_state", lambda _: SimpleNamespace(trials={"search-000": trial}))
+    outcome = smoke_outcome(Path("unused"))
+    assert (outcome.peak_memory_bytes, outcome.seconds_per_step) == (7, seconds)
 
 
 @pytest.mark.slow
