@@ -6,8 +6,6 @@ from bisect import insort
 from functools import lru_cache
 from itertools import accumulate
 
-import numpy as np
-
 _NUM_ORDERS = 200
 
 
@@ -62,6 +60,8 @@ def expected_spans(
         return ((max_epochs, float(num_trials)),)
     rungs = milestones(max_epochs=max_epochs, grace_epochs=grace_epochs, reduction_factor=reduction_factor)
     if scheduler == "asha":
+        import numpy as np  # not for `--help` and `status`
+
         generator = np.random.default_rng(0)
         orders = [generator.permutation(num_trials).tolist() for _ in range(_NUM_ORDERS)]
         running = np.mean([_asha_arrivals(order, len(rungs), reduction_factor) for order in orders], axis=0).tolist()
