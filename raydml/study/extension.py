@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import filelock
 
 from raydml.config.trial import Machine, parse_trial
 from raydml.errors import ConfigError
 from raydml.search_space.space import SearchSpace, load_space
 from raydml.study import events
-from raydml.study.driver import is_running
+from raydml.study.driver import driver_lock
 from raydml.study.events import events_path, read_state
 from raydml.study.folder import (
     RESULT_FILES,
@@ -53,13 +57,29 @@ def extend_search(folder: Path, num_trials: int) -> None:
     is_ranked = (folder / RESULT_FILES["search"]).exists()
     if num_trials == planned and not (missing and is_ranked):
         return
-    if is_running(folder):
-        raise StudyError(f"study {folder.name!r} is running. Cure: stop it with Ctrl-C first, or wait for its end")
-    trials = _trials(folder, study, num_trials) if num_trials > planned else study["trials"]
-    _keep_results(folder, len(state.of_stage("search")))
-    events.append(events_path(folder), {"event": "search_extended", "num_trials_before": len(state.of_stage("search"))})
-    settings = {**study["study"], "search": {**study["study"]["search"], "num_trials": num_trials}}
-    write_json(folder / "study.json", {**study, **specification_of(settings, trials)})
+    with _alone(folder):
+        trials = _trials(folder, study, num_trials) if num_trials > planned else study["trials"]
+        started = state.of_stage("search")
+        _keep_results(folder, len(started), [trial.trial for trial in started if trial.ended == "time"])
+        events.append(events_path(folder), {"event": "search_extended", "num_trials_before": len(started)})
+        settings = {**study["study"], "search": {**study["study"]["search"], "num_trials": num_trials}}
+        write_json(folder / "study.json", {**study, **specification_of(settings, trials)})
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from running the study meanwhile. Raises StudyError if one does."""
+    lock = driver_lock(folder)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise StudyError(
+            f"study {folder.name!r} is running. Cure: stop it with Ctrl-C first, or wait for its end"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _trials(folder: Path, study: dict[str, Any], num_trials: int) -> list[dict[str, Any]]:
@@ -97,12 +117,19 @@ def _space(folder: Path, study: dict[str, Any], num_trials: int) -> SearchSpace:
     return load_space(resolved if resolved.exists() else folder / "space.yaml", overrides)
 
 
-def _keep_results(folder: Path, num_trials: int) -> None:
-    """Move the results so far to ``earlier/N-trials``. A second call, after a crash, moves what the first has not."""
-    kept = folder / "earlier" / f"{num_trials}-trials"
-    for name in _RESULTS:
+def _keep_results(folder: Path, num_trials: int, continued: Sequence[str]) -> None:
+    """Move the results so far to ``earlier/N-trials``. A second call, after a crash, moves what the first has not.
+
+    continued: searched trials that train on, whose test scores are those of other weights then. A later extension of
+    as many trials gets a folder of its own, ``N-trials-2``.
+    """
+    before = [event for event in events.read(events_path(folder)) if event["event"] == "search_extended"]
+    number = 1 + sum(event["num_trials_before"] == num_trials for event in before)
+    kept = folder / "earlier" / (f"{num_trials}-trials" + (f"-{number}" if number > 1 else ""))
+    tested = [f"final/{key}{suffix}" for key in continued for suffix in (".json", ".npz")]
+    for name in (*_RESULTS, *tested):
         if (folder / name).exists():
-            kept.mkdir(parents=True, exist_ok=True)
+            (kept / name).parent.mkdir(parents=True, exist_ok=True)
             if (kept / name).is_dir():
                 shutil.rmtree(kept / name)
             (folder / name).replace(kept / name)

@@ -146,3 +146,18 @@ def test_trials_that_a_time_limit_cut_or_kept_from_starting_run_with_the_same_nu
     assert [trial.ended for trial in state.of_stage("search")] == ["finished", ""]
     assert (folder / "earlier" / "2-trials" / "ranking.json").exists()
     assert len(specification(folder)["trials"]) == 3
+
+
+def test_a_trial_that_trains_on_is_tested_again_and_earlier_results_are_never_replaced(tmp_path):
+    folder = make(tmp_path)
+    (folder / "final").mkdir()
+    record(folder, study_started(), stage_started(3), started(0), epoch(0, 1, 0.5), ended(0, "finished"))
+    for name in ("first", "second"):
+        record(folder, started(1), ended(1, "time"), {"event": "study_finished"})
+        for file in ("ranking.json", "final/search-000.json", "final/search-001.json", "final/search-001.npz"):
+            (folder / file).write_text(f'"{name}"')
+        extend_search(folder, 3)
+        assert sorted(path.name for path in (folder / "final").iterdir()) == ["search-000.json"], "its weights stay"
+    for kept, name in (("2-trials", "first"), ("2-trials-2", "second")):
+        for file in ("ranking.json", "final/search-001.json", "final/search-001.npz"):
+            assert (folder / "earlier" / kept / file).read_text() == f'"{name}"'
