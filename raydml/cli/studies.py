@@ -89,7 +89,8 @@ def sweep(
 ) -> None:
     """Search a space, confirm the winners, open the test classes once.
 
-    The same command again continues where it stopped. --set overrides SPACE; the other options override --set.
+    The same command again continues where it stopped; after resume --num-trials, use resume. --set overrides SPACE; the
+    other options override --set.
     """
     space, for_folder = space_of(space, data_root)
     time_limit_s = seconds_of(time_limit)

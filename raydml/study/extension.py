@@ -29,8 +29,14 @@ from raydml.study.folder import (
 )
 from raydml.training.trial_images import Catalogs
 
-#: What the stages leave in the folder of a study and would be overwritten.
-_RESULTS = (*RESULT_FILES.values(), "summary.json", "summary.md", "report", "illustrations", "model")
+#: What the stages leave in the folder of a study and would be overwritten. The ranking of the search comes last: while
+#: it is there, another call finishes a move that a crash has cut off.
+_LAST = RESULT_FILES["search"]
+_RESULTS = (
+    *(name for name in RESULT_FILES.values() if name != _LAST),
+    *("summary.json", "summary.md", "report", "illustrations", "model"),
+    _LAST,
+)
 
 
 def extend_search(folder: Path, num_trials: int) -> None:
@@ -44,6 +50,11 @@ def extend_search(folder: Path, num_trials: int) -> None:
         StudyError: fewer trials than the study has, a space that does not give the study's trials again, or a study
             that runs.
     """
+    with _alone(folder):
+        _extend(folder, num_trials)
+
+
+def _extend(folder: Path, num_trials: int) -> None:
     study, state = read_study(folder), read_state(folder)
     planned = int(study["study"]["search"]["num_trials"])
     missing = len(study["trials"]) > len(state.of_stage("search")) or any(
@@ -57,13 +68,12 @@ def extend_search(folder: Path, num_trials: int) -> None:
     is_ranked = (folder / RESULT_FILES["search"]).exists()
     if num_trials == planned and not (missing and is_ranked):
         return
-    with _alone(folder):
-        trials = _trials(folder, study, num_trials) if num_trials > planned else study["trials"]
-        started = state.of_stage("search")
-        _keep_results(folder, len(started), [trial.trial for trial in started if trial.ended == "time"])
-        events.append(events_path(folder), {"event": "search_extended", "num_trials_before": len(started)})
-        settings = {**study["study"], "search": {**study["study"]["search"], "num_trials": num_trials}}
-        write_json(folder / "study.json", {**study, **specification_of(settings, trials)})
+    trials = _trials(folder, study, num_trials) if num_trials > planned else study["trials"]
+    started = state.of_stage("search")
+    _keep_results(folder, len(started), [trial.trial for trial in started if trial.ended == "time"])
+    events.append(events_path(folder), {"event": "search_extended", "num_trials_before": len(started)})
+    settings = {**study["study"], "search": {**study["study"]["search"], "num_trials": num_trials}}
+    write_json(folder / "study.json", {**study, **specification_of(settings, trials)})
 
 
 @contextmanager
@@ -127,7 +137,7 @@ def _keep_results(folder: Path, num_trials: int, continued: Sequence[str]) -> No
     number = 1 + sum(event["num_trials_before"] == num_trials for event in before)
     kept = folder / "earlier" / (f"{num_trials}-trials" + (f"-{number}" if number > 1 else ""))
     tested = [f"final/{key}{suffix}" for key in continued for suffix in (".json", ".npz")]
-    for name in (*_RESULTS, *tested):
+    for name in (*tested, *_RESULTS):
         if (folder / name).exists():
             (kept / name).parent.mkdir(parents=True, exist_ok=True)
             if (kept / name).is_dir():
