@@ -69,25 +69,22 @@ class Study:
         """
         from raydml.cli.arguments import seconds_of
         from raydml.cli.main import prepare_environment
-        from raydml.cli.studies import (
-            create,
-            option_overrides,
-            refuse_absent_stages,
-            refuse_unusable_name,
-            space_of,
-            stage_overrides,
-        )
-        from raydml.search_space.space import load_space
+        from raydml.cli.studies import create, load_with_options
 
         prepare_environment()
-        root = None if data_root is None else Path(data_root)
-        path, for_folder = space_of(Path(space), root)
-        refuse_unusable_name(name)
-        options = option_overrides(num_trials=num_trials, seed=seed, name=name, scheduler=scheduler, data_root=root)
         seconds_of(time_limit)  # refused here rather than in the process of the study
-        loaded = load_space(path, [*for_folder, *settings, *options, *stage_overrides(stages)], max_epochs)
-        refuse_absent_stages(stages, loaded.study)
-        folder = create(loaded, path, Path(storage), tracking_uri, f"Study.start({str(space)!r})")
+        loaded, file = load_with_options(
+            Path(space),
+            settings,
+            num_trials=num_trials,
+            max_epochs=max_epochs,
+            seed=seed,
+            name=name,
+            scheduler=scheduler,
+            stages=stages,
+            data_root=None if data_root is None else Path(data_root),
+        )
+        folder = create(loaded, file, Path(storage), tracking_uri, f"Study.start({str(space)!r})")
         return cls.open(folder).resume(time_limit=time_limit, address=address)
 
     @classmethod
@@ -102,7 +99,7 @@ class Study:
     ) -> Study:
         """Continue the study in a process of its own, and return this object; a running one is left as it is.
 
-        num_trials: give the search so many trials in all; a finished study then runs again from there.
+        num_trials: how many trials the search has in all from now on; a finished study continues with the new ones.
         """
         if self._is_running() or (self.state == "finished" and num_trials is None):
             return self

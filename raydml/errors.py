@@ -155,9 +155,6 @@ _TYPES = {
     "dict_type": "must be a block of keys",
 }
 
-_EXAMPLES = {"int_type": "8", "float_type": "0.1", "bool_type": "true", "tuple_type": "[1, 2]"}
-_EXAMPLES |= {"int_parsing": "8", "float_parsing": "0.1", "is_instance_of": "images", "invalid_key": "embedding_dim"}
-
 
 def _translate(item: dict[str, Any], steps: tuple[str | int, ...], model: type[BaseModel], raw: Any) -> Problem:
     path, value, kind, facts = join_path(*steps), item["input"], item["type"], item.get("ctx", {})

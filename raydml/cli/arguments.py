@@ -29,14 +29,14 @@ class CommandError(ValueError):
 
 
 def refuse_other_encodings(argument: str, path: Path | str) -> None:
-    """Raise CommandError for a path that is not UTF-8: libraries that keep models and runs open no such file.
+    """Raise CommandError for a path that is not UTF-8: the libraries that store models and runs cannot open it.
 
-    Images may have such names, and the folders above them.
+    Images and their folders may have such names.
     """
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
-        raise CommandError(f"{argument}: the name is not UTF-8. Cure: give or take a folder of another name") from error
+        raise CommandError(f"{argument}: the name is not UTF-8. Cure: a folder or file with another name") from error
 
 
 def _storage(path: Path) -> Path:

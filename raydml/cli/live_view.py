@@ -44,7 +44,7 @@ def duration(seconds: float) -> str:
     return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
 
 
-def about(seconds: float) -> str:
+def rough_time(seconds: float) -> str:
     """Return an estimate in round numbers: ``about 20 s``, ``about 7 min`` or ``about 1 h 20 min``."""
     if seconds < 95:
         return f"about {max(round(seconds / 10), 1) * 10} s"
@@ -145,7 +145,7 @@ def view(
 def _bar(width: int, elapsed_s: float, before_s: float, left_s: float | None, limit_s: float | None) -> RenderableType:
     """Return one bar for the whole study: the share of its time that is over."""
     words = f"{duration(elapsed_s)} elapsed"
-    words += "" if left_s is None else f", {about(left_s)} left"
+    words += "" if left_s is None else f", {rough_time(left_s)} left"
     words += f", limit {duration(limit_s)}" if limit_s is not None else ""
     bar = Table.grid(padding=(0, 2))
     over_s = before_s + elapsed_s

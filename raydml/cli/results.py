@@ -67,13 +67,13 @@ def status(
 
 def show_trials(folder: Path, row: tables.StudyRow, console: Console) -> None:
     """Print what a study does now if it runs, its trials, and its results once it has some."""
-    from raydml.cli.live_view import about, step_text
+    from raydml.cli.live_view import rough_time, step_text
     from raydml.study.pace import remaining_s
     from raydml.study.results import is_finished
 
     if row.is_running:
         left_s = remaining_s(row.study)
-        left = "" if left_s is None else f"{about(max(left_s - row.age_s, 0.0))} left"
+        left = "" if left_s is None else f"{rough_time(max(left_s - row.age_s, 0.0))} left"
         now = ", ".join(filter(None, [row.study.stage, step_text(row.study), left]))
         echo(console, f"\n{now or 'starting'}")
     console.print()

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from raydml.cli.arguments import CommandError, echo, new_console
 from raydml.cli.tables import bytes_text, short_path
+from raydml.ops.wording import counted
 
 if TYPE_CHECKING:
     from raydml.search_space.space import SearchSpace
@@ -57,10 +58,6 @@ def miniature(
                     "The folder of this smoke run was temporary: run it again, or keep it with --storage.",
                 )
             raise
-        except SmokeError:
-            if not kept:
-                echo(new_console(), f"The temporary folder of this smoke run is kept: {folder}")
-            raise
 
 
 def _is_typed(context: typer.Context, option: str) -> bool:
@@ -80,6 +77,7 @@ def _folder(storage: Path | None) -> Iterator[Path]:
         yield folder
     except SmokeError:  # its message names files of this folder
         is_kept = True
+        echo(new_console(), f"The temporary folder of this smoke run is kept: {folder}")
         raise
     finally:
         if not is_kept:
@@ -119,7 +117,7 @@ def show_smoke_outcome(folder: Path, console: Console) -> None:
     for failure in outcome.failures:
         echo(console, f"note: {failure}")
     memory, seconds = bytes_text(outcome.peak_memory_bytes), outcome.seconds_per_step
-    trials = f"{outcome.num_trials} trial{'' if outcome.num_trials == 1 else 's'}"
+    trials = counted(outcome.num_trials, "trial")
     if outcome.failures:
         trials += f" ({len(outcome.failures)} ended early)"
     per_step = f"{seconds:.3g} s per step" if seconds else "unknown time per step"

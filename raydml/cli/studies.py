@@ -34,6 +34,7 @@ from raydml.cli.arguments import (
     writing,
 )
 from raydml.cli.loading import notice, without_import_notices
+from raydml.data.formats import LIST_SUFFIXES
 from raydml.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from raydml.search_space.space import SearchSpace
 
 STAGES = ("search", "confirm", "finalize")
-LIST_SUFFIXES = (".csv", ".tsv")
 DELIVERY_S = 60.0  # longest wait for MLflow at the end of a study
 
 
@@ -92,15 +92,7 @@ def sweep(
     The same command again continues where it stopped; after resume --num-trials, use resume. --set overrides SPACE; the
     other options override --set.
     """
-    space, for_folder = space_of(space, data_root)
     time_limit_s = seconds_of(time_limit)
-    refuse_unusable_name(name)
-    overrides = [
-        *for_folder,
-        *(settings or []),
-        *option_overrides(num_trials=num_trials, seed=seed, name=name, scheduler=scheduler, data_root=data_root),
-        *stage_overrides(stages),
-    ]
     if as_published and not dry_run:
         raise CommandError("--as-published counts without images, and only --dry-run needs none. Cure: add --dry-run")
     if probe and (not dry_run or as_published):
@@ -112,12 +104,18 @@ def sweep(
         raise CommandError(
             f"--smoke runs a miniature on generated images, and {other} is for a study. Cure: leave it out"
         )
-    if as_published or smoke:
-        overrides.append("machine.data_root=.")  # required of a space, and not read
-    from raydml.search_space.space import load_space
-
-    loaded = load_space(space, overrides, max_epochs)
-    refuse_absent_stages(stages, loaded.study)
+    without_images = ["machine.data_root=."] if as_published or smoke else []  # required of a space, and not read
+    loaded, file = load_with_options(
+        space,
+        [*(settings or []), *without_images],
+        num_trials=num_trials,
+        max_epochs=max_epochs,
+        seed=seed,
+        name=name,
+        scheduler=scheduler,
+        stages=stages,
+        data_root=data_root,
+    )
     if dry_run:
         from raydml.study.folder import plan_study
         from raydml.study.forecast import forecast
@@ -145,14 +143,28 @@ def sweep(
             mark_as_smoke(folder)
             run_and_show(program_of(context), folder, address)
         return
-    folder = create(loaded, space, storage, tracking_uri, command_of(context))
+    folder = create(loaded, file, storage, tracking_uri, command_of(context))
     run_and_show(program_of(context), folder, address, time_limit_s)
 
 
-def option_overrides(
-    *, num_trials: int | None, seed: int | None, name: str | None, scheduler: str | None, data_root: Path | None
-) -> list[str]:
-    """The options of `sweep` as ``--set`` would give them."""
+def load_with_options(
+    space: Path,
+    settings: Sequence[str],
+    *,
+    num_trials: int | None,
+    max_epochs: int | None,
+    seed: int | None,
+    name: str | None,
+    scheduler: str | None,
+    stages: str | None,
+    data_root: Path | None,
+) -> tuple[SearchSpace, Path]:
+    """Return the space that SPACE names, after --set (settings) and the other options of `sweep`, and its file.
+
+    Raises CommandError, ConfigError or DataError for what `sweep` refuses before it looks at the images.
+    """
+    file, for_folder = space_of(space, data_root)
+    refuse_unusable_name(name)
     keys = {
         "study.search.num_trials": num_trials,
         "study.seed": seed,
@@ -160,7 +172,13 @@ def option_overrides(
         "study.search.scheduler": scheduler,
         "machine.data_root": None if data_root is None else str(data_root),
     }
-    return [f"{key}={json.dumps(value)}" for key, value in keys.items() if value is not None]
+    options = [f"{key}={json.dumps(value)}" for key, value in keys.items() if value is not None]
+    overrides = [*for_folder, *settings, *options, *stage_overrides(stages)]
+    from raydml.search_space.space import load_space
+
+    loaded = load_space(file, overrides, max_epochs)
+    refuse_absent_stages(stages, loaded.study)
+    return loaded, file
 
 
 def create(loaded: SearchSpace, space: Path, storage: Path, tracking_uri: str | None, command: str = "") -> Path:
@@ -336,7 +354,7 @@ def show_outcome(program: str, folder: Path, console: Console) -> None:
     from raydml.study.events import read_state
     from raydml.study.folder import read_study
     from raydml.tracking.models import NEWEST
-    from raydml.tracking.store import default_uri, redacted
+    from raydml.tracking.store import redacted
 
     study, models = read_study(folder), read_state(folder).models
     if study.get("smoke"):
@@ -344,12 +362,11 @@ def show_outcome(program: str, folder: Path, console: Console) -> None:
 
         show_smoke_outcome(folder, console)
         return
-    uri = study["tracking_uri"] or default_uri(folder.parent)
     results = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     target, name = study_argument(folder), study["name"]
     console.print()
     console.print(tables.summary(results))
-    where = [("study", tables.short_path(folder)), ("MLflow", redacted(uri))]
+    where = [("study", tables.short_path(folder)), ("MLflow", redacted(store_of(folder, None)))]
     if models:
         where.append(("model", f"models:/{models[-1].name}@{NEWEST} in MLflow; {tables.short_path(folder / 'model')}"))
     where.append(("report", tables.short_path(folder / "report" / "report.html")))

@@ -20,6 +20,7 @@ from rich.text import Text
 from raydml.analysis.trials import TrialState
 from raydml.config.recipe import value_text
 from raydml.metrics.names import interval_text, metric_label
+from raydml.ops.wording import counted
 from raydml.study.events import StudyState, letters_of
 
 #: Name of a state on the screen, and its colour.
@@ -89,13 +90,9 @@ def confirmed_means(study: StudyState) -> str:
     means = {letter: fmean(found[run] for run in common or found) for letter, found in values.items()}
     label, parts = f" {metric_label(study.metric)}", list[str]()
     for letter, mean in sorted(means.items(), key=lambda item: -item[1]):
-        own = "" if common else f" (mean of {_runs(len(values[letter]))})"
+        own = "" if common else f" (mean of {counted(len(values[letter]), 'run')})"
         parts.append(f"{letter}{label if not parts else ''} {mean:.4f}{own}")
-    return ", ".join(parts) + (f" ({_runs(len(common))} each, same folds and seeds)" if common else "")
-
-
-def _runs(number: int) -> str:
-    return f"{number} run" + ("" if number == 1 else "s")
+    return ", ".join(parts) + (f" ({counted(len(common), 'run')} each, same folds and seeds)" if common else "")
 
 
 def trial_table(study: StudyState, stage: str, *, width: int, limit: int) -> Table:
@@ -393,10 +390,10 @@ def _probe_table(plan: Mapping[str, Any]) -> list[RenderableType]:
         f"{epochs} epochs at the mean of these times, {number} at a time that do not slow each other; of ASHA's epochs"
     )
     how += " the mean over random orders of the trials; without finalize"
-    return ["", table, Text.assemble(("about ", "bold"), (hours_text(plan["hours"]), "bold"), f": {how}")]
+    return ["", table, Text.assemble(("about ", "bold"), (_hours_text(plan["hours"]), "bold"), f": {how}")]
 
 
-def hours_text(hours: float) -> str:
+def _hours_text(hours: float) -> str:
     """``2 min``, ``3.5 hours``, ``4.2 days``."""
     for unit, size in (("days", 48.0), ("hours", 1.0)):
         if hours >= size:
@@ -410,7 +407,7 @@ def _facts(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     epoch = f"{about}{_range(steps['per_epoch'])} per epoch with {_range(steps['batch'])} images each"
     trial = f"{about}{_range(steps['per_trial'])} per trial of {_range(steps['epochs'])} epochs"
     number = slots["num_slots"]
-    at_once = f"{number} {'trial' if number == 1 else 'trials'}" if number else "no trial"
+    at_once = counted(number, "trial") if number else "no trial"
     return [
         ("steps", f"{epoch} ({_range(steps['images_per_epoch'])} images)"),
         ("", f"{trial} ({_range(steps['images_per_trial'])} images)"),
@@ -460,7 +457,7 @@ def _sampled_title(plan: Mapping[str, Any]) -> Text:
     first = "; trial 0 is the published point" if plan["published_point"] else ""
     if not plan["keys"]:
         return Text(f"sampled: nothing varies{first}", style="bold")
-    return Text(f"sampled in {number} {'trial' if number == 1 else 'trials'}{first}", style="bold")
+    return Text(f"sampled in {counted(number, 'trial')}{first}", style="bold")
 
 
 MAX_LISTED = 32  # different numbers of one key

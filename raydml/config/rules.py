@@ -205,7 +205,7 @@ def _method_and_sampler(method: Any, sampler: Any) -> Iterator[Problem]:
     changed = {key: value for key, value in sampler.settings.items() if value != defaults[key]}
     try:
         _method_class(method).check_settings(
-            {"name": sampler.name, **changed, "batch_size": _batch_size(sampler)}, **method.settings
+            {"name": sampler.name, **changed, "batch_size": batch_size_of(sampler.settings)}, **method.settings
         )
     except ValueError as error:
         message, _, cure = str(error).partition("; ")
@@ -223,12 +223,11 @@ def _method_class(method: Any) -> type[Method]:
     return cls
 
 
-def _batch_size(sampler: Any) -> int | None:
-    """Return the images in a batch: the setting batch_size, or classes_per_batch times images_per_class.
+def batch_size_of(settings: Mapping[str, Any]) -> int | None:
+    """Return the images in a batch of a sampler: its setting batch_size, or classes_per_batch times images_per_class.
 
     None for a sampler with other settings, which has to be built from labels first.
     """
-    settings = sampler.settings
     size: int = settings.get("batch_size") or settings.get("classes_per_batch", 0) * settings.get("images_per_class", 0)
     return size or None
 
@@ -237,7 +236,7 @@ def _regularizers_and_sampler(regularizers: Any, sampler: Any) -> Iterator[Probl
     memory = regularizers.get("cross_batch_memory")
     if memory is None:
         return
-    batch = _batch_size(sampler)
+    batch = batch_size_of(sampler.settings)
     if batch is not None and memory["size"] < batch:
         message = f"is less than the {batch} images of a batch, all of which the memory must hold"
         cure = f"write at least {batch}, preferably many times that"

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from raydml.data.formats import is_doubtful_name, is_image_name
+from raydml.ops.wording import counted
 
 _logger = logging.getLogger("raydml")
 PARTS = ("train", "val", "test")
@@ -119,11 +120,6 @@ def catalog_of(
         description=f"{kind.format(classes=counted(len(class_names), 'class', 'classes'))}, "
         f"{counted(len(ordered), 'image')}",
     )
-
-
-def counted(number: int, noun: str, plural: str = "") -> str:
-    """Return a number with its noun: "1 class", "1,797 images"."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 _noted: set[str] = set()

@@ -71,6 +71,7 @@ _OTHER_SUFFIXES = frozenset(
 )
 _OTHER_NAMES = frozenset(("readme", "license", "licence", "copying", "notice", "authors", "changelog", "checksums"))
 _OTHER_NAMES |= {"makefile", "md5sums", "sha1sums", "sha256sums", "icon\r", "index", "labels", "classes"}
+LIST_SUFFIXES = (".csv", ".tsv")  # of lists of images
 CONVERT = "convert them to JPEG or PNG, or remove them"
 
 

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from raydml.data.catalog import DataError, ImageEntry, ImageFile, counted, find_files, is_hidden, listed
+from raydml.data.catalog import DataError, ImageEntry, ImageFile, find_files, is_hidden, listed
 from raydml.data.class_names import join_parts, join_spellings
 from raydml.data.formats import (
     CONVERT,
@@ -15,6 +15,7 @@ from raydml.data.formats import (
     is_undecoded,
     left_out,
 )
+from raydml.ops.wording import counted
 
 
 class ClassFolders(NamedTuple):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from raydml.data.catalog import PARTS, ROLES, DataError, ImageEntry, ImageFile, find_files, listed, log_notes
 from raydml.data.class_names import join_spellings, readable
-from raydml.data.formats import CONVERT, count_suffixes, is_undecoded
+from raydml.data.formats import CONVERT, LIST_SUFFIXES, count_suffixes, is_undecoded
 
 _COLUMNS = ("path", "label", "split", "role")  # the first two are required
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -103,7 +103,7 @@ def find_list(root: Path) -> str | None:
     """
     found = []
     for file in sorted(root.iterdir()):
-        if file.suffix.lower() in (".csv", ".tsv") and file.is_file():
+        if file.suffix.lower() in LIST_SUFFIXES and file.is_file():
             name = readable(str(file))
             try:
                 with open(file, "rb") as handle:

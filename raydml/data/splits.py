@@ -3,11 +3,12 @@
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from raydml.data.catalog import Catalog, DataError, counted, listed
+from raydml.data.catalog import Catalog, DataError, listed
+from raydml.ops.wording import counted
 
 FEWEST_CLASSES = 6  # two in each part
 
@@ -96,6 +97,30 @@ def _num_val(num_classes: int, fraction: float) -> int:
     if num_classes < 4:
         return share
     return 2 if share == 1 else min(share, max(num_classes - 2, share - 1))
+
+
+class UsedSplits(NamedTuple):
+    """The divisions that a study uses. search: by the settings as given. num_folds: as many as the classes allow.
+
+    splits: of the search and of each used fold, with this number of folds.
+    """
+
+    search: Split
+    num_folds: int
+    splits: list[Split]
+
+
+def used_splits(catalog: Catalog, num_used: int, **settings: Any) -> UsedSplits:
+    """Divide the classes for a search and the first ``num_used`` folds, with fewer folds where the classes are few.
+
+    settings: the arguments of `make_split`, from which it raises DataError.
+    """
+    search, own, num_folds = make_split(catalog, **settings), settings["fold"], settings["num_folds"]
+    if last := max(num_used, 0 if own is None else own + 1):
+        num_folds = largest_num_folds(len(search.train) + len(search.val), num_folds, last)
+    folds = dict.fromkeys((own, *range(min(num_used, num_folds))))
+    splits = [make_split(catalog, **{**settings, "num_folds": num_folds, "fold": fold}) for fold in folds]
+    return UsedSplits(search, num_folds, splits)
 
 
 def largest_num_folds(num_development: int, num_folds: int, num_used: int) -> int:

@@ -27,9 +27,10 @@ def gpu_use(device: torch.device) -> tuple[float, float]:
 
 
 class SystemUse:
-    """Measures from its creation on, and from `take` to `take`; a thread samples the GPU until `close`.
+    """Measures how busy this process and its GPU are between two calls of `take`.
 
-    device: the trial's; on a CPU there is no thread. Raises as `gpu_use` does, at once.
+    The first interval begins when the object is made. A thread samples the GPU once per second until `close`; on a CPU
+    there is none. device: the trial's. Raises ImportError and RuntimeError, as `gpu_use` does, when it is made.
     """
 
     def __init__(

@@ -15,9 +15,9 @@ from raydml.config.trial import Trial
 from raydml.methods._base import Method
 from raydml.methods.divide_conquer import DivideConquer
 from raydml.methods.mic import MIC
+from raydml.ops.wording import counted
 from raydml.report.embedding_map import largest_classes
 from raydml.report.image_rows import GREY, ImageCell, ImageRow, LabelledImages, different_classes_first, draw_image_rows
-from raydml.report.text import counted
 from raydml.training import checkpoint, parts
 
 NUM_CLUSTERS, NUM_IMAGES = 8, 5

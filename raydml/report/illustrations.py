@@ -22,6 +22,7 @@ from raydml.images.preprocessing import Preprocessing
 from raydml.inference.evaluate import embed_as_trained
 from raydml.inference.export import load_checkpoint
 from raydml.ops.files import write_whole
+from raydml.ops.wording import counted
 from raydml.report.clusters import (
     KeptClusters,
     central_images,
@@ -46,7 +47,6 @@ from raydml.report.retrievals import (
     rank_queries,
     worst_queries,
 )
-from raydml.report.text import counted
 from raydml.training.trial_images import OpenedImages, open_development
 
 INDEX = "illustrations.json"

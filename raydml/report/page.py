@@ -21,6 +21,7 @@ import yaml
 
 from raydml.analysis.trials import ENDINGS, TrialState, by_stage
 from raydml.ops.files import write_whole
+from raydml.ops.wording import counted
 from raydml.report.sections import (
     choices_section,
     confirmed_section,
@@ -33,7 +34,7 @@ from raydml.report.sections import (
     settled_section,
 )
 from raydml.report.tables import FoldedTable, epochs_csv, final_latex, table, trials_csv
-from raydml.report.text import counted, summary_markdown
+from raydml.report.text import summary_markdown
 
 FORMATS = ("html", "md", "latex", "csv")
 #: Key -> title of the sections of pictures, in order of display.

@@ -20,6 +20,7 @@ from raydml.evaluation.ranking import nearest_neighbours
 from raydml.images.pixels import DecodedPixels
 from raydml.images.preprocessing import Resizing
 from raydml.inference.gallery import Gallery, Neighbour
+from raydml.ops.wording import counted
 from raydml.report.image_rows import (
     BLUE,
     DPI,
@@ -37,7 +38,6 @@ from raydml.report.image_rows import (
     one_line,
     save_picture,
 )
-from raydml.report.text import counted
 
 NUM_NEIGHBOURS = 4
 FRAMES_IN_WORDS = "Green frame and tick: the query's class; red and a cross: another. The number is the distance."

@@ -12,6 +12,7 @@ from typing import Any
 from raydml.analysis.importance import Importance, crossing_of
 from raydml.analysis.trials import ENDINGS, FAILURES, TrialState, parameters_of, varying
 from raydml.metrics.names import metric_label, metric_name
+from raydml.ops.wording import counted
 from raydml.report.charts import (
     NUM_SERIES,
     Curve,
@@ -31,7 +32,6 @@ from raydml.report.text import (
     all_metrics,
     best_published,
     comparison_text,
-    counted,
     final_scores,
     findings,
     hours_text,

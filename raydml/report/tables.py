@@ -12,7 +12,8 @@ import pandas as pd
 from raydml.analysis.trials import TrialState
 from raydml.config.recipe import flatten
 from raydml.metrics.names import metric_label, metric_name
-from raydml.report.text import counted, main_metrics, published_groups
+from raydml.ops.wording import counted
+from raydml.report.text import main_metrics, published_groups
 
 _LONG = 18  # letters from which on a cell of text may break into lines
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # of a text that a spreadsheet would run

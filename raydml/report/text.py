@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from raydml.analysis.trials import ENDINGS, FAILURES
 from raydml.metrics.names import interval_text, metric_label, metric_name
+from raydml.ops.wording import counted
 
 #: Whether the source of a published number chose the epoch on the test classes, in words.
 CHOSEN_ON_TEST = {True: "chosen on test", False: "", None: "unknown whether chosen on test"}
@@ -56,11 +57,6 @@ def findings(summary: Mapping[str, Any]) -> Findings:
         cost=_cost(summary["cost"]),
         warnings=_warnings(summary),
     )
-
-
-def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """Return ``1 image``, ``2,000 images`` or, with a plural, ``3 classes``."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {plural or noun + 's'}"
 
 
 def score_text(score: Mapping[str, Any] | None, decimals: int = 4) -> str | None:

@@ -13,7 +13,7 @@ from raydml.data.catalog import Catalog
 from raydml.data.class_names import readable
 from raydml.data.datasets import open_catalog
 from raydml.data.image_list import find_list
-from raydml.data.splits import largest_num_folds, make_split
+from raydml.data.splits import used_splits
 from raydml.images.pixels import Header, read_headers
 from raydml.search_space.space import study_name_from
 
@@ -49,11 +49,7 @@ def look_at_folder(folder: Path) -> FolderFacts:
     """List the images of a folder and read the headers of some. Raises DataError for what a study would refuse."""
     list_file = find_list(folder)
     catalog = open_catalog("image_list" if list_file else "image_folder", folder, list_file)
-    search = make_split(catalog, **_SPLIT.model_dump())
-    development = [*search.train, *search.val]
-    num_folds = largest_num_folds(len(development), _SPLIT.num_folds, _USED_FOLDS)
-    folds = [_SPLIT.model_copy(update={"num_folds": num_folds, "fold": fold}) for fold in range(_USED_FOLDS)]
-    splits = [search, *(make_split(catalog, **fold.model_dump()) for fold in folds)]
+    search, num_folds, splits = used_splits(catalog, _USED_FOLDS, **_SPLIT.model_dump())
     counts = np.bincount(catalog.labels)
     return FolderFacts(
         folder=folder.resolve(),
@@ -64,7 +60,7 @@ def look_at_folder(folder: Path) -> FolderFacts:
         num_train_classes=min(len(split.train) for split in splits),
         num_train_images=min(int(counts[list(split.train)].sum()) for split in splits),
         num_scored=min(int(counts[list(part)].sum()) for split in splits for part in (split.val, split.test)),
-        sides_px=_sides(catalog, development),
+        sides_px=_sides(catalog, [*search.train, *search.val]),
         images_per_class=(int(counts.min()), int(np.median(counts)), int(counts.max())),
     )
 

@@ -22,6 +22,7 @@ from raydml.data.miniatures import build
 from raydml.errors import ConfigError, Problem
 from raydml.models.backbones import BACKBONES
 from raydml.models.random_weights import write_random_weights
+from raydml.ops.files import write_whole
 from raydml.search_space.space import SearchSpace, sample_trials, shorten
 
 NUM_EPOCHS = 2
@@ -53,7 +54,7 @@ def write_smoke_space(space: SearchSpace, folder: Path, *, max_trials: int = MAX
     }
     path = folder / f"{space.study.name}{SUFFIX}.yaml"
     header = f"# Question: do the recipes of {space.path} run? The images are generated: the numbers mean nothing.\n\n"
-    path.write_text(header + yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    write_whole(path, header + yaml.safe_dump(content, sort_keys=False))
     return path
 
 

@@ -41,11 +41,11 @@ def connected(address: str | None) -> Iterator[None]:
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     # Tune's advice below the level of an error is wrong here, such as to go on with Tuner.restore.
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    # On a cluster the workers get the driver's copy of the package; an embedded Ray imports it from the same place.
     # Ray's handlers of TERM, which it installs in Python and below it, would end the process at once.
     is_main = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if is_main}
     _record_commands_as_utf8()
+    # On a cluster the workers get the driver's copy of the package; an embedded Ray imports it from the same place.
     environment = {"py_modules": [str(Path(raydml.__file__).parent)]} if address else {}
     try:
         ray.init(

@@ -29,12 +29,14 @@ def description_of(folder: Path, study_json: Mapping[str, Any], catalog: Catalog
 def sizes_of_splits(folder: Path, catalog: Catalog) -> dict[str, dict[str, dict[str, int]]]:
     """Return the numbers of images and classes: ``{"fold 0": {"train": {"images": 120, "classes": 4}, ...}, ...}``."""
     images = Counter(catalog.class_names[label] for label in catalog.labels.tolist())
+    splits = read_json(folder / "split.json")
+    first = {name.rpartition(" ")[0]: name for name in reversed(splits)}  # of several data sets the first
     return {
-        name.rpartition(" ")[0]: {
+        place: {
             part: {"images": sum(images[one] for one in classes), "classes": len(classes)}
-            for part, classes in split.items()
+            for part, classes in splits[name].items()
         }
-        for name, split in read_json(folder / "split.json").items()
+        for place, name in first.items()
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import filelock
@@ -10,6 +12,25 @@ import filelock
 def driver_lock(folder: Path) -> filelock.BaseFileLock:
     """Return the lock of the study in a folder."""
     return filelock.FileLock(folder / "driver.lock")
+
+
+@contextmanager
+def only_driver(folder: Path, refusal: str, timeout_s: float = 0.0) -> Iterator[None]:
+    """Keep other processes from running or changing the study meanwhile.
+
+    Raises StudyError if one does: "study 'mine' " and the refusal, which has the cure.
+    """
+    lock = driver_lock(folder)
+    try:
+        lock.acquire(timeout=timeout_s)
+    except filelock.Timeout:
+        from raydml.study.folder import StudyError  # not for `status`, which only asks `is_running`
+
+        raise StudyError(f"study {folder.name!r} {refusal}") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def is_running(folder: Path) -> bool | None:

@@ -227,7 +227,6 @@ class StudyState:
     notes: tuple[str, ...] = ()
     planned: Mapping[str, StageState] = field(default_factory=dict)
     dataset: str = ""
-    classes: Mapping[str, int] = field(default_factory=dict)
     active_s: float = 0.0
     time_limit_s: float | None = None
     step: StudyStep | None = None
@@ -247,6 +246,11 @@ class StudyState:
         """Return the trial with the highest value of the metric; of equal ones the first."""
         scored = [trial for trial in self.of_stage(stage) if trial.best is not None]
         return max(scored, key=lambda trial: trial.best or 0.0, default=None)
+
+    @property
+    def classes(self) -> dict[str, int]:
+        """The number of classes of each part of the search's split: ``train``, ``val`` and ``test``."""
+        return {part: sizes["classes"] for part, sizes in self.splits.get("search", {}).items()}
 
     @property
     def num_tested(self) -> int:
@@ -339,7 +343,6 @@ def _apply(study: SimpleNamespace, event: Event, reports: dict[str, dict[int, Ep
             study.state, study.changed_s = "running", study.time_s
             study.time_limit_s, study.step = event.get("time_limit_s"), None
             study.dataset = str(event.get("dataset") or study.dataset)
-            study.classes = event.get("classes") or study.classes
             study.constant = event.get("constant") or {}
             study.varying = None if event.get("varying") is None else tuple(event["varying"])
             study.splits = event.get("splits") or {}

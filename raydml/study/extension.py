@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import filelock
 
 from raydml.config.trial import Machine, parse_trial
 from raydml.errors import ConfigError
 from raydml.search_space.space import SearchSpace, load_space
 from raydml.study import events
-from raydml.study.driver import driver_lock
+from raydml.study.driver import only_driver
 from raydml.study.events import events_path, read_state
 from raydml.study.folder import (
     RESULT_FILES,
@@ -50,7 +47,7 @@ def extend_search(folder: Path, num_trials: int) -> None:
         StudyError: fewer trials than the study has, a space that does not give the study's trials again, or a study
             that runs.
     """
-    with _alone(folder):
+    with only_driver(folder, "is running. Cure: stop it with Ctrl-C first, or wait for its end"):
         _extend(folder, num_trials)
 
 
@@ -74,22 +71,6 @@ def _extend(folder: Path, num_trials: int) -> None:
     events.append(events_path(folder), {"event": "search_extended", "num_trials_before": len(started)})
     settings = {**study["study"], "search": {**study["study"]["search"], "num_trials": num_trials}}
     write_json(folder / "study.json", {**study, **specification_of(settings, trials)})
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep other processes from running the study meanwhile. Raises StudyError if one does."""
-    lock = driver_lock(folder)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise StudyError(
-            f"study {folder.name!r} is running. Cure: stop it with Ctrl-C first, or wait for its end"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _trials(folder: Path, study: dict[str, Any], num_trials: int) -> list[dict[str, Any]]:

@@ -239,6 +239,31 @@ def stages_of(study: StudySettings) -> list[str]:
     return ["search", *(stage for stage, settings in optional.items() if settings is not None)]
 
 
+def planned_stages(study: StudySettings, trials: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return the stages of a study in order, each with ``num_trials`` and ``max_epochs``."""
+    epochs = max(int(trial["epochs"]) for trial in trials)
+    rows = [{"stage": "search", "num_trials": len(trials), "max_epochs": epochs}]
+    if study.confirm is not None:
+        rows.append({"stage": "confirm", "num_trials": num_confirmed(study, len(trials)), "max_epochs": epochs})
+    if study.finalize is not None:
+        rows.append({"stage": "finalize", "num_trials": num_tested(study, len(trials)), "max_epochs": 0})
+    return rows
+
+
+def num_confirmed(study: StudySettings, num_trials: int) -> int:
+    """Return how many runs the confirmation has."""
+    assert study.confirm is not None
+    return min(study.confirm.top, num_trials) * study.confirm.folds * study.confirm.seeds
+
+
+def num_tested(study: StudySettings, num_trials: int) -> int:
+    """Return how many networks finalize tests."""
+    assert study.finalize is not None
+    if study.confirm is None:
+        return min(study.finalize.top, num_trials)
+    return min(study.finalize.top, study.confirm.top, num_trials) * study.confirm.folds * study.confirm.seeds
+
+
 def read_study(folder: Path) -> dict[str, Any]:
     """Return study.json with the paths of where the storage folder is now: it may have been copied, moved or renamed.
 

@@ -39,10 +39,11 @@ from raydml.data.splits import Split, make_split
 from raydml.images.cache import estimate_packs
 from raydml.models.backbones import BACKBONES
 from raydml.models.pretrained import DOWNLOAD_URL, path_of_published
+from raydml.ops.wording import counted
 from raydml.search_space.domains import has_first
 from raydml.search_space.space import SearchSpace
 from raydml.search_space.varying import varying_keys
-from raydml.study.folder import StudyPlan, with_absolute_paths
+from raydml.study.folder import StudyPlan, num_confirmed, num_tested, with_absolute_paths
 from raydml.study.rungs import expected_epochs
 from raydml.training.parts import make_sampler
 from raydml.training.trial_images import Catalogs, storage_for
@@ -141,36 +142,29 @@ def steps_per_epoch(trial: Trial, catalog: Catalog) -> tuple[int, int]:
 def _stages(study: StudySettings, trials: Sequence[Trial]) -> list[dict[str, Any]]:
     search, each_epochs = study.search, sorted(trial.epochs for trial in trials)
     shortest, longest, most = each_epochs[0], each_epochs[-1], sum(each_epochs)
-    planned = _number(longest, "epoch") if shortest == longest else f"{shortest} to {longest} epochs"
+    planned = counted(longest, "epoch") if shortest == longest else f"{shortest} to {longest} epochs"
     rungs = {"grace_epochs": search.grace_epochs, "reduction_factor": search.reduction_factor}
     epochs = float(most)
     if search.scheduler != "none":  # the rungs are those of the longest trial, and the shorter ones end by themselves
         epochs = min(expected_epochs(len(trials), search.scheduler, max_epochs=longest, **rungs), epochs)
-    words = f"{_number(len(trials), 'trial')} of {planned}"
+    words = f"{counted(len(trials), 'trial')} of {planned}"
     if search.scheduler != "none" and search.grace_epochs < longest:
         first = min(search.grace_epochs, shortest)
-        words = f"{_number(len(trials), 'trial')} of {first} to {longest} epochs, about {epochs:,.0f} of "
+        words = f"{counted(len(trials), 'trial')} of {first} to {longest} epochs, about {epochs:,.0f} of "
         words += f"{most:,} epochs with {search.scheduler}"
     stages = [{"stage": "search", "num_trials": len(trials), "epochs": epochs, "most_epochs": most, "in_words": words}]
-    runs, noun = min(study.finalize.top, len(trials)) if study.finalize else 0, "best trial"
     if study.confirm is not None:
         confirm, top = study.confirm, min(study.confirm.top, len(trials))
-        each = confirm.folds * confirm.seeds
-        words = f"{_number(top, 'configuration')} x {_number(confirm.folds, 'fold')} x {_number(confirm.seeds, 'seed')}"
-        words += f" = {_number(top * each, 'run')} of {planned}"
-        most = each * sum(each_epochs[-top:])
-        stages.append(
-            {"stage": "confirm", "num_trials": top * each, "epochs": most, "most_epochs": most, "in_words": words}
-        )
-        runs, noun = min(study.finalize.top, top) * each if study.finalize else 0, "run"
+        runs = num_confirmed(study, len(trials))
+        words = f"{counted(top, 'configuration')} x {counted(confirm.folds, 'fold')} x {counted(confirm.seeds, 'seed')}"
+        words += f" = {counted(runs, 'run')} of {planned}"
+        most = runs // top * sum(each_epochs[-top:])
+        stages.append({"stage": "confirm", "num_trials": runs, "epochs": most, "most_epochs": most, "in_words": words})
     if study.finalize is not None:
-        words = f"{_number(runs, noun)} scored on the test classes"
+        runs, noun = num_tested(study, len(trials)), "best trial" if study.confirm is None else "run"
+        words = f"{counted(runs, noun)} scored on the test classes"
         stages.append({"stage": "finalize", "num_trials": runs, "epochs": 0, "most_epochs": 0, "in_words": words})
     return stages
-
-
-def _number(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def _slots(machine: Machine, study: StudySettings) -> dict[str, Any]:
@@ -178,8 +172,8 @@ def _slots(machine: Machine, study: StudySettings) -> dict[str, Any]:
     num_cpus, num_gpus = os.cpu_count() or 1, torch.cuda.device_count() if machine.device != "cpu" else 0
     gpus = float(num_gpus > 0) if machine.gpus_per_trial == "auto" else float(machine.gpus_per_trial)
     limits = [num_cpus // machine.cpus_per_trial]
-    words = f"this machine has {_number(num_cpus, 'CPU')} and {_number(num_gpus, 'GPU')}; a trial takes "
-    words += f"{_number(machine.cpus_per_trial, 'CPU')}" + (f" and {gpus:g} GPU" if gpus else "")
+    words = f"this machine has {counted(num_cpus, 'CPU')} and {counted(num_gpus, 'GPU')}; a trial takes "
+    words += f"{counted(machine.cpus_per_trial, 'CPU')}" + (f" and {gpus:g} GPU" if gpus else "")
     if gpus:
         limits.append(int(num_gpus / gpus))
     if study.search.max_concurrent is not None:

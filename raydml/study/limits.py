@@ -18,8 +18,9 @@ from raydml import registry
 from raydml.config.recipe import flatten, value_text
 from raydml.config.sections import SplitSettings
 from raydml.config.trial import StudySettings, Trial, parse_trial
-from raydml.data.catalog import Catalog, counted
-from raydml.data.splits import largest_num_folds, make_split
+from raydml.data.catalog import Catalog
+from raydml.data.splits import used_splits
+from raydml.ops.wording import counted
 from raydml.training.trial_images import Catalogs
 
 _logger = logging.getLogger("raydml")
@@ -86,17 +87,11 @@ class _Parts(NamedTuple):
 
 
 def _parts_of(split: SplitSettings, catalog: Catalog, num_folds: int) -> _Parts:
-    search = make_split(catalog, **split.model_dump())
-    used = max(num_folds, 0 if split.fold is None else split.fold + 1)
-    if used:
-        most = largest_num_folds(len(search.train) + len(search.val), split.num_folds, used)
-        split = split.model_copy(update={"num_folds": most})
-    folds = dict.fromkeys((split.fold, *range(min(num_folds, split.num_folds))))
-    splits = [make_split(catalog, **split.model_copy(update={"fold": fold}).model_dump()) for fold in folds]
+    search, most, splits = used_splits(catalog, num_folds, **split.model_dump())
     counts = np.bincount(catalog.labels, minlength=len(catalog.class_names))
     what = catalog.description or counted(len(catalog.class_names), "class", "classes")
     return _Parts(
-        split=split,
+        split=split.model_copy(update={"num_folds": most}),
         train_labels=[catalog.labels[np.isin(catalog.labels, one.train)] for one in splits],
         num_scored=min(int(counts[list(part)].sum()) for one in splits for part in (one.val, one.test)),
         line=f"{what}: {len(search.train):,} train / {len(search.val):,} validate / {len(search.test):,} test, sealed",
@@ -109,9 +104,7 @@ def _within_limits(trial: Trial, parts: _Parts) -> Trial:
     for labels in parts.train_labels:
         sampler = class_of.cut_to(labels, **sampler)  # type: ignore[attr-defined]
     recall_at = trial.recall_at
-    if (
-        recall_at == Trial.model_fields["recall_at"].default
-    ):  # others were asked for, and are refused where they are wrong
+    if recall_at == Trial.model_fields["recall_at"].default:  # a list of the user is refused where it does not fit
         recall_at = tuple(k for k in recall_at if k < parts.num_scored)  # a query does not find itself
     settings: dict[str, Any] = {**trial.model_dump(mode="json"), "recall_at": list(recall_at)}
     settings["data"]["split"] = parts.split.model_dump(mode="json")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from raydml.config.rules import batch_size_of
 from raydml.study.events import read_state
 from raydml.study.folder import read_study, write_json
 
@@ -33,7 +34,7 @@ def smoke_outcome(folder: Path) -> SmokeOutcome:
     epochs = [(trial.config["sampler"], metrics) for trial in trials for metrics in trial.epochs.values()]
     reached_end = [trial for trial in trials if trial.ended in ("finished", "stopped_early")]
     stages = dict.fromkeys(trial.stage for trial in trials)
-    sizes = [(_batch_size(sampler), metrics.get("images_per_s")) for sampler, metrics in epochs]
+    sizes = [(batch_size_of(sampler), metrics.get("images_per_s")) for sampler, metrics in epochs]
     seconds = [size / images_per_s for size, images_per_s in sizes if size and images_per_s]
     return SmokeOutcome(
         len(trials),
@@ -47,9 +48,3 @@ def smoke_outcome(folder: Path) -> SmokeOutcome:
         ],
         [stage for stage in stages if not any(trial.stage == stage for trial in reached_end)],
     )
-
-
-def _batch_size(sampler: dict[str, Any]) -> int:
-    """Return the images in a batch; 0 for a sampler whose settings do not say so."""
-    size: int = sampler.get("batch_size") or sampler.get("classes_per_batch", 0) * sampler.get("images_per_class", 0)
-    return size

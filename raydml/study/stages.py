@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import filelock
 import ray
 
 from raydml.config.trial import Machine, StudySettings, Trial, fingerprint, parse_trial
@@ -21,12 +20,14 @@ from raydml.metrics.intervals import t_interval
 from raydml.study.actor import evaluate_ensemble_remotely, evaluate_remotely, illustrate_remotely
 from raydml.study.cluster import Interrupted, catch_signals, connected, trial_resources
 from raydml.study.description import description_of
-from raydml.study.driver import driver_lock
+from raydml.study.driver import only_driver
 from raydml.study.events import TrialState, events_path, rank, read_state
 from raydml.study.folder import (
     RESULT_FILES,
     StudyError,
     newest_checkpoint,
+    num_tested,
+    planned_stages,
     read_json,
     read_study,
     stages_of,
@@ -59,20 +60,14 @@ def run_study(folder: Path, *, address: str | None = None, time_limit_s: float |
     machine = Machine.model_validate(study_json["machine"])
     if is_finished(folder):
         return Outcome("finished")
-    try:
-        with driver_lock(folder).acquire(timeout=1):
-            session = StudySession(folder, study, machine, study_json["select_on"], {})
-            if deadline_s is not None:
-                session = session._replace(limit=TimeLimit(str(folder), deadline_s))
-            catalogs = _refuse_other_images(study_json, machine)
-            catalog = catalogs.of(parse_trial(study_json["trials"][0]))
-            about = description_of(folder, study_json, catalog)
-            return _run(session, study_json, about, address, time_limit_s)
-    except filelock.Timeout:
-        raise StudyError(
-            f"study {folder.name!r} is running already, in another process. Cure: wait for it, or stop it with Ctrl-C "
-            "there"
-        ) from None
+    refusal = "is running already, in another process. Cure: wait for it, or stop it with Ctrl-C there"
+    with only_driver(folder, refusal, timeout_s=1.0):
+        session = StudySession(folder, study, machine, study_json["select_on"], {})
+        if deadline_s is not None:
+            session = session._replace(limit=TimeLimit(str(folder), deadline_s))
+        catalogs = _refuse_other_images(study_json, machine)
+        about = description_of(folder, study_json, catalogs.of(parse_trial(study_json["trials"][0])))
+        return _run(session, study_json, about, address, time_limit_s)
 
 
 def _run(
@@ -96,7 +91,6 @@ def _run(
         storage=study_json["storage"],
         commit=study_json["commit"],
         dataset=study_json["trials"][0]["data"]["name"],
-        classes=num_classes(folder),
         planned=planned_stages(study, study_json["trials"]),
         time_limit_s=time_limit_s,
         **about,
@@ -122,39 +116,12 @@ def _run(
     return Outcome("finished")
 
 
-def planned_stages(study: StudySettings, trials: Sequence[Any]) -> list[dict[str, Any]]:
-    """Return the stages of a study in order, each with ``num_trials`` and ``max_epochs``."""
-    epochs = max(int(trial["epochs"]) for trial in trials)
-    rows = [{"stage": "search", "num_trials": len(trials), "max_epochs": epochs}]
-    if study.confirm is not None:
-        num_runs = min(study.confirm.top, len(trials)) * study.confirm.folds * study.confirm.seeds
-        rows.append({"stage": "confirm", "num_trials": num_runs, "max_epochs": epochs})
-    if study.finalize is not None:
-        rows.append({"stage": "finalize", "num_trials": num_tested(study, len(trials)), "max_epochs": 0})
-    return rows
-
-
-def num_tested(study: StudySettings, num_trials: int) -> int:
-    """Return how many networks finalize tests."""
-    assert study.finalize is not None
-    if study.confirm is None:
-        return min(study.finalize.top, num_trials)
-    return min(study.finalize.top, study.confirm.top, num_trials) * study.confirm.folds * study.confirm.seeds
-
-
 def _num_steps(study: StudySettings, trials: Sequence[Any]) -> int:
     """Return the steps after the training: the tests of networks and of ensembles, the pictures, report and model."""
     if study.finalize is None:
         return 3
     top = min(study.finalize.top, study.confirm.top if study.confirm else len(trials), len(trials))
     return num_tested(study, len(trials)) + top + 3
-
-
-def num_classes(folder: Path) -> dict[str, int]:
-    """Return the number of classes of each part of the search's split: ``train``, ``val`` and ``test``."""
-    splits = read_json(folder / "split.json")
-    first: dict[str, list[str]] = next((split for name, split in splits.items() if name.startswith("search")), {})
-    return {part: len(names) for part, names in first.items()}
 
 
 def _refuse_other_images(study_json: Mapping[str, Any], machine: Machine) -> Catalogs:
@@ -218,8 +185,8 @@ def confirm_trials(
 def confirm_keys(folder: Path, rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the rows of a confirmation by the keys of their trials.
 
-    A run of the same configuration, fold and seed keeps its key, also one of before the search was given more trials,
-    and is not repeated; but such a run must have ended well and still have its checkpoint. The others get free keys.
+    A run of the same configuration, fold and seed that exists keeps its key and is not repeated. A run from before the
+    search was given more trials counts only if it has a value and still has its checkpoint. All others get free keys.
     """
     started = {trial.trial: trial for trial in read_state(folder).trials.values() if trial.stage == "confirm"}
     usable: dict[str, list[str]] = {}

@@ -157,7 +157,11 @@ def study_store(recorded: str | None, storage: Path, chosen: str | None = None) 
 
 
 def _as_meant(uri: str) -> str:
-    """Return the address with a %41 taken literally where there is a folder of that name (a shell does not encode)."""
+    """Return the address of the file that a user means by sqlite:///PATH.
+
+    In an address %41 is the letter A. A user types the path as it is: where a folder of that very name exists, it is
+    the one that is meant.
+    """
     written = Path(uri.removeprefix("sqlite:///"))
     if not uri.startswith("sqlite:///") or not written.is_absolute() or database_path(uri) == written:
         return uri
@@ -357,7 +361,7 @@ def _cure(uri: str, scheme: str, error: Exception) -> str:
     if "Invalid Host header" in str(error):
         host = urlsplit(uri).netloc.rpartition("@")[2]
         return (
-            f"the server refuses this name, which is no matter of a password; start it with --allowed-hosts {host} "
+            f"the server does not accept this host name, whatever the password; start it with --allowed-hosts {host} "
             f"(or MLFLOW_SERVER_ALLOWED_HOSTS={host}), or use its IP address"
         )
     if isinstance(error, MlflowException) and error.error_code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):

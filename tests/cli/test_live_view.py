@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from raydml.analysis.trials import TrialState
-from raydml.cli.live_view import STOPPING, STOPPING_NOW, LiveStudy, StepBars, about, duration, line, view
+from raydml.cli.live_view import STOPPING, STOPPING_NOW, LiveStudy, StepBars, duration, line, rough_time, view
 from raydml.cli.tables import chosen_rows, confirmed_means, learning_rate, metric_label
 from raydml.ops.progress import report_progress
 from raydml.study.events import StudyState, reduce_event, reduce_events
@@ -255,7 +255,7 @@ def test_long_steps_of_the_driver_are_lines_of_the_live_view_and_no_bars(tmp_pat
 
 def test_small_texts():
     assert [duration(s) for s in (0, 59.6, 61, 3600, 36061)] == ["0:00", "1:00", "1:01", "1:00:00", "10:01:01"]
-    assert [about(s) for s in (3, 44, 94, 96, 1740, 3590, 5000, 36000)] == [
+    assert [rough_time(s) for s in (3, 44, 94, 96, 1740, 3590, 5000, 36000)] == [
         *("about 10 s", "about 40 s", "about 90 s", "about 2 min", "about 29 min", "about 1 h", "about 1 h 20 min"),
         "about 10 h",
     ]

@@ -13,6 +13,7 @@ from matplotlib.image import imread
 from raydml.evaluation.nearness import RetrievalError
 from raydml.evaluation.protocols import ProtocolError
 from raydml.images.pixels import packed
+from raydml.ops.wording import counted
 from raydml.report import retrievals
 from raydml.report.image_rows import (
     DPI,
@@ -33,7 +34,6 @@ from raydml.report.retrievals import (
     rank_queries,
     worst_queries,
 )
-from raydml.report.text import counted
 from tests.evaluation.slow_ranking import slow_recall_and_map
 from tests.report.drawn_squares import GREEN, RED, rows_of, squares, words_of
 

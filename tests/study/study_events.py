@@ -34,7 +34,7 @@ def study_started(select_on="val_map_at_r"):
         "study": "digits",
         "config": {"name": "digits", "select_on": select_on},
         "dataset": "digits",
-        "classes": {"train": 3, "val": 2, "test": 5},
+        "splits": {"search": {part: {"classes": number} for part, number in (("train", 3), ("val", 2), ("test", 5))}},
         "planned": [
             {"stage": "search", "num_trials": 3, "max_epochs": 9},
             {"stage": "confirm", "num_trials": 4, "max_epochs": 9},

@@ -125,17 +125,6 @@ class Spool:
 
 
 @pytest.fixture
-def storage(tmp_path: Path, empty_store: Path) -> Path:
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    return tmp_path
-
-
-@pytest.fixture
-def uri(storage: Path) -> str:
-    return default_uri(storage)
-
-
-@pytest.fixture
 def spool(storage: Path) -> Spool:
     return Spool(storage)
 

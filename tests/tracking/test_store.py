@@ -29,17 +29,6 @@ from tests.tracking.test_delivery import free_port
 pytestmark = pytest.mark.xdist_group("mlflow")
 
 
-@pytest.fixture
-def storage(tmp_path: Path, empty_store: Path) -> Path:
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    return tmp_path
-
-
-@pytest.fixture
-def uri(storage: Path) -> str:
-    return default_uri(storage)
-
-
 def test_the_default_store_lies_in_the_storage_folder(
     tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
