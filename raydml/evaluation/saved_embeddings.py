@@ -13,7 +13,6 @@ The file is a NumPy archive (.npz) of plain arrays, without pickled objects:
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,15 +67,17 @@ def load_embeddings(path: Path) -> SavedEmbeddings:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         facts = json.loads(str(arrays["facts"]))
+        if not isinstance(facts, dict):
+            raise ValueError(f"its facts are no JSON object, but {type(facts).__name__}")
         saved = SavedEmbeddings(
             arrays["embeddings"],
             arrays["labels"],
-            tuple(arrays["class_names"].tolist()),
-            tuple(arrays["paths"].tolist()),
-            tuple(arrays["roles"].tolist()) if "roles" in arrays else None,
+            _texts(arrays, "class_names"),
+            _texts(arrays, "paths"),
+            _texts(arrays, "roles") if "roles" in arrays else None,
             facts,
         )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # numpy, zipfile and json raise a dozen types for damaged files
         raise SavedEmbeddingsError(
             f"{path} holds no embeddings ({type(error).__name__}: {error}). "
             "Cure: a file that `launch.py evaluate ... --save-embeddings FILE` wrote"
@@ -85,24 +86,34 @@ def load_embeddings(path: Path) -> SavedEmbeddings:
     return saved
 
 
+def _texts(arrays: dict[str, NDArray[Any]], name: str) -> tuple[str, ...]:
+    """Return an array of texts (N,). Raises ValueError for another shape or type."""
+    array = arrays[name]
+    if array.ndim != 1 or array.dtype.kind != "U":
+        raise ValueError(f"{name} are texts (N,), not {array.dtype} of shape {array.shape}")
+    return tuple(array.tolist())
+
+
 def _check(saved: SavedEmbeddings, source: str) -> None:
     if saved.embeddings.ndim != 2 or saved.embeddings.dtype != np.float32:
         raise SavedEmbeddingsError(
             f"{source}: embeddings are float32 (N, D), not {saved.embeddings.dtype} of shape {saved.embeddings.shape}"
         )
+    if saved.labels.ndim != 1 or not np.issubdtype(saved.labels.dtype, np.integer):
+        raise SavedEmbeddingsError(f"{source}: labels are integers (N,), not {saved.labels.dtype} {saved.labels.shape}")
     counts = {"embeddings": len(saved.embeddings), "labels": len(saved.labels), "paths": len(saved.paths)}
     if saved.roles is not None:
         counts["roles"] = len(saved.roles)
     if len(set(counts.values())) > 1 or not counts["embeddings"]:
         found = ", ".join(f"{number} {name}" for name, number in counts.items())
         raise SavedEmbeddingsError(f"{source}: {found}: the numbers must be equal and at least 1")
-    if saved.labels.ndim != 1 or not np.issubdtype(saved.labels.dtype, np.integer):
-        raise SavedEmbeddingsError(f"{source}: labels are integers (N,), not {saved.labels.dtype} {saved.labels.shape}")
     if saved.labels.min() < 0 or saved.labels.max() >= len(saved.class_names):
         raise SavedEmbeddingsError(
             f"{source}: labels from {saved.labels.min()} to {saved.labels.max()} "
             f"for {len(saved.class_names)} class names"
         )
+    if num_broken := int((~np.isfinite(saved.embeddings).all(axis=1)).sum()):
+        raise SavedEmbeddingsError(f"{source}: {num_broken} embeddings are not finite, so no distance to them is")
 
 
 def concatenate(parts: Sequence[SavedEmbeddings]) -> SavedEmbeddings:

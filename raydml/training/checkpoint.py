@@ -14,9 +14,10 @@ import functools
 import importlib.metadata
 import json
 import re
+import shutil
 import subprocess
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,40 +53,41 @@ def save(
     # safetensors stores plain layouts only, so channels_last weights are rewritten; the copy is of values.
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in best_weights.items()}
     target = folder if folder.exists() else folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
-    target.mkdir(parents=True, exist_ok=True)
-    (target / MANIFEST).unlink(missing_ok=True)
-    write_whole(target / STATE, lambda path: torch.save(dict(state), path))
-    write_whole(target / WEIGHTS, lambda path: save_file(weights, path))
-    write_whole(target / CARD, card_text)
-    files = {name: _facts(target / name) for name in (STATE, WEIGHTS, CARD)}
-    manifest_text = json.dumps({"files": files}, indent=2) + "\n"
-    write_whole(target / MANIFEST, manifest_text)
-    if target != folder:
-        target.rename(folder)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        (target / MANIFEST).unlink(missing_ok=True)
+        write_whole(target / STATE, lambda path: torch.save(dict(state), path))
+        write_whole(target / WEIGHTS, lambda path: save_file(weights, path))
+        write_whole(target / CARD, card_text)
+        files = {name: _facts(target / name) for name in (STATE, WEIGHTS, CARD)}
+        write_whole(target / MANIFEST, json.dumps({"files": files}, indent=2) + "\n")
+        if target != folder:
+            target.rename(folder)
+    finally:
+        if target != folder:  # on a full disk, half a checkpoint would keep the disk full
+            shutil.rmtree(target, ignore_errors=True)
     return folder
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """The state as saved, tensors on the CPU. Raises CheckpointError when the file is not as written."""
+    """The state as saved, tensors on the CPU. Raises CheckpointError when the file is not as written, or unreadable."""
     import torch
 
-    path = _checked(folder, STATE)
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    assert isinstance(state, dict)
+    state: dict[str, Any] = _read(folder, STATE, lambda path: torch.load(path, map_location="cpu", weights_only=True))
     return state
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
-    """The best network's state dict on the CPU. Raises CheckpointError when the file is not as written."""
+    """The best network's state dict on the CPU. Raises CheckpointError when the file is not as written, or unreadable."""
     from safetensors.torch import load_file
 
-    return load_file(_checked(folder, WEIGHTS))
+    weights: dict[str, Tensor] = _read(folder, WEIGHTS, load_file)
+    return weights
 
 
 def load_card(folder: Path) -> dict[str, Any]:
-    """The model card. Raises CheckpointError when the file is not as written."""
-    card = json.loads(_checked(folder, CARD).read_text(encoding="utf-8"))
-    assert isinstance(card, dict)
+    """The model card. Raises CheckpointError when the file is not as written, or is no JSON object."""
+    card: dict[str, Any] = _read(folder, CARD, lambda path: json.loads(path.read_text(encoding="utf-8")))
     return card
 
 
@@ -157,7 +159,7 @@ def _checked(folder: Path, name: str) -> Path:
     try:
         stated = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"][name]
         found = _facts(folder / name)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{folder} is not a complete checkpoint ({type(error).__name__}: {error}); "
             "use an older one from the same folder"
@@ -165,3 +167,21 @@ def _checked(folder: Path, name: str) -> Path:
     if found != stated:
         raise CheckpointError(f"{folder / name} is not as it was written (size or sha256 differ); use an older one")
     return folder / name
+
+
+def _read(folder: Path, name: str, read: Callable[[Path], object]) -> Any:
+    """Return the dictionary in a file of a checkpoint, from a reader that runs no code.
+
+    A file that is as its manifest states can still be unreadable: the checkpoint may have been made by somebody else.
+    torch, safetensors and json raise a dozen types then, and torch advises to let the file run code.
+    """
+    path = _checked(folder, name)
+    try:
+        value = read(path)
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({type(error).__name__}): it is no file that raydml wrote; use another checkpoint"
+        ) from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds no dictionary, but {type(value).__name__}; use another checkpoint")
+    return value

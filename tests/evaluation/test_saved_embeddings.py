@@ -53,6 +53,8 @@ def test_the_file_holds_no_pickled_object(tmp_path):
         ({"labels": np.array([0, 2, 0])}, "labels from 0 to 2 for 2 class names"),
         ({"labels": np.array([0, -1, 0])}, "labels from -1 to 0 for 2 class names"),
         ({"roles": ["query"]}, "1 roles"),
+        ({"labels": np.array(0)}, r"integers \(N,\)"),
+        ({"embeddings": np.where(ROWS == 3, np.nan, ROWS)}, "1 embeddings are not finite"),
     ],
 )
 def test_arrays_that_do_not_fit_together_are_refused_before_a_file_is_written(tmp_path, change, message):
@@ -85,11 +87,69 @@ def write_nothing(path):
     assert not path.exists()
 
 
-@pytest.mark.parametrize("write", [write_text, write_other_arrays, write_damaged, write_objects, write_nothing])
+def write_one_array(path):
+    with open(path, "wb") as file:
+        np.save(file, ROWS)
+
+
+def written_with(path, **changes):
+    arrays = {"embeddings": ROWS, "labels": LABELS, "class_names": np.array(["a", "b"]), "paths": np.array(["a"] * 3)}
+    np.savez(path, **{**arrays, "facts": np.array("{}"), **changes})
+
+
+def write_facts_without_names(path):
+    written_with(path, facts=np.array("[1]"))
+
+
+def write_deep_facts(path):
+    written_with(path, facts=np.array("[" * 100_000))
+
+
+def write_paths_in_a_table(path):
+    written_with(path, paths=np.array([["a"], ["b"], ["c"]]))
+
+
+def write_a_header_that_claims_petabytes(path):
+    written_with(path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    header = members["embeddings.npy"]
+    shape = b"(3, 2), "
+    members["embeddings.npy"] = header.replace(shape + b"}" + b" " * 13, b"(999999999999, 999), }", 1)
+    assert members["embeddings.npy"] != header
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        write_text, write_other_arrays, write_damaged, write_objects, write_nothing, write_one_array,
+        write_facts_without_names, write_deep_facts, write_paths_in_a_table, write_a_header_that_claims_petabytes,
+    ],
+)  # fmt: skip
 def test_other_files_are_refused(tmp_path, write):
     write(tmp_path / "x.npz")
     with pytest.raises(SavedEmbeddingsError, match="--save-embeddings"):
         load_embeddings(tmp_path / "x.npz")
+
+
+def test_no_change_of_bytes_gets_another_error_out(tmp_path):
+    path = save_embeddings(tmp_path / "x.npz", SavedEmbeddings(ROWS, LABELS, **REST))
+    whole = path.read_bytes()
+    random = np.random.default_rng(0)
+    num_refused = 0
+    for _ in range(2_000):
+        changed = bytearray(whole)
+        for place in random.integers(len(whole), size=random.integers(1, 9)):
+            changed[place] = random.integers(256)
+        path.write_bytes(changed)
+        try:
+            load_embeddings(path)
+        except SavedEmbeddingsError:
+            num_refused += 1
+    assert num_refused > 1_000  # the other changes fall on bytes that decide nothing
 
 
 def kept(rows, labels=(0, 1, 0), paths=("a", "b", "c"), roles=None):
