@@ -78,7 +78,7 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
-    """The best network's state dict on the CPU. Raises CheckpointError when the file is not as written, or unreadable."""
+    """The best network's state dict on the CPU. Raises CheckpointError like `load_state`."""
     from safetensors.torch import load_file
 
     weights: dict[str, Tensor] = _read(folder, WEIGHTS, load_file)
