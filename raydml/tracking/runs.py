@@ -48,9 +48,8 @@ class StudyRuns:
         self.refused: list[str] = []
         #: Whether transient errors count as refusals too, during one delivery (see PATIENCE in delivery.py).
         self.refuse_transient = False
-        # A run that was deleted comes before one of the same identity that was not: the last one counts.
-        found = sorted(self._search(), key=lambda run: run.info.lifecycle_stage != "deleted")
-        self.known = {run.data.tags.get("raydml.trial"): _known_run(run) for run in found}
+        self.known: dict[str | None, KnownRun] = {}
+        self._look_up()
 
     def offsets(self) -> dict[str | None, int]:
         """Return for each run the offset in the event file up to which it is complete."""
@@ -98,6 +97,25 @@ class StudyRuns:
                 self._refuse(f"run {trial or self.study!r} was deleted in MLflow. Cure: {cure}")
 
     # --- inside ---
+
+    def _look_up(self) -> None:
+        """Fill `known` with the runs of the store, and delete surplus ones.
+
+        A run exists twice where the answer to the request that created it was lost on its way and the request was sent
+        again. The one with the most events stays, of equal ones the older. A run that somebody deleted counts only
+        where no other one has its identity.
+        """
+        runs = sorted(self._search(), key=lambda run: (run.info.lifecycle_stage != "deleted", -run.info.start_time))
+        for run in runs:
+            trial, new = run.data.tags.get("raydml.trial"), _known_run(run)
+            before = self.known.get(trial)
+            if before is None or before.deleted:
+                self.known[trial] = new
+                continue
+            self.known[trial], surplus = (new, before) if new.offset >= before.offset else (before, new)
+            self.client.set_tag(surplus.run_id, "raydml.ended", "created twice")
+            self.client.delete_run(surplus.run_id)
+            _logger.info("run %r was in MLflow twice; the copy was deleted", run.info.run_name)
 
     def _search(self) -> Iterator[Run]:
         token = None

@@ -20,17 +20,21 @@ from mlflow.environment_variables import (
     MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR,
     MLFLOW_HTTP_REQUEST_MAX_RETRIES,
     MLFLOW_HTTP_REQUEST_TIMEOUT,
+    MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT,
     MLFLOW_UV_AUTO_DETECT,
 )
 from mlflow.exceptions import MlflowException
 
 #: Defaults for MLflow's own environment variables; what the user has set stays.
 MLFLOW_DEFAULTS = {
-    # MLflow's 7 retries block for four minutes when a server is down. The tracker retries by itself.
-    MLFLOW_HTTP_REQUEST_MAX_RETRIES: 1,
+    # MLflow's 7 retries block for four minutes when a server is down, and a request that creates a run would create it
+    # twice if only its answer was lost. The tracker retries by itself, after it has looked up what there is.
+    MLFLOW_HTTP_REQUEST_MAX_RETRIES: 0,
     MLFLOW_HTTP_REQUEST_TIMEOUT: 30,
     # It would draw over the table of trials.
     MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR: "false",
+    # It would, too, with the password of the address.
+    MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT: "true",
     # Read before each report; cli.prepare_environment prevents the report at `import mlflow` itself.
     MLFLOW_DISABLE_TELEMETRY: "true",
     # MLflow would copy uv.lock, with the addresses of registries, and pyproject.toml from the working directory into
@@ -89,6 +93,14 @@ LOCATIONS = (
     ("logged_models", "artifact_location"),
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
+)
+
+
+#: Parameters of an address, or of an ODBC connection in it (%3D is an encoded =, %3B an encoded ;).
+_SECRETS = re.compile(
+    r"((?:^|[?&;\s]|%3B)(?:access_key|api_key|password|passwd|pwd|secret|sslpassword|token)(?:=|%3D))"
+    r"(?:(?!%3B)[^&;\s'\"])+",
+    re.IGNORECASE,
 )
 
 
@@ -176,8 +188,13 @@ def require_store(uri: str, cure: str) -> None:
 
 
 def redacted(text: str) -> str:
-    """Return the text without the ``user:password@`` of any address in it."""
-    return re.sub(r"(\w://)[^/@\s]+@", r"\1***@", text)
+    """Return the text without the ``user:password@`` of any address in it, and without the secrets of its query.
+
+    A password may contain / and @, so everything before the last @ of an address is left out; a slash directly after
+    :// begins a path, which has no password.
+    """
+    text = re.sub(r"(\w://)[^/\s'\"][^\s'\"]*@", r"\1***@", text)
+    return re.sub(_SECRETS, r"\1***", text)
 
 
 def connect(uri: str) -> MlflowClient:

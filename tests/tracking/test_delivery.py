@@ -23,6 +23,7 @@ import mlflow.pyfunc
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
@@ -525,6 +526,27 @@ def test_a_run_that_was_deleted_is_left_alone(spool: Spool, uri: str) -> None:
     assert not tracker.finish(60)
     assert list(runs_of(uri)) == [None]
     assert tracker.problems == ["run 'search-000 margin' was deleted in MLflow; its new events are left out"]
+
+
+def test_a_run_that_was_created_twice_is_left_once(spool: Spool, uri: str) -> None:
+    spool.study_started()
+    spool.trial("search-000")
+    assert deliver(spool, uri)
+    client = connect(uri)
+    first = runs_of(uri)
+    for run in first.values():  # the request that created it, sent again
+        identity = ("raydml.study_id", "raydml.study", "raydml.trial", "mlflow.parentRunId")
+        tags = {name: run.data.tags[name] for name in identity if name in run.data.tags}
+        client.create_run(run.info.experiment_id, run.info.start_time, tags, run_name=run.info.run_name)
+    spool.trial("search-001")
+    spool.add("study_finished")
+    assert deliver(spool, uri)
+    runs = runs_of(uri)  # fails where a trial has two runs
+    assert {key: runs[key].info.run_id for key in first} == {key: run.info.run_id for key, run in first.items()}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    deleted = client.search_runs([runs[None].info.experiment_id], run_view_type=ViewType.DELETED_ONLY)
+    assert {run.data.tags["raydml.ended"] for run in deleted} == {"created twice"}
+    assert len(deleted) == 2
 
 
 def test_a_lost_file_is_reported_and_holds_nothing_up(spool: Spool, uri: str, storage: Path) -> None:

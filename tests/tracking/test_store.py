@@ -91,6 +91,29 @@ def test_addresses_lose_their_passwords() -> None:
         == "at http://***@host:5000/x and postgresql://***@h/d"
     )
     assert redacted("sqlite:////tmp/a@b/mlflow.db") == "sqlite:////tmp/a@b/mlflow.db"
+    assert redacted("http://host:5000/#/experiments/1") == "http://host:5000/#/experiments/1"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://user:PLANTED@host:5000",
+        "http://user:a@PLANTED@host:5000/x",
+        "postgresql://user:PLA/NTED/PLANTED@host/db",
+        "https://PLANTED@host",
+        "https://host/?token=PLANTED&x=1",
+        "postgresql://host/db?user=me&password=PLANTED",
+        "mysql://host/db?sslpassword=PLANTED",
+        "mssql+pyodbc:///?odbc_connect=DRIVER%3DODBC%3BSERVER%3Dhost%3BUID%3Dme%3BPWD%3DPLANTED%3BENCRYPT%3Dyes",
+        "mssql: Driver=ODBC;Uid=me;Pwd=PLANTED;Encrypt=yes",
+    ],
+)
+def test_no_part_of_a_secret_is_shown(address: str) -> None:
+    shown = redacted(f"MLflow at '{address}' cannot be used")
+    assert "PLANTED" not in shown
+    assert "host" in shown or "Driver" in shown
+    assert shown.startswith("MLflow at '")
+    assert shown.endswith("' cannot be used")
 
 
 NAMES = ["my%20studies", "100%", "a#b", "what?", "%3F%zz?", "two words", "ü", "é😀", "a+b&c;d", "it's", "a[b]", "x:y@z"]
