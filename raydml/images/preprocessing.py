@@ -115,10 +115,12 @@ class Preprocessing:
         """Resize and crop one image for ``for_evaluation``: uint8 (crop_px, crop_px, 3), RGB.
 
         image: a path, a PIL image (its EXIF rotation is applied), or a uint8 array (H, W, 3) or (H, W). Raises
-        PreprocessingError for an array of another kind and for more than 8 bits a channel, and OSError for an
-        unreadable file.
+        PreprocessingError for an array of another kind, an image without pixels and more than 8 bits a channel, and
+        OSError for an unreadable file.
         """
         if isinstance(image, np.ndarray):
+            if 0 in image.shape:
+                raise PreprocessingError(f"the image has no pixels: its shape is {image.shape}")
             if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
                 raise PreprocessingError(
                     f"an image array is uint8 (H, W, 3) or (H, W), got {image.dtype} {image.shape}"
@@ -130,6 +132,8 @@ class Preprocessing:
             return self._centre_of(opened)
 
     def _centre_of(self, image: Image.Image) -> np.ndarray:
+        if 0 in image.size:
+            raise PreprocessingError(f"the image has no pixels: its width and height are {image.size}")
         return centre_crop(np.asarray(resized(upright_rgb(image), self.resizing)), self.crop_px)
 
 

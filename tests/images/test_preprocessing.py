@@ -150,6 +150,9 @@ def test_settings_that_cannot_be_are_refused():
             Preprocessing(**{"resize_px": 24, "crop_px": 24, "mean": PLAIN, "std": ONE, **changes})
     with pytest.raises(PreprocessingError, match="float64"):
         Preprocessing(5, 5, PLAIN, ONE).read(np.zeros((4, 4, 3)))
+    for empty in (np.zeros((0, 4, 3), dtype=np.uint8), Image.new("L", (4, 0))):
+        with pytest.raises(PreprocessingError, match="no pixels"):
+            Preprocessing(5, 5, PLAIN, ONE).read(empty)
 
 
 @pytest.mark.parametrize("crop_px", [6, 7, 8])

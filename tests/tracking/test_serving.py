@@ -125,6 +125,8 @@ def test_images_come_as_bytes_texts_paths_arrays_and_tables(
         (["aGVsbG8gd29ybGQ="], "image 0: no JPEG, PNG"),
         (["é"], "image 0: 'é' is not base64"),
         ([np.zeros((4, 4, 3))], "uint8"),
+        (np.zeros((1, 0, 4, 3), dtype=np.uint8), "image has no pixels"),
+        ([Image.new("RGB", (0, 4))], "image has no pixels"),
         ([Path("nowhere.jpg")], "nowhere.jpg: FileNotFoundError"),
     ],
 )
