@@ -5,15 +5,13 @@ Class names are padded so that their order as strings is the order of the publis
 error names the file, the line number and the line.
 """
 
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from raydml.data.catalog import ROLES, DataError, ImageEntry, listed
+from raydml.data.matlab_annotations import UnreadableAnnotations, read_annotations
 
 SOP_COLUMNS = "image_id class_id super_class_id path"
 INSHOP_COLUMNS = "image_name item_id evaluation_status"
@@ -22,8 +20,6 @@ NUM_CARS_CLASSES = 196
 _MAX_ID = 99_999  # class names of SOP and VehicleID have five digits
 _MAX_QUOTED_LINES = 5
 _MAX_QUOTED_CHARACTERS = 120
-# What scipy raises for a MATLAB file that is cut, damaged or of another format, depending on the place of the damage.
-_UNREADABLE = (OSError, ValueError, TypeError, KeyError, IndexError, EOFError, NotImplementedError, zlib.error)
 
 
 def cub200_entries(folder: Path, last_train_class: int = 100) -> list[ImageEntry]:
@@ -110,19 +106,10 @@ def _first_existing(folder: Path, names: tuple[str, ...]) -> Path:
 
 
 def _cars196_annotations(file: Path, path_field: str) -> tuple[list[str], list[int]]:
-    from scipy.io import loadmat  # a slow import that only Cars196 needs
-    from scipy.io.matlab import MatReadError
-
     try:
-        annotations = np.atleast_1d(loadmat(file, squeeze_me=True, variable_names=["annotations"])["annotations"])
-        fields = annotations.dtype.names or ()
-        if lacking := [field for field in (path_field, "class") if field not in fields]:
-            raise DataError(f"{file}: annotations have no {' and no '.join(lacking)}; they have {', '.join(fields)}")
-        return [str(name) for name in annotations[path_field]], [int(c) for c in annotations["class"]]
-    except DataError:
-        raise
-    except (*_UNREADABLE, MatReadError) as error:
-        raise DataError(f"{file} cannot be read as a MATLAB file with annotations: {error!r}") from error
+        return read_annotations(file, path_field)
+    except UnreadableAnnotations as error:
+        raise DataError(f"{file} cannot be read as a MATLAB file with annotations: {error}") from error
 
 
 def _cars196_csv(file: Path) -> tuple[list[str], list[int]]:

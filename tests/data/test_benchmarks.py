@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.io import loadmat, savemat
 
-from raydml.data import benchmarks
+from raydml.data import benchmarks, matlab_annotations
 from raydml.data.benchmark_lists import (
     cars196_entries,
     cub200_entries,
@@ -404,6 +404,15 @@ class TestFaultyLists:
         folder = build("cars196", tmp_path, layout="merged")
         damage(folder / "cars_annos.mat")
         assert str(folder / "cars_annos.mat") in refusal(read_benchmark, "cars196", folder)
+
+    def test_annotations_that_end_the_process_that_reads_them(self, tmp_path, monkeypatch):
+        """scipy ends the process on some damaged files; here a signal stands in for such a file."""
+        folder = build("cars196", tmp_path, layout="merged")
+        script = tmp_path / "dies.py"
+        script.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+        monkeypatch.setattr(matlab_annotations, "__file__", str(script))
+        message = refusal(read_benchmark, "cars196", folder)
+        assert_contains(message, str(folder / "cars_annos.mat"), "signal 11")
 
     def test_annotations_of_cars_without_classes(self, tmp_path):
         folder = build("cars196", tmp_path, layout="merged")
