@@ -20,6 +20,8 @@ import raydml
 from raydml.config.trial import Machine
 from raydml.study.folder import StudyError
 
+_logger = logging.getLogger(__name__)
+
 
 def _record_commands_as_utf8() -> None:
     """Let Ray record the command line of this process although an argument is not UTF-8; it would raise for one."""
@@ -27,6 +29,22 @@ def _record_commands_as_utf8() -> None:
 
     command = utils.get_entrypoint_name().encode("utf-8", "backslashreplace").decode()
     utils.get_entrypoint_name = lambda: command
+
+
+def _protect_token() -> None:
+    """Make the token of Ray's cluster readable by this user alone: whoever has it can run code in a study.
+
+    Ray writes it into a folder that everybody may read, and listens on all interfaces of the machine.
+    """
+    folder = Path.home() / ".ray"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.chmod(0o700)  # also for the token that Ray is about to write
+        (folder / "auth_token").chmod(0o600)
+    except FileNotFoundError:  # no token yet, or no home: Ray makes one, or reports it
+        return
+    except OSError as error:
+        _logger.warning("other users may be able to read Ray's token in %s: %s", folder, error)
 
 
 @contextmanager
@@ -39,6 +57,7 @@ def connected(address: str | None) -> Iterator[None]:
     if not address:
         # Ray would print above the table of trials that its token authentication is on, as it should be.
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+        _protect_token()
     # Tune's advice below the level of an error is wrong here, such as to go on with Tuner.restore.
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     # Ray's handlers of TERM, which it installs in Python and below it, would end the process at once.

@@ -1,4 +1,4 @@
-"""Two Ray nodes on one machine, and the loss of one of them in the middle of a study."""
+"""Two Ray nodes on one machine, the loss of one of them in the middle of a study, and who may read Ray's token."""
 
 import threading
 import time
@@ -8,6 +8,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from raydml.search_space.space import load_space
+from raydml.study import cluster as study_cluster
 from raydml.study import events
 from raydml.study.events import events_path, read_trials
 from raydml.study.folder import create_study, read_json
@@ -59,3 +60,32 @@ def test_the_default_study_survives_the_loss_of_a_node(tmp_path, monkeypatch):
     for record in (*search.values(), *confirm.values()):
         assert sorted(record.epochs) == list(range(1, max(record.epochs) + 1))
     assert len(read_json(folder / "final.json")[0]["runs"]) == 4
+
+
+@pytest.mark.parametrize("before", ["no folder", "a readable token", "no home"])
+def test_rays_token_is_readable_by_this_user_alone(tmp_path, monkeypatch, caplog, before):
+    home = tmp_path / "home"
+    monkeypatch.setenv("HOME", str(home))
+    if before != "no home":
+        home.mkdir()
+    if before == "a readable token":
+        (home / ".ray").mkdir(mode=0o755)
+        (home / ".ray" / "auth_token").write_text("secret")
+        (home / ".ray" / "auth_token").chmod(0o644)
+    study_cluster._protect_token()
+    assert not caplog.records
+    if before == "no home":
+        assert not home.exists()
+        return
+    assert (home / ".ray").stat().st_mode & 0o777 == 0o700
+    if before == "a readable token":
+        assert (home / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_study_protects_the_token_before_ray_starts(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(ray, "init", lambda **_options: seen.append((tmp_path / ".ray").stat().st_mode & 0o777))
+    with study_cluster.connected(None):
+        pass
+    assert seen == [0o700]
