@@ -256,10 +256,12 @@ def trial(
         refuse_used(f"--save {save}", save)
     settings, machine = read_trial(config, storage, data_root, overrides or ())
     from raydml.config.trial import fingerprint
+    from raydml.data.seal import TestReads
     from raydml.evaluation.embed import device_of
     from raydml.training.trainer import Trainer
 
-    trainer = Trainer(settings, machine, device=device_of(machine))
+    reads = TestReads(storage / "test_reads.jsonl")  # a trial without test classes opens those of other trials
+    trainer = Trainer(settings, machine, device=device_of(machine), reads=reads)
     console = new_console()
     if not as_json:
         echo(console, f"trial {fingerprint(trainer.trial)}   {trainer.device}\n{tables.epoch_header()}")
@@ -274,7 +276,8 @@ def trial(
         if trainer.ended not in ("", "finished"):
             echo(console, f"ended: {trainer.ended.replace('_', ' ')}")
         if save is not None:
-            echo(console, f"checkpoint {save}\n{program_of(context)} evaluate {save} --on val")
+            part = "val" if trainer.split.val else "test"
+            echo(console, f"checkpoint {save}\n{program_of(context)} evaluate {save} --on {part}")
 
 
 def run_and_show(

@@ -307,6 +307,13 @@ def _data(data: Any) -> Iterator[Problem]:
     if split.fold is not None and split.fold >= split.num_folds:
         message = f"there are {split.num_folds} folds (num_folds), counted from 0"
         yield Problem("data.split.fold", split.fold, message, cure=f"write 0 to {split.num_folds - 1}, or null")
+    if split.fold is not None and split.val_fraction == 0:
+        message = "is the fold that validates, and with val_fraction 0 nothing validates: all development classes train"
+        yield Problem("data.split.fold", split.fold, message, cure="write null, or a val_fraction above 0")
+    if split.test_fraction == 0 and split.val_fraction > 0:
+        message = "seals no class, so the winner of a search cannot be tested"
+        cure = "write a test_fraction above 0 such as 0.5, or val_fraction: 0 as well, to train on every class"
+        yield Problem("data.split.test_fraction", split.test_fraction, message, cure=cure)
 
 
 def _augmentation(data: Any) -> Iterator[Problem]:

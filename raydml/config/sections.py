@@ -31,7 +31,7 @@ def _as_path(value: object) -> object:
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
@@ -139,10 +139,14 @@ RegularizerBlocks = Annotated[dict[str, dict[str, Any]], BeforeValidator(_with_d
 
 
 class SplitSettings(Section):
-    """The classes that train, validate and are sealed; see ``data.splits.make_split``."""
+    """The classes that train, validate and are sealed; see ``data.splits.make_split``.
 
-    test_fraction: Fraction = 0.5
-    val_fraction: Fraction = 0.5
+    val_fraction: of the classes that are not sealed; 0: all of them train, and the weights are those of the last epoch.
+    test_fraction: 0 with val_fraction 0: nothing is sealed, all classes train.
+    """
+
+    test_fraction: Share = 0.5
+    val_fraction: Share = 0.5
     num_folds: Annotated[int, Field(ge=2)] = 4
     fold: Index | None = None
     order: Literal["sorted", "shuffled"] = "shuffled"

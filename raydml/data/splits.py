@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -41,18 +42,22 @@ def make_split(
     library version or platform can change. The last ceil(test_fraction * C) classes are test and the rest
     development. fold None: the last ceil(val_fraction * D) of the D development classes are val. With few classes a
     part has one class more or less, so that each has two: 6 classes at 0.5 and 0.25 are 2 train, 2 val and 2 test.
+    val_fraction 0: all development classes are train, and val is empty; the test classes are those of any other
+    val_fraction. With test_fraction 0 as well, test is empty and every class is train.
     fold i: val is the i-th of num_folds contiguous, nearly equal partitions of the development classes, train the
     others.
-    A split given by the catalog (a benchmark's, or one in an image list) decides instead: test as given; fold None:
-    val as given (made from the development classes if none is given); fold i: partitions of the given train and val
-    classes together. The folds are those of Musgrave, Belongie and Lim, "A Metric Learning Reality Check" (2020),
-    section 3: with order "sorted" and 4 folds, each quarter of the training classes is val once.
+    A split given by the catalog (a benchmark's, or one in an image list) decides instead: test as given, unless
+    test_fraction is 0; fold None: val as given (made from the development classes if none is given), or empty with
+    val_fraction 0; fold i: partitions of the given train and val classes together. The folds are those of Musgrave,
+    Belongie and Lim, "A Metric Learning Reality Check" (2020), section 3: with order "sorted" and 4 folds, each quarter
+    of the training classes is val once.
 
     Classes with one image are accepted: benchmarks hold some, and such a query always misses.
 
-    Raises DataError: a class shared by two given parts, a part with fewer than two classes (retrieval needs two).
+    Raises DataError: a class shared by two given parts, a part with fewer than two classes (retrieval needs two), other
+    than those that are empty by a fraction of 0.
     """
-    if catalog.given_split is None and len(catalog.class_names) < FEWEST_CLASSES:
+    if catalog.given_split is None and len(catalog.class_names) < FEWEST_CLASSES and test_fraction:
         where = "" if catalog.root is None else f"machine.data_root = {str(catalog.root)!r}: "
         raise DataError(
             f"{where}{catalog.description or counted(len(catalog.class_names), 'class', 'classes')}; a study needs "
@@ -69,14 +74,18 @@ def make_split(
     else:
         test = ordered[len(ordered) - _num_test(len(ordered), test_fraction) :]
         given_val = []
+    if not test_fraction:
+        test = []
     development: list[int] = np.setdiff1d(ordered, test, assume_unique=True).tolist()  # in their order
+    val: list[int] = []
     if fold is not None:
         val = np.array_split(np.array(development, dtype=np.int64), num_folds)[fold].tolist()
-    else:
+    elif val_fraction:
         val = given_val or development[len(development) - _num_val(len(development), val_fraction) :]
     train = np.setdiff1d(development, val, assume_unique=True).tolist()
     split = Split(tuple(sorted(train)), tuple(sorted(val)), tuple(sorted(test)))
-    _refuse_small_parts(catalog, split, fold, num_folds)
+    wanted = {"train": True, "val": fold is not None or val_fraction > 0, "test": test_fraction > 0}
+    _refuse_small_parts(catalog, split, fold, num_folds, [part for part, is_wanted in wanted.items() if is_wanted])
     return split
 
 
@@ -150,8 +159,9 @@ def _given_parts(catalog: Catalog) -> dict[int, str]:
     return {c: found.pop() for c, found in parts.items()}
 
 
-def _refuse_small_parts(catalog: Catalog, split: Split, fold: int | None, num_folds: int) -> None:
-    for part, classes in (("train", split.train), ("val", split.val), ("test", split.test)):
+def _refuse_small_parts(catalog: Catalog, split: Split, fold: int | None, num_folds: int, parts: Sequence[str]) -> None:
+    for part in parts:
+        classes = getattr(split, part)
         if len(classes) >= 2:
             continue
         size = "is empty" if not classes else "has one class, and retrieval needs two"

@@ -123,9 +123,9 @@ def load_development(
         kept_train = kept_val._replace(pixels=DecodedPixels(catalog.root, paths, None))
     else:  # the memory of this process is not shared: keep val alone
         is_val = np.isin(catalog.labels[rows], split.val)
-        kept_val = _Selection(catalog, rows[is_val], storage).kept()
         train = _Selection(catalog, rows[~is_val], storage)
         kept_train = train.not_kept(train.files(), survey_headers(train.files()), None)
+        kept_val = _Selection(catalog, rows[is_val], storage).kept() if is_val.any() else kept_train
     _warn_of_skipped(len(rows), kept_train.skipped | kept_val.skipped)
     return _part(catalog, split.train, kept_train), _part(catalog, split.val, kept_val)
 

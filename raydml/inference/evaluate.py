@@ -76,12 +76,18 @@ def evaluate_checkpoint(
         spec: the metrics to compute; None: those of the trial.
         save_to: a file for the embeddings (saved_embeddings.py), written before they are scored.
 
-    Raises DataError for the test part without a key, and for images other than those of the trial.
+    Raises DataError for the test part without a key, for the validation part where no class validates, and for images
+    other than those of the trial.
     """
     if part == "test" and key is None:
         raise DataError("part: test; the test classes are sealed. Pass the key that TestReads(...).record(...) returns")
     model = load_checkpoint(checkpoint_folder)
     trial = parse_trial(model.card["trial"])
+    if part == "val" and trial.data.split.val_fraction == 0:
+        raise DataError(
+            f"part: val; no class validates in the trial of {checkpoint_folder} (data.split.val_fraction = 0): all "
+            "development classes were trained on. Cure: the test classes (--on test), or other images (--data)"
+        )
     images, class_names, protocols = _open_part(trial, part, machine, key)
     run_on = device or device_of(machine)
     spec = spec or metric_spec_of(trial)

@@ -202,7 +202,7 @@ def check_split(trial: Trial, catalog: Catalog, split: Split) -> None:
     labels = catalog.labels[np.isin(catalog.labels, split.train)]
     make_sampler(trial, np.unique(labels, return_inverse=True)[1])
     num_val, largest = int(np.isin(catalog.labels, split.val).sum()), max(trial.recall_at)
-    if largest >= num_val:
+    if split.val and largest >= num_val:
         raise StudyError(
             f"trial.recall_at = {list(trial.recall_at)}: the validation classes have {num_val} images, so a query has "
             f"{num_val - 1} neighbours. Cure: leave the larger k out, or raise trial.data.split.val_fraction"

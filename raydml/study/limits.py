@@ -90,11 +90,15 @@ def _parts_of(split: SplitSettings, catalog: Catalog, num_folds: int) -> _Parts:
     search, most, splits = used_splits(catalog, num_folds, **split.model_dump())
     counts = np.bincount(catalog.labels, minlength=len(catalog.class_names))
     what = catalog.description or counted(len(catalog.class_names), "class", "classes")
+    validate = f"{len(search.val):,} validate" if search.val else "none validates"
+    test = f"{len(search.test):,} test, sealed" if search.test else "none is sealed"
     return _Parts(
         split=split.model_copy(update={"num_folds": most}),
         train_labels=[catalog.labels[np.isin(catalog.labels, one.train)] for one in splits],
-        num_scored=min(int(counts[list(part)].sum()) for one in splits for part in (one.val, one.test)),
-        line=f"{what}: {len(search.train):,} train / {len(search.val):,} validate / {len(search.test):,} test, sealed",
+        num_scored=min(
+            (int(counts[list(part)].sum()) for one in splits for part in (one.val, one.test) if part), default=2
+        ),
+        line=f"{what}: {len(search.train):,} train / {validate} / {test}",
     )
 
 

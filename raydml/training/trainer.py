@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raydml.config.trial import Machine, Trial, fingerprint
+from raydml.data.seal import TestReads
 from raydml.evaluation import embed
 from raydml.evaluation.protocols import protocols_of
 from raydml.evaluation.scoring import is_collapsed, score_by_all
@@ -37,16 +38,27 @@ class Trainer:
     The constructor opens the images and builds the network. It raises ValueError (ConfigError, DataError, ModelError,
     WeightsError), with the cure, for what cannot be trained. It sets torch's number of threads for this process to
     ``machine.cpus_per_trial``; the last bits of a number depend on it, because sums are split differently. ``device``
-    is a torch device string such as "cpu" or "cuda:0".
+    is a torch device string such as "cpu" or "cuda:0". ``reads``: see `open_development`.
 
     ``epochs()`` continues after ``load_state_dict`` or ``restore``; on a CPU 4 epochs and 2 + restore + 2 epochs are
     the same bit for bit.
+
+    Where the split has no validation classes (``val_fraction: 0``), results have no ``val_`` metrics and no
+    ``best_<select_on>``, and the best weights are those of the last epoch.
     """
 
-    def __init__(self, trial: Trial, machine: Machine, *, device: str, catalogs: Catalogs | None = None) -> None:
+    def __init__(
+        self,
+        trial: Trial,
+        machine: Machine,
+        *,
+        device: str,
+        catalogs: Catalogs | None = None,
+        reads: TestReads | None = None,
+    ) -> None:
         torch.set_num_threads(machine.cpus_per_trial)
         self.machine = machine
-        self.catalogs = catalogs or Catalogs(machine)
+        self.catalogs, self.reads = catalogs or Catalogs(machine), reads
         self.device = torch.device(device)
         reset_peak_memory(self.device)
         # Sizes and weights are checked before any image is decoded.
@@ -59,7 +71,7 @@ class Trainer:
         )
         fetch_weights(trial.model.backbone, trial.model.weights)
         self.trial, _, self.split, self.train_images, self.val_images = open_development(
-            trial, machine, catalogs=self.catalogs
+            trial, machine, catalogs=self.catalogs, reads=reads
         )
         self.train_labels = torch.from_numpy(np.array(self.train_images.labels)).to(self.device)
         self.method = parts.build_method(self.trial, self.train_images.labels, self.device)
@@ -245,16 +257,26 @@ class Trainer:
 
     def _features(self, forward: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
         """Return forward(images), (N, F), of all training images, prepared as for evaluation."""
+        features = self._embed(self._training_pixels_for_eval(), forward)
+        if not np.isfinite(features).all():
+            raise _NonFiniteFeatures  # validation may use other layers, so its embeddings may be finite
+        return features
+
+    def _training_pixels_for_eval(self) -> Pixels:
         if self.train_images_for_eval is None:
             original = self.trial.data.cache == "off"  # the training images are then files of any size
             opened = self.train_images
             if original:
-                opened = open_development(self.trial, self.machine, augmented=False, catalogs=self.catalogs).train
+                opened = open_development(
+                    self.trial, self.machine, augmented=False, catalogs=self.catalogs, reads=self.reads
+                ).train
             self.train_images_for_eval = opened.pixels
-        features = self._embed(self.train_images_for_eval, forward)
-        if not np.isfinite(features).all():
-            raise _NonFiniteFeatures  # validation may use other layers, so its embeddings may be finite
-        return features
+        return self.train_images_for_eval
+
+    def _some_training_pixels(self) -> Pixels:
+        """Return training images over all classes, prepared as for evaluation, as many as one batch of it has."""
+        pixels = self._training_pixels_for_eval()
+        return pixels.select(range(0, len(pixels), -(-len(pixels) // self.machine.evaluation_batch)))
 
     def _embed(self, pixels: Pixels, forward: Callable[[Tensor], Tensor] | None = None) -> NDArray[np.float32]:
         return embed.embed(
@@ -317,12 +339,18 @@ class Trainer:
         return loss.detach(), norm
 
     def _validate(self) -> dict[str, float] | str:
-        """Return the validation metrics, or the reason why there are none."""
-        embeddings = self._embed(self.val_images.pixels)
+        """Return the validation metrics, or the reason why the trial has to end.
+
+        Where no class validates, there are no metrics, and some training images show whether the trial has diverged.
+        """
+        has_val = len(self.val_images.labels) > 0
+        embeddings = self._embed(self.val_images.pixels if has_val else self._some_training_pixels())
         if not np.isfinite(embeddings).all():
             return "non_finite_loss"  # the last update of the epoch broke the weights
         if is_collapsed(embeddings, device=self.device):
             return "collapsed"  # the order of the neighbours is then that of the files
+        if not has_val:
+            return {}
         labels, roles = self.val_images.labels, self.val_images.roles
         spec = embed.metric_spec_of(self.trial)
         scores = score_by_all(embeddings, labels, roles, protocols_of(roles, ()), spec, self.device)
@@ -332,7 +360,7 @@ class Trainer:
 
     def _keep_if_best(self, metrics: Mapping[str, float], epoch: int) -> None:
         select_on = self.trial.select_on
-        if not self.best_metrics or metrics[select_on] > self.best_metrics[select_on]:
+        if not metrics or not self.best_metrics or metrics[select_on] > self.best_metrics[select_on]:
             self.best_epoch, self.best_metrics = epoch, dict(metrics)
             self.best_weights = _snapshot(self.method.network.state_dict())
 

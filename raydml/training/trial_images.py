@@ -3,14 +3,15 @@
 from typing import NamedTuple
 
 from raydml.config.sections import Data
-from raydml.config.trial import Machine, Trial
+from raydml.config.trial import Machine, Trial, fingerprint
 from raydml.data.benchmarks import published_catalog
 from raydml.data.catalog import WITHOUT_FILES, Catalog, DataError, log_notes
 from raydml.data.datasets import open_catalog
-from raydml.data.seal import TestKey
+from raydml.data.seal import TestKey, TestReads
 from raydml.data.splits import Split, make_split
 from raydml.images.cache import Images, Storage, load_development, load_test
 from raydml.images.preprocessing import Preprocessing
+from raydml.training.checkpoint import git_commit
 
 
 class OpenedImages(NamedTuple):
@@ -66,14 +67,28 @@ def split_for(trial: Trial, catalog: Catalog) -> Split:
 
 
 def open_development(
-    trial: Trial, machine: Machine, *, augmented: bool = True, catalogs: Catalogs | None = None
+    trial: Trial,
+    machine: Machine,
+    *,
+    augmented: bool = True,
+    catalogs: Catalogs | None = None,
+    reads: TestReads | None = None,
 ) -> OpenedImages:
     """Open the development images of a trial. Raises DataError.
 
     augmented False: the training images as evaluation sees them, also where ``data.cache`` is off. catalogs: of this
-    machine, where the images may have been listed before.
+    machine, where the images may have been listed before. reads: where a trial that trains on every class
+    (``data.split.test_fraction: 0``) records that it opens classes on which others are tested; such a trial needs it.
     """
     catalog = (catalogs or Catalogs(machine)).of(trial)
+    if trial.data.split.test_fraction == 0:
+        if reads is None:
+            raise DataError(
+                "data.split.test_fraction = 0: every class trains, also on those that are sealed otherwise, "
+                "each read of them is recorded. Pass reads=TestReads(FILE)"
+            )
+        purpose, commit = "training on all classes", git_commit() or "unknown"
+        reads.record(purpose=purpose, checkpoint=f"trial {fingerprint(trial)}", commit=commit).spend()
     split = split_for(trial, catalog)
     original = augmented and trial.data.cache == "off"
     train, val = load_development(catalog, split, storage_for(trial.data, machine), original=original)

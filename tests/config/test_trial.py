@@ -203,6 +203,8 @@ PADDED, RESIZED = {"random_crop": True, "padding_px": 8}, "data.augmentation.ran
     [
         ("data.crop_px", {"data.crop_px": 9}, "larger than resize_px, 8"),
         ("data.split.fold", {"data.split.fold": 4}, "there are 4 folds"),
+        ("data.split.fold", {"data.split.fold": 1, "data.split.val_fraction": 0}, "nothing validates"),
+        ("data.split.test_fraction", {"data.split.test_fraction": 0}, "cannot be tested"),
         ("data.list_file", {"data.name": "image_list"}, "required by image_list"),
         ("data.augmentation.padding_px", {"data.augmentation": PADDED}, "without a pixel"),
         (RESIZED, {RESIZED: [1.0, 0.2]}, "smallest and the largest"),

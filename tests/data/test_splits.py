@@ -51,6 +51,20 @@ class TestSplit:
         split = make_split(classes_of(num_classes), **{**SPLIT, "val_fraction": 0.25})
         assert (len(split.train), len(split.val), len(split.test)) == expected
 
+    @pytest.mark.parametrize("order", ["sorted", "shuffled"])
+    @pytest.mark.parametrize(
+        "given", [None, ["test", "train", "val", "train", "train", "val", "train", "test"]], ids=["made", "given"]
+    )
+    def test_without_validation_all_development_classes_train_and_the_seal_stays(self, given, order):
+        catalog = classes_of(8, given)
+        search = make_split(catalog, **{**SPLIT, "order": order})
+        split = make_split(catalog, **{**SPLIT, "order": order, "val_fraction": 0.0})
+        assert split.val == ()
+        assert split.test == search.test
+        assert set(split.train) == set(search.train) | set(search.val)
+        everything = make_split(catalog, **{**SPLIT, "order": order, "val_fraction": 0.0, "test_fraction": 0.0})
+        assert (everything.train, everything.val, everything.test) == (tuple(range(8)), (), ())
+
     @pytest.mark.parametrize("num_classes", [1, 2, 5])
     def test_too_few_classes_are_refused_with_counts_and_cure(self, num_classes):
         message = refusal(make_split, classes_of(num_classes), **SPLIT)

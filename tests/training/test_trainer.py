@@ -10,6 +10,7 @@ from PIL import Image
 from raydml import registry
 from raydml.config.trial import parse_machine, parse_trial
 from raydml.data.catalog import DataError
+from raydml.data.seal import TestReads
 from raydml.evaluation import embed
 from raydml.evaluation.scoring import Scores
 from raydml.inference.export import load_checkpoint
@@ -385,6 +386,52 @@ def test_the_best_weights_are_those_of_the_best_epoch_and_the_card_says_which(tm
     model = load_checkpoint(tmp_path / "c")
     assert model.preprocessing == trainer.preprocessing
     assert_same(dict(model.network.state_dict()), weights[1])
+
+
+def without_validation(family=CONTRASTIVE, *, test_fraction=0.5, reads=None, **changes):
+    """A trial on digits of which 0-4 train, or all ten digits with test_fraction 0."""
+    trial = trial_of(family, **changes).model_dump(mode="json")
+    trial["data"]["split"] |= {"val_fraction": 0, "test_fraction": test_fraction}
+    return Trainer(parse_trial(trial), parse_machine({}), device="cpu", reads=reads)
+
+
+def test_without_validation_the_last_epoch_is_kept_and_a_resume_is_exact(tmp_path):
+    assert_resume_is_exact(without_validation, tmp_path / "c")
+    trainer = without_validation()
+    assert sorted(set(np.array(trainer.train_images.labels))) == [0, 1, 2, 3, 4]
+    assert trainer.split.to_dict() == {"train": [0, 1, 2, 3, 4], "val": [], "test": [5, 6, 7, 8, 9]}
+    results = list(trainer.epochs())
+    assert not [name for result in results for name in result if name.startswith(("val_", "best_"))]
+    trainer.save(tmp_path / "d")
+    card = checkpoint.load_card(tmp_path / "d")
+    assert (card["epoch"], card["best_epoch"], card["metrics"]) == (4, 4, {})
+    assert_same(checkpoint.load_weights(tmp_path / "d"), dict(trainer.method.network.state_dict()))
+
+
+@pytest.mark.parametrize("reason", ["collapsed", "non_finite_loss"])
+def test_without_validation_the_training_images_show_that_a_trial_has_diverged(reason):
+    if reason == "collapsed":
+        trainer = without_validation(optimizer={"name": "sgd", "learning_rate": 1e-30})
+        torch.nn.init.zeros_(trainer.method.network.head.linear.weight)
+    else:  # the last step of the epoch breaks the weights
+        one_batch = {**BALANCED, "classes_per_batch": 5, "batches_per_epoch": 1}
+        trainer = without_validation(optimizer={"name": "sgd", "learning_rate": 1e38}, sampler=one_batch)
+    (result,) = trainer.epochs()
+    assert math.isfinite(result["train_loss"])
+    assert result["ended"] == reason
+    assert trainer.best_epoch == 0
+
+
+def test_training_on_every_class_is_recorded_as_a_read_of_the_test_classes(tmp_path):
+    with pytest.raises(DataError, match="each read of them is recorded"):
+        without_validation(test_fraction=0)
+    reads = TestReads(tmp_path / "test_reads.jsonl")
+    trainer = without_validation(test_fraction=0, reads=reads)
+    assert trainer.split.to_dict() == {"train": list(range(10)), "val": [], "test": []}
+    (record,) = reads.read()
+    assert record["purpose"] == "training on all classes"
+    assert without_validation(reads=reads).split.test == (5, 6, 7, 8, 9)
+    assert len(reads.read()) == 1
 
 
 class Broken(torch.nn.Module):
