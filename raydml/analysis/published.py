@@ -1,19 +1,19 @@
-"""Published numbers of the five systems and of two comparisons, and which of them are of a configuration's system.
+"""Published numbers of the five systems and of comparisons, and which of them are of a configuration's system.
 
-published.csv has a row for each source, variant and data set: recalls in percent, as printed, at the k they are printed
-for, and their standard deviation over runs. Of a variant ", binary" the embeddings are their signs, compared by Hamming
-distance. It holds what was read in a README or a figure of the authors, or of a third party where the status says so,
-and what later papers print of a paper without contradiction: MIC lacks k = 100 on SOP, where they disagree (95.6 and
-94.6). published_sources.csv has what all numbers of a source share. Deep_Metric's script tests a checkpoint every 50
-epochs on the test classes, and its README does not say which one it reports.
+They are in published.yaml, whose head describes its format. Deep_Metric's script tests a checkpoint every 50 epochs on
+the test classes, and its README does not say which one it reports. UNICOM's script prints the best of the epochs that
+it tests; a network that was not trained has no epoch to choose. VehicleID has two protocols: MIC and Divide & Conquer
+score it by leave-one-out, fast-reid and most other papers with one drawn gallery image of each vehicle.
 """
 
 from __future__ import annotations
 
-import csv
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import yaml
 
 
 class Published(NamedTuple):
@@ -45,11 +45,12 @@ _PLAIN: dict[tuple[str, str | None], tuple[tuple[str, str], ...]] = {
     ("normalized_softmax", None): (("classification baseline", "normalised softmax"),),
     ("multi_similarity", "multi_similarity"): (("multi-similarity", ""), (_REVISITING, "Multisimilarity")),
     ("weight", "multi_similarity"): (("Deep_Metric", "weight loss"),),
-    ("margin", "distance_weighted"): ((_BASELINES, "margin, distance-weighted"),),
+    ("margin", "distance_weighted"): ((_BASELINES, "margin, distance-weighted"), ("Margin", "")),
     ("n_pair", "n_pair"): ((_BASELINES, "n-pair"), (_REVISITING, "N-Pair")),
-    ("proxy_nca", None): ((_BASELINES, "proxy-NCA"), (_REVISITING, "ProxyNCA")),
+    ("proxy_nca", None): ((_BASELINES, "proxy-NCA"), (_REVISITING, "ProxyNCA"), ("Proxy-NCA", "")),
+    ("proxy_anchor", None): (("Proxy-Anchor", ""),),
     ("arcface", None): ((_REVISITING, "ArcFace"),),
-    ("soft_triple", None): ((_REVISITING, "SoftTriple"),),
+    ("soft_triple", None): ((_REVISITING, "SoftTriple"), ("SoftTriple", "")),
     ("contrastive", "distance_weighted"): ((_REVISITING, "Contrastive (D)"),),
     ("snr_contrastive", "distance_weighted"): ((_REVISITING, "SNR (D)"),),
     ("triplet", "distance_weighted"): ((_REVISITING, "Triplet (D)"),),
@@ -58,32 +59,32 @@ _PLAIN: dict[tuple[str, str | None], tuple[tuple[str, str], ...]] = {
 }
 
 
-def _rows_of(file_name: str) -> list[dict[str, str]]:
-    with Path(__file__).with_name(file_name).open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+@functools.cache
+def published_numbers() -> tuple[Published, ...]:
+    """Read all published numbers."""
+    text = Path(__file__).with_name("published.yaml").read_text(encoding="utf-8")
+    return tuple(
+        number for source in yaml.safe_load(text) for row in source["rows"] for number in _numbers(source, row)
+    )
 
 
-def _all_numbers() -> Iterator[Published]:
-    sources = {source.pop("key"): source for source in _rows_of("published_sources.csv")}
-    for row in _rows_of("published.csv"):
-        facts: dict[str, Any] = {**sources[row["source"]], "variant": row["variant"], "dataset": row["dataset"]}
-        facts["backbone"] = facts["backbone"] or None
-        facts["embedding_dim"] = int(facts["embedding_dim"]) if facts["embedding_dim"] else None
-        facts["chosen_on_test"] = {"yes": True, "no": False, "": None}[facts["chosen_on_test"]]
-        # None of them scores VehicleID by its usual protocol, one gallery image of each vehicle.
-        facts["protocol"] = "query_gallery" if row["dataset"] == "inshop" else "leave_one_out"
-        facts["deviation"] = round(float(row["deviation"]) / 100, 6) if row["deviation"] else None
-        name = "binary_recall_at" if row["variant"].endswith(", binary") else "recall_at"
-        for k, percent in zip(row["k"].split(), row["percent"].split(), strict=True):
-            yield Published(metric=f"{name}_{k}", value=round(float(percent) / 100, 6), **facts)
+def _numbers(source: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[Published]:
+    """Yield the numbers of one row, as fractions."""
+    facts = {"variant": "", "backbone": None, "embedding_dim": None, **source, **row}
+    deviation = round(facts["deviation"] / 100, 6) if "deviation" in facts else None
+    for metric in ("recall_at", "binary_recall_at"):
+        for k, percent in facts.get(metric, {}).items():
+            yield Published(
+                metric=f"{metric}_{k}",
+                value=round(percent / 100, 6),
+                deviation=deviation,
+                **{name: facts[name] for name in Published._fields if name not in ("metric", "value", "deviation")},
+            )
 
 
-PUBLISHED: tuple[Published, ...] = tuple(_all_numbers())
-
-
-def comparable(dataset: str, protocol: str) -> list[Published]:
+def published_of(dataset: str, protocol: str) -> list[Published]:
     """Return the published numbers of this data set (``trial.data.name``) and protocol."""
-    return [number for number in PUBLISHED if (number.dataset, number.protocol) == (dataset, protocol)]
+    return [number for number in published_numbers() if (number.dataset, number.protocol) == (dataset, protocol)]
 
 
 def is_system(config: Mapping[str, Any], system: str, variant: str) -> bool:
