@@ -31,6 +31,7 @@ from raydml.report.sections import (
     findings_section,
     importance_section,
     published_section,
+    refit_section,
     settled_section,
 )
 from raydml.report.tables import FoldedTable, epochs_csv, final_latex, table, trials_csv
@@ -152,14 +153,15 @@ def _sections(
     summary: Mapping[str, Any], trials: Sequence[TrialState], illustrations: Sequence[Illustration]
 ) -> list[PageSection]:
     """Return the sections that have content, in the order of the page."""
-    searched, confirmed = by_stage(trials, "search"), by_stage(trials, "confirm")
+    searched = by_stage(trials, "search")
     made: list[tuple[str, str, str, Any]] = [
         ("findings", "Findings", "findings", findings_section(summary)),
         ("test", "Test results", "final", final_section(summary)),
         ("published", "Compared with published numbers", "published", published_section(summary)),
+        ("refit", "Refit", "refit", refit_section(summary)),
         ("confirmed", "Confirmed over folds and seeds", "confirmed", confirmed_section(summary)),
         ("settled", "Did the search converge?", "settled", settled_section(summary, searched)),
-        ("curves", "Learning curves", "curves", curves_section(summary, searched, confirmed)),
+        ("curves", "Learning curves", "curves", curves_section(summary, trials)),
         ("choices", "Results by choice", "choices", choices_section(searched)),
         ("importance", "Hyperparameter importance", "importance", importance_section(summary, searched)),
         ("cost", "Cost", "cost", cost_section(summary["cost"])),
@@ -193,6 +195,7 @@ def _parameters(summary: Mapping[str, Any], trials: Sequence[TrialState]) -> lis
     """Return (title, YAML) of the confirmed configurations or, before there are any, of the best searched trial."""
     configs = {trial.trial: trial.config for trial in trials}
     rows = [(f"{row['letter']}  {row['label']}", row["from_trial"]) for row in summary["confirm"]]
+    rows = rows or [(f"{row['letter']}  {row['label']}", row["runs"][0]["trial"]) for row in summary["refit"]]
     rows = rows or [(f"{row['trial']}  {row['recipe']}", row["trial"]) for row in summary["search"][:1]]
     return [
         (
@@ -214,7 +217,7 @@ def _endings(trials: Sequence[TrialState]) -> FoldedTable | None:
         for trial in trials
     ]  # fmt: skip
     header = ["trial", "recipe", "ended", "epochs", "best", "at epoch", "seconds", "fold", "seed"]
-    shown = table(header, rows, words=(0, 1, 2), caption="All trials of search and confirmation")
+    shown = table(header, rows, words=(0, 1, 2), caption="All trials")
     return FoldedTable(counted(len(rows), "trial") if len(rows) > _MAX_OPEN_ROWS else "", shown)
 
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from raydml.analysis.importance import Importance, crossing_of
-from raydml.analysis.trials import ENDINGS, FAILURES, TrialState, parameters_of, varying
+from raydml.analysis.trials import ENDINGS, FAILURES, TrialState, by_stage, parameters_of, varying
 from raydml.metrics.names import metric_label, metric_name
 from raydml.ops.wording import counted
 from raydml.report.charts import (
@@ -25,36 +25,36 @@ from raydml.report.charts import (
     parallel_chart,
     whisker_chart,
 )
+from raydml.report.comparability import (
+    HOW_TO_COMPARE,
+    NONE_COMPARES,
+    PublishedGroup,
+    comparability,
+    epochs_rule,
+    published_groups,
+    published_name,
+    published_text,
+    source_text,
+)
 from raydml.report.tables import FoldedTable, TableCell, table
 from raydml.report.text import (
     HOW_INTERVALS_ARE_MADE,
-    HOW_TO_COMPARE,
     all_metrics,
-    best_published,
     comparison_text,
-    final_scores,
+    final_models,
     findings,
     hours_text,
     main_metrics,
     p_text,
     protocols_in_words,
-    published_groups,
-    published_text,
     score_text,
-    source_text,
 )
 
 Values = Mapping[str, Any]
 
-_PARTS = {
-    "metrics": "test",
-    "ensemble": "test, ensemble of folds",
-    "untrained": "test, untrained",
-    "validation": "validation",
-    "untrained_validation": "validation, untrained",
-}
 _MAX_SMALL = 24  # curves in each small chart: those of the best trials
 _MAX_AXES = 10
+_LOSS = "train_loss"
 _TIMES = ("epoch_s", "clustering_s")  # shown in the section about cost, not as curves
 
 
@@ -64,6 +64,7 @@ def findings_section(summary: Values) -> Values:
     groups = {
         "Question": found.question,
         "Winner": found.winner,
+        "Refit": found.refit,
         "Test results": found.test,
         "Did the search converge?": found.settled,
         "Cost": found.cost,
@@ -72,34 +73,43 @@ def findings_section(summary: Values) -> Values:
 
 
 def final_section(summary: Values) -> Values | None:
-    final = summary["final"]
-    if not final:
+    """What was tested of each final configuration: one row for each kind of models, all metrics folded away."""
+    if not summary["final"]:
         return None
-    first = main_metrics(summary)[0]
-    header, scores = final_scores(summary, {part: _PARTS[part] for part in _PARTS if part != "untrained_validation"})
+    names, models = main_metrics(summary), final_models(summary)
     rows = [
-        [TableCell(row["letter"], strong=True), row["label"], *map(_score, own)]
-        for row, own in zip(final, scores, strict=True)
+        [
+            TableCell(one.row["letter"], strong=True),
+            one.row["label"],
+            TableCell(one.title, tag=one.remark),
+            one.num_runs,
+        ]
+        + [_score(one.scores.get(name)) for name in names]
+        for one in models
     ]
-    means = [row["metrics"].get(first, {"mean": -1.0})["mean"] for row in final]
-    every = []
-    for part, title in _PARTS.items():  # a row for each metric, a column for each configuration
-        names = [name for name in all_metrics(summary) if any(name in row[part] for row in final)]
-        lines = [[metric_name(name), *(_score(row[part].get(name)) for row in final)] for name in names]
-        every += [table(["metric", *(row["letter"] for row in final)], lines, caption=title)] if lines else []
-    title = f"Pairwise comparisons on the test classes, {metric_label(first)}"
+    scored = [one for one in models if one.scores]
+    every = [
+        table(
+            ["metric", *(f"{one.row['letter']}, {one.title}" for one in scored)],
+            [[metric_name(name), *(_score(one.scores.get(name)) for one in scored)] for name in all_metrics(summary)],
+            words=(0,),
+            caption="All metrics",
+        )
+    ]
+    title = f"Pairwise comparisons of the fold models on the test classes, {metric_label(names[0])}" if names else ""
     return {
         "protocols": protocols_in_words(summary),
-        "note": f"All columns are test scores unless noted. {HOW_INTERVALS_ARE_MADE}",
-        "whiskers": _test_whiskers(final, first),
+        "comparability": comparability(summary),
+        "note": f"All rows are test scores unless noted. {HOW_INTERVALS_ARE_MADE}" if scored else "",
+        "whiskers": _test_whiskers(summary, names[0]) if names else None,
         "table": table(
-            ["", "configuration", *header],
+            ["", "configuration", "models", "runs", *map(metric_label, names)],
             rows,
-            words=(0, 1),
+            words=(0, 1, 2),
             caption="Final configurations",
-            emphasised=(means.index(max(means)),),
+            emphasised=[number for number, one in enumerate(models) if one.kind == "refit"],
         ),
-        "all_metrics": every,
+        "all_metrics": every if scored else [],
         "comparisons": _comparisons(summary["test_comparisons"], title),
     }
 
@@ -114,13 +124,15 @@ def _score(score: Values | None) -> TableCell | None:
     return TableCell(mean, small=interval)
 
 
-def _test_whiskers(final: Sequence[Values], name: str) -> WhiskerChart | None:
-    rows = [
-        _whisker(row, row["metrics"][name], {_run_name(run): run["test"].get(name) for run in row["runs"]})
-        for row in final
-        if name in row["metrics"]
-    ]
-    untrained = [row["untrained"][name]["mean"] for row in final if name in row["untrained"]]
+def _test_whiskers(summary: Values, name: str) -> WhiskerChart | None:
+    rows, has_refits = [], any(one.kind == "refit" and one.scores for one in final_models(summary))
+    for one in final_models(summary, ("refit", "metrics")):
+        if name in one.scores:
+            runs = one.row["refit"]["runs"] if one.kind == "refit" else one.row["runs"]
+            values = {_run_name(run): run["test"].get(name) for run in runs}
+            label = f"{one.row['label']}, {one.title}" if has_refits else one.row["label"]
+            rows.append(_whisker({**one.row, "label": label}, one.scores[name], values))
+    untrained = [one.scores[name]["mean"] for one in final_models(summary, ("untrained",)) if name in one.scores]
     reference = (min(untrained), "untrained") if untrained else None
     return whisker_chart(rows, x_label=f"{metric_name(name)}, test", reference=reference)
 
@@ -132,47 +144,73 @@ def _whisker(row: Values, score: Values, values: Mapping[str, float | None]) -> 
 
 
 def _run_name(run: Values) -> str:
-    return f"{run['trial']}, fold {run['fold']}, seed {run['seed']}"
+    fold = "" if run["fold"] is None else f", fold {run['fold']}"
+    return f"{run['trial']}{fold}, seed {run['seed']}"
 
 
 def published_section(summary: Values) -> Values | None:
-    groups = [_published_group(*group) for group in published_groups(summary)]
-    note = HOW_TO_COMPARE.replace("*", '"') + " Highlighted rows are ours and those of the systems that this study ran."
-    return {"groups": groups, "note": note} if groups else None
+    """The published numbers of each data set and protocol, beside ours where those compare."""
+    groups = published_groups(summary)
+    if not groups:
+        return None
+    has_ours = any(group.ours for group in groups)
+    marked = "Highlighted rows are those of the systems that this study ran"
+    note = HOW_TO_COMPARE.replace("*", '"') + f" {marked}{', and its own.' if has_ours else '.'}"
+    return {
+        "groups": [_published_group(group) for group in groups],
+        "remark": "" if has_ours else NONE_COMPARES,
+        "note": note,
+    }
 
 
-def _published_group(
-    dataset: str, protocol: str, names: Sequence[str], ours: Sequence[Values], theirs: Sequence[Values]
-) -> Values:
-    """Return our rows, then the published ones, best last, shortened by `best_published`."""
-    title = f"{dataset}, {protocol.replace('_', ' ')}"
+def _published_group(group: PublishedGroup) -> Values:
+    """Return our comparable rows, then the published ones, best last, with a folded table of all."""
     mine: list[list[object]] = [
-        [TableCell(f"this study: {row['letter']}, {row['label']}", strong=True)]
-        + [_score(row["metrics"].get(name)) for name in names]
+        [TableCell(f"this study: refit of {row['letter']}, {row['label']}", strong=True)]
+        + [_score(scores.get(name)) for name in group.metrics]
         + [row["backbone"], row["embedding_dim"], f"configuration {row['configuration']}"]
-        for row in ours
+        for row, scores in group.ours
     ]
-    chosen = best_published(theirs)
-    marked = [number for number, entry in enumerate(chosen, start=len(ours)) if entry["ours"]]
-    header = ["", *(metric_label(name) for name in names), "backbone", "dimensions", "source and status"]
-    words = (0, len(names) + 1, len(names) + 3)
-    rows = [*mine, *(_published_row(entry, names) for entry in chosen)]
-    shown = table(header, rows, words=words, caption=title, emphasised=(*range(len(ours)), *marked))
-    every = table(header, [_published_row(entry, names) for entry in theirs], words=words, caption=title)
-    is_shortened = len(chosen) < len(theirs)
-    folded = FoldedTable(f"All {len(theirs)} published rows of {title}", every) if is_shortened else None
+    marked = [number for number, entry in enumerate(group.shown, start=len(mine)) if entry["ours"]]
+    header = ["", *map(metric_label, group.metrics), "backbone", "dimensions", "source and status"]
+    words = (0, len(group.metrics) + 1, len(group.metrics) + 3)
+    rows = [*mine, *(_published_row(entry, group.metrics) for entry in group.shown)]
+    shown = table(header, rows, words=words, caption=group.title, emphasised=(*range(len(mine)), *marked))
+    theirs = [_published_row(entry, group.metrics) for entry in group.theirs]
+    every = table(header, theirs, words=words, caption=group.title)
+    is_shortened = len(group.shown) < len(group.theirs)
+    folded = FoldedTable(f"All {len(theirs)} published rows of {group.title}", every) if is_shortened else None
     return {"shown": shown, "every": folded}
 
 
 def _published_row(entry: Values, names: Sequence[str]) -> list[object]:
     tag = f"this study ran it: {', '.join(entry['ours'])}" if entry["ours"] else ""
     return [
-        TableCell(f"{entry['system']}: {entry['variant']}", tag=tag),
+        TableCell(published_name(entry), tag=tag),
         *(published_text(entry["metrics"].get(name)) for name in names),
         entry["backbone"],
         entry["embedding_dim"],
         source_text(entry),
     ]
+
+
+def refit_section(summary: Values) -> Values | None:
+    """The models that were trained on all development classes, or on all classes."""
+    if not summary["refit"]:
+        return None
+    rows = [
+        [TableCell(row["letter"], strong=True), row["label"],
+         TableCell("all classes", tag="the test classes included: never scored") if row["classes"] == "all"
+         else "all development classes",
+         row["epochs"], ", ".join(f"{run['trial']} (seed {run['seed']})" for run in row["runs"]),
+         ", ".join(dict.fromkeys(ENDINGS.get(run["ended"], run["ended"]) for run in row["runs"]))]
+        for row in summary["refit"]
+    ]  # fmt: skip
+    header = ["", "configuration", "trained on", "epochs", "models", "ended"]
+    return {
+        "table": table(header, rows, words=(0, 1, 2, 4, 5), caption="Models to take away"),
+        "note": f"{epochs_rule(summary)} The last weights count: nothing validates a refit.",
+    }
 
 
 def confirmed_section(summary: Values) -> Values | None:
@@ -243,16 +281,28 @@ def settled_section(summary: Values, searched: Sequence[TrialState]) -> Values |
     return {"sentences": findings(summary).settled, "charts": charts, "ranking": stability["ranking"]}
 
 
-def curves_section(summary: Values, searched: Sequence[TrialState], confirmed: Sequence[TrialState]) -> Values | None:
-    if not any(trial.epochs for trial in searched):
+def curves_section(summary: Values, trials: Sequence[TrialState]) -> Values | None:
+    """Every trial's ranking metric by epoch, the training loss of the refits, and small charts of all else."""
+    searched, confirmed, refits = (by_stage(trials, stage) for stage in ("search", "confirm", "refit"))
+    best_first = _by_value(searched)
+    styles = _colours(list(dict.fromkeys(trial.recipe for trial in best_first or refits)))
+    section = {
+        "search": _searched_curves(summary, best_first, styles),
+        "confirmed": _confirmed_curves(summary, confirmed) if confirmed else None,
+        "refits": _refit_curves(summary, refits) if any(_LOSS in trial.metrics for trial in refits) else None,
+        "small": _small_charts(summary["metric"], _by_value([*searched, *confirmed, *refits])[:_MAX_SMALL], styles),
+    }
+    return section if section["search"] or section["refits"] else None
+
+
+def _searched_curves(summary: Values, best_first: Sequence[TrialState], styles: Mapping[str, str]) -> Values | None:
+    if not any(trial.epochs for trial in best_first):
         return None
     metric, rungs = summary["metric"], summary["plan"]["rungs"]
-    best_first = _by_value(searched)
-    styles = _colours(list(dict.fromkeys(trial.recipe for trial in best_first)))
     curves = [_curve(trial, metric, styles[trial.recipe]) for trial in reversed(best_first)]
-    counts = {reason: sum(trial.ended == reason for trial in searched) for reason in ENDINGS}
+    counts = {reason: sum(trial.ended == reason for trial in best_first) for reason in ENDINGS}
     endings = ", ".join(f"{count} {ENDINGS[reason]}" for reason, count in counts.items() if count)
-    sentence = f"Of {counted(len(searched), 'trial')}: {endings}."
+    sentence = f"Of {counted(len(best_first), 'trial')}: {endings}."
     if rungs:
         epochs = f"epoch{'s' if len(rungs) > 1 else ''} {', '.join(map(str, rungs))}"
         sentence += f" Trials were compared at {epochs} (dashed). A short vertical bar marks a stopped trial."
@@ -264,9 +314,20 @@ def curves_section(summary: Values, searched: Sequence[TrialState], confirmed: S
         "sentence": sentence,
         "chart": line_chart(curves, x_label="epoch", y_label=metric_name(metric), rungs=rungs, height_px=360),
         "legend": keys,
-        "confirmed": _confirmed_curves(summary, confirmed) if confirmed else None,
-        "small": _small_charts(metric, _by_value([*searched, *confirmed])[:_MAX_SMALL], styles),
     }
+
+
+def _refit_curves(summary: Values, refits: Sequence[TrialState]) -> tuple[Any, ...]:
+    """Return (title, chart, legend) of the training loss: nothing validates a refit."""
+    letters = {run["trial"]: row["letter"] for row in summary["refit"] for run in row["runs"]}
+    labels = {trial.trial: letters.get(trial.trial) or trial.recipe for trial in refits}
+    styles = _colours(list(dict.fromkeys(labels.values())))
+    curves = [_curve(trial, _LOSS, styles[labels[trial.trial]]) for trial in refits]
+    return (
+        f"The training loss of {counted(len(refits), 'refit')}; nothing validates them",
+        line_chart(curves, x_label="epoch", y_label=metric_name(_LOSS), height_px=260),
+        [(style, label) for label, style in styles.items()],
+    )
 
 
 def _confirmed_curves(summary: Values, confirmed: Sequence[TrialState]) -> tuple[Any, ...]:

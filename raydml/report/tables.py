@@ -13,7 +13,8 @@ from raydml.analysis.trials import TrialState
 from raydml.config.recipe import flatten
 from raydml.metrics.names import metric_label, metric_name
 from raydml.ops.wording import counted
-from raydml.report.text import main_metrics, published_groups
+from raydml.report.comparability import PublishedGroup, published_groups, published_name
+from raydml.report.text import final_models, main_metrics
 
 _LONG = 18  # letters from which on a cell of text may break into lines
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # of a text that a spreadsheet would run
@@ -89,8 +90,13 @@ def trial_rows(trials: Sequence[TrialState], summary: Mapping[str, Any]) -> list
     It has how the trial ended, all metrics of its best epoch (``best.``), those of the test classes (``test.``), and
     every parameter by its path in the search space (``loss.name``).
     """
-    configurations = {run["trial"]: row["configuration"] for row in summary["confirm"] for run in row["runs"]}
-    tested = {run["trial"]: run["test"] for row in summary["final"] for run in row["runs"]}
+    rerun = [*summary["confirm"], *summary["refit"]]
+    configurations = {run["trial"]: row["configuration"] for row in rerun for run in row["runs"]}
+    tested = {
+        run["trial"]: run["test"]
+        for row in summary["final"]
+        for run in [*row["runs"], *(row["refit"] or {"runs": []})["runs"]]
+    }
     rows = []
     for trial in trials:
         at_best = trial.epochs.get(trial.epoch_of_best, {}) if trial.epoch_of_best is not None else {}
@@ -150,61 +156,74 @@ def _csv_cell(value: object) -> object:
 
 
 def final_latex(summary: Mapping[str, Any]) -> str:
-    """Return a table environment: mean $\\pm$ 95 % interval in percent, one row for each configuration.
+    """Return table environments: mean $\\pm$ 95 % interval in percent, one row for each configuration.
 
-    summary: see `study/summary.py`. Before `finalize` it has the confirmed validation numbers, before those the
-    searched ones; the caption says which. Published numbers are below a rule. The only package needed is booktabs.
+    summary: see `study/summary.py`. Before `finalize` the table has the confirmed validation numbers, before those the
+    searched ones; the caption says which. Refits that compare with published numbers are in a further table for each
+    data set and protocol, above the published ones. The only package needed is booktabs.
     """
     if summary["final"]:
-        names = main_metrics(summary)
-        groups = [_final_rows(summary["final"], names), *_published_rows(summary, names)]
+        names, rows = main_metrics(summary), _final_rows(summary)
         about = "on the test classes, untrained networks for comparison"
     elif summary["confirm"]:
         names = [summary["metric"]]
-        groups = [[[_latex(row["label"]), _latex_score(row)] for row in summary["confirm"]]]
+        rows = [[_latex(row["label"]), _latex_score(row)] for row in summary["confirm"]]
         about = "of the confirmed configurations on the validation classes"
     else:
         names = [summary["metric"]]
         best = summary["search"][:10]
-        groups = [[[_latex(f"{row['trial']}: {row['recipe']}"), _latex_percent(row["best"])] for row in best]]
+        rows = [[_latex(f"{row['trial']}: {row['recipe']}"), _latex_percent(row["best"])] for row in best]
         about = "of the best trials on the validation classes, one run each"
     caption = f"Study {_latex(summary['study'])}: {_latex(', '.join(map(metric_name, names)))} {about}, in percent"
     if summary["final"] or summary["confirm"]:
-        runs = max((row["num_runs"] for row in summary["confirm"]), default=1)
+        runs = max((one.num_runs or 1 for one in final_models(summary)), default=0)
+        runs = runs or max((row["num_runs"] for row in summary["confirm"]), default=1)
         caption += f"; mean $\\pm$ 95\\,\\% t interval over up to {counted(runs, 'run')}"
-    for group in groups[1:]:
-        group[0][0] = f"\\midrule\n{group[0][0]}"
+    tables = [_latex_table(names, rows, caption)]
+    tables += [_published_latex(summary, group) for group in published_groups(summary) if group.ours]
+    return "% needs \\usepackage{booktabs}\n" + "\n".join(tables)
+
+
+def _latex_table(names: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
     header = ["", *(_latex(metric_label(name)) for name in names)]
-    rows = [row for group in groups for row in group]
     styled = pd.DataFrame(rows, columns=header, dtype=object).style.hide(axis="index")
-    tabular = styled.to_latex(
+    text: str = styled.to_latex(
         hrules=True, column_format="l" + "r" * len(names), caption=f"{caption}.", position_float="centering"
     )
-    return f"% needs \\usepackage{{booktabs}}\n{tabular}"
+    return text
 
 
-def _final_rows(final: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[list[str]]:
-    rows = []
-    for row in final:
-        rows.append([_latex(row["label"]), *(_latex_score(row["metrics"].get(name)) for name in names)])
-        for part, title in (("ensemble", "ensemble of folds"), ("untrained", "untrained")):
-            if row[part]:
-                rows.append([f"\\quad {title}", *(_latex_score(row[part].get(name)) for name in names)])
+def _final_rows(summary: Mapping[str, Any]) -> list[list[str]]:
+    """Return a row for each kind of models; the first of a configuration has its label."""
+    rows, names, labelled = [], main_metrics(summary), set()
+    for one in final_models(summary, ("refit", "metrics", "ensemble", "untrained")):
+        scores = [_latex_score(one.scores.get(name)) for name in names]
+        if one.row["letter"] in labelled:
+            rows.append([f"\\quad {_latex(one.title)}", *scores])
+        else:
+            labelled.add(one.row["letter"])
+            title = f"{one.row['label']}, {one.title}" if one.kind == "refit" else one.row["label"]
+            rows.append([_latex(title) + (f" ({_latex(one.remark)})" if not one.scores else ""), *scores])
     return rows
 
 
-def _published_rows(summary: Mapping[str, Any], names: Sequence[str]) -> list[list[list[str]]]:
-    """Return a group of rows for each data set and protocol. The deviation of a published number is no interval and is
-    left out of a column of intervals."""
-    groups = []
-    for *_, theirs in published_groups(summary):
-        rows = []
-        for entry in theirs:
-            mark = r"$^\ast$" if entry["chosen_on_test"] else ""
-            means = [entry["metrics"].get(name, {"mean": None})["mean"] for name in names]
-            rows.append([_latex(f"{entry['system']}: {entry['variant']}") + mark, *map(_latex_percent, means)])
-        groups.append(rows)
-    return groups
+def _published_latex(summary: Mapping[str, Any], group: PublishedGroup) -> str:
+    """Return ours, then the published ones below a rule. The deviation of a published number is no interval and is left
+    out of a column of intervals."""
+    rows = [
+        [_latex(f"{row['label']}, refit"), *(_latex_score(scores.get(name)) for name in group.metrics)]
+        for row, scores in group.ours
+    ]
+    for number, entry in enumerate(group.shown):
+        mark = r"$^\ast$" if entry["chosen_on_test"] else r"$^\dagger$" if entry["chosen_on_test"] is None else ""
+        means = [entry["metrics"].get(name, {"mean": None})["mean"] for name in group.metrics]
+        rule = "" if number else "\\midrule\n"
+        facts = ", ".join(str(fact) for fact in (entry["backbone"], entry["embedding_dim"]) if fact is not None)
+        title = f"{published_name(entry)} ({facts})" if facts else published_name(entry)
+        rows.append([rule + _latex(title) + mark, *map(_latex_percent, means)])
+    caption = f"Study {_latex(summary['study'])} beside published numbers of {_latex(group.title)}, in percent; "
+    caption += "$^\\ast$: epoch chosen on the test classes, $^\\dagger$: not known whether it was"
+    return _latex_table(group.metrics, rows, caption)
 
 
 def _latex(value: object) -> str:

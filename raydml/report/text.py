@@ -4,33 +4,36 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from raydml.analysis.trials import ENDINGS, FAILURES
 from raydml.metrics.names import interval_text, metric_label, metric_name
 from raydml.ops.wording import counted
-
-#: Whether the source of a published number chose the epoch on the test classes, in words.
-CHOSEN_ON_TEST = {True: "chosen on test", False: "", None: "unknown whether chosen on test"}
+from raydml.report.comparability import (
+    HOW_TO_COMPARE,
+    NONE_COMPARES,
+    comparability,
+    epochs_rule,
+    is_comparable,
+    published_groups,
+    published_name,
+    published_text,
+    source_text,
+)
 
 SMOKE_WARNING = "Smoke run on generated images: it shows that the recipes run, and none of its numbers is a result."
 
-HOW_TO_COMPARE = (
-    "Published systems are trained on all training classes; ours leave some classes out for validation. *Chosen on "
-    "test* means that the epoch was selected on these test classes. *Unknown whether chosen on test* means that the "
-    "source does not say how the epoch was selected. Without a mark it was not selected on the test classes. Ours was "
-    "selected on validation classes."
-)
 HOW_INTERVALS_ARE_MADE = (
     "Intervals are 95 % t intervals of the mean over folds and seeds. Differences are paired by fold and seed; their "
     "p-values are adjusted for all pairs by Holm's method. Folds share training classes, so intervals and p-values are "
     "somewhat too optimistic."
 )
+#: Kinds of models that are tested, in order of display.
+MODEL_KINDS = ("refit", "metrics", "ensemble", "untrained", "validation")
 _MAIN_METRICS, _MAX_MAIN_METRICS = re.compile(r"recall_at_\d+|r_precision|map_at_r"), 7
 _SCHEDULERS = {"asha": "ASHA", "sync": "synchronous halving"}
 _NOT_INDEPENDENT = "Choices made after such a read are not independent of the test."
-_MAX_PUBLISHED, _NUM_BEST_PUBLISHED = 10, 4
 _MAX_SEARCHED = 10  # trials in the Markdown; trials.csv has all
 _MARKDOWN = re.compile(r"([\\<>|\[\]])")  # what starts HTML, links, images and cells
 
@@ -40,6 +43,7 @@ class Findings(NamedTuple):
 
     question: list[str]
     winner: list[str]
+    refit: list[str]
     test: list[str]
     settled: list[str]
     cost: list[str]
@@ -52,6 +56,7 @@ def findings(summary: Mapping[str, Any]) -> Findings:
     return Findings(
         question=_question(summary),
         winner=_winner(summary),
+        refit=_refit(summary),
         test=_test(summary),
         settled=_settled(summary, stability) if stability else [],
         cost=_cost(summary["cost"]),
@@ -64,19 +69,6 @@ def score_text(score: Mapping[str, Any] | None, decimals: int = 4) -> str | None
     if score is None or score["mean"] is None:
         return None
     return interval_text(score["mean"], score["half_width"], decimals)
-
-
-def published_text(score: Mapping[str, Any] | None) -> str | None:
-    """Return a published number and the deviation of its runs, which is no interval and therefore named."""
-    if score is None:
-        return None
-    deviation = "" if score["deviation"] is None else f" (deviation {score['deviation']:.4f})"
-    return f"{score['mean']:.4f}{deviation}"
-
-
-def source_text(entry: Mapping[str, Any]) -> str:
-    """Return the source of a published number, how it was checked, and whether its epoch was chosen on test."""
-    return "; ".join(filter(None, [entry["source"], entry["status"], CHOSEN_ON_TEST[entry["chosen_on_test"]]]))
 
 
 def comparison_text(row: Mapping[str, Any]) -> str:
@@ -98,28 +90,63 @@ def hours_text(hours: float) -> str:
 
 
 def all_metrics(summary: Mapping[str, Any]) -> list[str]:
-    """Return the metrics of the test classes, the ranking metric first."""
-    names = dict.fromkeys(name for row in summary["final"] for name in row["metrics"])
+    """Return the metrics of the test classes, the ranking metric first; none where no model was scored."""
+    scores = [part for row in summary["final"] for part in (row["metrics"], (row["refit"] or {}).get("metrics", {}))]
+    names = dict.fromkeys(name for part in scores for name in part)
     first = summary["metric"].removeprefix("val_")
     return [*([first] if first in names else []), *(name for name in names if name != first)]
 
 
 def main_metrics(summary: Mapping[str, Any]) -> list[str]:
     """Return as many of these metrics as a table has room for: the ranking metric and those that papers print."""
-    first, *others = all_metrics(summary)
-    return [first, *(name for name in others if _MAIN_METRICS.fullmatch(name))][:_MAX_MAIN_METRICS]
+    names = all_metrics(summary)
+    return [*names[:1], *(name for name in names[1:] if _MAIN_METRICS.fullmatch(name))][:_MAX_MAIN_METRICS]
 
 
-def final_scores(summary: Mapping[str, Any], parts: Mapping[str, str]) -> tuple[list[str], list[list[Any]]]:
-    """Return a header, and for each final configuration its scores: the ranking metric of every part, then the others.
+class ScoredModels(NamedTuple):
+    """Models of one final configuration that were scored together.
 
-    parts: key of a part -> its name in the header; a part without a score has no column. A missing score is None.
+    row: the configuration. kind: of `final_models`. title: what they are. num_runs: over how many the scores are means;
+    None where there is no such number. scores: metric -> mean and interval; empty for models that are never scored.
+    remark: what a reader must know of them.
     """
-    final, (first, *others) = summary["final"], main_metrics(summary)
-    measured = [part for part in parts if any(first in row[part] for row in final)]
-    header = [*(f"{metric_label(first)}, {parts[part]}" for part in measured), *map(metric_label, others)]
-    cells = [*((part, first) for part in measured), *(("metrics", name) for name in others)]
-    return header, [[row[part].get(name) for part, name in cells] for row in final]
+
+    row: Mapping[str, Any]
+    kind: str
+    title: str
+    num_runs: int | None
+    scores: Mapping[str, Any]
+    remark: str = ""
+
+
+def final_models(summary: Mapping[str, Any], kinds: Sequence[str] = MODEL_KINDS) -> list[ScoredModels]:
+    """Return what was tested of each final configuration: its refits, its fold models, their ensemble and so on."""
+    return [one for row in summary["final"] for one in _models_of(summary, row) if one.kind in kinds]
+
+
+def _models_of(summary: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[ScoredModels]:
+    validated = "fold models" if summary["plan"]["folds"] else "searched trial"
+    refit = row["refit"]
+    if refit is not None and refit["classes"] == "all":
+        remark = "trained on the test classes as well: never scored"
+        yield ScoredModels(row, "refit", f"refit on all classes, {_epochs_text(refit)}", refit["num_runs"], {}, remark)
+    elif refit is not None:
+        remark = "comparable to published numbers" if is_comparable(summary, row) else ""
+        yield ScoredModels(row, "refit", f"refit, {_epochs_text(refit)}", refit["num_runs"], refit["metrics"], remark)
+    num_runs = len(row["runs"])
+    untrained = row["untrained"] or (refit or {}).get("untrained", {})
+    for kind, title, number, scores in (
+        ("metrics", validated, num_runs, row["metrics"]),
+        ("ensemble", f"ensemble of {validated}", None, row["ensemble"]),
+        ("untrained", "untrained network", None, untrained),
+        ("validation", f"{validated}, validation classes", num_runs, row["validation"]),
+    ):
+        if scores:
+            yield ScoredModels(row, kind, title, number, scores)
+
+
+def _epochs_text(refit: Mapping[str, Any]) -> str:
+    return counted(refit["epochs"], "epoch")
 
 
 def protocols_in_words(summary: Mapping[str, Any]) -> str:
@@ -128,40 +155,22 @@ def protocols_in_words(summary: Mapping[str, Any]) -> str:
     return " ".join(f"{sentence[:1].upper()}{sentence[1:]}." for sentence in sentences)
 
 
-def published_groups(summary: Mapping[str, Any]) -> list[tuple[str, str, list[str], list[Any], list[Any]]]:
-    """Return (data set, protocol, names of the metrics both have, our rows, published entries with the best last)."""
-    groups = []
-    for dataset, protocol in dict.fromkeys((entry["dataset"], entry["protocol"]) for entry in summary["published"]):
-        ours = [row for row in summary["final"] if row["dataset"] == dataset]
-        theirs = [
-            entry for entry in summary["published"] if (entry["dataset"], entry["protocol"]) == (dataset, protocol)
-        ]
-        measured = dict.fromkeys(name for row in ours for name in row["metrics"])
-        names = [name for name in measured if any(name in entry["metrics"] for entry in theirs)]
-        theirs = [entry for entry in theirs if any(name in entry["metrics"] for name in names)]
-        theirs.sort(key=lambda entry: entry["metrics"].get(names[0], {"mean": 0.0})["mean"])
-        if theirs:
-            groups.append((dataset, protocol, names, ours, theirs))
-    return groups
-
-
-def best_published(theirs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Shorten a long list of published entries, best last, to the best and the systems that the study ran."""
-    if len(theirs) <= _MAX_PUBLISHED:
-        return list(theirs)
-    best = theirs[-_NUM_BEST_PUBLISHED:]
-    return [entry for entry in theirs if entry["ours"] or entry in best]
-
-
 def _question(summary: Mapping[str, Any]) -> list[str]:
     plan, metric = summary["plan"], metric_name(summary["metric"])
+    question = summary["question"]
+    sentences = [question[:1].upper() + question[1:]] if question else []
+    if "search" not in plan["stages"]:
+        configurations = counted(plan["num_trials"], "configuration")
+        sentences.append(
+            f"{configurations} on {plan['dataset']}, trained on all development classes for at most "
+            f"{counted(plan['epochs'], 'epoch')}, without validation classes and without a search."
+        )
+        return [*sentences, *_unfinished(plan)]
     searched = f"{counted(plan['num_trials'], 'trial')} on {plan['dataset']}, ranked by {metric}"
     searched += f", of at most {counted(plan['epochs'], 'epoch')}" if plan["epochs"] else ""
     searched += {"none": ", without early stopping"}.get(
         plan["scheduler"], f", with early stopping ({_SCHEDULERS.get(plan['scheduler'])})"
     )
-    question = summary["question"]
-    sentences = [question[:1].upper() + question[1:]] if question else []
     sentences.append(f"{searched}.")
     if summary["confirm"]:
         runs = f"{counted(plan['folds'], 'fold')} × {counted(plan['seeds'], 'seed')}"
@@ -170,14 +179,18 @@ def _question(summary: Mapping[str, Any]) -> list[str]:
         sentences.append(f"{top} re-trained on {runs}.")
     if 0 < len(summary["search"]) < plan["num_trials"]:
         sentences.append(f"The time limit ended the search after {len(summary['search'])} of these trials had started.")
+    return [*sentences, *_unfinished(plan)]
+
+
+def _unfinished(plan: Mapping[str, Any]) -> list[str]:
     missing = [stage for stage in plan["stages"] if stage not in plan["finished"]]
-    if missing:
-        sentences.append(f"Not finished yet: {', '.join(missing)}.")
-    return sentences
+    return [f"Not finished yet: {', '.join(missing)}."] if missing else []
 
 
 def _winner(summary: Mapping[str, Any]) -> list[str]:
     metric = metric_name(summary["metric"])
+    if "search" not in summary["plan"]["stages"]:
+        return []
     if not summary["confirm"]:
         best = summary["best_so_far"]
         if best is None:
@@ -207,33 +220,68 @@ def _lead(summary: Mapping[str, Any], second: Mapping[str, Any]) -> str:
     return f"{first} leads {second['letter']} ({second['label']}) by {comparison_text(found[0])}: {verdict}."
 
 
+def _refit(summary: Mapping[str, Any]) -> list[str]:
+    sentences = []
+    for row in summary["refit"]:
+        classes = "all classes, the test classes included," if row["classes"] == "all" else "all development classes"
+        seeds = counted(len(row["runs"]), "seed")
+        again = "trained" if "search" not in summary["plan"]["stages"] else "trained once more"
+        sentences.append(
+            f"{row['letter']} ({row['label']}) was {again} on {classes} for {_epochs_text(row)}, {seeds}; its last "
+            "weights count."
+        )
+        if row["classes"] == "all":
+            sentences.append("No image is left that these models could be tested on, so they are never scored.")
+    return [*sentences, epochs_rule(summary)] if sentences else []
+
+
 def _test(summary: Mapping[str, Any]) -> list[str]:
-    if not summary["final"]:
+    models = {one.kind: one for one in final_models({**summary, "final": summary["final"][:1]}) if one.scores}
+    if not models:
         return []
-    first, (name, *_) = summary["final"][0], all_metrics(summary)
-    scores = [first[part].get(name) for part in ("metrics", "untrained", "ensemble")]
-    sentences = [f"{first['letter']} scores {metric_name(name)} {score_text(scores[0], 3)} on the test classes."]
-    if scores[1]:
-        sentences.append(f"The untrained network scores {score_text(scores[1], 3)}.")
-    if scores[2]:
-        sentences.append(f"The ensemble of its fold models scores {score_text(scores[2], 3)}.")
-    if letters := _near_untrained(summary["final"], name):
+    name, letter = all_metrics(summary)[0], summary["final"][0]["letter"]
+    texts = {kind: score_text(one.scores.get(name), 3) for kind, one in models.items()}
+    sentences = []
+    if texts.get("refit"):
+        runs = counted(models["refit"].num_runs or 0, "run")
+        sentences.append(
+            f"The refit of {letter} scores {metric_name(name)} {texts['refit']} on the test classes ({runs})."
+        )
+        if texts.get("metrics"):
+            noun, verb = ("Its fold models", "score") if summary["plan"]["folds"] else ("Its searched trial", "scores")
+            sentences.append(f"{noun} {verb} {texts['metrics']}.")
+    elif texts.get("metrics"):
+        sentences.append(f"{letter} scores {metric_name(name)} {texts['metrics']} on the test classes.")
+    if texts.get("ensemble"):
+        sentences.append(f"The ensemble of its fold models scores {texts['ensemble']}.")
+    if texts.get("untrained"):
+        sentences.append(f"The untrained network scores {texts['untrained']}.")
+    if letters := _near_untrained(summary, name):
         noun = "interval" if len(letters) == 1 else "intervals"
         verb = "reaches" if len(letters) == 1 else "reach"
         sentences.append(f"The {noun} of {', '.join(letters)} {verb} down to the score of the untrained network.")
     ranked = [sentence.replace("There is", "there is", 1) for sentence in summary["test_ranking_in_words"]]
     sentences += [f"On the test classes, {sentence}." for sentence in ranked]
-    for dataset, _, names, ours, theirs in published_groups(summary):
-        key = names[0]
-        published = [entry["metrics"][key]["mean"] for entry in theirs if key in entry["metrics"]]
+    return [*sentences, *_beside_published(summary), comparability(summary).verdict]
+
+
+def _beside_published(summary: Mapping[str, Any]) -> list[str]:
+    """Return for each data set and protocol how many published numbers of the same backbone our first one exceeds."""
+    sentences = []
+    for group in published_groups(summary):
+        key = group.metrics[0]
+        found = [(row, scores[key]["mean"]) for row, scores in group.ours if key in scores]
+        if not found:
+            continue
         # The winner on validation classes, even where another one is better here: final is in that order.
-        best = next(row for row in ours if key in row["metrics"])
-        value = best["metrics"][key]["mean"]
-        num_below = sum(value > mean for mean in published)
-        sentences.append(
-            f"The validation winner ({best['letter']}, {metric_name(key)} {value:.3f}) exceeds {num_below} of "
-            f"{counted(len(published), 'published number')} on {dataset}."
-        )
+        row, value = found[0]
+        equal = [entry for entry in group.theirs if entry["backbone"] == row["backbone"] and key in entry["metrics"]]
+        num_below = sum(value > entry["metrics"][key]["mean"] for entry in equal)
+        if equal:
+            sentences.append(
+                f"The refit of {row['letter']} ({metric_name(key)} {value:.3f}) exceeds {num_below} of "
+                f"{counted(len(equal), 'published number')} of {row['backbone']} on {group.title}."
+            )
     return sentences
 
 
@@ -267,11 +315,12 @@ def _num_trials(summary: Mapping[str, Any], num_missing: int) -> int:
     return max(needed, plan["num_trials"] // plan["num_grid_points"])
 
 
-def _near_untrained(final: Sequence[Mapping[str, Any]], name: str) -> list[str]:
+def _near_untrained(summary: Mapping[str, Any], name: str) -> list[str]:
     """Return the letters of the configurations whose interval reaches down to the untrained network's mean."""
     letters = []
-    for row in final:
-        score, untrained = row["metrics"].get(name), row["untrained"].get(name)
+    for row in summary["final"]:
+        models = {one.kind: one.scores.get(name) for one in _models_of(summary, row)}
+        score, untrained = models.get("refit") or models.get("metrics"), models.get("untrained")
         if score and untrained and score["mean"] - (score["half_width"] or 0.0) <= untrained["mean"]:
             letters.append(row["letter"])
     return letters
@@ -289,8 +338,9 @@ def _warnings(summary: Mapping[str, Any]) -> list[str]:
     reads: Sequence[Mapping[str, Any]] = summary["test_reads"]
     warnings = [SMOKE_WARNING] if summary.get("smoke") else []
     # finalize tests networks one by one, and then ensembles of them ("finalize: ensemble of ...").
-    others = [read for read in reads if not str(read.get("purpose")).startswith("finalize")]
-    num_tested = sum(len(row["runs"]) for row in summary["final"])
+    # A refit on all classes reads them to train (`_refit` says so).
+    others = [read for read in reads if not str(read.get("purpose")).startswith(("finalize", "training"))]
+    num_tested = sum(len(row["runs"]) + len((row["refit"] or {"runs": []})["runs"]) for row in summary["final"])
     num_finalized = sum(read.get("purpose") == "finalize" for read in reads)
     if others:
         purposes = ", ".join(sorted({str(read.get("purpose", "a damaged line")) for read in others}))
@@ -324,7 +374,7 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
     it cannot start HTML, a link, an image or a cell.
     """
     found = findings(summary)
-    sentences = [*found.winner, *found.test, *found.settled, *found.cost]
+    sentences = [*found.winner, *found.refit, *found.test, *found.settled, *found.cost]
     parts = [f"# Study {_escaped(summary['study'])}", *map(_escaped, found.question)]
     parts += ["\n".join(f"- {_escaped(sentence)}" for sentence in sentences)]
     parts += [f"> **Note** {_escaped(sentence)}" for sentence in found.warnings]
@@ -333,39 +383,45 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
 
 
 def _test_table(summary: Mapping[str, Any]) -> list[str]:
-    """One table for all final configurations: the ranking metric beside the untrained network's, then the others."""
+    """One table for all final configurations, and which of its rows compare with published numbers."""
     if not summary["final"]:
         return []
-    parts = {"metrics": "test", "ensemble": "ensemble", "untrained": "untrained", "validation": "validation"}
-    header, scores = final_scores(summary, parts)
+    names = main_metrics(summary)
     rows = [
-        [row["letter"], row["label"], *map(score_text, own)] for row, own in zip(summary["final"], scores, strict=True)
+        [one.row["letter"], one.row["label"], one.title + (f" ({one.remark})" if one.remark else ""), one.num_runs]
+        + [score_text(one.scores.get(name)) for name in names]
+        for one in final_models(summary)
     ]
-    table = _table(["", "configuration", *header], rows)
-    return ["## Test results", _escaped(protocols_in_words(summary)), table]
+    header = ["", "configuration", "models", "runs", *map(metric_label, names)]
+    return [
+        "## Test results",
+        _escaped(protocols_in_words(summary)),
+        _table(header, rows),
+        " ".join(comparability(summary)),
+    ]
 
 
 def _published_tables(summary: Mapping[str, Any]) -> list[str]:
-    """One table for each data set and protocol with published numbers: ours, then theirs, best last."""
+    """One table for each data set and protocol with published numbers: ours that compare, then theirs, best last."""
     parts = []
-    for dataset, protocol, names, ours, theirs in published_groups(summary):
+    for group in published_groups(summary):
         rows = [
-            [f"**this study**: {row['letter']}, {row['label']}", row["backbone"], row["embedding_dim"]]
-            + [score_text(row["metrics"].get(name)) for name in names]
+            [f"**this study**: refit of {row['letter']}, {row['label']}", row["backbone"], row["embedding_dim"]]
+            + [score_text(scores.get(name)) for name in group.metrics]
             + [f"configuration `{row['configuration']}`"]
-            for row in ours
+            for row, scores in group.ours
         ]
-        shown = best_published(theirs)
-        for entry in shown:
+        for entry in group.shown:
             ran = f" (this study ran it: {', '.join(entry['ours'])})" if entry["ours"] else ""
             rows.append(
-                [f"{entry['system']}: {entry['variant']}{ran}", entry["backbone"], entry["embedding_dim"]]
-                + [published_text(entry["metrics"].get(name)) for name in names]
+                [published_name(entry) + ran, entry["backbone"], entry["embedding_dim"]]
+                + [published_text(entry["metrics"].get(name)) for name in group.metrics]
                 + [source_text(entry)]
             )
-        header = ["", "backbone", "dimensions", *(metric_name(name) for name in names), "source and status"]
-        parts += [f"## Published numbers: {dataset}, {protocol.replace('_', ' ')}", _table(header, rows)]
-        num_hidden = len(theirs) - len(shown)
+        header = ["", "backbone", "dimensions", *map(metric_name, group.metrics), "source and status"]
+        parts += [f"## Published numbers: {group.title}", "" if group.ours else NONE_COMPARES]
+        parts += [_table(header, rows)]
+        num_hidden = len(group.theirs) - len(group.shown)
         parts += [f"... and {num_hidden} more in report.html"] if num_hidden else []
         parts += [HOW_TO_COMPARE]
     return parts

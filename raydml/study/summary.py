@@ -5,6 +5,7 @@
     "smoke": whether it ran on generated images, so that its numbers mean nothing,
     "plan": {"dataset", "num_trials", "num_grid_points" (trials that each of --num-trials stands for), "scheduler",
              "epochs" (the longest trial's), "rungs": [epoch], "folds" | None, "seeds" | None,
+             "refit": its settings {"top", "seeds", "epochs", "classes"} | None,
              "stages": [those planned], "finished": [those with a result]},
     "search":  [{"trial", "recipe" (method, loss, miner, regularisers in words), "best" | None,
                  "epoch_of_best" | None, "ended"}], best first,
@@ -12,6 +13,8 @@
     "confirm": [{"configuration" (fingerprint), "letter" (A was the best of the search), "label" (its recipe, and its
                  trial where two have the same one), "recipe", "from_trial", "mean" | None, "half_width" | None,
                  "num_runs", "runs": [{"trial", "fold", "seed", "value" | None, "ended"}]}], best first,
+    "refit":   [{"configuration", "letter", "label", "recipe", "from_trial", "epochs", "classes" (development | all),
+                 "runs": [{"trial", "seed", "ended"}]}],
     "comparisons": [fields of comparisons.Comparison, by letter, and "p_corrected": Holm's of the test corrected for
                  shared training classes | None with one fold], "ranking_in_words": [sentence],
     "stability": fields of rank_stability.SearchStability | None before the search has ended,
@@ -19,7 +22,11 @@
                  "metrics": {name: {"mean", "half_width" | None}}, "untrained": the same, "validation": the same,
                  "untrained_validation": the same, "ensemble": the same (empty where none was computed),
                  "protocols": {name: who searched whom, in words},
-                 "runs": [{"trial", "fold", "seed", "test": {name: value}}]}]: "metrics" are those of the test classes,
+                 "runs": [{"trial", "fold", "seed", "test": {name: value}}],
+                 "refit": {"metrics", "untrained", "epochs", "classes", "num_runs",
+                           "runs": [{"trial", "fold": None, "seed", "test": {name: value}}]} | None}]:
+                 "metrics" are those of the test classes. Those beside "refit" are of the models that left classes out
+                 for validation, and empty in a study without such models; those of a refit on all classes are empty,
     "test_comparisons", "test_ranking_in_words": as above, of the ranking metric on the test classes,
     "published": [{"system", "variant", "dataset", "metrics": {name: {"mean", "deviation" | None}}, "protocol",
                  "backbone" | None, "embedding_dim" | None, "source", "status", "chosen_on_test" | None,
@@ -42,7 +49,7 @@ from typing import Any
 from raydml.analysis.comparisons import compare_all, ranking_in_words
 from raydml.analysis.cost import cost_of
 from raydml.analysis.importance import importance_of
-from raydml.analysis.published import comparable, is_system
+from raydml.analysis.published import is_system, published_of
 from raydml.analysis.rank_stability import search_stability
 from raydml.analysis.trials import TrialState, parameters_of, varying
 from raydml.config.recipe import recipe_of
@@ -56,23 +63,27 @@ from raydml.study.rungs import milestones
 _Runs = dict[str, dict[tuple[Any, Any], float]]
 
 
+_STAGES_OF_TRIALS = ("search", "confirm", "refit")
+
+
 def histories(folder: Path) -> list[TrialState]:
-    """Return every trial of the search and of the confirmation that has started, in the order of their keys."""
+    """Return every trial that has started, in the order of the stages and of the keys."""
     state = read_state(folder)
-    return [*state.of_stage("search"), *state.of_stage("confirm")]
+    return [trial for stage in _STAGES_OF_TRIALS for trial in state.of_stage(stage)]
 
 
 def summarise(folder: Path) -> dict[str, Any]:
     """Return the dictionary that this module describes, from the result files and the events there are."""
     study, state = read_study(folder), read_state(folder)
     searched = state.of_stage("search")
-    trials = [*searched, *state.of_stage("confirm")]
-    found = {stage: _result(folder / name) for stage, name in RESULT_FILES.items()}
-    configs = {trial.trial: trial.config for trial in searched if trial.config}
-    names = _names(found["confirm"] or found["finalize"], configs, letters_of(state))
-    confirmed = [_confirmed(row, names) for row in found["confirm"]]
+    trials = [trial for stage in _STAGES_OF_TRIALS for trial in state.of_stage(stage)]
+    found = {stage: _result(folder / name) for stage, name in (RESULT_FILES | {"refit": "refit.json"}).items()}
     by_key = {trial.trial: trial for trial in trials}
-    final = [_final(row, configs[row["from_trial"]], names, by_key) for row in found["finalize"]]
+    configs = _configs([*found["confirm"], *found["refit"], *found["finalize"]], by_key)
+    names = _names(found["confirm"] or found["refit"] or found["finalize"], configs, letters_of(state))
+    confirmed = [_confirmed(row, names) for row in found["confirm"]]
+    refits = [_refit(row, names) for row in found["refit"]]
+    final = [_final(row, configs, names, by_key, refits) for row in found["finalize"]]
     parameters, values = [parameters_of(trial.config) for trial in searched], [trial.best for trial in searched]
     cost = cost_of(trials, cpus=state.cpus, gpus=state.gpus)
     metric = study["select_on"]
@@ -82,7 +93,7 @@ def summarise(folder: Path) -> dict[str, Any]:
         "smoke": bool(study.get("smoke")),
         "metric": metric,
         "question": question_of(_text(folder / "space.yaml")),
-        "plan": _plan(study, searched, found),
+        "plan": _plan(study, found),
         "search": [
             {
                 "trial": row["trial"],
@@ -95,6 +106,7 @@ def summarise(folder: Path) -> dict[str, Any]:
         ],
         "best_so_far": _best_so_far(state),
         "confirm": confirmed,
+        "refit": refits,
         "final": final,
         "stability": None,
         "published": _published({row["dataset"] for row in final}, final, configs),
@@ -133,26 +145,33 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
-def _plan(study: Mapping[str, Any], searched: Sequence[TrialState], found: Mapping[str, Any]) -> dict[str, Any]:
-    settings = study["study"]
+def _plan(study: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    settings, trials = study["study"], study["trials"]
     search, confirm = settings["search"], settings["confirm"]
-    epochs = max((trial.num_planned_epochs for trial in searched), default=0)
+    epochs = max((trial["epochs"] for trial in trials if "epochs" in trial), default=0)
     rungs = milestones(
         max_epochs=epochs, grace_epochs=search["grace_epochs"], reduction_factor=search["reduction_factor"]
     )
-    planned = ["search", *(stage for stage in ("confirm", "finalize") if settings[stage] is not None)]
+    optional = [stage for stage in ("confirm", "refit", "finalize") if settings.get(stage) is not None]
+    planned = [*(["search"] if _is_searched(trials) else []), *optional]
     return {
-        "dataset": study["trials"][0]["data"]["name"] if study["trials"] else None,
-        "num_trials": len(study["trials"]),
-        "num_grid_points": max(len(study["trials"]) // search.get("num_trials", 1), 1),
+        "dataset": trials[0]["data"]["name"] if trials else None,
+        "num_trials": len(trials),
+        "num_grid_points": max(len(trials) // search.get("num_trials", 1), 1),
         "scheduler": search["scheduler"],
         "epochs": epochs,
         "rungs": rungs if search["scheduler"] != "none" else [],
         "folds": confirm["folds"] if confirm else None,
         "seeds": confirm["seeds"] if confirm else None,
+        "refit": settings.get("refit"),
         "stages": planned,
         "finished": [stage for stage in planned if found[stage]],
     }
+
+
+def _is_searched(trials: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether the trials of a study have validation classes; without them there is nothing to search by."""
+    return any(trial["data"].get("split", {}).get("val_fraction") != 0 for trial in trials) or not trials
 
 
 def _best_so_far(state: StudyState) -> dict[str, Any] | None:
@@ -160,6 +179,17 @@ def _best_so_far(state: StudyState) -> dict[str, Any] | None:
     if best is None:
         return None
     return {"trial": best.trial, "recipe": best.recipe, "best": best.best, "epoch_of_best": best.epoch_of_best}
+
+
+def _configs(rows: Sequence[Mapping[str, Any]], trials: Mapping[str, TrialState]) -> dict[str, Mapping[str, Any]]:
+    """Return the configuration of each trial; a row whose trial did not run itself has that of its first run."""
+    configs = {key: trial.config for key, trial in trials.items() if trial.config}
+    for row in rows:
+        runs = row["runs"] or (row.get("refit") or {}).get("runs", {})
+        keys = list(runs) if isinstance(runs, dict) else [run["trial"] for run in runs]
+        if row["from_trial"] not in configs:
+            configs[row["from_trial"]] = next(configs[key] for key in keys if key in configs)
+    return configs
 
 
 def _names(
@@ -184,13 +214,30 @@ def _confirmed(row: Mapping[str, Any], names: Mapping[str, Mapping[str, str]]) -
     return {**names[row["configuration"]], **{name: row[name] for name in kept}}
 
 
+def _refit(row: Mapping[str, Any], names: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    kept = ("configuration", "from_trial", "epochs", "classes", "runs")
+    return {**names[row["configuration"]], **{name: row[name] for name in kept}}
+
+
 def _final(
     row: Mapping[str, Any],
-    config: Mapping[str, Any],
+    configs: Mapping[str, Mapping[str, Any]],
     names: Mapping[str, Mapping[str, str]],
     trials: Mapping[str, TrialState],
+    refits: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
+    def tested(runs: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+        return [
+            {"trial": key, "fold": trials[key].fold, "seed": trials[key].seed, "test": scores["test"]}
+            for key, scores in runs.items()
+        ]
+
     parts = ("configuration", "from_trial", "metrics", "untrained", "validation", "untrained_validation")
+    config, refit = configs[row["from_trial"]], row.get("refit")
+    if refit is None:  # a refit on all classes is not scored
+        of_all = [one for one in refits if one["configuration"] == row["configuration"] and one["classes"] == "all"]
+        refit = {**of_all[0], "num_runs": len(of_all[0]["runs"]), "runs": {}} if of_all else None
+    kept = ("epochs", "classes", "num_runs")
     return {
         **names[row["configuration"]],
         **{name: row[name] for name in parts},
@@ -199,10 +246,14 @@ def _final(
         "embedding_dim": config["model"]["embedding_dim"],
         "ensemble": row["ensemble"],
         "protocols": row["protocols"],
-        "runs": [
-            {"trial": key, "fold": trials[key].fold, "seed": trials[key].seed, "test": scores["test"]}
-            for key, scores in row["runs"].items()
-        ],
+        "runs": tested(row["runs"]),
+        "refit": refit
+        and {
+            "metrics": refit.get("metrics", {}),
+            "untrained": refit.get("untrained", {}),
+            **{name: refit[name] for name in kept},
+            "runs": tested(refit["runs"]),
+        },
     }
 
 
@@ -238,14 +289,14 @@ def _compared(values: _Runs, prefix: str) -> dict[str, Any]:
 def _published(
     datasets: Collection[str], final: Sequence[Mapping[str, Any]], configs: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Return the published numbers of these data sets in their first protocol, one entry a system and variant."""
-    entries: dict[tuple[str, ...], dict[str, Any]] = {}
+    """Return the published numbers of these data sets, one entry for each protocol, source and network."""
+    entries: dict[tuple[Any, ...], dict[str, Any]] = {}
     for benchmark in BENCHMARKS.values():
         for dataset in sorted(set(benchmark.data_names) & set(datasets)):
-            for number in comparable(dataset, benchmark.protocols[0]):
+            for number in (one for protocol in benchmark.protocols for one in published_of(dataset, protocol)):
                 facts = number._asdict()
                 metric, value, deviation = (facts.pop(name) for name in ("metric", "value", "deviation"))
-                entry = entries.setdefault((dataset, number.source, number.variant), {**facts, "metrics": {}})
+                entry = entries.setdefault(tuple(facts.values()), {**facts, "metrics": {}})
                 entry["metrics"][metric] = {"mean": value, "deviation": deviation}
     for entry in entries.values():
         entry["ours"] = [

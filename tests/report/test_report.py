@@ -19,7 +19,16 @@ from raydml.report.page import ReportError, read_illustrations, report_page, wri
 from raydml.report.tables import epochs_csv, final_latex, trials_csv
 from raydml.report.text import summary_markdown
 from raydml.study.summary import histories, summarise
-from tests.report.written_study import CURVES, ERROR, METRIC, png, write_study
+from tests.report.written_study import (
+    CURVES,
+    ERROR,
+    METRIC,
+    REFITS,
+    add_refits,
+    png,
+    write_published_study,
+    write_study,
+)
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 SECTIONS = [
@@ -71,6 +80,16 @@ def made(study):
     return summarise(study), trials, read_illustrations(study)
 
 
+@pytest.fixture
+def refitted(study):
+    add_refits(study)
+    return summarise(study), histories(study), read_illustrations(study)
+
+
+def csv_rows(text):
+    return list(csv.DictReader(io.StringIO(text)))
+
+
 def test_the_page_has_every_section_and_needs_no_other_file(made):
     text = report_page(*made)
     page = Page(text)
@@ -102,8 +121,9 @@ def test_the_page_says_what_was_found(made):
     page = Page(report_page(*made))
     assert "A (mic: margin, distance_weighted) has the best mean" in page.sections["findings"]
     assert "The test classes were read 1 time outside finalize" in page.sections["findings"]
-    assert ["A", "mic: margin, distance_weighted", "0.310 ± 0.040", "0.360", "0.100 ± 0.010", "0.600 ± 0.040",
-            "0.650 ± 0.030"] in page.rows  # fmt: skip
+    assert ["A", "mic: margin, distance_weighted", "fold models", "4", "0.310 ± 0.040", "0.650 ± 0.030"] in page.rows
+    assert ["A", "mic: margin, distance_weighted", "ensemble of fold models", "–", "0.360", "–"] in page.rows
+    assert ["B", "margin, distance_weighted", "untrained network", "–", "0.100 ± 0.010", "0.300 ± 0.020"] in page.rows
     # Corrected for two folds: the standard error grows by the root of (1/4 + 1) / (1/4); p by Student's t of 3 degrees.
     assert ["A leads B", "0.090 ± 0.013", "< 0.001", "< 0.001", "0.002", "significant", "4"] in page.rows
     assert ["B leads A", "0.010 ± 0.013", "0.092", "0.092", "0.35", "not significant", "4"] in page.rows
@@ -112,10 +132,15 @@ def test_the_page_says_what_was_found(made):
     assert [row[:4] for row in published] == [
         ["MIC: margin loss this study ran it: A", "0.6610", "resnet50", "128"]
     ] * 2
-    # 33 rows are folded; beside ours are the 3 of the systems that were run and the 4 best, MIC's being one of both.
-    titled = [row[0] for row in page.rows if len(row) == 5 and row[3] in ("128", "512", "2048", "–", "64")]
-    assert len(titled) == 2 + (3 + 4 - 1) + 33
-    assert "All 33 published rows of cub200, leave one out" in page.sections["published"]
+    # 68 rows have a float Recall@1 and are folded. Shown are those of the 4 systems that were run and the 4 best of
+    # ResNet-50: HIER, ProxyNCA++, MIC (which was run) and Hyp.
+    assert "All 68 published rows of cub200, leave one out" in page.sections["published"]
+    beginning = next(n for n, row in enumerate(page.rows) if row[-1:] == ["source and status"])
+    systems = [row[0].partition(" this study")[0] for row in page.rows[beginning + 1 : beginning + 7]]
+    assert systems == [
+        "Revisiting Training Strategies: Margin (D, beta 1.2)", "MIC's baselines: margin, distance-weighted",
+        "Hyp", "MIC: margin loss", "ProxyNCA++: marked † there", "HIER",
+    ]  # fmt: skip
     assert "rung 2" in page.sections["curves"]
     assert "Of 4 trials: 2 ran to the end, 1 stopped early, 1 crashed." in page.sections["curves"]
     assert "cluster NMI" in page.sections["curves"]
@@ -209,12 +234,14 @@ def test_the_markdown_says_what_matters_first(made):
     )
     assert text.index("has the best mean") < text.index("## Test results") < text.index("## Search")
     assert (
-        "|  | configuration | MAP@R, test | MAP@R, ensemble | MAP@R, untrained | MAP@R, validation | R@1 |\n"
-        "| --- | --- | --- | --- | --- | --- | --- |\n"
-        "| A | mic: margin, distance_weighted | 0.3100 ± 0.0400 | 0.3600 | 0.1000 ± 0.0100 | 0.6000 ± 0.0400 | "
-        "0.6500 ± 0.0300 |\n"
-        "| B | margin, distance_weighted | 0.3200 ± 0.0400 | – | 0.1000 ± 0.0100 | 0.6000 ± 0.0400 | "
-        "0.6500 ± 0.0300 |\n"
+        "|  | configuration | models | runs | MAP@R | R@1 |\n"
+        "| --- | --- | --- | --- | --- | --- |\n"
+        "| A | mic: margin, distance_weighted | fold models | 4 | 0.3100 ± 0.0400 | 0.6500 ± 0.0300 |\n"
+        "| A | mic: margin, distance_weighted | ensemble of fold models | – | 0.3600 | – |\n"
+        "| A | mic: margin, distance_weighted | untrained network | – | 0.1000 ± 0.0100 | 0.3000 ± 0.0200 |\n"
+        "| A | mic: margin, distance_weighted | fold models, validation classes | 4 | 0.6000 ± 0.0400 | "
+        "0.8000 ± 0.0300 |\n"
+        "| B | margin, distance_weighted | fold models | 4 | 0.3200 ± 0.0400 | 0.6500 ± 0.0300 |\n"
     ) in text
     assert (
         "| A | mic: margin, distance_weighted | `print-search-002` | search-002 | 0.6100 ± 0.0411 | 4 |\n"
@@ -224,16 +251,17 @@ def test_the_markdown_says_what_matters_first(made):
     assert "| 4 | search-003 | contrastive | 0.1000 | 1 | crashed |\n" in text
 
 
-def test_published_numbers_are_below_ours_with_their_source_and_status(made):
-    text = summary_markdown(made[0])
+def test_published_numbers_are_below_ours_with_their_source_and_status(refitted):
+    text = summary_markdown(refitted[0])
     section = text.partition("## Published numbers: ")[2].partition("\n\n## ")[0]
     lines = section.splitlines()
     assert lines[0] == "cub200, leave one out"
     assert lines[2] == "|  | backbone | dimensions | Recall@1 | source and status |"
-    assert lines[4] == (
-        "| **this study**: A, mic: margin, distance_weighted | resnet50 | 128 | 0.6500 ± 0.0300 | "
+    # The refit only: neither the 0.650 of the fold models nor B, which has no refit.
+    assert [line for line in lines if "**this study**" in line] == [
+        "| **this study**: refit of A, mic: margin, distance_weighted | resnet50 | 128 | 0.6720 ± 0.0110 | "
         "configuration `print-search-002` |"
-    )
+    ]
     (mic,) = [line for line in lines if line.startswith("| MIC: ")]
     assert mic == (
         "| MIC: margin loss (this study ran it: A) | resnet50 | 128 | 0.6610 | tables of later papers, ICCV 2019; "
@@ -241,12 +269,84 @@ def test_published_numbers_are_below_ours_with_their_source_and_status(made):
     )
     (margin,) = [line for line in lines if line.startswith("| Revisiting Training Strategies: ")]
     assert "Margin (D, beta 1.2) (this study ran it: B) | resnet50 | 128 | 0.6309 (deviation 0.0046) |" in margin
-    # Of 33 rows: the three of the systems that were run, and the four best, MIC's being one of both.
-    assert [line.split("|")[4].strip() for line in lines[6:12]] == [
-        "0.6309 (deviation 0.0046)", "0.6340", "0.6536", "0.6570", "0.6610", "0.6685",
+    # Of 68 rows with a float Recall@1: three of the systems that were run, and the four best of ResNet-50.
+    assert [line.split("|")[4].strip() for line in lines[5:11]] == [
+        "0.6309 (deviation 0.0046)", "0.6340", "0.6550", "0.6610", "0.6900", "0.7010",
     ]  # fmt: skip
-    assert "\n\n... and 27 more in report.html\n\n" in section
-    assert section.endswith("Ours was selected on validation classes.")
+    assert "\n\n... and 62 more in report.html\n\n" in section
+    assert section.endswith("Without a mark it was not selected on the test classes, and ours never is.")
+
+
+def test_no_number_of_a_study_without_a_refit_stands_beside_published_ones(made):
+    page, text, latex = Page(report_page(*made)), summary_markdown(made[0]), final_latex(made[0])
+    remark = "No number of this study is comparable to these; the test results say why."
+    assert remark in page.sections["published"]
+    assert "this study:" not in page.sections["published"]
+    assert "None of these numbers is comparable to published ones." in page.sections["test"]
+    assert "run its search space with --recipe published" in " ".join(page.sections["test"].split())
+    section = text.partition("## Published numbers: ")[2].partition("\n\n## ")[0]
+    assert remark in section
+    assert "**this study**" not in section
+    assert "MIC" not in latex
+    assert latex.count("begin{tabular}") == 1
+
+
+def test_the_test_section_has_refit_and_fold_models_side_by_side(refitted):
+    page = Page(report_page(*refitted))
+    first, fold, ensemble, untrained = [row[1:] for row in page.rows if row and row[0] == "A" and len(row) == 6][:4]
+    label = "mic: margin, distance_weighted"
+    assert first == [
+        label, "refit, 3 epochs comparable to published numbers", "3", "0.340 ± 0.025", "0.672 ± 0.011",
+    ]  # fmt: skip
+    assert fold == [label, "fold models", "4", "0.310 ± 0.040", "0.650 ± 0.030"]
+    assert ensemble == [label, "ensemble of fold models", "–", "0.360", "–"]
+    assert untrained == [label, "untrained network", "–", "0.100 ± 0.010", "0.300 ± 0.020"]
+    assert "Only the refits are comparable to published numbers." in page.sections["test"]
+    assert "refit-001, seed 1: 0.3500" in page.sections["test"]
+    assert ["A", label, "all development classes", "3", "refit-000 (seed 0), refit-001 (seed 1), refit-002 (seed 2)",
+            "ran to the end"] in page.rows  # fmt: skip
+    assert "The number of epochs was found in validation: the median of the best" in page.sections["refit"]
+    ours = [row[:4] for row in page.rows if row and row[0].startswith("this study: ")]
+    assert ours == [["this study: refit of A, mic: margin, distance_weighted", "0.672 ± 0.011", "resnet50", "128"]]
+
+
+def test_a_refit_on_all_classes_is_marked_and_has_no_score(tmp_path):
+    folder = add_refits(write_study(tmp_path / "birds"), classes="all")
+    summary, trials = summarise(folder), histories(folder)
+    page = Page(report_page(summary, trials))
+    (row,) = [row for row in page.rows if row and any(cell.startswith("refit on all classes") for cell in row)][:1]
+    assert row[2:] == [
+        "refit on all classes, 3 epochs trained on the test classes as well: never scored", "3", "–", "–",
+    ]  # fmt: skip
+    assert "all classes the test classes included: never scored" in [row[2] for row in page.rows if len(row) == 6]
+    assert "(trained on the test classes as well: never scored) | 3 | – | – |" in summary_markdown(summary)
+    latex = rows_of(final_latex(summary))
+    assert latex[1][0].endswith("refit on all classes, 3 epochs (trained on the test classes as well: never scored)")
+    assert latex[1][1:] == ["--", "--"]
+    assert not any(row["test.map_at_r"] for row in csv_rows(trials_csv(trials, summary)) if row["stage"] == "refit")
+
+
+def test_a_study_that_only_refits_has_no_empty_section(tmp_path):
+    folder = write_published_study(tmp_path / "mic")
+    summary, trials = summarise(folder), histories(folder)
+    page = Page(report_page(summary, trials))
+    assert list(page.sections) == [
+        "findings", "test", "published", "refit", "curves", "cost", "parameters", "trials", "reads",
+    ]  # fmt: skip
+    assert "The refits are comparable to published numbers." in page.sections["test"]
+    assert "fold models" not in page.sections["test"]
+    assert "The training loss of 3 refits" in page.sections["curves"]
+    assert "All trials" not in page.sections["curves"]
+    text = summary_markdown(summary)
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        "## Test results", "## Published numbers: cub200, leave one out",
+    ]  # fmt: skip
+    tested, _ = final_latex(summary).split("\\end{table}\n\n")
+    assert rows_of(tested + "\\end{table}")[1][1:] == ["34.0 $\\pm$ 2.5", "67.2 $\\pm$ 1.1"]
+    rows = csv_rows(trials_csv(trials, summary))
+    assert [(row["trial"], row["stage"], row["seed"], row["configuration"], row["test.map_at_r"]) for row in rows] == [
+        (f"refit-00{seed}", "refit", str(seed), "print-search-002", str(value)) for seed, value in REFITS.items()
+    ]
 
 
 def test_a_long_search_is_cut_in_the_markdown(made):
@@ -302,12 +402,27 @@ def test_the_latex_table_closes_and_holds_the_numbers(made):
     rows = rows_of(latex)
     assert rows[0] == ["", "MAP@R", "R@1"]
     assert rows[1] == ["mic: margin, distance\\_weighted", "31.0 $\\pm$ 4.0", "65.0 $\\pm$ 3.0"]
-    assert rows[2] == ["\\quad ensemble of folds", "36.0", "--"]
-    assert rows[3] == ["\\quad untrained", "10.0 $\\pm$ 1.0", "30.0 $\\pm$ 2.0"]
-    assert ["MIC: margin loss$^\\ast$", "--", "66.1"] in rows
+    assert rows[2] == ["\\quad ensemble of fold models", "36.0", "--"]
+    assert rows[3] == ["\\quad untrained network", "10.0 $\\pm$ 1.0", "30.0 $\\pm$ 2.0"]
     assert latex.count("$") % 2 == 0
     assert "\\caption{Study birds \\textless{}1\\textgreater{}: MAP@R, Recall@1 on the test classes" in latex
     assert "over up to 4 runs" in latex
+
+
+def test_the_refits_and_the_published_numbers_have_a_table_of_their_own(refitted):
+    latex = final_latex(refitted[0])
+    tested, published = latex.split("\\end{table}\n\n")
+    rows = rows_of(tested + "\\end{table}")
+    assert rows[1] == ["mic: margin, distance\\_weighted, refit, 3 epochs", "34.0 $\\pm$ 2.5", "67.2 $\\pm$ 1.1"]
+    assert rows[2] == ["\\quad fold models", "31.0 $\\pm$ 4.0", "65.0 $\\pm$ 3.0"]
+    assert not any("MIC" in row[0] for row in rows)
+    rows = rows_of(published)
+    assert rows[1] == ["mic: margin, distance\\_weighted, refit", "67.2 $\\pm$ 1.1"]
+    assert ["MIC: margin loss (resnet50, 128)$^\\ast$", "66.1"] in rows
+    assert ["HIER (resnet50, 512)$^\\dagger$", "70.1"] in rows
+    assert not any("65.0" in row[1] for row in rows)
+    assert "beside published numbers of cub200, leave one out, in percent; $^\\ast$: epoch chosen on the" in published
+    assert latex.count("$") % 2 == 0
 
 
 def test_letters_that_mean_something_to_latex_are_escaped(made):
