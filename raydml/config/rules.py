@@ -50,6 +50,15 @@ def problems_of_stages(sections: Mapping[str, Any]) -> list[Problem]:
     """Return where a stage of a study needs more configurations than the stage before it leaves."""
     problems = []
     confirm, finalize, search = sections.get("confirm"), sections.get("finalize"), sections.get("search")
+    refit = sections.get("refit")
+    if refit is not None and confirm is not None and refit.top > confirm.top:
+        message = f"is more than confirm.top: {confirm.top} configuration(s) are confirmed"
+        cure = f"write at most {confirm.top}, or raise confirm.top"
+        problems.append(Problem("refit.top", refit.top, message, cure=cure))
+    if refit is not None and refit.classes == "development" and finalize is not None and refit.top > finalize.top:
+        message = f"is more than finalize.top: {finalize.top} configuration(s) are tested"
+        cure = f"write at most {finalize.top}, or raise finalize.top"
+        problems.append(Problem("refit.top", refit.top, message, cure=cure))
     if finalize is not None:
         limit, setting = (
             (confirm.top, "confirm.top") if confirm else (sections.get("keep_checkpoints"), "keep_checkpoints")

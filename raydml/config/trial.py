@@ -120,10 +120,24 @@ class ConfirmStage(Section):
     seeds: Count = 1
 
 
-class FinalizeStage(Section):
-    """Stage 3: the test classes are opened for the best ``top`` of the confirmed configurations.
+class RefitStage(Section):
+    """Stage 3: the best ``top`` configurations train on the validation classes as well, ``seeds`` times each.
 
-    Without a confirm stage, for the best ``top`` of the search.
+    Nothing validates them: their last weights count. epochs: confirmed is the median of the best epochs of the
+    configuration's confirmed runs (of its searched trial without a confirm stage); or a number. classes: all also
+    trains on the test classes; such models are never scored.
+    """
+
+    top: Count = 1
+    seeds: Count = 3
+    epochs: Literal["confirmed"] | Count = "confirmed"
+    classes: Literal["development", "all"] = "development"
+
+
+class FinalizeStage(Section):
+    """Stage 4: the test classes are opened for the best ``top`` of the confirmed configurations.
+
+    Without a confirm stage, for the best ``top`` of the search. Their refits are tested as well.
     """
 
     top: Count = 1
@@ -160,8 +174,8 @@ class StudySettings(Section):
     """The settings of a study: its name, its seed and its stages.
 
     keep_checkpoints, max_checkpoint_gib: how many checkpoints of the search stay on disk, best trials first. Of the
-    confirmed runs, those of the configurations to be tested stay. max_retries: how often a crashed trial is restarted
-    from its checkpoint.
+    confirmed runs, those of the configurations to be tested stay, and all of the refits. max_retries: how often a
+    crashed trial is restarted from its checkpoint.
     """
 
     rules = staticmethod(problems_of_stages)
@@ -170,6 +184,7 @@ class StudySettings(Section):
     seed: Index = 0
     search: SearchStage = SearchStage()
     confirm: ConfirmStage | None = None
+    refit: RefitStage | None = None
     finalize: FinalizeStage | None = None
     keep_checkpoints: Count = 3
     max_checkpoint_gib: Positive | None = None
