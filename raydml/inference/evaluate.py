@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from raydml.config.refit import trains_on_test_classes, validates
 from raydml.config.trial import Machine, Trial, parse_trial
 from raydml.data.catalog import Catalog, DataError
 from raydml.data.seal import TestKey
@@ -76,18 +77,14 @@ def evaluate_checkpoint(
         spec: the metrics to compute; None: those of the trial.
         save_to: a file for the embeddings (saved_embeddings.py), written before they are scored.
 
-    Raises DataError for the test part without a key, for the validation part where no class validates, and for images
-    other than those of the trial.
+    Raises DataError for the test part without a key, for a part that the trial trained on (see `refuse_absent_part`),
+    and for images other than those of the trial.
     """
     if part == "test" and key is None:
         raise DataError("part: test; the test classes are sealed. Pass the key that TestReads(...).record(...) returns")
     model = load_checkpoint(checkpoint_folder)
+    refuse_absent_part(model.card, part, str(checkpoint_folder))
     trial = parse_trial(model.card["trial"])
-    if part == "val" and trial.data.split.val_fraction == 0:
-        raise DataError(
-            f"part: val; no class validates in the trial of {checkpoint_folder} (data.split.val_fraction = 0): all "
-            "development classes were trained on. Cure: the test classes (--on test), or other images (--data)"
-        )
     images, class_names, protocols = _open_part(trial, part, machine, key)
     run_on = device or device_of(machine)
     spec = spec or metric_spec_of(trial)
@@ -117,6 +114,27 @@ def evaluate_checkpoint(
         )
         found.metrics.update({f"untrained_{name}": value for name, value in start.metrics.items()})
     return found
+
+
+def refuse_absent_part(card: Mapping[str, Any], part: Literal["val", "test"], what: str) -> None:
+    """Raise DataError where a model trained on all classes of a part: no score of them would be one of unseen classes.
+
+    card: the model card, with its ``trial``. what: the model, for the message. To be called before the read of test
+    classes is recorded.
+    """
+    trial = card.get("trial") or {}
+    if part == "test" and trains_on_test_classes(trial):
+        raise DataError(
+            f"{what}: this model was trained on the test classes as well (study.refit.classes: all, or "
+            "trial.data.split.test_fraction: 0), so nothing can be measured on them. Cure: images of other classes "
+            "(--data FOLDER), or a run of the study that was trained without them (STUDY:confirm-000 --on test)"
+        )
+    if part == "val" and not validates(trial):
+        raise DataError(
+            f"{what}: no class validates this model, which was trained on all development classes. Cure: the "
+            "test classes (--on test; the read is recorded), images of other classes (--data FOLDER), or a run of the "
+            "study that validates (STUDY:confirm-000 --on val)"
+        )
 
 
 def _open_part(

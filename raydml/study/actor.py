@@ -13,12 +13,13 @@ import ray
 import torch
 from ray import tune
 
+from raydml.config.refit import validates
 from raydml.config.trial import Machine, Trial, parse_trial
 from raydml.data.seal import TestReads
 from raydml.evaluation.embed import metric_spec_of
 from raydml.evaluation.saved_embeddings import concatenate, load_embeddings
 from raydml.evaluation.scoring import MetricSpec
-from raydml.inference.evaluate import evaluate_checkpoint, evaluate_saved
+from raydml.inference.evaluate import evaluate_checkpoint, evaluate_saved, refuse_absent_part
 from raydml.metrics.names import METRIC_GROUPS
 from raydml.ops.progress import show_log
 from raydml.ops.system_use import SystemUse
@@ -54,7 +55,8 @@ class TrialActor(tune.Trainable):
     """A trial as Tune runs it: one :meth:`step` is one epoch, and a checkpoint holds the whole state.
 
     ``config["run"]``: ``key`` (``search-003``), ``trial`` and ``machine`` (dictionaries), ``metric`` (what the
-    scheduler compares) and ``resume_from``, a checkpoint folder of an earlier run of the study or None.
+    scheduler compares), ``reads`` (the file in which a trial on all classes records that it opens the test classes) and
+    ``resume_from``, a checkpoint folder of an earlier run of the study or None.
     """
 
     _system: SystemUse | None = None
@@ -82,7 +84,9 @@ class TrialActor(tune.Trainable):
         trial: Trial = parse_trial(config["trial"])
         if self._catalogs is None or self._catalogs.machine != machine:
             self._catalogs = Catalogs(machine)
-        self._trainer = Trainer(trial, machine, device=assigned_device(machine), catalogs=self._catalogs)
+        reads = TestReads(Path(config["reads"]))
+        device = assigned_device(machine)
+        self._trainer = Trainer(trial, machine, device=device, catalogs=self._catalogs, reads=reads)
         self._system = _system_use(machine.system_metrics, self._trainer.device)
         self._repeat: dict[str, Any] | None = None
         if config["resume_from"] is not None:
@@ -139,17 +143,22 @@ class TrialActor(tune.Trainable):
 def evaluate_remotely(folder: str, machine: dict[str, Any], reads: str, commit: str, embeddings: str) -> dict[str, Any]:
     """Evaluate a checkpoint's best weights and its untrained network on the validation and the test classes.
 
-    Returns ``val`` and ``test``, all metrics by name, and ``protocols``, the sentence of each test protocol. This
-    process, which opens the test images, first records that in the file `reads`. The embeddings of the test images are
-    stored in the file `embeddings`.
+    Returns ``val`` and ``test``, all metrics by name, and ``protocols``, the sentence of each test protocol; ``val`` is
+    empty for a trial without validation classes. This process, which opens the test images, first records that in the
+    file `reads`. The embeddings of the test images are stored in the file `embeddings`.
     """
     here = Machine.model_validate(machine)
     device = assigned_device(here)
-    spec = metric_spec_of(parse_trial(checkpoint.load_card(Path(folder))["trial"]))._replace(groups=METRIC_GROUPS)
-    val = evaluate_checkpoint(Path(folder), "val", here, device=device, spec=spec)
+    card = checkpoint.load_card(Path(folder))
+    refuse_absent_part(card, "test", folder)
+    trial = parse_trial(card["trial"])
+    spec = metric_spec_of(trial)._replace(groups=METRIC_GROUPS)
+    val = {}
+    if validates(trial):
+        val = evaluate_checkpoint(Path(folder), "val", here, device=device, spec=spec).metrics
     key = TestReads(Path(reads)).record(purpose="finalize", checkpoint=folder, commit=commit)
     test = evaluate_checkpoint(Path(folder), "test", here, key=key, device=device, spec=spec, save_to=Path(embeddings))
-    return {"val": val.metrics, "test": test.metrics, "protocols": test.protocols}
+    return {"val": val, "test": test.metrics, "protocols": test.protocols}
 
 
 @ray.remote

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from raydml.config.refit import validates
 from raydml.config.trial import Machine, parse_trial
 from raydml.errors import ConfigError
 from raydml.search_space.space import SearchSpace, load_space
@@ -44,8 +45,8 @@ def extend_search(folder: Path, num_trials: int) -> None:
     has all of these trials, nothing changes.
 
     Raises:
-        StudyError: fewer trials than the study has, a space that does not give the study's trials again, or a study
-            that runs.
+        StudyError: fewer trials than the study has, a space that does not give the study's trials again, a study
+            without a search, or one that runs.
     """
     with only_driver(folder, "is running. Cure: stop it with Ctrl-C first, or wait for its end"):
         _extend(folder, num_trials)
@@ -53,6 +54,11 @@ def extend_search(folder: Path, num_trials: int) -> None:
 
 def _extend(folder: Path, num_trials: int) -> None:
     study, state = read_study(folder), read_state(folder)
+    if not all(map(validates, study["trials"])):
+        raise StudyError(
+            f"--num-trials = {num_trials}: study {folder.name!r} has no search, because its trials have no validation "
+            "classes (trial.data.split.val_fraction is 0). Cure: another study with more trials (sweep ... --name)"
+        )
     planned = int(study["study"]["search"]["num_trials"])
     missing = len(study["trials"]) > len(state.of_stage("search")) or any(
         trial.ended == "time" for trial in state.of_stage("search")

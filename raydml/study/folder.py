@@ -4,9 +4,9 @@
                  space.yaml      the user's file; resolved_space.json: the same after --set and the other options
                  split.json      which classes train, validate and are sealed, for the search and each fold
                  events.jsonl    everything that happened, one line each (raydml.study.events)
-                 search/ confirm/  run-000/<trial>/checkpoint_*, one run folder for each (re)start
-                 ranking.json confirmed.json final.json summary.json   what each stage ended with
-                 final/          the test numbers and embeddings of each finalized run
+                 search/ confirm/ refit/  run-000/<trial>/checkpoint_*, one run folder for each (re)start
+                 ranking.json confirmed.json refit.json final.json summary.json   what each stage ended with
+                 final/          the test numbers and embeddings of each finalized run and refit
                  test_reads.jsonl  every opening of the test classes
                  illustrations/ report/ model/
 """
@@ -24,10 +24,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from raydml.config.refit import trains_on_test_classes, validates
 from raydml.config.trial import Machine, StudySettings, Trial
 from raydml.data.catalog import Catalog
 from raydml.data.splits import Split, make_split
-from raydml.errors import did_you_mean
+from raydml.errors import ConfigError, Problem, did_you_mean
 from raydml.ops.files import write_whole
 from raydml.search_space.space import SearchSpace, sample_trials
 from raydml.study.limits import study_within_limits, trials_within_limits
@@ -35,7 +36,7 @@ from raydml.training import checkpoint
 from raydml.training.trial_images import Catalogs, open_development, with_content
 
 #: What each stage ends with.
-RESULT_FILES = {"search": "ranking.json", "confirm": "confirmed.json", "finalize": "final.json"}
+RESULT_FILES = {"search": "ranking.json", "confirm": "confirmed.json", "refit": "refit.json", "finalize": "final.json"}
 
 
 class StudyError(ValueError):
@@ -127,8 +128,9 @@ def create_study(
 
 def specification_of(study: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return what defines a study, as keys of its study.json: its settings, its trials, and the hash of both."""
-    settings = {"study": study, "trials": trials}
-    return {**settings, "specification": _digest(settings)}
+    # A stage that a study does not have is left out: the studies that were made before it existed keep their hash.
+    hashed = {name: value for name, value in study.items() if name != "refit" or value is not None}
+    return {"study": study, "trials": trials, "specification": _digest({"study": hashed, "trials": trials})}
 
 
 def fingerprinted_trials(space: SearchSpace, catalogs: Catalogs) -> list[Trial]:
@@ -136,8 +138,10 @@ def fingerprinted_trials(space: SearchSpace, catalogs: Catalogs) -> list[Trial]:
 
     Upper limits that the images do not allow are cut before (see `limits`), with a note.
     """
+    sampled = sample_trials(space)
+    _refuse_stages_without_validation(space.study, sampled)
     num_folds = 0 if space.study.confirm is None else space.study.confirm.folds
-    drawn = trials_within_limits(sample_trials(space), catalogs, num_folds)
+    drawn = trials_within_limits(sampled, catalogs, num_folds)
     trials = [with_content(trial, catalogs.of(trial)) for trial in drawn]
     if len(metrics := sorted({trial.select_on for trial in trials})) > 1:
         raise StudyError(
@@ -145,6 +149,47 @@ def fingerprinted_trials(space: SearchSpace, catalogs: Catalogs) -> list[Trial]:
             "Cure: one value instead of a domain"
         )
     return trials
+
+
+def _refuse_stages_without_validation(study: StudySettings, trials: Sequence[Trial]) -> None:
+    """Raise ConfigError where the trials have no validation classes, and a stage or one of its settings needs them."""
+    if all(map(validates, trials)):
+        if any(map(trains_on_test_classes, trials)):
+            message = "every class trains, and the same classes cannot validate"
+            cure = "--set trial.data.split.val_fraction=0"
+            raise ConfigError([Problem("trial.data.split.test_fraction", 0, message, cure=cure)])
+        return
+    if any(map(validates, trials)):
+        message = "some trials have validation classes and some have none, so they cannot be ranked"
+        cure = "one value instead of a domain (--set trial.data.split.val_fraction=0)"
+        raise ConfigError([Problem("trial.data.split.val_fraction", "varying", message, cure=cure)])
+    why, problems = "trial.data.split.val_fraction is 0", []
+    if study.confirm is not None:
+        message = f"has nothing to confirm by: {why}"
+        problems.append(Problem("study.confirm", study.confirm.model_dump(), message, cure="--set study.confirm=null"))
+    if study.refit is None:
+        message = f"is the stage that trains without validation classes ({why}), and it is missing"
+        problems.append(Problem("study.refit", None, message, cure="--set 'study.refit={seeds: 3}'"))
+    else:
+        if study.refit.epochs != "confirmed":
+            message = f"has no effect: {why}, so each trial has the epochs of trial.epochs"
+            cure = f"--set trial.epochs={study.refit.epochs}, and --set study.refit.epochs=confirmed"
+            problems.append(Problem("study.refit.epochs", study.refit.epochs, message, cure=cure))
+        if study.refit.top > 1:
+            message = f"has no effect: {why}, so nothing is ranked and every configuration is trained"
+            problems.append(Problem("study.refit.top", study.refit.top, message, cure="--set study.refit.top=1"))
+    if study.finalize is not None:
+        everything = any(map(trains_on_test_classes, trials))
+        if everything or (study.refit is not None and study.refit.classes == "all"):
+            message = "has nothing to test: every model of the study trains on the test classes as well"
+            cure = "--set study.finalize=null, or leave the test classes out of the training"
+            problems.append(Problem("study.finalize", study.finalize.model_dump(), message, cure=cure))
+        elif study.finalize.top > 1:
+            message = f"has no effect: {why}, so nothing is ranked and every configuration is tested"
+            cure = "--set study.finalize.top=1"
+            problems.append(Problem("study.finalize.top", study.finalize.top, message, cure=cure))
+    if problems:
+        raise ConfigError(problems)
 
 
 def with_absolute_paths(machine: Machine, storage: Path) -> Machine:
@@ -233,21 +278,28 @@ def find_study(target: str, storage: Path) -> Path:
     raise StudyError(f"no study {target!r} in {storage.resolve()}{hint} {cure}")
 
 
-def stages_of(study: StudySettings) -> list[str]:
-    """Return the stages of a study in order: search always, the others where they have settings."""
-    optional = {"confirm": study.confirm, "finalize": study.finalize}
-    return ["search", *(stage for stage, settings in optional.items() if settings is not None)]
+def stages_of(study: StudySettings, trials: Sequence[Any]) -> list[str]:
+    """Return the stages of a study in order: the search, and the others where they have settings.
+
+    trials: those of the search, or their plain values. Without validation classes there is nothing to search by.
+    """
+    optional = {"confirm": study.confirm, "refit": study.refit, "finalize": study.finalize}
+    search = ["search"] if all(map(validates, trials)) else []
+    return [*search, *(stage for stage, settings in optional.items() if settings is not None)]
 
 
 def planned_stages(study: StudySettings, trials: Sequence[Any]) -> list[dict[str, Any]]:
-    """Return the stages of a study in order, each with ``num_trials`` and ``max_epochs``."""
+    """Return the stages of a study in order, each with ``num_trials`` and ``max_epochs``. trials: as plain values."""
     epochs = max(int(trial["epochs"]) for trial in trials)
-    rows = [{"stage": "search", "num_trials": len(trials), "max_epochs": epochs}]
-    if study.confirm is not None:
-        rows.append({"stage": "confirm", "num_trials": num_confirmed(study, len(trials)), "max_epochs": epochs})
-    if study.finalize is not None:
-        rows.append({"stage": "finalize", "num_trials": num_tested(study, len(trials)), "max_epochs": 0})
-    return rows
+    refit_epochs = epochs if study.refit is None or study.refit.epochs == "confirmed" else study.refit.epochs
+    sizes = {
+        "search": lambda: (len(trials), epochs),
+        "confirm": lambda: (num_confirmed(study, len(trials)), epochs),
+        "refit": lambda: (num_refits(study, trials), refit_epochs),
+        "finalize": lambda: (num_tested(study, trials), 0),
+    }
+    rows = ((stage, *sizes[stage]()) for stage in stages_of(study, trials))
+    return [{"stage": stage, "num_trials": number, "max_epochs": most} for stage, number, most in rows]
 
 
 def num_confirmed(study: StudySettings, num_trials: int) -> int:
@@ -256,12 +308,24 @@ def num_confirmed(study: StudySettings, num_trials: int) -> int:
     return min(study.confirm.top, num_trials) * study.confirm.folds * study.confirm.seeds
 
 
-def num_tested(study: StudySettings, num_trials: int) -> int:
-    """Return how many networks finalize tests."""
+def num_refits(study: StudySettings, trials: Sequence[Any]) -> int:
+    """Return how many models the stage refit trains; 0 without the stage."""
+    if study.refit is None:
+        return 0
+    num_configurations = min(study.refit.top, len(trials)) if all(map(validates, trials)) else len(trials)
+    return num_configurations * study.refit.seeds
+
+
+def num_tested(study: StudySettings, trials: Sequence[Any]) -> int:
+    """Return how many networks finalize tests: the runs of the best configurations, and their refits."""
     assert study.finalize is not None
+    refits = num_refits(study, trials) if study.refit is not None and study.refit.classes == "development" else 0
+    if not all(map(validates, trials)):
+        return refits
     if study.confirm is None:
-        return min(study.finalize.top, num_trials)
-    return min(study.finalize.top, study.confirm.top, num_trials) * study.confirm.folds * study.confirm.seeds
+        return min(study.finalize.top, len(trials)) + refits
+    num_configurations = min(study.finalize.top, study.confirm.top, len(trials))
+    return num_configurations * study.confirm.folds * study.confirm.seeds + refits
 
 
 def read_study(folder: Path) -> dict[str, Any]:

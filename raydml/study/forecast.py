@@ -33,6 +33,7 @@ import torch
 
 from raydml import registry
 from raydml.config.recipe import flatten
+from raydml.config.refit import validates
 from raydml.config.trial import Machine, StudySettings, Trial
 from raydml.data.catalog import WITHOUT_FILES, Catalog
 from raydml.data.splits import Split, make_split
@@ -43,7 +44,7 @@ from raydml.ops.wording import counted
 from raydml.search_space.domains import has_first
 from raydml.search_space.space import SearchSpace
 from raydml.search_space.varying import varying_keys
-from raydml.study.folder import StudyPlan, num_confirmed, num_tested, with_absolute_paths
+from raydml.study.folder import StudyPlan, num_confirmed, num_refits, num_tested, stages_of, with_absolute_paths
 from raydml.study.rungs import expected_epochs
 from raydml.training.parts import make_sampler
 from raydml.training.trial_images import Catalogs, storage_for
@@ -153,6 +154,7 @@ def _stages(study: StudySettings, trials: Sequence[Trial]) -> list[dict[str, Any
         words = f"{counted(len(trials), 'trial')} of {first} to {longest} epochs, about {epochs:,.0f} of "
         words += f"{most:,} epochs with {search.scheduler}"
     stages = [{"stage": "search", "num_trials": len(trials), "epochs": epochs, "most_epochs": most, "in_words": words}]
+    stages = stages if "search" in stages_of(study, trials) else []
     if study.confirm is not None:
         confirm, top = study.confirm, min(study.confirm.top, len(trials))
         runs = num_confirmed(study, len(trials))
@@ -160,11 +162,31 @@ def _stages(study: StudySettings, trials: Sequence[Trial]) -> list[dict[str, Any
         words += f" = {counted(runs, 'run')} of {planned}"
         most = runs // top * sum(each_epochs[-top:])
         stages.append({"stage": "confirm", "num_trials": runs, "epochs": most, "most_epochs": most, "in_words": words})
+    if study.refit is not None:
+        stages.append(_refit_stage(study, trials))
     if study.finalize is not None:
-        runs, noun = num_tested(study, len(trials)), "best trial" if study.confirm is None else "run"
+        runs, noun = num_tested(study, trials), "run" if study.confirm or study.refit else "best trial"
         words = f"{counted(runs, noun)} scored on the test classes"
         stages.append({"stage": "finalize", "num_trials": runs, "epochs": 0, "most_epochs": 0, "in_words": words})
     return stages
+
+
+def _refit_stage(study: StudySettings, trials: Sequence[Trial]) -> dict[str, Any]:
+    """Return the refits: of unknown length where the confirmation finds the number of epochs, at most the longest."""
+    assert study.refit is not None
+    refit, runs, each_epochs = study.refit, num_refits(study, trials), sorted(trial.epochs for trial in trials)
+    num_configurations = runs // refit.seeds
+    if not all(map(validates, trials)):
+        most, of = refit.seeds * sum(each_epochs), "their own epochs"
+    elif refit.epochs == "confirmed":
+        most = refit.seeds * sum(each_epochs[-num_configurations:])
+        of = f"as many epochs as are best, at most {each_epochs[-1]}"
+    else:
+        most, of = runs * refit.epochs, counted(refit.epochs, "epoch")
+    classes = "all classes, those of the test included" if refit.classes == "all" else "all development classes"
+    words = f"{counted(num_configurations, 'configuration')} x {counted(refit.seeds, 'seed')} on {classes}"
+    words += f" = {counted(runs, 'run')} of {of}"
+    return {"stage": "refit", "num_trials": runs, "epochs": most, "most_epochs": most, "in_words": words}
 
 
 def _slots(machine: Machine, study: StudySettings) -> dict[str, Any]:

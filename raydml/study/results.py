@@ -1,4 +1,4 @@
-"""Results of a finished study: the winner, the runs worth pictures, the summary, the report, the exported model."""
+"""Results of a finished study: the model to take away, the runs worth pictures, the summary and the report."""
 
 from __future__ import annotations
 
@@ -6,9 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from raydml.config.refit import validates
+from raydml.config.trial import StudySettings
 from raydml.ops.files import write_whole
 from raydml.study.events import read_state, read_trials
-from raydml.study.folder import RESULT_FILES, StudyError, newest_checkpoint, read_json, read_study, write_json
+from raydml.study.folder import (
+    RESULT_FILES,
+    StudyError,
+    newest_checkpoint,
+    read_json,
+    read_study,
+    stages_of,
+    write_json,
+)
 from raydml.study.summary import histories, summarise
 
 NUM_TOP_TRIALS = 3  # trials whose checkpoint, configuration and retrievals go to MLflow
@@ -18,49 +28,85 @@ def is_finished(folder: Path) -> bool:
     """Return whether every stage has its result and the study was recorded as finished: nothing is left to do."""
     if read_state(folder).state != "finished":
         return False
-    planned = read_study(folder)["study"]
-    return all(
-        (folder / file).exists() for stage, file in RESULT_FILES.items() if stage == "search" or planned.get(stage)
-    )
+    study = read_study(folder)
+    stages = stages_of(StudySettings.model_validate(study["study"]), study["trials"])
+    return all((folder / RESULT_FILES[stage]).exists() for stage in stages)
 
 
 class Winner(NamedTuple):
     """The best checkpoint of a study, chosen on validation classes and never on the test classes."""
 
-    trial: str  # key, confirm-001 or search-003
+    trial: str  # key, refit-000, confirm-001 or search-003
     configuration: str  # fingerprint of the searched configuration
     checkpoint: Path
 
 
 def find_winner(folder: Path) -> Winner:
+    """Return the model to take away: a refit of the best configuration where there is one, else `find_validated`.
+
+    Nothing validates a refit, so there is nothing to choose one by: the first seed counts. In a study without
+    validation classes nothing ranks the configurations either, and the first counts. Raises StudyError while there is
+    no model.
+    """
+    validated = _best_validated(folder)
+    refits = _rows(folder, "refit")
+    best = [row for row in refits if validated is None or row["configuration"] == validated[2]]
+    if best:
+        return _winner(folder, best[0]["runs"][0]["trial"], "refit", best[0]["configuration"])
+    return find_validated(folder)
+
+
+def find_validated(folder: Path) -> Winner:
     """Return the best run of the best confirmed configuration, or the best trial of a search that is not confirmed.
 
-    Raises StudyError while there is none.
+    Raises StudyError while there is none, and in a study without validation classes.
     """
-    metric = read_study(folder)["select_on"]
-    if (folder / "confirmed.json").exists():
-        best = read_json(folder / "confirmed.json")[0]
-        run = max(best["runs"], key=lambda run: run["value"])
-        key, stage, configuration = run["trial"], "confirm", best["configuration"]
-    elif (folder / "ranking.json").exists():
-        row = read_json(folder / "ranking.json")[0]
-        key, stage, configuration = row["trial"], "search", row["fingerprint"]
-    else:
+    found = _best_validated(folder)
+    if found is None:
+        study = read_study(folder)
+        if not all(map(validates, study.get("trials", []))):
+            raise StudyError(
+                f"study {folder.name!r} has no run with validation classes, and no refit has ended. "
+                f"Cure: launch.py resume {folder.name}"
+            )
         raise StudyError(
             f"study {folder.name!r} has not ended its search. Cure: launch.py resume {folder.name}, or name a "
             f"checkpoint below {folder / 'search'}"
         )
+    return _winner(folder, *found)
+
+
+def _rows(folder: Path, stage: str) -> list[dict[str, Any]]:
+    """Return the result of a stage; empty while it has none."""
+    path = folder / RESULT_FILES[stage]
+    return list(read_json(path)) if path.exists() else []
+
+
+def _best_validated(folder: Path) -> tuple[str, str, str] | None:
+    """Return key, stage and configuration of the best run with validation classes; None while there is none."""
+    if confirmed := _rows(folder, "confirm"):
+        run = max(confirmed[0]["runs"], key=lambda run: run["value"])
+        return run["trial"], "confirm", confirmed[0]["configuration"]
+    if ranked := _rows(folder, "search"):
+        return ranked[0]["trial"], "search", ranked[0]["fingerprint"]
+    return None
+
+
+def _winner(folder: Path, key: str, stage: str, configuration: str) -> Winner:
+    """Return a winner with its newest checkpoint. Raises StudyError where that is gone."""
     found = newest_checkpoint(folder, stage, key)
     if found is None:
+        metric = read_study(folder)["select_on"]
+        what = "is the model to take away" if stage == "refit" else f"is the best by {metric}"
         raise StudyError(
-            f"study {folder.name!r}: {key} is the best by {metric}, but it has no intact checkpoint "
+            f"study {folder.name!r}: {key} {what}, but it has no intact checkpoint "
             f"left. Cure: the exported model {folder / 'model'}, if it is there"
         )
     return Winner(key, configuration, found)
 
 
 class MeanOfRuns(NamedTuple):
-    """The mean over all confirmed runs of one configuration, of which `trial` is one.
+    """The mean over all confirmed runs, or over all refits, of one configuration, of which `trial` is one.
 
     metric: named as in reports, with its part (val_map_at_r). half_width: of the 95 % interval, None for one run.
     """
@@ -73,7 +119,7 @@ class MeanOfRuns(NamedTuple):
 
 
 def mean_of_runs(folder: Path, trial: str, on: str) -> MeanOfRuns | None:
-    """Return the mean of the configuration that a confirmed run belongs to, on "val" or "test" classes.
+    """Return the mean of the configuration that a confirmed run or a refit belongs to, on "val" or "test" classes.
 
     None for a run of the search, and on test classes that the study has not read.
     """
@@ -82,15 +128,16 @@ def mean_of_runs(folder: Path, trial: str, on: str) -> MeanOfRuns | None:
     summary = read_json(folder / "summary.json")
     metric = summary["metric"].removeprefix("val_")
     for row in summary["confirm" if on == "val" else "final"]:
-        score = row if on == "val" else row["metrics"].get(metric)
-        if score and score["mean"] is not None and trial in [run["trial"] for run in row["runs"]]:
-            return MeanOfRuns(trial, len(row["runs"]), f"{on}_{metric}", score["mean"], score["half_width"])
+        for group in filter(None, (row, row.get("refit"))):
+            score = group if on == "val" else group["metrics"].get(metric)
+            if score and score["mean"] is not None and trial in [run["trial"] for run in group["runs"]]:
+                return MeanOfRuns(trial, len(group["runs"]), f"{on}_{metric}", score["mean"], score["half_width"])
     return None
 
 
 def top_trials(folder: Path) -> dict[str, Path]:
     """Return key -> checkpoint of the best searched trials and of the winner."""
-    keys = [row["trial"] for row in read_json(folder / "ranking.json")[:NUM_TOP_TRIALS]]
+    keys = [row["trial"] for row in _rows(folder, "search")[:NUM_TOP_TRIALS]]
     found = {key: newest_checkpoint(folder, "search", key) for key in keys}
     winner = find_winner(folder)
     return {key: path for key, path in found.items() if path is not None} | {winner.trial: winner.checkpoint}
@@ -145,17 +192,23 @@ def _summary_metrics(summary: dict[str, Any]) -> dict[str, float]:
         parts |= {"val_": "validation", "val_untrained_": "untrained_validation"}
         for prefix, part in parts.items():
             metrics |= {f"{prefix}{name}": score["mean"] for name, score in row[part].items()}
+        refit = row.get("refit") or {}
+        for prefix, part in (("test_refit_", "metrics"), ("test_refit_untrained_", "untrained")):
+            metrics |= {f"{prefix}{name}": score["mean"] for name, score in refit.get(part, {}).items()}
     return metrics
 
 
 def illustrated_runs(folder: Path) -> dict[str, Path]:
     """Return key -> checkpoint folder of the runs worth pictures: the winner, the runner-up, the best of other methods.
 
-    The winner comes first. Each further configuration has its best run on the winner's fold, so that both validate on
-    the same classes. Runs without an intact checkpoint (only the best keep theirs) are left out. Raises StudyError
-    while there is no winner.
+    The best comes first. Each further configuration has its best run on the fold of the first, so that both validate on
+    the same classes. Runs without an intact checkpoint (only the best keep theirs) are left out. Refits validate on
+    nothing and are not among them; in a study without validation classes there is none. Raises StudyError while there
+    is no winner.
     """
-    winner = find_winner(folder)
+    if not all(map(validates, read_study(folder).get("trials", []))):
+        return {}
+    winner = find_validated(folder)
     chosen = {winner.trial: winner.checkpoint}
     searched = read_trials(folder, "search")
     seen: set[str] = set()

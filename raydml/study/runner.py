@@ -176,6 +176,7 @@ def run_trials(session: StudySession, stage: str, trials: Mapping[str, Trial], c
             "configuration": configurations[key],
             "machine": session.machine.model_dump(mode="json"),
             "metric": metric,
+            "reads": str(folder / "test_reads.jsonl"),
             "resume_from": str(resume_from[key]) if resume_from[key] else None,
         }
         for key, trial in waiting.items()

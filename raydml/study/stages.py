@@ -1,4 +1,4 @@
-"""A study on Ray: search, confirm, finalize. Each stage can be interrupted, and run again from where it was.
+"""A study on Ray: search, confirm, refit, finalize. Each stage can be interrupted, and run again from where it was.
 
 Finalize opens the test classes once, for the winners of the stages before. Every read of them is recorded, as an event
 and in ``test_reads.jsonl``, before it happens.
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import ray
 
+from raydml.config.refit import validates
 from raydml.config.trial import Machine, StudySettings, Trial, fingerprint, parse_trial
 from raydml.metrics.intervals import t_interval
 from raydml.study.actor import evaluate_ensemble_remotely, evaluate_remotely, illustrate_remotely
@@ -33,7 +34,8 @@ from raydml.study.folder import (
     stages_of,
     write_json,
 )
-from raydml.study.results import illustrated_runs, is_finished, top_trials, write_results
+from raydml.study.refit import configurations_to_refit, lost_refits, notes_on_refits, refit_trials, refitted
+from raydml.study.results import find_winner, illustrated_runs, is_finished, top_trials, write_results
 from raydml.study.runner import StudySession, drop_checkpoints, num_slots, run_trials
 from raydml.study.time_limit import TimeLimit
 from raydml.training import checkpoint
@@ -60,6 +62,11 @@ def run_study(folder: Path, *, address: str | None = None, time_limit_s: float |
     machine = Machine.model_validate(study_json["machine"])
     if is_finished(folder):
         return Outcome("finished")
+    if deadline_s is not None and "search" not in stages_of(study, study_json["trials"]):
+        raise StudyError(
+            f"--time ends a search early, and study {folder.name!r} has none: its trials have no validation classes, "
+            "and their number of epochs is fixed. Cure: leave it out; Ctrl-C and resume split the time"
+        )
     refusal = "is running already, in another process. Cure: wait for it, or stop it with Ctrl-C there"
     with only_driver(folder, refusal, timeout_s=1.0):
         session = StudySession(folder, study, machine, study_json["select_on"], {})
@@ -78,7 +85,7 @@ def _run(
     time_limit_s: float | None,
 ) -> Outcome:
     folder, study, machine = session.folder, session.study, session.machine
-    stages = stages_of(study)
+    stages = stages_of(study, study_json["trials"])
     session.record(
         "study_started",
         study=study.name,
@@ -120,8 +127,8 @@ def _num_steps(study: StudySettings, trials: Sequence[Any]) -> int:
     """Return the steps after the training: the tests of networks and of ensembles, the pictures, report and model."""
     if study.finalize is None:
         return 3
-    top = min(study.finalize.top, study.confirm.top if study.confirm else len(trials), len(trials))
-    return num_tested(study, len(trials)) + top + 3
+    num_ensembles = min(study.finalize.top, study.confirm.top if study.confirm else len(trials), len(trials))
+    return num_tested(study, trials) + (num_ensembles if all(map(validates, trials)) else 0) + 3
 
 
 def _refuse_other_images(study_json: Mapping[str, Any], machine: Machine) -> Catalogs:
@@ -182,19 +189,20 @@ def confirm_trials(
     return rows
 
 
-def confirm_keys(folder: Path, rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return the rows of a confirmation by the keys of their trials.
+def keys_of_runs(folder: Path, stage: str, rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the rows of a stage after the search by the keys of their trials: ``confirm-000``, ``refit-001``.
 
-    A run of the same configuration, fold and seed that exists keeps its key and is not repeated. A run from before the
-    search was given more trials counts only if it has a value and still has its checkpoint. All others get free keys.
+    A run of the same trial that exists keeps its key and is not repeated. A run from before the search was given more
+    trials counts only if it has a result and still has its checkpoint. All others get free keys.
     """
-    started = {trial.trial: trial for trial in read_state(folder).trials.values() if trial.stage == "confirm"}
+    started = {trial.trial: trial for trial in read_state(folder).trials.values() if trial.stage == stage}
     usable: dict[str, list[str]] = {}
     for key, trial in sorted(started.items()):
-        is_kept = trial.best is not None and newest_checkpoint(folder, "confirm", key) is not None
+        has_result = trial.best is not None or (stage == "refit" and trial.ended == "finished")
+        is_kept = has_result and newest_checkpoint(folder, stage, key) is not None
         if not trial.is_superseded or not trial.ended or is_kept:
             usable.setdefault(trial.fingerprint, []).append(key)
-    free = (key for number in itertools.count() if (key := f"confirm-{number:03d}") not in started)
+    free = (key for number in itertools.count() if (key := f"{stage}-{number:03d}") not in started)
     by_key = {}
     for row in rows:
         same = usable.get(fingerprint(row["trial"]))
@@ -205,7 +213,7 @@ def confirm_keys(folder: Path, rows: Sequence[dict[str, Any]]) -> dict[str, dict
 def _confirm(session: StudySession) -> None:
     searched = search_trials(read_study(session.folder))
     rows = confirm_trials(read_json(session.folder / RESULT_FILES["search"]), searched, session.study)
-    by_key = confirm_keys(session.folder, rows)
+    by_key = keys_of_runs(session.folder, "confirm", rows)
     trials = {key: row["trial"] for key, row in by_key.items()}
     configurations = {key: row["configuration"] for key, row in by_key.items()}
     states = run_trials(session, "confirm", trials, configurations, "none")
@@ -245,6 +253,35 @@ def _confirmed(rows: Mapping[str, Mapping[str, Any]], states: Mapping[str, Trial
     return sorted(complete, key=lambda group: -group["mean"])
 
 
+def _refit(session: StudySession) -> None:
+    searched = search_trials(read_study(session.folder))
+    state = read_state(session.folder)
+    rows = refit_trials(configurations_to_refit(session.folder, state, searched), searched, session.study)
+    for note in notes_on_refits(rows, session.study, state):
+        session.note(note)
+    by_key = keys_of_runs(session.folder, "refit", rows)
+    # Each is checked as a whole: it has another number of epochs and other classes than its searched trial.
+    trials = {key: parse_trial(row["trial"].model_dump(mode="json")) for key, row in by_key.items()}
+    configurations = {key: row["configuration"] for key, row in by_key.items()}
+    states = run_trials(session, "refit", trials, configurations, "none")
+    _finish(session, "refit", trials, states, lambda: _refitted(session, by_key, states))
+
+
+def _refitted(
+    session: StudySession, rows: Mapping[str, Mapping[str, Any]], states: Mapping[str, TrialState]
+) -> list[dict[str, Any]]:
+    """Return the rows of refit.json, and note which refits are missing there."""
+    found, lost = refitted(rows, states), {state.trial: state for state in lost_refits(states.values())}
+    if not found:
+        raise StudyError(
+            f"no refit reached its last epoch: {_endings(states)}. Cure: smaller learning rates or another number of "
+            "epochs, for example, in a new study (--name)"
+        )
+    if lost:
+        session.note(f"without {_endings(lost)}: means and intervals of refits are over those that reached their end")
+    return found
+
+
 def _endings(states: Mapping[str, TrialState]) -> str:
     """Return ``search-000 crashed (ValueError: ...), search-001 non_finite_loss``."""
     return ", ".join(
@@ -274,17 +311,23 @@ Means = dict[str, dict[str, float | None]]
 def finalize(session: StudySession) -> None:
     """Test the confirmed winners, or those of a search that is not confirmed: each of their checkpoints once."""
     assert session.study.finalize is not None
-    winners = _winners(session.folder)[: session.study.finalize.top]
-    num_trials = sum(len(winner["keys"]) for winner in winners)
+    winners = _winners(session.folder, session.study)
+    num_trials = sum(len(winner["keys"]) + len(_scored_refits(winner)) for winner in winners)
     session.record(
         "stage_started", stage="finalize", num_trials=num_trials, num_ended=0, max_epochs=0,
-        num_slots=num_slots(session),
+        configurations=[winner["configuration"] for winner in winners], num_slots=num_slots(session),
     )  # fmt: skip
-    finished, num_done, num_steps = [], 0, num_trials + len(winners) + 3
+    num_ensembles = sum(bool(winner["keys"]) for winner in winners)
+    finished, num_done, num_steps = [], 0, num_trials + num_ensembles + 3
     for winner in winners:
         runs = _test_runs(session, winner["stage"], winner["keys"], num_done, num_steps)
-        num_done += len(runs) + 1
-        session.step("testing the ensemble of the folds", num_done, num_steps)
+        num_done += len(runs)
+        if runs:
+            num_done += 1
+            session.step("testing the ensemble of the folds", num_done, num_steps)
+        ensemble = _ensemble(session, winner["runs"])
+        refits = _test_runs(session, "refit", _scored_refits(winner), num_done, num_steps)
+        num_done += len(refits)
         finished.append(
             {
                 "configuration": winner["configuration"],
@@ -294,38 +337,66 @@ def finalize(session: StudySession) -> None:
                 "untrained": _intervals(runs, "test", "untrained_"),
                 "validation": _intervals(runs, "val", ""),
                 "untrained_validation": _intervals(runs, "val", "untrained_"),
-                "ensemble": _ensemble(session, winner["runs"]),
-                "protocols": next(iter(runs.values()))["protocols"],
+                "ensemble": ensemble,
+                "protocols": next((run["protocols"] for run in (*runs.values(), *refits.values())), {}),
+                "refit": winner["refit"] and _tested_refit(winner["refit"], refits),
             }
         )
     write_json(session.folder / RESULT_FILES["finalize"], finished)
     session.record("stage_finished", stage="finalize", ranking=finished)
 
 
-def _winners(folder: Path) -> list[dict[str, Any]]:
+def _scored_refits(winner: Mapping[str, Any]) -> list[str]:
+    """Return the keys of a winner's refits, none where they were trained on the test classes."""
+    refit = winner["refit"]
+    return [] if refit is None or refit["classes"] == "all" else [run["trial"] for run in refit["runs"]]
+
+
+def _tested_refit(row: Mapping[str, Any], runs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what final.json says of the refits of a configuration: means and intervals over their seeds."""
+    return {
+        "runs": runs,
+        "epochs": row["epochs"],
+        "classes": row["classes"],
+        "num_runs": len(row["runs"]),
+        "metrics": _intervals(runs, "test", ""),
+        "untrained": _intervals(runs, "test", "untrained_"),
+    }
+
+
+def _winners(folder: Path, study: StudySettings) -> list[dict[str, Any]]:
     """Return the configurations to test, best first: ``configuration``, ``from_trial``, the ``stage`` and the ``keys``
-    of their trials, and the ``runs`` of the confirmation."""
-    confirmed = folder / RESULT_FILES["confirm"]
+    of their trials, the ``runs`` of the confirmation, and the row of their ``refit`` or None."""
+    assert study.finalize is not None
+    found = folder / RESULT_FILES["refit"]
+    refits = {row["configuration"]: row for row in (read_json(found) if found.exists() else [])}
+    confirmed, ranked = folder / RESULT_FILES["confirm"], folder / RESULT_FILES["search"]
     if confirmed.exists():
-        return [
+        rows = [
             {**row, "stage": "confirm", "keys": [run["trial"] for run in row["runs"] if run["value"] is not None]}
             for row in read_json(confirmed)
-        ]
-    return [
-        {
-            "configuration": row["fingerprint"],
-            "from_trial": row["trial"],
-            "stage": "search",
-            "keys": [row["trial"]],
-            "runs": [],
-        }
-        for row in read_json(folder / RESULT_FILES["search"])
-        if row["value"] is not None
-    ]
+        ][: study.finalize.top]
+    elif ranked.exists():
+        rows = [
+            {
+                "configuration": row["fingerprint"],
+                "from_trial": row["trial"],
+                "stage": "search",
+                "keys": [row["trial"]],
+                "runs": [],
+            }
+            for row in read_json(ranked)
+            if row["value"] is not None
+        ][: study.finalize.top]
+    else:  # without validation classes nothing was ranked
+        rows = [{**row, "stage": "refit", "keys": [], "runs": []} for row in refits.values()]
+    return [{**row, "refit": refits.get(row["configuration"])} for row in rows]
 
 
 def _intervals(runs: Mapping[str, Any], part: str, prefix: str) -> Means:
-    """Return the means over the runs of the metrics with this prefix (``untrained_`` or none)."""
+    """Return the means over the runs of the metrics with this prefix (``untrained_`` or none); none without a run."""
+    if not runs:
+        return {}
     return _means(
         [
             {
@@ -378,6 +449,8 @@ def _ensemble(session: StudySession, runs: Sequence[Mapping[str, Any]]) -> Means
 def _test_runs(session: StudySession, stage: str, keys: Sequence[str], num_done: int, num_steps: int) -> dict[str, Any]:
     """Return key -> {"val": metrics, "test": metrics, "protocols"}; what an interrupted run has written is read.
 
+    Of a trial without validation classes ``val`` is empty.
+
     num_done, num_steps: steps before these, and in all.
     """
     scores: dict[str, Any] = {}
@@ -410,8 +483,12 @@ def illustrate(session: StudySession) -> None:
     folder = session.folder / "illustrations"
     if (folder / "illustrations.json").exists():  # written last
         return
-    chosen = {**illustrated_runs(session.folder), **top_trials(session.folder)}
-    tests = [path for path in [_embeddings_file(session, next(iter(chosen)))] if path.exists()]
+    # Retrievals are of validation classes, which a refit has not.
+    validated = {key: path for key, path in top_trials(session.folder).items() if not key.startswith("refit-")}
+    chosen = {**illustrated_runs(session.folder), **validated}
+    winner = find_winner(session.folder).trial
+    tested = [_embeddings_file(session, key) for key in (winner, *list(chosen)[:1])]
+    tests = [path for path in tested if path.exists()][:1]
     for path in tests:
         _record_test_read(session, None, path)
     checkpoints = {key: str(path) for key, path in chosen.items()}
@@ -451,4 +528,4 @@ def _fetch(references: Any) -> Any:
         raise
 
 
-_STAGES = {"search": _search, "confirm": _confirm, "finalize": finalize}
+_STAGES = {"search": _search, "confirm": _confirm, "refit": _refit, "finalize": finalize}

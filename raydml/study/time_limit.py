@@ -14,7 +14,7 @@ from raydml.study.pace import remaining_s
 
 CHECK_EVERY_S = 0.5
 RESERVE = 1.3  # of the estimated time of the later stages: estimates are rough
-_LATER_STAGES = ("confirm", "finalize")
+_LATER_STAGES = ("confirm", "refit", "finalize")
 
 
 class TimeLimit(tune.Stopper):

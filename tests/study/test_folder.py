@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raydml.config.trial import parse_study
+from raydml.config.trial import parse_study, parse_trial
 from raydml.data.catalog import DataError
+from raydml.errors import ConfigError
 from raydml.search_space.space import load_space
 from raydml.study import events
-from raydml.study import folder as study
+from raydml.study import folder as study_files
 from raydml.study.events import read_trials
 from raydml.study.folder import StudyError, create_study, find_study
 from raydml.study.runner import StudyEvents, retain
 from raydml.study.stages import confirm_trials
 from raydml.training.trial_images import Catalogs
+from tests.config.test_trial import trial_with
 from tests.study.study_events import ended, epoch
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +84,63 @@ def test_another_specification_under_the_name_is_refused_with_a_free_name(tmp_pa
         make(tmp_path, overrides=["trial.epochs=3"])
 
 
+def test_a_study_without_refit_has_the_hash_that_it_had_before_the_stage_existed():
+    study = parse_study({"name": "a", "confirm": {"top": 1}, "finalize": {}}).model_dump(mode="json")
+    # Computed by the version before.
+    before = "475aff81040a237fe2635280061b63ef2b6f5eb8bc2322b2a7a7d7c4eef674a9"
+    assert study["refit"] is None
+    assert study_files.specification_of(study, [{"epochs": 3}])["specification"] == before
+    older = {name: value for name, value in study.items() if name != "refit"}
+    assert study_files.specification_of(older, [{"epochs": 3}])["specification"] == before
+    refit = parse_study({"refit": {}}).refit.model_dump(mode="json")
+    assert study_files.specification_of({**study, "refit": refit}, [{"epochs": 3}])["specification"] != before
+
+
+def test_the_stages_of_a_study_and_how_many_networks_each_has():
+    def plan(trials, **settings):
+        rows = study_files.planned_stages(parse_study(settings), trials)
+        return [(row["stage"], row["num_trials"], row["max_epochs"]) for row in rows]
+
+    trials = [{"epochs": 8}, {"epochs": 4}, {"epochs": 8}]
+    confirm, refit = {"top": 2, "folds": 2, "seeds": 2}, {"top": 1, "seeds": 3}
+    assert plan(trials, confirm=confirm, refit=refit, finalize={"top": 2}) == [
+        *(("search", 3, 8), ("confirm", 8, 8), ("refit", 3, 8), ("finalize", 8 + 3, 0))
+    ]
+    # What is trained on all classes is not tested; nor is there more to refit than was searched.
+    everything = {"top": 5, "seeds": 2, "classes": "all", "epochs": 20}
+    assert plan(trials, refit=everything, finalize={"top": 1}) == [
+        *(("search", 3, 8), ("refit", 6, 20), ("finalize", 1, 0))
+    ]
+    # Without validation classes nothing is searched: each configuration is trained with each seed.
+    unvalidated = [{"data": {"split": {"val_fraction": 0.0}}, **trial} for trial in trials]
+    assert plan(unvalidated, refit=refit, finalize={"top": 1}) == [("refit", 9, 8), ("finalize", 9, 0)]
+
+
+def with_split(trial, **changes):
+    split = trial.data.split.model_copy(update=changes)
+    return trial.model_copy(update={"data": trial.data.model_copy(update={"split": split})})
+
+
+def test_what_needs_validation_classes_is_refused_without_them_all_at_once():
+    def problems(*fractions, **settings):
+        trials = [with_split(parse_trial(trial_with()), val_fraction=fraction) for fraction in fractions]
+        with pytest.raises(ConfigError) as caught:
+            study_files._refuse_stages_without_validation(parse_study(settings), trials)
+        return {problem.path: problem.cure for problem in caught.value.problems}
+
+    confirm, finalize = {"top": 2, "folds": 2}, {"top": 2}
+    assert problems(0.0, 0.0, confirm=confirm, finalize={"top": 2}) == {
+        "study.confirm": "--set study.confirm=null",
+        "study.refit": "--set 'study.refit={seeds: 3}'",
+        "study.finalize.top": "--set study.finalize.top=1",
+    }
+    found = problems(0.0, refit={"top": 2, "epochs": 40}, finalize=finalize)
+    assert set(found) == {"study.refit.top", "study.refit.epochs", "study.finalize.top"}
+    assert "trial.epochs=40" in found["study.refit.epochs"]
+    assert set(problems(0.0, 0.5)) == {"trial.data.split.val_fraction"}
+    assert set(problems(0.0, refit={"classes": "all"}, finalize={})) == {"study.finalize"}
+
+
 def test_every_trial_of_a_study_carries_the_hash_of_its_images(tmp_path):
     trials = json.loads((make(tmp_path) / "study.json").read_text())["trials"]
     assert len(trials) == 3
@@ -142,7 +201,8 @@ def test_a_study_is_found_by_name_and_by_path_and_a_misspelt_one_gets_the_neares
 def test_confirmation_is_the_best_configurations_times_folds_times_seeds(tmp_path):
     space = space_at(tmp_path)
     trials = {
-        f"search-{i:03d}": trial for i, trial in enumerate(study.fingerprinted_trials(space, Catalogs(space.machine)))
+        f"search-{i:03d}": trial
+        for i, trial in enumerate(study_files.fingerprinted_trials(space, Catalogs(space.machine)))
     }
     settings = parse_study({"seed": 5, "confirm": {"top": 2, "folds": 2, "seeds": 2}})
     ranking = [
@@ -205,7 +265,7 @@ def test_a_study_is_read_with_the_paths_of_where_its_storage_is_now(tmp_path):
 
     def read(**changes):
         (here / "mini" / "study.json").write_text(json.dumps({**facts, **changes}))
-        return study.read_study(here / "mini")
+        return study_files.read_study(here / "mini")
 
     found = read(tracking_uri=f"sqlite:///{recorded}/mlflow.db")
     assert found["tracking_uri"] is None, "the store in the storage folder"
@@ -216,7 +276,7 @@ def test_a_study_is_read_with_the_paths_of_where_its_storage_is_now(tmp_path):
         assert read(tracking_uri=elsewhere)["tracking_uri"] == elsewhere
     outside = read(tracking_uri=None, machine={"data_root": "/data", "cache_dir": None})
     assert outside["machine"] == {"data_root": "/data", "cache_dir": None}
-    study.report_to(here / "mini", f"sqlite:///{here}/mlflow.db")
-    assert study.read_json(here / "mini" / "study.json")["tracking_uri"] is None
-    study.report_to(here / "mini", "http://host:5000")
-    assert study.read_study(here / "mini")["tracking_uri"] == "http://host:5000"
+    study_files.report_to(here / "mini", f"sqlite:///{here}/mlflow.db")
+    assert study_files.read_json(here / "mini" / "study.json")["tracking_uri"] is None
+    study_files.report_to(here / "mini", "http://host:5000")
+    assert study_files.read_study(here / "mini")["tracking_uri"] == "http://host:5000"
