@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from raydml.config.sections import ConstantSchedule, Schedule, StepSchedule
+from raydml.config.sections import ConstantSchedule, Schedule, SplitSettings, StepSchedule
 from raydml.config.trial import Trial
 
 
@@ -32,10 +32,15 @@ def _split_of(trial: Trial | Mapping[str, Any]) -> Mapping[str, Any]:
     return (trial.get("data") or {}).get("split") or {}
 
 
+def refit_split(split: SplitSettings, classes: Literal["development", "all"]) -> SplitSettings:
+    """Return a split in which no class validates, and with ``all`` none is sealed."""
+    everything = {"test_fraction": 0.0} if classes == "all" else {}
+    return split.model_copy(update={"val_fraction": 0.0, "fold": None, **everything})
+
+
 def refit_trial(trial: Trial, *, epochs: int, classes: Literal["development", "all"], seed: int) -> Trial:
     """Return a searched trial with all development classes for training, and with ``all`` the test classes as well."""
-    split = {"val_fraction": 0.0, "fold": None} | ({"test_fraction": 0.0} if classes == "all" else {})
-    data = trial.data.model_copy(update={"split": trial.data.split.model_copy(update=split)})
+    data = trial.data.model_copy(update={"split": refit_split(trial.data.split, classes)})
     schedule = scaled_schedule(trial.schedule, trial.epochs, epochs)
     return trial.model_copy(update={"data": data, "epochs": epochs, "schedule": schedule, "seed": seed})
 

@@ -2,7 +2,7 @@
 
 <storage>/<name>/study.json      the specification: settings, machine, every trial of the search stage
                  space.yaml      the user's file; resolved_space.json: the same after --set and the other options
-                 split.json      which classes train, validate and are sealed, for the search and each fold
+                 split.json      which classes train, validate and are sealed, for the search, each fold and the refits
                  events.jsonl    everything that happened, one line each (raydml.study.events)
                  search/ confirm/ refit/  run-000/<trial>/checkpoint_*, one run folder for each (re)start
                  ranking.json confirmed.json refit.json final.json summary.json   what each stage ended with
@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from raydml.config.refit import trains_on_test_classes, validates
+from raydml.config.refit import refit_split, trains_on_test_classes, validates
+from raydml.config.sections import SplitSettings
 from raydml.config.trial import Machine, StudySettings, Trial
 from raydml.data.catalog import Catalog
 from raydml.data.splits import Split, make_split
@@ -203,16 +204,14 @@ def with_absolute_paths(machine: Machine, storage: Path) -> Machine:
 
 
 def make_splits(study: StudySettings, catalogs: Catalogs, trials: Iterable[Trial]) -> dict[str, Any]:
-    """Return every split of the search and of the folds, by name. Raises where a trial cannot work with its split."""
+    """Return every split of the search, the folds and the refits, by name. Raises where a trial cannot work with it."""
     splits: dict[str, Any] = {}
     made: dict[str, Split] = {}
     checked: set[tuple[str, str, tuple[int, ...]]] = set()
     for trial in trials:  # many share a split and a sampler, and with a large data set each check takes a while
         data = trial.data
         catalog = catalogs.of(trial)
-        for fold in (data.split.fold, *(range(study.confirm.folds) if study.confirm else ())):
-            settings = data.split.model_copy(update={"fold": fold})
-            place = "search" if fold == data.split.fold else f"fold {fold}"
+        for place, settings in splits_of_stages(study, data.split).items():
             name = f"{place} {_digest(settings.model_dump(mode='json'))[:8]}"
             key = f"{data.name} {data.list_file} {name}"
             if key not in made:
@@ -238,6 +237,20 @@ def prepare_images(machine: Machine, trials: Sequence[Trial], catalogs: Catalogs
     include = {"content", "resize_px", "resize", "interpolation", "split"}
     for trial in {trial.data.model_dump_json(include=include): trial for trial in trials}.values():
         open_development(trial, machine, augmented=False, catalogs=catalogs)
+
+
+def splits_of_stages(study: StudySettings, split: SplitSettings) -> dict[str, SplitSettings]:
+    """Return the splits that the runs of a searched trial have: ``search``, ``fold 0`` ... and ``refit``.
+
+    split: of the trial. A fold that the search itself validates on is not repeated.
+    """
+    places = {"search": split}
+    for fold in range(study.confirm.folds) if study.confirm else ():
+        if fold != split.fold:
+            places[f"fold {fold}"] = split.model_copy(update={"fold": fold})
+    if study.refit is not None:
+        places["refit"] = refit_split(split, study.refit.classes)
+    return places
 
 
 def check_split(trial: Trial, catalog: Catalog, split: Split) -> None:

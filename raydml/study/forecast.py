@@ -4,8 +4,9 @@
 
 {
     "study": name,
-    "data": [{"name", "num_images", "num_classes", "as_published", "splits": [{"split" ("search", "fold 0"), and for
-              each of "train", "val", "test": {"num_images", "num_classes"}}]}], one for each data set and split,
+    "data": [{"name", "num_images", "num_classes", "as_published", "splits": [{"split" ("search", "fold 0",
+              "refit"), and for each of "train", "val", "test": {"num_images", "num_classes"}}]}], one for each data
+              set and split,
     "steps": {"per_epoch", "batch", "images_per_epoch", "epochs", "per_trial", "images_per_trial": each [least, most]
               over the trials, and "are_expected": whether a method decides on the number while it trains},
     "stages": [{"stage", "num_trials", "epochs" (expected, of all trials), "most_epochs" (of all trials),
@@ -44,10 +45,18 @@ from raydml.ops.wording import counted
 from raydml.search_space.domains import has_first
 from raydml.search_space.space import SearchSpace
 from raydml.search_space.varying import varying_keys
-from raydml.study.folder import StudyPlan, num_confirmed, num_refits, num_tested, stages_of, with_absolute_paths
+from raydml.study.folder import (
+    StudyPlan,
+    num_confirmed,
+    num_refits,
+    num_tested,
+    splits_of_stages,
+    stages_of,
+    with_absolute_paths,
+)
 from raydml.study.rungs import expected_epochs
 from raydml.training.parts import make_sampler
-from raydml.training.trial_images import Catalogs, storage_for
+from raydml.training.trial_images import Catalogs, split_for, storage_for
 
 
 def forecast(plan: StudyPlan, storage: Path, *, as_published: bool = False) -> dict[str, Any]:
@@ -74,10 +83,6 @@ def forecast(plan: StudyPlan, storage: Path, *, as_published: bool = False) -> d
     }
 
 
-def _split_of(trial: Trial, catalog: Catalog, fold: int | None) -> Split:
-    return make_split(catalog, **trial.data.split.model_copy(update={"fold": fold}).model_dump())
-
-
 def _different(trials: Iterable[Trial], *sections: str) -> list[Trial]:
     """Return the first trial of each value of some sections, such as ``data.split``."""
     found: dict[str, Trial] = {}
@@ -93,9 +98,7 @@ def _data(
 ) -> list[dict[str, Any]]:
     found = []
     for trial in _different(trials, "data.name", "data.list_file", "data.split"):
-        catalog, own = catalogs.of(trial), trial.data.split.fold
-        folds = list(range(study.confirm.folds)) if study.confirm else []
-        splits = {"search": own} | {f"fold {fold}": fold for fold in folds}
+        catalog, splits = catalogs.of(trial), splits_of_stages(study, trial.data.split)
         found.append(
             {
                 "name": catalog.name,
@@ -103,8 +106,8 @@ def _data(
                 "num_classes": len(catalog.class_names),
                 "as_published": as_published and trial.data.name not in WITHOUT_FILES,
                 "splits": [
-                    {"split": name, **_counts(catalog, _split_of(trial, catalog, fold))}
-                    for name, fold in splits.items()
+                    {"split": name, **_counts(catalog, make_split(catalog, **split.model_dump()))}
+                    for name, split in splits.items()
                 ],
             }
         )
@@ -133,7 +136,7 @@ def _steps(catalogs: Catalogs, trials: Sequence[Trial]) -> dict[str, Any]:
 
 def steps_per_epoch(trial: Trial, catalog: Catalog) -> tuple[int, int]:
     """Return the expected number of steps in an epoch, and the images of a batch."""
-    labels = catalog.labels[np.isin(catalog.labels, _split_of(trial, catalog, trial.data.split.fold).train)]
+    labels = catalog.labels[np.isin(catalog.labels, split_for(trial, catalog).train)]
     sampler = make_sampler(trial, np.unique(labels, return_inverse=True)[1])
     method = registry.load("methods", trial.method.name)
     expected = method.expected_steps(sampler.batches_per_epoch, **trial.method.settings)  # type: ignore[attr-defined]
@@ -209,7 +212,7 @@ def _cache(catalogs: Catalogs, trials: Sequence[Trial], machine: Machine) -> dic
     for trial in _different(trials, "data.name", "data.list_file", "data.split", "data.resize", "data.interpolation"):
         if trial.data.name not in WITHOUT_FILES:
             catalog = catalogs.of(trial)
-            split = _split_of(trial, catalog, trial.data.split.fold)
+            split = split_for(trial, catalog)
             sizes = estimate_packs(catalog, split, storage_for(trial.data, machine))
             development, test = development + sizes[0], test + sizes[1]
     if not development:

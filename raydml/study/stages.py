@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import ray
 
-from raydml.config.refit import validates
+from raydml.config.refit import trains_on_test_classes, validates
 from raydml.config.trial import Machine, StudySettings, Trial, fingerprint, parse_trial
 from raydml.metrics.intervals import t_interval
 from raydml.study.actor import evaluate_ensemble_remotely, evaluate_remotely, illustrate_remotely
@@ -263,6 +263,10 @@ def _refit(session: StudySession) -> None:
     # Each is checked as a whole: it has another number of epochs and other classes than its searched trial.
     trials = {key: parse_trial(row["trial"].model_dump(mode="json")) for key, row in by_key.items()}
     configurations = {key: row["configuration"] for key, row in by_key.items()}
+    for trial in trials.values():
+        if trains_on_test_classes(trial):  # the process that trains it records each opening of the images
+            name = f"trial {fingerprint(trial)}"
+            session.record("test_read", stage="refit", trial=None, checkpoint=name, commit=_commit())
     states = run_trials(session, "refit", trials, configurations, "none")
     _finish(session, "refit", trials, states, lambda: _refitted(session, by_key, states))
 

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 
 from raydml.config.trial import fingerprint
+from raydml.data.seal import TestReads
 from raydml.study import stages
 from raydml.study.events import read_trials
 from raydml.study.runner import StudyEvents
@@ -46,7 +47,7 @@ def _run_trials(session, stage, trials, configurations, scheduler):  # noqa: ARG
         run = {"key": key, "trial": settings.model_dump(mode="json"), "fingerprint": fingerprint(settings)}
         trial = SimpleNamespace(config={"run": {**run, "configuration": configurations[key]}}, last_result=None)
         record.on_trial_start(0, [], trial)
-        trainer = Trainer(settings, session.machine, device="cpu")
+        trainer = Trainer(settings, session.machine, device="cpu", reads=TestReads(session.folder / "test_reads.jsonl"))
         for epoch in trainer.epochs():
             trial.last_result = {"record": epoch}
             record.on_trial_result(0, [], trial, trial.last_result)

@@ -23,7 +23,7 @@ def configs(tmp_path):
     machine = Machine(device="cpu").model_dump(mode="json")
     return [
         {"run": {"key": f"search-{i:03d}", "trial": t.model_dump(mode="json"), "machine": machine, "metric": METRIC,
-                 "resume_from": None}}
+                 "reads": str(tmp_path / "test_reads.jsonl"), "resume_from": None}}
         for i, t in enumerate(fingerprinted_trials(space, Catalogs(space.machine)))
     ]  # fmt: skip
 
