@@ -301,4 +301,13 @@ class StepSchedule(_Schedule):
     gamma: Annotated[float, Field(gt=0, le=1, description="multiplies the rate at each milestone")] = 0.1
 
 
-Schedule = Annotated[ConstantSchedule | CosineSchedule | StepSchedule, Field(discriminator="name")]
+class ExponentialSchedule(_Schedule):
+    """The learning rate is multiplied by ``gamma`` after every epoch."""
+
+    name: Literal["exponential"]
+    gamma: Annotated[float, Field(gt=0, le=1, description="multiplies the rate after every epoch")]
+
+
+Schedule = Annotated[
+    ConstantSchedule | CosineSchedule | StepSchedule | ExponentialSchedule, Field(discriminator="name")
+]

@@ -173,7 +173,8 @@ def learning_rate_factor(
 
     epoch and batch count from 0. Linear warm-up from 1/(number of warm-up steps) to 1, times: ``constant`` 1;
     ``cosine`` from 1 after the warm-up to 0 at the end of ``num_epochs``; ``step`` gamma to the power of the
-    number of milestones (epochs, counted from 0) reached.
+    number of milestones (epochs, counted from 0) reached; ``exponential`` gamma to the power of the epoch, as the
+    release of MIC has it.
     """
     progress = epoch + batch / num_batches
     warmup = 1.0
@@ -184,5 +185,7 @@ def learning_rate_factor(
     if name == "cosine":
         span = max(num_epochs - warmup_epochs, 1)
         return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress - warmup_epochs) / span)))
+    if name == "exponential":
+        return warmup * gamma**epoch
     assert name == "step", name
     return warmup * gamma ** sum(milestone <= epoch for milestone in milestones)

@@ -122,7 +122,7 @@ def test_all_problems_at_once_each_with_what_one_needs_to_cure_it():
     assert found["epoch"].value == 3
     assert found["precision"].choices == ("fp32", "bf16", "fp16")
     assert found["compile"].message == "must be true or false"
-    assert found["schedule.name"].choices == ("constant", "cosine", "step")
+    assert found["schedule.name"].choices == ("constant", "cosine", "step", "exponential")
     assert found["data.resize_px"].cure == "write 8"
     assert set(found["loss.name"].choices) == set(registry.names("losses"))
     # The section `data` is broken, so that fold 7 of 4 cannot be seen; recall_at is checked all the same.
@@ -180,7 +180,7 @@ def test_a_setting_that_nothing_uses_is_refused():
     assert problem.message == "is not used by adamw; it is by sgd, rmsprop"
     assert problem.cure == "remove momentum, or set name to sgd or rmsprop"
     problem = problems_with(schedule={"name": "constant", "gamma": 0.5})["schedule.gamma"]
-    assert problem.message == "is not used by constant; it is by step"
+    assert problem.message == "is not used by constant; it is by step, exponential"
     problem = problems_with(sampler={"name": "uniform", "images_per_class": 4})["sampler.images_per_class"]
     assert problem.message.startswith("is not used by uniform; it is by balanced_with_replacement, class_balanced")
     problem = problems_with(sampler={"name": "uniform", "classes_per_batch": 4})["sampler.classes_per_batch"]

@@ -147,3 +147,18 @@ def test_a_group_of_its_own_takes_the_rate_of_the_head_and_its_own_decay():
     assert [group["name"] for group in optimizer.param_groups] == ["backbone", "head", "loss", "adversary"]
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.2, 0.3, 0.2]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.5, 0.0, 0.25]
+
+
+def test_the_exponential_schedule_is_that_of_torch():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.Adam([{"params": [parameter], "lr": 1e-5}])
+    torchs = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.3)
+    expected = []
+    for _ in range(6):
+        expected += [optimizer.param_groups[0]["lr"]] * 3  # the release steps it once per epoch
+        optimizer.step()
+        torchs.step()
+    settings = {"num_batches": 3, "num_epochs": 6, "warmup_epochs": 0, "gamma": 0.3}
+    steps = [(epoch, batch) for epoch in range(6) for batch in range(3)]
+    got = [1e-5 * learning_rate_factor("exponential", epoch=epoch, batch=batch, **settings) for epoch, batch in steps]
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
