@@ -199,14 +199,19 @@ def refit_section(summary: Values) -> Values | None:
     if not summary["refit"]:
         return None
     rows = [
-        [TableCell(row["letter"], strong=True), row["label"],
-         TableCell("all classes", tag="the test classes included: never scored") if row["classes"] == "all"
-         else "all development classes",
-         row["epochs"], ", ".join(f"{run['trial']} (seed {run['seed']})" for run in row["runs"]),
-         ", ".join(dict.fromkeys(ENDINGS.get(run["ended"], run["ended"]) for run in row["runs"]))]
+        [
+            TableCell(row["letter"], strong=True),
+            row["label"],
+            TableCell("all classes", tag="the test classes included: never scored")
+            if row["classes"] == "all"
+            else "all development classes",
+            row["epochs"],
+            ", ".join(map(str, row["best_epochs"])) or None,
+            ", ".join(run["trial"] for run in row["runs"]),
+        ]
         for row in summary["refit"]
-    ]  # fmt: skip
-    header = ["", "configuration", "trained on", "epochs", "models", "ended"]
+    ]
+    header = ["", "configuration", "trained on", "epochs", "best epochs in validation", "models, one for each seed"]
     return {
         "table": table(header, rows, words=(0, 1, 2, 4, 5), caption="Models to take away"),
         "note": f"{epochs_rule(summary)} The last weights count: nothing validates a refit.",

@@ -13,8 +13,8 @@
     "confirm": [{"configuration" (fingerprint), "letter" (A was the best of the search), "label" (its recipe, and its
                  trial where two have the same one), "recipe", "from_trial", "mean" | None, "half_width" | None,
                  "num_runs", "runs": [{"trial", "fold", "seed", "value" | None, "ended"}]}], best first,
-    "refit":   [{"configuration", "letter", "label", "recipe", "from_trial", "epochs", "classes" (development | all),
-                 "runs": [{"trial", "seed", "ended"}]}],
+    "refit":   [{"configuration", "letter", "label", "recipe", "from_trial", "epochs", "best_epochs" (those whose median
+                 "epochs" is), "classes" (development | all), "runs": [{"trial", "seed", "ended"}]}], best first,
     "comparisons": [fields of comparisons.Comparison, by letter, and "p_corrected": Holm's of the test corrected for
                  shared training classes | None with one fold], "ranking_in_words": [sentence],
     "stability": fields of rank_stability.SearchStability | None before the search has ended,
@@ -53,6 +53,7 @@ from raydml.analysis.published import is_system, published_of
 from raydml.analysis.rank_stability import search_stability
 from raydml.analysis.trials import TrialState, parameters_of, varying
 from raydml.config.recipe import recipe_of
+from raydml.config.refit import validates
 from raydml.data.benchmarks import BENCHMARKS
 from raydml.data.seal import TestReads
 from raydml.search_space.shipped import heading_of
@@ -77,13 +78,13 @@ def summarise(folder: Path) -> dict[str, Any]:
     study, state = read_study(folder), read_state(folder)
     searched = state.of_stage("search")
     trials = [trial for stage in _STAGES_OF_TRIALS for trial in state.of_stage(stage)]
-    found = {stage: _result(folder / name) for stage, name in (RESULT_FILES | {"refit": "refit.json"}).items()}
+    found = {stage: _result(folder / name) for stage, name in RESULT_FILES.items()}
     by_key = {trial.trial: trial for trial in trials}
     configs = _configs([*found["confirm"], *found["refit"], *found["finalize"]], by_key)
     names = _names(found["confirm"] or found["refit"] or found["finalize"], configs, letters_of(state))
     confirmed = [_confirmed(row, names) for row in found["confirm"]]
     refits = [_refit(row, names) for row in found["refit"]]
-    final = [_final(row, configs, names, by_key, refits) for row in found["finalize"]]
+    final = [_final(row, configs, names, by_key) for row in found["finalize"]]
     parameters, values = [parameters_of(trial.config) for trial in searched], [trial.best for trial in searched]
     cost = cost_of(trials, cpus=state.cpus, gpus=state.gpus)
     metric = study["select_on"]
@@ -153,7 +154,7 @@ def _plan(study: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
         max_epochs=epochs, grace_epochs=search["grace_epochs"], reduction_factor=search["reduction_factor"]
     )
     optional = [stage for stage in ("confirm", "refit", "finalize") if settings.get(stage) is not None]
-    planned = [*(["search"] if _is_searched(trials) else []), *optional]
+    planned = [*(["search"] if all(map(validates, trials)) else []), *optional]
     return {
         "dataset": trials[0]["data"]["name"] if trials else None,
         "num_trials": len(trials),
@@ -167,11 +168,6 @@ def _plan(study: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
         "stages": planned,
         "finished": [stage for stage in planned if found[stage]],
     }
-
-
-def _is_searched(trials: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether the trials of a study have validation classes; without them there is nothing to search by."""
-    return any(trial["data"].get("split", {}).get("val_fraction") != 0 for trial in trials) or not trials
 
 
 def _best_so_far(state: StudyState) -> dict[str, Any] | None:
@@ -215,7 +211,7 @@ def _confirmed(row: Mapping[str, Any], names: Mapping[str, Mapping[str, str]]) -
 
 
 def _refit(row: Mapping[str, Any], names: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
-    kept = ("configuration", "from_trial", "epochs", "classes", "runs")
+    kept = ("configuration", "from_trial", "epochs", "best_epochs", "classes", "runs")
     return {**names[row["configuration"]], **{name: row[name] for name in kept}}
 
 
@@ -224,7 +220,6 @@ def _final(
     configs: Mapping[str, Mapping[str, Any]],
     names: Mapping[str, Mapping[str, str]],
     trials: Mapping[str, TrialState],
-    refits: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     def tested(runs: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
         return [
@@ -234,10 +229,7 @@ def _final(
 
     parts = ("configuration", "from_trial", "metrics", "untrained", "validation", "untrained_validation")
     config, refit = configs[row["from_trial"]], row.get("refit")
-    if refit is None:  # a refit on all classes is not scored
-        of_all = [one for one in refits if one["configuration"] == row["configuration"] and one["classes"] == "all"]
-        refit = {**of_all[0], "num_runs": len(of_all[0]["runs"]), "runs": {}} if of_all else None
-    kept = ("epochs", "classes", "num_runs")
+    kept = ("metrics", "untrained", "epochs", "classes", "num_runs")
     return {
         **names[row["configuration"]],
         **{name: row[name] for name in parts},
@@ -247,13 +239,7 @@ def _final(
         "ensemble": row["ensemble"],
         "protocols": row["protocols"],
         "runs": tested(row["runs"]),
-        "refit": refit
-        and {
-            "metrics": refit.get("metrics", {}),
-            "untrained": refit.get("untrained", {}),
-            **{name: refit[name] for name in kept},
-            "runs": tested(refit["runs"]),
-        },
+        "refit": refit and {**{name: refit[name] for name in kept}, "runs": tested(refit["runs"])},
     }
 
 

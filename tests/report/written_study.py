@@ -90,9 +90,10 @@ def add_refits(folder: Path, *, classes: str = "development", epochs: int | str 
     (folder / "study.json").write_text(json.dumps(study))
     _write_refits(folder, "search-002", classes)
     final = json.loads((folder / "final.json").read_text())
-    final[0]["refit"] = _tested_refits() if classes == "development" else None
+    final[0]["refit"] = _tested_refits(classes)
+    final[1]["refit"] = None
     (folder / "final.json").write_text(json.dumps(final))
-    purpose = "finalize" if classes == "development" else "training of a refit on all classes"
+    purpose = "finalize" if classes == "development" else "training on all classes"
     with (folder / "test_reads.jsonl").open("a") as file:
         file.writelines(json.dumps(read(purpose, f"refit-00{seed}")) + "\n" for seed in REFITS)
     return folder
@@ -120,7 +121,12 @@ def write_published_study(folder: Path) -> Path:
     (folder / "events.jsonl").write_text(json.dumps({"event": "study_started", "study": "as published"}) + "\n")
     _write_refits(folder, "search-002", "development")
     empty = {key: {} for key in ("metrics", "untrained", "validation", "untrained_validation", "ensemble", "runs")}
-    row = {"configuration": "print-search-002", "from_trial": "search-002", **empty, "refit": _tested_refits()}
+    row = {
+        "configuration": "print-search-002",
+        "from_trial": "search-002",
+        **empty,
+        "refit": _tested_refits("development"),
+    }
     row["protocols"] = {"leave_one_out": "leave one out: so & so"}
     (folder / "final.json").write_text(json.dumps([row]))
     _write_lines(folder / "test_reads.jsonl", [read("finalize", f"refit-00{seed}") for seed in REFITS])
@@ -142,7 +148,8 @@ def _write_refits(folder: Path, trial: str, classes: str) -> None:
     with (folder / "events.jsonl").open("a") as file:
         file.writelines(json.dumps(event) + "\n" for event in events)
     runs = [{"trial": f"refit-00{seed}", "seed": seed, "ended": "finished"} for seed in REFITS]
-    row = {"configuration": f"print-{trial}", "from_trial": trial, "epochs": 3, "classes": classes, "runs": runs}
+    row = {"configuration": f"print-{trial}", "from_trial": trial, "epochs": 3, "best_epochs": [4, 3, 2, 3]}
+    row |= {"classes": classes, "runs": runs}
     (folder / "refit.json").write_text(json.dumps([row]))
 
 
@@ -151,7 +158,9 @@ def _refit_config(trial: str, seed: int, classes: str) -> dict[str, object]:
     return config_of(trial, seed=seed) | {"epochs": 3, "data": {"name": "cub200", "split": split}}
 
 
-def _tested_refits() -> dict[str, object]:
+def _tested_refits(classes: str) -> dict[str, object]:
+    if classes == "all":
+        return {"runs": {}, "epochs": 3, "classes": "all", "num_runs": 3, "metrics": {}, "untrained": {}}
     return {
         "runs": {f"refit-00{seed}": {"test": {"map_at_r": value}} for seed, value in REFITS.items()},
         "epochs": 3,
