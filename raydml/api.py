@@ -219,16 +219,24 @@ class Study:
     def test(self) -> pd.DataFrame:
         """Scores on the held-out test classes: one row per configuration and metric.
 
-        The columns ``mean`` and ``half_width`` are of the trained networks, ``untrained`` of the same networks before
-        training, ``ensemble`` of the concatenated embeddings of the fold models. Empty before finalize.
+        The columns ``refit`` and ``refit_half_width`` are of the refits, ``mean`` and ``half_width`` of the models that
+        left classes out for validation, ``untrained`` of the same networks before training, ``ensemble`` of the
+        concatenated embeddings of the fold models. None where a study has no such models. Empty before finalize.
         """
         rows = []
         for row in self.summary["final"]:
-            for metric, score in row["metrics"].items():
-                other = {part: (row[part].get(metric) or {}).get("mean") for part in ("untrained", "ensemble")}
-                mean, half_width = score["mean"], score["half_width"]
-                named = {"letter": row["letter"], "recipe": row["recipe"], "metric": metric}
-                rows.append({**named, "mean": mean, "half_width": half_width, **other})
+            refit = row["refit"] or {"metrics": {}, "untrained": {}}
+            columns = {
+                "refit": (refit["metrics"], "mean"),
+                "refit_half_width": (refit["metrics"], "half_width"),
+                "mean": (row["metrics"], "mean"),
+                "half_width": (row["metrics"], "half_width"),
+                "untrained": (row["untrained"] or refit["untrained"], "mean"),
+                "ensemble": (row["ensemble"], "mean"),
+            }
+            for metric in dict.fromkeys([*refit["metrics"], *row["metrics"]]):
+                scores = {name: (means.get(metric) or {}).get(part) for name, (means, part) in columns.items()}
+                rows.append({"letter": row["letter"], "recipe": row["recipe"], "metric": metric, **scores})
         return _frame(rows)
 
     def __repr__(self) -> str:

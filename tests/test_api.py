@@ -17,6 +17,7 @@ from raydml.cli.arguments import CommandError
 from raydml.errors import ConfigError
 from raydml.study.driver import driver_lock
 from tests.cli.commands import done
+from tests.report.written_study import add_refits, write_published_study, write_study
 
 HEAVY = ("torch", "ray", "mlflow", "pandas", "matplotlib", "faiss")
 
@@ -116,3 +117,15 @@ def test_a_study_from_python(tmp_path, monkeypatch) -> None:
     assert embeddings.shape[0] == 3
     assert np.array_equal(embeddings, load_model(tmp_path / "model").embed(images))
     assert Study.start(space, name="python").wait().state == "finished"  # nothing to do
+
+
+def test_the_test_scores_of_refits_stand_beside_those_of_the_fold_models(tmp_path) -> None:
+    folder = add_refits(write_study(tmp_path / "birds"))
+    scores = Study.open(folder).test.set_index(["letter", "metric"])
+    first = scores.loc[("A", "map_at_r")]
+    assert (first["refit"], first["refit_half_width"]) == (0.34, 0.0248)
+    assert (first["mean"], first["half_width"], first["ensemble"], first["untrained"]) == (0.31, 0.04, 0.36, 0.1)
+    assert scores["refit"].isna().tolist() == [False, False, True, True]
+    alone = Study.open(write_published_study(tmp_path / "mic")).test.set_index("metric")
+    assert (alone.loc["recall_at_1", "refit"], alone.loc["recall_at_1", "untrained"]) == (0.672, 0.31)
+    assert alone["mean"].isna().all()

@@ -154,10 +154,12 @@ def _sections(
 ) -> list[PageSection]:
     """Return the sections that have content, in the order of the page."""
     searched = by_stage(trials, "search")
+    published = published_section(summary)
+    beside = "Compared with published numbers" if published and published["has_ours"] else "Published numbers"
     made: list[tuple[str, str, str, Any]] = [
         ("findings", "Findings", "findings", findings_section(summary)),
         ("test", "Test results", "final", final_section(summary)),
-        ("published", "Compared with published numbers", "published", published_section(summary)),
+        ("published", beside, "published", published),
         ("refit", "Refit", "refit", refit_section(summary)),
         ("confirmed", "Confirmed over folds and seeds", "confirmed", confirmed_section(summary)),
         ("settled", "Did the search converge?", "settled", settled_section(summary, searched)),

@@ -154,10 +154,13 @@ def published_section(summary: Values) -> Values | None:
     if not groups:
         return None
     has_ours = any(group.ours for group in groups)
-    marked = "Highlighted rows are those of the systems that this study ran"
-    note = HOW_TO_COMPARE.replace("*", '"') + f" {marked}{', and its own.' if has_ours else '.'}"
+    note = HOW_TO_COMPARE.replace("*", '"')
+    if any(entry["ours"] for group in groups for entry in group.theirs):
+        own = ", and its own" if has_ours else ""
+        note += f" Highlighted rows are those of the systems that this study ran{own}."
     return {
         "groups": [_published_group(group) for group in groups],
+        "has_ours": has_ours,
         "remark": "" if has_ours else NONE_COMPARES,
         "note": note,
     }

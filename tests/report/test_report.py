@@ -282,6 +282,8 @@ def test_no_number_of_a_study_without_a_refit_stands_beside_published_ones(made)
     remark = "No number of this study is comparable to these; the test results say why."
     assert remark in page.sections["published"]
     assert "this study:" not in page.sections["published"]
+    assert "Published numbers" in page.sections["published"]
+    assert "Compared with published numbers" not in page.sections["published"]
     assert "None of these numbers is comparable to published ones." in page.sections["test"]
     assert "run its search space with --recipe published" in " ".join(page.sections["test"].split())
     section = text.partition("## Published numbers: ")[2].partition("\n\n## ")[0]
@@ -306,6 +308,7 @@ def test_the_test_section_has_refit_and_fold_models_side_by_side(refitted):
     models = "refit-000, refit-001, refit-002"
     assert ["A", label, "all development classes", "3", "4, 3, 2, 3", models] in page.rows
     assert "The number of epochs was found in validation: the median of the best" in page.sections["refit"]
+    assert page.sections["published"].startswith("Compared with published numbers")
     ours = [row[:4] for row in page.rows if row and row[0].startswith("this study: ")]
     assert ours == [["this study: refit of A, mic: margin, distance_weighted", "0.672 ± 0.011", "resnet50", "128"]]
 
