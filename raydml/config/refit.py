@@ -26,6 +26,13 @@ def trains_on_test_classes(trial: Trial | Mapping[str, Any]) -> bool:
     return not _split_of(trial).get("test_fraction", True)
 
 
+def trained_on(trial: Trial | Mapping[str, Any]) -> str:
+    """Return which classes a trial, or its plain values, trains on, in words: a mark that goes with its weights."""
+    if trains_on_test_classes(trial):
+        return "all classes, the test classes included: never scored on them"
+    return "the training classes of its split" if validates(trial) else "all development classes"
+
+
 def _split_of(trial: Trial | Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(trial, Trial):
         return trial.data.split.model_dump()

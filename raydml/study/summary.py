@@ -80,8 +80,9 @@ def summarise(folder: Path) -> dict[str, Any]:
     trials = [trial for stage in _STAGES_OF_TRIALS for trial in state.of_stage(stage)]
     found = {stage: _result(folder / name) for stage, name in RESULT_FILES.items()}
     by_key = {trial.trial: trial for trial in trials}
-    configs = _configs([*found["confirm"], *found["refit"], *found["finalize"]], by_key)
-    names = _names(found["confirm"] or found["refit"] or found["finalize"], configs, letters_of(state))
+    rows = [*found["confirm"], *found["refit"], *found["finalize"]]
+    configs = _configs(rows, by_key)
+    names = _names(list({row["configuration"]: row for row in rows}.values()), configs, letters_of(state))
     confirmed = [_confirmed(row, names) for row in found["confirm"]]
     refits = [_refit(row, names) for row in found["refit"]]
     final = [_final(row, configs, names, by_key) for row in found["finalize"]]

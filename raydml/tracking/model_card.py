@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from raydml.config.recipe import recipe_of
+from raydml.config.refit import trained_on, trains_on_test_classes, validates
 from raydml.metrics.names import interval_text, metric_name
+from raydml.ops.wording import counted
+from raydml.report.comparability import epochs_rule
 from raydml.tracking.updates import MAX_DIGEST_CHARACTERS, grouped
 
 _CARD = """\
 # {name}: image embeddings of {embedding_dim} dimensions
 
-{backbone} trained on {dataset} with {recipe}, {epochs}.{question}
+{backbone} trained on {dataset} with {recipe}, {epochs}.{refit}{question}
 
 ## Scores
 
@@ -22,8 +25,6 @@ _CARD = """\
 
 ## Limits
 
-- The scores are of classes of {dataset} that this network was not trained on. On images of another kind it has not \
-been tested.
 {limits}\
 - Distances are Euclidean and mean "more or less alike"; a threshold for "the same" has to be chosen on your own images.
 
@@ -73,11 +74,15 @@ def facts_of(name: str, model: Path, study: Path | None) -> ModelFacts:
     searched = (summary.get("search") or [{}])[0]
     score = confirmed.get("mean", searched.get("best"))
     plan = summary.get("plan") or {}
-    split = {key: value for key, value in (data.get("split") or {}).items() if key != "fold"}
+    refit = final.get("refit") or {}
+    chosen_by = data if validates(trial) else _searched_data(study)
+    split = {key: value for key, value in (chosen_by.get("split") or {}).items() if key != "fold"}
     protocol = {"data": data.get("content"), "split": split, "metric": metric}
     protocol |= {"folds": plan.get("folds"), "seeds": plan.get("seeds")} if confirmed else {"fold": None}
+    # The score of a refit is that of its configuration; the refit itself has seen more classes than a fold model.
+    protocol |= {} if validates(trial) else {"refit": "all" if trains_on_test_classes(trial) else "development"}
     content = str(data.get("content") or "")[:MAX_DIGEST_CHARACTERS]
-    tested = bool(final.get("metrics")) and bool(content)
+    tested = bool(final.get("metrics") or refit.get("metrics")) and bool(content)
     network: Mapping[str, Any] = card["network"]
     return ModelFacts(
         card=_card(name, card, summary, final, confirmed),
@@ -85,8 +90,9 @@ def facts_of(name: str, model: Path, study: Path | None) -> ModelFacts:
             "backbone": str(network["backbone"]),
             "embedding_dim": str(network["embedding_dim"]),
             **({"recipe": recipe_of(trial), "dataset": str(data.get("name"))} if trial else {}),
+            **({} if validates(trial) else {"trained_on": trained_on(trial)}),
         },
-        metrics=_metrics(final, confirmed, metric),
+        metrics=_metrics(trial, final, confirmed, metric),
         test_data=(f"{data.get('name')} test", content) if tested else None,
         score=score,
         protocol=json.dumps(protocol, sort_keys=True),
@@ -94,8 +100,21 @@ def facts_of(name: str, model: Path, study: Path | None) -> ModelFacts:
     )
 
 
-def _metrics(final: Mapping[str, Any], confirmed: Mapping[str, Any], metric: str) -> dict[str, float]:
+def _searched_data(study: Path | None) -> Mapping[str, Any]:
+    """Return the data settings of a study's search, whose split a refit does not have; empty without the study."""
+    file = None if study is None else study / "study.json"
+    trials = json.loads(file.read_text(encoding="utf-8"))["trials"] if file and file.exists() else []
+    data: Mapping[str, Any] = trials[0]["data"] if trials else {}
+    return data
+
+
+def _metrics(
+    trial: Mapping[str, Any], final: Mapping[str, Any], confirmed: Mapping[str, Any], metric: str
+) -> dict[str, float]:
+    """Return the scores that belong to a model: of a refit, none of the models that left classes out."""
     parts = {"test_": "metrics", "test_untrained_": "untrained", "test_ensemble_": "ensemble", "val_": "validation"}
+    if not validates(trial):
+        parts, final = {"test_refit_": "metrics", "test_refit_untrained_": "untrained"}, final.get("refit") or {}
     found = {
         f"{prefix}{name}": score["mean"]
         for prefix, part in parts.items()
@@ -115,13 +134,6 @@ def _card(
 ) -> str:
     trial: Mapping[str, Any] = card.get("trial") or {}
     dataset = (trial.get("data") or {}).get("name") or "unknown images"
-    runs = final.get("runs") or confirmed.get("runs") or []
-    limits = ""
-    if len(runs) > 1:
-        limits = (
-            f"- The scores are means over {len(runs)} training runs (folds and seeds) of this configuration with 95 % "
-            "t intervals; this network is the run that was best on its validation classes.\n"
-        )
     return _CARD.format(
         name=name,
         embedding_dim=card["network"]["embedding_dim"],
@@ -129,23 +141,72 @@ def _card(
         dataset=dataset,
         recipe=recipe_of(trial) or "an unknown loss",
         epochs=f"weights of epoch {card['best_epoch']}" if card.get("best_epoch") else "at an unknown epoch",
+        refit=_origin_of_refit(card, summary),
         question=f"\n\nThe study's question: {summary['question']}" if summary.get("question") else "",
         scores=_scores(summary, final, confirmed),
-        limits=limits,
+        limits="".join(f"- {limit}\n" for limit in _limits(trial, dataset, final, confirmed)),
     )
 
 
+def _origin_of_refit(card: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """Return a paragraph that says how a refit was trained; empty for another model."""
+    trial: Mapping[str, Any] = card.get("trial") or {}
+    if validates(trial):
+        return ""
+    num_classes = len((card.get("split") or {}).get("train") or ())
+    classes = f"all {num_classes} development classes"
+    if trains_on_test_classes(trial):
+        classes = f"all {num_classes} classes, the test classes included"
+    rule = f" {epochs_rule(summary)}" if summary.get("plan") else ""
+    return (
+        f"\n\nIt is a refit: trained on {classes} for {counted(int(trial['epochs']), 'epoch')}. No class validated it, "
+        f"and its last weights count.{rule} Of several seeds it is the first, because there is nothing to choose by."
+    )
+
+
+def _limits(
+    trial: Mapping[str, Any], dataset: str, final: Mapping[str, Any], confirmed: Mapping[str, Any]
+) -> list[str]:
+    """Return what the scores say of this network, and what they do not."""
+    runs, refit = final.get("runs") or confirmed.get("runs") or [], final.get("refit") or {}
+    if trains_on_test_classes(trial):
+        return [
+            "This network was trained on the test classes as well, so nothing can be measured on them and it is never "
+            "scored. The scores, if there are any, are those of other networks of its configuration that were trained "
+            "without these classes."
+        ]
+    unseen = f"The scores are of classes of {dataset} that this network was not trained on. On images of another kind "
+    limits = [f"{unseen}it has not been tested."]
+    if not validates(trial):
+        if refit.get("num_runs", 0) > 1:
+            limits.append(
+                f"The scores of refits are means over {refit['num_runs']} seeds with 95 % t intervals; this network is "
+                "one of them. All others are those of networks that left classes out for validation."
+            )
+    elif len(runs) > 1:
+        limits.append(
+            f"The scores are means over {len(runs)} training runs (folds and seeds) of this configuration with 95 % "
+            "t intervals; this network is the run that was best on its validation classes."
+        )
+    return limits
+
+
 def _scores(summary: Mapping[str, Any], final: Mapping[str, Any], confirmed: Mapping[str, Any]) -> str:
-    metric = str(summary.get("metric") or "val_map_at_r")
-    if not final.get("metrics"):
+    metric, refit = str(summary.get("metric") or "val_map_at_r"), final.get("refit") or {}
+    columns = {
+        "refit, test": refit.get("metrics") or {},
+        "test": final.get("metrics") or {},
+        "untrained": final.get("untrained") or refit.get("untrained") or {},
+        "validation": final.get("validation") or {},
+    }
+    columns = {title: scores for title, scores in columns.items() if scores}
+    if not columns:
         if confirmed.get("mean") is None:
             return "This study has neither confirmed nor tested it."
         return f"{metric_name(metric).capitalize()}: {_interval(confirmed)}. The test classes have not been opened."
-    columns = {"test": "metrics", "untrained": "untrained", "validation": "validation"}
     rows = [f"| metric | {' | '.join(columns)} |", "| --- " * (len(columns) + 1) + "|"]
-    names = [name for name in _MAIN if name in final["metrics"]]
-    for one in names:
-        cells = [_interval((final.get(part) or {}).get(one)) for part in columns.values()]
+    for one in (name for name in _MAIN if any(name in scores for scores in columns.values())):
+        cells = [_interval(scores.get(one)) for scores in columns.values()]
         rows.append(f"| {metric_name(one)} | {' | '.join(cells)} |")
     protocols = "\n".join(f"Protocol: {sentence}." for sentence in (final.get("protocols") or {}).values())
     return "\n".join([*rows, "", protocols])

@@ -47,6 +47,8 @@ MODEL = "model"
 NEWEST, ALIAS = "challenger", "champion"
 #: Tags of a version: what has to be equal for a comparison, the value compared, and how the comparison ended.
 PROTOCOL_TAG, SCORE_TAG, COMPARED_TAG = "raydml.protocol", "raydml.score", "raydml.compared"
+#: Tag of a version that no class validated: which classes it was trained on.
+TRAINED_ON_TAG = "raydml.trained_on"
 MAX_DESCRIPTION_CHARACTERS = 5000
 #: What raydml.export needs to run, besides the raydml package, which is stored with the model.
 REQUIREMENTS = ("torch", "torchvision", "numpy", "pillow", "safetensors", "mlflow")
@@ -167,6 +169,7 @@ def _register(client: MlflowClient, run: Run, model: ExportedModel, facts: Model
     except Exception:
         _discard(client, logged.model_id)
         raise
+    tags |= {TRAINED_ON_TAG: facts.params["trained_on"]} if "trained_on" in facts.params else {}
     scored = {} if facts.score is None else {PROTOCOL_TAG: facts.protocol, SCORE_TAG: repr(facts.score)}
     # Outside of the try: where only the answer is lost, the version is there and needs the stored model.
     return client.create_model_version(
@@ -186,7 +189,7 @@ def _log_metrics(client: MlflowClient, run_id: str, model_id: str, facts: ModelF
     name, digest = facts.test_data or (None, None)
     metrics = []
     for metric, value in facts.metrics.items():
-        is_test = metric.startswith(("test/", "untrained/", "ensemble/"))
+        is_test = metric.startswith(("test/", "untrained/", "ensemble/", "refit/"))
         dataset = {"dataset_name": name, "dataset_digest": digest} if is_test else {}
         number = point_value(value)
         metrics.append(Metric(metric, number, now_ms, 0, model_id=model_id, run_id=run_id, **dataset))

@@ -26,6 +26,7 @@ import yaml
 
 from raydml.analysis.trials import TrialState, parameters_of
 from raydml.config.recipe import flatten
+from raydml.config.refit import trained_on, validates
 from raydml.study.events import Event, ExportedModel, Record, StudyState, changed_metrics, letters_of, reduce_event
 from raydml.study.summary import question_of
 
@@ -39,6 +40,8 @@ GROUPS = {
     "search_best_val_": "search/best_",
     "confirmed_val_": "confirmed/",
     "test_untrained_": "untrained/",
+    "test_refit_untrained_": "refit/untrained_",
+    "test_refit_": "refit/",
     "test_ensemble_": "ensemble/",
     "val_untrained_": "untrained/val_",
     "untrained_": "untrained/",
@@ -155,14 +158,15 @@ def _runs_of(event: Event) -> list[str | None]:
 
 
 def _tested(event: Event) -> dict[str, Mapping[str, Any]]:
-    """Return key -> ``test``, its metrics on the test classes, of the trials in the result of the finalize stage."""
+    """Return key -> ``test``, its metrics on the test classes, of the runs and refits that finalize has tested."""
     if event.get("event") != "stage_finished" or event.get("stage") != "finalize":
         return {}
     return {
         key: scores
         for row in event.get("ranking") or ()
-        if isinstance(row.get("runs"), Mapping)
-        for key, scores in row["runs"].items()
+        for runs in (row.get("runs"), (row.get("refit") or {}).get("runs"))
+        if isinstance(runs, Mapping)
+        for key, scores in runs.items()
     }
 
 
@@ -222,7 +226,8 @@ def _datasets(study: StudyState, trial: TrialState | None, contexts: Iterable[st
     if trial is None:
         return []
     data = trial.config.get("data") or {}
-    split = f"fold {trial.fold}" if f"fold {trial.fold}" in study.splits else "search"
+    place = "refit" if trial.stage == "refit" else f"fold {trial.fold}"
+    split = place if place in study.splits else "search"
     parts = study.splits.get(split) or {}
     name = f"{data.get('name', study.dataset)} {split}"
     digest = str(data.get("content") or "")[:MAX_DIGEST_CHARACTERS]
@@ -230,7 +235,7 @@ def _datasets(study: StudyState, trial: TrialState | None, contexts: Iterable[st
     return [
         DatasetPart(f"{data.get('name')} test" if context == "test" else f"{name} {context}", digest, context, sizes)
         for context in contexts
-        if digest and (sizes := parts.get(named[context]))
+        if digest and (sizes := parts.get(named[context])) and sizes.get("classes", 1)
     ]
 
 
@@ -285,8 +290,9 @@ def _describe_study(update: RunUpdate, study: StudyState, folder: Path) -> None:
 
 
 def _describe_trial(update: RunUpdate, trial: TrialState, study: StudyState) -> None:
-    letter = letters_of(study).get(trial.configuration) if trial.stage == "confirm" else None
-    place = f"{letter} fold {trial.fold} seed {trial.seed}" if letter else None
+    letter = letters_of(study).get(trial.configuration) if trial.stage in ("confirm", "refit") else None
+    fold = "" if trial.stage == "refit" else f"fold {trial.fold} "
+    place = f"{letter} {fold}seed {trial.seed}" if letter else None
     update.name = " ".join(filter(None, (trial.trial, place, trial.recipe)))
     update.params = _params_of_trial(trial, study)
     update.tags |= _origin(study)
@@ -298,6 +304,7 @@ def _describe_trial(update: RunUpdate, trial: TrialState, study: StudyState) -> 
         "recipe": trial.recipe or None,
         "fingerprint": trial.fingerprint,
         "configuration": letter,
+        "trained_on": None if validates(trial.config) else trained_on(trial.config),
         **{block: (trial.config.get(block) or {}).get("name") for block in ("loss", "miner", "method")},
         "error": trial.error if trial.ended else None,
         "retries": trial.num_retries or None,
@@ -313,8 +320,9 @@ def _params_of_trial(trial: TrialState, study: StudyState) -> dict[str, str]:
     if study.varying is None:
         return params_of(trial.config)
     parameters = {name: value for name, value in parameters_of(trial.config).items() if name in study.varying}
-    confirmed = {"fold": trial.fold, "seed": trial.seed} if trial.stage == "confirm" else {}
-    return params_of({**confirmed, **parameters})
+    own = {"confirm": {"fold": trial.fold, "seed": trial.seed}}
+    own |= {"refit": {"seed": trial.seed, "epochs": trial.config.get("epochs")}}
+    return params_of({**own.get(trial.stage, {}), **parameters})
 
 
 def _origin(study: StudyState) -> dict[str, str]:

@@ -3,16 +3,24 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from raydml.analysis.trials import TrialState
 from raydml.config.trial import fingerprint, parse_study, parse_trial
-from raydml.study import stages
+from raydml.data.catalog import DataError
+from raydml.study import actor, stages
 from raydml.study.events import append, events_path, read, read_state
-from raydml.study.folder import StudyError
+from raydml.study.folder import StudyError, create_study, newest_checkpoint, read_json
 from raydml.study.refit import configurations_to_refit, notes_on_refits, refit_trials
+from raydml.study.results import find_validated, find_winner, illustrated_runs, is_finished, mean_of_runs
+from raydml.study.stages import run_study
+from raydml.training import checkpoint
 from tests.config.test_trial import trial_with
+from tests.study.in_process import without_ray
 from tests.study.study_events import ended, epoch, stage_started, started
+from tests.study.test_folder import space_at
 
 TRIALS = {f"search-{number:03d}": parse_trial(trial_with(epochs=20, seed=number)) for number in range(2)}
 
@@ -104,3 +112,98 @@ def test_a_lost_refit_is_named_and_the_others_count_until_none_is_left(tmp_path)
     lost = {"refit-000": states["refit-000"]}
     with pytest.raises(StudyError, match=r"no refit reached its last epoch: refit-000 non_finite_loss. Cure: .*--name"):
         stages._refitted(session, {"refit-000": row}, lost)
+
+
+def run(folder, monkeypatch, *overrides):
+    """Run a small study of digits in this process, without its pictures."""
+    without_ray(monkeypatch)
+    monkeypatch.setattr(stages, "illustrate", lambda _session: None)
+    monkeypatch.setattr(actor, "METRIC_GROUPS", ("retrieval",))
+    small = ["machine.device=cpu", "study.search.scheduler=none", "trial.sampler.batches_per_epoch=3", "trial.epochs=2"]
+    space = space_at(folder, overrides=[*small, *overrides])
+    made = create_study(space, storage=folder / "studies", tracking_uri=None, space_text="text")
+    assert run_study(made).status == "finished"
+    assert is_finished(made)
+    return made
+
+
+def check_tested(refit, seeds):
+    """Compare the means and intervals of the refits with those of SciPy."""
+    assert refit["num_runs"] == len(refit["runs"]) == seeds
+    for name, score in refit["metrics"].items():
+        values = [one["test"][name] for one in refit["runs"].values()]
+        low, high = stats.t.interval(0.95, df=seeds - 1, loc=np.mean(values), scale=stats.sem(values))
+        assert score == {"mean": pytest.approx(np.mean(values)), "half_width": pytest.approx((high - low) / 2)}
+    for one in refit["runs"].values():
+        assert one["val"] == {}
+        assert {"map_at_r", "untrained_map_at_r"} <= set(one["test"])
+
+
+def test_the_best_configuration_is_refitted_tested_and_taken_away(tmp_path, monkeypatch):
+    folder = run(tmp_path, monkeypatch, "study.search.num_trials=1", "study.confirm.seeds=1",
+                 "study.refit={seeds: 2, epochs: 1}", "study.finalize={top: 1}")  # fmt: skip
+    (refit,), (final,) = read_json(folder / "refit.json"), read_json(folder / "final.json")
+    assert refit["configuration"] == final["configuration"] == read_json(folder / "confirmed.json")[0]["configuration"]
+    assert [(run["trial"], run["seed"]) for run in refit["runs"]] == [("refit-000", 0), ("refit-001", 1)]
+    assert sorted(final["runs"]) == ["confirm-000", "confirm-001"]
+    check_tested(final["refit"], 2)
+    winner = find_winner(folder)
+    assert winner.trial == "refit-000", "nothing validates them: the first seed"
+    card = checkpoint.load_card(winner.checkpoint)
+    classes = read_json(folder / "split.json")
+    (mine,) = [parts for name, parts in classes.items() if name.startswith("refit ")]
+    assert (mine["train"], mine["val"]) == (["0", "1", "2", "3", "4"], [])
+    assert card["split"] == {"train": [0, 1, 2, 3, 4], "val": [], "test": [5, 6, 7, 8, 9]}
+    assert (card["epoch"], card["best_epoch"]) == (1, 1)
+    assert json.loads((folder / "model" / "config.json").read_text())["fingerprint"] == card["fingerprint"]
+    assert find_validated(folder).trial in illustrated_runs(folder)
+    mean = mean_of_runs(folder, "refit-001", "test")
+    assert (mean.num_runs, mean.mean) == (2, final["refit"]["metrics"]["map_at_r"]["mean"])
+    (summary,) = [event for event in read(events_path(folder)) if event["event"] == "summary"]
+    assert summary["metrics"]["test_refit_map_at_r"] == mean.mean
+    assert summary["tags"] == {"winner": "refit-000"}
+
+
+@pytest.mark.slow
+def test_a_study_without_validation_classes_is_refit_and_finalize(tmp_path, monkeypatch):
+    folder = run(tmp_path, monkeypatch, "study.search.num_trials=2", "study.confirm=null", "study.finalize={top: 1}",
+                 "trial.data.split.val_fraction=0", "study.refit={seeds: 3}")  # fmt: skip
+    state = read_state(folder)
+    assert list(state.stages) == list(state.planned) == ["refit", "finalize"]
+    assert [(trial.configuration, trial.seed) for trial in state.of_stage("refit")] == [
+        (row["configuration"], seed) for row in read_json(folder / "refit.json") for seed in range(3)
+    ]
+    assert (state.num_tested, state.stages["finalize"].num_trials) == (6, 6)
+    for row in read_json(folder / "final.json"):
+        assert (row["runs"], row["metrics"], row["validation"], row["ensemble"]) == ({}, {}, {}, {})
+        assert row["protocols"]
+        check_tested(row["refit"], 3)
+    assert find_winner(folder).trial == "refit-000"
+    assert illustrated_runs(folder) == {}
+    (folder / "final.json").unlink()
+    with pytest.raises(StudyError, match="--time ends a search early, and study 'mini' has none"):
+        run_study(folder, time_limit_s=60)
+
+
+@pytest.mark.slow
+def test_more_configurations_are_tested_than_refitted_and_what_saw_the_test_classes_is_not(tmp_path, monkeypatch):
+    settings = ["study.search.num_trials=2", "study.confirm=null", "study.finalize={top: 2}"]
+    folder = run(tmp_path, monkeypatch, *settings, "study.refit={seeds: 1}")
+    first, second = read_json(folder / "final.json")
+    assert (list(first["refit"]["runs"]), second["refit"]) == (["refit-000"], None)
+    assert [row["letter"] for row in read_json(folder / "summary.json")["final"]] == ["A", "B"]
+
+    folder = run(tmp_path, monkeypatch, *settings, "study.refit={seeds: 1, classes: all}", "study.name=all",
+                 "trial.sampler.batches_per_epoch=5")  # fmt: skip
+    refit = read_json(folder / "final.json")[0]["refit"]
+    assert (refit["runs"], refit["metrics"], refit["num_runs"], refit["classes"]) == ({}, {}, 1, "all")
+    reads = [json.loads(line) for line in (folder / "test_reads.jsonl").read_text().splitlines()]
+    assert reads[0]["purpose"] == "training on all classes"
+    assert not [read for read in reads[1:] if "refit" in read["checkpoint"]]
+    found = newest_checkpoint(folder, "refit", "refit-000")
+    assert find_winner(folder).checkpoint == found
+    record = stages._read_record(SimpleNamespace(folder=folder))
+    machine = read_json(folder / "study.json")["machine"]
+    with pytest.raises(DataError, match="trained on the test classes as well"):
+        stages.evaluate_remotely._function(str(found), machine, *record, str(folder / "final" / "refit-000.npz"))
+    assert len((folder / "test_reads.jsonl").read_text().splitlines()) == len(reads), "refused before it is recorded"

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import socket
@@ -742,8 +743,11 @@ def summary_of(study: Path, mean: float) -> None:
     score = {"map_at_r": {"mean": 0.602, "half_width": 0.021}}
     final = {"metrics": score, "untrained": {"map_at_r": {"mean": 0.103, "half_width": 0.002}}, "validation": score}
     final |= {"ensemble": {}, "protocols": {"leave_one_out": "leave one out: each of 50 images"}, "runs": [{}] * 4}
+    final["refit"] = {"metrics": {"map_at_r": {"mean": 0.711, "half_width": 0.031}}, "num_runs": 3, "epochs": 14}
+    final["refit"]["untrained"] = {"map_at_r": {"mean": 0.1, "half_width": None}}
     confirmed = {"mean": mean, "half_width": 0.01, "runs": [{}] * 4}
-    summary = {"metric": "val_map_at_r", "question": "which loss?", "plan": {"folds": 2, "seeds": 2}}
+    plan = {"folds": 2, "seeds": 2, "stages": ["search", "confirm", "refit"], "refit": {"epochs": "confirmed"}}
+    summary = {"metric": "val_map_at_r", "question": "which loss?", "plan": plan}
     (study / "summary.json").write_text(json.dumps({**summary, "final": [final], "confirm": [confirmed]}))
 
 
@@ -754,14 +758,16 @@ def test_a_registered_model_describes_itself_and_the_champion_is_the_better_one(
     client = connect(uri)
     run_id = client.create_run(prepare_store(uri, storage)).info.run_id
 
-    def register(mean: float, content: str = "0b7e9c32") -> Any:
+    def register(mean: float, content: str = "0b7e9c32", **split: float) -> Any:
         """Another winner, with this mean on these images."""
         summary_of(spool.folder, mean)
         card = json.loads((model / "config.json").read_text())
         card["trial"] = {
-            "data": {"name": "glyphs", "content": content, "split": {"fold": 1}},
+            "data": {"name": "glyphs", "content": content, "split": {"fold": None if split else 1, **split}},
             "loss": {"name": "margin"},
+            "epochs": 14,
         }
+        card["split"] = {"train": [1, 2, 3, 4, 5, 6]}
         (model / "config.json").write_text(json.dumps(card))
         number = len(client.search_model_versions("name = 'digits'")) + 1
         source = ExportedModel("digits", model, f"confirm/checkpoint_{number}")
@@ -797,6 +803,23 @@ def test_a_registered_model_describes_itself_and_the_champion_is_the_better_one(
     assert aliases() == ("3", "3")
     assert "cannot be compared" in register(0.9, content="other").tags["raydml.compared"]
     assert aliases() == ("4", "3")
+
+    # A refit has seen classes that a fold model has not, so the two are not compared.
+    refit = register(0.7, val_fraction=0.0)
+    assert "cannot be compared" in refit.tags["raydml.compared"]
+    assert refit.tags["raydml.trained_on"] == "all development classes"
+    card = " ".join(refit.description.split())
+    for words in ("trained on all 6 development classes for 14 epochs", "No class validated it", "0.7110 ± 0.0310"):
+        assert words in card
+    assert "The scores of refits are means over 3 seeds" in card
+    logged = client.get_logged_model(re.search("m-[0-9a-f]{32}", refit.source).group())
+    scores = {metric.key: metric.value for metric in logged.metrics}
+    assert scores == {"refit/map_at_r": 0.711, "refit/untrained_map_at_r": 0.1, "confirmed/map_at_r": 0.7}
+    client.set_registered_model_alias("digits", "champion", refit.version)
+    everything = register(0.9, val_fraction=0.0, test_fraction=0.0)
+    assert "cannot be compared" in everything.tags["raydml.compared"]
+    assert everything.tags["raydml.trained_on"].endswith("never scored on them")
+    assert "it is never scored" in everything.description
 
 
 def test_sync_makes_a_deleted_model_again_and_reports_deleted_runs(

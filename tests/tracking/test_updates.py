@@ -165,6 +165,43 @@ def test_data_sets_carry_their_hash_counts_and_use(spool: Spool) -> None:
     assert tested == {"test/map_at_r": 0.25, "untrained/map_at_r": 0.125}
 
 
+def test_a_refit_is_a_run_of_its_stage_with_its_own_parameters_images_and_test_scores(spool: Spool) -> None:
+    start(spool)
+    first = events.read(spool.path)[0]
+    sizes = {"refit": {"train": {"images": 60, "classes": 6}, "val": {"images": 0, "classes": 0}, **TEST}}
+    events.append(spool.path, {**first, "splits": {**first["splits"], **sizes}})
+    spool.add("stage_started", stage="refit", num_trials=2, configurations=["frefit"])
+    for number, split in enumerate(({"val_fraction": 0.0}, {"val_fraction": 0.0, "test_fraction": 0.0})):
+        key = f"refit-{number:03d}"
+        config = {**config_of(1e-3, seed=7), "epochs": 5}
+        config["data"] = {**config["data"], "split": {"fold": None, **split}}
+        spool.add("trial_started", trial=key, stage="refit", fingerprint=f"f{key}", configuration="frefit",
+                  config=config)  # fmt: skip
+        spool.add("epoch", trial=key, stage="refit", epoch=1, metrics={"train_loss": 0.5})
+        spool.add("trial_ended", trial=key, stage="refit", reason="finished", error=None)
+    tested = {"refit-000": {"val": {}, "test": {"map_at_r": 0.25, "untrained_map_at_r": 0.1}}}
+    row = {"runs": {}, "refit": {"runs": tested, "classes": "development"}}
+    spool.add("stage_finished", stage="finalize", ranking=[row])
+    spool.add("summary", metrics={"test_refit_map_at_r": 0.25, "test_refit_untrained_map_at_r": 0.1}, tags={})
+    found = updates(spool)
+    run = found["refit-000"]
+    assert run.name == "refit-000 A seed 7 margin"
+    assert run.params == {"seed": "7", "epochs": "5", "optimizer.learning_rate": "0.001"}
+    assert (run.tags["raydml.stage"], run.tags["raydml.trained_on"]) == ("refit", "all development classes")
+    assert "raydml.fold" not in run.tags
+    assert (
+        found["refit-001"].tags["raydml.trained_on"] == "all classes, the test classes included: never scored on them"
+    )
+    points = {point.name: point.value for point in run.points}
+    assert points == {"train/loss": 0.5, "train/epochs": 1, "test/map_at_r": 0.25, "untrained/map_at_r": 0.1}
+    assert {(part.name, part.context) for part in run.datasets} == {
+        ("glyphs refit train", "train"),
+        ("glyphs test", "test"),
+    }
+    parent = {point.name: point.value for point in found[None].points}
+    assert parent == {"refit/map_at_r": 0.25, "refit/untrained_map_at_r": 0.1}
+
+
 def test_the_note_of_a_study_is_its_question_and_then_its_summary(spool: Spool) -> None:
     start(spool)
     (spool.folder / "space.yaml").write_text("# Question: which loss\n#   is best?\n#\nstudy: {}\n")
