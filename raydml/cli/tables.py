@@ -151,9 +151,14 @@ def _table(*columns: str, right: Sequence[str] = ()) -> Table:
 
 
 def summary(results: Mapping[str, Any]) -> RenderableType:
-    """The outcome of a study: the winner first, then the test numbers, then how the search ranked its trials."""
+    """The outcome of a study: the winner and its refits, then the test numbers, then how the search ranked its trials.
+
+    A study without a search has neither a winner nor a ranking.
+    """
     label = metric_label(results["metric"])
-    parts: list[RenderableType] = [_winner(results, label)]
+    searched, refits = results.get("search") or [], results.get("refit") or []
+    parts: list[RenderableType] = [_winner(results, label)] if searched or not refits else []
+    parts += map(_refits, refits)
     for row in results.get("final") or []:
         parts += ["", Text(f"{row.get('letter', '')}  {row['recipe']}".strip(), style="bold"), _test_numbers(row)]
     confirmed = results.get("confirm") or []
@@ -163,7 +168,8 @@ def summary(results: Mapping[str, Any]) -> RenderableType:
             score = interval_text(row["mean"], row["half_width"])
             table.add_row(row.get("letter", ""), Text(row["recipe"]), row["from_trial"], score, str(row["num_runs"]))
         parts += ["", table]
-    searched = results.get("search") or []
+    if not searched:
+        return Group(*parts)
     table = _table("search", "recipe", label, "epoch", "ended", right=(label, "epoch"))
     for row in searched[:NUM_TOP]:
         best = "-" if row["best"] is None else f"{row['best']:.4f}"
@@ -195,20 +201,38 @@ def _winner(results: Mapping[str, Any], label: str) -> Text:
     )
 
 
+def _refits(row: Mapping[str, Any]) -> Text:
+    """The models that were trained on all development classes, or on all classes, from one configuration."""
+    keys = ", ".join(run["trial"] for run in row["runs"])
+    everything = "all classes, the test classes included: never scored"
+    classes = everything if row["classes"] == "all" else "all development classes"
+    on = f"trained on {classes}; {counted(row['epochs'], 'epoch')}, last weights"
+    return Text.assemble(("refit   ", "bold green"), (f"{keys} ({row['recipe']})\n", "bold"), " " * 8, on)
+
+
 def _test_numbers(row: Mapping[str, Any]) -> Table:
-    """Four columns that fit 80 characters: trained and untrained network on validation and on test classes."""
+    """At most four columns, which fit 80 characters: refits and other models, on test and on validation classes."""
+    refit = row.get("refit") or {"metrics": {}, "untrained": {}}  # results of older studies have none
     columns = {
-        "test": row["metrics"],
-        "untrained": row["untrained"],
+        "refit": refit["metrics"],
+        "fold models" if refit["metrics"] else "test": row["metrics"],
+        "untrained": row["untrained"] or refit["untrained"],
         "validation": row["validation"],
-        "untrained ": row["untrained_validation"],  # the blank makes it a column of its own
     }
+    if not refit["metrics"]:
+        columns["untrained "] = row["untrained_validation"]  # the blank makes it a column of its own
+    columns = {title: scores for title, scores in columns.items() if scores}
+    measured = refit["metrics"] or row["metrics"]
     table = _table("", *columns)
-    known = [name for name in FINAL_METRICS if name in row["metrics"]]
-    for name in known or row["metrics"]:
-        cells = [interval_text(scores[name]["mean"], scores[name]["half_width"], 3) for scores in columns.values()]
+    known = [name for name in FINAL_METRICS if name in measured]
+    for name in known or measured:
+        cells = [_interval(scores.get(name)) for scores in columns.values()]
         table.add_row(metric_label(name), Text(cells[0], style="bold"), *cells[1:])
     return table
+
+
+def _interval(score: Mapping[str, Any] | None) -> str:
+    return "-" if score is None else interval_text(score["mean"], score["half_width"], 3)
 
 
 def locations(rows: Sequence[tuple[str, str]]) -> Table:

@@ -18,10 +18,8 @@ HOW_TO_COMPARE = (
     "and ours never is."
 )
 NONE_COMPARES = "No number of this study is comparable to these; the test results say why."
-_HOW_TO_GET_ONE = (
-    "For a comparable number, add `refit: {seeds: 3}` below `study:` in the search space. To train a published system "
-    "exactly as published, run its search space with `--recipe published`."
-)
+_ADD_A_REFIT = "For a model that leaves none out, add `refit: {seeds: 3}` below `study:` in the search space."
+_RUN_AS_PUBLISHED = "To train a published system exactly as published, run its search space with `--recipe published`."
 _MAX_PUBLISHED, _NUM_BEST_PUBLISHED = 10, 4
 
 Values = Mapping[str, Any]
@@ -62,21 +60,33 @@ class Comparability(NamedTuple):
 
 
 def comparability(summary: Values) -> Comparability:
-    """Return which test numbers of a study compare with published ones, and why."""
+    """Return which test numbers of a study compare with published ones, and why.
+
+    Of a data set without published numbers, the number to report is stated.
+    """
+    has_published = bool(summary["published"])
     none = "None of these numbers is comparable to published ones."
     if summary.get("smoke"):
         return Comparability(none, "The images are generated.")
     final = summary["final"]
     if any(is_comparable(summary, row) for row in final):
         others = any(row["metrics"] for row in final)
-        reason = "As published models are, they are trained on all development classes, for a number of epochs that is "
-        reason += "fixed beforehand, and scored with their last weights"
+        verdict = f"{'Only the' if others else 'The'} refits are comparable to published numbers."
+        reason = "As published models are, they" if has_published else "They"
+        reason += (
+            " are trained on all development classes, for a number of epochs that is fixed beforehand, and scored "
+        )
+        reason += "with their last weights"
         reason += "; the other models left some of these classes out for validation." if others else "."
-        return Comparability(f"{'Only the' if others else 'The'} refits are comparable to published numbers.", reason)
+        return Comparability(verdict if has_published else "The scores of the refits are those to report.", reason)
     reason = "Each model left some of the development classes out for validation"
     if any(row["refit"] and row["refit"]["classes"] == "all" for row in final):
         reason += ", and the refits, which are trained on the test classes as well, have no score"
-    return Comparability(none, f"{reason}. {_HOW_TO_GET_ONE}")
+    if not has_published:
+        return Comparability(
+            "No model that was tested is trained on all development classes.", f"{reason}. {_ADD_A_REFIT}"
+        )
+    return Comparability(none, f"{reason}. {_ADD_A_REFIT} {_RUN_AS_PUBLISHED}")
 
 
 def epochs_rule(summary: Values) -> str:

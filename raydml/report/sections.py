@@ -77,14 +77,15 @@ def final_section(summary: Values) -> Values | None:
     if not summary["final"]:
         return None
     names, models = main_metrics(summary), final_models(summary)
+    firsts = {one.row["letter"]: one for one in reversed(models)}
     rows = [
         [
             TableCell(one.row["letter"], strong=True),
-            one.row["label"],
+            one.row["label"] if one is firsts[one.row["letter"]] else "",
             TableCell(one.title, tag=one.remark),
             one.num_runs,
+            *(_score(one.scores.get(name)) for name in names),
         ]
-        + [_score(one.scores.get(name)) for name in names]
         for one in models
     ]
     scored = [one for one in models if one.scores]

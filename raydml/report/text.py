@@ -131,7 +131,7 @@ def _models_of(summary: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[S
         remark = "trained on the test classes as well: never scored"
         yield ScoredModels(row, "refit", f"refit on all classes, {_epochs_text(refit)}", refit["num_runs"], {}, remark)
     elif refit is not None:
-        remark = "comparable to published numbers" if is_comparable(summary, row) else ""
+        remark = "comparable" if is_comparable(summary, row) and summary["published"] else ""
         yield ScoredModels(row, "refit", f"refit, {_epochs_text(refit)}", refit["num_runs"], refit["metrics"], remark)
     num_runs = len(row["runs"])
     untrained = row["untrained"] or (refit or {}).get("untrained", {})
@@ -362,6 +362,9 @@ def _warnings(summary: Mapping[str, Any]) -> list[str]:
     num_failed = sum(row["ended"] in FAILURES for row in summary["search"])
     if num_failed:
         warnings.append(f"{num_failed} of {counted(len(summary['search']), 'trial')} failed (see All trials).")
+    refits = [row["refit"]["num_runs"] for row in summary["final"] if row["refit"] and row["refit"]["metrics"]]
+    if refits and min(refits) < 3:
+        warnings.append("Some configurations have fewer than 3 refits; their intervals are not reliable.")
     if summary["confirm"] and min(row["num_runs"] for row in summary["confirm"]) < 3:
         warnings.append("Some configurations have fewer than 3 confirmation runs; their intervals are not reliable.")
     return warnings

@@ -20,8 +20,10 @@ from raydml.cli import arguments, main, server, studies, tables
 from raydml.cli.arguments import seconds_of, study_argument
 from raydml.study import events
 from raydml.study.driver import driver_lock
+from raydml.study.summary import summarise
 from raydml.tracking import store as mlflow_store
 from tests.cli.commands import done, refused, run
+from tests.report.written_study import write_published_study
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
@@ -479,6 +481,35 @@ def test_a_search_alone_has_an_end_too():
     with console.capture() as captured:
         console.print(tables.summary({**SUMMARY, "confirm": [], "final": [], "search": SUMMARY["search"][6:]}))
     assert "no trial has a value yet" in captured.get()
+
+
+def test_refits_stand_beside_the_models_they_came_from(tmp_path):
+    refit = {"classes": "development", "epochs": 3, "metrics": scores(0.96, 0.75, 0.02), "untrained": {}}
+    runs = [{"trial": f"refit-00{seed}", "seed": seed, "ended": "finished"} for seed in (0, 1)]
+    console = studies.new_console()
+    with console.capture() as captured:
+        final = [{**SUMMARY["final"][0], "refit": refit}]
+        row = {**MIC, "classes": "development", "epochs": 3, "runs": runs}
+        console.print(tables.summary({**SUMMARY, "final": final, "refit": [row]}))
+    text = captured.get()
+    assert "refit   refit-000, refit-001 (mic: margin, distance_weighted)" in text
+    assert "trained on all development classes; 3 epochs, last weights" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("MAP@R  ")]
+    assert [part.strip() for part in line.split("  ") if part.strip()] == [
+        "MAP@R", "0.750 ± 0.020", "0.700 ± 0.010", "0.300 ± 0.020", "0.812 ± 0.015",
+    ]  # fmt: skip
+
+    alone = summarise(write_published_study(tmp_path / "mic"))
+    with console.capture() as captured:
+        console.print(tables.summary(alone))
+    text = captured.get()
+    assert "winner" not in text
+    assert "no trial has a value yet" not in text
+    assert "search " not in text
+    assert "0.340 ± 0.025" in text
+    with console.capture() as captured:
+        console.print(tables.summary({**alone, "refit": [{**alone["refit"][0], "classes": "all"}], "final": []}))
+    assert "trained on all classes, the test classes included: never scored;" in " ".join(captured.get().split())
 
 
 def test_status_lists_studies_and_shows_one(tmp_path, monkeypatch):

@@ -148,7 +148,7 @@ def test_the_findings_in_words(study):
         "On the test classes, there is no significant difference between B and A.",
     ]
     assert found.test[-1] == "None of these numbers is comparable to published ones."
-    reason = "Each model left some of the development classes out for validation. For a comparable number, add `refit:"
+    reason = "Each model left some of the development classes out for validation. For a model that leaves none out"
     assert comparability(summarise(study)).reason.startswith(reason)
     assert found.cost == ["Training took 11.4 min of GPU time.", "Early stopping saved about 20 s."]
     assert found.warnings[0].startswith("The test classes were read 1 time outside finalize (evaluate)")
@@ -412,6 +412,24 @@ def test_the_scores_of_a_smoke_run_compare_with_nothing(study):
     none = "None of these numbers is comparable to published ones."
     assert comparability(summary) == (none, "The images are generated.")
     assert findings(summary).test[-1] == none
+
+
+def test_a_refit_of_fewer_than_three_seeds_is_not_relied_on(study):
+    summary = summarise(add_refits(study))
+    assert not any("refits" in warning for warning in findings(summary).warnings)
+    summary["final"][0]["refit"]["num_runs"] = 2
+    words = "Some configurations have fewer than 3 refits; their intervals are not reliable."
+    assert words in findings(summary).warnings
+
+
+def test_of_a_data_set_without_published_numbers_the_number_to_report_is_stated(study):
+    without = {"published": []}
+    summary = summarise(study) | without
+    assert comparability(summary).verdict == "No model that was tested is trained on all development classes."
+    assert "published" not in comparability(summary).reason
+    summary = summarise(add_refits(study)) | without
+    assert comparability(summary).verdict == "The scores of the refits are those to report."
+    assert comparability(summary).reason.startswith("They are trained on all development classes, for a number of")
 
 
 def test_a_study_without_a_search_is_summarised_by_its_refits(tmp_path):
