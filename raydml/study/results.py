@@ -7,18 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from raydml.config.refit import validates
-from raydml.config.trial import StudySettings
 from raydml.ops.files import write_whole
 from raydml.study.events import read_state, read_trials
-from raydml.study.folder import (
-    RESULT_FILES,
-    StudyError,
-    newest_checkpoint,
-    read_json,
-    read_study,
-    stages_of,
-    write_json,
-)
+from raydml.study.folder import RESULT_FILES, StudyError, newest_checkpoint, read_json, read_study, write_json
 from raydml.study.summary import histories, summarise
 
 NUM_TOP_TRIALS = 3  # trials whose checkpoint, configuration and retrievals go to MLflow
@@ -29,8 +20,12 @@ def is_finished(folder: Path) -> bool:
     if read_state(folder).state != "finished":
         return False
     study = read_study(folder)
-    stages = stages_of(StudySettings.model_validate(study["study"]), study["trials"])
-    return all((folder / RESULT_FILES[stage]).exists() for stage in stages)
+    settings, is_searched = study["study"], all(map(validates, study["trials"]))
+    return all(
+        (folder / file).exists()
+        for stage, file in RESULT_FILES.items()
+        if (is_searched if stage == "search" else settings.get(stage))
+    )
 
 
 class Winner(NamedTuple):
