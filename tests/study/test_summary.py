@@ -391,6 +391,8 @@ def test_a_refit_on_all_classes_has_no_score_and_makes_nothing_comparable(study)
     refit = summary["final"][0]["refit"]
     assert (refit["metrics"], refit["untrained"], refit["runs"], refit["num_runs"]) == ({}, {}, [], 3)
     assert published_groups(summary)[0].ours == []
+    scored = {**refit, "metrics": {"recall_at_1": {"mean": 0.99, "half_width": None}}}  # which finalize never does
+    assert published_groups({**summary, "final": [{**summary["final"][0], "refit": scored}]})[0].ours == []
     found = findings(summary)
     assert "on all classes, the test classes included, for 3 epochs" in found.refit[0]
     assert found.refit[1] == "No image is left that these models could be tested on, so they are never scored."
