@@ -39,6 +39,7 @@ from raydml.report.comparability import (
 from raydml.report.tables import FoldedTable, TableCell, table
 from raydml.report.text import (
     HOW_INTERVALS_ARE_MADE,
+    HOW_INTERVALS_OF_SEEDS_ARE_MADE,
     all_metrics,
     comparison_text,
     final_models,
@@ -97,11 +98,14 @@ def final_section(summary: Values) -> Values | None:
             caption="All metrics",
         )
     ]
+    intervals = (
+        HOW_INTERVALS_ARE_MADE if any(row["runs"] for row in summary["final"]) else HOW_INTERVALS_OF_SEEDS_ARE_MADE
+    )
     title = f"Pairwise comparisons of the fold models on the test classes, {metric_label(names[0])}" if names else ""
     return {
         "protocols": protocols_in_words(summary),
         "comparability": comparability(summary),
-        "note": f"All rows are test scores unless noted. {HOW_INTERVALS_ARE_MADE}" if scored else "",
+        "note": f"All rows are test scores unless noted. {intervals}" if scored else "",
         "whiskers": _test_whiskers(summary, names[0]) if names else None,
         "table": table(
             ["", "configuration", "models", "runs", *map(metric_label, names)],
@@ -202,6 +206,7 @@ def refit_section(summary: Values) -> Values | None:
     """The models that were trained on all development classes, or on all classes."""
     if not summary["refit"]:
         return None
+    are_validated = any(row["best_epochs"] for row in summary["refit"])
     rows = [
         [
             TableCell(row["letter"], strong=True),
@@ -210,12 +215,13 @@ def refit_section(summary: Values) -> Values | None:
             if row["classes"] == "all"
             else "all development classes",
             row["epochs"],
-            ", ".join(map(str, row["best_epochs"])) or None,
+            *([", ".join(map(str, row["best_epochs"])) or None] if are_validated else []),
             ", ".join(run["trial"] for run in row["runs"]),
         ]
         for row in summary["refit"]
     ]
-    header = ["", "configuration", "trained on", "epochs", "best epochs in validation", "models, one for each seed"]
+    best_epochs = ["best epochs in validation"] if are_validated else []
+    header = ["", "configuration", "trained on", "epochs", *best_epochs, "models, one for each seed"]
     return {
         "table": table(header, rows, words=(0, 1, 2, 4, 5), caption="Models to take away"),
         "note": f"{epochs_rule(summary)} The last weights count: nothing validates a refit.",
@@ -334,7 +340,7 @@ def _refit_curves(summary: Values, refits: Sequence[TrialState]) -> tuple[Any, .
     curves = [_curve(trial, _LOSS, styles[labels[trial.trial]]) for trial in refits]
     return (
         f"The training loss of {counted(len(refits), 'refit')}; nothing validates them",
-        line_chart(curves, x_label="epoch", y_label=metric_name(_LOSS), height_px=260),
+        line_chart(curves, x_label="epoch", y_label="training loss", height_px=260),
         [(style, label) for label, style in styles.items()],
     )
 

@@ -31,6 +31,7 @@ HOW_INTERVALS_ARE_MADE = (
 )
 #: Kinds of models that are tested, in order of display.
 MODEL_KINDS = ("refit", "metrics", "ensemble", "untrained", "validation")
+HOW_INTERVALS_OF_SEEDS_ARE_MADE = "Intervals are 95 % t intervals of the mean over seeds."
 _MAIN_METRICS, _MAX_MAIN_METRICS = re.compile(r"recall_at_\d+|r_precision|map_at_r"), 7
 _SCHEDULERS = {"asha": "ASHA", "sync": "synchronous halving"}
 _NOT_INDEPENDENT = "Choices made after such a read are not independent of the test."

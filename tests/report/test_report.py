@@ -337,7 +337,15 @@ def test_a_study_that_only_refits_has_no_empty_section(tmp_path):
         "findings", "test", "published", "refit", "curves", "cost", "parameters", "trials", "reads",
     ]  # fmt: skip
     assert "The refits are comparable to published numbers." in page.sections["test"]
-    assert "fold models" not in page.sections["test"]
+    assert "fold" not in page.sections["test"]
+    assert "Intervals are 95 % t intervals of the mean over seeds." in page.sections["test"]
+    assert [
+        "A",
+        "mic: margin, distance_weighted",
+        "all development classes",
+        "3",
+        "refit-000, refit-001, refit-002",
+    ] in page.rows
     assert "The training loss of 3 refits" in page.sections["curves"]
     assert "All trials" not in page.sections["curves"]
     text = summary_markdown(summary)

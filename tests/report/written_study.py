@@ -88,7 +88,7 @@ def add_refits(folder: Path, *, classes: str = "development", epochs: int | str 
     study = json.loads((folder / "study.json").read_text())
     study["study"]["refit"] = {"top": 1, "seeds": 3, "epochs": epochs, "classes": classes}
     (folder / "study.json").write_text(json.dumps(study))
-    _write_refits(folder, "search-002", classes)
+    _write_refits(folder, "search-002", classes, [4, 3, 2, 3] if epochs == "confirmed" else [])
     final = json.loads((folder / "final.json").read_text())
     final[0]["refit"] = _tested_refits(classes)
     final[1]["refit"] = None
@@ -119,7 +119,7 @@ def write_published_study(folder: Path) -> Path:
     (folder / "study.json").write_text(json.dumps(study))
     (folder / "space.yaml").write_text("# Question: what does MIC reach as published?\n")
     (folder / "events.jsonl").write_text(json.dumps({"event": "study_started", "study": "as published"}) + "\n")
-    _write_refits(folder, "search-002", "development")
+    _write_refits(folder, "search-002", "development", [])
     empty = {key: {} for key in ("metrics", "untrained", "validation", "untrained_validation", "ensemble", "runs")}
     row = {
         "configuration": "print-search-002",
@@ -133,7 +133,7 @@ def write_published_study(folder: Path) -> Path:
     return folder
 
 
-def _write_refits(folder: Path, trial: str, classes: str) -> None:
+def _write_refits(folder: Path, trial: str, classes: str, best_epochs: list[int]) -> None:
     """Write the events and the result file of the refits."""
     events: list[dict[str, object]] = [
         {"event": "stage_started", "stage": "refit", "resources": {"cpu": 4.0, "gpu": 0.5}}
@@ -148,7 +148,7 @@ def _write_refits(folder: Path, trial: str, classes: str) -> None:
     with (folder / "events.jsonl").open("a") as file:
         file.writelines(json.dumps(event) + "\n" for event in events)
     runs = [{"trial": f"refit-00{seed}", "seed": seed, "ended": "finished"} for seed in REFITS]
-    row = {"configuration": f"print-{trial}", "from_trial": trial, "epochs": 3, "best_epochs": [4, 3, 2, 3]}
+    row = {"configuration": f"print-{trial}", "from_trial": trial, "epochs": 3, "best_epochs": best_epochs}
     row |= {"classes": classes, "runs": runs}
     (folder / "refit.json").write_text(json.dumps([row]))
 
