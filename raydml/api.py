@@ -247,7 +247,7 @@ def load_model(target: str | Path | Study, *, storage: str | Path = "studies", t
                device: str = "cpu") -> EmbeddingModel:  # fmt: skip
     """Load a trained model: ``load_model("mine").embed(["photo.jpg"])`` is (1, D) float32.
 
-    target: a study (its winner), one trial as ``"mine:confirm-003"``, a checkpoint, an exported folder,
+    target: a study (its refit, else its winner), one trial as ``"mine:confirm-003"``, a checkpoint, an exported folder,
     ``"runs:/ID/..."`` or ``"models:/NAME/VERSION"``. Raises StudyError, CommandError or ExportError if there is none.
     """
     from raydml.cli.export import load_target

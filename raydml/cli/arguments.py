@@ -64,7 +64,8 @@ ModelTarget = Annotated[
     str,
     typer.Argument(
         metavar="TARGET",
-        help="A study (its winner), runs:/ID/..., models:/NAME/VERSION, a checkpoint or an exported model.",
+        help="A study (its refit, else its winner), runs:/ID/..., models:/NAME/VERSION, a checkpoint or an exported "
+        "model.",
     ),
 ]
 
@@ -170,7 +171,7 @@ def find_model(target: str, storage: Path, tracking_uri: str | None, scratch: Pa
     from raydml.study.results import find_winner
 
     name, colon, key = target.rpartition(":")
-    if colon and key.startswith(("search-", "confirm-")):
+    if colon and key.startswith(("search-", "confirm-", "refit-")):
         study = find_study(name, storage)
         return FoundModel(checkpoint_of(study, key), study, True)
     study = find_study(target, storage)

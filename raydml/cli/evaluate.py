@@ -24,6 +24,7 @@ from raydml.cli.arguments import (
     record_test_read,
     refuse_unwritable,
     study_above,
+    study_argument,
     with_data_root,
     writing,
 )
@@ -41,8 +42,8 @@ ToEvaluate = Annotated[
     str,
     typer.Argument(
         metavar="TARGET",
-        help="A study (its winner), STUDY:confirm-003, runs:/ID/..., models:/NAME/VERSION, a checkpoint, an exported "
-        "model, backbone:NAME, timm:NAME, or a file of --save-embeddings.",
+        help="A study (its refit, else its winner), STUDY:confirm-003, runs:/ID/..., models:/NAME/VERSION, a "
+        "checkpoint, an exported model, backbone:NAME, timm:NAME, or a file of --save-embeddings.",
     ),
 ]
 
@@ -60,7 +61,10 @@ def evaluate(
     target: ToEvaluate,
     on: Annotated[
         Literal["val", "test"] | None,
-        typer.Option(metavar="val|test", help="Which classes; default val. Each read of the test classes is recorded."),
+        typer.Option(
+            metavar="val|test",
+            help="Which classes; default val, which a refit has not. Each read of the test classes is recorded.",
+        ),
     ] = None,
     data: Annotated[
         str | None,
@@ -209,7 +213,7 @@ def _on_own_classes(
 ) -> _Result:
     from raydml.config.trial import parse_trial
     from raydml.evaluation.embed import metric_spec_of
-    from raydml.inference.evaluate import evaluate_checkpoint
+    from raydml.inference.evaluate import evaluate_checkpoint, refuse_absent_part
     from raydml.inference.export import epoch_of_weights
     from raydml.metrics.names import interval_text, metric_name
     from raydml.study.results import mean_of_runs
@@ -219,6 +223,7 @@ def _on_own_classes(
     assert found is not None
     folder = source.checkpoint()
     card = checkpoint.load_card(folder)
+    refuse_absent_part(card, on, source.name, **_run_that_validates(found))
     key = record_test_read(found, source.target, source.storage) if on == "test" else None
     evaluated = evaluate_checkpoint(
         folder,
@@ -241,6 +246,14 @@ def _on_own_classes(
             f"{metric_name(mean.metric)} {interval_text(mean.mean, mean.half_width)}"
         )
     return _Result(evaluated, f"{on} classes", about, facts)
+
+
+def _run_that_validates(found: FoundModel) -> dict[str, str]:
+    """The best run of a model's study that has validation classes, as the argument ``instead`` of the refusal."""
+    from raydml.study.results import best_that_validates
+
+    key = "" if found.study is None else best_that_validates(found.study)
+    return {"instead": f"{study_argument(found.study)}:{key}"} if found.study and key else {}
 
 
 def _trial_of(found: FoundModel) -> str:

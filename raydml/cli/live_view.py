@@ -59,8 +59,9 @@ def head(study: StudyState, browse: str = "") -> list[Text]:
     """Return the lines that identify a study: its name, the classes of its split, and where to browse its runs."""
     title = Text.assemble(("study ", "dim"), (study.study, "bold"), no_wrap=True, overflow="ellipsis")
     if study.classes:
-        counts = [f"{study.classes.get(part, 0)} {word}" for part, word in _PARTS.items()]
-        title.append(f"  {study.dataset}: {' / '.join(counts)} classes (test sealed)", "dim")
+        counts = [f"{number} {word}" for part, word in _PARTS.items() if (number := study.classes.get(part, 0))]
+        sealed = " (test sealed)" if study.classes.get("test") else ""
+        title.append(f"  {study.dataset}: {' / '.join(counts)} classes{sealed}", "dim")
     return [title, *([Text.assemble(("MLflow ", "dim"), browse, no_wrap=True, overflow="ellipsis")] if browse else [])]
 
 
@@ -188,7 +189,7 @@ def _won(study: StudyState, stage: str) -> str:
 def _trial_line(study: StudyState, trial: TrialState, kind: str) -> str:
     name = run_name(trial, letters_of(study))
     if kind == "trial_started":
-        details = [] if trial.stage == "confirm" else [f"dim {embedding_dim(trial)}", f"lr {learning_rate(trial)}"]
+        details = [] if trial.stage != "search" else [f"dim {embedding_dim(trial)}", f"lr {learning_rate(trial)}"]
         if trial.num_epochs:
             details.append(f"from epoch {trial.num_epochs}")
         return f"{name} started: {', '.join([trial.recipe, *details])}"

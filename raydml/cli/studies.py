@@ -359,7 +359,8 @@ def show_outcome(program: str, folder: Path, console: Console) -> None:
     from raydml.tracking.models import NEWEST
     from raydml.tracking.store import redacted
 
-    study, models = read_study(folder), read_state(folder).models
+    study, state = read_study(folder), read_state(folder)
+    models = state.models
     if study.get("smoke"):
         from raydml.cli.smoke import show_smoke_outcome
 
@@ -376,20 +377,31 @@ def show_outcome(program: str, folder: Path, console: Console) -> None:
     console.print()
     console.print(tables.locations(where))
     console.print()
+    more = f"{program} resume {target} --num-trials {more_trials(results)}"
     console.print(
         tables.commands(
             [
                 (f"{program} ui {target}", "browse every run in the MLflow UI"),
-                (f"{program} evaluate {target} --on val", "score the winner again"),
+                *_evaluation_again(program, target, folder, str(state.summary.tags.get("winner", ""))),
                 (
                     f"{program} export {target} {shlex.quote(name + '-model')}",
-                    "write the winner as a folder to take away",
+                    "write the model as a folder to take away",
                 ),
-                (f"{program} resume {target} --num-trials {more_trials(results)}", "give the search more trials"),
+                *([(more, "give the search more trials")] if results["search"] else []),
             ]
         ),
         soft_wrap=True,
     )
+
+
+def _evaluation_again(program: str, target: str, folder: Path, winner: str) -> list[tuple[str, str]]:
+    """The command that scores the best run with validation classes; none where no run has any."""
+    from raydml.study.results import best_that_validates
+
+    best = best_that_validates(folder)
+    if not winner.startswith("refit-"):
+        return [(f"{program} evaluate {target} --on val", "score the winner again")]
+    return [(f"{program} evaluate {target}:{best} --on val", "score the best run that validates again")] if best else []
 
 
 def space_of(argument: Path, data_root: Path | None) -> tuple[Path, list[str]]:

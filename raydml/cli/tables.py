@@ -67,11 +67,12 @@ def chosen_rows(trials: list[TrialState], limit: int) -> list[TrialState]:
 
 
 def run_name(trial: TrialState, letters: Mapping[str, str]) -> str:
-    """Return ``search-003``, or for a confirmed run ``confirm-003 (A, fold 1, seed 0)``."""
-    if trial.stage != "confirm":
+    """Return ``search-003``, ``confirm-003 (A, fold 1, seed 0)`` or ``refit-003 (A, seed 0)``."""
+    if trial.stage == "search":
         return trial.trial
+    fold = [f"fold {trial.fold}"] if trial.stage == "confirm" else []
     letter = letters.get(trial.configuration)
-    return f"{trial.trial} ({', '.join([*([letter] if letter else []), f'fold {trial.fold}', f'seed {trial.seed}'])})"
+    return f"{trial.trial} ({', '.join([*([letter] if letter else []), *fold, f'seed {trial.seed}'])})"
 
 
 def confirmed_means(study: StudyState) -> str:
@@ -96,9 +97,9 @@ def confirmed_means(study: StudyState) -> str:
 
 
 def trial_table(study: StudyState, stage: str, *, width: int, limit: int) -> Table:
-    """Return one row for each trial of a stage; ``confirm`` shows configuration, fold and seed instead of what the
-    search varies. The best row is bold and has a ``*``."""
-    confirming, letters = stage == "confirm", letters_of(study)
+    """Return one row for each trial of a stage; after the search with configuration, fold and seed instead of what the
+    search varies. The best row is bold and has a ``*``. A refit has no validation: its training loss is shown."""
+    confirming, refitting, letters = stage != "search", stage == "refit", letters_of(study)
     gap = 2 if width >= WIDE_COLUMNS else 1
     table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("trial", no_wrap=True)
@@ -107,30 +108,36 @@ def trial_table(study: StudyState, stage: str, *, width: int, limit: int) -> Tab
     if width >= NARROW_COLUMNS or not confirming:
         # Only this column is cut on a narrow terminal: the beginning of a recipe still identifies it.
         table.add_column("recipe", overflow="ellipsis", min_width=9)
-    for title in ("fold", "seed") if confirming else ("dim", "lr"):
+    for title in ("seed",) if refitting else ("fold", "seed") if confirming else ("dim", "lr"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("epoch", justify="right", no_wrap=True)
-    table.add_column(metric_label(study.metric), justify="right", no_wrap=True)
+    table.add_column("loss" if refitting else metric_label(study.metric), justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     table.add_column("state", no_wrap=True)
     best = study.best_of_stage(stage)
     for trial in chosen_rows(study.of_stage(stage), limit):
         label, colour = STATES.get(trial.state, (trial.state, ""))
         varying = (trial.fold, trial.seed) if confirming else (embedding_dim(trial), learning_rate(trial))
+        value = _last_loss(trial) if refitting else trial.best
         is_best = best is not None and trial.trial == best.trial
         recipe = Text(trial.recipe, no_wrap=True)  # as Text, or rich would read brackets as markup
         table.add_row(
             trial.trial,
             *([letters.get(trial.configuration, "")] if confirming else []),
             *([recipe] if width >= NARROW_COLUMNS or not confirming else []),
-            *("" if value is None else str(value) for value in varying),
+            *("" if one is None else str(one) for one in (varying[1:] if refitting else varying)),
             f"{trial.num_epochs}/{trial.num_planned_epochs}",
-            "" if trial.best is None else f"{trial.best:.4f}",
+            "" if value is None else f"{value:.4f}",
             "*" if is_best else "",
             Text(label, style=colour),
             style="bold" if is_best else "",
         )
     return table
+
+
+def _last_loss(trial: TrialState) -> float | None:
+    """Return the training loss of the newest epoch; None before the first."""
+    return next(iter(reversed(trial.curve("train_loss"))), (0, None))[1]
 
 
 NUM_TOP = 5
@@ -267,11 +274,14 @@ def studies(rows: Sequence[StudyRow], *, width: int) -> Table:
     """Return one row for each study: how far each stage is, its best configuration, and whether it runs."""
     labels = {metric_label(row.study.metric) for row in rows}
     shared = labels.pop() if len(labels) == 1 else ""
-    table = _table("study", "search", "confirm", "finalize", f"best {shared}".strip(), "state")
+    # Few studies have the stage refit, and a narrow terminal has no room to spare.
+    has_refit = any("refit" in row.study.planned or "refit" in row.study.stages for row in rows)
+    stages = ("search", "confirm", *(["refit"] if has_refit else []), "finalize")
+    table = _table("study", *stages, f"best {shared}".strip(), "state")
     table.padding = (0, 2 if width >= WIDE_COLUMNS else 1, 0, 0)
     for row in rows:
         label = "" if shared else f" {metric_label(row.study.metric)}"
-        progress = (stage_progress(row.study, stage) for stage in ("search", "confirm", "finalize"))
+        progress = (stage_progress(row.study, stage) for stage in stages)
         table.add_row(row.name, *progress, best_text(row.study, label), state_text(row))
     return table
 

@@ -1,15 +1,16 @@
 """The trial of a refit: a searched trial on all its training classes, for another number of epochs.
 
 Nothing validates a refit, so its epochs are fixed beforehand and its last weights count. Its learning rates fall in the
-shape that they had in the searched trial: a cosine by itself, milestones and warm-ups by `scaled_schedule`.
+shape that they had in the searched trial: a cosine by itself, the others by `scaled_schedule`.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from raydml.config.sections import ConstantSchedule, Schedule, SplitSettings, StepSchedule
+from raydml.config.sections import ConstantSchedule, ExponentialSchedule, Schedule, SplitSettings, StepSchedule
 from raydml.config.trial import Trial
 
 
@@ -66,7 +67,7 @@ def scaled_schedule(schedule: Schedule, before: int, after: int) -> Schedule:
 
     Milestones and warm-ups keep their share of the epochs, rounded to whole epochs, a half up. A milestone or a warm-up
     keeps at least one epoch before and one after it; milestones that then coincide are one. A trial of one epoch has
-    room for neither: its rate is constant.
+    room for neither: its rate is constant. An exponential falls as far as before in all.
     """
     if before == after:
         return schedule
@@ -80,6 +81,8 @@ def scaled_schedule(schedule: Schedule, before: int, after: int) -> Schedule:
     }
     if not settings["new_layer_warmup_epochs"]:
         settings["new_layer_factor"] = 1.0
+    if isinstance(schedule, ExponentialSchedule):
+        settings["gamma"] = max(schedule.gamma ** (before / after), sys.float_info.min)  # never 0, which is no factor
     if isinstance(schedule, StepSchedule):
         if after == 1:
             return ConstantSchedule()

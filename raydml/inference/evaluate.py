@@ -116,24 +116,26 @@ def evaluate_checkpoint(
     return found
 
 
-def refuse_absent_part(card: Mapping[str, Any], part: Literal["val", "test"], what: str) -> None:
+def refuse_absent_part(
+    card: Mapping[str, Any], part: Literal["val", "test"], what: str, instead: str = "STUDY:confirm-000"
+) -> None:
     """Raise DataError where a model trained on all classes of a part: no score of them would be one of unseen classes.
 
-    card: the model card, with its ``trial``. what: the model, for the message. To be called before the read of test
-    classes is recorded.
+    card: the model card, with its ``trial``. what: the model, for the message. instead: a run of its study that
+    validates. To be called before the read of test classes is recorded.
     """
     trial = card.get("trial") or {}
     if part == "test" and trains_on_test_classes(trial):
         raise DataError(
             f"{what}: this model was trained on the test classes as well (study.refit.classes: all, or "
             "trial.data.split.test_fraction: 0), so nothing can be measured on them. Cure: images of other classes "
-            "(--data FOLDER), or a run of the study that was trained without them (STUDY:confirm-000 --on test)"
+            f"(--data FOLDER), or a run of the study that was trained without them ({instead} --on test)"
         )
     if part == "val" and not validates(trial):
         raise DataError(
             f"{what}: no class validates this model, which was trained on all development classes. Cure: the "
-            "test classes (--on test; the read is recorded), images of other classes (--data FOLDER), or a run of the "
-            "study that validates (STUDY:confirm-000 --on val)"
+            "test classes (--on test; the read is recorded), images of other classes (--data FOLDER), or a run of its "
+            f"study that validates ({instead} --on val)"
         )
 
 

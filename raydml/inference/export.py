@@ -47,7 +47,7 @@ _README = """\
 
 Images may be paths, PIL images or uint8 arrays (height, width, 3), of any sizes. Compare embeddings by Euclidean
 distance. `config.json` says how the network is built, how an image is prepared and which experiment it comes from
-(fingerprint {fingerprint}, weights of epoch {epoch}).
+(fingerprint {fingerprint}, weights of epoch {epoch}).{trained_on}
 
 ## Without raydml
 
@@ -221,6 +221,7 @@ def _readme(card: Mapping[str, Any], preprocessing: Preprocessing) -> str:
         embedding_dim=card["network"]["embedding_dim"],
         fingerprint=card.get("fingerprint", "unknown"),
         epoch=epoch_of_weights(card),
+        trained_on=f" It was trained on {card['trained_on']}." if "trained_on" in card else "",
         crop_px=preprocessing.crop_px,
         strips=_STRIPS if preprocessing.resize == "short_side" else "",
         interpolation=preprocessing.interpolation,

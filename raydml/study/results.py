@@ -71,6 +71,12 @@ def find_validated(folder: Path) -> Winner:
     return _winner(folder, *found)
 
 
+def best_that_validates(folder: Path) -> str:
+    """Return the key of the run of `find_validated`, also where its checkpoint is gone; empty while there is none."""
+    found = _best_validated(folder)
+    return "" if found is None else found[0]
+
+
 def _rows(folder: Path, stage: str) -> list[dict[str, Any]]:
     """Return the result of a stage; empty while it has none."""
     path = folder / RESULT_FILES[stage]

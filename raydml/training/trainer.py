@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raydml.config.refit import trained_on, validates
 from raydml.config.trial import Machine, Trial, fingerprint
 from raydml.data.seal import TestReads
 from raydml.evaluation import embed
@@ -190,6 +191,7 @@ class Trainer:
             "epoch": self.epoch,
             "best_epoch": self.best_epoch,
             "metrics": dict(self.best_metrics),
+            **({} if validates(self.trial) else {"trained_on": trained_on(self.trial)}),
         }
 
     # --- one epoch -----------------------------------------------------------------------------------------

@@ -103,6 +103,27 @@ def test_confirm_shows_configurations_folds_and_seeds(width):
     assert all(len(row) <= width for row in text.splitlines())
 
 
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_refits_show_their_seeds_and_their_training_loss(width):
+    events = [study_started(), stage_started(2, 9, "refit") | {"configurations": ["a1"]}]
+    for number in (0, 1):
+        events += [started(number, stage="refit", seed=number + 5) | {"configuration": "a1"}]
+    refit_epoch = epoch(0, 9, 0.0, stage="refit") | {"metrics": {"train_loss": 0.25}}
+    study = reduce_events([*events, refit_epoch, ended(0, "finished", stage="refit")])
+    text = text_of(study, width, 24)
+    rows = [row.split() for row in text.splitlines() if "refit-" in row]
+    recipe = [] if width == 60 else ["margin,"]
+    assert [[word for word in row if word not in ("distance_weighted", "distance_weigh…")] for row in rows] == [
+        ["refit-000", "A", *recipe, "5", "9/9", "0.2500", "finished"],
+        ["refit-001", "A", *recipe, "6", "0/9", "running"],
+    ]
+    assert "refit 1/2, 1 running" in text
+    assert "MAP@R" not in text
+    assert line(study, ended(0, "finished", stage="refit")) == "refit-000 (A, seed 5) finished after epoch 9/9"
+    finished = {"event": "stage_finished", "stage": "refit", "ranking": []}
+    assert line(reduce_event(study, finished), finished) == "refit finished"
+
+
 def test_means_are_over_the_runs_that_the_configurations_have_in_common():
     events = confirming()
     # confirming() has two events of the start, then three for each run.

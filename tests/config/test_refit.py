@@ -3,7 +3,7 @@
 import pytest
 
 from raydml.config.refit import median_epochs, refit_trial, scaled_schedule, trains_on_test_classes, validates
-from raydml.config.sections import ConstantSchedule, CosineSchedule, StepSchedule
+from raydml.config.sections import ConstantSchedule, CosineSchedule, ExponentialSchedule, StepSchedule
 from raydml.config.trial import parse_study, parse_trial
 from tests.config.problems import problems_of
 from tests.config.test_trial import trial_with
@@ -44,6 +44,9 @@ def test_warm_ups_keep_their_share_and_at_least_one_epoch():
     assert (half.warmup_epochs, half.new_layer_warmup_epochs, half.new_layer_factor) == (5, 1, 10.0)
     assert scaled_schedule(settings, 40, 2).warmup_epochs == 1
     assert scaled_schedule(ConstantSchedule(), 40, 7) == ConstantSchedule()
+    # After all 40 epochs, as after all 20 of the refit, the rate is 0.9 ** 40 of the first.
+    exponential = scaled_schedule(ExponentialSchedule(name="exponential", gamma=0.9), 40, 20)
+    assert exponential.gamma == pytest.approx(0.81)
     # One epoch has room for neither, and what is left is a trial that its own rules accept.
     assert scaled_schedule(settings, 40, 1) == CosineSchedule(name="cosine")
     assert scaled_schedule(step(20, gamma=0.5, warmup_epochs=2), 40, 1) == ConstantSchedule()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from raydml import load_model
 from raydml.analysis.trials import TrialState
 from raydml.config.trial import fingerprint, parse_study, parse_trial
 from raydml.data.catalog import DataError
@@ -17,6 +18,7 @@ from raydml.study.refit import configurations_to_refit, notes_on_refits, refit_t
 from raydml.study.results import find_validated, find_winner, illustrated_runs, is_finished, mean_of_runs
 from raydml.study.stages import run_study
 from raydml.training import checkpoint
+from tests.cli.commands import done, refused
 from tests.config.test_trial import trial_with
 from tests.study.in_process import without_ray
 from tests.study.study_events import ended, epoch, stage_started, started
@@ -162,6 +164,28 @@ def test_the_best_configuration_is_refitted_tested_and_taken_away(tmp_path, monk
     (summary,) = [event for event in read(events_path(folder)) if event["event"] == "summary"]
     assert summary["metrics"]["test_refit_map_at_r"] == mean.mean
     assert summary["tags"] == {"winner": "refit-000"}
+    check_commands(folder, tmp_path)
+
+
+def check_commands(folder, tmp_path):
+    """What the commands say of a study whose model is a refit."""
+    storage = ["--storage", str(folder.parent)]
+    shown = [line.split() for line in done("status", "mini", *storage).output.splitlines()]
+    assert shown[0][:5] == ["study", "search", "confirm", "refit", "finalize"]
+    assert shown[1][:5] == ["mini", "done", "done", "done", "done"]
+    assert [row[:2] for row in shown if row and row[0].startswith("refit-")] == [["refit-000", "A"], ["refit-001", "A"]]
+    exported = tmp_path / "exported"
+    done("export", "mini", str(exported), *storage)
+    assert json.loads((exported / "config.json").read_text())["trained_on"] == "all development classes"
+    assert "It was trained on all development classes." in (exported / "README.md").read_text()
+    best = find_validated(folder).trial
+    reads = (folder / "test_reads.jsonl").read_text()
+    for target in (str(folder), f"{folder}:refit-001", str(find_winner(folder).checkpoint)):
+        said = refused("evaluate", target, *storage)
+        assert "no class validates this model" in said
+        assert f":{best} --on val)" in said
+    assert (folder / "test_reads.jsonl").read_text() == reads
+    assert load_model(folder).card["fingerprint"] == checkpoint.load_card(find_winner(folder).checkpoint)["fingerprint"]
 
 
 @pytest.mark.slow
