@@ -174,6 +174,7 @@ class Data(Section):
         "vehicleid_small",
         "vehicleid_medium",
         "vehicleid_large",
+        "vehicleid",
     ]
     list_file: str | None = None
     content: str = ""

@@ -5,8 +5,9 @@ Class names are padded so that their order as strings is the order of the publis
 error names the file, the line number and the line.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -178,6 +179,46 @@ def vehicleid_entries(folder: Path, num_test_classes: int) -> list[ImageEntry]:
     entries += vehicleid_list(lists / f"test_list_{num_test_classes}.txt", "test")
     _refuse_faulty_entries(lists, entries)
     return entries
+
+
+def vehicleid_entries_of_lists(folder: Path, num_test_classes: Mapping[str, int]) -> list[ImageEntry]:
+    """VehicleID: train_list.txt with several test lists, each image once and with the names of its lists.
+
+    num_test_classes: name of a list -> 800, 1600 or 2400. Raises DataError also where two lists have other images of a
+    vehicle that is in both.
+    """
+    lists = folder / "train_test_split"
+    files = {name: lists / f"test_list_{size}.txt" for name, size in num_test_classes.items()}
+    train = vehicleid_list(lists / "train_list.txt", "train")
+    tests = {name: vehicleid_list(file, "test") for name, file in files.items()}
+    names: dict[ImageEntry, tuple[str, ...]] = {}
+    for name, entries in tests.items():
+        _refuse_faulty_entries(lists, train + entries)
+        for entry in entries:
+            names[entry] = (*names.get(entry, ()), name)
+    for one, other in combinations(tests, 2):
+        if vehicles := differing_classes(tests[one], tests[other]):
+            raise DataError(
+                f"{files[one]} and {files[other].name} have other images of {len(vehicles):,} vehicles: "
+                f"{listed(vehicles)}; unpack the lists again, or score by one of them (data.name: vehicleid_{one} or "
+                f"vehicleid_{other})"
+            )
+    union = train + [entry._replace(lists=of_entry) for entry, of_entry in names.items()]
+    _refuse_faulty_entries(lists, union)
+    return union
+
+
+def differing_classes(one: Iterable[ImageEntry], other: Iterable[ImageEntry]) -> list[str]:
+    """Return the classes that are in both lists with other images, sorted."""
+    mine, theirs = (_paths_by_class(entries) for entries in (one, other))
+    return sorted(name for name in mine.keys() & theirs.keys() if mine[name] != theirs[name])
+
+
+def _paths_by_class(entries: Iterable[ImageEntry]) -> dict[str, set[str]]:
+    paths: dict[str, set[str]] = defaultdict(set)
+    for entry in entries:
+        paths[entry.class_name].add(entry.path)
+    return paths
 
 
 def vehicleid_list(file: Path, part: str = "") -> list[ImageEntry]:

@@ -13,11 +13,15 @@ from raydml.data.benchmark_lists import (
     inshop_entries,
     sop_entries,
     vehicleid_entries,
+    vehicleid_entries_of_lists,
 )
 from raydml.data.catalog import Catalog, DataError, ImageEntry, ImageFile, catalog_of, find_files, listed
 from raydml.errors import did_you_mean
 
 VEHICLEID_TESTS = {"vehicleid_small": 800, "vehicleid_medium": 1_600, "vehicleid_large": 2_400}
+#: A data set that is scored by several test lists -> the data sets of one of them each -> the name of the list, with
+#: which the names of its metrics begin: "small_recall_at_1".
+TEST_LISTS = {"vehicleid": {name: name.removeprefix("vehicleid_") for name in VEHICLEID_TESTS}}
 
 
 @dataclass(frozen=True)
@@ -134,19 +138,32 @@ BENCHMARKS: dict[str, Benchmark] = {
             "test_2400": PublishedCount(19_777, 2_400, False, ((17_638, 2_400),)),
             "img2vid": PublishedCount(221_567, 26_328, True),
         },
-        data_names=tuple(VEHICLEID_TESTS),
+        data_names=(*VEHICLEID_TESTS, "vehicleid"),
         protocols=("leave_one_out", "one_gallery_image"),
         subset_listed=True,
     ),
 }
+_SIZES = {TEST_LISTS["vehicleid"][name]: size for name, size in VEHICLEID_TESTS.items()}
 _READERS: dict[str, Callable[[Path], list[ImageEntry]]] = {
     "cub200": cub200_entries,
     "cars196": cars196_entries,
     "sop": sop_entries,
     "inshop": inshop_entries,
     **{name: partial(vehicleid_entries, num_test_classes=size) for name, size in VEHICLEID_TESTS.items()},
+    "vehicleid": partial(vehicleid_entries_of_lists, num_test_classes=_SIZES),
 }
 BENCHMARK_OF = {name: key for key, benchmark in BENCHMARKS.items() for name in benchmark.data_names}
+
+
+def metric_prefix(dataset: str, other: str) -> str | None:
+    """Return the beginning of the names of the metrics of a data set that are those of another one; None for none.
+
+    "" for the data set itself, "small_" for vehicleid_small in vehicleid.
+    """
+    if dataset == other:
+        return ""
+    found = TEST_LISTS.get(dataset, {}).get(other)
+    return None if found is None else f"{found}_"
 
 
 def benchmark_named(key: str) -> Benchmark:
@@ -203,11 +220,14 @@ def part_counts(name: str, images: Iterable[ImageEntry | ImageFile]) -> dict[str
     num_images: Counter[str] = Counter()
     classes: dict[str, set[str]] = defaultdict(set)
     for image in images:
-        part = image.role or image.part
-        num_images[part] += 1
-        classes[part].add(image.class_name)
+        for part in image.lists or (image.role or image.part,):
+            num_images[part] += 1
+            classes[part].add(image.class_name)
     parts = ["train", "query", "gallery"] if name == "inshop" else ["train", "test"]
     names = {"test": f"test_{VEHICLEID_TESTS[name]}"} if name in VEHICLEID_TESTS else {}
+    if name in TEST_LISTS:
+        parts = ["train", *TEST_LISTS[name].values()]
+        names = {found: f"test_{VEHICLEID_TESTS[other]}" for other, found in TEST_LISTS[name].items()}
     return {names.get(part, part): (num_images[part], len(classes[part])) for part in parts}
 
 
@@ -238,7 +258,8 @@ def published_catalog(name: str) -> Catalog:
             "Cure: leave out --as-published, and name the folder of the images"
         )
     benchmark = BENCHMARKS[BENCHMARK_OF[name]]
-    test = f"test_{VEHICLEID_TESTS[name]}" if name in VEHICLEID_TESTS else "test"
+    lists = _SIZES if name in TEST_LISTS else {}
+    test = "test" if BENCHMARK_OF[name] != "vehicleid" else f"test_{VEHICLEID_TESTS.get(name, max(_SIZES.values()))}"
     files = []
     for part, count in benchmark.counts.items():
         if part not in ("train", "query", "gallery", test):
@@ -247,5 +268,6 @@ def published_catalog(name: str) -> Catalog:
         side = "train" if part == "train" else "test"
         for index in range(count.num_images):
             number = index % count.num_classes
-            files.append(ImageFile(f"{part}/{number}/{index}", f"{side} {number:05d}", 0, 0, side, role))
+            of_lists = tuple(found for found, size in lists.items() if number < size and side == "test")
+            files.append(ImageFile(f"{part}/{number}/{index}", f"{side} {number:05d}", 0, 0, side, role, of_lists))
     return catalog_of(name, None, files, protocols=benchmark.protocols)

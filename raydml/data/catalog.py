@@ -10,9 +10,9 @@ import json
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,13 +40,14 @@ class ImageEntry(NamedTuple):
     class_name: str
     part: str = ""
     role: str = ""
+    lists: tuple[str, ...] = ()
 
 
 class ImageFile(NamedTuple):
     """One image of a data set: its path relative to the root, its class, its size and its modification time.
 
     part: "train" | "val" | "test", the part of its class, and role: "query" | "gallery"; "" where the data set gives
-    none.
+    none. lists: names of the test lists that have it, where the data set is scored by several.
     """
 
     path: str
@@ -55,6 +56,7 @@ class ImageFile(NamedTuple):
     modified_ns: int
     part: str = ""
     role: str = ""
+    lists: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,11 +65,12 @@ class Catalog:
 
     paths: N paths relative to root ("digits/0000" for digits). labels: (N,) int64 ids into class_names, which are
     sorted. given_split: N of "train" | "val" | "test", or None if the data set gives no split. content: hexadecimal
-    SHA-256 over (path, class name, size in bytes, given split, role) of every image. modified_ns: (N,) int64, the times
-    of the files. roles: N of "query" | "gallery" | "", or None where no image has one; an image without a role is both
-    query and gallery. protocols: how the test part is scored, the main protocol first. notes: sentences that the caller
-    must show, on what is usable but not as published or not as it looks. description: what was found, in a few words:
-    "26 classes in class folders, 930 images".
+    SHA-256 over (path, class name, size in bytes, given split, role, lists) of every image. modified_ns: (N,) int64,
+    the times of the files. roles: N of "query" | "gallery" | "", or None where no image has one; an image without a
+    role is both query and gallery. protocols: how the test part is scored, the main protocol first. lists: name ->
+    names of the classes of a test list on which a model is scored besides, as VehicleID has three. notes: sentences
+    that the caller must show, on what is usable but not as published or not as it looks. description: what was found,
+    in a few words: "26 classes in class folders, 930 images".
     """
 
     name: str
@@ -82,6 +85,7 @@ class Catalog:
     protocols: tuple[str, ...] = ("leave_one_out",)
     notes: tuple[str, ...] = ()
     description: str = ""
+    lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def catalog_of(
@@ -101,10 +105,13 @@ def catalog_of(
     ordered = sorted(files, key=lambda file: (file.class_name, file.path))
     class_names = tuple(sorted({file.class_name for file in ordered}))
     ids = {class_name: index for index, class_name in enumerate(class_names)}
+    lists: dict[str, set[str]] = {}
     content = hashlib.sha256()
     for file in ordered:
-        decisive = [file.path, file.class_name, file.num_bytes, *filter(None, (file.part, file.role))]
+        decisive = [file.path, file.class_name, file.num_bytes, *filter(None, (file.part, file.role)), *file.lists]
         content.update(json.dumps(decisive).encode() + b"\n")
+        for name in file.lists:
+            lists.setdefault(name, set()).add(file.class_name)
     return Catalog(
         name=name,
         root=root,
@@ -119,6 +126,7 @@ def catalog_of(
         notes=notes,
         description=f"{kind.format(classes=counted(len(class_names), 'class', 'classes'))}, "
         f"{counted(len(ordered), 'image')}",
+        lists={name: tuple(sorted(classes)) for name, classes in lists.items()},
     )
 
 
@@ -196,7 +204,9 @@ def _find_file(folder: str, entry: ImageEntry) -> ImageFile | str:
         return f"{entry.path!r} ({os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error})"
     if not stat.S_ISREG(status.st_mode):
         return f"{entry.path} ({os.strerror(errno.EISDIR) if stat.S_ISDIR(status.st_mode) else 'Not a regular file'})"
-    return ImageFile(entry.path, entry.class_name, status.st_size, status.st_mtime_ns, entry.part, entry.role)
+    return ImageFile(
+        entry.path, entry.class_name, status.st_size, status.st_mtime_ns, entry.part, entry.role, entry.lists
+    )
 
 
 def listed(names: Iterable[object], limit: int = 10) -> str:

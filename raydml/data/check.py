@@ -6,9 +6,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 
-from raydml.data.benchmark_lists import read_list, refuse_lines, vehicleid_list, whole_numbers
+from raydml.data.benchmark_lists import differing_classes, read_list, refuse_lines, vehicleid_list, whole_numbers
 from raydml.data.benchmarks import (
     BENCHMARKS,
     VEHICLEID_TESTS,
@@ -142,6 +143,9 @@ def _vehicleid_lists(folder: Path, findings: _Findings) -> list[ImageEntry]:
     for part, entries in found.items():
         if part != "train" and (shared := train_classes & {entry.class_name for entry in entries}):
             findings.wrong(f"{part}: {len(shared):,} vehicles are also in train_list.txt: {listed(sorted(shared))}")
+    for one, other in combinations([part for part in found if part != "train"], 2):
+        if vehicles := differing_classes(found[one], found[other]):
+            findings.wrong(f"{one} and {other}: {len(vehicles):,} vehicles have other images: {listed(vehicles)}")
     _compare_with_img2vid(folder, found, findings)
     return list({entry.path: entry for entries in found.values() for entry in entries}.values())
 

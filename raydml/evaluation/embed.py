@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -12,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raydml.config.trial import Machine, Trial
-from raydml.evaluation.protocols import describe_protocol
-from raydml.evaluation.scoring import MetricSpec, primary_code, query_values, score_by_all
+from raydml.evaluation.protocols import DISTRACTOR, ProtocolError, describe_protocol
+from raydml.evaluation.scoring import MetricSpec, ScoringError, primary_code, query_values, score_by_all
 from raydml.images.loader import read_ahead
 from raydml.images.pixels import Pixels, centres
 from raydml.images.preprocessing import Preprocessing
@@ -78,7 +79,8 @@ class Evaluation(NamedTuple):
     """The metrics of one model on one set of images.
 
     metrics: by name. intervals: name -> (low, high), the 95 % bootstrap interval over the queries, class by class, of
-    metrics of the first protocol. protocols: name -> description in words and numbers.
+    metrics of the first protocol. protocols: name -> description in words and numbers. All names of a test list begin
+    with it.
     """
 
     metrics: dict[str, float]
@@ -98,8 +100,39 @@ def evaluate_embeddings(
     protocols: Sequence[str],
     spec: MetricSpec,
     device: str = "cpu",
+    lists: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> Evaluation:
-    """Score embeddings (N, D) of labels (N,) under every protocol, with intervals if the spec has them."""
+    """Score embeddings (N, D) of labels (N,) under every protocol, with intervals if the spec has them.
+
+    lists: name -> labels of a part of the classes; each list is also scored by itself, as if there were no other
+    images. Distractors are in every list.
+    """
+    found = _evaluate_all(embeddings, labels, roles, protocols, spec, device)
+    metrics, intervals, sentences = dict(found.metrics), dict(found.intervals), dict(found.protocols)
+    distracts = np.zeros(len(labels), dtype=bool) if roles is None else np.array(roles) == DISTRACTOR
+    for name, classes in lists.items():
+        rows = np.flatnonzero(np.isin(labels, classes) | distracts)
+        of_list = found
+        if len(rows) < len(labels):
+            some_roles = None if roles is None else [roles[row] for row in rows.tolist()]
+            try:
+                of_list = _evaluate_all(embeddings[rows], labels[rows], some_roles, protocols, spec, device)
+            except (ScoringError, ProtocolError) as error:
+                raise type(error)(f"the list {name}: {error}") from error
+        metrics |= {f"{name}_{metric}": value for metric, value in of_list.metrics.items()}
+        intervals |= {f"{name}_{metric}": bounds for metric, bounds in of_list.intervals.items()}
+        sentences |= {f"{name}_{key}": f"{name} list: {sentence}" for key, sentence in of_list.protocols.items()}
+    return Evaluation(metrics, intervals, sentences)
+
+
+def _evaluate_all(
+    embeddings: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    roles: Sequence[str] | None,
+    protocols: Sequence[str],
+    spec: MetricSpec,
+    device: str,
+) -> Evaluation:
     scores = score_by_all(embeddings, labels, roles, protocols, spec, device)
     intervals = {}
     if spec.intervals and scores.queries is not None:

@@ -7,7 +7,8 @@ The file is a NumPy archive (.npz) of plain arrays, without pickled objects:
     class_names  (C,) text
     paths        (N,) text, each image as its data set names it
     roles        (N,) text, "query" | "gallery"; absent if the data set has none
-    facts        text, a JSON object: dataset, part, protocols, recall_at, fingerprint, checkpoint, ...
+    facts        text, a JSON object: dataset, part, protocols, recall_at, fingerprint, checkpoint, ...; lists, the
+                 names of the classes of each test list, where the data set has several
 """
 
 from __future__ import annotations

@@ -85,33 +85,31 @@ def evaluate_checkpoint(
     model = load_checkpoint(checkpoint_folder)
     refuse_absent_part(model.card, part, str(checkpoint_folder))
     trial = parse_trial(model.card["trial"])
-    images, class_names, protocols = _open_part(trial, part, machine, key)
+    images, class_names, scored_by = _open_part(trial, part, machine, key)
     run_on = device or device_of(machine)
     spec = spec or metric_spec_of(trial)
 
     embed_part = partial(embed_as_trained, trial, machine, run_on, model.preprocessing, images.pixels)
-    embeddings = embed_part(model.network)
+    facts = {
+        "dataset": trial.data.name,
+        "part": part,
+        **scored_by,
+        "recall_at": list(spec.recall_at),
+        "fingerprint": model.card.get("fingerprint"),
+        "seed": trial.seed,
+        "checkpoint": str(checkpoint_folder),
+    }
+    names = tuple(class_names)
+    saved = SavedEmbeddings(embed_part(model.network), images.labels, names, images.paths, images.roles, facts)
     if save_to is not None:
-        facts = {
-            "dataset": trial.data.name,
-            "part": part,
-            "protocols": list(protocols),
-            "recall_at": list(spec.recall_at),
-            "fingerprint": model.card.get("fingerprint"),
-            "seed": trial.seed,
-            "checkpoint": str(checkpoint_folder),
-        }
-        names = tuple(class_names)
-        saved = SavedEmbeddings(embeddings, images.labels, names, images.paths, images.roles, facts)
         save_embeddings(save_to, saved)
-    found = evaluate_embeddings(embeddings, images.labels, images.roles, protocols, spec, run_on)
+    found = evaluate_saved(saved, spec, run_on)
     if untrained:
         beginning = build_network(
             **network_arguments(trial), weights=trial.model.weights, seed=seed_for(trial.seed, "network_init")
         )
-        start = evaluate_embeddings(
-            embed_part(beginning), images.labels, images.roles, protocols, spec._replace(intervals=False), run_on
-        )
+        at_start = saved._replace(embeddings=embed_part(beginning))
+        start = evaluate_saved(at_start, spec._replace(intervals=False), run_on)
         found.metrics.update({f"untrained_{name}": value for name, value in start.metrics.items()})
     return found
 
@@ -141,16 +139,23 @@ def refuse_absent_part(
 
 def _open_part(
     trial: Trial, part: str, machine: Machine, key: TestKey | None
-) -> tuple[Images, list[str], tuple[str, ...]]:
-    """Return the images of a part, the names of its classes and its protocols."""
+) -> tuple[Images, list[str], dict[str, Any]]:
+    """Return the images of a part, the names of its classes, and how it is scored, as saved beside embeddings."""
     if part == "val":
         opened = open_development(trial, machine, augmented=False)
         names = [opened.catalog.class_names[number] for number in opened.split.val]
-        return opened.val, names, protocols_of(opened.val.roles, ())  # declared protocols are for the test classes
+        # declared protocols and lists are for the test classes
+        return opened.val, names, {"protocols": list(protocols_of(opened.val.roles, ()))}
     assert key is not None
     catalog, images = open_test(trial, machine, key)
     names = [catalog.class_names[number] for number in split_for(trial, catalog).test]
-    return images, names, protocols_of(images.roles, catalog.protocols)
+    return images, names, _scored_by(catalog, images.roles)
+
+
+def _scored_by(catalog: Catalog, roles: Sequence[str] | None) -> dict[str, Any]:
+    """Return the protocols of the test part, and its lists where it has some: name -> names of the classes."""
+    lists = {name: list(classes) for name, classes in catalog.lists.items()}
+    return {"protocols": list(protocols_of(roles, catalog.protocols)), **({"lists": lists} if lists else {})}
 
 
 class Collection(NamedTuple):
@@ -197,7 +202,6 @@ def embed_collection(
         labels = np.concatenate([labels, np.full(len(parts[1].labels), len(class_names))])
         roles = (*(roles or [""] * len(parts[0].labels)), *[DISTRACTOR] * len(parts[1].labels))
         class_names.append(f"({DISTRACTOR})")
-    protocols = protocols_of(roles, catalog.protocols)
     part_name = "all" if catalog.given_split is None else "test"
     return SavedEmbeddings(
         np.concatenate(embeddings),
@@ -205,14 +209,17 @@ def embed_collection(
         tuple(class_names),
         tuple(path for part in parts for path in part.paths),
         roles,
-        {"dataset": catalog.name, "part": part_name, "protocols": list(protocols), **facts},
+        {"dataset": catalog.name, "part": part_name, **_scored_by(catalog, roles), **facts},
     )
 
 
 def evaluate_saved(saved: SavedEmbeddings, spec: MetricSpec, device: str = "cpu") -> Evaluation:
-    """Score saved embeddings by the protocols saved beside them; needs neither a model nor images."""
+    """Score saved embeddings by the protocols and lists saved beside them; needs neither a model nor images."""
     protocols: Sequence[str] = saved.facts.get("protocols") or protocols_of(saved.roles, ())
-    return evaluate_embeddings(saved.embeddings, saved.labels, saved.roles, protocols, spec, device)
+    numbers = {name: number for number, name in enumerate(saved.class_names)}
+    listed: Mapping[str, Sequence[str]] = saved.facts.get("lists") or {}
+    lists = {name: [numbers[one] for one in classes if one in numbers] for name, classes in listed.items()}
+    return evaluate_embeddings(saved.embeddings, saved.labels, saved.roles, protocols, spec, device, lists)
 
 
 def _open(collection: Collection, preprocessing: Preprocessing, machine: Machine) -> Images:

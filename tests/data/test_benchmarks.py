@@ -146,7 +146,7 @@ class TestMiniatures:
     def test_each_layout_opens(self, tmp_path, name, layout):
         folder = build(name, tmp_path, classes_per_part=3, images_per_class=4, layout=layout)
         for data_name in BENCHMARKS[name].data_names:
-            size = {"vehicleid_small": 3, "vehicleid_medium": 6, "vehicleid_large": 9}.get(data_name, 3)
+            size = {"vehicleid_small": 3, "vehicleid_medium": 6, "vehicleid_large": 9, "vehicleid": 9}.get(data_name, 3)
             catalog = open_catalog(data_name, folder)
             assert len(catalog.class_names) == 3 + size
             assert np.bincount(catalog.labels).tolist() == [4] * (3 + size)
@@ -200,6 +200,22 @@ class TestMiniatures:
         assert "image/0279029.jpg" in catalog.paths
         assert "image/0001000.jpg" in catalog.paths  # vehicle 0
         assert catalog.class_names[0] == "00000"
+
+    def test_vehicleid_is_all_three_lists_and_where_they_disagree_it_is_none(self, tmp_path):
+        root = build("vehicleid", tmp_path)
+        catalog, large = open_catalog("vehicleid", root), open_catalog("vehicleid_large", root)
+        assert (catalog.paths, catalog.given_split) == (large.paths, large.given_split)
+        assert catalog.content != large.content  # other numbers come from it
+        for name in ("small", "medium", "large"):
+            alone = open_catalog(f"vehicleid_{name}", root)
+            tested = {alone.class_names[c] for c in alone.labels[np.array(alone.given_split) == "test"]}
+            assert catalog.lists[name] == tuple(sorted(tested))
+        assert list(catalog.lists) == ["small", "medium", "large"]
+        edit(root / "train_test_split" / "test_list_800.txt", "0279029 23781\n", "")
+        message = refusal(open_catalog, "vehicleid", root)
+        assert_contains(message, "test_list_800.txt and test_list_1600.txt have other images of 1 vehicles: 23781")
+        assert "data.name: vehicleid_small" in message
+        assert open_catalog("vehicleid_small", root).lists == {}
 
     def test_cars_of_both_folders_have_the_same_file_names(self, tmp_path):
         catalog = open_catalog("cars196", build("cars196", tmp_path, layout="devkit"))
@@ -270,16 +286,18 @@ class TestNotes:
     def test_published_counts_get_no_note_and_one_image_more_does(self, data_name):
         published = BENCHMARKS[BENCHMARK_OF[data_name]].counts
         size = {"vehicleid_small": 800, "vehicleid_medium": 1600, "vehicleid_large": 2400}.get(data_name)
+        lists = {"test_800": ("small",), "test_1600": ("medium",), "test_2400": ("large",)}
         entries = []
         for part in published:
-            if part == "img2vid" or (part.startswith("test_") and part != f"test_{size}"):
+            if part == "img2vid" or (size and part.startswith("test_") and part != f"test_{size}"):
                 continue
             count = published[part]
             role = part if part in ("query", "gallery") else ""
             kind = "train" if part == "train" else "test"
             items = "test" if role else part
+            of_lists = lists.get(part, ())
             entries += [
-                ImageEntry(f"{part}/{i}", f"{items}{i % count.num_classes}", kind, role)
+                ImageEntry(f"{part}/{i}", f"{items}{i % count.num_classes}", kind, role, () if size else of_lists)
                 for i in range(count.num_images)
             ]
         assert notes_of(data_name, entries) == ()
@@ -488,6 +506,7 @@ def test_reality_check_folds_of_the_real_classes(name, first_test, sizes):
         ("cub200", (5_864, 100), (5_924, 100)),
         ("inshop", (25_882, 3_997), (14_218 + 12_612, 3_985)),
         ("vehicleid_small", (113_346, 13_164), (6_493, 800)),
+        ("vehicleid", (113_346, 13_164), (19_777, 2_400)),
     ],
 )
 def test_a_published_catalog_has_the_published_counts(name, train, test):
@@ -500,5 +519,7 @@ def test_a_published_catalog_has_the_published_counts(name, train, test):
         roles = np.array(catalog.roles)
         assert [(roles == role).sum() for role in ("query", "gallery")] == [14_218, 12_612]
         assert len({catalog.labels[i] for i in np.flatnonzero(roles == "query")}) == 3_985
+    sizes = {"small": 800, "medium": 1600, "large": 2400} if name == "vehicleid" else {}
+    assert {of: len(classes) for of, classes in catalog.lists.items()} == sizes
     with pytest.raises(DataError, match="no published counts"):
         published_catalog("image_folder")

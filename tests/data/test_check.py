@@ -219,6 +219,13 @@ class TestVehicleid:
         lines = check_benchmark("vehicleid", folder).lines
         assert [found[1] for line in lines if (found := re.fullmatch(pattern, line))] == sizes
 
+    def test_lists_with_other_images_of_a_vehicle(self, tmp_path):
+        folder = build("vehicleid", tmp_path)
+        edit(folder / "train_test_split" / "test_list_1600.txt", "0279029 23781\n", "")
+        faults = [line for line in check_benchmark("vehicleid", folder).lines if "other images" in line]
+        pairs = ("test_800 and test_1600", "test_1600 and test_2400")
+        assert faults == [f"WRONG {pair}: 1 vehicles have other images: 23781" for pair in pairs]
+
     def test_images_in_no_list_are_usual(self, tmp_path):
         folder = build("vehicleid", tmp_path)
         draw(folder / "image" / "9999999.jpg", 0, 0, 8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 from torch import nn
 from torchvision.transforms.v2.functional import center_crop
@@ -12,15 +13,18 @@ from torchvision.transforms.v2.functional import center_crop
 from raydml.config.trial import fingerprint, parse_machine, parse_trial
 from raydml.data.catalog import DataError
 from raydml.data.datasets import open_catalog
+from raydml.data.miniatures import build
 from raydml.data.seal import TestReads
 from raydml.data.splits import make_split
 from raydml.errors import ConfigError
 from raydml.evaluation.embed import embed, evaluate_embeddings
+from raydml.evaluation.saved_embeddings import concatenate, load_embeddings
 from raydml.evaluation.scoring import MetricSpec
 from raydml.images.pixels import PackedPixels, packed
 from raydml.images.preprocessing import Preprocessing
-from raydml.inference.evaluate import evaluate_checkpoint
+from raydml.inference.evaluate import evaluate_checkpoint, evaluate_saved
 from raydml.inference.export import load_checkpoint
+from raydml.metrics.names import METRIC_GROUPS
 from raydml.models.network import build_network, preprocessing_for
 from raydml.training import checkpoint
 from raydml.training.randomness import seed_for
@@ -224,6 +228,48 @@ def test_other_images_than_the_trials_are_refused(saved, tmp_path):
     other = checkpoint.save(tmp_path / "c", state={}, model_card=card, best_weights=network.state_dict())
     with pytest.raises(DataError, match=r"data\.content: .* made for images with the hash abababababab"):
         evaluate_checkpoint(other, "val", MACHINE)
+
+
+def test_one_evaluation_of_all_lists_of_vehicleid_is_that_of_each_list(tmp_path):
+    """As with three evaluations by one list each, to the last bit, also from saved embeddings and for an ensemble."""
+    root = build("vehicleid", tmp_path / "data", classes_per_part=4)
+    noise = np.random.default_rng(0)
+    for file in sorted((root / "image").iterdir()):  # colours that show the class would be found without an error
+        Image.fromarray(noise.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file)
+    machine = parse_machine({"data_root": str(root), "device": "cpu"})
+    spec = MetricSpec((1, 2), groups=METRIC_GROUPS, intervals=True)
+    found, files = {}, {}
+    for name in ("vehicleid", "vehicleid_small", "vehicleid_medium", "vehicleid_large"):
+        trial = parse_trial({**TRIAL, "data": {**TRIAL["data"], "name": name}})
+        network = build_network(**trial.model.model_dump(), seed=77)
+        card = {
+            "network": trial.model.model_dump(exclude={"weights"}),
+            "preprocessing": preprocessing_for("convnet", resize_px=8, crop_px=8).to_dict(),
+            "trial": trial.model_dump(mode="json"),
+        }
+        folder = checkpoint.save(tmp_path / name, state={}, model_card=card, best_weights=network.state_dict())
+        key = TestReads(tmp_path / "reads.jsonl").record(purpose="t", checkpoint=folder, commit="c")
+        files[name] = tmp_path / f"{name}.npz"
+        found[name] = evaluate_checkpoint(folder, "test", machine, key=key, spec=spec, save_to=files[name])
+    every = found.pop("vehicleid")
+    expected = dict(found["vehicleid_large"].metrics)  # all sealed classes
+    for name, alone in found.items():
+        prefix = name.removeprefix("vehicleid_") + "_"
+        for metric, value in alone.metrics.items():
+            start = "untrained_" if metric.startswith("untrained_") else ""
+            expected[f"{start}{prefix}{metric.removeprefix(start)}"] = value
+        of_list = {metric: bounds for metric, bounds in every.intervals.items() if metric.startswith(prefix)}
+        assert of_list == {f"{prefix}{metric}": bounds for metric, bounds in alone.intervals.items()}
+        for protocol, sentence in alone.protocols.items():
+            assert every.protocols[f"{prefix}{protocol}"] == f"{prefix[:-1]} list: {sentence}"
+    assert every.metrics == expected
+    assert len({every.metrics[f"{name}_map_at_r"] for name in ("small", "medium", "large")}) == 3
+    assert "medium_one_gallery_image_recall_at_1" in every.metrics
+    again = evaluate_saved(load_embeddings(files["vehicleid"]), spec)
+    assert again.metrics == {name: value for name, value in expected.items() if not name.startswith("untrained_")}
+    ensembles = [concatenate([load_embeddings(files[name])] * 2) for name in ("vehicleid", "vehicleid_medium")]
+    together, medium = (evaluate_saved(ensemble, spec).metrics for ensemble in ensembles)
+    assert {f"medium_{name}": value for name, value in medium.items()}.items() <= together.items()
 
 
 def test_the_network_of_a_checkpoint_has_the_saved_weights(saved):
