@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from raydml.data.benchmarks import metric_prefix
+
 #: Whether the source of a published number chose the epoch on the test classes, in words.
 CHOSEN_ON_TEST = {True: "chosen on test", False: "", None: "unknown whether chosen on test"}
 
@@ -107,16 +109,17 @@ def published_groups(summary: Values) -> list[PublishedGroup]:
     """Return the published numbers by data set and protocol, beside our comparable ones."""
     groups = []
     for dataset, protocol in dict.fromkeys((entry["dataset"], entry["protocol"]) for entry in summary["published"]):
-        tested = [row for row in summary["final"] if row["dataset"] == dataset and protocol in row["protocols"]]
-        comparable = [row for row in tested if is_comparable(summary, row)]
+        tested = [row for row in summary["final"] if _prefix(row, dataset, protocol) is not None]
         ours: list[tuple[Values, Values]] = [
-            (row, _under(protocol, row, row["refit"]["metrics"])) for row in comparable
+            (row, _under(row, dataset, protocol, row["refit"]["metrics"]))
+            for row in tested
+            if is_comparable(summary, row)
         ]
         theirs = [
             entry for entry in summary["published"] if (entry["dataset"], entry["protocol"]) == (dataset, protocol)
         ]
         printed = list(dict.fromkeys(name for entry in theirs for name in entry["metrics"]))
-        measured = [scores for _, scores in ours] or [_under(protocol, row, row["metrics"]) for row in tested]
+        measured = [scores for _, scores in ours] or [_under(row, dataset, protocol, row["metrics"]) for row in tested]
         names = [name for name in dict.fromkeys(name for scores in measured for name in scores) if name in printed]
         theirs = [entry for entry in theirs if any(name in entry["metrics"] for name in names)]
         if theirs:
@@ -126,9 +129,21 @@ def published_groups(summary: Values) -> list[PublishedGroup]:
     return groups
 
 
-def _under(protocol: str, row: Values, scores: Values) -> dict[str, Any]:
-    """Return the scores of one protocol by plain names; those of the first protocol have no prefix."""
-    prefix = "" if protocol == next(iter(row["protocols"])) else f"{protocol}_"
+def _prefix(row: Values, dataset: str, protocol: str) -> str | None:
+    """Return how the names of a row's metrics begin that are of this data set and protocol; None where there are none.
+
+    Those of a test list begin with it, and then with the protocol unless it is the first: ``small_recall_at_1``,
+    ``small_one_gallery_image_recall_at_1``.
+    """
+    of_list = metric_prefix(row["dataset"], dataset)
+    if of_list is None or f"{of_list}{protocol}" not in row["protocols"]:
+        return None
+    return of_list if protocol == next(iter(row["protocols"])) else f"{of_list}{protocol}_"
+
+
+def _under(row: Values, dataset: str, protocol: str, scores: Values) -> dict[str, Any]:
+    """Return the scores of one data set and protocol by plain names."""
+    prefix = _prefix(row, dataset, protocol) or ""
     return {name.removeprefix(prefix): score for name, score in scores.items() if name.startswith(prefix)}
 
 

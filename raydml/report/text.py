@@ -99,9 +99,20 @@ def all_metrics(summary: Mapping[str, Any]) -> list[str]:
 
 
 def main_metrics(summary: Mapping[str, Any]) -> list[str]:
-    """Return as many of these metrics as a table has room for: the ranking metric and those that papers print."""
+    """Return as many of these metrics as a table has room for: the ranking metric, the same on each test list of the
+    data set, and those that papers print."""
     names = all_metrics(summary)
-    return [*names[:1], *(name for name in names[1:] if _MAIN_METRICS.fullmatch(name))][:_MAX_MAIN_METRICS]
+    of_lists = [f"{one}_{name}" for name in names[:1] for one in _test_lists(summary) if f"{one}_{name}" in names]
+    others = [name for name in names[1:] if _MAIN_METRICS.fullmatch(name)]
+    return [*names[:1], *of_lists, *others][:_MAX_MAIN_METRICS]
+
+
+def _test_lists(summary: Mapping[str, Any]) -> list[str]:
+    """Return the names of the test lists that models were scored on besides: small, medium and large of VehicleID."""
+    lists = []
+    for protocols in (list(row["protocols"]) for row in summary["final"]):
+        lists += [name.removesuffix(f"_{protocols[0]}") for name in protocols[1:] if name.endswith(f"_{protocols[0]}")]
+    return list(dict.fromkeys(lists))
 
 
 class ScoredModels(NamedTuple):

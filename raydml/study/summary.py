@@ -54,7 +54,7 @@ from raydml.analysis.rank_stability import search_stability
 from raydml.analysis.trials import TrialState, parameters_of, varying
 from raydml.config.recipe import recipe_of
 from raydml.config.refit import validates
-from raydml.data.benchmarks import BENCHMARKS
+from raydml.data.benchmarks import BENCHMARKS, metric_prefix
 from raydml.data.seal import TestReads
 from raydml.search_space.shipped import heading_of
 from raydml.study.events import StudyState, letter_of, letters_of, read_state
@@ -276,10 +276,13 @@ def _compared(values: _Runs, prefix: str) -> dict[str, Any]:
 def _published(
     datasets: Collection[str], final: Sequence[Mapping[str, Any]], configs: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Return the published numbers of these data sets, one entry for each protocol, source and network."""
+    """Return the published numbers of these data sets and of their test lists, one entry for each protocol, source and
+    network."""
     entries: dict[tuple[Any, ...], dict[str, Any]] = {}
     for benchmark in BENCHMARKS.values():
-        for dataset in sorted(set(benchmark.data_names) & set(datasets)):
+        for dataset in benchmark.data_names:
+            if all(metric_prefix(one, dataset) is None for one in datasets):
+                continue
             for number in (one for protocol in benchmark.protocols for one in published_of(dataset, protocol)):
                 facts = number._asdict()
                 metric, value, deviation = (facts.pop(name) for name in ("metric", "value", "deviation"))
@@ -289,7 +292,7 @@ def _published(
         entry["ours"] = [
             row["letter"]
             for row in final
-            if row["dataset"] == entry["dataset"]
+            if metric_prefix(row["dataset"], entry["dataset"]) is not None
             and is_system(configs[row["from_trial"]], entry["system"], entry["variant"])
         ]
     return list(entries.values())

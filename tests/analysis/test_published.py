@@ -67,6 +67,7 @@ def test_each_number_has_a_protocol_that_its_data_set_is_scored_by():
     protocols = {name: one.protocols for one in BENCHMARKS.values() for name in one.data_names}
     found = {(n.dataset, n.protocol) for n in published_numbers()}
     assert all(protocol in protocols[dataset] for dataset, protocol in found)
+    assert ("inshop", "query_gallery") in found
     vehicles = {(n.dataset, n.protocol, n.system) for n in published_numbers() if n.dataset.startswith("vehicleid")}
     assert vehicles == {
         ("vehicleid_large", "leave_one_out", "Divide & Conquer"),
@@ -346,6 +347,15 @@ def test_a_finished_study_of_a_benchmark_has_its_published_numbers(tmp_path):
 def test_a_system_is_recognised_by_its_loss_and_miner(loss, miner, system, variant, is_same):
     config = {"loss": {"name": loss}, "miner": {"name": miner} if miner else None}
     assert is_system(config, system, variant) == is_same
+
+
+def test_a_study_of_all_lists_of_vehicleid_has_the_numbers_of_each(tmp_path):
+    entries = summarise(finished_study(tmp_path, "vehicleid"))["published"]
+    assert {(one["dataset"], one["protocol"], one["system"]) for one in entries} == {
+        ("vehicleid_small", "leave_one_out", "MIC"),
+        ("vehicleid_large", "leave_one_out", "Divide & Conquer"),
+        *((f"vehicleid_{size}", "one_gallery_image", "fast-reid") for size in ("small", "medium", "large")),
+    }
 
 
 def test_a_study_of_other_images_has_none(tmp_path):

@@ -459,35 +459,52 @@ def test_a_study_without_a_search_is_summarised_by_its_refits(tmp_path):
     assert found.warnings == []
 
 
-def vehicles(protocols, metrics):
-    """The summary of a refit on the small list of VehicleID, with the entries that are published."""
-    row = {"letter": "A", "label": "triplet", "configuration": "f", "dataset": "vehicleid_small", "metrics": {}}
+def vehicles(dataset, protocols, metrics):
+    """The summary of a refit on VehicleID, with the entries that are published of its small list."""
+    row = {"letter": "A", "label": "triplet", "configuration": "f", "dataset": dataset, "metrics": {}}
     row |= {"backbone": "resnet50", "embedding_dim": 128, "protocols": dict.fromkeys(protocols, "so"), "runs": []}
     row["refit"] = {"classes": "development", "metrics": {name: {"mean": value} for name, value in metrics.items()}}
     entries = {}
-    for number in (
-        *published_of("vehicleid_small", "leave_one_out"),
-        *published_of("vehicleid_small", "one_gallery_image"),
-    ):
-        facts = {
-            name: value for name, value in number._asdict().items() if name not in ("metric", "value", "deviation")
-        }
+    names = ("metric", "value", "deviation")
+    for number in [
+        one for name in ("leave_one_out", "one_gallery_image") for one in published_of("vehicleid_small", name)
+    ]:
+        facts = {name: value for name, value in number._asdict().items() if name not in names}
         entry = entries.setdefault((number.system, number.protocol), {**facts, "metrics": {}, "ours": []})
         entry["metrics"][number.metric] = {"mean": number.value, "deviation": None}
     return {"smoke": False, "metric": "val_recall_at_1", "final": [row], "published": list(entries.values())}
 
 
+def values_of(group):
+    return [{name: scores[name]["mean"] for name in group.metrics} for _, scores in group.ours]
+
+
 def test_the_two_protocols_of_vehicleid_have_a_table_each():
     measured = {"recall_at_1": 0.81, "one_gallery_image_recall_at_1": 0.72, "one_gallery_image_recall_at_5": 0.9}
-    groups = published_groups(vehicles(["leave_one_out", "one_gallery_image"], measured))
+    groups = published_groups(vehicles("vehicleid_small", ["leave_one_out", "one_gallery_image"], measured))
     assert [group.title for group in groups] == ["vehicleid_small, leave one out", "vehicleid_small, one gallery image"]
-    found = [[{name: score["mean"] for name, score in scores.items()} for _, scores in one.ours] for one in groups]
-    assert found[0][0]["recall_at_1"] == 0.81
-    assert found[1] == [{"recall_at_1": 0.72, "recall_at_5": 0.9}]
+    assert [values_of(group) for group in groups] == [
+        [{"recall_at_1": 0.81}],
+        [{"recall_at_1": 0.72, "recall_at_5": 0.9}],
+    ]
     assert [[entry["system"] for entry in group.theirs] for group in groups] == [["MIC"], ["fast-reid"]]
-    assert [group.metrics for group in groups] == [["recall_at_1"], ["recall_at_1", "recall_at_5"]]
 
 
 def test_numbers_of_a_protocol_that_was_not_used_stand_beside_none_of_ours():
-    groups = published_groups(vehicles(["leave_one_out"], {"recall_at_1": 0.81}))
+    groups = published_groups(vehicles("vehicleid_small", ["leave_one_out"], {"recall_at_1": 0.81}))
     assert [group.protocol for group in groups] == ["leave_one_out"]
+
+
+def test_each_list_of_vehicleid_is_compared_with_the_published_numbers_of_that_list():
+    protocols = ["leave_one_out", "one_gallery_image", "small_leave_one_out", "small_one_gallery_image"]
+    # The first two are of all lists together, of which nothing is published.
+    measured = {"recall_at_1": 0.5, "one_gallery_image_recall_at_1": 0.4, "small_recall_at_1": 0.81}
+    measured |= {"small_one_gallery_image_recall_at_1": 0.72, "small_one_gallery_image_recall_at_5": 0.9}
+    summary = vehicles("vehicleid", protocols, measured)
+    groups = published_groups(summary)
+    assert [group.title for group in groups] == ["vehicleid_small, leave one out", "vehicleid_small, one gallery image"]
+    assert [values_of(group) for group in groups] == [
+        [{"recall_at_1": 0.81}],
+        [{"recall_at_1": 0.72, "recall_at_5": 0.9}],
+    ]
+    assert main_metrics(summary) == ["recall_at_1", "small_recall_at_1"]
