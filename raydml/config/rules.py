@@ -8,7 +8,7 @@ the plugins, which imports torch, run last, where nothing else is wrong; every o
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -75,6 +75,53 @@ def problems_of_stages(sections: Mapping[str, Any]) -> list[Problem]:
         message = "cannot be kept by scheduler sync: trials that wait at a rung count, so the others would never start"
         cure = "remove max_concurrent (machine.cpus_per_trial also limits how many run at once), or scheduler: asha"
         problems.append(Problem("search.max_concurrent", search.max_concurrent, message, cure=cure))
+    return problems
+
+
+def problems_without_validation(study: Any, trials: Sequence[Any]) -> list[Problem]:
+    """Return where a study needs validation classes that its trials do not have; paths begin with study or trial.
+
+    study: a StudySettings. trials: Trials, one of each kind that the study has. What is at its default is not refused.
+    """
+    without = [trial for trial in trials if trial.data.split.val_fraction == 0]
+    if not without:
+        return []
+    if len(without) < len(trials):
+        message = "some trials have validation classes and some have none, so they cannot be ranked"
+        cure = "one value instead of a domain (--set trial.data.split.val_fraction=0)"
+        return [Problem("trial.data.split.val_fraction", "varying", message, cure=cure)]
+    why, problems = "trial.data.split.val_fraction is 0", []
+    search, confirm, refit, finalize = study.search, study.confirm, study.refit, study.finalize
+    if "scheduler" in search.model_fields_set and search.scheduler != "none":
+        message = f"stops trials by their validation metrics, and no class validates: {why}"
+        problems.append(Problem("study.search.scheduler", search.scheduler, message, cure="remove it, or write none"))
+    written = [trial.select_on for trial in without if "select_on" in trial.model_fields_set]
+    if written:
+        message = f"selects nothing: {why}, so the weights of the last epoch are kept"
+        cure = "remove it, or write a val_fraction above 0 such as 0.25"
+        problems.append(Problem("trial.select_on", written[0], message, cure=cure))
+    if confirm is not None:
+        message = f"has nothing to confirm by: {why}"
+        problems.append(Problem("study.confirm", confirm.model_dump(), message, cure="--set study.confirm=null"))
+    if refit is None:
+        message = f"is the stage that trains without validation classes ({why}), and it is missing"
+        problems.append(Problem("study.refit", None, message, cure="--set 'study.refit={seeds: 3}'"))
+    elif refit.epochs != "confirmed":
+        message = f"has no effect: {why}, so each trial has the epochs of trial.epochs"
+        cure = f"--set trial.epochs={refit.epochs}, and --set study.refit.epochs=confirmed"
+        problems.append(Problem("study.refit.epochs", refit.epochs, message, cure=cure))
+    if refit is not None and refit.top > 1:
+        message = f"has no effect: {why}, so nothing is ranked and every configuration is trained"
+        problems.append(Problem("study.refit.top", refit.top, message, cure="--set study.refit.top=1"))
+    if finalize is not None:
+        everything = any(trial.data.split.test_fraction == 0 for trial in without)
+        if everything or (refit is not None and refit.classes == "all"):
+            message = "has nothing to test: every model of the study trains on the test classes as well"
+            cure = "--set study.finalize=null, or leave the test classes out of the training"
+            problems.append(Problem("study.finalize", finalize.model_dump(), message, cure=cure))
+        elif finalize.top > 1:
+            message = f"has no effect: {why}, so nothing is ranked and every configuration is tested"
+            problems.append(Problem("study.finalize.top", finalize.top, message, cure="--set study.finalize.top=1"))
     return problems
 
 

@@ -18,10 +18,10 @@ _logger = logging.getLogger("raydml")
 def with_epochs(trial: Node, study: StudySettings | None, epochs: int) -> tuple[Node, StudySettings | None]:
     """Return a trial (a tree with domains) of this many epochs, and its study, with what a shorter trial cannot have.
 
-    Cut: `study.search.grace_epochs` to `epochs`; milestones and warm-ups of the schedule to the last epoch (milestones
-    that then coincide are one). In a trial of one epoch nothing of a schedule is left but its name, and `step`, which
-    needs a milestone, becomes `constant`. What a method states as a share of the epochs follows by itself. A note
-    names what was cut.
+    Cut: `study.search.grace_epochs` and `study.refit.epochs` to `epochs`; milestones and warm-ups of the schedule to
+    the last epoch (milestones that then coincide are one). In a trial of one epoch nothing of a schedule is left but
+    its name, and `step`, which needs a milestone, becomes `constant`. What a method states as a share of the epochs
+    follows by itself. A note names what was cut.
     """
     assert epochs >= 1, epochs
     if not isinstance(trial.value, dict):
@@ -31,6 +31,10 @@ def with_epochs(trial: Node, study: StudySettings | None, epochs: int) -> tuple[
     if study is not None and study.search.scheduler != "none" and study.search.grace_epochs > epochs:
         notes.append(f"study.search.grace_epochs {study.search.grace_epochs} -> {epochs}")
         study = study.model_copy(update={"search": study.search.model_copy(update={"grace_epochs": epochs})})
+    refit = None if study is None else study.refit
+    if study is not None and refit is not None and refit.epochs != "confirmed" and refit.epochs > epochs:
+        notes.append(f"study.refit.epochs {refit.epochs} -> {epochs}")
+        study = study.model_copy(update={"refit": refit.model_copy(update={"epochs": epochs})})
     if notes:
         plural = "epoch" if epochs == 1 else "epochs"
         _logger.info("note: cut to fit %d %s: %s", epochs, plural, ", ".join(dict.fromkeys(notes)))

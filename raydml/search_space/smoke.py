@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from raydml.config.recipe import flatten
+from raydml.config.refit import trains_on_test_classes, validates
 from raydml.config.trial import StudySettings, Trial
 from raydml.data.benchmarks import BENCHMARK_OF, BENCHMARKS
 from raydml.data.miniatures import build
@@ -42,12 +43,14 @@ def write_smoke_space(space: SearchSpace, folder: Path, *, max_trials: int = MAX
     The trials are those of `chosen_trials`, max_trials at most. It writes folder/images, folder/weights and
     folder/<name>-smoke.yaml.
     """
-    trials = chosen_trials(sample_trials(shorten(space, NUM_EPOCHS)))[:max_trials]
+    short = shorten(space, NUM_EPOCHS)
+    trials = chosen_trials(sample_trials(short))[:max_trials]
     weights = _weights(trials, folder / "weights")
     classes_per_part = max(_classes_per_part(trial) for trial in trials)
     write_images(trials, folder / "images", classes_per_part)
     content = {
-        "study": small_study(space.study).model_dump(mode="json"),
+        # What the space does not say stays unsaid: a default that has no use is not refused.
+        "study": small_study(short.study).model_dump(mode="json", exclude_unset=True),
         "machine": {**space.machine.model_dump(mode="json"), "data_root": str(folder / "images"), "cache_dir": None},
         # A grid of whole trials: they are run as they are.
         "trial": {"grid": [small_trial(trial, weights) for trial in trials]},
@@ -75,14 +78,16 @@ def chosen_trials(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def small_study(study: StudySettings) -> StudySettings:
-    """Return the same stages: one configuration confirmed on at most two folds with one seed, and tested."""
+    """Return the same stages: one configuration confirmed on at most two folds with one seed, refitted with at most two
+    seeds, and tested."""
     search = study.search.model_copy(update={"num_trials": 1, "max_concurrent": None, "grace_epochs": 1})
     confirm = study.confirm and study.confirm.model_copy(
         update={"top": 1, "seeds": 1, "folds": min(study.confirm.folds, 2)}
     )
     finalize = study.finalize and study.finalize.model_copy(update={"top": 1})
-    name = f"{study.name}{SUFFIX}"
-    return study.model_copy(update={"name": name, "search": search, "confirm": confirm, "finalize": finalize})
+    refit = study.refit and study.refit.model_copy(update={"top": 1, "seeds": min(study.refit.seeds, 2)})
+    stages = {"search": search, "confirm": confirm, "refit": refit, "finalize": finalize}
+    return study.model_copy(update={"name": f"{study.name}{SUFFIX}", **stages})
 
 
 def small_trial(trial: Trial, weights: dict[str, str]) -> dict[str, Any]:
@@ -104,6 +109,8 @@ def small_trial(trial: Trial, weights: dict[str, str]) -> dict[str, Any]:
     plain |= {"recall_at": sorted({1, 2, k}), "compile": False}
     if selected.isdigit():
         plain["select_on"] = f"val_recall_at_{k}"
+    if not validates(trial):
+        del plain["select_on"]
     if trial.model.weights != "none":
         plain["model"]["weights"] = weights[trial.model.backbone]
     if not has_files(trial):
@@ -139,13 +146,16 @@ def write_images(trials: Sequence[Trial], root: Path, classes_per_part: int) -> 
 
 
 def _classes_per_part(trial: Trial) -> int:
-    """Return the fewest classes of a part with which every split trains on enough of them and validates on two.
+    """Return the fewest classes of a part with which every split trains on enough of them and, unless none validates,
+    validates on two.
 
     Raises ConfigError where the fractions are so extreme that this takes thousands of classes.
     """
     split = trial.data.split
 
     def fits(num_development: int) -> bool:
+        if not validates(trial):
+            return num_development >= _FEWEST_TRAINING_CLASSES
         largest_fold = -(-num_development // split.num_folds)
         num_val = math.ceil(num_development * split.val_fraction - 1e-9)
         fewest_val = min(num_val, num_development // split.num_folds)
@@ -161,7 +171,7 @@ def _classes_per_part(trial: Trial) -> int:
     # Folders and lists get twice that number of classes, of which a share is for the test.
     def enough(number: int) -> bool:
         num_test = math.ceil(2 * number * split.test_fraction - 1e-9)
-        return num_test >= 2 and 2 * number - num_test >= num_development
+        return (num_test >= 2 or trains_on_test_classes(trial)) and 2 * number - num_test >= num_development
 
     num_classes = next((number for number in range(num_development // 2, 10_000) if enough(number)), None)
     if num_classes is None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from raydml import registry
-from raydml.config.rules import problems_of_plugins
+from raydml.config.rules import problems_of_plugins, problems_without_validation
 from raydml.config.trial import (
     MAX_STUDY_NAME,
     Machine,
@@ -86,8 +86,9 @@ def load_space(
     """Read, override (``"trial.epochs=5"``; values are YAML and may be domains) and check a space.
 
     max_epochs: the epochs of every trial, in place of those of the file and the overrides; what is counted in epochs is
-    cut to fit (`shorten`). Without ``study.name`` the study is named after the file. bare_trial: whether a file without
-    the keys study, machine and trial holds one trial. Raises SpaceError with every problem found.
+    cut to fit (`shorten`). Without ``study.name`` the study is named after the file. bare_trial: whether one trial
+    is needed: a file without the keys study, machine and trial may hold it, and stages that do not fit its split do not
+    matter. Raises SpaceError with every problem found.
     """
     path = Path(path)
     try:
@@ -139,6 +140,9 @@ def load_space(
     found = _problems_of(covering, check_values, places)
     problems += [*structural, *problems_of_first(tree, "trial")]
     problems += [problem for problem in found if not _below(problem.path, broken)]
+    if study is not None and not bare_trial:
+        known_places = {**covering[0][1], **places}
+        problems += [_located(problem, known_places) for problem in problems_without_validation(study, trials)]
     if not problems:  # last, because it imports torch
         with_places = zip(trials, (places for _, places in covering), strict=True)
         problems = _problems_of(with_places, _between_plugins, places)

@@ -27,9 +27,9 @@ import numpy as np
 from raydml.config.refit import refit_split, trains_on_test_classes, validates
 from raydml.config.sections import SplitSettings
 from raydml.config.trial import Machine, StudySettings, Trial
-from raydml.data.catalog import Catalog
+from raydml.data.catalog import Catalog, DataError
 from raydml.data.splits import Split, make_split
-from raydml.errors import ConfigError, Problem, did_you_mean
+from raydml.errors import did_you_mean
 from raydml.ops.files import write_whole
 from raydml.search_space.space import SearchSpace, sample_trials
 from raydml.study.limits import study_within_limits, trials_within_limits
@@ -139,10 +139,8 @@ def fingerprinted_trials(space: SearchSpace, catalogs: Catalogs) -> list[Trial]:
 
     Upper limits that the images do not allow are cut before (see `limits`), with a note.
     """
-    sampled = sample_trials(space)
-    _refuse_stages_without_validation(space.study, sampled)
     num_folds = 0 if space.study.confirm is None else space.study.confirm.folds
-    drawn = trials_within_limits(sampled, catalogs, num_folds)
+    drawn = trials_within_limits(sample_trials(space), catalogs, num_folds)
     trials = [with_content(trial, catalogs.of(trial)) for trial in drawn]
     if len(metrics := sorted({trial.select_on for trial in trials})) > 1:
         raise StudyError(
@@ -150,47 +148,6 @@ def fingerprinted_trials(space: SearchSpace, catalogs: Catalogs) -> list[Trial]:
             "Cure: one value instead of a domain"
         )
     return trials
-
-
-def _refuse_stages_without_validation(study: StudySettings, trials: Sequence[Trial]) -> None:
-    """Raise ConfigError where the trials have no validation classes, and a stage or one of its settings needs them."""
-    if all(map(validates, trials)):
-        if any(map(trains_on_test_classes, trials)):
-            message = "every class trains, and the same classes cannot validate"
-            cure = "--set trial.data.split.val_fraction=0"
-            raise ConfigError([Problem("trial.data.split.test_fraction", 0, message, cure=cure)])
-        return
-    if any(map(validates, trials)):
-        message = "some trials have validation classes and some have none, so they cannot be ranked"
-        cure = "one value instead of a domain (--set trial.data.split.val_fraction=0)"
-        raise ConfigError([Problem("trial.data.split.val_fraction", "varying", message, cure=cure)])
-    why, problems = "trial.data.split.val_fraction is 0", []
-    if study.confirm is not None:
-        message = f"has nothing to confirm by: {why}"
-        problems.append(Problem("study.confirm", study.confirm.model_dump(), message, cure="--set study.confirm=null"))
-    if study.refit is None:
-        message = f"is the stage that trains without validation classes ({why}), and it is missing"
-        problems.append(Problem("study.refit", None, message, cure="--set 'study.refit={seeds: 3}'"))
-    else:
-        if study.refit.epochs != "confirmed":
-            message = f"has no effect: {why}, so each trial has the epochs of trial.epochs"
-            cure = f"--set trial.epochs={study.refit.epochs}, and --set study.refit.epochs=confirmed"
-            problems.append(Problem("study.refit.epochs", study.refit.epochs, message, cure=cure))
-        if study.refit.top > 1:
-            message = f"has no effect: {why}, so nothing is ranked and every configuration is trained"
-            problems.append(Problem("study.refit.top", study.refit.top, message, cure="--set study.refit.top=1"))
-    if study.finalize is not None:
-        everything = any(map(trains_on_test_classes, trials))
-        if everything or (study.refit is not None and study.refit.classes == "all"):
-            message = "has nothing to test: every model of the study trains on the test classes as well"
-            cure = "--set study.finalize=null, or leave the test classes out of the training"
-            problems.append(Problem("study.finalize", study.finalize.model_dump(), message, cure=cure))
-        elif study.finalize.top > 1:
-            message = f"has no effect: {why}, so nothing is ranked and every configuration is tested"
-            cure = "--set study.finalize.top=1"
-            problems.append(Problem("study.finalize.top", study.finalize.top, message, cure=cure))
-    if problems:
-        raise ConfigError(problems)
 
 
 def with_absolute_paths(machine: Machine, storage: Path) -> Machine:
@@ -220,13 +177,16 @@ def make_splits(study: StudySettings, catalogs: Catalogs, trials: Iterable[Trial
                 splits[name] = {part: [catalog.class_names[c] for c in classes] for part, classes in parts}
             what = (key, trial.sampler.model_dump_json(), trial.recall_at)
             if what not in checked:
-                check_split(trial, catalog, made[key])
+                check_split(trial, catalog, made[key], place)
                 checked.add(what)
     return splits
 
 
 def prepare_images(machine: Machine, trials: Sequence[Trial], catalogs: Catalogs | None = None) -> None:
-    """Fetch the pretrained weights, then decode the development images: once for all trials and before any starts."""
+    """Fetch the pretrained weights, then decode the development images: once for all trials and before any starts.
+
+    Images of trials that train on every class are left to those trials, which record that they open them.
+    """
     from raydml.models.network import build_network
 
     for model in {
@@ -235,7 +195,8 @@ def prepare_images(machine: Machine, trials: Sequence[Trial], catalogs: Catalogs
         if model.weights != "none":
             build_network(**model.model_dump(), seed=0)
     include = {"content", "resize_px", "resize", "interpolation", "split"}
-    for trial in {trial.data.model_dump_json(include=include): trial for trial in trials}.values():
+    sealed = [trial for trial in trials if not trains_on_test_classes(trial)]
+    for trial in {trial.data.model_dump_json(include=include): trial for trial in sealed}.values():
         open_development(trial, machine, augmented=False, catalogs=catalogs)
 
 
@@ -253,12 +214,21 @@ def splits_of_stages(study: StudySettings, split: SplitSettings) -> dict[str, Sp
     return places
 
 
-def check_split(trial: Trial, catalog: Catalog, split: Split) -> None:
-    """Raise where the training classes cannot fill a batch, or the validation classes are too few for ``recall_at``."""
+def check_split(trial: Trial, catalog: Catalog, split: Split, place: str = "search") -> None:
+    """Raise where the training classes cannot fill a batch, or the validation classes are too few for ``recall_at``.
+
+    place: of the split among those of `splits_of_stages`.
+    """
     from raydml.training.parts import make_sampler
 
     labels = catalog.labels[np.isin(catalog.labels, split.train)]
-    make_sampler(trial, np.unique(labels, return_inverse=True)[1])
+    try:
+        make_sampler(trial, np.unique(labels, return_inverse=True)[1])
+    except DataError as error:
+        if place == "search":
+            raise
+        where = "a refit" if place == "refit" else f"a confirming run on {place}"
+        raise StudyError(f"{where} trains on {len(split.train):,} classes, and its sampler cannot: {error}") from error
     num_val, largest = int(np.isin(catalog.labels, split.val).sum()), max(trial.recall_at)
     if split.val and largest >= num_val:
         raise StudyError(

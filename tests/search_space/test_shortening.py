@@ -72,6 +72,16 @@ def test_schedules_in_shared_choices_and_ranges_of_epochs_are_cut(tmp_path):
     assert blocks[1] == {"optimizer": {"name": "adamw"}}
 
 
+def test_the_epochs_of_refits_end_with_those_of_the_trials(tmp_path, caplog):
+    path = write(tmp_path, STEP)
+    with caplog.at_level(logging.INFO, "raydml"):
+        short = load_space(path, ["study.refit={epochs: 30}"], max_epochs=20)
+    assert short.study.refit.epochs == 20
+    assert "study.refit.epochs 30 -> 20" in caplog.text
+    for epochs in ("confirmed", 10):
+        assert load_space(path, [f"study.refit={{epochs: {epochs}}}"], max_epochs=20).study.refit.epochs == epochs
+
+
 def test_more_epochs_than_the_file_cut_nothing(tmp_path, caplog):
     space = load_space(write(tmp_path, STEP))
     with caplog.at_level(logging.INFO, "raydml"):

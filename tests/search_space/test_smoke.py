@@ -40,8 +40,9 @@ trial:
 """
 
 
-def small(tmp_path, overrides=()):
-    (tmp_path / "space.yaml").write_text(SPACE)
+def small(tmp_path, overrides=(), text=SPACE):
+    tmp_path.mkdir(exist_ok=True)
+    (tmp_path / "space.yaml").write_text(text)
     space = load_space(tmp_path / "space.yaml", overrides)
     return load_space(write_smoke_space(space, tmp_path / "data"))
 
@@ -80,6 +81,19 @@ def test_the_images_suit_the_splits(tmp_path, overrides):
     space = small(tmp_path, overrides)
     trials = sample_trials(space)
     assert len(make_splits(space.study, Catalogs(space.machine), trials)) == 3  # raises for parts that are too small
+
+
+def test_refits_become_small_and_a_space_without_validation_has_a_miniature(tmp_path):
+    refit = small(tmp_path, ["study.refit={top: 2, seeds: 5, epochs: 40}"]).study.refit
+    assert (refit.top, refit.seeds, refit.epochs) == (1, 2, 2)
+    overrides = ["trial.data.split={val_fraction: 0, test_fraction: %s}", "study.confirm=null", "study.finalize=null"]
+    overrides += ["study.refit={seeds: 2}", "study.search.grace_epochs=1"]
+    text = SPACE.replace("  select_on: val_recall_at_10\n", "")
+    # At least 8 classes to train on: of 12, a share of 0.3 seals 4.
+    for fraction, sizes in ((0.3, (8, 0, 4)), (0, (8, 0, 0))):
+        space = small(tmp_path / str(fraction), [overrides[0] % fraction, *overrides[1:]], text)
+        split = make_splits(space.study, Catalogs(space.machine), sample_trials(space))
+        assert {tuple(len(parts[part]) for part in ("train", "val", "test")) for parts in split.values()} == {sizes}
 
 
 @pytest.mark.parametrize("setting", ["val_fraction=0.0001", "val_fraction=0.9999", "test_fraction=0.99999"])

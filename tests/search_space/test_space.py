@@ -762,3 +762,43 @@ def test_a_study_named_after_a_file_or_folder_has_a_usable_name(name, expected):
     assert study_name_from(name) == expected
     parse_study({"name": study_name_from("ü" * 300)})
     parse_study({"name": study_name_from("cache" + "x" * 300)})
+
+
+def test_what_needs_validation_classes_is_refused_where_none_validates_all_at_once_with_its_line(write):
+    study = """\
+        study:
+          search: {scheduler: asha}
+          confirm: {top: 2, folds: 2}
+          finalize: {top: 2}
+        """
+    path = write(study, TRIAL + "  select_on: val_recall_at_1\n")
+    unvalidated = "trial.data.split={val_fraction: 0}"
+    found = {p.path: p for p in problems_of(path, [unvalidated]).problems}
+    assert {path: (problem.where, problem.cure) for path, problem in found.items()} == {
+        "study.search.scheduler": ("space.yaml:2", "remove it, or write none"),
+        "study.confirm": ("space.yaml:3", "--set study.confirm=null"),
+        "study.refit": ("space.yaml:1", "--set 'study.refit={seeds: 3}'"),
+        "study.finalize.top": ("space.yaml:4", "--set study.finalize.top=1"),
+        "trial.select_on": ("space.yaml:11", "remove it, or write a val_fraction above 0 such as 0.25"),
+    }
+    assert all("val_fraction is 0" in problem.message for problem in found.values())
+    # The epochs of a trial are its own, and each configuration is trained.
+    overrides = [unvalidated, "study.search.scheduler=none", "study.confirm=null", "study.refit={top: 2, epochs: 40}"]
+    found = {p.path: p.cure for p in problems_of(path, overrides).problems}
+    assert set(found) == {"study.refit.top", "study.refit.epochs", "study.finalize.top", "trial.select_on"}
+    assert "trial.epochs=40" in found["study.refit.epochs"]
+
+
+def test_defaults_that_have_no_use_without_validation_are_not_refused(write):
+    path = write(TRIAL)
+    overrides = ["trial.data.split.val_fraction=0", "study.refit={seeds: 2}", "study.finalize={top: 1}"]
+    space = load_space(path, overrides)
+    assert (space.study.search.scheduler, sample_trials(space)[0].select_on) == ("asha", "val_map_at_r")
+    assert problem_of(path, [*overrides, "study.search.scheduler=sync"]).path == "study.search.scheduler"
+    assert problem_of(path, [*overrides, "study.refit.classes=all"]).path == "study.finalize"
+    varying = ["trial.data.split.val_fraction={choice: [0, 0.25]}", *overrides[1:]]
+    problem = problem_of(path, varying)
+    assert (problem.path, problem.where) == ("trial.data.split.val_fraction", "--set")
+    assert "cannot be ranked" in problem.message
+    # A single trial has no stages.
+    load_space(path, overrides[:1], bare_trial=True)

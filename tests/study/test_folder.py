@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raydml.config.trial import parse_study, parse_trial
+from raydml.config.trial import parse_study
 from raydml.data.catalog import DataError
-from raydml.errors import ConfigError
 from raydml.search_space.space import load_space
 from raydml.study import events
 from raydml.study import folder as study_files
@@ -20,7 +19,6 @@ from raydml.study.folder import StudyError, create_study, find_study
 from raydml.study.runner import StudyEvents, retain
 from raydml.study.stages import confirm_trials
 from raydml.training.trial_images import Catalogs
-from tests.config.test_trial import trial_with
 from tests.study.study_events import ended, epoch
 
 ROOT = Path(__file__).parents[2]
@@ -116,29 +114,27 @@ def test_the_stages_of_a_study_and_how_many_networks_each_has():
     assert plan(unvalidated, refit=refit, finalize={"top": 1}) == [("refit", 9, 8), ("finalize", 9, 0)]
 
 
-def with_split(trial, **changes):
-    split = trial.data.split.model_copy(update=changes)
-    return trial.model_copy(update={"data": trial.data.model_copy(update={"split": split})})
+def test_a_sampler_that_cannot_show_all_development_classes_is_found_before_the_study_starts(tmp_path):
+    # 5 development classes: 3 train in the search, in 2 batches of 2 classes; a refit trains on all 5.
+    overrides = ["study.confirm=null", "study.refit={seeds: 2}"]
+    words = r"a refit trains on 5 classes, and its sampler cannot: sampler\.batches_per_epoch = 2 .* give at least 3"
+    with pytest.raises(StudyError, match=words):
+        make(tmp_path, overrides=overrides)
+    assert not (tmp_path / "studies").exists()
+    folder = make(tmp_path, overrides=[*overrides, "trial.sampler.batches_per_epoch=3"])
+    splits = json.loads((folder / "split.json").read_text())
+    sizes = {name.split()[0]: [len(parts[part]) for part in ("train", "val", "test")] for name, parts in splits.items()}
+    assert sizes == {"search": [3, 2, 5], "refit": [5, 0, 5]}
 
 
-def test_what_needs_validation_classes_is_refused_without_them_all_at_once():
-    def problems(*fractions, **settings):
-        trials = [with_split(parse_trial(trial_with()), val_fraction=fraction) for fraction in fractions]
-        with pytest.raises(ConfigError) as caught:
-            study_files._refuse_stages_without_validation(parse_study(settings), trials)
-        return {problem.path: problem.cure for problem in caught.value.problems}
-
-    confirm, finalize = {"top": 2, "folds": 2}, {"top": 2}
-    assert problems(0.0, 0.0, confirm=confirm, finalize={"top": 2}) == {
-        "study.confirm": "--set study.confirm=null",
-        "study.refit": "--set 'study.refit={seeds: 3}'",
-        "study.finalize.top": "--set study.finalize.top=1",
-    }
-    found = problems(0.0, refit={"top": 2, "epochs": 40}, finalize=finalize)
-    assert set(found) == {"study.refit.top", "study.refit.epochs", "study.finalize.top"}
-    assert "trial.epochs=40" in found["study.refit.epochs"]
-    assert set(problems(0.0, 0.5)) == {"trial.data.split.val_fraction"}
-    assert set(problems(0.0, refit={"classes": "all"}, finalize={})) == {"study.finalize"}
+def test_images_of_a_trial_on_every_class_are_left_to_that_trial_which_records_the_read(tmp_path):
+    overrides = ["study.confirm=null", "study.refit={classes: all}", "trial.data.split.val_fraction=0"]
+    overrides += ["trial.data.split.test_fraction=0", "trial.sampler.batches_per_epoch=5"]
+    folder = make(tmp_path, overrides=overrides)
+    assert not (folder / "test_reads.jsonl").exists()
+    assert not (tmp_path / "studies" / "test_reads.jsonl").exists()
+    (parts, _) = json.loads((folder / "split.json").read_text()).values()
+    assert [len(parts[part]) for part in ("train", "val", "test")] == [10, 0, 0]
 
 
 def test_every_trial_of_a_study_carries_the_hash_of_its_images(tmp_path):
