@@ -52,6 +52,8 @@ class Study:
         seed: int | None = None,
         scheduler: str | None = None,
         stages: str | None = None,
+        recipe: str | None = None,
+        seeds: int | None = None,
         settings: Sequence[str] = (),
         data_root: str | Path | None = None,
         storage: str | Path = "studies",
@@ -82,6 +84,8 @@ class Study:
             name=name,
             scheduler=scheduler,
             stages=stages,
+            recipe=recipe,
+            seeds=seeds,
             data_root=None if data_root is None else Path(data_root),
         )
         folder = create(loaded, file, Path(storage), tracking_uri, f"Study.start({str(space)!r})")

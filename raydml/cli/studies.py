@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from raydml.config.trial import Machine, Trial
     from raydml.search_space.space import SearchSpace
 
-STAGES = ("search", "confirm", "finalize")
+STAGES = ("search", "confirm", "refit", "finalize")
+DEFAULT_SEEDS = 3  # of a published recipe
 DELIVERY_S = 60.0  # longest wait for MLflow at the end of a study
 
 
@@ -66,7 +67,18 @@ def sweep(
         ),
     ] = None,
     stages: Annotated[
-        str | None, typer.Option(metavar="LIST", help="search, or search,confirm, or search,confirm,finalize.")
+        str | None,
+        typer.Option(metavar="LIST", help="search alone, or search,STAGE,... with any of confirm, refit, finalize."),
+    ] = None,
+    recipe: Annotated[
+        Literal["published"] | None,
+        typer.Option(
+            metavar="published",
+            help="Trial 0 of SPACE as its authors trained it: on all training classes, for all epochs; then the test.",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help=f"With --recipe: training runs. [{DEFAULT_SEEDS}]")
     ] = None,
     data_root: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the images.")] = None,
     storage: StorageOption = STORAGE,
@@ -115,6 +127,8 @@ def sweep(
         scheduler=scheduler,
         stages=stages,
         data_root=data_root,
+        recipe=recipe,
+        seeds=seeds,
     )
     if dry_run:
         from raydml.study.folder import plan_study
@@ -158,11 +172,23 @@ def load_with_options(
     scheduler: str | None,
     stages: str | None,
     data_root: Path | None,
+    recipe: str | None = None,
+    seeds: int | None = None,
 ) -> tuple[SearchSpace, Path]:
     """Return the space that SPACE names, after --set (settings) and the other options of `sweep`, and its file.
 
-    Raises CommandError, ConfigError or DataError for what `sweep` refuses before it looks at the images.
+    recipe: ``published`` or None. Raises CommandError, ConfigError or DataError for what `sweep` refuses before it
+    looks at the images.
     """
+    if seeds is not None and recipe is None:
+        cure = "add --recipe published, or --set study.refit.seeds=N for the models of a search"
+        raise CommandError(f"--seeds = {seeds}: is for the runs of a recipe. Cure: {cure}")
+    if recipe not in (None, "published"):  # from Python
+        raise CommandError(f"recipe = {recipe!r}: is not one. Cure: published, or None for the search")
+    if recipe is not None:
+        refuse_beside_recipe(
+            settings, {"--num-trials": num_trials, "--scheduler": scheduler, "--stages": stages}.items()
+        )
     file, for_folder = space_of(space, data_root)
     refuse_unusable_name(name)
     keys = {
@@ -178,6 +204,10 @@ def load_with_options(
 
     loaded = load_space(file, overrides, max_epochs)
     refuse_absent_stages(stages, loaded.study)
+    if recipe is not None:
+        from raydml.search_space.published import published_recipe
+
+        loaded = published_recipe(loaded, seeds=seeds or DEFAULT_SEEDS, name=name)
     return loaded, file
 
 
@@ -449,10 +479,25 @@ def stage_overrides(stages: str | None) -> list[str]:
     unknown = [stage for stage in chosen if stage not in STAGES]
     if unknown or "search" not in chosen or len(set(chosen)) < len(chosen):
         raise CommandError(
-            f"--stages = {stages!r}: must name search and may name confirm and finalize, each once. "
-            "Cure: search, or search,confirm, or search,confirm,finalize"
+            f"--stages = {stages!r}: must name search and may name confirm, refit and finalize, each once. "
+            "Cure: search, or search,confirm, or search,confirm,refit,finalize"
         )
     return [f"study.{stage}=null" for stage in STAGES[1:] if stage not in chosen]
+
+
+def refuse_beside_recipe(settings: Sequence[str], options: Iterable[tuple[str, object]]) -> None:
+    """Refuse what a published recipe decides itself. options: names and values; None where not given."""
+    from raydml.search_space.published import DECIDED_KEYS
+
+    reason = "--recipe published trains trial 0 on all training classes with --seeds seeds and tests it; nothing is"
+    reason += " searched or confirmed"
+    for option, value in options:
+        if value is not None:
+            raise CommandError(f"{option} = {value}: {reason}. Cure: leave out {option} or --recipe")
+    for setting in settings:
+        key = setting.partition("=")[0].strip()
+        if any(key == decided or key.startswith(f"{decided}.") for decided in DECIDED_KEYS):
+            raise CommandError(f"--set {setting}: {reason}. Cure: leave out this --set or --recipe")
 
 
 def refuse_absent_stages(stages: str | None, study: Any) -> None:
@@ -460,7 +505,7 @@ def refuse_absent_stages(stages: str | None, study: Any) -> None:
     chosen = [stage.strip() for stage in (stages or "").split(",")]
     absent = [
         stage
-        for stage, block in (("confirm", study.confirm), ("finalize", study.finalize))
+        for stage, block in (("confirm", study.confirm), ("refit", study.refit), ("finalize", study.finalize))
         if stage in chosen and block is None
     ]
     if absent:

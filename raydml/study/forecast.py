@@ -108,6 +108,7 @@ def _data(
                 "splits": [
                     {"split": name, **_counts(catalog, make_split(catalog, **split.model_dump()))}
                     for name, split in splits.items()
+                    if name != "search" or validates(trial)
                 ],
             }
         )
@@ -180,7 +181,9 @@ def _refit_stage(study: StudySettings, trials: Sequence[Trial]) -> dict[str, Any
     refit, runs, each_epochs = study.refit, num_refits(study, trials), sorted(trial.epochs for trial in trials)
     num_configurations = runs // refit.seeds
     if not all(map(validates, trials)):
-        most, of = refit.seeds * sum(each_epochs), "their own epochs"
+        most = refit.seeds * sum(each_epochs)
+        shortest, longest = each_epochs[0], each_epochs[-1]
+        of = counted(longest, "epoch") if shortest == longest else f"{shortest} to {longest} epochs"
     elif refit.epochs == "confirmed":
         most = refit.seeds * sum(each_epochs[-num_configurations:])
         of = f"as many epochs as are best, at most {each_epochs[-1]}"

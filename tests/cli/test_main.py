@@ -323,9 +323,11 @@ def test_study_argument_is_what_the_next_command_understands(tmp_path, monkeypat
     ("stages", "overrides"),
     [
         (None, []),
-        ("search", ["study.confirm=null", "study.finalize=null"]),
-        ("search,confirm", ["study.finalize=null"]),
-        ("search, confirm, finalize", []),
+        ("search", ["study.confirm=null", "study.refit=null", "study.finalize=null"]),
+        ("search,confirm", ["study.refit=null", "study.finalize=null"]),
+        ("search, confirm, finalize", ["study.refit=null"]),
+        ("search,refit", ["study.confirm=null", "study.finalize=null"]),
+        ("search,confirm,refit,finalize", []),
     ],
 )
 def test_stages_that_are_not_named_are_taken_out(stages, overrides):
@@ -388,6 +390,30 @@ def test_a_wrong_space_names_every_mistake_and_starts_nothing(tmp_path):
 def test_a_stage_without_settings_is_refused(tmp_path):
     (tmp_path / "space.yaml").write_text(SPACE)
     assert "study.confirm" in refused("sweep", "space.yaml", "--stages", "search,confirm")
+    assert "--set 'study.refit={top: 1}'" in refused("sweep", "space.yaml", "--stages", "search,refit")
+
+
+def test_a_published_recipe_has_a_forecast_and_refuses_what_it_decides():
+    space = ROOT / "search_spaces" / "multi_similarity_cub200.yaml"
+    recipe = ("sweep", space, "--recipe", "published")
+    text = " ".join(done(*recipe, "--seeds", "4", "--dry-run", "--as-published").output.split())
+    # All 5,864 images of the 100 published training classes, 4 runs of 15 epochs of 200 batches.
+    for words in ("multi_similarity_cub200-published: ", "refit 5,864 of 100 0 of 0 5,924 of 100", "nothing varies"):
+        assert words in text
+    assert "1 configuration x 4 seeds on all development classes = 4 runs of 15 epochs" in text
+    assert "3,000 per trial of 15 epochs (240,000 images)" in text
+    assert "4 runs scored on the test classes" in text
+    assert "search" not in text.replace("search_spaces", "")
+    options = [("--num-trials", "2"), ("--scheduler", "sync"), ("--stages", "search"), ("--set", "study.refit.seeds=2")]
+    options += [("--set", "trial.data.split.val_fraction=0.5"), ("--set", "study.confirm=null")]
+    for option in options:
+        message = refused(*recipe, *option)
+        assert f"{option[0]} " in message
+        assert option[1] in message
+        assert "nothing is searched or confirmed. Cure: leave out" in message
+    assert "Cure: add --recipe published" in refused("sweep", space, "--seeds", "2")
+    plain = ROOT / "search_spaces" / "digits.yaml"
+    assert "names no published point" in refused("sweep", plain, "--recipe", "published", "--dry-run")
 
 
 def test_dry_run_prints_a_forecast_and_makes_nothing(tmp_path):
