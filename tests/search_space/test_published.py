@@ -74,6 +74,12 @@ def test_a_space_without_a_published_point_and_a_name_that_becomes_too_long_are_
         published_recipe(space_at(tmp_path, overrides=[f"study.name={'x' * 195}"]), seeds=3)
 
 
+@pytest.mark.parametrize("name", SPACES)
+def test_the_headers_name_the_command(name):
+    header = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").split("\nstudy:")[0]
+    assert "\n#   As published, on all published training classes: add --recipe published" in header
+
+
 def published_training_images(dataset, root):
     """{image: class} of the published training classes of a miniature, read from its own list files."""
 
