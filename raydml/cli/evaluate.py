@@ -28,6 +28,7 @@ from raydml.cli.arguments import (
     with_data_root,
     writing,
 )
+from raydml.cli.imports import FromOption, checked_release
 
 if TYPE_CHECKING:
     from raydml.config.trial import Machine
@@ -43,7 +44,8 @@ ToEvaluate = Annotated[
     typer.Argument(
         metavar="TARGET",
         help="A study (its refit, else its winner), STUDY:confirm-003, runs:/ID/..., models:/NAME/VERSION, a "
-        "checkpoint, an exported model, backbone:NAME, timm:NAME, or a file of --save-embeddings.",
+        "checkpoint, an exported model, backbone:NAME, timm:NAME, a weight file of a release, or a file of "
+        "--save-embeddings.",
     ),
 ]
 
@@ -66,6 +68,7 @@ def evaluate(
             help="Which classes; default val, which a refit has not. Each read of the test classes is recorded.",
         ),
     ] = None,
+    release: FromOption = None,
     data: Annotated[
         str | None,
         typer.Option(metavar="FOLDER|NAME", help="Other images: a folder of class folders, or the name of a data set."),
@@ -109,8 +112,12 @@ def evaluate(
         with writing(f"--save-embeddings {save_embeddings}", "file"):
             save_embeddings.parent.mkdir(parents=True, exist_ok=True)
     is_saved = target.endswith(".npz")
+    is_file = _is_weight_file(target, release)
+    if data is not None:
+        _refuse_other_part(on, data)
+        on = None  # it is decided
     options: dict[str, Any] = {"--on": on, "--untrained": untrained}
-    options |= {"--save-embeddings": save_embeddings, "--data": data} if is_saved else {}
+    options |= {"--save-embeddings": save_embeddings, "--data": data, "--from": release} if is_saved else {}
     given = [name for name, value in options.items() if value is not None]
     if given and (is_saved or data is not None):
         what = "saved embeddings" if is_saved else "other images"
@@ -118,7 +125,7 @@ def evaluate(
     if distractors is not None and data is None:
         raise CommandError("--distractors goes with --data. Cure: --data FOLDER with the images to be found")
     is_bare = target.startswith(PREFIXES)
-    if is_bare and data is None:
+    if (is_bare or is_file) and data is None:
         raise CommandError(f"TARGET = {target!r} has no classes of its own. Cure: --data FOLDER, or --data cub200")
     settings = _metric_settings(metrics, codes, recall_at)
     if is_bare:
@@ -128,7 +135,10 @@ def evaluate(
         return
     with tempfile.TemporaryDirectory(prefix="raydml-") as folder:
         scratch = Path(folder)
-        found = None if is_bare else find_model(target, storage, tracking_uri, scratch)
+        if is_file:
+            found: FoundModel | None = _imported(Path(target), release, scratch)
+        else:
+            found = None if is_bare else find_model(target, storage, tracking_uri, scratch)
         skips = skip_unreadable and data is not None
         source = _ModelSource(target, found, scratch, storage, data_root, skips, tracking_uri)
         if data is None:
@@ -136,6 +146,38 @@ def evaluate(
         else:
             result = _on_other_images(source, data, distractors, settings, save_embeddings)
     _print(result, as_json, save_embeddings)
+
+
+def _is_weight_file(target: str, release: str | None) -> bool:
+    """Return whether TARGET is the weight file of a release. Raises CommandError for --from with another TARGET."""
+    from raydml.models.pretrained import SUFFIXES
+
+    checked_release(release)
+    is_file = Path(target).suffix in SUFFIXES and Path(target).is_file()
+    if release is not None and not is_file:
+        raise CommandError(
+            f"--from {release}: TARGET = {target!r} is no weight file. Cure: the path of a file that ends in "
+            f"{', '.join(SUFFIXES)}"
+        )
+    return is_file
+
+
+def _imported(file: Path, release: str | None, scratch: Path) -> FoundModel:
+    """Return the model in the weight file of a release; what was imported is printed."""
+    from raydml.inference.released import describe_release, import_release
+
+    model = import_release(file, release)
+    for line in describe_release(model):
+        typer.echo(line, err=True)
+    return FoundModel(model.save(scratch / "imported"), None, False)
+
+
+def _refuse_other_part(on: str | None, data: str) -> None:
+    """Raise CommandError unless --on is left out, or is test for a data set that has test images."""
+    if on is None or (on == "test" and not Path(data).is_dir()):
+        return
+    what = f"all images of {data} are scored" if Path(data).is_dir() else f"the test images of {data} are scored"
+    raise CommandError(f"--on {on}: with --data, {what}. Cure: leave --on out")
 
 
 class _ModelSource(NamedTuple):
@@ -223,6 +265,11 @@ def _on_own_classes(
     assert found is not None
     folder = source.checkpoint()
     card = checkpoint.load_card(folder)
+    if "trial" not in card:
+        raise CommandError(
+            f"TARGET = {source.target!r}: the model was not trained by raydml, so it has no classes of its own. "
+            "Cure: --data FOLDER, or --data cub200"
+        )
     refuse_absent_part(card, on, source.name, **_run_that_validates(found))
     key = record_test_read(found, source.target, source.storage) if on == "test" else None
     evaluated = evaluate_checkpoint(
@@ -266,6 +313,8 @@ def _on_other_images(
 ) -> _Result:
     machine = source.machine
     catalog = _catalog(data, machine.data_root)  # before torch is imported
+    if distractors is None:
+        _refuse_one_class(catalog)
     from raydml.evaluation.embed import device_of, metric_spec_of
     from raydml.evaluation.saved_embeddings import save_embeddings
     from raydml.evaluation.scoring import MetricSpec
@@ -277,13 +326,25 @@ def _on_other_images(
         _, network, preprocessing = open_bare(source.target)
         spec, precision, epoch = MetricSpec(DEFAULT_RECALL_AT), "fp32", ""
     else:
-        from raydml.config.trial import parse_trial
         from raydml.inference.export import epoch_of_weights, load_checkpoint
 
         model = load_checkpoint(source.checkpoint())
         network, preprocessing, card = model.network, model.preprocessing, model.card
-        trial = parse_trial(card["trial"])
-        spec, precision, epoch = metric_spec_of(trial), trial.precision, f", epoch {epoch_of_weights(card)}"
+        if "trial" in card:
+            from raydml.config.trial import parse_trial
+
+            trial = parse_trial(card["trial"])
+            if trial.data.split.test_fraction == 0 and trial.data.content == catalog.content:
+                raise CommandError(
+                    f"TARGET = {source.target!r}: the model was trained on every class of {data}, so no score on them "
+                    "would mean anything. Cure: other images, or a model that left the test classes out"
+                )
+            spec, precision, epoch = metric_spec_of(trial), trial.precision, f", epoch {epoch_of_weights(card)}"
+        else:
+            release = card.get("release") or {}
+            recall_at = (release.get("recall_at") or {}).get(data) or DEFAULT_RECALL_AT
+            spec = MetricSpec(tuple(recall_at), tuple(release.get("codes") or ("float",)))
+            precision, epoch = "fp32", ""
     spec = spec._replace(**settings)
     collection = Collection(catalog, _record_read(source, f"--data {data}"))
     others = None if distractors is None else _distractors(distractors, source)
@@ -320,6 +381,18 @@ def _catalog(data: str, data_root: Path | None) -> Catalog:
         raise DataError(f"--data {data}: no such folder, and no data set of that name. Names: {', '.join(DATASETS)}")
     log_notes(catalog.notes)
     return catalog
+
+
+def _refuse_one_class(catalog: Catalog) -> None:
+    """Raise DataError for images of one class alone: every neighbour is right then, and every score is 1."""
+    from raydml.data.catalog import DataError
+
+    if len(catalog.class_names) < 2:
+        name = catalog.class_names[0] if catalog.class_names else "none"
+        raise DataError(
+            f"{catalog.root or catalog.name}: all images are of one class, {name!r}: every neighbour is right, "
+            "and every score 1. Cure: images of two classes at least, in a folder for each, or --distractors FOLDER"
+        )
 
 
 def _distractors(folder: Path, source: _ModelSource) -> Collection:

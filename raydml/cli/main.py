@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from raydml.cli import data, evaluate, export, init, lists, results, studies
+from raydml.cli import data, evaluate, export, imports, init, lists, results, studies
 from raydml.cli.live_view import StepBars
 from raydml.cli.loading import ImportNotices
 from raydml.errors import Problem, problem_of_option
@@ -134,6 +134,7 @@ app.command("sync", rich_help_panel=LOOK)(results.sync)
 app.command("trial", rich_help_panel=TAKE)(studies.trial)
 app.command("evaluate", rich_help_panel=TAKE)(evaluate.evaluate)
 app.command("export", rich_help_panel=TAKE)(export.export)
+app.command("import", rich_help_panel=TAKE)(imports.import_)
 app.command("index", rich_help_panel=TAKE)(export.index)
 app.command("query", rich_help_panel=TAKE)(export.query)
 app.add_typer(data.data, name="data", rich_help_panel=IMAGES)

@@ -214,7 +214,15 @@ def embed_collection(
 
 
 def evaluate_saved(saved: SavedEmbeddings, spec: MetricSpec, device: str = "cpu") -> Evaluation:
-    """Score saved embeddings by the protocols and lists saved beside them; needs neither a model nor images."""
+    """Score saved embeddings by the protocols and lists saved beside them; needs neither a model nor images.
+
+    Raises DataError for images of one class alone.
+    """
+    if len(np.unique(saved.labels)) < 2:
+        raise DataError(
+            f"all {len(saved.labels)} images are of one class, {saved.class_names[saved.labels[0]]!r}: every neighbour "
+            "is right, and every score 1. Cure: images of two classes at least"
+        )
     protocols: Sequence[str] = saved.facts.get("protocols") or protocols_of(saved.roles, ())
     numbers = {name: number for number, name in enumerate(saved.class_names)}
     listed: Mapping[str, Sequence[str]] = saved.facts.get("lists") or {}

@@ -11,6 +11,7 @@ from raydml.models.backbones import BACKBONES, BackboneFacts, ModelError
 from raydml.models.choices import HeadInit, Normalisation, Pooling, Projection
 from raydml.models.pooling import pooling_layer
 from raydml.models.pretrained import WeightsError, load_exactly, published_weights, read_weights
+from raydml.models.releases import IMAGENET_CLASSES, RELEASES, recognised
 from raydml.ops.distances import euclidean, full_precision
 
 
@@ -258,8 +259,25 @@ def _load(network: Network, facts: BackboneFacts, path: Path) -> None:
     if any(name.startswith("head.") for name in state):
         load_exactly(network, state, str(path))
     else:
-        kept = {name: value for name, value in state.items() if not name.startswith(facts.classifier or ("\0",))}
+        kept = {name: value for name, value in state.items() if not _is_classifier(name, value, facts)}
+        release = recognised(kept)
+        if release is not None and not kept.keys() <= network.trunk.state_dict().keys():
+            raise WeightsError(
+                f"weights: {path} is a checkpoint of {RELEASES[release].title}: a trained network with its head, not a "
+                f"backbone. Cure: import it (launch.py import {path} FOLDER --from {release}), or score it "
+                f"(launch.py evaluate {path} --from {release} --data NAME)"
+            )
         load_exactly(network.trunk, kept, str(path))
+
+
+def _is_classifier(name: str, value: Tensor, facts: BackboneFacts) -> bool:
+    """Return whether a tensor belongs to the ImageNet classifier, a layer of 1,000 classes.
+
+    The auxiliary classifiers of GoogLeNet have layers of other sizes; they belong to its training on ImageNet alone.
+    """
+    if not name.startswith(facts.classifier or ("\0",)):
+        return False
+    return name.startswith(("aux1.", "aux2.")) or (value.ndim > 0 and value.shape[0] == IMAGENET_CLASSES)
 
 
 def _facts(backbone: str) -> BackboneFacts:

@@ -1,12 +1,19 @@
 """Weight files: downloading published ones, and reading any file into a state dict.
 
-``.pth`` files are read by ``torch.load(weights_only=True)``, so no pickle can run code.
+Pickled files are read by ``torch.load(weights_only=True)``. Objects in them that are not torch's, such as the options
+of a training, become empty placeholders, so no file can run code.
 """
 
 from __future__ import annotations
 
+import io
+import pickle
+import pickletools
+import re
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from raydml.ops.files import digest_of, write_whole
 from raydml.ops.progress import report_progress
@@ -50,35 +57,98 @@ def published_weights(file_name: str, instead: str = "set weights: none, or weig
     return path
 
 
+SUFFIXES = (".safetensors", ".pth", ".pt", ".tar")
+
+
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Read a state dict (name -> tensor on the CPU) from a ``.safetensors``, ``.pth`` or ``.pt`` file.
+    """Read a state dict (name -> tensor on the CPU) from a ``.safetensors``, ``.pth``, ``.pt`` or ``.pth.tar`` file.
 
-    Raises WeightsError for a missing file, another suffix, an unreadable file, or one that holds other things than
-    named tensors.
+    It may be the entry ``state_dict`` of a checkpoint, whose other entries are ignored, and its names may all begin
+    with ``module.``, as DataParallel writes them. Raises WeightsError for a missing file, another suffix, an unreadable
+    file, or one that holds other things than named tensors.
     """
-    import torch
-
     if not path.is_file():
         raise WeightsError(f"weights: no such file: {path}. Give a .pth or .safetensors file, default, or none")
-    if path.suffix not in (".safetensors", ".pth", ".pt"):
-        raise WeightsError(f"weights: {path} ends in {path.suffix!r}; one of .safetensors, .pth, .pt is read")
+    if path.suffix not in SUFFIXES:
+        raise WeightsError(f"weights: {path} ends in {path.suffix!r}; one of {', '.join(SUFFIXES)} is read")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file  # not needed to train
 
-            tensors: object = load_file(path)
+            content: object = load_file(path)
         else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
+            content = _without_code(path)
+    except pickle.UnpicklingError as error:  # torch's message advises to let the file run code
+        raise WeightsError(
+            f"weights: {path} holds pickled objects, and loading them could run code. Cure: a file of tensors, as "
+            "torch.save(model.state_dict(), FILE) writes it"
+        ) from error
     except Exception as error:  # torch and safetensors raise half a dozen types for a damaged file
-        raise WeightsError(f"weights: cannot read {path}: {type(error).__name__}: {error}") from error
-    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-        raise WeightsError(f"weights: {path} is not a state dict (a mapping of names to tensors)")
-    return tensors
+        reason = str(error).strip().partition("\n")[0]
+        raise WeightsError(f"weights: cannot read {path}: {type(error).__name__}: {reason}") from error
+    state = _state_dict_in(content)
+    if state is None:
+        raise WeightsError(
+            f"weights: {path} is no state dict (a mapping of names to tensors), and has none as its entry state_dict"
+        )
+    prefix = "module."
+    return {n.removeprefix(prefix): t for n, t in state.items()} if all(n.startswith(prefix) for n in state) else state
 
 
-def load_exactly(module: torch.nn.Module, state: dict[str, torch.Tensor], origin: str) -> None:
+def _state_dict_in(content: object) -> dict[str, torch.Tensor] | None:
+    import torch
+
+    nested = content.get("state_dict", content) if isinstance(content, dict) else content
+    is_state = isinstance(nested, dict) and all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in nested.items()
+    )
+    return nested if is_state and isinstance(nested, dict) and nested else None
+
+
+class _Placeholder:
+    """Stands in for an object of a pickle that is no tensor; it takes anything and does nothing."""
+
+    def __init__(self, *_arguments: object) -> None:
+        pass
+
+    def __setstate__(self, _state: object) -> None:
+        pass
+
+
+def _without_code(path: Path) -> object:
+    """Unpickle a file of torch.save with a placeholder for every object that is not torch's own."""
+    import torch
+
+    names = [name for name in _globals_in(path) if not re.match(r"(torch|collections)(\.|$)", name)]
+    with torch.serialization.safe_globals([(_Placeholder, name) for name in names]):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _globals_in(path: Path) -> list[str]:
+    """Return the dotted names of the Python objects that the pickles of a file name, without loading any of them."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            members = [name for name in archive.namelist() if name.endswith("data.pkl")]
+            pickles = [archive.read(name) for name in members]
+        return [name for content in pickles for name in _globals_of(io.BytesIO(content))]
+    with path.open("rb") as file:  # the format before torch 1.6: five pickles, and the tensors behind them
+        return [name for _ in range(5) for name in _globals_of(file)]
+
+
+def _globals_of(file: BinaryIO) -> list[str]:
+    try:
+        found = [str(argument) for operation, argument, _ in pickletools.genops(file) if operation.name == "GLOBAL"]
+    except ValueError:  # no further pickle
+        return []
+    return [name.replace(" ", ".") for name in dict.fromkeys(found)]
+
+
+def load_exactly(
+    module: torch.nn.Module, state: dict[str, torch.Tensor], origin: str, shown: Callable[[str], str] = str
+) -> None:
     """Load a state dict into a module. Raises WeightsError for a missing or unexpected tensor or another shape.
 
+    shown: the name of a tensor in messages, where the file has other names than the module.
     A matrix of one row is accepted for a vector: Caffe stores BatchNorm that way, and so does the published
     BN-Inception.
     """
@@ -87,10 +157,10 @@ def load_exactly(module: torch.nn.Module, state: dict[str, torch.Tensor], origin
     # Files from before torch 0.4 lack the counters of BatchNorm, which do not affect any result.
     counters = {name: own[name] for name in own if name.endswith("num_batches_tracked") and name not in state}
     state = {**state, **counters}
-    missing = sorted(own.keys() - state.keys())
-    unexpected = sorted(state.keys() - own.keys())
+    missing = [shown(name) for name in sorted(own.keys() - state.keys())]
+    unexpected = [shown(name) for name in sorted(state.keys() - own.keys())]
     misshapen = [
-        f"{name} is {tuple(state[name].shape)}, the network has {tuple(own[name].shape)}"
+        f"{shown(name)} is {tuple(state[name].shape)}, the network has {tuple(own[name].shape)}"
         for name in sorted(own.keys() & state.keys())
         if own[name].shape != state[name].shape
     ]

@@ -38,6 +38,7 @@ COMMANDS = [
         "trial",
         "evaluate",
         "export",
+        "import",
         "index",
         "query",
         "list",

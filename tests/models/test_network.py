@@ -144,7 +144,7 @@ def test_missing_files_strange_endings_and_pickles_that_would_run_code_are_refus
 
     torch.save({"trunk": Trap()}, tmp_path / "weights.pth")
     (tmp_path / "weights.onnx").write_bytes(b"x")
-    for name, message in {"weights.pth": "cannot read", "x.pth": "no such file", "weights.onnx": r"\.onnx"}.items():
+    for name, message in {"weights.pth": "could run code", "x.pth": "no such file", "weights.onnx": r"\.onnx"}.items():
         with pytest.raises(WeightsError, match=message):
             make(weights=str(tmp_path / name))
 

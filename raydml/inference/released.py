@@ -1,0 +1,76 @@
+"""The weights of a published system's release as an exported model: network, head, preprocessing and evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from raydml.inference.export import EmbeddingModel
+from raydml.models.network import build_network, preprocessing_for
+from raydml.models.pretrained import WeightsError, load_exactly, read_weights
+from raydml.models.releases import RELEASES, converted, name_in_release, recognised
+from raydml.ops.files import digest_of
+from raydml.training import checkpoint
+
+
+def import_release(
+    file: Path, release: str | None = None, *, crop_px: int | None = None, normalize: str | None = None
+) -> EmbeddingModel:
+    """Return the network of a release's checkpoint, with its head and the preprocessing of the release's evaluation.
+
+    Args:
+        file: a checkpoint as the release writes it; see `read_weights`.
+        release: a key of RELEASES; None recognises it by the names of the tensors.
+        crop_px, normalize: in place of those of the release, where its options can change them.
+
+    The card says which release and file it is (`release`), and which tensors were left out for which reason. Raises
+    WeightsError for a file that cannot be read, is of no release or of another one, or lacks or adds a layer;
+    ModelError for a crop that the backbone cannot take.
+    """
+    state = read_weights(file)
+    key = release or recognised(state)
+    if key is None:
+        raise WeightsError(
+            f"{file} is no checkpoint of a release that raydml knows ({', '.join(RELEASES)}); its names begin "
+            f"{', '.join(list(state)[:3])}. Cure: a backbone alone is evaluated as backbone:NAME:{file}; "
+            "docs/weights.md shows how any other network comes in"
+        )
+    facts, weights = RELEASES[key], converted(key, state, str(file))
+    settings: dict[str, Any] = {"layer_norm": False, "freeze_batch_norm": True, **weights.network}
+    settings |= {} if normalize is None else {"normalize": normalize}
+    preprocessing = preprocessing_for(
+        settings["backbone"],
+        resize_px=facts.resize_px,
+        crop_px=crop_px or facts.crop_px,
+        resize=facts.resize,
+        interpolation=facts.interpolation,
+    )
+    network = build_network(**settings, weights="none", seed=0)  # all its initial values are overwritten
+    load_exactly(network, weights.state, str(file), lambda name: name_in_release(key, name))
+    card = {
+        "network": settings,
+        "release": {
+            "name": key,
+            "title": facts.title,
+            "file": file.name,
+            "sha256": digest_of(file),
+            "left_out": weights.dropped,
+            "recall_at": {data: list(k) for data, k in facts.recall_at.items()},
+            "codes": list(facts.codes),
+        },
+        "raydml_version": checkpoint.version(),
+        "git_commit": checkpoint.git_commit(),
+    }
+    return EmbeddingModel(network, preprocessing, card, "cpu")
+
+
+def describe_release(model: EmbeddingModel) -> list[str]:
+    """Return what was imported, in sentences: the network, its preprocessing, and the tensors that were left out."""
+    release, network, preparation = model.card["release"], model.card["network"], model.preprocessing
+    scaled = f"{'squashed to' if preparation.resize == 'squash' else 'short side'} {preparation.resize_px} px"
+    lines = [
+        f"{release['title']}: {network['backbone']}, {network['embedding_dim']} dimensions, "
+        f"{network.get('pooling', 'average')} pooling, normalize {network['normalize']}",
+        f"images: {scaled} ({preparation.interpolation}), centre crop {preparation.crop_px} px",
+    ]
+    return lines + [f"left out: {len(names)} tensors, {why}" for why, names in release["left_out"].items()]

@@ -1,0 +1,106 @@
+"""`launch.py import`, and `evaluate` of a release's weights: real files on a miniature of CUB-200-2011."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from raydml.data.miniatures import build
+from raydml.data.seal import TestReads
+from raydml.evaluation.saved_embeddings import SavedEmbeddings, save_embeddings
+from raydml.inference.export import EmbeddingModel
+from raydml.models.network import build_network, preprocessing_for
+from tests.cli.commands import done, refused
+from tests.models.release_files import write_release
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture
+def images(tmp_path):
+    build("cub200", tmp_path / "data" / "CUB_200_2011")
+    return tmp_path / "data"
+
+
+def scored(*arguments):
+    return json.loads(done("evaluate", *arguments, "--json").stdout)
+
+
+def test_weights_of_a_release_are_imported_and_scored_as_the_release_does(tmp_path, images):
+    file = write_release("classification", tmp_path).path
+    shown = done("import", file, "model", "--from", "classification").stdout
+    assert "resnet18, 512 dimensions, average pooling, normalize l2" in shown
+    assert "squashed to 256 px (bilinear), centre crop 224 px" in shown
+    on_cub = ("--data", "cub200", "--on", "test", "--data-root", images)
+    imported = scored("model", *on_cub)
+    assert imported["protocols"] == {
+        "leave_one_out": "leave one out: each of 12 images searches the 11 others; 3 classes"
+    }
+    k = {name.rpartition("_")[2] for name in imported["metrics"] if "recall_at" in name}
+    assert k == {"1", "2", "4", "8"}
+    assert "binary_recall_at_1" in imported["metrics"]
+    at_once = scored(file, "--from", "classification", *on_cub)
+    assert at_once["metrics"] == imported["metrics"]
+    assert scored(file, *on_cub)["metrics"] == imported["metrics"]  # recognised
+    reads = TestReads(tmp_path / "studies" / "test_reads.jsonl").read()
+    assert [read["purpose"] for read in reads] == ["evaluate"] * 3
+
+
+@pytest.mark.slow
+def test_a_file_without_layers_of_the_embedding_can_be_exported_to_onnx(tmp_path):
+    file = write_release("mic", tmp_path).path
+    done("import", file, "model")
+    done("export", "model", "copy", "--onnx")
+    assert (tmp_path / "copy" / "model.onnx").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["import", "FILE", "model", "--from", "mdrr"], "no such release"),
+        (["import", "FILE", "model", "--from", "mdr"], "MIC (Roth, Brattoli and Ommer, ICCV 2019). Cure: --from mic"),
+        (["import", "FILE", "model", "--crop-px", "16"], "takes crops of at least 32 px"),
+        (["import", "FILE", "model", "--normalize", "l1"], "one of l2, none"),
+        (["import", "gone.pth", "model"], "no such file"),
+        (["evaluate", "FILE"], "has no classes of its own. Cure: --data"),
+        (["evaluate", "model", "--from", "mic", "--data", "digits"], "is no weight file"),
+        (["evaluate", "FILE", "--data", "digits", "--on", "val"], "the test images of digits are scored"),
+        (["evaluate", "backbone:resnet18:FILE", "--data", "digits"], "launch.py import FILE FOLDER --from mic"),
+    ],
+)
+def test_what_cannot_be_imported_is_explained(tmp_path, arguments, message):
+    file = str(write_release("mic", tmp_path).path)
+    said = " ".join(refused(*(text.replace("FILE", file) for text in arguments)).split())
+    assert message.replace("FILE", file) in said
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_foreign_network_of_a_supported_backbone_evaluates(tmp_path):
+    """The example of docs/weights.md."""
+    network = {"backbone": "convnet", "embedding_dim": 8, "layer_norm": False, "normalize": "l2"}
+    settings = {**network, "freeze_batch_norm": False}
+    built = build_network(**settings, weights="none", seed=3)
+    preprocessing = preprocessing_for("convnet", resize_px=20, crop_px=16)
+    EmbeddingModel(built, preprocessing, {"network": settings}, "cpu").save(tmp_path / "mine")
+    assert scored("mine", "--data", "digits")["metrics"]["recall_at_1"] > 0.1
+    assert "was not trained by raydml" in refused("evaluate", "mine")
+
+
+def test_images_of_one_class_are_refused(tmp_path):
+    (tmp_path / "images" / "only").mkdir(parents=True)
+    for number in range(6):
+        pixels = np.full((20, 20, 3), 40 * number, dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / "only" / f"{number}.png")
+    said = refused("evaluate", "backbone:convnet:none", "--data", tmp_path / "images")
+    assert "all images are of one class, 'only'" in said
+    rows = np.random.default_rng(0).random((6, 4), dtype=np.float32)
+    saved = SavedEmbeddings(
+        rows, np.zeros(6, dtype=np.int64), ("only", "other"), tuple("abcdef"), None, {"part": "all"}
+    )
+    save_embeddings(tmp_path / "kept.npz", saved)
+    assert "all 6 images are of one class, 'only'" in refused("evaluate", "kept.npz")
