@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from raydml.data.benchmarks import metric_prefix
+from raydml.data.benchmarks import BENCHMARK_OF, BENCHMARKS, metric_prefix
 
 #: Whether the source of a published number chose the epoch on the test classes, in words.
 CHOSEN_ON_TEST = {True: "chosen on test", False: "", None: "unknown whether chosen on test"}
@@ -138,7 +138,8 @@ def _prefix(row: Values, dataset: str, protocol: str) -> str | None:
     of_list = metric_prefix(row["dataset"], dataset)
     if of_list is None or f"{of_list}{protocol}" not in row["protocols"]:
         return None
-    return of_list if protocol == next(iter(row["protocols"])) else f"{of_list}{protocol}_"
+    is_first = protocol == BENCHMARKS[BENCHMARK_OF[dataset]].protocols[0]
+    return of_list if is_first else f"{of_list}{protocol}_"
 
 
 def _under(row: Values, dataset: str, protocol: str, scores: Values) -> dict[str, Any]:

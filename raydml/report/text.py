@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from raydml.analysis.trials import ENDINGS, FAILURES
+from raydml.data.benchmarks import TEST_LISTS
+from raydml.evaluation.protocols import PROTOCOLS
 from raydml.metrics.names import interval_text, metric_label, metric_name
 from raydml.ops.wording import counted
 from raydml.report.comparability import (
@@ -102,17 +104,10 @@ def main_metrics(summary: Mapping[str, Any]) -> list[str]:
     """Return as many of these metrics as a table has room for: the ranking metric, the same on each test list of the
     data set, and those that papers print."""
     names = all_metrics(summary)
-    of_lists = [f"{one}_{name}" for name in names[:1] for one in _test_lists(summary) if f"{one}_{name}" in names]
+    lists = dict.fromkeys(one for row in summary["final"] for one in TEST_LISTS.get(row["dataset"], {}).values())
+    of_lists = [f"{one}_{name}" for name in names[:1] for one in lists if f"{one}_{name}" in names]
     others = [name for name in names[1:] if _MAIN_METRICS.fullmatch(name)]
     return [*names[:1], *of_lists, *others][:_MAX_MAIN_METRICS]
-
-
-def _test_lists(summary: Mapping[str, Any]) -> list[str]:
-    """Return the names of the test lists that models were scored on besides: small, medium and large of VehicleID."""
-    lists = []
-    for protocols in (list(row["protocols"]) for row in summary["final"]):
-        lists += [name.removesuffix(f"_{protocols[0]}") for name in protocols[1:] if name.endswith(f"_{protocols[0]}")]
-    return list(dict.fromkeys(lists))
 
 
 class ScoredModels(NamedTuple):
@@ -161,10 +156,18 @@ def _epochs_text(refit: Mapping[str, Any]) -> str:
     return counted(refit["epochs"], "epoch")
 
 
-def protocols_in_words(summary: Mapping[str, Any]) -> str:
-    """Return how the test was run: "Leave one out: each of 90 images searches the 89 others; 5 classes."."""
-    sentences = dict.fromkeys(sentence for row in summary["final"] for sentence in row["protocols"].values())
-    return " ".join(f"{sentence[:1].upper()}{sentence[1:]}." for sentence in sentences)
+def protocols_in_words(summary: Mapping[str, Any]) -> list[str]:
+    """Return how the test was run: "Leave one out: each of 90 images searches the 89 others; 5 classes.".
+
+    The sentences about all images come first, then those of each test list.
+    """
+    found: dict[str, None] = {}
+    for row in summary["final"]:
+        lists = ["", *(f"{one}_" for one in TEST_LISTS.get(row["dataset"], {}).values())]
+        order = [f"{one}{protocol}" for one in lists for protocol in PROTOCOLS]
+        named = sorted(row["protocols"].items(), key=lambda item: order.index(item[0]) if item[0] in order else 0)
+        found |= {sentence: None for _, sentence in named}
+    return [f"{sentence[:1].upper()}{sentence[1:]}." for sentence in found]
 
 
 def _question(summary: Mapping[str, Any]) -> list[str]:
@@ -408,18 +411,16 @@ def _test_table(summary: Mapping[str, Any]) -> list[str]:
         for one in final_models(summary)
     ]
     header = ["", "configuration", "models", "runs", *map(metric_label, names)]
-    return [
-        "## Test results",
-        _escaped(protocols_in_words(summary)),
-        _table(header, rows),
-        " ".join(comparability(summary)),
-    ]
+    protocols = [_escaped(sentence) for sentence in protocols_in_words(summary)]
+    how = "\n".join(f"- {sentence}" for sentence in protocols) if len(protocols) > 1 else "".join(protocols)
+    return ["## Test results", how, _table(header, rows), " ".join(comparability(summary))]
 
 
 def _published_tables(summary: Mapping[str, Any]) -> list[str]:
     """One table for each data set and protocol with published numbers: ours that compare, then theirs, best last."""
-    parts = []
-    for group in published_groups(summary):
+    parts: list[str] = []
+    groups = published_groups(summary)
+    for group in groups:
         rows = [
             [f"**this study**: refit of {row['letter']}, {row['label']}", row["backbone"], row["embedding_dim"]]
             + [score_text(scores.get(name)) for name in group.metrics]
@@ -434,12 +435,14 @@ def _published_tables(summary: Mapping[str, Any]) -> list[str]:
                 + [source_text(entry)]
             )
         header = ["", "backbone", "dimensions", *map(metric_name, group.metrics), "source and status"]
-        parts += [f"## Published numbers: {group.title}", "" if group.ours else NONE_COMPARES]
+        parts += [
+            f"## Published numbers: {group.title}",
+            NONE_COMPARES if group is groups[0] and not group.ours else "",
+        ]
         parts += [_table(header, rows)]
         num_hidden = len(group.theirs) - len(group.shown)
         parts += [f"... and {num_hidden} more in report.html"] if num_hidden else []
-        parts += [HOW_TO_COMPARE]
-    return parts
+    return [*parts, HOW_TO_COMPARE] if groups else []
 
 
 def _confirmed_table(summary: Mapping[str, Any]) -> list[str]:

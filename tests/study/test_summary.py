@@ -9,7 +9,7 @@ import pytest
 
 from raydml.analysis.published import is_system, published_of
 from raydml.report.comparability import comparability, published_groups
-from raydml.report.text import all_metrics, findings, hours_text, main_metrics, p_text, score_text
+from raydml.report.text import all_metrics, findings, hours_text, main_metrics, p_text, protocols_in_words, score_text
 from raydml.study.summary import histories, question_of, summarise
 from tests.report.written_study import CURVES, ENDED, ERROR, REFITS, add_refits, write_published_study, write_study
 
@@ -496,8 +496,10 @@ def test_numbers_of_a_protocol_that_was_not_used_stand_beside_none_of_ours():
 
 
 def test_each_list_of_vehicleid_is_compared_with_the_published_numbers_of_that_list():
-    protocols = ["leave_one_out", "one_gallery_image", "small_leave_one_out", "small_one_gallery_image"]
-    # The first two are of all lists together, of which nothing is published.
+    # In the order of a file whose keys are sorted.
+    protocols = ["large_leave_one_out", "leave_one_out", "one_gallery_image", "small_leave_one_out"]
+    protocols.append("small_one_gallery_image")
+    # Those without a list are of all lists together, of which nothing is published.
     measured = {"recall_at_1": 0.5, "one_gallery_image_recall_at_1": 0.4, "small_recall_at_1": 0.81}
     measured |= {"small_one_gallery_image_recall_at_1": 0.72, "small_one_gallery_image_recall_at_5": 0.9}
     summary = vehicles("vehicleid", protocols, measured)
@@ -508,3 +510,8 @@ def test_each_list_of_vehicleid_is_compared_with_the_published_numbers_of_that_l
         [{"recall_at_1": 0.72, "recall_at_5": 0.9}],
     ]
     assert main_metrics(summary) == ["recall_at_1", "small_recall_at_1"]
+    summary["final"][0]["protocols"] = {name: name for name in protocols}
+    assert protocols_in_words(summary) == [
+        "Leave_one_out.", "One_gallery_image.", "Small_leave_one_out.", "Small_one_gallery_image.",
+        "Large_leave_one_out.",
+    ]  # fmt: skip
