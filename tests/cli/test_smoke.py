@@ -10,6 +10,7 @@ from mlflow import MlflowClient
 from raydml.cli.arguments import new_console
 from raydml.cli.smoke import SmokeError, miniature, show_smoke_outcome
 from raydml.search_space.space import load_space
+from raydml.study.events import read_state
 from tests.cli.commands import done, refused
 from tests.study.study_events import ended, epoch, stage_started, started, study_started
 
@@ -33,6 +34,36 @@ def test_a_smoke_run_ends_with_one_line_and_is_marked_everywhere(tmp_path, monke
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     assert parent.data.tags["raydml.smoke"] == "true"
     assert [model.name for model in client.search_registered_models()] == ["raydml-x-smoke"]
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+def test_a_published_recipe_trains_refits_on_all_classes_and_tests_them_without_a_search(tmp_path):
+    space = SPACE.with_name("mdr_cub200.yaml")
+    tiny = ("--set", "trial.model.backbone=convnet", "--set", "trial.model.weights=none", "--set", "machine.device=cpu")
+    result = done("sweep", space, "--recipe", "published", "--smoke", "--storage", tmp_path, *tiny)
+    assert result.output.splitlines()[-1].startswith("recipe runs: 2 trials, peak memory")
+    folder = tmp_path / "mdr_cub200-published-smoke"
+    state = read_state(folder)
+    assert dict.fromkeys(trial.stage for trial in state.trials.values()) == {"refit": None}
+    assert {key: trial.ended for key, trial in state.trials.items()} == {
+        "refit-000": "finished",
+        "refit-001": "finished",
+    }
+    (split,) = {json.dumps(parts) for parts in json.loads((folder / "split.json").read_text()).values()}
+    assert {part: len(classes) for part, classes in json.loads(split).items()} == {"train": 8, "val": 0, "test": 8}
+    assert not (folder / "ranking.json").exists()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["plan"]["stages"] == ["refit", "finalize"]
+    (row,) = json.loads((folder / "final.json").read_text())
+    assert (row["runs"], row["metrics"], row["from_trial"]) == ({}, {}, "search-000")
+    refit = row["refit"]
+    assert (list(refit["runs"]), refit["epochs"], refit["classes"]) == (["refit-000", "refit-001"], 2, "development")
+    assert set(refit["metrics"]["recall_at_1"]) == {"mean", "half_width"}
+    # Each model opens the test classes once; the pictures are of embeddings that were kept.
+    reads = [json.loads(line) for line in (folder / "test_reads.jsonl").read_text().splitlines()]
+    opened = [Path(read["checkpoint"]).parent.name for read in reads if read["purpose"] == "finalize"]
+    assert sorted(opened) == ["refit-000", "refit-001"]
 
 
 def test_options_that_are_for_a_study_are_refused(tmp_path):
