@@ -127,7 +127,9 @@ study:
     top: 2
     folds: {_USED_FOLDS}
     seeds: 2
-  finalize:
+  refit:                    # the best once more, on all classes that are not sealed: the model to take away
+    seeds: 3
+  finalize:                 # scores on the sealed classes
     top: 1
 
 machine:
