@@ -17,13 +17,14 @@ import importlib
 import inspect
 import logging
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, WithJsonSchema, create_model
 
-from raydml.errors import ConfigError, Problem, problems_from, unknown_name, unused_key
+from raydml.errors import ABSENT, ConfigError, Problem, problems_from, unknown_name, unused_key
 
 _logger = logging.getLogger("raydml")
 
@@ -35,6 +36,17 @@ CONTEXT = (
     *("num_classes", "embedding_dim", "network", "loss", "miner", "labels"),
     *("train_labels", "num_epochs", "make_objective", "make_sampler"),
 )
+
+
+class _AddedLater(Enum):
+    """The type of ADDED_LATER."""
+
+    ADDED_LATER = "added later"
+
+
+#: In the type of a setting, `Annotated[float, ADDED_LATER, ...] = 0.0`: configurations from before it existed lack it.
+#: A block leaves it out at its default, so that their fingerprints remain what they were.
+ADDED_LATER = _AddedLater.ADDED_LATER
 
 # `build` and the plugin block of a configuration use these words themselves.
 RESERVED = ("kind", "name")
@@ -214,13 +226,48 @@ def constructor_model(cls: type) -> type[BaseModel]:
 
 
 def checked_settings(kind: str, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return every setting of a plugin, those not given at their defaults. Raises ConfigError with every mistake."""
+    """Return every setting of a plugin, those not given at their defaults. Raises ConfigError with every mistake.
+
+    A setting that is ADDED_LATER is left out at its default.
+    """
     model = settings_model(kind, name)
     try:
-        return model.model_validate(dict(given)).model_dump()
+        checked = model.model_validate(dict(given)).model_dump()
     except ValidationError as error:
         problems = problems_from(error, model, given)
+    else:
+        at_default = {
+            key
+            for key, field in model.model_fields.items()
+            if ADDED_LATER in field.metadata and checked[key] == field.default
+        }
+        return {key: value for key, value in checked.items() if key not in at_default}
     raise ConfigError([_with_its_users(kind, name, problem) for problem in problems])
+
+
+def checked_block(kind: str, block: Any) -> dict[str, Any]:
+    """Return a plugin by name, ``{"name": ..., **settings}``, with `checked_settings`. Raises ConfigError."""
+    if not isinstance(block, Mapping):
+        cure = f"write {{name: {block}}}" if isinstance(block, str) else "write {name: ...}"
+        raise ConfigError([Problem("", block, "must be a block of keys", cure=cure)])
+    if "name" not in block:
+        raise ConfigError([Problem("name", ABSENT, "is required and missing", names(kind), cure="add this key")])
+    _refuse_unknown(kind, block["name"])
+    settings = {key: value for key, value in block.items() if key != "name"}
+    return {"name": block["name"], **checked_settings(kind, block["name"], settings)}
+
+
+# The type of a setting that is itself a plugin by name. The keyword `plugins` says in the schema of which kind.
+LossSetting = Annotated[
+    dict[str, Any],
+    BeforeValidator(functools.partial(checked_block, "losses")),
+    WithJsonSchema({"type": "object", "plugins": "losses"}),
+]
+MinerSetting = Annotated[
+    dict[str, Any],
+    BeforeValidator(functools.partial(checked_block, "miners")),
+    WithJsonSchema({"type": "object", "plugins": "miners"}),
+]
 
 
 def build(kind: str, name: str, **arguments: Any) -> Any:

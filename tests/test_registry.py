@@ -320,6 +320,26 @@ def test_wrong_values_are_named_with_their_limit(made: None, key: str, value: ob
     assert f"{key} = " in str(problem)
 
 
+def test_a_setting_that_was_added_later_is_left_out_at_its_default(made: None, monkeypatch) -> None:  # noqa: ARG001
+    class Newer:
+        def __init__(
+            self, *, rate: float = 0.5, decay: Annotated[float | None, registry.ADDED_LATER, Field(ge=0)] = None
+        ) -> None:
+            self.given = (rate, decay)
+
+    monkeypatch.setattr(registry, "signature", lambda *_: Newer)
+    monkeypatch.setattr(registry, "load", lambda *_: Newer)
+    assert registry.checked_block("losses", {"name": "made_up"}) == {"name": "made_up", "rate": 0.5}
+    assert registry.checked_settings("losses", "made_up", {"decay": None}) == {"rate": 0.5}
+    assert registry.checked_settings("losses", "made_up", {"decay": 0}) == {"rate": 0.5, "decay": 0.0}
+    assert [registry.build("losses", "made_up", **given).given for given in ({}, {"decay": 2})] == [
+        (0.5, None),
+        (0.5, 2),
+    ]
+    with pytest.raises(ConfigError, match="must be >= 0"):
+        registry.build("losses", "made_up", decay=-1)
+
+
 def test_settings_are_frozen(made: None) -> None:  # noqa: ARG001
     settings = registry.settings_model("losses", "made_up")(steps=4)
     assert settings.model_dump() == {"rate": 0.5, "steps": 4, "mode": "all", "shared": False, "limit": None}

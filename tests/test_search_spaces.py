@@ -109,6 +109,17 @@ def test_the_schema_accepts_the_space(path, validator):
     assert [error.message for error in validator.iter_errors(content_of(path))] == []
 
 
+def test_the_schema_has_the_blocks_of_a_method(validator):
+    space = content_of(FOLDER / "mic_cub200.yaml")
+    space["trial"]["method"] |= {
+        "auxiliary_loss": {"name": "margin", "beta": {"uniform": [0.5, 0.9]}},
+        "auxiliary_miner": {"choice": [None, {"name": "all"}]},
+    }
+    assert [error.message for error in validator.iter_errors(space)] == []
+    space["trial"]["method"]["auxiliary_loss"]["bta"] = 1.0
+    assert list(validator.iter_errors(space)) != []
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -213,6 +213,8 @@ def type_text(facts: Mapping[str, Any]) -> str:
         return " or ".join(type_text(branch) for branch in facts["anyOf"])
     if "enum" in facts:
         return " | ".join(str(choice) for choice in facts["enum"])
+    if "plugins" in facts:
+        return f"block of {facts['plugins']}"
     if facts.get("type") == "array" and "items" in facts:
         return f"list of {type_text(facts['items'])}"
     kind = {"number": "float", "integer": "int", "boolean": "bool", "string": "text", "array": "list"}.get(

@@ -176,17 +176,45 @@ def _select_on(recall_at: tuple[int, ...], select_on: str) -> Iterator[Problem]:
 def _loss_and_miner(loss: Any, miner: Any) -> Iterator[Problem]:
     if miner is None:
         return
+    verb = "choose a miner that fits" if _accepts(loss.name) else "remove miner"
+    for message, fitting in _misfits(loss, miner):
+        cure = f"{verb}, or write miner: null; {_TOGETHER}"
+        yield Problem("miner.name", miner.name, message, fitting, cure=cure)
+
+
+def _misfits(loss: Any, miner: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield why a miner does not fit a loss, and the miners that do."""
     accepts = _accepts(loss.name)
     yields = _yields(miner)
     if not accepts:
-        message = f"loss {loss.name} learns from labels alone and takes no miner"
-        yield Problem("miner.name", miner.name, message, cure=f"remove miner, or write miner: null; {_TOGETHER}")
+        yield f"loss {loss.name} learns from labels alone and takes no miner", ()
     elif yields and yields not in accepts:
         others = (name for name in registry.names("miners") if name != miner.name)
-        fitting = tuple(name for name in others if _yields(_Default(name)) in accepts)
-        message = f"yields {yields}, and loss {loss.name} takes {' or '.join(accepts)}"
-        cure = f"choose a miner that fits, or write miner: null; {_TOGETHER}"
-        yield Problem("miner.name", miner.name, message, fitting, cure=cure)
+        fitting = tuple(name for name in others if _yields(_Block(name)) in accepts)
+        yield f"yields {yields}, and loss {loss.name} takes {' or '.join(accepts)}", fitting
+
+
+def _auxiliary_loss_and_miner(method: Any, loss: Any, miner: Any) -> Iterator[Problem]:
+    """A loss or a miner of the method's own, each by itself and with what the trial has in place of the other one."""
+    blocks = {key: method.settings.get(key) for key in ("auxiliary_loss", "auxiliary_miner")}
+    own = {key: _Block.of(block) for key, block in blocks.items() if block is not None}
+    if not own:
+        return
+    for key, kind in (("auxiliary_loss", "losses"), ("auxiliary_miner", "miners")):
+        if key in own:
+            for problem in _construct(kind, own[key].name, own[key].settings).problems:
+                yield problem._replace(path=f"method.{key}")
+    used_loss, used_miner = own.get("auxiliary_loss", loss), own.get("auxiliary_miner", miner)
+    if used_miner is None or ("auxiliary_miner" not in own and not _accepts(used_loss.name)):
+        return
+    for message, fitting in _misfits(used_loss, used_miner):
+        if "auxiliary_miner" in own:
+            cure = "choose a miner that fits, or write auxiliary_miner: null"
+            yield Problem("method.auxiliary_miner.name", used_miner.name, message, fitting, cure=cure)
+        else:
+            message = f"is that of the trial, {used_miner.name}, which {message}"
+            cure = "name one that fits (auxiliary_miner: {name: ...}), or choose another auxiliary_loss"
+            yield Problem("method.auxiliary_miner", None, message, fitting, cure=cure)
 
 
 def _accepts(loss: str) -> tuple[str, ...]:
@@ -200,11 +228,15 @@ def _yields(miner: Any) -> str:
     return _construct("miners", miner.name, miner.settings).yields
 
 
-class _Default(NamedTuple):
-    """A miner's block with every setting at its default."""
+class _Block(NamedTuple):
+    """A plugin by name with some of its settings, the others at their defaults."""
 
     name: str
     settings: Mapping[str, Any] = MappingProxyType({})
+
+    @classmethod
+    def of(cls, block: Mapping[str, Any]) -> _Block:
+        return cls(block["name"], {key: value for key, value in block.items() if key != "name"})
 
 
 def _loss_and_sampler(loss: Any, sampler: Any) -> Iterator[Problem]:
@@ -234,7 +266,7 @@ def _regularizers_and_loss(regularizers: Any, loss: Any, miner: Any) -> Iterator
             yield Problem(path, settings, message, fitting, cure=f"choose such a loss, or remove {name}")
         rewrites: tuple[str, ...] = cls.rewrites  # type: ignore[attr-defined]
         if rewrites and (miner is None or _yields(miner) not in rewrites):
-            fitting = tuple(other for other in registry.names("miners") if _yields(_Default(other)) in rewrites)
+            fitting = tuple(other for other in registry.names("miners") if _yields(_Block(other)) in rewrites)
             given = "there is no miner" if miner is None else f"miner {miner.name} yields {_yields(miner)}"
             message = f"changes the {' or '.join(rewrites)} that a miner yields, and {given}"
             yield Problem(path, settings, message, fitting, cure=f"choose such a miner, or remove {name}")
@@ -299,14 +331,18 @@ def _regularizers_and_sampler(regularizers: Any, sampler: Any) -> Iterator[Probl
         yield Problem("regularizers.cross_batch_memory.size", memory["size"], message, cure=cure)
 
 
-def _loss_group(loss: Any, regularizers: Any, optimizer: Any) -> Iterator[Problem]:
+def _loss_group(method: Any, loss: Any, regularizers: Any, optimizer: Any) -> Iterator[Problem]:
     """Yield settings of the optimiser for parameters that do not exist."""
-    made = [_construct("losses", loss.name, loss.settings)]
+    auxiliary = method.settings.get("auxiliary_loss")
+    losses = [loss, *([] if auxiliary is None else [_Block.of(auxiliary)])]
+    made = [_construct("losses", one.name, one.settings) for one in losses]
     made += [_construct("regularizers", name, settings) for name, settings in regularizers.items()]
     if any(one.problems or one.has_parameters for one in made):
         return
-    own = "loss and regularizers have" if regularizers else f"loss {loss.name} has"
-    message = f"has no effect: {own} no parameters of {'their' if regularizers else 'its'} own"
+    names = " and ".join(dict.fromkeys(one.name for one in losses))
+    several = bool(regularizers) or " and " in names
+    own = "loss and regularizers have" if regularizers else f"loss {names} {'have' if several else 'has'}"
+    message = f"has no effect: {own} no parameters of {'their' if several else 'its'} own"
     cure = "remove it, or put loss and optimizer into one choice of blocks (key `loss, optimizer`)"
     if optimizer.loss_learning_rate is not None:
         yield Problem("optimizer.loss_learning_rate", optimizer.loss_learning_rate, message, cure=cure)
@@ -475,5 +511,6 @@ _PLUGIN_RULES: _Rules = (
     (("loss",), _loss_constructs),
     (("miner",), _miner_constructs),
     (("regularizers", "loss", "miner"), _regularizers_and_loss),
-    (("loss", "regularizers", "optimizer"), _loss_group),
+    (("method", "loss", "miner"), _auxiliary_loss_and_miner),
+    (("method", "loss", "regularizers", "optimizer"), _loss_group),
 )

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from raydml import registry
-from raydml.errors import ABSENT, ConfigError, Problem, unknown_name
+from raydml.errors import ConfigError, Problem, unknown_name
 from raydml.images.augmentation_settings import Augmentation
 from raydml.images.preprocessing import Interpolation, Resize
 from raydml.models.backbones import BACKBONES
@@ -58,7 +58,7 @@ class Section(BaseModel):
 
 
 class PluginBlock(BaseModel):
-    """A plugin by name with all its settings, those left at their defaults included.
+    """A plugin by name with all its settings, those left at their defaults included: see `registry.checked_settings`.
 
     ``block.name``, ``block.settings``; ``model_dump()`` returns ``{"name": ..., **settings}``.
     """
@@ -70,19 +70,7 @@ class PluginBlock(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, block: Any) -> Any:
-        if isinstance(block, PluginBlock):
-            return block
-        if not isinstance(block, Mapping):
-            cure = f"write {{name: {block}}}" if isinstance(block, str) else "write {name: ...}"
-            raise ConfigError([Problem("", block, "must be a block of keys", cure=cure)])
-        choices = registry.names(cls.kind)
-        if "name" not in block:
-            raise ConfigError([Problem("name", ABSENT, "is required and missing", choices, cure="add this key")])
-        name = block["name"]
-        if name not in choices:
-            raise ConfigError([unknown_name("name", name, choices, f"one of the {cls.kind}")])
-        settings = {key: value for key, value in block.items() if key != "name"}
-        return {"name": name, **registry.checked_settings(cls.kind, name, settings)}
+        return block if isinstance(block, PluginBlock) else registry.checked_block(cls.kind, block)
 
     @property
     def settings(self) -> dict[str, Any]:

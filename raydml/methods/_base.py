@@ -54,9 +54,20 @@ class Objective(nn.Module):
 
 
 class MakeObjective(Protocol):
-    """A function that makes a new objective of the trial for the given sizes."""
+    """A function that makes a new objective of the trial for the given sizes.
 
-    def __call__(self, num_classes: int, embedding_dim: int, *, with_regularizers: bool = True) -> Objective: ...
+    loss, miner: blocks, ``{"name": ..., **settings}``, that replace those of the trial.
+    """
+
+    def __call__(
+        self,
+        num_classes: int,
+        embedding_dim: int,
+        *,
+        with_regularizers: bool = True,
+        loss: Mapping[str, Any] | None = None,
+        miner: Mapping[str, Any] | None = None,
+    ) -> Objective: ...
 
 
 MakeSampler = Callable[[np.ndarray], Sampler]
@@ -129,7 +140,11 @@ class Method(nn.Module):
         A default passes, because it may not have been written.
         """
         parameters = inspect.signature(cls).parameters
-        given = [f"{name} = {settings[name]}" for name in names if settings[name] != parameters[name].default]
+        given = [
+            f"{name} = {settings[name]}"
+            for name in names
+            if name in settings and settings[name] != parameters[name].default
+        ]
         if given:
             has, it = ("has", "it") if len(given) == 1 else ("have", "them")
             cure = f"leave {it} out, or put method blocks with and without {it} into one choice (key `method`)"

@@ -14,6 +14,7 @@ from raydml.metrics.clustering import cluster_metrics
 from raydml.models.network import Head, Network
 from raydml.ops.clustering import LARGEST_SEED, KMeans, cluster
 from raydml.ops.distances import full_precision
+from raydml.registry import ADDED_LATER, LossSetting, MinerSetting
 from raydml.samplers._base import EpochPlan, make_plan
 from raydml.samplers._cluster import ClusterGroups
 
@@ -22,12 +23,8 @@ Standardise = Literal["mean", "mstd", "none"]
 # The two learners of a batch, in the order in which they take their steps.
 _CLASS, _AUXILIARY = 0, 1
 
-# The (source, target) embeddings of the adversaries of each direction.
-_ADVERSARIES = {
-    "auxiliary_to_class": ((_AUXILIARY, _CLASS),),
-    "class_to_auxiliary": ((_CLASS, _AUXILIARY),),
-    "both": ((_AUXILIARY, _CLASS), (_CLASS, _AUXILIARY)),
-}
+# The (source, target) embeddings of the adversary of each direction.
+_ADVERSARIES = {"auxiliary_to_class": (_AUXILIARY, _CLASS), "class_to_auxiliary": (_CLASS, _AUXILIARY)}
 
 # A group of images differs in cluster from the two groups before it.
 _FEWEST_CLUSTERS = 3
@@ -148,7 +145,9 @@ class MIC(Method):
     The network has two heads on one trunk. The class head learns the classes, and it alone makes the embeddings of the
     trained model. The auxiliary head learns pseudo-labels. Each batch trains one head in one step of the optimiser on
 
-        objective of the head + adversarial_weight * _Adversary of both embeddings of the same images.
+        objective of the head + adversarial_weight * _Adversary of both embeddings of the same images
+
+    or, with direction "both", on the terms of two adversaries, each with its own weight.
 
     Pseudo-labels are k-means clusters. The first clustering uses the output of ``initial_layer`` for the training
     images, averaged over windows, normalised to length 1 and standardised within each class. Before every
@@ -171,7 +170,8 @@ class MIC(Method):
     - Where the sampler has more batches than ClusterGroups, ClusterGroups are planned again.
     - The auxiliary head is built like the class head (layer norm, dropout, projection, head_init, normalisation), with
       projection "linear" where the class head has none, because its dimension may differ. It has the loss and the miner
-      of the trial, but no regulariser.
+      of the trial, or its own, but no regulariser.
+    - The parameters of both losses have one learning rate; the release has one of each task.
 
     Raises ValueError where a batch has no room for two groups.
     """
@@ -230,8 +230,23 @@ class MIC(Method):
         adversarial_weight: Annotated[
             float, Field(ge=0, description="2500 on CUB, 500 on Cars, 250 on SOP and In-Shop; 0: no adversary")
         ] = 2500.0,
+        class_to_auxiliary_weight: Annotated[
+            float | None,
+            ADDED_LATER,
+            Field(ge=0, description="with direction both, of that adversary; null: adversarial_weight"),
+        ] = None,
         adversary_dim: Annotated[int, Field(ge=1, description="width of an adversary's hidden layer")] = 512,
         adversary_weight_decay: Annotated[float, Field(ge=0, description="weight decay of the adversary")] = 1e-6,
+        auxiliary_loss: Annotated[
+            LossSetting | None,
+            ADDED_LATER,
+            Field(description="loss of the auxiliary head, a block as the key loss has it; null: that of the trial"),
+        ] = None,
+        auxiliary_miner: Annotated[
+            MinerSetting | None,
+            ADDED_LATER,
+            Field(description="its miner, a block; null: that of the trial, or none for a loss from labels alone"),
+        ] = None,
         auxiliary_flip: Annotated[
             bool, Field(description="mirror the images of cluster batches too; false in the release")
         ] = False,
@@ -253,19 +268,23 @@ class MIC(Method):
         self.groups = _groups_of_clusters(train_labels, classes.batch_size, images_per_cluster, label_noise)
         head = network.head
         dims = (head.embedding_dim, auxiliary_dim or head.embedding_dim)
+        blocks = {"loss": auxiliary_loss, "miner": auxiliary_miner}
+        of_auxiliary = {name: block for name, block in blocks.items() if block is not None}
         self.objectives = nn.ModuleList(
             [
                 make_objective(int(train_labels.max()) + 1, dims[_CLASS]),
-                make_objective(num_clusters, dims[_AUXILIARY], with_regularizers=False),
+                make_objective(num_clusters, dims[_AUXILIARY], with_regularizers=False, **of_auxiliary),
             ]
         )
         projection = "linear" if head.linear is None else head.settings["projection"]
         self.auxiliary_head = Head(head.feature_dim, dims[_AUXILIARY], **{**head.settings, "projection": projection})
-        self.directions = _ADVERSARIES[direction] if adversarial_weight > 0 else ()
+        weights = dict.fromkeys(_ADVERSARIES if direction == "both" else (direction,), adversarial_weight)
+        if class_to_auxiliary_weight is not None:
+            weights["class_to_auxiliary"] = class_to_auxiliary_weight
+        self.directions = [(*_ADVERSARIES[name], weight) for name, weight in weights.items() if weight > 0]
         self.adversaries = nn.ModuleList(
-            _Adversary(dims[source], dims[target], adversary_dim) for source, target in self.directions
+            _Adversary(dims[source], dims[target], adversary_dim) for source, target, _ in self.directions
         )
-        self.adversarial_weight = adversarial_weight
         self.adversary_weight_decay = adversary_weight_decay
         self.train_labels = train_labels
         self.num_clusters = num_clusters
@@ -293,7 +312,10 @@ class MIC(Method):
                 "standardise_updates = true, standardise = none: there is nothing to standardise; write "
                 "standardise_updates: false, or standardise: mean or mstd"
             )
-        if settings["adversarial_weight"] == 0:
+        if settings["direction"] != "both":
+            reason = f"direction {settings['direction']} has one adversary, whose weight is adversarial_weight"
+            cls.refuse_without_effect(settings, ("class_to_auxiliary_weight",), reason)
+        if settings["adversarial_weight"] == 0 and not settings.get("class_to_auxiliary_weight"):
             of_adversary = ("direction", "adversary_dim", "adversary_weight_decay")
             cls.refuse_without_effect(settings, of_adversary, "with adversarial_weight = 0 there is no adversary")
         if sampler["batch_size"] is not None:
@@ -374,8 +396,8 @@ class MIC(Method):
         features = self.network.trunk(batch.images)
         embeddings = (self.network.head(features), self.auxiliary_head(features))
         loss: Tensor = self.objectives[batch.learner](embeddings[batch.learner], batch.labels, generator)
-        for adversary, (source, target) in zip(self.adversaries, self.directions, strict=True):
-            loss = loss + self.adversarial_weight * adversary(embeddings[source], embeddings[target])
+        for adversary, (source, target, weight) in zip(self.adversaries, self.directions, strict=True):
+            loss = loss + weight * adversary(embeddings[source], embeddings[target])
         return loss
 
     def embed(self, images: Tensor) -> Tensor:

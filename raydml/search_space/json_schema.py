@@ -49,7 +49,12 @@ def _trial_schema() -> dict[str, Any]:
 
 
 def _settings(kind: str, name: str) -> dict[str, Any]:
-    return {**_flat(registry.settings_model(kind, name)), "description": registry.describe(kind, name)}
+    schema = {**_flat(registry.settings_model(kind, name)), "description": registry.describe(kind, name)}
+    for setting in schema.get("properties", {}).values():
+        branches = setting.get("anyOf", [])
+        if of_kind := next((branch["plugins"] for branch in branches if "plugins" in branch), None):
+            setting["anyOf"] = [*(_plugin(of_kind, other) for other in registry.names(of_kind)), {"type": "null"}]
+    return schema
 
 
 def _plugin(kind: str, name: str) -> dict[str, Any]:

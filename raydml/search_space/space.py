@@ -448,9 +448,8 @@ def _with_key(
 
 def _settings_of(section: str, name: Any) -> Sequence[str] | None:
     """Return the settings of a plugin, or None where the section has no plugins of this name: then all keys pass."""
-    kind = {"loss": "losses", "miner": "miners", "sampler": "samplers", "method": "methods"}.get(
-        section.rpartition(".")[2]
-    )
+    key = section.rpartition(".")[2].removeprefix("auxiliary_")
+    kind = {"loss": "losses", "miner": "miners", "sampler": "samplers", "method": "methods"}.get(key)
     if kind is None or name not in registry.names(kind):
         return None
     return tuple(registry.settings_model(kind, name).model_fields)

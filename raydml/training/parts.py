@@ -53,18 +53,38 @@ def build_method(trial: Trial, train_labels: np.ndarray, device: torch.device) -
 
 
 def make_objective(
-    trial: Trial, network: Network, num_classes: int, embedding_dim: int, *, with_regularizers: bool = True
+    trial: Trial,
+    network: Network,
+    num_classes: int,
+    embedding_dim: int,
+    *,
+    with_regularizers: bool = True,
+    loss: Mapping[str, Any] | None = None,
+    miner: Mapping[str, Any] | None = None,
 ) -> Objective:
-    """Return a new objective: the trial's loss, miner and regularisers for this number of classes and dimensions."""
+    """Return a new objective: the trial's loss, miner and regularisers for this number of classes and dimensions.
+
+    loss, miner: blocks that replace those of the trial. A loss that replaces the trial's and learns from labels alone
+    has no miner.
+    """
     sizes = {"num_classes": num_classes, "embedding_dim": embedding_dim}
-    loss = registry.build("losses", trial.loss.name, **sizes, **trial.loss.settings)
-    miner = registry.build("miners", trial.miner.name, **trial.miner.settings) if trial.miner else None
+    loss_block = loss or trial.loss.model_dump()
+    miner_block = miner or (trial.miner.model_dump() if trial.miner else None)
+    new_loss = _build_block("losses", loss_block, **sizes)
+    if loss is not None and not new_loss.accepts:
+        miner_block = None
+    new_miner = None if miner_block is None else _build_block("miners", miner_block)
     regularizers = {
-        name: registry.build("regularizers", name, **sizes, network=network, loss=loss, miner=miner, **settings)
+        name: registry.build("regularizers", name, **sizes, network=network, loss=new_loss, miner=new_miner, **settings)
         for name, settings in sorted(trial.regularizers.items())
         if with_regularizers
     }
-    return Objective(loss, miner, regularizers)
+    return Objective(new_loss, new_miner, regularizers)
+
+
+def _build_block(kind: str, block: Mapping[str, Any], **sizes: int) -> Any:
+    settings = {key: value for key, value in block.items() if key != "name"}
+    return registry.build(kind, block["name"], **sizes, **settings)
 
 
 def make_sampler(trial: Trial, labels: np.ndarray) -> Sampler:

@@ -94,6 +94,24 @@ def test_fingerprint_ignores_spelling_and_notices_meaning():
     assert len({one, *(fingerprint(parse_trial(trial_with(**change))) for change in changes)}) == 1 + len(changes)
 
 
+def test_a_setting_that_was_added_later_changes_no_fingerprint_at_its_default():
+    """The first number is that of the release before MIC got its auxiliary blocks."""
+    old = trial_with(method={"name": "mic", "direction": "both"})
+    written = trial_with(method={**old["method"], "auxiliary_loss": None, "class_to_auxiliary_weight": None})
+    assert {fingerprint(parse_trial(raw)) for raw in (old, written)} == {"3992edd3efbd"}
+    new = parse_trial(trial_with(method={**old["method"], "auxiliary_loss": MARGIN}))
+    assert fingerprint(new) != "3992edd3efbd"
+    assert new.method.settings["auxiliary_loss"]["beta"] == 1.2
+    assert parse_trial(new.model_dump(mode="json")) == new
+
+
+def test_an_auxiliary_loss_with_parameters_is_enough_for_their_learning_rate():
+    changes = {"loss": {"name": "contrastive"}, "optimizer": {"name": "adam", "loss_learning_rate": 0.1}}
+    message = problems_with(**changes, method=MIC)["optimizer.loss_learning_rate"].message
+    assert message == "has no effect: loss contrastive has no parameters of its own"
+    parse_trial(trial_with(**changes, miner={"name": "all"}, method=MIC | {"auxiliary_loss": MARGIN}))
+
+
 def test_an_int_will_do_for_a_float_and_a_bool_never_for_a_number():
     rate = parse_trial(trial_with(optimizer={"name": "sgd", "learning_rate": 1})).optimizer.learning_rate
     assert rate == 1.0
@@ -192,6 +210,7 @@ def test_a_setting_that_nothing_uses_is_refused():
     assert parse_trial(trial_with(optimizer={"name": "adam", "loss_learning_rate": 0.1})).loss.name == "margin"
 
 
+MARGIN = {"name": "margin"}
 DC, MIC = {"name": "divide_conquer"}, {"name": "mic"}
 FIVE_BATCHES, NINE_IMAGES = {"batch_size": 32, "batches_per_epoch": 5}, {"name": "uniform", "batch_size": 9}
 MARGINS = {"positive_margin": 0.9, "negative_margin": 0.2}
@@ -224,6 +243,38 @@ PADDED, RESIZED = {"random_crop": True, "padding_px": 8}, "data.augmentation.ran
         ("method", {"method": DC | {"num_learners": 1, "recluster_every": 5}}, "recluster_every = 5 has no effect"),
         ("method", {"method": DC | {"finetune_from": 0.0, "kmeans_seed": 5}}, "kmeans_seed = 5 has no effect"),
         ("method", {"method": MIC | {"adversarial_weight": 0, "direction": "both"}}, "direction = both has no effect"),
+        (
+            "method",
+            {"method": MIC | {"class_to_auxiliary_weight": 2.0}},
+            "class_to_auxiliary_weight = 2.0 has no effect",
+        ),
+        ("method.auxiliary_loss.margn", {"method": MIC | {"auxiliary_loss": MARGIN | {"margn": 1}}}, "unknown key"),
+        ("method.auxiliary_loss.name", {"method": MIC | {"auxiliary_loss": {"name": "margn"}}}, "one of the losses"),
+        ("method.auxiliary_loss.beta", {"method": MIC | {"auxiliary_loss": MARGIN | {"beta": 0}}}, "must be > 0"),
+        ("method.auxiliary_loss", {"method": MIC | {"auxiliary_loss": "margin"}}, "must be a block of keys"),
+        ("method.auxiliary_miner.name", {"method": MIC | {"auxiliary_miner": {"cutoff": 0.5}}}, "required and missing"),
+        (
+            "method.auxiliary_miner.name",
+            {
+                "method": MIC
+                | {"auxiliary_loss": {"name": "multi_similarity"}, "auxiliary_miner": {"name": "semi_hard"}}
+            },
+            "takes pairs",
+        ),
+        ("method.auxiliary_miner", {"method": MIC | {"auxiliary_loss": {"name": "multi_similarity"}}}, "of the trial"),
+        (
+            "method.auxiliary_miner.name",
+            {"method": MIC | {"auxiliary_loss": {"name": "proxy_nca"}, "auxiliary_miner": {"name": "all"}}},
+            "labels alone",
+        ),
+        (
+            "method.auxiliary_loss",
+            {
+                "method": MIC
+                | {"auxiliary_loss": {"name": "contrastive", **MARGINS}, "auxiliary_miner": {"name": "all"}}
+            },
+            "below the negative_margin",
+        ),
         ("method.auxiliary_flip", {"method": MIC | {"auxiliary_flip": True}}, "no batch is mirrored"),
         ("method", {"method": MIC | {"images_per_cluster": 5}, "sampler": NINE_IMAGES}, "two groups"),
         ("loss.margin", {"loss.margin": -0.1}, "must be > 0"),
@@ -237,7 +288,7 @@ def test_what_must_fit_together(path, changes, words):
     found = problems_with(**changes)
     assert list(found) == [path]
     assert words in found[path].message
-    assert found[path].cure or path == "loss"  # a constructor names the cure in its message
+    assert found[path].cure or path in ("loss", "method.auxiliary_loss")  # a constructor names the cure in its message
 
 
 def test_what_does_fit_together():

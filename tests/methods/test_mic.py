@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from raydml import registry
+from raydml.config.trial import parse_trial
 from raydml.errors import ConfigError
 from raydml.methods._base import Batch, Objective
 from raydml.methods.mic import MIC, standardise_by_class
@@ -16,7 +17,7 @@ from raydml.ops.clustering import KMeans, cluster
 from raydml.ops.tuples import Triplets
 from raydml.samplers.class_balanced import ClassBalanced
 from raydml.samplers.uniform import Uniform
-from raydml.training.parts import build_optimizer, check_every_parameter_learns
+from raydml.training.parts import build_method, build_optimizer, build_trial_optimizer, check_every_parameter_learns
 from tests.golden_vectors import golden, golden_case, golden_cases
 
 CPU = torch.device("cpu")
@@ -139,6 +140,9 @@ def test_defaults_are_the_releases_for_cub():
         "adversarial_weight": 2500.0,
         "adversary_dim": 512,
         "adversary_weight_decay": 1e-6,
+        "auxiliary_loss": None,
+        "auxiliary_miner": None,
+        "class_to_auxiliary_weight": None,
         "auxiliary_flip": False,
         "kmeans_iterations": 25,
         "kmeans_restarts": 1,
@@ -479,6 +483,98 @@ def test_the_adversarial_term_is_in_the_steps_of_both(direction, learner):
             predicted = functional.normalize(adversary.predict(embeddings[source]), dim=1)
             expected = expected - 3.0 * (embeddings[target] * predicted).square().mean()
     torch.testing.assert_close(loss_of(method, learner, images, labels), expected)
+
+
+@pytest.mark.parametrize(("weights", "number"), [((3.0, 0.5), 2), ((3.0, 0.0), 1), ((0.0, 0.5), 1), ((0.0, 0.0), 0)])
+def test_each_direction_has_its_own_weight(weights, number):
+    images, labels = images_of()[:16], torch.from_numpy(LABELS[:16])
+    method = method_of(direction="both", adversarial_weight=weights[0], class_to_auxiliary_weight=weights[1])
+    without = method_of(adversarial_weight=0.0)
+    without.load_state_dict(method.state_dict(), strict=False)
+    features = method.network.trunk(images)
+    of_classes, auxiliary = method.network.head(features), method.auxiliary_head(features)
+    expected = loss_of(without, 0, images, labels)
+    adversaries = list(method.adversaries)
+    assert len(adversaries) == number
+    for weight, source, target in ((weights[0], auxiliary, of_classes), (weights[1], of_classes, auxiliary)):
+        if weight:
+            predicted = functional.normalize(adversaries.pop(0).predict(source), dim=1)
+            expected = expected - weight * (target * predicted).square().mean()
+    torch.testing.assert_close(loss_of(method, 0, images, labels), expected)
+
+
+@pytest.mark.parametrize("direction", ["auxiliary_to_class", "class_to_auxiliary"])
+def test_the_weight_of_the_second_direction_needs_one(direction):
+    with pytest.raises(
+        ValueError, match=r"^class_to_auxiliary_weight = 2\.0 has no effect: direction .*; leave it out"
+    ):
+        check(direction=direction, class_to_auxiliary_weight=2.0)
+    check(direction="both", class_to_auxiliary_weight=2.0)
+    check(direction="both", adversarial_weight=0.0, class_to_auxiliary_weight=2.0, adversary_dim=64)
+
+
+def trial_of(**changes):
+    return parse_trial(
+        {
+            "data": {"name": "digits", "resize_px": 8, "crop_px": 8},
+            "model": {"backbone": "convnet", "weights": "none", "embedding_dim": 8},
+            "loss": {"name": "margin"},
+            "miner": {"name": "distance_weighted"},
+            "sampler": {"name": "uniform", "batch_size": 8},
+            "optimizer": {"name": "sgd", "learning_rate": 0.1, "loss_learning_rate": 0.02},
+            **changes,
+            "method": {"name": "mic", "num_clusters": NUM_MODES, "adversarial_weight": 0.0, **changes["method"]},
+        }
+    )
+
+
+def test_a_step_with_another_loss_for_the_auxiliary_head_is_that_of_the_loss_by_hand():
+    """Cross-entropy of cosines with class vectors for the pseudo-labels, margin loss for the classes, plain SGD."""
+    trial = trial_of(method={"auxiliary_loss": {"name": "normalized_softmax", "temperature": 0.5}, "auxiliary_dim": 5})
+    method, usual = (build_method(one, LABELS, CPU) for one in (trial, trial_of(method={"auxiliary_dim": 5})))
+    images = images_of()[::3]
+    classes, modes = torch.from_numpy(LABELS[::3]), torch.from_numpy(MODES[::3])
+    torch.testing.assert_close(loss_of(method, 0, images, classes), loss_of(usual, 0, images, classes), rtol=0, atol=0)
+
+    vectors = method.objectives[1].loss.weight
+    assert vectors.shape == (NUM_MODES, 5)
+    trunk, linear = method.network.trunk, method.auxiliary_head.linear
+    unit = functional.normalize(functional.linear(trunk(images), linear.weight, linear.bias), dim=1)
+    by_hand = functional.cross_entropy(unit @ functional.normalize(vectors, dim=1).T / 0.5, modes)
+    first = next(trunk.parameters())
+    learning = [first, linear.weight, vectors]
+    gradients = torch.autograd.grad(by_hand, learning)
+    expected = [p.detach() - rate * g for p, rate, g in zip(learning, (0.1, 0.1, 0.02), gradients, strict=True)]
+    optimizer = build_trial_optimizer(trial, method)
+    before = [parameter.clone() for parameter in (method.network.head.linear.weight, method.objectives[0].loss.beta)]
+    loss = loss_of(method, 1, images, modes)
+    torch.testing.assert_close(loss, by_hand)
+    loss.backward()
+    optimizer.step()
+    torch.testing.assert_close([parameter.detach() for parameter in learning], expected)
+    assert torch.equal(before[0], method.network.head.linear.weight)
+    assert torch.equal(before[1], method.objectives[0].loss.beta)
+
+
+def test_the_auxiliary_head_has_its_own_loss_and_miner_or_those_of_the_trial():
+    labels_alone = {"loss": {"name": "normalized_softmax"}, "miner": None}
+    margin = {"name": "margin", "beta": 0.7}
+    names = {
+        # settings of the method, other blocks of the trial -> loss, beta, miner
+        ("Margin", 1.2, "DistanceWeighted"): ({}, {}),
+        ("Margin", 0.7, "DistanceWeighted"): ({"auxiliary_loss": margin}, {}),
+        ("Margin", 1.2, "All"): ({"auxiliary_miner": {"name": "all"}}, {}),
+        ("Margin", 0.7, None): ({"auxiliary_loss": margin}, labels_alone),
+        ("Margin", 0.7, "All"): ({"auxiliary_loss": margin, "auxiliary_miner": {"name": "all"}}, labels_alone),
+        ("ProxyNCA", None, None): ({"auxiliary_loss": {"name": "proxy_nca"}}, {}),
+    }
+    for (loss, beta, miner), (settings, changes) in names.items():
+        objective = build_method(trial_of(**changes, method=settings), LABELS, CPU).objectives[1]
+        assert type(objective.loss).__name__ == loss
+        assert getattr(objective.loss, "beta", torch.tensor([[beta or 0.0]])).detach().mean() == pytest.approx(
+            beta or 0
+        )
+        assert miner == (None if objective.miner is None else type(objective.miner).__name__)
 
 
 def test_without_weight_there_is_no_adversary():

@@ -416,6 +416,22 @@ def test_an_override_takes_the_place_of_what_a_choice_of_blocks_says(write):
     assert all(trial.miner is None for trial in sample_trials(space))
 
 
+def test_domains_and_overrides_inside_the_blocks_of_a_method(write):
+    loss = "auxiliary_loss: {name: margin, beta: {uniform: [0.5, 0.9], first: 0.6}}"
+    miner = "auxiliary_miner: {choice: [null, {name: all}]}"
+    path = write(TRIAL + f"  method:\n    name: mic\n    {loss}\n    {miner}\n")
+    first, *others = sample_trials(load_space(path, ["study.search.num_trials=6"]))
+    assert first.method.settings["auxiliary_loss"]["beta"] == 0.6
+    assert all(0.5 <= trial.method.settings["auxiliary_loss"]["beta"] <= 0.9 for trial in others)
+    assert {trial.method.settings.get("auxiliary_miner", {}).get("name") for trial in others} == {None, "all"}
+    (only,) = sample_trials(load_space(path, ["trial.method.auxiliary_loss.beta=0.8"]))
+    assert only.method.settings["auxiliary_loss"]["beta"] == 0.8
+    problem = problem_of(path, ["trial.method.auxiliary_loss.bta=0.8"])
+    assert (problem.path, problem.nearest, problem.where) == ("trial.method.auxiliary_loss.bta", "beta", "--set")
+    problem = problem_of(path, ["trial.method.auxiliary_loss.beta={uniform: [-0.5, 0.9]}"])
+    assert (problem.path, problem.message) == ("trial.method.auxiliary_loss.beta", "must be > 0")
+
+
 def test_mistakes_in_overrides_name_set(write):
     overrides = [
         "epochs=3",
