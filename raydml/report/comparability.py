@@ -119,7 +119,8 @@ def published_groups(summary: Values) -> list[PublishedGroup]:
             entry for entry in summary["published"] if (entry["dataset"], entry["protocol"]) == (dataset, protocol)
         ]
         printed = list(dict.fromkeys(name for entry in theirs for name in entry["metrics"]))
-        measured = [scores for _, scores in ours] or [_under(row, dataset, protocol, row["metrics"]) for row in tested]
+        scored = [{**(row["refit"] or {"metrics": {}})["metrics"], **row["metrics"]} for row in tested]
+        measured = [_under(row, dataset, protocol, scores) for row, scores in zip(tested, scored, strict=True)]
         names = [name for name in dict.fromkeys(name for scores in measured for name in scores) if name in printed]
         theirs = [entry for entry in theirs if any(name in entry["metrics"] for name in names)]
         if theirs:

@@ -456,6 +456,9 @@ def test_a_study_without_a_search_is_summarised_by_its_refits(tmp_path):
     ]
     assert found.test[-1] == "The refits are comparable to published numbers."
     assert comparability(summary).reason.endswith("fixed beforehand, and scored with their last weights.")
+    # A smoke run of it shows the published numbers as well, without its own.
+    (group,) = published_groups({**summary, "smoke": True})
+    assert (group.metrics, group.ours, len(group.theirs)) == (["recall_at_1"], [], 68)
     assert found.warnings == []
 
 
