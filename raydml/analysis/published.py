@@ -103,7 +103,8 @@ def _systems_of(config: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     if method == "divide_conquer":
         return (("Divide & Conquer", ""),)
     if method == "mic":
-        return (("MIC", "margin loss"),) if loss == "margin" else ()
+        auxiliary = (config["method"].get("auxiliary_loss") or {}).get("name", loss)
+        return (("MIC", "margin loss"),) if loss == auxiliary == "margin" else ()
     if method not in (None, "plain"):
         return ()
     found = _PLAIN.get((str(loss), miner), ())

@@ -349,6 +349,12 @@ def test_a_system_is_recognised_by_its_loss_and_miner(loss, miner, system, varia
     assert is_system(config, system, variant) == is_same
 
 
+@pytest.mark.parametrize(("auxiliary", "is_same"), [(None, True), ("margin", True), ("proxy_nca", False)])
+def test_mic_with_another_loss_for_its_auxiliary_head_is_another_variant(auxiliary, is_same):
+    method = {"name": "mic", **({"auxiliary_loss": {"name": auxiliary}} if auxiliary else {})}
+    assert is_system({**CONFIG, "method": method, "regularizers": {}}, "MIC", "margin loss") == is_same
+
+
 def test_a_study_of_all_lists_of_vehicleid_has_the_numbers_of_each(tmp_path):
     entries = summarise(finished_study(tmp_path, "vehicleid"))["published"]
     assert {(one["dataset"], one["protocol"], one["system"]) for one in entries} == {
