@@ -16,7 +16,7 @@ from raydml.study import events
 pytestmark = pytest.mark.xdist_group("ray")
 LAUNCH = Path(__file__).parents[2] / "launch.py"
 OPTIONS = ["--num-trials", "6", "--max-epochs", "6", "--scheduler", "sync", "--set", "study.confirm.seeds=1"]
-OPTIONS += ["--set", "study.confirm.folds=2"]
+OPTIONS += ["--set", "study.confirm.folds=2", "--set", "study.refit={seeds: 2}"]
 
 
 def sweep(storage, log):
@@ -33,18 +33,25 @@ def resume(storage, log):
 
 def results(storage):
     folder = storage / "digits"
-    read = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("ranking", "confirmed", "final")}
+    names = ("ranking", "confirmed", "refit", "final")
+    read = {name: json.loads((folder / f"{name}.json").read_text()) for name in names}
     curves = {}
     for event in events.read(folder / "events.jsonl"):
         if event["event"] == "epoch":
-            curves.setdefault((event["stage"], event["trial"]), {})[event["epoch"]] = event["metrics"]["val_map_at_r"]
+            metric = "train_loss" if event["stage"] == "refit" else "val_map_at_r"
+            curves.setdefault((event["stage"], event["trial"]), {})[event["epoch"]] = event["metrics"][metric]
     return read, curves
 
 
-def wait_for_epochs(path, number, process, timeout_s=240):
+def wait_for_epochs(path, number, process, timeout_s=240, stage=None):
+    """Wait for so many reported epochs, of a stage or of all."""
+
+    def is_one(event):
+        return event["event"] == "epoch" and stage in (None, event["stage"])
+
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline and process.poll() is None:
-        if path.exists() and sum(event["event"] == "epoch" for event in events.read(path)) >= number:
+        if path.exists() and sum(map(is_one, events.read(path))) >= number:
             return
         time.sleep(0.1)
 
@@ -59,7 +66,7 @@ def run_statuses(storage):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_three_kills_at_random_moments_change_no_number(tmp_path):
+def test_three_kills_at_random_moments_and_one_in_the_refit_change_no_number(tmp_path):
     with open(tmp_path / "log.txt", "w") as log:
         assert sweep(tmp_path / "unbroken", log).wait(400) == 0
         expected, expected_curves = results(tmp_path / "unbroken")
@@ -74,12 +81,18 @@ def test_three_kills_at_random_moments_change_no_number(tmp_path):
             os.kill(process.pid, signal.SIGKILL)
             assert process.wait(30) == -signal.SIGKILL
             process = resume(tmp_path / "broken", log)
+        wait_for_epochs(path, 1, process, stage="refit")
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait(30) == -signal.SIGKILL
+        process = resume(tmp_path / "broken", log)
         assert process.wait(400) == 0, (tmp_path / "log.txt").read_text()[-3000:]
     found, found_curves = results(tmp_path / "broken")
     assert found_curves == expected_curves
     assert found["ranking"] == expected["ranking"]
     assert found["confirmed"] == expected["confirmed"]
-    assert [row["metrics"] for row in found["final"]] == [row["metrics"] for row in expected["final"]]
+    assert found["refit"] == expected["refit"]
+    for part in ("metrics", "refit"):
+        assert [row[part] for row in found["final"]] == [row[part] for row in expected["final"]]
     # No run twice, none left running.
     assert sorted(run_statuses(tmp_path / "broken")) == sorted(run_statuses(tmp_path / "unbroken"))
     assert {status for _, status in run_statuses(tmp_path / "broken")} == {"FINISHED"}

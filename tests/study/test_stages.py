@@ -60,8 +60,12 @@ def finished(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def halved(tmp_path_factory):
-    """Three trials of two epochs, of which two stop after the first; the best confirmed on two folds with two seeds."""
+    """Three trials of two epochs, of which two stop after the first; the best confirmed on two folds with two seeds.
+
+    Then it is refitted with two seeds.
+    """
     settings = {"study.search.scheduler": "sync", "study.search.reduction_factor": 3, "study.finalize": {"top": 1}}
+    settings |= {"study.refit": {"seeds": 2}, "trial.sampler.batches_per_epoch": 3}
     folder = new_study(tmp_path_factory.mktemp("halved"), **settings)
     assert run_study(folder).status == "finished"
     return folder
@@ -183,9 +187,10 @@ def test_a_finished_study_has_a_report_and_a_model(finished):
 def cut_short(halved, folder):
     """The study as it was while its search ran: one trial ended, one stopped after its first epoch, one not begun."""
     shutil.copytree(halved, folder)
-    for name in ("ranking.json", "confirmed.json", "final.json", "summary.json", "test_reads.jsonl"):
+    results = ("ranking.json", "confirmed.json", "refit.json", "final.json", "summary.json", "test_reads.jsonl")
+    for name in results:
         (folder / name).unlink()
-    for name in ("confirm", "final", "model", "illustrations", "report"):
+    for name in ("confirm", "refit", "final", "model", "illustrations", "report"):
         shutil.rmtree(folder / name)
     loser, winner, unborn = (
         next(key for key, r in read_trials(halved, "search").items() if r.ended == "stopped_early"),
@@ -200,7 +205,7 @@ def cut_short(halved, folder):
             continue
         if event["event"] in ("study_finished", "summary", "model", "artifact", "test_read"):
             continue
-        if event.get("stage") in ("confirm", "finalize") or event["event"] == "stage_finished":
+        if event.get("stage") in ("confirm", "refit", "finalize") or event["event"] in ("stage_finished", "note"):
             continue
         kept.append(event)
     events_path(folder).unlink()
@@ -212,6 +217,25 @@ def cut_short(halved, folder):
     assert checkpoint.load_card(newest)["epoch"] == 2
     (newest / "state.pt").write_bytes((newest / "state.pt").read_bytes()[:100])
     return loser, winner, unborn
+
+
+@pytest.mark.slow
+def test_refits_run_through_ray_for_the_median_of_the_confirmed_epochs_and_are_tested(halved):
+    (row,) = read_json(halved / "refit.json")
+    best = sorted(max(curve, key=lambda e: (curve[e], -e)) for curve in curves(halved, "confirm").values())
+    middle = (best[1] + best[2]) / 2
+    assert (row["epochs"], sorted(row["best_epochs"])) == (math.floor(middle + 0.5), best)
+    refits = read_trials(halved, "refit")
+    assert {(trial.num_epochs, trial.ended) for trial in refits.values()} == {(row["epochs"], "finished")}
+    assert [name for trial in refits.values() for name in trial.metrics if name.startswith(("val_", "best_"))] == []
+    (final,) = read_json(halved / "final.json")
+    assert list(final["refit"]["runs"]) == ["refit-000", "refit-001"]
+    assert (final["refit"]["epochs"], final["refit"]["num_runs"]) == (row["epochs"], 2)
+    noted = [event["text"] for event in events.read(events_path(halved)) if event["event"] == "note"]
+    stated = f"the median of the best epochs {', '.join(map(str, best))} of its confirmed runs"
+    assert [text.startswith("refit of A: ") for text in noted if stated in text] == [True]
+    of_images = [read for read in TestReads(halved / "test_reads.jsonl").read() if read["purpose"] == "finalize"]
+    assert len(of_images) == 4 + 2, "one read for each network, none by the training"
 
 
 @pytest.mark.slow
@@ -227,17 +251,20 @@ def test_a_resumed_study_ends_as_the_unbroken_one(halved, tmp_path):
     assert epochs == [1, 2]  # the checkpoint's own epoch is reported again; epoch 2 is trained again
     for stage in ("search", "confirm"):
         assert curves(folder, stage) == curves(halved, stage)
-    for name in ("ranking.json", "confirmed.json"):
+    for name in ("ranking.json", "confirmed.json", "refit.json"):
         assert read_json(folder / name) == read_json(halved / name)
-    assert read_json(folder / "final.json")[0]["metrics"] == read_json(halved / "final.json")[0]["metrics"]
+    for part in ("metrics", "refit"):
+        assert read_json(folder / "final.json")[0][part] == read_json(halved / "final.json")[0][part]
     assert loser not in started
 
 
-def test_search_and_confirm_never_open_a_test_image(tmp_path):
+@pytest.mark.parametrize("refit", [None, pytest.param({"seeds": 1}, marks=pytest.mark.slow)])
+def test_search_confirm_and_refit_never_open_a_test_image(tmp_path, refit):
     root = image_folder(tmp_path / "images", num_classes=8)
     settings = {"machine.data_root": str(root), "study.search.num_trials": 1, "study.search.scheduler": "none"}
     settings |= {"trial.epochs": 1, "study.confirm.seeds": 1}
     settings |= {"trial.data.split.val_fraction": 0.5, "trial.sampler.classes_per_batch": 2}
+    settings |= {"study.refit": refit}
     catalog = open_catalog("image_folder", root, None)
     split = make_split(catalog, test_fraction=0.5, val_fraction=0.5, num_folds=2, fold=None, order="sorted", seed=0)
     # Decoding one of these fails: they are no images. (Only their names and sizes go into the catalog.)
@@ -246,7 +273,8 @@ def test_search_and_confirm_never_open_a_test_image(tmp_path):
             image.write_bytes(b"sealed")
     folder = new_study(tmp_path, name="image_folder", **settings)
     assert run_study(folder).status == "finished"
-    assert {record.ended for record in read_trials(folder, "confirm").values()} == {"finished"}
+    for stage in ("confirm", *(["refit"] if refit else [])):
+        assert {record.ended for record in read_trials(folder, stage).values()} == {"finished"}
     assert not (folder / "test_reads.jsonl").exists()
 
 
