@@ -201,7 +201,7 @@ class StudyState:
     was written (seconds since 1970). metric: what trials are ranked by. trials: by key, such as ``search-003``, in the
     order in which they started. cpus, gpus: what each trial holds. test_reads: the recorded reads of the test classes.
     constant: the parameters that all searched trials share; varying: the names of the others, None in older studies.
-    splits: for each split, such as ``search`` and ``fold 0``, the numbers of ``images`` and ``classes`` of each part.
+    splits: for each split, such as ``search``, ``fold 0`` and ``refit``, the numbers of ``images`` and ``classes`` of each part.
     user, command: who started the study, and how.
     """
 
@@ -292,15 +292,15 @@ def read_trials(folder: Path, stage: str) -> dict[str, TrialState]:
 
 
 def letters_of(study: StudyState) -> dict[str, str]:
-    """Return the letter of each confirmed configuration, by its fingerprint: A was the best of the search.
+    """Return the letter of each configuration that was confirmed, refitted or tested, by its fingerprint: A came first.
 
-    A configuration keeps its letter when a longer search confirms others.
+    That is the best of the search. A configuration keeps its letter when a longer search confirms others.
     """
     return {name: letter_of(number) for number, name in enumerate(configurations_of(study))}
 
 
 def configurations_of(study: StudyState | SimpleNamespace) -> tuple[str, ...]:
-    """Return the fingerprints of the confirmed configurations in the order of their letters.
+    """Return the fingerprints of these configurations in the order of their letters.
 
     The events of older studies do not list them; there they are in the order of their trials' keys.
     """

@@ -113,13 +113,14 @@ def test_results_are_kept_aside_and_the_later_stages_have_not_begun(tmp_path):
         {"event": "study_finished"},
     ]
     record(folder, study_started(), stage_started(3), *searched, *confirmed)
-    for name in ("ranking.json", "confirmed.json", "final.json"):
+    for name in ("ranking.json", "confirmed.json", "refit.json", "final.json"):
         (folder / name).write_text("[]")
     (folder / "report").mkdir()
     (folder / "report" / "report.html").write_text("old")
     extend_search(folder, 5)
     kept = folder / "earlier" / "3-trials"
-    assert sorted(path.name for path in kept.iterdir()) == ["confirmed.json", "final.json", "ranking.json", "report"]
+    names = ["confirmed.json", "final.json", "ranking.json", "refit.json", "report"]
+    assert sorted(path.name for path in kept.iterdir()) == names
     assert not (folder / "ranking.json").exists()
     state = read_state(folder)
     assert (state.state, list(state.stages), state.num_tested, len(state.test_reads)) == (
