@@ -201,8 +201,8 @@ class StudyState:
     was written (seconds since 1970). metric: what trials are ranked by. trials: by key, such as ``search-003``, in the
     order in which they started. cpus, gpus: what each trial holds. test_reads: the recorded reads of the test classes.
     constant: the parameters that all searched trials share; varying: the names of the others, None in older studies.
-    splits: for each split, such as ``search``, ``fold 0`` and ``refit``, the numbers of ``images`` and ``classes`` of each part.
-    user, command: who started the study, and how.
+    splits: for each split, such as ``search``, ``fold 0`` and ``refit``, the numbers of ``images`` and ``classes`` of
+    each part. user, command: who started the study, and how.
     """
 
     study: str = ""

@@ -230,4 +230,11 @@ def test_more_configurations_are_tested_than_refitted_and_what_saw_the_test_clas
     machine = read_json(folder / "study.json")["machine"]
     with pytest.raises(DataError, match="trained on the test classes as well"):
         stages.evaluate_remotely._function(str(found), machine, *record, str(folder / "final" / "refit-000.npz"))
+    best = find_validated(folder).trial
+    said = refused("evaluate", str(folder), "--on", "test", "--storage", str(folder.parent))
+    assert "trained on the test classes as well" in said
+    assert f":{best} --on test)" in said
+    said = refused("evaluate", str(folder), "--data", "digits", "--storage", str(folder.parent))
+    assert "trained on every class of digits" in said
     assert len((folder / "test_reads.jsonl").read_text().splitlines()) == len(reads), "refused before it is recorded"
+    assert "never scored" in json.loads((folder / "model" / "config.json").read_text())["trained_on"]
