@@ -157,10 +157,13 @@ def _origin_of_refit(card: Mapping[str, Any], summary: Mapping[str, Any]) -> str
     classes = f"all {num_classes} development classes"
     if trains_on_test_classes(trial):
         classes = f"all {num_classes} classes, the test classes included"
-    rule = f" {epochs_rule(summary)}" if summary.get("plan") else ""
+    plan: Mapping[str, Any] = summary.get("plan") or {}
+    rule = f" {epochs_rule(summary)}" if plan else ""
+    if (plan.get("refit") or {}).get("seeds", 1) > 1:
+        rule += " Of several seeds it is the first, because there is nothing to choose by."
     return (
         f"\n\nIt is a refit: trained on {classes} for {counted(int(trial['epochs']), 'epoch')}. No class validated it, "
-        f"and its last weights count.{rule} Of several seeds it is the first, because there is nothing to choose by."
+        f"and its last weights count.{rule}"
     )
 
 
@@ -181,8 +184,10 @@ def _limits(
         if refit.get("num_runs", 0) > 1:
             limits.append(
                 f"The scores of refits are means over {refit['num_runs']} seeds with 95 % t intervals; this network is "
-                "one of them. All others are those of networks that left classes out for validation."
+                "one of them."
             )
+        if final.get("metrics"):
+            limits.append("The columns test and validation are of networks that left classes out for validation.")
     elif len(runs) > 1:
         limits.append(
             f"The scores are means over {len(runs)} training runs (folds and seeds) of this configuration with 95 % "

@@ -746,7 +746,12 @@ def summary_of(study: Path, mean: float) -> None:
     final["refit"] = {"metrics": {"map_at_r": {"mean": 0.711, "half_width": 0.031}}, "num_runs": 3, "epochs": 14}
     final["refit"]["untrained"] = {"map_at_r": {"mean": 0.1, "half_width": None}}
     confirmed = {"mean": mean, "half_width": 0.01, "runs": [{}] * 4}
-    plan = {"folds": 2, "seeds": 2, "stages": ["search", "confirm", "refit"], "refit": {"epochs": "confirmed"}}
+    plan = {
+        "folds": 2,
+        "seeds": 2,
+        "stages": ["search", "confirm", "refit"],
+        "refit": {"epochs": "confirmed", "seeds": 3},
+    }
     summary = {"metric": "val_map_at_r", "question": "which loss?", "plan": plan}
     (study / "summary.json").write_text(json.dumps({**summary, "final": [final], "confirm": [confirmed]}))
 
@@ -812,6 +817,7 @@ def test_a_registered_model_describes_itself_and_the_champion_is_the_better_one(
     for words in ("trained on all 6 development classes for 14 epochs", "No class validated it", "0.7110 ± 0.0310"):
         assert words in card
     assert "The scores of refits are means over 3 seeds" in card
+    assert "Of several seeds it is the first" in card
     logged = client.get_logged_model(re.search("m-[0-9a-f]{32}", refit.source).group())
     scores = {metric.key: metric.value for metric in logged.metrics}
     assert scores == {"refit/map_at_r": 0.711, "refit/untrained_map_at_r": 0.1, "confirmed/map_at_r": 0.7}
