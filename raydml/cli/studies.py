@@ -306,8 +306,9 @@ def trial(
         if trainer.ended not in ("", "finished"):
             echo(console, f"ended: {trainer.ended.replace('_', ' ')}")
         if save is not None:
-            part = "val" if trainer.split.val else "test"
-            echo(console, f"checkpoint {save}\n{program_of(context)} evaluate {save} --on {part}")
+            echo(console, f"checkpoint {save}")
+            for part in [part for part in ("val", "test") if getattr(trainer.split, part)][:1]:
+                echo(console, f"{program_of(context)} evaluate {save} --on {part}")
 
 
 def run_and_show(

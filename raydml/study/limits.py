@@ -77,7 +77,7 @@ class _Parts(NamedTuple):
     """How the classes of a data set are divided for some trials.
 
     split: with as many folds as there can be. train_labels: of the search and of each used fold. num_scored: images of
-    the smallest part that is scored. line: the division of the search, in words.
+    the smallest part that is scored; all images where none is. line: the division of the search, in words.
     """
 
     split: SplitSettings
@@ -96,7 +96,8 @@ def _parts_of(split: SplitSettings, catalog: Catalog, num_folds: int) -> _Parts:
         split=split.model_copy(update={"num_folds": most}),
         train_labels=[catalog.labels[np.isin(catalog.labels, one.train)] for one in splits],
         num_scored=min(
-            (int(counts[list(part)].sum()) for one in splits for part in (one.val, one.test) if part), default=2
+            (int(counts[list(part)].sum()) for one in splits for part in (one.val, one.test) if part),
+            default=len(catalog.labels),  # no part is scored, so none limits recall_at
         ),
         line=f"{what}: {len(search.train):,} train / {validate} / {test}",
     )

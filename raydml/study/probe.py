@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from raydml.config.recipe import flatten
+from raydml.config.refit import trains_on_test_classes
 from raydml.config.trial import Machine, Trial, parse_machine, parse_trial
 from raydml.evaluation.embed import device_of
 from raydml.models.random_weights import write_random_weights
@@ -39,9 +40,15 @@ def probe_study(plan: StudyPlan, storage: Path, expected: dict[str, Any]) -> dic
     expected: the forecast without them. One shape is probed after the other, each in a process of its own, so that none
     has the memory or the caches of another. Images are decoded into the cache first, where a run finds them. Weights
     that are not on this machine are replaced by random ones, which take the same time. Raises StudyError where a trial
-    finds no memory.
+    finds no memory, or would train on classes that are sealed otherwise.
     """
     space, trials, _, catalogs = plan
+    if any(map(trains_on_test_classes, trials)):
+        raise StudyError(
+            "--probe: its steps train on every class (trial.data.split.test_fraction = 0), and a forecast opens no "
+            "image that is sealed otherwise. Cure: add --set trial.data.split.test_fraction=0.5 to this forecast; "
+            "a step takes the same time and memory"
+        )
     machine = with_absolute_paths(space.machine, storage)
     groups: dict[str, list[Trial]] = {}
     for trial in trials:

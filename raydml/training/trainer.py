@@ -32,6 +32,9 @@ from raydml.training.parts import learning_rate_factor
 from raydml.training.randomness import Randomness
 from raydml.training.trial_images import Catalogs, open_development
 
+#: Training images that show whether a trial without validation has diverged; no setting of a machine may decide that.
+_NUM_CHECKED = 256
+
 
 class Trainer:
     """One trial from its configuration to its best weights.
@@ -276,9 +279,9 @@ class Trainer:
         return self.train_images_for_eval
 
     def _some_training_pixels(self) -> Pixels:
-        """Return training images over all classes, prepared as for evaluation, as many as one batch of it has."""
+        """Return at most _NUM_CHECKED training images, evenly over their order, prepared as for evaluation."""
         pixels = self._training_pixels_for_eval()
-        return pixels.select(range(0, len(pixels), -(-len(pixels) // self.machine.evaluation_batch)))
+        return pixels.select(range(0, len(pixels), -(-len(pixels) // _NUM_CHECKED)))
 
     def _embed(self, pixels: Pixels, forward: Callable[[Tensor], Tensor] | None = None) -> NDArray[np.float32]:
         return embed.embed(

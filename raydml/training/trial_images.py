@@ -84,11 +84,12 @@ def open_development(
     if trial.data.split.test_fraction == 0:
         if reads is None:
             raise DataError(
-                "data.split.test_fraction = 0: every class trains, also on those that are sealed otherwise, "
+                "data.split.test_fraction = 0: every class trains, also those that are sealed otherwise, and "
                 "each read of them is recorded. Pass reads=TestReads(FILE)"
             )
         purpose, commit = "training on all classes", git_commit() or "unknown"
-        reads.record(purpose=purpose, checkpoint=f"trial {fingerprint(trial)}", commit=commit).spend()
+        name = f"trial {fingerprint(with_content(trial, catalog))}"  # the name that the trial has in every output
+        reads.record(purpose=purpose, checkpoint=name, commit=commit).spend()
     split = split_for(trial, catalog)
     original = augmented and trial.data.cache == "off"
     train, val = load_development(catalog, split, storage_for(trial.data, machine), original=original)

@@ -6,7 +6,7 @@ from PIL import Image
 
 from raydml.config.trial import Trial, parse_trial
 from raydml.data.catalog import DataError
-from raydml.study.folder import plan_study
+from raydml.study.folder import StudyError, plan_study
 from raydml.study.forecast import find_weights, forecast
 from raydml.study.probe import probe_study, shape_of
 from tests.study.test_folder import space_at
@@ -114,6 +114,15 @@ def test_a_probe_measures_each_shape_of_trial_once(tmp_path):
     mean_s = sum(row["epoch_s"] for row in expected["probe"]) / 2
     epochs = 4 * 3 + 4 * 3  # search, and 2 folds of 2 seeds
     assert expected["hours"] == pytest.approx(epochs * mean_s / expected["slots"]["num_slots"] / 3600)
+
+
+def test_a_probe_opens_no_sealed_image(tmp_path):
+    without = ["trial.data.split={val_fraction: 0, test_fraction: 0}", "trial.sampler.batches_per_epoch=5"]
+    without += ["study.confirm=null", "study.finalize=null"]
+    space = space_at(tmp_path, overrides=[*without, "study.refit={seeds: 1}"])
+    plan = plan_study(space)
+    with pytest.raises(StudyError, match=r"(?s)--probe: .*Cure: add --set trial\.data\.split\.test_fraction=0\.5"):
+        probe_study(plan, tmp_path, forecast(plan, tmp_path))
 
 
 def test_what_decides_speed_and_memory_is_a_shape(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 import raydml.samplers
 from raydml import registry
-from raydml.config.trial import parse_study, parse_trial
+from raydml.config.trial import parse_machine, parse_study, parse_trial
 from raydml.data.catalog import ImageFile, catalog_of
 from raydml.search_space.space import load_space, sample_trials
 from raydml.study.limits import study_within_limits, trials_within_limits
@@ -138,3 +138,18 @@ def test_a_study_confirms_on_the_folds_that_there_are():
     assert study_within_limits(study, [trial()]) == study
     alone = parse_study({"confirm": None})
     assert study_within_limits(alone, [cut]) == alone
+
+
+def test_where_no_part_is_scored_no_image_limits_recall(caplog):
+    trial = parse_trial(
+        {
+            **TRIAL,
+            "data": {"name": "digits", "resize_px": 8, "crop_px": 8, "split": {"val_fraction": 0, "test_fraction": 0}},
+            "sampler": {"name": "class_balanced", "classes_per_batch": 4, "images_per_class": 4},
+            "recall_at": [1, 2, 4, 8],
+        }
+    )
+    with caplog.at_level(logging.INFO):
+        (kept,) = trials_within_limits([trial], Catalogs(parse_machine({})), 0)
+    assert kept.recall_at == (1, 2, 4, 8)
+    assert "cut to" not in caplog.text

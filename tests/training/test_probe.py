@@ -1,6 +1,6 @@
 """A probe against the trainer itself."""
 
-from raydml.config.trial import Machine
+from raydml.config.trial import Machine, parse_trial
 from raydml.training import probe
 from raydml.training.probe import probe_trial
 from tests.training.test_trainer import trial_of
@@ -24,3 +24,11 @@ def test_epochs_of_a_single_step_are_timed_too():
     sampler = type(trial.sampler).model_validate({"name": "uniform", "batch_size": 512})
     cost = probe_trial(trial.model_copy(update={"sampler": sampler}), Machine(device="cpu"), "cpu")
     assert cost.seconds_per_step > 0
+
+
+def test_a_trial_without_validation_takes_no_time_for_it():
+    plain = trial_of(epochs=8).model_dump(mode="json")
+    plain["data"]["split"] |= {"val_fraction": 0}
+    cost = probe_trial(parse_trial(plain), Machine(device="cpu"), "cpu")
+    assert cost.seconds_per_step > 0
+    assert cost.validation_s == 0

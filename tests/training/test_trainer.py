@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from raydml import registry
-from raydml.config.trial import parse_machine, parse_trial
+from raydml.config.trial import fingerprint, parse_machine, parse_trial
 from raydml.data.catalog import DataError
 from raydml.data.seal import TestReads
 from raydml.evaluation import embed
@@ -388,11 +388,16 @@ def test_the_best_weights_are_those_of_the_best_epoch_and_the_card_says_which(tm
     assert_same(dict(model.network.state_dict()), weights[1])
 
 
-def without_validation(family=CONTRASTIVE, *, test_fraction=0.5, reads=None, **changes):
+def without_validation(family=CONTRASTIVE, *, test_fraction=0.5, reads=None, machine=(), **changes):
     """A trial on digits of which 0-4 train, or all ten digits with test_fraction 0."""
     trial = trial_of(family, **changes).model_dump(mode="json")
     trial["data"]["split"] |= {"val_fraction": 0, "test_fraction": test_fraction}
-    return Trainer(parse_trial(trial), parse_machine({}), device="cpu", reads=reads)
+    return Trainer(parse_trial(trial), parse_machine(dict(machine)), device="cpu", reads=reads)
+
+
+def test_the_batch_of_evaluation_does_not_decide_whether_a_trial_without_validation_has_collapsed():
+    (result, *_) = without_validation(machine={"evaluation_batch": 1}, epochs=1).epochs()
+    assert result["ended"] == "finished"
 
 
 def test_without_validation_the_last_epoch_is_kept_and_a_resume_is_exact(tmp_path):
@@ -430,6 +435,7 @@ def test_training_on_every_class_is_recorded_as_a_read_of_the_test_classes(tmp_p
     assert trainer.split.to_dict() == {"train": list(range(10)), "val": [], "test": []}
     (record,) = reads.read()
     assert record["purpose"] == "training on all classes"
+    assert record["checkpoint"] == f"trial {fingerprint(trainer.trial)}"
     assert without_validation(reads=reads).split.test == (5, 6, 7, 8, 9)
     assert len(reads.read()) == 1
 
