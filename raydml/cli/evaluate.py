@@ -77,8 +77,12 @@ def evaluate(
         Path | None, typer.Option(metavar="FOLDER", help="With --data: a folder of gallery images that match no query.")
     ] = None,
     metrics: Annotated[
-        str, typer.Option(metavar="GROUP,GROUP", help="Groups: retrieval, ranking, clustering, geometry; or all.")
-    ] = "retrieval",
+        str | None,
+        typer.Option(
+            metavar="GROUP,GROUP",
+            help="Groups: retrieval, ranking, clustering, geometry; or all. Default: retrieval; of a release, its own.",
+        ),
+    ] = None,
     codes: Annotated[
         str | None, typer.Option(metavar="CODE,CODE", help="float, binary (signs, Hamming), int8. Default: as trained.")
     ] = None,
@@ -153,7 +157,13 @@ def _is_weight_file(target: str, release: str | None) -> bool:
     from raydml.models.pretrained import SUFFIXES
 
     checked_release(release)
-    is_file = Path(target).suffix in SUFFIXES and Path(target).is_file()
+    path = Path(target)
+    is_file = path.suffix in SUFFIXES and path.is_file()
+    if path.is_file() and path.suffix not in (*SUFFIXES, ".npz"):
+        raise CommandError(
+            f"TARGET = {target!r} is a file that ends in {path.suffix!r}. Cure: a weight file ({', '.join(SUFFIXES)}), "
+            "or saved embeddings (.npz)"
+        )
     if release is not None and not is_file:
         raise CommandError(
             f"--from {release}: TARGET = {target!r} is no weight file. Cure: the path of a file that ends in "
@@ -222,12 +232,14 @@ class _ModelSource(NamedTuple):
         return checkpoint.save(self.scratch / "checkpoint", state={}, model_card=model.card, best_weights=weights)
 
 
-def _metric_settings(metrics: str, codes: str | None, recall_at: str | None) -> dict[str, Any]:
+def _metric_settings(metrics: str | None, codes: str | None, recall_at: str | None) -> dict[str, Any]:
     """The fields of MetricSpec that the command line sets; the others come from the trial."""
     from raydml.metrics.names import CODES, METRIC_GROUPS
 
-    groups = METRIC_GROUPS if metrics == ALL else _chosen("--metrics", metrics, (*METRIC_GROUPS, ALL))
-    settings: dict[str, Any] = {"groups": tuple(groups), "intervals": True}
+    settings: dict[str, Any] = {"intervals": True}
+    if metrics is not None:
+        groups = METRIC_GROUPS if metrics == ALL else _chosen("--metrics", metrics, (*METRIC_GROUPS, ALL))
+        settings["groups"] = tuple(groups)
     if codes is not None:
         settings["codes"] = tuple(_chosen("--codes", codes, CODES))
     if recall_at is not None:
@@ -343,7 +355,8 @@ def _on_other_images(
         else:
             release = card.get("release") or {}
             recall_at = (release.get("recall_at") or {}).get(data) or DEFAULT_RECALL_AT
-            spec = MetricSpec(tuple(recall_at), tuple(release.get("codes") or ("float",)))
+            groups = tuple(release.get("groups") or ("retrieval",))
+            spec = MetricSpec(tuple(recall_at), tuple(release.get("codes") or ("float",)), groups)
             precision, epoch = "fp32", ""
     spec = spec._replace(**settings)
     collection = Collection(catalog, _record_read(source, f"--data {data}"))

@@ -38,6 +38,9 @@ def import_(
     normalize: Annotated[
         str | None, typer.Option(metavar="l2|none", help="Normalisation of embeddings, such as l2 for MDR's baseline.")
     ] = None,
+    num_slices: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Learners of Divide & Conquer, if not 8; 1 for its baseline.")
+    ] = None,
 ) -> None:
     """Turn the weights of a published system into a model folder.
 
@@ -45,10 +48,12 @@ def import_(
     checked_release(release)
     if normalize not in (None, "l2", "none"):
         raise CommandError(f"--normalize {normalize}: one of l2, none")
+    if num_slices is not None and release not in (None, "divide_conquer"):
+        raise CommandError(f"--num-slices has no effect on {release}: it has no learners. Cure: leave it out")
     refuse_used(f"OUT = {out}", out)
     from raydml.inference.released import describe_release, import_release
 
-    model = import_release(file, release, crop_px=crop_px, normalize=normalize)
+    model = import_release(file, release, crop_px=crop_px, normalize=normalize, num_slices=num_slices)
     with writing(f"OUT = {out}"):
         model.save(out)
     console = new_console()

@@ -14,14 +14,20 @@ from raydml.training import checkpoint
 
 
 def import_release(
-    file: Path, release: str | None = None, *, crop_px: int | None = None, normalize: str | None = None
+    file: Path,
+    release: str | None = None,
+    *,
+    crop_px: int | None = None,
+    normalize: str | None = None,
+    num_slices: int | None = None,
 ) -> EmbeddingModel:
     """Return the network of a release's checkpoint, with its head and the preprocessing of the release's evaluation.
 
     Args:
         file: a checkpoint as the release writes it; see `read_weights`.
         release: a key of RELEASES; None recognises it by the names of the tensors.
-        crop_px, normalize: in place of those of the release, where its options can change them.
+        crop_px, normalize, num_slices: in place of those of the release, where its options can change them and the file
+            does not show it; num_slices are the learners of Divide & Conquer.
 
     The card says which release and file it is (`release`), and which tensors were left out for which reason. Raises
     WeightsError for a file that cannot be read, is of no release or of another one, or lacks or adds a layer;
@@ -35,9 +41,10 @@ def import_release(
             f"{', '.join(list(state)[:3])}. Cure: a backbone alone is evaluated as backbone:NAME:{file}; "
             "docs/weights.md shows how any other network comes in"
         )
-    facts, weights = RELEASES[key], converted(key, state, str(file))
+    given = {"normalize": normalize, "num_slices": num_slices}
+    changes = {name: value for name, value in given.items() if value is not None}
+    facts, weights = RELEASES[key], converted(key, state, str(file), changes)
     settings: dict[str, Any] = {"layer_norm": False, "freeze_batch_norm": True, **weights.network}
-    settings |= {} if normalize is None else {"normalize": normalize}
     preprocessing = preprocessing_for(
         settings["backbone"],
         resize_px=facts.resize_px,
@@ -57,6 +64,7 @@ def import_release(
             "left_out": weights.dropped,
             "recall_at": {data: list(k) for data, k in facts.recall_at.items()},
             "codes": list(facts.codes),
+            "groups": list(facts.groups),
         },
         "raydml_version": checkpoint.version(),
         "git_commit": checkpoint.git_commit(),
@@ -68,9 +76,11 @@ def describe_release(model: EmbeddingModel) -> list[str]:
     """Return what was imported, in sentences: the network, its preprocessing, and the tensors that were left out."""
     release, network, preparation = model.card["release"], model.card["network"], model.preprocessing
     scaled = f"{'squashed to' if preparation.resize == 'squash' else 'short side'} {preparation.resize_px} px"
+    slices = f" in {network['num_slices']} slices" if network.get("num_slices", 1) > 1 else ""
+    norm = ", layer norm" if network["layer_norm"] else ""
     lines = [
         f"{release['title']}: {network['backbone']}, {network['embedding_dim']} dimensions, "
-        f"{network.get('pooling', 'average')} pooling, normalize {network['normalize']}",
+        f"{network.get('pooling', 'average')} pooling{norm}, normalize {network['normalize']}{slices}",
         f"images: {scaled} ({preparation.interpolation}), centre crop {preparation.crop_px} px",
     ]
     return lines + [f"left out: {len(names)} tensors, {why}" for why, names in release["left_out"].items()]

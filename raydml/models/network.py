@@ -271,13 +271,15 @@ def _load(network: Network, facts: BackboneFacts, path: Path) -> None:
 
 
 def _is_classifier(name: str, value: Tensor, facts: BackboneFacts) -> bool:
-    """Return whether a tensor belongs to the ImageNet classifier, a layer of 1,000 classes.
+    """Return whether a tensor belongs to the ImageNet classifier, by its whole name and its 1,000 rows.
 
     The auxiliary classifiers of GoogLeNet have layers of other sizes; they belong to its training on ImageNet alone.
     """
-    if not name.startswith(facts.classifier or ("\0",)):
+    prefix = next((prefix for prefix in facts.classifier if name.startswith(prefix)), None)
+    if prefix is None:
         return False
-    return name.startswith(("aux1.", "aux2.")) or (value.ndim > 0 and value.shape[0] == IMAGENET_CLASSES)
+    is_layer = name.removeprefix(prefix) in ("weight", "bias", "head.weight", "head.bias")
+    return prefix in ("aux1.", "aux2.") or (is_layer and value.ndim > 0 and value.shape[0] == IMAGENET_CLASSES)
 
 
 def _facts(backbone: str) -> BackboneFacts:

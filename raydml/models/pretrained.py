@@ -119,7 +119,7 @@ def _without_code(path: Path) -> object:
     """Unpickle a file of torch.save with a placeholder for every object that is not torch's own."""
     import torch
 
-    names = [name for name in _globals_in(path) if not re.match(r"(torch|collections)(\.|$)", name)]
+    names = [name for name in _globals_in(path) if not re.match(r"torch\.|collections\.(OrderedDict|Counter)$", name)]
     with torch.serialization.safe_globals([(_Placeholder, name) for name in names]):
         return torch.load(path, map_location="cpu", weights_only=True)
 

@@ -7,6 +7,7 @@ Recall@k are those of its evaluation (docs/methods.md names the five).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raydml.models.pretrained import WeightsError
@@ -39,8 +40,8 @@ class Release(NamedTuple):
 
     title: for people. marks: names, or beginnings of names, that its checkpoints have all of. rules: the first whose
     prefix fits decides. network: settings of `build_network` that the file does not show. resize_px,
-    crop_px, resize, interpolation: of its test images. recall_at: the k that it prints, by data set. codes: of which
-    embeddings it prints scores.
+    crop_px, resize, interpolation: of its test images. recall_at: the k that it prints, by data set. codes, groups: of
+    which embeddings it prints which groups of metrics.
     """
 
     title: str
@@ -53,10 +54,11 @@ class Release(NamedTuple):
     resize: Resize = "short_side"
     interpolation: Interpolation = "bilinear"
     codes: tuple[str, ...] = ("float",)
+    groups: tuple[str, ...] = ("retrieval",)
 
 
-_FEW, _SOP, _VEHICLES = (1, 2, 4, 8), (1, 10, 100, 1000), (1, 5)
-_VEHICLE_SETS = dict.fromkeys(("vehicleid", "vehicleid_small", "vehicleid_medium", "vehicleid_large"), _VEHICLES)
+_FEW, _SOP = (1, 2, 4, 8), (1, 10, 100, 1000)
+_VEHICLE_SETS = ("vehicleid", "vehicleid_small", "vehicleid_medium", "vehicleid_large")
 _CLASSIFIER = "the ImageNet classifier, which no embedding uses"
 
 RELEASES: dict[str, Release] = {
@@ -105,7 +107,7 @@ RELEASES: dict[str, Release] = {
             Rule("", "trunk."),
         ),
         {"normalize": "l2", "num_slices": 8},
-        {"sop": _FEW, "inshop": (1, 10, 20, 30, 50), **_VEHICLE_SETS},
+        {"sop": _FEW, "inshop": (1, 10, 20, 30, 50), **dict.fromkeys(_VEHICLE_SETS, _FEW)},
     ),
     "classification": Release(
         "the classification baseline (Zhai and Wu, BMVC 2019)",
@@ -138,7 +140,14 @@ RELEASES: dict[str, Release] = {
             Rule("model.", "trunk."),
         ),
         {"normalize": "l2"},
-        {"cub200": _FEW, "cars196": _FEW, "sop": _SOP, "inshop": (1, 10, 20, 30, 50), **_VEHICLE_SETS},
+        {
+            "cub200": _FEW,
+            "cars196": _FEW,
+            "sop": _SOP,
+            "inshop": (1, 10, 20, 30, 50),
+            **dict.fromkeys(_VEHICLE_SETS, (1, 5)),
+        },
+        groups=("retrieval", "clustering"),
     ),
 }
 
@@ -165,11 +174,14 @@ def recognised(names: Iterable[str]) -> str | None:
     return next(found, None)
 
 
-def converted(key: str, state: Mapping[str, Tensor], origin: str) -> Converted:
+def converted(
+    key: str, state: Mapping[str, Tensor], origin: str, changes: Mapping[str, Any] = MappingProxyType({})
+) -> Converted:
     """Return the tensors of a release's checkpoint under the names of raydml's network, and how to build that.
 
-    key: of RELEASES. origin: the file, for messages. Raises WeightsError for a file of another release, for dropped
-    tensors that are not what they are dropped as, and for a file without the layers that show backbone and embedding.
+    key: of RELEASES. origin: the file, for messages. changes: settings in place of the release's own `network`. Raises
+    WeightsError for a file of another release, for dropped tensors that are not what they are dropped as, for a file
+    without the layers that show backbone and embedding, and for slices into which the embedding cannot be cut.
     """
     release = RELEASES[key]
     found = recognised(state)
@@ -190,7 +202,13 @@ def converted(key: str, state: Mapping[str, Tensor], origin: str) -> Converted:
             dropped.setdefault(rule.why, []).append(name)
         else:
             new[rule.new + name.removeprefix(rule.prefix)] = tensor
-    return Converted(new, {**_network_of(key, new, origin), **release.network}, dropped)
+    network = {**_network_of(key, new, origin), **release.network, **changes}
+    if network["embedding_dim"] % network.get("num_slices", 1):
+        raise WeightsError(
+            f"{origin}: {name_in_release(key, 'head.linear.weight')} makes {network['embedding_dim']} dimensions, and "
+            f"they cannot be {network['num_slices']} equal slices. Cure: --num-slices with the number of its learners"
+        )
+    return Converted(new, network, dropped)
 
 
 def name_in_release(key: str, name: str) -> str:
@@ -235,11 +253,5 @@ def _network_of(key: str, state: Mapping[str, Tensor], origin: str) -> dict[str,
         name = name_in_release(key, "head.linear.bias")
         raise WeightsError(
             f"{origin} {'has' if projection == 'linear' else 'lacks'} {name}, unlike {RELEASES[key].title}"
-        )
-    num_slices = RELEASES[key].network.get("num_slices", 1)
-    if weight.shape[0] % num_slices:
-        raise WeightsError(
-            f"{origin}: {name_in_release(key, 'head.linear.weight')} makes {weight.shape[0]} dimensions, which cannot "
-            f"be the {num_slices} equal slices of {RELEASES[key].title}"
         )
     return {"backbone": backbone, "embedding_dim": weight.shape[0], "projection": projection}

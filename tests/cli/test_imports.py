@@ -1,18 +1,20 @@
 """`launch.py import`, and `evaluate` of a release's weights: real files on a miniature of CUB-200-2011."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torchvision.models import resnet18
 
 from raydml.data.miniatures import build
 from raydml.data.seal import TestReads
 from raydml.evaluation.saved_embeddings import SavedEmbeddings, save_embeddings
 from raydml.inference.export import EmbeddingModel
-from raydml.models.network import build_network, preprocessing_for
 from tests.cli.commands import done, refused
-from tests.models.release_files import write_release
+from tests.models.release_files import as_imagenet, write_release
 
 
 @pytest.fixture(autouse=True)
@@ -81,14 +83,30 @@ def test_what_cannot_be_imported_is_explained(tmp_path, arguments, message):
 
 
 def test_a_foreign_network_of_a_supported_backbone_evaluates(tmp_path):
-    """The example of docs/weights.md."""
-    network = {"backbone": "convnet", "embedding_dim": 8, "layer_norm": False, "normalize": "l2"}
-    settings = {**network, "freeze_batch_norm": False}
-    built = build_network(**settings, weights="none", seed=3)
-    preprocessing = preprocessing_for("convnet", resize_px=20, crop_px=16)
-    EmbeddingModel(built, preprocessing, {"network": settings}, "cpu").save(tmp_path / "mine")
-    assert scored("mine", "--data", "digits")["metrics"]["recall_at_1"] > 0.1
-    assert "was not trained by raydml" in refused("evaluate", "mine")
+    """The example of docs/weights.md, run word for word."""
+    page = (Path(__file__).parents[2] / "docs" / "weights.md").read_text()
+    example = page.split("```python\n")[1].split("```")[0]
+    network = resnet18(weights=None)
+    network.fc = torch.nn.Identity()
+    network.proj = torch.nn.Linear(512, 512)
+    network.eval()
+    torch.save(network.state_dict(), tmp_path / "theirs.pth")
+    exec(compile(example, "docs/weights.md", "exec"), {})
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8))
+    with torch.inference_mode():
+        expected = torch.nn.functional.normalize(network.proj(network(as_imagenet(pixels))), dim=1).numpy()
+    np.testing.assert_allclose(EmbeddingModel.load("theirs-model").embed_crops(pixels), expected, atol=1e-5)
+    assert scored("theirs-model", "--data", one_colour_each(tmp_path))["metrics"]["recall_at_1"] == 1
+    assert "was not trained by raydml" in refused("evaluate", "theirs-model")
+
+
+def one_colour_each(folder):
+    """Two classes of three images, each class of one colour."""
+    for name, colour in (("blue", (0, 0, 250)), ("red", (250, 0, 0))):
+        (folder / "colours" / name).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (20, 20), colour).save(folder / "colours" / name / f"{number}.png")
+    return folder / "colours"
 
 
 def test_images_of_one_class_are_refused(tmp_path):

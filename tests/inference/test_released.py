@@ -16,7 +16,7 @@ from raydml.inference.released import describe_release, import_release
 from raydml.models.network import build_network
 from raydml.models.pretrained import WeightsError, read_weights
 from raydml.models.releases import RELEASES
-from tests.models.release_files import NETWORKS, content_of, write_release
+from tests.models.release_files import NETWORKS, as_imagenet, content_of, write_release
 
 #: Sizes of the images that each release evaluates, its classes of embeddings, and the settings that its file decides.
 EXPECTED = {
@@ -82,6 +82,17 @@ def test_a_crop_and_a_normalisation_of_the_releases_options(tmp_path: Path) -> N
     np.testing.assert_allclose(lengths, 1, rtol=1e-6)
 
 
+def test_the_baseline_of_divide_and_conquer_has_one_slice(tmp_path: Path) -> None:
+    made = write_release("divide_conquer", tmp_path)
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8))
+    model = import_release(made.path, num_slices=1)
+    with torch.inference_mode():
+        pooled = made.network.features(as_imagenet(pixels)).mean(dim=(2, 3))
+        expected = nn.functional.normalize(made.network.embedding(pooled), dim=1).numpy()
+    np.testing.assert_allclose(model.embed_crops(pixels), expected, atol=1e-5)
+    assert "in 8 slices" in describe_release(import_release(made.path))[0]
+
+
 def changed(key: str, folder: Path, change: object) -> Path:
     """A checkpoint of a release whose state dict was changed by a function."""
     made = write_release(key, folder)
@@ -102,7 +113,7 @@ def changed(key: str, folder: Path, change: object) -> Path:
         ("deep_metric", lambda s: s.update({"classifier.linear.bias": torch.ones(9)}), r"linear\.bias is \(9,\)"),
         ("divide_conquer", lambda s: s.update({"features.0.weight": torch.ones(64, 3, 7, 7)}), "not equal to conv1"),
         ("divide_conquer", lambda s: s.pop("embedding.bias"), "lacks embedding.bias"),
-        ("divide_conquer", lambda s: s.update({"embedding.weight": torch.ones(100, 512)}), "8 equal slices"),
+        ("divide_conquer", lambda s: s.update({"embedding.weight": torch.ones(100, 512)}), "8 equal slices.*--num-"),
         ("classification", lambda s: s.pop("feature.7.1.bn2.bias"), r"missing: feature\.7\.1\.bn2\.bias"),
         ("classification", lambda s: s.update({"fc.weight": torch.ones(2)}), "fc.weight has no place"),
         ("mic", lambda s: s.update({"layer_blocks.0.0.conv1.weight": torch.ones(1)}), r"not equal to model\.layer1\.0"),
