@@ -36,7 +36,7 @@ def scored(*arguments):
 def test_weights_of_a_release_are_imported_and_scored_as_the_release_does(tmp_path, images):
     file = write_release("classification", tmp_path).path
     shown = done("import", file, "model", "--from", "classification").stdout
-    assert "resnet18, 512 dimensions, average pooling, normalize l2" in shown
+    assert "resnet18, 512 dimensions, average pooling, layer norm, normalize l2" in shown
     assert "squashed to 256 px (bilinear), centre crop 224 px" in shown
     on_cub = ("--data", "cub200", "--on", "test", "--data-root", images)
     imported = scored("model", *on_cub)
