@@ -372,11 +372,15 @@ def run_and_show(
 
 def show_finished(program: str, folder: Path, console: Console) -> None:
     """Print that nothing is left to do in a study, and what can be done with it."""
+    from raydml.config.refit import validates
+    from raydml.study.folder import read_study
+
+    has_search = all(map(validates, read_study(folder)["trials"]))
     target = study_argument(folder)
     echo(console, f"{folder.name} is finished; nothing to do")
     commands = [
         (f"{program} status {target}", "its results"),
-        (f"{program} resume {target} --num-trials N", "more trials"),
+        *([(f"{program} resume {target} --num-trials N", "more trials")] if has_search else []),
         (f"{program} sync {target}", "send MLflow what it missed"),
     ]
     console.print(tables.commands(commands), soft_wrap=True)

@@ -20,6 +20,7 @@ from raydml.cli import arguments, main, server, studies, tables
 from raydml.cli.arguments import seconds_of, study_argument
 from raydml.study import events
 from raydml.study.driver import driver_lock
+from raydml.study.folder import read_study, write_json
 from raydml.study.summary import summarise
 from raydml.tracking import store as mlflow_store
 from tests.cli.commands import done, refused, run
@@ -601,6 +602,11 @@ def test_a_finished_study_has_nothing_to_do(tmp_path):
     for command in ("status", "resume"):
         assert "made is finished; nothing to do" in done(command, "made").output
     assert "resume made --num-trials N" in done("resume", "made").output
+    made, unvalidated = read_study(folder), {"data": {"split": {"val_fraction": 0.0}}}
+    write_json(folder / "study.json", {**made, "trials": [unvalidated]})
+    (folder / "refit.json").write_text("[]")
+    assert "--num-trials" not in done("resume", "made").output, "there is no search to extend"
+    write_json(folder / "study.json", made)
     events.append(folder / "events.jsonl", {"event": "stage_started", "stage": "search"})
     assert "nothing to do" not in done("status", "made").output, "it was extended"
 

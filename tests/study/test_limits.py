@@ -85,6 +85,15 @@ def test_the_smallest_fold_decides():
     assert cut.sampler.settings["classes_per_batch"] == 11
 
 
+def test_without_validation_all_development_classes_and_the_test_decide(caplog):
+    # Of 6 classes, 2 are sealed at 0.5 whatever validates; their 4 images are searched with k below 4.
+    data = {**TRIAL["data"], "split": {"val_fraction": 0, "test_fraction": 0.5}}
+    with caplog.at_level(logging.INFO, "raydml"):
+        (cut,) = trials_within_limits([trial(data=data)], Listed(6, 2), 0)
+    assert (cut.sampler.settings["classes_per_batch"], cut.recall_at) == (4, (1, 2))
+    assert "12 images: 4 train / none validates / 2 test, sealed" in caplog.text
+
+
 def test_a_method_with_groups_of_images_follows_the_batch():
     mic = {"method": {"name": "mic", "num_clusters": 8}, "sampler": {**TRIAL["sampler"], "classes_per_batch": 8}}
     mic["sampler"] = {**mic["sampler"], "images_per_class": 2}
