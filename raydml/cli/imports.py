@@ -48,8 +48,6 @@ def import_(
     checked_release(release)
     if normalize not in (None, "l2", "none"):
         raise CommandError(f"--normalize {normalize}: one of l2, none")
-    if num_slices is not None and release not in (None, "divide_conquer"):
-        raise CommandError(f"--num-slices has no effect on {release}: it has no learners. Cure: leave it out")
     refuse_used(f"OUT = {out}", out)
     from raydml.inference.released import describe_release, import_release
 
@@ -59,4 +57,5 @@ def import_(
     console = new_console()
     for line in describe_release(model):
         echo(console, line)
-    echo(console, f"model {out}\n{program_of(context)} evaluate {out} --data cub200 --on test --data-root DIR")
+    data = next(iter(model.card["release"]["recall_at"]))
+    echo(console, f"model {out}\n{program_of(context)} evaluate {out} --data {data} --on test --data-root DIR")

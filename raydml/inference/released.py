@@ -37,13 +37,20 @@ def import_release(
     key = release or recognised(state)
     if key is None:
         raise WeightsError(
-            f"{file} is no checkpoint of a release that raydml knows ({', '.join(RELEASES)}); its names begin "
+            f"{file} is no checkpoint of one of the releases {', '.join(RELEASES)}; its names begin "
             f"{', '.join(list(state)[:3])}. Cure: a backbone alone is evaluated as backbone:NAME:{file}; "
             "docs/weights.md shows how any other network comes in"
         )
     given = {"normalize": normalize, "num_slices": num_slices}
     changes = {name: value for name, value in given.items() if value is not None}
-    facts, weights = RELEASES[key], converted(key, state, str(file), changes)
+    facts = RELEASES[key]
+    if unknown := [name for name in changes if name not in facts.options]:
+        option = f"--{unknown[0].replace('_', '-')}"
+        raise WeightsError(
+            f"{option} = {changes[unknown[0]]}: {facts.title} has no such option, and it would be another network than "
+            f"the trained one. Cure: leave out {option}"
+        )
+    weights = converted(key, state, str(file), changes)
     settings: dict[str, Any] = {"layer_norm": False, "freeze_batch_norm": True, **weights.network}
     preprocessing = preprocessing_for(
         settings["backbone"],

@@ -41,7 +41,8 @@ class Release(NamedTuple):
     title: for people. marks: names, or beginnings of names, that its checkpoints have all of. rules: the first whose
     prefix fits decides. network: settings of `build_network` that the file does not show. resize_px,
     crop_px, resize, interpolation: of its test images. recall_at: the k that it prints, by data set. codes, groups: of
-    which embeddings it prints which groups of metrics.
+    which embeddings it prints which groups of metrics. options: settings that its own options change and its file does
+    not show.
     """
 
     title: str
@@ -55,6 +56,7 @@ class Release(NamedTuple):
     interpolation: Interpolation = "bilinear"
     codes: tuple[str, ...] = ("float",)
     groups: tuple[str, ...] = ("retrieval",)
+    options: tuple[str, ...] = ()
 
 
 _FEW, _SOP = (1, 2, 4, 8), (1, 10, 100, 1000)
@@ -75,6 +77,7 @@ RELEASES: dict[str, Release] = {
         {"cub200": _FEW, "cars196": _FEW, "sop": _SOP, "inshop": (1, 10, 20, 30, 40)},
         resize="squash",
         interpolation="lanczos",
+        options=("normalize",),
     ),
     "deep_metric": Release(
         "Deep_Metric (Wang et al.)",
@@ -108,6 +111,7 @@ RELEASES: dict[str, Release] = {
         ),
         {"normalize": "l2", "num_slices": 8},
         {"sop": _FEW, "inshop": (1, 10, 20, 30, 50), **dict.fromkeys(_VEHICLE_SETS, _FEW)},
+        options=("num_slices",),
     ),
     "classification": Release(
         "the classification baseline (Zhai and Wu, BMVC 2019)",

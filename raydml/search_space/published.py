@@ -20,6 +20,8 @@ DECIDED_KEYS = (
     "study.finalize",
     "trial.data.split.val_fraction",
     "trial.data.split.fold",
+    "trial.data.split.num_folds",
+    "trial.select_on",
 )
 
 

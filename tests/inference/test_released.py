@@ -93,6 +93,47 @@ def test_the_baseline_of_divide_and_conquer_has_one_slice(tmp_path: Path) -> Non
     assert "in 8 slices" in describe_release(import_release(made.path))[0]
 
 
+@pytest.mark.parametrize(
+    ("key", "options", "message"),
+    [
+        ("mic", {"num_slices": 4}, "--num-slices = 4: MIC .* has no such option"),
+        ("divide_conquer", {"normalize": "none"}, "--normalize = none: Divide & Conquer .* has no such option"),
+    ],
+)
+def test_an_option_of_another_release_is_refused_also_where_the_file_was_recognised(
+    key: str, options: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(WeightsError, match=message):
+        import_release(write_release(key, tmp_path).path, **options)  # type: ignore[arg-type]
+
+
+FEW, SOP, VEHICLES = (
+    (1, 2, 4, 8),
+    (1, 10, 100, 1000),
+    ("vehicleid", "vehicleid_small", "vehicleid_medium", "vehicleid_large"),
+)
+
+
+def test_each_release_prints_its_own_k_codes_and_groups() -> None:
+    """By the evaluation code of each release."""
+    deep = (1, 2, 4, 8, 16, 32)
+    assert {key: dict(release.recall_at) for key, release in RELEASES.items()} == {
+        "mdr": {"cub200": FEW, "cars196": FEW, "sop": SOP, "inshop": (1, 10, 20, 30, 40)},
+        "deep_metric": {"cub200": deep, "cars196": deep, "sop": SOP, "inshop": (1, 10, 20, 30, 40, 50)},
+        "divide_conquer": {"sop": FEW, "inshop": (1, 10, 20, 30, 50), **dict.fromkeys(VEHICLES, FEW)},
+        "classification": {"cub200": FEW, "cars196": FEW, "sop": SOP, "inshop": (1, 10, 20, 30, 40, 50)},
+        "mic": {
+            "cub200": FEW,
+            "cars196": FEW,
+            "sop": SOP,
+            "inshop": (1, 10, 20, 30, 50),
+            **dict.fromkeys(VEHICLES, (1, 5)),
+        },
+    }
+    assert {key for key, release in RELEASES.items() if release.codes == ("float", "binary")} == {"classification"}
+    assert {key for key, release in RELEASES.items() if release.groups == ("retrieval", "clustering")} == {"mic"}
+
+
 def changed(key: str, folder: Path, change: object) -> Path:
     """A checkpoint of a release whose state dict was changed by a function."""
     made = write_release(key, folder)
@@ -135,7 +176,7 @@ def test_a_file_of_another_release_and_of_none_is_refused_with_its_name(tmp_path
     with pytest.raises(WeightsError, match=r"MIC .*Cure: --from mic"):
         import_release(mic.path, "mdr")
     torch.save({"layers.0.weight": torch.ones(2)}, tmp_path / "x.pth")
-    with pytest.raises(WeightsError, match=r"no checkpoint of a release that raydml knows.*layers\.0\.weight"):
+    with pytest.raises(WeightsError, match=r"no checkpoint of one of the releases.*layers\.0\.weight"):
         import_release(tmp_path / "x.pth")
 
 
