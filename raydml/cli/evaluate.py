@@ -159,6 +159,8 @@ def _is_weight_file(target: str, release: str | None) -> bool:
     checked_release(release)
     path = Path(target)
     is_file = path.suffix in SUFFIXES and path.is_file()
+    if path.suffix in SUFFIXES and not path.exists() and ":" not in target:
+        raise CommandError(f"TARGET = {target!r}: there is no such file. Cure: the path of a weight file")
     if path.is_file() and path.suffix not in (*SUFFIXES, ".npz"):
         raise CommandError(
             f"TARGET = {target!r} is a file that ends in {path.suffix!r}. Cure: a weight file ({', '.join(SUFFIXES)}), "
@@ -184,9 +186,12 @@ def _imported(file: Path, release: str | None, scratch: Path) -> FoundModel:
 
 def _refuse_other_part(on: str | None, data: str) -> None:
     """Raise CommandError unless --on is left out, or is test for a data set that has test images."""
-    if on is None or (on == "test" and not Path(data).is_dir()):
+    from raydml.data.benchmarks import BENCHMARK_OF
+
+    has_test = not Path(data).is_dir() and (data in BENCHMARK_OF or data == "glyphs")
+    if on is None or (on == "test" and has_test):
         return
-    what = f"all images of {data} are scored" if Path(data).is_dir() else f"the test images of {data} are scored"
+    what = f"the test images of {data} are scored" if has_test else f"all images of {data} are scored"
     raise CommandError(f"--on {on}: with --data, {what}. Cure: leave --on out")
 
 

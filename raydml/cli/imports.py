@@ -9,6 +9,7 @@ import typer
 
 from raydml.cli.arguments import CommandError, echo, new_console, program_of, refuse_used, writing
 from raydml.errors import did_you_mean
+from raydml.models.pretrained import SUFFIXES
 from raydml.models.releases import RELEASES
 
 FromOption = Annotated[
@@ -48,6 +49,12 @@ def import_(
     checked_release(release)
     if normalize not in (None, "l2", "none"):
         raise CommandError(f"--normalize {normalize}: one of l2, none")
+    if not file.is_file():
+        what = "is a folder" if file.is_dir() else "there is no such file"
+        raise CommandError(f"FILE = {file}: {what}. Cure: the path of a checkpoint ({', '.join(SUFFIXES)})")
+    if file.suffix not in SUFFIXES:
+        cure = f"rename it, if it is a checkpoint; {', '.join(SUFFIXES)} are read"
+        raise CommandError(f"FILE = {file}: it ends in {file.suffix!r}. Cure: {cure}")
     refuse_used(f"OUT = {out}", out)
     from raydml.inference.released import describe_release, import_release
 

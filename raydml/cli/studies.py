@@ -105,6 +105,8 @@ def sweep(
     other options override --set.
     """
     time_limit_s = seconds_of(time_limit)
+    if time_limit_s is not None and recipe is not None:
+        raise CommandError("--time ends a search early, and --recipe published has none. Cure: leave out --time")
     if as_published and not dry_run:
         raise CommandError("--as-published counts without images, and only --dry-run needs none. Cure: add --dry-run")
     if probe and (not dry_run or as_published):
@@ -346,10 +348,13 @@ def run_and_show(
                 live.browse_with(redacted(uri))
 
             live.doing("loading Ray")
+            from raydml.study.driver import REFUSAL, only_driver
             from raydml.study.stages import run_study
 
-            tracker = Tracker(events, uri, study["name"])
-            tracker.start()
+            with only_driver(folder, REFUSAL, timeout_s=1.0):  # refused before anything is delivered or changed
+                starting = Tracker(events, uri, study["name"])
+                starting.start()
+            tracker = starting
             if tracking_uri is not None:
                 report_to(folder, uri)
             live.doing("checking the images")

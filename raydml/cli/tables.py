@@ -223,7 +223,7 @@ def _test_numbers(row: Mapping[str, Any]) -> Table:
     columns = {
         "refit": refit["metrics"],
         "fold models" if refit["metrics"] else "test": row["metrics"],
-        "untrained": row["untrained"] or refit["untrained"],
+        "untrained": refit["untrained"] or row["untrained"],
         "validation": row["validation"],
     }
     if not refit["metrics"]:

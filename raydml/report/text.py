@@ -141,7 +141,8 @@ def _models_of(summary: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[S
         remark = "comparable" if is_comparable(summary, row) and summary["published"] else ""
         yield ScoredModels(row, "refit", f"refit, {_epochs_text(refit)}", refit["num_runs"], refit["metrics"], remark)
     num_runs = len(row["runs"])
-    untrained = row["untrained"] or (refit or {}).get("untrained", {})
+    # Of the refits where there are some: those are other networks than the untrained ones of the folds.
+    untrained = (refit or {}).get("untrained") or row["untrained"]
     for kind, title, number, scores in (
         ("metrics", validated, num_runs, row["metrics"]),
         ("ensemble", f"ensemble of {validated}", None, row["ensemble"]),

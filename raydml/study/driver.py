@@ -8,6 +8,9 @@ from pathlib import Path
 
 import filelock
 
+#: What a command that would run a study says where another process does.
+REFUSAL = "is running already, in another process. Cure: wait for it, or stop it with Ctrl-C there"
+
 
 def driver_lock(folder: Path) -> filelock.BaseFileLock:
     """Return the lock of the study in a folder."""

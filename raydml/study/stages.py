@@ -21,7 +21,7 @@ from raydml.metrics.intervals import t_interval
 from raydml.study.actor import evaluate_ensemble_remotely, evaluate_remotely, illustrate_remotely
 from raydml.study.cluster import Interrupted, catch_signals, connected, trial_resources
 from raydml.study.description import description_of
-from raydml.study.driver import only_driver
+from raydml.study.driver import REFUSAL, only_driver
 from raydml.study.events import TrialState, events_path, rank, read_state
 from raydml.study.folder import (
     RESULT_FILES,
@@ -67,8 +67,7 @@ def run_study(folder: Path, *, address: str | None = None, time_limit_s: float |
             f"--time ends a search early, and study {folder.name!r} has none: its trials have no validation classes, "
             "and their number of epochs is fixed. Cure: leave it out; Ctrl-C and resume split the time"
         )
-    refusal = "is running already, in another process. Cure: wait for it, or stop it with Ctrl-C there"
-    with only_driver(folder, refusal, timeout_s=1.0):
+    with only_driver(folder, REFUSAL, timeout_s=1.0):
         session = StudySession(folder, study, machine, study_json["select_on"], {})
         if deadline_s is not None:
             session = session._replace(limit=TimeLimit(str(folder), deadline_s))

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from raydml.study.driver import driver_lock
 from raydml.study.folder import read_study
 from raydml.tracking.store import connect, default_uri
 from tests.cli.commands import done, refused
+from tests.study.test_folder import make
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = ["--num-trials", "2", "--max-epochs", "1", "--set", "study.confirm={top: 1, folds: 2, seeds: 1}"]
@@ -123,3 +125,12 @@ def test_a_recorded_store_that_is_gone_is_named_and_never_made_again(tmp_path, m
     done("sync", "digits")
     assert used == [other, other, other]
     assert not gone.parent.exists()
+
+
+def test_a_study_that_runs_is_not_run_twice(tmp_path):
+    """Whatever the other process holds: the study, and the delivery of its events."""
+    folder = make(tmp_path)
+    with driver_lock(folder):
+        said = refused("resume", folder.name, "--storage", folder.parent, "--tracking-uri", default_uri(folder.parent))
+    assert "is running already, in another process. Cure: wait for it" in said
+    assert not (folder / "events.jsonl").exists()
