@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -35,6 +36,8 @@ from raydml.search_space.space import SearchSpace, sample_trials
 from raydml.study.limits import study_within_limits, trials_within_limits
 from raydml.training import checkpoint
 from raydml.training.trial_images import Catalogs, open_development, with_content
+
+_logger = logging.getLogger("raydml")
 
 #: What each stage ends with.
 RESULT_FILES = {"search": "ranking.json", "confirm": "confirmed.json", "refit": "refit.json", "finalize": "final.json"}
@@ -68,6 +71,10 @@ def plan_study(space: SearchSpace, catalogs: Catalogs | None = None) -> StudyPla
     catalogs = catalogs or Catalogs(space.machine)
     trials = fingerprinted_trials(space, catalogs)
     space = replace(space, study=study_within_limits(space.study, trials))
+    if space.study.refit is not None and space.study.refit.classes == "all":
+        _logger.info(
+            "note: study.refit.classes is all: refits train on the sealed classes as well, and are never scored"
+        )
     return StudyPlan(space, trials, make_splits(space.study, catalogs, trials), catalogs)
 
 

@@ -127,12 +127,14 @@ def test_a_sampler_that_cannot_show_all_development_classes_is_found_before_the_
     assert sizes == {"search": [3, 2, 5], "refit": [5, 0, 5]}
 
 
-def test_images_of_a_trial_on_every_class_are_left_to_that_trial_which_records_the_read(tmp_path):
+def test_images_of_a_trial_on_every_class_are_left_to_that_trial_which_records_the_read(tmp_path, caplog):
+    caplog.set_level("INFO", "raydml")
     overrides = ["study.confirm=null", "study.refit={classes: all}", "trial.data.split.val_fraction=0"]
     overrides += ["trial.data.split.test_fraction=0", "trial.sampler.batches_per_epoch=5"]
     folder = make(tmp_path, overrides=overrides)
     assert not (folder / "test_reads.jsonl").exists()
     assert not (tmp_path / "studies" / "test_reads.jsonl").exists()
+    assert "refits train on the sealed classes as well, and are never scored" in caplog.text
     (parts, _) = json.loads((folder / "split.json").read_text()).values()
     assert [len(parts[part]) for part in ("train", "val", "test")] == [10, 0, 0]
 
