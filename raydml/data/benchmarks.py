@@ -1,7 +1,7 @@
 """The five benchmarks of deep metric learning: their published counts, the layout of their files, and their images."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -231,17 +231,24 @@ def part_counts(name: str, images: Iterable[ImageEntry | ImageFile]) -> dict[str
     return {names.get(part, part): (num_images[part], len(classes[part])) for part in parts}
 
 
-def notes_of(name: str, images: Iterable[ImageEntry | ImageFile]) -> tuple[str, ...]:
-    """Return a sentence for each part whose counts differ from the published ones.
+def count_differences(name: str, images: Iterable[ImageEntry | ImageFile]) -> dict[str, str]:
+    """Return part -> its counts and the published ones, in words, for each part where they differ."""
+    published = BENCHMARKS[BENCHMARK_OF[name]].counts
+    return {
+        part: f"{part} has {num_images:,} images of {num_classes:,} classes, published are {published[part]}"
+        for part, (num_images, num_classes) in part_counts(name, images).items()
+        if not published[part].fits(num_images, num_classes)
+    }
+
+
+def notes_of(name: str, differences: Mapping[str, str]) -> tuple[str, ...]:
+    """Return a sentence for each of the `count_differences` of a benchmark.
 
     Subsets and look-alikes can be opened, but with these notes; `raydml.data.check` refuses them.
     """
     published = BENCHMARKS[BENCHMARK_OF[name]].counts
     return tuple(
-        f"{name}: {part} has {num_images:,} images of {num_classes:,} classes, published are {published[part]} "
-        f"({published[part].evidence}); `data check` says more"
-        for part, (num_images, num_classes) in part_counts(name, images).items()
-        if not published[part].fits(num_images, num_classes)
+        f"{name}: {words} ({published[part].evidence}); `data check` says more" for part, words in differences.items()
     )
 
 

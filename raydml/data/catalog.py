@@ -69,8 +69,9 @@ class Catalog:
     the times of the files. roles: N of "query" | "gallery" | "", or None where no image has one; an image without a
     role is both query and gallery. protocols: how the test part is scored, the main protocol first. lists: name ->
     names of the classes of a test list on which a model is scored besides, as VehicleID has three. notes: sentences
-    that the caller must show, on what is usable but not as published or not as it looks. description: what was found,
-    in a few words: "26 classes in class folders, 930 images".
+    that the caller must show, on what is usable but not as published or not as it looks. differences: of a benchmark,
+    the parts whose counts are not the published ones, in words. description: what was found, in a few words: "26
+    classes in class folders, 930 images".
     """
 
     name: str
@@ -84,6 +85,7 @@ class Catalog:
     roles: tuple[str, ...] | None = None
     protocols: tuple[str, ...] = ("leave_one_out",)
     notes: tuple[str, ...] = ()
+    differences: tuple[str, ...] = ()
     description: str = ""
     lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 

@@ -1,11 +1,12 @@
 """The data sets by name: digits and glyphs (no files), the benchmarks, and the user's images in folders or a list."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from raydml.data.benchmarks import BENCHMARK_OF, BENCHMARKS, folder_of, notes_of, read_benchmark
+from raydml.data.benchmarks import BENCHMARK_OF, BENCHMARKS, count_differences, folder_of, notes_of, read_benchmark
 from raydml.data.catalog import Catalog, DataError, catalog_of, refuse_small_classes
 from raydml.data.glyphs import draw_glyphs, open_glyphs
 from raydml.data.image_folder import scan_folders
@@ -53,9 +54,13 @@ def open_catalog(name: str, root: Path | None, list_file: str | None = None) -> 
     if name in BENCHMARK_OF:
         key = BENCHMARK_OF[name]
         files = read_benchmark(name, root)
-        protocols, notes = BENCHMARKS[key].protocols, notes_of(name, files)
+        protocols, differences = BENCHMARKS[key].protocols, count_differences(name, files)
         kind = f"{BENCHMARKS[key].title}: {{classes}}"
-        return catalog_of(name, folder_of(key, root), files, protocols=protocols, notes=notes, kind=kind)
+        return replace(
+            catalog_of(name, folder_of(key, root), files, protocols=protocols, kind=kind),
+            notes=notes_of(name, differences),
+            differences=tuple(differences.values()),
+        )
     if name == "image_folder":
         files, notes, kind = scan_folders(root)
         if list_found := find_list(root):

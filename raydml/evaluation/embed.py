@@ -80,12 +80,13 @@ class Evaluation(NamedTuple):
 
     metrics: by name. intervals: name -> (low, high), the 95 % bootstrap interval over the queries, class by class, of
     metrics of the first protocol. protocols: name -> description in words and numbers. All names of a test list begin
-    with it.
+    with it. num_left_out: unreadable images of the set, which are not scored.
     """
 
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     protocols: dict[str, str]
+    num_left_out: int = 0
 
 
 def metric_spec_of(trial: Trial) -> MetricSpec:

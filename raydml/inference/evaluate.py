@@ -111,7 +111,7 @@ def evaluate_checkpoint(
         at_start = saved._replace(embeddings=embed_part(beginning))
         start = evaluate_saved(at_start, spec._replace(intervals=False), run_on)
         found.metrics.update({f"untrained_{name}": value for name, value in start.metrics.items()})
-    return found
+    return found._replace(num_left_out=len(images.skipped))
 
 
 def refuse_absent_part(

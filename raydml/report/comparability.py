@@ -1,7 +1,8 @@
 """Which test numbers of a study compare with published ones, and the published numbers that are printed beside them.
 
-Published models are trained on all training classes of a benchmark. A model that left classes out for validation knows
-less, and its score is never printed beside theirs; that of a refit on the development classes is.
+Published models are trained on all training classes of a benchmark. The score of a model that left classes out for
+validation is never printed beside theirs; that of a refit on the development classes is. No score is where the images
+are not the published ones.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ _ADD_A_REFIT = "For a model that leaves none out, add `refit: {seeds: 3}` below 
 _RUN_AS_PUBLISHED = "To train a published system exactly as published, run its search space with `--recipe published`."
 _MAX_PUBLISHED, _NUM_BEST_PUBLISHED = 10, 4
 
+#: A summary, or a part of one, by name.
 Values = Mapping[str, Any]
 
 
@@ -51,7 +53,7 @@ def is_comparable(summary: Values, row: Values) -> bool:
     """Return whether the refit of a final configuration has scores that compare with published ones."""
     refit = row["refit"]
     is_scored = refit is not None and refit["classes"] == "development" and bool(refit["metrics"])
-    return is_scored and not summary.get("smoke")
+    return is_scored and not summary.get("smoke") and not summary.get("unlike_published")
 
 
 class Comparability(NamedTuple):
@@ -70,6 +72,8 @@ def comparability(summary: Values) -> Comparability:
     none = "None of these numbers is comparable to published ones."
     if summary.get("smoke"):
         return Comparability(none, "The images are generated.")
+    if differences := summary.get("unlike_published"):
+        return Comparability(none, f"The images are not the published ones: {'; '.join(differences)}.")
     final = summary["final"]
     if any(is_comparable(summary, row) for row in final):
         others = any(row["metrics"] for row in final)

@@ -29,6 +29,7 @@ from raydml.report.comparability import (
     HOW_TO_COMPARE,
     NONE_COMPARES,
     PublishedGroup,
+    Values,
     comparability,
     epochs_rule,
     published_groups,
@@ -50,8 +51,6 @@ from raydml.report.text import (
     protocols_in_words,
     score_text,
 )
-
-Values = Mapping[str, Any]
 
 _MAX_SMALL = 24  # curves in each small chart: those of the best trials
 _MAX_AXES = 10

@@ -143,9 +143,10 @@ class TrialActor(tune.Trainable):
 def evaluate_remotely(folder: str, machine: dict[str, Any], reads: str, commit: str, embeddings: str) -> dict[str, Any]:
     """Evaluate a checkpoint's best weights and its untrained network on the validation and the test classes.
 
-    Returns ``val`` and ``test``, all metrics by name, and ``protocols``, the sentence of each test protocol; ``val`` is
-    empty for a trial without validation classes. This process, which opens the test images, first records that in the
-    file `reads`. The embeddings of the test images are stored in the file `embeddings`.
+    Returns ``val`` and ``test``, all metrics by name, ``protocols``, the sentence of each test protocol, and
+    ``num_left_out``, the number of unreadable test images; ``val`` is empty for a trial without validation classes.
+    This process, which opens the test images, first records that in the file `reads`. The embeddings of the test images
+    are stored in the file `embeddings`.
     """
     here = Machine.model_validate(machine)
     device = assigned_device(here)
@@ -158,7 +159,7 @@ def evaluate_remotely(folder: str, machine: dict[str, Any], reads: str, commit: 
         val = evaluate_checkpoint(Path(folder), "val", here, device=device, spec=spec).metrics
     key = TestReads(Path(reads)).record(purpose="finalize", checkpoint=folder, commit=commit)
     test = evaluate_checkpoint(Path(folder), "test", here, key=key, device=device, spec=spec, save_to=Path(embeddings))
-    return {"val": val, "test": test.metrics, "protocols": test.protocols}
+    return {"val": val, "test": test.metrics, "protocols": test.protocols, "num_left_out": test.num_left_out}
 
 
 @ray.remote

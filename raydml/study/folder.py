@@ -1,6 +1,7 @@
 """A study on disk: its folder, its specification and its checkpoints.
 
-<storage>/<name>/study.json      the specification: settings, machine, every trial of the search stage
+<storage>/<name>/study.json      the specification: settings, machine, every trial of the search stage; and how the
+                                 images of a benchmark differ from the published ones, empty if they do not
                  space.yaml      the user's file; resolved_space.json: the same after --set and the other options
                  split.json      which classes train, validate and are sealed, for the search, each fold and the refits
                  events.jsonl    everything that happened, one line each (raydml.study.events)
@@ -28,10 +29,12 @@ import numpy as np
 from raydml.config.refit import refit_split, trains_on_test_classes, validates
 from raydml.config.sections import SplitSettings
 from raydml.config.trial import Machine, StudySettings, Trial
+from raydml.data.benchmarks import BENCHMARK_OF
 from raydml.data.catalog import Catalog, DataError
 from raydml.data.splits import Split, make_split
 from raydml.errors import did_you_mean
 from raydml.ops.files import write_whole
+from raydml.ops.wording import counted
 from raydml.search_space.space import SearchSpace, sample_trials
 from raydml.study.limits import study_within_limits, trials_within_limits
 from raydml.training import checkpoint
@@ -113,7 +116,7 @@ def create_study(
         )
         return folder
     machine = with_absolute_paths(space.machine, storage)
-    prepare_images(machine, trials, catalogs)
+    left_out = prepare_images(machine, trials, catalogs)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "split.json", splits)
     write_whole(folder / "space.yaml", space_text)
@@ -128,6 +131,7 @@ def create_study(
         "commit": checkpoint.git_commit(),
         "select_on": trials[0].select_on,
         "machine": machine.model_dump(mode="json"),
+        "unlike_published": unlike_published(trials, catalogs, left_out),
         **specification,
     }
     write_json(folder / "study.json", study)  # last: a folder without it is not a study
@@ -189,10 +193,32 @@ def make_splits(study: StudySettings, catalogs: Catalogs, trials: Iterable[Trial
     return splits
 
 
-def prepare_images(machine: Machine, trials: Sequence[Trial], catalogs: Catalogs | None = None) -> None:
+def unlike_published(trials: Iterable[Trial], catalogs: Catalogs, left_out: Mapping[str, set[str]]) -> list[str]:
+    """Return in words how the images of the benchmarks that trials use differ from the published ones.
+
+    left_out: what `prepare_images` returned.
+    """
+    used = {trial.data.name: catalogs.of(trial) for trial in trials if trial.data.name in BENCHMARK_OF}
+    return [
+        f"{name}: {words}" if len(used) > 1 else words
+        for name, catalog in used.items()
+        for words in (*catalog.differences, *without_some("development", len(left_out.get(name, ()))))
+    ]
+
+
+def without_some(part: str, num_left_out: int) -> list[str]:
+    """Return a sentence on unreadable images of a part; none where every image was read."""
+    if not num_left_out:
+        return []
+    verb = "is" if num_left_out == 1 else "are"
+    return [f"{counted(num_left_out, f'{part} image')} that cannot be read {verb} left out"]
+
+
+def prepare_images(machine: Machine, trials: Sequence[Trial], catalogs: Catalogs | None = None) -> dict[str, set[str]]:
     """Fetch the pretrained weights, then decode the development images: once for all trials and before any starts.
 
-    Images of trials that train on every class are left to those trials, which record that they open them.
+    Images of trials that train on every class are left to those trials, which record that they open them. Returns data
+    set -> paths of the unreadable images that are left out.
     """
     from raydml.models.network import build_network
 
@@ -202,9 +228,13 @@ def prepare_images(machine: Machine, trials: Sequence[Trial], catalogs: Catalogs
         if model.weights != "none":
             build_network(**model.model_dump(), seed=0)
     include = {"content", "resize_px", "resize", "interpolation", "split"}
+    left_out: dict[str, set[str]] = {}
     sealed = [trial for trial in trials if not trains_on_test_classes(trial)]
     for trial in {trial.data.model_dump_json(include=include): trial for trial in sealed}.values():
-        open_development(trial, machine, augmented=False, catalogs=catalogs)
+        opened = open_development(trial, machine, augmented=False, catalogs=catalogs)
+        skipped = (*opened.train.skipped, *opened.val.skipped)
+        left_out.setdefault(trial.data.name, set()).update(path for path, _reason in skipped)
+    return left_out
 
 
 def splits_of_stages(study: StudySettings, split: SplitSettings) -> dict[str, SplitSettings]:

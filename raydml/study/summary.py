@@ -3,6 +3,8 @@
 {
     "study": name, "created": ISO time, "metric": what trials are ranked by, "question": text | None,
     "smoke": whether it ran on generated images, so that its numbers mean nothing,
+    "unlike_published": [how its images differ from those of the published benchmark, in words]; empty where they do
+                        not, and of older studies, which did not record it,
     "plan": {"dataset", "num_trials", "num_grid_points" (trials that each of --num-trials stands for), "scheduler",
              "epochs" (the longest trial's), "rungs": [epoch], "folds" | None, "seeds" | None,
              "refit": its settings {"top", "seeds", "epochs", "classes"} | None,
@@ -58,7 +60,7 @@ from raydml.data.benchmarks import BENCHMARKS, metric_prefix
 from raydml.data.seal import TestReads
 from raydml.search_space.shipped import heading_of
 from raydml.study.events import StudyState, letter_of, letters_of, read_state
-from raydml.study.folder import RESULT_FILES, read_json, read_study
+from raydml.study.folder import RESULT_FILES, read_json, read_study, without_some
 from raydml.study.rungs import milestones
 
 _Runs = dict[str, dict[tuple[Any, Any], float]]
@@ -86,6 +88,7 @@ def summarise(folder: Path) -> dict[str, Any]:
     confirmed = [_confirmed(row, names) for row in found["confirm"]]
     refits = [_refit(row, names) for row in found["refit"]]
     final = [_final(row, configs, names, by_key) for row in found["finalize"]]
+    published = _published({row["dataset"] for row in final}, final, configs)
     parameters, values = [parameters_of(trial.config) for trial in searched], [trial.best for trial in searched]
     cost = cost_of(trials, cpus=state.cpus, gpus=state.gpus)
     metric = study["select_on"]
@@ -93,6 +96,10 @@ def summarise(folder: Path) -> dict[str, Any]:
         "study": study["name"],
         "created": study["created"],
         "smoke": bool(study.get("smoke")),
+        "unlike_published": [
+            *study.get("unlike_published", ()),
+            *(_left_out_of_test(found["finalize"]) if published else ()),
+        ],
         "metric": metric,
         "question": question_of(_text(folder / "space.yaml")),
         "plan": _plan(study, found),
@@ -111,7 +118,7 @@ def summarise(folder: Path) -> dict[str, Any]:
         "refit": refits,
         "final": final,
         "stability": None,
-        "published": _published({row["dataset"] for row in final}, final, configs),
+        "published": published,
         "cost": cost._asdict() | {"stages": [stage._asdict() for stage in cost.stages]},
         "importance": importance_of(parameters, values, varying(parameters))._asdict(),
         "extensions": [
@@ -126,6 +133,12 @@ def summarise(folder: Path) -> dict[str, Any]:
         stability = search_stability([t.best for t in known], [t.recipe for t in known], noun="recipes")
         summary["stability"] = stability._asdict()
     return summary
+
+
+def _left_out_of_test(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a sentence on test images that could not be read; none where every one was. rows: of final.json."""
+    runs = [run for row in rows for group in (row, row.get("refit") or {"runs": {}}) for run in group["runs"].values()]
+    return without_some("test", max((run.get("num_left_out", 0) for run in runs), default=0))
 
 
 def question_of(space_text: str) -> str | None:

@@ -270,6 +270,13 @@ def test_one_evaluation_of_all_lists_of_vehicleid_is_that_of_each_list(tmp_path)
     ensembles = [concatenate([load_embeddings(files[name])] * 2) for name in ("vehicleid", "vehicleid_medium")]
     together, medium = (evaluate_saved(ensemble, spec).metrics for ensemble in ensembles)
     assert {f"medium_{name}": value for name, value in medium.items()}.items() <= together.items()
+    # An unreadable test image is left out where the machine allows it, and the evaluation counts it.
+    assert every.num_left_out == 0
+    test_image = root / "image" / load_embeddings(files["vehicleid_large"]).paths[-1].rpartition("/")[2]
+    test_image.write_bytes(b"x" * test_image.stat().st_size)  # the content hash has the size
+    machine = machine.model_copy(update={"on_unreadable": "skip"})
+    key = TestReads(tmp_path / "reads.jsonl").record(purpose="t", checkpoint=folder, commit="c")
+    assert evaluate_checkpoint(folder, "test", machine, key=key, untrained=False).num_left_out == 1
 
 
 def test_the_network_of_a_checkpoint_has_the_saved_weights(saved):

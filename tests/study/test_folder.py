@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,9 @@ import pytest
 from PIL import Image
 
 from raydml.config.trial import parse_study
+from raydml.data.benchmarks import BENCHMARKS, PublishedCount
 from raydml.data.catalog import DataError
+from raydml.data.miniatures import build
 from raydml.search_space.space import load_space
 from raydml.study import events
 from raydml.study import folder as study_files
@@ -160,6 +163,31 @@ def test_an_unreadable_image_is_named_before_anything_starts(tmp_path):
     with pytest.raises(DataError, match=r"0\.png"):
         make(tmp_path, text=SPACE % "image_folder", overrides=[f"machine.data_root={root}"])
     assert not (tmp_path / "studies" / "mini" / "study.json").exists()
+
+
+def test_a_study_records_how_its_images_differ_from_the_published_ones(tmp_path, monkeypatch):
+    root = build("cub200", tmp_path / "cub", classes_per_part=3, images_per_class=4)
+
+    def recorded(name):
+        (tmp_path / name).mkdir()
+        overrides = [f"machine.data_root={root}", "machine.on_unreadable=skip", "study.confirm=null"]
+        overrides += ["study.refit={seeds: 1}", "study.search={scheduler: none, num_trials: 1}"]
+        overrides += ["trial.data.split={val_fraction: 0}", "trial.sampler.images_per_class=2"]
+        folder = make(tmp_path / name, text=SPACE % "cub200", overrides=overrides)
+        study = json.loads((folder / "study.json").read_text())
+        return study["unlike_published"], study["specification"]
+
+    found, specification = recorded("fragment")
+    assert found == [
+        "train has 12 images of 3 classes, published are 5,864 of 100",
+        "test has 12 images of 3 classes, published are 5,924 of 100",
+    ]
+    # Were these the published counts, the same study, with the same specification, would have nothing to record.
+    counts = {"train": PublishedCount(12, 3, False), "test": PublishedCount(12, 3, False)}
+    monkeypatch.setitem(BENCHMARKS, "cub200", replace(BENCHMARKS["cub200"], counts=counts))
+    assert recorded("whole") == ([], specification)
+    sorted(root.glob("images/*/*.jpg"))[0].write_bytes(b"no image")  # of a training class
+    assert recorded("unreadable")[0] == ["1 development image that cannot be read is left out"]
 
 
 def test_batches_that_cannot_show_all_classes_are_refused_before_anything_starts(tmp_path):

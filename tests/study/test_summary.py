@@ -9,7 +9,17 @@ import pytest
 
 from raydml.analysis.published import is_system, published_of
 from raydml.report.comparability import comparability, published_groups
-from raydml.report.text import all_metrics, findings, hours_text, main_metrics, p_text, protocols_in_words, score_text
+from raydml.report.tables import final_latex
+from raydml.report.text import (
+    all_metrics,
+    findings,
+    hours_text,
+    main_metrics,
+    p_text,
+    protocols_in_words,
+    score_text,
+    summary_markdown,
+)
 from raydml.study.summary import histories, question_of, summarise
 from tests.report.written_study import CURVES, ENDED, ERROR, REFITS, add_refits, write_published_study, write_study
 
@@ -414,6 +424,52 @@ def test_the_scores_of_a_smoke_run_compare_with_nothing(study):
     none = "None of these numbers is comparable to published ones."
     assert comparability(summary) == (none, "The images are generated.")
     assert findings(summary).test[-1] == none
+
+
+def test_the_scores_of_a_fragment_of_a_benchmark_compare_with_nothing(study):
+    add_refits(study)
+    plan = json.loads((study / "study.json").read_text())
+    whole = summarise(study)  # as an older study, which has no record
+    assert whole["unlike_published"] == []
+    for recorded in ({}, {"unlike_published": []}):
+        (study / "study.json").write_text(json.dumps(plan | recorded))
+        assert len(published_groups(summarise(study))[0].ours) == 1
+        assert comparability(summarise(study)).verdict == "Only the refits are comparable to published numbers."
+    fragment = ["train has 12 images of 3 classes, published are 5,864 of 100"]
+    (study / "study.json").write_text(json.dumps(plan | {"unlike_published": fragment}))
+    summary = summarise(study)
+    none = "None of these numbers is comparable to published ones."
+    reason = f"The images are not the published ones: {fragment[0]}."
+    assert comparability(summary) == (none, reason)
+    (group,) = published_groups(summary)
+    assert (group.ours, len(group.theirs)) == ([], len(published_groups(whole)[0].theirs))
+    assert findings(summary).test[-1] == none
+    text, latex = summary_markdown(summary), final_latex(summary)
+    assert f"{none} {reason}" in text
+    assert "(comparable)" in summary_markdown(whole)
+    assert "(comparable)" not in text
+    assert "**this study**" in summary_markdown(whole)
+    assert "**this study**" not in text
+    assert (final_latex(whole).count("begin{tabular}"), latex.count("begin{tabular}")) == (2, 1)
+
+
+@pytest.mark.parametrize("dataset", ["cub200", "image_folder"])
+def test_test_images_that_could_not_be_read_make_a_benchmark_another_one(study, dataset):
+    final = json.loads((add_refits(study) / "final.json").read_text())
+    for run in final[0]["refit"]["runs"].values():
+        run["num_left_out"] = 1200
+    (study / "final.json").write_text(json.dumps(final))
+    events = study / "events.jsonl"
+    events.write_text(events.read_text().replace('"name": "cub200"', f'"name": "{dataset}"'))
+    summary = summarise(study)
+    if dataset == "image_folder":  # nothing is published of the user's own images
+        assert summary["unlike_published"] == []
+        assert comparability(summary).verdict == "The scores of the refits are those to report."
+    else:
+        assert comparability(summary).reason == (
+            "The images are not the published ones: 1,200 test images that cannot be read are left out."
+        )
+        assert published_groups(summary)[0].ours == []
 
 
 def test_a_refit_of_fewer_than_three_seeds_is_not_relied_on(study):
