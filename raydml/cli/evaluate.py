@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from raydml.config.trial import Machine
     from raydml.data.catalog import Catalog
     from raydml.evaluation.embed import Evaluation
-    from raydml.inference.evaluate import Collection
 
 ALL = "all"
 DEFAULT_RECALL_AT = (1, 2, 4, 8)
@@ -336,9 +336,17 @@ def _on_other_images(
     from raydml.evaluation.saved_embeddings import save_embeddings
     from raydml.evaluation.scoring import MetricSpec
     from raydml.inference.bare import open_bare
-    from raydml.inference.evaluate import Collection, embed_collection, evaluate_saved
+    from raydml.inference.evaluate import (
+        Collection,
+        embed_collection,
+        evaluate_saved,
+        refuse_training_images,
+        trained_on_every_class_of,
+    )
 
+    catalogs = [catalog, *([] if distractors is None else [_catalog_of_distractors(distractors)])]
     network: Any
+    marks: dict[str, str] = {}
     if source.found is None:
         _, network, preprocessing = open_bare(source.target)
         spec, precision, epoch = MetricSpec(DEFAULT_RECALL_AT), "fp32", ""
@@ -351,11 +359,9 @@ def _on_other_images(
             from raydml.config.trial import parse_trial
 
             trial = parse_trial(card["trial"])
-            if trial.data.split.test_fraction == 0 and trial.data.content == catalog.content:
-                raise CommandError(
-                    f"TARGET = {source.target!r}: the model was trained on every class of {data}, so no score on them "
-                    "would mean anything. Cure: other images, or a model that left the test classes out"
-                )
+            refuse_training_images(card, catalogs, source.name, **_run_that_validates(source.found))
+            if trained := trained_on_every_class_of(card):
+                marks["every_class_of"] = trained
             spec, precision, epoch = metric_spec_of(trial), trial.precision, f", epoch {epoch_of_weights(card)}"
         else:
             release = card.get("release") or {}
@@ -365,7 +371,8 @@ def _on_other_images(
             precision, epoch = "fp32", ""
     spec = spec._replace(**settings)
     collection = Collection(catalog, _record_read(source, f"--data {data}"))
-    others = None if distractors is None else _distractors(distractors, source)
+    read = f"--distractors {distractors}"
+    others = Collection(catalogs[1], _record_read(source, read)) if catalogs[1:] else None
     saved = embed_collection(
         network,
         preprocessing,
@@ -373,7 +380,7 @@ def _on_other_images(
         machine,
         distractors=others,
         precision=precision,
-        facts={"recall_at": list(spec.recall_at), "checkpoint": source.name},
+        facts={"recall_at": list(spec.recall_at), "checkpoint": source.name, **marks},
     )
     if save_to is not None:
         save_embeddings(save_to, saved)
@@ -382,8 +389,14 @@ def _on_other_images(
     evaluated = evaluate_saved(saved, spec, device_of(machine))
     if source.found is not None and source.found.study is not None:
         deliver_test_read(source.found.study, source.tracking_uri)
-    facts = {"target": source.target, "on": data, "checkpoint": source.name}
-    return _Result(evaluated, data, source.name + epoch, facts)
+    facts = {"target": source.target, "on": data, "checkpoint": source.name, **marks}
+    return _Result(evaluated, data, source.name + epoch + _mark(facts), facts)
+
+
+def _mark(facts: Mapping[str, Any]) -> str:
+    """Return the line that goes with each score of a model that was trained on every class of a data set, or ""."""
+    trained = facts.get("every_class_of")
+    return f"\n  this model was trained on every class of {trained}" if trained else ""
 
 
 def _catalog(data: str, data_root: Path | None) -> Catalog:
@@ -413,15 +426,13 @@ def _refuse_one_class(catalog: Catalog) -> None:
         )
 
 
-def _distractors(folder: Path, source: _ModelSource) -> Collection:
-    """Open all images below a folder as one class of distractors."""
+def _catalog_of_distractors(folder: Path) -> Catalog:
+    """List all images below a folder as one class of distractors."""
     from raydml.data.catalog import ImageEntry, catalog_of, find_files
-    from raydml.inference.evaluate import Collection
     from raydml.inference.gallery import image_names
 
     files, _ = find_files(folder, [ImageEntry(name, "distractor") for name in image_names(folder)])
-    catalog = catalog_of("distractors", folder.resolve(), files)
-    return Collection(catalog, _record_read(source, f"--distractors {folder}"))
+    return catalog_of("distractors", folder.resolve(), files)
 
 
 def _record_read(source: _ModelSource, what: str) -> Any:
@@ -444,9 +455,10 @@ def _of_embeddings(path: Path, settings: dict[str, Any], tracking_uri: str | Non
     evaluated = evaluate_saved(saved, spec)
     about = f"{saved.facts.get('dataset', 'unknown data set')}, {saved.facts.get('part', 'unknown part')}"
     facts = {"target": str(path), "on": saved.facts.get("part"), "checkpoint": saved.facts.get("checkpoint")}
-    return _Result(
-        evaluated, about, f"{path}: embeddings of {saved.facts.get('checkpoint', 'an unknown model')}", facts
-    )
+    if "every_class_of" in saved.facts:
+        facts["every_class_of"] = saved.facts["every_class_of"]
+    origin = f"{path}: embeddings of {saved.facts.get('checkpoint', 'an unknown model')}"
+    return _Result(evaluated, about, origin + _mark(facts), facts)
 
 
 def _print(result: _Result, as_json: bool, saved_to: Path | None) -> None:

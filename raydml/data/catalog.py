@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from raydml.data.formats import is_doubtful_name, is_image_name
+from raydml.ops.files import digest_of
 from raydml.ops.wording import counted
 
 _logger = logging.getLogger("raydml")
@@ -26,6 +27,7 @@ PARTS = ("train", "val", "test")
 ROLES = ("query", "gallery")
 WITHOUT_FILES = ("digits", "glyphs")  # data sets that need no folder
 _NUM_STAT_THREADS = 32  # more than cores: they wait for the disk
+_DIGEST_DIGITS = 16  # 64 bits: among 200,000 files, two have the same by chance with a probability of one in 10^9
 _STAT_CHUNK = 64  # files per task; one task per file would cost more than a local stat
 
 
@@ -112,8 +114,8 @@ def catalog_of(
     for file in ordered:
         decisive = [file.path, file.class_name, file.num_bytes, *filter(None, (file.part, file.role)), *file.lists]
         content.update(json.dumps(decisive).encode() + b"\n")
-        for name in file.lists:
-            lists.setdefault(name, set()).add(file.class_name)
+        for of_list in file.lists:
+            lists.setdefault(of_list, set()).add(file.class_name)
     return Catalog(
         name=name,
         root=root,
@@ -195,6 +197,26 @@ def find_files(root: Path, entries: Sequence[ImageEntry]) -> tuple[list[ImageFil
     with ThreadPoolExecutor(_NUM_STAT_THREADS, thread_name_prefix="stat") as pool:
         found = [one for chunk in pool.map(find_chunk, starts) for one in chunk]
     return [one for one in found if isinstance(one, ImageFile)], [one for one in found if isinstance(one, str)]
+
+
+def digests_of_files(catalog: Catalog) -> dict[str, str]:
+    """Return path -> the first 16 hex digits of the SHA-256 of the file's content; empty for data without files.
+
+    Every file is read, by many threads at once. A file that cannot be read is left out: no network can see it.
+    """
+    root = catalog.root
+    if root is None:
+        return {}
+
+    def digest(path: str) -> str:
+        try:
+            return digest_of(root / path)[:_DIGEST_DIGITS]
+        except OSError:
+            return ""
+
+    with ThreadPoolExecutor(_NUM_STAT_THREADS, thread_name_prefix="digest") as pool:
+        found = dict(zip(catalog.paths, pool.map(digest, catalog.paths), strict=True))
+    return {path: one for path, one in found.items() if one}
 
 
 def _find_file(folder: str, entry: ImageEntry) -> ImageFile | str:

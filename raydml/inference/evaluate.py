@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from raydml.config.refit import trains_on_test_classes, validates
 from raydml.config.trial import Machine, Trial, parse_trial
-from raydml.data.catalog import Catalog, DataError
+from raydml.data.benchmarks import BENCHMARK_OF
+from raydml.data.catalog import WITHOUT_FILES, Catalog, DataError, digests_of_files, listed
 from raydml.data.seal import TestKey
 from raydml.data.splits import Split
 from raydml.evaluation.embed import Evaluation, device_of, embed, evaluate_embeddings, metric_spec_of
@@ -135,6 +136,52 @@ def refuse_absent_part(
             "test classes (--on test; the read is recorded), images of other classes (--data FOLDER), or a run of its "
             f"study that validates ({instead} --on val)"
         )
+
+
+def refuse_training_images(
+    card: Mapping[str, Any], catalogs: Sequence[Catalog], what: str, instead: str = "STUDY:confirm-000"
+) -> None:
+    """Raise DataError where a model that trained on every class of a data set would be scored on images of it.
+
+    These are another name or list of the same benchmark, images with the same content hash, and files that are among
+    those that it trained on, under any name. Images that were written again (resized, say) are not recognized.
+
+    card: the model card, with its ``trial`` and the digests of its files. catalogs: of the images to score and of
+    distractors. what: the model, for the message. instead: a run of its study that was trained without the test
+    classes. To be called before the read of the images is recorded.
+    """
+    trained = trained_on_every_class_of(card)
+    if not trained:
+        return
+    data = card["trial"]["data"]
+    digests = set(card.get("trained_on_files", "").split())
+    for catalog in catalogs:
+        if _has_images_of(catalog.name, data["name"]):
+            reason = f"{catalog.name} has images of it"
+        elif data.get("content") == catalog.content:
+            reason = f"{catalog.root or catalog.name} has the same images"
+        else:
+            known = [path for path, digest in digests_of_files(catalog).items() if digest in digests]
+            reason = f"{len(known)} of {len(catalog.paths)} images in {catalog.root} are among them: {listed(known, 3)}"
+            if not known:
+                continue
+        raise DataError(
+            f"{what}: this model was trained on every class of {trained}, and {reason}, so no score would be one of "
+            "unseen images. Cure: images of other classes, or a run of the study that was trained without the test "
+            f"classes ({instead})"
+        )
+
+
+def _has_images_of(name: str, other: str) -> bool:
+    """Return whether two names are of the same benchmark, or of the same drawn images."""
+    named = other in BENCHMARK_OF or other in WITHOUT_FILES  # the others are the user's own, of any content
+    return named and BENCHMARK_OF.get(name, name) == BENCHMARK_OF.get(other, other)
+
+
+def trained_on_every_class_of(card: Mapping[str, Any]) -> str:
+    """Return the name of the data set that a model was trained on with its test classes, or "" for other models."""
+    trial = card.get("trial") or {}
+    return str(trial["data"]["name"]) if trains_on_test_classes(trial) else ""
 
 
 def _open_part(

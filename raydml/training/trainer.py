@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raydml.config.refit import trained_on, validates
+from raydml.config.refit import trained_on, trains_on_test_classes, validates
 from raydml.config.trial import Machine, Trial, fingerprint
+from raydml.data.catalog import digests_of_files
 from raydml.data.seal import TestReads
 from raydml.evaluation import embed
 from raydml.evaluation.protocols import protocols_of
@@ -74,7 +76,7 @@ class Trainer:
             interpolation=trial.data.interpolation,
         )
         fetch_weights(trial.model.backbone, trial.model.weights)
-        self.trial, _, self.split, self.train_images, self.val_images = open_development(
+        self.trial, self.catalog, self.split, self.train_images, self.val_images = open_development(
             trial, machine, catalogs=self.catalogs, reads=reads
         )
         self.train_labels = torch.from_numpy(np.array(self.train_images.labels)).to(self.device)
@@ -195,7 +197,13 @@ class Trainer:
             "best_epoch": self.best_epoch,
             "metrics": dict(self.best_metrics),
             **({} if validates(self.trial) else {"trained_on": trained_on(self.trial)}),
+            **({"trained_on_files": self._trained_on_files} if trains_on_test_classes(self.trial) else {}),
         }
+
+    @cached_property
+    def _trained_on_files(self) -> str:
+        """Digests of all image files, sorted, as one text: a list would have a line of the card for each."""
+        return " ".join(sorted(set(digests_of_files(self.catalog).values())))
 
     # --- one epoch -----------------------------------------------------------------------------------------
 

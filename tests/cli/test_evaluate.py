@@ -1,12 +1,19 @@
 """`launch.py evaluate` on folders, kept embeddings and bare backbones: real images made here, real files."""
 
+import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from raydml.config.trial import parse_machine, parse_trial
+from raydml.data.miniatures import build
+from raydml.data.seal import TestReads
 from raydml.evaluation.saved_embeddings import SavedEmbeddings, load_embeddings, save_embeddings
+from raydml.training import checkpoint
+from raydml.training.trainer import Trainer
 from tests.cli import commands
 
 NUM_CLASSES, NUM_IMAGES = 3, 4
@@ -144,3 +151,68 @@ def test_intervals_are_those_of_floats_in_any_order_of_codes(folder):
 @pytest.mark.usefixtures("folder")
 def test_what_cannot_be_done_is_explained(arguments, message):
     assert message in commands.refused("evaluate", *arguments)
+
+
+def network_of(name, root, to, test_fraction=0.0):
+    """The checkpoint of an untrained network whose trial trains on all images of a data set, or on a part of them."""
+    split = {"val_fraction": 0, "test_fraction": test_fraction}
+    trial = {
+        "data": {"name": name, "resize_px": 8, "crop_px": 8, "split": split},
+        "model": {"backbone": "convnet", "weights": "none", "embedding_dim": 4},
+        "loss": {"name": "contrastive"},
+        "sampler": {"name": "class_balanced", "classes_per_batch": 2, "images_per_class": 2},
+    }
+    machine = parse_machine({"data_root": str(root), "device": "cpu", "cache_dir": str(to / "cache")})
+    reads = TestReads(to / "reads.jsonl")
+    return Trainer(parse_trial(trial), machine, device="cpu", reads=reads).save(to / "checkpoint_000001")
+
+
+MARK = "this model was trained on every class of"
+
+
+def test_a_model_of_every_class_is_not_scored_on_another_list_of_its_benchmark(tmp_path):
+    root = build("vehicleid", tmp_path / "trained")
+    # Other files, so that only the name shows that the benchmark is the same.
+    other = build("vehicleid", tmp_path / "other", size_px=24)
+    for name, fraction in (("all", 0.0), ("part", 0.5)):
+        (tmp_path / name).mkdir()
+        network_of("vehicleid", root, tmp_path / name, fraction)
+    asked = ("--data-root", other, "--recall-at", "1", "--data")
+    for data in ("vehicleid_small", "vehicleid"):
+        said = commands.refused("evaluate", tmp_path / "all" / "checkpoint_000001", *asked, data)
+        assert f"{MARK} vehicleid, and {data} has images of it" in said
+        assert "Cure: images of other classes" in said
+    assert not (tmp_path / "all" / "test_reads.jsonl").exists(), "refused before it is recorded"
+    assert "every_class_of" not in scored(tmp_path / "part" / "checkpoint_000001", *asked, "vehicleid_small")
+
+
+def test_a_model_of_every_class_is_not_scored_on_files_that_it_trained_on(folder, tmp_path):
+    generator = np.random.default_rng(1)
+    unseen = tmp_path / "unseen"  # the same names of classes and files, other images
+    for path in sorted(folder.glob("*/*.png")):
+        (unseen / path.parent.name).mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(unseen / path.parent.name / path.name)
+    (tmp_path / "all").mkdir()
+    model = network_of("image_folder", folder, tmp_path / "all")
+    digests = sorted(hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in folder.glob("*/*.png"))
+    assert checkpoint.load_card(model)["trained_on_files"].split() == digests
+
+    copied = tmp_path / "copied"
+    shutil.copytree(unseen, copied)
+    shutil.copy(folder / "red" / "2.png", copied / "blue" / "renamed.png")
+    exported = tmp_path / "exported"
+    assert commands.run("export", model, exported).exit_code == 0
+    for target in (model, exported):
+        said = commands.refused("evaluate", target, "--data", copied)
+        assert f"{MARK} image_folder, and 1 of 13 images in {copied} are among them: blue/renamed.png" in said
+    assert MARK in commands.refused("evaluate", model, "--data", unseen, "--distractors", copied)
+    assert "has the same images" in commands.refused("evaluate", model, "--data", folder)
+    assert not (tmp_path / "all" / "test_reads.jsonl").exists(), "refused before it is recorded"
+
+    kept = tmp_path / "kept.npz"
+    shown = commands.done("evaluate", model, "--data", unseen, "--save-embeddings", kept).output
+    assert f"{MARK} image_folder" in shown
+    assert scored(model, "--data", unseen)["every_class_of"] == "image_folder"
+    assert f"{MARK} image_folder" in commands.done("evaluate", kept).output
+    assert scored(kept)["every_class_of"] == "image_folder"

@@ -1,7 +1,17 @@
+import hashlib
+
 import numpy as np
 import pytest
 
-from raydml.data.catalog import WITHOUT_FILES, ImageEntry, ImageFile, catalog_of, find_files, is_hidden
+from raydml.data.catalog import (
+    WITHOUT_FILES,
+    ImageEntry,
+    ImageFile,
+    catalog_of,
+    digests_of_files,
+    find_files,
+    is_hidden,
+)
 from raydml.data.datasets import DATASETS, digit_images, open_catalog
 from raydml.data.miniatures import build
 from raydml.data.splits import make_split
@@ -118,3 +128,14 @@ class TestBenchmarksByName:
             trains.append({path for path, part in pairs if part == "train"})
         assert trains[0] == trains[1] == trains[2]
         assert len(trains[0]) == 12
+
+
+def test_a_file_has_the_digest_of_its_content_and_none_where_it_cannot_be_read(tmp_path):
+    root = build("image_folder", tmp_path / "images")
+    catalog = open_catalog("image_folder", root)
+    gone, first = catalog.paths[-1], catalog.paths[0]
+    (root / gone).unlink()
+    digests = digests_of_files(catalog)
+    assert sorted(set(catalog.paths) - set(digests)) == [gone]
+    assert digests[first] == hashlib.sha256((root / first).read_bytes()).hexdigest()[:16]
+    assert digests_of_files(open_catalog("digits", None)) == {}, "drawn images have no files"

@@ -436,6 +436,8 @@ def test_training_on_every_class_is_recorded_as_a_read_of_the_test_classes(tmp_p
     (record,) = reads.read()
     assert record["purpose"] == "training on all classes"
     assert record["checkpoint"] == f"trial {fingerprint(trainer.trial)}"
+    assert trainer.model_card()["trained_on_files"] == "", "digits has no files"
+    assert "trained_on_files" not in without_validation().model_card()
     assert without_validation(reads=reads).split.test == (5, 6, 7, 8, 9)
     assert len(reads.read()) == 1
 
