@@ -262,8 +262,10 @@ def _refit(session: StudySession) -> None:
     # Each is checked as a whole: it has another number of epochs and other classes than its searched trial.
     trials = {key: parse_trial(row["trial"].model_dump(mode="json")) for key, row in by_key.items()}
     configurations = {key: row["configuration"] for key, row in by_key.items()}
-    for trial in trials.values():
-        if trains_on_test_classes(trial):  # the process that trains it records each opening of the images
+    known = read_state(session.folder).trials
+    for key, trial in trials.items():
+        if trains_on_test_classes(trial) and not (key in known and known[key].ended):
+            # The process that trains it records each opening of the images.
             name = f"trial {fingerprint(trial)}"
             session.record("test_read", stage="refit", trial=None, checkpoint=name, commit=_commit())
     states = run_trials(session, "refit", trials, configurations, "none")

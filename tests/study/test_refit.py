@@ -14,7 +14,7 @@ from raydml.data.catalog import DataError
 from raydml.study import actor, stages
 from raydml.study.events import append, events_path, read, read_state
 from raydml.study.folder import StudyError, create_study, newest_checkpoint, read_json
-from raydml.study.refit import configurations_to_refit, notes_on_refits, refit_trials
+from raydml.study.refit import configurations_to_refit, notes_on_refits, refit_trials, refitted
 from raydml.study.results import find_validated, find_winner, illustrated_runs, is_finished, mean_of_runs
 from raydml.study.stages import run_study
 from raydml.training import checkpoint
@@ -114,6 +114,45 @@ def test_a_lost_refit_is_named_and_the_others_count_until_none_is_left(tmp_path)
     lost = {"refit-000": states["refit-000"]}
     with pytest.raises(StudyError, match=r"no refit reached its last epoch: refit-000 non_finite_loss. Cure: .*--name"):
         stages._refitted(session, {"refit-000": row}, lost)
+
+
+def test_finalize_scores_refits_but_none_that_trained_on_the_test_classes(tmp_path):
+    study = parse_study({"confirm": None, "refit": {"seeds": 2, "classes": "all"}, "finalize": {"top": 1}})
+    ranking = [{"trial": "search-000", "fingerprint": "a", "value": 0.9, "epoch_of_best": 6}]
+    (tmp_path / "ranking.json").write_text(json.dumps(ranking))
+    rows = {f"refit-{number:03d}": row for number, row in enumerate(rows_of(tmp_path, study))}
+    states = {key: TrialState(key, "refit", state="finished", num_epochs=6) for key in rows}
+    for classes, scored in (("all", []), ("development", ["refit-000", "refit-001"])):
+        if classes == "development":
+            study = parse_study({**study.model_dump(), "refit": {"seeds": 2}})
+            rows = {f"refit-{number:03d}": row for number, row in enumerate(rows_of(tmp_path, study))}
+        (tmp_path / "refit.json").write_text(json.dumps(refitted(rows, states)))
+        (winner,) = stages._winners(tmp_path, study)
+        assert winner["keys"] == ["search-000"]
+        assert stages._scored_refits(winner) == scored, classes
+
+
+def test_a_resume_announces_a_read_only_for_refits_that_have_not_ended(tmp_path, monkeypatch):
+    study = parse_study({"confirm": None, "refit": {"seeds": 3, "classes": "all"}})
+    ranking = [{"trial": "search-000", "fingerprint": "a", "value": 0.9, "epoch_of_best": 6}]
+    (tmp_path / "ranking.json").write_text(json.dumps(ranking))
+    prints = [fingerprint(row["trial"]) for row in rows_of(tmp_path, study)]
+    for number in (0, 1):  # one that has ended, and one that was interrupted
+        append(events_path(tmp_path), started(number, stage="refit") | {"fingerprint": prints[number]})
+    append(events_path(tmp_path), ended(0, "finished", stage="refit"))
+    monkeypatch.setattr(stages, "read_study", lambda _folder: None)
+    monkeypatch.setattr(stages, "search_trials", lambda _study: TRIALS)
+    monkeypatch.setattr(stages, "run_trials", lambda *_: {})
+    recorded = []
+    session = SimpleNamespace(
+        folder=tmp_path,
+        study=study,
+        note=lambda _text: None,
+        record=lambda name, **about: recorded.append((name, about)),
+    )
+    stages._refit(session)
+    assert [name for name, _ in recorded] == ["test_read"] * 2
+    assert [about["checkpoint"] for _, about in recorded] == [f"trial {one}" for one in prints[1:]]
 
 
 def run(folder, monkeypatch, *overrides):
