@@ -134,12 +134,13 @@ def final_models(summary: Mapping[str, Any], kinds: Sequence[str] = MODEL_KINDS)
 def _models_of(summary: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[ScoredModels]:
     validated = "fold models" if summary["plan"]["folds"] else "searched trial"
     refit = row["refit"]
+    title = _epochs_text(refit) + _lost_seeds_text(summary, refit["num_runs"]) if refit else ""
     if refit is not None and refit["classes"] == "all":
         remark = "trained on the test classes as well: never scored"
-        yield ScoredModels(row, "refit", f"refit on all classes, {_epochs_text(refit)}", refit["num_runs"], {}, remark)
+        yield ScoredModels(row, "refit", f"refit on all classes, {title}", refit["num_runs"], {}, remark)
     elif refit is not None:
         remark = "comparable" if is_comparable(summary, row) and summary["published"] else ""
-        yield ScoredModels(row, "refit", f"refit, {_epochs_text(refit)}", refit["num_runs"], refit["metrics"], remark)
+        yield ScoredModels(row, "refit", f"refit, {title}", refit["num_runs"], refit["metrics"], remark)
     num_runs = len(row["runs"])
     # Of the refits where there are some: those are other networks than the untrained ones of the folds.
     untrained = (refit or {}).get("untrained") or row["untrained"]
@@ -151,6 +152,12 @@ def _models_of(summary: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[S
     ):
         if scores:
             yield ScoredModels(row, kind, title, number, scores)
+
+
+def _lost_seeds_text(summary: Mapping[str, Any], num_runs: int) -> str:
+    """Return ", 2 of 3 seeds" where fewer refits reached their end than were planned, else nothing."""
+    planned = (summary["plan"].get("refit") or {}).get("seeds", num_runs)
+    return f", {num_runs} of {counted(planned, 'seed')}" if num_runs < planned else ""
 
 
 def _epochs_text(refit: Mapping[str, Any]) -> str:
@@ -380,7 +387,7 @@ def _warnings(summary: Mapping[str, Any]) -> list[str]:
         warnings.append(f"{num_failed} of {counted(len(summary['search']), 'trial')} failed (see All trials).")
     refits = [row["refit"]["num_runs"] for row in summary["final"] if row["refit"] and row["refit"]["metrics"]]
     if refits and min(refits) < 3:
-        warnings.append("Some configurations have fewer than 3 refits; their intervals are not reliable.")
+        warnings.append("Some configurations have fewer than 3 refits, too few for an interval.")
     if summary["confirm"] and min(row["num_runs"] for row in summary["confirm"]) < 3:
         warnings.append("Some configurations have fewer than 3 confirmation runs; their intervals are not reliable.")
     return warnings

@@ -358,14 +358,17 @@ def _scored_refits(winner: Mapping[str, Any]) -> list[str]:
 
 
 def _tested_refit(row: Mapping[str, Any], runs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what final.json says of the refits of a configuration: means and intervals over their seeds."""
+    """Return what final.json says of the refits of a configuration: means and intervals over their seeds.
+
+    There is no interval from fewer than three seeds.
+    """
     return {
         "runs": runs,
         "epochs": row["epochs"],
         "classes": row["classes"],
         "num_runs": len(row["runs"]),
-        "metrics": _intervals(runs, "test", ""),
-        "untrained": _intervals(runs, "test", "untrained_"),
+        "metrics": _without_wide_intervals(_intervals(runs, "test", ""), len(runs)),
+        "untrained": _without_wide_intervals(_intervals(runs, "test", "untrained_"), len(runs)),
     }
 
 
@@ -425,6 +428,14 @@ def _means(scores: Sequence[Mapping[str, float]]) -> Means:
     return {name: {"mean": interval.mean, "half_width": interval.half_width} for name, interval in intervals.items()}
 
 
+def _without_wide_intervals(means: Means, num_seeds: int) -> Means:
+    """Return means over seeds, without their intervals where there are fewer than three seeds.
+
+    A t interval of two seeds is 13 times as wide as their distance: too wide to be of use for scores between 0 and 1.
+    """
+    return means if num_seeds > 2 else {name: {**row, "half_width": None} for name, row in means.items()}
+
+
 def _ensemble(session: StudySession, runs: Sequence[Mapping[str, Any]]) -> Means:
     """Return the means over the seeds of the metrics of the concatenated embeddings of all folds.
 
@@ -446,9 +457,7 @@ def _ensemble(session: StudySession, runs: Sequence[Mapping[str, Any]]) -> Means
     task = evaluate_ensemble_remotely.options(**_resources(session))
     machine = session.machine.model_dump(mode="json")
     scores = _fetch([task.remote([str(file) for file in files], machine, *record) for files in ensembles])
-    means = _means(scores)
-    # A t interval of two seeds is 13 times as wide as their distance: too wide to be of use for scores between 0 and 1.
-    return means if len(scores) > 2 else {name: {**row, "half_width": None} for name, row in means.items()}
+    return _without_wide_intervals(_means(scores), len(scores))
 
 
 def _test_runs(session: StudySession, stage: str, keys: Sequence[str], num_done: int, num_steps: int) -> dict[str, Any]:

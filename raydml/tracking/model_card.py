@@ -183,8 +183,8 @@ def _limits(
     if not validates(trial):
         if refit.get("num_runs", 0) > 1:
             limits.append(
-                f"The scores of refits are means over {refit['num_runs']} seeds with 95 % t intervals; this network is "
-                "one of them."
+                f"The scores of refits are means over {refit['num_runs']} seeds"
+                f"{' with 95 % t intervals' if refit['num_runs'] > 2 else ''}; this network is one of them."
             )
         if final.get("metrics"):
             limits.append("The columns test and validation are of networks that left classes out for validation.")

@@ -116,6 +116,21 @@ def test_a_lost_refit_is_named_and_the_others_count_until_none_is_left(tmp_path)
         stages._refitted(session, {"refit-000": row}, lost)
 
 
+@pytest.mark.parametrize("num_seeds", [2, 3])
+def test_there_is_no_interval_of_fewer_than_three_refits(num_seeds):
+    values = [0.5, 0.6, 0.8][:num_seeds]
+    runs = {
+        f"refit-{seed:03d}": {"val": {}, "test": {"map_at_r": value, "untrained_map_at_r": value / 2}}
+        for seed, value in enumerate(values)
+    }
+    row = {"epochs": 3, "classes": "development", "runs": [{"trial": key} for key in runs]}
+    tested = stages._tested_refit(row, runs)
+    # Of three: 4.302653 times the standard deviation 0.152753 over the root of 3.
+    half_width = None if num_seeds == 2 else pytest.approx(4.302653 * 0.152753 / 3**0.5, rel=1e-4)
+    assert tested["metrics"] == {"map_at_r": {"mean": pytest.approx(np.mean(values)), "half_width": half_width}}
+    assert (tested["untrained"]["map_at_r"]["half_width"] is None) == (num_seeds == 2)
+
+
 def test_finalize_scores_refits_but_none_that_trained_on_the_test_classes(tmp_path):
     study = parse_study({"confirm": None, "refit": {"seeds": 2, "classes": "all"}, "finalize": {"top": 1}})
     ranking = [{"trial": "search-000", "fingerprint": "a", "value": 0.9, "epoch_of_best": 6}]
@@ -169,12 +184,16 @@ def run(folder, monkeypatch, *overrides):
 
 
 def check_tested(refit, seeds):
-    """Compare the means and intervals of the refits with those of SciPy."""
+    """Compare the means and intervals of the refits with those of SciPy; of fewer than three there is no interval."""
     assert refit["num_runs"] == len(refit["runs"]) == seeds
     for name, score in refit["metrics"].items():
         values = [one["test"][name] for one in refit["runs"].values()]
-        low, high = stats.t.interval(0.95, df=seeds - 1, loc=np.mean(values), scale=stats.sem(values))
-        assert score == {"mean": pytest.approx(np.mean(values)), "half_width": pytest.approx((high - low) / 2)}
+        assert score["mean"] == pytest.approx(np.mean(values))
+        if seeds < 3:
+            assert score["half_width"] is None
+        else:
+            low, high = stats.t.interval(0.95, df=seeds - 1, loc=np.mean(values), scale=stats.sem(values))
+            assert score["half_width"] == pytest.approx((high - low) / 2)
     for one in refit["runs"].values():
         assert one["val"] == {}
         assert {"map_at_r", "untrained_map_at_r"} <= set(one["test"])

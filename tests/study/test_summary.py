@@ -12,6 +12,7 @@ from raydml.report.comparability import comparability, published_groups
 from raydml.report.tables import final_latex
 from raydml.report.text import (
     all_metrics,
+    final_models,
     findings,
     hours_text,
     main_metrics,
@@ -472,12 +473,13 @@ def test_test_images_that_could_not_be_read_make_a_benchmark_another_one(study, 
         assert published_groups(summary)[0].ours == []
 
 
-def test_a_refit_of_fewer_than_three_seeds_is_not_relied_on(study):
+def test_fewer_refits_than_were_planned_are_counted_and_too_few_are_warned_of(study):
     summary = summarise(add_refits(study))
     assert not any("refits" in warning for warning in findings(summary).warnings)
+    assert [one.title for one in final_models(summary, ("refit",))] == ["refit, 3 epochs"]
     summary["final"][0]["refit"]["num_runs"] = 2
-    words = "Some configurations have fewer than 3 refits; their intervals are not reliable."
-    assert words in findings(summary).warnings
+    assert "Some configurations have fewer than 3 refits, too few for an interval." in findings(summary).warnings
+    assert [one.title for one in final_models(summary, ("refit",))] == ["refit, 3 epochs, 2 of 3 seeds"]
 
 
 def test_of_a_data_set_without_published_numbers_the_number_to_report_is_stated(study):
