@@ -130,6 +130,11 @@ def refuse_absent_part(
             "trial.data.split.test_fraction: 0), so nothing can be measured on them. Cure: images of other classes "
             f"(--data FOLDER), or a run of the study that was trained without them ({instead} --on test)"
         )
+    if part == "val" and trains_on_test_classes(trial):
+        raise DataError(
+            f"{what}: no class validates this model, which was trained on every class, the test classes included. "
+            "Cure: images of other classes (--data FOLDER)"
+        )
     if part == "val" and not validates(trial):
         raise DataError(
             f"{what}: no class validates this model, which was trained on all development classes. Cure: the "

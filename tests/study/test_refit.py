@@ -292,6 +292,9 @@ def test_more_configurations_are_tested_than_refitted_and_what_saw_the_test_clas
     said = refused("evaluate", str(folder), "--on", "test", "--storage", str(folder.parent))
     assert "trained on the test classes as well" in said
     assert f":{best} --on test)" in said
+    said = refused("evaluate", str(folder), "--storage", str(folder.parent))
+    assert "no class validates this model, which was trained on every class" in said
+    assert "--on test" not in said, "which is refused as well"
     said = refused("evaluate", str(folder), "--data", "digits", "--storage", str(folder.parent))
     assert "trained on every class of digits" in said
     assert len((folder / "test_reads.jsonl").read_text().splitlines()) == len(reads), "refused before it is recorded"
