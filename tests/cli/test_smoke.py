@@ -1,6 +1,8 @@
 """`sweep SPACE --smoke` on a real Ray, and its refusals."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,18 +13,28 @@ from raydml.cli.arguments import new_console
 from raydml.cli.smoke import SmokeError, miniature, show_smoke_outcome
 from raydml.search_space.space import load_space
 from raydml.study.events import read_state
-from tests.cli.commands import done, refused
+from tests.cli.commands import refused
 from tests.study.study_events import ended, epoch, stage_started, started, study_started
 
 SPACE = Path(__file__).parents[2] / "search_spaces" / "image_folder.yaml"
+
+
+def smoke_run(*arguments):
+    """Run `sweep --smoke` and return the last line that it prints.
+
+    In a process of its own: Ray keeps the token of its first cluster for as long as a process lives.
+    """
+    command = [sys.executable, SPACE.parents[1] / "launch.py", "sweep", "--smoke", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()[-1]
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 def test_a_smoke_run_ends_with_one_line_and_is_marked_everywhere(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing must be sent there
-    result = done("sweep", SPACE, "--smoke", "--storage", tmp_path, "--stages", "search,confirm", "--name", "x")
-    last = result.output.splitlines()[-1]
+    last = smoke_run(SPACE, "--storage", tmp_path, "--stages", "search,confirm", "--name", "x")
     assert last.startswith("recipe runs: ")
     assert "peak memory" in last
     assert last.endswith("s per step")
@@ -41,8 +53,8 @@ def test_a_smoke_run_ends_with_one_line_and_is_marked_everywhere(tmp_path, monke
 def test_a_published_recipe_trains_refits_on_all_classes_and_tests_them_without_a_search(tmp_path):
     space = SPACE.with_name("mdr_cub200.yaml")
     tiny = ("--set", "trial.model.backbone=convnet", "--set", "trial.model.weights=none", "--set", "machine.device=cpu")
-    result = done("sweep", space, "--recipe", "published", "--smoke", "--storage", tmp_path, *tiny)
-    assert result.output.splitlines()[-1].startswith("recipe runs: 2 trials, peak memory")
+    last = smoke_run(space, "--recipe", "published", "--storage", tmp_path, *tiny)
+    assert last.startswith("recipe runs: 2 trials, peak memory")
     folder = tmp_path / "mdr_cub200-published-smoke"
     state = read_state(folder)
     assert dict.fromkeys(trial.stage for trial in state.trials.values()) == {"refit": None}
