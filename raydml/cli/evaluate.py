@@ -65,7 +65,7 @@ def evaluate(
         Literal["val", "test"] | None,
         typer.Option(
             metavar="val|test",
-            help="Which classes; default val, which a refit has not. Each read of the test classes is recorded.",
+            help="Which classes; default val. A refit has only test. Each read of the test classes is recorded.",
         ),
     ] = None,
     release: FromOption = None,
@@ -80,7 +80,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="GROUP,GROUP",
-            help="Groups: retrieval, ranking, clustering, geometry; or all. Default: retrieval; of a release, its own.",
+            help="Groups: retrieval, ranking, clustering, geometry; or all. Default: retrieval, or the release's own.",
         ),
     ] = None,
     codes: Annotated[
@@ -117,10 +117,7 @@ def evaluate(
             save_embeddings.parent.mkdir(parents=True, exist_ok=True)
     is_saved = target.endswith(".npz")
     is_file = _is_weight_file(target, release)
-    if data is not None:
-        _refuse_other_part(on, data)
-        on = None  # it is decided
-    options: dict[str, Any] = {"--on": on, "--untrained": untrained}
+    options: dict[str, Any] = {"--on": on if data is None else None, "--untrained": untrained}
     options |= {"--save-embeddings": save_embeddings, "--data": data, "--from": release} if is_saved else {}
     given = [name for name, value in options.items() if value is not None]
     if given and (is_saved or data is not None):
@@ -148,7 +145,7 @@ def evaluate(
         if data is None:
             result = _on_own_classes(source, on or "val", settings, untrained is not False, save_embeddings)
         else:
-            result = _on_other_images(source, data, distractors, settings, save_embeddings)
+            result = _on_other_images(source, data, on, distractors, settings, save_embeddings)
     _print(result, as_json, save_embeddings)
 
 
@@ -184,11 +181,9 @@ def _imported(file: Path, release: str | None, scratch: Path) -> FoundModel:
     return FoundModel(model.save(scratch / "imported"), None, False)
 
 
-def _refuse_other_part(on: str | None, data: str) -> None:
+def _refuse_other_part(on: str | None, data: str, catalog: Catalog) -> None:
     """Raise CommandError unless --on is left out, or is test for a data set that has test images."""
-    from raydml.data.benchmarks import BENCHMARK_OF
-
-    has_test = not Path(data).is_dir() and (data in BENCHMARK_OF or data == "glyphs")
+    has_test = catalog.given_split is not None
     if on is None or (on == "test" and has_test):
         return
     what = f"the test images of {data} are scored" if has_test else f"all images of {data} are scored"
@@ -326,10 +321,16 @@ def _trial_of(found: FoundModel) -> str:
 
 
 def _on_other_images(
-    source: _ModelSource, data: str, distractors: Path | None, settings: dict[str, Any], save_to: Path | None
+    source: _ModelSource,
+    data: str,
+    on: str | None,
+    distractors: Path | None,
+    settings: dict[str, Any],
+    save_to: Path | None,
 ) -> _Result:
     machine = source.machine
     catalog = _catalog(data, machine.data_root)  # before torch is imported
+    _refuse_other_part(on, data, catalog)
     if distractors is None:
         _refuse_one_class(catalog)
     from raydml.evaluation.embed import device_of, metric_spec_of
@@ -344,7 +345,7 @@ def _on_other_images(
         trained_on_every_class_of,
     )
 
-    catalogs = [catalog, *([] if distractors is None else [_catalog_of_distractors(distractors)])]
+    others = None if distractors is None else _catalog_of_distractors(distractors)
     network: Any
     marks: dict[str, str] = {}
     if source.found is None:
@@ -359,7 +360,8 @@ def _on_other_images(
             from raydml.config.trial import parse_trial
 
             trial = parse_trial(card["trial"])
-            refuse_training_images(card, catalogs, source.name, **_run_that_validates(source.found))
+            opened = [catalog, *([] if others is None else [others])]
+            refuse_training_images(card, opened, source.name, **_run_that_validates(source.found))
             if trained := trained_on_every_class_of(card):
                 marks["every_class_of"] = trained
             spec, precision, epoch = metric_spec_of(trial), trial.precision, f", epoch {epoch_of_weights(card)}"
@@ -370,15 +372,16 @@ def _on_other_images(
             spec = MetricSpec(tuple(recall_at), tuple(release.get("codes") or ("float",)), groups)
             precision, epoch = "fp32", ""
     spec = spec._replace(**settings)
-    collection = Collection(catalog, _record_read(source, f"--data {data}"))
-    read = f"--distractors {distractors}"
-    others = Collection(catalogs[1], _record_read(source, read)) if catalogs[1:] else None
+    images = Collection(catalog, _record_read(source, f"--data {data}"))
+    gallery = None
+    if others is not None:
+        gallery = Collection(others, _record_read(source, f"--distractors {distractors}"))
     saved = embed_collection(
         network,
         preprocessing,
-        collection,
+        images,
         machine,
-        distractors=others,
+        distractors=gallery,
         precision=precision,
         facts={"recall_at": list(spec.recall_at), "checkpoint": source.name, **marks},
     )

@@ -106,7 +106,7 @@ def sweep(
     """
     time_limit_s = seconds_of(time_limit)
     if time_limit_s is not None and recipe is not None:
-        raise CommandError("--time ends a search early, and --recipe published has none. Cure: leave out --time")
+        raise CommandError("--time ends a search early, and --recipe published has no search. Cure: leave out --time")
     if as_published and not dry_run:
         raise CommandError("--as-published counts without images, and only --dry-run needs none. Cure: add --dry-run")
     if probe and (not dry_run or as_published):
@@ -377,15 +377,15 @@ def run_and_show(
 
 def show_finished(program: str, folder: Path, console: Console) -> None:
     """Print that nothing is left to do in a study, and what can be done with it."""
-    from raydml.config.refit import validates
+    from raydml.config.refit import has_search
     from raydml.study.folder import read_study
 
-    has_search = all(map(validates, read_study(folder)["trials"]))
+    can_extend = has_search(read_study(folder)["trials"])
     target = study_argument(folder)
     echo(console, f"{folder.name} is finished; nothing to do")
     commands = [
         (f"{program} status {target}", "its results"),
-        *([(f"{program} resume {target} --num-trials N", "more trials")] if has_search else []),
+        *([(f"{program} resume {target} --num-trials N", "more trials")] if can_extend else []),
         (f"{program} sync {target}", "send MLflow what it missed"),
     ]
     console.print(tables.commands(commands), soft_wrap=True)

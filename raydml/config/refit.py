@@ -7,7 +7,7 @@ shape that they had in the searched trial: a cosine by itself, the others by `sc
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from raydml.config.sections import ConstantSchedule, ExponentialSchedule, Schedule, SplitSettings, StepSchedule
@@ -20,6 +20,11 @@ def validates(trial: Trial | Mapping[str, Any]) -> bool:
     Without them nothing selects: neither an epoch nor a trial. Of an older event, some blocks may be missing.
     """
     return bool(_split_of(trial).get("val_fraction", True))
+
+
+def has_search(trials: Iterable[Trial | Mapping[str, Any]]) -> bool:
+    """Return whether a study of these trials, or of their plain values, has a search: each has validation classes."""
+    return all(map(validates, trials))
 
 
 def trains_on_test_classes(trial: Trial | Mapping[str, Any]) -> bool:

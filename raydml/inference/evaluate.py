@@ -118,10 +118,10 @@ def evaluate_checkpoint(
 def refuse_absent_part(
     card: Mapping[str, Any], part: Literal["val", "test"], what: str, instead: str = "STUDY:confirm-000"
 ) -> None:
-    """Raise DataError where a model trained on all classes of a part: no score of them would be one of unseen classes.
+    """Raise DataError where a model was trained on the classes of a part: its score would not be of unseen classes.
 
     card: the model card, with its ``trial``. what: the model, for the message. instead: a run of its study that
-    validates. To be called before the read of test classes is recorded.
+    has validation classes. Call it before the read of the test classes is recorded.
     """
     trial = card.get("trial") or {}
     if part == "test" and trains_on_test_classes(trial):

@@ -78,12 +78,12 @@ def comparability(summary: Values) -> Comparability:
     if any(is_comparable(summary, row) for row in final):
         others = any(row["metrics"] for row in final)
         verdict = f"{'Only the' if others else 'The'} refits are comparable to published numbers."
-        reason = "As published models are, they" if has_published else "They"
-        reason += (
-            " are trained on all development classes, for a number of epochs that is fixed beforehand, and scored "
+        subject = "As published models are, they" if has_published else "They"
+        contrast = "; the other models left some of these classes out for validation" if others else ""
+        reason = (
+            f"{subject} are trained on all development classes, for a number of epochs that is fixed beforehand, and "
+            f"scored with their last weights{contrast}."
         )
-        reason += "with their last weights"
-        reason += "; the other models left some of these classes out for validation." if others else "."
         return Comparability(verdict if has_published else "The scores of the refits are those to report.", reason)
     reason = "Each model left some of the development classes out for validation"
     if any(row["refit"] and row["refit"]["classes"] == "all" for row in final):

@@ -11,7 +11,7 @@ from raydml.search_space.domains import has_first, published_point, resolve
 from raydml.search_space.space import SearchSpace, SpaceError
 from raydml.search_space.yaml_reader import Node
 
-SUFFIX = "-published"
+_SUFFIX = "-published"
 #: What the recipe decides: a setting of a user for one of these would be overwritten.
 DECIDED_KEYS = (
     "study.search",
@@ -42,7 +42,7 @@ def published_recipe(space: SearchSpace, *, seeds: int, name: str | None = None)
     study = space.study.model_dump(mode="json")
     stages = {"confirm": None, "refit": {"top": 1, "seeds": seeds}, "finalize": {"top": 1}}
     search = {**study["search"], "num_trials": 1, "scheduler": "none"}
-    made = parse_study({**study, **stages, "search": search, "name": name or f"{space.study.name}{SUFFIX}"})
+    made = parse_study({**study, **stages, "search": search, "name": name or f"{space.study.name}{_SUFFIX}"})
     return replace(space, study=made, trial=_tree({**raw, "data": data}, "trial", places))
 
 

@@ -292,9 +292,9 @@ def read_trials(folder: Path, stage: str) -> dict[str, TrialState]:
 
 
 def letters_of(study: StudyState) -> dict[str, str]:
-    """Return the letter of each configuration that was confirmed, refitted or tested, by its fingerprint: A came first.
+    """Return the letter of each configuration that was confirmed, refitted or tested, by its fingerprint.
 
-    That is the best of the search. A configuration keeps its letter when a longer search confirms others.
+    A is the best of the search. A configuration keeps its letter when a longer search confirms others.
     """
     return {name: letter_of(number) for number, name in enumerate(configurations_of(study))}
 

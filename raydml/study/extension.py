@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from raydml.config.refit import validates
+from raydml.config.refit import has_search
 from raydml.config.trial import Machine, parse_trial
 from raydml.errors import ConfigError
 from raydml.search_space.space import SearchSpace, load_space
@@ -54,7 +54,7 @@ def extend_search(folder: Path, num_trials: int) -> None:
 
 def _extend(folder: Path, num_trials: int) -> None:
     study, state = read_study(folder), read_state(folder)
-    if not all(map(validates, study["trials"])):
+    if not has_search(study["trials"]):
         raise StudyError(
             f"--num-trials = {num_trials}: study {folder.name!r} has no search, because its trials have no validation "
             "classes (trial.data.split.val_fraction is 0). Cure: another study with more trials (sweep ... --name)"

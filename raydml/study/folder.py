@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from raydml.config.refit import refit_split, trains_on_test_classes, validates
+from raydml.config.refit import has_search, refit_split, trains_on_test_classes
 from raydml.config.sections import SplitSettings
 from raydml.config.trial import Machine, StudySettings, Trial
 from raydml.data.benchmarks import BENCHMARK_OF
@@ -298,14 +298,15 @@ def find_study(target: str, storage: Path) -> Path:
     raise StudyError(f"no study {target!r} in {storage.resolve()}{hint} {cure}")
 
 
-def stages_of(study: StudySettings, trials: Sequence[Any]) -> list[str]:
+def stages_of(study: StudySettings | Mapping[str, Any], trials: Sequence[Any]) -> list[str]:
     """Return the stages of a study in order: the search, and the others where they have settings.
 
-    trials: those of the search, or their plain values. Without validation classes there is nothing to search by.
+    study, trials: the settings and the trials of the search, or their plain values, of which older studies lack some.
+    Without validation classes there is nothing to search by.
     """
-    optional = {"confirm": study.confirm, "refit": study.refit, "finalize": study.finalize}
-    search = ["search"] if all(map(validates, trials)) else []
-    return [*search, *(stage for stage, settings in optional.items() if settings is not None)]
+    settings = dict(study)
+    search = ["search"] if has_search(trials) else []
+    return [*search, *(stage for stage in ("confirm", "refit", "finalize") if settings.get(stage) is not None)]
 
 
 def planned_stages(study: StudySettings, trials: Sequence[Any]) -> list[dict[str, Any]]:
@@ -332,7 +333,7 @@ def num_refits(study: StudySettings, trials: Sequence[Any]) -> int:
     """Return how many models the stage refit trains; 0 without the stage."""
     if study.refit is None:
         return 0
-    num_configurations = min(study.refit.top, len(trials)) if all(map(validates, trials)) else len(trials)
+    num_configurations = min(study.refit.top, len(trials)) if has_search(trials) else len(trials)
     return num_configurations * study.refit.seeds
 
 
@@ -340,7 +341,7 @@ def num_tested(study: StudySettings, trials: Sequence[Any]) -> int:
     """Return how many networks finalize tests: the runs of the best configurations, and their refits."""
     assert study.finalize is not None
     refits = num_refits(study, trials) if study.refit is not None and study.refit.classes == "development" else 0
-    if not all(map(validates, trials)):
+    if not has_search(trials):
         return refits
     if study.confirm is None:
         return min(study.finalize.top, len(trials)) + refits

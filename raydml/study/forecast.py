@@ -34,7 +34,7 @@ import torch
 
 from raydml import registry
 from raydml.config.recipe import flatten
-from raydml.config.refit import validates
+from raydml.config.refit import has_search, validates
 from raydml.config.trial import Machine, StudySettings, Trial
 from raydml.data.catalog import WITHOUT_FILES, Catalog
 from raydml.data.splits import Split, make_split
@@ -147,7 +147,7 @@ def steps_per_epoch(trial: Trial, catalog: Catalog) -> tuple[int, int]:
 def _stages(study: StudySettings, trials: Sequence[Trial]) -> list[dict[str, Any]]:
     search, each_epochs = study.search, sorted(trial.epochs for trial in trials)
     shortest, longest, most = each_epochs[0], each_epochs[-1], sum(each_epochs)
-    planned = counted(longest, "epoch") if shortest == longest else f"{shortest} to {longest} epochs"
+    planned = _epochs_in_words(each_epochs)
     rungs = {"grace_epochs": search.grace_epochs, "reduction_factor": search.reduction_factor}
     epochs = float(most)
     if search.scheduler != "none":  # the rungs are those of the longest trial, and the shorter ones end by themselves
@@ -175,15 +175,19 @@ def _stages(study: StudySettings, trials: Sequence[Trial]) -> list[dict[str, Any
     return stages
 
 
+def _epochs_in_words(each_epochs: Sequence[int]) -> str:
+    """Return ``8 epochs``, or ``4 to 8 epochs`` of trials that differ. each_epochs: ascending."""
+    shortest, longest = each_epochs[0], each_epochs[-1]
+    return counted(longest, "epoch") if shortest == longest else f"{shortest} to {longest} epochs"
+
+
 def _refit_stage(study: StudySettings, trials: Sequence[Trial]) -> dict[str, Any]:
     """Return the refits: of unknown length where the confirmation finds the number of epochs, at most the longest."""
     assert study.refit is not None
     refit, runs, each_epochs = study.refit, num_refits(study, trials), sorted(trial.epochs for trial in trials)
     num_configurations = runs // refit.seeds
-    if not all(map(validates, trials)):
-        most = refit.seeds * sum(each_epochs)
-        shortest, longest = each_epochs[0], each_epochs[-1]
-        of = counted(longest, "epoch") if shortest == longest else f"{shortest} to {longest} epochs"
+    if not has_search(trials):
+        most, of = refit.seeds * sum(each_epochs), _epochs_in_words(each_epochs)
     elif refit.epochs == "confirmed":
         most = refit.seeds * sum(each_epochs[-num_configurations:])
         of = f"as many epochs as are best, at most {each_epochs[-1]}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from raydml.analysis.trials import TrialState
-from raydml.config.refit import median_epochs, refit_trial, trains_on_test_classes, validates
+from raydml.config.refit import has_search, median_epochs, refit_trial, trains_on_test_classes
 from raydml.config.trial import StudySettings, Trial, fingerprint
 from raydml.ops.wording import counted
 from raydml.study.events import StudyState, letters_of
@@ -26,7 +26,7 @@ def configurations_to_refit(folder: Path, state: StudyState, trials: Mapping[str
 
     trials: of the search, by key. Without validation classes all of them, in their order, and without best epochs.
     """
-    if not all(map(validates, trials.values())):
+    if not has_search(trials.values()):
         return [
             {"configuration": fingerprint(trial), "from_trial": key, "best_epochs": []} for key, trial in trials.items()
         ]
@@ -56,8 +56,7 @@ def refit_trials(
     """
     assert study.refit is not None
     rows = []
-    is_ranked = all(map(validates, trials.values()))
-    for row in configurations[: study.refit.top if is_ranked else None]:
+    for row in configurations[: study.refit.top if has_search(trials.values()) else None]:
         searched, best_epochs = trials[row["from_trial"]], list(row["best_epochs"])
         if study.refit.epochs != "confirmed":
             epochs, best_epochs = study.refit.epochs, []

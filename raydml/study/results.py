@@ -6,10 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from raydml.config.refit import validates
+from raydml.config.refit import has_search
 from raydml.ops.files import write_whole
 from raydml.study.events import read_state, read_trials
-from raydml.study.folder import RESULT_FILES, StudyError, newest_checkpoint, read_json, read_study, write_json
+from raydml.study.folder import (
+    RESULT_FILES,
+    StudyError,
+    newest_checkpoint,
+    read_json,
+    read_study,
+    stages_of,
+    write_json,
+)
 from raydml.study.summary import histories, summarise
 
 NUM_TOP_TRIALS = 3  # trials whose checkpoint, configuration and retrievals go to MLflow
@@ -20,12 +28,7 @@ def is_finished(folder: Path) -> bool:
     if read_state(folder).state != "finished":
         return False
     study = read_study(folder)
-    settings, is_searched = study["study"], all(map(validates, study["trials"]))
-    return all(
-        (folder / file).exists()
-        for stage, file in RESULT_FILES.items()
-        if (is_searched if stage == "search" else settings.get(stage))
-    )
+    return all((folder / RESULT_FILES[stage]).exists() for stage in stages_of(study["study"], study["trials"]))
 
 
 class Winner(NamedTuple):
@@ -59,7 +62,7 @@ def find_validated(folder: Path) -> Winner:
     found = _best_validated(folder)
     if found is None:
         study = read_study(folder)
-        if not all(map(validates, study.get("trials", []))):
+        if not has_search(study.get("trials", [])):
             raise StudyError(
                 f"study {folder.name!r} has no run with validation classes, and no refit has ended. "
                 f"Cure: launch.py resume {folder.name}"
@@ -207,7 +210,7 @@ def illustrated_runs(folder: Path) -> dict[str, Path]:
     nothing and are not among them; in a study without validation classes there is none. Raises StudyError while there
     is no winner.
     """
-    if not all(map(validates, read_study(folder).get("trials", []))):
+    if not has_search(read_study(folder).get("trials", [])):
         return {}
     winner = find_validated(folder)
     chosen = {winner.trial: winner.checkpoint}

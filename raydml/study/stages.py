@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import ray
 
-from raydml.config.refit import trains_on_test_classes, validates
+from raydml.config.refit import has_search, trains_on_test_classes
 from raydml.config.trial import Machine, StudySettings, Trial, fingerprint, parse_trial
 from raydml.metrics.intervals import t_interval
 from raydml.study.actor import evaluate_ensemble_remotely, evaluate_remotely, illustrate_remotely
@@ -127,7 +127,7 @@ def _num_steps(study: StudySettings, trials: Sequence[Any]) -> int:
     if study.finalize is None:
         return 3
     num_ensembles = min(study.finalize.top, study.confirm.top if study.confirm else len(trials), len(trials))
-    return num_tested(study, trials) + (num_ensembles if all(map(validates, trials)) else 0) + 3
+    return num_tested(study, trials) + (num_ensembles if has_search(trials) else 0) + 3
 
 
 def _refuse_other_images(study_json: Mapping[str, Any], machine: Machine) -> Catalogs:
@@ -262,9 +262,8 @@ def _refit(session: StudySession) -> None:
     # Each is checked as a whole: it has another number of epochs and other classes than its searched trial.
     trials = {key: parse_trial(row["trial"].model_dump(mode="json")) for key, row in by_key.items()}
     configurations = {key: row["configuration"] for key, row in by_key.items()}
-    known = read_state(session.folder).trials
     for key, trial in trials.items():
-        if trains_on_test_classes(trial) and not (key in known and known[key].ended):
+        if trains_on_test_classes(trial) and not (key in state.trials and state.trials[key].ended):
             # The process that trains it records each opening of the images.
             name = f"trial {fingerprint(trial)}"
             session.record("test_read", stage="refit", trial=None, checkpoint=name, commit=_commit())
@@ -497,7 +496,7 @@ def illustrate(session: StudySession) -> None:
     folder = session.folder / "illustrations"
     if (folder / "illustrations.json").exists():  # written last
         return
-    # Retrievals are of validation classes, which a refit has not.
+    # Retrievals are drawn of validation classes, and a refit has none.
     validated = {key: path for key, path in top_trials(session.folder).items() if not key.startswith("refit-")}
     chosen = {**illustrated_runs(session.folder), **validated}
     winner = find_winner(session.folder).trial

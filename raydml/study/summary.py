@@ -55,31 +55,29 @@ from raydml.analysis.published import is_system, published_of
 from raydml.analysis.rank_stability import search_stability
 from raydml.analysis.trials import TrialState, parameters_of, varying
 from raydml.config.recipe import recipe_of
-from raydml.config.refit import validates
 from raydml.data.benchmarks import BENCHMARKS, metric_prefix
 from raydml.data.seal import TestReads
 from raydml.search_space.shipped import heading_of
 from raydml.study.events import StudyState, letter_of, letters_of, read_state
-from raydml.study.folder import RESULT_FILES, read_json, read_study, without_some
+from raydml.study.folder import RESULT_FILES, read_json, read_study, stages_of, without_some
 from raydml.study.rungs import milestones
 
 _Runs = dict[str, dict[tuple[Any, Any], float]]
 
 
-_STAGES_OF_TRIALS = ("search", "confirm", "refit")
-
-
 def histories(folder: Path) -> list[TrialState]:
     """Return every trial that has started, in the order of the stages and of the keys."""
-    state = read_state(folder)
-    return [trial for stage in _STAGES_OF_TRIALS for trial in state.of_stage(stage)]
+    return _started(read_state(folder))
+
+
+def _started(state: StudyState) -> list[TrialState]:
+    return [trial for stage in ("search", "confirm", "refit") for trial in state.of_stage(stage)]
 
 
 def summarise(folder: Path) -> dict[str, Any]:
     """Return the dictionary that this module describes, from the result files and the events there are."""
     study, state = read_study(folder), read_state(folder)
-    searched = state.of_stage("search")
-    trials = [trial for stage in _STAGES_OF_TRIALS for trial in state.of_stage(stage)]
+    searched, trials = state.of_stage("search"), _started(state)
     found = {stage: _result(folder / name) for stage, name in RESULT_FILES.items()}
     by_key = {trial.trial: trial for trial in trials}
     rows = [*found["confirm"], *found["refit"], *found["finalize"]]
@@ -167,8 +165,7 @@ def _plan(study: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
     rungs = milestones(
         max_epochs=epochs, grace_epochs=search["grace_epochs"], reduction_factor=search["reduction_factor"]
     )
-    optional = [stage for stage in ("confirm", "refit", "finalize") if settings.get(stage) is not None]
-    planned = [*(["search"] if all(map(validates, trials)) else []), *optional]
+    planned = stages_of(settings, trials)
     return {
         "dataset": trials[0]["data"]["name"] if trials else None,
         "num_trials": len(trials),

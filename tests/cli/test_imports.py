@@ -16,11 +16,7 @@ from raydml.inference.export import EmbeddingModel
 from tests.cli.commands import done, refused
 from tests.models.release_files import as_imagenet, write_release
 
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 @pytest.fixture

@@ -57,10 +57,8 @@ TRIAL = {
 
 
 @pytest.fixture(autouse=True)
-def _apart(tmp_path, monkeypatch):
+def _apart(own_folder, monkeypatch):  # noqa: ARG001 - changes the environment before it is copied
     """Each test in a folder of its own, with the environment as it was afterwards."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(os, "environ", os.environ.copy())
 
 

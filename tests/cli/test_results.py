@@ -19,11 +19,7 @@ from tests.study.test_folder import make
 ROOT = Path(__file__).parents[2]
 OPTIONS = ["--num-trials", "2", "--max-epochs", "1", "--set", "study.confirm={top: 1, folds: 2, seeds: 1}"]
 
-
-@pytest.fixture(autouse=True)
-def _apart(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def contents_of(folder):

@@ -13,6 +13,7 @@ from raydml.evaluation.saved_embeddings import (
     load_embeddings,
     save_embeddings,
 )
+from tests.damaged_bytes import damaged
 
 ROWS = np.arange(6, dtype=np.float32).reshape(3, 2)
 LABELS = np.array([0, 1, 0])
@@ -137,13 +138,8 @@ def test_other_files_are_refused(tmp_path, write):
 
 def test_no_change_of_bytes_gets_another_error_out(tmp_path):
     path = save_embeddings(tmp_path / "x.npz", SavedEmbeddings(ROWS, LABELS, **REST))
-    whole = path.read_bytes()
-    random = np.random.default_rng(0)
     num_refused = 0
-    for _ in range(2_000):
-        changed = bytearray(whole)
-        for place in random.integers(len(whole), size=random.integers(1, 9)):
-            changed[place] = random.integers(256)
+    for changed in damaged(path.read_bytes(), times=2_000):
         path.write_bytes(changed)
         try:
             load_embeddings(path)

@@ -4,12 +4,12 @@ import json
 import os
 import shutil
 
-import numpy as np
 import pytest
 import torch
 
 from raydml.training import checkpoint
 from raydml.training.checkpoint import CheckpointError
+from tests.damaged_bytes import damaged
 
 FILES = ("state.pt", "weights.safetensors", "model.json", "manifest.json")
 
@@ -66,13 +66,8 @@ def test_what_cannot_be_read_is_refused_with_a_manifest_that_fits(tmp_path, name
     folder = write(tmp_path / "c")
     load = {"state.pt": checkpoint.load_state, "weights.safetensors": checkpoint.load_weights}
     load = load.get(name, checkpoint.load_card)
-    whole = (folder / name).read_bytes()
-    random = np.random.default_rng(0)
     num_refused = 0
-    for _ in range(700):
-        changed = bytearray(whole)
-        for place in random.integers(len(whole), size=random.integers(1, 9)):
-            changed[place] = random.integers(256)
+    for changed in damaged((folder / name).read_bytes(), times=700):
         (folder / name).write_bytes(changed)
         signed(folder)
         with contextlib.suppress(CheckpointError):
