@@ -20,9 +20,12 @@ from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, WithJsonSchema, create_model
+
+# That of typing hides ADDED_LATER before Python 3.11, where the default is None.
+from typing_extensions import get_type_hints
 
 from raydml.errors import ABSENT, ConfigError, Problem, problems_from, unknown_name, unused_key
 
