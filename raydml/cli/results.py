@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from enum import Enum
 from pathlib import Path
@@ -68,6 +67,7 @@ def status(
 def show_trials(folder: Path, row: tables.StudyRow, console: Console) -> None:
     """Print what a study does now if it runs, its trials, and its results once it has some."""
     from raydml.cli.live_view import rough_time, step_text
+    from raydml.study.folder import read_json
     from raydml.study.pace import remaining_s
     from raydml.study.results import is_finished
 
@@ -80,7 +80,7 @@ def show_trials(folder: Path, row: tables.StudyRow, console: Console) -> None:
     console.print(tables.trials(row.study, width=console.width))
     if (folder / "summary.json").exists():
         console.print()
-        console.print(tables.summary(json.loads((folder / "summary.json").read_text(encoding="utf-8"))))
+        console.print(tables.summary(read_json(folder / "summary.json")))
     if is_finished(folder):
         echo(console, f"\n{folder.name} is finished; nothing to do")
 
@@ -100,7 +100,8 @@ def report(
     """
     from raydml.report.page import read_illustrations, write_report
     from raydml.report.text import summary_markdown
-    from raydml.study.folder import find_study
+    from raydml.study.folder import find_study, write_json
+    from raydml.study.results import is_finished
     from raydml.study.summary import histories, summarise
 
     folder = find_study(study, storage)
@@ -112,6 +113,8 @@ def report(
     chosen = [one.value for one in formats or ReportFormat]
     with writing(f"--out {out}"):
         written = write_report(out, summary, trials, read_illustrations(folder), chosen)
+        if is_finished(folder) and not (folder / "summary.json").exists():  # it was damaged and deleted
+            write_json(folder / "summary.json", summary)
     typer.echo(summary_markdown(summary))
     typer.echo(f"Report in {tables.short_path(out)}: {', '.join(path.name for path in written)}")
 

@@ -395,7 +395,7 @@ def show_outcome(program: str, folder: Path, console: Console) -> None:
     """Print the winner, the test numbers, the places of the results, and the next commands."""
     from raydml.report.text import more_trials
     from raydml.study.events import read_state
-    from raydml.study.folder import read_study
+    from raydml.study.folder import read_json, read_study
     from raydml.tracking.models import NEWEST
     from raydml.tracking.store import redacted
 
@@ -406,7 +406,7 @@ def show_outcome(program: str, folder: Path, console: Console) -> None:
 
         show_smoke_outcome(folder, console)
         return
-    results = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    results = read_json(folder / "summary.json")
     target, name = study_argument(folder), study["name"]
     console.print()
     console.print(tables.summary(results))

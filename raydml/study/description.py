@@ -27,8 +27,13 @@ def description_of(folder: Path, study_json: Mapping[str, Any], catalog: Catalog
 
 
 def sizes_of_splits(folder: Path, catalog: Catalog) -> dict[str, dict[str, dict[str, int]]]:
-    """Return the numbers of images and classes: ``{"fold 0": {"train": {"images": 120, "classes": 4}, ...}, ...}``."""
+    """Return the numbers of images and classes: ``{"fold 0": {"train": {"images": 120, "classes": 4}, ...}, ...}``.
+
+    Nothing where split.json was deleted.
+    """
     images = Counter(catalog.class_names[label] for label in catalog.labels.tolist())
+    if not (folder / "split.json").exists():
+        return {}
     splits = read_json(folder / "split.json")
     first = {name.rpartition(" ")[0]: name for name in reversed(splits)}  # of several data sets the first
     return {

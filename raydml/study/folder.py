@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shlex
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -28,7 +29,7 @@ import numpy as np
 
 from raydml.config.refit import has_search, refit_split, trains_on_test_classes
 from raydml.config.sections import SplitSettings
-from raydml.config.trial import Machine, StudySettings, Trial
+from raydml.config.trial import Machine, StudySettings, Trial, fingerprint
 from raydml.data.benchmarks import BENCHMARK_OF
 from raydml.data.catalog import Catalog, DataError
 from raydml.data.splits import Split, make_split
@@ -36,6 +37,7 @@ from raydml.errors import did_you_mean
 from raydml.ops.files import write_whole
 from raydml.ops.wording import counted
 from raydml.search_space.space import SearchSpace, sample_trials
+from raydml.study.events import events_path, read_state
 from raydml.study.limits import study_within_limits, trials_within_limits
 from raydml.training import checkpoint
 from raydml.training.trial_images import Catalogs, open_development, with_content
@@ -55,8 +57,83 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
+#: What a study.json has once it has the hash of its settings, with the types.
+_STUDY = {
+    "name": str,
+    "study_id": str,
+    "storage": str,
+    "select_on": str,
+    "machine": dict,
+    "study": dict,
+    "trials": list,
+}
+
+
+class _Object(dict[str, Any]):
+    """An object of a JSON file of a study; a key that is missing there is an error that names the file."""
+
+    def __init__(self, entries: dict[str, Any], path: Path) -> None:
+        super().__init__(entries)
+        self._path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise _damaged(self._path, f"it has no {key}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
+
+
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Return the content of a JSON file of a study.
+
+    Raises StudyError for one that is damaged or holds something else, with the cure; its objects raise it for a key
+    that they do not have.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"), object_hook=lambda entries: _Object(entries, path))
+    except (ValueError, RecursionError) as error:  # also UnicodeDecodeError
+        raise _damaged(path, f"it is not JSON ({error})") from error
+    if fault := _fault_in(path.name, value):
+        raise _damaged(path, fault)
+    return value
+
+
+def _damaged(path: Path, fault: str) -> StudyError:
+    return StudyError(f"{path} is damaged: {fault}. Cure: {_cure_of(path)}")
+
+
+def _fault_in(name: str, value: Any) -> str:
+    """Return what the content of a file of this name lacks; empty where nothing is missing."""
+    is_list = name in RESULT_FILES.values()
+    if is_list and not isinstance(value, list):
+        return "it holds no list"
+    for row in value if is_list else [value]:
+        if not isinstance(row, dict):
+            return f"it holds {type(row).__name__} instead of an object"
+    if name == "study.json":
+        required = _STUDY if "specification" in value else {}
+        wrong = [
+            key for key, kind in _STUDY.items() if key in {**required, **value} and not isinstance(value.get(key), kind)
+        ]
+        if wrong:
+            return f"it has no usable {', '.join(wrong)}"
+    return ""
+
+
+def _cure_of(path: Path) -> str:
+    """Return what mends a damaged file of a study. Results are made again from the events."""
+    folder = path.parent.parent if path.parent.name == "final" else path.parent
+    resume = f"launch.py resume {shlex.quote(str(folder))}"
+    if path.name == "study.json":
+        resolved = folder / "resolved_space.json"
+        again = f"launch.py sweep {shlex.quote(str(resolved))} --storage {shlex.quote(str(folder.parent))}"
+        again = f", or delete it and make it again: {again}" if resolved.exists() else ""
+        return f"put it back from a backup{again}"
+    if path.name == "split.json":
+        return "put it back from a backup, or delete it: the study works without it"
+    if path.name == "summary.json":
+        return f"delete it and let the report make it again: launch.py report {shlex.quote(str(folder))}"
+    return f"delete it and let the study make it again: {resume}"
 
 
 class StudyPlan(NamedTuple):
@@ -115,6 +192,7 @@ def create_study(
             folder / "study.json", {**made, **here, "tracking_uri": _unless_embedded(tracking_uri, folder.parent)}
         )
         return folder
+    study_id = _study_id_before(folder, trials)
     machine = with_absolute_paths(space.machine, storage)
     left_out = prepare_images(machine, trials, catalogs)
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,7 +201,7 @@ def create_study(
     write_whole(folder / "resolved_space.json", json.dumps(space.to_dict(), indent=1) + "\n")  # keys in their order
     study = {
         "name": space.study.name,
-        "study_id": uuid.uuid4().hex,
+        "study_id": study_id or uuid.uuid4().hex,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "storage": str(storage.resolve()),
         "tracking_uri": _unless_embedded(tracking_uri, folder.parent),
@@ -136,6 +214,21 @@ def create_study(
     }
     write_json(folder / "study.json", study)  # last: a folder without it is not a study
     return folder
+
+
+def _study_id_before(folder: Path, trials: Sequence[Trial]) -> str:
+    """Return the id of the study whose study.json was deleted; empty where the folder has no events.
+
+    Raises StudyError where the events are those of other trials.
+    """
+    state = read_state(folder)
+    prints = {f"search-{index:03d}": fingerprint(trial) for index, trial in enumerate(trials)}
+    if any(prints.get(trial.trial, trial.fingerprint) != trial.fingerprint for trial in state.of_stage("search")):
+        raise StudyError(
+            f"{events_path(folder)} is of other trials than those of {folder.name!r}. Cure: a name of its own "
+            f"(--name {_free_name(folder)}), or the settings of the study that the folder had"
+        )
+    return state.study_id
 
 
 def specification_of(study: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

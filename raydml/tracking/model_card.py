@@ -12,6 +12,7 @@ from raydml.config.refit import trained_on, trains_on_test_classes, validates
 from raydml.metrics.names import interval_text, metric_name
 from raydml.ops.wording import counted
 from raydml.report.comparability import epochs_rule
+from raydml.study.folder import read_json
 from raydml.tracking.updates import MAX_DIGEST_CHARACTERS, grouped
 
 _CARD = """\
@@ -65,7 +66,7 @@ def facts_of(name: str, model: Path, study: Path | None) -> ModelFacts:
     """Return the facts of an exported folder, with the scores of its study's summary if there is one."""
     card = json.loads((model / "config.json").read_text(encoding="utf-8"))
     file = None if study is None else study / "summary.json"
-    summary: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file and file.exists() else {}
+    summary: Mapping[str, Any] = read_json(file) if file and file.exists() else {}
     trial: Mapping[str, Any] = card.get("trial") or {}
     data: Mapping[str, Any] = trial.get("data") or {}
     final = (summary.get("final") or [{}])[0]
@@ -103,7 +104,7 @@ def facts_of(name: str, model: Path, study: Path | None) -> ModelFacts:
 def _searched_data(study: Path | None) -> Mapping[str, Any]:
     """Return the data settings of a study's search, whose split a refit does not have; empty without the study."""
     file = None if study is None else study / "study.json"
-    trials = json.loads(file.read_text(encoding="utf-8"))["trials"] if file and file.exists() else []
+    trials = read_json(file)["trials"] if file and file.exists() else []
     data: Mapping[str, Any] = trials[0]["data"] if trials else {}
     return data
 

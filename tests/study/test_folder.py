@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raydml.config.trial import parse_study
+from raydml.config.trial import fingerprint, parse_study, parse_trial
 from raydml.data.benchmarks import BENCHMARKS, PublishedCount
 from raydml.data.catalog import DataError
 from raydml.data.miniatures import build
@@ -306,3 +306,64 @@ def test_a_study_is_read_with_the_paths_of_where_its_storage_is_now(tmp_path):
     assert study_files.read_json(here / "mini" / "study.json")["tracking_uri"] is None
     study_files.report_to(here / "mini", "http://host:5000")
     assert study_files.read_study(here / "mini")["tracking_uri"] == "http://host:5000"
+
+
+@pytest.mark.parametrize(
+    ("name", "cure"),
+    [
+        ("study.json", "put it back from a backup, or delete it and make it again: launch.py sweep"),
+        ("split.json", "the study works without it"),
+        ("summary.json", "launch.py report"),
+        ("ranking.json", "delete it and let the study make it again: launch.py resume"),
+        ("final/refit-000.json", "delete it and let the study make it again: launch.py resume"),
+    ],
+)
+def test_a_damaged_file_of_a_study_is_named_with_its_cure(tmp_path, name, cure):
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    (tmp_path / "resolved_space.json").write_text("{}")
+    whole = json.dumps([{"trial": "ü"}] if name == "ranking.json" else {"name": "ü", "study": {}}).encode()
+    others = [b"", b"null", b"3", b"[3]", b"[" * 100_000, b"1" * 5000, b"\xff" + whole, b"\0" * 100]
+    for content in (*others, *(whole[:size] for size in range(len(whole))), b"{}" if name == "ranking.json" else b"[]"):
+        file.write_bytes(content)
+        with pytest.raises(StudyError) as caught:
+            study_files.read_json(file)
+        assert f"{file} is damaged: " in str(caught.value)
+        assert cure in str(caught.value)
+
+
+def test_a_key_that_a_file_of_a_study_lacks_is_an_error_that_names_the_file(tmp_path):
+    file = tmp_path / "confirmed.json"
+    file.write_text('[{"configuration": "a", "runs": [{"trial": "confirm-000"}]}]')
+    (row,) = study_files.read_json(file)
+    assert pickle.loads(pickle.dumps(row)) == {"configuration": "a", "runs": [{"trial": "confirm-000"}]}
+    assert (row.get("mean"), row["runs"][0]["trial"]) == (None, "confirm-000")
+    for lacking, key in ((row, "from_trial"), (row["runs"][0], "value")):
+        with pytest.raises(StudyError, match=rf"confirmed\.json is damaged: it has no {key}\. Cure: delete it"):
+            lacking[key]
+
+
+def test_a_study_whose_study_json_was_deleted_is_made_again_and_keeps_its_id(tmp_path):
+    folder = make(tmp_path)
+    made = json.loads((folder / "study.json").read_text())
+    for event in ({"event": "study_started", "study": "mini", "study_id": made["study_id"]}, started_with(made, 0)):
+        events.append(events.events_path(folder), event)
+    (folder / "study.json").write_bytes((folder / "study.json").read_bytes()[:2000])
+    with pytest.raises(StudyError, match=r"study\.json is damaged"):
+        make(tmp_path)
+    (folder / "study.json").unlink()
+    space = load_space(folder / "resolved_space.json")
+    create_study(space, storage=tmp_path / "studies", tracking_uri="sqlite:///x.db", space_text="text")
+    again = json.loads((folder / "study.json").read_text())
+    assert {**again, "created": ""} == {**made, "created": ""}
+    (folder / "study.json").unlink()
+    with pytest.raises(
+        StudyError, match=r"events\.jsonl is of other trials than those of 'mini'\. Cure: .*--name mini-2"
+    ):
+        make(tmp_path, overrides=["trial.epochs=3"])
+
+
+def started_with(study, number):
+    trial = parse_trial(study["trials"][number])
+    event = {"event": "trial_started", "stage": "search", "trial": f"search-{number:03d}"}
+    return {**event, "fingerprint": fingerprint(trial), "config": study["trials"][number]}

@@ -1,6 +1,7 @@
 """The stage refit: which trials it has, where their epochs come from, what it ends with; from results by hand."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ from raydml import load_model
 from raydml.analysis.trials import TrialState
 from raydml.config.trial import fingerprint, parse_study, parse_trial
 from raydml.data.catalog import DataError
-from raydml.study import actor, stages
+from raydml.study import actor, runner, stages
 from raydml.study.events import append, events_path, read, read_state
 from raydml.study.folder import StudyError, create_study, newest_checkpoint, read_json
 from raydml.study.refit import configurations_to_refit, notes_on_refits, refit_trials, refitted
@@ -223,6 +224,30 @@ def test_the_best_configuration_is_refitted_tested_and_taken_away(tmp_path, monk
     assert summary["metrics"]["test_refit_map_at_r"] == mean.mean
     assert summary["tags"] == {"winner": "refit-000"}
     check_commands(folder, tmp_path)
+    check_results_are_made_again(folder, monkeypatch)
+
+
+def check_results_are_made_again(folder, monkeypatch):
+    """Damaged results of stages: refused, and after the deletion that the message advises equal to what they were."""
+    names = ("ranking.json", "confirmed.json", "refit.json", "final.json", "final/confirm-001.json", "summary.json")
+    before = {name: read_json(folder / name) for name in names}
+    for name in names:
+        (folder / name).write_bytes((folder / name).read_bytes()[:-20])
+    for command in (("report",), ("evaluate",), ("export", str(folder / "x"))):
+        assert re.search(r"(ranking|confirmed|refit)\.json is damaged", refused(command[0], str(folder), *command[1:]))
+    assert "summary.json is damaged" in refused("status", str(folder))
+    for name in names:
+        (folder / name).unlink()
+    monkeypatch.setattr(stages, "run_trials", runner.run_trials)
+    monkeypatch.setattr(runner, "num_slots", lambda _session: 1)
+    assert run_study(folder).status == "finished"
+    after = {name: read_json(folder / name) for name in names}
+    for summary in (before["summary.json"], after["summary.json"]):
+        del summary["test_reads"], summary["cost"]  # one network was tested again; the first run held no resources
+    assert after == before
+    (folder / "summary.json").unlink()
+    done("report", str(folder))
+    assert read_json(folder / "summary.json")["final"] == before["summary.json"]["final"]
 
 
 def check_commands(folder, tmp_path):
