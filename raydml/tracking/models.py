@@ -35,7 +35,7 @@ from PIL import Image
 import raydml
 from raydml.study.events import Event, ExportedModel
 from raydml.tracking.model_card import ModelFacts, facts_of
-from raydml.tracking.store import TrackingError, connect, is_transient, redacted
+from raydml.tracking.store import TrackingError, connect, is_transient, redacted, without_retries
 from raydml.tracking.updates import file_of_test_read, point_value, shortened
 
 _logger = logging.getLogger(__name__)
@@ -147,14 +147,15 @@ def _register(client: MlflowClient, run: Run, model: ExportedModel, facts: Model
     }
     tags["raydml.checkpoint"] = model.checkpoint
     note = shortened(facts.card, MAX_DESCRIPTION_CHARACTERS)
-    logged = client.create_logged_model(
-        run.info.experiment_id,
-        name=re.sub(r"""[/:.%"']""", "-", name),
-        source_run_id=run_id,
-        tags={**tags, MLFLOW_NOTE: note},
-        params=facts.params,
-        model_type="embedding",
-    )
+    with without_retries():
+        logged = client.create_logged_model(
+            run.info.experiment_id,
+            name=re.sub(r"""[/:.%"']""", "-", name),
+            source_run_id=run_id,
+            tags={**tags, MLFLOW_NOTE: note},
+            params=facts.params,
+            model_type="embedding",
+        )
     try:
         with tempfile.TemporaryDirectory() as scratch:
             local = Path(scratch) / MODEL
@@ -172,15 +173,16 @@ def _register(client: MlflowClient, run: Run, model: ExportedModel, facts: Model
     tags |= {TRAINED_ON_TAG: facts.params["trained_on"]} if "trained_on" in facts.params else {}
     scored = {} if facts.score is None else {PROTOCOL_TAG: facts.protocol, SCORE_TAG: repr(facts.score)}
     # Outside of the try: where only the answer is lost, the version is there and needs the stored model.
-    return client.create_model_version(
-        name,
-        # The location, not models:/ID: a database store would look that up at the global tracking address.
-        source=logged.artifact_location,
-        run_id=run_id,
-        tags={**tags, **scored},
-        model_id=logged.model_id,
-        description=note,
-    )
+    with without_retries():
+        return client.create_model_version(
+            name,
+            # The location, not models:/ID: a database store would look that up at the global tracking address.
+            source=logged.artifact_location,
+            run_id=run_id,
+            tags={**tags, **scored},
+            model_id=logged.model_id,
+            description=note,
+        )
 
 
 def _log_metrics(client: MlflowClient, run_id: str, model_id: str, facts: ModelFacts) -> None:

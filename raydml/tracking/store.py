@@ -7,7 +7,9 @@ import logging
 import os
 import re
 import sqlite3
-from contextlib import closing
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
@@ -18,8 +20,11 @@ from mlflow import MlflowClient
 from mlflow.environment_variables import (
     MLFLOW_DISABLE_TELEMETRY,
     MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR,
+    MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR,
+    MLFLOW_HTTP_REQUEST_BACKOFF_JITTER,
     MLFLOW_HTTP_REQUEST_MAX_RETRIES,
     MLFLOW_HTTP_REQUEST_TIMEOUT,
+    MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER,
     MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT,
     MLFLOW_UV_AUTO_DETECT,
 )
@@ -27,9 +32,13 @@ from mlflow.exceptions import MlflowException
 
 #: Defaults for MLflow's own environment variables; what the user has set stays.
 MLFLOW_DEFAULTS = {
-    # MLflow's 7 retries block for four minutes when a server is down, and a request that creates a run would create it
-    # twice if only its answer was lost. The tracker retries by itself, after it has looked up what there is.
-    MLFLOW_HTTP_REQUEST_MAX_RETRIES: 0,
+    # A model is two hundred requests, and has to get through a server that answers half of them with an error. Between
+    # the retries it waits up to half a second; MLflow's own waits add up to four minutes, and a server may ask for
+    # more. The delivery has longer waits of its own. See also `without_retries`.
+    MLFLOW_HTTP_REQUEST_MAX_RETRIES: 7,
+    MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR: 0,
+    MLFLOW_HTTP_REQUEST_BACKOFF_JITTER: 0.5,
+    MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER: "false",
     MLFLOW_HTTP_REQUEST_TIMEOUT: 30,
     # It would draw over the table of trials.
     MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR: "false",
@@ -74,6 +83,7 @@ TRANSIENT_CODES = frozenset(
         "INTERNAL_ERROR",
         "TEMPORARILY_UNAVAILABLE",
         "REQUEST_LIMIT_EXCEEDED",
+        "RESOURCE_EXHAUSTED",
         "DEADLINE_EXCEEDED",
         "CANCELLED",
         "ABORTED",
@@ -82,7 +92,18 @@ TRANSIENT_CODES = frozenset(
     }
 )
 
-
+#: What MLflow's client says of an address that is no MLflow server: a page of a website, no address, no TLS.
+_NEVER_RIGHT = re.compile(
+    "not in a valid JSON format|Failed to parse|[Ii]nvalid url|No host supplied|CERTIFICATE_VERIFY_FAILED"
+    "|WRONG_VERSION_NUMBER"
+)
+#: What SQLite says of a database that can be used later, and other databases of a server that is not there.
+_SQLITE_BUSY = re.compile("locked|is full|disk I/O error")
+_DATABASE_AWAY = re.compile(
+    "could not connect|connection (refused|failed)|Can't connect|timed? ?out|starting up|Network"
+)
+#: Longest wait for a store at the start of a study, and for the lock of a database, which is held for milliseconds.
+START_PATIENCE_S, LOCK_PATIENCE_S = 10.0, 5.0
 #: Names of the embedded store in the storage folder, and of the folder beside a local database for its artifacts.
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 _NO_FOLDER = "sqlite+pysqlite:///"
@@ -110,6 +131,10 @@ class TrackingError(ValueError):
 
 class StoreGone(TrackingError):
     """The database of an MLflow store is not where it was; it may come back (a disk that is mounted later)."""
+
+
+class StoreUnavailable(TrackingError):
+    """An MLflow store does not answer now, and may later: a server that is down, a database that is locked."""
 
 
 def default_uri(storage: Path) -> str:
@@ -197,6 +222,27 @@ def redacted(text: str) -> str:
     return re.sub(_SECRETS, r"\1***", text)
 
 
+def without_secrets(uri: str) -> str:
+    """Return an address without what nobody else may read: its login, and the secrets of its query.
+
+    The user of a database stays: a password for it can come from elsewhere (PGPASSWORD, a file of its client).
+    """
+    if database_path(uri) is not None:
+        return uri
+    if uri.startswith(("http://", "https://")):
+        parts = urlsplit(uri)
+        uri = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    else:
+        try:
+            url = sqlalchemy.make_url(uri)
+        except (sqlalchemy.exc.ArgumentError, ValueError):  # no database: databricks
+            return uri
+        if url.password is not None:
+            uri = url.set(password=None).render_as_string(hide_password=False)
+    uri = re.sub(_SECRETS, lambda found: "?" if found.group(1).startswith("?") else "", uri)
+    return uri.replace("?&", "?").rstrip("?")
+
+
 def connect(uri: str) -> MlflowClient:
     """Return a client for one store. MLflow's global tracking address is neither read nor set.
 
@@ -205,6 +251,7 @@ def connect(uri: str) -> MlflowClient:
     require_store(uri, "run a study first, or name the right --tracking-uri or --storage")
     path = database_path(uri)
     if path is not None:
+        _refuse_locked(uri, path)
         _follow_artifacts(path)
     return _client(uri)
 
@@ -213,9 +260,51 @@ def _client(uri: str) -> MlflowClient:
     for variable, value in MLFLOW_DEFAULTS.items():
         if not variable.is_set():
             variable.set(value)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it reports every table that it creates
+    # It reports every table that it creates, and prints the traceback of every error, which the caller gets as well.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@contextmanager
+def without_retries() -> Iterator[None]:
+    """Let MLflow's client send each request once: for what is created twice if only the answer is lost."""
+    before = MLFLOW_HTTP_REQUEST_MAX_RETRIES.get_raw()
+    MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(0)
+    try:
+        yield
+    finally:
+        if before is None:
+            MLFLOW_HTTP_REQUEST_MAX_RETRIES.unset()
+        else:
+            MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(before)
+
+
+def reach_store(uri: str, storage: str | Path, patience_s: float = START_PATIENCE_S) -> str:
+    """Prepare the store at the start of a study, and return why it cannot be used yet; empty if it can.
+
+    A study does not wait for a store that may answer later. Raises TrackingError where waiting does not help: the
+    address cannot be right, or the store refuses the login.
+    """
+    errors: list[Exception] = []
+
+    def prepare() -> None:
+        try:
+            with without_retries():
+                prepare_store(uri, storage)
+        except Exception as error:  # raised below
+            errors.append(error)
+
+    thread = threading.Thread(target=prepare, name="mlflow-start", daemon=True)
+    thread.start()
+    # A new database takes as long as it takes; a locked one is refused at once.
+    thread.join(patience_s if database_path(uri) is None else None)
+    if thread.is_alive():
+        return f"MLflow at {redacted(uri)} has not answered within {patience_s:g} s"
+    for error in errors:
+        if not isinstance(error, StoreUnavailable):
+            raise error
+    return str(errors[0]) if errors else ""
 
 
 def prepare_store(uri: str, storage: str | Path | None = None) -> str:
@@ -238,11 +327,10 @@ def prepare_store(uri: str, storage: str | Path | None = None) -> str:
         # Where there is no database, the client creates it.
         client = connect(uri) if path is None or path.exists() else _client(uri)
         return experiment_id(client, uri, storage)
-    except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError) as error:
-        said = redacted(str(error).strip().splitlines()[0])
-        raise TrackingError(
-            f"MLflow at {redacted(uri)} cannot be used: {said[:300]}. Cure: {_cure(uri, scheme, error)}"
-        ) from error
+    except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+        said = first_line(error)
+        kind = StoreUnavailable if _may_answer_later(error) else TrackingError
+        raise kind(f"MLflow at {redacted(uri)} cannot be used: {said}. Cure: {_cure(uri, scheme, error)}") from error
 
 
 def create_missing(uri: str, storage: Path) -> None:
@@ -264,7 +352,12 @@ def experiment_id(client: MlflowClient, uri: str, storage: str | Path | None) ->
         path = database_path(uri)
         folder = storage if path is None else path.parent
         location = None if uri.startswith(("http", "databricks")) or folder is None else _artifacts(folder)
-        return str(client.create_experiment(EXPERIMENT, artifact_location=location, tags=EXPERIMENT_TAGS))
+        try:
+            return str(client.create_experiment(EXPERIMENT, artifact_location=location, tags=EXPERIMENT_TAGS))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return experiment_id(client, uri, storage)  # another study has created it since
     if experiment.lifecycle_stage != "active":
         raise TrackingError(
             f"the experiment {EXPERIMENT!r} was deleted in MLflow at {redacted(uri)}. Cure: restore it (mlflow "
@@ -319,6 +412,23 @@ def _prepare_folder(uri: str, path: Path, storage: str | Path | None) -> None:
         raise TrackingError(f"tracking URI {uri!r} may not be written by this user. Cure: another --tracking-uri")
 
 
+def _refuse_locked(uri: str, database: Path) -> None:
+    """Raise StoreUnavailable if another process keeps a database locked: MLflow would try for minutes."""
+    if not os.access(database, os.W_OK):
+        return
+    try:
+        with closing(_open(database, timeout_s=LOCK_PATIENCE_S)) as connection:
+            connection.execute("begin immediate")
+            connection.rollback()
+    except sqlite3.DatabaseError as error:
+        if _SQLITE_BUSY.search(str(error)):
+            raise StoreUnavailable(
+                f"MLflow at {redacted(uri)} cannot be used: {error}. Cure: end the process that holds the database, or "
+                "make room on its disk"
+            ) from error
+        # No database, or a damaged one: MLflow says so when it opens it.
+
+
 def _follow_artifacts(database: Path) -> None:
     """Correct the locations of the artifacts in a database that was copied or moved together with them.
 
@@ -359,8 +469,8 @@ def _is_copy_of(original: Path, created: int) -> bool:
         return False
 
 
-def _open(database: Path, mode: str = "rw") -> sqlite3.Connection:
-    return sqlite3.connect(f"file:{quote(str(database))}?mode={mode}", uri=True, timeout=20)
+def _open(database: Path, mode: str = "rw", timeout_s: float = 20.0) -> sqlite3.Connection:
+    return sqlite3.connect(f"file:{quote(str(database))}?mode={mode}", uri=True, timeout=timeout_s)
 
 
 def _experiment(connection: sqlite3.Connection) -> tuple[int, str]:
@@ -382,16 +492,42 @@ def _cure(uri: str, scheme: str, error: Exception) -> str:
             f"(or MLFLOW_SERVER_ALLOWED_HOSTS={host}), or use its IP address"
         )
     if isinstance(error, MlflowException) and error.error_code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
-        return "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN)"
+        return (
+            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN); a study does not "
+            "store the password of an address"
+        )
+    if isinstance(error, ImportError):
+        return f"install the driver of this database (pip install {error.name or 'its driver'})"
+    if re.search("password|authentication|access denied", str(error), re.IGNORECASE):
+        return "give the whole address with --tracking-uri, or in MLFLOW_TRACKING_URI; a study does not store passwords"
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return "name the server's certificate: MLFLOW_TRACKING_SERVER_CERT_PATH=FILE"
+    if "WRONG_VERSION_NUMBER" in str(error):
+        return "http:// instead of https://: the server does not speak TLS"
     if scheme in ("http", "https"):
         return "start the server, correct the address, or leave it out for a local database"
     return "correct the address, repair the database, or leave it out for a local one"
+
+
+def _may_answer_later(error: Exception) -> bool:
+    """Return whether a store may be usable later without a change of its address, its login or its settings."""
+    if isinstance(error, MlflowException):
+        refuses_login = error.error_code in ("UNAUTHENTICATED", "PERMISSION_DENIED")
+        return error.error_code in TRANSIENT_CODES and not refuses_login and not _NEVER_RIGHT.search(str(error))
+    if isinstance(error, sqlalchemy.exc.OperationalError):
+        return bool(_SQLITE_BUSY.search(str(error)) or _DATABASE_AWAY.search(str(error)))
+    return isinstance(error, requests.RequestException)
 
 
 def is_transient(error: Exception) -> bool:
     """Return whether the same request may succeed later: the store was unavailable, busy, or refused the login."""
     if isinstance(error, MlflowException):
         return error.error_code in TRANSIENT_CODES
-    return isinstance(
-        error, (StoreGone, requests.RequestException, ConnectionError, TimeoutError, sqlalchemy.exc.SQLAlchemyError)
-    )
+    kinds = (StoreGone, StoreUnavailable, requests.RequestException, ConnectionError, TimeoutError)
+    return isinstance(error, (*kinds, sqlalchemy.exc.SQLAlchemyError, sqlite3.OperationalError))
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, without passwords, in at most 300 characters."""
+    lines = str(error).strip().splitlines()
+    return redacted(lines[0])[:300] if lines else type(error).__name__

@@ -16,7 +16,7 @@ import json
 import math
 import posixpath
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -96,9 +96,19 @@ class File(NamedTuple):
 
 
 @dataclass
+class News:
+    """What one event appends to a run: points, and what is attached to it (files, models, data sets)."""
+
+    points: list[Point] = field(default_factory=list)
+    files: list[File] = field(default_factory=list)
+    models: list[ExportedModel] = field(default_factory=list)
+    datasets: list[DatasetPart] = field(default_factory=list)
+
+
+@dataclass
 class RunUpdate:
     """Everything new about one run. ``offset`` is the one behind the last event in it; parameters and tags are those
-    of the whole run."""
+    of the whole run. attached: for each event with attachments, by the offset behind it, its news."""
 
     trial: str | None
     name: str
@@ -109,38 +119,84 @@ class RunUpdate:
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)
-    files: list[File] = field(default_factory=list)
-    models: list[ExportedModel] = field(default_factory=list)
-    datasets: list[DatasetPart] = field(default_factory=list)
+    attached: dict[int, News] = field(default_factory=dict)
+
+    @property
+    def files(self) -> list[File]:
+        return [file for news in self.attached.values() for file in news.files]
+
+    @property
+    def models(self) -> list[ExportedModel]:
+        return [model for news in self.attached.values() for model in news.models]
+
+    @property
+    def datasets(self) -> list[DatasetPart]:
+        return [part for news in self.attached.values() for part in news.datasets]
 
 
 def updates_of(
-    records: Iterable[Record], state: StudyState, delivered: Mapping[str | None, int], folder: Path
+    records: Iterable[Record],
+    state: StudyState,
+    delivered: Mapping[str | None, int],
+    folder: Path,
+    *,
+    unsent: Mapping[str | None, Collection[int]] | None = None,
+    damaged: dict[str, str] | None = None,
 ) -> tuple[StudyState, list[RunUpdate]]:
     """Reduce events in their order; return the state after them and an update for each run that they concern.
 
     state: the study before the events. delivered: for each run the offset up to which it has its events; those change
-    the state but are not sent again. folder: where the study is now. The update of the study's own run comes first: the
-    other runs name it as parent.
+    the state but are not sent again. unsent: for each run the offsets of delivered events whose attachments the store
+    has refused; these are part of the update. folder: where the study is now. The update of the study's own run comes
+    first: the other runs name it as parent.
+
+    An event that cannot be read changes nothing. damaged: gets the place of each such event, with the error.
     """
     updates: dict[str | None, RunUpdate] = {}
+    damaged = {} if damaged is None else damaged
     for record in records:
-        before, state = state, reduce_event(state, record.event)
-        kind = record.event.get("event")
-        if kind not in _OF_STUDY and kind not in _OF_TRIAL:
+        before = state
+        try:
+            state = reduce_event(before, record.event)
+            found = _news_of_runs(record, before, state, folder, delivered, unsent or {})
+        except Exception as error:  # a damaged line: whatever its values are, the rest of the study is delivered
+            state = before
+            damaged[f"the line before byte {record.end}"] = f"{type(error).__name__}: {error}"
             continue
-        for run in _runs_of(record.event):
-            if record.end <= delivered.get(run, 0):
-                continue
+        for run, news in found.items():
             update = updates.setdefault(run, RunUpdate(run, run or state.study, _ms(state.time_s)))
-            update.offset = record.end
-            _add_news(update, record.event, before, state, folder)
+            update.offset = max(record.end, delivered.get(run, 0))
+            if record.end > delivered.get(run, 0):
+                update.points += news.points
+            if news.files or news.models or news.datasets:
+                update.attached[record.end] = news
     for run, update in updates.items():
-        if run is None:
-            _describe_study(update, state, folder)
-        elif run in state.trials:
-            _describe_trial(update, state.trials[run], state)
+        try:
+            if run is None:
+                _describe_study(update, state, folder)
+            elif run in state.trials:
+                _describe_trial(update, state.trials[run], state)
+        except Exception as error:  # the settings in a damaged line: points and files of the run do not depend on them
+            damaged[f"the settings of {run or state.study}"] = f"{type(error).__name__}: {error}"
     return state, sorted(updates.values(), key=lambda update: update.trial is not None)
+
+
+def _news_of_runs(
+    record: Record,
+    before: StudyState,
+    after: StudyState,
+    folder: Path,
+    delivered: Mapping[str | None, int],
+    unsent: Mapping[str | None, Collection[int]],
+) -> dict[str | None, News]:
+    """Return what one event, between two states, appends to each run that does not have it."""
+    kind = record.event.get("event")
+    if kind not in _OF_STUDY and kind not in _OF_TRIAL:
+        return {}
+    runs = [
+        run for run in _runs_of(record.event) if record.end > delivered.get(run, 0) or record.end in unsent.get(run, ())
+    ]
+    return {run: _news(run, record.event, before, after, folder) for run in runs}
 
 
 _OF_STUDY = frozenset(
@@ -170,51 +226,53 @@ def _tested(event: Event) -> dict[str, Mapping[str, Any]]:
     }
 
 
-def _add_news(update: RunUpdate, event: Event, before: StudyState, after: StudyState, folder: Path) -> None:
-    """Add what one event, between two states, appends to a run: points, files, models and data sets."""
-    if update.trial is None:
-        _add_news_of_study(update, event, after)
-    elif event.get("event") == "trial_started" and update.trial not in before.trials:
-        started = after.trials[update.trial]
-        update.files.append(_config_file(started.config))
-        update.datasets += _datasets(after, started, ("train", "validation"))
-    elif update.trial in _tested(event):
-        scores = {f"test_{name}": value for name, value in _tested(event)[update.trial].get("test", {}).items()}
+def _news(run: str | None, event: Event, before: StudyState, after: StudyState, folder: Path) -> News:
+    """Return what one event, between two states, appends to a run."""
+    news = News()
+    if run is None:
+        _add_news_of_study(news, event, after)
+    elif event.get("event") == "trial_started" and run not in before.trials:
+        started = after.trials[run]
+        news.files.append(_config_file(started.config))
+        news.datasets += _datasets(after, started, ("train", "validation"))
+    elif run in _tested(event):
+        scores = {f"test_{name}": value for name, value in _tested(event)[run].get("test", {}).items()}
         scores = {name.replace("test_untrained_", "untrained_"): value for name, value in scores.items()}
-        update.points += points(grouped(scores), 0, _ms(after.time_s))
-        update.datasets += _datasets(after, after.trials.get(update.trial), ("test",))
-        return
-    update.files += [
+        news.points += points(grouped(scores), 0, _ms(after.time_s))
+        news.datasets += _datasets(after, after.trials.get(run), ("test",))
+        return news
+    news.files += [
         File(one.artifact_path, _moved(one.path, after, folder)) for one in after.artifacts[len(before.artifacts) :]
     ]
-    update.files += [file_of_test_read(read) for read in after.test_reads[len(before.test_reads) :]]
-    update.models += [moved_model(one, after, folder) for one in after.models[len(before.models) :]]
+    news.files += [file_of_test_read(read) for read in after.test_reads[len(before.test_reads) :]]
+    news.models += [moved_model(one, after, folder) for one in after.models[len(before.models) :]]
     if after.summary is not before.summary:
-        update.points += points(grouped(after.summary.metrics), 0, _ms(after.summary.time_s))
+        news.points += points(grouped(after.summary.metrics), 0, _ms(after.summary.time_s))
     for name, stage in after.stages.items():
         if stage.ranking is not None and stage is not before.stages.get(name):
-            update.files.append(File(f"ranking_{name}.json", text=json.dumps(stage.ranking, indent=1) + "\n"))
-    trial = after.trials.get(update.trial or "")
+            news.files.append(File(f"ranking_{name}.json", text=json.dumps(stage.ranking, indent=1) + "\n"))
+    trial = after.trials.get(run or "")
     if trial is None or trial.num_epochs not in trial.reports:
-        return
+        return news
     report, reported = trial.reports[trial.num_epochs], before.trials.get(trial.trial)
     earlier = reported.reports.get(trial.num_epochs) if reported else None
     if report is not earlier:
         metrics = grouped(changed_metrics(earlier, report))
         if not _is_scheduled(trial.config):  # a flat line; the value is a parameter
             metrics.pop("train/learning_rate", None)
-        update.points += points(metrics, trial.num_epochs, _ms(report.time_s))
+        news.points += points(metrics, trial.num_epochs, _ms(report.time_s))
     best, best_before = _best_epoch(trial), _best_epoch(reported) if reported else {}
     changed = {name: value for name, value in best.items() if best_before.get(name) != value}
-    update.points += points({**changed, EPOCHS: trial.num_epochs}, 0, _ms(report.time_s))
+    news.points += points({**changed, EPOCHS: trial.num_epochs}, 0, _ms(report.time_s))
+    return news
 
 
-def _add_news_of_study(update: RunUpdate, event: Event, after: StudyState) -> None:
+def _add_news_of_study(news: News, event: Event, after: StudyState) -> None:
     if event.get("event") == "study_started":
         settings = {"study": after.config, "trial": nested(after.constant), "varies": list(after.varying or ())}
-        update.files.append(_config_file(settings))
+        news.files.append(_config_file(settings))
     for key in _tested(event):
-        update.datasets += _datasets(after, after.trials.get(key), ("train", "validation", "test"))
+        news.datasets += _datasets(after, after.trials.get(key), ("train", "validation", "test"))
 
 
 def _config_file(settings: Mapping[str, Any]) -> File:
