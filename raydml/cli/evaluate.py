@@ -266,12 +266,14 @@ def _on_own_classes(
     source: _ModelSource, on: Literal["val", "test"], settings: dict[str, Any], untrained: bool, save_to: Path | None
 ) -> _Result:
     from raydml.config.trial import parse_trial
+    from raydml.data.digests import ImageRecord
     from raydml.evaluation.embed import metric_spec_of
     from raydml.inference.evaluate import evaluate_checkpoint, refuse_absent_part
     from raydml.inference.export import epoch_of_weights
     from raydml.metrics.names import interval_text, metric_name
     from raydml.study.results import mean_of_runs
     from raydml.training import checkpoint
+    from raydml.training.trial_images import Catalogs
 
     found = source.found
     assert found is not None
@@ -292,6 +294,7 @@ def _on_own_classes(
         untrained=untrained,
         spec=metric_spec_of(parse_trial(card["trial"]))._replace(**settings),
         save_to=save_to,
+        catalogs=Catalogs(source.machine, record=ImageRecord.of_study(found.study) if found.study else None),
     )
     if on == "test" and found.study is not None:
         deliver_test_read(found.study, source.tracking_uri)

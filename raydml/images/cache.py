@@ -20,11 +20,14 @@ from PIL import Image
 
 from raydml.data.catalog import Catalog, DataError, listed, refuse_small_classes
 from raydml.data.datasets import images_without_files
+from raydml.data.digests import ImageRecord, Sources, changed_rows, load_sources, read_sources, refuse_changed
 from raydml.data.seal import TestKey
 from raydml.data.splits import Split
 from raydml.images.pack import (
+    UNPACKED,
     HeaderSurvey,
     ImageFiles,
+    OnChanged,
     Pack,
     clear_pack,
     open_pack,
@@ -65,7 +68,8 @@ class Storage:
     resize_px, resize, interpolation: as in `Preprocessing`. cache_dir: a folder on a disk of the node; None: each
     process keeps them in its own memory. max_bytes: the limit of all packs in cache_dir, or of one in memory; None:
     what the disk has free, or half of the free memory. on_unreadable: "refuse" raises for images without pixels,
-    "skip" leaves them out and lists them.
+    "skip" leaves them out and lists them. on_changed: "refuse" raises for files whose bytes have changed since they
+    were packed in cache_dir, "accept" takes them as they are. record: of a study, with which the bytes are compared.
     """
 
     resize_px: int
@@ -74,6 +78,8 @@ class Storage:
     cache_dir: Path | None = None
     max_bytes: int | None = None
     on_unreadable: OnUnreadable = "refuse"
+    on_changed: OnChanged = "accept"
+    record: ImageRecord | None = None
 
     @property
     def resizing(self) -> Resizing:
@@ -199,7 +205,7 @@ class _Selection:
         catalog, rows = self.catalog, self.rows
         assert catalog.root is not None
         paths = tuple(catalog.paths[row] for row in rows)
-        return ImageFiles(catalog.root, paths, catalog.modified_ns[rows], catalog.content, self.storage.resizing)
+        return ImageFiles(catalog.root, paths, self.storage.resizing, self.storage.on_changed)
 
     def kept(self) -> _KeptImages:
         """Resized images, from a pack if there is space for one."""
@@ -219,17 +225,42 @@ class _Selection:
             _logger.warning("%s", _shortage_text(found, files))
             return self.not_kept(files, found.survey, files.resizing)
         self.refuse(found.skipped)
+        self.compare(found.digests)
         return _KeptImages(found.pixels, self.left(found.skipped), found.skipped)
 
     def not_kept(self, files: ImageFiles, survey: HeaderSurvey, resizing: Resizing | None) -> _KeptImages:
         """Images that are decoded at each reading."""
         self.refuse(survey.unreadable)
+        if self.storage.cache_dir is not None or self.storage.record is not None:
+            self.compare(self.sources_not_kept(files).digests)
         skipped = unreadable_of(files) if self.storage.on_unreadable == "skip" else survey.unreadable
         self.refuse(skipped)
         left = self.left(skipped)
         return _KeptImages(
             DecodedPixels(files.root, [self.catalog.paths[row] for row in left], resizing), left, skipped
         )
+
+    def sources_not_kept(self, files: ImageFiles) -> Sources:
+        """What files contain that are in no pack. In cache_dir is written what was read, so that it is read once."""
+        if self.storage.cache_dir is None:
+            return read_sources(files.root, files.paths)
+        file = files.folder(self.storage.cache_dir) / UNPACKED
+        before = None
+        with suppress(OSError, ValueError, KeyError):  # not there, or damaged: all files are read again
+            before, _ = load_sources(file, len(files.paths))
+        now = read_sources(files.root, files.paths, before)
+        if before is not None and files.on_changed == "refuse":
+            rows = changed_rows(before.digests, now.digests)
+            refuse_changed(files.root, files.paths, rows, "they were first read")
+        if before is None or not np.array_equal(now.stamps, before.stamps):
+            with suppress(OSError):  # no room, or read-only: the same work again at the next start
+                now.save(file)
+        return now
+
+    def compare(self, digests: np.ndarray) -> None:
+        """Raise DataError for images with other bytes than those that the study has recorded. digests: one a row."""
+        if self.storage.record is not None:
+            self.storage.record.refuse_changed(self.catalog, self.rows, digests)
 
     def left(self, skipped: dict[str, str]) -> np.ndarray:
         """The rows whose images are not skipped."""
@@ -271,7 +302,8 @@ def open_or_write(
         lock = FileLock(folder / "lock")
         _acquire(lock, folder)
         try:
-            pack = open_pack(folder, files)  # another process may have written it meanwhile
+            # Another process may have written it meanwhile.
+            pack = open_pack(folder, files, report_damage=True)
             if pack is None:
                 clear_pack(folder)
                 survey = survey_headers(files)
@@ -280,7 +312,7 @@ def open_or_write(
                 if shortage := _shortage(survey, cache_dir, max_bytes):
                     return shortage
                 write_pack(folder, files, survey, refuse)
-                pack = open_pack(folder, files, try_skipped=False)  # they were tried a moment ago
+                pack = open_pack(folder, files, just_written=True)
                 assert pack is not None, "a pack just written is whole and current"
         finally:
             lock.release()

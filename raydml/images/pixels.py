@@ -237,12 +237,19 @@ class Pixels(Protocol):
 class PackedPixels:
     """Images one after the other in one flat array, in memory or memory-mapped.
 
-    flat: (bytes,) uint8. offsets: (N,) int64, where each image begins. sizes: (N, 2) int32, height and width.
+    flat: (bytes,) uint8. offsets: (N,) int64, where each image begins. sizes: (N, 2) int32, height and width. check: a
+    function of an image's offset and its pixels that returns them, or the right ones where the array was damaged.
     """
 
-    def __init__(self, flat: np.ndarray, offsets: np.ndarray, sizes: np.ndarray) -> None:
+    def __init__(
+        self,
+        flat: np.ndarray,
+        offsets: np.ndarray,
+        sizes: np.ndarray,
+        check: Callable[[int, np.ndarray], np.ndarray] | None = None,
+    ) -> None:
         assert len(offsets) == len(sizes)
-        self.flat, self.offsets, self.sizes = flat, offsets, sizes
+        self.flat, self.offsets, self.sizes, self.check = flat, offsets, sizes, check
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -253,13 +260,15 @@ class PackedPixels:
         images = []
         for begin, (height, width) in zip(self.offsets[rows].tolist(), self.sizes[rows].tolist(), strict=True):
             image = self.flat[begin : begin + height * width * 3].reshape(height, width, 3)
+            if self.check is not None:
+                image = self.check(begin, image)
             image.flags.writeable = False
             images.append(image)
         return images
 
     def select(self, rows: Rows) -> "PackedPixels":
         rows = np.asarray(rows, dtype=np.int64)
-        return PackedPixels(self.flat, self.offsets[rows], self.sizes[rows])
+        return PackedPixels(self.flat, self.offsets[rows], self.sizes[rows], self.check)
 
 
 class DecodedPixels:
@@ -302,10 +311,10 @@ def centres(pixels: Pixels, rows: Rows, size_px: int) -> np.ndarray:
 
 
 def decode_in_order(
-    root: Path, paths: Sequence[str], resizing: Resizing | None
+    root: Path, paths: Sequence[str], resizing: Resizing | None, opener: Opener | None = None
 ) -> Iterator[np.ndarray | UnreadableImage]:
     """Decode every file in the order of the paths: its pixels, or why it has none. Memory: a few images a thread."""
-    return _in_order(partial(decode, root, resizing=resizing), paths)
+    return _in_order(partial(decode, root, resizing=resizing, opener=opener), paths)
 
 
 def read_headers(root: Path, paths: Sequence[str]) -> Iterator[Header | UnreadableImage]:

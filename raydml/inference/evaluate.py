@@ -29,7 +29,7 @@ from raydml.inference.export import load_checkpoint
 from raydml.models.network import build_network
 from raydml.training.parts import network_arguments
 from raydml.training.randomness import seed_for
-from raydml.training.trial_images import open_development, open_test, split_for, storage_for
+from raydml.training.trial_images import Catalogs, open_development, open_test, split_for, storage_for
 
 
 def embed_as_trained(
@@ -65,6 +65,7 @@ def evaluate_checkpoint(
     untrained: bool = True,
     spec: MetricSpec | None = None,
     save_to: Path | None = None,
+    catalogs: Catalogs | None = None,
 ) -> Evaluation:
     """Score a checkpoint's best weights on the validation or the test classes of its own trial.
 
@@ -77,6 +78,7 @@ def evaluate_checkpoint(
             under the same names with the prefix `untrained_`.
         spec: the metrics to compute; None: those of the trial.
         save_to: a file for the embeddings (saved_embeddings.py), written before they are scored.
+        catalogs: of this machine, with the record of the study's images where there is one.
 
     Raises DataError for the test part without a key, for a part that the trial trained on (see `refuse_absent_part`),
     and for images other than those of the trial.
@@ -86,7 +88,7 @@ def evaluate_checkpoint(
     model = load_checkpoint(checkpoint_folder)
     refuse_absent_part(model.card, part, str(checkpoint_folder))
     trial = parse_trial(model.card["trial"])
-    images, class_names, scored_by = _open_part(trial, part, machine, key)
+    images, class_names, scored_by = _open_part(trial, part, machine, key, catalogs)
     run_on = device or device_of(machine)
     spec = spec or metric_spec_of(trial)
 
@@ -190,16 +192,16 @@ def trained_on_every_class_of(card: Mapping[str, Any]) -> str:
 
 
 def _open_part(
-    trial: Trial, part: str, machine: Machine, key: TestKey | None
+    trial: Trial, part: str, machine: Machine, key: TestKey | None, catalogs: Catalogs | None
 ) -> tuple[Images, list[str], dict[str, Any]]:
     """Return the images of a part, the names of its classes, and how it is scored, as saved beside embeddings."""
     if part == "val":
-        opened = open_development(trial, machine, augmented=False)
+        opened = open_development(trial, machine, augmented=False, catalogs=catalogs)
         names = [opened.catalog.class_names[number] for number in opened.split.val]
         # declared protocols and lists are for the test classes
         return opened.val, names, {"protocols": list(protocols_of(opened.val.roles, ()))}
     assert key is not None
-    catalog, images = open_test(trial, machine, key)
+    catalog, images = open_test(trial, machine, key, catalogs)
     names = [catalog.class_names[number] for number in split_for(trial, catalog).test]
     return images, names, _scored_by(catalog, images.roles)
 

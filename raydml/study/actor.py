@@ -6,6 +6,7 @@ import gc
 import logging
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ray import tune
 
 from raydml.config.refit import validates
 from raydml.config.trial import Machine, Trial, parse_trial
+from raydml.data.digests import ImageRecord
 from raydml.data.seal import TestReads
 from raydml.evaluation.embed import metric_spec_of
 from raydml.evaluation.saved_embeddings import concatenate, load_embeddings
@@ -83,7 +85,7 @@ class TrialActor(tune.Trainable):
         machine = Machine.model_validate(config["machine"])
         trial: Trial = parse_trial(config["trial"])
         if self._catalogs is None or self._catalogs.machine != machine:
-            self._catalogs = Catalogs(machine)
+            self._catalogs = Catalogs(machine, record=ImageRecord.of_study(Path(config["reads"]).parent))
         reads = TestReads(Path(config["reads"]))
         device = assigned_device(machine)
         self._trainer = Trainer(trial, machine, device=device, catalogs=self._catalogs, reads=reads)
@@ -154,11 +156,13 @@ def evaluate_remotely(folder: str, machine: dict[str, Any], reads: str, commit: 
     refuse_absent_part(card, "test", folder)
     trial = parse_trial(card["trial"])
     spec = metric_spec_of(trial)._replace(groups=METRIC_GROUPS)
+    catalogs = Catalogs(here, record=ImageRecord.of_study(Path(reads).parent))
+    evaluate = partial(evaluate_checkpoint, Path(folder), device=device, spec=spec, catalogs=catalogs)
     val = {}
     if validates(trial):
-        val = evaluate_checkpoint(Path(folder), "val", here, device=device, spec=spec).metrics
+        val = evaluate("val", here).metrics
     key = TestReads(Path(reads)).record(purpose="finalize", checkpoint=folder, commit=commit)
-    test = evaluate_checkpoint(Path(folder), "test", here, key=key, device=device, spec=spec, save_to=Path(embeddings))
+    test = evaluate("test", here, key=key, save_to=Path(embeddings))
     return {"val": val, "test": test.metrics, "protocols": test.protocols, "num_left_out": test.num_left_out}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from raydml.config.refit import has_search
 from raydml.config.trial import Machine, parse_trial
+from raydml.data.digests import ImageRecord
 from raydml.errors import ConfigError
 from raydml.search_space.space import SearchSpace, load_space
 from raydml.study import events
@@ -84,7 +85,7 @@ def _trials(folder: Path, study: dict[str, Any], num_trials: int) -> list[dict[s
     machine = Machine.model_validate(study["machine"])
     try:
         space = dataclasses.replace(_space(folder, study, num_trials), machine=machine)
-        catalogs = Catalogs(machine)
+        catalogs = Catalogs(machine, record=ImageRecord.of_study(folder))
         drawn = fingerprinted_trials(space, catalogs)
     except ConfigError as error:
         raise StudyError(f"study {folder.name!r} cannot have {num_trials} trials: {error}") from error
@@ -98,7 +99,7 @@ def _trials(folder: Path, study: dict[str, Any], num_trials: int) -> list[dict[s
             "recorded, or sampling has changed. Cure: a new study with this number of trials (sweep ... --name)"
         )
     splits = make_splits(space.study, catalogs, drawn)
-    prepare_images(machine, drawn)
+    prepare_images(machine, drawn, catalogs)
     write_json(folder / "split.json", splits)
     return trials
 

@@ -8,6 +8,7 @@
                  search/ confirm/ refit/  run-000/<trial>/checkpoint_*, one run folder for each (re)start
                  ranking.json confirmed.json refit.json final.json summary.json   what each stage ended with
                  final/          the test numbers and embeddings of each finalized run and refit
+                 image_digests/  the bytes of its images as they were when each was first opened (data/digests.py)
                  test_reads.jsonl  every opening of the test classes
                  illustrations/ report/ model/
 """
@@ -18,6 +19,7 @@ import hashlib
 import json
 import logging
 import shlex
+import shutil
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -32,6 +34,7 @@ from raydml.config.sections import SplitSettings
 from raydml.config.trial import Machine, StudySettings, Trial, fingerprint
 from raydml.data.benchmarks import BENCHMARK_OF
 from raydml.data.catalog import Catalog, DataError
+from raydml.data.digests import ImageRecord
 from raydml.data.splits import Split, make_split
 from raydml.errors import did_you_mean
 from raydml.ops.files import write_whole
@@ -194,7 +197,10 @@ def create_study(
         return folder
     study_id = _study_id_before(folder, trials)
     machine = with_absolute_paths(space.machine, storage)
-    left_out = prepare_images(machine, trials, catalogs)
+    record = ImageRecord.of_study(folder)
+    if not study_id:
+        shutil.rmtree(record.folder, ignore_errors=True)  # of a creation that was cut off
+    left_out = prepare_images(machine, trials, catalogs.recorded(record, on_changed="accept"))
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "split.json", splits)
     write_whole(folder / "space.yaml", space_text)
@@ -307,11 +313,10 @@ def without_some(part: str, num_left_out: int) -> list[str]:
     return [f"{counted(num_left_out, f'{part} image')} that cannot be read {verb} left out"]
 
 
-def prepare_images(machine: Machine, trials: Sequence[Trial], catalogs: Catalogs | None = None) -> dict[str, set[str]]:
+def prepare_images(machine: Machine, trials: Sequence[Trial], catalogs: Catalogs) -> dict[str, set[str]]:
     """Fetch the pretrained weights, then decode the development images: once for all trials and before any starts.
 
-    Images of trials that train on every class are left to those trials, which record that they open them. Returns data
-    set -> paths of the unreadable images that are left out.
+    Returns what `decode_images` returns.
     """
     from raydml.models.network import build_network
 
@@ -320,6 +325,15 @@ def prepare_images(machine: Machine, trials: Sequence[Trial], catalogs: Catalogs
     }.values():
         if model.weights != "none":
             build_network(**model.model_dump(), seed=0)
+    return decode_images(machine, trials, catalogs)
+
+
+def decode_images(machine: Machine, trials: Sequence[Trial], catalogs: Catalogs) -> dict[str, set[str]]:
+    """Decode the development images unless they are in the cache, and compare their bytes with the study's record.
+
+    Images of trials that train on every class are left to those trials, which record that they open them. Returns data
+    set -> paths of the unreadable images that are left out. Raises DataError for missing, changed and unreadable ones.
+    """
     include = {"content", "resize_px", "resize", "interpolation", "split"}
     left_out: dict[str, set[str]] = {}
     sealed = [trial for trial in trials if not trains_on_test_classes(trial)]

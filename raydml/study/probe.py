@@ -20,7 +20,7 @@ from raydml.models.random_weights import write_random_weights
 from raydml.study.folder import StudyError, StudyPlan, with_absolute_paths
 from raydml.study.forecast import find_weights, steps_per_epoch
 from raydml.training.probe import StepCost, probe_trial
-from raydml.training.trial_images import open_development
+from raydml.training.trial_images import Catalogs, open_development
 
 #: What decides the speed and the memory of a trial; losses and miners take little of either.
 _SECTIONS = ("data.", "model.", "sampler.", "method.", "precision", "channels_last", "compile")
@@ -57,7 +57,7 @@ def probe_study(plan: StudyPlan, storage: Path, expected: dict[str, Any]) -> dic
     rows, total_s = [], 0.0
     for group in groups.values():
         trial = group[0]
-        open_development(trial, machine, augmented=False)
+        open_development(trial, machine, augmented=False, catalogs=Catalogs(machine, on_changed="accept"))
         cost = _in_a_process(trial, machine)
         steps, _ = steps_per_epoch(trial, catalogs.of(trial))
         epoch_s = steps * cost.seconds_per_step + cost.validation_s + cost.clustering_s

@@ -17,6 +17,7 @@ import ray
 
 from raydml.config.refit import has_search, trains_on_test_classes
 from raydml.config.trial import Machine, StudySettings, Trial, fingerprint, parse_trial
+from raydml.data.digests import ImageRecord
 from raydml.metrics.intervals import t_interval
 from raydml.study.actor import evaluate_ensemble_remotely, evaluate_remotely, illustrate_remotely
 from raydml.study.cluster import Interrupted, catch_signals, connected, trial_resources
@@ -26,6 +27,7 @@ from raydml.study.events import TrialState, events_path, rank, read_state
 from raydml.study.folder import (
     RESULT_FILES,
     StudyError,
+    decode_images,
     newest_checkpoint,
     num_tested,
     planned_stages,
@@ -71,7 +73,7 @@ def run_study(folder: Path, *, address: str | None = None, time_limit_s: float |
         session = StudySession(folder, study, machine, study_json["select_on"], {})
         if deadline_s is not None:
             session = session._replace(limit=TimeLimit(str(folder), deadline_s))
-        catalogs = _refuse_other_images(study_json, machine)
+        catalogs = _refuse_other_images(folder, study_json, machine)
         about = description_of(folder, study_json, catalogs.of(parse_trial(study_json["trials"][0])))
         return _run(session, study_json, about, address, time_limit_s)
 
@@ -130,11 +132,13 @@ def _num_steps(study: StudySettings, trials: Sequence[Any]) -> int:
     return num_tested(study, trials) + (num_ensembles if has_search(trials) else 0) + 3
 
 
-def _refuse_other_images(study_json: Mapping[str, Any], machine: Machine) -> Catalogs:
-    """Raise DataError where the images are not those of the study: each trial would crash on them, and count as run."""
-    catalogs = Catalogs(machine)
-    for trial in study_json["trials"]:
-        catalogs.of(parse_trial(trial))
+def _refuse_other_images(folder: Path, study_json: Mapping[str, Any], machine: Machine) -> Catalogs:
+    """Raise DataError where the images are not those of the study: no trial could be compared with those before."""
+    catalogs = Catalogs(machine, record=ImageRecord.of_study(folder))
+    trials = [parse_trial(trial) for trial in study_json["trials"]]
+    for trial in trials:
+        catalogs.of(trial)
+    decode_images(machine, trials, catalogs)
     return catalogs
 
 

@@ -1,5 +1,6 @@
 """The images of a trial: its catalog, its split and its pixels."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from raydml.config.sections import Data
@@ -7,9 +8,11 @@ from raydml.config.trial import Machine, Trial, fingerprint
 from raydml.data.benchmarks import published_catalog
 from raydml.data.catalog import WITHOUT_FILES, Catalog, DataError, log_notes
 from raydml.data.datasets import open_catalog
+from raydml.data.digests import ImageRecord
 from raydml.data.seal import TestKey, TestReads
 from raydml.data.splits import Split, make_split
 from raydml.images.cache import Images, Storage, load_development, load_test
+from raydml.images.pack import OnChanged
 from raydml.images.preprocessing import Preprocessing
 from raydml.training.checkpoint import git_commit
 
@@ -27,13 +30,28 @@ class OpenedImages(NamedTuple):
 class Catalogs:
     """The catalogs of the data sets of several trials; each is listed once, because a large one takes seconds.
 
-    as_published: the catalogs of benchmarks have the published counts, and no image is looked for.
+    as_published: the catalogs of benchmarks have the published counts, and no image is looked for. record: of the
+    bytes of a study's images, with which those that are opened are compared. on_changed: "accept" for a new study,
+    which takes images as they are; otherwise images that have changed since they were decoded are refused.
     """
 
-    def __init__(self, machine: Machine, *, as_published: bool = False) -> None:
-        self.machine = machine
+    def __init__(
+        self,
+        machine: Machine,
+        *,
+        as_published: bool = False,
+        record: ImageRecord | None = None,
+        on_changed: OnChanged = "refuse",
+    ) -> None:
+        self.machine, self.record, self.on_changed = machine, record, on_changed
         self._as_published = as_published
         self._opened: dict[tuple[str, str | None], Catalog] = {}
+
+    def recorded(self, record: ImageRecord, on_changed: OnChanged = "refuse") -> "Catalogs":
+        """These catalogs with another record."""
+        other = Catalogs(self.machine, as_published=self._as_published, record=record, on_changed=on_changed)
+        other._opened = self._opened
+        return other
 
     def of(self, trial: Trial) -> Catalog:
         """The catalog of a trial's data set. Raises DataError, also if its content differs from ``data.content``."""
@@ -80,7 +98,8 @@ def open_development(
     machine, where the images may have been listed before. reads: where a trial that trains on every class
     (``data.split.test_fraction: 0``) records that it opens classes on which others are tested; such a trial needs it.
     """
-    catalog = (catalogs or Catalogs(machine)).of(trial)
+    catalogs = catalogs or Catalogs(machine)
+    catalog = catalogs.of(trial)
     if trial.data.split.test_fraction == 0:
         if reads is None:
             raise DataError(
@@ -92,14 +111,24 @@ def open_development(
         reads.record(purpose=purpose, checkpoint=name, commit=commit).spend()
     split = split_for(trial, catalog)
     original = augmented and trial.data.cache == "off"
-    train, val = load_development(catalog, split, storage_for(trial.data, machine), original=original)
+    train, val = load_development(catalog, split, _storage_of(trial, machine, catalogs), original=original)
     return OpenedImages(with_content(trial, catalog), catalog, split, train, val)
 
 
-def open_test(trial: Trial, machine: Machine, key: TestKey) -> tuple[Catalog, Images]:
+def open_test(trial: Trial, machine: Machine, key: TestKey, catalogs: Catalogs | None = None) -> tuple[Catalog, Images]:
     """Open the test images of a trial and spend the key. Raises DataError."""
-    catalog = Catalogs(machine).of(trial)
-    return catalog, load_test(catalog, split_for(trial, catalog), storage_for(trial.data, machine), key=key)
+    catalogs = catalogs or Catalogs(machine)
+    catalog = catalogs.of(trial)
+    return catalog, load_test(catalog, split_for(trial, catalog), _storage_of(trial, machine, catalogs), key=key)
+
+
+def _storage_of(trial: Trial, machine: Machine, catalogs: Catalogs) -> Storage:
+    # A trial that names the hash of its images was made for those that were there; any other takes what is there. What
+    # was there is in the record of the study. Without one the images in the cache count, which may be another study's.
+    record, content = catalogs.record, trial.data.content
+    is_recorded = record is not None and record.has(content)
+    on_changed: OnChanged = catalogs.on_changed if content and not is_recorded else "accept"
+    return replace(storage_for(trial.data, machine), on_changed=on_changed, record=record)
 
 
 def storage_for(sizes: Data | Preprocessing, machine: Machine) -> Storage:

@@ -1,3 +1,5 @@
+import hashlib
+import json
 import logging
 import os
 import resource
@@ -16,8 +18,10 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
+from raydml.data import digests
 from raydml.data.catalog import Catalog, DataError, ImageFile, catalog_of
 from raydml.data.datasets import open_catalog
+from raydml.data.digests import ImageRecord
 from raydml.data.seal import TestReads
 from raydml.data.splits import Split, make_split
 from raydml.images import cache, pack
@@ -87,6 +91,12 @@ def same(left: Images, right: Images) -> bool:
         and np.array_equal(left.labels, right.labels)
         and all(np.array_equal(a, b) for a, b in zip(pixels_of(left), pixels_of(right), strict=True))
     )
+
+
+@pytest.fixture
+def old_files(monkeypatch):
+    """Files that were written a moment ago count as old: what was read of them is trusted at once."""
+    monkeypatch.setattr(digests, "_RECENT_NS", 0)
 
 
 def manifests(cache_dir: Path) -> list[Path]:
@@ -395,14 +405,17 @@ class TestPack:
         assert len(manifests(tmp_path / "cache")) == 1
         assert len(list((tmp_path / "cache").glob("*/*.pixels"))) == 1  # folds cost no disk
 
-    def test_a_warm_start_opens_and_looks_at_no_image(self, root, tmp_path):
-        catalog, split = opened(root)
-        load_development(catalog, split, stored(tmp_path / "cache"))
-        shutil.rmtree(root)
-        root.mkdir()
-        train, val = load_development(catalog, split, stored(tmp_path / "cache"))
-        assert colours(train, 0) == [0] * 3 + [20] * 3
-        assert colours(val, 0) == [40] * 3 + [60] * 3
+    @pytest.mark.usefixtures("old_files")
+    def test_a_warm_start_opens_no_image(self, root, tmp_path):
+        def child(queue) -> None:
+            seen = files_opened(root)
+            catalog, split = opened(root)
+            seen.clear()  # folders may have been opened to list them
+            train, val = load_development(catalog, split, stored(tmp_path / "cache"))
+            queue.put((seen, colours(train, 0), colours(val, 0)))
+
+        development(root, tmp_path / "cache")
+        assert run_children(child, 1) == [(0, ([], [0] * 3 + [20] * 3, [40] * 3 + [60] * 3))]
 
     def test_other_settings_and_other_roots_have_packs_of_their_own(self, root, tmp_path):
         for changes in ({}, {"resize_px": 4}, {"resize": "squash"}, {"interpolation": "bicubic"}):
@@ -455,7 +468,7 @@ class TestPack:
         again, _ = development(root, tmp_path / "cache")
         assert all(np.array_equal(a, b) for a, b in zip(pixels_of(again), kept, strict=True))
         assert len(decoded) == 12
-        assert sorted(file.suffix for file in manifest.parent.iterdir()) == ["", ".json", ".npy", ".pixels"]
+        assert sorted(file.suffix for file in manifest.parent.iterdir()) == ["", ".json", ".npy", ".npz", ".pixels"]
 
     @pytest.mark.parametrize("differs", ["time", "size"])
     def test_an_edited_image_is_noticed(self, root, tmp_path, differs):
@@ -485,8 +498,9 @@ class TestPack:
 
     def test_a_whole_pack_in_a_folder_that_cannot_be_written(self, root):
         """A cache made beforehand, mounted read-only; as another user, since root may write everywhere."""
-        catalog, split = opened(root)
         shared = Path(tempfile.mkdtemp())  # other users cannot enter tmp_path
+        root = root.rename(shared / "images")
+        catalog, split = opened(root)
         try:
             load_development(catalog, split, stored(shared / "cache"))
             before = sorted((str(file), file.stat().st_mtime_ns) for file in shared.rglob("*"))
@@ -509,6 +523,117 @@ class TestPack:
             for folder in (shared, *(path for path in shared.rglob("*") if path.is_dir())):
                 folder.chmod(0o755)
             shutil.rmtree(shared)
+
+
+class TestBytes:
+    """Images whose bytes change while path, class and size stay; the digests are those of hashlib on the files."""
+
+    def test_what_was_read_is_recorded_and_read_again_after_a_write_alone(self, root, tmp_path, monkeypatch):
+        monkeypatch.setattr(digests, "_RECENT_NS", 0)
+        record = ImageRecord(tmp_path / "record")
+        development(root, tmp_path / "cache", record=record)
+        (file,) = record.folder.iterdir()
+        with np.load(file) as saved:
+            rows, of_bytes = saved["rows"].tolist(), [bytes(one).hex() for one in saved["digests"]]
+        assert rows == list(range(12))  # the classes a to d; e to h are sealed
+        paths = opened(root)[0].paths
+        assert of_bytes == [hashlib.sha256((root / paths[row]).read_bytes()).hexdigest()[:32] for row in rows]
+        read: list[str] = []
+        read_one = digests._read_one
+        monkeypatch.setattr(digests, "_read_one", lambda file: read.append(file.name) or read_one(file))
+        os.utime(root / "a" / "1.png", ns=(1, 1))  # as by a copy: another time, the same bytes
+        for expected in (["1.png"], ["1.png"]):  # the second time nothing is read: the new stamp was kept
+            development(root, tmp_path / "cache", record=record, on_changed="refuse")
+            assert read == expected
+
+    @pytest.mark.parametrize("kept", ["packed", "decoded at each reading", "another machine"])
+    def test_exchanged_pictures_are_refused_and_accepted_once_they_are_back(self, root, tmp_path, kept):
+        """The two files are of one size, and have each other's times: path, class, size and time show nothing."""
+        settings = {"max_bytes": 1} if kept == "decoded at each reading" else {}
+        record = ImageRecord(tmp_path / "record")
+        one, two = root / "a" / "0.png", root / "b" / "0.png"
+        two.write_bytes(one.read_bytes()[:-4] + b"same")  # the checksum of a PNG's last chunk is not looked at
+        before = opened(root)[0].content
+        development(root, tmp_path / "cache", record=record, **settings)
+        contents, times = [file.read_bytes() for file in (one, two)], [file.stat().st_mtime_ns for file in (one, two)]
+        place = tmp_path / ("elsewhere" if kept == "another machine" else "cache")
+
+        def write(first: bytes, second: bytes) -> None:
+            for file, content, time_ns in zip((one, two), (first, second), times, strict=True):
+                file.write_bytes(content)
+                os.utime(file, ns=(time_ns, time_ns))
+
+        write(*reversed(contents))
+        assert opened(root)[0].content == before
+        if kept != "another machine":  # known without a record, too
+            with pytest.raises(DataError, match="2 of 12 images"):
+                development(root, place, on_changed="refuse", **settings)
+        with pytest.raises(DataError) as refused:
+            development(root, place, record=record, **settings)
+        assert "the contents of 2 of 12 images" in str(refused.value)
+        assert "a/0.png, b/0.png. Results" in str(refused.value)
+        development(root, place, **settings)  # a new study takes them as they are
+        write(*contents)
+        development(root, place, record=record, on_changed="accept", **settings)
+
+    def test_a_missing_image_and_a_missing_folder_are_named(self, root, cache_dir):
+        catalog, split = opened(root)
+        if cache_dir is not None:
+            load_development(catalog, split, stored(cache_dir))
+            (root / "c" / "1.png").rename(root / "c" / "hidden")
+            with pytest.raises(DataError, match=r"1 of 12 images under .* cannot be found any more: c/1.png\. Cure"):
+                load_development(catalog, split, stored(cache_dir))
+            (root / "c" / "hidden").rename(root / "c" / "1.png")
+            load_development(catalog, split, stored(cache_dir))
+            root.rename(root.with_name("unmounted"))
+            with pytest.raises(DataError, match=r"folder of the images, .*/images, .*No such file.*mounted"):
+                load_development(catalog, split, stored(cache_dir))
+
+    @pytest.mark.parametrize("seen", ["at the opening", "at the reading"])
+    def test_changed_pixels_of_a_pack_are_replaced_with_a_warning(self, root, tmp_path, caplog, monkeypatch, seen):
+        before = [image.copy() for image in pixels_of(development(root, tmp_path / "cache")[0])]
+        (file,) = (tmp_path / "cache").glob("*/*.pixels")
+        whole = bytearray(file.read_bytes())
+        status = file.stat()
+        file.write_bytes(whole[:300] + bytes(byte ^ 255 for byte in whole[300:305]) + whole[305:])
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+        if seen == "at the reading":  # as if the disk had lost the bytes: nothing was written
+            monkeypatch.setattr(pack, "stamp_of_file", lambda _: np.array([*digests._stamp_of(status)]))
+        pack._checked.clear()  # as in a new process
+        again, _ = development(root, tmp_path / "cache")
+        for _ in range(2):
+            assert all(np.array_equal(a, b) for a, b in zip(pixels_of(again), before, strict=True))
+        (record,) = caplog.records
+        assert "damaged" in record.message
+        monkeypatch.undo()
+        development(root, tmp_path / "cache")
+        (file,) = (tmp_path / "cache").glob("*/*.pixels")
+        assert file.read_bytes() == whole
+
+    def test_a_pack_of_an_older_version_is_made_anew(self, root, tmp_path, decoded, caplog):
+        development(root, tmp_path / "cache")
+        (manifest,) = manifests(tmp_path / "cache")
+        facts = json.loads(manifest.read_text())
+        for name in ("sources", "sum", "index_crc32"):
+            del facts[name]
+        manifest.write_text(json.dumps({**facts, "modified": "0123", "content": "0123"}))
+        decoded.clear()
+        development(root, tmp_path / "cache")
+        assert len(decoded) == 12
+        assert not caplog.records
+
+    def test_a_damaged_record_is_named_with_its_cure(self, root, tmp_path):
+        record = ImageRecord(tmp_path / "record")
+        development(root, tmp_path / "cache", record=record)
+        (file,) = record.folder.iterdir()
+        whole = file.read_bytes()
+        for content in (whole[:100], whole[:-300] + bytes(100) + whole[-200:], b""):
+            file.write_bytes(content)
+            with pytest.raises(DataError, match=r"record/[0-9a-f-]*\.npz, .* is damaged\. Cure: delete it"):
+                development(root, tmp_path / "cache", record=record)
+        file.unlink()
+        development(root, tmp_path / "cache", record=record)
+        assert file.read_bytes() == whole
 
 
 def needed_bytes(short_px: int) -> int:
@@ -621,6 +746,7 @@ class TestSpace:
 
 
 class TestProcesses:
+    @pytest.mark.usefixtures("old_files")
     def test_four_processes_at_once_decode_once(self, root, tmp_path):
         """Each file is opened twice: for its header and for its pixels."""
         barrier = FORK.Barrier(4)
@@ -683,12 +809,12 @@ class TestProcesses:
         train, _ = development(root, tmp_path / "cache", resize_px=100)
         assert writer.exitcode == -signal.SIGKILL
         assert same(train, development(root, None, resize_px=100)[0])
-        assert sorted(file.suffix for file in folder.iterdir()) == ["", ".json", ".npy", ".pixels"]
+        assert sorted(file.suffix for file in folder.iterdir()) == ["", ".json", ".npy", ".npz", ".pixels"]
         waiting = [record.message for record in caplog.records if "waiting" in record.message]
         assert waiting == [f"waiting: another process decodes these images ({messages[0]} bytes so far)"] * 3
         assert 2 * 36_000 <= messages[0] <= 2 * 36_032  # two images of 100 x 120; the last padding may be in a buffer
 
-    @pytest.mark.parametrize("moment", ["pixels", "index", "manifest"])
+    @pytest.mark.parametrize("moment", ["pixels", "index", "sources", "manifest"])
     def test_a_writer_killed_at_any_moment_does_not_block_the_next(self, root, tmp_path, moment):
         def child(_queue) -> None:
             def die(*_):
@@ -699,7 +825,8 @@ class TestProcesses:
             elif moment == "index":
                 np.save = die
             else:
-                os.replace = die  # all is written, and the manifest not renamed yet
+                replace, name = os.replace, {"sources": "sources.npz", "manifest": "manifest.json"}[moment]
+                os.replace = lambda aside, path: die() if str(path).endswith(name) else replace(aside, path)
             development(root, tmp_path / "cache")
 
         assert run_children(child, 1) == [(-signal.SIGKILL, None)]
@@ -707,7 +834,7 @@ class TestProcesses:
         assert not manifests(tmp_path / "cache")
         train, _ = development(root, tmp_path / "cache")  # the lock ended with its holder
         assert colours(train, 1) == [0, 50, 100] * 2
-        assert len(list((tmp_path / "cache").glob("*/*"))) == 4
+        assert len(list((tmp_path / "cache").glob("*/*"))) == 5
 
     def test_remains_of_a_killed_writer_do_not_fill_the_disk(self, root, tmp_path, monkeypatch):
         development(root, tmp_path / "cache")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raydml.config.trial import fingerprint, parse_study, parse_trial
+from raydml.config.trial import Machine, fingerprint, parse_study, parse_trial
 from raydml.data.benchmarks import BENCHMARKS, PublishedCount
 from raydml.data.catalog import DataError
 from raydml.data.miniatures import build
@@ -18,10 +18,10 @@ from raydml.search_space.space import load_space
 from raydml.study import events
 from raydml.study import folder as study_files
 from raydml.study.events import read_trials
-from raydml.study.folder import StudyError, create_study, find_study
+from raydml.study.folder import StudyError, create_study, find_study, read_study
 from raydml.study.runner import StudyEvents, retain
-from raydml.study.stages import confirm_trials
-from raydml.training.trial_images import Catalogs
+from raydml.study.stages import _refuse_other_images, confirm_trials
+from raydml.training.trial_images import Catalogs, open_development
 from tests.study.study_events import ended, epoch
 
 ROOT = Path(__file__).parents[2]
@@ -163,6 +163,38 @@ def test_an_unreadable_image_is_named_before_anything_starts(tmp_path):
     with pytest.raises(DataError, match=r"0\.png"):
         make(tmp_path, text=SPACE % "image_folder", overrides=[f"machine.data_root={root}"])
     assert not (tmp_path / "studies" / "mini" / "study.json").exists()
+
+
+def test_a_study_is_refused_while_its_pictures_are_exchanged_and_goes_on_when_they_are_back(tmp_path):
+    """The two pictures have one size, so the listing is the same; a new study takes them as they are."""
+    options = [f"machine.data_root={image_folder(tmp_path / 'images')}"]
+    one, two = tmp_path / "images" / "class0" / "0.png", tmp_path / "images" / "class1" / "0.png"
+    two.write_bytes(one.read_bytes()[:-4] + b"same")
+    folder = make(tmp_path, text=SPACE % "image_folder", overrides=options)
+    assert len(list((folder / "image_digests").iterdir())) == 1
+
+    def exchange():
+        contents = one.read_bytes(), two.read_bytes()
+        two.write_bytes(contents[0])
+        one.write_bytes(contents[1])
+
+    def start():
+        study = read_study(folder)
+        return _refuse_other_images(folder, study, Machine.model_validate(study["machine"]))
+
+    start()
+    exchange()
+    study = read_study(folder)
+    with pytest.raises(DataError, match=r"2 of 16 images under .* since they were first decoded"):
+        open_development(parse_trial(study["trials"][0]), Machine.model_validate(study["machine"]))
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"2 of 16 images under .*class0/0\.png, class1/0\.png\. .*Cure: restore"):
+            start()
+    make(tmp_path, text=SPACE % "image_folder", overrides=[*options, "study.name=other"])
+    with pytest.raises(DataError, match=r"2 of 16 images .*since the study first opened them"):
+        start()
+    exchange()
+    start()
 
 
 def test_a_study_records_how_its_images_differ_from_the_published_ones(tmp_path, monkeypatch):
