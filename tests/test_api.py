@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 
+import filelock
 import numpy as np
 import pytest
 
@@ -15,7 +16,7 @@ from raydml import Study, load_model
 from raydml.api import LOG, StudyFailed
 from raydml.cli.arguments import CommandError
 from raydml.errors import ConfigError
-from raydml.study.driver import driver_lock
+from raydml.study.driver import LOCK
 from tests.cli.commands import done
 from tests.report.written_study import add_refits, write_published_study, write_study
 
@@ -61,7 +62,7 @@ def test_a_mistake_is_raised_before_anything_starts(tmp_path) -> None:
 
 def test_a_study_that_another_process_runs_is_not_started_again(tmp_path) -> None:
     study = Study(tmp_path)
-    with driver_lock(tmp_path).acquire(timeout=0):
+    with filelock.FileLock(tmp_path / LOCK).acquire(timeout=0):
         assert study.resume()._process is None
         with pytest.raises(TimeoutError, match="continues"):
             study.wait(0.3)

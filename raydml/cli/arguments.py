@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,6 +27,13 @@ DELIVERY_S = 20.0  # longest wait of an evaluation for MLflow
 
 class CommandError(ValueError):
     """An argument that a command cannot use; the message has the cure."""
+
+
+class Invocation(NamedTuple):
+    """How this program was started: the whole command as it was typed, and the script that ran, None for a module."""
+
+    command: str
+    script: Path | None = None
 
 
 def refuse_other_encodings(argument: str, path: Path | str) -> None:
@@ -89,7 +97,14 @@ def program_of(context: typer.Context) -> str:
 
 def command_of(context: typer.Context) -> str:
     """The whole command as it was typed; its name where it did not come from a command line."""
-    return str(context.find_root().obj or f"{program_of(context)} {context.info_name}")
+    invocation = context.find_root().obj
+    return invocation.command if invocation else f"{program_of(context)} {context.info_name}"
+
+
+def started_again(context: typer.Context) -> list[str]:
+    """Return the words with which this program starts itself again, in another process."""
+    invocation = context.find_root().obj
+    return [sys.executable, *([str(invocation.script)] if invocation and invocation.script else ["-m", "raydml"])]
 
 
 def study_argument(folder: Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import signal
 import socket
 import threading
@@ -31,6 +32,7 @@ from raydml.ops.progress import StepProgress, progress_of
 from raydml.study import events
 from raydml.study.events import Event, StudyState, letters_of, reduce_event, reduce_events
 from raydml.study.pace import STAGES, remaining_s
+from raydml.study.process import STOP_SIGNALS
 
 POLL_S = 0.2
 PATIENCE_S = 1.0  # a shorter step gets no bar
@@ -266,6 +268,11 @@ class LiveStudy:
             self._say(text.partition(":")[0])
         self._doing = text
 
+    def show(self, text: str) -> None:
+        """Print a line of the study's process, above the view."""
+        if text := re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text).strip():
+            echo(self.console, text)
+
     def browse_with(self, text: str) -> None:
         """Show where the study's runs can be browsed: the command or the address of the MLflow UI."""
         self._browse = text
@@ -338,7 +345,7 @@ class LiveStudy:
 
 @contextlib.contextmanager
 def signals_seen(call: Callable[[int], None]) -> Iterator[None]:
-    """Call a function, in a thread of its own, with the number of each INT or TERM that arrives.
+    """Call a function, in a thread of its own, with the number of each of STOP_SIGNALS that arrives.
 
     Python runs a signal's handler only when the main thread gets back to Python, which can take as long as Ray needs to
     start. The wakeup descriptor is written at once. Outside the main thread nothing is called.
@@ -353,7 +360,7 @@ def signals_seen(call: Callable[[int], None]) -> Iterator[None]:
     def listen() -> None:
         while numbers := ours.recv(64):
             for number in numbers:
-                if number in (signal.SIGINT, signal.SIGTERM):
+                if number in STOP_SIGNALS:
                     call(number)
 
     listener = threading.Thread(target=listen, name="signals-seen", daemon=True)

@@ -1,7 +1,8 @@
 """The commands of ``launch.py``, the environment variables that are read and set, and the exit codes.
 
-0: done. 2: a mistake of the user, described on stderr without a traceback. 130 and 143: interrupted (Ctrl-C, TERM).
-1: a defect of raydml, with its traceback. Heavy libraries are imported inside the commands that need them.
+0: done. 2: a mistake of the user, described on stderr without a traceback. 130, 143 and 129: interrupted by Ctrl-C, by
+TERM, by a closed terminal (HUP). 1: a defect of raydml, with its traceback. Heavy libraries are imported inside the
+commands that need them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import io
 import os
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +24,7 @@ import typer
 from typer.core import TyperGroup
 
 from raydml.cli import data, evaluate, export, imports, init, lists, results, studies
+from raydml.cli.arguments import Invocation
 from raydml.cli.live_view import StepBars
 from raydml.cli.loading import ImportNotices
 from raydml.errors import Problem, problem_of_option
@@ -45,9 +48,9 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             typer.echo("interrupted", err=True)
-            raise typer.Exit(130) from None
+            raise typer.Exit(128 + (error.args[0] if error.args else signal.SIGINT)) from None
         except typer.BadParameter as error:
             if (problem := problem_of_parameter(error)) is None:
                 raise
@@ -131,6 +134,7 @@ app.command("status", rich_help_panel=LOOK)(results.status)
 app.command("report", rich_help_panel=LOOK)(results.report)
 app.command("ui", rich_help_panel=LOOK)(results.ui)
 app.command("sync", rich_help_panel=LOOK)(results.sync)
+app.command("drive", hidden=True)(studies.drive)
 app.command("trial", rich_help_panel=TAKE)(studies.trial)
 app.command("evaluate", rich_help_panel=TAKE)(evaluate.evaluate)
 app.command("export", rich_help_panel=TAKE)(export.export)
@@ -152,6 +156,8 @@ def prepare_environment() -> None:
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         # The automatic CSV and TensorBoard loggers triple the cost of a result.
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        # It would abort a driver at TERM, below Python's handlers.
+        "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
         # Relative paths in a configuration refer to the directory of the command, also in a worker.
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         # Only the old console of Tune honours verbose=0; raydml has a live table of its own.
@@ -226,12 +232,22 @@ def show_every_name() -> None:
             stream.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")
 
 
+def interrupt(number: int, _frame: Any) -> None:
+    """Handle TERM and HUP as Ctrl-C is handled, so that a command ends what it has started."""
+    raise KeyboardInterrupt(number)
+
+
 def main(default_space: Path | None = None) -> None:
     """Run the command in ``sys.argv``; without a command, ``launch.py`` sweeps ``default_space``."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as HUP is under nohup
+            signal.signal(number, interrupt)
     sys.meta_path.insert(0, ImportNotices())
     show_every_name()
     arguments = with_home_folders(sys.argv[1:])
     # MLflow records the command line, and only as UTF-8.
     sys.argv[1:] = [argument.encode("utf-8", "backslashreplace").decode() for argument in sys.argv[1:]]
     program, typed = program_name(sys.argv[0]), with_default_command(sys.argv[1:], default_space)
-    app(args=with_default_command(arguments, default_space), prog_name=program, obj=f"{program} {shlex.join(typed)}")
+    script = Path(sys.argv[0])
+    invocation = Invocation(f"{program} {shlex.join(typed)}", script.resolve() if script.name == "launch.py" else None)
+    app(args=with_default_command(arguments, default_space), prog_name=program, obj=invocation)

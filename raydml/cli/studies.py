@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -28,6 +29,7 @@ from raydml.cli.arguments import (
     recorded_trial,
     refuse_used,
     seconds_of,
+    started_again,
     store_of,
     study_argument,
     with_data_root,
@@ -38,12 +40,19 @@ from raydml.data.formats import LIST_SUFFIXES
 from raydml.errors import did_you_mean
 
 if TYPE_CHECKING:
+    from raydml.cli.live_view import LiveStudy
     from raydml.config.trial import Machine, Trial
     from raydml.search_space.space import SearchSpace
+    from raydml.tracking.delivery import Tracker
 
 STAGES = ("search", "confirm", "refit", "finalize")
 DEFAULT_SEEDS = 3  # of a published recipe
 DELIVERY_S = 60.0  # longest wait for MLflow at the end of a study
+INTERRUPTED_DELIVERY_S = 3.0  # the same after a signal: the machine may be about to go away
+
+
+class StudyStopped(CommandError):
+    """A study that has ended before its last stage; the message has the cure."""
 
 
 def sweep(
@@ -157,10 +166,10 @@ def sweep(
             with without_notes():
                 folder = create(small.space, small.path, small.storage, small.tracking_uri, command_of(context))
             mark_as_smoke(folder)
-            run_and_show(program_of(context), folder, address)
+            run_and_show(context, folder, address)
         return
     folder = create(loaded, file, storage, tracking_uri, command_of(context))
-    run_and_show(program_of(context), folder, address, time_limit_s)
+    run_and_show(context, folder, address, time_limit_s)
 
 
 def load_with_options(
@@ -251,16 +260,18 @@ def resume(
     Finished trials stay finished; the others continue from their newest complete checkpoint.
     """
     time_limit_s = seconds_of(time_limit)
+    from raydml.study.driver import only_driver
     from raydml.study.folder import find_study, move_data_root
 
     folder = find_study(study, storage)
-    if data_root is not None:
-        move_data_root(folder, data_root)
-    if num_trials is not None:
-        from raydml.study.extension import extend_search
+    with only_driver(folder):  # before anything is changed
+        if data_root is not None:
+            move_data_root(folder, data_root)
+        if num_trials is not None:
+            from raydml.study.extension import extend_search
 
-        extend_search(folder, num_trials)
-    run_and_show(program_of(context), folder, address, time_limit_s, tracking_uri)
+            extend_search(folder, num_trials)
+        run_and_show(context, folder, address, time_limit_s, tracking_uri)
 
 
 def trial(
@@ -314,65 +325,111 @@ def trial(
 
 
 def run_and_show(
-    program: str, folder: Path, address: str | None, time_limit_s: float | None = None, tracking_uri: str | None = None
+    context: typer.Context,
+    folder: Path,
+    address: str | None,
+    time_limit_s: float | None = None,
+    tracking_uri: str | None = None,
 ) -> None:
     """Run the rest of a study under the live table, then print its outcome; exit 128 + signal if interrupted.
 
-    tracking_uri: another MLflow store, which the study reports to from now on.
-    Events are sent to MLflow by a thread; what is left when the study ends is sent then.
+    tracking_uri: another MLflow store, which the study reports to from now on. The study is held by this process, and
+    runs in another one, so that this one can still end it in order where Ray fails. Events are sent to MLflow by a
+    thread; what is left when the study ends is sent then.
     """
-    from raydml.cli.live_view import LiveStudy
-    from raydml.study.folder import read_study
+    from raydml.study.driver import only_driver
+    from raydml.study.process import stop_signals
     from raydml.study.results import is_finished
 
-    console = new_console()
+    console, program = new_console(), program_of(context)
     if tracking_uri is None and is_finished(folder):
         show_finished(program, folder, console)
         return
-    events, study = folder / "events.jsonl", read_study(folder)
-    tracker, outcome = None, None
-    is_server = (tracking_uri or study["tracking_uri"] or "").startswith(("http://", "https://"))
-    begin = events.stat().st_size if events.exists() else 0
-    try:
-        with without_import_notices(), LiveStudy(events, from_offset=begin, console=console) as live:
-            if not is_server:
-                live.browse_with(f"{program} ui {study_argument(folder)}")
-            live.doing("loading MLflow")
-            from raydml.study.folder import report_to
-            from raydml.tracking.delivery import Tracker
-            from raydml.tracking.store import create_missing, redacted
+    command, phase = [*started_again(context), "drive"], "starting"
 
-            uri = store_of(folder, tracking_uri)
-            create_missing(uri, folder.parent)
-            if is_server:
-                live.browse_with(redacted(uri))
+    def on_signal(_number: int) -> None:
+        # A driver that runs is ended in order by whoever waits for it. Twice while the end is written: at once.
+        if phase == "starting" or (phase == "ending" and len(received) > 1):
+            raise KeyboardInterrupt
 
-            live.doing("loading Ray")
-            from raydml.study.driver import REFUSAL, only_driver
-            from raydml.study.stages import run_study
+    outcome, tracker = None, None
+    with only_driver(folder), stop_signals(on_signal) as received:
+        try:
+            with without_import_notices(), _live_study(program, folder, console, tracking_uri) as live:
+                tracker = _start_delivery(folder, tracking_uri, live)
+                live.doing("starting the driver")
+                from raydml.study.process import run_driver
 
-            with only_driver(folder, REFUSAL, timeout_s=1.0):  # refused before anything is delivered or changed
-                starting = Tracker(events, uri, study["name"])
-                starting.start()
-            tracker = starting
-            if tracking_uri is not None:
-                report_to(folder, uri)
-            live.doing("checking the images")
-            outcome = run_study(folder, address=address, time_limit_s=time_limit_s)
-            live.doing("sending the results to MLflow")
-            is_sent = tracker.finish(DELIVERY_S)
-        if not is_sent:
-            echo(console, tracker.hint())
-    except KeyboardInterrupt:  # a second Ctrl-C, or one before the study runs
-        outcome = None
-    finally:
-        if outcome is None and tracker is not None and not tracker.finish(DELIVERY_S):
-            echo(console, tracker.hint())
-    if outcome is None or outcome.status == "interrupted":
+                phase = "running"
+                outcome = run_driver(folder, command, received, live.show, address=address, time_limit_s=time_limit_s)
+                phase = "ending"
+                live.doing("sending the results to MLflow")
+                tracker.finish(INTERRUPTED_DELIVERY_S if received else DELIVERY_S)
+        except KeyboardInterrupt:  # before the driver has started, or a further signal at the end
+            if tracker is not None:
+                tracker.finish(INTERRUPTED_DELIVERY_S)
+        if tracker is not None and (hint := tracker.hint()):
+            echo(console, hint)
         extra = f" --address {shlex.quote(address)}" if address else ""
-        echo(console, f"\nInterrupted. To continue:\n  {program} resume {study_argument(folder)}{extra}")
-        raise typer.Exit(128 + ((outcome and outcome.signal) or 2))
-    show_outcome(program, folder, console)
+        again = f"{program} resume {study_argument(folder)}{extra}"
+        if outcome is None or outcome.status == "interrupted":
+            echo(console, f"\nInterrupted. To continue:\n  {again}")
+            raise typer.Exit(128 + ((outcome and outcome.signal) or received[0]))
+        if outcome.status == "refused":
+            raise StudyStopped(outcome.text)
+        if outcome.status == "broken":
+            raise StudyStopped(
+                f"the study has stopped, because Ray has ended: {outcome.text}\n"
+                f"Nothing that was saved is lost. Cure: {again}"
+            )
+        if outcome.status == "defect":
+            typer.echo(f"{outcome.text}\nThe study has stopped. To continue: {again}", err=True)
+            raise typer.Exit(1)
+        show_outcome(program, folder, console)
+
+
+def drive() -> None:
+    """Run a study for the process that has started this one, which describes it on standard input."""
+    with without_import_notices():  # the starting process shows what happens
+        from raydml.study.process import serve_driver
+        from raydml.study.stages import drive_study
+
+        code = serve_driver(sys.stdin, drive_study)
+    raise typer.Exit(code)
+
+
+def _live_study(program: str, folder: Path, console: Console, tracking_uri: str | None) -> LiveStudy:
+    """Return the live view of a study, which begins behind the events there are."""
+    from raydml.cli.live_view import LiveStudy
+    from raydml.study.folder import read_study
+
+    events = folder / "events.jsonl"
+    live = LiveStudy(events, from_offset=events.stat().st_size if events.exists() else 0, console=console)
+    if not _is_server(tracking_uri or read_study(folder)["tracking_uri"]):
+        live.browse_with(f"{program} ui {study_argument(folder)}")
+    return live
+
+
+def _start_delivery(folder: Path, tracking_uri: str | None, live: LiveStudy) -> Tracker:
+    """Start to send the events of a study to MLflow."""
+    live.doing("loading MLflow")
+    from raydml.study.folder import read_study, report_to
+    from raydml.tracking.delivery import Tracker
+    from raydml.tracking.store import create_missing, redacted
+
+    uri = store_of(folder, tracking_uri)
+    create_missing(uri, folder.parent)
+    if _is_server(uri):
+        live.browse_with(redacted(uri))
+    tracker = Tracker(folder / "events.jsonl", uri, read_study(folder)["name"])
+    tracker.start()
+    if tracking_uri is not None:
+        report_to(folder, uri)
+    return tracker
+
+
+def _is_server(uri: str | None) -> bool:
+    return (uri or "").startswith(("http://", "https://"))
 
 
 def show_finished(program: str, folder: Path, console: Console) -> None:

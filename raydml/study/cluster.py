@@ -1,6 +1,6 @@
 """The Ray session of a study: its start-up, what each trial holds of it, and the signals that end it.
 
-INT and TERM stop the running trials in order; a second signal stops them at once.
+INT, TERM and HUP stop the running trials in order; a second signal stops them at once.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ import ray
 import raydml
 from raydml.config.trial import Machine
 from raydml.study.folder import StudyError
+from raydml.study.process import STOP_SIGNALS, RayEnded, stop_signals
 
 _logger = logging.getLogger(__name__)
+#: Nobody restarts the head of an embedded Ray. Its driver ends after so many seconds without it, and a new one begins.
+_EMBEDDED = {"gcs_rpc_server_reconnect_timeout_s": 5}
 
 
 def _record_commands_as_utf8() -> None:
@@ -47,6 +50,10 @@ def _protect_token() -> None:
         _logger.warning("other users may be able to read Ray's token in %s: %s", folder, error)
 
 
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
     """Connect to the Ray cluster at an address, or start an embedded one that ends with the context. A Ray that this
@@ -62,7 +69,7 @@ def connected(address: str | None) -> Iterator[None]:
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     # Ray's handlers of TERM, which it installs in Python and below it, would end the process at once.
     is_main = threading.current_thread() is threading.main_thread()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if is_main}
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS if is_main}
     _record_commands_as_utf8()
     # On a cluster the workers get the driver's copy of the package; an embedded Ray imports it from the same place.
     environment = {"py_modules": [str(Path(raydml.__file__).parent)]} if address else {}
@@ -73,13 +80,13 @@ def connected(address: str | None) -> Iterator[None]:
             log_to_driver=False,
             logging_level="error",
             configure_logging=False,
-            **({} if address else {"include_dashboard": False}),
+            **({} if address else {"include_dashboard": False, "_system_config": dict(_EMBEDDED)}),
         )
-    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
-        if not address:
-            raise
+    except Exception as error:  # ray.init raises plain exceptions, where a process of Ray does not start in time, say
+        if not isinstance(error, (ConnectionError, ray.exceptions.AuthenticationError)) or not address:
+            raise RayEnded(f"Ray does not start: {_first_line(error)}") from error
         raise StudyError(
-            f"--address {address}: no Ray cluster can be joined there ({str(error).strip().splitlines()[0]}). Cure: "
+            f"--address {address}: no Ray cluster can be joined there ({_first_line(error)}). Cure: "
             "check the address with `ray status`; a cluster with tokens needs RAY_AUTH_MODE=token and "
             "RAY_AUTH_TOKEN_PATH"
         ) from error
@@ -132,7 +139,7 @@ def trial_resources(machine: Machine, note: Callable[[str], None], *, joined: bo
 
 
 class Interrupted(Exception):
-    """INT or TERM arrived, and Tune has stopped its actors. number: which signal."""
+    """A signal arrived, and Tune has stopped its actors. number: which signal."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -141,11 +148,10 @@ class Interrupted(Exception):
 
 @contextmanager
 def catch_signals() -> Iterator[list[int]]:
-    """Collect the INT and TERM signals that arrive; the second one raises KeyboardInterrupt.
+    """Collect the signals that stop a study; the second one raises KeyboardInterrupt.
 
     Tune ends its loop in order on USR1, so each signal that arrives is passed on to Tune as USR1.
     """
-    received: list[int] = []
     over = threading.Event()
 
     def ignore(_number: int, _frame: Any) -> None:
@@ -160,17 +166,15 @@ def catch_signals() -> Iterator[list[int]]:
                 signalled = handler
                 os.kill(os.getpid(), signal.SIGUSR1)
 
-    def on_signal(number: int, _frame: Any) -> None:
-        received.append(number)
+    def on_signal(_number: int) -> None:
         if len(received) > 1:
             raise KeyboardInterrupt
         threading.Thread(target=pass_on, name="interrupt", daemon=True).start()
 
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    previous[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, ignore)
-    try:
-        yield received
-    finally:
-        over.set()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    with stop_signals(on_signal) as received:
+        before = signal.signal(signal.SIGUSR1, ignore)
+        try:
+            yield received
+        finally:
+            over.set()
+            signal.signal(signal.SIGUSR1, before)

@@ -1,48 +1,139 @@
-"""Which process runs a study: it holds a file of the study's folder locked, and the lock ends with the process."""
+"""Which process runs a study: it holds a file of the study's folder locked, and the lock ends with the process.
+
+Locks of files do not reach other hosts on every shared file system. So the process also writes who it is into a file
+beside the lock, and touches that file every few seconds: while the file is fresh, a process on another host is refused.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import socket
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import filelock
 
-#: What a command that would run a study says where another process does.
-REFUSAL = "is running already, in another process. Cure: wait for it, or stop it with Ctrl-C there"
+from raydml.ops.files import write_whole
+
+LOCK, HOLDER = "driver.lock", "driver.json"
+TOUCH_EVERY_S = 5.0
+#: A file that its process has not touched for so long belongs to a process that died with its host.
+DEAD_AFTER_S = 60.0
+
+
+class StudyHeld(ValueError):
+    """Another process makes, changes or runs the study; the message has its host, its number and the cure."""
 
 
 def driver_lock(folder: Path) -> filelock.BaseFileLock:
-    """Return the lock of the study in a folder."""
-    return filelock.FileLock(folder / "driver.lock")
+    """Return the lock of the study in a folder. Within a process it is one object, which can be taken again."""
+    return filelock.FileLock(folder / LOCK, is_singleton=True)
 
 
 @contextmanager
-def only_driver(folder: Path, refusal: str, timeout_s: float = 0.0) -> Iterator[None]:
-    """Keep other processes from running or changing the study meanwhile.
+def only_driver(folder: Path, timeout_s: float = 1.0) -> Iterator[None]:
+    """Keep other processes from running or changing the study in a folder meanwhile; the folder is made if missing.
 
-    Raises StudyError if one does: "study 'mine' " and the refusal, which has the cure.
+    A process that holds the study can hold it once more. A folder that was made for the lock, and holds nothing else at
+    the end, is removed. Raises StudyHeld with the host, the process and the time if another process holds the study.
     """
     lock = driver_lock(folder)
+    if lock.is_locked:
+        with lock:
+            yield
+        return
+    existed = folder.is_dir()
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         lock.acquire(timeout=timeout_s)
     except filelock.Timeout:
-        from raydml.study.folder import StudyError  # not for `status`, which only asks `is_running`
-
-        raise StudyError(f"study {folder.name!r} {refusal}") from None
+        raise _refusal(folder, _read_holder(folder)) from None
     try:
-        yield
+        with _named_holder(folder):
+            yield
     finally:
+        with suppress(OSError):  # on a full or vanished disk the process still ends with its own message
+            if not existed and {path.name for path in folder.iterdir()} <= {LOCK}:
+                shutil.rmtree(folder)
         lock.release()
 
 
-def is_running(folder: Path) -> bool | None:
-    """Return whether a process on this machine runs the study; None where that cannot be found out."""
-    if not (folder / "driver.lock").exists():
-        return False
+@contextmanager
+def _named_holder(folder: Path) -> Iterator[None]:
+    """Write who holds the study, and keep the file fresh. Raises StudyHeld if another host holds it."""
+    file, holder = folder / HOLDER, _read_holder(folder)
+    if holder and holder["host"] != socket.gethostname() and (age_s := _age_s(file)) < DEAD_AFTER_S:
+        raise _refusal(folder, holder, age_s)
+    here = {"host": socket.gethostname(), "pid": os.getpid(), "since_s": time.time()}
+    write_whole(file, json.dumps(here) + "\n")
+    over = threading.Event()
+
+    def touch() -> None:
+        while not over.wait(TOUCH_EVERY_S):
+            with suppress(OSError):  # the storage is away: the study itself reports that
+                file.touch()
+
+    thread = threading.Thread(target=touch, name="driver-lock", daemon=True)
+    thread.start()
     try:
-        with driver_lock(folder).acquire(timeout=0):
-            return False
+        yield
+    finally:
+        over.set()
+        thread.join(1.0)
+        with suppress(OSError):
+            file.unlink()
+
+
+def _read_holder(folder: Path) -> dict[str, Any] | None:
+    """Return host, pid and since_s of the process that holds a study; None where the file is missing or damaged."""
+    try:
+        holder = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
+        return {"host": str(holder["host"]), "pid": int(holder["pid"]), "since_s": float(holder["since_s"])}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _age_s(file: Path) -> float:
+    """Return how long ago a file was touched, by the clock of its file system: those of two hosts may differ."""
+    probe = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        probe.touch()
+        return probe.stat().st_mtime - file.stat().st_mtime
+    except OSError:
+        return 0.0
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _refusal(folder: Path, holder: dict[str, Any] | None, age_s: float | None = None) -> StudyHeld:
+    who = "by another process"
+    if holder is not None:
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since_s"]))
+        who = f"by process {holder['pid']} on {holder['host']}, since {since}"
+    cure = "wait for it, or stop it with Ctrl-C there"
+    if age_s is not None:
+        cure += f". It was alive {max(age_s, 0):.0f} s ago; if its host is dead, try again in {DEAD_AFTER_S:.0f} s"
+    return StudyHeld(f"study {folder.name!r} is running already, {who}. Cure: {cure}")
+
+
+def is_running(folder: Path) -> bool | None:
+    """Return whether a process runs the study; None where that cannot be found out."""
+    if not (folder / LOCK).exists():
+        return False
+    lock = driver_lock(folder)
+    if lock.is_locked:
+        return True
+    try:
+        with lock.acquire(timeout=0):
+            holder = _read_holder(folder)
+            is_elsewhere = holder is not None and holder["host"] != socket.gethostname()
+            return is_elsewhere and _age_s(folder / HOLDER) < DEAD_AFTER_S
     except filelock.Timeout:
         return True
     except OSError:  # of another user, or on a file system without locks

@@ -47,9 +47,10 @@ def extend_search(folder: Path, num_trials: int) -> None:
 
     Raises:
         StudyError: fewer trials than the study has, a space that does not give the study's trials again, a study
-            without a search, or one that runs.
+            without a search.
+        StudyHeld: another process runs the study.
     """
-    with only_driver(folder, "is running. Cure: stop it with Ctrl-C first, or wait for its end"):
+    with only_driver(folder):
         _extend(folder, num_trials)
 
 

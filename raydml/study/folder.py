@@ -40,6 +40,7 @@ from raydml.errors import did_you_mean
 from raydml.ops.files import write_whole
 from raydml.ops.wording import counted
 from raydml.search_space.space import SearchSpace, sample_trials
+from raydml.study.driver import only_driver
 from raydml.study.events import events_path, read_state
 from raydml.study.limits import study_within_limits, trials_within_limits
 from raydml.training import checkpoint
@@ -175,10 +176,19 @@ def create_study(
     tracking_uri: of the MLflow store; None is the embedded one, which is in the storage folder wherever that is.
     What can be wrong is found here, before an actor starts: unreadable images, splits without classes, weights that
     cannot be fetched. plan: what `plan_study` returned for this space, if it was called before. command: the one that
-    creates the study. Raises StudyError if a study of this name has other settings.
+    creates the study. Raises StudyError if a study of this name has other settings, and StudyHeld while another process
+    makes or runs one of this name.
     """
     folder = storage.resolve() / space.study.name
-    space, trials, splits, catalogs = plan or plan_study(space)
+    plan = plan or plan_study(space)
+    with only_driver(folder):
+        return _create(folder, plan, storage, tracking_uri, space_text, command)
+
+
+def _create(
+    folder: Path, plan: StudyPlan, storage: Path, tracking_uri: str | None, space_text: str, command: str
+) -> Path:
+    space, trials, splits, catalogs = plan
     specification = specification_of(
         space.study.model_dump(mode="json"), [trial.model_dump(mode="json") for trial in trials]
     )
@@ -201,7 +211,6 @@ def create_study(
     if not study_id:
         shutil.rmtree(record.folder, ignore_errors=True)  # of a creation that was cut off
     left_out = prepare_images(machine, trials, catalogs.recorded(record, on_changed="accept"))
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "split.json", splits)
     write_whole(folder / "space.yaml", space_text)
     write_whole(folder / "resolved_space.json", json.dumps(space.to_dict(), indent=1) + "\n")  # keys in their order

@@ -22,7 +22,7 @@ from raydml.metrics.intervals import t_interval
 from raydml.study.actor import evaluate_ensemble_remotely, evaluate_remotely, illustrate_remotely
 from raydml.study.cluster import Interrupted, catch_signals, connected, trial_resources
 from raydml.study.description import description_of
-from raydml.study.driver import REFUSAL, only_driver
+from raydml.study.driver import only_driver
 from raydml.study.events import TrialState, events_path, rank, read_state
 from raydml.study.folder import (
     RESULT_FILES,
@@ -36,6 +36,7 @@ from raydml.study.folder import (
     stages_of,
     write_json,
 )
+from raydml.study.process import RayEnded
 from raydml.study.refit import configurations_to_refit, lost_refits, notes_on_refits, refit_trials, refitted
 from raydml.study.results import find_winner, illustrated_runs, is_finished, top_trials, write_results
 from raydml.study.runner import StudySession, drop_checkpoints, num_slots, run_trials
@@ -56,8 +57,14 @@ def run_study(folder: Path, *, address: str | None = None, time_limit_s: float |
 
     address: of a running Ray cluster; None starts an embedded one that ends with this call. time_limit_s: of this run;
     the search ends early enough for the stages after it. Raises DataError before anything starts if the images are
-    missing or not those of the study, and StudyError if another process runs the study.
+    missing or not those of the study, and StudyHeld if another process runs the study.
     """
+    with only_driver(folder):
+        return drive_study(folder, address=address, time_limit_s=time_limit_s)
+
+
+def drive_study(folder: Path, *, address: str | None = None, time_limit_s: float | None = None) -> Outcome:
+    """Do what `run_study` does, for a process that holds the study or was started by the one that does."""
     deadline_s = None if time_limit_s is None else time.time() + time_limit_s
     study_json = read_study(folder)
     study = StudySettings.model_validate(study_json["study"])
@@ -69,13 +76,12 @@ def run_study(folder: Path, *, address: str | None = None, time_limit_s: float |
             f"--time ends a search early, and study {folder.name!r} has none: its trials have no validation classes, "
             "and their number of epochs is fixed. Cure: leave it out; Ctrl-C and resume split the time"
         )
-    with only_driver(folder, REFUSAL, timeout_s=1.0):
-        session = StudySession(folder, study, machine, study_json["select_on"], {})
-        if deadline_s is not None:
-            session = session._replace(limit=TimeLimit(str(folder), deadline_s))
-        catalogs = _refuse_other_images(folder, study_json, machine)
-        about = description_of(folder, study_json, catalogs.of(parse_trial(study_json["trials"][0])))
-        return _run(session, study_json, about, address, time_limit_s)
+    session = StudySession(folder, study, machine, study_json["select_on"], {})
+    if deadline_s is not None:
+        session = session._replace(limit=TimeLimit(str(folder), deadline_s))
+    catalogs = _refuse_other_images(folder, study_json, machine)
+    about = description_of(folder, study_json, catalogs.of(parse_trial(study_json["trials"][0])))
+    return _run(session, study_json, about, address, time_limit_s)
 
 
 def _run(
@@ -119,6 +125,10 @@ def _run(
             number = received[0] if received else signal.SIGINT
             session.record("interrupted", signal=number)
             return Outcome("interrupted", number)
+        except ray.exceptions.RayTaskError:
+            raise
+        except ray.exceptions.RayError as error:
+            raise RayEnded(f"{type(error).__name__}: {error}") from error
         write_results(folder, session.record, num_steps)
         session.record("study_finished")
     return Outcome("finished")

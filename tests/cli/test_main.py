@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import filelock
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -19,7 +20,7 @@ from raydml import registry
 from raydml.cli import arguments, main, server, studies, tables
 from raydml.cli.arguments import seconds_of, study_argument
 from raydml.study import events
-from raydml.study.driver import driver_lock
+from raydml.study.driver import LOCK
 from raydml.study.folder import read_study, write_json
 from raydml.study.summary import summarise
 from raydml.tracking import store as mlflow_store
@@ -87,7 +88,8 @@ def test_help_names_every_command_and_is_what_no_command_shows():
     text = run("--help").output
     for command in COMMANDS:
         assert f" {command} " in text
-    assert {command.name for command in main.app.registered_commands} == set(COMMANDS)
+    shown = {command.name for command in main.app.registered_commands if not command.hidden}
+    assert shown == set(COMMANDS)
     assert [group.name for group in main.app.registered_groups] == ["data"]
     assert " data " in text
     assert run("--version").output.startswith("raydml ")
@@ -277,11 +279,11 @@ def fake_run(monkeypatch, outcome):
         def hint(self):
             return "deliver it later: launch.py sync digits"
 
-    def run_study(folder, *, address, time_limit_s):
+    def run_driver(folder, _command, _received, _show, *, address, time_limit_s):
         calls.append((folder, address, time_limit_s))
         return outcome
 
-    monkeypatch.setitem(sys.modules, "raydml.study.stages", SimpleNamespace(run_study=run_study))
+    monkeypatch.setattr("raydml.study.process.run_driver", run_driver)
     monkeypatch.setitem(sys.modules, "raydml.tracking.delivery", SimpleNamespace(Tracker=Tracker))
     monkeypatch.setattr("raydml.tracking.store.prepare_store", lambda *_: None)
     return calls
@@ -573,7 +575,7 @@ def test_status_lists_studies_and_shows_one(tmp_path, monkeypatch):
             ]
         for event in recorded:
             events.append(path, event)
-    with driver_lock(storage / "now"):
+    with filelock.FileLock(storage / "now" / LOCK):
         rows = [re.split(r" {2,}", row.strip()) for row in run("status").output.splitlines()]
         running = run("status", "now").output
     table = "\n".join(" ".join(row) for row in rows)

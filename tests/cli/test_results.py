@@ -6,11 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 from PIL import Image
 
-from raydml.study.driver import driver_lock
+from raydml.study.driver import LOCK
 from raydml.study.folder import read_study
 from raydml.tracking.store import connect, default_uri
 from tests.cli.commands import done, refused
@@ -126,7 +127,7 @@ def test_a_recorded_store_that_is_gone_is_named_and_never_made_again(tmp_path, m
 def test_a_study_that_runs_is_not_run_twice(tmp_path):
     """Whatever the other process holds: the study, and the delivery of its events."""
     folder = make(tmp_path)
-    with driver_lock(folder):
+    with filelock.FileLock(folder / LOCK):
         said = refused("resume", folder.name, "--storage", folder.parent, "--tracking-uri", default_uri(folder.parent))
-    assert "is running already, in another process. Cure: wait for it" in said
+    assert "is running already, by another process. Cure: wait for it" in said
     assert not (folder / "events.jsonl").exists()

@@ -2,11 +2,12 @@
 
 import json
 
+import filelock
 import pytest
 
 from raydml.search_space.space import load_space
 from raydml.study import events
-from raydml.study.driver import driver_lock
+from raydml.study.driver import LOCK, StudyHeld
 from raydml.study.events import events_path, read_state
 from raydml.study.extension import extend_search
 from raydml.study.folder import StudyError, create_study
@@ -97,7 +98,7 @@ def test_a_space_with_too_few_configurations_and_a_running_study_are_refused(tmp
     few = make(tmp_path, "trial.optimizer.learning_rate={choice: [0.1, 0.2, 0.3]}", name="few")
     with pytest.raises(StudyError, match=r"'few' cannot have 4 trials: (.|\n)*only 3 distinct configuration"):
         extend_search(few, 4)
-    with driver_lock(few), pytest.raises(StudyError, match=r"is running\. Cure: stop it with Ctrl-C first"):
+    with filelock.FileLock(few / LOCK), pytest.raises(StudyHeld, match="is running already, by another process"):
         extend_search(few, 4)
 
 

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 
+import filelock
 import numpy as np
 import pytest
 import ray
@@ -22,7 +23,7 @@ from raydml.data.splits import make_split
 from raydml.report.text import findings
 from raydml.search_space.space import load_space
 from raydml.study import events
-from raydml.study.driver import driver_lock
+from raydml.study.driver import LOCK, StudyHeld
 from raydml.study.events import events_path, read_trials
 from raydml.study.extension import extend_search
 from raydml.study.folder import StudyError, create_study, move_data_root, newest_checkpoint, read_json
@@ -406,5 +407,5 @@ def test_a_time_limit_ends_the_search_for_the_later_stages_and_more_trials_run_l
 
 def test_a_study_that_runs_refuses_a_second_driver(tmp_path):
     folder = new_study(tmp_path, **{"study.search.num_trials": 1})
-    with driver_lock(folder), pytest.raises(StudyError, match="is running already, in another process"):
+    with filelock.FileLock(folder / LOCK), pytest.raises(StudyHeld, match="is running already, by another process"):
         run_study(folder)

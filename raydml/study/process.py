@@ -1,0 +1,273 @@
+"""The driver of a study in a process of its own, and what ends together with it.
+
+Ray may end the process that uses it: its core aborts where the head node of the cluster is gone, where the local raylet
+dies, and where TERM arrives at the wrong moment. The process that a user has started therefore does not use Ray. It
+starts the driver, forwards signals to it, waits, and ends whatever the driver leaves behind. The driver is the leader
+of a session, and so all of an embedded Ray is found by the number of that session.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from raydml.study import events
+from raydml.study.events import events_path, read_state
+
+#: Signals that stop a study in order: Ctrl-C, a scheduler's notice, a closed terminal.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOP_S = 6.0  # from the first signal to the end of the driver; then it is killed
+MAX_FAILURES = 3  # of drivers in a row, without progress of the study
+_POLL_S = 0.1
+_NUM_LAST_LINES = 15
+
+
+class RayEnded(Exception):
+    """Ray does not start, or has ended while a study runs; a new driver can go on with the study."""
+
+
+class DriverOutcome(NamedTuple):
+    """How a driver ended.
+
+    status: ``finished``; ``interrupted`` by a signal; ``refused`` with a mistake of the user; ``broken``: Ray or the
+    operating system ended it; ``defect`` of raydml. text: the message of a refused one, the last lines of a broken one,
+    the traceback of a defect.
+    """
+
+    status: str
+    signal: int | None = None
+    text: str = ""
+
+
+class DriverProcess:
+    """The process that runs a study, from `start` to `wait`.
+
+    command: the words that start it; it calls `serve_driver`. show: is called with each line that it prints.
+    """
+
+    def __init__(self, command: Sequence[str], show: Callable[[str], None]) -> None:
+        self._command, self._show = list(command), show
+        self._last_lines: list[str] = []
+        self._reported: dict[str, Any] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._readers: list[threading.Thread] = []
+
+    def start(self, folder: Path, address: str | None, time_limit_s: float | None) -> None:
+        """Start to run the study in a folder."""
+        reading, writing = os.pipe()
+        request = {"folder": str(folder), "address": address, "time_limit_s": time_limit_s, "outcome": writing}
+        try:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,  # kept open: the driver ends when this process is gone
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=[writing],
+                start_new_session=True,
+            )
+        finally:
+            os.close(writing)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(BrokenPipeError):  # it has died already: `wait` reports that
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+        outcome = os.fdopen(reading, "rb")
+        self._readers = [
+            threading.Thread(target=self._read_output, args=(self._process.stdout,), daemon=True),
+            threading.Thread(target=self._read_outcome, args=(outcome,), daemon=True),
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def wait(self, received: Sequence[int]) -> DriverOutcome:
+        """Wait for the end of the driver, and end what it leaves behind.
+
+        received: the signals that have arrived so far, which another thread or a signal handler extends. The first one
+        is forwarded to the driver, which then has STOP_S seconds; a second one kills it.
+        """
+        assert self._process is not None
+        process, kill_at_s = self._process, float("inf")
+        while process.poll() is None:
+            if received and kill_at_s == float("inf"):
+                kill_at_s = time.monotonic() + STOP_S
+                process.send_signal(signal.SIGTERM)
+            if len(received) > 1 or time.monotonic() > kill_at_s:
+                process.kill()
+            time.sleep(_POLL_S)
+        end_session(process.pid)
+        for reader in self._readers:
+            reader.join(1.0)
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+        reported = None if self._reported is None else DriverOutcome(**self._reported)
+        if received and (reported is None or reported.status in ("interrupted", "broken")):
+            return DriverOutcome("interrupted", received[0])
+        last_lines = "\n".join([f"exit code {process.returncode}", *self._last_lines])
+        return reported or DriverOutcome("broken", text=last_lines)
+
+    def _read_output(self, output: IO[bytes]) -> None:
+        with output:
+            for line in output:
+                text = line.decode("utf-8", "replace").rstrip()
+                self._last_lines = [*self._last_lines, text][-_NUM_LAST_LINES:]
+                self._show(text)
+
+    def _read_outcome(self, outcome: IO[bytes]) -> None:
+        with outcome, suppress(ValueError):  # half a line of a driver that was killed
+            if line := outcome.readline():
+                self._reported = json.loads(line)
+
+
+def run_driver(
+    folder: Path,
+    command: Sequence[str],
+    received: Sequence[int],
+    show: Callable[[str], None],
+    *,
+    address: str | None = None,
+    time_limit_s: float | None = None,
+) -> DriverOutcome:
+    """Run a study in a driver process, and in further ones where Ray ends under it, and return how it ended.
+
+    A driver that broke is replaced as long as the study makes progress; MAX_FAILURES in a row without any end it.
+    command, show: of `DriverProcess`. received: the signals that have arrived. The events say what has happened, also
+    where the driver could not write them any more.
+    """
+    path = events_path(folder)
+    until_s = None if time_limit_s is None else time.monotonic() + time_limit_s
+    num_failures, done = 0, _progress(folder)
+    while True:
+        driver = DriverProcess(command, show)
+        driver.start(folder, address, None if until_s is None else max(until_s - time.monotonic(), 1.0))
+        outcome = driver.wait(received)
+        if outcome.status == "finished":
+            return outcome
+        if path.exists() and read_state(folder).state == "running":
+            events.append(path, {"event": "interrupted", "signal": outcome.signal})
+        if outcome.status != "broken":
+            return outcome
+        before, done = done, _progress(folder)
+        num_failures = 0 if done > before else num_failures + 1
+        if num_failures >= MAX_FAILURES:
+            return outcome
+        why = outcome.text.splitlines()[0] if outcome.text else "for an unknown reason"
+        if path.exists():
+            events.append(
+                path, {"event": "note", "text": f"Ray has ended ({why}); the study goes on from its checkpoints."}
+            )
+
+
+def _progress(folder: Path) -> int:
+    """Return how many epochs, trials and stages of a study are done."""
+    kinds = ("epoch", "trial_ended", "stage_finished", "test_read")
+    return sum(event["event"] in kinds for event in events.read(events_path(folder)))
+
+
+def end_session(leader: int) -> None:
+    """Kill every process of a session whose leader has ended."""
+    for _ in range(20):  # a process may have started another one meanwhile
+        members = [pid for pid in _process_ids() if pid != os.getpid() and _session_of(pid) == leader]
+        if not members:
+            return
+        for pid in members:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def _process_ids() -> list[int]:
+    if (proc := Path("/proc")).is_dir():
+        return [int(path.name) for path in proc.iterdir() if path.name.isdigit()]
+    listed = subprocess.run(["ps", "-A", "-o", "pid="], capture_output=True, text=True, check=False)
+    return [int(word) for word in listed.stdout.split()]
+
+
+def _session_of(pid: int) -> int | None:
+    """Return the session of a process that runs; None of one that has ended, also where nobody has waited for it."""
+    try:
+        session = os.getsid(pid)
+        with suppress(FileNotFoundError):
+            if (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return None
+    except (ProcessLookupError, PermissionError):
+        return None
+    return session
+
+
+def serve_driver(request: IO[str], run: Callable[..., Any]) -> int:
+    """Run the study that the first line of a stream describes, report how it ended, and return the exit code.
+
+    request: a stream of the starting process. At its end that process is gone, and this one ends at once.
+    run: `raydml.study.stages.run_study`, or a function that is called like it.
+    """
+    asked = json.loads(request.readline())
+    threading.Thread(target=_end_with, args=(request,), name="lifeline", daemon=True).start()
+
+    def report(status: str, number: int | None = None, text: str = "") -> None:
+        line = json.dumps({"status": status, "signal": number, "text": text}) + "\n"
+        os.write(asked["outcome"], line.encode("utf-8", "backslashreplace"))
+
+    try:
+        ended = run(Path(asked["folder"]), address=asked["address"], time_limit_s=asked["time_limit_s"])
+    except RayEnded as error:
+        report("broken", text=str(error))
+        return 1
+    except Exception as error:  # the outermost frame of the study: the starting process prints it
+        if not isinstance(error, ValueError) or type(error).__module__.partition(".")[0] != "raydml":
+            report("defect", text=traceback.format_exc())
+            return 1
+        report("refused", text=str(error))
+        return 2
+    report(ended.status, ended.signal)
+    return 0
+
+
+def _end_with(stream: IO[str]) -> None:
+    stream.read()
+    # Its own threads and Ray's are of no more use: Ray ends by itself with this process, and a resume goes on from the
+    # checkpoints.
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextmanager
+def stop_signals(on_signal: Callable[[int], None]) -> Iterator[list[int]]:
+    """Collect the STOP_SIGNALS that arrive, in place of their usual effect, and call a function with each.
+
+    One that is ignored, as HUP is under nohup, stays ignored. Where the terminal has been closed, what this process
+    still prints is dropped.
+    """
+    received: list[int] = []
+
+    def handle(number: int, _frame: Any) -> None:
+        received.append(number)
+        if number == signal.SIGHUP:
+            _drop_output_to_terminals()
+        on_signal(number)
+
+    chosen = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in chosen}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _drop_output_to_terminals() -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if os.isatty(descriptor):
+                os.dup2(nowhere, descriptor)
+    os.close(nowhere)

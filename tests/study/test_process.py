@@ -1,0 +1,148 @@
+"""A driver in a process of its own: how each way to end is reported, and what is left of it."""
+
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+
+from raydml.study import events, process
+from raydml.study.events import events_path, read_state
+from raydml.study.process import DriverProcess, run_driver
+
+
+def command_of(body):
+    """The command of a driver whose study runs the lines of `body`: folder, events and signals are at hand."""
+    lines = textwrap.indent(textwrap.dedent(body), "    ")
+    program = f"""
+import os, signal, subprocess, sys, time
+from collections import namedtuple
+from raydml.study import events
+from raydml.study.events import events_path
+from raydml.study.process import RayEnded, serve_driver
+Outcome = namedtuple("Outcome", "status signal", defaults=[None])
+def run(folder, *, address, time_limit_s):
+    path = events_path(folder)
+{lines}
+    return Outcome("finished")
+sys.exit(serve_driver(sys.stdin, run))
+"""
+    return [sys.executable, "-c", program]
+
+
+def run(tmp_path, body, received=()):
+    lines = []
+    outcome = run_driver(tmp_path, command_of(body), received, lines.append)
+    return outcome, lines
+
+
+STARTED = 'events.append(path, {"event": "study_started", "study": "s", "config": {}})\n'
+
+
+def test_a_study_that_ends_by_itself_reports_how(tmp_path):
+    outcome, lines = run(tmp_path, "print('a line', file=sys.stderr)")
+    assert (outcome.status, lines) == ("finished", ["a line"])
+    refused, _ = run(tmp_path, "from raydml.errors import ConfigError; raise events.NoEvents('x')")
+    assert refused.status == "defect"
+    assert "AttributeError" in refused.text
+    refused, _ = run(tmp_path, "from raydml.study.folder import StudyError; raise StudyError('Cure: this')")
+    assert (refused.status, refused.text) == ("refused", "Cure: this")
+
+
+def test_a_driver_that_ray_ends_is_replaced_while_the_study_makes_progress(tmp_path):
+    body = STARTED + textwrap.dedent("""\
+        epochs = sum(event["event"] == "epoch" for event in events.read(path))
+        if epochs < 5:
+            events.append(path, {"event": "epoch", "trial": "search-000", "stage": "search", "epoch": epochs + 1,
+                                 "metrics": {}})
+            os.kill(os.getpid(), signal.SIGABRT)
+        """)
+    outcome, _ = run(tmp_path, body)
+    assert outcome.status == "finished"
+    kinds = [event["event"] for event in events.read(events_path(tmp_path))]
+    assert kinds.count("study_started") == 6
+    assert kinds.count("interrupted") == 5, "each end is in the record, and so the trials are not shown as running"
+    assert "exit code -6" in next(event["text"] for event in events.read(events_path(tmp_path)) if "text" in event)
+
+
+def test_a_driver_without_progress_is_given_up(tmp_path):
+    outcome, _ = run(tmp_path, STARTED + "print('the last line'); sys.stdout.flush(); os.abort()")
+    assert outcome.status == "broken"
+    assert outcome.text.splitlines() == ["exit code -6", "the last line"]
+    kinds = [event["event"] for event in events.read(events_path(tmp_path))]
+    assert kinds.count("study_started") == process.MAX_FAILURES
+    assert read_state(tmp_path).state == "interrupted"
+    outcome, _ = run(tmp_path, "raise RayEnded('Ray does not start: port taken')")
+    assert (outcome.status, outcome.text) == ("broken", "Ray does not start: port taken")
+
+
+def send_when(exists, received, number):
+    """Let a signal arrive when a file is there and is not empty."""
+
+    def send():
+        while not (exists.exists() and exists.read_text()):
+            time.sleep(0.02)
+        received.append(int(number))
+
+    threading.Thread(target=send, daemon=True).start()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_is_forwarded_and_recorded(tmp_path, number):
+    received = []
+    send_when(events_path(tmp_path), received, number)
+    outcome, _ = run(tmp_path, STARTED + "time.sleep(60)", received)
+    assert (outcome.status, outcome.signal) == ("interrupted", number)
+    last = events.read(events_path(tmp_path))[-1]
+    assert (last["event"], last["signal"]) == ("interrupted", number)
+
+
+def test_a_driver_that_does_not_stop_is_killed_with_all_of_its_session(tmp_path, monkeypatch):
+    monkeypatch.setattr(process, "STOP_S", 0.5)
+    pids = tmp_path / "pids"
+    body = f"""\
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        code = "import time, os; os.setpgrp(); time.sleep(60)"
+        left = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+        open({str(pids)!r}, "w").write(" ".join(str(one.pid) for one in left))
+        time.sleep(60)
+        """
+    received = []
+    send_when(pids, received, signal.SIGTERM)
+    outcome, _ = run(tmp_path, body, received)
+    assert outcome.status == "interrupted"
+    for pid in map(int, pids.read_text().split()):
+        assert process._session_of(pid) is None
+
+
+def test_a_driver_ends_when_the_process_that_started_it_is_gone(tmp_path):
+    file = tmp_path / "pid"
+    inner = command_of(f"open({str(file)!r}, 'w').write(str(os.getpid())); time.sleep(60)")
+    program = f"""
+from pathlib import Path
+from raydml.study.process import DriverProcess
+driver = DriverProcess({inner!r}, print)
+driver.start(Path({str(tmp_path)!r}), None, None)
+driver.wait([])
+"""
+    starter = subprocess.Popen([sys.executable, "-c", program])
+    deadline = time.monotonic() + 30
+    while not (file.exists() and file.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    starter.kill()
+    starter.wait(30)
+    pid = int(file.read_text())
+    while process._session_of(pid) is not None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert process._session_of(pid) is None
+
+
+def test_output_that_is_not_utf8_and_a_driver_that_cannot_start(tmp_path):
+    outcome, lines = run(tmp_path, "sys.stdout.buffer.write(b'\\xff\\n'); sys.stdout.flush()")
+    assert (outcome.status, lines) == ("finished", ["\ufffd"])
+    driver = DriverProcess([sys.executable, "-c", "import sys; sys.exit('no such thing')"], lines.append)
+    driver.start(tmp_path, None, None)
+    assert driver.wait([]).text.splitlines() == ["exit code 1", "no such thing"]
