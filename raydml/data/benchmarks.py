@@ -276,5 +276,5 @@ def published_catalog(name: str) -> Catalog:
         for index in range(count.num_images):
             number = index % count.num_classes
             of_lists = tuple(found for found, size in lists.items() if number < size and side == "test")
-            files.append(ImageFile(f"{part}/{number}/{index}", f"{side} {number:05d}", 0, 0, side, role, of_lists))
+            files.append(ImageFile(f"{part}/{number}/{index}", f"{side} {number:05d}", 0, side, role, of_lists))
     return catalog_of(name, None, files, protocols=benchmark.protocols)

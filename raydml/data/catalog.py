@@ -46,7 +46,7 @@ class ImageEntry(NamedTuple):
 
 
 class ImageFile(NamedTuple):
-    """One image of a data set: its path relative to the root, its class, its size and its modification time.
+    """One image of a data set: its path relative to the root, its class and its size.
 
     part: "train" | "val" | "test", the part of its class, and role: "query" | "gallery"; "" where the data set gives
     none. lists: names of the test lists that have it, where the data set is scored by several.
@@ -55,7 +55,6 @@ class ImageFile(NamedTuple):
     path: str
     class_name: str
     num_bytes: int
-    modified_ns: int
     part: str = ""
     role: str = ""
     lists: tuple[str, ...] = ()
@@ -67,9 +66,9 @@ class Catalog:
 
     paths: N paths relative to root ("digits/0000" for digits). labels: (N,) int64 ids into class_names, which are
     sorted. given_split: N of "train" | "val" | "test", or None if the data set gives no split. content: hexadecimal
-    SHA-256 over (path, class name, size in bytes, given split, role, lists) of every image. modified_ns: (N,) int64,
-    the times of the files. roles: N of "query" | "gallery" | "", or None where no image has one; an image without a
-    role is both query and gallery. protocols: how the test part is scored, the main protocol first. lists: name ->
+    SHA-256 over (path, class name, size in bytes, given split, role, lists) of every image. roles: N of "query" |
+    "gallery" | "", or None where no image has one; an image without a role is both query and gallery. protocols: how
+    the test part is scored, the main protocol first. lists: name ->
     names of the classes of a test list on which a model is scored besides, as VehicleID has three. notes: sentences
     that the caller must show, on what is usable but not as published or not as it looks. differences: of a benchmark,
     the parts whose counts are not the published ones, in words. description: what was found, in a few words: "26
@@ -83,7 +82,6 @@ class Catalog:
     class_names: tuple[str, ...]
     given_split: tuple[str, ...] | None
     content: str
-    modified_ns: np.ndarray
     roles: tuple[str, ...] | None = None
     protocols: tuple[str, ...] = ("leave_one_out",)
     notes: tuple[str, ...] = ()
@@ -124,7 +122,6 @@ def catalog_of(
         class_names=class_names,
         given_split=tuple(file.part for file in ordered) if any(file.part for file in ordered) else None,
         content=content.hexdigest(),
-        modified_ns=_read_only(np.array([file.modified_ns for file in ordered], dtype=np.int64)),
         roles=tuple(file.role for file in ordered) if any(file.role for file in ordered) else None,
         protocols=protocols,
         notes=notes,
@@ -183,7 +180,7 @@ def images_below(
 
 
 def find_files(root: Path, entries: Sequence[ImageEntry]) -> tuple[list[ImageFile], list[str]]:
-    """Return the entries whose file exists, with size and time, and the paths of the others.
+    """Return the entries whose file exists, with size, and the paths of the others.
 
     A path is followed by the reason in brackets unless the file just does not exist. Links are followed. Many threads
     look at once: on a network disk one look takes a millisecond, and 60,000 in a row a minute.
@@ -228,9 +225,7 @@ def _find_file(folder: str, entry: ImageEntry) -> ImageFile | str:
         return f"{entry.path!r} ({os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error})"
     if not stat.S_ISREG(status.st_mode):
         return f"{entry.path} ({os.strerror(errno.EISDIR) if stat.S_ISDIR(status.st_mode) else 'Not a regular file'})"
-    return ImageFile(
-        entry.path, entry.class_name, status.st_size, status.st_mtime_ns, entry.part, entry.role, entry.lists
-    )
+    return ImageFile(entry.path, entry.class_name, status.st_size, entry.part, entry.role, entry.lists)
 
 
 def listed(names: Iterable[object], limit: int = 10) -> str:

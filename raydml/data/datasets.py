@@ -99,6 +99,5 @@ def _open_digits() -> Catalog:
     labels.setflags(write=False)
     content = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
     paths = tuple(f"digits/{index:04d}" for index in range(len(labels)))
-    times = np.zeros(len(labels), dtype=np.int64)
     names, about = tuple("0123456789"), "10 classes of handwritten digits, 1,797 images"
-    return Catalog("digits", None, paths, labels, names, None, content, times, description=about)
+    return Catalog("digits", None, paths, labels, names, None, content, description=about)

@@ -120,7 +120,6 @@ def open_glyphs(fonts: Path | None = None) -> Catalog:
         class_names=class_names,
         given_split=tuple(part for _, _, part in parts),
         content=content.hexdigest(),
-        modified_ns=np.zeros(len(labels), dtype=np.int64),
         roles=tuple(_role(face, part) for _, face, part in parts),
         protocols=("leave_one_out", "query_gallery"),
         notes=_notes(digests),

@@ -8,9 +8,7 @@ from tests.data.refusals import SPLIT, assert_contains, refusal
 def classes_of(num_classes: int, given: list[str] | None = None) -> Catalog:
     """Two images a class; `given` is one part a class."""
     parts = given or [""] * num_classes
-    rows = [
-        ImageFile(f"{c:03d}/{i}.png", f"class{c:02d}", 1, 0, parts[c]) for c in range(num_classes) for i in range(2)
-    ]
+    rows = [ImageFile(f"{c:03d}/{i}.png", f"class{c:02d}", 1, parts[c]) for c in range(num_classes) for i in range(2)]
     return catalog_of("image_list", None, rows)
 
 
@@ -116,7 +114,7 @@ class TestSplit:
         assert [split.val for split in folds] == [(1, 2), (3, 4), (5, 6)]
 
     def test_one_image_classes_are_divided_like_others(self):
-        catalog = catalog_of("x", None, [ImageFile(f"{c}.jpg", f"class{c}", 1, 0) for c in range(8)])
+        catalog = catalog_of("x", None, [ImageFile(f"{c}.jpg", f"class{c}", 1) for c in range(8)])
         split = make_split(catalog, **SPLIT)
         assert (split.train, split.val, split.test) == ((0, 1), (2, 3), (4, 5, 6, 7))
 
@@ -124,13 +122,13 @@ class TestSplit:
         """The sizes of Stanford Online Products."""
         num_train, num_test = 11_318, 11_316
         names = [f"{c:05d}" for c in range(1, num_train + num_test + 1)]
-        rows = [ImageFile(name, name, 1, 0, "train" if int(name) <= num_train else "test") for name in names]
+        rows = [ImageFile(name, name, 1, "train" if int(name) <= num_train else "test") for name in names]
         split = make_split(catalog_of("sop", None, rows), **{**SPLIT, "val_fraction": 0.1})
         assert (len(split.train), len(split.val), len(split.test)) == (10_186, 1_132, num_test)
         assert split.val == tuple(range(10_186, num_train))
 
     def test_the_cure_of_a_benchmark_names_no_list_file(self):
-        rows = [ImageFile(f"{c}{i}", f"{c}", 1, 0, "train") for c in range(4) for i in range(2)]
+        rows = [ImageFile(f"{c}{i}", f"{c}", 1, "train") for c in range(4) for i in range(2)]
         message = refusal(make_split, catalog_of("sop", None, rows), **SPLIT)
         assert_contains(message, "the test part is empty", "the lists of sop decide")
         assert "data.list_file" not in message

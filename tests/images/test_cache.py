@@ -209,9 +209,7 @@ class TestContent:
 
     def test_roles_are_those_of_the_images(self, root, tmp_path):
         rows = [
-            ImageFile(
-                f"{c}/{n}.png", c, (root / c / f"{n}.png").stat().st_size, 0, "train" if c < "e" else "test", role
-            )
+            ImageFile(f"{c}/{n}.png", c, (root / c / f"{n}.png").stat().st_size, "train" if c < "e" else "test", role)
             for c in "abcdefgh"
             for n, role in enumerate(("query", "gallery", "gallery") if c >= "e" else ("",) * 3)
         ]
@@ -365,7 +363,7 @@ class TestUnreadable:
 
     def test_a_class_of_one_image_from_the_start_may_stay(self, root, cache_dir):
         """Benchmarks have such classes; one that loses its only image is refused."""
-        rows = [ImageFile(f"{c}/{n}.png", c, 1, 0) for c in "abcdefgh" for n in range(1 if c == "a" else 3)]
+        rows = [ImageFile(f"{c}/{n}.png", c, 1) for c in "abcdefgh" for n in range(1 if c == "a" else 3)]
         catalog = catalog_of("sop", root, rows)
         split = make_split(catalog, **SPLIT)
         (root / "b" / "0.png").write_bytes(b"")

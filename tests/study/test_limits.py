@@ -42,7 +42,7 @@ class Listed:
     """Catalogs without files: so many classes of so many images each."""
 
     def __init__(self, num_classes: int, per_class: int) -> None:
-        rows = [ImageFile(f"{c}/{i}.jpg", f"{c:04d}", 1, 0) for c in range(num_classes) for i in range(per_class)]
+        rows = [ImageFile(f"{c}/{i}.jpg", f"{c:04d}", 1) for c in range(num_classes) for i in range(per_class)]
         self.catalog = catalog_of("image_folder", None, rows, kind="{classes} in class folders")
 
     def of(self, _trial):
