@@ -153,7 +153,9 @@ def ui(
     raise typer.Exit(serve_ui(uri, port, on_answer=lambda: typer.echo(f"MLflow UI: {page}   {store}")))
 
 
-def sync(study: Target, storage: StorageOption = STORAGE, tracking_uri: TrackingUri = None) -> None:
+def sync(
+    context: typer.Context, study: Target, storage: StorageOption = STORAGE, tracking_uri: TrackingUri = None
+) -> None:
     """Send the undelivered events of a study to MLflow.
 
     To its own store, which is created where it is missing, or to the one of --tracking-uri."""
@@ -161,15 +163,20 @@ def sync(study: Target, storage: StorageOption = STORAGE, tracking_uri: Tracking
 
     folder = find_study(study, storage)  # before MLflow is imported
     from raydml.tracking.delivery import sync as deliver
+    from raydml.tracking.store import StoreUnavailable
 
-    specification = read_study(folder)
-    uri = store_of(folder, tracking_uri)
-    if not deliver(folder / "events.jsonl", uri, specification["name"], complete=True):
+    name, uri = read_study(folder)["name"], store_of(folder, tracking_uri)
+    again = f"{program_of(context)} sync {study_argument(folder)}"
+    try:
+        has_all = deliver(folder / "events.jsonl", uri, name, complete=True, command=again)
+    except StoreUnavailable as error:
+        raise CommandError(f"nothing of study {name} was sent: {error}. Then: {again}") from None
+    if not has_all:
         raise CommandError(
-            f"MLflow does not have all of study {specification['name']}: the line above says what and why. Nothing is "
-            "lost. Cure: mend that, then sync again"
+            f"MLflow does not have all of study {name}: the line above says what and why. Nothing is lost. "
+            f"Cure: mend that, then {again}"
         )
-    typer.echo(f"MLflow has all of study {specification['name']}")
+    typer.echo(f"MLflow has all of study {name}")
 
 
 def row_of(folder: Path) -> tables.StudyRow:

@@ -166,10 +166,10 @@ def sweep(
             with without_notes():
                 folder = create(small.space, small.path, small.storage, small.tracking_uri, command_of(context))
             mark_as_smoke(folder)
-            run_and_show(context, folder, address)
+            run_and_show(context, folder, address, tracking_uri=with_secrets(small.tracking_uri))
         return
     folder = create(loaded, file, storage, tracking_uri, command_of(context))
-    run_and_show(context, folder, address, time_limit_s)
+    run_and_show(context, folder, address, time_limit_s, with_secrets(tracking_uri))
 
 
 def load_with_options(
@@ -227,19 +227,38 @@ def create(loaded: SearchSpace, space: Path, storage: Path, tracking_uri: str | 
     from raydml.study.folder import create_study, plan_study
 
     plan = plan_study(loaded)  # says how the classes are divided, before the slow imports
-    from raydml.tracking.store import default_uri, prepare_store, redacted, study_store
+    from raydml.tracking.store import default_uri, redacted, study_store, without_secrets
 
     uri = study_store(None, storage, tracking_uri)
-    with notice("preparing the MLflow store"):
-        prepare_store(uri, storage)
+    check_store(uri, storage)
     return create_study(
         loaded,
         storage=storage,
-        tracking_uri=None if uri == default_uri(storage) else uri,
+        tracking_uri=None if uri == default_uri(storage) else without_secrets(uri),
         space_text=space.read_text(encoding="utf-8"),
         plan=plan,
         command=redacted(command),
     )
+
+
+def check_store(uri: str, storage: Path) -> None:
+    """Prepare the MLflow store of a study. Prints a note if it may answer later, because nothing waits for it.
+
+    Raises TrackingError if the address cannot be right.
+    """
+    from raydml.tracking.store import reach_store
+
+    with notice("preparing the MLflow store"):
+        reason = reach_store(uri, storage)
+    if reason:
+        typer.echo(f"note: {reason}. The study runs all the same: MLflow gets everything once it can be used", err=True)
+
+
+def with_secrets(tracking_uri: str | None) -> str | None:
+    """Return an address if a study's file has it without its secrets, so that they have to be handed on; else None."""
+    from raydml.tracking.store import without_secrets
+
+    return None if tracking_uri is None or without_secrets(tracking_uri) == tracking_uri else tracking_uri
 
 
 def resume(
@@ -262,8 +281,11 @@ def resume(
     time_limit_s = seconds_of(time_limit)
     from raydml.study.driver import only_driver
     from raydml.study.folder import find_study, move_data_root
+    from raydml.study.results import is_finished
 
     folder = find_study(study, storage)
+    if num_trials is not None or tracking_uri is not None or not is_finished(folder):
+        check_store(store_of(folder, tracking_uri), folder.parent)
     with only_driver(folder):  # before anything is changed
         if data_root is not None:
             move_data_root(folder, data_root)
@@ -368,7 +390,8 @@ def run_and_show(
         except KeyboardInterrupt:  # before the driver has started, or a further signal at the end
             if tracker is not None:
                 tracker.finish(INTERRUPTED_DELIVERY_S)
-        if tracker is not None and (hint := tracker.hint()):
+        hint = "" if tracker is None else tracker.hint(f"{program} sync {study_argument(folder)}")
+        if hint and (outcome is None or outcome.status != "finished"):
             echo(console, hint)
         extra = f" --address {shlex.quote(address)}" if address else ""
         again = f"{program} resume {study_argument(folder)}{extra}"
@@ -386,6 +409,8 @@ def run_and_show(
             typer.echo(f"{outcome.text}\nThe study has stopped. To continue: {again}", err=True)
             raise typer.Exit(1)
         show_outcome(program, folder, console)
+        if hint:  # last, so that it is not missed
+            echo(console, f"\n{hint}")
 
 
 def drive() -> None:
@@ -415,7 +440,7 @@ def _start_delivery(folder: Path, tracking_uri: str | None, live: LiveStudy) -> 
     live.doing("loading MLflow")
     from raydml.study.folder import read_study, report_to
     from raydml.tracking.delivery import Tracker
-    from raydml.tracking.store import create_missing, redacted
+    from raydml.tracking.store import create_missing, redacted, without_secrets
 
     uri = store_of(folder, tracking_uri)
     create_missing(uri, folder.parent)
@@ -424,7 +449,7 @@ def _start_delivery(folder: Path, tracking_uri: str | None, live: LiveStudy) -> 
     tracker = Tracker(folder / "events.jsonl", uri, read_study(folder)["name"])
     tracker.start()
     if tracking_uri is not None:
-        report_to(folder, uri)
+        report_to(folder, without_secrets(uri))
     return tracker
 
 

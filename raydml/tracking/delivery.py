@@ -100,14 +100,17 @@ class Tracker:
             self._lock.close()
         return self._delivered and not self.problems
 
-    def hint(self) -> str:
-        """Return a line about what is missing, with the command that completes it; empty if everything has arrived."""
+    def hint(self, command: str = "") -> str:
+        """Return a line about what is missing, with the command that completes it; empty if everything has arrived.
+
+        command: the one for this study, if `sync` and its name are not enough.
+        """
         if self._delivered and not self.problems:
             return ""
         lacks = [] if self._delivered else [f"has not received everything{self._why()}"]
         if self.problems:
             lacks.append(f"lacks {counted(len(self.problems), 'part')} of the study, the first: {self.problems[0]}")
-        command = f"launch.py sync {self.study}"
+        command = command or f"launch.py sync {self.study}"
         if without_secrets(self.tracking_uri) != self.tracking_uri:
             command += " --tracking-uri URI (its password is not stored)"
         return (
@@ -305,10 +308,19 @@ class SpoolDigests:
         return found
 
 
-def sync(events_path: Path, tracking_uri: str, study: str, timeout_s: float = 600.0, *, complete: bool = False) -> bool:
+def sync(
+    events_path: Path,
+    tracking_uri: str,
+    study: str,
+    timeout_s: float = 600.0,
+    *,
+    complete: bool = False,
+    command: str = "",
+) -> bool:
     """Deliver a study's events now and wait for it. What has arrived before is not sent again.
 
     complete: also look for what was deleted in MLflow: the newest model is registered again, a deleted run is reported.
+    command: the one that completes it later.
 
     A database that does not exist is created and filled, if its folder exists. Returns whether MLflow has everything.
     Raises TrackingError if the store cannot be used, or while the study runs (its own driver delivers then).
@@ -322,5 +334,5 @@ def sync(events_path: Path, tracking_uri: str, study: str, timeout_s: float = 60
     if delivered and complete:
         delivered = tracker.restore_deleted()
     if not delivered:
-        _logger.warning("%s", tracker.hint())
+        _logger.warning("%s", tracker.hint(command))
     return delivered

@@ -238,7 +238,10 @@ def without_secrets(uri: str) -> str:
         except (sqlalchemy.exc.ArgumentError, ValueError):  # no database: databricks
             return uri
         if url.password is not None:
-            uri = url.set(password=None).render_as_string(hide_password=False)
+            without = sqlalchemy.URL.create(
+                url.drivername, url.username, None, url.host, url.port, url.database, url.query
+            )
+            uri = without.render_as_string(hide_password=False)
     uri = re.sub(_SECRETS, lambda found: "?" if found.group(1).startswith("?") else "", uri)
     return uri.replace("?&", "?").rstrip("?")
 
@@ -320,6 +323,8 @@ def prepare_store(uri: str, storage: str | Path | None = None) -> str:
             f"tracking URI {redacted(uri)!r}: no store of the kind {scheme!r}; MLflow takes {', '.join(SCHEMES)}. "
             "Cure: leave it out for a local database, or give sqlite:////absolute/path/mlflow.db or http://host:5000"
         )
+    if scheme in ("http", "https") and not urlsplit(uri).netloc:
+        raise TrackingError(f"tracking URI {redacted(uri)!r} names no host. Cure: such as http://host:5000")
     path = database_path(uri)
     if path is not None:
         _prepare_folder(uri, path, storage)
@@ -334,11 +339,19 @@ def prepare_store(uri: str, storage: str | Path | None = None) -> str:
 
 
 def create_missing(uri: str, storage: Path) -> None:
-    """Create the database of a study that has events if it does not exist, and warn: its former runs are not in it."""
+    """Create the database of a study that has events if it does not exist, and warn: its former runs are not in it.
+
+    Where it cannot be created yet (the disk is full), a later `sync` does it.
+    """
     path = database_path(uri)
-    if path is not None and not path.exists():
+    if path is None or path.exists():
+        return
+    try:
         prepare_store(uri, storage)
-        _logger.warning("there was no MLflow store %s: it is new, and is filled with the study's events", path)
+    except StoreUnavailable as error:
+        _logger.warning("%s", error)
+        return
+    _logger.warning("there was no MLflow store %s: it is new, and is filled with the study's events", path)
 
 
 def experiment_id(client: MlflowClient, uri: str, storage: str | Path | None) -> str:
@@ -497,7 +510,7 @@ def _cure(uri: str, scheme: str, error: Exception) -> str:
             "store the password of an address"
         )
     if isinstance(error, ImportError):
-        return f"install the driver of this database (pip install {error.name or 'its driver'})"
+        return f"install the driver of this database, whose module is {error.name}, or take another address"
     if re.search("password|authentication|access denied", str(error), re.IGNORECASE):
         return "give the whole address with --tracking-uri, or in MLFLOW_TRACKING_URI; a study does not store passwords"
     if "CERTIFICATE_VERIFY_FAILED" in str(error):

@@ -3,8 +3,11 @@
 import json
 import shutil
 import sqlite3
+import threading
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -20,9 +23,11 @@ from raydml.tracking.store import (
     database_path,
     default_uri,
     prepare_store,
+    reach_store,
     redacted,
     runs_page,
     study_store,
+    without_secrets,
 )
 from tests.tracking.test_delivery import free_port
 
@@ -245,3 +250,119 @@ def test_a_refused_host_name_is_no_missing_password(monkeypatch: pytest.MonkeyPa
         prepare_store("http://ann:secret@mlflow.lab:5000")
     assert "PASSWORD" not in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@contextmanager
+def answering(status: int, body: str, delay_s: float = 0.0) -> Iterator[tuple[str, list[str]]]:
+    """A server that answers every request alike; its address, and the paths of the requests it got."""
+    got: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            got.append(self.path)
+            time.sleep(delay_s)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Retry-After", "3600")
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", got
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+PAGE = "<html><body>Sign in</body></html>"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "cure"),
+    [
+        (200, PAGE, "correct the address"),
+        (404, PAGE, "correct the address"),
+        (401, "", "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        (403, "denied", "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        (403, "Invalid Host header - possible DNS rebinding attack detected", "--allowed-hosts"),
+        (500, PAGE, None),
+        (502, PAGE, None),
+        (503, "", None),
+        (429, "", None),
+    ],
+)
+def test_a_study_waits_for_no_server_and_starts_with_none_that_can_never_answer(
+    status: int, body: str, cure: str | None, tmp_path: Path
+) -> None:
+    """Refused is what waiting does not mend; the request is sent once, whatever the server asks for."""
+    began_s = time.monotonic()
+    with answering(status, body) as (uri, got):
+        if cure is None:
+            assert f"MLflow at {uri} cannot be used" in reach_store(uri, tmp_path)
+        else:
+            with pytest.raises(TrackingError, match=f"Cure: .*{cure}"):
+                reach_store(uri, tmp_path)
+    assert len(got) == 1
+    assert time.monotonic() - began_s < 5
+
+
+def test_a_study_waits_for_no_server_that_is_away_or_slow(tmp_path: Path) -> None:
+    away = f"http://ann:PLANTED@127.0.0.1:{free_port()}"
+    reason = reach_store(away, tmp_path)
+    assert "cannot be used" in reason
+    assert "PLANTED" not in reason
+    began_s = time.monotonic()
+    with answering(500, "", delay_s=0.5) as (uri, _got):
+        assert reach_store(uri, tmp_path, 0.1) == f"MLflow at {uri} has not answered within 0.1 s"
+        assert time.monotonic() - began_s < 0.4
+    for wrong in ("http://127.0.0.1:99999", "http://", "https:nothing"):
+        with pytest.raises(TrackingError, match="Cure"):
+            reach_store(wrong, tmp_path)
+
+
+def test_a_locked_database_is_not_waited_for_and_a_damaged_one_is_refused(
+    storage: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raydml.tracking.store.LOCK_PATIENCE_S", 0.1)
+    assert reach_store(uri, storage) == ""
+    with closing(sqlite3.connect(storage / "mlflow.db")) as other:
+        other.execute("begin exclusive")
+        began_s = time.monotonic()
+        assert "is locked. Cure: end the process" in reach_store(uri, storage)
+        assert time.monotonic() - began_s < 2
+    assert reach_store(uri, storage) == ""
+    (storage / "mlflow.db").write_bytes(b"no database" * 1000)
+    with pytest.raises(TrackingError, match="repair the database"):
+        reach_store(uri, storage)
+
+
+@pytest.mark.parametrize(
+    ("address", "stored"),
+    [
+        ("http://user:PLANTED@host:5000", "http://host:5000"),
+        ("https://user:a@PLANTED@host/base/path@x?workspace=1", "https://host/base/path@x?workspace=1"),
+        ("https://host/?token=PLANTED&x=1", "https://host/?x=1"),
+        ("https://host/?x=1&api_key=PLANTED", "https://host/?x=1"),
+        ("https://host/?password=PLANTED", "https://host/"),
+        ("postgresql://user:PLANTED@host:1/db", "postgresql://user@host:1/db"),
+        ("mysql+pymysql://user:PLA/NTED@host/db?charset=utf8", "mysql+pymysql://user@host/db?charset=utf8"),
+        (
+            "postgresql://host/db?user=me&password=PLANTED&sslmode=require",
+            "postgresql://host/db?user=me&sslmode=require",
+        ),
+        ("http://host:5000", "http://host:5000"),
+        ("http://host/path@x", "http://host/path@x"),
+        ("sqlite:////tmp/a@b/what?/mlflow.db", "sqlite:////tmp/a@b/what?/mlflow.db"),
+        ("databricks://profile", "databricks://profile"),
+    ],
+)
+def test_an_address_is_stored_without_its_secrets(address: str, stored: str) -> None:
+    assert without_secrets(address) == stored
+    assert without_secrets(stored) == stored
