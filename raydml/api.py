@@ -40,6 +40,7 @@ class Study:
     def __init__(self, folder: Path, process: subprocess.Popen[bytes] | None = None) -> None:
         self.folder = folder
         self._process = process
+        self._tracking_uri: str | None = None  # where it has a password, which is not in study.json
 
     @classmethod
     def start(
@@ -71,7 +72,7 @@ class Study:
         """
         from raydml.cli.arguments import seconds_of
         from raydml.cli.main import prepare_environment
-        from raydml.cli.studies import create, load_with_options
+        from raydml.cli.studies import create, load_with_options, with_secrets
 
         prepare_environment()
         seconds_of(time_limit)  # refused here rather than in the process of the study
@@ -89,7 +90,9 @@ class Study:
             data_root=None if data_root is None else Path(data_root),
         )
         folder = create(loaded, file, Path(storage), tracking_uri, f"Study.start({str(space)!r})")
-        return cls.open(folder).resume(time_limit=time_limit, address=address)
+        study = cls.open(folder)
+        study._tracking_uri = with_secrets(tracking_uri)
+        return study.resume(time_limit=time_limit, address=address)
 
     @classmethod
     def open(cls, study: str | Path, *, storage: str | Path = "studies") -> Study:
@@ -110,10 +113,18 @@ class Study:
         command = [sys.executable, "-m", "raydml", "resume", str(self.folder)]
         options = {"--num-trials": num_trials, "--time": time_limit, "--address": address}
         command += [text for name, value in options.items() if value is not None for text in (name, str(value))]
+        from raydml.cli.main import environment_with
+
+        addressed = {} if self._tracking_uri is None else {"MLFLOW_TRACKING_URI": self._tracking_uri}
         with (self.folder / LOG).open("ab") as log:
             # A session of its own: the study outlives this terminal or notebook, and Ctrl-C reaches it through `wait`.
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=environment_with(addressed),
             )
         return self
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import filelock
 import numpy as np
@@ -66,6 +67,21 @@ def test_a_study_that_another_process_runs_is_not_started_again(tmp_path) -> Non
         assert study.resume()._process is None
         with pytest.raises(TimeoutError, match="continues"):
             study.wait(0.3)
+
+
+def test_the_process_of_a_study_gets_the_password_of_an_address_where_nobody_sees_it(tmp_path, monkeypatch) -> None:
+    started = []
+    monkeypatch.setattr("raydml.cli.studies.load_with_options", lambda *_, **__: (None, None))
+    monkeypatch.setattr("raydml.cli.studies.create", lambda *_: tmp_path)
+    popen = SimpleNamespace(DEVNULL=0, STDOUT=0, Popen=lambda command, **options: started.append((command, options)))
+    monkeypatch.setattr("raydml.api.subprocess", popen)
+    (tmp_path / "study.json").touch()
+    Study.start("space.yaml", tracking_uri="http://ann:PLANTED@host")
+    Study.start("space.yaml", tracking_uri="http://host")
+    (command, options), (_, others) = started
+    assert "PLANTED" not in " ".join(command)
+    assert options["env"]["MLFLOW_TRACKING_URI"] == "http://ann:PLANTED@host"
+    assert others["env"].get("MLFLOW_TRACKING_URI") != "http://ann:PLANTED@host"
 
 
 def test_a_process_that_ends_before_its_study_is_reported(tmp_path) -> None:

@@ -16,7 +16,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -189,6 +189,11 @@ def prepare_environment() -> None:
     os.environ.update(fixed)
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+
+
+def environment_with(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a process that is started with further variables: other users do not see those."""
+    return {**os.environ, **variables}
 
 
 def program_name(argv0: str) -> str:

@@ -276,8 +276,8 @@ def fake_run(monkeypatch, outcome):
             calls.append("finish")
             return False
 
-        def hint(self):
-            return "deliver it later: launch.py sync digits"
+        def hint(self, command):
+            return f"deliver it later: {command}"
 
     def run_driver(folder, _command, _received, _show, *, address, time_limit_s):
         calls.append((folder, address, time_limit_s))
@@ -296,7 +296,7 @@ def test_an_interrupted_study_says_how_to_go_on(monkeypatch, tmp_path, number, c
     result = run("resume", "digits", "--storage", "else where", "--address", "auto", "--time", "1h30m")
     assert result.exit_code == code
     assert "launch.py resume 'else where/digits' --address auto" in result.output
-    assert "launch.py sync digits" in result.output, "what MLflow has not heard must be said"
+    assert "launch.py sync 'else where/digits'" in result.output, "what MLflow lacks must be said"
     assert "MLflow: http://127.0.0.1:9" in result.output, "the server's address"
     assert calls.index("start") < calls.index((folder, "auto", 5400.0)) < calls.index("finish")
 
