@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +24,8 @@ from raydml.study.folder import StudyError
 from raydml.study.process import STOP_SIGNALS, RayEnded, stop_signals
 
 _logger = logging.getLogger(__name__)
+#: What Ray puts behind TMPDIR in the path of its longest socket.
+_SOCKET_BYTES = len("/ray/session_2026-01-31_23-59-59_999999_4194304/sockets/plasma_store")
 #: Nobody restarts the head of an embedded Ray. Its driver ends after so many seconds without it, and a new one begins.
 _EMBEDDED = {"gcs_rpc_server_reconnect_timeout_s": 5}
 
@@ -54,6 +58,36 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def _temp_dir() -> str | None:
+    """Return the folder for an embedded Ray's sockets and logs; None for Ray's own choice, below TMPDIR.
+
+    The path of a socket has at most 107 bytes (103 on macOS), of which Ray's names take 68. A longer TMPDIR, as some
+    clusters give each job, is replaced by /tmp. Raises StudyError for a folder that cannot be written.
+    """
+    name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+    chosen = os.environ.get(name, "/tmp")
+    try:
+        is_short = len(chosen.encode()) + _SOCKET_BYTES <= (103 if sys.platform == "darwin" else 107)
+    except UnicodeEncodeError:  # a name that is not UTF-8, which Ray cannot write
+        is_short = False
+    used = chosen if is_short else "/tmp"
+    if not is_short:
+        _logger.warning(
+            "note: %s = %s is too long for the sockets of Ray, or not UTF-8; Ray's files go to /tmp/ray", name, chosen
+        )
+    try:
+        os.makedirs(used, exist_ok=True)  # as Ray does
+        with tempfile.TemporaryFile(dir=used):
+            pass
+    except OSError as error:
+        raise StudyError(
+            f"{name} = {chosen}: Ray keeps its sockets and logs in {used}, which cannot be written "
+            f"({error.strerror}). Cure: set RAY_TMPDIR to a folder on a local disk whose path has at most "
+            f"{107 - _SOCKET_BYTES} bytes"
+        ) from error
+    return None if is_short else "/tmp/ray"
+
+
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
     """Connect to the Ray cluster at an address, or start an embedded one that ends with the context. A Ray that this
@@ -65,6 +99,7 @@ def connected(address: str | None) -> Iterator[None]:
         # Ray would print above the table of trials that its token authentication is on, as it should be.
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
         _protect_token()
+    temp_dir = None if address else _temp_dir()
     # Tune's advice below the level of an error is wrong here, such as to go on with Tuner.restore.
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     # Ray's handlers of TERM, which it installs in Python and below it, would end the process at once.
@@ -80,6 +115,7 @@ def connected(address: str | None) -> Iterator[None]:
             log_to_driver=False,
             logging_level="error",
             configure_logging=False,
+            _temp_dir=temp_dir,
             **({} if address else {"include_dashboard": False, "_system_config": dict(_EMBEDDED)}),
         )
     except Exception as error:  # ray.init raises plain exceptions, where a process of Ray does not start in time, say

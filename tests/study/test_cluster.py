@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import nullcontext
 
 import pytest
 import ray
@@ -11,7 +12,7 @@ from raydml.search_space.space import load_space
 from raydml.study import cluster as study_cluster
 from raydml.study import events
 from raydml.study.events import events_path, read_trials
-from raydml.study.folder import create_study, read_json
+from raydml.study.folder import StudyError, create_study, read_json
 from raydml.study.stages import run_study
 from tests.study.test_folder import ROOT
 
@@ -89,3 +90,30 @@ def test_a_study_protects_the_token_before_ray_starts(tmp_path, monkeypatch):
     with study_cluster.connected(None):
         pass
     assert seen == [0o700]
+
+
+@pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])
+def test_a_temporary_folder_is_used_replaced_or_refused_by_the_length_of_its_sockets(
+    tmp_path, monkeypatch, caplog, name
+):
+    """A socket of Linux has 107 bytes; Ray's part is /ray/session_DATE_TIME_MICROSECONDS_PID/sockets/plasma_store."""
+    options = []
+    monkeypatch.setattr(ray, "init", lambda **some: options.append(some["_temp_dir"]))
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    rest = "/ray/session_2026-11-29_02-11-16_007306_4194304/sockets/plasma_store"
+    longest = "/tmp/" + "x" * (107 - len(rest) - len("/tmp/"))
+    for folder, replaced in ((longest, None), (longest + "x", "/tmp/ray"), ("/tmp/\udcff", "/tmp/ray")):
+        monkeypatch.setattr(study_cluster.os, "makedirs", lambda *_, **__: None)
+        monkeypatch.setattr(study_cluster.tempfile, "TemporaryFile", lambda dir: nullcontext())  # noqa: ARG005
+        monkeypatch.setenv(name, folder)
+        with study_cluster.connected(None):
+            pass
+        assert options.pop() == replaced
+        assert (f"{name} = {folder} is too long" in caplog.text) == bool(replaced)
+    monkeypatch.undo()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(name, str(tmp_path / "file"))
+    monkeypatch.setattr(study_cluster, "_SOCKET_BYTES", 0)
+    refusal = rf"{name} = .*file: .*File exists.*Cure: set RAY_TMPDIR"
+    with pytest.raises(StudyError, match=refusal), study_cluster.connected(None):
+        pass
