@@ -64,8 +64,9 @@ def _temp_dir() -> str | None:
     The path of a socket has at most 107 bytes (103 on macOS), of which Ray's names take 68. A longer TMPDIR, as some
     clusters give each job, is replaced by /tmp. Raises StudyError for a folder that cannot be written.
     """
-    name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
-    chosen = os.environ.get(name, "/tmp")
+    from ray._common.utils import get_default_system_temp_dir
+
+    chosen = get_default_system_temp_dir()  # RAY_TMPDIR, else TMPDIR, else /tmp
     try:
         is_short = len(chosen.encode()) + _SOCKET_BYTES <= (103 if sys.platform == "darwin" else 107)
     except UnicodeEncodeError:  # a name that is not UTF-8, which Ray cannot write
@@ -73,7 +74,7 @@ def _temp_dir() -> str | None:
     used = chosen if is_short else "/tmp"
     if not is_short:
         _logger.warning(
-            "note: %s = %s is too long for the sockets of Ray, or not UTF-8; Ray's files go to /tmp/ray", name, chosen
+            "note: TMPDIR = %s is too long for the sockets of Ray, or not UTF-8; Ray's files go to /tmp/ray", chosen
         )
     try:
         os.makedirs(used, exist_ok=True)  # as Ray does
@@ -81,7 +82,7 @@ def _temp_dir() -> str | None:
             pass
     except OSError as error:
         raise StudyError(
-            f"{name} = {chosen}: Ray keeps its sockets and logs in {used}, which cannot be written "
+            f"TMPDIR = {chosen}: Ray keeps its sockets and logs in {used}, which cannot be written "
             f"({error.strerror}). Cure: set RAY_TMPDIR to a folder on a local disk whose path has at most "
             f"{107 - _SOCKET_BYTES} bytes"
         ) from error

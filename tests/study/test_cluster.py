@@ -109,11 +109,11 @@ def test_a_temporary_folder_is_used_replaced_or_refused_by_the_length_of_its_soc
         with study_cluster.connected(None):
             pass
         assert options.pop() == replaced
-        assert (f"{name} = {folder} is too long" in caplog.text) == bool(replaced)
+        assert (f"TMPDIR = {folder} is too long" in caplog.text) == bool(replaced)
     monkeypatch.undo()
     (tmp_path / "file").write_text("")
     monkeypatch.setenv(name, str(tmp_path / "file"))
     monkeypatch.setattr(study_cluster, "_SOCKET_BYTES", 0)
-    refusal = rf"{name} = .*file: .*File exists.*Cure: set RAY_TMPDIR"
+    refusal = r"TMPDIR = .*file: .*File exists.*Cure: set RAY_TMPDIR"
     with pytest.raises(StudyError, match=refusal), study_cluster.connected(None):
         pass
