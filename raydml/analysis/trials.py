@@ -19,11 +19,13 @@ ENDINGS = {
     "time": "ended by the time limit",
     "non_finite_loss": "non-finite loss",
     "collapsed": "collapsed",
+    "out_of_memory": "out of memory",
+    "stuck": "stuck",
     "crashed": "crashed",
     "": "not ended",
 }
 #: Endings that mean that something went wrong.
-FAILURES = ("non_finite_loss", "collapsed", "crashed")
+FAILURES = ("non_finite_loss", "collapsed", "out_of_memory", "stuck", "crashed")
 #: Blocks of a configuration that are chosen by name.
 CHOICES = ("loss", "method", "miner", "sampler", "regularizers")
 
@@ -50,6 +52,7 @@ class TrialState:
     epoch, by number. num_epochs: number of the epoch reported last. state: one of `UNENDED`, or the reason why the
     trial has ended. started_s, changed_s: when it last started, and when the state last changed (seconds since 1970).
     error: why it ended in failure. retried_after: the error before the newest of its `num_retries` retries.
+    retry_reasons: ``out_of_memory`` and ``stuck``, for each retry that had such a reason.
     is_superseded: whether it belongs to a stage that is run again after a longer search, and is not part of it.
     """
 
@@ -67,6 +70,7 @@ class TrialState:
     error: str | None = None
     num_retries: int = 0
     retried_after: str = ""
+    retry_reasons: tuple[str, ...] = ()
     is_superseded: bool = False
 
     @property

@@ -268,6 +268,12 @@ def resume(
         int | None,
         typer.Option(metavar="N", help="Give the search N trials in all; the stages after it are run again."),
     ] = None,
+    retry_crashed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-crashed", help="Run trials again that crashed, were stuck or had no memory, and later stages."
+        ),
+    ] = False,
     time_limit: TimeLimitOption = None,
     data_root: DataRoot = None,
     storage: StorageOption = STORAGE,
@@ -293,6 +299,11 @@ def resume(
             from raydml.study.extension import extend_search
 
             extend_search(folder, num_trials)
+        if retry_crashed:
+            from raydml.study.extension import retry_failed
+
+            failed = retry_failed(folder)
+            echo(new_console(), f"to be run again: {', '.join(failed)}" if failed else "no trial has crashed")
         run_and_show(context, folder, address, time_limit_s, tracking_uri)
 
 

@@ -33,6 +33,8 @@ STATES: dict[str, tuple[str, str]] = {
     "time": ("time over", "yellow"),
     "non_finite_loss": ("NaN loss", "red"),
     "collapsed": ("collapsed", "red"),
+    "out_of_memory": ("no memory", "red"),
+    "stuck": ("stuck", "red"),
     "crashed": ("crashed", "bold red"),
 }
 WIDE_COLUMNS = 100  # from here on there is room for generous gaps

@@ -25,11 +25,13 @@ from raydml.inference.evaluate import evaluate_checkpoint, evaluate_saved, refus
 from raydml.metrics.names import METRIC_GROUPS
 from raydml.ops.progress import show_log
 from raydml.ops.system_use import SystemUse
+from raydml.study.faults import faults_named, is_without_memory
 from raydml.training import checkpoint
 from raydml.training.trainer import Trainer
 from raydml.training.trial_images import Catalogs
 
 logger = logging.getLogger(__name__)
+OUT_OF_MEMORY = "out_of_memory"
 
 
 def assigned_device(machine: Machine) -> str:
@@ -59,28 +61,44 @@ class TrialActor(tune.Trainable):
     ``config["run"]``: ``key`` (``search-003``), ``trial`` and ``machine`` (dictionaries), ``metric`` (what the
     scheduler compares), ``reads`` (the file in which a trial on all classes records that it opens the test classes) and
     ``resume_from``, a checkpoint folder of an earlier run of the study or None.
+
+    A fault of the machine is raised as MachineFault. A trial that finds no memory ends with ``out_of_memory`` as its
+    result and leaves no checkpoint of that moment, so that it can go on from the one before.
     """
 
+    _no_memory: str = ""  # the error of a trial that found no memory
+    _notes: list[str]  # for the study's events, with the next result
     _system: SystemUse | None = None
     _catalogs: Catalogs | None = None  # the images are listed once in this process, not once for each of its trials
 
     def setup(self, config: dict[str, Any]) -> None:
         show_log()  # in Ray's log of this worker
-        self._start(config["run"])
+        self._start_named(config["run"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Start another trial in the same process, which saves the imports and the CUDA context."""
-        self._start(new_config["run"])
+        self._start_named(new_config["run"])
         return True
+
+    def _start_named(self, config: dict[str, Any]) -> None:
+        self._no_memory, self._notes = "", []
+        with faults_named():
+            try:
+                self._start(config)
+            except Exception as error:
+                if not is_without_memory(error):
+                    raise
+                self._end_without_memory(error)
+
+    def _end_without_memory(self, error: Exception) -> None:
+        """Free what the trial holds, and let its next result say why it ends."""
+        self._no_memory = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+        self._free()
 
     def _start(self, config: dict[str, Any]) -> None:
         self.cleanup()
         # Free the old trial first: two of them may not fit into one share of a GPU.
-        for name in ("_trainer", "_epochs"):
-            self.__dict__.pop(name, None)
-        gc.collect()
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+        self._free()
         self._metric = str(config["metric"])
         machine = Machine.model_validate(config["machine"])
         trial: Trial = parse_trial(config["trial"])
@@ -96,7 +114,28 @@ class TrialActor(tune.Trainable):
             self._repeat = self._trainer.restore(Path(config["resume_from"]))
         self._epochs: Iterator[dict[str, Any]] = self._trainer.epochs()
 
+    def _free(self) -> None:
+        for name in ("_trainer", "_epochs"):
+            self.__dict__.pop(name, None)
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
     def step(self) -> dict[str, Any]:
+        with faults_named():
+            try:
+                result = {} if self._no_memory else self._step()
+            except Exception as error:
+                if not is_without_memory(error):
+                    raise
+                self._end_without_memory(error)
+        if self._no_memory:
+            record = {"ended": OUT_OF_MEMORY, "error": self._no_memory}
+            result = {"epoch": 0, self._metric: math.nan, "record": record, "done": True}
+        notes, self._notes = self._notes, []
+        return {**result, "notes": notes}
+
+    def _step(self) -> dict[str, Any]:
         if self._repeat is not None:
             record, self._repeat = self._repeat, None
         else:
@@ -119,12 +158,17 @@ class TrialActor(tune.Trainable):
             self._system = None
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        self._trainer.save(Path(checkpoint_dir))
+        if not self._no_memory:
+            with faults_named():
+                self._trainer.save(Path(checkpoint_dir))
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
+        if self._no_memory:
+            return
         # Within a run the driver has the report of the saved epoch already: do not repeat it.
         self._repeat = None
-        self._trainer.restore(Path(checkpoint_dir))
+        with faults_named():
+            self._trainer.restore(Path(checkpoint_dir))
         self._epochs = self._trainer.epochs()
 
     def restore(self, checkpoint_path: Any) -> None:
@@ -136,7 +180,9 @@ class TrialActor(tune.Trainable):
         if checkpoint.is_intact(newest):
             super().restore(checkpoint_path)
             return
-        intact = checkpoint.newest_intact(newest.parent)
+        damaged: list[str] = []
+        intact = checkpoint.newest_intact(newest.parent, damaged)
+        self._notes += [*damaged, f"it goes on from {intact}" if intact else "it starts over: no checkpoint is intact"]
         if intact is not None:
             self.load_checkpoint(str(intact))
 

@@ -101,8 +101,9 @@ def connected(address: str | None) -> Iterator[None]:
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
         _protect_token()
     temp_dir = None if address else _temp_dir()
-    # Tune's advice below the level of an error is wrong here, such as to go on with Tuner.restore.
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    # Tune's advice is wrong here, such as to go on with Tuner.restore. Its errors are the tracebacks of trials: the
+    # events have their last lines, and the file error.txt of a trial has the whole.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     # Ray's handlers of TERM, which it installs in Python and below it, would end the process at once.
     is_main = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS if is_main}

@@ -12,12 +12,13 @@ at :class:`raydml.analysis.trials.TrialState`.
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,7 +56,7 @@ def append(path: Path, event: Mapping[str, Any], *, durable: bool = True) -> Non
             line = b"\n" + line
         written = os.write(descriptor, line)
         if written != len(line):
-            raise OSError(f"{path}: only {written} of {len(line)} bytes could be written (is the disk full?)")
+            raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes could be written", str(path))
         if durable:
             os.fsync(descriptor)
     finally:
@@ -389,6 +390,8 @@ def _apply(study: SimpleNamespace, event: Event, reports: dict[str, dict[int, Ep
             study.notes = (*study.notes, str(event.get("text", "")))
         case "search_extended":
             _reopen(study, int(event["num_trials_before"]))
+        case "trials_reopened":
+            _retry(study, str(event["stage"]), list(event["trials"]), was_over=bool(event.get("was_over")))
         case "interrupted":
             study.state, study.changed_s, study.step = "interrupted", study.time_s, None
             for key, trial in study.trials.items():
@@ -410,6 +413,28 @@ def _reopen(study: SimpleNamespace, num_trials_before: int) -> None:
             study.trials[key] = replace(trial, is_superseded=True)
         elif trial.ended == "time":
             study.trials[key] = replace(trial, state="interrupted", changed_s=study.time_s)
+
+
+def _retry(study: SimpleNamespace, stage: str, keys: Sequence[str], *, was_over: bool) -> None:
+    """Let trials of a stage that have failed go on. was_over: the stage had its result, and is open again now."""
+    for key in set(keys) & study.trials.keys():
+        study.trials[key] = replace(
+            study.trials[key], state="interrupted", error=None, retry_reasons=(), changed_s=study.time_s
+        )
+    study.state, study.changed_s, study.step = "interrupted", study.time_s, None
+    if not was_over:
+        return
+    study.stage = stage
+    names = list(study.stages)
+    later = set(names[names.index(stage) + 1 :]) if stage in names else set()
+    study.stages = {
+        name: replace(one, finished=False, ranking=None) if name == stage else one
+        for name, one in study.stages.items()
+        if name not in later
+    }
+    for key, trial in study.trials.items():
+        if trial.stage in later:
+            study.trials[key] = replace(trial, is_superseded=True)
 
 
 def _apply_to_trial(study: SimpleNamespace, event: Event, reports: dict[str, dict[int, EpochReport]]) -> None:
@@ -435,6 +460,8 @@ def _apply_to_trial(study: SimpleNamespace, event: Event, reports: dict[str, dic
             error = str(event.get("error") or "")
             changes = {"num_retries": trial.num_retries + 1, "retried_after": error}
             changes |= {"state": "retrying", "error": None}
+            if reason := str(event.get("reason") or ""):
+                changes["retry_reasons"] = (*trial.retry_reasons, reason)
         case _:
             changes = {"state": str(event.get("reason") or "finished"), "error": event.get("error") or None}
     if key not in study.trials or changes["state"] != trial.state:

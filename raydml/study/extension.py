@@ -1,8 +1,9 @@
-"""More trials for the search of a study: those there are stay the same, and the stages after the search run again."""
+"""More trials for a study: new ones for its search, or those that have failed once more. Later stages run again."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,16 +27,16 @@ from raydml.study.folder import (
     specification_of,
     write_json,
 )
+from raydml.study.pace import STAGES
 from raydml.training.trial_images import Catalogs
 
 #: What the stages leave in the folder of a study and would be overwritten. The ranking of the search comes last: while
 #: it is there, another call finishes a move that a crash has cut off.
 _LAST = RESULT_FILES["search"]
-_RESULTS = (
-    *(name for name in RESULT_FILES.values() if name != _LAST),
-    *("summary.json", "summary.md", "report", "illustrations", "model"),
-    _LAST,
-)
+_RESULTS = (*(name for name in RESULT_FILES.values() if name != _LAST), _LAST)
+_FROM_RESULTS = ("summary.json", "summary.md", "report", "illustrations", "model")
+#: Endings that are no result of a trial's configuration.
+RETRIED = ("crashed", "stuck", "out_of_memory")
 
 
 def extend_search(folder: Path, num_trials: int) -> None:
@@ -52,6 +53,34 @@ def extend_search(folder: Path, num_trials: int) -> None:
     """
     with only_driver(folder):
         _extend(folder, num_trials)
+
+
+def retry_failed(folder: Path) -> list[str]:
+    """Let the trials of a study that crashed, were stuck or found no memory run again, and return their keys.
+
+    They go on from their checkpoints. The results of their stage and of later ones are kept in ``earlier/retry``, and
+    these stages are run again. Trials that diverged or collapsed have their result: they do not run again. Raises
+    StudyHeld if another process runs the study.
+    """
+    with only_driver(folder):
+        state = read_state(folder)
+        failed = [trial for stage in STAGES for trial in state.of_stage(stage) if trial.ended in RETRIED]
+        if not failed:
+            return []
+        first, keys = failed[0].stage, [trial.trial for trial in failed if trial.stage == failed[0].stage]
+        is_over = (folder / RESULT_FILES[first]).exists()
+        if is_over:
+            later = STAGES[STAGES.index(first) :]
+            _move_results(folder, _new_folder(folder / "earlier" / "retry"), [RESULT_FILES[stage] for stage in later])
+        events.append(
+            events_path(folder), {"event": "trials_reopened", "stage": first, "trials": keys, "was_over": is_over}
+        )
+        return keys
+
+
+def _new_folder(folder: Path) -> Path:
+    numbers = (f"-{number}" if number > 1 else "" for number in itertools.count(1))
+    return next(path for number in numbers if not (path := folder.with_name(folder.name + number)).exists())
 
 
 def _extend(folder: Path, num_trials: int) -> None:
@@ -126,7 +155,15 @@ def _keep_results(folder: Path, num_trials: int, continued: Sequence[str]) -> No
     number = 1 + sum(event["num_trials_before"] == num_trials for event in before)
     kept = folder / "earlier" / (f"{num_trials}-trials" + (f"-{number}" if number > 1 else ""))
     tested = [f"final/{key}{suffix}" for key in continued for suffix in (".json", ".npz")]
-    for name in (*tested, *_RESULTS):
+    _move_results(folder, kept, [*tested, *_RESULTS])
+
+
+def _move_results(folder: Path, kept: Path, names: Sequence[str]) -> None:
+    """Move files of a study, and the report and the model that follow from them, to another folder.
+
+    The last of the names is moved last: while it is there, another call finishes a move that a crash has cut off.
+    """
+    for name in (*names[:-1], *_FROM_RESULTS, *names[-1:]):
         if (folder / name).exists():
             (kept / name).parent.mkdir(parents=True, exist_ok=True)
             if (kept / name).is_dir():

@@ -502,9 +502,12 @@ def move_data_root(folder: Path, data_root: Path) -> None:
     write_json(folder / "study.json", study)
 
 
-def newest_checkpoint(folder: Path, stage: str, key: str) -> Path | None:
-    """Return the newest intact checkpoint of a trial over all starts of its stage."""
+def newest_checkpoint(folder: Path, stage: str, key: str, damaged: list[str] | None = None) -> Path | None:
+    """Return the newest intact checkpoint of a trial over all starts of its stage.
+
+    What is wrong with each newer one is added to ``damaged``.
+    """
     for run in sorted((folder / stage).glob("run-*"), reverse=True):
-        if (run / key).is_dir() and (found := checkpoint.newest_intact(run / key)) is not None:
+        if (run / key).is_dir() and (found := checkpoint.newest_intact(run / key, damaged)) is not None:
             return found
     return None

@@ -8,23 +8,31 @@ checkpoints on disk, and silently starts over when that snapshot was cut off (do
 from __future__ import annotations
 
 import math
+import re
 import shutil
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
 from ray import tune
 from ray.tune.logger import JsonLoggerCallback
+from ray.tune.stopper import CombinedStopper
 
 from raydml.config.trial import Machine, StudySettings, Trial, fingerprint
 from raydml.study import events
-from raydml.study.actor import TrialActor
+from raydml.study.actor import OUT_OF_MEMORY, TrialActor
 from raydml.study.events import StudyState, TrialState, events_path, rank, read_state, read_trials, reduce_events
+from raydml.study.faults import FaultStop, MachineFault, fault_in, is_without_memory
 from raydml.study.folder import newest_checkpoint
 from raydml.study.scheduler import Asha, SyncHalving, trial_key
+from raydml.study.stuck import StuckWatch
 from raydml.study.time_limit import TimeLimit
 from raydml.training import checkpoint
+
+STUCK = "stuck"
+_CHECK_EVERY_S = 1.0  # for stuck trials
 
 
 class StudySession(NamedTuple):
@@ -56,16 +64,35 @@ class StudySession(NamedTuple):
 class StudyEvents(tune.Callback):
     """Writes what Tune does into the study's event file, and deletes checkpoints of losing trials as they lose.
 
+    A fault of the machine is handed to ``stop``, which ends the Tune run, and leaves the trial unended. A trial that is
+    stuck is killed, and tried once more. Retries count in a row: an epoch between two failures begins a new row.
+
     Tune pickles its callbacks, hence plain data; the state of the study is left out and read from the file again.
+    alone: whether the trials run one after the other, after they have found no memory.
     """
 
-    def __init__(self, folder: str, stage: str, keep: int | None, max_bytes: int | None) -> None:
+    def __init__(
+        self,
+        folder: str,
+        stage: str,
+        keep: int | None,
+        max_bytes: int | None,
+        *,
+        stop: FaultStop | None = None,
+        stuck_after_s: float = math.inf,
+        stuck_before: Iterable[str] = (),
+        alone: bool = False,
+    ) -> None:
         self._folder, self._stage = folder, stage
-        self._keep, self._max_bytes = keep, max_bytes
+        self._keep, self._max_bytes, self._alone = keep, max_bytes, alone
+        self._stop, self._watch = stop or FaultStop(), StuckWatch(stuck_after_s)
+        self._stuck_before = set(stuck_before)
+        self._killed: dict[str, str] = {}  # key -> why, in words
+        self._checked_s = 0.0
         self._offset, self._state = 0, StudyState()  # of the events read so far
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_offset": 0, "_state": StudyState()}
+        return {**self.__dict__, "_offset": 0, "_state": StudyState(), "_watch": None}
 
     def _append(self, event: str, trial: Any, **fields: Any) -> None:
         path = events_path(Path(self._folder))
@@ -87,19 +114,64 @@ class StudyEvents(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any  # noqa: ARG002
     ) -> None:  # fmt: skip
+        for text in result.get("notes", ()):
+            events.append(events_path(Path(self._folder)), {"event": "note", "text": f"{trial_key(trial)}: {text}"})
         record = result["record"]
+        if record.get("ended") == OUT_OF_MEMORY:
+            return
         metrics = {name: value for name, value in record.items() if name not in ("epoch", "ended")}
         self._append("epoch", trial, epoch=record["epoch"], metrics=metrics)
+        self._watch.report(trial_key(trial), metrics.get("epoch_s"))
+        trial.run_metadata.num_failures = 0
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:  # noqa: ARG002
+        if time.monotonic() - self._checked_s < _CHECK_EVERY_S:
+            return
+        self._checked_s = time.monotonic()
+        running = {trial_key(trial): trial for trial in trials if trial.status == trial.RUNNING}
+        for late in self._watch.stuck(running):
+            trial = running[late.key]
+            actor = trial.temporary_state.ray_actor
+            if actor is None:
+                continue
+            if late.key in self._stuck_before:
+                trial.max_failures = 0  # once more is enough
+            self._stuck_before.add(late.key)
+            self._killed[late.key] = str(late)
+            ray.kill(actor)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
-        self._append("trial_retried", trial, error=_last_line(trial))
+        if self._stop_for_fault(trial):
+            return
+        if stuck := self._killed.pop(trial_key(trial), None):
+            self._append("trial_retried", trial, error=stuck, reason=STUCK)
+        else:
+            self._append("trial_retried", trial, error=_last_line(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         record = (trial.last_result or {}).get("record", {})
-        self._end(trial, record.get("ended") or "stopped_early", None)
+        ended = record.get("ended")
+        if ended == OUT_OF_MEMORY and not self._alone:  # `run_trials` runs it again
+            self._append("trial_retried", trial, error=record["error"], reason=OUT_OF_MEMORY)
+            return
+        self._end(trial, ended or "stopped_early", record.get("error"))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
-        self._end(trial, "crashed", _last_line(trial))
+        if self._stop_for_fault(trial):
+            return
+        error = _last_line(trial)
+        if stuck := self._killed.pop(trial_key(trial), None):
+            self._end(trial, STUCK, stuck)
+        elif is_without_memory(error):
+            self._end(trial, OUT_OF_MEMORY, error)
+        else:
+            self._end(trial, "crashed", error)
+
+    def _stop_for_fault(self, trial: Any) -> bool:
+        fault = fault_in(_error_text(trial))
+        if fault is not None:
+            self._stop.fault = fault
+        return fault is not None
 
     def _end(self, trial: Any, reason: str, error: str | None) -> None:
         self._append("trial_ended", trial, reason=reason, error=error)
@@ -110,12 +182,18 @@ class StudyEvents(tune.Callback):
             retain(folder, self._stage, self._state.of_stage(self._stage), self._keep, self._max_bytes)
 
 
-def _last_line(trial: Any) -> str:
-    """Return the exception of a failed trial, without Ray's traceback."""
+def _error_text(trial: Any) -> str:
+    """Return the text of the newest error of a trial."""
     file = trial.error_file
     if not file or not Path(file).exists():
-        return "unknown"
-    lines = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
+        return ""
+    # Tune appends each failure to the file, below a line with its number.
+    return re.split(r"^Failure # \d+ .*$", Path(file).read_text(encoding="utf-8"), flags=re.MULTILINE)[-1]
+
+
+def _last_line(trial: Any) -> str:
+    """Return the exception of a failed trial, without Ray's traceback."""
+    lines = [line.strip() for line in _error_text(trial).splitlines() if line.strip()]
     return lines[-1] if lines else "unknown"
 
 
@@ -151,48 +229,118 @@ def run_trials(session: StudySession, stage: str, trials: Mapping[str, Trial], c
                 scheduler: str) -> dict[str, TrialState]:  # fmt: skip
     """Run the trials of a stage that have not ended, and return the states of all its trials by key.
 
-    Where the time limit ends the search, the trials that run end with the reason ``time``; others never start.
+    Where the time limit ends the search, the trials that run end with the reason ``time``; others never start. Trials
+    that have found no memory run once more after the others, one at a time, on a whole device. Raises MachineFault
+    where disk or images end every trial; the trials that run then have not ended.
 
     configurations: for each key the fingerprint of the searched configuration. scheduler: ``asha``, ``sync``, ``none``.
     """
-    folder, study, metric = session.folder, session.study, session.metric
-    known = read_state(folder).trials
+    known = read_state(session.folder).trials
     states = {key: known[key] for key in trials if key in known}
-    waiting = {key: trial for key, trial in trials.items() if key not in states or not states[key].ended}
+    waiting = [key for key in trials if key not in states or not states[key].ended]
     session.record(
         "stage_started", stage=stage, num_trials=len(trials), num_ended=len(trials) - len(waiting),
         max_epochs=max(trial.epochs for trial in trials.values()), resources=session.resources,
         configurations=[] if stage == "search" else list(dict.fromkeys(configurations.values())),
         num_slots=num_slots(session), reused=list(states),
     )  # fmt: skip
-    if not waiting:
-        return states
-    resume_from = {key: newest_checkpoint(folder, stage, key) for key in waiting}
+    for is_alone in (False, True):
+        states = _with_lost_epochs(session, stage, trials)
+        group = [
+            key
+            for key in trials
+            if (state := states.get(key)) is None
+            or (not state.ended and (OUT_OF_MEMORY in state.retry_reasons) == is_alone)
+        ]
+        if group and not (stage == "search" and session.limit is not None and session.limit.is_over):
+            _run_group(session, stage, trials, group, states, configurations, scheduler, is_alone)
+    return read_trials(session.folder, stage)
+
+
+def _with_lost_epochs(session: StudySession, stage: str, trials: Mapping[str, Trial]) -> dict[str, TrialState]:
+    """Return the states of the trials, after epochs that only their checkpoints have were added to the events.
+
+    The end of a file can be lost when a machine loses its power. Without these epochs the ranking would be another one.
+    """
+    known = read_state(session.folder).trials
+    for key in trials:
+        state = known.get(key)
+        reports = {} if state is None else state.reports
+        num_epochs = max(reports, default=0)
+        num_missing = num_epochs - len(reports)
+        if state is not None and state.ended and not num_missing:
+            continue
+        found = newest_checkpoint(session.folder, stage, key)
+        epochs = checkpoint.load_history(found) if found else []
+        lost = {record["epoch"]: record for record in epochs if record["epoch"] not in reports}
+        if num_missing > sum(epoch < num_epochs for epoch in lost):
+            session.note(f"{key}: some of its epochs are missing in events.jsonl, and no checkpoint has them")
+        if not lost:
+            continue
+        session.note(f"{key}: {len(lost)} of its epochs were not in events.jsonl, and are taken from its checkpoint")
+        # The epoch that is reported last is the one from which the trial goes on, see `TrialState`.
+        if num_epochs > max(lost):
+            lost[num_epochs] = {**reports[num_epochs].metrics, "epoch": num_epochs}
+        for epoch, record in sorted(lost.items()):
+            metrics = {name: value for name, value in record.items() if name not in ("epoch", "ended")}
+            session.record("epoch", stage=stage, trial=key, epoch=epoch, metrics=metrics)
+    known = read_state(session.folder).trials
+    return {key: known[key] for key in trials if key in known}
+
+
+def _newest_checkpoint(session: StudySession, stage: str, key: str, state: TrialState | None) -> Path | None:
+    """Return the checkpoint that a trial goes on from, and note each newer one that is damaged."""
+    damaged: list[str] = []
+    found = newest_checkpoint(session.folder, stage, key, damaged)
+    for damage in damaged:
+        session.note(f"{key}: {damage}")
+    if damaged or (found is None and state is not None and state.num_epochs):
+        session.note(f"{key}: it goes on from {found}" if found else f"{key}: it starts over: no checkpoint is intact")
+    return found
+
+
+def _run_group(
+    session: StudySession,
+    stage: str,
+    trials: Mapping[str, Trial],
+    group: Sequence[str],
+    states: Mapping[str, TrialState],
+    configurations: Mapping[str, str],
+    scheduler: str,
+    is_alone: bool,
+) -> None:
+    """Run some trials of a stage in one Tune run."""
+    folder, study, machine, resources = session.folder, session.study, session.machine, session.resources
+    if is_alone:
+        machine = machine.model_copy(update={"evaluation_batch": max(1, machine.evaluation_batch // 2)})
+        resources = {**resources, "gpu": max(1.0, resources["gpu"]) if resources["gpu"] else 0.0}
+    resume_from = {key: _newest_checkpoint(session, stage, key, states.get(key)) for key in group}
     configs = [
         {
             "key": key,
-            "trial": trial.model_dump(mode="json"),
-            "fingerprint": fingerprint(trial),
+            "trial": trials[key].model_dump(mode="json"),
+            "fingerprint": fingerprint(trials[key]),
             "configuration": configurations[key],
-            "machine": session.machine.model_dump(mode="json"),
-            "metric": metric,
+            "machine": machine.model_dump(mode="json"),
+            "metric": session.metric,
             "reads": str(folder / "test_reads.jsonl"),
             "resume_from": str(resume_from[key]) if resume_from[key] else None,
         }
-        for key, trial in waiting.items()
+        for key in group
     ]
-    ended = [key for key in trials if key not in waiting]
+    ended = [key for key in trials if key not in group]
     search = stage == "search"
     number = len(list((folder / stage).glob("run-*")))
     limit = session.limit if search else None
+    stop = FaultStop()
     session.step("starting the trials")
     tuner = tune.Tuner(
-        tune.with_resources(TrialActor, session.resources),
+        tune.with_resources(TrialActor, resources),
         # Each configuration is one value of the grid: what runs is what was validated and fingerprinted.
         param_space={"run": tune.grid_search(configs)},
         tune_config=tune.TuneConfig(
             scheduler=_scheduler(session, scheduler, trials, ended, _history(states, resume_from)),
-            max_concurrent_trials=study.search.max_concurrent or 0,
+            max_concurrent_trials=1 if is_alone else study.search.max_concurrent or 0,
             reuse_actors=True,
             trial_name_creator=trial_key,
             trial_dirname_creator=trial_key,
@@ -200,22 +348,25 @@ def run_trials(session: StudySession, stage: str, trials: Mapping[str, Trial], c
         run_config=tune.RunConfig(
             name=f"run-{number:03d}",
             storage_path=str(folder / stage),
-            stop=limit,
+            stop=stop if limit is None else CombinedStopper(limit, stop),
             failure_config=tune.FailureConfig(max_failures=study.max_retries),
             # Two, because the newest may be cut off; each holds the weights of the best epoch.
             checkpoint_config=tune.CheckpointConfig(num_to_keep=2, checkpoint_frequency=1),
             callbacks=[
                 JsonLoggerCallback(),  # Tune itself reads these files
                 StudyEvents(str(folder), stage, study.keep_checkpoints if search else None,
-                            int(study.max_checkpoint_gib * 2**30) if study.max_checkpoint_gib else None)
+                            int(study.max_checkpoint_gib * 2**30) if study.max_checkpoint_gib else None,
+                            stop=stop, stuck_after_s=machine.stuck_after_s, alone=is_alone,
+                            stuck_before=[key for key, state in states.items() if STUCK in state.retry_reasons])
             ],
             verbose=0,
         ),
     )  # fmt: skip
     tuner.fit()
+    if stop.fault:
+        raise MachineFault(stop.fault)
     if limit is not None and limit.is_over:
         _end_by_time(session, trials)
-    return read_trials(folder, stage)
 
 
 def _end_by_time(session: StudySession, trials: Mapping[str, Trial]) -> None:

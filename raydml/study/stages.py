@@ -10,6 +10,7 @@ import itertools
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from raydml.study.cluster import Interrupted, catch_signals, connected, trial_re
 from raydml.study.description import description_of
 from raydml.study.driver import only_driver
 from raydml.study.events import TrialState, events_path, rank, read_state
+from raydml.study.faults import MachineFault, fault_in, fault_of
 from raydml.study.folder import (
     RESULT_FILES,
     StudyError,
@@ -121,17 +123,33 @@ def _run(
                 session.step("drawing the pictures", num_steps - 2, num_steps)
                 illustrate(session)
                 session.step("stopping Ray")
+            write_results(folder, session.record, num_steps)
+            session.record("study_finished")
         except (Interrupted, KeyboardInterrupt):
             number = received[0] if received else signal.SIGINT
             session.record("interrupted", signal=number)
             return Outcome("interrupted", number)
-        except ray.exceptions.RayTaskError:
+        except Exception as error:
+            if (fault := fault_of(error)) is not None:
+                raise _paused(session, fault) from error
+            if isinstance(error, ray.exceptions.RayError) and not isinstance(error, ray.exceptions.RayTaskError):
+                raise RayEnded(f"{type(error).__name__}: {error}") from error
             raise
-        except ray.exceptions.RayError as error:
-            raise RayEnded(f"{type(error).__name__}: {error}") from error
-        write_results(folder, session.record, num_steps)
-        session.record("study_finished")
     return Outcome("finished")
+
+
+def _paused(session: StudySession, fault: str) -> MachineFault:
+    """Record that the study has stopped before its end, where that can be recorded, and return the error for its user.
+
+    A full disk takes no event either; the starting process then records the interruption later.
+    """
+    with suppress(OSError):
+        session.record("interrupted", signal=None, reason=fault)
+    name = session.study.name
+    return MachineFault(
+        f"study {name!r} has stopped, and no trial has ended by it: {fault.rstrip('.')}. Then continue with "
+        f"launch.py resume {name}"
+    )
 
 
 def _num_steps(study: StudySettings, trials: Sequence[Any]) -> int:
@@ -550,6 +568,8 @@ def _fetch(references: Any) -> Any:
     try:
         return ray.get(references)
     except ray.exceptions.RayTaskError as error:
+        if (fault := fault_in(str(error))) is not None:
+            raise MachineFault(fault) from error
         if isinstance(error.cause, ValueError):
             raise StudyError(str(error.cause)) from error
         raise

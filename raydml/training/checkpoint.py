@@ -3,7 +3,8 @@
     state.pt             everything needed to continue: tensors and plain values
     weights.safetensors  the best network so far
     model.json           the model card: how to rebuild the network, its input, its origin
-    manifest.json        size and sha256 of the three, written last: no manifest, no checkpoint
+    history.json         the result of every epoch so far; checkpoints of older versions have none
+    manifest.json        size and sha256 of the others, written last: no manifest, no checkpoint
 
 No file is opened in a way that could run code inside it.
 """
@@ -17,7 +18,7 @@ import re
 import shutil
 import subprocess
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:  # torch is slow to import, and most commands only look for ch
     from torch import Tensor
 
 STATE, WEIGHTS, CARD, MANIFEST = "state.pt", "weights.safetensors", "model.json", "manifest.json"
+HISTORY = "history.json"
 
 
 class CheckpointError(ValueError):
@@ -34,12 +36,18 @@ class CheckpointError(ValueError):
 
 
 def save(
-    folder: Path, *, state: Mapping[str, Any], model_card: Mapping[str, Any], best_weights: Mapping[str, Tensor]
+    folder: Path,
+    *,
+    state: Mapping[str, Any],
+    model_card: Mapping[str, Any],
+    best_weights: Mapping[str, Tensor],
+    history: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write a checkpoint into ``folder`` (made when missing) and return it.
 
     state: tensors, numbers, strings, None and lists, tuples and dictionaries of them. model_card: plain
-    JSON values; ``raydml_version`` and ``git_commit`` are added. best_weights: name -> tensor. A new folder
+    JSON values; ``raydml_version`` and ``git_commit`` are added. best_weights: name -> tensor.
+    history: the results of the epochs so far, plain JSON values. A new folder
     appears under its name only when complete; in one that exists already the old manifest goes first and the
     new one comes last, so that a kill in between leaves a folder that ``is_intact`` refuses. Raises ValueError
     for a card with a number JSON cannot hold (NaN, infinity).
@@ -59,7 +67,8 @@ def save(
         write_whole(target / STATE, lambda path: torch.save(dict(state), path))
         write_whole(target / WEIGHTS, lambda path: save_file(weights, path))
         write_whole(target / CARD, card_text)
-        files = {name: _facts(target / name) for name in (STATE, WEIGHTS, CARD)}
+        write_whole(target / HISTORY, json.dumps({"epochs": list(history)}, allow_nan=False) + "\n")
+        files = {name: _facts(target / name) for name in (STATE, WEIGHTS, CARD, HISTORY)}
         write_whole(target / MANIFEST, json.dumps({"files": files}, indent=2) + "\n")
         if target != folder:
             target.rename(folder)
@@ -91,27 +100,51 @@ def load_card(folder: Path) -> dict[str, Any]:
     return card
 
 
+def load_history(folder: Path) -> list[dict[str, Any]]:
+    """The results of the epochs so far, oldest first; none of a checkpoint that an older version has written.
+
+    Raises CheckpointError when the file is not as written.
+    """
+    if HISTORY not in _stated(folder):
+        return []
+    read = _read(folder, HISTORY, lambda path: json.loads(path.read_text(encoding="utf-8")))
+    epochs = read.get("epochs")
+    if not isinstance(epochs, list) or not all(isinstance(one, dict) and "epoch" in one for one in epochs):
+        raise CheckpointError(f"{folder / HISTORY} lists no epochs; use an older checkpoint")
+    return epochs
+
+
+def damage_of(folder: Path) -> str | None:
+    """In words what is wrong with a checkpoint; None where each file has the size and sha256 that its manifest has."""
+    try:
+        for name in (STATE, WEIGHTS, CARD, *({HISTORY} & _stated(folder).keys())):
+            _checked(folder, name)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
 def is_intact(folder: Path) -> bool:
     """Whether every file of a checkpoint is there with the size and sha256 that its manifest states."""
-    try:
-        for name in (STATE, WEIGHTS, CARD):
-            _checked(folder, name)
-    except CheckpointError:
-        return False
-    return True
+    return damage_of(folder) is None
 
 
-def newest_intact(parent: Path) -> Path | None:
+def newest_intact(parent: Path, damaged: list[str] | None = None) -> Path | None:
     """The intact checkpoint with the highest number in its name among ``parent``'s folders, or None.
 
     Names are compared by their last whole number (``checkpoint_000010`` after ``checkpoint_9``), then as
-    text. Files and folders that are no checkpoint are passed over.
+    text. Folders that are no intact checkpoint are passed over; what is wrong with each is added to ``damaged``.
     """
     parent = Path(parent)
     if not parent.is_dir():
         return None
     folders = [path for path in parent.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    return next((path for path in sorted(folders, key=_age, reverse=True) if is_intact(path)), None)
+    for folder in sorted(folders, key=_age, reverse=True):
+        if (damage := damage_of(folder)) is None:
+            return folder
+        if damaged is not None:
+            damaged.append(damage)
+    return None
 
 
 def version() -> str:
@@ -153,11 +186,23 @@ def _facts(path: Path) -> dict[str, Any]:
     return {"size_bytes": path.stat().st_size, "sha256": digest_of(path)}
 
 
+def _stated(folder: Path) -> dict[str, Any]:
+    """Return what the manifest states of each file. Raises CheckpointError where it is missing or damaged."""
+    try:
+        files = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return dict(files)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{folder} is not a complete checkpoint ({type(error).__name__}: {error}); "
+            "use an older one from the same folder"
+        ) from error
+
+
 def _checked(folder: Path, name: str) -> Path:
     """Return the path of a checkpoint's file after checking its size and sha256 against the manifest."""
-    folder = Path(folder)
+    folder, files = Path(folder), _stated(folder)
     try:
-        stated = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"][name]
+        stated = files[name]
         found = _facts(folder / name)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(

@@ -98,6 +98,7 @@ class Trainer:
         self.epoch_state: EpochState | None = None
         self.train_images_for_eval: Pixels | None = None  # opened when a method clusters for the first time
         self.last_result: dict[str, Any] = {}
+        self.history: list[dict[str, Any]] = []  # the results of all epochs
         self.best_epoch = 0  # 0: the network as it was built
         self.best_metrics: dict[str, float] = {}
         self.best_weights = _snapshot(self.method.network.state_dict())
@@ -137,6 +138,7 @@ class Trainer:
             "epoch": self.epoch,
             "ended": self.ended,
             "last_result": dict(self.last_result),
+            "history": [dict(result) for result in self.history],
             "under_way": None if self.epoch_state is None else _snapshot(self.epoch_state.to_dict()),
             "method": _snapshot(self.method.state_dict()),
             "samplers": {name: _snapshot(sampler.state_dict()) for name, sampler in self.method.samplers.items()},
@@ -165,6 +167,7 @@ class Trainer:
         self.randomness.load_state_dict(state["randomness"])
         self.epoch, self.ended = state["epoch"], state["ended"]
         self.last_result = dict(state["last_result"])
+        self.history = [dict(result) for result in state.get("history", ())]  # older checkpoints have none
         epoch_state = state["under_way"]  # the key that checkpoints have had from the beginning
         self.epoch_state = None if epoch_state is None else EpochState.from_dict(_snapshot(epoch_state), self.device)
         self.best_epoch, self.best_metrics = state["best_epoch"], dict(state["best_metrics"])
@@ -174,7 +177,8 @@ class Trainer:
         """Write the state and the best weights as a checkpoint."""
         state = self.state_dict()
         weights = state.pop("best_weights")
-        return checkpoint.save(folder, state=state, model_card=self.model_card(), best_weights=weights)
+        card, history = self.model_card(), self.history
+        return checkpoint.save(folder, state=state, model_card=card, best_weights=weights, history=history)
 
     def restore(self, folder: Path) -> dict[str, Any]:
         """Continue from a checkpoint; return the result of the epoch before it ({} for none).
@@ -231,6 +235,7 @@ class Trainer:
         best = {f"best_{name}": value for name, value in self.best_metrics.items() if name == self.trial.select_on}
         finite = {name: value for name, value in {**result, **best}.items() if math.isfinite(value)}
         self.last_result = {**finite, "ended": ended}
+        self.history.append(self.last_result)
         return dict(self.last_result)
 
     def _train(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ from raydml.training import checkpoint
 from raydml.training.checkpoint import CheckpointError
 from tests.damaged_bytes import damaged
 
-FILES = ("state.pt", "weights.safetensors", "model.json", "manifest.json")
+FILES = ("state.pt", "weights.safetensors", "model.json", "history.json", "manifest.json")
 
 
 def write(folder, epoch=1):
@@ -35,7 +35,7 @@ def test_what_was_saved_comes_back(tmp_path):
 def test_the_manifest_states_the_digests_of_the_files(tmp_path):
     folder = write(tmp_path / "c")
     stated = json.loads((folder / "manifest.json").read_text())["files"]
-    assert set(stated) == set(FILES[:3])
+    assert set(stated) == set(FILES[:4])
     for name, facts in stated.items():
         content = (folder / name).read_bytes()
         assert facts == {"size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -93,8 +93,37 @@ def test_a_harmed_file_is_noticed(tmp_path, name, harm):
         path.write_bytes(b"" if harm == "empty" else path.read_bytes()[:-1].rstrip()[:-1])
     assert not checkpoint.is_intact(folder)
     loader = {"weights.safetensors": checkpoint.load_weights, "model.json": checkpoint.load_card}
+    loader["history.json"] = checkpoint.load_history
     with pytest.raises(CheckpointError, match=str(folder)):
         loader.get(name, checkpoint.load_state)(folder)
+    damaged_folders = []
+    assert checkpoint.newest_intact(tmp_path, damaged_folders) is None
+    assert str(folder) in damaged_folders[0]
+
+
+def test_the_history_is_that_of_all_epochs_and_older_checkpoints_have_none(tmp_path):
+    folder = write(tmp_path / "c")
+    assert checkpoint.load_history(folder) == []
+    epochs = [{"epoch": 1, "val_map_at_r": 0.5}, {"epoch": 2, "val_map_at_r": 0.25}]
+    (folder / "history.json").write_text(json.dumps({"epochs": epochs}))
+    with pytest.raises(CheckpointError, match="not as it was written"):
+        checkpoint.load_history(folder)
+    stated = json.loads((folder / "manifest.json").read_text())["files"]
+    text = (folder / "history.json").read_bytes()
+    stated["history.json"] = {"size_bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps({"files": stated}))
+    assert checkpoint.load_history(folder) == epochs
+    for broken in ('{"epochs": 3}', '{"epochs": [3]}', '{"epochs": [{}]}', "[]"):
+        (folder / "history.json").write_text(broken)
+        facts = {"size_bytes": len(broken), "sha256": hashlib.sha256(broken.encode()).hexdigest()}
+        (folder / "manifest.json").write_text(json.dumps({"files": {**stated, "history.json": facts}}))
+        with pytest.raises(CheckpointError):
+            checkpoint.load_history(folder)
+    (folder / "history.json").unlink()
+    del stated["history.json"]
+    (folder / "manifest.json").write_text(json.dumps({"files": stated}))
+    assert checkpoint.is_intact(folder), "as an older version wrote it"
+    assert checkpoint.load_history(folder) == []
 
 
 @pytest.mark.parametrize("name", FILES[:3])

@@ -1,0 +1,184 @@
+"""Failing trials: which end with which label, which run again, and what ends a stage instead."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ray.exceptions import RayTaskError
+
+from raydml.data.catalog import DataError
+from raydml.study import events
+from raydml.study.events import events_path, read_state
+from raydml.study.faults import MachineFault, fault_in, fault_of, faults_named, is_without_memory
+from tests.study.test_folder import image_folder
+
+ROOT = Path(__file__).parents[2]
+FAULTY = Path(__file__).parent / "faulty"
+
+
+def chained(outer, inner):
+    try:
+        try:
+            raise inner
+        except type(inner) as error:
+            raise outer from error
+    except type(outer) as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/a"), "/a: No space left on device. Cure: free disk space"),
+        (OSError(errno.ESTALE, "Stale file handle"), "Stale file handle. Cure: mount the network folder again"),
+        (DataError("2 images are missing"), "2 images are missing"),
+        (chained(RuntimeError("torch"), OSError(errno.EDQUOT, "Quota", "/b")), "/b: Quota"),
+        (RayTaskError("f", "traceback", DataError("gone")), "gone"),
+        (OSError(errno.ENOENT, "No such file", "/c"), None),
+        (ValueError("a trial's own"), None),
+    ],
+)
+def test_a_fault_of_the_machine_is_told_from_one_of_the_trial(error, words):
+    found = fault_of(error)
+    assert found is None if words is None else found.startswith(words)
+
+
+def test_a_fault_is_read_from_the_text_of_a_worker():
+    with pytest.raises(MachineFault) as raised, faults_named():
+        raise DataError("images are\nmissing: a.png")
+    text = f"ray::TrialActor.train()\n  File ...\nraydml.study.faults.MachineFault: {raised.value}\n"
+    assert fault_in(text) == "images are missing: a.png"
+    assert fault_in("RuntimeError: boom") is None
+    with pytest.raises(ZeroDivisionError), faults_named():
+        _ = 1 / 0
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"), True),
+        ("ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory.", True),
+        (RuntimeError("shapes differ"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_a_lack_of_memory_has_many_words(error, expected):
+    assert is_without_memory(error) is expected
+
+
+SPACE = """\
+study:
+  name: faulty
+  search: {num_trials: 1, scheduler: none}
+  max_retries: 1
+machine: {data_root: %s, cpus_per_trial: 1, stuck_after_s: 2}
+trial:
+  data: {name: image_folder, resize_px: 16, crop_px: 16}
+  model: {backbone: convnet, weights: none, embedding_dim: 8}
+  loss: {name: contrastive}
+  sampler: {name: class_balanced, classes_per_batch: 2, images_per_class: 2}
+  optimizer: {name: adam, learning_rate: {grid: [0.001, 0.002, 0.003, 0.004, 0.005, 0.006]}}
+  epochs: 3
+"""
+
+
+def launch(folder, *arguments, plan=(), timeout_s=280):
+    (folder / "plan.json").write_text(json.dumps(plan))
+    path = os.pathsep.join([str(FAULTY), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "FAULT_PLAN": str(folder / "plan.json")}
+    return subprocess.run(
+        [sys.executable, "launch.py", *map(str, arguments), "--storage", str(folder / "studies")],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def space(tmp_path):
+    image_folder(tmp_path / "images")
+    (tmp_path / "space.yaml").write_text(SPACE % (tmp_path / "images"))
+    return tmp_path / "space.yaml"
+
+
+def ended(folder):
+    return {trial.trial: trial.ended for trial in read_state(folder / "studies" / "faulty").of_stage("search")}
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+def test_each_trial_that_fails_gets_its_label_and_its_second_try(tmp_path, space):
+    plan = [
+        {"learning_rate": 0.001, "epoch": 2, "what": "hang", "times": 1},
+        {"learning_rate": 0.002, "epoch": 2, "what": "hang"},
+        {"learning_rate": 0.003, "epoch": 2, "what": "no memory", "times": 1},
+        {"learning_rate": 0.004, "epoch": 2, "what": "no memory"},
+        {"learning_rate": 0.005, "epoch": 2, "what": "raise"},
+        *({"learning_rate": 0.006, "epoch": epoch, "what": "die", "times": 1} for epoch in (1, 2, 3)),
+    ]
+    done = launch(tmp_path, "sweep", space, plan=plan)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert ended(tmp_path) == {
+        "search-000": "finished",
+        "search-001": "stuck",
+        "search-002": "finished",
+        "search-003": "out_of_memory",
+        "search-004": "crashed",
+        "search-005": "finished",  # three deaths, but an epoch between each two
+    }
+    folder = tmp_path / "studies" / "faulty"
+    states = read_state(folder).trials
+    assert states["search-001"].error.startswith("no epoch for ")
+    assert "none left" in states["search-003"].error
+    assert states["search-004"].error == "RuntimeError: on order"
+    reasons = {key: state.retry_reasons for key, state in states.items()}
+    assert reasons["search-000"] == reasons["search-001"] == ("stuck",)
+    assert reasons["search-002"] == reasons["search-003"] == ("out_of_memory",)
+    assert "stuck" in done.stdout
+    runs = [json.loads(file.read_text()) for file in folder.glob("search/run-001/*/params.json")]
+    assert {run["run"]["key"]: run["run"]["machine"]["evaluation_batch"] for run in runs} == {
+        "search-002": 128,
+        "search-003": 128,
+    }, "alone, with half the batch of the evaluation"
+    # Nothing fails any more: those without a result of their own run again.
+    done = launch(tmp_path, "resume", "faulty", "--retry-crashed")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "to be run again: search-001, search-003, search-004" in done.stdout
+    assert set(ended(tmp_path).values()) == {"finished"}
+    assert {row["trial"]: row["epochs"] for row in json.loads((folder / "ranking.json").read_text())} == dict.fromkeys(
+        states, 3
+    )
+    assert (folder / "earlier" / "retry" / "ranking.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+def test_a_full_disk_and_a_missing_image_stop_the_study_and_end_no_trial(tmp_path, space):
+    folder = tmp_path / "studies" / "faulty"
+    options = ["--set", "trial.optimizer.learning_rate={grid: [0.001, 0.002]}"]
+    full = [{"place": "save", "epoch": 2, "what": "no space", "times": 3}]
+    done = launch(tmp_path, "sweep", space, *options, plan=full)
+    assert done.returncode == 2
+    assert "/full/disk: No space left on device. Cure: free disk space. Then continue with launch.py resume" in (
+        " ".join(done.stderr.split())
+    )
+    assert "Traceback" not in done.stderr + done.stdout
+    assert set(ended(tmp_path).values()) == {""}
+    assert read_state(folder).state == "interrupted"
+    image = sorted((tmp_path / "images").rglob("*.png"))[0]
+    content = image.read_bytes()
+    image.unlink()
+    done = launch(tmp_path, "resume", "faulty")
+    assert done.returncode == 2
+    assert image.name in done.stderr or "images" in done.stderr
+    assert set(ended(tmp_path).values()) == {""}
+    image.write_bytes(content)
+    done = launch(tmp_path, "resume", "faulty")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert set(ended(tmp_path).values()) == {"finished"}
+    epochs = [event["epoch"] for event in events.read(events_path(folder)) if event["event"] == "epoch"]
+    assert len(epochs) <= 3 * 2 + 2 + 2, "one epoch of each trial at most was repeated by each stop"
