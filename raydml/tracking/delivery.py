@@ -43,6 +43,7 @@ from raydml.tracking.store import (
 from raydml.tracking.updates import moved_model, updates_of
 
 POLL_S, LONGEST_POLL_S, FIRST_DELAY_S, LONGEST_DELAY_S, LAST_DELAY_S = 0.5, 10.0, 1.0, 30.0, 2.0
+LAST_TRIES = 3  # of what is refused, once the driver has ended
 #: Largest part of a processor that the deliveries of a study take while it runs.
 CPU_SHARE = 0.015
 _logger = logging.getLogger(__name__)
@@ -237,9 +238,9 @@ class Tracker:
 
     def _take_problems(self, runs: StudyRuns) -> None:
         self.problems = list(runs.missing.values())
-        for problem in self.problems:
-            if problem not in self._said:
-                self._said.add(problem)
+        for what, problem in runs.missing.items():
+            if what not in self._said:
+                self._said.add(what)
                 _logger.warning("not in MLflow: %s", problem)
 
     def _begin_anew(self) -> None:
@@ -269,7 +270,7 @@ class Tracker:
         """Wait where the store lacks a part of what was sent. What is new goes on; the part is sent again later."""
         if stopping:
             self._num_last_tries += 1
-            return (self._num_last_tries > 1 and not may_arrive) or self._wait_at_the_end(self._next_delay())
+            return (self._num_last_tries >= LAST_TRIES and not may_arrive) or self._wait_at_the_end(self._next_delay())
         if self._begin_anew_s == float("inf"):
             self._begin_anew_s = time.monotonic() + self._next_delay()
         self._stop.wait(POLL_S)

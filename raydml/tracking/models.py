@@ -162,10 +162,11 @@ def _register(client: MlflowClient, run: Run, model: ExportedModel, facts: Model
             _save(local, model.folder, Model(run_id=run_id, model_uuid=logged.model_id, model_id=logged.model_id))
             client.log_model_artifacts(logged.model_id, str(local))
         logged = client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
-        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        _log_output(client, run_id, logged.model_id)
         _log_metrics(client, run_id, logged.model_id, facts)
         if not client.search_registered_models(f"name = '{name}'"):
-            client.create_registered_model(name)
+            with without_retries():
+                client.create_registered_model(name)
         client.update_registered_model(name, note)
     except Exception:
         _discard(client, logged.model_id)
@@ -182,7 +183,18 @@ def _register(client: MlflowClient, run: Run, model: ExportedModel, facts: Model
             tags={**tags, **scored},
             model_id=logged.model_id,
             description=note,
+            await_creation_for=None,  # a server of MLflow's own makes it at once, and the wait is printed
         )
+
+
+def _log_output(client: MlflowClient, run_id: str, model_id: str) -> None:
+    """Name the model as an output of its run; MLflow refuses it a second time, after an answer that was lost."""
+    try:
+        client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+    except MlflowException:
+        outputs = client.get_run(run_id).outputs
+        if model_id not in [output.model_id for output in (outputs.model_outputs if outputs else [])]:
+            raise
 
 
 def _log_metrics(client: MlflowClient, run_id: str, model_id: str, facts: ModelFacts) -> None:

@@ -265,6 +265,7 @@ def _client(uri: str) -> MlflowClient:
             variable.set(value)
     # It reports every table that it creates, and prints the traceback of every error, which the caller gets as well.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns of every request that it repeats
     logging.getLogger("alembic").setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 

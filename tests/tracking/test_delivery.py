@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from raydml.models.network import build_network, preprocessing_for
 from raydml.study import events
 from raydml.study.events import ExportedModel, StudyState, rank, read_trials
 from raydml.study.summary import histories
-from raydml.tracking import delivery
+from raydml.tracking import delivery, models
 from raydml.tracking.delivery import Tracker, sync
 from raydml.tracking.models import (
     Origin,
@@ -48,9 +48,10 @@ from raydml.tracking.models import (
     resolve_checkpoint,
 )
 from raydml.tracking.runs import DIGEST, UNSENT
-from raydml.tracking.store import TrackingError, connect, default_uri, prepare_store
+from raydml.tracking.store import MLFLOW_DEFAULTS, TrackingError, connect, default_uri, prepare_store
 from raydml.tracking.updates import MAX_PARAM_CHARACTERS, legal_name, params_of, points, shortened, updates_of
 from raydml.training import checkpoint
+from tests.tracking.fault_proxy import Fault, faulty
 
 pytestmark = pytest.mark.xdist_group("mlflow")
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -1344,3 +1345,74 @@ def test_a_study_whose_own_run_is_gone_has_its_trials_below_the_new_one(spool: S
     assert set(runs) == {None, "search-000"}
     assert runs[None].info.run_id != old
     assert runs["search-000"].data.tags["mlflow.parentRunId"] == runs[None].info.run_id
+
+
+def first(number: int, part: str, fault: Fault) -> Callable[[str], Fault | None]:
+    """The fault for as many requests whose path has this part."""
+    seen: list[str] = []
+
+    def fault_of(path: str) -> Fault | None:
+        seen.extend([path] if part in path else [])
+        return fault if part in path and len(seen) <= number else None
+
+    return fault_of
+
+
+@pytest.mark.slow
+def test_whatever_a_network_does_to_the_requests_nothing_is_lost_or_twice(
+    tmp_path: Path, empty_store: Path, picture_of: Any, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against a delivery straight to a database. One server for all ways, because one takes seconds to start."""
+    for variable, value in MLFLOW_DEFAULTS.items():
+        monkeypatch.setenv(variable.name, str(value))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0.01")  # to wait less
+    # Two files in place of two hundred.
+    monkeypatch.setattr(models, "_save", lambda local, folder, _model: shutil.copytree(folder, local))
+    storage = tmp_path / "calm"
+    storage.mkdir()
+    shutil.copy(empty_store, storage / "mlflow.db")
+    calm = Spool(storage)
+    calm.whole_study(picture_of(tmp_path), exported)
+    assert deliver(calm, default_uri(storage))
+    expected = facts_of_runs(default_uri(storage), STUDY_ID)
+    chance = np.random.default_rng(0)
+    ways: dict[str, Callable[[str], Fault | None]] = {
+        "half of all requests are answered 500": lambda _: Fault(500) if chance.random() < 0.5 else None,
+        "a third of all answers are lost": lambda _: Fault(None, arrives=True) if chance.random() < 0.3 else None,
+        "the answers to new runs are lost": first(4, "runs/create", Fault(None, arrives=True)),
+        "new runs are answered 502 and made": first(4, "runs/create", Fault(502, arrives=True)),
+        "files are refused as too large": first(6, "PUT ", Fault(413)),
+        "models are refused": first(20, "logged-models", Fault(503)),
+    }
+    port = free_port()
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    with server(tmp_path, port):
+        for number, (what, fault_of) in enumerate(ways.items()):
+            spool = Spool(tmp_path / f"{number}")
+            for event in events.read(calm.path):
+                changed = {"study_started": {"study_id": f"{number:016d}"}, "model": {"name": f"digits-{number}"}}
+                events.append(spool.path, {**event, **changed.get(event["event"], {})}, durable=False)
+            with faulty(port, fault_of) as uri:
+                tracker = Tracker(spool.path, uri, spool.study)
+                tracker.start()
+                assert tracker.finish(60), f"{what}: {tracker.hint()}"
+            direct = f"http://127.0.0.1:{port}"
+            assert facts_of_runs(direct, f"{number:016d}") == expected, what
+            assert len(connect(direct).search_model_versions(f"name = 'digits-{number}'")) == 1, what
+
+
+def facts_of_runs(uri: str, study_id: str) -> dict[str | None, Any]:
+    """Trial -> what its only run holds."""
+    client = connect(uri)
+    experiment = client.get_experiment_by_name("raydml").experiment_id
+    facts: dict[str | None, Any] = {}
+    for run in client.search_runs([experiment], f"tags.`raydml.study_id` = '{study_id}'", max_results=1000):
+        trial = run.data.tags.get("raydml.trial")
+        assert trial not in facts, f"{trial} is there twice"
+        points = {}
+        for name in run.data.metrics:
+            history = client.get_metric_history(run.info.run_id, name)
+            points[name] = sorted((point.step, point.timestamp, repr(point.value)) for point in history)
+        files = sorted(item.path for item in client.list_artifacts(run.info.run_id))
+        facts[trial] = (run.info.status, run.data.params, points, files)
+    return facts
