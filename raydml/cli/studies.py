@@ -334,10 +334,15 @@ def trial(
     from raydml.config.trial import fingerprint
     from raydml.data.seal import TestReads
     from raydml.evaluation.embed import device_of
+    from raydml.ops.files import require_space
     from raydml.training.trainer import Trainer
 
     reads = TestReads(storage / "test_reads.jsonl")  # a trial without test classes opens those of other trials
     trainer = Trainer(settings, machine, device=device_of(machine), reads=reads)
+    if save is not None:  # before hours of training: the network, its best weights and what the optimizer keeps
+        num_bytes = 4 * sum(tensor.nbytes for tensor in trainer.best_weights.values())
+        with writing(f"--save {save}"):
+            require_space(save, num_bytes, "a checkpoint")
     console = new_console()
     if not as_json:
         echo(console, f"trial {fingerprint(trainer.trial)}   {trainer.device}\n{tables.epoch_header()}")

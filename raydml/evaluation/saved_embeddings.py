@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raydml.metrics.geometry import unit_rows
-from raydml.ops.files import write_whole
+from raydml.ops.files import require_space, write_whole
 
 
 class SavedEmbeddingsError(ValueError):
@@ -52,6 +52,7 @@ def save_embeddings(path: Path, saved: SavedEmbeddings) -> Path:
     }
     if saved.roles is not None:
         arrays["roles"] = np.array(saved.roles, dtype=np.str_)
+    require_space(path, sum(array.nbytes for array in arrays.values()), "the file of the embeddings")
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def write(aside: Path) -> None:

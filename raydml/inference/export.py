@@ -28,7 +28,7 @@ from raydml.images.pixels import decode
 from raydml.images.preprocessing import MAX_ASPECT, Preprocessing
 from raydml.models.network import Network, build_network
 from raydml.models.pretrained import load_exactly
-from raydml.ops.files import digest_of, write_whole
+from raydml.ops.files import digest_of, folder_written_whole, require_space, write_whole
 from raydml.training import checkpoint
 
 WEIGHTS, CONFIG, README = "model.safetensors", "config.json", "README.md"
@@ -155,20 +155,22 @@ class EmbeddingModel:
     def save(self, folder: Path | str) -> Path:
         """Write the folder that `load` reads, and return it.
 
-        An existing model is replaced, its card last. The card holds the sha256 of the weights, so `load` refuses a
-        folder that was only half replaced.
+        A new folder appears when it is complete. An existing model is replaced, its card last. The card holds the
+        sha256 of the weights, so `load` refuses a folder that was only half replaced.
         """
         from safetensors.torch import save as serialised  # not needed to train
 
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.cpu().contiguous() for name, tensor in self.network.state_dict().items()}
         # Not save_file: its file is readable by the owner only.
-        write_whole(folder / WEIGHTS, serialised(weights))
-        write_whole(folder / README, _readme(self.card, self.preprocessing))
-        written = {"preprocessing": self.preprocessing.to_dict(), "weights_sha256": digest_of(folder / WEIGHTS)}
-        card_text = json.dumps({**self.card, **written}, indent=2, allow_nan=False) + "\n"
-        write_whole(folder / CONFIG, card_text)
+        content = serialised(weights)
+        require_space(folder, len(content), "the model")
+        with folder_written_whole(folder) as inside:
+            write_whole(inside / WEIGHTS, content)
+            write_whole(inside / README, _readme(self.card, self.preprocessing))
+            written = {"preprocessing": self.preprocessing.to_dict(), "weights_sha256": digest_of(inside / WEIGHTS)}
+            card_text = json.dumps({**self.card, **written}, indent=2, allow_nan=False) + "\n"
+            write_whole(inside / CONFIG, card_text)
         return folder
 
     def embed(

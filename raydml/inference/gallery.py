@@ -23,7 +23,7 @@ from raydml.data.catalog import images_below, listed, log_notes
 from raydml.data.formats import CONVERT, DECODED_FORMATS, count_suffixes, left_out
 from raydml.images.pixels import UnreadableImage, decode, decode_in_order
 from raydml.inference.export import EmbeddingModel
-from raydml.ops.files import write_whole
+from raydml.ops.files import folder_written_whole, require_space, write_whole
 
 INDEX, CARD, MODEL = "index.faiss", "gallery.json", "model"
 
@@ -97,14 +97,15 @@ def write_gallery(
     bad = [names[row] for row in np.flatnonzero(~np.isfinite(embeddings).all(axis=1)).tolist()]
     if bad:
         raise GalleryError(f"{len(bad)} images have embeddings with NaN or infinity: {listed(bad)}. The model diverged")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CARD).unlink(missing_ok=True)
-    model.save(folder / MODEL)
     index = faiss.IndexFlatL2(model.embedding_dim)
     index.add(np.ascontiguousarray(embeddings))
-    faiss.write_index(index, str(folder / INDEX))
     card = {"root": str(root.resolve()), "num_images": len(names), "embedding_dim": model.embedding_dim}
-    write_whole(folder / CARD, json.dumps({**card, "names": list(names)}, indent=1) + "\n")
+    require_space(folder, embeddings.nbytes, "the index")
+    with folder_written_whole(folder) as inside:
+        (inside / CARD).unlink(missing_ok=True)
+        model.save(inside / MODEL)
+        write_whole(inside / INDEX, lambda aside: faiss.write_index(index, str(aside)))
+        write_whole(inside / CARD, json.dumps({**card, "names": list(names)}, indent=1) + "\n")
     return folder
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from raydml.ops.files import digest_of, write_whole
+from raydml.ops.files import DISK_ERRORS, digest_of, require_space, write_whole
 from raydml.ops.progress import report_progress
 
 if TYPE_CHECKING:  # torch is slow to import, and weights are looked for without it
@@ -205,7 +205,9 @@ def _download(url: str, path: Path, instead: str) -> None:
     def write(aside: Path) -> None:
         with requests.get(url, stream=True, timeout=_TIMEOUT_S) as response, aside.open("wb") as file:
             response.raise_for_status()
-            total = int(response.headers.get("Content-Length", 0)) // _MEGABYTE or None
+            num_bytes = int(response.headers.get("Content-Length", 0))
+            require_space(path, num_bytes, "the file of the weights")
+            total = num_bytes // _MEGABYTE or None
             for number, chunk in enumerate(response.iter_content(_MEGABYTE)):
                 file.write(chunk)
                 report_progress(f"fetching {path.name}", number, total, "MB")
@@ -216,6 +218,8 @@ def _download(url: str, path: Path, instead: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, write, several_writers=True)
     except OSError as error:  # requests' errors are OSErrors
+        if error.errno in DISK_ERRORS:
+            raise
         raise _cannot_fetch(url, path, instead, error) from error
 
 

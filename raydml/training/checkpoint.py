@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raydml.ops.files import digest_of, write_whole
+from raydml.ops.files import digest_of, require_space, write_whole
 
 if TYPE_CHECKING:  # torch is slow to import, and most commands only look for checkpoints
     from torch import Tensor
@@ -61,6 +61,7 @@ def save(
     # safetensors stores plain layouts only, so channels_last weights are rewritten; the copy is of values.
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in best_weights.items()}
     target = folder if folder.exists() else folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
+    require_space(target, _num_bytes(state) + _num_bytes(weights), "a checkpoint")
     try:
         target.mkdir(parents=True, exist_ok=True)
         (target / MANIFEST).unlink(missing_ok=True)
@@ -76,6 +77,15 @@ def save(
         if target != folder:  # on a full disk, half a checkpoint would keep the disk full
             shutil.rmtree(target, ignore_errors=True)
     return folder
+
+
+def _num_bytes(value: Any) -> int:
+    """Bytes of the tensors in a state; what else is in it is small."""
+    if isinstance(value, Mapping):
+        return sum(map(_num_bytes, value.values()))
+    if isinstance(value, list | tuple):
+        return sum(map(_num_bytes, value))
+    return int(getattr(value, "nbytes", 0))
 
 
 def load_state(folder: Path) -> dict[str, Any]:
