@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shlex
 import sys
@@ -151,9 +152,10 @@ def writing(argument: str, kind: str = "folder") -> Iterator[None]:
         yield
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
-        raise CommandError(
-            f"{argument}: {error.strerror or error}{place}. Cure: a {kind} that can be written"
-        ) from error
+        cure = f"a {kind} that can be written"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            cure = f"free disk space, or a {kind} on another disk"
+        raise CommandError(f"{argument}: {error.strerror or error}{place}. Cure: {cure}") from error
 
 
 class FoundModel(NamedTuple):

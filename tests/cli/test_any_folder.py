@@ -1,15 +1,17 @@
 """One command from a folder of photos to a finished study: few classes, few images, nothing edited."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.cli.commands import done
+from tests.cli.commands import done, refused
 
 ROOT = Path(__file__).parents[2]
 SPLIT = "6 classes in class folders, 12 images: 2 train / 2 validate / 2 test, sealed"
@@ -34,6 +36,18 @@ def test_a_trial_of_a_folder_is_trial_0_of_its_study(photos, tmp_path):
     assert SPLIT in result.stderr
     assert "sampler.classes_per_batch 16 -> 2" in result.stderr
     assert result.stdout.splitlines()[-1].split()[0] == "1"
+
+
+def test_a_disk_without_room_for_the_model_is_found_before_the_training(photos, tmp_path, monkeypatch):
+    free = SimpleNamespace(free=3_000_000)
+    monkeypatch.setattr("raydml.ops.files.shutil.disk_usage", lambda _: free)
+    monkeypatch.setattr("raydml.training.trainer.Trainer.epochs", lambda _: pytest.fail("it trains"))
+    text = refused("trial", photos, "--save", tmp_path / "model", "--storage", tmp_path)
+    assert re.search(
+        r"--save .*model: No space left on device: a checkpoint needs \d+\.\d MB, and 3\.0 MB are free", text
+    )
+    assert "Cure: free disk space, or a folder on another disk" in text
+    assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.slow
