@@ -25,8 +25,10 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from raydml.analysis.trials import EpochReport, TrialState
+from raydml.study.event_fields import is_event
 
 _logger = logging.getLogger("raydml")
+_MAX_NAMED_LINES = 5
 
 
 class Record(NamedTuple):
@@ -77,20 +79,39 @@ def records(path: Path, offset: int = 0, until: int | None = None) -> tuple[list
             data = file.read() if until is None else file.read(max(until - offset, 0))
     except FileNotFoundError:
         return [], offset
-    found = []
-    for line in data[: data.rfind(b"\n") + 1].splitlines(keepends=True):
+    found, broken = [], []
+    end = data.rfind(b"\n") + 1
+    for line in data[:end].splitlines(keepends=True):
         offset += len(line)
-        event = _parse(line)
+        event = parse_line(line)
         if event is not None:
             found.append(Record(event, offset))
         elif begin == 0:
-            _warn_of_broken_line(path, offset - len(line))
+            broken.append(offset - len(line))
+    if broken:
+        _warn_of_broken_lines(path, tuple(broken))
+    if begin == 0 and b"\0" in data[end:]:
+        _warn_of_zeros(path, end, len(data) - end)
     return found, offset
 
 
 @functools.cache
-def _warn_of_broken_line(path: Path, offset: int) -> None:
-    _logger.warning("%s: the line at byte %d is not an event (its writer was killed?); it is skipped", path, offset)
+def _warn_of_broken_lines(path: Path, offsets: tuple[int, ...]) -> None:
+    for offset in offsets[:_MAX_NAMED_LINES]:
+        _logger.warning("%s: the line at byte %d is not an event (its writer was killed?); it is skipped", path, offset)
+    if len(offsets) > _MAX_NAMED_LINES:
+        _logger.warning("%s: %d further lines are not events; they are skipped", path, len(offsets) - _MAX_NAMED_LINES)
+
+
+@functools.cache
+def _warn_of_zeros(path: Path, offset: int, num_bytes: int) -> None:
+    _logger.warning(
+        "%s: the last %d bytes, from byte %d, are zeros or part of a line, as a loss of power leaves them; the events "
+        "that were there are lost",
+        path,
+        num_bytes,
+        offset,
+    )
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -109,12 +130,13 @@ def _ends_within_line(descriptor: int) -> bool:
     return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    """Return the event of a line, None where it is damaged: no JSON object, or without what its kind must have."""
     try:
         event = json.loads(line)
-    except ValueError:  # covers JSONDecodeError and UnicodeDecodeError: the rest of a line that was cut off
+        return event if isinstance(event, dict) and is_event(event) else None
+    except (ValueError, RecursionError):  # also JSONDecodeError and UnicodeDecodeError: a line that was cut off
         return None
-    return event if isinstance(event, dict) else None
 
 
 def _plain(value: object) -> Any:

@@ -37,7 +37,7 @@ def test_numbers_paths_and_non_finite_values_survive(tmp_path: Path) -> None:
     events.append(
         path,
         {
-            "event": "epoch",
+            "event": "e",
             "loss": np.float32(0.5),
             "epoch": np.int64(3),
             "path": tmp_path,
@@ -124,6 +124,71 @@ def test_a_poll_says_nothing_about_a_broken_line(tmp_path: Path, caplog: pytest.
     path.write_text('{"event":"e","time":1}\n{"event":"e","num\n', encoding="utf-8")
     assert events.read_from(path, 23) == ([], 41)
     assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(
+            {},
+            {"event": 3},
+            {"event": "e", "time": "1"},
+            {"event": "e", "time": float("nan")},
+            {"event": "e", "time": -1},
+        ),
+        *(
+            {"event": "e", "time": 1e300},
+            {"event": "e", "deep": json.loads("[" * 40 + "]" * 40)},
+            {"event": "e", "n": 2**64},
+        ),
+        *(epoch(0, 1, "0.5"), epoch(0, 1, None), epoch(0, 1, 10**400), epoch(0, -1, 0.5), epoch(0, 1.5, 0.5)),
+        *(
+            {**epoch(0, 1, 0.5), "trial": None},
+            {**epoch(0, 1, 0.5), "metrics": [1]},
+            {**epoch(0, 1, 0.5), "epoch": 1e999},
+        ),
+        *({"event": "epoch", "trial": "search-000"}, {"event": "trial_started"}, {**started(0), "config": [1]}),
+        *({**started(0), "config": {"data": 3}}, {**started(0), "config": {"epochs": "9"}}, {"event": "stage_started"}),
+        *({**stage_started(4), "num_trials": -1}, {**stage_started(4), "resources": {"cpu": 1}}, {"event": "artifact"}),
+        *(
+            {"event": "stage_finished", "stage": "search", "ranking": 3},
+            {"event": "search_extended"},
+            {"event": "model"},
+        ),
+        *({"event": "summary", "metrics": {"a": "b"}}, {**study_started(), "planned": [{"stage": "search"}]}),
+        *({**study_started(), "config": {"search": {"reduction_factor": 1}}}, {**study_started(), "varying": "loss"}),
+    ],
+)
+def test_a_line_without_what_its_kind_must_have_is_skipped_and_said(tmp_path, caplog, line) -> None:
+    path = tmp_path / "events.jsonl"
+    whole = [json.dumps(event) for event in (study_started(), stage_started(4), started(1), epoch(1, 1, 0.25))]
+    path.write_text("".join(f"{one}\n" for one in (*whole[:3], json.dumps(line), whole[3])))
+    assert events.read(path) == [json.loads(one) for one in whole]
+    assert len(caplog.messages) == 1
+    assert f"the line at byte {sum(len(one) + 1 for one in whole[:3])} is not an event" in caplog.messages[0]
+
+
+def test_many_broken_lines_are_counted(tmp_path, caplog) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"event":"e"}\n' + "[]\n" * 30)
+    assert events.read(path) == [{"event": "e"}]
+    assert len(caplog.messages) == 6
+    assert "25 further lines are not events; they are skipped" in caplog.messages[-1]
+
+
+def test_zeros_at_the_end_are_said_once_and_the_next_event_is_not_lost(tmp_path, caplog) -> None:
+    path = tmp_path / "events.jsonl"
+    for number in range(3):
+        events.append(path, {"event": "e", "number": number})
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-40] + bytes(40))
+    for _ in range(2):
+        assert [event["number"] for event in events.read(path)] == [0, 1]
+    (said,) = caplog.messages
+    begin = whole.rindex(b"\n", 0, -1) + 1
+    assert f"the last {len(whole) - begin} bytes, from byte {begin}, are zeros or part of a line" in said
+    events.append(path, {"event": "e", "number": 3})
+    assert [event["number"] for event in events.read(path)] == [0, 1, 3]
 
 
 def test_reducing_leaves_the_state_before_as_it_was() -> None:
