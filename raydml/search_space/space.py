@@ -54,7 +54,7 @@ from raydml.search_space.domains import (
     with_domains,
 )
 from raydml.search_space.shortening import with_epochs
-from raydml.search_space.yaml_reader import Node, read_yaml
+from raydml.search_space.yaml_reader import Node, decoded_yaml, read_yaml
 
 _Checked = TypeVar("_Checked")
 _logger = logging.getLogger("raydml")
@@ -92,12 +92,9 @@ def load_space(
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        message = f"is not UTF-8: byte 0x{error.object[error.start]:02x}"
-        cure = "save the file in UTF-8"
-        raise SpaceError([Problem("", ABSENT, message, cure=cure, where=f"{path}:{line}")]) from error
+        text = decoded_yaml(path.read_bytes(), str(path))
+    except ConfigError as error:
+        raise SpaceError(error.problems) from error
     except OSError as error:
         raise SpaceError([Problem(str(path), ABSENT, f"cannot be read: {error}", cure="name a YAML file")]) from error
     root, problems = read_yaml(text, str(path))

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from raydml.errors import ABSENT, Problem, join_path
+from raydml.errors import ABSENT, ConfigError, Problem, join_path
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Node:
 
 _MAX_LEVELS = 50
 _MAX_VALUES = 100_000
+_MAX_BYTES = 1_000_000
 _MAX_INT = 2**63  # what numpy, torch and JSON readers can hold
 # Halves of letters beyond U+FFFF, and bytes of a command line that is not UTF-8 (U+DC80 to U+DCFF).
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -56,6 +57,24 @@ for _tag, _pattern, _first in (
     ("merge", r"<<", ["<"]),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
+
+
+def decoded_yaml(content: bytes, source: str) -> str:
+    """Return the text of a YAML file, which is UTF-8. Raises ConfigError for another encoding and for a huge file."""
+    if len(content) > _MAX_BYTES:
+        message = f"has {len(content):,} bytes, and a configuration at most {_MAX_BYTES:,}"
+        raise ConfigError([Problem("", ABSENT, message, cure="write a file of a few hundred lines", where=source)])
+    zeros_between_letters = content[:2].count(0) == 1
+    if content.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")) or zeros_between_letters:
+        cure = "save the file in UTF-8, which an editor offers when saving (iconv -f UTF-16 -t UTF-8 does it, too)"
+        raise ConfigError([Problem("", ABSENT, "is text in UTF-16, not in UTF-8", cure=cure, where=f"{source}:1")])
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        message = f"is not UTF-8: byte 0x{content[error.start]:02x}"
+        cure = "save the file in UTF-8"
+        raise ConfigError([Problem("", ABSENT, message, cure=cure, where=f"{source}:{line}")]) from error
 
 
 def read_yaml(text: str, source: str, *, lines: bool = True) -> tuple[Node | None, list[Problem]]:
@@ -161,6 +180,8 @@ class _Reader:
         value: Any = None
         try:
             value = _scalar(kind, node.value) if isinstance(node, yaml.ScalarNode) else None
+            if isinstance(value, str) and "\0" in value:
+                self._report(path, where, "holds the character U+0000, which no name or path has", "remove \\0")
             if isinstance(value, str) and _SURROGATES.search(value):
                 value = value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
                 if _NO_TEXT.search(value):

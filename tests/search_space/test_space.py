@@ -4,6 +4,7 @@ import logging
 import math
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 
@@ -818,3 +819,37 @@ def test_defaults_that_have_no_use_without_validation_are_not_refused(write):
     assert "cannot be ranked" in problem.message
     # A single trial has no stages.
     load_space(path, overrides[:1], bare_trial=True)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_a_space_in_utf_16_is_refused_by_the_name_of_its_encoding(write, encoding):
+    path = Path(write(TRIAL))
+    path.write_bytes(path.read_text().encode(encoding))
+    (problem,) = problems_of(path).problems
+    assert (problem.where, problem.message) == (f"{path}:1", "is text in UTF-16, not in UTF-8")
+    assert problem.cure.startswith("save the file in UTF-8")
+
+
+def test_a_space_in_utf_8_with_a_byte_order_mark_is_read(write):
+    path = Path(write(TRIAL))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert sample_trials(load_space(path))
+
+
+def test_a_huge_file_is_refused_before_it_is_parsed(write):
+    path = Path(write(TRIAL))
+    with path.open("a") as file:
+        file.write("# " + "x" * 2_000_000)
+    started = time.process_time()
+    assert "and a configuration at most 1,000,000" in str(problems_of(path))
+    assert time.process_time() - started < 1
+
+
+def test_a_zero_character_in_a_value_is_refused_with_its_line(write):
+    path = write(TRIAL, 'machine:\n  cache_dir: "a\\0b"\n')
+    (problem,) = problems_of(path).problems
+    assert problem.path == "machine.cache_dir"
+    assert problem.where.startswith("space.yaml:")
+    assert problem.message == "holds the character U+0000, which no name or path has"
+    (problem,) = problems_of(write(TRIAL), ['machine.cache_dir="a\\0b"']).problems
+    assert (problem.where, "U+0000" in problem.message) == ("--set", True)
