@@ -89,13 +89,17 @@ class TestReads:
             raise DataError("TestReads(None) writes beside each checkpoint; read one file with TestReads(path).read()")
         if not self.path.exists():
             return []
-        return [_parsed(line) for line in self.path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [
+            _parsed(line)
+            for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+            if line.strip()
+        ]
 
 
 def _parsed(line: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         record = None
     return record if isinstance(record, dict) else {"damaged": line}
 

@@ -90,10 +90,21 @@ def read_illustrations(folder: Path) -> list[Illustration]:
     index = folder / "illustrations" / "illustrations.json"
     if not index.exists():
         return []
-    return [
-        Illustration(entry["section"], entry["title"], entry["caption"], entry["trial"], index.parent / entry["file"])
-        for entry in json.loads(index.read_text(encoding="utf-8"))
-    ]
+    try:
+        return [_illustration(entry, index.parent) for entry in json.loads(index.read_text(encoding="utf-8"))]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ReportError(f"{index} is damaged ({type(error).__name__}). {_CURE.format(index.parent)}") from error
+
+
+def _illustration(entry: Mapping[str, Any], folder: Path) -> Illustration:
+    """Return a picture that illustrations.json lists. Raises KeyError, TypeError, ValueError for a damaged entry."""
+    texts = [entry[name] for name in ("section", "title", "caption", "file")]
+    if not all(isinstance(text, str) for text in (*texts, entry["trial"] or "")):
+        raise TypeError("an entry holds texts")
+    section, title, caption, file = texts
+    if PurePosixPath(file).name != file:  # beside the index, nowhere else
+        raise ValueError(file)
+    return Illustration(section, title, caption, entry["trial"], folder / file)
 
 
 def write_report(

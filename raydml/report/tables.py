@@ -140,8 +140,8 @@ def epoch_rows(trials: Sequence[TrialState]) -> list[dict[str, Any]]:
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """Write rows; the columns are in order of their first appearance, and "trial" is there without rows as well."""
-    columns = list(dict.fromkeys(["trial", *(name for row in rows for name in row)]))
-    cells = [{name: _csv_cell(value) for name, value in row.items()} for row in rows]
+    cells = [{_csv_cell(name): _csv_cell(value) for name, value in row.items()} for row in rows]
+    columns = list(dict.fromkeys(["trial", *(name for row in cells for name in row)]))
     # As objects: pandas would turn an integer column with a gap into decimals.
     text: str = pd.DataFrame(cells, columns=columns, dtype=object).to_csv(index=False, lineterminator="\n")
     return text
@@ -149,7 +149,8 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _csv_cell(value: object) -> object:
     if isinstance(value, str):
-        return f"'{value}" if value.startswith(_FORMULA_STARTS) else value  # a spreadsheet shows the quoted text
+        text = value.encode("utf-8", "backslashreplace").decode()  # bytes of file names that are not UTF-8
+        return f"'{text}" if text.startswith(_FORMULA_STARTS) else text  # a spreadsheet shows the quoted text
     if isinstance(value, float) and math.isnan(value):
         return "nan"  # measured, unlike an empty cell
     return json.dumps(value) if isinstance(value, list | tuple | dict | bool) else value

@@ -479,7 +479,7 @@ def read_study(folder: Path) -> dict[str, Any]:
             path = Path(machine.get(name) or "")
             if path.is_relative_to(recorded):
                 machine[name] = str(here / path.relative_to(recorded))
-    return {**study, "storage": str(here)}
+    return _Object({**study, "storage": str(here)}, folder / "study.json")
 
 
 def _unless_embedded(tracking_uri: str | None, storage: Path) -> str | None:

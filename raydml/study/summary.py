@@ -58,8 +58,8 @@ from raydml.config.recipe import recipe_of
 from raydml.data.benchmarks import BENCHMARKS, metric_prefix
 from raydml.data.seal import TestReads
 from raydml.search_space.shipped import heading_of
-from raydml.study.events import StudyState, letter_of, letters_of, read_state
-from raydml.study.folder import RESULT_FILES, read_json, read_study, stages_of, without_some
+from raydml.study.events import StudyState, events_path, letter_of, letters_of, read_state
+from raydml.study.folder import RESULT_FILES, StudyError, read_json, read_study, stages_of, without_some
 from raydml.study.rungs import milestones
 
 _Runs = dict[str, dict[tuple[Any, Any], float]]
@@ -79,13 +79,19 @@ def summarise(folder: Path) -> dict[str, Any]:
     study, state = read_study(folder), read_state(folder)
     searched, trials = state.of_stage("search"), _started(state)
     found = {stage: _result(folder / name) for stage, name in RESULT_FILES.items()}
-    by_key = {trial.trial: trial for trial in trials}
+    by_key = _ByTrial(folder, {trial.trial: trial for trial in trials})
     rows = [*found["confirm"], *found["refit"], *found["finalize"]]
-    configs = _configs(rows, by_key)
+    configs = _configs(folder, rows, by_key, study["trials"])
     names = _names(list({row["configuration"]: row for row in rows}.values()), configs, letters_of(state))
     confirmed = [_confirmed(row, names) for row in found["confirm"]]
     refits = [_refit(row, names) for row in found["refit"]]
-    final = [_final(row, configs, names, by_key) for row in found["finalize"]]
+    try:
+        final = [_final(row, configs, names, by_key) for row in found["finalize"]]
+    except KeyError as error:
+        raise StudyError(
+            f"{events_path(folder)} is damaged: the configuration of a trial has no {error}. Cure: put it back from a "
+            "backup"
+        ) from error
     published = _published({row["dataset"] for row in final}, final, configs)
     parameters, values = [parameters_of(trial.config) for trial in searched], [trial.best for trial in searched]
     cost = cost_of(trials, cpus=state.cpus, gpus=state.gpus)
@@ -188,14 +194,38 @@ def _best_so_far(state: StudyState) -> dict[str, Any] | None:
     return {"trial": best.trial, "recipe": best.recipe, "best": best.best, "epoch_of_best": best.epoch_of_best}
 
 
-def _configs(rows: Sequence[Mapping[str, Any]], trials: Mapping[str, TrialState]) -> dict[str, Mapping[str, Any]]:
-    """Return the configuration of each trial; a row whose trial did not run itself has that of its first run."""
-    configs = {key: trial.config for key, trial in trials.items() if trial.config}
+class _ByTrial(dict[str, Any]):
+    """What is stated of each trial; a trial of a result that the events do not have is an error with its cure."""
+
+    def __init__(self, folder: Path, entries: Mapping[str, Any]) -> None:
+        super().__init__(entries)
+        self._folder = folder
+
+    def __missing__(self, key: str) -> Any:
+        raise StudyError(
+            f"{events_path(self._folder)} is damaged: it has no trial {key}, which a result of the study names. Cure: "
+            f"put it back from a backup, or delete {', '.join(RESULT_FILES.values())} there and resume: what is "
+            "missing is run again"
+        )
+
+
+def _configs(
+    folder: Path,
+    rows: Sequence[Mapping[str, Any]],
+    trials: Mapping[str, TrialState],
+    searched: Sequence[Mapping[str, Any]],
+) -> Mapping[str, Mapping[str, Any]]:
+    """Return the configuration of each trial; a row whose trial did not run itself has that of its first run.
+
+    searched: the trials of the search, of study.json, for those whose events have none.
+    """
+    configs = _ByTrial(folder, {f"search-{number:03d}": config for number, config in enumerate(searched)})
+    configs.update({key: trial.config for key, trial in trials.items() if trial.config})
     for row in rows:
         runs = row["runs"] or (row.get("refit") or {}).get("runs", {})
         keys = list(runs) if isinstance(runs, dict) else [run["trial"] for run in runs]
         if row["from_trial"] not in configs:
-            configs[row["from_trial"]] = next(configs[key] for key in keys if key in configs)
+            configs[row["from_trial"]] = configs[next((key for key in keys if key in configs), row["from_trial"])]
     return configs
 
 
