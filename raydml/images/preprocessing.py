@@ -36,6 +36,10 @@ _TURNS = {  # EXIF 2.32, tag 0x0112, and what undoes it
 _WHERE_EXIF_IS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 
 
+def _is_finite(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e9  # type: ignore[arg-type]
+
+
 class PreprocessingError(ValueError):
     """Settings of a preprocessing that exclude each other, or an array that is no image."""
 
@@ -91,7 +95,16 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> Preprocessing:
-        """Invert to_dict."""
+        """Invert to_dict. Raises PreprocessingError or TypeError for values that it never gives."""
+        for key in ("mean", "std"):
+            numbers = values.get(key)
+            if not (isinstance(numbers, list) and len(numbers) == 3 and all(map(_is_finite, numbers))):
+                raise PreprocessingError(f"{key}: {numbers!r}; three numbers")
+        for key in ("resize_px", "crop_px"):
+            if type(values.get(key)) is not int:
+                raise PreprocessingError(f"{key}: {values.get(key)!r}; a whole number")
+        if not _is_finite(values.get("value_range", 1.0)):
+            raise PreprocessingError(f"value_range: {values['value_range']!r}; a number")
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})  # type: ignore[arg-type]
 
     def normalise(self, pixels: Tensor) -> Tensor:

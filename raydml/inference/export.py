@@ -93,10 +93,21 @@ def rebuild(card: Mapping[str, Any], weights: Mapping[str, Tensor], source: str)
     missing = [key for key in ("network", "preprocessing") if key not in card]
     if missing:
         raise ExportError(f"{source}: the model card lacks {', '.join(missing)}; it was not written by raydml")
-    # All initial values are overwritten, so the seed does not matter.
-    network = build_network(**{**card["network"], "weights": "none", "seed": 0})
+    largest = max((size for tensor in weights.values() for size in tensor.shape), default=0)
+    try:
+        if not 0 < card["network"]["embedding_dim"] <= largest:
+            raise ValueError(f"embedding_dim: {card['network']['embedding_dim']} does not fit the weights")
+        # All initial values are overwritten, so the seed does not matter.
+        network = build_network(**{**card["network"], "weights": "none", "seed": 0})
+        preprocessing = Preprocessing.from_dict(card["preprocessing"])
+    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        said = str(error).partition("\n")[0]
+        raise ExportError(
+            f"{source}: the model card describes no network ({type(error).__name__}: {said}); it was not "
+            "written by raydml"
+        ) from error
     load_exactly(network, dict(weights), source)
-    return network.eval(), Preprocessing.from_dict(card["preprocessing"])
+    return network.eval(), preprocessing
 
 
 def export_model(checkpoint_folder: Path, out_folder: Path) -> Path:
@@ -137,7 +148,7 @@ class EmbeddingModel:
         try:
             card = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
             found = digest_of(weights)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ExportError(
                 f"{folder} is no exported model ({type(error).__name__}: {error}); "
                 "give the folder that `export` or export_model wrote"
@@ -147,9 +158,14 @@ class EmbeddingModel:
             raise ExportError(f"{folder} is no exported model: its JSON file states no weights_sha256")
         if found != stated:
             raise ExportError(f"{weights} is not as it was written (sha256 differs); export it again")
-        from safetensors.torch import load_file  # not needed to train
+        from safetensors import SafetensorError  # not needed to train
+        from safetensors.torch import load_file
 
-        network, preprocessing = rebuild(card, load_file(weights), str(folder))
+        try:
+            tensors = load_file(weights)
+        except (SafetensorError, ValueError, KeyError, RuntimeError) as error:  # its sha256 fits: made by somebody else
+            raise ExportError(f"{weights} holds no weights ({error}); export it again") from error
+        network, preprocessing = rebuild(card, tensors, str(folder))
         return cls(network, preprocessing, card, device)
 
     def save(self, folder: Path | str) -> Path:

@@ -26,6 +26,7 @@ from raydml.inference.export import EmbeddingModel
 from raydml.ops.files import folder_written_whole, require_space, write_whole
 
 INDEX, CARD, MODEL = "index.faiss", "gallery.json", "model"
+_MAX_PARTS = 10_000_000  # of an index, such as its inverted lists
 
 
 class GalleryError(ValueError):
@@ -109,6 +110,20 @@ def write_gallery(
     return folder
 
 
+def _read_index(file: Path) -> Any:
+    """Read a faiss index. A size in a damaged file cannot make faiss allocate more than the file has."""
+    import faiss
+
+    before = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
+    faiss.set_deserialization_vector_byte_limit(max(file.stat().st_size, 1))
+    faiss.set_deserialization_loop_limit(_MAX_PARTS)
+    try:
+        return faiss.read_index(str(file))
+    finally:
+        faiss.set_deserialization_vector_byte_limit(before[0])
+        faiss.set_deserialization_loop_limit(before[1])
+
+
 class Gallery:
     """A gallery in memory. root: the folder that held the images when they were indexed; names: relative to it."""
 
@@ -118,14 +133,16 @@ class Gallery:
     @classmethod
     def load(cls, folder: Path | str, device: str = "cpu") -> Gallery:
         """Read a folder of `write_gallery`. Raises GalleryError for another folder, ExportError for a damaged model."""
-        import faiss
-
         folder = Path(folder)
         try:
             card = json.loads((folder / CARD).read_text(encoding="utf-8"))
             names, root = card["names"], Path(card["root"])
-            index = faiss.read_index(str(folder / INDEX))
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:  # RuntimeError: faiss
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise TypeError("its names are no list of texts")
+            index = _read_index(folder / INDEX)
+            if index is None:
+                raise ValueError("its index is empty")
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError) as error:  # the last two: faiss
             said = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
             raise GalleryError(
                 f"{folder} is no gallery ({said}). Cure: give a folder that `index TARGET FOLDER OUT` wrote"

@@ -100,7 +100,8 @@ class EmbeddingPythonModel(PythonModel):
 def as_items(model_input: Any) -> Sequence[Any]:
     """Return the images, not decoded, in any form that a pyfunc model is called with. Raises ImagesRefused."""
     if isinstance(model_input, list) and model_input and all(isinstance(item, Mapping) for item in model_input):
-        model_input = pd.DataFrame(model_input)
+        column = _column(list(dict.fromkeys(name for item in model_input for name in item)))
+        return [item.get(column) for item in model_input]
     if isinstance(model_input, (pd.DataFrame, Mapping)):
         model_input = model_input[_column(list(model_input))]
     if isinstance(model_input, pd.Series):

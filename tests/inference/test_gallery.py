@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 from pathlib import Path
 
@@ -198,6 +199,19 @@ def test_what_does_not_belong_together_is_no_gallery(model, photos, tmp_path):
     (folder / "model" / "model.safetensors").write_bytes(b"")
     with pytest.raises(ExportError, match="not as it was written"):
         Gallery.load(folder)
+
+
+def test_an_index_that_claims_more_vectors_than_its_file_has_takes_no_memory_for_them(model, photos, tmp_path):
+    folder = indexed(model, photos, tmp_path / "index")
+    index = bytearray((folder / "index.faiss").read_bytes())
+    place = index.index((NUM_IMAGES * 8 * 4 // 4).to_bytes(8, "little"))  # the number of floats
+    for claimed in (2**28, 2**36, 2**62):
+        index[place : place + 8] = claimed.to_bytes(8, "little")
+        (folder / "index.faiss").write_bytes(index)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(GalleryError, match="is no gallery"):
+            Gallery.load(folder)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
     with pytest.raises(GalleryError, match=r"1 images have embeddings with NaN or infinity: b\.png"):
         write_gallery(tmp_path / "x", model, photos, ["a.png", "b.png"], np.array([[0.0] * 8, [np.nan] * 8], "f4"))
     assert not (tmp_path / "x").exists()
