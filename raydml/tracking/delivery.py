@@ -42,7 +42,7 @@ from raydml.tracking.store import (
 )
 from raydml.tracking.updates import moved_model, updates_of
 
-POLL_S, LONGEST_POLL_S, FIRST_DELAY_S, LONGEST_DELAY_S, LAST_DELAY_S = 0.5, 10.0, 1.0, 30.0, 2.0
+POLL_S, LONGEST_POLL_S, FIRST_DELAY_S, LONGEST_DELAY_S, LAST_DELAY_S = 0.5, 20.0, 1.0, 30.0, 2.0
 LAST_TRIES = 3  # of what is refused, once the driver has ended
 #: Largest part of a processor that the deliveries of a study take while it runs.
 CPU_SHARE = 0.015

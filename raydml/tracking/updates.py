@@ -7,7 +7,8 @@ Parameters, tags and status of a run follow from the study's state. Metrics are 
 of several at one step the one with the latest time counts. An epoch that is reported a second time therefore sends the
 values that differ from the first report, with the time of the second, and what counts in MLflow is what counts in the
 state. (Points of epochs that a trial has lost and not reached again stay in MLflow.) Which points are sent depends on
-the events alone, not on how many deliveries they came in.
+the events alone, not on how many deliveries they came in; but of a value of the run as a whole, which has step 0, a
+delivery sends the newest only.
 """
 
 from __future__ import annotations
@@ -171,6 +172,7 @@ def updates_of(
             if news.files or news.models or news.datasets:
                 update.attached[record.end] = news
     for run, update in updates.items():
+        update.points = _without_superseded(update.points)
         try:
             if run is None:
                 _describe_study(update, state, folder)
@@ -179,6 +181,12 @@ def updates_of(
         except Exception as error:  # the settings in a damaged line: points and files of the run do not depend on them
             damaged[f"the settings of {run or state.study}"] = f"{type(error).__name__}: {error}"
     return state, sorted(updates.values(), key=lambda update: update.trial is not None)
+
+
+def _without_superseded(found: list[Point]) -> list[Point]:
+    """Return the points without those of a run as a whole that a later one replaces: half of all, and never shown."""
+    newest = {point.name: point for point in found if point.step == 0}
+    return [point for point in found if point.step > 0 or point is newest[point.name]]
 
 
 def _news_of_runs(
