@@ -14,6 +14,7 @@ The file is a NumPy archive (.npz) of plain arrays, without pickled objects:
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raydml.metrics.geometry import unit_rows
-from raydml.ops.files import require_space, write_whole
+from raydml.ops.files import is_zip_bomb, require_space, write_whole
 
 
 class SavedEmbeddingsError(ValueError):
@@ -65,6 +66,8 @@ def save_embeddings(path: Path, saved: SavedEmbeddings) -> Path:
 def load_embeddings(path: Path) -> SavedEmbeddings:
     """Read a file of `save_embeddings`. Raises SavedEmbeddingsError for a missing, damaged or other file."""
     try:
+        if is_zip_bomb(path):
+            raise ValueError("it would unpack to more than 200 times its size")
         # Opened here: NumPy leaves the file open when it is no archive.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
@@ -80,12 +83,31 @@ def load_embeddings(path: Path) -> SavedEmbeddings:
             facts,
         )
     except Exception as error:  # numpy, zipfile and json raise a dozen types for damaged files
-        raise SavedEmbeddingsError(
-            f"{path} holds no embeddings ({type(error).__name__}: {error}). "
-            "Cure: a file that `launch.py evaluate ... --save-embeddings FILE` wrote"
-        ) from error
-    _check(saved, str(path))
+        raise SavedEmbeddingsError(_unreadable(path, f"{type(error).__name__}: {error}")) from error
+    try:
+        _check(saved, str(path))
+    except SavedEmbeddingsError as error:
+        if not _is_of_study(path):
+            raise
+        raise SavedEmbeddingsError(_unreadable(path, str(error))) from error
     return saved
+
+
+def _is_of_study(path: Path) -> bool:
+    """Return whether a file is where a study keeps the embeddings of its test: STUDY/final/KEY.npz."""
+    return path.parent.name == "final" and (path.absolute().parent.parent / "study.json").exists()
+
+
+def _unreadable(path: Path, reason: str) -> str:
+    reason = reason.partition("\n")[0]
+    if not _is_of_study(path):
+        cure = "Cure: a file that `launch.py evaluate ... --save-embeddings FILE` wrote"
+        return f"{path} holds no embeddings ({reason}). {cure}"
+    study = shlex.quote(str(path.absolute().parent.parent))
+    return (
+        f"{path} is damaged ({reason}). Cure: delete it and {path.stem}.json beside it, then launch.py resume {study}: "
+        "a study whose test has not ended tests this network again and records the read; others work without the file"
+    )
 
 
 def _texts(arrays: dict[str, NDArray[Any]], name: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from raydml.ops.files import DISK_ERRORS, digest_of, require_space, write_whole
+from raydml.ops.files import DISK_ERRORS, digest_of, is_zip_bomb, require_space, write_whole
 from raydml.ops.progress import report_progress
 
 if TYPE_CHECKING:  # torch is slow to import, and weights are looked for without it
@@ -119,6 +119,8 @@ def _without_code(path: Path) -> object:
     """Unpickle a file of torch.save with a placeholder for every object that is not torch's own."""
     import torch
 
+    if is_zip_bomb(path):
+        raise ValueError("it would unpack to more than 200 times its size")
     names = [name for name in _globals_in(path) if not re.match(r"torch\.|collections\.(OrderedDict|Counter)$", name)]
     with torch.serialization.safe_globals([(_Placeholder, name) for name in names]):
         return torch.load(path, map_location="cpu", weights_only=True)

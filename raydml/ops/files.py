@@ -6,11 +6,13 @@ import os
 import re
 import shutil
 import uuid
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _BLOCK_BYTES = 1 << 20
+_MAX_UNPACKED_BYTES, _MAX_RATIO = 100_000_000, 200
 _RESERVE_BYTES = 1 << 20  # for the small files beside a large one
 #: Errors of a disk, whatever is written to it.
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE})
@@ -114,6 +116,15 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def is_zip_bomb(path: Path) -> bool:
+    """Return whether a zip archive would unpack to more than 100 MB and 200 times its size; false for other files."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        unpacked_bytes = sum(member.file_size for member in archive.infolist())
+    return unpacked_bytes > max(_MAX_UNPACKED_BYTES, _MAX_RATIO * path.stat().st_size)
 
 
 def digest_of(path: Path) -> str:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raydml.ops.files import digest_of, require_space, write_whole
+from raydml.ops.files import digest_of, is_zip_bomb, require_space, write_whole
 
 if TYPE_CHECKING:  # torch is slow to import, and most commands only look for checkpoints
     from torch import Tensor
@@ -232,6 +232,8 @@ def _read(folder: Path, name: str, read: Callable[[Path], object]) -> Any:
     """
     path = _checked(folder, name)
     try:
+        if is_zip_bomb(path):
+            raise ValueError("it would unpack to more than 200 times its size")
         value = read(path)
     except Exception as error:
         raise CheckpointError(

@@ -198,3 +198,17 @@ def test_embeddings_of_other_images_are_refused(other):
 def test_no_part_is_refused():
     with pytest.raises(SavedEmbeddingsError, match="at least one"):
         concatenate([])
+
+
+def test_a_damaged_file_of_a_study_is_named_with_the_two_files_to_delete(tmp_path):
+    whole = save_embeddings(tmp_path / "s" / "final" / "refit-000.npz", SavedEmbeddings(ROWS, LABELS, **REST))
+    (tmp_path / "s" / "study.json").write_text("{}")
+    content = whole.read_bytes()
+    nan = np.full_like(ROWS, np.nan)
+    for change in (lambda: whole.write_bytes(content[:-50]), lambda: written_with(whole, embeddings=nan)):
+        change()
+        with pytest.raises(SavedEmbeddingsError) as caught:
+            load_embeddings(whole)
+        assert str(caught.value).startswith(f"{whole} is damaged (")
+        assert f"delete it and refit-000.json beside it, then launch.py resume {tmp_path / 's'}" in str(caught.value)
+        assert "save-embeddings" not in str(caught.value)
