@@ -223,12 +223,15 @@ def _discard(client: MlflowClient, model_id: str) -> None:
 def _save(local: Path, folder: Path, model: Model) -> None:
     package = Path(raydml.__file__).parent
     card = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    folder = folder.resolve()
+    link = local.with_name("storage")  # MLflow would read %20, # and ? in the path of the folder as an address
+    link.symlink_to(folder.parent)
     size, embedding_dim = int(card["preprocessing"]["resize_px"]), int(card["network"]["embedding_dim"])
     with _without_warnings():
         mlflow.pyfunc.save_model(
             path=str(local),
             python_model=str(package / "tracking" / "pyfunc_model.py"),
-            artifacts={MODEL: str(folder)},
+            artifacts={MODEL: str(link / folder.name)},
             code_paths=[str(package)],
             pip_requirements=requirements(),
             model_config={"device": "cpu"},  # a default, which load_model and serving may override

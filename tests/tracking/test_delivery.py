@@ -962,9 +962,10 @@ def test_a_model_holds_nothing_of_the_folder_the_command_was_typed_in(
     (project / ".python-version").write_text("3.11\n")
     monkeypatch.chdir(project)
     monkeypatch.delenv("MLFLOW_UV_AUTO_DETECT", raising=False)
+    folder = shutil.copytree(exported, storage / "a%20b #1?%" / "model")  # what MLflow would read as an address
     spool.study_started()
     spool.trial("confirm-000")
-    spool.add("model", trial="confirm-000", checkpoint="/c", folder=str(exported), name="digits")
+    spool.add("model", trial="confirm-000", checkpoint="/c", folder=str(folder), name="digits")
     spool.add("study_finished")
     assert deliver(spool, uri)
     stored = [path for path in (storage / "mlartifacts").rglob("*") if path.is_file()]
