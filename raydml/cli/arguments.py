@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from raydml.cli import tables
+from raydml.ops.wording import printable
 
 if TYPE_CHECKING:
     from raydml.config.trial import Machine
@@ -120,8 +121,8 @@ def new_console() -> Console:
 
 
 def echo(console: Console, text: str) -> None:
-    """Print text unchanged: no markup, no colours, no line breaks by rich."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    """Print text without markup, colours and line breaks by rich; control characters are shown in letters."""
+    console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def refuse_used(argument: str, folder: Path) -> None:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from raydml.cli.arguments import CommandError, new_console, program_of
 from raydml.ops.progress import report_progress
+from raydml.ops.wording import printable
 
 data = typer.Typer(no_args_is_help=True, help="List, download and check benchmark data sets.")
 
@@ -73,7 +74,13 @@ def download(
         )
     try:
         show = partial(report_progress, unit="bytes")
-        install(source, root, progress=show, report=partial(typer.echo, err=True), accepted_sha256=sha256)
+        install(
+            source,
+            root,
+            progress=show,
+            report=lambda text: typer.echo(printable(text), err=True),
+            accepted_sha256=sha256,
+        )
     except NotServed as error:
         files = ", ".join(archive.file_name for archive in source.archives)
         raise CommandError(
@@ -99,6 +106,6 @@ def check(
     show = partial(report_progress, "checking", unit="images")
     report = check_benchmark(name, root, fault_of=None if quick else fault_of, progress=show)
     for line in report.lines:
-        typer.echo(line)
+        typer.echo(printable(line))
     if not report.ok:
         raise typer.Exit(2)

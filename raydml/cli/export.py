@@ -29,6 +29,7 @@ from raydml.cli.arguments import (
     writing,
 )
 from raydml.ops.progress import report_progress
+from raydml.ops.wording import printable
 
 if TYPE_CHECKING:
     from raydml.inference.export import EmbeddingModel
@@ -183,7 +184,7 @@ def _kept_names(batches: Sequence[EmbeddedBatch], *, skip_unreadable: bool) -> l
     if not kept or not skip_unreadable:
         cure = "repair or remove them" + (", or add --skip-unreadable" if kept else "")
         raise CommandError(f"{files} cannot be decoded:\n{reasons}\nNothing was written. Cure: {cure}")
-    typer.echo(f"left out, {files} cannot be decoded:\n{reasons}", err=True)
+    typer.echo(printable(f"left out, {files} cannot be decoded:\n{reasons}"), err=True)
     return kept
 
 

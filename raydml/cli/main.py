@@ -29,6 +29,7 @@ from raydml.cli.live_view import StepBars
 from raydml.cli.loading import ImportNotices
 from raydml.errors import Problem, problem_of_option
 from raydml.ops.progress import show_log, show_progress
+from raydml.ops.wording import printable
 
 RUN, LOOK, TAKE, IMAGES = "Run a study", "Look at results", "One configuration, one model", "Images"
 
@@ -54,7 +55,7 @@ class Commands(TyperGroup):
         except typer.BadParameter as error:
             if (problem := problem_of_parameter(error)) is None:
                 raise
-            typer.echo(f"error: {problem}", err=True)
+            typer.echo(f"error: {printable(str(problem))}", err=True)
             raise typer.Exit(2) from None
         except ValueError as error:
             if not is_users_mistake(error):
@@ -65,7 +66,9 @@ class Commands(TyperGroup):
             if error.errno not in _FULL_OR_TOO_LONG:
                 raise
             place = error.filename or "what this command prints, or a file that it writes"
-            typer.echo(f"error: {place}: {error.strerror}. Cure: {_FULL_OR_TOO_LONG[error.errno]}", err=True)
+            typer.echo(
+                f"error: {as_typed(str(place))}: {error.strerror}. Cure: {_FULL_OR_TOO_LONG[error.errno]}", err=True
+            )
             if error.filename is None:  # the interpreter would try once more at its end
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             raise typer.Exit(2) from None
@@ -84,8 +87,12 @@ app = typer.Typer(
 
 
 def as_typed(message: str) -> str:
-    """Return a message in which names are shown as they were typed: the bytes outside UTF-8 that `repr` escapes."""
-    return re.sub(r"\\udc([89a-f][0-9a-f])", lambda found: chr(0xDC00 + int(found[1], 16)), message)
+    """Return a message in which names are shown as they were typed, also the bytes outside UTF-8 that `repr` escapes.
+
+    Control characters are shown in letters.
+    """
+    typed = re.sub(r"\\udc([89a-f][0-9a-f])", lambda found: chr(0xDC00 + int(found[1], 16)), message)
+    return printable(typed)
 
 
 def problem_of_parameter(error: typer.BadParameter) -> Problem | None:

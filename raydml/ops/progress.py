@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
+from raydml.ops.wording import printable
+
 Item = TypeVar("Item")
 LINE_EVERY_S = 10.0
 _logger = logging.getLogger("raydml")
@@ -81,7 +83,7 @@ class _Stderr(logging.Handler):
     """Writes to the current ``sys.stderr``, which tests and notebooks replace."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr, flush=True)
+        print(printable(self.format(record)), file=sys.stderr, flush=True)
 
 
 def show_log() -> None:

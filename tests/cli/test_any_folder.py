@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.cli.commands import done, refused
+from tests.cli.commands import done, refused, run
 
 ROOT = Path(__file__).parents[2]
 SPLIT = "6 classes in class folders, 12 images: 2 train / 2 validate / 2 test, sealed"
@@ -36,6 +36,15 @@ def test_a_trial_of_a_folder_is_trial_0_of_its_study(photos, tmp_path):
     assert SPLIT in result.stderr
     assert "sampler.classes_per_batch 16 -> 2" in result.stderr
     assert result.stdout.splitlines()[-1].split()[0] == "1"
+
+
+def test_names_that_control_a_terminal_are_shown_in_letters(photos, tmp_path):
+    (photos / "class 0").rename(photos / "\x1b[31mred\x9b")
+    (photos / "\x1b[31mred\x9b" / "0.jpg").write_bytes(b"no image")
+    result = run("trial", photos, "--storage", tmp_path, "--set", "trial.data.split.order=sorted")
+    assert result.exit_code == 2
+    assert "\\x1b[31mred\\x9b/0.jpg: no JPEG" in result.stderr
+    assert not set(result.stderr) & {"\x1b", "\x9b"}
 
 
 def test_a_disk_without_room_for_the_model_is_found_before_the_training(photos, tmp_path, monkeypatch):
