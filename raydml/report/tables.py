@@ -17,7 +17,7 @@ from raydml.report.comparability import PublishedGroup, published_groups, publis
 from raydml.report.text import final_models, main_metrics
 
 _LONG = 18  # letters from which on a cell of text may break into lines
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # of a text that a spreadsheet would run
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")  # of a text that a spreadsheet would run
 _LATEX = str.maketrans(
     {
         "\\": r"\textbackslash{}",
@@ -149,7 +149,8 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _csv_cell(value: object) -> object:
     if isinstance(value, str):
-        text = value.encode("utf-8", "backslashreplace").decode()  # bytes of file names that are not UTF-8
+        # Bytes of file names that are not UTF-8; and pandas does not quote a carriage return, which would begin a row.
+        text = value.encode("utf-8", "backslashreplace").decode().replace("\r\n", "\n").replace("\r", "\n")
         return f"'{text}" if text.startswith(_FORMULA_STARTS) else text  # a spreadsheet shows the quoted text
     if isinstance(value, float) and math.isnan(value):
         return "nan"  # measured, unlike an empty cell

@@ -401,9 +401,9 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
     """
     found = findings(summary)
     sentences = [*found.winner, *found.refit, *found.test, *found.settled, *found.cost]
-    parts = [f"# Study {_escaped(summary['study'])}", *map(_escaped, found.question)]
-    parts += ["\n".join(f"- {_escaped(sentence)}" for sentence in sentences)]
-    parts += [f"> **Note** {_escaped(sentence)}" for sentence in found.warnings]
+    parts = [f"# Study {markdown_text(summary['study'])}", *map(markdown_text, found.question)]
+    parts += ["\n".join(f"- {markdown_text(sentence)}" for sentence in sentences)]
+    parts += [f"> **Note** {markdown_text(sentence)}" for sentence in found.warnings]
     parts += [*_test_table(summary), *_published_tables(summary), *_confirmed_table(summary), *_search_table(summary)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -419,7 +419,7 @@ def _test_table(summary: Mapping[str, Any]) -> list[str]:
         for one in final_models(summary)
     ]
     header = ["", "configuration", "models", "runs", *map(metric_label, names)]
-    protocols = [_escaped(sentence) for sentence in protocols_in_words(summary)]
+    protocols = [markdown_text(sentence) for sentence in protocols_in_words(summary)]
     how = "\n".join(f"- {sentence}" for sentence in protocols) if len(protocols) > 1 else "".join(protocols)
     return ["## Test results", how, _table(header, rows), " ".join(comparability(summary))]
 
@@ -481,9 +481,9 @@ def _search_table(summary: Mapping[str, Any]) -> list[str]:
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(_escaped(value) for value in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(markdown_text(value) for value in line) + " |" for line in lines)
 
 
-def _escaped(value: object) -> str:
+def markdown_text(value: object) -> str:
     """Return a value as one line of Markdown text; None is a dash."""
-    return "–" if value is None else _MARKDOWN.sub(r"\\\1", str(value).replace("\n", " "))
+    return "–" if value is None else _MARKDOWN.sub(r"\\\1", " ".join(str(value).splitlines()))

@@ -161,7 +161,7 @@ def _result(path: Path) -> list[dict[str, Any]]:
 
 
 def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.exists() else ""
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
 def _plan(study: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from raydml.config.refit import trained_on, trains_on_test_classes, validates
 from raydml.metrics.names import interval_text, metric_name
 from raydml.ops.wording import counted
 from raydml.report.comparability import epochs_rule
+from raydml.report.text import markdown_text
 from raydml.study.folder import read_json
 from raydml.tracking.updates import MAX_DIGEST_CHARACTERS, grouped
 
@@ -134,16 +135,16 @@ def _card(
     confirmed: Mapping[str, Any],
 ) -> str:
     trial: Mapping[str, Any] = card.get("trial") or {}
-    dataset = (trial.get("data") or {}).get("name") or "unknown images"
+    dataset = markdown_text((trial.get("data") or {}).get("name") or "unknown images")
     return _CARD.format(
         name=name,
         embedding_dim=card["network"]["embedding_dim"],
-        backbone=card["network"]["backbone"],
+        backbone=markdown_text(card["network"]["backbone"]),
         dataset=dataset,
-        recipe=recipe_of(trial) or "an unknown loss",
+        recipe=markdown_text(recipe_of(trial) or "an unknown loss"),
         epochs=f"weights of epoch {card['best_epoch']}" if card.get("best_epoch") else "at an unknown epoch",
         refit=_origin_of_refit(card, summary),
-        question=f"\n\nThe study's question: {summary['question']}" if summary.get("question") else "",
+        question=f"\n\nThe study's question: {markdown_text(summary['question'])}" if summary.get("question") else "",
         scores=_scores(summary, final, confirmed),
         limits="".join(f"- {limit}\n" for limit in _limits(trial, dataset, final, confirmed)),
     )
@@ -214,7 +215,8 @@ def _scores(summary: Mapping[str, Any], final: Mapping[str, Any], confirmed: Map
     for one in (name for name in _MAIN if any(name in scores for scores in columns.values())):
         cells = [_interval(scores.get(one)) for scores in columns.values()]
         rows.append(f"| {metric_name(one)} | {' | '.join(cells)} |")
-    protocols = "\n".join(f"Protocol: {sentence}." for sentence in (final.get("protocols") or {}).values())
+    sentences = (final.get("protocols") or {}).values()
+    protocols = "\n".join(f"Protocol: {markdown_text(sentence)}." for sentence in sentences)
     return "\n".join([*rows, "", protocols])
 
 

@@ -28,6 +28,7 @@ import yaml
 from raydml.analysis.trials import TrialState, parameters_of
 from raydml.config.recipe import flatten
 from raydml.config.refit import trained_on, validates
+from raydml.report.text import markdown_text
 from raydml.study.events import Event, ExportedModel, Record, StudyState, changed_metrics, letters_of, reduce_event
 from raydml.study.summary import question_of
 
@@ -405,9 +406,10 @@ def _note(folder: Path) -> str:
     """Return the description of a study's run: its summary, or while it has none its question."""
     summary, space = folder / "summary.md", folder / "space.yaml"
     if summary.exists():
-        text = summary.read_text(encoding="utf-8").partition("\n## ")[0].strip()
+        text = summary.read_text(encoding="utf-8", errors="replace").partition("\n## ")[0].strip()
         return f"{text}\n\n[Report]({RUN_PAGE}/artifacts/report/report.html)"
-    return (question_of(space.read_text(encoding="utf-8")) or "") if space.exists() else ""
+    question = question_of(space.read_text(encoding="utf-8", errors="replace")) if space.exists() else None
+    return markdown_text(question) if question else ""
 
 
 def _set_status(update: RunUpdate, state: str, changed_s: float) -> None:

@@ -473,12 +473,25 @@ def test_one_row_a_trial_with_every_parameter_and_result(made):
     assert float(tested["test.map_at_r"]) == pytest.approx(0.3)
 
 
-@pytest.mark.parametrize("text", ['=HYPERLINK("http://x")', "+1+cmd|' /C calc'!A0", "-2+3", "@SUM(1)", "\t=1"])
+@pytest.mark.parametrize("text", ['=HYPERLINK("http://x")', "+1+cmd|' /C calc'!A0", "-2+3", "@SUM(1)", "\t=1", "\n=1"])
 def test_a_text_is_no_formula_in_a_spreadsheet_and_a_number_stays_one(made, text):
     summary, (first, *_), _ = made
     trial = replace(first, error=text, config={**first.config, "margin": -0.5, "layers": [True, 1]})
     (row,) = csv.DictReader(io.StringIO(trials_csv([trial], summary)))
     assert (row["error"], row["margin"], row["layers"]) == (f"'{text}", "-0.5", "[true, 1]")
+
+
+def test_a_carriage_return_in_a_text_begins_no_row(made):
+    summary, (first, *_), _ = made
+    for error, written in (
+        ("a\r=1+1", "a\n=1+1"),
+        ("\r=1", "'\n=1"),
+        ("a\r\n@b", "a\n@b"),
+        ("a\udce9\ud800", "a\\udce9\\ud800"),
+    ):
+        (row,) = csv.DictReader(io.StringIO(trials_csv([replace(first, error=error)], summary)))
+        assert row["error"] == written
+        assert row["trial"] == first.trial
 
 
 def test_one_row_an_epoch_with_every_metric(made):

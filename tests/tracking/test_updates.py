@@ -206,6 +206,8 @@ def test_the_note_of_a_study_is_its_question_and_then_its_summary(spool: Spool) 
     start(spool)
     (spool.folder / "space.yaml").write_text("# Question: which loss\n#   is best?\n#\nstudy: {}\n")
     assert updates(spool)[None].tags["mlflow.note.content"] == "which loss is best?"
+    (spool.folder / "space.yaml").write_bytes(b"# Question: is <b>it</b> [best](x)\xff?\n#\n")
+    assert updates(spool)[None].tags["mlflow.note.content"] == "is \\<b\\>it\\</b\\> \\[best\\](x)\ufffd?"
     (spool.folder / "summary.md").write_text("# Study digits\n\nA has the best mean.\n\n## Test classes\n\n| table |\n")
     note = updates(spool)[None].tags["mlflow.note.content"]
     assert note.startswith("# Study digits\n\nA has the best mean.\n\n[Report](")
