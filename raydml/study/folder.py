@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import ValidationError
 
 from raydml.config.refit import has_search, refit_split, trains_on_test_classes
 from raydml.config.sections import SplitSettings
@@ -251,6 +252,20 @@ def specification_of(study: Mapping[str, Any], trials: Sequence[Mapping[str, Any
     # A stage that a study does not have is left out: the studies that were made before it existed keep their hash.
     hashed = {name: value for name, value in study.items() if name != "refit" or value is not None}
     return {"study": study, "trials": trials, "specification": _digest({"study": hashed, "trials": trials})}
+
+
+def settings_of(folder: Path, study_json: Mapping[str, Any]) -> tuple[StudySettings, Machine]:
+    """Return the settings of a study that is to run, and where it runs.
+
+    Raises StudyError if study.json has other settings or trials than it was written with.
+    """
+    found = specification_of(study_json["study"], study_json["trials"])["specification"]
+    if found != study_json["specification"]:
+        raise _damaged(folder / "study.json", "its settings or trials are not those that it was written with")
+    try:
+        return StudySettings.model_validate(study_json["study"]), Machine.model_validate(study_json["machine"])
+    except ValidationError as error:
+        raise _damaged(folder / "study.json", str(error.errors()[0]["loc"])) from error
 
 
 def fingerprinted_trials(space: SearchSpace, catalogs: Catalogs) -> list[Trial]:

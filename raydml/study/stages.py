@@ -35,6 +35,7 @@ from raydml.study.folder import (
     planned_stages,
     read_json,
     read_study,
+    settings_of,
     stages_of,
     write_json,
 )
@@ -69,8 +70,7 @@ def drive_study(folder: Path, *, address: str | None = None, time_limit_s: float
     """Do what `run_study` does, for a process that holds the study or was started by the one that does."""
     deadline_s = None if time_limit_s is None else time.time() + time_limit_s
     study_json = read_study(folder)
-    study = StudySettings.model_validate(study_json["study"])
-    machine = Machine.model_validate(study_json["machine"])
+    study, machine = settings_of(folder, study_json)
     if is_finished(folder):
         return Outcome("finished")
     if deadline_s is not None and "search" not in stages_of(study, study_json["trials"]):

@@ -7,6 +7,8 @@ saves nearly all the time.
 from contextlib import nullcontext
 from types import SimpleNamespace
 
+import ray
+
 from raydml.config.trial import fingerprint
 from raydml.data.seal import TestReads
 from raydml.study import stages
@@ -45,7 +47,8 @@ def _run_trials(session, stage, trials, configurations, scheduler):  # noqa: ARG
     session.record("stage_started", stage=stage, num_trials=len(trials), num_ended=0, max_epochs=most)
     for key, settings in trials.items():
         run = {"key": key, "trial": settings.model_dump(mode="json"), "fingerprint": fingerprint(settings)}
-        trial = SimpleNamespace(config={"run": {**run, "configuration": configurations[key]}}, last_result=None)
+        config = {"run": {**run, "configuration": configurations[key]}}
+        trial = SimpleNamespace(config=config, last_result=None, run_metadata=SimpleNamespace(num_failures=0))
         record.on_trial_start(0, [], trial)
         trainer = Trainer(settings, session.machine, device="cpu", reads=TestReads(session.folder / "test_reads.jsonl"))
         for epoch in trainer.epochs():
@@ -65,4 +68,5 @@ def without_ray(monkeypatch):
     monkeypatch.setattr(stages, "trial_resources", lambda *_, **__: {"cpu": 1.0, "gpu": 0.0})
     monkeypatch.setattr(stages, "_fetch", _fetch)
     monkeypatch.setattr(stages, "num_slots", lambda _session: 1)
-    monkeypatch.setattr(stages, "ray", SimpleNamespace(wait=lambda pending, **_: (pending[:1], pending[1:])))
+    waiting = SimpleNamespace(wait=lambda pending, **_: (pending[:1], pending[1:]), exceptions=ray.exceptions)
+    monkeypatch.setattr(stages, "ray", waiting)

@@ -399,3 +399,22 @@ def started_with(study, number):
     trial = parse_trial(study["trials"][number])
     event = {"event": "trial_started", "stage": "search", "trial": f"search-{number:03d}"}
     return {**event, "fingerprint": fingerprint(trial), "config": study["trials"][number]}
+
+
+def test_a_study_that_is_to_run_has_the_settings_and_trials_that_it_was_made_with(tmp_path):
+    folder = make(tmp_path)
+    made = study_files.read_study(folder)
+    study, machine = study_files.settings_of(folder, made)
+    assert (study.search.num_trials, machine.data_root) == (3, None)
+    text = (folder / "study.json").read_text()
+    for whole, damaged in (
+        ('"epochs": 2', '"epochs": 3'),
+        ('"num_trials": 3', '"num_trials": 2'),
+        ('"device": "', '"device": "x'),
+    ):
+        assert whole in text
+        (folder / "study.json").write_text(text.replace(whole, damaged, 1))
+        with pytest.raises(
+            StudyError, match=r"study\.json is damaged: .*Cure: put it back from a backup, or delete it"
+        ):
+            study_files.settings_of(folder, study_files.read_study(folder))
