@@ -246,13 +246,12 @@ def run_trials(session: StudySession, stage: str, trials: Mapping[str, Trial], c
     )  # fmt: skip
     for is_alone in (False, True):
         states = _with_lost_epochs(session, stage, trials)
-        group = [
-            key
-            for key in trials
-            if (state := states.get(key)) is None
-            or (not state.ended and (OUT_OF_MEMORY in state.retry_reasons) == is_alone)
-        ]
-        if group and not (stage == "search" and session.limit is not None and session.limit.is_over):
+        without_memory = {key for key, state in states.items() if OUT_OF_MEMORY in state.retry_reasons}
+        unended = [key for key in trials if key not in states or not states[key].ended]
+        group = [key for key in unended if (key in without_memory) == is_alone]
+        if is_alone and set(unended) != set(group):
+            break  # a signal or the time limit has ended the first run
+        if group:
             _run_group(session, stage, trials, group, states, configurations, scheduler, is_alone)
     return read_trials(session.folder, stage)
 
@@ -392,7 +391,7 @@ def _history(
     history = {}
     for key, state in states.items():
         rows = state.curve(state.metric)
-        if not state.ended:
+        if not state.ended and key in resume_from:
             found = resume_from[key]
             resumed = checkpoint.load_card(found)["epoch"] if found else 0
             rows = [(epoch, value) for epoch, value in rows if epoch < resumed]

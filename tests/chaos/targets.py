@@ -1,0 +1,101 @@
+"""What can be killed: the processes of a study, found by their sessions, and the nodes of a Ray cluster of our own."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def processes():
+    """Pid -> (parent, session, command line) of every process that runs and is no zombie."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        with contextlib.suppress(OSError, IndexError):
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace").strip()
+            if fields[0] != "Z":
+                found[int(folder.name)] = (int(fields[1]), int(fields[3]), words)
+    return found
+
+
+def kill(pid, number=signal.SIGKILL):
+    """Send a signal to a process, and return whether it was there."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def driver_of(command):
+    """The driver that a command has started, or None."""
+    children = [pid for pid, (parent, _, words) in processes().items() if parent == command and words.endswith("drive")]
+    return children[0] if children else None
+
+
+def members(sessions, role):
+    """The processes of some sessions with a role: ``gcs``, ``raylet``, ``trial`` (any worker that has work)."""
+    words_of = {
+        "gcs": lambda words: "gcs_server" in words.split(" ")[0],
+        "raylet": lambda words: words.split(" ")[0].endswith("raylet/raylet"),
+        "trial": lambda words: words.startswith("ray::") and "IDLE" not in words and "Agent" not in words,
+    }[role]
+    return [pid for pid, (_, session, words) in processes().items() if session in sessions and words_of(words)]
+
+
+class Cluster:
+    """A Ray cluster on this machine: a head without CPUs and nodes of one CPU each."""
+
+    def __init__(self, folder, num_nodes=2):
+        self.folder, self._num_nodes = folder, num_nodes
+        self.head, self.nodes = None, []
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.address = f"127.0.0.1:{self.port}"
+
+    def _node(self, *arguments):
+        ray = Path(sys.executable).with_name("ray")
+        command = [str(ray), "start", "--block", "--disable-usage-stats", *arguments]
+        environment = {**os.environ, "RAY_AUTH_MODE": "token"}
+        for _ in range(5):  # several on one machine draw their ports at random, and may meet
+            log = self.folder / f"node-{len(list(self.folder.glob('node-*'))):03d}.txt"
+            with open(log, "wb") as output:
+                node = subprocess.Popen(
+                    command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=environment
+                )
+            deadline = time.monotonic() + 60
+            while node.poll() is None and time.monotonic() < deadline:
+                if b"Ray runtime started" in log.read_bytes():
+                    return node
+                time.sleep(0.1)
+            node.kill()
+            node.wait(30)
+        raise AssertionError(f"a node of Ray does not start:\n{log.read_text()[-2000:]}")
+
+    def start(self):
+        """Start what does not run: the head with all nodes, or the nodes that are missing."""
+        if self.head is None or self.head.poll() is not None:
+            self.stop()
+            self.head = self._node(
+                "--head", "--port", str(self.port), "--num-cpus", "0", "--include-dashboard", "false"
+            )
+        self.nodes = [node for node in self.nodes if node.poll() is None]
+        while len(self.nodes) < self._num_nodes:
+            self.nodes.append(self._node("--address", self.address, "--num-cpus", "1"))
+
+    def sessions(self):
+        return {node.pid for node in (self.head, *self.nodes) if node is not None}
+
+    def stop(self):
+        for node in filter(None, (self.head, *self.nodes)):
+            for pid in [pid for pid, (_, session, _) in processes().items() if session == node.pid]:
+                kill(pid)
+            node.wait(30)
+        self.head, self.nodes = None, []

@@ -1,0 +1,50 @@
+"""A study under one fault of each kind ends as the undisturbed one; and what compares them sees what it has to see."""
+
+import json
+
+import pytest
+
+from raydml.study import events
+from raydml.tracking.store import default_uri, prepare_store
+from tests.chaos.study import KINDS, differences, disturbed, lost_epochs, runs_of, undisturbed
+
+SEED = 20261129
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+@pytest.mark.timeout(900)
+def test_a_study_under_every_kind_of_fault_ends_as_the_undisturbed_one(tmp_path):
+    expected = undisturbed(tmp_path / "undisturbed")
+    lines = []
+    row = disturbed(tmp_path / "disturbed", SEED, KINDS, lambda: len(lines) >= len(KINDS), expected, shown=lines.append)
+    print(json.dumps(row))
+    assert row["wrong"] == []
+    assert row["duplicates"] == 0
+    assert row["runs as undisturbed"]
+    assert row["most at once"] <= 2, "one epoch, and a second where its newest checkpoint was damaged"
+
+
+def test_a_difference_in_any_result_is_found():
+    expected = {"ranking": [1, 2], "search-000 epoch 1": {"val_map_at_r": 0.5}, "ended search-000": "finished"}
+    assert differences(expected, dict(expected)) == []
+    assert differences(expected, {**expected, "ended search-000": "crashed"}) == ["ended search-000"]
+    assert differences(expected, {"ranking": [1, 2]}) == ["ended search-000", "search-000 epoch 1"]
+    assert differences(expected, {**expected, "ended search-001": "finished"}) == ["ended search-001"]
+    near = {"val_map_at_r": 0.5000000000000001}
+    assert differences(expected, {**expected, "search-000 epoch 1": near}) == ["search-000 epoch 1"], "bit for bit"
+
+
+def test_epochs_that_were_trained_again_are_counted(tmp_path):
+    for trial, epoch in (("a", 1), ("b", 1), ("a", 2), ("a", 3), ("a", 3), ("a", 4), ("a", 2), ("a", 3), ("b", 2)):
+        events.append(tmp_path / "events.jsonl", {"event": "epoch", "trial": trial, "epoch": epoch})
+    assert lost_epochs(tmp_path) == (2, 2), "the second report of epoch 3 is the checkpoint's; epochs 3 and 4 were lost"
+
+
+def test_a_run_that_is_left_running_is_seen(tmp_path):
+    prepare_store(default_uri(tmp_path), tmp_path)
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(default_uri(tmp_path))
+    client.create_run(client.create_experiment("x"), run_name="left")
+    assert runs_of(tmp_path) == [("left", "RUNNING")]
