@@ -91,9 +91,19 @@ def read_yaml(text: str, source: str, *, lines: bool = True) -> tuple[Node | Non
     except yaml.YAMLError as error:
         return None, [reader.syntax_problem(error, text)]
     except RecursionError:
-        return None, [reader.too_large(0, f"has more than {_MAX_LEVELS} levels of lists and blocks")]
+        return None, [reader.too_large(_deepest_line(text), f"has more than {_MAX_LEVELS} levels of lists and blocks")]
     except _TooLargeError as error:
         return None, [error.problem]
+
+
+def _deepest_line(text: str) -> int:
+    """Return the line, from 0, where a document opens more lists and blocks than are read."""
+    levels = 0
+    for event in yaml.parse(text, Loader=_Loader):  # without recursion
+        levels += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if levels > _MAX_LEVELS:
+            return event.start_mark.line if event.start_mark else 0
+    return 0
 
 
 class _TooLargeError(Exception):

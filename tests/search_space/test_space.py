@@ -736,6 +736,12 @@ def test_documents_that_no_configuration_is_are_refused_in_bounded_time(text, pa
     assert time.process_time() - started < 10
 
 
+@pytest.mark.parametrize("num_levels", [60, 400, 3000])
+def test_lists_inside_lists_are_refused_with_their_line(num_levels):
+    _, (problem,) = read_yaml("a: 1\nb: [2]\nc: " + "[" * num_levels + "]" * num_levels + "\nd: 3\n", "x.yaml")
+    assert problem.where == "x.yaml:3"
+
+
 @pytest.mark.parametrize("text", ["1" * 5000, "-" + "9" * 19, "99999999999999999999"])
 def test_a_number_of_too_many_digits_is_called_one(text):
     _, (problem,) = read_yaml(f"b: 1\na: {text}", "x.yaml")
