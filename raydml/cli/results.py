@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from enum import Enum
 from pathlib import Path
@@ -163,10 +164,12 @@ def sync(
 
     folder = find_study(study, storage)  # before MLflow is imported
     from raydml.tracking.delivery import sync as deliver
-    from raydml.tracking.store import StoreUnavailable
+    from raydml.tracking.store import StoreUnavailable, without_secrets
 
     name, uri = read_study(folder)["name"], store_of(folder, tracking_uri)
     again = f"{program_of(context)} sync {study_argument(folder)}"
+    if tracking_uri is not None and without_secrets(tracking_uri) == tracking_uri:
+        again += f" --tracking-uri {shlex.quote(tracking_uri)}"
     try:
         has_all = deliver(folder / "events.jsonl", uri, name, complete=True, command=again)
     except StoreUnavailable as error:

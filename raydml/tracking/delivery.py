@@ -43,7 +43,9 @@ from raydml.tracking.store import (
 from raydml.tracking.updates import moved_model, updates_of
 
 POLL_S, LONGEST_POLL_S, FIRST_DELAY_S, LONGEST_DELAY_S, LAST_DELAY_S = 0.5, 20.0, 1.0, 30.0, 2.0
-LAST_TRIES = 3  # of what is refused, once the driver has ended
+#: Tries once the driver has ended: of what is refused, and of a store that was away before for so many tries in a row
+#: (half a minute). One that has gone away just now has all the time of `Tracker.finish`.
+LAST_TRIES, NUM_AWAY = 3, 5
 #: Largest part of a processor that the deliveries of a study take while it runs.
 CPU_SHARE = 0.015
 _logger = logging.getLogger(__name__)
@@ -264,7 +266,9 @@ class Tracker:
         if not stopping:
             self._stop.wait(delay)
             return False
-        return self._wait_at_the_end(delay)
+        self._num_last_tries += 1
+        was_away = self._num_failures - self._num_last_tries >= NUM_AWAY
+        return (was_away and self._num_last_tries >= LAST_TRIES) or self._wait_at_the_end(delay)
 
     def _wait_for_refused(self, stopping: bool, may_arrive: bool) -> bool:
         """Wait where the store lacks a part of what was sent. What is new goes on; the part is sent again later."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -19,7 +20,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID as PARENT
 
 from raydml.study.events import ExportedModel
-from raydml.tracking.store import first_line, is_transient, without_retries
+from raydml.tracking.store import first_line, is_transient, without_retries, without_secrets
 from raydml.tracking.updates import RUN_PAGE, DatasetPart, File, News, RunUpdate
 
 #: Below the limits of one REST request (1000 metrics, 100 parameters, 100 tags, 1000 of all together).
@@ -106,12 +107,17 @@ class StudyRuns:
             self._delete(self.known.pop(trial), REPLACED)
 
     def close_running(self, time_ms: int, reason: str) -> None:
-        """End every run that is still RUNNING as KILLED, because no driver works on it any more."""
-        for run in self.known.values():
-            if run.status == "RUNNING" and not run.deleted:
-                self.client.set_tag(run.run_id, "raydml.ended", reason)
-                self.client.set_terminated(run.run_id, "KILLED", time_ms)
-                run.status = "KILLED"
+        """End every run that is still RUNNING as KILLED, because no driver works on it any more.
+
+        The states first: there may be little time, and a run that looks as if it ran misleads.
+        """
+        running = [run for run in self.known.values() if run.status == "RUNNING" and not run.deleted]
+        for run in running:
+            self.client.set_terminated(run.run_id, "KILLED", time_ms)
+            run.status = "KILLED"
+        for run in running:
+            self.client.set_tag(run.run_id, "raydml.ended", reason)
+            run.tags["raydml.ended"] = reason
 
     def report_deleted(self) -> None:
         """Report each run that was deleted in MLflow, with the command that brings it back."""
@@ -287,8 +293,9 @@ class StudyRuns:
         self.missing[what] = f"{what}: {type(error).__name__}: {first_line(error)}"
 
     def _report_deleted(self, trial: str | None, run: KnownRun) -> None:
-        what = f"run {trial or self.study!r}"
-        self.missing[what] = f"{what}: it was deleted in MLflow. Cure: mlflow runs restore --run-id {run.run_id}"
+        what, store = f"run {trial or self.study!r}", without_secrets(self.client.tracking_uri)
+        cure = f"MLFLOW_TRACKING_URI={shlex.quote(store)} mlflow runs restore --run-id {run.run_id}"
+        self.missing[what] = f"{what}: it was deleted in MLflow. Cure: {cure}"
 
 
 def _input_of(part: DatasetPart) -> DatasetInput:

@@ -542,6 +542,11 @@ def is_transient(error: Exception) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's text, without passwords, in at most 300 characters."""
-    lines = str(error).strip().splitlines()
-    return redacted(lines[0])[:300] if lines else type(error).__name__
+    """Return the first line of an error's text, without passwords, in at most 300 characters.
+
+    Of a request that failed in the network only the cause: "[Errno 111] Connection refused".
+    """
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    if (cause := re.search(r"\(Caused by \w+\((.*)\)\)", line)) is not None:
+        line = re.sub("[\"'()]", "", cause.group(1).rpartition(": ")[2])
+    return redacted(line)[:300]

@@ -38,7 +38,7 @@ from raydml.study import events
 from raydml.study.events import ExportedModel, StudyState, rank, read_trials
 from raydml.study.summary import histories
 from raydml.tracking import delivery, models
-from raydml.tracking.delivery import Tracker, sync
+from raydml.tracking.delivery import NUM_AWAY, Tracker, sync
 from raydml.tracking.models import (
     Origin,
     log_exported_model,
@@ -543,7 +543,7 @@ def test_a_run_that_was_deleted_is_left_alone(spool: Spool, uri: str) -> None:
     assert not tracker.finish(60)
     assert list(runs_of(uri)) == [None]
     (problem,) = tracker.problems
-    assert problem.startswith("run 'search-000': it was deleted in MLflow. Cure: mlflow runs restore --run-id ")
+    assert f"run 'search-000': it was deleted in MLflow. Cure: MLFLOW_TRACKING_URI={uri} mlflow runs restore" in problem
     connect(uri).restore_run(problem.split()[-1])
     assert deliver(spool, uri)
     assert steps(uri, "search-000") == [1, 2]
@@ -581,6 +581,20 @@ def test_a_lost_file_is_reported_and_holds_nothing_up(spool: Spool, uri: str, st
     assert len(tracker.problems) == 1
     assert "gone.png does not exist any more" in tracker.hint()
     assert runs_of(uri)["search-000"].data.metrics["train/epochs"] == 3
+
+
+def test_a_store_that_was_away_before_the_end_is_not_waited_for(
+    spool: Spool, uri: str, failing: dict[str, int]
+) -> None:
+    failing["connect"] = 1_000_000
+    tracker = Tracker(spool.path, uri, spool.study)
+    tracker.start()
+    spool.study_started()
+    wait_for(lambda: failing["connect"] < 1_000_000 - NUM_AWAY)
+    began_s = time.monotonic()
+    assert not tracker.finish(60)
+    assert time.monotonic() - began_s < 10
+    assert "has not received everything (refused). Nothing is lost" in tracker.hint()
 
 
 def test_two_writers_for_one_study_are_refused(spool: Spool, uri: str) -> None:
@@ -947,7 +961,8 @@ def test_sync_makes_a_deleted_model_again_and_reports_deleted_runs(
     run_id = runs_of(uri)[None].info.run_id
     client.delete_run(run_id)
     assert not sync(spool.path, uri, spool.study, complete=True)
-    assert f"run 'digits': it was deleted in MLflow. Cure: mlflow runs restore --run-id {run_id}" in caplog.text
+    assert "run 'digits': it was deleted in MLflow. Cure: MLFLOW_TRACKING_URI=" in caplog.text
+    assert f"mlflow runs restore --run-id {run_id}" in caplog.text
 
 
 def test_a_model_holds_nothing_of_the_folder_the_command_was_typed_in(
