@@ -15,6 +15,7 @@ import os
 import re
 import shlex
 import signal
+import stat
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -130,6 +131,7 @@ def prepare(
     ] = False,
 ) -> None:
     prepare_environment()
+    os.umask(os.umask(0) | stat.S_IWOTH)  # files and folders of a study are not writable by every user of the machine
     show_log()
     show_progress(StepBars)
 

@@ -1024,3 +1024,13 @@ def test_a_trial_on_images_whose_names_are_not_utf_8(tmp_path):
     assert done.returncode == 0, output
     assert "8 classes" in output
     assert "8 class names in common (café 0, café 1, café 2 and 5 more)" in output
+
+
+@pytest.mark.parametrize(("before", "after"), [(0o000, 0o002), (0o022, 0o022), (0o077, 0o077)])
+def test_what_a_command_writes_is_not_writable_by_others(before, after):
+    own = os.umask(before)
+    try:
+        done("list", "miners")
+    finally:
+        found = os.umask(own)
+    assert found == after
