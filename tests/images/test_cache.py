@@ -544,6 +544,7 @@ class TestBytes:
             development(root, tmp_path / "cache", record=record, on_changed="refuse")
             assert read == expected
 
+    @pytest.mark.usefixtures("old_files")
     @pytest.mark.parametrize("kept", ["packed", "decoded at each reading", "another machine"])
     def test_exchanged_pictures_are_refused_and_accepted_once_they_are_back(self, root, tmp_path, kept):
         """The two files are of one size, and have each other's times: path, class, size and time show nothing."""
