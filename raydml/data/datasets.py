@@ -49,7 +49,7 @@ def open_catalog(name: str, root: Path | None, list_file: str | None = None) -> 
     if not root.is_dir():
         raise DataError(
             f"machine.data_root = {str(root)!r} is not a folder on this machine; give the folder of the images "
-            "(--data-root)"
+            "(--data-root), or mount its disk"
         )
     if name in BENCHMARK_OF:
         key = BENCHMARK_OF[name]

@@ -10,6 +10,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -151,8 +152,7 @@ def _stamps_of(root: Path, paths: Sequence[str]) -> np.ndarray:
         refuse_vanished_root(root)
         raise DataError(
             f"{len(missing)} of {counted(len(paths), 'image')} under {root} cannot be found any more: "
-            f"{listed(missing)}. Cure: put them back, or mount their disk again; an interrupted study then goes on "
-            "with `resume`"
+            f"{listed(missing)}. Cure: put them back, or mount their disk again"
         )
     return np.array(found, dtype=np.int64).reshape(-1, 4)
 
@@ -174,8 +174,7 @@ def refuse_vanished_root(root: Path) -> None:
     except OSError as error:
         raise DataError(
             f"the folder of the images, {root}, cannot be read: {error.strerror}. Its disk is "
-            f"{_mount_of(root)}. Cure: mount it again or give the folder's new place (--data-root DIR); an interrupted "
-            "study then goes on with `resume`"
+            f"{_mount_of(root)}. Cure: mount it again or give the folder's new place (--data-root DIR)"
         ) from error
 
 
@@ -204,16 +203,15 @@ def refuse_changed(root: Path, paths: Sequence[str], rows: np.ndarray, since: st
         raise DataError(
             f"the contents of {len(rows)} of {counted(len(paths), 'image')} under {root} have changed since {since}: "
             f"{listed(paths[row] for row in rows)}. Results on other pictures cannot be compared with those before. "
-            "Cure: restore these files; an interrupted study then goes on with `resume`. For a study of the changed "
-            "images, start `sweep` with another --name"
+            "Cure: restore these files, or make another study of the changed images (`sweep` with another --name)"
         )
 
 
 class ImageRecord:
     """The digests of a study's images as they were when each was first opened: a folder of the study.
 
-    Test images are opened, and recorded, once they are read with a key. Rows are those of the catalog, whose `content`
-    names the file.
+    Test images are opened, and recorded, once they are read with a key. A file has rows of the catalog, whose `content`
+    names it, and their paths and digests.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -230,6 +228,14 @@ class ImageRecord:
 
     def _files_of(self, content: str) -> Iterator[Path]:
         return self.folder.glob(f"{content[:16]}-*.npz")
+
+    def missing_in(self, catalog: Catalog, content: str) -> list[str]:
+        """The recorded paths of images of another catalog, with this ``content``, that a catalog does not have."""
+        recorded: list[str] = []
+        for file in sorted(self._files_of(content)):
+            with suppress(ValueError, KeyError):  # damaged: this is for a message alone
+                recorded += os.fsdecode(_arrays_of(file)["paths"].tobytes()).split("\0")
+        return sorted({*recorded} - {*catalog.paths})
 
     def refuse_changed(self, catalog: Catalog, rows: np.ndarray, digests: np.ndarray) -> None:
         """Compare images with the record, and record those that are new in it.
@@ -251,11 +257,13 @@ class ImageRecord:
         refuse_changed(catalog.root, paths, changed_rows(known[rows], digests), "the study first opened them")
         new = ~known[rows].any(axis=1) & digests.any(axis=1)
         if new.any():
+            text = "\0".join(path for path, is_new in zip(paths, new, strict=True) if is_new)
+            of_paths = np.frombuffer(os.fsencode(text), dtype=np.uint8)
             name = hashlib.sha256(rows[new].tobytes()).hexdigest()[:8]
             self.folder.mkdir(parents=True, exist_ok=True)
 
             def write(aside: Path) -> None:
                 with open(aside, "wb") as handle:
-                    np.savez(handle, rows=rows[new], digests=digests[new])
+                    np.savez(handle, rows=rows[new], digests=digests[new], paths=of_paths)
 
             write_whole(self.folder / f"{catalog.content[:16]}-{name}.npz", write, several_writers=True)

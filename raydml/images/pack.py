@@ -245,7 +245,7 @@ class _PixelSums:
         if zlib.crc32(right.data) != self._sums[row]:
             raise DataError(
                 f"{path} is damaged in the cached images of {self._folder}, and the file under {self._files.root} has "
-                "changed since it was decoded. Cure: restore the file; an interrupted study then goes on with `resume`"
+                "changed since it was decoded. Cure: restore the file"
             )
         return right
 

@@ -106,6 +106,7 @@ _DATABASE_AWAY = re.compile(
 START_PATIENCE_S, LOCK_PATIENCE_S = 10.0, 5.0
 #: Names of the embedded store in the storage folder, and of the folder beside a local database for its artifacts.
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
+_MAX_DATABASE_PATH = 504  # SQLite has 512, also for the journal that it keeps beside the database
 _NO_FOLDER = "sqlite+pysqlite:///"
 #: Columns of MLflow's tables with the location of artifacts.
 LOCATIONS = (
@@ -411,6 +412,11 @@ def _prepare_folder(uri: str, path: Path, storage: str | Path | None) -> None:
         raise TrackingError(
             f"tracking URI {uri!r} is relative to the working directory, and every command would open another "
             f"database. Cure: sqlite:///{path.resolve()}"
+        )
+    if (num_bytes := len(os.fsencode(path))) > _MAX_DATABASE_PATH:
+        raise TrackingError(
+            f"tracking URI {uri!r}: SQLite opens a database by a path of at most {_MAX_DATABASE_PATH} bytes, and this "
+            f"one has {num_bytes}. Cure: a --storage with a shorter path, or a --tracking-uri elsewhere"
         )
     try:
         if storage is not None and path.parent == Path(storage).resolve():

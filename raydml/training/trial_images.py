@@ -6,7 +6,7 @@ from typing import NamedTuple
 from raydml.config.sections import Data
 from raydml.config.trial import Machine, Trial, fingerprint
 from raydml.data.benchmarks import published_catalog
-from raydml.data.catalog import WITHOUT_FILES, Catalog, DataError, log_notes
+from raydml.data.catalog import WITHOUT_FILES, Catalog, DataError, listed, log_notes
 from raydml.data.datasets import open_catalog
 from raydml.data.digests import ImageRecord
 from raydml.data.seal import TestKey, TestReads
@@ -66,10 +66,12 @@ class Catalogs:
             log_notes(self._opened[key].notes)
         catalog = self._opened[key]
         if data.content not in ("", catalog.content):
+            missing = [] if self.record is None else self.record.missing_in(catalog, data.content)
+            named = f" Missing: {listed(missing)}." if missing else ""
             raise DataError(
                 f"data.content: the trial was made for images with the hash {data.content[:12]}, the images "
-                f"in machine.data_root = {str(catalog.root)!r} have {catalog.content[:12]}. Cure: restore the images, "
-                "point machine.data_root at them, or leave data.content empty"
+                f"in machine.data_root = {str(catalog.root)!r} have {catalog.content[:12]}.{named} Cure: restore the "
+                "images, point machine.data_root at them, or leave data.content empty"
             )
         return catalog
 

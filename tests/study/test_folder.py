@@ -195,6 +195,11 @@ def test_a_study_is_refused_while_its_pictures_are_exchanged_and_goes_on_when_th
         start()
     exchange()
     start()
+    two.rename(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=r"Missing: class1/0\.png\. Cure: restore"):
+        start()
+    (tmp_path / "elsewhere").rename(two)
+    start()
 
 
 def test_a_study_records_how_its_images_differ_from_the_published_ones(tmp_path, monkeypatch):

@@ -148,6 +148,25 @@ def test_the_embedded_store_is_in_a_storage_folder_of_any_name(name: str, tmp_pa
         assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+def test_a_path_that_sqlite_cannot_open_is_refused_at_once(tmp_path: Path) -> None:
+    """MLflow tries for 100 s. The longest path that SQLite opens is used as it is."""
+    folder = tmp_path
+    while len(str(folder)) < 400:
+        folder /= "d" * 50
+    for num_bytes in (504, 505):
+        storage = folder / ("e" * (num_bytes - len(f"{folder}//mlflow.db")))
+        storage.mkdir(parents=True)
+        assert len(default_uri(storage)) == len("sqlite:///") + num_bytes
+        if num_bytes == 504:
+            with closing(sqlite3.connect(storage / "mlflow.db")) as database:
+                database.execute("create table one (a)")
+            continue
+        with pytest.raises(TrackingError, match=r"at most 504 bytes, and this one has 505\. Cure: a --storage with"):
+            prepare_store(default_uri(storage), storage)
+        with pytest.raises(sqlite3.OperationalError), closing(sqlite3.connect(storage / "mlflow.db")) as database:
+            database.execute("create table one (a)")
+
+
 def stored_file(uri: str, storage: Path, text: str) -> str:
     """A run of this store with one file and one model version; its id."""
     client = connect(uri)
