@@ -13,7 +13,6 @@ from raydml.evaluation.saved_embeddings import (
     load_embeddings,
     save_embeddings,
 )
-from tests.damaged_bytes import damaged
 
 ROWS = np.arange(6, dtype=np.float32).reshape(3, 2)
 LABELS = np.array([0, 1, 0])
@@ -134,18 +133,6 @@ def test_other_files_are_refused(tmp_path, write):
     write(tmp_path / "x.npz")
     with pytest.raises(SavedEmbeddingsError, match="--save-embeddings"):
         load_embeddings(tmp_path / "x.npz")
-
-
-def test_no_change_of_bytes_gets_another_error_out(tmp_path):
-    path = save_embeddings(tmp_path / "x.npz", SavedEmbeddings(ROWS, LABELS, **REST))
-    num_refused = 0
-    for changed in damaged(path.read_bytes(), times=2_000):
-        path.write_bytes(changed)
-        try:
-            load_embeddings(path)
-        except SavedEmbeddingsError:
-            num_refused += 1
-    assert num_refused > 1_000  # the other changes fall on bytes that decide nothing
 
 
 def kept(rows, labels=(0, 1, 0), paths=("a", "b", "c"), roles=None):

@@ -16,7 +16,7 @@ from tests.fuzz.mutation import mutator_of_bytes
 
 #: Inputs that cost about a second of the processor; the whole doors of the second table are behind the mark slow.
 CHEAP = dict.fromkeys(("yaml", "set", "image_list", "benchmark_lists", "embeddings", "event_lines"), 2000)
-CHEAP |= dict.fromkeys(("checkpoints", "signed_checkpoints", "weights", "packs"), 400)
+CHEAP |= dict.fromkeys(("checkpoints", "signed_checkpoints", "weights", "packs"), 1000)
 COSTLY = dict.fromkeys(("space", "matlab", "exported_models", "galleries", "events", "studies", "requests"), 200)
 
 

@@ -1,4 +1,3 @@
-import contextlib
 import hashlib
 import json
 import os
@@ -9,7 +8,6 @@ import torch
 
 from raydml.training import checkpoint
 from raydml.training.checkpoint import CheckpointError
-from tests.damaged_bytes import damaged
 
 FILES = ("state.pt", "weights.safetensors", "model.json", "history.json", "manifest.json")
 
@@ -61,20 +59,9 @@ def signed(folder):
     (folder / "manifest.json").write_text(json.dumps({"files": facts}))
 
 
-@pytest.mark.parametrize("name", FILES[:3])
-def test_what_cannot_be_read_is_refused_with_a_manifest_that_fits(tmp_path, name):
+def test_what_cannot_be_read_is_refused_with_a_manifest_that_fits(tmp_path):
+    """More in tests/fuzz."""
     folder = write(tmp_path / "c")
-    load = {"state.pt": checkpoint.load_state, "weights.safetensors": checkpoint.load_weights}
-    load = load.get(name, checkpoint.load_card)
-    num_refused = 0
-    for changed in damaged((folder / name).read_bytes(), times=700):
-        (folder / name).write_bytes(changed)
-        signed(folder)
-        with contextlib.suppress(CheckpointError):
-            load(folder)
-            continue
-        num_refused += 1
-    assert num_refused > 50  # the other changes fall on values
     (folder / "model.json").write_text("[" * 100_000)
     signed(folder)
     with pytest.raises(CheckpointError, match=r"model\.json cannot be read"):
