@@ -30,13 +30,14 @@ from raydml.study.events import ExportedModel, Record, StudyState
 from raydml.tracking.models import is_registered, log_exported_model
 from raydml.tracking.runs import StudyRuns
 from raydml.tracking.store import (
+    StoreUnavailable,
     TrackingError,
     connect,
     create_missing,
     experiment_id,
     first_line,
     is_transient,
-    prepare_store,
+    reach_store,
     redacted,
     without_secrets,
 )
@@ -46,6 +47,7 @@ POLL_S, LONGEST_POLL_S, FIRST_DELAY_S, LONGEST_DELAY_S, LAST_DELAY_S = 0.5, 20.0
 #: Tries once the driver has ended: of what is refused, and of a store that was away before for so many tries in a row
 #: (half a minute). One that has gone away just now has all the time of `Tracker.finish`.
 LAST_TRIES, NUM_AWAY = 3, 5
+SYNC_PATIENCE_S = 60.0  # longest wait of `sync` for a server's first answers
 #: Largest part of a processor that the deliveries of a study take while it runs.
 CPU_SHARE = 0.015
 _logger = logging.getLogger(__name__)
@@ -332,7 +334,8 @@ def sync(
     """
     storage = Path(events_path).resolve().parent.parent
     create_missing(tracking_uri, storage)
-    prepare_store(tracking_uri, storage)
+    if reason := reach_store(tracking_uri, storage, min(timeout_s, SYNC_PATIENCE_S)):
+        raise StoreUnavailable(reason)
     tracker = Tracker(events_path, tracking_uri, study)
     tracker.start()
     delivered = tracker.finish(timeout_s)

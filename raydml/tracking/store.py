@@ -286,17 +286,16 @@ def without_retries() -> Iterator[None]:
 
 
 def reach_store(uri: str, storage: str | Path, patience_s: float = START_PATIENCE_S) -> str:
-    """Prepare the store at the start of a study, and return why it cannot be used yet; empty if it can.
+    """Prepare the store, and return why it cannot be used yet; empty if it can.
 
-    A study does not wait for a store that may answer later. Raises TrackingError where waiting does not help: the
-    address cannot be right, or the store refuses the login.
+    patience_s: how long to wait for a server. A study does not wait for a store that may answer later. Raises
+    TrackingError where waiting does not help: the address cannot be right, or the store refuses the login.
     """
     errors: list[Exception] = []
 
     def prepare() -> None:
         try:
-            with without_retries():
-                prepare_store(uri, storage)
+            prepare_store(uri, storage)
         except Exception as error:  # raised below
             errors.append(error)
 
