@@ -35,12 +35,14 @@ from raydml.ops.wording import printable
 RUN, LOOK, TAKE, IMAGES = "Run a study", "Look at results", "One configuration, one model", "Images"
 
 
-#: Mistakes of the user that only the operating system notices, and their cures.
-_FULL_OR_TOO_LONG = {
+#: What only the operating system notices, mistakes of the user and faults of disks, and their cures.
+_CURES_OF_DISKS = {
     errno.ENAMETOOLONG: "give a shorter name or path",
     errno.ENOSPC: "free disk space, or write to another disk",
     errno.EDQUOT: "free disk space, or write to another disk",
     errno.EROFS: "name a folder that can be written",
+    errno.EIO: "check the disk",
+    errno.ESTALE: "mount the network folder again",
 }
 
 
@@ -64,11 +66,11 @@ class Commands(TyperGroup):
             typer.echo(f"error: {as_typed(str(error))}", err=True)
             raise typer.Exit(2) from None
         except OSError as error:
-            if error.errno not in _FULL_OR_TOO_LONG:
+            if error.errno not in _CURES_OF_DISKS:
                 raise
             place = error.filename or "what this command prints, or a file that it writes"
             typer.echo(
-                f"error: {as_typed(str(place))}: {error.strerror}. Cure: {_FULL_OR_TOO_LONG[error.errno]}", err=True
+                f"error: {as_typed(str(place))}: {error.strerror}. Cure: {_CURES_OF_DISKS[error.errno]}", err=True
             )
             if error.filename is None:  # the interpreter would try once more at its end
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

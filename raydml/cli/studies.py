@@ -42,6 +42,7 @@ from raydml.errors import did_you_mean
 if TYPE_CHECKING:
     from raydml.cli.live_view import LiveStudy
     from raydml.config.trial import Machine, Trial
+    from raydml.data.digests import ImageRecord
     from raydml.search_space.space import SearchSpace
     from raydml.tracking.delivery import Tracker
 
@@ -336,9 +337,11 @@ def trial(
     from raydml.evaluation.embed import device_of
     from raydml.ops.files import require_space
     from raydml.training.trainer import Trainer
+    from raydml.training.trial_images import Catalogs
 
     reads = TestReads(storage / "test_reads.jsonl")  # a trial without test classes opens those of other trials
-    trainer = Trainer(settings, machine, device=device_of(machine), reads=reads)
+    catalogs = Catalogs(machine, record=_record_of(config, storage))
+    trainer = Trainer(settings, machine, device=device_of(machine), catalogs=catalogs, reads=reads)
     if save is not None:  # before hours of training: the network, its best weights and what the optimizer keeps
         num_bytes = 4 * sum(tensor.nbytes for tensor in trainer.best_weights.values())
         with writing(f"--save {save}"):
@@ -621,6 +624,15 @@ def refuse_absent_stages(stages: str | None, study: Any) -> None:
             f"--stages names {', '.join(absent)}, but SPACE has no study.{absent[0]}. "
             f"Cure: add it there, or --set 'study.{absent[0]}={{top: 1}}'"
         )
+
+
+def _record_of(config: str, storage: Path) -> ImageRecord | None:
+    """The record of the images of the study that CONFIG names a trial of; None for a file or folder."""
+    from raydml.data.digests import ImageRecord
+    from raydml.study.folder import find_study
+
+    study, colon, _ = config.rpartition(":")
+    return ImageRecord.of_study(find_study(study, storage)) if colon and not Path(config).exists() else None
 
 
 def read_trial(

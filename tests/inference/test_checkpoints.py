@@ -13,6 +13,7 @@ from torchvision.transforms.v2.functional import center_crop
 from raydml.config.trial import fingerprint, parse_machine, parse_trial
 from raydml.data.catalog import DataError
 from raydml.data.datasets import open_catalog
+from raydml.data.digests import ImageRecord
 from raydml.data.miniatures import build
 from raydml.data.seal import TestReads
 from raydml.data.splits import make_split
@@ -29,6 +30,7 @@ from raydml.models.network import build_network, preprocessing_for
 from raydml.training import checkpoint
 from raydml.training.randomness import seed_for
 from raydml.training.trainer import Trainer
+from raydml.training.trial_images import Catalogs
 from tests.evaluation.slow_ranking import slow_recall_and_map
 from tests.models.networks import make
 
@@ -228,6 +230,40 @@ def test_other_images_than_the_trials_are_refused(saved, tmp_path):
     other = checkpoint.save(tmp_path / "c", state={}, model_card=card, best_weights=network.state_dict())
     with pytest.raises(DataError, match=r"data\.content: .* made for images with the hash abababababab"):
         evaluate_checkpoint(other, "val", MACHINE)
+
+
+def test_test_images_are_those_that_the_study_first_opened(tmp_path):
+    """Two pictures of one size are exchanged between classes of the test part; those of the others stay."""
+    generator = np.random.default_rng(0)
+    for label in range(8):
+        (tmp_path / "images" / f"{label}").mkdir(parents=True)
+        for number in range(2):
+            picture = Image.fromarray(generator.integers(0, 256, (12, 12, 3), dtype=np.uint8))
+            picture.save(tmp_path / "images" / f"{label}" / f"{number}.bmp")  # not compressed: of one size
+    machine = parse_machine({"data_root": str(tmp_path / "images"), "cache_dir": str(tmp_path / "cache")})
+    split = {"test_fraction": 0.5, "val_fraction": 0.5, "num_folds": 2, "order": "sorted"}
+    sampler = {"name": "class_balanced", "classes_per_batch": 2, "images_per_class": 2}
+    data = {"name": "image_folder", "resize_px": 8, "crop_px": 8, "split": split}
+    trial = parse_trial({**TRIAL, "data": data, "sampler": sampler, "recall_at": [1]})
+    catalogs = Catalogs(machine, record=ImageRecord.of_study(tmp_path / "study"))
+    folder = Trainer(trial, machine, device="cpu", catalogs=catalogs).save(tmp_path / "study" / "checkpoint_1")
+    reads = TestReads(tmp_path / "reads.jsonl")
+
+    def score(part):
+        key = reads.record(purpose="x", checkpoint=folder, commit="") if part == "test" else None
+        return evaluate_checkpoint(folder, part, machine, key=key, untrained=False, catalogs=catalogs).metrics
+
+    before = {part: score(part) for part in ("val", "test")}
+    files = [tmp_path / "images" / label / "0.bmp" for label in ("6", "7")]
+    contents = [file.read_bytes() for file in files]
+    for file, content in zip(files, reversed(contents), strict=True):
+        file.write_bytes(content)
+    assert score("val") == before["val"]
+    with pytest.raises(DataError, match=r"2 of 8 images .*6/0\.bmp, 7/0\.bmp"):
+        score("test")
+    for file, content in zip(files, contents, strict=True):
+        file.write_bytes(content)
+    assert score("test") == before["test"]
 
 
 def test_one_evaluation_of_all_lists_of_vehicleid_is_that_of_each_list(tmp_path):
