@@ -260,18 +260,21 @@ def store_of(study: Path, tracking_uri: str | None) -> str:
 
 
 def deliver(study: Path, tracking_uri: str | None, patience_s: float) -> str:
-    """Send the undelivered events of a study to MLflow. Returns "" on success, else the reason for the failure."""
+    """Send the undelivered events of a study to MLflow. Returns "" on success, else why not and the cure."""
     from raydml.study.folder import read_study
     from raydml.tracking.delivery import sync
-    from raydml.tracking.store import TrackingError, require_store
+    from raydml.tracking.store import StoreUnavailable, TrackingError, require_store
 
+    again = f"launch.py sync {study_argument(study)}"
     try:
         uri = store_of(study, tracking_uri)
-        require_store(uri, f"launch.py sync {study_argument(study)} makes it anew")
-        delivered = sync(study / "events.jsonl", uri, read_study(study)["name"], patience_s)
+        require_store(uri, f"{again} makes it anew")
+        delivered = sync(study / "events.jsonl", uri, read_study(study)["name"], patience_s, command=again)
+    except StoreUnavailable as error:
+        return f"{error}. Then: {again}"
     except TrackingError as error:
         return str(error)
-    return "" if delivered else "it does not answer"
+    return "" if delivered else "the line above says why"
 
 
 def deliver_test_read(study: Path, tracking_uri: str | None) -> None:

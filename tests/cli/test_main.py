@@ -830,7 +830,7 @@ def test_every_read_of_the_test_classes_is_recorded(trained, tmp_path, monkeypat
     (study / "search").mkdir()
     shutil.copytree(folder / "checkpoint", study / "search" / "checkpoint")
     synced = []
-    tracking = SimpleNamespace(sync=lambda *arguments: synced.append(arguments) or True)
+    tracking = SimpleNamespace(sync=lambda *arguments, **_: synced.append(arguments) or True)
     monkeypatch.setitem(sys.modules, "raydml.tracking.delivery", tracking)
     inside = "studies/digits/search/checkpoint"
     done("evaluate", inside, "--on", "val")
