@@ -133,7 +133,8 @@ def ui(
         from raydml.study.folder import find_study
 
         folder = find_study(study, storage)  # before MLflow is imported
-    from raydml.tracking.store import redacted, require_store, runs_page, study_store
+    from raydml.ops.addresses import redacted
+    from raydml.tracking.store import require_store, runs_page, study_store
 
     if study is not None:
         uri = store_of(folder, tracking_uri)
@@ -163,8 +164,9 @@ def sync(
     from raydml.study.folder import find_study, read_study
 
     folder = find_study(study, storage)  # before MLflow is imported
+    from raydml.ops.addresses import without_secrets
     from raydml.tracking.delivery import sync as deliver
-    from raydml.tracking.store import StoreUnavailable, without_secrets
+    from raydml.tracking.store import StoreUnavailable
 
     name, uri = read_study(folder)["name"], store_of(folder, tracking_uri)
     again = f"{program_of(context)} sync {study_argument(folder)}"

@@ -228,17 +228,17 @@ def create(loaded: SearchSpace, space: Path, storage: Path, tracking_uri: str | 
     from raydml.study.folder import create_study, plan_study
 
     plan = plan_study(loaded)  # says how the classes are divided, before the slow imports
-    from raydml.tracking.store import default_uri, redacted, study_store, without_secrets
+    from raydml.tracking.store import default_uri, study_store
 
     uri = study_store(None, storage, tracking_uri)
     check_store(uri, storage)
     return create_study(
         loaded,
         storage=storage,
-        tracking_uri=None if uri == default_uri(storage) else without_secrets(uri),
+        tracking_uri=None if uri == default_uri(storage) else uri,
         space_text=space.read_text(encoding="utf-8"),
         plan=plan,
-        command=redacted(command),
+        command=command,
     )
 
 
@@ -257,7 +257,7 @@ def check_store(uri: str, storage: Path) -> None:
 
 def with_secrets(tracking_uri: str | None) -> str | None:
     """Return an address if a study's file has it without its secrets, so that they have to be handed on; else None."""
-    from raydml.tracking.store import without_secrets
+    from raydml.ops.addresses import without_secrets
 
     return None if tracking_uri is None or without_secrets(tracking_uri) == tracking_uri else tracking_uri
 
@@ -457,9 +457,10 @@ def _live_study(program: str, folder: Path, console: Console, tracking_uri: str 
 def _start_delivery(folder: Path, tracking_uri: str | None, live: LiveStudy) -> Tracker:
     """Start to send the events of a study to MLflow."""
     live.doing("loading MLflow")
+    from raydml.ops.addresses import redacted
     from raydml.study.folder import read_study, report_to
     from raydml.tracking.delivery import Tracker
-    from raydml.tracking.store import create_missing, redacted, without_secrets
+    from raydml.tracking.store import create_missing
 
     uri = store_of(folder, tracking_uri)
     create_missing(uri, folder.parent)
@@ -468,7 +469,7 @@ def _start_delivery(folder: Path, tracking_uri: str | None, live: LiveStudy) -> 
     tracker = Tracker(folder / "events.jsonl", uri, read_study(folder)["name"])
     tracker.start()
     if tracking_uri is not None:
-        report_to(folder, without_secrets(uri))
+        report_to(folder, uri)
     return tracker
 
 
@@ -494,11 +495,11 @@ def show_finished(program: str, folder: Path, console: Console) -> None:
 
 def show_outcome(program: str, folder: Path, console: Console) -> None:
     """Print the winner, the test numbers, the places of the results, and the next commands."""
+    from raydml.ops.addresses import redacted
     from raydml.report.text import more_trials
     from raydml.study.events import read_state
     from raydml.study.folder import read_json, read_study
     from raydml.tracking.models import NEWEST
-    from raydml.tracking.store import redacted
 
     study, state = read_study(folder), read_state(folder)
     models = state.models

@@ -38,6 +38,7 @@ from raydml.data.catalog import Catalog, DataError
 from raydml.data.digests import ImageRecord
 from raydml.data.splits import Split, make_split
 from raydml.errors import did_you_mean
+from raydml.ops.addresses import redacted, without_secrets
 from raydml.ops.files import write_whole
 from raydml.ops.wording import counted
 from raydml.search_space.space import SearchSpace, sample_trials
@@ -203,7 +204,7 @@ def _create(
         # Where the study runs and reports may change from one command to the next; its specification may not.
         here = {"machine": with_absolute_paths(space.machine, storage).model_dump(mode="json")}
         write_json(
-            folder / "study.json", {**made, **here, "tracking_uri": _unless_embedded(tracking_uri, folder.parent)}
+            folder / "study.json", {**made, **here, "tracking_uri": _recorded_store(tracking_uri, folder.parent)}
         )
         return folder
     study_id = _study_id_before(folder, trials)
@@ -220,8 +221,8 @@ def _create(
         "study_id": study_id or uuid.uuid4().hex,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "storage": str(storage.resolve()),
-        "tracking_uri": _unless_embedded(tracking_uri, folder.parent),
-        "command": command,
+        "tracking_uri": _recorded_store(tracking_uri, folder.parent),
+        "command": redacted(command),
         "commit": checkpoint.git_commit(),
         "select_on": trials[0].select_on,
         "machine": machine.model_dump(mode="json"),
@@ -502,12 +503,16 @@ def _unless_embedded(tracking_uri: str | None, storage: Path) -> str | None:
     return None if tracking_uri == f"sqlite:///{storage / 'mlflow.db'}" else tracking_uri
 
 
+def _recorded_store(tracking_uri: str | None, storage: Path) -> str | None:
+    """Return the address of a store as study.json has it: without its password, and None for the embedded store."""
+    found = _unless_embedded(tracking_uri, storage)
+    return None if found is None else without_secrets(found)
+
+
 def report_to(folder: Path, tracking_uri: str) -> None:
     """Change the MLflow store that a study reports to."""
     study = read_study(folder)
-    write_json(
-        folder / "study.json", {**study, "tracking_uri": _unless_embedded(tracking_uri, folder.resolve().parent)}
-    )
+    write_json(folder / "study.json", {**study, "tracking_uri": _recorded_store(tracking_uri, folder.resolve().parent)})
 
 
 def move_data_root(folder: Path, data_root: Path) -> None:

@@ -24,6 +24,7 @@ from typing import IO
 
 from mlflow.exceptions import MlflowException
 
+from raydml.ops.addresses import redacted, without_secrets
 from raydml.ops.wording import counted
 from raydml.study import events
 from raydml.study.events import ExportedModel, Record, StudyState
@@ -38,8 +39,6 @@ from raydml.tracking.store import (
     first_line,
     is_transient,
     reach_store,
-    redacted,
-    without_secrets,
 )
 from raydml.tracking.updates import moved_model, updates_of
 

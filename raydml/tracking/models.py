@@ -33,9 +33,10 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from PIL import Image
 
 import raydml
+from raydml.ops.addresses import redacted
 from raydml.study.events import Event, ExportedModel
 from raydml.tracking.model_card import ModelFacts, facts_of
-from raydml.tracking.store import TrackingError, connect, is_transient, redacted, without_retries
+from raydml.tracking.store import TrackingError, connect, is_transient, without_retries
 from raydml.tracking.updates import file_of_test_read, point_value, shortened
 
 _logger = logging.getLogger(__name__)

@@ -19,8 +19,9 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID as PARENT
 
+from raydml.ops.addresses import without_secrets
 from raydml.study.events import ExportedModel
-from raydml.tracking.store import first_line, is_transient, without_retries, without_secrets
+from raydml.tracking.store import first_line, is_transient, without_retries
 from raydml.tracking.updates import RUN_PAGE, DatasetPart, File, News, RunUpdate
 
 #: Below the limits of one REST request (1000 metrics, 100 parameters, 100 tags, 1000 of all together).

@@ -30,6 +30,8 @@ from mlflow.environment_variables import (
 )
 from mlflow.exceptions import MlflowException
 
+from raydml.ops.addresses import redacted
+
 #: Defaults for MLflow's own environment variables; what the user has set stays.
 MLFLOW_DEFAULTS = {
     # A model is two hundred requests, and has to get through a server that answers half of them with an error. Between
@@ -118,14 +120,6 @@ LOCATIONS = (
 )
 
 
-#: Parameters of an address, or of an ODBC connection in it (%3D is an encoded =, %3B an encoded ;).
-_SECRETS = re.compile(
-    r"((?:^|[?&;\s]|%3B)(?:access_key|api_key|password|passwd|pwd|secret|sslpassword|token)(?:=|%3D))"
-    r"(?:(?!%3B)[^&;\s'\"])+",
-    re.IGNORECASE,
-)
-
-
 class TrackingError(ValueError):
     """An MLflow store cannot be used as given; the message says the cure."""
 
@@ -211,40 +205,6 @@ def require_store(uri: str, cure: str) -> None:
     path = database_path(uri)
     if path is not None and not path.exists():
         raise StoreGone(f"there is no MLflow store {path}. Cure: {cure}")
-
-
-def redacted(text: str) -> str:
-    """Return the text without the ``user:password@`` of any address in it, and without the secrets of its query.
-
-    A password may contain / and @, so everything before the last @ of an address is left out; a slash directly after
-    :// begins a path, which has no password.
-    """
-    text = re.sub(r"(\w://)[^/\s'\"][^\s'\"]*@", r"\1***@", text)
-    return re.sub(_SECRETS, r"\1***", text)
-
-
-def without_secrets(uri: str) -> str:
-    """Return an address without what nobody else may read: its login, and the secrets of its query.
-
-    The user of a database stays: a password for it can come from elsewhere (PGPASSWORD, a file of its client).
-    """
-    if database_path(uri) is not None:
-        return uri
-    if uri.startswith(("http://", "https://")):
-        parts = urlsplit(uri)
-        uri = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-    else:
-        try:
-            url = sqlalchemy.make_url(uri)
-        except (sqlalchemy.exc.ArgumentError, ValueError):  # no database: databricks
-            return uri
-        if url.password is not None:
-            without = sqlalchemy.URL.create(
-                url.drivername, url.username, None, url.host, url.port, url.database, url.query
-            )
-            uri = without.render_as_string(hide_password=False)
-    uri = re.sub(_SECRETS, lambda found: "?" if found.group(1).startswith("?") else "", uri)
-    return uri.replace("?&", "?").rstrip("?")
 
 
 def connect(uri: str) -> MlflowClient:

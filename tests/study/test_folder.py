@@ -18,7 +18,7 @@ from raydml.search_space.space import load_space
 from raydml.study import events
 from raydml.study import folder as study_files
 from raydml.study.events import read_trials
-from raydml.study.folder import StudyError, create_study, find_study, read_study
+from raydml.study.folder import StudyError, create_study, find_study, read_study, report_to
 from raydml.study.runner import StudyEvents, retain
 from raydml.study.stages import _refuse_other_images, confirm_trials
 from raydml.training.trial_images import Catalogs, open_development
@@ -54,6 +54,17 @@ def space_at(folder, text=SPACE % "digits", overrides=()):
 def make(folder, **changes):
     space = space_at(folder, **changes)
     return create_study(space, storage=folder / "studies", tracking_uri="sqlite:///x.db", space_text="text")
+
+
+def test_a_study_records_no_password(tmp_path):
+    space, settings = space_at(tmp_path), {"storage": tmp_path / "studies", "space_text": "text"}
+    address = "http://ann:PLANTED@host:5000"
+    for _ in range(2):  # made, and made again
+        folder = create_study(space, tracking_uri=address, command=f"sweep --tracking-uri {address}", **settings)
+        assert read_study(folder)["tracking_uri"] == "http://host:5000"
+    report_to(folder, "postgresql://ann:PLANTED@host/db")
+    assert read_study(folder)["tracking_uri"] == "postgresql://ann@host/db"
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and b"PLANTED" in path.read_bytes()] == []
 
 
 def image_folder(root, num_classes=8, per_class=4):
