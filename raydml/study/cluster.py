@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +39,23 @@ def _record_commands_as_utf8() -> None:
 
 
 def _protect_token() -> None:
-    """Make the token of Ray's cluster readable by this user alone: whoever has it can run code in a study.
+    """Make the token of Ray's clusters readable by this user alone: whoever has it can run code in a study.
 
-    Ray writes it into a folder that everybody may read, and listens on all interfaces of the machine.
+    Ray itself would write it into a folder and a file that everybody may read, and it listens on all interfaces.
     """
-    folder = Path.home() / ".ray"
+    from ray._private.authentication.authentication_token_generator import generate_new_authentication_token
+
+    token = Path.home() / ".ray" / "auth_token"
     try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        folder.chmod(0o700)  # also for the token that Ray is about to write
-        (folder / "auth_token").chmod(0o600)
-    except FileNotFoundError:  # no token yet, or no home: Ray makes one, or reports it
+        token.parent.mkdir(mode=0o700, exist_ok=True)
+        token.parent.chmod(0o700)
+        with suppress(FileExistsError), open(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(generate_new_authentication_token())
+        token.chmod(0o600)  # of a Ray that was started without raydml
+    except FileNotFoundError:  # no home: Ray reports it
         return
     except OSError as error:
-        _logger.warning("other users may be able to read Ray's token in %s: %s", folder, error)
+        _logger.warning("other users may be able to read Ray's token in %s: %s", token.parent, error)
 
 
 def _first_line(error: Exception) -> str:

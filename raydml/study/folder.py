@@ -22,6 +22,7 @@ import shlex
 import shutil
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -102,6 +103,13 @@ def read_json(path: Path) -> Any:
     if fault := _fault_in(path.name, value):
         raise _damaged(path, fault)
     return value
+
+
+def is_whole(path: Path) -> bool:
+    """Return whether a JSON file of a study is there and can be read."""
+    with suppress(StudyError):
+        return path.exists() and read_json(path) is not None
+    return False
 
 
 def _damaged(path: Path, fault: str) -> StudyError:

@@ -12,6 +12,7 @@ from raydml.study.events import read_state, read_trials
 from raydml.study.folder import (
     RESULT_FILES,
     StudyError,
+    is_whole,
     newest_checkpoint,
     read_json,
     read_study,
@@ -24,11 +25,14 @@ NUM_TOP_TRIALS = 3  # trials whose checkpoint, configuration and retrievals go t
 
 
 def is_finished(folder: Path) -> bool:
-    """Return whether every stage has its result and the study was recorded as finished: nothing is left to do."""
+    """Return whether every stage has its result and the study was recorded as finished: nothing is left to do.
+
+    A result that is damaged is none: the study makes it anew.
+    """
     if read_state(folder).state != "finished":
         return False
     study = read_study(folder)
-    return all((folder / RESULT_FILES[stage]).exists() for stage in stages_of(study["study"], study["trials"]))
+    return all(is_whole(folder / RESULT_FILES[stage]) for stage in stages_of(study["study"], study["trials"]))
 
 
 class Winner(NamedTuple):

@@ -19,6 +19,7 @@ import ray
 from raydml.config.refit import has_search, trains_on_test_classes
 from raydml.config.trial import Machine, StudySettings, Trial, fingerprint, parse_trial
 from raydml.data.digests import ImageRecord
+from raydml.evaluation.saved_embeddings import SavedEmbeddingsError, load_embeddings
 from raydml.metrics.intervals import t_interval
 from raydml.study.actor import evaluate_ensemble_remotely, evaluate_remotely, illustrate_remotely
 from raydml.study.cluster import Interrupted, catch_signals, connected, trial_resources
@@ -173,7 +174,7 @@ def _refuse_other_images(folder: Path, study_json: Mapping[str, Any], machine: M
 def _run_stage(session: StudySession, stage: str, received: list[int]) -> None:
     """Run a stage that has no result yet. received: the signals that have arrived so far."""
     result = session.folder / RESULT_FILES[stage]
-    if result.exists():
+    if _is_usable(session, result):
         return
     if not received:
         _STAGES[stage](session)
@@ -181,6 +182,19 @@ def _run_stage(session: StudySession, stage: str, received: list[int]) -> None:
         raise Interrupted(received[0])
     if not result.exists():
         raise StudyError(f"stage {stage} stopped before all its trials ended; see {events_path(session.folder)}")
+
+
+def _is_usable(session: StudySession, file: Path) -> bool:
+    """Return whether a result of the study is there. A damaged one is noted and removed, and is then made anew."""
+    if not file.exists():
+        return False
+    try:
+        read_json(file)
+    except StudyError as error:
+        session.note(f"{str(error).partition(' Cure:')[0]} It is made anew.")
+        file.unlink()
+        return False
+    return True
 
 
 def search_trials(study_json: Mapping[str, Any]) -> dict[str, Trial]:
@@ -505,7 +519,7 @@ def _test_runs(session: StudySession, stage: str, keys: Sequence[str], num_done:
     task = evaluate_remotely.options(**_resources(session))
     for key in keys:
         written = session.folder / "final" / f"{key}.json"
-        if written.exists():
+        if _is_usable(session, written) and _has_whole_embeddings(session, key):
             scores[key] = read_json(written)
             continue
         found = newest_checkpoint(session.folder, stage, key)
@@ -523,10 +537,26 @@ def _test_runs(session: StudySession, stage: str, keys: Sequence[str], num_done:
     return {key: scores[key] for key in keys}
 
 
+def _has_whole_embeddings(session: StudySession, key: str) -> bool:
+    """Return whether the test embeddings of a run can be read, or were deleted, which is allowed: they are large.
+
+    Damaged ones are noted and removed; the run is then tested once more, and that read is recorded like the first.
+    """
+    file = _embeddings_file(session, key)
+    try:
+        if file.exists():
+            load_embeddings(file)
+    except SavedEmbeddingsError as error:
+        session.note(f"{str(error).partition(' Cure:')[0]} {key} is tested once more.")
+        file.unlink()
+        return False
+    return True
+
+
 def illustrate(session: StudySession) -> None:
     """Draw pictures of the winner, its rivals and its test embedding, in a task: a head node may have no GPU."""
     folder = session.folder / "illustrations"
-    if (folder / "illustrations.json").exists():  # written last
+    if _is_usable(session, folder / "illustrations.json"):  # written last
         return
     # Retrievals are drawn of validation classes, and a refit has none.
     validated = {key: path for key, path in top_trials(session.folder).items() if not key.startswith("refit-")}

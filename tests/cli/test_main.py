@@ -1034,3 +1034,19 @@ def test_what_a_command_writes_is_not_writable_by_others(before, after):
     finally:
         found = os.umask(own)
     assert found == after
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+def test_a_command_that_trains_here_ends_at_a_signal_in_one_line(tmp_path, number, code):
+    command = ["trial", "search_spaces/digits.yaml", "--set", "trial.epochs=500", "--storage", str(tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, "launch.py", *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    lines = iter(process.stdout.readline, "")
+    assert any(line.split()[:1] == ["1"] for line in lines), "the first epoch"
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert err.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in err

@@ -1,8 +1,12 @@
 """Two Ray nodes on one machine, the loss of one of them in the middle of a study, and who may read Ray's token."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import ray
@@ -14,6 +18,7 @@ from raydml.study import events
 from raydml.study.events import events_path, read_trials
 from raydml.study.folder import StudyError, create_study, read_json
 from raydml.study.stages import run_study
+from tests.chaos.targets import processes
 from tests.study.test_folder import ROOT
 
 
@@ -79,8 +84,66 @@ def test_rays_token_is_readable_by_this_user_alone(tmp_path, monkeypatch, caplog
         assert not home.exists()
         return
     assert (home / ".ray").stat().st_mode & 0o777 == 0o700
+    token = home / ".ray" / "auth_token"
+    assert token.stat().st_mode & 0o777 == 0o600
     if before == "a readable token":
-        assert (home / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
+        assert token.read_text() == "secret", "clusters that use it go on"
+    else:
+        assert len(bytes.fromhex(token.read_text())) == 32
+    study_cluster._protect_token()
+    assert token.read_text(), "a second study uses the same"
+
+
+#: What listens during a study on an embedded Ray, and where, as docs/reliability.md lists it.
+LISTENERS = {"driver": "all", "gcs_server": "all", "raylet": "all", "trial": "all", "agent": "host"}
+
+
+def role_of(words):
+    if "gcs_server" in words:
+        return "gcs_server"
+    if "raylet/raylet" in words:
+        return "raylet"
+    if "Agent" in words or "agent" in words:
+        return "agent"
+    return "trial" if words.startswith("ray::") or "default_worker" in words else "driver"
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+def test_what_listens_during_a_study_is_what_the_docs_list():
+    """Sockets in the state LISTEN (0A), which /proc lists by their inodes, of the processes of a session."""
+    program = (
+        "import ray, sys; from raydml.study.cluster import connected\n"
+        "with connected(None):\n"
+        "    ray.get(ray.remote(lambda: 1).remote()); print('up', flush=True); sys.stdin.read()"
+    )
+    driver = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        assert driver.stdout.readline() == b"up\n"
+        addresses = {}
+        for table in ("tcp", "tcp6"):
+            for row in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+                fields = row.split()
+                if fields[3] == "0A":
+                    addresses[fields[9]] = fields[1].split(":")[0]
+        found = {}
+        for pid, (_, session, words) in processes().items():
+            if session != driver.pid:
+                continue
+            for link in Path(f"/proc/{pid}/fd").iterdir():
+                target = os.readlink(link) if link.is_symlink() else ""
+                if (address := addresses.get(target.removeprefix("socket:[").removesuffix("]"))) is not None:
+                    where = "all" if set(address) == {"0"} else "loopback" if address.endswith("7F") else "host"
+                    found.setdefault(role_of(words), set()).add(where)
+    finally:
+        driver.stdin.close()
+        assert driver.wait(60) == 0
+        driver.stdout.close()
+    assert {role: where - {"loopback"} for role, where in found.items() if where - {"loopback"}} == {
+        role: {where} for role, where in LISTENERS.items()
+    }
 
 
 def test_a_study_protects_the_token_before_ray_starts(tmp_path, monkeypatch):

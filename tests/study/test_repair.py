@@ -1,0 +1,186 @@
+"""What a study repairs by itself: lost events, damaged results, damaged test embeddings, a disk that was full."""
+
+import errno
+import json
+
+import pytest
+import torch
+
+from raydml.study import events, stages
+from raydml.study.events import events_path, read_state, read_trials
+from raydml.study.faults import MachineFault
+from raydml.study.folder import StudyError, read_json
+from raydml.study.runner import StudySession, _newest_checkpoint, _with_lost_epochs
+from raydml.study.stages import run_study, search_trials
+from raydml.training import checkpoint
+from tests.study.in_process import without_ray
+from tests.study.test_folder import make
+
+METRIC = "val_map_at_r"
+
+
+def session_of(folder):
+    study = read_json(folder / "study.json")
+    return StudySession(folder, study, study["machine"], METRIC, {})
+
+
+def write_checkpoint(folder, key, epochs, number=0):
+    path = folder / "search" / "run-000" / key / f"checkpoint_{number:06d}"
+    history = [{"epoch": epoch, METRIC: value, "ended": ""} for epoch, value in epochs.items()]
+    weights = {"w": torch.zeros(1)}
+    return checkpoint.save(path, state={}, model_card={"epoch": max(epochs)}, best_weights=weights, history=history)
+
+
+def report(folder, key, epoch, value):
+    event = {"event": "epoch", "stage": "search", "trial": key, "epoch": epoch, "metrics": {METRIC: value}}
+    events.append(events_path(folder), event)
+
+
+def test_epochs_that_only_a_checkpoint_has_are_put_back_and_noted(tmp_path):
+    folder = make(tmp_path)
+    trials = search_trials(read_json(folder / "study.json"))
+    values = {1: 0.1, 2: 0.9, 3: 0.3, 4: 0.4}
+    first, second, third = trials
+    report(folder, first, 1, 0.1)  # its best epoch, 2, is lost
+    write_checkpoint(folder, first, values)
+    for epoch in (1, 3, 4):  # a line in the middle is lost, of a trial that has ended
+        report(folder, second, epoch, values[epoch])
+    ended = {"event": "trial_ended", "stage": "search", "trial": second, "reason": "finished", "error": None}
+    events.append(events_path(folder), ended)
+    write_checkpoint(folder, second, values)
+    report(folder, third, 1, 0.5)  # nothing is missing
+    write_checkpoint(folder, third, {1: 0.5})
+    states = _with_lost_epochs(session_of(folder), "search", trials)
+    for key in (first, second):
+        assert states[key].curve(METRIC) == list(values.items())
+        assert (states[key].best, states[key].num_epochs) == (0.9, 4)
+    assert states[second].ended == "finished"
+    assert states[third].curve(METRIC) == [(1, 0.5)]
+    notes = read_state(folder).notes
+    assert [note.split(":")[0] for note in notes] == [first, second]
+    assert "3 of its epochs were not in events.jsonl, and are taken from its checkpoint" in notes[0]
+    size = events_path(folder).stat().st_size
+    _with_lost_epochs(session_of(folder), "search", trials)
+    assert events_path(folder).stat().st_size == size, "once is enough"
+
+
+def test_missing_epochs_that_no_checkpoint_has_are_noted(tmp_path):
+    folder = make(tmp_path)
+    trials = search_trials(read_json(folder / "study.json"))
+    key = next(iter(trials))
+    for epoch in (1, 3):
+        report(folder, key, epoch, 0.1)
+    _with_lost_epochs(session_of(folder), "search", trials)
+    assert read_state(folder).notes == (
+        f"{key}: some of its epochs are missing in events.jsonl, and no checkpoint has them",
+    )
+
+
+def test_damaged_checkpoints_are_named_and_a_start_over_too(tmp_path):
+    folder = make(tmp_path)
+    old = write_checkpoint(folder, "search-000", {1: 0.1}, number=0)
+    new = write_checkpoint(folder, "search-000", {1: 0.1, 2: 0.2}, number=1)
+    (new / "state.pt").write_bytes(b"cut")
+    state = _with_lost_epochs(session_of(folder), "search", {"search-000": None})["search-000"]
+    assert _newest_checkpoint(session_of(folder), "search", "search-000", state) == old
+    assert read_state(folder).notes[-2].startswith(f"search-000: {new / 'state.pt'} is not as it was written")
+    assert read_state(folder).notes[-1] == f"search-000: it goes on from {old}"
+    (old / "manifest.json").unlink()
+    assert _newest_checkpoint(session_of(folder), "search", "search-000", state) is None
+    assert read_state(folder).notes[-1] == "search-000: it starts over: no checkpoint is intact"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A study that has run in this process from its first trial to its report."""
+    with pytest.MonkeyPatch.context() as patch:
+        without_ray(patch)
+        folder = make(
+            tmp_path_factory.mktemp("finished"),
+            overrides=[
+                "study.search={num_trials: 2, scheduler: none}", "study.confirm={top: 1, folds: 2, seeds: 1}",
+                "study.finalize={top: 1}", "trial.epochs=1", "machine.device=cpu",
+            ],
+        )  # fmt: skip
+        assert run_study(folder).status == "finished"
+    return folder
+
+
+@pytest.mark.slow
+def test_damaged_results_and_embeddings_are_made_anew_with_the_same_numbers(finished, monkeypatch):
+    without_ray(monkeypatch)
+    names = ("ranking.json", "confirmed.json", "final.json")
+    before = {name: read_json(finished / name) for name in names}
+    num_reads = len((finished / "test_reads.jsonl").read_text().splitlines())
+    tested = sorted((finished / "final").glob("*.npz"))
+    assert len(tested) == 2
+    tested[0].write_bytes(tested[0].read_bytes()[:100])
+    for name in names[1:]:
+        (finished / name).write_text((finished / name).read_text()[:-20])
+    (finished / "ranking.json").write_bytes(b"\xff" * 100)
+    (finished / "summary.json").unlink()
+    assert run_study(finished).status == "finished"
+    assert {name: read_json(finished / name) for name in names} == before
+    notes = " ".join(read_state(finished).notes)
+    for name in (*names, tested[0].name):
+        assert f"{name} is damaged" in notes
+    assert f"{tested[0].stem} is tested once more" in notes
+    assert len((finished / "test_reads.jsonl").read_text().splitlines()) > num_reads
+
+
+@pytest.mark.slow
+def test_a_full_disk_at_any_write_of_the_driver_stops_the_study_with_one_message(tmp_path, monkeypatch):
+    without_ray(monkeypatch)
+    folder = make(
+        tmp_path,
+        overrides=["study.search={num_trials: 2, scheduler: none}", "study.confirm=null", "machine.device=cpu"],
+    )
+    append, written = events.append, []
+
+    def full_at(number):
+        def append_or_fail(path, event, **options):
+            written.append(event)
+            if len(written) > number:  # and no further event either
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+            append(path, event, **options)
+
+        return append_or_fail
+
+    for number in (2, 6, 9):
+        written.clear()
+        monkeypatch.setattr(events, "append", full_at(number))
+        with pytest.raises(MachineFault, match=r"events\.jsonl: No space left.*Cure: free disk space.* resume mini"):
+            run_study(folder)
+    monkeypatch.setattr(events, "append", append)
+    assert run_study(folder).status == "finished"
+    assert {trial.ended for trial in read_trials(folder, "search").values()} == {"finished"}
+
+
+@pytest.mark.slow
+def test_a_report_that_finds_no_room_is_written_by_the_next_resume(finished, monkeypatch):
+    without_ray(monkeypatch)
+    (finished / "final.json").unlink()
+
+    def full(*_arguments):
+        raise OSError(errno.ENOSPC, "No space left on device", "report.html")
+
+    monkeypatch.setattr(stages, "write_results", full)
+    with pytest.raises(MachineFault, match=r"report\.html: No space left on device"):
+        run_study(finished)
+    monkeypatch.undo()
+    without_ray(monkeypatch)
+    assert run_study(finished).status == "finished"
+    assert json.loads((finished / "summary.json").read_text())
+    assert (finished / "report" / "report.html").exists()
+
+
+def test_a_mistake_of_the_user_is_no_fault_of_the_machine(tmp_path, monkeypatch):
+    without_ray(monkeypatch)
+    folder = make(tmp_path, overrides=["study.search.num_trials=1", "study.confirm=null", "machine.device=cpu"])
+
+    def mistake(*_arguments):
+        raise StudyError("nothing can be ranked")
+
+    monkeypatch.setitem(stages._STAGES, "search", mistake)
+    with pytest.raises(StudyError, match=r"^nothing can be ranked$"):
+        run_study(folder)
