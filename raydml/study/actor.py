@@ -23,6 +23,7 @@ from raydml.evaluation.saved_embeddings import concatenate, load_embeddings
 from raydml.evaluation.scoring import MetricSpec
 from raydml.inference.evaluate import evaluate_checkpoint, evaluate_saved, refuse_absent_part
 from raydml.metrics.names import METRIC_GROUPS
+from raydml.ops.files import require_space
 from raydml.ops.progress import show_log
 from raydml.ops.system_use import SystemUse
 from raydml.study.faults import faults_named, is_without_memory
@@ -105,6 +106,7 @@ class TrialActor(tune.Trainable):
         if self._catalogs is None or self._catalogs.machine != machine:
             self._catalogs = Catalogs(machine, record=ImageRecord.of_study(Path(config["reads"]).parent))
         reads = TestReads(Path(config["reads"]))
+        self._study = Path(config["reads"]).parent
         device = assigned_device(machine)
         self._trainer = Trainer(trial, machine, device=device, catalogs=self._catalogs, reads=reads)
         self._system = _system_use(machine.system_metrics, self._trainer.device)
@@ -160,7 +162,9 @@ class TrialActor(tune.Trainable):
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         if not self._no_memory:
             with faults_named():
-                self._trainer.save(Path(checkpoint_dir))
+                folder = self._trainer.save(Path(checkpoint_dir))
+                # Ray copies it to the disk of the study, whose lack of room would end the trial.
+                require_space(self._study, sum(file.stat().st_size for file in folder.iterdir()), "a checkpoint")
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
         if self._no_memory:

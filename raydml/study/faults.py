@@ -68,9 +68,17 @@ def faults_named() -> Iterator[None]:
 
 
 def fault_in(text: str) -> str | None:
-    """Return the message of the last MachineFault in the text of an error that a worker has raised."""
+    """Return the message of the last MachineFault in the text of an error that a worker has raised.
+
+    Ray's own writing in a worker, such as the copy of a checkpoint to the storage, raises plain errors of the system.
+    """
     found = re.findall(rf"^(?:\S+\.)?{MachineFault.__name__}: (.+)$", text, re.MULTILINE)
-    return found[-1].strip() if found else None
+    if found:
+        return str(found[-1]).strip()
+    for number, message in reversed(re.findall(r"^OSError: \[Errno (\d+)\] (.+)$", text, re.MULTILINE)):
+        if int(number) in MACHINE_ERRORS:
+            return f"{message.strip().rstrip('.')}. Cure: {MACHINE_ERRORS[int(number)]}"
+    return None
 
 
 def is_without_memory(error: BaseException | str) -> bool:

@@ -53,6 +53,10 @@ def test_a_fault_is_read_from_the_text_of_a_worker():
     text = f"ray::TrialActor.train()\n  File ...\nraydml.study.faults.MachineFault: {raised.value}\n"
     assert fault_in(text) == "images are missing: a.png"
     assert fault_in("RuntimeError: boom") is None
+    # Of Ray's copy of a checkpoint to a full storage, as pyarrow words it.
+    full = "Traceback:\n  File fs.py\nOSError: [Errno 28] Error writing bytes to file. Detail: [errno 28] No space left"
+    assert fault_in(full) == ("Error writing bytes to file. Detail: [errno 28] No space left. Cure: free disk space")
+    assert fault_in("OSError: [Errno 13] Permission denied") is None
     with pytest.raises(ZeroDivisionError), faults_named():
         _ = 1 / 0
 
