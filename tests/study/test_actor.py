@@ -1,5 +1,7 @@
 """The actor of a trial, called as Tune calls it: step, save, restore, reset."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from ray import tune
@@ -8,8 +10,10 @@ from ray.tune.trainable.trainable import (
 )  # Tune hands this to restore(); our override must understand it
 
 from raydml.config.trial import Machine, parse_machine
+from raydml.ops import files
 from raydml.study import actor as trial_module
 from raydml.study.actor import TrialActor, assigned_device
+from raydml.study.faults import MachineFault
 from raydml.study.folder import fingerprinted_trials
 from raydml.training.trial_images import Catalogs
 from tests.study.test_folder import space_at
@@ -55,6 +59,17 @@ def test_a_crashed_trial_goes_on_from_the_newest_intact_checkpoint(configs, tmp_
     again = TrialActor(configs[0])
     again.restore(result_at(newest, 3))
     assert rows(again, 2) == unbroken[2:]  # from epoch 2, whose checkpoint is whole
+
+
+def test_a_storage_without_room_for_a_checkpoint_is_a_fault_of_the_machine(configs, tmp_path, monkeypatch):
+    """Ray copies a checkpoint from the worker's own disk to the storage; there is room on the first alone."""
+    actor = TrialActor(configs[0])
+    (tmp_path / "worker").mkdir()
+    free = {tmp_path: 1_200_000, tmp_path / "worker": 10**9}
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda place: SimpleNamespace(free=free[place]))
+    fault = rf"{tmp_path}: No space left on device: a checkpoint needs \d+\.\d MB, and 1\.2 MB are free\. Cure: free"
+    with pytest.raises(MachineFault, match=fault):
+        actor.save_checkpoint(str(tmp_path / "worker" / "checkpoint_000000"))
 
 
 def test_without_any_intact_checkpoint_a_crashed_trial_starts_over(configs, tmp_path):
