@@ -239,7 +239,7 @@ def matlab(folder: Path) -> Door:
         try:
             return forked(content)
         except RuntimeError as error:
-            if "ended by signal 11" in str(error):  # the parent survives that, and says so
+            if "ended by signal" in str(error):  # the parent survives that, and says so
                 raise _OwnError(str(error)) from error
             raise
 
