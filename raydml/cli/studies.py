@@ -419,6 +419,8 @@ def run_and_show(
             raise typer.Exit(128 + ((outcome and outcome.signal) or received[0]))
         if outcome.status == "refused":
             raise StudyStopped(outcome.text)
+        if outcome.status == "paused":
+            raise StudyStopped(f"{outcome.text}: {again}")
         if outcome.status == "broken":
             raise StudyStopped(
                 f"the study has stopped, because Ray has ended: {outcome.text}\n"

@@ -394,7 +394,8 @@ def _apply(study: SimpleNamespace, event: Event, reports: dict[str, dict[int, Ep
         case "stage_finished":
             name, rows = str(event["stage"]), event.get("ranking")
             stage = study.stages.get(name, StageState(name))
-            study.stages[name] = replace(stage, finished=True, ranking=None if rows is None else tuple(rows))
+            ranking = None if rows is None else tuple(row for row in rows if isinstance(row, Mapping))
+            study.stages[name] = replace(stage, finished=True, ranking=ranking)
         case "trial_started" | "epoch" | "trial_retried" | "trial_ended":
             _apply_to_trial(study, event, reports)
         case "artifact":

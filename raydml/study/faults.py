@@ -17,6 +17,7 @@ from ray import tune
 from ray.exceptions import RayTaskError
 
 from raydml.data.catalog import DataError
+from raydml.study.process import MachineFault
 
 #: Errors of the operating system that do not depend on what a trial computes, and their cures.
 MACHINE_ERRORS = {
@@ -30,10 +31,6 @@ MACHINE_ERRORS = {
 }
 #: A lack of memory in the words of PyTorch, of CUDA, and of Ray, which ends the largest task of a full node.
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|OutOfMemory|ALLOC_FAILED|running low on memory", re.I)
-
-
-class MachineFault(ValueError):
-    """Something outside a trial that would end every trial; the message has the cure."""
 
 
 def fault_of(error: BaseException | None) -> str | None:

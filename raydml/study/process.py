@@ -35,10 +35,15 @@ class RayEnded(Exception):
     """Ray does not start, or has ended while a study runs; a new driver can go on with the study."""
 
 
+class MachineFault(ValueError):
+    """Something outside a trial that would end every trial; the message has the cure."""
+
+
 class DriverOutcome(NamedTuple):
     """How a driver ended.
 
-    status: ``finished``; ``interrupted`` by a signal; ``refused`` with a mistake of the user; ``broken``: Ray or the
+    status: ``finished``; ``interrupted`` by a signal; ``refused`` with a mistake of the user; ``paused`` by a
+    fault of the machine; ``broken``: Ray or the
     operating system ended it; ``defect`` of raydml. text: the message of a refused one, the last lines of a broken one,
     the traceback of a defect.
     """
@@ -227,7 +232,7 @@ def serve_driver(request: IO[str], run: Callable[..., Any]) -> int:
         if not isinstance(error, ValueError) or type(error).__module__.partition(".")[0] != "raydml":
             report("defect", text=traceback.format_exc())
             return 1
-        report("refused", text=str(error))
+        report("paused" if isinstance(error, MachineFault) else "refused", text=str(error))
         return 2
     report(ended.status, ended.signal)
     return 0

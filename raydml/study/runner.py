@@ -24,8 +24,9 @@ from raydml.config.trial import Machine, StudySettings, Trial, fingerprint
 from raydml.study import events
 from raydml.study.actor import OUT_OF_MEMORY, TrialActor
 from raydml.study.events import StudyState, TrialState, events_path, rank, read_state, read_trials, reduce_events
-from raydml.study.faults import FaultStop, MachineFault, fault_in, is_without_memory
+from raydml.study.faults import FaultStop, fault_in, is_without_memory
 from raydml.study.folder import newest_checkpoint
+from raydml.study.process import MachineFault
 from raydml.study.scheduler import Asha, SyncHalving, trial_key
 from raydml.study.stuck import StuckWatch
 from raydml.study.time_limit import TimeLimit

@@ -26,7 +26,7 @@ from raydml.study.cluster import Interrupted, catch_signals, connected, trial_re
 from raydml.study.description import description_of
 from raydml.study.driver import only_driver
 from raydml.study.events import TrialState, events_path, rank, read_state
-from raydml.study.faults import MachineFault, fault_in, fault_of
+from raydml.study.faults import fault_in, fault_of
 from raydml.study.folder import (
     RESULT_FILES,
     StudyError,
@@ -40,7 +40,7 @@ from raydml.study.folder import (
     stages_of,
     write_json,
 )
-from raydml.study.process import RayEnded
+from raydml.study.process import MachineFault, RayEnded
 from raydml.study.refit import configurations_to_refit, lost_refits, notes_on_refits, refit_trials, refitted
 from raydml.study.results import find_winner, illustrated_runs, is_finished, top_trials, write_results
 from raydml.study.runner import StudySession, drop_checkpoints, num_slots, run_trials
@@ -146,10 +146,9 @@ def _paused(session: StudySession, fault: str) -> MachineFault:
     """
     with suppress(OSError):
         session.record("interrupted", signal=None, reason=fault)
-    name = session.study.name
     return MachineFault(
-        f"study {name!r} has stopped, and no trial has ended by it: {fault.rstrip('.')}. Then continue with "
-        f"launch.py resume {name}"
+        f"study {session.study.name!r} has stopped, and no trial has ended by it: {fault.rstrip('.')}. "
+        "Then resume the study"
     )
 
 

@@ -229,6 +229,7 @@ def _tested(event: Event) -> dict[str, Mapping[str, Any]]:
     return {
         key: scores
         for row in event.get("ranking") or ()
+        if isinstance(row, Mapping)
         for runs in (row.get("runs"), (row.get("refit") or {}).get("runs"))
         if isinstance(runs, Mapping)
         for key, scores in runs.items()

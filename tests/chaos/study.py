@@ -84,6 +84,8 @@ class StudyUnderFaults:
                 if self._do(kind):
                     self.faults[kind] += 1
                     shown(f"  {kind} at epoch event {self._num_epochs()}")
+                else:
+                    coming.insert(0, kind)  # nothing of it runs now
                 code = self.command.poll()
             if code == 0:
                 return

@@ -13,7 +13,8 @@ from ray.exceptions import RayTaskError
 from raydml.data.catalog import DataError
 from raydml.study import events
 from raydml.study.events import events_path, read_state
-from raydml.study.faults import MachineFault, fault_in, fault_of, faults_named, is_without_memory
+from raydml.study.faults import fault_in, fault_of, faults_named, is_without_memory
+from raydml.study.process import MachineFault
 from tests.study.test_folder import image_folder
 
 ROOT = Path(__file__).parents[2]
@@ -167,7 +168,7 @@ def test_a_full_disk_and_a_missing_image_stop_the_study_and_end_no_trial(tmp_pat
     full = [{"place": "save", "epoch": 2, "what": "no space", "times": 3}]
     done = launch(tmp_path, "sweep", space, *options, plan=full)
     assert done.returncode == 2
-    assert "/full/disk: No space left on device. Cure: free disk space. Then continue with launch.py resume" in (
+    assert "/full/disk: No space left on device. Cure: free disk space. Then resume the study: " in (
         " ".join(done.stderr.split())
     )
     assert "Traceback" not in done.stderr + done.stdout

@@ -8,8 +8,8 @@ import torch
 
 from raydml.study import events, stages
 from raydml.study.events import events_path, read_state, read_trials
-from raydml.study.faults import MachineFault
 from raydml.study.folder import StudyError, read_json
+from raydml.study.process import MachineFault
 from raydml.study.runner import StudySession, _newest_checkpoint, _with_lost_epochs
 from raydml.study.stages import run_study, search_trials
 from raydml.training import checkpoint
@@ -149,7 +149,7 @@ def test_a_full_disk_at_any_write_of_the_driver_stops_the_study_with_one_message
     for number in (2, 6, 9):
         written.clear()
         monkeypatch.setattr(events, "append", full_at(number))
-        with pytest.raises(MachineFault, match=r"events\.jsonl: No space left.*Cure: free disk space.* resume mini"):
+        with pytest.raises(MachineFault, match=r"events\.jsonl: No space left.*Cure: free disk.* resume the study"):
             run_study(folder)
     monkeypatch.setattr(events, "append", append)
     assert run_study(folder).status == "finished"
