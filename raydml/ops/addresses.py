@@ -6,7 +6,7 @@ import re
 
 #: Parameters of an address, or of an ODBC connection in it (%3D is an encoded =, %3B an encoded ;).
 _SECRETS = re.compile(
-    r"((?:^|[?&;\s]|%3B)(?:access_key|api_key|password|passwd|pwd|secret|sslpassword|token)(?:=|%3D))"
+    r"((?:^|[?&;\s]|%3B)[\w.-]*(?:access_?key|api_?key|password|passwd|pwd|secret|signature|token)(?:=|%3D))"
     r"(?:(?!%3B)[^&;\s'\"])+",
     re.IGNORECASE,
 )

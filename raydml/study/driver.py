@@ -6,6 +6,7 @@ beside the lock, and touches that file every few seconds: while the file is fres
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ import filelock
 
 from raydml.ops.files import write_whole
 
-LOCK, HOLDER = "driver.lock", "driver.json"
+LOCK, HOLDER, DELIVERY_LOCK = "driver.lock", "driver.json", "tracking.lock"
 TOUCH_EVERY_S = 5.0
 #: A file that its process has not touched for so long belongs to a process that died with its host.
 DEAD_AFTER_S = 60.0
@@ -41,7 +42,7 @@ def only_driver(folder: Path, timeout_s: float = 1.0) -> Iterator[None]:
     """Keep other processes from running or changing the study in a folder meanwhile; the folder is made if missing.
 
     A process that holds the study can hold it once more. A folder that was made for the lock, and holds nothing else at
-    the end, is removed. Raises StudyHeld with the host, the process and the time if another process holds the study.
+    the end, is removed. Raises StudyHeld with the host, the pid and the time if another process holds the study.
     """
     lock = driver_lock(folder)
     if lock.is_locked:
@@ -55,6 +56,7 @@ def only_driver(folder: Path, timeout_s: float = 1.0) -> Iterator[None]:
     except filelock.Timeout:
         raise _refusal(folder, _read_holder(folder)) from None
     try:
+        _refuse_if_delivered(folder)
         with _named_holder(folder):
             yield
     finally:
@@ -90,6 +92,16 @@ def _named_holder(folder: Path) -> Iterator[None]:
             file.unlink()
 
 
+def _refuse_if_delivered(folder: Path) -> None:
+    """Raise StudyHeld while another process sends the events of a study to MLflow: `sync`, or an older raydml's run."""
+    if (folder / DELIVERY_LOCK).exists():
+        with open(folder / DELIVERY_LOCK, "a", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise _refusal(folder, None) from None
+
+
 def _read_holder(folder: Path) -> dict[str, Any] | None:
     """Return host, pid and since_s of the process that holds a study; None where the file is missing or damaged."""
     try:
@@ -112,10 +124,10 @@ def _age_s(file: Path) -> float:
 
 
 def _refusal(folder: Path, holder: dict[str, Any] | None, age_s: float | None = None) -> StudyHeld:
-    who = "by another process"
+    who = "by another process, whose pid is not recorded"
     if holder is not None:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since_s"]))
-        who = f"by process {holder['pid']} on {holder['host']}, since {since}"
+        who = f"by pid {holder['pid']} on {holder['host']}, since {since}"
     cure = "wait for it, or stop it with Ctrl-C there"
     if age_s is not None:
         cure += f". It was alive {max(age_s, 0):.0f} s ago; if its host is dead, try again in {DEAD_AFTER_S:.0f} s"

@@ -27,6 +27,7 @@ from mlflow.exceptions import MlflowException
 from raydml.ops.addresses import redacted, without_secrets
 from raydml.ops.wording import counted
 from raydml.study import events
+from raydml.study.driver import DELIVERY_LOCK
 from raydml.study.events import ExportedModel, Record, StudyState
 from raydml.tracking.models import is_registered, log_exported_model
 from raydml.tracking.runs import StudyRuns
@@ -79,7 +80,7 @@ class Tracker:
     def start(self) -> None:
         """Start to deliver. Raises TrackingError if another process delivers this study's events."""
         self.events_path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.events_path.with_name("tracking.lock"), "a", encoding="utf-8")  # noqa: SIM115
+        self._lock = open(self.events_path.with_name(DELIVERY_LOCK), "a", encoding="utf-8")  # noqa: SIM115
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -129,5 +129,5 @@ def test_a_study_that_runs_is_not_run_twice(tmp_path):
     folder = make(tmp_path)
     with filelock.FileLock(folder / LOCK):
         said = refused("resume", folder.name, "--storage", folder.parent, "--tracking-uri", default_uri(folder.parent))
-    assert "is running already, by another process. Cure: wait for it" in said
+    assert "is running already, by another process, whose pid is not recorded. Cure: wait for it" in said
     assert not (folder / "events.jsonl").exists()

@@ -22,6 +22,8 @@ def test_addresses_lose_their_passwords() -> None:
         "postgresql://user:PLA/NTED/PLANTED@host/db",
         "https://PLANTED@host",
         "https://host/?token=PLANTED&x=1",
+        "https://host/path?access_token=PLANTED&x=1",
+        "https://host/x?X-Amz-Signature=PLANTED",
         "postgresql://host/db?user=me&password=PLANTED",
         "mysql://host/db?sslpassword=PLANTED",
         "mssql+pyodbc:///?odbc_connect=DRIVER%3DODBC%3BSERVER%3Dhost%3BUID%3Dme%3BPWD%3DPLANTED%3BENCRYPT%3Dyes",

@@ -1,5 +1,6 @@
 """One process at a time holds a study, and a refusal says which."""
 
+import fcntl
 import json
 import multiprocessing
 import os
@@ -11,7 +12,7 @@ import filelock
 import pytest
 
 from raydml.study import driver
-from raydml.study.driver import HOLDER, LOCK, StudyHeld, is_running, only_driver
+from raydml.study.driver import DELIVERY_LOCK, HOLDER, LOCK, StudyHeld, is_running, only_driver
 
 
 def hold(folder, held):
@@ -35,7 +36,7 @@ def other_process(tmp_path):
 
 def test_a_second_process_is_refused_and_is_given_host_number_and_time(tmp_path, other_process):
     assert is_running(tmp_path)
-    named = rf"by process {other_process.pid} on {re.escape(socket.gethostname())}, since \d{{4}}-\d\d-\d\d \d\d:"
+    named = rf"by pid {other_process.pid} on {re.escape(socket.gethostname())}, since \d{{4}}-\d\d-\d\d \d\d:"
     with pytest.raises(StudyHeld, match=named), only_driver(tmp_path, timeout_s=0):
         pass
     other_process.kill()
@@ -60,7 +61,7 @@ def test_another_host_is_believed_while_its_file_is_fresh(tmp_path):
     file = tmp_path / HOLDER
     file.write_text(json.dumps({"host": "elsewhere", "pid": 7, "since_s": 0.0}))
     assert is_running(tmp_path)
-    refused = pytest.raises(StudyHeld, match=r"by process 7 on elsewhere.* alive \d s ago; if its host is dead")
+    refused = pytest.raises(StudyHeld, match=r"by pid 7 on elsewhere.* alive \d s ago; if its host is dead")
     with refused, only_driver(tmp_path):
         pass
     assert json.loads(file.read_text())["pid"] == 7, "a refused process changes nothing"
@@ -89,6 +90,15 @@ def test_a_damaged_file_of_the_holder_hinders_nobody(tmp_path):
         (tmp_path / HOLDER).write_bytes(b"\xff")
         with pytest.raises(StudyHeld, match="by another process"), only_driver(tmp_path, timeout_s=0):
             pass
+
+
+def test_a_study_whose_events_are_being_delivered_is_not_changed(tmp_path):
+    with open(tmp_path / DELIVERY_LOCK, "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(StudyHeld, match="pid is not recorded"), only_driver(tmp_path):
+            pass
+    with only_driver(tmp_path):
+        pass
 
 
 def test_a_folder_made_only_for_the_lock_is_removed(tmp_path):
