@@ -107,7 +107,7 @@ def _read_holder(folder: Path) -> dict[str, Any] | None:
     try:
         holder = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
         return {"host": str(holder["host"]), "pid": int(holder["pid"]), "since_s": float(holder["since_s"])}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return None
 
 

@@ -83,9 +83,10 @@ def test_a_holder_stays_fresh(tmp_path, monkeypatch):
 
 
 def test_a_damaged_file_of_the_holder_hinders_nobody(tmp_path):
-    (tmp_path / HOLDER).write_text("{")
-    with only_driver(tmp_path):
-        pass
+    for text in ("{", "[]", "null", '{"host": "h", "pid": 1e999, "since_s": 0}'):
+        (tmp_path / HOLDER).write_text(text)
+        with only_driver(tmp_path):
+            pass
     with filelock.FileLock(tmp_path / LOCK):
         (tmp_path / HOLDER).write_bytes(b"\xff")
         with pytest.raises(StudyHeld, match="by another process"), only_driver(tmp_path, timeout_s=0):
