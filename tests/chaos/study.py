@@ -74,11 +74,11 @@ class StudyUnderFaults:
         coming = []
         self.start()
         while True:
-            longest_s = (
-                20.0 if self._cluster is None else 50.0
-            )  # about as long as all of it takes to start, and to train
-            code = self._wait(self._draw.uniform(0.5, longest_s) if not until() else 600.0)
-            if code is None and not until():
+            is_over = until()
+            # About as long as a start takes, which on a cluster includes its nodes, and some epochs.
+            longest_s = 20.0 if self._cluster is None else 50.0
+            code = self._wait(600.0 if is_over else self._draw.uniform(0.5, longest_s))
+            if code is None and not is_over:
                 coming = coming or self._draw.sample(kinds, len(kinds))
                 kind = coming.pop()
                 if self._do(kind):
@@ -95,7 +95,7 @@ class StudyUnderFaults:
                     raise AssertionError(f"exit code {code}:\n{self._log.read_text()[-3000:]}")
                 self._nothing_left()
                 self.start()
-            elif until():
+            elif is_over:
                 raise AssertionError(f"the study has not ended in 10 minutes:\n{self._log.read_text()[-3000:]}")
 
     def _wait(self, seconds):

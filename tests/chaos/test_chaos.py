@@ -37,7 +37,8 @@ def test_a_difference_in_any_result_is_found():
 
 def test_epochs_that_were_trained_again_are_counted(tmp_path):
     for trial, epoch in (("a", 1), ("b", 1), ("a", 2), ("a", 3), ("a", 3), ("a", 4), ("a", 2), ("a", 3), ("b", 2)):
-        events.append(tmp_path / "events.jsonl", {"event": "epoch", "trial": trial, "epoch": epoch})
+        event = {"event": "epoch", "trial": trial, "epoch": epoch, "metrics": {}}
+        events.append(tmp_path / "events.jsonl", event)
     assert lost_epochs(tmp_path) == (2, 2), "the second report of epoch 3 is the checkpoint's; epochs 3 and 4 were lost"
 
 
