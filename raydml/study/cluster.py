@@ -78,7 +78,8 @@ def _temp_dir() -> str | None:
     used = chosen if is_short else "/tmp"
     if not is_short:
         _logger.warning(
-            "note: TMPDIR = %s is too long for the sockets of Ray, or not UTF-8; Ray's files go to /tmp/ray", chosen
+            "note: TMPDIR = %s is too long for the sockets of Ray, or not UTF-8; Ray's files go to /tmp/ray",
+            chosen.encode("utf-8", "backslashreplace").decode(),
         )
     try:
         os.makedirs(used, exist_ok=True)  # as Ray does
