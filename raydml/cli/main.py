@@ -18,6 +18,7 @@ import signal
 import stat
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -197,9 +198,10 @@ def prepare_environment() -> None:
         # Each process of MLflow's server prints this warning about an import of its own.
         "PYTHONWARNINGS": "ignore:starlette.middleware.wsgi is deprecated",
     }
-    if (Path.home() / ".ray" / "auth_token").exists():
-        # With this file, which a study on this machine leaves, `ray start` makes clusters that demand its token.
-        defaults["RAY_AUTH_MODE"] = "token"
+    with suppress(RuntimeError, OSError):  # no home, or that of another user
+        if (Path.home() / ".ray" / "auth_token").exists():
+            # With this file, which a study on this machine leaves, `ray start` makes clusters that demand its token.
+            defaults["RAY_AUTH_MODE"] = "token"
     os.environ.update(fixed)
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

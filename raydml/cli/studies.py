@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -389,8 +390,7 @@ def run_and_show(
     command, phase = [*started_again(context), "drive"], "starting"
 
     def on_signal(_number: int) -> None:
-        # A driver that runs is ended in order by whoever waits for it. Twice while the end is written: at once.
-        if phase == "starting" or (phase == "ending" and len(received) > 1):
+        if phase != "running":  # a driver that runs is ended in order by `run_driver`
             raise KeyboardInterrupt
 
     outcome, tracker = None, None
@@ -406,7 +406,7 @@ def run_and_show(
                 phase = "ending"
                 live.doing("sending the results to MLflow")
                 tracker.finish(INTERRUPTED_DELIVERY_S if received else DELIVERY_S)
-        except KeyboardInterrupt:  # before the driver has started, or a further signal at the end
+        except KeyboardInterrupt:  # before the driver has started, or while the results are sent to MLflow
             if tracker is not None:
                 tracker.finish(INTERRUPTED_DELIVERY_S)
         hint = "" if tracker is None else tracker.hint(f"{program} sync {study_argument(folder)}")
@@ -432,6 +432,8 @@ def run_and_show(
         show_outcome(program, folder, console)
         if hint:  # last, so that it is not missed
             echo(console, f"\n{hint}")
+        if received:  # while the results were sent to MLflow
+            raise typer.Exit(128 + received[0])
 
 
 def drive() -> None:
@@ -440,7 +442,7 @@ def drive() -> None:
         from raydml.study.process import serve_driver
         from raydml.study.stages import drive_study
 
-        code = serve_driver(sys.stdin, drive_study)
+        code = serve_driver(sys.stdin, partial(drive_study, own_process=True))
     raise typer.Exit(code)
 
 

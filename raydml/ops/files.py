@@ -88,11 +88,17 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
     if folder.is_dir() and any(folder.iterdir()):
         yield folder
         return
-    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
+    # An empty folder may be a mounted one, or in a folder that cannot be written: its place is not taken by another.
+    existed = folder.is_dir()
+    aside = (folder / "new" if existed else folder).with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
     aside.mkdir()
     try:
         yield aside
-        os.replace(aside, folder)
+        if existed:
+            for path in sorted(aside.iterdir()):
+                os.replace(path, folder / path.name)
+        else:
+            os.replace(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from raydml.data.seal import TestReads
 from raydml.evaluation.embed import metric_spec_of
 from raydml.evaluation.saved_embeddings import concatenate, load_embeddings
 from raydml.evaluation.scoring import MetricSpec
-from raydml.inference.evaluate import evaluate_checkpoint, evaluate_saved, refuse_absent_part
+from raydml.inference.evaluate import Evaluation, evaluate_checkpoint, evaluate_saved, refuse_absent_part
 from raydml.metrics.names import METRIC_GROUPS
 from raydml.ops.files import require_space
 from raydml.ops.progress import show_log
@@ -67,6 +67,7 @@ class TrialActor(tune.Trainable):
     result and leaves no checkpoint of that moment, so that it can go on from the one before.
     """
 
+    _begins_from: str  # in words, where the trial begins in this run
     _no_memory: str = ""  # the error of a trial that found no memory
     _notes: list[str]  # for the study's events, with the next result
     _system: SystemUse | None = None
@@ -111,7 +112,9 @@ class TrialActor(tune.Trainable):
         self._trainer = Trainer(trial, machine, device=device, catalogs=self._catalogs, reads=reads)
         self._system = _system_use(machine.system_metrics, self._trainer.device)
         self._repeat: dict[str, Any] | None = None
+        self._begins_from = "it starts over: no checkpoint is intact"
         if config["resume_from"] is not None:
+            self._begins_from = f"it goes on from {config['resume_from']}"
             # The saved epoch is reported a second time: the scheduler of this run then decides on it with full rungs.
             self._repeat = self._trainer.restore(Path(config["resume_from"]))
         self._epochs: Iterator[dict[str, Any]] = self._trainer.epochs()
@@ -186,9 +189,22 @@ class TrialActor(tune.Trainable):
             return
         damaged: list[str] = []
         intact = checkpoint.newest_intact(newest.parent, damaged)
-        self._notes += [*damaged, f"it goes on from {intact}" if intact else "it starts over: no checkpoint is intact"]
+        self._notes += [*damaged, f"it goes on from {intact}" if intact else self._begins_from]
         if intact is not None:
             self.load_checkpoint(str(intact))
+
+
+def _with_less_memory(evaluate: Callable[[Machine], Evaluation], machine: Machine) -> Evaluation:
+    """Evaluate, and where there is no memory for it once more with half the batch."""
+    try:
+        return evaluate(machine)
+    except (RuntimeError, MemoryError) as error:
+        if not is_without_memory(error):
+            raise
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    return evaluate(machine.model_copy(update={"evaluation_batch": max(1, machine.evaluation_batch // 2)}))
 
 
 @ray.remote
@@ -210,9 +226,9 @@ def evaluate_remotely(folder: str, machine: dict[str, Any], reads: str, commit: 
     evaluate = partial(evaluate_checkpoint, Path(folder), device=device, spec=spec, catalogs=catalogs)
     val = {}
     if validates(trial):
-        val = evaluate("val", here).metrics
+        val = _with_less_memory(partial(evaluate, "val"), here).metrics
     key = TestReads(Path(reads)).record(purpose="finalize", checkpoint=folder, commit=commit)
-    test = evaluate("test", here, key=key, save_to=Path(embeddings))
+    test = _with_less_memory(partial(evaluate, "test", key=key, save_to=Path(embeddings)), here)
     return {"val": val, "test": test.metrics, "protocols": test.protocols, "num_left_out": test.num_left_out}
 
 

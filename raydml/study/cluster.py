@@ -28,6 +28,7 @@ _logger = logging.getLogger(__name__)
 _SOCKET_BYTES = len("/ray/session_2026-01-31_23-59-59_999999_4194304/sockets/plasma_store")
 #: Nobody restarts the head of an embedded Ray. Its driver ends after so many seconds without it, and a new one begins.
 _EMBEDDED = {"gcs_rpc_server_reconnect_timeout_s": 5}
+_CHECK_EVERY_S, _LOST_AFTER_S = 1.0, 8.0  # for an embedded Ray that has lost a process
 
 
 def _record_commands_as_utf8() -> None:
@@ -45,7 +46,10 @@ def _protect_token() -> None:
     """
     from ray._private.authentication.authentication_token_generator import generate_new_authentication_token
 
-    token = Path.home() / ".ray" / "auth_token"
+    try:
+        token = Path.home() / ".ray" / "auth_token"
+    except RuntimeError:  # no home: Ray reports it
+        return
     try:
         token.parent.mkdir(mode=0o700, exist_ok=True)
         token.parent.chmod(0o700)
@@ -94,10 +98,27 @@ def _temp_dir() -> str | None:
     return None if is_short else "/tmp/ray"
 
 
+def _end_without_ray(over: threading.Event) -> None:
+    """End this process where a process of its embedded Ray has ended for longer than Ray itself takes to notice.
+
+    Ray waits for ever for the workers of a node whose raylet is gone.
+    """
+    num_seen = 0
+    while not over.wait(_CHECK_EVERY_S):
+        node = ray._private.worker._global_node
+        dead = {str(kind) for kind, _ in node.dead_processes()} & {"raylet", "gcs_server"} if node else set()
+        num_seen = num_seen + 1 if dead else 0
+        if num_seen > _LOST_AFTER_S / _CHECK_EVERY_S:
+            print(f"Ray's {' and '.join(sorted(dead))} ended", file=sys.stderr, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 @contextmanager
-def connected(address: str | None) -> Iterator[None]:
+def connected(address: str | None, *, own_process: bool = False) -> Iterator[None]:
     """Connect to the Ray cluster at an address, or start an embedded one that ends with the context. A Ray that this
-    process has initialized already is used as it is. Raises StudyError if no cluster can be joined at the address."""
+    process has initialized already is used as it is. Raises StudyError if no cluster can be joined at the address.
+
+    own_process: this process does nothing else than to run a study, and is ended where its embedded Ray has died."""
     if ray.is_initialized():
         yield
         return
@@ -135,9 +156,13 @@ def connected(address: str | None) -> Iterator[None]:
         ) from error
     for number, handler in handlers.items():
         signal.signal(number, handler)
+    over = threading.Event()
+    if own_process and not address:
+        threading.Thread(target=_end_without_ray, args=(over,), name="ray-watch", daemon=True).start()
     try:
         yield
     finally:
+        over.set()
         ray.shutdown()
 
 

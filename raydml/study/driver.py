@@ -79,7 +79,8 @@ def _named_holder(folder: Path) -> Iterator[None]:
     def touch() -> None:
         while not over.wait(TOUCH_EVERY_S):
             with suppress(OSError):  # the storage is away: the study itself reports that
-                file.touch()
+                if _read_holder(folder) == here:
+                    file.touch()
 
     thread = threading.Thread(target=touch, name="driver-lock", daemon=True)
     thread.start()
@@ -89,7 +90,8 @@ def _named_holder(folder: Path) -> Iterator[None]:
         over.set()
         thread.join(1.0)
         with suppress(OSError):
-            file.unlink()
+            if _read_holder(folder) == here:
+                file.unlink()
 
 
 def _refuse_if_delivered(folder: Path) -> None:

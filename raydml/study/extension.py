@@ -68,10 +68,13 @@ def retry_failed(folder: Path) -> list[str]:
         if not failed:
             return []
         first, keys = failed[0].stage, [trial.trial for trial in failed if trial.stage == failed[0].stage]
-        is_over = (folder / RESULT_FILES[first]).exists()
+        # From the events: a call that was cut off may have moved the result already.
+        is_over = first in state.stages and state.stages[first].finished
         if is_over:
-            later = STAGES[STAGES.index(first) :]
-            _move_results(folder, _new_folder(folder / "earlier" / "retry"), [RESULT_FILES[stage] for stage in later])
+            # The test scores of trials that train on are those of other weights then.
+            tested = [f"final/{key}{suffix}" for key in keys for suffix in (".json", ".npz")]
+            later = [RESULT_FILES[stage] for stage in STAGES[STAGES.index(first) :]]
+            _move_results(folder, _new_folder(folder / "earlier" / "retry"), [*tested, *later])
         events.append(
             events_path(folder), {"event": "trials_reopened", "stage": first, "trials": keys, "was_over": is_over}
         )

@@ -118,7 +118,7 @@ def _damaged(path: Path, fault: str) -> StudyError:
 
 def _fault_in(name: str, value: Any) -> str:
     """Return what the content of a file of this name lacks; empty where nothing is missing."""
-    is_list = name in RESULT_FILES.values()
+    is_list = name in (*RESULT_FILES.values(), "illustrations.json")
     if is_list and not isinstance(value, list):
         return "it holds no list"
     for row in value if is_list else [value]:
@@ -136,7 +136,7 @@ def _fault_in(name: str, value: Any) -> str:
 
 def _cure_of(path: Path) -> str:
     """Return what mends a damaged file of a study. Results are made again from the events."""
-    folder = path.parent.parent if path.parent.name == "final" else path.parent
+    folder = path.parent.parent if path.parent.name in ("final", "illustrations") else path.parent
     resume = f"launch.py resume {shlex.quote(str(folder))}"
     if path.name == "study.json":
         resolved = folder / "resolved_space.json"

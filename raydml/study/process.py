@@ -27,6 +27,7 @@ from raydml.study.events import events_path, read_state
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOP_S = 6.0  # from the first signal to the end of the driver; then it is killed
 MAX_FAILURES = 3  # of drivers in a row, without progress of the study
+_PAUSE_S = 2.0  # before a new driver, for each failure in a row
 _POLL_S = 0.1
 _NUM_LAST_LINES = 15
 
@@ -42,10 +43,9 @@ class MachineFault(ValueError):
 class DriverOutcome(NamedTuple):
     """How a driver ended.
 
-    status: ``finished``; ``interrupted`` by a signal; ``refused`` with a mistake of the user; ``paused`` by a
-    fault of the machine; ``broken``: Ray or the
-    operating system ended it; ``defect`` of raydml. text: the message of a refused one, the last lines of a broken one,
-    the traceback of a defect.
+    status: ``finished``; ``interrupted`` by a signal; ``refused`` with a mistake of the user; ``paused`` by a fault of
+    the machine; ``broken``: Ray or the operating system ended it; ``defect`` of raydml. text: the message of a refused
+    or paused one, the last lines of a broken one, the traceback of a defect.
     """
 
     status: str
@@ -159,7 +159,8 @@ def run_driver(
         if outcome.status == "finished":
             return outcome
         if path.exists() and read_state(folder).state == "running":
-            events.append(path, {"event": "interrupted", "signal": outcome.signal})
+            with suppress(OSError):  # a full disk: the outcome still reaches the user
+                events.append(path, {"event": "interrupted", "signal": outcome.signal})
         if outcome.status != "broken":
             return outcome
         before, done = done, _progress(folder)
@@ -168,15 +169,22 @@ def run_driver(
             return outcome
         why = outcome.text.splitlines()[0] if outcome.text else "for an unknown reason"
         if path.exists():
-            events.append(
-                path, {"event": "note", "text": f"Ray has ended ({why}); the study goes on from its checkpoints."}
-            )
+            note = f"Ray has ended ({why}); the study goes on from its checkpoints."
+            with suppress(OSError):
+                events.append(path, {"event": "note", "text": note})
+        time.sleep(_PAUSE_S * num_failures)
 
 
 def _progress(folder: Path) -> int:
-    """Return how many epochs, trials and stages of a study are done."""
-    kinds = ("epoch", "trial_ended", "stage_finished", "test_read")
-    return sum(event["event"] in kinds for event in events.read(events_path(folder)))
+    """Return how many epochs, trials, stages and tests of networks of a study are done, each counted once.
+
+    A trial that goes on reports the epoch of its checkpoint again, and the record of a test is written before it.
+    """
+    done = set()
+    for event in events.read(events_path(folder)):
+        if event["event"] in ("epoch", "trial_ended", "stage_finished"):
+            done.add((event["event"], event.get("stage"), event.get("trial"), event.get("epoch")))
+    return len(done) + len(list((folder / "final").glob("*.json")))
 
 
 def end_session(leader: int) -> None:

@@ -33,6 +33,8 @@ from raydml.study.time_limit import TimeLimit
 from raydml.training import checkpoint
 
 STUCK = "stuck"
+#: Ray's words for an actor whose node is gone, or that no node was left for.
+_LOST_NODE = re.compile(r"never ran|its node has died|node failure|marked dead|NodeDied")
 _CHECK_EVERY_S = 1.0  # for stuck trials
 
 
@@ -82,12 +84,14 @@ class StudyEvents(tune.Callback):
         stop: FaultStop | None = None,
         stuck_after_s: float = math.inf,
         stuck_before: Iterable[str] = (),
+        longest_s: Mapping[str, float] | None = None,
         alone: bool = False,
     ) -> None:
         self._folder, self._stage = folder, stage
         self._keep, self._max_bytes, self._alone = keep, max_bytes, alone
-        self._stop, self._watch = stop or FaultStop(), StuckWatch(stuck_after_s)
+        self._stop, self._watch = stop or FaultStop(), StuckWatch(stuck_after_s, longest_s)
         self._stuck_before = set(stuck_before)
+        self._failed_after: dict[str, int] = {}  # key -> the epoch reported last before its newest failure
         self._killed: dict[str, str] = {}  # key -> why, in words
         self._checked_s = 0.0
         self._offset, self._state = 0, StudyState()  # of the events read so far
@@ -123,7 +127,8 @@ class StudyEvents(tune.Callback):
         metrics = {name: value for name, value in record.items() if name not in ("epoch", "ended")}
         self._append("epoch", trial, epoch=record["epoch"], metrics=metrics)
         self._watch.report(trial_key(trial), metrics.get("epoch_s"))
-        trial.run_metadata.num_failures = 0
+        if record["epoch"] > self._failed_after.get(trial_key(trial), -1):
+            trial.run_metadata.num_failures = 0
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:  # noqa: ARG002
         if time.monotonic() - self._checked_s < _CHECK_EVERY_S:
@@ -144,6 +149,10 @@ class StudyEvents(tune.Callback):
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         if self._stop_for_fault(trial):
             return
+        if _LOST_NODE.search(_error_text(trial)):
+            trial.run_metadata.num_failures -= 1  # the node has failed, and not the trial
+        # An epoch is reported before it is saved: only a later one shows that the trial gets beyond this failure.
+        self._failed_after[trial_key(trial)] = int((trial.last_result or {}).get("epoch", -1))
         if stuck := self._killed.pop(trial_key(trial), None):
             self._append("trial_retried", trial, error=stuck, reason=STUCK)
         else:
@@ -163,6 +172,8 @@ class StudyEvents(tune.Callback):
         error = _last_line(trial)
         if stuck := self._killed.pop(trial_key(trial), None):
             self._end(trial, STUCK, stuck)
+        elif is_without_memory(error) and not self._alone:
+            self._append("trial_retried", trial, error=error, reason=OUT_OF_MEMORY)
         elif is_without_memory(error):
             self._end(trial, OUT_OF_MEMORY, error)
         else:
@@ -357,6 +368,7 @@ def _run_group(
                 StudyEvents(str(folder), stage, study.keep_checkpoints if search else None,
                             int(study.max_checkpoint_gib * 2**30) if study.max_checkpoint_gib else None,
                             stop=stop, stuck_after_s=machine.stuck_after_s, alone=is_alone,
+                            longest_s=_longest_epochs_s(states),
                             stuck_before=[key for key, state in states.items() if STUCK in state.retry_reasons])
             ],
             verbose=0,
@@ -383,6 +395,12 @@ def num_slots(session: StudySession) -> int:
     cluster, held = ray.cluster_resources(), session.resources
     rooms = [cluster.get(name.upper(), 0.0) // held[name] for name in ("cpu", "gpu") if held[name]]
     return max(1, int(min([*rooms, session.study.search.max_concurrent or math.inf])))
+
+
+def _longest_epochs_s(states: Mapping[str, TrialState]) -> dict[str, float]:
+    """Return the longest time of an epoch of each trial that has reported one."""
+    times = {key: [row.get("epoch_s", 0.0) for row in state.epochs.values()] for key, state in states.items()}
+    return {key: longest_s for key, values in times.items() if (longest_s := max(values, default=0.0))}
 
 
 def _history(

@@ -67,8 +67,24 @@ def run_study(folder: Path, *, address: str | None = None, time_limit_s: float |
         return drive_study(folder, address=address, time_limit_s=time_limit_s)
 
 
-def drive_study(folder: Path, *, address: str | None = None, time_limit_s: float | None = None) -> Outcome:
-    """Do what `run_study` does, for a process that holds the study or was started by the one that does."""
+def drive_study(
+    folder: Path, *, address: str | None = None, time_limit_s: float | None = None, own_process: bool = False
+) -> Outcome:
+    """Do what `run_study` does, for a process that holds the study or was started by the one that does.
+
+    own_process: see `raydml.study.cluster.connected`.
+    """
+    try:
+        return _drive(folder, address, time_limit_s, own_process)
+    except OSError as error:  # before the study has begun; `_run` has put the others into words
+        if (fault := fault_of(error)) is None:
+            raise
+        raise MachineFault(
+            f"study {folder.name!r} does not start: {fault.rstrip('.')}. Then resume the study"
+        ) from error
+
+
+def _drive(folder: Path, address: str | None, time_limit_s: float | None, own_process: bool) -> Outcome:
     deadline_s = None if time_limit_s is None else time.time() + time_limit_s
     study_json = read_study(folder)
     study, machine = settings_of(folder, study_json)
@@ -84,7 +100,7 @@ def drive_study(folder: Path, *, address: str | None = None, time_limit_s: float
         session = session._replace(limit=TimeLimit(str(folder), deadline_s))
     catalogs = _refuse_other_images(folder, study_json, machine)
     about = description_of(folder, study_json, catalogs.of(parse_trial(study_json["trials"][0])))
-    return _run(session, study_json, about, address, time_limit_s)
+    return _run(session, study_json, about, address, time_limit_s, own_process)
 
 
 def _run(
@@ -93,6 +109,7 @@ def _run(
     about: Mapping[str, Any],
     address: str | None,
     time_limit_s: float | None,
+    own_process: bool,
 ) -> Outcome:
     folder, study, machine = session.folder, session.study, session.machine
     stages = stages_of(study, study_json["trials"])
@@ -116,7 +133,7 @@ def _run(
     with catch_signals() as received:
         try:
             session.step("starting Ray")
-            with connected(address):
+            with connected(address, own_process=own_process):
                 resources = trial_resources(machine, session.note, joined=address is not None)
                 session = session._replace(resources=resources)
                 for stage in stages:

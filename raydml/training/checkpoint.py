@@ -152,7 +152,7 @@ def newest_intact(parent: Path, damaged: list[str] | None = None) -> Path | None
     for folder in sorted(folders, key=_age, reverse=True):
         if (damage := damage_of(folder)) is None:
             return folder
-        if damaged is not None:
+        if damaged is not None and any(folder.iterdir()):  # an empty one is none, and nothing in it is lost
             damaged.append(damage)
     return None
 

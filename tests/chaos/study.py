@@ -46,6 +46,7 @@ class StudyUnderFaults:
         self._draw, self._cluster = draw, cluster
         self._log = folder / "log.txt"
         self.faults = Counter()
+        self._drivers = set()  # sessions of all drivers so far
         self.command = None
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -79,6 +80,7 @@ class StudyUnderFaults:
             longest_s = 20.0 if self._cluster is None else 50.0
             code = self._wait(600.0 if is_over else self._draw.uniform(0.5, longest_s))
             if code is None and not is_over:
+                self._sessions()  # takes note of the driver
                 coming = coming or self._draw.sample(kinds, len(kinds))
                 kind = coming.pop()
                 if self._do(kind):
@@ -110,6 +112,7 @@ class StudyUnderFaults:
 
     def _sessions(self):
         driver = driver_of(self.command.pid)
+        self._drivers |= {driver} if driver else set()
         return ({driver} if driver else set()) | (self._cluster.sessions() if self._cluster else set())
 
     def _do(self, kind):
@@ -175,11 +178,10 @@ class StudyUnderFaults:
         path.write_bytes(data[:-num_lost] + bytes(num_lost))
 
     def _nothing_left(self):
-        """No process of an embedded study survives its command."""
+        """No process of a driver's session survives its command: the driver, an embedded Ray, the trials."""
         deadline = time.monotonic() + 15
-        text = str(self.storage)
         while time.monotonic() < deadline:
-            left = [words for _, _, words in processes().values() if text in words and "python" in words]
+            left = [words for _, session, words in processes().values() if session in self._drivers]
             if not left:
                 return
             time.sleep(0.2)
@@ -205,15 +207,24 @@ def differences(expected, found):
 
 
 def lost_epochs(folder):
-    """How many epochs were trained again in all, and at most by one interruption."""
-    lost, last = [], {}
+    """How many epochs were trained again in all, and at most in a row by one trial.
+
+    An epoch that is only reported again, from a checkpoint, has the same time to the last digit; one that was trained
+    again has not.
+    """
+    seconds, in_row, total, most = {}, Counter(), 0, 0
     for event in events.read(folder / "events.jsonl"):
-        if event["event"] == "epoch":
-            key = event["trial"]
-            if event["epoch"] <= last.get(key, 0):
-                lost.append(last[key] - event["epoch"])
-            last[key] = event["epoch"]
-    return sum(lost), max(lost, default=0)
+        if event["event"] != "epoch":
+            continue
+        trial, epoch, time_s = event["trial"], event["epoch"], event["metrics"].get("epoch_s")
+        before = seconds.get((trial, epoch))
+        if before is None:
+            in_row[trial] = 0
+        elif before != time_s:
+            in_row[trial] += 1
+            total, most = total + 1, max(most, in_row[trial])
+        seconds[trial, epoch] = time_s
+    return total, most
 
 
 def runs_of(storage):

@@ -36,10 +36,13 @@ def test_a_difference_in_any_result_is_found():
 
 
 def test_epochs_that_were_trained_again_are_counted(tmp_path):
-    for trial, epoch in (("a", 1), ("b", 1), ("a", 2), ("a", 3), ("a", 3), ("a", 4), ("a", 2), ("a", 3), ("b", 2)):
-        event = {"event": "epoch", "trial": trial, "epoch": epoch, "metrics": {}}
+    """(trial, epoch, seconds): an epoch with its former time is the report of a checkpoint."""
+    reports = [("a", 1, 0.1), ("b", 1, 0.2), ("a", 2, 0.3), ("a", 3, 0.4), ("a", 3, 0.4), ("a", 4, 0.5)]
+    reports += [("a", 2, 0.3), ("a", 3, 0.6), ("a", 4, 0.7), ("a", 5, 0.8), ("b", 1, 0.9)]
+    for trial, epoch, time_s in reports:
+        event = {"event": "epoch", "trial": trial, "epoch": epoch, "metrics": {"epoch_s": time_s}}
         events.append(tmp_path / "events.jsonl", event)
-    assert lost_epochs(tmp_path) == (2, 2), "the second report of epoch 3 is the checkpoint's; epochs 3 and 4 were lost"
+    assert lost_epochs(tmp_path) == (3, 2), "epochs 3 and 4 of a in a row, and epoch 1 of b"
 
 
 def test_a_run_that_is_left_running_is_seen(tmp_path):

@@ -123,3 +123,17 @@ def test_a_folder_appears_when_it_is_complete_and_leaves_nothing_when_it_fails(t
     assert (folder / "new").read_text() == "new"
     assert (folder / "old").exists() == (before == "files")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_an_empty_folder_that_exists_keeps_its_place(tmp_path):
+    """It may be a mount, or in a folder that cannot be written."""
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    inode = folder.stat().st_ino
+    with pytest.raises(FileNotFoundError), folder_written_whole(folder) as place:
+        (place / "a").replace(place / "b")
+    assert list(folder.iterdir()) == []
+    with folder_written_whole(folder) as place:
+        (place / "a").write_text("1")
+    assert [path.name for path in folder.iterdir()] == ["a"]
+    assert folder.stat().st_ino == inode

@@ -64,7 +64,7 @@ def without_ray(monkeypatch):
     for name in ("evaluate_remotely", "evaluate_ensemble_remotely", "illustrate_remotely"):
         monkeypatch.setattr(stages, name, _Task(getattr(stages, name)))
     monkeypatch.setattr(stages, "run_trials", _run_trials)
-    monkeypatch.setattr(stages, "connected", lambda _address: nullcontext())
+    monkeypatch.setattr(stages, "connected", lambda _address, **_: nullcontext())
     monkeypatch.setattr(stages, "trial_resources", lambda *_, **__: {"cpu": 1.0, "gpu": 0.0})
     monkeypatch.setattr(stages, "_fetch", _fetch)
     monkeypatch.setattr(stages, "num_slots", lambda _session: 1)

@@ -72,6 +72,17 @@ def test_another_host_is_believed_while_its_file_is_fresh(tmp_path):
         assert json.loads(file.read_text())["host"] == socket.gethostname()
 
 
+def test_the_file_of_another_host_is_neither_kept_fresh_nor_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(driver, "TOUCH_EVERY_S", 0.01)
+    theirs = json.dumps({"host": "elsewhere", "pid": 7, "since_s": 0.0})
+    with only_driver(tmp_path):
+        (tmp_path / HOLDER).write_text(theirs)
+        os.utime(tmp_path / HOLDER, (0, 0))
+        time.sleep(0.1)
+        assert (tmp_path / HOLDER).stat().st_mtime == 0
+    assert (tmp_path / HOLDER).read_text() == theirs
+
+
 def test_a_holder_stays_fresh(tmp_path, monkeypatch):
     monkeypatch.setattr(driver, "TOUCH_EVERY_S", 0.01)
     with only_driver(tmp_path):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ray.exceptions import RayTaskError
@@ -15,6 +16,7 @@ from raydml.study import events
 from raydml.study.events import events_path, read_state
 from raydml.study.faults import fault_in, fault_of, faults_named, is_without_memory
 from raydml.study.process import MachineFault
+from raydml.study.runner import StudyEvents
 from tests.study.test_folder import image_folder
 
 ROOT = Path(__file__).parents[2]
@@ -77,6 +79,65 @@ def test_a_lack_of_memory_has_many_words(error, expected):
     assert is_without_memory(error) is expected
 
 
+def tune_trial(key):
+    """A trial as Tune gives it to its callbacks, as far as they read it."""
+    run = {"key": key, "fingerprint": "f", "configuration": "f", "trial": {"data": {"split": {"fold": 0}}, "seed": 0}}
+    metadata = SimpleNamespace(num_failures=0)
+    return SimpleNamespace(config={"run": run}, run_metadata=metadata, error_file=None, last_result={}, max_failures=2)
+
+
+def test_only_an_epoch_beyond_the_last_failure_begins_a_new_row_of_retries(tmp_path):
+    callback, trial = StudyEvents(str(tmp_path), "search", None, None), tune_trial("search-000")
+
+    def report(epoch):
+        trial.last_result = {"epoch": epoch, "record": {"epoch": epoch, "val_map_at_r": 0.5, "ended": ""}}
+        callback.on_trial_result(0, [], trial, trial.last_result)
+
+    report(1)
+    report(2)  # reported, and then its save fails, again and again
+    for failures in (1, 2):
+        trial.run_metadata.num_failures = failures
+        callback.on_trial_recover(0, [], trial)
+        report(2)
+        assert trial.run_metadata.num_failures == failures
+    report(3)
+    assert trial.run_metadata.num_failures == 0
+
+
+def failed_with(tmp_path, text):
+    trial = tune_trial("search-000")
+    trial.error_file = str(tmp_path / "error.txt")
+    (tmp_path / "error.txt").write_text(f"Failure # 1 (occurred at x)\n{text}\n")
+    return trial
+
+
+def test_a_worker_that_ray_ends_for_its_memory_runs_again_alone(tmp_path):
+    trial = failed_with(
+        tmp_path, "ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory"
+    )
+    StudyEvents(str(tmp_path), "search", None, None).on_trial_error(0, [], trial)
+    state = read_state(tmp_path).trials["search-000"]
+    assert (state.ended, state.retry_reasons) == ("", ("out_of_memory",))
+    StudyEvents(str(tmp_path), "search", None, None, alone=True).on_trial_error(0, [], trial)
+    assert read_state(tmp_path).trials["search-000"].ended == "out_of_memory"
+
+
+@pytest.mark.parametrize(
+    ("text", "counted"),
+    [
+        ("The actor died because its node has died. Node Id: 1f", 0),
+        ("The actor never ran - it was cancelled before it started running.", 0),
+        ("The actor died unexpectedly before finishing this task. The worker process was killed by signal 9.", 1),
+        ("RuntimeError: on order", 1),
+    ],
+)
+def test_the_loss_of_a_node_is_no_failure_of_its_trials(tmp_path, text, counted):
+    trial = failed_with(tmp_path, text)
+    trial.run_metadata.num_failures = 1
+    StudyEvents(str(tmp_path), "search", None, None).on_trial_recover(0, [], trial)
+    assert trial.run_metadata.num_failures == counted
+
+
 SPACE = """\
 study:
   name: faulty
@@ -116,6 +177,7 @@ def ended(folder):
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
+@pytest.mark.timeout(600)
 def test_each_trial_that_fails_gets_its_label_and_its_second_try(tmp_path, space):
     plan = [
         {"learning_rate": 0.001, "epoch": 2, "what": "hang", "times": 1},

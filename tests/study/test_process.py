@@ -1,5 +1,6 @@
 """A driver in a process of its own: how each way to end is reported, and what is left of it."""
 
+import errno
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import os, signal, subprocess, sys, time
 from collections import namedtuple
 from raydml.study import events
 from raydml.study.events import events_path
-from raydml.study.process import RayEnded, serve_driver
+from raydml.study.process import MachineFault, RayEnded, serve_driver
 Outcome = namedtuple("Outcome", "status signal", defaults=[None])
 def run(folder, *, address, time_limit_s):
     path = events_path(folder)
@@ -31,6 +32,11 @@ def run(folder, *, address, time_limit_s):
 sys.exit(serve_driver(sys.stdin, run))
 """
     return [sys.executable, "-c", program]
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    monkeypatch.setattr(process, "_PAUSE_S", 0.0)
 
 
 def run(tmp_path, body, received=()):
@@ -45,9 +51,9 @@ STARTED = 'events.append(path, {"event": "study_started", "study": "s", "config"
 def test_a_study_that_ends_by_itself_reports_how(tmp_path):
     outcome, lines = run(tmp_path, "print('a line', file=sys.stderr)")
     assert (outcome.status, lines) == ("finished", ["a line"])
-    refused, _ = run(tmp_path, "from raydml.errors import ConfigError; raise events.NoEvents('x')")
-    assert refused.status == "defect"
-    assert "AttributeError" in refused.text
+    defect, _ = run(tmp_path, "_ = 1 / 0")
+    assert defect.status == "defect"
+    assert "ZeroDivisionError" in defect.text
     refused, _ = run(tmp_path, "from raydml.study.folder import StudyError; raise StudyError('Cure: this')")
     assert (refused.status, refused.text) == ("refused", "Cure: this")
 
@@ -88,6 +94,28 @@ def send_when(exists, received, number):
         received.append(int(number))
 
     threading.Thread(target=send, daemon=True).start()
+
+
+def test_reads_of_the_test_and_repeated_epochs_are_no_progress(tmp_path):
+    body = STARTED + textwrap.dedent("""\
+        events.append(path, {"event": "test_read", "stage": "finalize", "trial": "confirm-000", "checkpoint": "c"})
+        events.append(path, {"event": "epoch", "trial": "search-000", "stage": "search", "epoch": 3, "metrics": {}})
+        raise RayEnded("a worker was killed")
+        """)
+    outcome, _ = run(tmp_path, body)
+    assert (outcome.status, outcome.text) == ("broken", "a worker was killed")
+    kinds = [event["event"] for event in events.read(events_path(tmp_path))]
+    assert kinds.count("study_started") == 1 + process.MAX_FAILURES, "the first one did report a new epoch"
+
+
+def test_a_disk_that_is_still_full_does_not_hide_how_the_study_ended(tmp_path, monkeypatch):
+    def full(*_arguments, **_options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(process.events, "append", full)
+    outcome, _ = run(tmp_path, STARTED + "raise MachineFault('the disk is full')")
+    assert (outcome.status, outcome.text) == ("paused", "the disk is full")
+    assert read_state(tmp_path).state == "running", "nothing could be written"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -126,6 +126,7 @@ def test_damaged_results_and_embeddings_are_made_anew_with_the_same_numbers(fini
         assert f"{name} is damaged" in notes
     assert f"{tested[0].stem} is tested once more" in notes
     assert len((finished / "test_reads.jsonl").read_text().splitlines()) > num_reads
+    assert "illustrations.json" not in notes, "whole pictures are not drawn again"
 
 
 @pytest.mark.slow

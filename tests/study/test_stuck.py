@@ -12,7 +12,7 @@ class Clock:
 
 def test_a_trial_is_stuck_after_ten_usual_epochs_and_not_before_the_shortest_time():
     clock = Clock()
-    watch = StuckWatch(600.0, clock)
+    watch = StuckWatch(600.0, clock=clock)
     watch.stuck(["a", "b"])
     watch.report("a", 5.0)
     watch.report("b", 90.0)
@@ -24,20 +24,30 @@ def test_a_trial_is_stuck_after_ten_usual_epochs_and_not_before_the_shortest_tim
     assert [late.key for late in watch.stuck(["a", "b"])] == ["b"], "a has been returned, and has 600 s again"
 
 
-def test_before_its_first_epoch_a_trial_has_the_time_of_the_others():
+def test_before_its_first_epoch_a_trial_has_more_time():
     clock = Clock()
-    watch = StuckWatch(10.0, clock)
+    watch = StuckWatch(10.0, clock=clock)
     watch.stuck(["a", "b"])
     clock.now_s = 119.0
     assert not watch.stuck(["a", "b"]), "no epoch is known: twelve times 10 s"
-    watch.report("a", 3.0)
-    clock.now_s = 120.5
-    assert [late.key for late in watch.stuck(["a", "b"])] == ["b"], "10 epochs of 3 s are over"
+    watch.report("a", 13.0)
+    clock.now_s = 129.0
+    assert not watch.stuck(["a", "b"]), "ten epochs of the other are 130 s"
+    clock.now_s = 131.0
+    assert [late.key for late in watch.stuck(["a", "b"])] == ["b"]
+
+
+def test_a_trial_that_goes_on_is_judged_by_its_epochs_of_before():
+    clock = Clock()
+    watch = StuckWatch(10.0, {"a": 0.5}, clock)
+    watch.stuck(["a"])
+    clock.now_s = 10.5
+    assert [late.key for late in watch.stuck(["a"])] == ["a"]
 
 
 def test_a_trial_that_waits_is_not_stuck():
     clock = Clock()
-    watch = StuckWatch(10.0, clock)
+    watch = StuckWatch(10.0, clock=clock)
     watch.stuck(["a"])
     watch.report("a", 0.1)
     watch.stuck([])
