@@ -162,8 +162,10 @@ def sync(
 
     To its own store, which is created where it is missing, or to the one of --tracking-uri."""
     from raydml.study.folder import find_study, read_study
+    from raydml.study.results import refuse_lost_events
 
     folder = find_study(study, storage)  # before MLflow is imported
+    refuse_lost_events(folder)
     from raydml.ops.addresses import without_secrets
     from raydml.tracking.delivery import sync as deliver
     from raydml.tracking.store import StoreUnavailable

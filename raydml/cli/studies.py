@@ -381,12 +381,13 @@ def run_and_show(
     """
     from raydml.study.driver import only_driver
     from raydml.study.process import stop_signals
-    from raydml.study.results import is_finished
+    from raydml.study.results import is_finished, refuse_lost_events
 
     console, program = new_console(), program_of(context)
     if tracking_uri is None and is_finished(folder):
         show_finished(program, folder, console)
         return
+    refuse_lost_events(folder)  # before anything of it reaches MLflow
     command, phase = [*started_again(context), "drive"], "starting"
 
     def on_signal(_number: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -30,6 +31,8 @@ MAX_FAILURES = 3  # of drivers in a row, without progress of the study
 _PAUSE_S = 2.0  # before a new driver, for each failure in a row
 _POLL_S = 0.1
 _NUM_LAST_LINES = 15
+#: Log lines of Ray's C++ part, which are of no use to who runs a study: the events say what has happened.
+_RAY_LOG = re.compile(r"(\x1b\[\d+m)*(\[[\d:, .-]+ [A-Z] \d+ \d+\] |\((raylet|gcs_server|autoscaler)\b)")
 
 
 class RayEnded(Exception):
@@ -126,7 +129,8 @@ class DriverProcess:
             for line in output:
                 text = line.decode("utf-8", "replace").rstrip()
                 self._last_lines = [*self._last_lines, text][-_NUM_LAST_LINES:]
-                self._show(text)
+                if not _RAY_LOG.match(text):
+                    self._show(text)
 
     def _read_outcome(self, outcome: IO[bytes]) -> None:
         with outcome, suppress(ValueError):  # half a line of a driver that was killed
@@ -188,7 +192,7 @@ def _progress(folder: Path) -> int:
 
 
 def end_session(leader: int) -> None:
-    """Kill every process of a session whose leader has ended."""
+    """Kill every process of a session but this one."""
     for _ in range(20):  # a process may have started another one meanwhile
         members = [pid for pid in _process_ids() if pid != os.getpid() and _session_of(pid) == leader]
         if not members:
@@ -248,8 +252,8 @@ def serve_driver(request: IO[str], run: Callable[..., Any]) -> int:
 
 def _end_with(stream: IO[str]) -> None:
     stream.read()
-    # Its own threads and Ray's are of no more use: Ray ends by itself with this process, and a resume goes on from the
-    # checkpoints.
+    # An embedded Ray would end by itself, but its agents take long for it. A resume goes on from the checkpoints.
+    end_session(os.getpid())
     os.kill(os.getpid(), signal.SIGKILL)
 
 

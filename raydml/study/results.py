@@ -35,6 +35,32 @@ def is_finished(folder: Path) -> bool:
     return all(is_whole(folder / RESULT_FILES[stage]) for stage in stages_of(study["study"], study["trials"]))
 
 
+def trials_of(folder: Path, stage: str) -> list[str]:
+    """Return the keys of the trials that the result of a stage is about; none without a result, and of finalize."""
+    rows = _rows(folder, stage) if stage != "finalize" and is_whole(folder / RESULT_FILES[stage]) else []
+    return [key for row in rows for key in ([row["trial"]] if stage == "search" else _keys(row["runs"]))]
+
+
+def _keys(runs: list[dict[str, Any]]) -> list[str]:
+    return [run["trial"] for run in runs]
+
+
+def refuse_lost_events(folder: Path) -> None:
+    """Raise StudyError where the events of all trials are gone, and results of them are there.
+
+    Without them there is no curve and no configuration of any trial, and MLflow would be emptied to match.
+    """
+    known = read_state(folder).trials
+    for stage in ("search", "confirm", "refit"):
+        trials = trials_of(folder, stage)
+        if trials and not set(trials) & known.keys():
+            raise StudyError(
+                f"{folder / 'events.jsonl'} has no trial of the stage {stage}, whose result is "
+                f"{folder / RESULT_FILES[stage]}. Cure: put it back from a backup, or make the study again under "
+                "another name (sweep ... --name)"
+            )
+
+
 class Winner(NamedTuple):
     """The best checkpoint of a study, chosen on validation classes and never on the test classes."""
 

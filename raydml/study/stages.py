@@ -42,7 +42,15 @@ from raydml.study.folder import (
 )
 from raydml.study.process import MachineFault, RayEnded
 from raydml.study.refit import configurations_to_refit, lost_refits, notes_on_refits, refit_trials, refitted
-from raydml.study.results import find_winner, illustrated_runs, is_finished, top_trials, write_results
+from raydml.study.results import (
+    find_winner,
+    illustrated_runs,
+    is_finished,
+    refuse_lost_events,
+    top_trials,
+    trials_of,
+    write_results,
+)
 from raydml.study.runner import StudySession, drop_checkpoints, num_slots, run_trials
 from raydml.study.time_limit import TimeLimit
 from raydml.training import checkpoint
@@ -90,6 +98,7 @@ def _drive(folder: Path, address: str | None, time_limit_s: float | None, own_pr
     study, machine = settings_of(folder, study_json)
     if is_finished(folder):
         return Outcome("finished")
+    refuse_lost_events(folder)
     if deadline_s is not None and "search" not in stages_of(study, study_json["trials"]):
         raise StudyError(
             f"--time ends a search early, and study {folder.name!r} has none: its trials have no validation classes, "
@@ -190,7 +199,7 @@ def _refuse_other_images(folder: Path, study_json: Mapping[str, Any], machine: M
 def _run_stage(session: StudySession, stage: str, received: list[int]) -> None:
     """Run a stage that has no result yet. received: the signals that have arrived so far."""
     result = session.folder / RESULT_FILES[stage]
-    if _is_usable(session, result):
+    if _is_usable(session, result) and not _has_lost_trials(session, stage):
         return
     if not received:
         _STAGES[stage](session)
@@ -198,6 +207,15 @@ def _run_stage(session: StudySession, stage: str, received: list[int]) -> None:
         raise Interrupted(received[0])
     if not result.exists():
         raise StudyError(f"stage {stage} stopped before all its trials ended; see {events_path(session.folder)}")
+
+
+def _has_lost_trials(session: StudySession, stage: str) -> bool:
+    """Return whether the events have lost trials of a finished stage. Its result is then noted and made anew."""
+    lost = sorted(set(trials_of(session.folder, stage)) - read_state(session.folder).trials.keys())
+    if lost:
+        session.note(f"events.jsonl has lost {', '.join(lost)}; the result of the stage {stage} is made anew.")
+        (session.folder / RESULT_FILES[stage]).unlink()
+    return bool(lost)
 
 
 def _is_usable(session: StudySession, file: Path) -> bool:

@@ -169,6 +169,9 @@ driver.wait([])
 
 
 def test_output_that_is_not_utf8_and_a_driver_that_cannot_start(tmp_path):
+    raw = "[2026-11-29 03:34:51,106 E 12532 12723] rpc_client.h:204: Failed to connect to GCS"
+    _, lines = run(tmp_path, f"print({raw!r}); print('(raylet) A worker died'); print('(a) note')")
+    assert lines == ["(a) note"], "Ray's own log lines are left out"
     outcome, lines = run(tmp_path, "sys.stdout.buffer.write(b'\\xff\\n'); sys.stdout.flush()")
     assert (outcome.status, lines) == ("finished", ["\ufffd"])
     driver = DriverProcess([sys.executable, "-c", "import sys; sys.exit('no such thing')"], lines.append)

@@ -10,6 +10,7 @@ from raydml.study import events, stages
 from raydml.study.events import events_path, read_state, read_trials
 from raydml.study.folder import StudyError, read_json
 from raydml.study.process import MachineFault
+from raydml.study.results import refuse_lost_events
 from raydml.study.runner import StudySession, _newest_checkpoint, _with_lost_epochs
 from raydml.study.stages import run_study, search_trials
 from raydml.training import checkpoint
@@ -185,3 +186,35 @@ def test_a_mistake_of_the_user_is_no_fault_of_the_machine(tmp_path, monkeypatch)
     monkeypatch.setitem(stages._STAGES, "search", mistake)
     with pytest.raises(StudyError, match=r"^nothing can be ranked$"):
         run_study(folder)
+
+
+def test_a_study_that_has_lost_its_events_is_refused_before_anything_changes(tmp_path):
+    folder = make(tmp_path)
+    row = {
+        "trial": "search-000",
+        "fingerprint": "f",
+        "value": 0.5,
+        "epoch_of_best": 1,
+        "epochs": 1,
+        "ended": "finished",
+    }
+    (folder / "ranking.json").write_text(json.dumps([row]))
+    before = {path.name for path in folder.iterdir()}
+    with pytest.raises(StudyError, match=r"events\.jsonl has no trial of the stage search.*Cure: put it back"):
+        run_study(folder)
+    assert {path.name for path in folder.iterdir()} - {"driver.lock"} == before - {"driver.lock"}
+    report(folder, "search-000", 1, 0.5)
+    refuse_lost_events(folder)
+
+
+def test_a_stage_that_has_lost_some_of_its_trials_is_run_again(tmp_path):
+    folder = make(tmp_path)
+    report(folder, "search-000", 1, 0.5)
+    rows = [{"trial": key, "fingerprint": key, "value": 0.5} for key in ("search-000", "search-001")]
+    (folder / "ranking.json").write_text(json.dumps(rows))
+    assert stages._has_lost_trials(session_of(folder), "search")
+    assert not (folder / "ranking.json").exists()
+    assert "has lost search-001; the result of the stage search is made anew" in read_state(folder).notes[-1]
+    (folder / "ranking.json").write_text(json.dumps(rows[:1]))
+    assert not stages._has_lost_trials(session_of(folder), "search")
+    assert (folder / "ranking.json").exists()
