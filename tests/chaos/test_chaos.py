@@ -45,6 +45,7 @@ def test_epochs_that_were_trained_again_are_counted(tmp_path):
     assert lost_epochs(tmp_path) == (3, 2), "epochs 3 and 4 of a in a row, and epoch 1 of b"
 
 
+@pytest.mark.slow
 def test_a_run_that_is_left_running_is_seen(tmp_path):
     prepare_store(default_uri(tmp_path), tmp_path)
     from mlflow.tracking import MlflowClient

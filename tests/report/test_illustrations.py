@@ -20,6 +20,9 @@ from raydml.report.page import PICTURE_SECTIONS
 from raydml.training.checkpoint import CheckpointError
 from raydml.training.trainer import Trainer
 
+#: Its pictures are drawn once, in one process.
+pytestmark = pytest.mark.xdist_group("illustrations")
+
 CLASSES = [f"kind-{letter}" for letter in "abcdefgh"]
 NUM_EACH = 6
 PLAIN, MIC = {"name": "plain"}, {"name": "mic", "num_clusters": 3, "images_per_cluster": 2}

@@ -30,6 +30,7 @@ from raydml.study.folder import StudyError, create_study, move_data_root, newest
 from raydml.study.stages import run_study
 from raydml.training import checkpoint
 from raydml.training.trainer import Trainer
+from tests.study.in_process import without_ray
 from tests.study.test_folder import SPACE, image_folder
 
 METRIC = "val_map_at_r"
@@ -260,12 +261,14 @@ def test_a_resumed_study_ends_as_the_unbroken_one(halved, tmp_path):
 
 
 @pytest.mark.parametrize("refit", [None, pytest.param({"seeds": 1}, marks=pytest.mark.slow)])
-def test_search_confirm_and_refit_never_open_a_test_image(tmp_path, refit):
+def test_search_confirm_and_refit_never_open_a_test_image(tmp_path, monkeypatch, refit):
+    if refit is None:  # the workers of Ray open what this process opens, and are slow to start
+        without_ray(monkeypatch)
     root = image_folder(tmp_path / "images", num_classes=8)
     settings = {"machine.data_root": str(root), "study.search.num_trials": 1, "study.search.scheduler": "none"}
     settings |= {"trial.epochs": 1, "study.confirm.seeds": 1}
     settings |= {"trial.data.split.val_fraction": 0.5, "trial.sampler.classes_per_batch": 2}
-    settings |= {"study.refit": refit}
+    settings |= {"study.refit": refit, "machine.device": "cpu"}
     catalog = open_catalog("image_folder", root, None)
     split = make_split(catalog, test_fraction=0.5, val_fraction=0.5, num_folds=2, fold=None, order="sorted", seed=0)
     # Decoding one of these fails: they are no images. (Only their names and sizes go into the catalog.)
