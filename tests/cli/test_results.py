@@ -128,6 +128,9 @@ def test_a_study_that_runs_is_not_run_twice(tmp_path):
     """Whatever the other process holds: the study, and the delivery of its events."""
     folder = make(tmp_path)
     with filelock.FileLock(folder / LOCK):
-        said = refused("resume", folder.name, "--storage", folder.parent, "--tracking-uri", default_uri(folder.parent))
+        before = (folder / "study.json").read_bytes()
+        options = ["--tracking-uri", default_uri(folder.parent), "--data-root", tmp_path]
+        said = refused("resume", folder.name, "--storage", folder.parent, *options)
+        assert (folder / "study.json").read_bytes() == before, "refused before anything is changed"
     assert "is running already, by another process, whose pid is not recorded. Cure: wait for it" in said
     assert not (folder / "events.jsonl").exists()

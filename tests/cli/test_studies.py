@@ -1,6 +1,10 @@
 """Commands that run studies, and MLflow: a server that is down, one that cannot be right, and passwords."""
 
 import logging
+import os
+import signal
+import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +15,7 @@ from raydml.study.folder import read_json
 from raydml.study.stages import run_study
 from raydml.tracking.delivery import Tracker, sync
 from raydml.tracking.store import default_uri
-from tests.cli.commands import done, refused
+from tests.cli.commands import done, refused, run
 from tests.cli.test_main import SPACE, fake_run, make_study
 from tests.study.in_process import without_ray
 from tests.study.test_folder import space_at
@@ -49,6 +53,34 @@ def test_what_mlflow_lacks_is_said_last(tmp_path, monkeypatch):
     monkeypatch.setattr(studies, "show_outcome", lambda _program, _folder, console: console.print("the outcome"))
     lines = done("resume", folder).stdout.strip().splitlines()
     assert lines[-3:] == ["the outcome", "", "deliver it later: launch.py sync digits"]
+
+
+@pytest.mark.parametrize("phase", ["before the driver", "while the results are sent"])
+def test_a_signal_outside_the_driver_ends_the_command_in_order(tmp_path, monkeypatch, phase):
+    folder = make_study(tmp_path / "studies", "digits", tracking_uri=None)
+    calls = fake_run(monkeypatch, SimpleNamespace(status="finished", signal=None, text=""))
+    monkeypatch.setattr(studies, "show_outcome", lambda _program, _folder, console: console.print("the outcome"))
+    tracker = sys.modules["raydml.tracking.delivery"].Tracker
+    method = "start" if phase == "before the driver" else "finish"
+    original, sent = getattr(tracker, method), []
+
+    def with_signal(self, *arguments):
+        if not sent:
+            sent.append(True)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)  # until the handler ends this
+        return original(self, *arguments)
+
+    monkeypatch.setattr(tracker, method, with_signal)
+    result = run("resume", folder)
+    assert result.exit_code == 143
+    was_run = any(isinstance(call, tuple) and call[0] == folder for call in calls)
+    assert was_run == (phase != "before the driver")
+    if was_run:
+        assert "the outcome" in result.output
+        assert calls[-1] == "finish", "a short one, after the one that was cut off"
+    else:
+        assert "Interrupted. To continue:\n  launch.py resume digits" in result.output
 
 
 @pytest.mark.slow
