@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -274,7 +275,13 @@ def keys_of_runs(folder: Path, stage: str, rows: Sequence[dict[str, Any]]) -> di
     A run of the same trial that exists keeps its key and is not repeated. A run from before the search was given more
     trials counts only if it has a result and still has its checkpoint. All others get free keys.
     """
-    started = {trial.trial: trial for trial in read_state(folder).trials.values() if trial.stage == stage}
+    known = {trial.trial: trial for trial in read_state(folder).trials.values() if trial.stage == stage}
+    # The event that a trial has started may be lost. Its checkpoint then says what it is; without one it has not begun.
+    started = {
+        key: replace(trial, fingerprint=found)
+        for key, trial in known.items()
+        if (found := trial.fingerprint or _fingerprint_of_checkpoint(folder, stage, key))
+    }
     usable: dict[str, list[str]] = {}
     for key, trial in sorted(started.items()):
         has_result = trial.best is not None or (stage == "refit" and trial.ended == "finished")
@@ -287,6 +294,12 @@ def keys_of_runs(folder: Path, stage: str, rows: Sequence[dict[str, Any]]) -> di
         same = usable.get(fingerprint(row["trial"]))
         by_key[same.pop(0) if same else next(free)] = row
     return by_key
+
+
+def _fingerprint_of_checkpoint(folder: Path, stage: str, key: str) -> str:
+    """Return the fingerprint of the trial whose newest checkpoint this is; empty without one."""
+    found = newest_checkpoint(folder, stage, key)
+    return str(checkpoint.load_card(found).get("fingerprint") or "") if found else ""
 
 
 def _confirm(session: StudySession) -> None:

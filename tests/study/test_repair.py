@@ -2,10 +2,12 @@
 
 import errno
 import json
+import shutil
 
 import pytest
 import torch
 
+from raydml.config.trial import fingerprint
 from raydml.study import events, stages
 from raydml.study.events import events_path, read_state, read_trials
 from raydml.study.folder import StudyError, read_json
@@ -218,3 +220,27 @@ def test_a_stage_that_has_lost_some_of_its_trials_is_run_again(tmp_path):
     (folder / "ranking.json").write_text(json.dumps(rows[:1]))
     assert not stages._has_lost_trials(session_of(folder), "search")
     assert (folder / "ranking.json").exists()
+
+
+def test_a_run_whose_start_was_lost_keeps_its_key(tmp_path):
+    """Epochs that were put back from a checkpoint do not say which configuration a run has; the checkpoint does."""
+    folder = make(tmp_path)
+    trials = list(search_trials(read_json(folder / "study.json")).values())
+    rows = [{"trial": trial} for trial in trials]
+
+    def epoch_of(key, fingerprint_):
+        event = {"event": "epoch", "stage": "confirm", "trial": key, "epoch": 1, "metrics": {METRIC: 0.1}}
+        events.append(events_path(folder), event)
+        if fingerprint_:
+            path = folder / "confirm" / "run-000" / key / "checkpoint_000000"
+            card = {"epoch": 1, "fingerprint": fingerprint_}
+            checkpoint.save(path, state={}, model_card=card, best_weights={"w": torch.zeros(1)})
+
+    epoch_of("confirm-000", fingerprint(trials[0]))
+    epoch_of("confirm-001", "")  # neither a start nor a checkpoint: it has not begun
+    by_key = stages.keys_of_runs(folder, "confirm", rows)
+    assert [row["trial"] for row in by_key.values()] == trials
+    assert list(by_key) == ["confirm-000", "confirm-001", "confirm-002"]
+    shutil.rmtree(folder / "confirm")
+    epoch_of("confirm-002", fingerprint(trials[0]))  # not in the order of the keys
+    assert next(iter(stages.keys_of_runs(folder, "confirm", rows))) == "confirm-002"
