@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import ray
 from ray import tune
+from ray.tune.execution.tune_controller import TuneController
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.stopper import CombinedStopper
 
@@ -209,6 +210,24 @@ def _last_line(trial: Any) -> str:
     return lines[-1] if lines else "unknown"
 
 
+def count_deaths_once() -> None:
+    """Let Tune count the death of an actor once, although two of its calls were under way.
+
+    After the first call has failed, Tune puts the trial back in line (PENDING). Any further failure of a trial in line
+    is its end, without a retry. The calls of a trial in line are all those of an actor that has ended.
+    """
+    original = TuneController._trial_task_failure
+    if getattr(original, "counts_once", False):
+        return
+
+    def task_failure(self: TuneController, trial: Any, exception: Exception) -> None:
+        if trial.status != trial.PENDING:
+            original(self, trial, exception)
+
+    task_failure.counts_once = True  # type: ignore[attr-defined]
+    TuneController._trial_task_failure = task_failure
+
+
 def retain(folder: Path, stage: str, trials: Iterable[TrialState], keep: int, max_bytes: int | None) -> None:
     """Keep the checkpoints of the best ``keep`` ended trials of a stage, within ``max_bytes``; delete the others'.
 
@@ -345,6 +364,7 @@ def _run_group(
     limit = session.limit if search else None
     stop = FaultStop()
     session.step("starting the trials")
+    count_deaths_once()
     tuner = tune.Tuner(
         tune.with_resources(TrialActor, resources),
         # Each configuration is one value of the grid: what runs is what was validated and fingerprinted.

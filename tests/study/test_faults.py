@@ -9,14 +9,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
+from ray.tune.execution.tune_controller import TuneController
 
 from raydml.data.catalog import DataError
 from raydml.study import events
 from raydml.study.events import events_path, read_state
 from raydml.study.faults import fault_in, fault_of, faults_named, is_without_memory
 from raydml.study.process import MachineFault
-from raydml.study.runner import StudyEvents
+from raydml.study.runner import StudyEvents, count_deaths_once
 from tests.study.test_folder import image_folder
 
 ROOT = Path(__file__).parents[2]
@@ -136,6 +137,20 @@ def test_the_loss_of_a_node_is_no_failure_of_its_trials(tmp_path, text, counted)
     trial.run_metadata.num_failures = 1
     StudyEvents(str(tmp_path), "search", None, None).on_trial_recover(0, [], trial)
     assert trial.run_metadata.num_failures == counted
+
+
+def test_the_death_of_an_actor_with_two_calls_is_one_failure():
+    count_deaths_once()
+    count_deaths_once()
+    seen = []
+    controller = SimpleNamespace(
+        _fail_fast=False, RAISE="raise", _print_trial_errors=False,
+        _process_trial_failure=lambda trial, exception: seen.append((trial.status, exception)),
+    )  # fmt: skip
+    for status in ("RUNNING", "PENDING"):
+        trial = SimpleNamespace(status=status, PENDING="PENDING")
+        TuneController._trial_task_failure(controller, trial, RayActorError())
+    assert [status for status, _ in seen] == ["RUNNING"]
 
 
 SPACE = """\
