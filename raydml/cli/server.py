@@ -8,25 +8,25 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import requests
+
+from raydml.study.process import stop_signals
 
 FIRST_PORT = 5000
 POLL_S = 0.2
 END_S = 10.0  # longest wait for the server to close its connections
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 def serve_ui(uri: str, port: int, on_answer: Callable[[], None]) -> int:
-    """Run an MLflow server for a store on 127.0.0.1 until it ends or a signal of SIGNALS arrives; return the exit code.
+    """Run an MLflow server for a store on 127.0.0.1 until it ends or one of STOP_SIGNALS arrives; return the exit code.
 
     on_answer: called once, when the server answers. The server has a process group of its own, so that a signal ends
     all of its workers. The exit code is 0 after Ctrl-C, the usual end, 128 + number after another signal, and otherwise
     the server's own.
     """
-    with _received_signals() as received:
+    with stop_signals() as received:
         server = subprocess.Popen(_command(uri, port), start_new_session=True)
         try:
             answered = False
@@ -70,18 +70,6 @@ def _answers(port: int) -> bool:
         return requests.get(f"http://127.0.0.1:{port}/health", timeout=1).ok
     except requests.RequestException:
         return False
-
-
-@contextmanager
-def _received_signals() -> Iterator[list[int]]:
-    """Collect the numbers of the signals that arrive, in place of their usual effect."""
-    received: list[int] = []
-    before = {number: signal.signal(number, lambda number, _frame: received.append(number)) for number in SIGNALS}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:

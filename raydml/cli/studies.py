@@ -273,7 +273,7 @@ def resume(
     retry_crashed: Annotated[
         bool,
         typer.Option(
-            "--retry-crashed", help="Run trials again that crashed, were stuck or had no memory, and later stages."
+            "--retry-crashed", help="Run trials again that crashed, hung or ran out of memory, and the later stages."
         ),
     ] = False,
     time_limit: TimeLimitOption = None,

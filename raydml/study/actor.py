@@ -6,6 +6,7 @@ import gc
 import logging
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from raydml.metrics.names import METRIC_GROUPS
 from raydml.ops.files import require_space
 from raydml.ops.progress import show_log
 from raydml.ops.system_use import SystemUse
-from raydml.study.faults import faults_named, is_without_memory
+from raydml.study.faults import faults_named, is_without_memory, with_half_batch
 from raydml.training import checkpoint
 from raydml.training.trainer import Trainer
 from raydml.training.trial_images import Catalogs
@@ -84,18 +85,23 @@ class TrialActor(tune.Trainable):
 
     def _start_named(self, config: dict[str, Any]) -> None:
         self._no_memory, self._notes = "", []
+        with self._failures_named():
+            self._start(config)
+
+    @contextmanager
+    def _failures_named(self) -> Iterator[None]:
+        """Raise faults of the machine as such. Where memory is lacking, free what the trial holds and keep the reason.
+
+        The next result then ends the trial for that reason.
+        """
         with faults_named():
             try:
-                self._start(config)
+                yield
             except Exception as error:
                 if not is_without_memory(error):
                     raise
-                self._end_without_memory(error)
-
-    def _end_without_memory(self, error: Exception) -> None:
-        """Free what the trial holds, and let its next result say why it ends."""
-        self._no_memory = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
-        self._free()
+                self._no_memory = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+                self._free()
 
     def _start(self, config: dict[str, Any]) -> None:
         self.cleanup()
@@ -104,10 +110,10 @@ class TrialActor(tune.Trainable):
         self._metric = str(config["metric"])
         machine = Machine.model_validate(config["machine"])
         trial: Trial = parse_trial(config["trial"])
-        if self._catalogs is None or self._catalogs.machine != machine:
-            self._catalogs = Catalogs(machine, record=ImageRecord.of_study(Path(config["reads"]).parent))
-        reads = TestReads(Path(config["reads"]))
         self._study = Path(config["reads"]).parent
+        if self._catalogs is None or self._catalogs.machine != machine:
+            self._catalogs = Catalogs(machine, record=ImageRecord.of_study(self._study))
+        reads = TestReads(Path(config["reads"]))
         device = assigned_device(machine)
         self._trainer = Trainer(trial, machine, device=device, catalogs=self._catalogs, reads=reads)
         self._system = _system_use(machine.system_metrics, self._trainer.device)
@@ -122,18 +128,12 @@ class TrialActor(tune.Trainable):
     def _free(self) -> None:
         for name in ("_trainer", "_epochs"):
             self.__dict__.pop(name, None)
-        gc.collect()
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+        _free_memory()
 
     def step(self) -> dict[str, Any]:
-        with faults_named():
-            try:
-                result = {} if self._no_memory else self._step()
-            except Exception as error:
-                if not is_without_memory(error):
-                    raise
-                self._end_without_memory(error)
+        result: dict[str, Any] = {}
+        with self._failures_named():
+            result = {} if self._no_memory else self._step()
         if self._no_memory:
             record = {"ended": OUT_OF_MEMORY, "error": self._no_memory}
             result = {"epoch": 0, self._metric: math.nan, "record": record, "done": True}
@@ -201,10 +201,15 @@ def _with_less_memory(evaluate: Callable[[Machine], Evaluation], machine: Machin
     except (RuntimeError, MemoryError) as error:
         if not is_without_memory(error):
             raise
+    _free_memory()
+    return evaluate(with_half_batch(machine))
+
+
+def _free_memory() -> None:
+    """Return memory that nothing uses any more to the device, for other trials."""
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    return evaluate(machine.model_copy(update={"evaluation_batch": max(1, machine.evaluation_batch // 2)}))
 
 
 @ray.remote

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import filelock
 
@@ -94,14 +94,27 @@ def _named_holder(folder: Path) -> Iterator[None]:
                 file.unlink()
 
 
+def lock_of_delivery(folder: Path) -> IO[str] | None:
+    """Return the locked file of the process that sends a study's events to MLflow; None where another one has it.
+
+    The lock ends when the file is closed.
+    """
+    file = open(folder / DELIVERY_LOCK, "a", encoding="utf-8")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
 def _refuse_if_delivered(folder: Path) -> None:
     """Raise StudyHeld while another process sends the events of a study to MLflow: `sync`, or an older raydml's run."""
     if (folder / DELIVERY_LOCK).exists():
-        with open(folder / DELIVERY_LOCK, "a", encoding="utf-8") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise _refusal(folder, None) from None
+        lock = lock_of_delivery(folder)
+        if lock is None:
+            raise _refusal(folder, None)
+        lock.close()
 
 
 def _read_holder(folder: Path) -> dict[str, Any] | None:

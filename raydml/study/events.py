@@ -427,15 +427,24 @@ def _apply(study: SimpleNamespace, event: Event, reports: dict[str, dict[int, Ep
 def _reopen(study: SimpleNamespace, num_trials_before: int) -> None:
     """Return a study to its search: the stages after it have not begun, and trials that the time ended can go on."""
     study.extensions = (*study.extensions, Extension(num_trials_before, study.time_s))
-    study.state, study.changed_s, study.stage, study.step = "interrupted", study.time_s, "search", None
+    study.state, study.changed_s, study.step = "interrupted", study.time_s, None
     study.active_s = 0.0
-    search = study.stages.get("search", StageState("search"))
-    study.stages = {"search": replace(search, finished=False, ranking=None)}
+    _open_stage(study, "search")
     for key, trial in study.trials.items():
-        if trial.stage != "search":
-            study.trials[key] = replace(trial, is_superseded=True)
-        elif trial.ended == "time":
+        if trial.stage == "search" and trial.ended == "time":
             study.trials[key] = replace(trial, state="interrupted", changed_s=study.time_s)
+
+
+def _open_stage(study: SimpleNamespace, stage: str) -> None:
+    """Make a stage the current one, without a result. The later ones have not begun: their trials are superseded."""
+    names = list(study.stages)
+    kept = [*names[: names.index(stage) if stage in names else 0], stage]
+    study.stage = stage
+    study.stages = {name: study.stages.get(name, StageState(name)) for name in kept}
+    study.stages[stage] = replace(study.stages[stage], finished=False, ranking=None)
+    for key, trial in study.trials.items():
+        if trial.stage not in kept:
+            study.trials[key] = replace(trial, is_superseded=True)
 
 
 def _retry(study: SimpleNamespace, stage: str, keys: Sequence[str], *, was_over: bool) -> None:
@@ -445,19 +454,8 @@ def _retry(study: SimpleNamespace, stage: str, keys: Sequence[str], *, was_over:
             study.trials[key], state="interrupted", error=None, retry_reasons=(), changed_s=study.time_s
         )
     study.state, study.changed_s, study.step = "interrupted", study.time_s, None
-    if not was_over:
-        return
-    study.stage = stage
-    names = list(study.stages)
-    later = set(names[names.index(stage) + 1 :]) if stage in names else set()
-    study.stages = {
-        name: replace(one, finished=False, ranking=None) if name == stage else one
-        for name, one in study.stages.items()
-        if name not in later
-    }
-    for key, trial in study.trials.items():
-        if trial.stage in later:
-            study.trials[key] = replace(trial, is_superseded=True)
+    if was_over:
+        _open_stage(study, stage)
 
 
 def _apply_to_trial(study: SimpleNamespace, event: Event, reports: dict[str, dict[int, EpochReport]]) -> None:

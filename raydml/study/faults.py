@@ -1,4 +1,4 @@
-"""Whose fault it is that a trial fails: the machine's, its memory's, or the trial's own.
+"""What a failing trial shows: a fault of the machine, a lack of memory, or an error of its own.
 
 Where a disk is full or images are missing, every further trial would fail like the first one. Such a fault therefore
 ends the stage and leaves its trials unended: a resume runs them as if nothing had happened. A trial without memory is
@@ -16,6 +16,7 @@ import torch
 from ray import tune
 from ray.exceptions import RayTaskError
 
+from raydml.config.trial import Machine
 from raydml.data.catalog import DataError
 from raydml.study.process import MachineFault
 
@@ -83,6 +84,11 @@ def is_without_memory(error: BaseException | str) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, (RuntimeError, str)) and _NO_MEMORY.search(str(error)) is not None
+
+
+def with_half_batch(machine: Machine) -> Machine:
+    """Return the settings for another try after a lack of memory: half the batch of the evaluation."""
+    return machine.model_copy(update={"evaluation_batch": max(1, machine.evaluation_batch // 2)})
 
 
 class FaultStop(tune.Stopper):

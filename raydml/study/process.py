@@ -155,8 +155,9 @@ def run_driver(
     """
     path = events_path(folder)
     until_s = None if time_limit_s is None else time.monotonic() + time_limit_s
-    num_failures, done = 0, _progress(folder)
+    num_failures = 0
     while True:
+        begin, num_tested = path.stat().st_size if path.exists() else 0, _num_tested(folder)
         driver = DriverProcess(command, show)
         driver.start(folder, address, None if until_s is None else max(until_s - time.monotonic(), 1.0))
         outcome = driver.wait(received)
@@ -167,8 +168,8 @@ def run_driver(
                 events.append(path, {"event": "interrupted", "signal": outcome.signal})
         if outcome.status != "broken":
             return outcome
-        before, done = done, _progress(folder)
-        num_failures = 0 if done > before else num_failures + 1
+        has_progressed = _num_tested(folder) > num_tested or _reports_progress(path, begin)
+        num_failures = 0 if has_progressed else num_failures + 1
         if num_failures >= MAX_FAILURES:
             return outcome
         why = outcome.text.splitlines()[0] if outcome.text else "for an unknown reason"
@@ -179,16 +180,24 @@ def run_driver(
         time.sleep(_PAUSE_S * num_failures)
 
 
-def _progress(folder: Path) -> int:
-    """Return how many epochs, trials, stages and tests of networks of a study are done, each counted once.
+def _num_tested(folder: Path) -> int:
+    """Return how many networks have been tested. The record of a test is written before it, and does not count."""
+    return len(list((folder / "final").glob("*.json")))
 
-    A trial that goes on reports the epoch of its checkpoint again, and the record of a test is written before it.
+
+def _reports_progress(path: Path, begin: int) -> bool:
+    """Return whether the events behind an offset report an epoch, or the end of a trial or a stage, for the first time.
+
+    A trial that goes on reports the epoch of its checkpoint again.
     """
-    done = set()
-    for event in events.read(events_path(folder)):
+    before: set[tuple[Any, ...]] = set()
+    after: set[tuple[Any, ...]] = set()
+    for event, end in events.records(path)[0]:
         if event["event"] in ("epoch", "trial_ended", "stage_finished"):
-            done.add((event["event"], event.get("stage"), event.get("trial"), event.get("epoch")))
-    return len(done) + len(list((folder / "final").glob("*.json")))
+            (before if end <= begin else after).add(
+                (event["event"], event.get("stage"), event.get("trial"), event.get("epoch"))
+            )
+    return bool(after - before)
 
 
 def end_session(leader: int) -> None:
@@ -258,8 +267,8 @@ def _end_with(stream: IO[str]) -> None:
 
 
 @contextmanager
-def stop_signals(on_signal: Callable[[int], None]) -> Iterator[list[int]]:
-    """Collect the STOP_SIGNALS that arrive, in place of their usual effect, and call a function with each.
+def stop_signals(on_signal: Callable[[int], None] | None = None) -> Iterator[list[int]]:
+    """Collect the STOP_SIGNALS that arrive, in place of their usual effect, and call a function with each, if any.
 
     One that is ignored, as HUP is under nohup, stays ignored. Where the terminal has been closed, what this process
     still prints is dropped.
@@ -270,7 +279,8 @@ def stop_signals(on_signal: Callable[[int], None]) -> Iterator[list[int]]:
         received.append(number)
         if number == signal.SIGHUP:
             _drop_output_to_terminals()
-        on_signal(number)
+        if on_signal is not None:
+            on_signal(number)
 
     chosen = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, handle) for number in chosen}

@@ -50,10 +50,10 @@ def refuse_lost_events(folder: Path) -> None:
 
     Without them there is no curve and no configuration of any trial, and MLflow would be emptied to match.
     """
-    known = read_state(folder).trials
-    for stage in ("search", "confirm", "refit"):
-        trials = trials_of(folder, stage)
-        if trials and not set(trials) & known.keys():
+    of_stages = {stage: trials for stage in RESULT_FILES if (trials := trials_of(folder, stage))}
+    known = read_state(folder).trials if of_stages else {}  # not read for nothing: it may be large
+    for stage, trials in of_stages.items():
+        if not set(trials) & known.keys():
             raise StudyError(
                 f"{folder / 'events.jsonl'} has no trial of the stage {stage}, whose result is "
                 f"{folder / RESULT_FILES[stage]}. Cure: put it back from a backup, or make the study again under "

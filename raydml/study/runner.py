@@ -11,7 +11,7 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from raydml.config.trial import Machine, StudySettings, Trial, fingerprint
 from raydml.study import events
 from raydml.study.actor import OUT_OF_MEMORY, TrialActor
 from raydml.study.events import StudyState, TrialState, events_path, rank, read_state, read_trials, reduce_events
-from raydml.study.faults import FaultStop, fault_in, is_without_memory
+from raydml.study.faults import FaultStop, fault_in, is_without_memory, with_half_batch
 from raydml.study.folder import newest_checkpoint
 from raydml.study.process import MachineFault
 from raydml.study.scheduler import Asha, SyncHalving, trial_key
@@ -266,8 +266,8 @@ def run_trials(session: StudySession, stage: str, trials: Mapping[str, Trial], c
 
     configurations: for each key the fingerprint of the searched configuration. scheduler: ``asha``, ``sync``, ``none``.
     """
-    known = read_state(session.folder).trials
-    states = {key: known[key] for key in trials if key in known}
+    state = read_state(session.folder)
+    states = {key: state.trials[key] for key in trials if key in state.trials}
     waiting = [key for key in trials if key not in states or not states[key].ended]
     session.record(
         "stage_started", stage=stage, num_trials=len(trials), num_ended=len(trials) - len(waiting),
@@ -276,37 +276,52 @@ def run_trials(session: StudySession, stage: str, trials: Mapping[str, Trial], c
         num_slots=num_slots(session), reused=list(states),
     )  # fmt: skip
     for is_alone in (False, True):
-        states = _with_lost_epochs(session, stage, trials)
-        without_memory = {key for key, state in states.items() if OUT_OF_MEMORY in state.retry_reasons}
+        without_memory = {key for key, trial in states.items() if OUT_OF_MEMORY in trial.retry_reasons}
         unended = [key for key in trials if key not in states or not states[key].ended]
         group = [key for key in unended if (key in without_memory) == is_alone]
         if is_alone and set(unended) != set(group):
             break  # a signal or the time limit has ended the first run
+        # Looked up once: each file of a checkpoint is hashed for it.
+        resume_from = {key: _newest_checkpoint(session, stage, key, states.get(key)) for key in group}
+        if _put_back_lost_epochs(session, stage, trials, states, resume_from):
+            state = read_state(session.folder)
+            states = {key: state.trials[key] for key in trials if key in state.trials}
         if group:
-            _run_group(session, stage, trials, group, states, configurations, scheduler, is_alone)
-    return read_trials(session.folder, stage)
+            _run_group(session, stage, trials, resume_from, states, configurations, scheduler, is_alone)
+            state = read_state(session.folder)
+            states = {key: state.trials[key] for key in trials if key in state.trials}
+    return {trial.trial: trial for trial in state.of_stage(stage)}
 
 
-def _with_lost_epochs(session: StudySession, stage: str, trials: Mapping[str, Trial]) -> dict[str, TrialState]:
-    """Return the states of the trials, after epochs that only their checkpoints have were added to the events.
+def _put_back_lost_epochs(
+    session: StudySession,
+    stage: str,
+    trials: Iterable[str],
+    states: Mapping[str, TrialState],
+    resume_from: Mapping[str, Path | None],
+) -> bool:
+    """Add the epochs that only the checkpoints of trials have to the events, and return whether there were any.
 
     The end of a file can be lost when a machine loses its power. Without these epochs the ranking would be another one.
+
+    resume_from: the newest checkpoints that are known already.
     """
-    known = read_state(session.folder).trials
+    were_lost = False
     for key in trials:
-        state = known.get(key)
+        state = states.get(key)
         reports = {} if state is None else state.reports
         num_epochs = max(reports, default=0)
         num_missing = num_epochs - len(reports)
         if state is not None and state.ended and not num_missing:
             continue
-        found = newest_checkpoint(session.folder, stage, key)
+        found = resume_from[key] if key in resume_from else newest_checkpoint(session.folder, stage, key)
         epochs = checkpoint.load_history(found) if found else []
         lost = {record["epoch"]: record for record in epochs if record["epoch"] not in reports}
         if num_missing > sum(epoch < num_epochs for epoch in lost):
             session.note(f"{key}: some of its epochs are missing in events.jsonl, and no checkpoint has them")
         if not lost:
             continue
+        were_lost = True
         session.note(f"{key}: {len(lost)} of its epochs were not in events.jsonl, and are taken from its checkpoint")
         # The epoch that is reported last is the one from which the trial goes on, see `TrialState`.
         if num_epochs > max(lost):
@@ -314,8 +329,7 @@ def _with_lost_epochs(session: StudySession, stage: str, trials: Mapping[str, Tr
         for epoch, record in sorted(lost.items()):
             metrics = {name: value for name, value in record.items() if name not in ("epoch", "ended")}
             session.record("epoch", stage=stage, trial=key, epoch=epoch, metrics=metrics)
-    known = read_state(session.folder).trials
-    return {key: known[key] for key in trials if key in known}
+    return were_lost
 
 
 def _newest_checkpoint(session: StudySession, stage: str, key: str, state: TrialState | None) -> Path | None:
@@ -333,18 +347,17 @@ def _run_group(
     session: StudySession,
     stage: str,
     trials: Mapping[str, Trial],
-    group: Sequence[str],
+    resume_from: Mapping[str, Path | None],
     states: Mapping[str, TrialState],
     configurations: Mapping[str, str],
     scheduler: str,
     is_alone: bool,
 ) -> None:
-    """Run some trials of a stage in one Tune run."""
+    """Run some trials of a stage in one Tune run. resume_from: their keys, each with its checkpoint or None."""
     folder, study, machine, resources = session.folder, session.study, session.machine, session.resources
     if is_alone:
-        machine = machine.model_copy(update={"evaluation_batch": max(1, machine.evaluation_batch // 2)})
+        machine = with_half_batch(machine)
         resources = {**resources, "gpu": max(1.0, resources["gpu"]) if resources["gpu"] else 0.0}
-    resume_from = {key: _newest_checkpoint(session, stage, key, states.get(key)) for key in group}
     configs = [
         {
             "key": key,
@@ -356,9 +369,9 @@ def _run_group(
             "reads": str(folder / "test_reads.jsonl"),
             "resume_from": str(resume_from[key]) if resume_from[key] else None,
         }
-        for key in group
+        for key in resume_from
     ]
-    ended = [key for key in trials if key not in group]
+    ended = [key for key in trials if key not in resume_from]
     search = stage == "search"
     number = len(list((folder / stage).glob("run-*")))
     limit = session.limit if search else None

@@ -73,6 +73,7 @@ def run_study(folder: Path, *, address: str | None = None, time_limit_s: float |
     missing or not those of the study, and StudyHeld if another process runs the study.
     """
     with only_driver(folder):
+        refuse_lost_events(folder)
         return drive_study(folder, address=address, time_limit_s=time_limit_s)
 
 
@@ -99,7 +100,6 @@ def _drive(folder: Path, address: str | None, time_limit_s: float | None, own_pr
     study, machine = settings_of(folder, study_json)
     if is_finished(folder):
         return Outcome("finished")
-    refuse_lost_events(folder)
     if deadline_s is not None and "search" not in stages_of(study, study_json["trials"]):
         raise StudyError(
             f"--time ends a search early, and study {folder.name!r} has none: its trials have no validation classes, "
@@ -174,8 +174,7 @@ def _paused(session: StudySession, fault: str) -> MachineFault:
     with suppress(OSError):
         session.record("interrupted", signal=None, reason=fault)
     return MachineFault(
-        f"study {session.study.name!r} has stopped, and no trial has ended by it: {fault.rstrip('.')}. "
-        "Then resume the study"
+        f"study {session.study.name!r} has stopped, and no trial is lost: {fault.rstrip('.')}. Then resume the study"
     )
 
 
@@ -219,14 +218,19 @@ def _has_lost_trials(session: StudySession, stage: str) -> bool:
     return bool(lost)
 
 
-def _is_usable(session: StudySession, file: Path) -> bool:
-    """Return whether a result of the study is there. A damaged one is noted and removed, and is then made anew."""
+def _is_usable(
+    session: StudySession, file: Path, read: Callable[[Path], object] = read_json, otherwise: str = "It is made anew."
+) -> bool:
+    """Return whether a file of the study is there and can be read. A damaged one is noted and removed.
+
+    otherwise: the sentence on what happens then.
+    """
     if not file.exists():
         return False
     try:
-        read_json(file)
-    except StudyError as error:
-        session.note(f"{str(error).partition(' Cure:')[0]} It is made anew.")
+        read(file)
+    except (StudyError, SavedEmbeddingsError) as error:
+        session.note(f"{str(error).partition(' Cure:')[0]} {otherwise}")
         file.unlink()
         return False
     return True
@@ -587,17 +591,10 @@ def _test_runs(session: StudySession, stage: str, keys: Sequence[str], num_done:
 def _has_whole_embeddings(session: StudySession, key: str) -> bool:
     """Return whether the test embeddings of a run can be read, or were deleted, which is allowed: they are large.
 
-    Damaged ones are noted and removed; the run is then tested once more, and that read is recorded like the first.
+    A run with damaged ones is tested once more, and that read is recorded like the first.
     """
     file = _embeddings_file(session, key)
-    try:
-        if file.exists():
-            load_embeddings(file)
-    except SavedEmbeddingsError as error:
-        session.note(f"{str(error).partition(' Cure:')[0]} {key} is tested once more.")
-        file.unlink()
-        return False
-    return True
+    return not file.exists() or _is_usable(session, file, load_embeddings, f"{key} is tested once more.")
 
 
 def illustrate(session: StudySession) -> None:

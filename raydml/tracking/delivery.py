@@ -12,7 +12,6 @@ tried again, less and less often, until the driver ends; after that `sync` does 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
 import threading
@@ -27,7 +26,7 @@ from mlflow.exceptions import MlflowException
 from raydml.ops.addresses import redacted, without_secrets
 from raydml.ops.wording import counted
 from raydml.study import events
-from raydml.study.driver import DELIVERY_LOCK
+from raydml.study.driver import lock_of_delivery
 from raydml.study.events import ExportedModel, Record, StudyState
 from raydml.tracking.models import is_registered, log_exported_model
 from raydml.tracking.runs import StudyRuns
@@ -80,15 +79,12 @@ class Tracker:
     def start(self) -> None:
         """Start to deliver. Raises TrackingError if another process delivers this study's events."""
         self.events_path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.events_path.with_name(DELIVERY_LOCK), "a", encoding="utf-8")  # noqa: SIM115
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.close()
+        self._lock = lock_of_delivery(self.events_path.parent)
+        if self._lock is None:
             raise TrackingError(
                 f"another process is delivering study {self.study!r} to MLflow, probably its own run. "
                 "Cure: wait for its end"
-            ) from error
+            )
         self._thread.start()
 
     def finish(self, timeout_s: float = 60.0) -> bool:

@@ -13,7 +13,7 @@ from raydml.study.events import events_path, read_state, read_trials
 from raydml.study.folder import StudyError, read_json
 from raydml.study.process import MachineFault
 from raydml.study.results import refuse_lost_events
-from raydml.study.runner import StudySession, _newest_checkpoint, _with_lost_epochs
+from raydml.study.runner import StudySession, _newest_checkpoint, _put_back_lost_epochs
 from raydml.study.stages import run_study, search_trials
 from raydml.training import checkpoint
 from tests.study.in_process import without_ray
@@ -25,6 +25,12 @@ METRIC = "val_map_at_r"
 def session_of(folder):
     study = read_json(folder / "study.json")
     return StudySession(folder, study, study["machine"], METRIC, {})
+
+
+def with_lost_epochs(folder, trials):
+    """The states of the searched trials after their lost epochs were put back."""
+    _put_back_lost_epochs(session_of(folder), "search", trials, read_trials(folder, "search"), {})
+    return read_trials(folder, "search")
 
 
 def write_checkpoint(folder, key, epochs, number=0):
@@ -53,7 +59,7 @@ def test_epochs_that_only_a_checkpoint_has_are_put_back_and_noted(tmp_path):
     write_checkpoint(folder, second, values)
     report(folder, third, 1, 0.5)  # nothing is missing
     write_checkpoint(folder, third, {1: 0.5})
-    states = _with_lost_epochs(session_of(folder), "search", trials)
+    states = with_lost_epochs(folder, trials)
     for key in (first, second):
         assert states[key].curve(METRIC) == list(values.items())
         assert (states[key].best, states[key].num_epochs) == (0.9, 4)
@@ -63,7 +69,7 @@ def test_epochs_that_only_a_checkpoint_has_are_put_back_and_noted(tmp_path):
     assert [note.split(":")[0] for note in notes] == [first, second]
     assert "3 of its epochs were not in events.jsonl, and are taken from its checkpoint" in notes[0]
     size = events_path(folder).stat().st_size
-    _with_lost_epochs(session_of(folder), "search", trials)
+    with_lost_epochs(folder, trials)
     assert events_path(folder).stat().st_size == size, "once is enough"
 
 
@@ -73,7 +79,7 @@ def test_missing_epochs_that_no_checkpoint_has_are_noted(tmp_path):
     key = next(iter(trials))
     for epoch in (1, 3):
         report(folder, key, epoch, 0.1)
-    _with_lost_epochs(session_of(folder), "search", trials)
+    with_lost_epochs(folder, trials)
     assert read_state(folder).notes == (
         f"{key}: some of its epochs are missing in events.jsonl, and no checkpoint has them",
     )
@@ -84,7 +90,7 @@ def test_damaged_checkpoints_are_named_and_a_start_over_too(tmp_path):
     old = write_checkpoint(folder, "search-000", {1: 0.1}, number=0)
     new = write_checkpoint(folder, "search-000", {1: 0.1, 2: 0.2}, number=1)
     (new / "state.pt").write_bytes(b"cut")
-    state = _with_lost_epochs(session_of(folder), "search", {"search-000": None})["search-000"]
+    state = with_lost_epochs(folder, {"search-000": None})["search-000"]
     assert _newest_checkpoint(session_of(folder), "search", "search-000", state) == old
     assert read_state(folder).notes[-2].startswith(f"search-000: {new / 'state.pt'} is not as it was written")
     assert read_state(folder).notes[-1] == f"search-000: it goes on from {old}"

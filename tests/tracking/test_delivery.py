@@ -791,15 +791,21 @@ def test_more_refused_files_than_a_tag_can_name_all_arrive(
     assert sorted(read["purpose"] for read in reads) == [f"read {number}" for number in range(5)]
 
 
+@pytest.fixture
+def embedded(exported: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Three images, and what the exported model makes of them."""
+    images = np.random.default_rng(0).integers(0, 256, (3, 24, 20, 3), dtype=np.uint8)
+    return images, EmbeddingModel.load(exported).embed(images)
+
+
 @pytest.mark.slow
 def test_the_winner_is_a_model_that_loads_elsewhere(
-    spool: Spool, uri: str, picture: Path, exported: Path, tmp_path: Path
+    spool: Spool, uri: str, picture: Path, exported: Path, embedded: tuple[np.ndarray, np.ndarray], tmp_path: Path
 ) -> None:
     """In another process, in another folder, without the checkout on its path and without pickle."""
     spool.whole_study(picture, exported)
     assert deliver(spool, uri)
-    images = np.random.default_rng(0).integers(0, 256, (3, 24, 20, 3), dtype=np.uint8)
-    expected = EmbeddingModel.load(exported).embed(images)
+    images, expected = embedded
     np.save(tmp_path / "images.npy", images)
     code = (
         "import sys, numpy as np, mlflow\n"
@@ -819,12 +825,11 @@ def test_the_winner_is_a_model_that_loads_elsewhere(
 
 
 def test_the_winner_is_found_in_mlflow_by_its_run_and_by_its_name(
-    spool: Spool, uri: str, picture: Path, exported: Path, tmp_path: Path
+    spool: Spool, uri: str, picture: Path, exported: Path, embedded: tuple[np.ndarray, np.ndarray], tmp_path: Path
 ) -> None:
     spool.whole_study(picture, exported)
     assert deliver(spool, uri)
-    images = np.random.default_rng(0).integers(0, 256, (3, 24, 20, 3), dtype=np.uint8)
-    expected = EmbeddingModel.load(exported).embed(images)
+    images, expected = embedded
     version = connect(uri).get_model_version_by_alias("digits", "champion")
     run = runs_of(uri)["confirm-000"]
     assert version.run_id == run.info.run_id
