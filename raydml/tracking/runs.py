@@ -45,6 +45,7 @@ class KnownRun:
     """
 
     run_id: str
+    name: str
     status: str
     deleted: bool
     tags: dict[str, str]
@@ -196,6 +197,9 @@ class StudyRuns:
     ) -> None:
         if update.status is not None and run.status not in (update.status, "RUNNING"):
             self._forget_end(run, update.status)
+        if run.name == update.trial != update.name:  # made before its settings were known, and not renamed by a user
+            self.client.update_run(run.run_id, name=update.name)
+            run.name = update.name
         unsent = run.unsent - set(update.attached)
         for end, news in update.attached.items():
             if not self._attach(run, update.trial or self.study, news, log_model):
@@ -316,6 +320,7 @@ def _known_run(run: Run) -> KnownRun:
     place, _, digest = tags.get(DIGEST, "").partition(":")
     return KnownRun(
         run_id=run.info.run_id,
+        name=run.info.run_name,
         status=run.info.status,
         deleted=run.info.lifecycle_stage == "deleted",
         tags=tags,

@@ -241,7 +241,7 @@ def _news(run: str | None, event: Event, before: StudyState, after: StudyState, 
     news = News()
     if run is None:
         _add_news_of_study(news, event, after)
-    elif event.get("event") == "trial_started" and run not in before.trials:
+    elif event.get("event") == "trial_started" and (run not in before.trials or not before.trials[run].config):
         started = after.trials[run]
         news.files.append(_config_file(started.config))
         news.datasets += _datasets(after, started, ("train", "validation"))

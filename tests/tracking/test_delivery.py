@@ -519,6 +519,27 @@ def test_a_retried_trial_runs_on_and_counts_its_retries(spool: Spool, uri: str) 
     assert "raydml.error" not in tags
 
 
+@pytest.mark.parametrize("name", [None, "my favourite"])
+def test_a_run_that_was_made_before_its_settings_were_known_gets_them(spool: Spool, uri: str, name: str | None) -> None:
+    """An actor that dies before its trial has started, as where a node is lost."""
+    spool.study_started()
+    spool.trial("search-000")
+    spool.add("trial_retried", trial="search-001", stage="search", error="The actor never ran")
+    deliver(spool, uri)
+    if name:
+        connect(uri).update_run(runs_of(uri)["search-001"].info.run_id, name=name)
+    spool.trial("search-001")
+    spool.add("study_finished")
+    assert deliver(spool, uri)
+    usual, late = (runs_of(uri)[key] for key in ("search-000", "search-001"))
+    assert late.info.run_name == (name or usual.info.run_name.replace("000", "001"))
+    assert late.info.run_name != "search-001", "it has more than its key"
+    assert late.data.params == usual.data.params
+    assert (
+        len(connect(uri).list_artifacts(late.info.run_id)) == len(connect(uri).list_artifacts(usual.info.run_id)) == 1
+    )
+
+
 def test_a_lost_database_is_filled_anew(
     spool: Spool, uri: str, picture: Path, storage: Path, empty_store: Path
 ) -> None:
