@@ -11,6 +11,7 @@ import math
 import re
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,8 @@ from raydml.training import checkpoint
 STUCK = "stuck"
 #: Ray's words for an actor whose node is gone, or that no node was left for.
 _LOST_NODE = re.compile(r"never ran|its node has died|node failure|marked dead|NodeDied")
+#: Ray's words for an actor that was given up before its process had started, and how often in a row is too often.
+_NEVER_RAN, _MAX_NEVER_RAN = re.compile(r"never ran"), 10
 _CHECK_EVERY_S = 1.0  # for stuck trials
 
 
@@ -94,6 +97,7 @@ class StudyEvents(tune.Callback):
         self._stuck_before = set(stuck_before)
         self._failed_after: dict[str, int] = {}  # key -> the epoch reported last before its newest failure
         self._killed: dict[str, str] = {}  # key -> why, in words
+        self._never_ran: Counter[str] = Counter()  # key -> in how many tries since its newest epoch
         self._checked_s = 0.0
         self._offset, self._state = 0, StudyState()  # of the events read so far
 
@@ -128,6 +132,7 @@ class StudyEvents(tune.Callback):
         metrics = {name: value for name, value in record.items() if name not in ("epoch", "ended")}
         self._append("epoch", trial, epoch=record["epoch"], metrics=metrics)
         self._watch.report(trial_key(trial), metrics.get("epoch_s"))
+        self._never_ran.pop(trial_key(trial), None)
         if record["epoch"] > self._failed_after.get(trial_key(trial), -1):
             trial.run_metadata.num_failures = 0
 
@@ -152,6 +157,14 @@ class StudyEvents(tune.Callback):
             return
         if _LOST_NODE.search(_error_text(trial)):
             trial.run_metadata.num_failures -= 1  # the node has failed, and not the trial
+        if _NEVER_RAN.search(_error_text(trial)):
+            self._never_ran[trial_key(trial)] += 1
+            if self._never_ran[trial_key(trial)] >= _MAX_NEVER_RAN:  # it would be tried for ever
+                self._stop.fault = (
+                    f"Ray has given up {trial_key(trial)} {_MAX_NEVER_RAN} times before its process had started. Cure: "
+                    "start all nodes and this command with the same RAY_AUTH_MODE and token, and see gcs_server.out "
+                    "in the logs of Ray on the head"
+                )
         # An epoch is reported before it is saved: only a later one shows that the trial gets beyond this failure.
         self._failed_after[trial_key(trial)] = int((trial.last_result or {}).get("epoch", -1))
         if stuck := self._killed.pop(trial_key(trial), None):

@@ -50,10 +50,10 @@ def members(sessions, role):
 
 
 class Cluster:
-    """A Ray cluster on this machine: a head without CPUs and nodes of one CPU each."""
+    """A Ray cluster on this machine: a head without CPUs and nodes of one CPU each. auth: its RAY_AUTH_MODE."""
 
-    def __init__(self, folder, num_nodes=2):
-        self.folder, self._num_nodes = folder, num_nodes
+    def __init__(self, folder, num_nodes=2, auth="token"):
+        self.folder, self._num_nodes, self._auth = folder, num_nodes, auth
         self.head, self.nodes = None, []
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -63,7 +63,7 @@ class Cluster:
     def _node(self, *arguments):
         ray = Path(sys.executable).with_name("ray")
         command = [str(ray), "start", "--block", "--disable-usage-stats", *arguments]
-        environment = {**os.environ, "RAY_AUTH_MODE": "token"}
+        environment = {**os.environ, "RAY_AUTH_MODE": self._auth}
         for _ in range(5):  # several on one machine draw their ports at random, and may meet
             log = self.folder / f"node-{len(list(self.folder.glob('node-*'))):03d}.txt"
             with open(log, "wb") as output:
@@ -93,9 +93,14 @@ class Cluster:
     def sessions(self):
         return {node.pid for node in (self.head, *self.nodes) if node is not None}
 
+    @staticmethod
+    def kill_node(node):
+        """Kill all processes of a node at once, as the loss of its machine does."""
+        for pid in [pid for pid, (_, session, _) in processes().items() if session == node.pid]:
+            kill(pid)
+        node.wait(30)
+
     def stop(self):
         for node in filter(None, (self.head, *self.nodes)):
-            for pid in [pid for pid, (_, session, _) in processes().items() if session == node.pid]:
-                kill(pid)
-            node.wait(30)
+            self.kill_node(node)
         self.head, self.nodes = None, []

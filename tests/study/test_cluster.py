@@ -3,61 +3,59 @@
 import os
 import subprocess
 import sys
-import threading
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 
-from raydml.search_space.space import load_space
 from raydml.study import cluster as study_cluster
 from raydml.study import events
-from raydml.study.events import events_path, read_trials
-from raydml.study.folder import StudyError, create_study, read_json
-from raydml.study.stages import run_study
-from tests.chaos.targets import processes
+from raydml.study.events import events_path, read_state, read_trials
+from raydml.study.folder import StudyError, read_json
+from tests.chaos.targets import Cluster, processes
 from tests.study.test_folder import ROOT
+
+SMALL = ["study.search.num_trials=4", "study.confirm={top: 1, folds: 2, seeds: 1}", "study.refit=null"]
+
+
+@contextmanager
+def sweep_on(cluster, storage):
+    """Run a small study on a cluster by the command, which has a token, in a process of its own.
+
+    Ray takes the kind of authentication from the environment of a process once, for good.
+    """
+    command = [sys.executable, str(ROOT / "launch.py"), "sweep", str(ROOT / "search_spaces" / "digits.yaml")]
+    command += ["--storage", str(storage), "--address", cluster.address]
+    command += [word for setting in SMALL for word in ("--set", setting)]
+    cluster.folder.mkdir()
+    cluster.start()
+    environment = {**os.environ, "RAY_AUTH_MODE": "token"}
+    with open(storage / "log.txt", "wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
+    try:
+        yield process, log.name
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(60)
+        cluster.stop()
 
 
 @pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.xdist_group("ray")
-@pytest.mark.timeout(900)
-def test_a_study_survives_the_loss_of_a_node(tmp_path, monkeypatch):
-    # The nodes and this driver have no token in common; they live and die within this test.
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    second = cluster.add_node(num_cpus=1)
-    try:
-        cluster.wait_for_nodes()
-        small = ["study.search.num_trials=4", "study.confirm={top: 1, folds: 2, seeds: 1}", "study.refit=null"]
-        space = load_space(ROOT / "search_spaces" / "digits.yaml", small)
-        folder = create_study(space, storage=tmp_path, tracking_uri="sqlite:///unused.db", space_text="")
-        lost = threading.Event()
-
-        def lose_a_node():
-            deadline = time.monotonic() + 400
-            while time.monotonic() < deadline:
-                if events_path(folder).exists():
-                    seen = events.read(events_path(folder))
-                    if sum(event["event"] == "epoch" for event in seen) >= 3:
-                        cluster.remove_node(second, allow_graceful=False)
-                        lost.set()
-                        return
-                time.sleep(0.2)
-
-        thread = threading.Thread(target=lose_a_node)
-        thread.start()
-        outcome = run_study(folder, address=cluster.address)
-        thread.join()
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-    assert lost.is_set()
-    assert outcome.status == "finished"
+def test_a_study_survives_the_loss_of_a_node(tmp_path):
+    cluster, folder = Cluster(tmp_path / "cluster"), tmp_path / "digits"
+    with sweep_on(cluster, tmp_path) as (process, log):
+        deadline = time.monotonic() + 120
+        while sum(len(trial.epochs) for trial in trials_of(folder)) < 3:
+            assert time.monotonic() < deadline, Path(log).read_text()
+            assert process.poll() is None, Path(log).read_text()
+            time.sleep(0.2)
+        cluster.kill_node(cluster.nodes[1])
+        assert process.wait(240) == 0, Path(log).read_text()
     search, confirm = read_trials(folder, "search"), read_trials(folder, "confirm")
     assert len(search) == 4
     assert {record.ended for record in search.values()} <= {"finished", "stopped_early"}
@@ -67,6 +65,21 @@ def test_a_study_survives_the_loss_of_a_node(tmp_path, monkeypatch):
     for record in (*search.values(), *confirm.values()):
         assert sorted(record.epochs) == list(range(1, max(record.epochs) + 1))
     assert len(read_json(folder / "final.json")[0]["runs"]) == 2
+
+
+def trials_of(folder):
+    return read_state(folder).trials.values() if events_path(folder).exists() else ()
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.xdist_group("ray")
+def test_a_cluster_without_the_token_of_the_command_is_named(tmp_path):
+    """Ray's GCS cannot reach the driver then, and gives every trial up."""
+    with sweep_on(Cluster(tmp_path / "cluster", auth="disabled"), tmp_path) as (process, log):
+        assert process.wait(120) == 2, Path(log).read_text()
+        assert "Cure: start all nodes and this command with the same RAY_AUTH_MODE" in Path(log).read_text()
+    assert not any(trial.ended for trial in trials_of(tmp_path / "digits"))
 
 
 @pytest.mark.parametrize("before", ["no folder", "a readable token", "no home"])

@@ -15,7 +15,7 @@ from ray.tune.execution.tune_controller import TuneController
 from raydml.data.catalog import DataError
 from raydml.study import events
 from raydml.study.events import events_path, read_state
-from raydml.study.faults import fault_in, fault_of, faults_named, is_without_memory
+from raydml.study.faults import FaultStop, fault_in, fault_of, faults_named, is_without_memory
 from raydml.study.process import MachineFault
 from raydml.study.runner import StudyEvents, count_deaths_once
 from tests.study.test_folder import image_folder
@@ -137,6 +137,23 @@ def test_the_loss_of_a_node_is_no_failure_of_its_trials(tmp_path, text, counted)
     trial.run_metadata.num_failures = 1
     StudyEvents(str(tmp_path), "search", None, None).on_trial_recover(0, [], trial)
     assert trial.run_metadata.num_failures == counted
+
+
+def test_a_trial_that_ray_never_starts_stops_the_stage(tmp_path):
+    """Else it would be tried for ever: the loss of a node is no failure of a trial."""
+    stop = FaultStop()
+    callback = StudyEvents(str(tmp_path), "search", None, None, stop=stop)
+    trial = failed_with(tmp_path, "The actor never ran - it was cancelled before it started running.")
+    for _ in range(9):
+        callback.on_trial_recover(0, [], trial)
+    callback.on_trial_result(0, [], trial, {"record": {"epoch": 1, "epoch_s": 0.1}})
+    for _ in range(9):
+        callback.on_trial_recover(0, [], trial)
+    assert not stop.fault
+    callback.on_trial_recover(0, [], trial)
+    assert "search-000 10 times" in stop.fault
+    assert "Cure: " in stop.fault
+    assert not read_state(tmp_path).trials["search-000"].ended
 
 
 def test_the_death_of_an_actor_with_two_calls_is_one_failure():
