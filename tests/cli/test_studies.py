@@ -11,6 +11,7 @@ import pytest
 
 from raydml.cli import studies
 from raydml.study import actor, stages
+from raydml.study.driver import only_driver
 from raydml.study.folder import read_json
 from raydml.study.stages import run_study
 from raydml.tracking.delivery import Tracker, sync
@@ -102,9 +103,10 @@ def test_no_secret_of_the_environment_or_of_an_address_is_written_anywhere(tmp_p
     file = next(tmp_path.glob("*.yaml"))
     folder = studies.create(space, file, storage, address, f"launch.py sweep --tracking-uri {address}")
     tracker = Tracker(folder / "events.jsonl", address, folder.name)
-    tracker.start()
-    assert run_study(folder).status == "finished"
-    assert not tracker.finish(1)
+    with only_driver(folder):  # as the command does, which holds the study before anything is sent
+        tracker.start()
+        assert run_study(folder).status == "finished"
+        assert not tracker.finish(1)
     print(tracker.hint())
     assert sync(folder / "events.jsonl", default_uri(storage), folder.name)
     assert read_json(folder / "study.json")["tracking_uri"] == address.replace("ann:PLANTED-ADDRESS@", "")
