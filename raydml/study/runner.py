@@ -288,6 +288,8 @@ def run_trials(session: StudySession, stage: str, trials: Mapping[str, Trial], c
         configurations=[] if stage == "search" else list(dict.fromkeys(configurations.values())),
         num_slots=num_slots(session), reused=list(states),
     )  # fmt: skip
+    # The event says which of the trials of a finished stage count again.
+    state = read_state(session.folder)
     for is_alone in (False, True):
         without_memory = {key for key, trial in states.items() if OUT_OF_MEMORY in trial.retry_reasons}
         unended = [key for key in trials if key not in states or not states[key].ended]
