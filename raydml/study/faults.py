@@ -42,15 +42,16 @@ def fault_of(error: BaseException | None) -> str | None:
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
+        # First of all: the error of a task is of the class of its cause, too, with a traceback as its message.
+        if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+            error = error.cause
+            continue
         if isinstance(error, (MachineFault, DataError)):
             return str(error)
         if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
             place = f"{error.filename}: " if error.filename else ""
             return f"{place}{error.strerror}. Cure: {MACHINE_ERRORS[error.errno]}"
-        if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
-            error = error.cause
-        else:
-            error = error.__cause__ or error.__context__
+        error = error.__cause__ or error.__context__
     return None
 
 

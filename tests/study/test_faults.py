@@ -42,6 +42,7 @@ def chained(outer, inner):
         (DataError("2 images are missing"), "2 images are missing"),
         (chained(RuntimeError("torch"), OSError(errno.EDQUOT, "Quota", "/b")), "/b: Quota"),
         (RayTaskError("f", "traceback", DataError("gone")), "gone"),
+        (RayTaskError("f", "traceback", DataError("gone")).as_instanceof_cause(), "gone"),
         (OSError(errno.ENOENT, "No such file", "/c"), None),
         (ValueError("a trial's own"), None),
     ],

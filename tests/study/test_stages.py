@@ -27,6 +27,7 @@ from raydml.study.driver import LOCK, StudyHeld
 from raydml.study.events import events_path, read_trials
 from raydml.study.extension import extend_search
 from raydml.study.folder import StudyError, create_study, move_data_root, newest_checkpoint, read_json
+from raydml.study.process import MachineFault
 from raydml.study.stages import run_study
 from raydml.training import checkpoint
 from raydml.training.trainer import Trainer
@@ -289,7 +290,7 @@ def test_an_unreadable_test_image_is_named_at_finalize_and_can_be_skipped_then(t
     settings |= {"trial.data.split.val_fraction": 0.5, "study.finalize": {"top": 1}}
     (root / "class7" / "0.png").write_bytes(b"sealed")
     folder = new_study(tmp_path, name="image_folder", **settings)
-    with pytest.raises(StudyError, match=r"0\.png"):
+    with pytest.raises(MachineFault, match=r"no trial is lost: 1 of 20 images under .* cannot be read:\n.*0\.png"):
         run_study(folder)
     assert new_study(tmp_path, name="image_folder", **settings, **{"machine.on_unreadable": "skip"}) == folder
     assert run_study(folder).status == "finished"
