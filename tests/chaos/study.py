@@ -68,6 +68,8 @@ class StudyUnderFaults:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 env=environment,
+                # Under nohup a closed terminal would be ignored, as it has to be.
+                preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
             )
 
     def run(self, kinds, until, shown=print):
@@ -134,7 +136,8 @@ class StudyUnderFaults:
         if kind in ("INT", "TERM", "HUP"):
             hit = kill(self.command.pid, getattr(signal, f"SIG{kind}"))
             begin_s = time.monotonic()
-            code = self.command.wait(60)
+            code = self._wait(60)
+            assert code is not None, f"{kind} has not ended it in 60 s:\n{self._log.read_text()[-3000:]}"
             took_s = time.monotonic() - begin_s
             assert took_s < 20, f"{kind} took {took_s:.0f} s"  # 10 s are promised on a machine that is not full
             # In its first tenths of a second the command has no handlers yet, and ends by the signal itself.
