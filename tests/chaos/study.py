@@ -25,6 +25,7 @@ ENDING = {
     "INT": "Ctrl-C",
     "TERM": "a scheduler's notice",
     "HUP": "a closed terminal",
+    "group": "TERM to the whole process group",
     "checkpoint": "kill -9 of the command, and its newest checkpoints damaged",
     "power": "kill -9 of the command, and the end of events.jsonl lost",
 }
@@ -133,16 +134,19 @@ class StudyUnderFaults:
                 time.sleep(self._draw.uniform(0.5, 3.0))
                 self._cluster.start()
             return hit
-        if kind in ("INT", "TERM", "HUP"):
-            hit = kill(self.command.pid, getattr(signal, f"SIG{kind}"))
+        if kind in ("INT", "TERM", "HUP", "group"):
+            number = signal.SIGTERM if kind == "group" else getattr(signal, f"SIG{kind}")
+            length = self._log.stat().st_size
+            hit = kill(-self.command.pid if kind == "group" else self.command.pid, number)
             begin_s = time.monotonic()
             code = self._wait(60)
             assert code is not None, f"{kind} has not ended it in 60 s:\n{self._log.read_text()[-3000:]}"
             took_s = time.monotonic() - begin_s
             assert took_s < 20, f"{kind} took {took_s:.0f} s"  # 10 s are promised on a machine that is not full
             # In its first tenths of a second the command has no handlers yet, and ends by the signal itself.
-            number = getattr(signal, f"SIG{kind}")
             assert code in (0, 128 + number, -number), f"exit code {code} after {kind}"
+            if code == 128 + number:
+                self._has_ended_in_order(self._log.read_bytes()[length:].decode("utf-8", "replace"))
             return hit
         kill(self.command.pid)
         self.command.wait(30)
@@ -152,6 +156,15 @@ class StudyUnderFaults:
         if kind == "power":
             self._lose_the_end_of_the_events()
         return True
+
+    def _has_ended_in_order(self, said):
+        """A signal ends in a line that says how to go on, where there is a study, and no run in MLflow looks alive."""
+        if not (self.folder / "study.json").exists():
+            return
+        assert f"resume {self.folder}" in " ".join(said.split()), said
+        if (self.storage / "mlflow.db").exists():
+            running = [name for name, status in runs_of(self.storage) if status == "RUNNING"]
+            assert not running, f"MLflow still shows {running} as running after a signal"
 
     def _damage_checkpoints(self):
         """Cut or change a file of the newest checkpoint of each trial that has not ended."""

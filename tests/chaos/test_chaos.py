@@ -1,4 +1,4 @@
-"""A study under one fault of each kind ends as the undisturbed one; and what compares them sees what it has to see."""
+"""A study under faults of most kinds ends as the undisturbed one; and what compares them sees what it has to see."""
 
 import json
 
@@ -6,18 +6,20 @@ import pytest
 
 from raydml.study import events
 from raydml.tracking.store import default_uri, prepare_store
-from tests.chaos.study import KINDS, differences, disturbed, lost_epochs, runs_of, undisturbed
+from tests.chaos.study import differences, disturbed, lost_epochs, runs_of, undisturbed
 
 SEED = 20261129
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
-@pytest.mark.timeout(900)
-def test_a_study_under_every_kind_of_fault_ends_as_the_undisturbed_one(tmp_path):
+@pytest.mark.timeout(600)
+def test_a_study_under_faults_of_most_kinds_ends_as_the_undisturbed_one(tmp_path):
+    """One of each group of kinds that end in the same way; ``python -m tests.chaos`` draws from all of them."""
+    kinds = ("trial", "gcs", "several", "group", "checkpoint", "power")
     expected = undisturbed(tmp_path / "undisturbed")
     lines = []
-    row = disturbed(tmp_path / "disturbed", SEED, KINDS, lambda: len(lines) >= len(KINDS), expected, shown=lines.append)
+    row = disturbed(tmp_path / "disturbed", SEED, kinds, lambda: len(lines) >= len(kinds), expected, shown=lines.append)
     print(json.dumps(row))
     assert row["wrong"] == []
     assert row["duplicates"] == 0
