@@ -46,14 +46,18 @@ def status(
 ) -> None:
     """List the studies, or show one study's trials."""
     console = new_console()
+    from raydml.study.folder import find_study, lost_specification
+
     if study is None:
+        lost = [lost_specification(path.parent.resolve()) for path in sorted(storage.glob("*/events.jsonl"))]
+        for text in filter(None, lost):
+            echo(console, text)
         folders = sorted(path.parent for path in storage.glob("*/study.json"))
         if not folders:
-            echo(console, f"no studies in {storage.resolve()}")
+            if not any(lost):
+                echo(console, f"no studies in {storage.resolve()}")
             return
     else:
-        from raydml.study.folder import find_study
-
         folders = [find_study(study, storage)]
     rows = [row_of(path) for path in folders]
     console.print(tables.studies(rows, width=console.width))

@@ -141,7 +141,8 @@ def _cure_of(path: Path) -> str:
     if path.name == "study.json":
         resolved = folder / "resolved_space.json"
         again = f"launch.py sweep {shlex.quote(str(resolved))} --storage {shlex.quote(str(folder.parent))}"
-        again = f", or delete it and make it again: {again}" if resolved.exists() else ""
+        delete = "delete it and " if path.exists() else ""
+        again = f", or {delete}make it again: {again}" if resolved.exists() else ""
         return f"put it back from a backup{again}"
     if path.name == "split.json":
         return "put it back from a backup, or delete it: the study works without it"
@@ -207,7 +208,8 @@ def _create(
         if made["specification"] != specification["specification"]:
             raise StudyError(
                 f"study {space.study.name!r} exists in {folder} with other settings. Cure: give this one a name of its "
-                f"own (--name {_free_name(folder)}), or go on with the old one (launch.py resume {space.study.name})"
+                f"own (--name {_free_name(folder)}), or go on with the old one "
+                f"(launch.py resume {shlex.quote(str(folder))})"
             )
         # Where the study runs and reports may change from one command to the next; its specification may not.
         here = {"machine": with_absolute_paths(space.machine, storage).model_dump(mode="json")}
@@ -425,11 +427,21 @@ def _free_name(folder: Path) -> str:
     return f"{folder.name}-{number}"
 
 
+def lost_specification(folder: Path) -> str:
+    """Return what to do about a folder with a study's events and no study.json; empty for any other folder."""
+    if not events_path(folder).exists() or (folder / "study.json").exists():
+        return ""
+    return f"{folder / 'study.json'} is missing, beside the events of a study. Cure: {_cure_of(folder / 'study.json')}"
+
+
 def find_study(target: str, storage: Path) -> Path:
     """Return the folder of a study given by name or path. Raises StudyError that lists the studies there are."""
-    for folder in (Path(target), storage / target):
+    folders = [Path(target).resolve(), (storage / target).resolve()]
+    for folder in folders:
         if (folder / "study.json").exists():
-            return folder.resolve()
+            return folder
+    if lost := next(filter(None, map(lost_specification, folders)), ""):
+        raise StudyError(lost)
     known = sorted(path.parent.name for path in storage.glob("*/study.json"))
     hint, listed = did_you_mean(target, known) or ".", ", ".join(known)
     cure = f"Studies there: {listed}. Cure: name one of these, its folder, or the right --storage"

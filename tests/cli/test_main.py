@@ -591,6 +591,10 @@ def test_status_lists_studies_and_shows_one(tmp_path, monkeypatch):
     assert "To continue" not in one
     refused("status", "klled")
     assert "no studies" in run("status", "--storage", "nowhere").output
+    (storage / "killed" / "study.json").unlink()
+    listed = run("status").output
+    assert "killed/study.json is missing, beside the events of a study. Cure: put it back" in " ".join(listed.split())
+    assert "confirmed" in listed
 
 
 def test_a_finished_study_has_nothing_to_do(tmp_path):

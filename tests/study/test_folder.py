@@ -391,6 +391,21 @@ def test_a_key_that_a_file_of_a_study_lacks_is_an_error_that_names_the_file(tmp_
             lacking[key]
 
 
+def test_a_study_whose_study_json_is_lost_is_named_with_its_cure(tmp_path):
+    folder = make(tmp_path)
+    events.append(folder / "events.jsonl", {"event": "study_started", "study": "mini", "config": {}})
+    assert study_files.lost_specification(folder) == ""
+    (folder / "study.json").unlink()
+    again = f"Cure: put it back from a backup, or make it again: launch.py sweep {folder}/resolved_space.json --storage"
+    for target, storage in (("mini", folder.parent), (str(folder), tmp_path)):
+        with pytest.raises(StudyError, match=r"study\.json is missing") as caught:
+            find_study(target, storage)
+        assert again in str(caught.value)
+    with pytest.raises(StudyError, match="There are none yet"):
+        find_study("other", folder.parent)
+    assert study_files.lost_specification(tmp_path) == "", "no study was here"
+
+
 def test_a_study_whose_study_json_was_deleted_is_made_again_and_keeps_its_id(tmp_path):
     folder = make(tmp_path)
     made = json.loads((folder / "study.json").read_text())
