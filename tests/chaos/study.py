@@ -69,8 +69,7 @@ class StudyUnderFaults:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 env=environment,
-                # Under nohup a closed terminal would be ignored, as it has to be.
-                preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+                preexec_fn=_heed_signals,
             )
 
     def run(self, kinds, until, shown=print):
@@ -204,6 +203,12 @@ class StudyUnderFaults:
                 return
             time.sleep(0.2)
         raise AssertionError(f"left behind: {left}")
+
+
+def _heed_signals():
+    """Undo what nohup and the & of a shell's script do: INT and HUP would be ignored, as they have to be there."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def results_of(folder):
