@@ -46,18 +46,21 @@ def status(
 ) -> None:
     """List the studies, or show one study's trials."""
     console = new_console()
-    from raydml.study.folder import find_study, lost_specification
-
     if study is None:
-        lost = [lost_specification(path.parent.resolve()) for path in sorted(storage.glob("*/events.jsonl"))]
-        for text in filter(None, lost):
-            echo(console, text)
         folders = sorted(path.parent for path in storage.glob("*/study.json"))
+        lost = sorted({path.parent for path in storage.glob("*/events.jsonl")} - set(folders))
+        if lost:
+            from raydml.study.folder import lost_specification
+
+            for folder in lost:
+                echo(console, lost_specification(folder.resolve()))
         if not folders:
-            if not any(lost):
+            if not lost:
                 echo(console, f"no studies in {storage.resolve()}")
             return
     else:
+        from raydml.study.folder import find_study
+
         folders = [find_study(study, storage)]
     rows = [row_of(path) for path in folders]
     console.print(tables.studies(rows, width=console.width))
