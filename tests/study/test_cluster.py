@@ -129,13 +129,14 @@ def test_what_listens_during_a_study_is_what_the_docs_list():
     program = (
         "import ray, sys; from raydml.study.cluster import connected\n"
         "with connected(None):\n"
-        "    ray.get(ray.remote(lambda: 1).remote()); print('up', flush=True); sys.stdin.read()"
+        "    frozen = ray.remote(lambda: __import__('gc').get_freeze_count())\n"
+        "    print('up', ray.get(frozen.remote()) > 100_000, flush=True); sys.stdin.read()"
     )
     driver = subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
     )
     try:
-        assert driver.stdout.readline() == b"up\n"
+        assert driver.stdout.readline() == b"up True\n", "a worker leaves its libraries out of collections"
         addresses = {}
         for table in ("tcp", "tcp6"):
             for row in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
