@@ -63,6 +63,7 @@ class StudyUnderFaults:
             words += ["--address", self._cluster.address]
         environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
         with open(self._log, "ab") as log:
+            self._begin = log.tell()  # of what this command prints
             self.command = subprocess.Popen(
                 [sys.executable, str(LAUNCH), *words],
                 stdout=log,
@@ -135,7 +136,6 @@ class StudyUnderFaults:
             return hit
         if kind in ("INT", "TERM", "HUP", "group"):
             number = signal.SIGTERM if kind == "group" else getattr(signal, f"SIG{kind}")
-            length = self._log.stat().st_size
             hit = kill(-self.command.pid if kind == "group" else self.command.pid, number)
             begin_s = time.monotonic()
             code = self._wait(60)
@@ -145,7 +145,7 @@ class StudyUnderFaults:
             # In its first tenths of a second the command has no handlers yet, and ends by the signal itself.
             assert code in (0, 128 + number, -number), f"exit code {code} after {kind}"
             if code == 128 + number:
-                self._has_ended_in_order(self._log.read_bytes()[length:].decode("utf-8", "replace"))
+                self._has_ended_in_order(self._log.read_bytes()[self._begin :].decode("utf-8", "replace"))
             return hit
         kill(self.command.pid)
         self.command.wait(30)
@@ -157,8 +157,12 @@ class StudyUnderFaults:
         return True
 
     def _has_ended_in_order(self, said):
-        """A signal ends in a line that says how to go on, where there is a study, and no run in MLflow looks alive."""
-        if not (self.folder / "study.json").exists():
+        """A signal ends in a line that says how to go on, and no run in MLflow looks alive.
+
+        Before the driver is started, all that is needed is to type the same command again.
+        """
+        if "starting the driver" not in said:
+            assert "nterrupted" in said, said
             return
         assert f"resume {self.folder}" in " ".join(said.split()), said
         if (self.storage / "mlflow.db").exists():
