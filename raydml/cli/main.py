@@ -31,6 +31,7 @@ from raydml.cli.arguments import Invocation
 from raydml.cli.live_view import StepBars
 from raydml.cli.loading import ImportNotices
 from raydml.errors import Problem, problem_of_option
+from raydml.ops.files import CURES_OF_DISKS
 from raydml.ops.progress import show_log, show_progress
 from raydml.ops.wording import printable
 
@@ -38,14 +39,7 @@ RUN, LOOK, TAKE, IMAGES = "Run a study", "Look at results", "One configuration, 
 
 
 #: What only the operating system notices, mistakes of the user and faults of disks, and their cures.
-_CURES_OF_DISKS = {
-    errno.ENAMETOOLONG: "give a shorter name or path",
-    errno.ENOSPC: "free disk space, or write to another disk",
-    errno.EDQUOT: "free disk space, or write to another disk",
-    errno.EROFS: "name a folder that can be written",
-    errno.EIO: "check the disk",
-    errno.ESTALE: "mount the network folder again",
-}
+_CURES = {errno.ENAMETOOLONG: "give a shorter name or path", **CURES_OF_DISKS}
 
 
 class Commands(TyperGroup):
@@ -68,12 +62,10 @@ class Commands(TyperGroup):
             typer.echo(f"error: {as_typed(str(error))}", err=True)
             raise typer.Exit(2) from None
         except OSError as error:
-            if error.errno not in _CURES_OF_DISKS:
+            if error.errno not in _CURES:
                 raise
             place = error.filename or "what this command prints, or a file that it writes"
-            typer.echo(
-                f"error: {as_typed(str(place))}: {error.strerror}. Cure: {_CURES_OF_DISKS[error.errno]}", err=True
-            )
+            typer.echo(f"error: {as_typed(str(place))}: {error.strerror}. Cure: {_CURES[error.errno]}", err=True)
             if error.filename is None:  # the interpreter would try once more at its end
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             raise typer.Exit(2) from None

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from raydml.ops.files import DISK_ERRORS, digest_of, is_zip_bomb, require_space, write_whole
+from raydml.ops.files import CURES_OF_DISKS, digest_of, is_zip_bomb, require_space, write_whole
 from raydml.ops.progress import report_progress
 
 if TYPE_CHECKING:  # torch is slow to import, and weights are looked for without it
@@ -220,7 +220,7 @@ def _download(url: str, path: Path, instead: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, write, several_writers=True)
     except OSError as error:  # requests' errors are OSErrors
-        if error.errno in DISK_ERRORS:
+        if error.errno in CURES_OF_DISKS:
             raise
         raise _cannot_fetch(url, path, instead, error) from error
 

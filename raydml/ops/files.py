@@ -14,8 +14,15 @@ from pathlib import Path
 _BLOCK_BYTES = 1 << 20
 _MAX_UNPACKED_BYTES, _MAX_RATIO = 100_000_000, 200
 _RESERVE_BYTES = 1 << 20  # for the small files beside a large one
-#: Errors of a disk, whatever is written to it.
-DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE})
+#: Errors of a disk, whatever is written to it, and their cures.
+CURES_OF_DISKS = {
+    errno.ENOSPC: "free disk space, or write to another disk",
+    errno.EDQUOT: "free disk space, raise the quota, or write to another disk",
+    errno.EFBIG: "write to another disk: this one takes no file of that size",
+    errno.EROFS: "mount the disk for writing, or name another folder",
+    errno.EIO: "check the disk",
+    errno.ESTALE: "mount the network folder again",
+}
 
 
 def write_whole(
@@ -63,7 +70,7 @@ def _fault_of_disk(error: BaseException, file: Path) -> OSError | None:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno is not None:
-            return cause if cause.errno in DISK_ERRORS else None
+            return cause if cause.errno in CURES_OF_DISKS else None
         if found := re.search(r"\(os error (\d+)\)", str(cause)):
             return OSError(int(found[1]), os.strerror(int(found[1])))
         cause = cause.__cause__ or cause.__context__

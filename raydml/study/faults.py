@@ -18,15 +18,12 @@ from ray.exceptions import RayTaskError
 
 from raydml.config.trial import Machine
 from raydml.data.catalog import DataError
+from raydml.ops.files import CURES_OF_DISKS
 from raydml.study.process import MachineFault
 
 #: Errors of the operating system that do not depend on what a trial computes, and their cures.
 MACHINE_ERRORS = {
-    errno.ENOSPC: "free disk space",
-    errno.EDQUOT: "free disk space, or raise the quota",
-    errno.EROFS: "mount the disk for writing",
-    errno.EIO: "check the disk",
-    errno.ESTALE: "mount the network folder again",
+    **CURES_OF_DISKS,
     errno.ENOTCONN: "mount the network folder again",
     errno.EHOSTDOWN: "mount the network folder again",
 }
