@@ -199,7 +199,7 @@ def _refuse_other_images(folder: Path, study_json: Mapping[str, Any], machine: M
 def _run_stage(session: StudySession, stage: str, received: list[int]) -> None:
     """Run a stage that has no result yet. received: the signals that have arrived so far."""
     result = session.folder / RESULT_FILES[stage]
-    if _is_usable(session, result) and not _has_lost_trials(session, stage):
+    if _is_usable(session, result) and not _has_lost_events(session, stage):
         return
     if not received:
         _STAGES[stage](session)
@@ -209,9 +209,17 @@ def _run_stage(session: StudySession, stage: str, received: list[int]) -> None:
         raise StudyError(f"stage {stage} stopped before all its trials ended; see {events_path(session.folder)}")
 
 
-def _has_lost_trials(session: StudySession, stage: str) -> bool:
-    """Return whether the events have lost trials of a finished stage. Its result is then noted and made anew."""
-    lost = sorted(set(trials_of(session.folder, stage)) - read_state(session.folder).trials.keys())
+def _has_lost_events(session: StudySession, stage: str) -> bool:
+    """Return whether the events have lost the end of a finished stage, or of one of its trials, as after a loss of
+    power. What was lost is then noted, and the result of the stage made anew."""
+    state = read_state(session.folder)
+    lost = [
+        key
+        for key in sorted(trials_of(session.folder, stage))
+        if key not in state.trials or not state.trials[key].ended
+    ]
+    if stage not in state.stages or not state.stages[stage].finished:
+        lost.append("its end")
     if lost:
         session.note(f"events.jsonl has lost {', '.join(lost)}; the result of the stage {stage} is made anew.")
         (session.folder / RESULT_FILES[stage]).unlink()

@@ -92,7 +92,7 @@ def test_the_same_study_may_move_to_another_machine(tmp_path):
 
 def test_another_specification_under_the_name_is_refused_with_a_free_name(tmp_path):
     make(tmp_path)
-    with pytest.raises(StudyError, match=r"--name mini-2.*resume mini"):
+    with pytest.raises(StudyError, match=r"--name mini-2.*launch.py resume /.*/mini"):
         make(tmp_path, overrides=["trial.epochs=3"])
 
 

@@ -215,17 +215,32 @@ def test_a_study_that_has_lost_its_events_is_refused_before_anything_changes(tmp
     refuse_lost_events(folder)
 
 
-def test_a_stage_that_has_lost_some_of_its_trials_is_run_again(tmp_path):
+def test_a_stage_that_has_lost_some_of_its_events_is_run_again(tmp_path):
+    """The end of events.jsonl is lost, and ranking.json is there: it was written after all that was lost."""
     folder = make(tmp_path)
-    report(folder, "search-000", 1, 0.5)
     rows = [{"trial": key, "fingerprint": key, "value": 0.5} for key in ("search-000", "search-001")]
-    (folder / "ranking.json").write_text(json.dumps(rows))
-    assert stages._has_lost_trials(session_of(folder), "search")
-    assert not (folder / "ranking.json").exists()
-    assert "has lost search-001; the result of the stage search is made anew" in read_state(folder).notes[-1]
-    (folder / "ranking.json").write_text(json.dumps(rows[:1]))
-    assert not stages._has_lost_trials(session_of(folder), "search")
-    assert (folder / "ranking.json").exists()
+
+    def is_run_again(lost):
+        (folder / "ranking.json").write_text(json.dumps(rows))
+        found = stages._has_lost_events(session_of(folder), "search")
+        assert (folder / "ranking.json").exists() is not found
+        if lost:
+            assert f"has lost {lost}; the result of the stage search is made anew" in read_state(folder).notes[-1]
+        return found
+
+    def end(key):
+        event = {"event": "trial_ended", "stage": "search", "trial": key, "reason": "finished"}
+        events.append(events_path(folder), event)
+
+    report(folder, "search-000", 1, 0.5)
+    end("search-000")
+    assert is_run_again("search-001, its end")
+    report(folder, "search-001", 1, 0.5)
+    assert is_run_again("search-001, its end"), "it has not ended"
+    end("search-001")
+    assert is_run_again("its end")
+    events.append(events_path(folder), {"event": "stage_finished", "stage": "search", "ranking": rows})
+    assert not is_run_again("")
 
 
 def test_a_run_whose_start_was_lost_keeps_its_key(tmp_path):
