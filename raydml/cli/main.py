@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import codecs
 import errno
-import gc
 import importlib.metadata
 import io
 import os
@@ -253,8 +252,6 @@ def interrupt(number: int, _frame: Any) -> None:
 
 def main(default_space: Path | None = None) -> None:
     """Run the command in ``sys.argv``; without a command, ``launch.py`` sweeps ``default_space``."""
-    # Collections at every 700 new objects are a fifth of the time that torch, Ray and MLflow take to be imported.
-    gc.set_threshold(100_000, *gc.get_threshold()[1:])
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as HUP is under nohup
             signal.signal(number, interrupt)

@@ -20,7 +20,6 @@ import ray
 
 import raydml
 from raydml.config.trial import Machine
-from raydml.study import worker
 from raydml.study.folder import StudyError
 from raydml.study.process import STOP_SIGNALS, RayEnded, stop_signals
 
@@ -136,9 +135,7 @@ def connected(address: str | None, *, own_process: bool = False) -> Iterator[Non
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS if is_main}
     _record_commands_as_utf8()
     # On a cluster the workers get the driver's copy of the package; an embedded Ray imports it from the same place.
-    environment: dict[str, Any] = {"worker_process_setup_hook": f"{worker.__name__}.{worker.prepare.__name__}"}
-    if address:
-        environment["py_modules"] = [str(Path(raydml.__file__).parent)]
+    environment = {"py_modules": [str(Path(raydml.__file__).parent)]} if address else {}
     try:
         ray.init(
             address=address or "local",  # without "local" Ray would join any cluster that it finds

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import ray
 from ray import tune
+from ray.exceptions import RayActorError
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.stopper import CombinedStopper
@@ -35,10 +36,14 @@ from raydml.study.time_limit import TimeLimit
 from raydml.training import checkpoint
 
 STUCK = "stuck"
-#: Ray's words for an actor whose node is gone, or that no node was left for.
-_LOST_NODE = re.compile(r"never ran|its node has died|node failure|marked dead|NodeDied")
-#: Ray's words for an actor that was given up before its process had started, and how often in a row is too often.
-_NEVER_RAN, _MAX_NEVER_RAN = re.compile(r"never ran"), 10
+#: Ray's words for an actor whose node is gone.
+_LOST_NODE = re.compile(r"its node has died|node failure|marked dead|NodeDied")
+#: For one that Ray has given up before it was set up, for want of a node, say.
+_GIVEN_UP = re.compile(r"never ran")
+#: Ray's words for the process of an actor that has died, of which it says, too, that it never ran, until it is set up.
+_DEAD_PROCESS = re.compile(r"worker process has died|worker process was killed|setup hook")
+#: How often in a row Ray may give up a trial whose process has not died.
+_MAX_GIVEN_UP = 10
 _CHECK_EVERY_S = 1.0  # for stuck trials
 
 
@@ -97,7 +102,7 @@ class StudyEvents(tune.Callback):
         self._stuck_before = set(stuck_before)
         self._failed_after: dict[str, int] = {}  # key -> the epoch reported last before its newest failure
         self._killed: dict[str, str] = {}  # key -> why, in words
-        self._never_ran: Counter[str] = Counter()  # key -> in how many tries since its newest epoch
+        self._given_up: Counter[str] = Counter()  # key -> how often by Ray since its newest epoch
         self._checked_s = 0.0
         self._offset, self._state = 0, StudyState()  # of the events read so far
 
@@ -132,7 +137,7 @@ class StudyEvents(tune.Callback):
         metrics = {name: value for name, value in record.items() if name not in ("epoch", "ended")}
         self._append("epoch", trial, epoch=record["epoch"], metrics=metrics)
         self._watch.report(trial_key(trial), metrics.get("epoch_s"))
-        self._never_ran.pop(trial_key(trial), None)
+        self._given_up.pop(trial_key(trial), None)
         if record["epoch"] > self._failed_after.get(trial_key(trial), -1):
             trial.run_metadata.num_failures = 0
 
@@ -155,16 +160,18 @@ class StudyEvents(tune.Callback):
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         if self._stop_for_fault(trial):
             return
-        if _LOST_NODE.search(_error_text(trial)):
+        error, key = _error_text(trial), trial_key(trial)
+        is_lost = _LOST_NODE.search(error) is not None
+        is_given_up = _GIVEN_UP.search(error) is not None and not is_lost and not _DEAD_PROCESS.search(error)
+        if is_lost or is_given_up:
             trial.run_metadata.num_failures -= 1  # the node has failed, and not the trial
-        if _NEVER_RAN.search(_error_text(trial)):
-            self._never_ran[trial_key(trial)] += 1
-            if self._never_ran[trial_key(trial)] >= _MAX_NEVER_RAN:  # it would be tried for ever
-                self._stop.fault = (
-                    f"Ray has given up {trial_key(trial)} {_MAX_NEVER_RAN} times before its process had started. Cure: "
-                    "start all nodes and this command with the same RAY_AUTH_MODE and token, and see gcs_server.out "
-                    "in the logs of Ray on the head"
-                )
+        self._given_up[key] += is_given_up
+        if self._given_up[key] >= _MAX_GIVEN_UP:  # it would be tried for ever
+            self._stop.fault = (
+                f"Ray has given up {key} {_MAX_GIVEN_UP} times in a row: {_last_line(trial)} Cure: start all nodes and "
+                "this command with the same RAY_AUTH_MODE and token, and see gcs_server.out in the logs of Ray on the "
+                "head"
+            )
         # An epoch is reported before it is saved: only a later one shows that the trial gets beyond this failure.
         self._failed_after[trial_key(trial)] = int((trial.last_result or {}).get("epoch", -1))
         if stuck := self._killed.pop(trial_key(trial), None):
@@ -226,15 +233,17 @@ def _last_line(trial: Any) -> str:
 def count_deaths_once() -> None:
     """Let Tune count the death of an actor once, although two of its calls were under way.
 
-    After the first call has failed, Tune puts the trial back in line (PENDING). Any further failure of a trial in line
-    is its end, without a retry. The calls of a trial in line are all those of an actor that has ended.
+    After the first call has failed, Tune puts the trial back in line (PENDING). The death of an actor is the end of a
+    trial in line, without a retry, and is dropped here. Where a trial cannot take over an actor, it is in line as well:
+    its error counts, and a death leads to another actor.
     """
     original = TuneController._trial_task_failure
     if getattr(original, "counts_once", False):
         return
 
     def task_failure(self: TuneController, trial: Any, exception: Exception) -> None:
-        if trial.status != trial.PENDING:
+        self._resetting_trials.discard(trial)  # else Tune waits for ever for the actor that it took over
+        if trial.status != trial.PENDING or not isinstance(exception, RayActorError):
             original(self, trial, exception)
 
     task_failure.counts_once = True  # type: ignore[attr-defined]

@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
+import filelock
 import requests
 import sqlalchemy
 import sqlalchemy.exc
@@ -101,6 +102,8 @@ _NEVER_RIGHT = re.compile(
 )
 #: What SQLite says of a database that can be used later, and other databases of a server that is not there.
 _SQLITE_BUSY = re.compile("locked|is full|disk I/O error")
+#: Of SQLite, where MLflow goes on with tables that it was making when its process was killed.
+_CUT_OFF = re.compile("_alembic_tmp_|table .* already exists|duplicate column name")
 _DATABASE_AWAY = re.compile(
     "could not connect|connection (refused|failed)|Can't connect|timed? ?out|starting up|Network"
 )
@@ -224,11 +227,15 @@ def _client(uri: str) -> MlflowClient:
     for variable, value in MLFLOW_DEFAULTS.items():
         if not variable.is_set():
             variable.set(value)
+    _quieten()
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _quieten() -> None:
     # It reports every table that it creates, and prints the traceback of every error, which the caller gets as well.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns of every request that it repeats
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 @contextmanager
@@ -290,13 +297,37 @@ def prepare_store(uri: str, storage: str | Path | None = None) -> str:
     if path is not None:
         _prepare_folder(uri, path, storage)
     try:
-        # Where there is no database, the client creates it.
-        client = connect(uri) if path is None or path.exists() else _client(uri)
-        return experiment_id(client, uri, storage)
+        if path is not None and not path.exists():
+            _create_database(path)
+        return experiment_id(connect(uri), uri, storage)
     except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
         said = first_line(error)
         kind = StoreUnavailable if _may_answer_later(error) else TrackingError
         raise kind(f"MLflow at {redacted(uri)} cannot be used: {said}. Cure: {_cure(uri, scheme, error)}") from error
+
+
+def _create_database(path: Path) -> None:
+    """Create MLflow's tables in a file of another name, and rename it: MLflow cannot use a database that was cut off.
+
+    It takes seconds. Of several processes that start at once, one does it, and the others wait for it.
+    """
+    from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
+
+    new = path.with_name(f"{path.name}.new")
+    address = _address_of(new)
+    assert address is not None, "the path of the store has an address, and this one adds letters only"
+    _quieten()
+    with filelock.FileLock(f"{path}.lock"):
+        if path.exists():
+            return
+        for file in (new, new.with_name(f"{new.name}-journal")):  # of a process that was killed
+            file.unlink(missing_ok=True)
+        engine = create_sqlalchemy_engine(address)
+        try:
+            _initialize_tables(engine)
+        finally:
+            engine.dispose()
+        os.replace(new, path)
 
 
 def create_missing(uri: str, storage: Path) -> None:
@@ -485,6 +516,11 @@ def _cure(uri: str, scheme: str, error: Exception) -> str:
         return "http:// instead of https://: the server does not speak TLS"
     if scheme in ("http", "https"):
         return "start the server, correct the address, or leave it out for a local database"
+    if _CUT_OFF.search(str(error)):
+        return (
+            f"its creation or its upgrade was cut off; delete {database_path(uri)} or put it back from a backup, and "
+            "`launch.py sync STUDY` fills it again"
+        )
     return "correct the address, repair the database, or leave it out for a local one"
 
 

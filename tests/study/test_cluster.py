@@ -46,6 +46,7 @@ def sweep_on(cluster, storage):
 @pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.xdist_group("ray")
+@pytest.mark.timeout(600)
 def test_a_study_survives_the_loss_of_a_node(tmp_path):
     cluster, folder = Cluster(tmp_path / "cluster"), tmp_path / "digits"
     with sweep_on(cluster, tmp_path) as (process, log):
@@ -129,14 +130,13 @@ def test_what_listens_during_a_study_is_what_the_docs_list():
     program = (
         "import ray, sys; from raydml.study.cluster import connected\n"
         "with connected(None):\n"
-        "    frozen = ray.remote(lambda: __import__('gc').get_freeze_count())\n"
-        "    print('up', ray.get(frozen.remote()) > 100_000, flush=True); sys.stdin.read()"
+        "    ray.get(ray.remote(lambda: 1).remote()); print('up', flush=True); sys.stdin.read()"
     )
     driver = subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
     )
     try:
-        assert driver.stdout.readline() == b"up True\n", "a worker leaves its libraries out of collections"
+        assert driver.stdout.readline() == b"up\n"
         addresses = {}
         for table in ("tcp", "tcp6"):
             for row in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:

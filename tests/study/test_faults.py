@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 from ray.exceptions import RayActorError, RayTaskError
@@ -131,7 +132,9 @@ def test_a_worker_that_ray_ends_for_its_memory_runs_again_alone(tmp_path):
     [
         ("The actor died because its node has died. Node Id: 1f", 0),
         ("The actor never ran - it was cancelled before it started running.", 0),
-        ("The actor died unexpectedly before finishing this task. The worker process was killed by signal 9.", 1),
+        ("The actor died because its node has died. Node Id: 1f\nThe actor never ran - it was cancelled before", 0),
+        # While it is set up, Ray says both.
+        ("The actor is dead because its worker process has died. Worker exit type: X\nThe actor never ran - it was", 1),
         ("RuntimeError: on order", 1),
     ],
 )
@@ -152,8 +155,10 @@ def test_a_trial_that_ray_never_starts_stops_the_stage(tmp_path):
     callback.on_trial_result(0, [], trial, {"record": {"epoch": 1, "epoch_s": 0.1}})
     for _ in range(9):
         callback.on_trial_recover(0, [], trial)
-    assert not stop.fault
-    callback.on_trial_recover(0, [], trial)
+    lost = failed_with(tmp_path, "The actor died because its node has died. Node Id: 1f\nThe actor never ran")
+    callback.on_trial_recover(0, [], lost)
+    assert not stop.fault, "nodes may be lost for a week"
+    callback.on_trial_recover(0, [], failed_with(tmp_path, "The actor never ran - it was cancelled"))
     assert "search-000 10 times" in stop.fault
     assert "Cure: " in stop.fault
     assert not read_state(tmp_path).trials["search-000"].ended
@@ -164,13 +169,79 @@ def test_the_death_of_an_actor_with_two_calls_is_one_failure():
     count_deaths_once()
     seen = []
     controller = SimpleNamespace(
-        _fail_fast=False, RAISE="raise", _print_trial_errors=False,
+        _fail_fast=False, RAISE="raise", _print_trial_errors=False, _resetting_trials=MagicMock(),
         _process_trial_failure=lambda trial, exception: seen.append((trial.status, exception)),
     )  # fmt: skip
     for status in ("RUNNING", "PENDING"):
         trial = SimpleNamespace(status=status, PENDING="PENDING")
         TuneController._trial_task_failure(controller, trial, RayActorError())
     assert [status for status, _ in seen] == ["RUNNING"]
+
+
+TAKES_OVER = """\
+import os, signal, sys
+from pathlib import Path
+from ray import tune
+from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
+from raydml.study.cluster import connected
+from raydml.study.runner import StudyEvents, count_deaths_once
+from raydml.study.scheduler import trial_key
+
+HOW, FOLDER = sys.argv[1], sys.argv[2]
+DATA = {"split": {"fold": None}}
+
+
+class Trial(tune.Trainable):
+    def setup(self, config):
+        pass
+
+    def reset_config(self, config):
+        first = not (mark := Path(FOLDER) / "failed").exists()
+        if config["run"]["key"] == "search-001" and (first or HOW == "raise"):
+            mark.touch()
+            if HOW == "raise":
+                raise ValueError("the plugin refuses")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return True
+
+    def step(self):
+        return {"epoch": 1, "record": {"epoch": 1, "epoch_s": 0.1, "ended": "finished"}, "done": True}
+
+    def save_checkpoint(self, folder):
+        return {}
+
+
+runs = [
+    {"key": f"search-{n:03d}", "fingerprint": "f", "configuration": "c", "trial": {"seed": 0, "data": DATA}}
+    for n in range(3)
+]
+count_deaths_once()
+with connected(None):
+    Tuner(
+        tune.with_resources(Trial, {"cpu": os.cpu_count()}),
+        param_space={"run": tune.grid_search(runs)},
+        tune_config=TuneConfig(reuse_actors=True, trial_name_creator=trial_key, trial_dirname_creator=trial_key),
+        run_config=RunConfig(
+            storage_path=FOLDER, name="run-000", verbose=0, failure_config=FailureConfig(max_failures=1),
+            callbacks=[StudyEvents(FOLDER, "search", None, None)],
+        ),
+    ).fit()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+@pytest.mark.parametrize(("how", "end"), [("raise", "crashed"), ("kill", "finished")])
+def test_a_trial_that_fails_as_it_takes_over_an_actor_is_retried_or_ends(tmp_path, how, end):
+    """It is in line meanwhile, and Tune waits for its actor: an error that is dropped there is waited for for ever."""
+    command = [sys.executable, "-c", TAKES_OVER, how, str(tmp_path)]
+    environment = {**os.environ, "RAY_AIR_NEW_OUTPUT": "0"}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=120, capture_output=True)
+    assert {key: trial.ended for key, trial in read_state(tmp_path).trials.items()} == {
+        "search-000": "finished",
+        "search-001": end,
+        "search-002": "finished",
+    }
 
 
 SPACE = """\
