@@ -3,6 +3,8 @@
 import json
 import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 from raydml.tracking.store import (
     VIEW_TAG,
     StoreGone,
+    StoreUnavailable,
     TrackingError,
     connect,
     database_path,
@@ -44,6 +47,35 @@ def test_the_default_store_lies_in_the_storage_folder(
     assert prepare_store(uri, Path("new/storage")) == first
     assert connect(uri).get_experiment(first).artifact_location == (tmp_path / "new/storage/mlartifacts").as_uri()
     assert [path.name for path in tmp_path.iterdir()] == ["new"], "something was written to the working directory"
+
+
+def test_a_new_database_that_was_cut_off_is_made_again(tmp_path: Path) -> None:
+    """MLflow makes its tables in a hundred steps, and cannot use a database with some of them."""
+    uri, folder = default_uri(tmp_path), tmp_path
+    program = (
+        "import os, sys; from mlflow.store.db import utils; from raydml.tracking.store import prepare_store\n"
+        "utils._upgrade_db = lambda _engine: os._exit(9)\n"  # the first tables are there
+        "prepare_store(sys.argv[1])"
+    )
+    done = subprocess.run([sys.executable, "-c", program, uri], cwd=tmp_path, check=False, capture_output=True)
+    assert done.returncode == 9, done.stderr
+    left = {path.name for path in folder.iterdir()}
+    assert "mlflow.db" not in left
+    assert "mlflow.db.new" in left
+    connect_to = prepare_store(uri, folder)
+    assert connect(uri).get_experiment(connect_to).name == "raydml"
+    assert {path.name for path in folder.iterdir()} - {"mlflow.db.lock", "mlartifacts", "mlruns"} == {"mlflow.db"}
+
+
+def test_a_database_that_an_older_version_left_cut_off_is_named_with_its_cure(tmp_path: Path) -> None:
+    uri = default_uri(tmp_path)
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        database.execute("CREATE TABLE experiments (experiment_id INTEGER)")
+        database.execute("CREATE TABLE _alembic_tmp_runs (run_uuid TEXT)")
+        database.commit()
+    with pytest.raises(TrackingError, match=r"cut off; delete .*mlflow\.db .*launch\.py sync STUDY") as caught:
+        prepare_store(uri, tmp_path)
+    assert not isinstance(caught.value, StoreUnavailable)
 
 
 @pytest.mark.parametrize(
