@@ -30,8 +30,8 @@ from raydml.cli.arguments import echo
 from raydml.cli.tables import confirmed_means, embedding_dim, learning_rate, metric_label, run_name, trial_table
 from raydml.ops.progress import StepProgress, progress_of
 from raydml.study import events
-from raydml.study.events import Event, StudyState, letters_of, reduce_event, reduce_events
-from raydml.study.pace import STAGES, remaining_s
+from raydml.study.events import STAGES, Event, StudyState, letters_of, reduce_event, reduce_events
+from raydml.study.pace import remaining_s
 from raydml.study.process import STOP_SIGNALS
 
 POLL_S = 0.2

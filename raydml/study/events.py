@@ -29,6 +29,8 @@ from raydml.study.event_fields import is_event
 
 _logger = logging.getLogger("raydml")
 _MAX_NAMED_LINES = 5
+#: In the order in which they run; a study may lack some.
+STAGES = ("search", "confirm", "refit", "finalize")
 
 
 class Record(NamedTuple):
@@ -437,13 +439,13 @@ def _reopen(study: SimpleNamespace, num_trials_before: int) -> None:
 
 def _open_stage(study: SimpleNamespace, stage: str) -> None:
     """Make a stage the current one, without a result. The later ones have not begun: their trials are superseded."""
-    names = list(study.stages)
-    kept = [*names[: names.index(stage) if stage in names else 0], stage]
+    # By the order of all stages: the line of one that has begun may be lost.
+    later = STAGES[STAGES.index(stage) + 1 :] if stage in STAGES else ()
     study.stage = stage
-    study.stages = {name: study.stages.get(name, StageState(name)) for name in kept}
-    study.stages[stage] = replace(study.stages[stage], finished=False, ranking=None)
+    study.stages = {name: one for name, one in study.stages.items() if name not in later}
+    study.stages[stage] = replace(study.stages.get(stage, StageState(stage)), finished=False, ranking=None)
     for key, trial in study.trials.items():
-        if trial.stage not in kept:
+        if trial.stage in later:
             study.trials[key] = replace(trial, is_superseded=True)
 
 

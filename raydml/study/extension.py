@@ -16,7 +16,7 @@ from raydml.errors import ConfigError
 from raydml.search_space.space import SearchSpace, load_space
 from raydml.study import events
 from raydml.study.driver import only_driver
-from raydml.study.events import events_path, read_state
+from raydml.study.events import STAGES, events_path, read_state
 from raydml.study.folder import (
     RESULT_FILES,
     StudyError,
@@ -27,7 +27,6 @@ from raydml.study.folder import (
     specification_of,
     write_json,
 )
-from raydml.study.pace import STAGES
 from raydml.training.trial_images import Catalogs
 
 #: What the stages leave in the folder of a study and would be overwritten. The ranking of the search comes last: while

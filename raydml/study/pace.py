@@ -14,10 +14,9 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from raydml.analysis.trials import TrialState
-from raydml.study.events import StageState, StudyState
+from raydml.study.events import STAGES, StageState, StudyState
 from raydml.study.rungs import expected_epochs_left, expected_spans
 
-STAGES = ("search", "confirm", "refit", "finalize")
 #: Seconds until the first trial of a stage starts (a process that imports torch), until the next trial takes a place,
 #: and for the pictures and the report. Assumed, with the start of a stage near the 6 s of docs/LOG.md (two idle CPU
 #: cores; 17 s under load), until a stage of the study has started.
