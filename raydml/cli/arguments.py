@@ -183,7 +183,7 @@ def find_model(target: str, storage: Path, tracking_uri: str | None, scratch: Pa
         return model_below(fetched, target, study_here(origin, storage))._replace(origin=origin)
     refuse_other_encodings(f"TARGET = {target}", target)
     path = Path(target)
-    if path.is_dir() and not (path / "study.json").exists():
+    if path.is_dir() and not (path / "study.json").exists() and not (path / "events.jsonl").exists():
         return model_below(path, target, study_above(path), deep=False)
     from raydml.study.folder import find_study
     from raydml.study.results import find_winner

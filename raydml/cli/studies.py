@@ -289,12 +289,13 @@ def resume(
     time_limit_s = seconds_of(time_limit)
     from raydml.study.driver import only_driver
     from raydml.study.folder import find_study, move_data_root
-    from raydml.study.results import is_finished
+    from raydml.study.results import is_finished, refuse_lost_events
 
     folder = find_study(study, storage)
     if num_trials is not None or tracking_uri is not None or not is_finished(folder):
         check_store(store_of(folder, tracking_uri), folder.parent)
     with only_driver(folder):  # before anything is changed
+        refuse_lost_events(folder)
         if data_root is not None:
             move_data_root(folder, data_root)
         if num_trials is not None:

@@ -272,7 +272,7 @@ class _Selection:
             lines = "\n".join(f"  {path}: {reason}" for path, reason in skipped.items())
             raise DataError(
                 f"{len(skipped)} of {len(self.rows)} images under {self.catalog.root} cannot be read:\n{lines}\n"
-                "Repair or remove them, or leave them out with machine.on_unreadable: skip"
+                "Repair or remove them, or leave them out: sweep ... --set machine.on_unreadable=skip"
             )
         if skipped:
             labels, class_names = self.catalog.labels, self.catalog.class_names

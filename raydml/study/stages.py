@@ -646,7 +646,7 @@ def _embeddings_file(session: StudySession, key: str) -> Path:
 
 
 def _fetch(references: Any) -> Any:
-    """Return ``ray.get``; a mistake of the user that a worker finds (changed images, say) is a StudyError."""
+    """Return ``ray.get``; a mistake of the user that only a worker finds is a StudyError."""
     try:
         return ray.get(references)
     except ray.exceptions.RayTaskError as error:

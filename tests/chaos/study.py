@@ -142,10 +142,12 @@ class StudyUnderFaults:
             assert code is not None, f"{kind} has not ended it in 60 s:\n{self._log.read_text()[-3000:]}"
             took_s = time.monotonic() - begin_s
             assert took_s < 20, f"{kind} took {took_s:.0f} s"  # 10 s are promised on a machine that is not full
+            said = self._log.read_bytes()[self._begin :].decode("utf-8", "replace")
             # In its first tenths of a second the command has no handlers yet, and ends by the signal itself.
-            assert code in (0, 128 + number, -number), f"exit code {code} after {kind}"
+            early = (-number,) if "loading MLflow" not in said else ()
+            assert code in (0, 128 + number, *early), f"exit code {code} after {kind}:\n{said}"
             if code == 128 + number:
-                self._has_ended_in_order(self._log.read_bytes()[self._begin :].decode("utf-8", "replace"))
+                self._has_ended_in_order(said)
             return hit
         kill(self.command.pid)
         self.command.wait(30)
@@ -157,7 +159,7 @@ class StudyUnderFaults:
         return True
 
     def _has_ended_in_order(self, said):
-        """A signal ends in a line that says how to go on, and no run in MLflow looks alive.
+        """A signal ends in a line that says how to go on, and no run in MLflow is RUNNING.
 
         Before the driver is started, all that is needed is to type the same command again.
         """

@@ -294,7 +294,7 @@ class TestUnreadable:
         assert "2 of 12 images" in message
         assert "a/1.png: no JPEG, PNG, " in message
         assert "d/2.png: " in message
-        assert "machine.on_unreadable: skip" in message
+        assert "--set machine.on_unreadable=skip" in message
         assert "f/0.png" not in message
         assert cache_dir is None or [file.name for file in cache_dir.glob("*/*")] == ["lock"]
 

@@ -16,6 +16,7 @@ from raydml.study.results import refuse_lost_events
 from raydml.study.runner import StudySession, _newest_checkpoint, _put_back_lost_epochs
 from raydml.study.stages import run_study, search_trials
 from raydml.training import checkpoint
+from tests.cli.commands import refused
 from tests.study.in_process import without_ray
 from tests.study.test_folder import make
 
@@ -215,6 +216,16 @@ def test_a_study_that_has_lost_its_events_is_refused_before_anything_changes(tmp
     refuse_lost_events(folder)
 
 
+def test_more_trials_are_refused_as_well_where_the_events_are_lost(tmp_path):
+    folder = make(tmp_path)
+    (folder / "ranking.json").write_text(json.dumps([{"trial": "search-000"}]))
+    before = (folder / "study.json").read_bytes()
+    said = refused("resume", folder, "--num-trials", "9", "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db")
+    assert "events.jsonl has no trial of the stage search" in said
+    assert (folder / "study.json").read_bytes() == before
+    assert (folder / "ranking.json").exists()
+
+
 def test_a_stage_that_has_lost_some_of_its_events_is_run_again(tmp_path):
     """The end of events.jsonl is lost, and ranking.json is there: it was written after all that was lost."""
     folder = make(tmp_path)
@@ -241,6 +252,21 @@ def test_a_stage_that_has_lost_some_of_its_events_is_run_again(tmp_path):
     assert is_run_again("its end")
     events.append(events_path(folder), {"event": "stage_finished", "stage": "search", "ranking": rows})
     assert not is_run_again("")
+
+
+def test_a_search_whose_stage_lines_are_lost_counts_when_a_later_stage_is_opened_again(tmp_path):
+    folder = make(tmp_path)
+    report(folder, "search-000", 1, 0.5)
+    event = {"stage": "confirm", "trial": "confirm-000"}
+    events.append(events_path(folder), {"event": "trial_ended", "reason": "crashed", **event})
+    reopened = {"event": "trials_reopened", "stage": "confirm", "trials": ["confirm-000"], "was_over": True}
+    events.append(events_path(folder), reopened)
+    state = read_state(folder)
+    assert [trial.trial for trial in state.of_stage("search")] == ["search-000"]
+    assert [trial.trial for trial in state.of_stage("confirm")] == ["confirm-000"]
+    reopened = {"event": "trials_reopened", "stage": "search", "trials": ["search-000"], "was_over": True}
+    events.append(events_path(folder), reopened)
+    assert read_state(folder).of_stage("confirm") == []
 
 
 def test_a_run_whose_start_was_lost_keeps_its_key(tmp_path):
