@@ -1,6 +1,7 @@
 """The environment the commands run in, set before any test imports Ray or MLflow; fixtures of several packages."""
 
 import logging
+import signal
 
 import pytest
 
@@ -19,6 +20,18 @@ def loggers_as_at_first():
     for logger in LOGGERS:
         logger.setLevel(logging.NOTSET)
         logger.propagate, logger.handlers = True, []
+
+
+@pytest.fixture(autouse=True)
+def signals_are_heeded():
+    """Undo what the & of a shell's script and nohup do, for a test and what it starts: INT and HUP would be ignored."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    ignored = [number for number in usual if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, usual[number])
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture
