@@ -30,11 +30,12 @@ from raydml.cli.arguments import echo
 from raydml.cli.tables import confirmed_means, embedding_dim, learning_rate, metric_label, run_name, trial_table
 from raydml.ops.progress import StepProgress, progress_of
 from raydml.study import events
-from raydml.study.events import STAGES, Event, StudyState, letters_of, reduce_event, reduce_events
+from raydml.study.events import STAGES, Event, Reduction, StudyState, letters_of
 from raydml.study.pace import remaining_s
 from raydml.study.process import STOP_SIGNALS
 
 POLL_S = 0.2
+ESTIMATE_SHARE = 0.02  # largest part of the time for estimates of the time that is left: each reads every trial
 PATIENCE_S = 1.0  # a shorter step gets no bar
 STOPPING, STOPPING_NOW = "stopping ... (Ctrl-C again: now)", "stopping now ..."
 
@@ -189,7 +190,7 @@ def _won(study: StudyState, stage: str) -> str:
 
 
 def _trial_line(study: StudyState, trial: TrialState, kind: str) -> str:
-    name = run_name(trial, letters_of(study))
+    name = run_name(trial, {} if trial.stage == "search" else letters_of(study))
     if kind == "trial_started":
         details = [] if trial.stage != "search" else [f"dim {embedding_dim(trial)}", f"lr {learning_rate(trial)}"]
         if trial.num_epochs:
@@ -225,7 +226,8 @@ class LiveStudy:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.console = console or Console()
-        self.study = StudyState()
+        self.study = StudyState()  # of the newest reading: another thread draws it
+        self._reduction = Reduction()
         self._path = events_path
         self._offset = 0
         self._history_ends = from_offset
@@ -234,6 +236,7 @@ class LiveStudy:
         self._began_s = clock()
         self._doing, self._stopping = "", ""
         self._before_s = 0.0  # seconds of earlier runs
+        self._next_estimate_s = 0.0
         self._left: tuple[float, float] | None = None  # estimated seconds to the end, and when they were estimated
         self._stop, self._reading = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._follow, name="live-study", daemon=True)
@@ -300,7 +303,9 @@ class LiveStudy:
         if not self._history_ends:
             return
         history, self._offset = events.read_from(self._path, until=self._history_ends)
-        self.study = reduce_events(history)
+        for event in history:
+            self._reduction.add(event)
+        self.study = self._reduction.copy()
         self._before_s = self.study.active_s
         ended = sum(bool(trial.ended) for trial in self.study.trials.values())
         epochs = sum(trial.num_epochs for trial in self.study.trials.values())
@@ -317,15 +322,23 @@ class LiveStudy:
 
     def _read_new(self) -> None:
         new, self._offset = events.read_from(self._path, self._offset)
+        before = self.study
         for event in new:
-            before, self.study = self.study, reduce_event(self.study, event)
-            if self.study.stage != before.stage or self.study.step is not before.step:
+            self._reduction.add(event)
+            study = self._reduction.now()
+            if study.stage != before.stage or study.step is not before.step:
                 self._doing = ""
-            text = line(self.study, event)
+            text = line(study, event)
             if self._live is None and text:
                 self._say(text)
-        if new and (left_s := remaining_s(self.study)) is not None:
-            self._left = (left_s, self._clock())
+            before = study
+        if new:
+            self.study = self._reduction.copy()
+        now_s = self._clock()
+        if new and now_s >= self._next_estimate_s:
+            if (left_s := remaining_s(self.study)) is not None:
+                self._left = (left_s, now_s)
+            self._next_estimate_s = now_s + (self._clock() - now_s) / ESTIMATE_SHARE
 
     def _picture(self) -> RenderableType:
         size, now_s = self.console.size, self._clock()

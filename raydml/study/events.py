@@ -285,25 +285,92 @@ class StudyState:
         return len(tested - {None})
 
 
+class Reduction:
+    """The state of a study to which events are added one by one. What one costs does not grow with the study.
+
+    (What concerns every trial, as an interruption does, is an exception.)
+    """
+
+    def __init__(self, state: StudyState | None = None) -> None:
+        before = state or StudyState()
+        # A copy that can be changed: a new frozen state for each event takes three times as long.
+        self._study = SimpleNamespace(**{**vars(before), "stages": dict(before.stages), "trials": dict(before.trials)})
+        self._reports: dict[str, dict[int, EpochReport]] = {}  # copied once a trial, not once an epoch
+
+    def add(self, event: Event) -> None:
+        """Change the state by the next event. One of an unknown kind changes nothing but the time."""
+        study = self._study
+        time_s = max(study.time_s, float(event.get("time", 0.0)))
+        # From the last event of a killed driver to the next start nothing ran.
+        if study.state == "running" and event.get("event") != "study_started":
+            study.active_s += time_s - study.time_s
+        study.time_s = time_s
+        _apply(study, event, self._reports)
+
+    @property
+    def trials(self) -> Mapping[str, TrialState]:
+        """The trials by key. The next event changes them."""
+        trials: dict[str, TrialState] = self._study.trials
+        return trials
+
+    def now(self) -> StudyState:
+        """Return the state until the next event, which changes its trials and stages."""
+        return StudyState(**vars(self._study))
+
+    def before(self, event: Event) -> StudyState:
+        """Return the state before an event, of the trials only that of the event. The event does not change it."""
+        key = str(event.get("trial"))
+        self._reports.pop(key, None)
+        trials = {key: self.trials[key]} if key in self.trials else {}
+        return replace(self.now(), stages=dict(self._study.stages), trials=trials)
+
+    def copy(self) -> StudyState:
+        """Return the state as it is; it does not change. This costs as much as there are trials."""
+        self._reports = {}
+        return replace(self.now(), stages=dict(self._study.stages), trials=dict(self._study.trials))
+
+
 def reduce_event(state: StudyState, event: Event) -> StudyState:
-    """Return the state after one event. An event of an unknown kind changes nothing but the time."""
+    """Return the state after one event. This copies the given state: for many events there is `Reduction`."""
     return reduce_events([event], state)
 
 
 def reduce_events(several: Iterable[Event], state: StudyState | None = None) -> StudyState:
     """Return the state after several events in their order; the given state does not change."""
-    before = state or StudyState()
-    # A copy that can be changed: a new frozen state for each event takes three times as long.
-    after = SimpleNamespace(**{**vars(before), "stages": dict(before.stages), "trials": dict(before.trials)})
-    reports: dict[str, dict[int, EpochReport]] = {}  # copied once a trial, not once an epoch
+    reduction = Reduction(state)
     for event in several:
-        time_s = max(after.time_s, float(event.get("time", 0.0)))
-        # From the last event of a killed driver to the next start nothing ran.
-        if after.state == "running" and event.get("event") != "study_started":
-            after.active_s += time_s - after.time_s
-        after.time_s = time_s
-        _apply(after, event, reports)
-    return StudyState(**vars(after))
+        reduction.add(event)
+    return reduction.now()
+
+
+class StudyReader:
+    """The state of a study that is read while its events are written: each event is read and reduced once.
+
+    A copy that was pickled has read nothing, and begins anew.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = events_path(folder)
+        self._offset, self._reduction = 0, Reduction()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StudyReader, (self._path.parent,)
+
+    def read_on(self) -> list[dict[str, Any]]:
+        """Read the events that are new, and return them."""
+        new, self._offset = read_from(self._path, self._offset)
+        for event in new:
+            self._reduction.add(event)
+        return new
+
+    @property
+    def trials(self) -> Mapping[str, TrialState]:
+        """The trials by key. The next event changes them."""
+        return self._reduction.trials
+
+    def now(self) -> StudyState:
+        """Return the state until the next event, which changes its trials and stages."""
+        return self._reduction.now()
 
 
 def read_state(folder: Path) -> StudyState:

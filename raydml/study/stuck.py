@@ -43,12 +43,14 @@ class StuckWatch:
         self._stuck_after_s, self._clock = stuck_after_s, clock
         self._signs_s: dict[str, float] = {}  # when a running trial started or last reported
         self._longest_s = dict(longest_s or {})
+        self._longest_of_all_s = max(self._longest_s.values(), default=0.0)
 
     def report(self, key: str, epoch_s: float | None) -> None:
         """Take note of an epoch, which took ``epoch_s`` seconds where that is known."""
         self._signs_s[key] = self._clock()
         if epoch_s is not None:
             self._longest_s[key] = max(epoch_s, self._longest_s.get(key, 0.0))
+            self._longest_of_all_s = max(epoch_s, self._longest_of_all_s)
 
     def stuck(self, running: Iterable[str]) -> list[StuckTrial]:
         """Return the stuck ones among the trials that run now. Each is returned once, until it reports again."""
@@ -65,5 +67,4 @@ class StuckWatch:
         """Return how long a trial may take from one sign to the next."""
         if (usual_s := self._longest_s.get(key)) is not None:
             return max(self._stuck_after_s, USUAL_TIMES * usual_s)
-        others_s = max(self._longest_s.values(), default=0.0)
-        return max(FIRST_TIMES * self._stuck_after_s, USUAL_TIMES * others_s)
+        return max(FIRST_TIMES * self._stuck_after_s, USUAL_TIMES * self._longest_of_all_s)

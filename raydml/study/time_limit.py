@@ -8,11 +8,11 @@ from typing import Any
 
 from ray import tune
 
-from raydml.study import events
-from raydml.study.events import StudyState, events_path, reduce_events
+from raydml.study.events import StudyReader, StudyState
 from raydml.study.pace import remaining_s
 
 CHECK_EVERY_S = 0.5
+CHECK_SHARE = 0.02  # largest part of the time that the checks take: the estimate reads every trial
 RESERVE = 1.3  # of the estimated time of the later stages: estimates are rough
 _LATER_STAGES = ("confirm", "refit", "finalize")
 
@@ -21,29 +21,26 @@ class TimeLimit(tune.Stopper):
     """Ends the search when the stages after it are estimated to need all the time that is left.
 
     It does not end a search without a value: there would be nothing to confirm. Tune pickles its stoppers, hence plain
-    data; the state of the study is left out and read from the file again.
+    data; what has been read is left out and read again.
 
     deadline_s: when the study has to be finished (seconds since 1970). is_over: whether the search has been ended.
     """
 
     def __init__(self, folder: str, deadline_s: float) -> None:
         self.is_over = False
-        self._folder, self._deadline_s = folder, deadline_s
-        self._offset, self._state, self._checked_s = 0, StudyState(), 0.0
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_offset": 0, "_state": StudyState()}
+        self._deadline_s, self._next_check_s = deadline_s, 0.0
+        self._reader = StudyReader(Path(folder))
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:  # noqa: ARG002
         return False
 
     def stop_all(self) -> bool:
         now_s = time.time()
-        if not self.is_over and now_s - self._checked_s >= CHECK_EVERY_S:
-            self._checked_s = now_s
-            new, self._offset = events.read_from(events_path(Path(self._folder)), self._offset)
-            self._state = reduce_events(new, self._state)
-            self.is_over = has_to_end(self._state, self._deadline_s - now_s)
+        if not self.is_over and now_s >= self._next_check_s:
+            self._reader.read_on()
+            self.is_over = has_to_end(self._reader.now(), self._deadline_s - now_s)
+            took_s = time.time() - now_s
+            self._next_check_s = now_s + max(CHECK_EVERY_S, took_s / CHECK_SHARE)
         return self.is_over
 
 

@@ -29,7 +29,16 @@ from raydml.analysis.trials import TrialState, parameters_of
 from raydml.config.recipe import flatten
 from raydml.config.refit import trained_on, validates
 from raydml.report.text import markdown_text
-from raydml.study.events import Event, ExportedModel, Record, StudyState, changed_metrics, letters_of, reduce_event
+from raydml.study.events import (
+    Event,
+    ExportedModel,
+    Record,
+    Reduction,
+    StudyState,
+    changed_metrics,
+    letters_of,
+    reduce_events,
+)
 from raydml.study.summary import question_of
 
 #: Longest values that MLflow stores whole (a tag: the limit of older servers; newer ones take 8000).
@@ -156,15 +165,17 @@ def updates_of(
     """
     updates: dict[str | None, RunUpdate] = {}
     damaged = {} if damaged is None else damaged
+    reduction, added = Reduction(state), list[Event]()
     for record in records:
-        before = state
+        before = reduction.before(record.event)
         try:
-            state = reduce_event(before, record.event)
-            found = _news_of_runs(record, before, state, folder, delivered, unsent or {})
+            reduction.add(record.event)
+            found = _news_of_runs(record, before, reduction.now(), folder, delivered, unsent or {})
         except Exception as error:  # a damaged line: whatever its values are, the rest of the study is delivered
-            state = before
+            reduction = Reduction(reduce_events(added, state))
             damaged[f"the line before byte {record.end}"] = f"{type(error).__name__}: {error}"
             continue
+        added.append(record.event)
         for run, news in found.items():
             update = updates.setdefault(run, RunUpdate(run, run or state.study, _ms(state.time_s)))
             update.offset = max(record.end, delivered.get(run, 0))
@@ -172,6 +183,7 @@ def updates_of(
                 update.points += news.points
             if news.files or news.models or news.datasets:
                 update.attached[record.end] = news
+    state = reduction.now()
     for run, update in updates.items():
         update.points = _without_superseded(update.points)
         try:

@@ -5,16 +5,31 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from raydml.study import events
-from raydml.study.events import Artifact, ExportedModel, letters_of, rank, read_trials, reduce_event, reduce_events
+from raydml.study.events import (
+    Artifact,
+    ExportedModel,
+    Reduction,
+    StudyReader,
+    letters_of,
+    rank,
+    read_state,
+    read_trials,
+    reduce_event,
+    reduce_events,
+)
 from tests.study.study_events import ended, epoch, stage_started, started, study_started
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -197,6 +212,48 @@ def test_reducing_leaves_the_state_before_as_it_was() -> None:
     assert before == reduce_events([study_started(), stage_started(4), started(0), epoch(0, 1, 0.2)])
     assert (list(before.trials), list(after.trials)) == (["search-000"], ["search-000", "search-001"])
     assert (list(before.trials["search-000"].reports), list(after.trials["search-000"].reports)) == ([1], [1, 2])
+
+
+CALLS = st.one_of(
+    st.builds(started, st.integers(0, 2)),
+    st.builds(epoch, st.integers(0, 2), st.integers(1, 4), st.sampled_from([0.1, 0.2, math.nan])),
+    st.builds(ended, st.integers(0, 2), st.sampled_from(["finished", "crashed"])),
+    st.just({"event": "trial_retried", "trial": "search-001", "stage": "search", "error": "boom"}),
+    st.just({"event": "interrupted", "signal": 2}),
+    st.just(stage_started(3)),
+    st.just({"event": "trials_reopened", "stage": "search", "trials": ["search-001"]}),
+)
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.lists(st.tuples(CALLS, st.booleans()), max_size=30))
+def test_what_a_reduction_has_returned_does_not_change_with_later_events(calls) -> None:
+    reduction, copied, before, copies = Reduction(), Reduction(), [], []
+    for event, is_copied in calls:
+        before.append(reduction.before(event))
+        reduction.add(event)
+        copied.add(event)
+        copies.append(copied.copy() if is_copied else None)
+        assert repr(reduction.now()) == repr(copied.now())
+        assert repr(reduction.now()) == repr(reduce_events([one for one, _ in calls[: len(copies)]]))
+    for number, (event, _) in enumerate(calls):
+        study = reduce_events([one for one, _ in calls[:number]])
+        kept = {key: trial for key, trial in study.trials.items() if key == event.get("trial")}
+        assert repr(before[number]) == repr(replace(study, trials=kept))
+        study = reduce_event(study, event)
+        assert copies[number] is None or repr(copies[number]) == repr(study)
+
+
+def test_a_study_that_is_read_on_has_each_event_once_and_a_pickled_reader_begins_anew(tmp_path: Path) -> None:
+    reader, written = StudyReader(tmp_path), [study_started(), started(0), epoch(0, 1, 0.2), ended(0, "finished")]
+    assert reader.read_on() == []
+    for event in written:
+        events.append(tmp_path / "events.jsonl", event)
+        assert [one["event"] for one in reader.read_on()] == [event["event"]]
+    assert reader.now() == read_state(tmp_path)
+    again = pickle.loads(pickle.dumps(reader))
+    assert len(again.read_on()) == len(written)
+    assert again.now() == reader.now()
 
 
 def test_writers_in_several_processes_never_mix_their_lines(tmp_path: Path) -> None:
