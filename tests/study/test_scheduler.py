@@ -141,14 +141,30 @@ def test_a_trial_that_died_below_the_rung_does_not_block_it():
     assert scheduler.survivors(0) is None
 
 
+def test_trials_that_wait_at_a_rung_are_found_when_it_is_decided_a_second_time():
+    scheduler, trials = sync(["t0", "t1", "t2"]), [tune_trial(key) for key in ("t0", "t1", "t2")]
+    stopped = []
+    controller = SimpleNamespace(get_trials=lambda: trials, stop_trial=stopped.append)
+    for trial, value in zip(trials[:2], [0.1, 0.2], strict=True):
+        scheduler.on_trial_result(None, trial, result(1, value))
+    scheduler.on_trial_error(None, trials[2])
+    assert scheduler.survivors(0) == ["t1"]
+    scheduler.on_trial_add(None, trials[2])
+    trials[0].status = trials[1].status = "PAUSED"
+    assert (scheduler.choose_trial_to_run(controller), stopped) == (None, [])
+    assert scheduler.on_trial_result(None, trials[2], result(1, 0.15)) == "PAUSE"
+    assert (scheduler.choose_trial_to_run(controller), stopped) == (trials[1], [trials[0]])
+
+
 def test_sync_halving_stops_losers_and_resumes_winners_in_trial_order():
     keys = ["t0", "t1", "t2", "t3", "t4", "t5"]
     scheduler = sync(keys)
-    for key, value in zip(keys, [0.1, 0.9, 0.3, 0.8, 0.2, 0.5], strict=True):
-        scheduler.on_trial_result(None, tune_trial(key), result(1, value))
-    trials = [tune_trial(key, status="PAUSED", epoch=1) for key in reversed(keys)]
+    trials = {key: tune_trial(key) for key in keys}
+    for key, value in zip(keys[::-1], [0.5, 0.2, 0.8, 0.3, 0.9, 0.1], strict=True):
+        scheduler.on_trial_result(None, trials[key], result(1, value))
+        trials[key].status = "PAUSED"
     stopped = []
-    controller = SimpleNamespace(get_trials=lambda: trials, stop_trial=lambda t: stopped.append(t.config["run"]["key"]))
+    controller = SimpleNamespace(stop_trial=lambda trial: stopped.append(trial.config["run"]["key"]))
     chosen = scheduler.choose_trial_to_run(controller)
     assert chosen.config["run"]["key"] == "t1"
     assert stopped == ["t0"]  # the winner is handed out as soon as it is met; later losers go on the next call
