@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -26,11 +25,12 @@ from ray.tune.stopper import CombinedStopper
 from raydml.config.trial import Machine, StudySettings, Trial, fingerprint
 from raydml.study import events
 from raydml.study.actor import OUT_OF_MEMORY, TrialActor
-from raydml.study.events import StudyState, TrialState, events_path, rank, read_state, read_trials, reduce_events
+from raydml.study.events import StudyReader, TrialState, events_path, read_trials
 from raydml.study.faults import FaultStop, fault_in, is_without_memory, with_half_batch
 from raydml.study.folder import newest_checkpoint
 from raydml.study.process import MachineFault
-from raydml.study.scheduler import Asha, SyncHalving, trial_key
+from raydml.study.retention import Retention
+from raydml.study.scheduler import Asha, InOrder, SyncHalving, trial_key
 from raydml.study.stuck import StuckWatch
 from raydml.study.time_limit import TimeLimit
 from raydml.training import checkpoint
@@ -79,7 +79,7 @@ class StudyEvents(tune.Callback):
     A fault of the machine is handed to ``stop``, which ends the Tune run, and leaves the trial unended. A trial that is
     stuck is killed, and tried once more. Retries count in a row: an epoch between two failures begins a new row.
 
-    Tune pickles its callbacks, hence plain data; the state of the study is left out and read from the file again.
+    Tune pickles its callbacks, hence plain data. keep, max_bytes: see `Retention`; a ``keep`` of None keeps everything.
     alone: whether the trials run one after the other, after they have found no memory.
     """
 
@@ -97,17 +97,17 @@ class StudyEvents(tune.Callback):
         alone: bool = False,
     ) -> None:
         self._folder, self._stage = folder, stage
-        self._keep, self._max_bytes, self._alone = keep, max_bytes, alone
+        self._retention = None if keep is None else Retention(Path(folder), stage, keep, max_bytes)
+        self._alone = alone
         self._stop, self._watch = stop or FaultStop(), StuckWatch(stuck_after_s, longest_s)
         self._stuck_before = set(stuck_before)
         self._failed_after: dict[str, int] = {}  # key -> the epoch reported last before its newest failure
         self._killed: dict[str, str] = {}  # key -> why, in words
         self._given_up: Counter[str] = Counter()  # key -> how often by Ray since its newest epoch
         self._checked_s = 0.0
-        self._offset, self._state = 0, StudyState()  # of the events read so far
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_offset": 0, "_state": StudyState(), "_watch": None}
+        return {**self.__dict__, "_watch": None}
 
     def _append(self, event: str, trial: Any, **fields: Any) -> None:
         path = events_path(Path(self._folder))
@@ -145,6 +145,8 @@ class StudyEvents(tune.Callback):
         if time.monotonic() - self._checked_s < _CHECK_EVERY_S:
             return
         self._checked_s = time.monotonic()
+        if self._retention is not None:
+            self._retention.read_on()
         running = {trial_key(trial): trial for trial in trials if trial.status == trial.RUNNING}
         for late in self._watch.stuck(running):
             trial = running[late.key]
@@ -208,11 +210,8 @@ class StudyEvents(tune.Callback):
 
     def _end(self, trial: Any, reason: str, error: str | None) -> None:
         self._append("trial_ended", trial, reason=reason, error=error)
-        if self._keep is not None:
-            folder = Path(self._folder)
-            new, self._offset = events.read_from(events_path(folder), self._offset)
-            self._state = reduce_events(new, self._state)
-            retain(folder, self._stage, self._state.of_stage(self._stage), self._keep, self._max_bytes)
+        if self._retention is not None:
+            self._retention.drop_losers()
 
 
 def _error_text(trial: Any) -> str:
@@ -250,34 +249,6 @@ def count_deaths_once() -> None:
     TuneController._trial_task_failure = task_failure
 
 
-def retain(folder: Path, stage: str, trials: Iterable[TrialState], keep: int, max_bytes: int | None) -> None:
-    """Keep the checkpoints of the best ``keep`` ended trials of a stage, within ``max_bytes``; delete the others'.
-
-    Checkpoints of trials that have not ended are never deleted.
-    """
-    used = 0
-    for place, row in enumerate(rank(trial for trial in trials if trial.ended)):
-        used += sum(
-            file.stat().st_size for path in _checkpoints(folder, stage, row["trial"]) for file in path.iterdir()
-        )
-        # The winner's checkpoints are kept even beyond the limit: without them the search is lost.
-        if place and (place >= keep or (max_bytes is not None and used > max_bytes)):
-            drop_checkpoints(folder, stage, row["trial"])
-
-
-def drop_checkpoints(folder: Path, stage: str, key: str) -> None:
-    """Delete the checkpoints of a trial. One that cannot be deleted is reported in a note, and the study goes on."""
-    for path in _checkpoints(folder, stage, key):
-        try:
-            shutil.rmtree(path)
-        except OSError as error:
-            events.append(events_path(folder), {"event": "note", "text": f"cannot delete {path}: {error}"})
-
-
-def _checkpoints(folder: Path, stage: str, key: str) -> list[Path]:
-    return sorted((folder / stage).glob(f"run-*/{key}/checkpoint_*"))
-
-
 def run_trials(session: StudySession, stage: str, trials: Mapping[str, Trial], configurations: Mapping[str, str],
                 scheduler: str) -> dict[str, TrialState]:  # fmt: skip
     """Run the trials of a stage that have not ended, and return the states of all its trials by key.
@@ -288,8 +259,13 @@ def run_trials(session: StudySession, stage: str, trials: Mapping[str, Trial], c
 
     configurations: for each key the fingerprint of the searched configuration. scheduler: ``asha``, ``sync``, ``none``.
     """
-    state = read_state(session.folder)
-    states = {key: state.trials[key] for key in trials if key in state.trials}
+    reader = StudyReader(session.folder)
+
+    def read_states() -> dict[str, TrialState]:
+        reader.read_on()
+        return {key: reader.trials[key] for key in trials if key in reader.trials}
+
+    states = read_states()
     waiting = [key for key in trials if key not in states or not states[key].ended]
     session.record(
         "stage_started", stage=stage, num_trials=len(trials), num_ended=len(trials) - len(waiting),
@@ -297,8 +273,6 @@ def run_trials(session: StudySession, stage: str, trials: Mapping[str, Trial], c
         configurations=[] if stage == "search" else list(dict.fromkeys(configurations.values())),
         num_slots=num_slots(session), reused=list(states),
     )  # fmt: skip
-    # The event says which of the trials of a finished stage count again.
-    state = read_state(session.folder)
     for is_alone in (False, True):
         without_memory = {key for key, trial in states.items() if OUT_OF_MEMORY in trial.retry_reasons}
         unended = [key for key in trials if key not in states or not states[key].ended]
@@ -308,13 +282,12 @@ def run_trials(session: StudySession, stage: str, trials: Mapping[str, Trial], c
         # Looked up once: each file of a checkpoint is hashed for it.
         resume_from = {key: _newest_checkpoint(session, stage, key, states.get(key)) for key in group}
         if _put_back_lost_epochs(session, stage, trials, states, resume_from):
-            state = read_state(session.folder)
-            states = {key: state.trials[key] for key in trials if key in state.trials}
+            states = read_states()
         if group:
             _run_group(session, stage, trials, resume_from, states, configurations, scheduler, is_alone)
-            state = read_state(session.folder)
-            states = {key: state.trials[key] for key in trials if key in state.trials}
-    return {trial.trial: trial for trial in state.of_stage(stage)}
+            states = read_states()
+    reader.read_on()  # the start of the stage says which of the trials of a finished stage count again
+    return {trial.trial: trial for trial in reader.now().of_stage(stage)}
 
 
 def _put_back_lost_epochs(
@@ -480,7 +453,7 @@ def _scheduler(
 ) -> Any:
     search = session.study.search
     if name == "none":
-        return None
+        return InOrder()
     rungs: dict[str, Any] = {
         "metric": session.metric,
         "max_epochs": max(trial.epochs for trial in trials.values()),

@@ -52,7 +52,8 @@ from raydml.study.results import (
     trials_of,
     write_results,
 )
-from raydml.study.runner import StudySession, drop_checkpoints, num_slots, run_trials
+from raydml.study.retention import drop_checkpoints
+from raydml.study.runner import StudySession, num_slots, run_trials
 from raydml.study.time_limit import TimeLimit
 from raydml.training import checkpoint
 from raydml.training.trial_images import Catalogs

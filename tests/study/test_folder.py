@@ -1,10 +1,9 @@
-"""A study on disk: made once, refused when it is another, found by name; ranking, confirmation and retention."""
+"""A study on disk: made once, refused when it is another, found by name; ranking and confirmation."""
 
 import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,12 +16,9 @@ from raydml.data.miniatures import build
 from raydml.search_space.space import load_space
 from raydml.study import events
 from raydml.study import folder as study_files
-from raydml.study.events import read_trials
 from raydml.study.folder import StudyError, create_study, find_study, read_study, report_to
-from raydml.study.runner import StudyEvents, retain
 from raydml.study.stages import _refuse_other_images, confirm_trials
 from raydml.training.trial_images import Catalogs, open_development
-from tests.study.study_events import ended, epoch
 
 ROOT = Path(__file__).parents[2]
 SPACE = """
@@ -289,46 +285,6 @@ def test_confirmation_is_the_best_configurations_times_folds_times_seeds(tmp_pat
         (key, fold, seed) for key in ("search-002", "search-000") for fold in (0, 1) for seed in (5, 6)
     ]
     assert rows[0]["trial"].optimizer == trials["search-002"].optimizer
-
-
-def retention_study(folder, values, bytes_each=1000):
-    """Trials with two checkpoints each; those with a value below 1 have ended."""
-    path = events.events_path(folder)
-    for index, value in enumerate(values):
-        for number in (1, 2):
-            place = folder / "search" / "run-000" / f"search-{index:03d}" / f"checkpoint_{number:06d}"
-            place.mkdir(parents=True)
-            (place / "state.pt").write_bytes(b"x" * bytes_each)
-        for event in [epoch(index, 1, value), *([ended(index, "finished")] if value < 1 else [])]:
-            events.append(path, event)
-    return lambda: sorted(p.name for p in (folder / "search" / "run-000").glob("*") if any(p.glob("checkpoint_*")))
-
-
-def test_retention_keeps_the_best_ended_trials_and_every_running_one(tmp_path):
-    left = retention_study(tmp_path, [0.1, 0.8, 0.5, 0.9, 2.0])  # the last has not ended
-    retain(tmp_path, "search", read_trials(tmp_path, "search").values(), keep=2, max_bytes=None)
-    assert left() == ["search-001", "search-003", "search-004"]
-
-
-def test_retention_by_bytes_never_drops_the_best(tmp_path):
-    left = retention_study(tmp_path, [0.1, 0.8, 0.5])
-    retain(
-        tmp_path, "search", read_trials(tmp_path, "search").values(), keep=3, max_bytes=4500
-    )  # 2000 bytes a trial: the best two fit
-    assert left() == ["search-001", "search-002"]
-    retain(tmp_path, "search", read_trials(tmp_path, "search").values(), keep=3, max_bytes=10)
-    assert left() == ["search-001"]
-
-
-def test_the_events_of_a_run_drop_the_checkpoints_of_losers_even_after_tune_has_pickled_them(tmp_path):
-    left = retention_study(tmp_path, [0.1, 0.8, 2.0])  # the last has not ended
-    written = StudyEvents(str(tmp_path), "search", keep=1, max_bytes=None)
-    for index in (0, 1):
-        written._end(SimpleNamespace(config={"run": {"key": f"search-{index:03d}"}}), "finished", None)
-        assert left() == ["search-001", "search-002"]
-        written = pickle.loads(pickle.dumps(written))
-    written._end(SimpleNamespace(config={"run": {"key": "search-002"}}), "finished", None)
-    assert left() == ["search-002"]
 
 
 def test_a_study_is_read_with_the_paths_of_where_its_storage_is_now(tmp_path):

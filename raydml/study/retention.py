@@ -1,0 +1,109 @@
+"""Which checkpoints of a stage stay on the disk: those of its best trials, and of trials that have not ended."""
+
+from __future__ import annotations
+
+import shutil
+from bisect import insort
+from pathlib import Path
+from typing import Any
+
+from raydml.analysis.trials import TrialState
+from raydml.study import events
+from raydml.study.events import StudyReader, events_path
+
+#: Kinds of events that concern one trial, and those that concern none. Any other may change every trial.
+_OF_TRIAL = ("trial_started", "epoch", "trial_retried", "trial_ended")
+_OF_NONE = ("step", "note", "artifact", "model", "test_read")
+#: What trials are sorted by: whether it has no value, minus its value, its key.
+_Rank = tuple[bool, float, str]
+
+
+class Retention:
+    """Keeps the checkpoints of the best ``keep`` ended trials of a stage, within ``max_bytes``; deletes the others'.
+
+    Checkpoints of trials that have not ended are never deleted. The winner's are kept even beyond the limit: without
+    them the search is lost. A trial is beyond the limit if its checkpoints and those of all better trials are.
+
+    The ranking is kept from one call to the next, because a study may have many trials: the end of one reads the new
+    events, measures the checkpoints of that trial and deletes what has lost. A pickled copy holds nothing that was
+    read, and begins with all events.
+    """
+
+    def __init__(self, folder: Path, stage: str, keep: int, max_bytes: int | None) -> None:
+        self._folder, self._stage, self._keep, self._max_bytes = folder, stage, keep, max_bytes
+        self._reader = StudyReader(folder)
+        self._changed: set[str] | None = None  # keys since the last call of `drop_losers`; None: any trial
+        self._begin_anew()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Retention, (self._folder, self._stage, self._keep, self._max_bytes)
+
+    def _begin_anew(self) -> None:
+        self._ended: set[str] = set()
+        self._best: list[_Rank] = []  # the first `keep` ended trials, in order
+        self._stored: list[_Rank] = []  # the ended trials that have checkpoints, in order
+        self._sizes: dict[str, int] = {}  # bytes of their checkpoints
+        self._used = 0  # bytes of all of them
+
+    def read_on(self) -> None:
+        """Read the new events. What has been read between the ends of trials need not be read at one."""
+        for event in self._reader.read_on():
+            if event["event"] in _OF_NONE:
+                continue
+            if event["event"] not in _OF_TRIAL:
+                self._changed = None
+            elif self._changed is not None:
+                self._changed.add(str(event["trial"]))
+
+    def drop_losers(self) -> None:
+        """Delete the checkpoints of the ended trials that are not kept."""
+        self.read_on()
+        trials, changed = self._reader.trials, self._changed
+        if changed is None or not changed.isdisjoint(self._ended):
+            # At the start, where a trial that had ended has gone on, and where the last call broke off.
+            self._begin_anew()
+            changed = set(trials)
+        for key in changed:
+            if trials[key].stage == self._stage and trials[key].ended and not trials[key].is_superseded:
+                self._add(trials[key])
+        self._drop()
+        self._changed = set()
+
+    def _add(self, trial: TrialState) -> None:
+        rank = (trial.best is None, -(trial.best or 0.0), trial.trial)
+        self._ended.add(trial.trial)
+        insort(self._best, rank)
+        del self._best[max(self._keep, 1) :]
+        self._measure(rank)
+
+    def _measure(self, rank: _Rank) -> None:
+        if paths := _checkpoints(self._folder, self._stage, rank[-1]):
+            size = sum(file.stat().st_size for path in paths for file in path.iterdir())
+            self._sizes[rank[-1]] = size
+            self._used += size
+            insort(self._stored, rank)
+
+    def _drop(self) -> None:
+        losers: list[_Rank] = []
+        while self._stored and self._stored[-1] != self._best[0]:
+            is_within = self._max_bytes is None or self._used <= self._max_bytes
+            if self._stored[-1] <= self._best[-1] and is_within:
+                break
+            losers.append(self._stored.pop())
+            self._used -= self._sizes.pop(losers[-1][-1])
+        for rank in reversed(losers):
+            drop_checkpoints(self._folder, self._stage, rank[-1])
+            self._measure(rank)  # what could not be deleted is tried again
+
+
+def drop_checkpoints(folder: Path, stage: str, key: str) -> None:
+    """Delete the checkpoints of a trial. One that cannot be deleted is reported in a note, and the study goes on."""
+    for path in _checkpoints(folder, stage, key):
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            events.append(events_path(folder), {"event": "note", "text": f"cannot delete {path}: {error}"})
+
+
+def _checkpoints(folder: Path, stage: str, key: str) -> list[Path]:
+    return sorted((folder / stage).glob(f"run-*/{key}/checkpoint_*"))
