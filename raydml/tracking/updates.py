@@ -170,14 +170,15 @@ def updates_of(
         before = reduction.before(record.event)
         try:
             reduction.add(record.event)
-            found = _news_of_runs(record, before, reduction.now(), folder, delivered, unsent or {})
+            after = reduction.now()
+            found = _news_of_runs(record, before, after, folder, delivered, unsent or {})
         except Exception as error:  # a damaged line: whatever its values are, the rest of the study is delivered
             reduction = Reduction(reduce_events(added, state))
             damaged[f"the line before byte {record.end}"] = f"{type(error).__name__}: {error}"
             continue
         added.append(record.event)
         for run, news in found.items():
-            update = updates.setdefault(run, RunUpdate(run, run or state.study, _ms(state.time_s)))
+            update = updates.setdefault(run, RunUpdate(run, run or after.study, _ms(after.time_s)))
             update.offset = max(record.end, delivered.get(run, 0))
             if record.end > delivered.get(run, 0):
                 update.points += news.points

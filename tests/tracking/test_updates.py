@@ -56,6 +56,20 @@ def updates(spool: Spool) -> dict[str | None, RunUpdate]:
     }
 
 
+def test_a_run_has_its_name_and_begins_with_its_first_event(spool: Spool) -> None:
+    start(spool)
+    started(spool, "search-000")
+    started(spool, "search-001")
+    first: dict[str | None, float] = {}
+    for event in events.read(spool.path):
+        first.setdefault(event.get("trial"), event["time"])
+    found = updates(spool)
+    assert {key: update.start_ms for key, update in found.items()} == {
+        key: round(time_s * 1000) for key, time_s in first.items()
+    }
+    assert found[None].name == "digits"
+
+
 def test_metrics_are_grouped_by_what_they_measure() -> None:
     names = {
         "val_map_at_r": "val/map_at_r",
