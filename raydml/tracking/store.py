@@ -102,11 +102,11 @@ _NEVER_RIGHT = re.compile(
 )
 #: What SQLite says of a database that can be used later, and other databases of a server that is not there.
 _SQLITE_BUSY = re.compile("locked|is full|disk I/O error")
-#: Of SQLite, where MLflow goes on with tables that it was making when its process was killed.
-_CUT_OFF = re.compile("_alembic_tmp_|table .* already exists|duplicate column name")
 _DATABASE_AWAY = re.compile(
     "could not connect|connection (refused|failed)|Can't connect|timed? ?out|starting up|Network"
 )
+#: What SQLite says when MLflow makes tables again that it was making when its process was killed.
+_CUT_OFF = re.compile("_alembic_tmp_|table .* already exists|duplicate column name")
 #: Longest wait for a store at the start of a study, and for the lock of a database, which is held for milliseconds.
 START_PATIENCE_S, LOCK_PATIENCE_S = 10.0, 5.0
 #: Names of the embedded store in the storage folder, and of the folder beside a local database for its artifacts.
@@ -516,7 +516,7 @@ def _cure(uri: str, scheme: str, error: Exception) -> str:
         return "http:// instead of https://: the server does not speak TLS"
     if scheme in ("http", "https"):
         return "start the server, correct the address, or leave it out for a local database"
-    if _CUT_OFF.search(str(error)):
+    if scheme == "sqlite" and _CUT_OFF.search(str(error)):
         return (
             f"its creation or its upgrade was cut off; delete {database_path(uri)} or put it back from a backup, and "
             "`launch.py sync STUDY` fills it again"
