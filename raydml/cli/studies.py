@@ -39,6 +39,7 @@ from raydml.cli.arguments import (
 from raydml.cli.loading import notice, without_import_notices
 from raydml.data.formats import LIST_SUFFIXES
 from raydml.errors import did_you_mean
+from raydml.study.events import STAGES
 
 if TYPE_CHECKING:
     from raydml.cli.live_view import LiveStudy
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from raydml.search_space.space import SearchSpace
     from raydml.tracking.delivery import Tracker
 
-STAGES = ("search", "confirm", "refit", "finalize")
 DEFAULT_SEEDS = 3  # of a published recipe
 DELIVERY_S = 60.0  # longest wait for MLflow at the end of a study
 INTERRUPTED_DELIVERY_S = 3.0  # the same after a signal: the machine may be about to go away

@@ -318,7 +318,10 @@ class Reduction:
         return StudyState(**vars(self._study))
 
     def before(self, event: Event) -> StudyState:
-        """Return the state before an event, of the trials only that of the event. The event does not change it."""
+        """Return the state before an event, with no trial but the one that the event is about.
+
+        The event does not change what was returned.
+        """
         key = str(event.get("trial"))
         self._reports.pop(key, None)
         trials = {key: self.trials[key]} if key in self.trials else {}

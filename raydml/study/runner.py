@@ -38,9 +38,9 @@ from raydml.training import checkpoint
 STUCK = "stuck"
 #: Ray's words for an actor whose node is gone.
 _LOST_NODE = re.compile(r"its node has died|node failure|marked dead|NodeDied")
-#: For one that Ray has given up before it was set up, for want of a node, say.
+#: Ray's words for an actor that it has given up before the actor was set up, because it found no node, for example.
 _GIVEN_UP = re.compile(r"never ran")
-#: Ray's words for the process of an actor that has died, of which it says, too, that it never ran, until it is set up.
+#: Ray's words for an actor whose process has died. While the actor is set up, Ray adds that it never ran.
 _DEAD_PROCESS = re.compile(r"worker process has died|worker process was killed|setup hook")
 #: How often in a row Ray may give up a trial whose process has not died.
 _MAX_GIVEN_UP = 10
@@ -175,8 +175,8 @@ class StudyEvents(tune.Callback):
                 "head"
             )
         # An epoch is reported before it is saved: only a later one shows that the trial gets beyond this failure.
-        self._failed_after[trial_key(trial)] = int((trial.last_result or {}).get("epoch", -1))
-        if stuck := self._killed.pop(trial_key(trial), None):
+        self._failed_after[key] = int((trial.last_result or {}).get("epoch", -1))
+        if stuck := self._killed.pop(key, None):
             self._append("trial_retried", trial, error=stuck, reason=STUCK)
         else:
             self._append("trial_retried", trial, error=_last_line(trial))
@@ -232,9 +232,9 @@ def _last_line(trial: Any) -> str:
 def count_deaths_once() -> None:
     """Let Tune count the death of an actor once, although two of its calls were under way.
 
-    After the first call has failed, Tune puts the trial back in line (PENDING). The death of an actor is the end of a
-    trial in line, without a retry, and is dropped here. Where a trial cannot take over an actor, it is in line as well:
-    its error counts, and a death leads to another actor.
+    After the first call has failed, Tune puts the trial back in line (PENDING). If another call fails then because the
+    actor is dead, Tune would end the trial without a retry; that failure is ignored here. A trial is in line as well
+    while it takes over an actor. An error of its own counts there; after the death of the actor it gets another one.
     """
     original = TuneController._trial_task_failure
     if getattr(original, "counts_once", False):

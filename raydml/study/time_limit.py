@@ -8,13 +8,12 @@ from typing import Any
 
 from ray import tune
 
-from raydml.study.events import StudyReader, StudyState
+from raydml.study.events import STAGES, StudyReader, StudyState
 from raydml.study.pace import remaining_s
 
 CHECK_EVERY_S = 0.5
 CHECK_SHARE = 0.02  # largest part of the time that the checks take: the estimate reads every trial
 RESERVE = 1.3  # of the estimated time of the later stages: estimates are rough
-_LATER_STAGES = ("confirm", "refit", "finalize")
 
 
 class TimeLimit(tune.Stopper):
@@ -46,5 +45,5 @@ class TimeLimit(tune.Stopper):
 
 def has_to_end(study: StudyState, left_s: float) -> bool:
     """Return whether the search has to end for the later stages to end within ``left_s`` seconds."""
-    later_s = remaining_s(study, _LATER_STAGES)
+    later_s = remaining_s(study, STAGES[1:])
     return study.best_of_stage("search") is not None and later_s is not None and RESERVE * later_s >= left_s
