@@ -191,8 +191,9 @@ def prepare_environment() -> None:
         "PYTHONWARNINGS": "ignore:starlette.middleware.wsgi is deprecated",
     }
     with suppress(RuntimeError, OSError):  # no home, or that of another user
-        if (Path.home() / ".ray" / "auth_token").exists():
-            # With this file, which a study on this machine leaves, `ray start` makes clusters that demand its token.
+        # With this file, which a study on this machine leaves, `ray start` makes clusters that demand its token. Ray
+        # reads the variable when it is imported; set later, it would reach the processes of Ray and not this one.
+        if "ray" not in sys.modules and (Path.home() / ".ray" / "auth_token").exists():
             defaults["RAY_AUTH_MODE"] = "token"
     os.environ.update(fixed)
     for name, value in defaults.items():

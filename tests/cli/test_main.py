@@ -209,6 +209,21 @@ def test_environment_keeps_what_the_user_has_set(monkeypatch):
     assert os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] == "0"
 
 
+@pytest.mark.parametrize("is_imported", [False, True])
+def test_rays_kind_of_authentication_is_set_before_ray_reads_it_or_not_at_all(tmp_path, monkeypatch, is_imported):
+    """Ray reads it when it is imported. Its own processes would read it later, and refuse the one that started them."""
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("secret")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_MODE", "")  # so that it is put back
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    monkeypatch.setitem(sys.modules, "ray", object())
+    if not is_imported:
+        monkeypatch.delitem(sys.modules, "ray")
+    main.prepare_environment()
+    assert os.environ.get("RAY_AUTH_MODE") == (None if is_imported else "token")
+
+
 @pytest.mark.parametrize(
     ("given", "means"),
     [
