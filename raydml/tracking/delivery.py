@@ -287,7 +287,8 @@ class Tracker:
     def _next_delay(self) -> float:
         """Return how long to wait before the next try: longer after each failure in a row."""
         self._num_failures += 1
-        return min(FIRST_DELAY_S * 2 ** (self._num_failures - 1), LONGEST_DELAY_S)
+        # A server can be away for days: 2 ** 1024 would be no float any more.
+        return min(FIRST_DELAY_S * 2.0 ** min(self._num_failures - 1, 100), LONGEST_DELAY_S)
 
 
 class SpoolDigests:

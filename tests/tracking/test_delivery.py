@@ -769,6 +769,17 @@ def test_a_run_whose_values_are_refused_waits_and_the_others_go_on(
     assert tracker.finish(60), tracker.hint()
 
 
+def test_a_store_that_is_away_for_days_is_tried_again_for_ever(
+    spool: Spool, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a thousand failures in a row, about nine hours, the delay is what it was after six."""
+    monkeypatch.setattr(delivery, "FIRST_DELAY_S", 1.0)
+    tracker = Tracker(spool.path, uri, spool.study)
+    delays = [tracker._next_delay() for _ in range(1100)]
+    assert delays[:6] == [1, 2, 4, 8, 16, 30]
+    assert set(delays[6:]) == {30}
+
+
 def test_what_the_artifact_store_refuses_once_is_sent_by_sync(
     spool: Spool, uri: str, storage: Path, exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
