@@ -83,7 +83,9 @@ class Machine(Section):
     cache_dir: a folder for decoded images, on a disk of the machine itself. max_cache_gib: its largest size: those that
     were used longest ago are removed, and a data set that is larger is decoded each time. system_metrics: report per
     epoch how busy the process and its GPU are; auto where the trial has a GPU. stuck_after_s: a trial that reports no
-    epoch for so many seconds, and for ten times its longest epoch, is ended and tried once more.
+    epoch for so many seconds, and for ten times its longest epoch, is ended and tried once more. checkpoint_every_s: so
+    many seconds lie at least between two checkpoints of a trial that goes on; a fault costs it no more than that, or
+    an epoch. It is written while the next epoch trains.
     """
 
     rules = staticmethod(problems_of_machine)
@@ -98,6 +100,7 @@ class Machine(Section):
     on_unreadable: Literal["refuse", "skip"] = "refuse"
     system_metrics: Literal["auto", "on", "off"] = "auto"
     stuck_after_s: Positive = 600.0
+    checkpoint_every_s: NotNegative = 60.0
 
 
 class SearchStage(Section):

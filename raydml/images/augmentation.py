@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional
 
 from raydml.data.catalog import DataError
 from raydml.images.augmentation_settings import Augmentation, ColorJitter, Erasing, GaussianBlur
@@ -291,17 +290,19 @@ def _mirror(pixels: Tensor, rows: np.ndarray) -> None:
         pixels[chosen] = pixels[chosen].flip(2)
 
 
-_ADJUST = (
-    functional.adjust_brightness,
-    functional.adjust_contrast,
-    functional.adjust_saturation,
-    functional.adjust_hue,
-)
-_ORDERS = list(itertools.permutations(range(len(_ADJUST))))
+_ORDERS = list(itertools.permutations(range(4)))  # of brightness, contrast, saturation and hue
 
 
 def _recolour(images: Tensor, augmentation: Augmentation, draws: Draws) -> None:
     """Grayscale, colour jitter and blur of each image by its own draws, in place; float32 (B, 3, H, W), RGB, 0..1."""
+    from torchvision.transforms.v2 import functional  # 2 s, which a trial that changes no colours need not wait for
+
+    adjust = (
+        functional.adjust_brightness,
+        functional.adjust_contrast,
+        functional.adjust_saturation,
+        functional.adjust_hue,
+    )
     jitter, blur = augmentation.color_jitter, augmentation.blur
     factors = [] if jitter is None else jitter_factors(jitter, draws.factors).tolist()
     orders = [[]] * len(images) if jitter is None else jitter_orders(jitter, draws.orders)
@@ -309,7 +310,7 @@ def _recolour(images: Tensor, augmentation: Augmentation, draws: Draws) -> None:
         if draws.grayscale[row, 0] < augmentation.grayscale:
             image = functional.rgb_to_grayscale(image, 3)
         for operation in orders[row]:
-            image = _ADJUST[operation](image, factors[row][operation])
+            image = adjust[operation](image, factors[row][operation])
         if blur is not None and draws.blur[row, 0] < blur.probability:
             image = blurred(image, blur, draws.blur[row, 1])
         images[row] = image
@@ -339,6 +340,8 @@ def blurred(image: Tensor, blur: GaussianBlur, uniform: float) -> Tensor:
 
     The radius of the kernel is cut to what mirroring allows, one less than the image's smaller side.
     """
+    from torchvision.transforms.v2 import functional  # slow to import
+
     radius = min(math.ceil(3 * blur.sigma[1]), *(side - 1 for side in image.shape[1:]))
     sigma = float(blur.sigma[0] + (blur.sigma[1] - blur.sigma[0]) * uniform)
     for kernel in ([2 * radius + 1, 1], [1, 2 * radius + 1]):  # two passes: 2.6 times as fast as one 13 x 13 kernel
@@ -361,6 +364,6 @@ def _erase(images: Tensor, erasing: Erasing, uniforms: np.ndarray) -> None:
     """Set a box of each chosen image to 0, the mean of normalised pixels, in place."""
     sizes = np.tile(images.shape[2:], (len(images), 1))
     boxes = erased_boxes(sizes, uniforms[:, 1:], area=erasing.scale, aspect_ratio=erasing.ratio)
-    zero = images.new_zeros(1)
     for row in np.flatnonzero(uniforms[:, 0] < erasing.probability):
-        functional.erase(images[row], *boxes[row].tolist(), v=zero, inplace=True)
+        top, left, height, width = boxes[row].tolist()
+        images[row, :, top : top + height, left : left + width] = 0

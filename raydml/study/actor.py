@@ -24,11 +24,12 @@ from raydml.evaluation.saved_embeddings import concatenate, load_embeddings
 from raydml.evaluation.scoring import MetricSpec
 from raydml.inference.evaluate import Evaluation, evaluate_checkpoint, evaluate_saved, refuse_absent_part
 from raydml.metrics.names import METRIC_GROUPS
-from raydml.ops.files import require_space
 from raydml.ops.progress import show_log
 from raydml.ops.system_use import SystemUse
 from raydml.study.faults import faults_named, is_without_memory, with_half_batch
 from raydml.training import checkpoint
+from raydml.training.checkpoint_writer import CheckpointWriter
+from raydml.training.snapshot import Snapshots
 from raydml.training.trainer import Trainer
 from raydml.training.trial_images import Catalogs
 
@@ -61,21 +62,33 @@ class TrialActor(tune.Trainable):
     """A trial as Tune runs it: one :meth:`step` is one epoch, and a checkpoint holds the whole state.
 
     ``config["run"]``: ``key`` (``search-003``), ``trial`` and ``machine`` (dictionaries), ``metric`` (what the
-    scheduler compares), ``reads`` (the file in which a trial on all classes records that it opens the test classes) and
-    ``resume_from``, a checkpoint folder of an earlier run of the study or None.
+    scheduler compares), ``reads`` (the file in which a trial on all classes records that it opens the test classes),
+    ``checkpoints``, the folder of its checkpoints in this Tune run, and ``resume_from``, a checkpoint folder of an
+    earlier run of the study or None.
+
+    The actor writes its checkpoints itself, straight to where they stay. It begins one where it begins to train an
+    epoch, so that the driver has the result of the saved epoch. Tune asks for one before a trial pauses or ends, and
+    waits for it. A trial that is started again, by Tune or by a resume, goes on from its newest intact checkpoint.
 
     A fault of the machine is raised as MachineFault. A trial that finds no memory ends with ``out_of_memory`` as its
     result and leaves no checkpoint of that moment, so that it can go on from the one before.
     """
 
-    _begins_from: str  # in words, where the trial begins in this run
     _no_memory: str = ""  # the error of a trial that found no memory
     _notes: list[str]  # for the study's events, with the next result
+    _trainer: Trainer | None = None
+    _is_between_epochs: bool = False  # and so has a state that can be saved
+    _writer: CheckpointWriter | None = None
+    _snapshots: Snapshots
     _system: SystemUse | None = None
     _catalogs: Catalogs | None = None  # the images are listed once in this process, not once for each of its trials
 
     def setup(self, config: dict[str, Any]) -> None:
         show_log()  # in Ray's log of this worker
+        if self.is_actor():
+            # The objects of the imported libraries stay for good. To look at them all takes 0.3 s in each collection.
+            gc.freeze()
+        self._snapshots = Snapshots()
         self._start_named(config["run"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -107,6 +120,7 @@ class TrialActor(tune.Trainable):
         self.cleanup()
         # Free the old trial first: two of them may not fit into one share of a GPU.
         self._free()
+        self._storage = None  # of Tune: it would copy what is written where it stays
         self._metric = str(config["metric"])
         machine = Machine.model_validate(config["machine"])
         trial: Trial = parse_trial(config["trial"])
@@ -115,19 +129,37 @@ class TrialActor(tune.Trainable):
             self._catalogs = Catalogs(machine, record=ImageRecord.of_study(self._study))
         reads = TestReads(Path(config["reads"]))
         device = assigned_device(machine)
+        self._writer = CheckpointWriter(
+            Path(config["checkpoints"]), every_s=machine.checkpoint_every_s, snapshots=self._snapshots
+        )
         self._trainer = Trainer(trial, machine, device=device, catalogs=self._catalogs, reads=reads)
         self._system = _system_use(machine.system_metrics, self._trainer.device)
         self._repeat: dict[str, Any] | None = None
-        self._begins_from = "it starts over: no checkpoint is intact"
-        if config["resume_from"] is not None:
-            self._begins_from = f"it goes on from {config['resume_from']}"
-            # The saved epoch is reported a second time: the scheduler of this run then decides on it with full rungs.
-            self._repeat = self._trainer.restore(Path(config["resume_from"]))
+        self._go_on(config["resume_from"])
         self._epochs: Iterator[dict[str, Any]] = self._trainer.epochs()
+        self._is_between_epochs = True
+
+    def _go_on(self, resume_from: str | None) -> None:
+        """Restore the newest intact checkpoint of this Tune run, or else the one of an earlier run, if any."""
+        assert self._trainer is not None
+        assert self._writer is not None
+        damaged: list[str] = []
+        found = checkpoint.newest_intact(self._writer.folder, damaged)
+        begins_from = found or resume_from
+        if damaged:
+            begin = f"it goes on from {begins_from}" if begins_from else "it starts over: no checkpoint is intact"
+            self._notes += [*damaged, begin]
+        if begins_from is None:
+            return
+        record = self._trainer.restore(Path(begins_from))
+        self._writer.goes_on_from(Path(begins_from), self._trainer)
+        if found is None:
+            # The scheduler of this run does not have the saved epoch: it decides on it now, with full rungs.
+            self._repeat = record
 
     def _free(self) -> None:
-        for name in ("_trainer", "_epochs"):
-            self.__dict__.pop(name, None)
+        self._trainer, self._is_between_epochs = None, False
+        self.__dict__.pop("_epochs", None)
         _free_memory()
 
     def step(self) -> dict[str, Any]:
@@ -141,11 +173,16 @@ class TrialActor(tune.Trainable):
         return {**result, "notes": notes}
 
     def _step(self) -> dict[str, Any]:
+        assert self._trainer is not None
+        assert self._writer is not None
         if self._repeat is not None:
             record, self._repeat = self._repeat, None
         else:
+            self._writer.begin_if_due(self._trainer)
+            self._is_between_epochs = False
             # A trial that died between its last epoch and its end reports its last epoch again.
             record = next(self._epochs, self._trainer.last_result)
+            self._is_between_epochs = True
         if self._system is not None:
             record = {**record, **self._system.take()}
         return {
@@ -157,41 +194,37 @@ class TrialActor(tune.Trainable):
         }
 
     def cleanup(self) -> None:
-        """End what samples the GPU."""
+        """End what samples the GPU, and save the epochs of a trial that is stopped in the middle, by a signal say."""
         if self._system is not None:
             self._system.close()
             self._system = None
+        if self._writer is None:
+            return
+        try:
+            self._writer.wait()
+            if self._trainer is not None and self._is_between_epochs and self._writer.is_behind(self._trainer):
+                self._writer.write(self._trainer)
+        except OSError as error:  # on a full disk, say, for which the study stops anyway
+            logger.warning("the last epochs of the trial are not saved: %s", error)
+
+    def save(self, checkpoint_dir: str | None = None) -> Any:
+        """Write the checkpoint of this epoch, and return it as Tune wants to have it.
+
+        checkpoint_dir: None; Tune would write to a temporary folder and copy that.
+        """
+        assert checkpoint_dir is None
+        assert self._writer is not None
+        folder = self._writer.folder
+        if self._trainer is not None:
+            with faults_named():
+                folder = self._writer.write(self._trainer)
+        return super().save(str(folder))
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        if not self._no_memory:
-            with faults_named():
-                folder = self._trainer.save(Path(checkpoint_dir))
-                # Ray copies it to the disk of the study, whose lack of room would end the trial.
-                require_space(self._study, sum(file.stat().st_size for file in folder.iterdir()), "a checkpoint")
-
-    def load_checkpoint(self, checkpoint_dir: str) -> None:
-        if self._no_memory:
-            return
-        # Within a run the driver has the report of the saved epoch already: do not repeat it.
-        self._repeat = None
-        with faults_named():
-            self._trainer.restore(Path(checkpoint_dir))
-        self._epochs = self._trainer.epochs()
+        """Do nothing: `save` has written it."""
 
     def restore(self, checkpoint_path: Any) -> None:
-        """Go on after a crash from the newest *intact* checkpoint, or from the start where there is none.
-
-        Tune would always take the newest one, and use up every retry on a file that the crash has cut off.
-        """
-        newest = Path(checkpoint_path.checkpoint.path)
-        if checkpoint.is_intact(newest):
-            super().restore(checkpoint_path)
-            return
-        damaged: list[str] = []
-        intact = checkpoint.newest_intact(newest.parent, damaged)
-        self._notes += [*damaged, f"it goes on from {intact}" if intact else self._begins_from]
-        if intact is not None:
-            self.load_checkpoint(str(intact))
+        """Do nothing: the trial has gone on from its newest intact checkpoint, which Tune need not know, in `setup`."""
 
 
 def _with_less_memory(evaluate: Callable[[Machine], Evaluation], machine: Machine) -> Evaluation:

@@ -106,4 +106,6 @@ def drop_checkpoints(folder: Path, stage: str, key: str) -> None:
 
 
 def _checkpoints(folder: Path, stage: str, key: str) -> list[Path]:
-    return sorted((folder / stage).glob(f"run-*/{key}/checkpoint_*"))
+    """Return the checkpoints of a trial, with those that a fault has left unfinished."""
+    names = ("checkpoint_*", ".checkpoint_*.partial")
+    return sorted(path for name in names for path in (folder / stage).glob(f"run-*/{key}/{name}"))

@@ -313,6 +313,8 @@ def _put_back_lost_epochs(
             continue
         found = resume_from[key] if key in resume_from else newest_checkpoint(session.folder, stage, key)
         epochs = checkpoint.load_history(found) if found else []
+        if state is not None and not state.ended:
+            epochs = epochs[:-1]  # the trial goes on from the last one, and reports it itself
         lost = {record["epoch"]: record for record in epochs if record["epoch"] not in reports}
         if num_missing > sum(epoch < num_epochs for epoch in lost):
             session.note(f"{key}: some of its epochs are missing in events.jsonl, and no checkpoint has them")
@@ -355,6 +357,7 @@ def _run_group(
     if is_alone:
         machine = with_half_batch(machine)
         resources = {**resources, "gpu": max(1.0, resources["gpu"]) if resources["gpu"] else 0.0}
+    run = f"run-{len(list((folder / stage).glob('run-*'))):03d}"
     configs = [
         {
             "key": key,
@@ -365,12 +368,12 @@ def _run_group(
             "metric": session.metric,
             "reads": str(folder / "test_reads.jsonl"),
             "resume_from": str(resume_from[key]) if resume_from[key] else None,
+            "checkpoints": str(folder / stage / run / key),
         }
         for key in resume_from
     ]
     ended = [key for key in trials if key not in resume_from]
     search = stage == "search"
-    number = len(list((folder / stage).glob("run-*")))
     limit = session.limit if search else None
     stop = FaultStop()
     session.step("starting the trials")
@@ -387,12 +390,12 @@ def _run_group(
             trial_dirname_creator=trial_key,
         ),
         run_config=tune.RunConfig(
-            name=f"run-{number:03d}",
+            name=run,
             storage_path=str(folder / stage),
             stop=stop if limit is None else CombinedStopper(limit, stop),
             failure_config=tune.FailureConfig(max_failures=study.max_retries),
-            # Two, because the newest may be cut off; each holds the weights of the best epoch.
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=2, checkpoint_frequency=1),
+            # The actor itself writes the others while it trains, and deletes the old ones.
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=True),
             callbacks=[
                 JsonLoggerCallback(),  # Tune itself reads these files
                 StudyEvents(str(folder), stage, study.keep_checkpoints if search else None,

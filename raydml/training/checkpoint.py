@@ -12,15 +12,17 @@ No file is opened in a way that could run code inside it.
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.metadata
 import json
+import os
 import re
 import shutil
 import subprocess
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from raydml.ops.files import digest_of, is_zip_bomb, require_space, write_whole
 
@@ -42,12 +44,14 @@ def save(
     model_card: Mapping[str, Any],
     best_weights: Mapping[str, Tensor],
     history: Sequence[Mapping[str, Any]] = (),
+    weights_of: Path | None = None,
 ) -> Path:
     """Write a checkpoint into ``folder`` (made when missing) and return it.
 
     state: tensors, numbers, strings, None and lists, tuples and dictionaries of them. model_card: plain
     JSON values; ``raydml_version`` and ``git_commit`` are added. best_weights: name -> tensor.
-    history: the results of the epochs so far, plain JSON values. A new folder
+    history: the results of the epochs so far, plain JSON values. weights_of: a checkpoint that has the same best
+    weights, whose file this one then shares where the file system can do that. A new folder
     appears under its name only when complete; in one that exists already the old manifest goes first and the
     new one comes last, so that a kill in between leaves a folder that ``is_intact`` refuses. Raises ValueError
     for a card with a number JSON cannot hold (NaN, infinity).
@@ -65,11 +69,14 @@ def save(
     try:
         target.mkdir(parents=True, exist_ok=True)
         (target / MANIFEST).unlink(missing_ok=True)
-        write_whole(target / STATE, lambda path: torch.save(dict(state), path))
-        write_whole(target / WEIGHTS, lambda path: save_file(weights, path))
+        files = {STATE: _written(target / STATE, lambda file: torch.save(dict(state), cast(IO[bytes], file)))}
+        shared = None if weights_of is None else _linked_weights(weights_of, target)
+        if shared is None:
+            write_whole(target / WEIGHTS, lambda path: save_file(weights, path))
+        files[WEIGHTS] = shared or _facts(target / WEIGHTS)
         write_whole(target / CARD, card_text)
         write_whole(target / HISTORY, json.dumps({"epochs": list(history)}, allow_nan=False) + "\n")
-        files = {name: _facts(target / name) for name in (STATE, WEIGHTS, CARD, HISTORY)}
+        files |= {name: _facts(target / name) for name in (CARD, HISTORY)}
         write_whole(target / MANIFEST, json.dumps({"files": files}, indent=2) + "\n")
         if target != folder:
             target.rename(folder)
@@ -77,6 +84,52 @@ def save(
         if target != folder:  # on a full disk, half a checkpoint would keep the disk full
             shutil.rmtree(target, ignore_errors=True)
     return folder
+
+
+class _HashedFile:
+    """A file that is hashed while it is written."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._digest, self._num_bytes = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        self._digest.update(data)
+        self._num_bytes += len(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def facts(self) -> dict[str, Any]:
+        return {"size_bytes": self._num_bytes, "sha256": self._digest.hexdigest()}
+
+
+def _written(path: Path, write: Callable[[_HashedFile], object]) -> dict[str, Any]:
+    """Write a file, and return what the manifest states of it."""
+    facts: dict[str, Any] = {}
+
+    def content(aside: Path) -> None:
+        with open(aside, "wb") as file:
+            hashed = _HashedFile(file)
+            write(hashed)
+        facts.update(hashed.facts())
+
+    write_whole(path, content)
+    return facts
+
+
+def _linked_weights(checkpoint: Path, target: Path) -> dict[str, Any] | None:
+    """Let a folder share the file of the weights of a checkpoint, and return what the manifest states of that file.
+
+    Return None where that cannot be done: the checkpoint may be gone, and some file systems have no links.
+    """
+    try:
+        stated = _stated(checkpoint)[WEIGHTS]
+        (target / WEIGHTS).unlink(missing_ok=True)
+        os.link(checkpoint / WEIGHTS, target / WEIGHTS)
+    except (OSError, CheckpointError, KeyError):
+        return None
+    return dict(stated)
 
 
 def _num_bytes(value: Any) -> int:
@@ -148,13 +201,18 @@ def newest_intact(parent: Path, damaged: list[str] | None = None) -> Path | None
     parent = Path(parent)
     if not parent.is_dir():
         return None
-    folders = [path for path in parent.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    for folder in sorted(folders, key=_age, reverse=True):
+    for folder in newest_first(parent):
         if (damage := damage_of(folder)) is None:
             return folder
         if damaged is not None and any(folder.iterdir()):  # an empty one is none, and nothing in it is lost
             damaged.append(damage)
     return None
+
+
+def newest_first(parent: Path) -> list[Path]:
+    """The folders of ``parent``, whole checkpoints or not, in the order in which `newest_intact` looks at them."""
+    folders = [path for path in parent.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    return sorted(folders, key=_age, reverse=True)
 
 
 def version() -> str:

@@ -32,6 +32,7 @@ from raydml.samplers._base import EpochPlan
 from raydml.training import checkpoint, parts
 from raydml.training.parts import learning_rate_factor
 from raydml.training.randomness import Randomness
+from raydml.training.snapshot import Snapshots, copy_of
 from raydml.training.trial_images import Catalogs, open_development
 
 #: Training images that show whether a trial without validation has diverged; no setting of a machine may decide that.
@@ -101,7 +102,7 @@ class Trainer:
         self.history: list[dict[str, Any]] = []  # the results of all epochs
         self.best_epoch = 0  # 0: the network as it was built
         self.best_metrics: dict[str, float] = {}
-        self.best_weights = _snapshot(self.method.network.state_dict())
+        self.best_weights = copy_of(self.method.network.state_dict())
 
     def epochs(self) -> Iterator[dict[str, Any]]:
         """Train and validate; yield a result after each epoch, until the trial has ended.
@@ -133,21 +134,24 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the rest of the run depends on, copied to the CPU: tensors and plain values."""
+        return {**copy_of(self._state()), "best_weights": dict(self.best_weights)}
+
+    def _state(self) -> dict[str, Any]:
+        """Return the state without the best weights; what is in it changes while the trial goes on."""
         return {
             "fingerprint": fingerprint(self.trial),
             "epoch": self.epoch,
             "ended": self.ended,
             "last_result": dict(self.last_result),
             "history": [dict(result) for result in self.history],
-            "under_way": None if self.epoch_state is None else _snapshot(self.epoch_state.to_dict()),
-            "method": _snapshot(self.method.state_dict()),
-            "samplers": {name: _snapshot(sampler.state_dict()) for name, sampler in self.method.samplers.items()},
-            "optimizer": _snapshot(self.optimizer.state_dict()),
+            "under_way": None if self.epoch_state is None else self.epoch_state.to_dict(),
+            "method": self.method.state_dict(),
+            "samplers": {name: sampler.state_dict() for name, sampler in self.method.samplers.items()},
+            "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "randomness": _snapshot(self.randomness.state_dict()),
+            "randomness": self.randomness.state_dict(),
             "best_epoch": self.best_epoch,
             "best_metrics": dict(self.best_metrics),
-            "best_weights": dict(self.best_weights),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -162,23 +166,29 @@ class Trainer:
         for name, sampler in self.method.samplers.items():
             sampler.load_state_dict(state["samplers"][name])
         # A copy: the optimiser updates the tensors of its state in place.
-        self.optimizer.load_state_dict(_snapshot(state["optimizer"]))
+        self.optimizer.load_state_dict(copy_of(state["optimizer"]))
         self.scaler.load_state_dict(state["scaler"])
         self.randomness.load_state_dict(state["randomness"])
         self.epoch, self.ended = state["epoch"], state["ended"]
         self.last_result = dict(state["last_result"])
         self.history = [dict(result) for result in state.get("history", ())]  # older checkpoints have none
         epoch_state = state["under_way"]  # the key that checkpoints have had from the beginning
-        self.epoch_state = None if epoch_state is None else EpochState.from_dict(_snapshot(epoch_state), self.device)
+        self.epoch_state = None if epoch_state is None else EpochState.from_dict(copy_of(epoch_state), self.device)
         self.best_epoch, self.best_metrics = state["best_epoch"], dict(state["best_metrics"])
-        self.best_weights = _snapshot(state["best_weights"])
+        self.best_weights = copy_of(state["best_weights"])
 
     def save(self, folder: Path) -> Path:
         """Write the state and the best weights as a checkpoint."""
-        state = self.state_dict()
-        weights = state.pop("best_weights")
-        card, history = self.model_card(), self.history
-        return checkpoint.save(folder, state=state, model_card=card, best_weights=weights, history=history)
+        return checkpoint.save(folder, **self.contents(Snapshots()))
+
+    def contents(self, snapshots: Snapshots) -> dict[str, Any]:
+        """Return what `checkpoint.save` writes, by the names of its arguments, as a copy that `snapshots` takes."""
+        return {
+            "state": snapshots.take(self._state()),
+            "model_card": self.model_card(),
+            "best_weights": self.best_weights,  # replaced by others, and never changed
+            "history": list(self.history),
+        }
 
     def restore(self, folder: Path) -> dict[str, Any]:
         """Continue from a checkpoint; return the result of the epoch before it ({} for none).
@@ -380,7 +390,7 @@ class Trainer:
         select_on = self.trial.select_on
         if not metrics or not self.best_metrics or metrics[select_on] > self.best_metrics[select_on]:
             self.best_epoch, self.best_metrics = epoch, dict(metrics)
-            self.best_weights = _snapshot(self.method.network.state_dict())
+            self.best_weights = copy_of(self.method.network.state_dict())
 
 
 class EpochState:
@@ -442,16 +452,3 @@ class _NonFiniteFeatures(ArithmeticError):
 def _on(device: torch.device, indices: np.ndarray) -> Tensor:
     where = torch.from_numpy(indices)
     return where.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else where
-
-
-def _snapshot(value: Any) -> Any:
-    """Return a copy on the CPU of tensors inside dictionaries, lists and tuples; numpy arrays become tensors."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value.copy())
-    if isinstance(value, Mapping):
-        return {key: _snapshot(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_snapshot(item) for item in value)
-    return value

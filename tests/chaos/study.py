@@ -37,12 +37,16 @@ SURVIVED = {
     "several": "two or three of the processes at once",
 }
 KINDS = (*SURVIVED, *ENDING)
+#: Ends of the names of metrics that differ from one run to the next.
+TIMING = ("_s", "peak_memory_bytes")
 
 
 class StudyUnderFaults:
-    """A study in a folder of its own. cluster: joined by its address; None is an embedded Ray."""
+    """A study in a folder of its own. cluster: joined by its address; None is an embedded Ray. every_s: the least time
+    between two checkpoints of a trial."""
 
-    def __init__(self, folder, draw, cluster=None):
+    def __init__(self, folder, draw, cluster=None, every_s=0):
+        self._every_s = every_s
         self.storage, self.folder = folder / "studies", folder / "studies" / NAME
         self._draw, self._cluster = draw, cluster
         self._log = folder / "log.txt"
@@ -58,6 +62,8 @@ class StudyUnderFaults:
         words = (
             ["resume", str(self.folder)] if made else ["sweep", str(space), "--storage", str(self.storage), *OPTIONS]
         )
+        if not made:
+            words += ["--set", f"machine.checkpoint_every_s={self._every_s}"]
         if self._cluster is not None:
             self._cluster.start()
             words += ["--address", self._cluster.address]
@@ -222,11 +228,10 @@ def results_of(folder):
     read = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("ranking", "confirmed", "refit")}
     for row in json.loads((folder / "final.json").read_text()):
         read[f"final {row['from_trial']}"] = {part: row[part] for part in ("metrics", "untrained", "refit", "ensemble")}
-    timing = ("_s", "peak_memory_bytes")
     for key, trial in read_state(folder).trials.items():
         read[f"ended {key}"] = trial.ended
         for epoch, metrics in trial.epochs.items():
-            read[f"{key} epoch {epoch}"] = {name: x for name, x in metrics.items() if not name.endswith(timing)}
+            read[f"{key} epoch {epoch}"] = {name: x for name, x in metrics.items() if not name.endswith(TIMING)}
     return read
 
 
@@ -256,6 +261,18 @@ def lost_epochs(folder):
     return total, most
 
 
+def contradictions(folder):
+    """(trial, epoch) of the reports that differ from an earlier report of the same epoch."""
+    first, found = {}, set()
+    for event in events.read(folder / "events.jsonl"):
+        if event["event"] == "epoch":
+            metrics = {name: x for name, x in event["metrics"].items() if not name.endswith(TIMING)}
+            key = event["trial"], event["epoch"]
+            if first.setdefault(key, metrics) != metrics:
+                found.add(key)
+    return sorted(found)
+
+
 def runs_of(storage):
     """(name, status) of every run in MLflow."""
     from mlflow.tracking import MlflowClient
@@ -272,12 +289,12 @@ def undisturbed(folder):
     return results_of(study.folder), runs_of(study.storage)
 
 
-def disturbed(folder, seed, kinds, until, expected, *, on_cluster=False, shown=print):
+def disturbed(folder, seed, kinds, until, expected, *, on_cluster=False, every_s=0, shown=print):
     """Run the study under faults, and return a row of what happened. Raises AssertionError where a promise broke."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     cluster = Cluster(folder) if on_cluster else None
-    study = StudyUnderFaults(folder, random.Random(seed), cluster)
+    study = StudyUnderFaults(folder, random.Random(seed), cluster, every_s)
     try:
         study.run(kinds, until, shown)
     finally:
@@ -293,7 +310,9 @@ def disturbed(folder, seed, kinds, until, expected, *, on_cluster=False, shown=p
         "seed": seed,
         "faults": dict(study.faults),
         "trials": sum(name.startswith("ended ") for name in results),
+        "checkpoint every s": every_s,
         "wrong": differences(results, results_of(study.folder)),
+        "contradictions": contradictions(study.folder),
         "duplicates": len(found_runs) - len(set(found_runs)),
         "runs as undisturbed": found_runs == runs,
         "epochs lost": num_lost,

@@ -6,7 +6,7 @@ import pytest
 
 from raydml.study import events
 from raydml.tracking.store import default_uri, prepare_store
-from tests.chaos.study import differences, disturbed, lost_epochs, runs_of, undisturbed
+from tests.chaos.study import contradictions, differences, disturbed, lost_epochs, runs_of, undisturbed
 
 SEED = 20261129
 
@@ -22,9 +22,10 @@ def test_a_study_under_faults_of_most_kinds_ends_as_the_undisturbed_one(tmp_path
     row = disturbed(tmp_path / "disturbed", SEED, kinds, lambda: len(lines) >= len(kinds), expected, shown=lines.append)
     print(json.dumps(row))
     assert row["wrong"] == []
+    assert row["contradictions"] == [], "an epoch that is trained again has its former numbers, bit for bit"
     assert row["duplicates"] == 0
     assert row["runs as undisturbed"]
-    assert row["most at once"] <= 2, "one epoch, and a second where its newest checkpoint was damaged"
+    assert row["most at once"] <= 3, "what trains, what is written, and one more where that was damaged"
 
 
 def test_a_difference_in_any_result_is_found():
@@ -45,6 +46,16 @@ def test_epochs_that_were_trained_again_are_counted(tmp_path):
         event = {"event": "epoch", "trial": trial, "epoch": epoch, "metrics": {"epoch_s": time_s}}
         events.append(tmp_path / "events.jsonl", event)
     assert lost_epochs(tmp_path) == (3, 2), "epochs 3 and 4 of a in a row, and epoch 1 of b"
+
+
+def test_an_epoch_that_is_trained_again_with_another_number_is_found(tmp_path):
+    for trial, epoch, value, time_s in (("a", 1, 0.5, 1), ("a", 2, 0.6, 1), ("a", 2, 0.6, 2), ("b", 2, 0.7, 1)):
+        metrics = {"val_map_at_r": value, "epoch_s": time_s}
+        events.append(tmp_path / "events.jsonl", {"event": "epoch", "trial": trial, "epoch": epoch, "metrics": metrics})
+    assert contradictions(tmp_path) == []
+    metrics = {"val_map_at_r": 0.6000000000000001, "epoch_s": 3}
+    events.append(tmp_path / "events.jsonl", {"event": "epoch", "trial": "a", "epoch": 2, "metrics": metrics})
+    assert contradictions(tmp_path) == [("a", 2)]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@ import hashlib
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from raydml.data.catalog import (
     WITHOUT_FILES,
@@ -33,6 +34,11 @@ class TestDigits:
         assert labels[0] == 0
         assert images[0, 0].tolist() == [0, 0, 80, 207, 143, 16, 0, 0]
         assert images.max() == 255
+
+    def test_they_are_what_scikit_learn_reads(self):
+        (images, labels), bunch = digit_images(), load_digits()
+        np.testing.assert_array_equal(images, np.rint(bunch.images * (255 / 16)))
+        np.testing.assert_array_equal(labels, bunch.target)
 
     def test_sorted_halves_seal_five_to_nine(self):
         split = make_split(open_catalog("digits", None), **SPLIT)

@@ -1,13 +1,10 @@
 """The actor of a trial, called as Tune calls it: step, save, restore, reset."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from ray import tune
-from ray.tune.trainable.trainable import (
-    _TrainingResult,
-)  # Tune hands this to restore(); our override must understand it
 
 from raydml.config.trial import Machine, parse_machine
 from raydml.ops import files
@@ -27,7 +24,8 @@ def configs(tmp_path):
     machine = Machine(device="cpu").model_dump(mode="json")
     return [
         {"run": {"key": f"search-{i:03d}", "trial": t.model_dump(mode="json"), "machine": machine, "metric": METRIC,
-                 "reads": str(tmp_path / "test_reads.jsonl"), "resume_from": None}}
+                 "reads": str(tmp_path / "test_reads.jsonl"), "resume_from": None,
+                 "checkpoints": str(tmp_path / f"search-{i:03d}")}}
         for i, t in enumerate(fingerprinted_trials(space, Catalogs(space.machine)))
     ]  # fmt: skip
 
@@ -36,68 +34,109 @@ def rows(actor, number):
     return [(row["epoch"], row[METRIC], row["done"]) for row in (actor.step() for _ in range(number))]
 
 
-def result_at(folder, epoch):
-    return _TrainingResult(tune.Checkpoint.from_directory(str(folder)), {"training_iteration": epoch})
+def checkpoints_of(config):
+    return sorted(path.name for path in Path(config["run"]["checkpoints"]).iterdir())
 
 
-def saved(actor, parent, number):
-    folder = parent / f"checkpoint_{number:06d}"
-    folder.mkdir(parents=True)
-    actor.save_checkpoint(str(folder))
-    return folder
-
-
-def test_a_crashed_trial_goes_on_from_the_newest_intact_checkpoint(configs, tmp_path):
+def test_a_crashed_trial_goes_on_from_the_newest_intact_checkpoint(configs):
     unbroken = rows(TrialActor(configs[0]), 4)
     assert [epoch for epoch, _, _ in unbroken] == [1, 2, 3, 4]
     assert [done for _, _, done in unbroken] == [False, False, False, True]
     actor = TrialActor(configs[0])
-    for number in range(3):
+    for _ in range(3):
         actor.step()
-        newest = saved(actor, tmp_path / "trial", number)
-    (newest / "weights.safetensors").write_bytes(b"cut off")
+        newest = Path(actor.save().checkpoint.path)
+    assert checkpoints_of(configs[0]) == ["checkpoint_000002", "checkpoint_000003"], "the newest two"
+    (newest / "state.pt").write_bytes(b"cut off")
     again = TrialActor(configs[0])
-    again.restore(result_at(newest, 3))
-    assert rows(again, 2) == unbroken[2:]  # from epoch 2, whose checkpoint is whole
+    again.restore(None)
+    first = again.step()
+    assert [(first["epoch"], first[METRIC], first["done"]), *rows(again, 1)] == unbroken[2:]
+    assert [note.partition(" ")[0] for note in first["notes"]] == [str(newest / "state.pt"), "it"]
+    assert first["notes"][1].endswith("checkpoint_000002")
+
+
+def test_checkpoints_are_written_while_the_next_epoch_trains(configs):
+    config = {"run": {**configs[0]["run"], "machine": {**configs[0]["run"]["machine"], "checkpoint_every_s": 0}}}
+    unbroken = rows(TrialActor(configs[0]), 4)
+    actor = TrialActor(config)
+    assert rows(actor, 3) == unbroken[:3]
+    actor._writer.wait()
+    assert "checkpoint_000002" in checkpoints_of(config) or "checkpoint_000001" in checkpoints_of(config)
+    assert "checkpoint_000003" not in checkpoints_of(config), "the driver may not have its result yet"
+    again = TrialActor(config)
+    epoch = again._trainer.epoch
+    assert epoch in (1, 2)
+    assert rows(again, 4 - epoch) == unbroken[epoch:], "bit for bit, and the saved epoch is not reported again"
+
+
+def test_a_trial_that_is_stopped_in_the_middle_is_saved(configs):
+    unbroken = rows(TrialActor(configs[0]), 4)
+    actor = TrialActor(configs[0])
+    actor.step()
+    actor.step()
+    actor.stop()
+    assert checkpoints_of(configs[0]) == ["checkpoint_000002"]
+    assert rows(TrialActor(configs[0]), 2) == unbroken[2:]
+
+
+def test_a_trial_that_fails_within_an_epoch_is_not_saved(configs, monkeypatch):
+    actor = TrialActor(configs[0])
+    actor.step()
+    actor.step()
+
+    def fails(*_arguments):
+        raise ValueError("in the middle")
+
+    monkeypatch.setattr(actor._trainer, "_step", fails)
+    with pytest.raises(ValueError, match="in the middle"):
+        actor.step()
+    actor.stop()
+    assert not Path(configs[0]["run"]["checkpoints"]).exists()
 
 
 def test_a_storage_without_room_for_a_checkpoint_is_a_fault_of_the_machine(configs, tmp_path, monkeypatch):
-    """Ray copies a checkpoint from the worker's own disk to the storage; there is room on the first alone."""
-    actor = TrialActor(configs[0])
-    (tmp_path / "worker").mkdir()
-    free = {tmp_path: 1_200_000, tmp_path / "worker": 10**9}
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda place: SimpleNamespace(free=free[place]))
-    fault = rf"{tmp_path}: No space left on device: a checkpoint needs \d+\.\d MB, and 1\.2 MB are free\. Cure: free"
+    config = {"run": {**configs[0]["run"], "machine": {**configs[0]["run"]["machine"], "checkpoint_every_s": 0}}}
+    actor = TrialActor(config)
+    actor.step()
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _place: SimpleNamespace(free=1_200_000))
+    fault = r"search-000.*: No space left on device: a checkpoint needs \d+\.\d MB, and 1\.2 MB are free\. Cure: free"
     with pytest.raises(MachineFault, match=fault):
-        actor.save_checkpoint(str(tmp_path / "worker" / "checkpoint_000000"))
+        actor.save()
+    actor.step()  # begins to write epoch 1
+    with pytest.raises(MachineFault, match=fault):
+        actor.save()
+    actor.stop()  # what cannot be saved does not keep it from ending
+    assert not list(tmp_path.glob("search-000/*"))
 
 
-def test_without_any_intact_checkpoint_a_crashed_trial_starts_over(configs, tmp_path):
+def test_without_any_intact_checkpoint_a_crashed_trial_starts_over(configs):
     actor = TrialActor(configs[0])
     first = rows(actor, 1)
-    newest = saved(actor, tmp_path / "trial", 0)
+    newest = Path(actor.save().checkpoint.path)
     (newest / "manifest.json").unlink()
     again = TrialActor(configs[0])
-    again.restore(result_at(newest, 1))
-    assert rows(again, 1) == first
+    row = again.step()
+    assert (row["epoch"], row[METRIC], row["done"]) == first[0]
+    assert row["notes"][-1] == "it starts over: no checkpoint is intact"
 
 
 def test_a_trial_resumed_from_an_earlier_run_reports_its_epoch_a_second_time(configs, tmp_path):
     actor = TrialActor(configs[0])
     reported = rows(actor, 2)
-    folder = saved(actor, tmp_path / "trial", 0)
+    folder = actor.save().checkpoint.path
     reported += rows(actor, 1)
-    resumed = TrialActor({"run": {**configs[0]["run"], "resume_from": str(folder)}})
-    assert rows(resumed, 2) == reported[1:]
+    config = {"run": {**configs[0]["run"], "resume_from": str(folder), "checkpoints": str(tmp_path / "run-001")}}
+    assert rows(TrialActor(config), 2) == reported[1:]
 
 
-def test_a_trial_that_died_after_its_last_epoch_reports_it_again(configs, tmp_path):
+def test_a_trial_that_died_after_its_last_epoch_reports_it_again(configs):
     actor = TrialActor(configs[0])
     reported = rows(actor, 4)
-    folder = saved(actor, tmp_path / "trial", 0)
+    saved = actor.save().checkpoint.path
     again = TrialActor(configs[0])
-    again.restore(result_at(folder, 4))
     assert rows(again, 1) == reported[3:]
+    assert again.save().checkpoint.path == saved, "it is whole, and not written again"
 
 
 def test_a_reused_actor_gives_the_numbers_of_a_fresh_one(configs):

@@ -1,0 +1,93 @@
+"""Writes the checkpoints of a trial while it trains on."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raydml.training import checkpoint
+from raydml.training.snapshot import Snapshots
+
+if TYPE_CHECKING:
+    from raydml.training.trainer import Trainer
+
+_NUM_KEPT = 2  # the newest may be damaged by what ends the trial
+
+
+class CheckpointWriter:
+    """Writes checkpoints of one trial into a folder, ``checkpoint_<epoch>``, at most one at a time.
+
+    A thread writes the copy of a state while the trial trains its next epoch. The newest two checkpoints stay, and
+    share the file of the best weights as long as those have not changed. What cannot be written is raised by the next
+    call.
+
+    every_s: the least time from the beginning of one checkpoint to that of the next one; 0 begins one after each epoch.
+    snapshots: memory for the copies, which a process can use for one trial after the other.
+    """
+
+    def __init__(self, folder: Path, *, every_s: float, snapshots: Snapshots | None = None) -> None:
+        self.folder = folder
+        self._every_s = every_s
+        self._snapshots = snapshots or Snapshots()
+        self._begun_s = time.monotonic()
+        self._epoch, self._best_epoch = 0, -1  # of the newest checkpoint
+        self._newest: Path | None = None
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+        for unfinished in folder.glob(".checkpoint_*.partial"):  # of a process that has died
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+    def goes_on_from(self, found: Path, trainer: Trainer) -> None:
+        """Take note that a trainer has been restored from a checkpoint, which need not be in this folder."""
+        self._newest, self._epoch, self._best_epoch = found, trainer.epoch, trainer.best_epoch
+
+    def is_behind(self, trainer: Trainer) -> bool:
+        """Return whether a trainer has ended an epoch that the newest checkpoint does not have."""
+        return trainer.epoch != self._epoch
+
+    def begin_if_due(self, trainer: Trainer) -> None:
+        """Begin to write the state of a trainer between two epochs. Return at once where it is too early for it."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
+        if self._thread is None and self.is_behind(trainer) and time.monotonic() - self._begun_s >= self._every_s:
+            arguments = self._begin(trainer)
+            self._thread = threading.Thread(target=self._try_to_write, args=arguments, name="checkpoint", daemon=True)
+            self._thread.start()
+
+    def write(self, trainer: Trainer) -> Path:
+        """Return the checkpoint of the state of a trainer between two epochs, and write it where there is none."""
+        self.wait()
+        if self.is_behind(trainer):
+            self._write(*self._begin(trainer))
+        assert self._newest is not None
+        return self._newest
+
+    def wait(self) -> None:
+        """Wait for the checkpoint that is being written. Raises what prevented it."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _begin(self, trainer: Trainer) -> tuple[dict[str, Any], int, int]:
+        self._begun_s = time.monotonic()
+        return trainer.contents(self._snapshots), trainer.epoch, trainer.best_epoch
+
+    def _try_to_write(self, contents: dict[str, Any], epoch: int, best_epoch: int) -> None:
+        try:
+            self._write(contents, epoch, best_epoch)
+        except Exception as error:  # the thread of the trial raises it
+            self._error = error
+
+    def _write(self, contents: dict[str, Any], epoch: int, best_epoch: int) -> None:
+        path = self.folder / f"checkpoint_{epoch:06d}"
+        same = self._newest if best_epoch == self._best_epoch and self._newest != path else None
+        checkpoint.save(path, **contents, weights_of=same)
+        self._newest, self._epoch, self._best_epoch = path, epoch, best_epoch
+        for old in checkpoint.newest_first(self.folder)[_NUM_KEPT:]:
+            shutil.rmtree(old, ignore_errors=True)
