@@ -48,14 +48,16 @@ class CheckpointWriter:
         """Return whether a trainer has ended an epoch that the newest checkpoint does not have."""
         return trainer.epoch != self._epoch
 
-    def begin_if_due(self, trainer: Trainer) -> None:
-        """Begin to write the state of a trainer between two epochs. Return at once where it is too early for it."""
+    def begin_if_due(self, trainer: Trainer) -> bool:
+        """Begin to write the state of a trainer between two epochs unless it is too early; return whether it does."""
         if self._thread is not None and not self._thread.is_alive():
             self.wait()
-        if self._thread is None and self.is_behind(trainer) and time.monotonic() - self._begun_s >= self._every_s:
+        is_due = self.is_behind(trainer) and time.monotonic() - self._begun_s >= self._every_s
+        if begins := is_due and self._thread is None:
             arguments = self._begin(trainer)
             self._thread = threading.Thread(target=self._try_to_write, args=arguments, name="checkpoint", daemon=True)
             self._thread.start()
+        return begins
 
     def write(self, trainer: Trainer) -> Path:
         """Return the checkpoint of the state of a trainer between two epochs, and write it where there is none."""
