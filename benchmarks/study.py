@@ -158,7 +158,7 @@ def run_raydml(folder: Path, num_trials: int, epochs: int, epoch_s: float) -> fl
             super()._start(config)
 
     runner.TrialActor = SleepingActor
-    settings = [f"study.search.num_trials={num_trials}", f"trial.epochs={epochs}", "study.name=s"]
+    settings = [f"study.search={{num_trials: {num_trials}, scheduler: none}}", f"trial.epochs={epochs}", "study.name=s"]
     space = load_space(ROOT / "search_spaces" / "digits.yaml", [*settings, f"machine.cache_dir={folder}/cache"])
     trials = {f"search-{number:03d}": trial for number, trial in enumerate(sample_trials(space))}
     study = folder / "s"
@@ -220,9 +220,12 @@ def measure(mode: str, num_trials: int, epochs: int, epoch_s: float, begun_s: fl
 
 def measured(checkout: Path, mode: str, sizes: tuple[int, int, float]) -> dict[str, float]:
     """Run `measure` with the code of a checkout, in a process of its own."""
-    command = [sys.executable, __file__, "--measure", mode, *map(str, sizes), str(time.time())]
+    command = [sys.executable, str(Path(__file__).resolve()), "--measure", mode, *map(str, sizes), str(time.time())]
     environment = {**os.environ, "PYTHONPATH": str(checkout.resolve())}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    # Ray's workers look for modules in the working directory of the driver first.
+    done = subprocess.run(
+        command, env=environment, cwd=checkout, capture_output=True, text=True, timeout=300, check=False
+    )
     if done.returncode:
         raise SystemExit(done.stderr)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from raydml.config.trial import Machine, Trial
     from raydml.data.digests import ImageRecord
     from raydml.search_space.space import SearchSpace
+    from raydml.study.process import DriverProcess
     from raydml.tracking.delivery import Tracker
 
 DEFAULT_SEEDS = 3  # of a published recipe
@@ -170,8 +172,9 @@ def sweep(
             mark_as_smoke(folder)
             run_and_show(context, folder, address, tracking_uri=with_secrets(small.tracking_uri))
         return
-    folder = create(loaded, file, storage, tracking_uri, command_of(context))
-    run_and_show(context, folder, address, time_limit_s, with_secrets(tracking_uri))
+    with loading_driver(context) as driver:
+        folder = create(loaded, file, storage, tracking_uri, command_of(context))
+        run_and_show(context, folder, address, time_limit_s, with_secrets(tracking_uri), driver)
 
 
 def load_with_options(
@@ -292,9 +295,11 @@ def resume(
     from raydml.study.results import is_finished, refuse_lost_events
 
     folder = find_study(study, storage)
-    if num_trials is not None or tracking_uri is not None or not is_finished(folder):
-        check_store(store_of(folder, tracking_uri), folder.parent)
-    with only_driver(folder):  # before anything is changed
+    runs = num_trials is not None or retry_crashed or not is_finished(folder)
+    # The lock is taken before anything is changed.
+    with loading_driver(context) if runs else nullcontext() as driver, only_driver(folder):
+        if runs or tracking_uri is not None:
+            check_store(store_of(folder, tracking_uri), folder.parent)
         refuse_lost_events(folder)
         if data_root is not None:
             move_data_root(folder, data_root)
@@ -307,7 +312,7 @@ def resume(
 
             failed = retry_failed(folder)
             echo(new_console(), f"to be run again: {', '.join(failed)}" if failed else "no trial has crashed")
-        run_and_show(context, folder, address, time_limit_s, tracking_uri)
+        run_and_show(context, folder, address, time_limit_s, tracking_uri, driver)
 
 
 def trial(
@@ -367,21 +372,35 @@ def trial(
                 echo(console, f"{program_of(context)} evaluate {save} --on {part}")
 
 
+@contextmanager
+def loading_driver(context: typer.Context) -> Iterator[DriverProcess]:
+    """Let a process for the driver of a study import its libraries meanwhile, which takes 3 s, and end it if unused."""
+    from raydml.study.process import DriverProcess
+
+    driver = DriverProcess([*started_again(context), "drive"])
+    driver.load()
+    try:
+        yield driver
+    finally:
+        driver.end_unused()
+
+
 def run_and_show(
     context: typer.Context,
     folder: Path,
     address: str | None,
     time_limit_s: float | None = None,
     tracking_uri: str | None = None,
+    driver: DriverProcess | None = None,
 ) -> None:
     """Run the rest of a study under the live table, then print its outcome; exit 128 + signal if interrupted.
 
-    tracking_uri: another MLflow store, which the study reports to from now on. The study is held by this process, and
-    runs in another one, so that this one can still end it in order where Ray fails. Events are sent to MLflow by a
-    thread; what is left when the study ends is sent then.
+    tracking_uri: another MLflow store, which the study reports to from now on. driver: a process that has begun to load
+    for it. The study is held by this process, and runs in another one, so that this one can still end it in order where
+    Ray fails. Events are sent to MLflow by a thread; what is left when the study ends is sent then.
     """
     from raydml.study.driver import only_driver
-    from raydml.study.process import stop_signals
+    from raydml.study.process import run_driver, stop_signals
     from raydml.study.results import is_finished, refuse_lost_events
 
     console, program = new_console(), program_of(context)
@@ -401,10 +420,10 @@ def run_and_show(
             with without_import_notices(), _live_study(program, folder, console, tracking_uri) as live:
                 tracker = _start_delivery(folder, tracking_uri, live)
                 live.doing("starting the driver")
-                from raydml.study.process import run_driver
-
                 phase = "running"
-                outcome = run_driver(folder, command, received, live.show, address=address, time_limit_s=time_limit_s)
+                outcome = run_driver(
+                    folder, command, received, live.show, address=address, time_limit_s=time_limit_s, first=driver
+                )
                 phase = "ending"
                 live.doing("sending the results to MLflow")
                 tracker.finish(INTERRUPTED_DELIVERY_S if received else DELIVERY_S)

@@ -59,36 +59,33 @@ class DriverOutcome(NamedTuple):
 class DriverProcess:
     """The process that runs a study, from `start` to `wait`.
 
-    command: the words that start it; it calls `serve_driver`. show: is called with each line that it prints.
+    command: the words that start it; it calls `serve_driver`.
     """
 
-    def __init__(self, command: Sequence[str], show: Callable[[str], None]) -> None:
-        self._command, self._show = list(command), show
+    def __init__(self, command: Sequence[str]) -> None:
+        self._command = list(command)
+        self._show: Callable[[str], None] = lambda _line: None
         self._last_lines: list[str] = []
         self._reported: dict[str, Any] | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._outcome_end = -1  # of the pipe, in the process
         self._readers: list[threading.Thread] = []
 
-    def start(self, folder: Path, address: str | None, time_limit_s: float | None) -> None:
-        """Start to run the study in a folder."""
-        reading, writing = os.pipe()
-        request = {"folder": str(folder), "address": address, "time_limit_s": time_limit_s, "outcome": writing}
+    def load(self) -> None:
+        """Start the process, which imports its libraries and waits; `start` or `end_unused` has to follow."""
+        reading, self._outcome_end = os.pipe()
         try:
             self._process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.PIPE,  # kept open: the driver ends when this process is gone
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                pass_fds=[writing],
+                pass_fds=[self._outcome_end],
                 start_new_session=True,
             )
         finally:
-            os.close(writing)
-        assert self._process.stdin is not None
+            os.close(self._outcome_end)
         assert self._process.stdout is not None
-        with suppress(BrokenPipeError):  # it has died already: `wait` reports that
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
         outcome = os.fdopen(reading, "rb")
         self._readers = [
             threading.Thread(target=self._read_output, args=(self._process.stdout,), daemon=True),
@@ -96,6 +93,27 @@ class DriverProcess:
         ]
         for reader in self._readers:
             reader.start()
+
+    def start(self, folder: Path, address: str | None, time_limit_s: float | None, show: Callable[[str], None]) -> None:
+        """Start to run the study in a folder. show: is called with each line that the process prints."""
+        self._show = show
+        if self._process is None:
+            self.load()
+        assert self._process is not None
+        assert self._process.stdin is not None
+        request = {
+            "folder": str(folder), "address": address, "time_limit_s": time_limit_s, "outcome": self._outcome_end,
+        }  # fmt: skip
+        with suppress(BrokenPipeError):  # it has died already: `wait` reports that
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+
+    def end_unused(self) -> None:
+        """End the process where it has not been waited for."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+            self._process.wait()
+            end_session(self._process.pid)
 
     def wait(self, received: Sequence[int]) -> DriverOutcome:
         """Wait for the end of the driver, and end what it leaves behind.
@@ -146,20 +164,21 @@ def run_driver(
     *,
     address: str | None = None,
     time_limit_s: float | None = None,
+    first: DriverProcess | None = None,
 ) -> DriverOutcome:
     """Run a study in a driver process, and in further ones where Ray ends under it, and return how it ended.
 
     A driver that broke is replaced as long as the study makes progress; MAX_FAILURES in a row without any end it.
-    command, show: of `DriverProcess`. received: the signals that have arrived. The events say what has happened, also
-    where the driver could not write them any more.
+    command, show: of `DriverProcess`. received: the signals that have arrived. first: the process that begins; it may
+    have been loaded. The events say what has happened, also where the driver could not write them any more.
     """
     path = events_path(folder)
     until_s = None if time_limit_s is None else time.monotonic() + time_limit_s
     num_failures = 0
     while True:
         begin, num_tested = path.stat().st_size if path.exists() else 0, _num_tested(folder)
-        driver = DriverProcess(command, show)
-        driver.start(folder, address, None if until_s is None else max(until_s - time.monotonic(), 1.0))
+        driver, first = first or DriverProcess(command), None
+        driver.start(folder, address, None if until_s is None else max(until_s - time.monotonic(), 1.0), show)
         outcome = driver.wait(received)
         if outcome.status == "finished":
             return outcome
@@ -234,10 +253,15 @@ def _session_of(pid: int) -> int | None:
 def serve_driver(request: IO[str], run: Callable[..., Any]) -> int:
     """Run the study that the first line of a stream describes, report how it ended, and return the exit code.
 
+    A stream that ends before it has a line describes none.
+
     request: a stream of the starting process. At its end that process is gone, and this one ends at once.
     run: `raydml.study.stages.run_study`, or a function that is called like it.
     """
-    asked = json.loads(request.readline())
+    line = request.readline()
+    if not line:  # the starting process has ended, or refused the study, before it had anything to run
+        return 0
+    asked = json.loads(line)
     threading.Thread(target=_end_with, args=(request,), name="lifeline", daemon=True).start()
 
     def report(status: str, number: int | None = None, text: str = "") -> None:

@@ -313,15 +313,16 @@ def _put_back_lost_epochs(
             continue
         found = resume_from[key] if key in resume_from else newest_checkpoint(session.folder, stage, key)
         epochs = checkpoint.load_history(found) if found else []
-        if state is not None and not state.ended:
-            epochs = epochs[:-1]  # the trial goes on from the last one, and reports it itself
         lost = {record["epoch"]: record for record in epochs if record["epoch"] not in reports}
         if num_missing > sum(epoch < num_epochs for epoch in lost):
             session.note(f"{key}: some of its epochs are missing in events.jsonl, and no checkpoint has them")
         if not lost:
             continue
         were_lost = True
-        session.note(f"{key}: {len(lost)} of its epochs were not in events.jsonl, and are taken from its checkpoint")
+        if [*lost] != [num_epochs + 1]:  # a signal may leave the last one to the checkpoint alone
+            session.note(
+                f"{key}: {len(lost)} of its epochs were not in events.jsonl, and are taken from its checkpoint"
+            )
         # The epoch that is reported last is the one from which the trial goes on, see `TrialState`.
         if num_epochs > max(lost):
             lost[num_epochs] = {**reports[num_epochs].metrics, "epoch": num_epochs}

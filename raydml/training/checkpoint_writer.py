@@ -37,8 +37,7 @@ class CheckpointWriter:
         self._newest: Path | None = None
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
-        for unfinished in folder.glob(".checkpoint_*.partial"):  # of a process that has died
-            shutil.rmtree(unfinished, ignore_errors=True)
+        self._has_begun = False
 
     def goes_on_from(self, found: Path, trainer: Trainer) -> None:
         """Take note that a trainer has been restored from a checkpoint, which need not be in this folder."""
@@ -78,6 +77,12 @@ class CheckpointWriter:
 
     def _begin(self, trainer: Trainer) -> tuple[dict[str, Any], int, int]:
         self._begun_s = time.monotonic()
+        if not self._has_begun:
+            # Those of processes that have died. Tune may prepare a trial in a second process that never trains it, and
+            # which must not remove what the first one writes.
+            self._has_begun = True
+            for unfinished in self.folder.glob(".checkpoint_*.partial"):
+                shutil.rmtree(unfinished, ignore_errors=True)
         return trainer.contents(self._snapshots), trainer.epoch, trainer.best_epoch
 
     def _try_to_write(self, contents: dict[str, Any], epoch: int, best_epoch: int) -> None:

@@ -294,11 +294,23 @@ def fake_run(monkeypatch, outcome):
         def hint(self, command):
             return f"deliver it later: {command}"
 
-    def run_driver(folder, _command, _received, _show, *, address, time_limit_s):
+    def run_driver(folder, _command, _received, _show, *, address, time_limit_s, first):
         calls.append((folder, address, time_limit_s))
+        calls.append(first)
         return outcome
 
+    class Driver:
+        def __init__(self, command):
+            assert command[-1] == "drive"
+
+        def load(self):
+            calls.append("load")
+
+        def end_unused(self):
+            calls.append("end_unused")
+
     monkeypatch.setattr("raydml.study.process.run_driver", run_driver)
+    monkeypatch.setattr("raydml.study.process.DriverProcess", Driver)
     monkeypatch.setitem(sys.modules, "raydml.tracking.delivery", SimpleNamespace(Tracker=Tracker))
     monkeypatch.setattr("raydml.tracking.store.prepare_store", lambda *_: None)
     return calls
@@ -314,6 +326,8 @@ def test_an_interrupted_study_says_how_to_go_on(monkeypatch, tmp_path, number, c
     assert "launch.py sync 'else where/digits'" in result.output, "what MLflow lacks must be said"
     assert "MLflow: http://127.0.0.1:9" in result.output, "the server's address"
     assert calls.index("start") < calls.index((folder, "auto", 5400.0)) < calls.index("finish")
+    assert (calls[0], calls[-1]) == ("load", "end_unused"), "the driver imports its libraries from the beginning"
+    assert any(type(call).__name__ == "Driver" for call in calls), "and is the one that runs the study"
 
 
 def test_a_time_limit_is_a_duration_with_units(tmp_path):

@@ -152,8 +152,8 @@ def test_a_driver_ends_when_the_process_that_started_it_is_gone(tmp_path):
     program = f"""
 from pathlib import Path
 from raydml.study.process import DriverProcess
-driver = DriverProcess({inner!r}, print)
-driver.start(Path({str(tmp_path)!r}), None, None)
+driver = DriverProcess({inner!r})
+driver.start(Path({str(tmp_path)!r}), None, None, print)
 driver.wait([])
 """
     starter = subprocess.Popen([sys.executable, "-c", program])
@@ -174,6 +174,25 @@ def test_output_that_is_not_utf8_and_a_driver_that_cannot_start(tmp_path):
     assert lines == ["(a) note"], "Ray's own log lines are left out"
     outcome, lines = run(tmp_path, "sys.stdout.buffer.write(b'\\xff\\n'); sys.stdout.flush()")
     assert (outcome.status, lines) == ("finished", ["\ufffd"])
-    driver = DriverProcess([sys.executable, "-c", "import sys; sys.exit('no such thing')"], lines.append)
-    driver.start(tmp_path, None, None)
+    driver = DriverProcess([sys.executable, "-c", "import sys; sys.exit('no such thing')"])
+    driver.start(tmp_path, None, None, lines.append)
     assert driver.wait([]).text.splitlines() == ["exit code 1", "no such thing"]
+
+
+def test_a_driver_that_was_loaded_ahead_runs_the_study_and_ends_if_it_is_not_needed(tmp_path):
+    driver, lines = DriverProcess(command_of("print('runs')")), []
+    driver.load()
+    outcome = run_driver(tmp_path, ["no such command"], [], lines.append, first=driver)
+    assert (outcome.status, lines) == ("finished", ["runs"]), "it was not started a second time"
+    driver.end_unused()  # it has been waited for, and nothing happens
+    unused = DriverProcess(command_of("print('runs')"))
+    unused.load()
+    pid = unused._process.pid
+    assert process._session_of(pid) == pid
+    unused.end_unused()
+    assert process._session_of(pid) is None
+
+
+def test_a_driver_whose_starter_has_nothing_to_run_ends_without_a_word():
+    done = subprocess.run(command_of("print('runs')"), stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

@@ -74,6 +74,17 @@ def test_epochs_that_only_a_checkpoint_has_are_put_back_and_noted(tmp_path):
     assert events_path(folder).stat().st_size == size, "once is enough"
 
 
+def test_an_epoch_that_a_signal_left_to_the_checkpoint_is_put_back_without_a_word(tmp_path):
+    """The driver is ending, and does not take the last report; the trial is saved all the same."""
+    folder = make(tmp_path)
+    trials = search_trials(read_json(folder / "study.json"))
+    key = next(iter(trials))
+    report(folder, key, 1, 0.1)
+    write_checkpoint(folder, key, {1: 0.1, 2: 0.2})
+    assert with_lost_epochs(folder, trials)[key].curve(METRIC) == [(1, 0.1), (2, 0.2)]
+    assert read_state(folder).notes == ()
+
+
 def test_missing_epochs_that_no_checkpoint_has_are_noted(tmp_path):
     folder = make(tmp_path)
     trials = search_trials(read_json(folder / "study.json"))
