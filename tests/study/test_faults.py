@@ -332,7 +332,7 @@ def test_each_trial_that_fails_gets_its_label_and_its_second_try(tmp_path, space
 @pytest.mark.xdist_group("ray")
 def test_a_full_disk_and_a_missing_image_stop_the_study_and_end_no_trial(tmp_path, space):
     folder = tmp_path / "studies" / "faulty"
-    options = ["--set", "trial.optimizer.learning_rate={grid: [0.001, 0.002]}"]
+    options = ["--set", "trial.optimizer.learning_rate={grid: [0.001, 0.002]}", "--set", "machine.checkpoint_every_s=0"]
     full = [{"place": "save", "epoch": 2, "what": "no space", "times": 3}]
     done = launch(tmp_path, "sweep", space, *options, plan=full)
     assert done.returncode == 2

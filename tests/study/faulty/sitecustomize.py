@@ -60,17 +60,17 @@ class Finder:
 
         def changed(module):
             run(module)
-            step, save = module.Trainer._step, module.Trainer.save
+            step, contents = module.Trainer._step, module.Trainer.contents
 
             def faulty_step(self, *arguments):
                 go_wrong(self, "step")
                 return step(self, *arguments)
 
-            def faulty_save(self, folder):
+            def faulty_contents(self, snapshots):
                 go_wrong(self, "save")
-                return save(self, folder)
+                return contents(self, snapshots)
 
-            module.Trainer._step, module.Trainer.save = faulty_step, faulty_save
+            module.Trainer._step, module.Trainer.contents = faulty_step, faulty_contents
 
         spec.loader.exec_module = changed
         return spec
