@@ -171,10 +171,8 @@ def prepare_environment() -> None:
         # Under `uv run` Ray would upload the working directory and build a new environment for every session.
         # Set it to 1 on a cluster that needs this.
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        # Snapshots that Tune can open; a resumed study reads events.jsonl instead.
-        "TUNE_GLOBAL_CHECKPOINT_S": "3",
-        # Frequent snapshots are intended: no warning about them.
-        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+        # Tune's snapshots of all its trials, which take longer and longer. A resumed study reads events.jsonl instead.
+        "TUNE_GLOBAL_CHECKPOINT_S": "3600",
         # A line that many workers print is shown once.
         "RAY_DEDUP_LOGS": "1",
         # A trial without a GPU must not see the node's GPUs; Ray then hides them instead of leaving them visible.
