@@ -21,7 +21,11 @@ Codes = NDArray[np.uint8]
 
 #: The score of a column that is no candidate (padding, or the query itself): below every real score, and finite.
 #: bfloat16 holds the float value too, so no matrix product rounds it.
-MASKED_SCORE = {torch.float32: -1.5 * 2.0**127, torch.int32: torch.iinfo(torch.int32).min}
+MASKED_SCORE = {
+    torch.float32: -1.5 * 2.0**127,
+    torch.float64: -1.5 * 2.0**127,
+    torch.int32: torch.iinfo(torch.int32).min,
+}
 # Score matrices have a multiple of this many columns, so that they divide into groups of columns.
 _COLUMN_MULTIPLE = 64
 # The square of a larger number overflows float32. NaN fails every comparison.
@@ -38,8 +42,9 @@ class Nearness(Protocol):
     """How near each of Q queries is to each of M gallery rows.
 
     own: (Q,) the gallery row that is the query itself, which it cannot find; None if there is none. width: columns of
-    the scores, M rounded up by `padded_width`. device, dtype: of the scores. copy_numbers: (width,) the number of
-    identical gallery rows with a lower index, on the device.
+    the scores, M rounded up by `padded_width`. device, dtype: of the scores. first_copies: (width,) the first gallery
+    row that is identical to each, -1 in the padding; copy_numbers: (width,) the number of identical gallery rows with a
+    lower index; both on the device.
     """
 
     num_queries: int
@@ -50,9 +55,16 @@ class Nearness(Protocol):
     dtype: torch.dtype
 
     @property
+    def first_copies(self) -> Tensor: ...
+
+    @property
     def copy_numbers(self) -> Tensor: ...
 
-    def score(self, rows: slice, out: Tensor) -> Tensor:
+    def finer(self) -> Nearness | None:
+        """Return the same nearness with finer scores, which take longer; None where there are none."""
+        ...
+
+    def score(self, numbers: Integers, out: Tensor) -> Tensor:
         """Fill out (n, width) with the scores of some queries, MASKED_SCORE in the padding.
 
         Returns margins (n, 1): of two scores of a query that differ by more, the larger one is nearer.
@@ -87,9 +99,12 @@ class EuclideanNearness:
         self.longest = float(np.sqrt(squares.max()))
         self.columns = torch.from_numpy(columns).to(device)
 
-    def score(self, rows: slice, out: Tensor) -> Tensor:
-        points = np.ones((rows.stop - rows.start, self.dim + 1), dtype=np.float32)
-        np.subtract(self.queries[rows], self.centre, out=points[:, :-1])
+    def finer(self) -> FineNearness:
+        return FineNearness(self)
+
+    def score(self, numbers: Integers, out: Tensor) -> Tensor:
+        points = np.ones((len(numbers), self.dim + 1), dtype=np.float32)
+        np.subtract(self.queries[numbers], self.centre, out=points[:, :-1])
         torch.mm(torch.from_numpy(points).to(self.device), self.columns.T, out=out)
         points[:, -1] = 0
         rounding = self.rounding(np.sqrt(np.einsum("nd,nd->n", points, points, dtype=np.float64)))
@@ -135,12 +150,62 @@ class EuclideanNearness:
         return first[inverse]
 
     @cached_property
+    def first_copies(self) -> Tensor:
+        padding = (0, self.width - self.num_rows)
+        return torch.from_numpy(np.pad(self._first_copies, padding, constant_values=-1)).to(self.device)
+
+    @cached_property
     def copy_numbers(self) -> Tensor:
         order = np.argsort(self._first_copies, kind="stable")
         firsts = self._first_copies[order]
         numbers = np.zeros(self.width, dtype=np.int64)
         numbers[order] = np.arange(self.num_rows) - np.searchsorted(firsts, firsts)
         return torch.from_numpy(numbers).to(self.device)
+
+
+class FineNearness:
+    """Euclidean distance by float64 scores, for queries among which many rows are nearly as near as others.
+
+    nearness: the same by float32 scores.
+    """
+
+    dtype = torch.float64
+
+    def __init__(self, nearness: EuclideanNearness) -> None:
+        self._nearness = nearness
+        self.own, self.device = nearness.own, nearness.device
+        self.num_queries, self.num_rows, self.width = nearness.num_queries, nearness.num_rows, nearness.width
+        self.settle = nearness.settle
+
+    def finer(self) -> None:
+        return None
+
+    @property
+    def first_copies(self) -> Tensor:
+        return self._nearness.first_copies
+
+    @property
+    def copy_numbers(self) -> Tensor:
+        return self._nearness.copy_numbers
+
+    def score(self, numbers: Integers, out: Tensor) -> Tensor:
+        gallery, queries = self._nearness.gallery, self._nearness.queries
+        centre = self._nearness.centre.astype(np.float64)
+        points = queries[numbers] - centre
+        on_device = torch.from_numpy(points).to(self.device)
+        at_once = max(1, 2**22 // self._nearness.dim)
+        for start in range(0, self.num_rows, at_once):
+            rows = torch.from_numpy(gallery[start : start + at_once]).to(self.device, torch.float64)
+            rows -= torch.from_numpy(centre).to(self.device)
+            part = out[:, start : start + len(rows)]
+            torch.mm(on_device, rows.T, out=part)
+            part -= rows.square().sum(dim=1) / 2
+        out[:, self.num_rows :] = MASKED_SCORE[self.dtype]
+        # As for float32, with another 16 u for the rounding of the shift; see `EuclideanNearness.rounding`.
+        relative = (8 * np.sqrt(self._nearness.dim + 1) + 32) * np.finfo(np.float64).eps / 2
+        lengths = np.sqrt(np.einsum("nd,nd->n", points, points))
+        rounding = relative * self._nearness.longest * (lengths + self._nearness.longest)
+        return torch.from_numpy(np.nextafter(2 * rounding, np.inf)[:, None]).to(self.device)
 
 
 class HammingNearness:
@@ -166,14 +231,19 @@ class HammingNearness:
         # Padded rows, so that faiss writes the distances directly into the scores.
         self.padded = np.pad(self.gallery, ((0, self.width - self.num_rows), (0, 0)))
         self.minus_columns = -torch.arange(self.width, dtype=torch.int32)
-        self.copy_numbers = torch.zeros(self.width, dtype=torch.int64)  # not needed: no scores are equal
+        # Not needed: no scores are equal.
+        self.first_copies, self.copy_numbers = torch.arange(self.width), torch.zeros(self.width, dtype=torch.int64)
 
-    def score(self, rows: slice, out: Tensor) -> Tensor:
+    def finer(self) -> None:
+        return None
+
+    def score(self, numbers: Integers, out: Tensor) -> Tensor:
         import faiss  # here, because training needs no faiss
 
-        num_queries = rows.stop - rows.start
+        num_queries = len(numbers)
         assert out.is_contiguous()
-        pointers = [faiss.swig_ptr(array) for array in (self.queries[rows], self.padded)]
+        queries = self.queries[numbers]  # has to live as long as its pointer
+        pointers = [faiss.swig_ptr(array) for array in (queries, self.padded)]
         faiss.hammings(  # type: ignore[attr-defined,unused-ignore]
             *pointers, num_queries, self.width, self.padded.shape[1], faiss.swig_ptr(out.numpy())
         )

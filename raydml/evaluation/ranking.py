@@ -41,6 +41,8 @@ Device = str | torch.device
 WORKING_BYTES = 256 * 2**20
 # Scores examined at a time: on a CPU they fit its cache. At worst each becomes a pair of 200 bytes.
 _SCORES_AT_ONCE = {"cpu": 2**20, "cuda": 2**24}
+# Queries that are scored again at a time: the gallery is converted for each time.
+_FINE_AT_ONCE = 256
 
 
 class Ranks(NamedTuple):
@@ -193,29 +195,55 @@ def _chunks(
     num_rows = min(max(1, working_bytes // bytes_per_query), nearness.num_queries)
     buffer = torch.empty((num_rows, nearness.width), device=nearness.device, dtype=nearness.dtype)
     for start in range(0, nearness.num_queries, num_rows):
-        rows = slice(start, min(start + num_rows, nearness.num_queries))
-        labels = None if query_labels is None else query_labels[rows]
-        yield _Chunk(nearness, rows, buffer[: rows.stop - rows.start], labels, column_labels)
-        report_progress("searching", rows.stop, nearness.num_queries, "queries")
+        numbers = np.arange(start, min(start + num_rows, nearness.num_queries))
+        labels = None if query_labels is None else query_labels[numbers]
+        yield _Chunk(nearness, numbers, buffer[: len(numbers)], labels, column_labels)
+        report_progress("searching", start + len(numbers), nearness.num_queries, "queries")
 
 
 class _Chunk:
     """Some queries and their scores against the whole gallery.
 
-    rows: the queries. scores: (n, width). margin: (n, 1), see `Nearness.score`. labels: (n,) of the queries;
-    column_labels: (width,). With labels only the nearest row and the ranks of relevant rows have to be exact, without
-    them the order of all rows. An owner is a query's place in the chunk (0..n-1), a column is a gallery row.
+    numbers: (n,) of the queries, ascending. scores: (n, width). margin: (n, 1), see `Nearness.score`. labels: (n,) of
+    the queries; column_labels: (width,). With labels only the nearest row and the ranks of relevant rows have to be
+    exact, without them the order of all rows. An owner is a query's place in the chunk (0..n-1), a column is a gallery
+    row.
     """
 
     def __init__(
-        self, nearness: Nearness, rows: slice, scores: Tensor, labels: Integers | None, column_labels: Integers | None
+        self,
+        nearness: Nearness,
+        numbers: Integers,
+        scores: Tensor,
+        labels: Integers | None,
+        column_labels: Integers | None,
     ) -> None:
-        self.nearness, self.rows, self.scores = nearness, rows, scores
+        self.nearness, self.numbers, self.scores = nearness, numbers, scores
         self.labels, self.column_labels = labels, column_labels
-        self.margin = nearness.score(rows, scores)
+        self.margin = nearness.score(numbers, scores)
         self.margins = self.margin.cpu().numpy()
         if nearness.own is not None:
-            scores.scatter_(1, self._on_device(nearness.own[rows])[:, None], MASKED_SCORE[nearness.dtype])
+            scores.scatter_(1, self._on_device(nearness.own[numbers])[:, None], MASKED_SCORE[nearness.dtype])
+
+    @property
+    def rows(self) -> slice:
+        """The queries, which follow one another."""
+        return slice(int(self.numbers[0]), int(self.numbers[-1]) + 1)
+
+    def _finer(self, owners: Integers) -> Iterator[tuple[slice, _Chunk]]:
+        """Score some queries again, by finer scores. Yields which of the owners they are, and their chunk."""
+        if not len(owners):
+            return
+        nearness = self.nearness.finer()
+        assert nearness is not None
+        buffer = torch.empty(
+            (min(len(owners), _FINE_AT_ONCE), nearness.width), device=nearness.device, dtype=nearness.dtype
+        )
+        for start in range(0, len(owners), _FINE_AT_ONCE):
+            part = slice(start, min(start + _FINE_AT_ONCE, len(owners)))
+            chosen = owners[part]
+            labels = None if self.labels is None else self.labels[chosen]
+            yield part, _Chunk(nearness, self.numbers[chosen], buffer[: len(chosen)], labels, self.column_labels)
 
     def nearest(self, k: int) -> Integers:
         """Return the k nearest rows of each query (n, k), in order."""
@@ -234,20 +262,39 @@ class _Chunk:
             near = is_near[part]
             owners = part[np.nonzero(near)[0]]
             indices[part] = self._first(k, owners, columns[part][near], scores[part][near])
+        crowded = []
         for part in self._parts(np.flatnonzero(is_open)):
             whole = self.scores.index_select(0, self._on_device(part))
             # Of identical rows only the first k + 1 can be among the k nearest.
             mask = (whole >= self._on_device(bounds[part])) & (self.nearness.copy_numbers <= k)
+            if self._is_too_much(int(mask.sum()), len(part), k):
+                crowded.append(part)
+                continue
             places, found = (array.cpu().numpy() for array in torch.nonzero(mask, as_tuple=True))
             indices[part] = self._first(k, *self._by_score(part[places], found))
+        owners = np.concatenate([*crowded, np.empty(0, dtype=np.int64)])
+        for place, chunk in self._finer(owners):
+            indices[owners[place]] = chunk.nearest(k)
         return indices
 
     def rank_of_nearest(self, owners: Integers, columns: Integers) -> Integers:
         """Return the rank, from 1, of the nearest of the given rows for each owner (m,). owners: (P,) ascending."""
         queries = np.unique(owners)
         targets = self._first(1, *self._by_score(owners, columns))[:, 0]
-        parts = self._parts(np.arange(len(queries)))
-        return np.concatenate([self._ranks(queries[part], targets[part]) for part in parts])
+        ranks = np.zeros(len(queries), dtype=np.int64)
+        for part in self._parts(np.arange(len(queries))):
+            ranks[part] = self._ranks(queries[part], targets[part])
+        crowded = np.flatnonzero(ranks == 0)
+        for place, chunk in self._finer(queries[crowded]):
+            chosen = crowded[place]
+            for part in chunk._parts(np.arange(len(chosen))):
+                ranks[chosen[part]] = chunk._ranks(part, targets[chosen[part]])
+        return ranks
+
+    def _is_too_much(self, num_pairs: int, num_queries: int, k: int) -> bool:
+        """Return whether finer scores cost less than the exact distances of so many pairs of these queries."""
+        is_too_much = num_pairs > num_queries * (8 * k + self.scores.shape[1] // 64)
+        return is_too_much and self.nearness.finer() is not None
 
     def _best(self, num_columns: int) -> tuple[Integers, NDArray[Any]]:
         """The columns with the highest scores (n, K), in order, and these scores; K is at most num_columns."""
@@ -287,24 +334,37 @@ class _Chunk:
             num_hits = np.bincount(runs, hits)
             is_unclear &= begins_owner[begins_run] | ((num_hits > 0) & (num_hits < sizes))
         pairs = np.flatnonzero(is_unclear[runs])
-        distances = self.nearness.settle(owners[pairs] + self.rows.start, columns[pairs])
+        distances = self.nearness.settle(self.numbers[owners[pairs]], columns[pairs])
         columns = columns.copy()
         columns[pairs] = columns[pairs][np.lexsort((columns[pairs], distances, runs[pairs]))]
         return columns[np.flatnonzero(begins_owner)[:, None] + np.arange(k)]
 
     def _ranks(self, queries: Integers, targets: Integers) -> Integers:
-        """The rank, from 1, of one row (m,) for each of some queries (m,) of the chunk."""
+        """The rank, from 1, of one row (m,) for each of some queries (m,) of the chunk; 0 where too many are close."""
         rows = self._on_device(queries)
         scores, margin = self.scores.index_select(0, rows), self.margin.index_select(0, rows)
         reached = scores.gather(1, self._on_device(targets)[:, None])
         is_nearer = scores > reached + margin
         ranks = _count(is_nearer) + 1
         is_close = (scores >= reached - margin) ^ is_nearer
-        unclear = np.flatnonzero(_count(is_close) > 1)  # the target itself is always close
+        num_close = _count(is_close)
+        if num_close.sum() > 8 * len(queries) + self.scores.shape[1]:
+            # Of rows that are identical to the target, which are all close, those with a lower index come before it.
+            firsts = self.nearness.first_copies
+            of_target = firsts[self._on_device(targets)]
+            is_close &= firsts != of_target[:, None]
+            ranks += self.nearness.copy_numbers[self._on_device(targets)].cpu().numpy()
+            if self.nearness.own is not None:
+                own = self.nearness.own[self.numbers[queries]]
+                ranks -= (firsts[self._on_device(own)] == of_target).cpu().numpy() & (own < targets)
+            num_close = _count(is_close) + 1
+        if self._is_too_much(int(num_close.sum()), len(queries), 1):
+            return np.zeros(len(queries), dtype=np.int64)
+        unclear = np.flatnonzero(num_close > 1)  # the target itself is always close
         if len(unclear):
             close = torch.nonzero(is_close[self._on_device(unclear)], as_tuple=True)
             places, columns = (array.cpu().numpy() for array in close)
-            numbers, targets = queries[unclear] + self.rows.start, targets[unclear]
+            numbers, targets = self.numbers[queries[unclear]], targets[unclear]
             distances = self.nearness.settle(numbers[places], columns)
             to_target = self.nearness.settle(numbers, targets)[places]
             is_before = (distances < to_target) | ((distances == to_target) & (columns < targets[places]))

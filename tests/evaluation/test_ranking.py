@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from raydml.evaluation.nearness import EuclideanNearness, RetrievalError, padded_width
+from raydml.evaluation import ranking
+from raydml.evaluation.nearness import EuclideanNearness, FineNearness, RetrievalError, padded_width
 from raydml.evaluation.ranking import WORKING_BYTES, nearest_neighbours
 from tests.evaluation.joined_ranks import assert_ranks, rank_relevant
 
@@ -45,6 +46,12 @@ def cloud(num_rows, dim, seed, unit=True):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True) if unit else rows
 
 
+def crowd(noise, seed):
+    """300 rows around one point and 40 elsewhere, in random order."""
+    rows = np.concatenate([cloud(1, 16, seed) + np.float32(noise) * cloud(300, 16, seed + 1), cloud(40, 16, seed + 2)])
+    return np.random.default_rng(seed).permutation(rows)
+
+
 CLOUDS = {
     "unit vectors": lambda: cloud(150, 16, 0),
     "one dimension": lambda: cloud(120, 1, 1, unit=False),
@@ -53,6 +60,10 @@ CLOUDS = {
     "bits (Hamming ties)": lambda: np.random.default_rng(3).integers(0, 2, (120, 24)).astype(np.float32),
     "all the same point": lambda: np.full((90, 8), 0.3, dtype=np.float32),
     "two heaps of duplicates": lambda: np.repeat(cloud(2, 8, 4), 45, axis=0),
+    "a crowd": lambda: crowd(1e-4, 40),
+    "a crowd a few roundings wide": lambda: crowd(1e-7, 50),
+    "a crowd of copies": lambda: crowd(0, 60),
+    "a crowd far from the origin": lambda: crowd(1e-3, 70) + np.float32(64),
     "far from the origin": lambda: cloud(150, 8, 5, unit=False) + np.float32(4096),
     "nearly collapsed": lambda: cloud(1, 32, 6) + np.float32(1e-5) * cloud(150, 32, 7),
     "lengths from 1e-4 to 1e4": lambda: cloud(150, 8, 8) * np.logspace(-4, 4, 150, dtype=np.float32)[:, None],
@@ -175,6 +186,57 @@ def test_a_query_does_not_find_the_row_that_it_is_itself(name):
     assert (found.nearest != own).all()
 
 
+@pytest.mark.parametrize("name", CLOUDS)
+def test_float64_scores_of_a_whole_gallery_give_the_same(name, monkeypatch):
+    """They replace the exact distances of single pairs where very many rows are nearly as near as others."""
+    scored = []
+
+    def score(self, numbers, out, *, original=FineNearness.score):
+        scored.append(len(numbers))
+        return original(self, numbers, out)
+
+    monkeypatch.setattr(FineNearness, "score", score)
+    monkeypatch.setattr(ranking._Chunk, "_is_too_much", lambda chunk, *_numbers: chunk.nearness.finer() is not None)
+    monkeypatch.setattr(ranking, "_FINE_AT_ONCE", 32)
+    rows = CLOUDS[name]()
+    for k in (1, 20):
+        expected = slow_neighbours(rows, rows, k, leave_one_out=True)
+        np.testing.assert_array_equal(nearest_neighbours(rows, k=k)[0], expected[0])
+    labels = np.random.default_rng(1).permutation(len(rows)) % 61
+    found = rank_relevant(rows, query_labels=labels, depth=4)
+    assert_ranks(found, slow_ranks(rows, rows, labels, labels, 4, range(len(rows))))
+    assert scored, "no query was scored again"
+    assert max(scored) <= 32
+
+
+def test_float64_scores_are_used_where_a_crowd_would_take_hours(monkeypatch):
+    """Without them each of 300 queries settles 300 pairs."""
+    settled = []
+
+    def settle(self, queries, columns, *, original=EuclideanNearness.settle):
+        settled.append(len(queries))
+        return original(self, queries, columns)
+
+    monkeypatch.setattr(EuclideanNearness, "settle", settle)
+    labels = np.random.default_rng(1).permutation(340) % 170
+    rank_relevant(CLOUDS["a crowd"](), query_labels=labels, depth=4)
+    assert sum(settled) < 340 * 20, "most pairs are in order by float64 scores"
+
+
+@pytest.mark.parametrize("kind", ["unit vectors", "a crowd"])
+def test_the_rounding_bound_covers_the_error_of_float64(kind):
+    rows = cloud(340, 64, 5) if kind == "unit vectors" else CLOUDS[kind]()
+    points = EuclideanNearness(rows, None, torch.device("cpu"))
+    out = torch.empty((len(rows), points.width), dtype=torch.float64)
+    bound = points.finer().score(np.arange(len(rows)), out).numpy()[:, 0] / 2
+    gallery = points.gallery.astype(np.longdouble) - points.centre
+    exact = gallery @ gallery.T - (gallery**2).sum(axis=1) / 2
+    error = np.abs(out[:, : len(rows)].numpy() - exact).max(axis=1)
+    assert error.max() > 0
+    assert (error <= bound).all()
+    assert bound.max() < 1e-13 * max(1.0, float(np.square(rows).sum(axis=1).max()))
+
+
 FLOATS = st.floats(-3, 3, width=32)
 # What the rows are made of: few values on a grid, any floats, floats whose differences float32 cannot hold.
 KINDS = {
@@ -270,7 +332,7 @@ def test_the_rounding_bound_covers_the_error_of_float32(dim, kind):
         rows *= np.logspace(-2, 2, 300, dtype=np.float32)[:, None]
     points = EuclideanNearness(rows, None, torch.device("cpu"))
     out = torch.empty(300, points.width)
-    bound = points.score(slice(0, 300), out).numpy()[:, 0] / 2
+    bound = points.score(np.arange(300), out).numpy()[:, 0] / 2
     error = np.abs(out[:, :300].numpy() - exact_scores(points, rows)).max(axis=1)
     assert error.max() > 0
     assert (error <= bound).all()
@@ -345,7 +407,7 @@ def test_float64_decides_where_float32_is_wrong(settled):
     labels = np.arange(80) % 30
     points = EuclideanNearness(rows, None, torch.device("cpu"))
     out = torch.empty(80, points.width)
-    points.score(slice(0, 80), out)
+    points.score(np.arange(80), out)
     np.fill_diagonal(out.numpy()[:, :80], -np.inf)
     expected = slow_ranks(rows, rows, labels, labels, 6, range(80))
     float32_alone = out[:, :80].argmax(dim=1).numpy()
