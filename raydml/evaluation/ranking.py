@@ -7,7 +7,10 @@ Beyond the product a search costs one pass over the scores, which finds the neig
 columns. The rank of the nearest relevant row is counted in another pass, only for queries without a relevant row among
 their neighbours.
 
-Memory beyond the embeddings: 4 M (D + 1) bytes for the centred gallery, and about 3 x working_bytes for any N.
+Where very many rows are nearly as near as others, the distances of single pairs would take hours. Such queries are
+scored again in float64, which orders nearly all rows.
+
+Memory beyond the embeddings: 4 M (D + 1) bytes for the centred gallery, and about 4 x working_bytes for any N.
 """
 
 from __future__ import annotations
@@ -161,18 +164,34 @@ def ranks_by(
     by_label = np.argsort(searched, kind="stable")
     column_labels = np.pad(searched, (0, nearness.width - nearness.num_rows))
     for chunk in _chunks(nearness, working_bytes, depth, query_labels, column_labels):
-        labels = query_labels[chunk.rows]
-        neighbours = chunk.nearest(depth)
-        hits = searched[neighbours] == labels[:, None]
-        first = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, 0)
-        further = np.flatnonzero(first == 0)
-        places, rows = _rows_of(labels[further], searched, by_label)
-        owners = further[places]
-        if own is not None:
-            owners, rows = (array[own[chunk.rows][owners] != rows] for array in (owners, rows))
-        if len(owners):
-            first[np.unique(owners)] = chunk.rank_of_nearest(owners, rows)
-        yield chunk.rows, Ranks(first, hits, neighbours[:, 0])
+        ranks = Ranks(
+            first=np.zeros(len(chunk.numbers), dtype=np.int64),
+            hits=np.zeros((len(chunk.numbers), depth), dtype=bool),
+            nearest=np.zeros(len(chunk.numbers), dtype=np.int64),
+        )
+        for owners, finest, places, neighbours in chunk.search(depth):
+            ranks.first[owners], ranks.hits[owners] = _relevant(finest, places, neighbours, searched, by_label)
+            ranks.nearest[owners] = neighbours[:, 0]
+        yield chunk.rows, ranks
+
+
+def _relevant(
+    chunk: _Chunk, places: Integers, neighbours: Integers, searched: Integers, by_label: Integers
+) -> tuple[Integers, NDArray[np.bool_]]:
+    """Return `Ranks.first` and `Ranks.hits` of some queries of a chunk, whose nearest rows are known."""
+    assert chunk.labels is not None
+    labels = chunk.labels[places]
+    hits = searched[neighbours] == labels[:, None]
+    first = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, 0)
+    further = np.flatnonzero(first == 0)
+    owners, rows = _rows_of(labels[further], searched, by_label)
+    owners = further[owners]
+    if chunk.nearness.own is not None:
+        own = chunk.nearness.own[chunk.numbers[places]]
+        owners, rows = (array[own[owners] != rows] for array in (owners, rows))
+    if len(owners):
+        first[np.unique(owners)] = chunk.rank_of_nearest(places[owners], rows)
+    return first, hits
 
 
 def _rows_of(labels: Integers, row_labels: Integers, by_label: Integers) -> tuple[Integers, Integers]:
@@ -236,17 +255,37 @@ class _Chunk:
             return
         nearness = self.nearness.finer()
         assert nearness is not None
-        buffer = torch.empty(
-            (min(len(owners), _FINE_AT_ONCE), nearness.width), device=nearness.device, dtype=nearness.dtype
-        )
-        for start in range(0, len(owners), _FINE_AT_ONCE):
-            part = slice(start, min(start + _FINE_AT_ONCE, len(owners)))
+        # At most as many bytes as the scores of this chunk.
+        at_once = max(1, min(len(owners), _FINE_AT_ONCE, len(self.scores) // 2))
+        buffer = torch.empty((at_once, nearness.width), device=nearness.device, dtype=nearness.dtype)
+        for start in range(0, len(owners), at_once):
+            part = slice(start, min(start + at_once, len(owners)))
             chosen = owners[part]
             labels = None if self.labels is None else self.labels[chosen]
             yield part, _Chunk(nearness, self.numbers[chosen], buffer[: len(chosen)], labels, self.column_labels)
 
     def nearest(self, k: int) -> Integers:
         """Return the k nearest rows of each query (n, k), in order."""
+        indices = np.empty((len(self.numbers), k), dtype=np.int64)
+        for owners, _, _, neighbours in self.search(k):
+            indices[owners] = neighbours
+        return indices
+
+    def search(self, k: int) -> Iterator[tuple[Integers, _Chunk, Integers, Integers]]:
+        """Find the k nearest rows of each query.
+
+        Yields some queries at a time: (m,) the owners, ascending; this chunk, or another one with finer scores of them;
+        (m,) their places in that chunk; (m, k) the nearest rows, in order.
+        """
+        indices, crowded = self._nearest(k)
+        for part, chunk in self._finer(crowded):
+            yield crowded[part], chunk, np.arange(part.stop - part.start), chunk._nearest(k)[0]
+        others = np.setdiff1d(np.arange(len(self.numbers)), crowded)
+        if len(others):
+            yield others, self, others, indices[others]
+
+    def _nearest(self, k: int) -> tuple[Integers, Integers]:
+        """The k nearest rows of each query (n, k), in order, and the owners for which finer scores have to find them."""
         # A few more than k, because the order of rows near the k-th is not certain.
         columns, scores = self._best(k + k // 32 + 4)
         bounds = scores[:, k - 1 : k] - self.margins
@@ -272,10 +311,7 @@ class _Chunk:
                 continue
             places, found = (array.cpu().numpy() for array in torch.nonzero(mask, as_tuple=True))
             indices[part] = self._first(k, *self._by_score(part[places], found))
-        owners = np.concatenate([*crowded, np.empty(0, dtype=np.int64)])
-        for place, chunk in self._finer(owners):
-            indices[owners[place]] = chunk.nearest(k)
-        return indices
+        return indices, np.concatenate([*crowded, np.empty(0, dtype=np.int64)])
 
     def rank_of_nearest(self, owners: Integers, columns: Integers) -> Integers:
         """Return the rank, from 1, of the nearest of the given rows for each owner (m,). owners: (P,) ascending."""

@@ -465,22 +465,26 @@ MEMORY = """
 import resource, sys
 import numpy as np
 from raydml.evaluation.ranking import ranked_relevant
-num_rows, dim, depth, working_bytes = map(int, sys.argv[1:])
+num_rows, dim, depth, working_bytes = map(int, sys.argv[1:5])
 generator = np.random.default_rng(0)
 labels = np.sort(generator.integers(0, num_rows // 5, num_rows))
 rows = generator.standard_normal((num_rows, dim), dtype=np.float32)
+if sys.argv[5:]:  # a crowd
+    rows[::10] *= 1e4
+    rows = 1 + 1e-4 * rows
 rows /= np.linalg.norm(rows, axis=1, keepdims=True)
 list(ranked_relevant(rows[:64], query_labels=np.zeros(64, dtype=np.int64), depth=1))  # what loads at the first call
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-for _ in ranked_relevant(rows, query_labels=labels, depth=depth, working_bytes=working_bytes):
-    pass
+for queries, _ in ranked_relevant(rows, query_labels=labels, depth=depth, working_bytes=working_bytes):
+    if queries.stop > 6_000:  # several chunks: all later ones take the same
+        break
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
 
 
-def peak_bytes(num_rows, dim, depth, working_bytes):
-    """What a search of random rows, the worst ones, takes beyond them: the growth of a process of its own."""
-    command = [sys.executable, "-c", MEMORY, *map(str, (num_rows, dim, depth, working_bytes))]
+def peak_bytes(num_rows, dim, depth, working_bytes, *kind):
+    """What a search of random rows, the worst ones, or of a crowd, takes beyond them: the growth of its own process."""
+    command = [sys.executable, "-c", MEMORY, *map(str, (num_rows, dim, depth, working_bytes, *kind))]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
@@ -491,6 +495,11 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in k
 def test_memory_is_a_few_times_the_working_bytes():
     """All scores would be 576 MB."""
     assert peak_bytes(12_000, 16, 10, 2**26) < 4 * 2**26
+
+
+@on_linux
+def test_a_crowd_takes_no_more_memory():
+    assert peak_bytes(12_000, 16, 10, 2**26, "crowd") < 5 * 2**26
 
 
 @pytest.mark.slow
