@@ -285,7 +285,7 @@ class _Chunk:
             yield others, self, others, indices[others]
 
     def _nearest(self, k: int) -> tuple[Integers, Integers]:
-        """The k nearest rows of each query (n, k), in order, and the owners for which finer scores have to find them."""
+        """The k nearest rows of each query (n, k), in order, and the owners that need finer scores for it."""
         # A few more than k, because the order of rows near the k-th is not certain.
         columns, scores = self._best(k + k // 32 + 4)
         bounds = scores[:, k - 1 : k] - self.margins
