@@ -28,7 +28,7 @@ class Snapshots:
         held: dict[tuple[Any, ...], Tensor] = {}
         copied = self._copied(value, (), held)
         self._held = held  # what the state has no longer is given back
-        if any(tensor.is_pinned() for tensor in held.values()):
+        if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         return copied
 
@@ -50,12 +50,7 @@ class Snapshots:
 
 
 def _fits(buffer: Tensor, source: Tensor) -> bool:
-    return (
-        buffer.shape == source.shape
-        and buffer.dtype == source.dtype
-        and buffer.stride() == source.stride()
-        and buffer.is_pinned() == source.is_cuda
-    )
+    return buffer.shape == source.shape and buffer.dtype == source.dtype and buffer.stride() == source.stride()
 
 
 def copy_of(value: Any) -> Any:
