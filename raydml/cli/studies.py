@@ -430,6 +430,9 @@ def run_and_show(
         except KeyboardInterrupt:  # before the driver has started, or while the results are sent to MLflow
             if tracker is not None:
                 tracker.finish(INTERRUPTED_DELIVERY_S)
+        finally:  # while this process still holds the study
+            if driver is not None:
+                driver.end_unused()
         hint = "" if tracker is None else tracker.hint(f"{program} sync {study_argument(folder)}")
         if hint and (outcome is None or outcome.status != "finished"):
             echo(console, hint)

@@ -84,8 +84,8 @@ class Machine(Section):
     were used longest ago are removed, and a data set that is larger is decoded each time. system_metrics: report per
     epoch how busy the process and its GPU are; auto where the trial has a GPU. stuck_after_s: a trial that reports no
     epoch for so many seconds, and for ten times its longest epoch, is ended and tried once more. checkpoint_every_s: so
-    many seconds lie at least between two checkpoints of a trial that goes on; a fault costs it no more than that, or
-    an epoch. It is written while the next epoch trains.
+    many seconds lie at least between two checkpoints of a trial that goes on; a fault costs it about that, or an epoch.
+    They are written while the next epoch trains.
     """
 
     rules = staticmethod(problems_of_machine)

@@ -32,6 +32,8 @@ _COLUMN_MULTIPLE = 64
 _LARGEST = 1e17
 # Bytes of float64 differences at a time, few enough for the cache of a CPU.
 _CACHE_BYTES = 2**21
+# Numbers of the gallery that are converted to float64 at a time.
+_FINE_NUMBERS = 2**22
 
 
 class RetrievalError(ValueError):
@@ -193,7 +195,7 @@ class FineNearness:
         centre = self._nearness.centre.astype(np.float64)
         points = queries[numbers] - centre
         on_device = torch.from_numpy(points).to(self.device)
-        at_once = max(1, 2**22 // self._nearness.dim)
+        at_once = max(1, _FINE_NUMBERS // self._nearness.dim)
         for start in range(0, self.num_rows, at_once):
             rows = torch.from_numpy(gallery[start : start + at_once]).to(self.device, torch.float64)
             rows -= torch.from_numpy(centre).to(self.device)

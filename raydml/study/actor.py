@@ -14,6 +14,7 @@ from typing import Any
 import ray
 import torch
 from ray import tune
+from ray.tune.result import SHOULD_CHECKPOINT
 
 from raydml.config.refit import validates
 from raydml.config.trial import Machine, Trial, parse_trial
@@ -63,12 +64,13 @@ class TrialActor(tune.Trainable):
 
     ``config["run"]``: ``key`` (``search-003``), ``trial`` and ``machine`` (dictionaries), ``metric`` (what the
     scheduler compares), ``reads`` (the file in which a trial on all classes records that it opens the test classes),
-    ``checkpoints``, the folder of its checkpoints in this Tune run, and ``resume_from``, a checkpoint folder of an
-    earlier run of the study or None.
+    ``checkpoints``, the folder of its checkpoints in this Tune run, ``rungs``, the epochs at which trials are compared,
+    and ``resume_from``, a checkpoint folder of an earlier run of the study or None.
 
     The actor writes its checkpoints itself, straight to where they stay. It begins one where it begins to train an
-    epoch, so that the driver has the result of the saved epoch. Tune asks for one before a trial pauses or ends, and
-    waits for it. A trial that is started again, by Tune or by a resume, goes on from its newest intact checkpoint.
+    epoch, so that the driver has the result of the saved epoch. Tune asks for one at a rung and before a trial pauses
+    or ends, and waits for it. A trial that is started again, by Tune or by a resume, goes on from its newest intact
+    checkpoint.
 
     A fault of the machine is raised as MachineFault. A trial that finds no memory ends with ``out_of_memory`` as its
     result and leaves no checkpoint of that moment, so that it can go on from the one before.
@@ -121,7 +123,7 @@ class TrialActor(tune.Trainable):
         # Free the old trial first: two of them may not fit into one share of a GPU.
         self._free()
         self._storage = None  # of Tune: it would copy what is written where it stays
-        self._metric = str(config["metric"])
+        self._metric, self._rungs = str(config["metric"]), set(config["rungs"])
         machine = Machine.model_validate(config["machine"])
         trial: Trial = parse_trial(config["trial"])
         self._study = Path(config["reads"]).parent
@@ -191,6 +193,8 @@ class TrialActor(tune.Trainable):
             self._metric: record.get(self._metric, math.nan),
             "record": record,
             "done": bool(record["ended"]),
+            # Trials are compared here: one that goes on must not come back with another value.
+            SHOULD_CHECKPOINT: record["epoch"] in self._rungs,
         }
 
     def cleanup(self) -> None:
@@ -204,8 +208,8 @@ class TrialActor(tune.Trainable):
             self._writer.wait()
             if self._trainer is not None and self._is_between_epochs and self._writer.is_behind(self._trainer):
                 self._writer.write(self._trainer)
-        except OSError as error:  # on a full disk, say, for which the study stops anyway
-            logger.warning("the last epochs of the trial are not saved: %s", error)
+        except Exception as error:  # on a full disk, say; the trial that takes over this actor must not fail for it
+            logger.warning("the last epochs of the trial are not saved: %s: %s", type(error).__name__, error)
 
     def save(self, checkpoint_dir: str | None = None) -> Any:
         """Write the checkpoint of this epoch, and return it as Tune wants to have it.
@@ -215,8 +219,10 @@ class TrialActor(tune.Trainable):
         assert checkpoint_dir is None
         assert self._writer is not None
         folder = self._writer.folder
-        if self._trainer is not None:
-            with faults_named():
+        with faults_named():
+            if self._trainer is None:  # it has found no memory
+                self._writer.wait()
+            else:
                 folder = self._writer.write(self._trainer)
         return super().save(str(folder))
 

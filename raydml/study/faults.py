@@ -66,7 +66,7 @@ def faults_named() -> Iterator[None]:
 def fault_in(text: str) -> str | None:
     """Return the message of the last MachineFault in the text of an error that a worker has raised.
 
-    Ray's own writing in a worker, such as the copy of a checkpoint to the storage, raises plain errors of the system.
+    Ray's own writing in a worker, such as that of a log, raises plain errors of the system.
     """
     found = re.findall(rf"^(?:\S+\.)?{MachineFault.__name__}: (.+)$", text, re.MULTILINE)
     if found:

@@ -57,14 +57,16 @@ class DriverOutcome(NamedTuple):
 
 
 class DriverProcess:
-    """The process that runs a study, from `start` to `wait`.
+    """The process that runs a study: `start` and `wait`. `load` may come before, and `end_unused` at any time.
 
     command: the words that start it; it calls `serve_driver`.
     """
 
     def __init__(self, command: Sequence[str]) -> None:
         self._command = list(command)
-        self._show: Callable[[str], None] = lambda _line: None
+        self._show: Callable[[str], None] | None = None
+        self._unshown: list[str] = []  # lines from before `start`
+        self._lock = threading.Lock()
         self._last_lines: list[str] = []
         self._reported: dict[str, Any] | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -74,6 +76,7 @@ class DriverProcess:
     def load(self) -> None:
         """Start the process, which imports its libraries and waits; `start` or `end_unused` has to follow."""
         reading, self._outcome_end = os.pipe()
+        outcome = os.fdopen(reading, "rb")
         try:
             self._process = subprocess.Popen(
                 self._command,
@@ -83,10 +86,12 @@ class DriverProcess:
                 pass_fds=[self._outcome_end],
                 start_new_session=True,
             )
+        except BaseException:
+            outcome.close()
+            raise
         finally:
             os.close(self._outcome_end)
         assert self._process.stdout is not None
-        outcome = os.fdopen(reading, "rb")
         self._readers = [
             threading.Thread(target=self._read_output, args=(self._process.stdout,), daemon=True),
             threading.Thread(target=self._read_outcome, args=(outcome,), daemon=True),
@@ -96,7 +101,10 @@ class DriverProcess:
 
     def start(self, folder: Path, address: str | None, time_limit_s: float | None, show: Callable[[str], None]) -> None:
         """Start to run the study in a folder. show: is called with each line that the process prints."""
-        self._show = show
+        with self._lock:
+            for line in self._unshown:
+                show(line)
+            self._show = show
         if self._process is None:
             self.load()
         assert self._process is not None
@@ -148,7 +156,8 @@ class DriverProcess:
                 text = line.decode("utf-8", "replace").rstrip()
                 self._last_lines = [*self._last_lines, text][-_NUM_LAST_LINES:]
                 if not _RAY_LOG.match(text):
-                    self._show(text)
+                    with self._lock:
+                        (self._show or self._unshown.append)(text)
 
     def _read_outcome(self, outcome: IO[bytes]) -> None:
         with outcome, suppress(ValueError):  # half a line of a driver that was killed

@@ -78,7 +78,9 @@ class Retention:
 
     def _measure(self, rank: _Rank) -> None:
         if paths := _checkpoints(self._folder, self._stage, rank[-1]):
-            size = sum(file.stat().st_size for path in paths for file in path.iterdir())
+            found = [file.stat() for path in paths for file in path.iterdir()]
+            # Two checkpoints of a trial may share a file.
+            size = sum({(stat.st_dev, stat.st_ino): stat.st_size for stat in found}.values())
             self._sizes[rank[-1]] = size
             self._used += size
             insort(self._stored, rank)

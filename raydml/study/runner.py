@@ -30,12 +30,15 @@ from raydml.study.faults import FaultStop, fault_in, is_without_memory, with_hal
 from raydml.study.folder import newest_checkpoint
 from raydml.study.process import MachineFault
 from raydml.study.retention import Retention
+from raydml.study.rungs import milestones
 from raydml.study.scheduler import Asha, InOrder, SyncHalving, trial_key
 from raydml.study.stuck import StuckWatch
 from raydml.study.time_limit import TimeLimit
 from raydml.training import checkpoint
 
 STUCK = "stuck"
+#: Ends of trials that are not saved at the moment of the end.
+_WITHOUT_SAVING = ("crashed", STUCK, OUT_OF_MEMORY)
 #: Ray's words for an actor whose node is gone.
 _LOST_NODE = re.compile(r"its node has died|node failure|marked dead|NodeDied")
 #: Ray's words for an actor that it has given up before the actor was set up, because it found no node, for example.
@@ -175,7 +178,8 @@ class StudyEvents(tune.Callback):
                 "head"
             )
         # An epoch is reported before it is saved: only a later one shows that the trial gets beyond this failure.
-        self._failed_after[key] = int((trial.last_result or {}).get("epoch", -1))
+        reported = int((trial.last_result or {}).get("epoch", -1))
+        self._failed_after[key] = max(reported, self._failed_after.get(key, -1))
         if stuck := self._killed.pop(key, None):
             self._append("trial_retried", trial, error=stuck, reason=STUCK)
         else:
@@ -209,9 +213,32 @@ class StudyEvents(tune.Callback):
         return fault is not None
 
     def _end(self, trial: Any, reason: str, error: str | None) -> None:
+        if reason in _WITHOUT_SAVING:
+            _count_saved_epochs(Path(self._folder), self._stage, trial_key(trial))
         self._append("trial_ended", trial, reason=reason, error=error)
         if self._retention is not None:
             self._retention.drop_losers()
+
+
+def _count_saved_epochs(folder: Path, stage: str, key: str) -> None:
+    """Let the epochs of a trial count up to its newest checkpoint, before it ends in a way that saves none.
+
+    No checkpoint has the weights of the later ones: a trial that was ranked by them could not be tested or exported.
+    The saved epoch is reported again, and the last report counts (see `TrialState`); without any checkpoint that is
+    epoch 0, which has no value.
+    """
+    state = read_trials(folder, stage).get(key)
+    if state is None or not state.num_epochs:
+        return
+    found = newest_checkpoint(folder, stage, key)
+    saved = int(checkpoint.load_card(found)["epoch"]) if found else 0
+    if saved >= state.num_epochs:
+        return
+    metrics = state.reports[saved].metrics if saved in state.reports else {}
+    path = events_path(folder)
+    note = f"{key}: its epochs after epoch {saved} do not count: no checkpoint has their weights"
+    events.append(path, {"event": "note", "text": note})
+    events.append(path, {"event": "epoch", "stage": stage, "trial": key, "epoch": saved, "metrics": dict(metrics)})
 
 
 def _error_text(trial: Any) -> str:
@@ -358,6 +385,13 @@ def _run_group(
     if is_alone:
         machine = with_half_batch(machine)
         resources = {**resources, "gpu": max(1.0, resources["gpu"]) if resources["gpu"] else 0.0}
+    rungs = []
+    if scheduler != "none":
+        rungs = milestones(
+            max_epochs=max(trial.epochs for trial in trials.values()),
+            grace_epochs=study.search.grace_epochs,
+            reduction_factor=study.search.reduction_factor,
+        )
     run = f"run-{len(list((folder / stage).glob('run-*'))):03d}"
     configs = {
         key: {
@@ -370,6 +404,7 @@ def _run_group(
             "reads": str(folder / "test_reads.jsonl"),
             "resume_from": str(resume_from[key]) if resume_from[key] else None,
             "checkpoints": str(folder / stage / run / key),
+            "rungs": rungs,
         }
         for key in resume_from
     }
@@ -421,9 +456,12 @@ def _run_group(
 
 def _end_by_time(session: StudySession, trials: Mapping[str, Trial]) -> None:
     """Record the end of the trials that Tune stopped for the time limit: it does not report them."""
+    unended = [key for key, state in read_trials(session.folder, "search").items() if not state.ended]
+    _put_back_lost_epochs(session, "search", unended, read_trials(session.folder, "search"), {})
     states = read_trials(session.folder, "search")
     for key, state in states.items():
         if not state.ended:
+            _count_saved_epochs(session.folder, "search", key)
             session.record("trial_ended", stage="search", trial=key, reason="time", error=None)
     session.note(f"the time limit ended the search: {len(states)} of {len(trials)} trials started")
 

@@ -121,15 +121,15 @@ def _written(path: Path, write: Callable[[_HashedFile], object]) -> dict[str, An
 def _linked_weights(checkpoint: Path, target: Path) -> dict[str, Any] | None:
     """Let a folder share the file of the weights of a checkpoint, and return what the manifest states of that file.
 
-    Return None where that cannot be done: the checkpoint may be gone, and some file systems have no links.
+    Return None where that cannot be done: the file may be gone or damaged, and some file systems have no links.
     """
     try:
-        stated = _stated(checkpoint)[WEIGHTS]
+        file = _checked(checkpoint, WEIGHTS)
         (target / WEIGHTS).unlink(missing_ok=True)
-        os.link(checkpoint / WEIGHTS, target / WEIGHTS)
-    except (OSError, CheckpointError, KeyError):
+        os.link(file, target / WEIGHTS)
+    except (OSError, CheckpointError):
         return None
-    return dict(stated)
+    return dict(_stated(checkpoint)[WEIGHTS])
 
 
 def _num_bytes(value: Any) -> int:

@@ -40,8 +40,9 @@ class CheckpointWriter:
         self._has_begun = False
 
     def goes_on_from(self, found: Path, trainer: Trainer) -> None:
-        """Take note that a trainer has been restored from a checkpoint, which need not be in this folder."""
-        self._newest, self._epoch, self._best_epoch = found, trainer.epoch, trainer.best_epoch
+        """Take note that a trainer has been restored from a checkpoint; one in another folder is written here again."""
+        self._newest, self._best_epoch = found, trainer.best_epoch
+        self._epoch = trainer.epoch if found.parent == self.folder else -1
 
     def is_behind(self, trainer: Trainer) -> bool:
         """Return whether a trainer has ended an epoch that the newest checkpoint does not have."""
@@ -96,5 +97,8 @@ class CheckpointWriter:
         same = self._newest if best_epoch == self._best_epoch and self._newest != path else None
         checkpoint.save(path, **contents, weights_of=same)
         self._newest, self._epoch, self._best_epoch = path, epoch, best_epoch
-        for old in checkpoint.newest_first(self.folder)[_NUM_KEPT:]:
+        found = checkpoint.newest_first(self.folder)
+        # Those before it in the order are damaged: the trial has gone on from an older one.
+        later, kept = found[: found.index(path)], found[found.index(path) :]
+        for old in [*later, *kept[_NUM_KEPT:]]:
             shutil.rmtree(old, ignore_errors=True)

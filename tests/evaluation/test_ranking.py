@@ -198,6 +198,7 @@ def test_float64_scores_of_a_whole_gallery_give_the_same(name, monkeypatch):
     monkeypatch.setattr(FineNearness, "score", score)
     monkeypatch.setattr(ranking._Chunk, "_is_too_much", lambda chunk, *_numbers: chunk.nearness.finer() is not None)
     monkeypatch.setattr(ranking, "_FINE_AT_ONCE", 32)
+    monkeypatch.setattr("raydml.evaluation.nearness._FINE_NUMBERS", 500)
     rows = CLOUDS[name]()
     for k in (1, 20):
         expected = slow_neighbours(rows, rows, k, leave_one_out=True)

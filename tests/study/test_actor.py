@@ -1,5 +1,6 @@
 """The actor of a trial, called as Tune calls it: step, save, restore, reset."""
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from raydml.study import actor as trial_module
 from raydml.study.actor import TrialActor, assigned_device
 from raydml.study.faults import MachineFault
 from raydml.study.folder import fingerprinted_trials
+from raydml.training import checkpoint
 from raydml.training.trial_images import Catalogs
 from tests.study.test_folder import space_at
 
@@ -25,7 +27,7 @@ def configs(tmp_path):
     return [
         {"run": {"key": f"search-{i:03d}", "trial": t.model_dump(mode="json"), "machine": machine, "metric": METRIC,
                  "reads": str(tmp_path / "test_reads.jsonl"), "resume_from": None,
-                 "checkpoints": str(tmp_path / f"search-{i:03d}")}}
+                 "checkpoints": str(tmp_path / f"search-{i:03d}"), "rungs": [2]}}
         for i, t in enumerate(fingerprinted_trials(space, Catalogs(space.machine)))
     ]  # fmt: skip
 
@@ -56,11 +58,18 @@ def test_a_crashed_trial_goes_on_from_the_newest_intact_checkpoint(configs):
     assert first["notes"][1].endswith("checkpoint_000002")
 
 
-def test_checkpoints_are_written_while_the_next_epoch_trains(configs):
+def test_checkpoints_are_written_while_the_next_epoch_trains(configs, monkeypatch):
     config = {"run": {**configs[0]["run"], "machine": {**configs[0]["run"]["machine"], "checkpoint_every_s": 0}}}
     unbroken = rows(TrialActor(configs[0]), 4)
-    actor = TrialActor(config)
-    assert rows(actor, 3) == unbroken[:3]
+    actor, go, save = TrialActor(config), threading.Event(), checkpoint.save
+
+    def slow(*arguments, **names):
+        assert go.wait(60)
+        return save(*arguments, **names)
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    assert rows(actor, 3) == unbroken[:3], "two epochs were trained while the first checkpoint was held up"
+    go.set()
     actor._writer.wait()
     assert "checkpoint_000002" in checkpoints_of(config) or "checkpoint_000001" in checkpoints_of(config)
     assert "checkpoint_000003" not in checkpoints_of(config), "the driver may not have its result yet"
@@ -78,6 +87,25 @@ def test_a_trial_that_is_stopped_in_the_middle_is_saved(configs):
     actor.stop()
     assert checkpoints_of(configs[0]) == ["checkpoint_000002"]
     assert rows(TrialActor(configs[0]), 2) == unbroken[2:]
+
+
+def test_a_trial_is_saved_where_it_is_compared(configs):
+    """One that goes on from there must not come back with another value, which a GPU may give it."""
+    actor = TrialActor(configs[0])
+    assert [actor.step()["should_checkpoint"] for _ in range(4)] == [False, True, False, False]
+
+
+def test_what_cannot_be_saved_is_not_charged_to_the_next_trial(configs, monkeypatch, caplog):
+    actor = TrialActor(configs[0])
+    actor.step()
+
+    def broken(*_arguments, **_names):
+        raise RuntimeError("of the old trial")
+
+    monkeypatch.setattr(checkpoint, "save", broken)
+    assert actor.reset_config(configs[1])
+    assert "the last epochs of the trial are not saved: RuntimeError: of the old trial" in caplog.text
+    assert actor.step()["epoch"] == 1
 
 
 def test_a_trial_that_fails_within_an_epoch_is_not_saved(configs, monkeypatch):
@@ -119,6 +147,8 @@ def test_without_any_intact_checkpoint_a_crashed_trial_starts_over(configs):
     row = again.step()
     assert (row["epoch"], row[METRIC], row["done"]) == first[0]
     assert row["notes"][-1] == "it starts over: no checkpoint is intact"
+    again.step()
+    assert checkpoint.is_intact(Path(again.save().checkpoint.path))
 
 
 def test_a_trial_resumed_from_an_earlier_run_reports_its_epoch_a_second_time(configs, tmp_path):
@@ -127,7 +157,11 @@ def test_a_trial_resumed_from_an_earlier_run_reports_its_epoch_a_second_time(con
     folder = actor.save().checkpoint.path
     reported += rows(actor, 1)
     config = {"run": {**configs[0]["run"], "resume_from": str(folder), "checkpoints": str(tmp_path / "run-001")}}
-    assert rows(TrialActor(config), 2) == reported[1:]
+    resumed = TrialActor(config)
+    assert rows(resumed, 1) == reported[1:2]
+    resumed.save()
+    assert checkpoints_of(config) == ["checkpoint_000002"], "in the folder of this run, from which it is not repeated"
+    assert rows(resumed, 1) == rows(TrialActor(config), 1) == reported[2:]
 
 
 def test_a_trial_that_died_after_its_last_epoch_reports_it_again(configs):

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
+import torch
 from ray.exceptions import RayActorError, RayTaskError
 from ray.tune.execution.tune_controller import TuneController
 
@@ -19,6 +20,7 @@ from raydml.study.events import events_path, read_state
 from raydml.study.faults import FaultStop, fault_in, fault_of, faults_named, is_without_memory
 from raydml.study.process import MachineFault
 from raydml.study.runner import StudyEvents, count_deaths_once
+from raydml.training import checkpoint
 from tests.study.test_folder import image_folder
 
 ROOT = Path(__file__).parents[2]
@@ -109,6 +111,40 @@ def test_only_an_epoch_beyond_the_last_failure_begins_a_new_row_of_retries(tmp_p
     assert trial.run_metadata.num_failures == 0
 
 
+def test_a_trial_that_fails_before_each_checkpoint_is_not_tried_for_ever(tmp_path):
+    """It comes to another epoch each time, never beyond the furthest one."""
+    callback, trial = StudyEvents(str(tmp_path), "search", None, None), tune_trial("search-000")
+    for furthest in (9, 7, 9, 8):
+        for epoch in range(1, furthest + 1):
+            trial.last_result = {"epoch": epoch, "record": {"epoch": epoch, "val_map_at_r": 0.5, "ended": ""}}
+            callback.on_trial_result(0, [], trial, trial.last_result)
+        trial.run_metadata.num_failures += 1
+        callback.on_trial_recover(0, [], trial)
+    assert trial.run_metadata.num_failures == 4
+
+
+@pytest.mark.parametrize("saved", [None, 2, 3])
+def test_a_trial_that_crashes_is_ranked_by_weights_that_exist(tmp_path, saved):
+    """Its best epoch is the last one. Without its weights the winner could be neither tested nor exported."""
+    values = {1: 0.1, 2: 0.2, 3: 0.9}
+    callback, trial = StudyEvents(str(tmp_path), "search", None, None), tune_trial("search-000")
+    events.append(events_path(tmp_path), {"event": "study_started", "study": "s", "config": {}})
+    for epoch, value in values.items():
+        trial.last_result = {"epoch": epoch, "record": {"epoch": epoch, "val_map_at_r": value, "ended": ""}}
+        callback.on_trial_result(0, [], trial, trial.last_result)
+    if saved is not None:
+        folder = tmp_path / "search" / "run-000" / "search-000" / f"checkpoint_{saved:06d}"
+        checkpoint.save(folder, state={}, model_card={"epoch": saved}, best_weights={"w": torch.zeros(1)})
+    callback.on_trial_error(0, [], trial)
+    state = read_state(tmp_path).trials["search-000"]
+    assert state.ended == "crashed"
+    assert (state.best, state.num_epochs) == {None: (None, 0), 2: (0.2, 2), 3: (0.9, 3)}[saved]
+    notes = read_state(tmp_path).notes
+    lost = f"search-000: its epochs after epoch {saved or 0} do not count: no checkpoint has their weights"
+    assert notes == (() if saved == 3 else (lost,))
+    assert len(events.read(events_path(tmp_path))) == 5 + (0 if saved == 3 else 2), "study, epochs, the end"
+
+
 def failed_with(tmp_path, text):
     trial = tune_trial("search-000")
     trial.error_file = str(tmp_path / "error.txt")
@@ -185,6 +221,7 @@ from ray import tune
 from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 from raydml.study.cluster import connected
 from raydml.study.runner import StudyEvents, count_deaths_once
+from raydml.training import checkpoint
 from raydml.study.scheduler import trial_key
 
 HOW, FOLDER = sys.argv[1], sys.argv[2]

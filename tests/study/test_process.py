@@ -1,6 +1,7 @@
 """A driver in a process of its own: how each way to end is reported, and what is left of it."""
 
 import errno
+import os
 import signal
 import subprocess
 import sys
@@ -180,10 +181,12 @@ def test_output_that_is_not_utf8_and_a_driver_that_cannot_start(tmp_path):
 
 
 def test_a_driver_that_was_loaded_ahead_runs_the_study_and_ends_if_it_is_not_needed(tmp_path):
-    driver, lines = DriverProcess(command_of("print('runs')")), []
+    command, lines = command_of("print('runs')"), []
+    command[-1] = "print('loads', flush=True)\n" + command[-1]
+    driver = DriverProcess(command)
     driver.load()
     outcome = run_driver(tmp_path, ["no such command"], [], lines.append, first=driver)
-    assert (outcome.status, lines) == ("finished", ["runs"]), "it was not started a second time"
+    assert (outcome.status, lines) == ("finished", ["loads", "runs"]), "it was not started a second time"
     driver.end_unused()  # it has been waited for, and nothing happens
     unused = DriverProcess(command_of("print('runs')"))
     unused.load()
@@ -191,6 +194,14 @@ def test_a_driver_that_was_loaded_ahead_runs_the_study_and_ends_if_it_is_not_nee
     assert process._session_of(pid) == pid
     unused.end_unused()
     assert process._session_of(pid) is None
+
+
+def test_a_driver_that_cannot_be_started_leaves_no_descriptor():
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with pytest.raises(FileNotFoundError):
+            DriverProcess(["no such command"]).load()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_driver_whose_starter_has_nothing_to_run_ends_without_a_word():

@@ -46,6 +46,24 @@ def test_retention_by_bytes_never_drops_the_best(tmp_path):
     assert left() == ["search-001"]
 
 
+def test_a_file_that_two_checkpoints_share_counts_once(tmp_path):
+    left = retention_study(tmp_path, [0.1, 0.8])  # 2000 bytes each
+    for key in ("search-000", "search-001"):
+        first, second = checkpoints(tmp_path, key)
+        (second / "state.pt").unlink()
+        (second / "state.pt").hardlink_to(first / "state.pt")
+    Retention(tmp_path, "search", keep=2, max_bytes=2000).drop_losers()
+    assert left() == ["search-000", "search-001"]
+
+
+def test_what_a_fault_has_left_unfinished_is_deleted_with_a_loser(tmp_path):
+    retention_study(tmp_path, [0.1, 0.8])
+    unfinished = tmp_path / "search" / "run-000" / "search-000" / ".checkpoint_000003.0123.partial"
+    unfinished.mkdir()
+    Retention(tmp_path, "search", keep=1, max_bytes=None).drop_losers()
+    assert not unfinished.exists()
+
+
 def test_the_events_of_a_run_drop_the_checkpoints_of_losers_even_after_tune_has_pickled_them(tmp_path):
     left = retention_study(tmp_path, [0.1, 0.8, 2.0])  # the last has not ended
     written = StudyEvents(str(tmp_path), "search", keep=1, max_bytes=None)

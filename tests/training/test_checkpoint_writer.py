@@ -137,18 +137,42 @@ def test_what_could_not_be_written_is_raised_and_written_later(tmp_path, trained
     assert checkpoint.is_intact(writer.write(trained))
 
 
-def test_a_trial_that_goes_on_does_not_write_what_it_began_with(tmp_path, trained):
+def test_a_trial_that_starts_over_keeps_what_it_writes(tmp_path, trained):
+    """Its damaged checkpoints have higher numbers."""
+    for number in (8, 9):
+        (tmp_path / f"checkpoint_{number:06d}").mkdir()
+        (tmp_path / f"checkpoint_{number:06d}" / "state.pt").write_bytes(b"cut off")
+    writer = CheckpointWriter(tmp_path, every_s=0)
+    for expected in (["checkpoint_000001"], ["checkpoint_000001", "checkpoint_000002"]):
+        trained.train()
+        assert checkpoint.is_intact(writer.write(trained))
+        assert names(tmp_path) == expected
+
+
+def test_damaged_weights_are_not_shared(tmp_path, trained):
+    writer = CheckpointWriter(tmp_path, every_s=0)
+    trained.train()
+    file = writer.write(trained) / "weights.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    trained.train(improves=False)
+    assert checkpoint.is_intact(writer.write(trained))
+
+
+def test_a_trial_that_goes_on_writes_into_its_new_folder(tmp_path, trained):
     old = CheckpointWriter(tmp_path / "run-000" / "trial", every_s=0)
     trained.train()
     begun_from = old.write(trained)
     cut_off = tmp_path / "run-001" / "trial" / ".checkpoint_000007.0123.partial"
     cut_off.mkdir(parents=True)
-    writer = CheckpointWriter(tmp_path / "run-001" / "trial", every_s=0)
+    writer = CheckpointWriter(tmp_path / "run-001" / "trial", every_s=60)
     writer.goes_on_from(begun_from, trained)
-    writer.begin_if_due(trained)
-    assert writer.write(trained) == begun_from
+    assert not writer.begin_if_due(trained)
     assert names(cut_off.parent) == [cut_off.name], "another process may be writing it: this one only looks so far"
+    first = writer.write(trained)
+    assert first.parent != begun_from.parent, "in the folder of this run"
     trained.train(improves=False)
     after = writer.write(trained)
-    assert names(cut_off.parent) == [after.name], "what a killed process has left is removed"
+    assert names(cut_off.parent) == [first.name, after.name], "what a killed process has left is removed"
     assert os.path.samefile(after / "weights.safetensors", begun_from / "weights.safetensors")
