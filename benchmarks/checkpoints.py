@@ -18,6 +18,7 @@ checkpoints, of its time. memory: peak of the process. The weights are the best 
 import argparse
 import json
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -56,7 +57,8 @@ class Trained:
         """Count an epoch; every second one is the best so far."""
         self.epoch += 1
         if self.epoch % 2:
-            self.best_epoch, self.best_weights = self.epoch, self._copy_of(self.network.state_dict())
+            self.best_epoch, self.best_weights = self.epoch, {}
+            self.best_weights = self._copy_of(self.network.state_dict())
 
     def contents(self, snapshots: Any) -> dict[str, Any]:
         """Return the arguments of `checkpoint.save`."""
@@ -90,8 +92,6 @@ class Work:
 
 def measure(row: str, device: str, epoch_s: float, num_epochs: int) -> dict[str, float]:
     """Return the figures of one row."""
-    import pyarrow.fs
-
     from raydml.training import checkpoint
     from raydml.training.checkpoint_writer import CheckpointWriter
     from raydml.training.snapshot import Snapshots
@@ -101,17 +101,13 @@ def measure(row: str, device: str, epoch_s: float, num_epochs: int) -> dict[str,
     with tempfile.TemporaryDirectory() as storage, tempfile.TemporaryDirectory() as temporary:
         every_s = float(row.split()[1]) if row.startswith("background") else float("inf")
         writer = CheckpointWriter(Path(storage) / "trial", every_s=every_s)
-        local = pyarrow.fs.LocalFileSystem()
         begin_s = time.perf_counter()
         for _ in range(num_epochs):
             start_s, is_written = time.perf_counter(), row == "copied"
             if row == "copied":
                 name = f"checkpoint_{trained.epoch}"
                 folder = checkpoint.save(Path(temporary) / name, **trained.contents(Snapshots()))
-                (Path(storage) / name).mkdir()
-                pyarrow.fs.copy_files(
-                    str(folder), f"{storage}/{name}", source_filesystem=local, destination_filesystem=local
-                )
+                shutil.copytree(folder, Path(storage) / name)
             elif row != "no checkpoint":
                 is_written = writer.begin_if_due(trained)
             if is_written:

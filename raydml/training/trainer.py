@@ -390,6 +390,7 @@ class Trainer:
         select_on = self.trial.select_on
         if not metrics or not self.best_metrics or metrics[select_on] > self.best_metrics[select_on]:
             self.best_epoch, self.best_metrics = epoch, dict(metrics)
+            self.best_weights = {}  # given back first: a trial holds most memory here, with the copy of its state
             self.best_weights = copy_of(self.method.network.state_dict())
 
 

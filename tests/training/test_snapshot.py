@@ -1,6 +1,7 @@
 """Copies of a state: they stay as they are, and the memory of one is used for the next."""
 
 import numpy as np
+import pytest
 import torch
 
 from raydml.training.snapshot import Snapshots, copy_of
@@ -46,3 +47,13 @@ def test_the_memory_of_the_copy_before_is_used_where_it_fits():
     assert torch.equal(other["weights"], torch.zeros(5))
     assert other["moments"][0]["exp_avg"].stride() == (24, 12, 4, 1)
     assert torch.equal(again["weights"], state()["weights"] + 1), "its memory was not given to another shape"
+
+
+@pytest.mark.gpu
+def test_a_copy_of_what_is_on_a_gpu_is_whole_when_it_is_returned():
+    snapshots, source = Snapshots(), torch.arange(2.0**22, device="cuda")
+    for turn in range(3):
+        taken = snapshots.take({"weights": source})["weights"]
+        assert taken.is_pinned()
+        assert torch.equal(taken, torch.arange(2.0**22) + turn)
+        source += 1
