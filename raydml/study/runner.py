@@ -393,8 +393,8 @@ def _run_group(
             reduction_factor=study.search.reduction_factor,
         )
     run = f"run-{len(list((folder / stage).glob('run-*'))):03d}"
-    configs = {
-        key: {
+    configs = [
+        {
             "key": key,
             "trial": trials[key].model_dump(mode="json"),
             "fingerprint": fingerprint(trials[key]),
@@ -407,7 +407,7 @@ def _run_group(
             "rungs": rungs,
         }
         for key in resume_from
-    }
+    ]
     ended = [key for key in trials if key not in resume_from]
     search = stage == "search"
     limit = session.limit if search else None
@@ -416,12 +416,8 @@ def _run_group(
     count_deaths_once()
     tuner = tune.Tuner(
         tune.with_resources(TrialActor, resources),
-        # What runs is what was validated and fingerprinted. Tune copies the whole grid for each of its values, which
-        # therefore are keys.
-        param_space={
-            "key": tune.grid_search(list(configs)),
-            "run": tune.sample_from(lambda spec: configs[spec.config["key"]]),
-        },
+        # Each configuration is one value of the grid: what runs is what was validated and fingerprinted.
+        param_space={"run": tune.grid_search(configs)},
         tune_config=tune.TuneConfig(
             scheduler=_scheduler(session, scheduler, trials, ended, _history(states, resume_from)),
             max_concurrent_trials=1 if is_alone else study.search.max_concurrent or 0,
