@@ -374,7 +374,7 @@ def trial(
 
 @contextmanager
 def loading_driver(context: typer.Context) -> Iterator[DriverProcess]:
-    """Let a process for the driver of a study import its libraries meanwhile, which takes 3 s, and end it if unused."""
+    """Start a driver, which takes 3 s to import its libraries, while the study is made; end it at last if unused."""
     from raydml.study.process import DriverProcess
 
     driver = DriverProcess([*started_again(context), "drive"])

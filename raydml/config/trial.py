@@ -83,9 +83,9 @@ class Machine(Section):
     cache_dir: a folder for decoded images, on a disk of the machine itself. max_cache_gib: its largest size: those that
     were used longest ago are removed, and a data set that is larger is decoded each time. system_metrics: report per
     epoch how busy the process and its GPU are; auto where the trial has a GPU. stuck_after_s: a trial that reports no
-    epoch for so many seconds, and for ten times its longest epoch, is ended and tried once more. checkpoint_every_s: so
-    many seconds lie at least between two checkpoints of a trial that goes on; a fault costs it about that, or an epoch.
-    They are written while the next epoch trains.
+    epoch for so many seconds, and for ten times its longest epoch, is ended and tried once more. checkpoint_every_s:
+    a running trial begins a checkpoint at most this often, and trains on meanwhile; a fault costs it about this time
+    and an epoch. 0: after each epoch.
     """
 
     rules = staticmethod(problems_of_machine)

@@ -126,15 +126,14 @@ class TrialActor(tune.Trainable):
         self._metric, self._rungs = str(config["metric"]), set(config["rungs"])
         machine = Machine.model_validate(config["machine"])
         trial: Trial = parse_trial(config["trial"])
-        self._study = Path(config["reads"]).parent
+        reads = Path(config["reads"])
         if self._catalogs is None or self._catalogs.machine != machine:
-            self._catalogs = Catalogs(machine, record=ImageRecord.of_study(self._study))
-        reads = TestReads(Path(config["reads"]))
+            self._catalogs = Catalogs(machine, record=ImageRecord.of_study(reads.parent))
         device = assigned_device(machine)
         self._writer = CheckpointWriter(
             Path(config["checkpoints"]), every_s=machine.checkpoint_every_s, snapshots=self._snapshots
         )
-        self._trainer = Trainer(trial, machine, device=device, catalogs=self._catalogs, reads=reads)
+        self._trainer = Trainer(trial, machine, device=device, catalogs=self._catalogs, reads=TestReads(reads))
         self._system = _system_use(machine.system_metrics, self._trainer.device)
         self._repeat: dict[str, Any] | None = None
         self._go_on(config["resume_from"])
@@ -198,7 +197,7 @@ class TrialActor(tune.Trainable):
         }
 
     def cleanup(self) -> None:
-        """End what samples the GPU, and save the epochs of a trial that is stopped in the middle, by a signal say."""
+        """End what samples the GPU. Save a trial that is stopped between two epochs, by a signal for example."""
         if self._system is not None:
             self._system.close()
             self._system = None
@@ -212,9 +211,9 @@ class TrialActor(tune.Trainable):
             logger.warning("the last epochs of the trial are not saved: %s: %s", type(error).__name__, error)
 
     def save(self, checkpoint_dir: str | None = None) -> Any:
-        """Write the checkpoint of this epoch, and return it as Tune wants to have it.
+        """Write the checkpoint of this epoch, and return it in the form that Tune expects.
 
-        checkpoint_dir: None; Tune would write to a temporary folder and copy that.
+        checkpoint_dir: always None, as Tune calls it; the checkpoint goes to the folder of the trial.
         """
         assert checkpoint_dir is None
         assert self._writer is not None

@@ -117,7 +117,7 @@ class DriverProcess:
             self._process.stdin.flush()
 
     def end_unused(self) -> None:
-        """End the process where it has not been waited for."""
+        """End the process, unless `wait` has seen its end."""
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
             self._process.wait()

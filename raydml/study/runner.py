@@ -221,9 +221,9 @@ class StudyEvents(tune.Callback):
 
 
 def _count_saved_epochs(folder: Path, stage: str, key: str) -> None:
-    """Let the epochs of a trial count up to its newest checkpoint, before it ends in a way that saves none.
+    """Let only the epochs up to its newest checkpoint count for a trial that is about to end without being saved.
 
-    No checkpoint has the weights of the later ones: a trial that was ranked by them could not be tested or exported.
+    The weights of the later ones are lost: a trial that was ranked by them could not be tested or exported.
     The saved epoch is reported again, and the last report counts (see `TrialState`); without any checkpoint that is
     epoch 0, which has no value.
     """
@@ -452,9 +452,10 @@ def _run_group(
 
 def _end_by_time(session: StudySession, trials: Mapping[str, Trial]) -> None:
     """Record the end of the trials that Tune stopped for the time limit: it does not report them."""
-    unended = [key for key, state in read_trials(session.folder, "search").items() if not state.ended]
-    _put_back_lost_epochs(session, "search", unended, read_trials(session.folder, "search"), {})
     states = read_trials(session.folder, "search")
+    unended = [key for key, state in states.items() if not state.ended]
+    if _put_back_lost_epochs(session, "search", unended, states, {}):
+        states = read_trials(session.folder, "search")
     for key, state in states.items():
         if not state.ended:
             _count_saved_epochs(session.folder, "search", key)

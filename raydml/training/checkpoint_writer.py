@@ -40,7 +40,10 @@ class CheckpointWriter:
         self._has_begun = False
 
     def goes_on_from(self, found: Path, trainer: Trainer) -> None:
-        """Take note that a trainer has been restored from a checkpoint; one in another folder is written here again."""
+        """Take note of the checkpoint that a trainer has been restored from.
+
+        The state is written to this folder again if that checkpoint is in another one.
+        """
         self._newest, self._best_epoch = found, trainer.best_epoch
         self._epoch = trainer.epoch if found.parent == self.folder else -1
 
@@ -60,7 +63,7 @@ class CheckpointWriter:
         return begins
 
     def write(self, trainer: Trainer) -> Path:
-        """Return the checkpoint of the state of a trainer between two epochs, and write it where there is none."""
+        """Return the checkpoint of a trainer's state between two epochs; write it first if there is none."""
         self.wait()
         if self.is_behind(trainer):
             self._write(*self._begin(trainer))
