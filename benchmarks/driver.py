@@ -9,6 +9,7 @@ part of it: events are not synced. Each row is a process of its own:
 
 - end, epoch, decision, step: milliseconds of CPU time each. An end includes the deletion of checkpoints, a decision all
   calls of the scheduler for one result, a step what the callback does after each of Tune's steps.
+- start: milliseconds a trial until Tune has it, from its configuration of 100 values.
 - delivery: milliseconds an event, of the updates for MLflow that are made of 50 events at a time.
 - all: seconds of CPU time of all these but the delivery; "growth" is the exponent by which that has grown since the
   size before, 1 for a search whose trials cost the same in any number.
@@ -154,6 +155,32 @@ def _trial(key: str) -> Any:
     )  # fmt: skip
 
 
+def start_ms(num_trials: int, limit_s: float) -> float:
+    """Return the milliseconds of CPU time in which Tune gets a trial of a run from its configuration."""
+    from ray import tune
+    from ray.tune.experiment import Experiment
+    from ray.tune.search.basic_variant import BasicVariantGenerator
+
+    class Trainable(tune.Trainable):
+        """A trial that is never run."""
+
+    configs = [{"key": f"{n:05d}", "trial": {f"setting_{i}": i / 7 for i in range(100)}} for n in range(num_trials)]
+    options: dict[str, Any] = {"run": Trainable, "storage_path": tempfile.gettempdir()}
+    try:
+        from raydml.study.listed_trials import ListedTrials
+
+        trials: Any = ListedTrials(configs)
+    except ImportError:  # a checkout in which each configuration is one value of a grid
+        trials = BasicVariantGenerator()
+        options["config"] = {"run": tune.grid_search(configs)}
+    begin_s = time.process_time()
+    trials.add_configurations([Experiment("run-000", **options)])
+    count = 0
+    while time.process_time() - begin_s < limit_s and trials.next_trial() is not None:
+        count += 1
+    return 1000 * (time.process_time() - begin_s) / count
+
+
 def measure(name: str, num_trials: int, limit_s: float) -> dict[str, float]:
     """Return the figures of one search."""
     from ray.tune.schedulers import FIFOScheduler
@@ -191,6 +218,7 @@ def measure(name: str, num_trials: int, limit_s: float) -> dict[str, float]:
     figures = {what: 1000 * watch[what] / max(counts[what], 1) for what in ("end", "epoch", "decision", "step")}
     return {
         **figures,
+        "start": start_ms(num_trials, limit_s),
         "all": sum(watch[what] for what in ("end", "epoch", "decision", "step")),
         "delivery": 1000 * delivery_s / len(records),
         "read": read_s,
@@ -219,8 +247,9 @@ def main() -> None:
     if options.measure:
         print(json.dumps(measure(options.measure, options.sizes[0], options.limit)))
         return
-    headings = ("end ms", "epoch ms", "decision ms", "step ms", "delivery ms", "all s", "growth", "read s", "memory MB")
-    table = Table("scheduler", "code", *(("trials", *headings)), box=None, pad_edge=False)
+    works = ("start", "end", "epoch", "decision", "step", "delivery")
+    headings = ("trials", *(f"{what} ms" for what in works), "all s", "growth", "read s", "memory MB")
+    table = Table("scheduler", "code", *headings, box=None, pad_edge=False)
     for column in table.columns[2:]:
         column.justify = "right"
     codes = {"this": ROOT} | ({"before": options.before} if options.before else {})
@@ -234,8 +263,7 @@ def main() -> None:
             growth = math.log(row["all"] / last[1]) / math.log(size / last[0]) if last and whole else None
             last = (size, row["all"])
             table.add_row(
-                scheduler, code, f"{size:,}", *(f"{row[what]:.3f}" for what in ("end", "epoch", "decision", "step")),
-                f"{row['delivery']:.3f}", f"{row['all']:.2f}" if whole else f"> {row['all']:.0f}",
+                scheduler, code, f"{size:,}", *(f"{row[what]:.3f}" for what in works), f"{row['all']:.2f}" if whole else f"> {row['all']:.0f}",
                 "" if growth is None else f"{growth:.2f}", f"{row['read']:.2f}", f"{row['memory']:.0f}",
             )  # fmt: skip
     Console(width=130).print(table)

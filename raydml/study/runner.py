@@ -28,6 +28,7 @@ from raydml.study.actor import OUT_OF_MEMORY, TrialActor
 from raydml.study.events import StudyReader, TrialState, events_path, read_trials
 from raydml.study.faults import FaultStop, fault_in, is_without_memory, with_half_batch
 from raydml.study.folder import newest_checkpoint
+from raydml.study.listed_trials import ListedTrials
 from raydml.study.process import MachineFault
 from raydml.study.retention import Retention
 from raydml.study.rungs import milestones
@@ -416,11 +417,10 @@ def _run_group(
     count_deaths_once()
     tuner = tune.Tuner(
         tune.with_resources(TrialActor, resources),
-        # Each configuration is one value of the grid: what runs is what was validated and fingerprinted.
-        param_space={"run": tune.grid_search(configs)},
         tune_config=tune.TuneConfig(
+            # What runs is what was validated and fingerprinted.
+            search_alg=ListedTrials(configs, max_concurrent=1 if is_alone else study.search.max_concurrent or 0),
             scheduler=_scheduler(session, scheduler, trials, ended, _history(states, resume_from)),
-            max_concurrent_trials=1 if is_alone else study.search.max_concurrent or 0,
             reuse_actors=True,
             trial_name_creator=trial_key,
             trial_dirname_creator=trial_key,
