@@ -263,7 +263,8 @@ def main() -> None:
             growth = math.log(row["all"] / last[1]) / math.log(size / last[0]) if last and whole else None
             last = (size, row["all"])
             table.add_row(
-                scheduler, code, f"{size:,}", *(f"{row[what]:.3f}" for what in works), f"{row['all']:.2f}" if whole else f"> {row['all']:.0f}",
+                scheduler, code, f"{size:,}", *(f"{row[what]:.3f}" for what in works),
+                f"{row['all']:.2f}" if whole else f"> {row['all']:.0f}",
                 "" if growth is None else f"{growth:.2f}", f"{row['read']:.2f}", f"{row['memory']:.0f}",
             )  # fmt: skip
     Console(width=130).print(table)

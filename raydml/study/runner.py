@@ -20,6 +20,7 @@ from ray import tune
 from ray.exceptions import RayActorError
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.logger import JsonLoggerCallback
+from ray.tune.result import SHOULD_CHECKPOINT
 from ray.tune.stopper import CombinedStopper
 
 from raydml.config.trial import Machine, StudySettings, Trial, fingerprint
@@ -113,9 +114,10 @@ class StudyEvents(tune.Callback):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_watch": None}
 
-    def _append(self, event: str, trial: Any, **fields: Any) -> None:
+    def _append(self, event: str, trial: Any, *, durable: bool = True, **fields: Any) -> None:
         path = events_path(Path(self._folder))
-        events.append(path, {"event": event, "stage": self._stage, "trial": trial_key(trial), **fields})
+        fields = {"event": event, "stage": self._stage, "trial": trial_key(trial), **fields}
+        events.append(path, fields, durable=durable)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         run = trial.config["run"]
@@ -139,7 +141,10 @@ class StudyEvents(tune.Callback):
         if record.get("ended") == OUT_OF_MEMORY:
             return
         metrics = {name: value for name, value in record.items() if name not in ("epoch", "ended")}
-        self._append("epoch", trial, epoch=record["epoch"], metrics=metrics)
+        # Trials are compared by the values of rungs. Another epoch may be lost with the power: it is in the checkpoint,
+        # or is trained again with the same result, and MLflow gets it only when it is on the disk.
+        is_rung = bool(result.get(SHOULD_CHECKPOINT))
+        self._append("epoch", trial, durable=is_rung, epoch=record["epoch"], metrics=metrics)
         self._watch.report(trial_key(trial), metrics.get("epoch_s"))
         self._given_up.pop(trial_key(trial), None)
         if record["epoch"] > self._failed_after.get(trial_key(trial), -1):

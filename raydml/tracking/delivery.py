@@ -176,6 +176,8 @@ class Tracker:
 
     def _deliver(self, stopping: bool) -> None:
         records, offset = events.records(self.events_path, self._offset)
+        if records:  # the store must not have events that a loss of power takes out of the file
+            events.make_durable(self.events_path)
         if self._runs is None:
             self._runs = self._connect(records)
             if self._runs is None:

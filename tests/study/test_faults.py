@@ -13,6 +13,7 @@ import pytest
 import torch
 from ray.exceptions import RayActorError, RayTaskError
 from ray.tune.execution.tune_controller import TuneController
+from ray.tune.result import SHOULD_CHECKPOINT
 
 from raydml.data.catalog import DataError
 from raydml.study import events
@@ -109,6 +110,27 @@ def test_only_an_epoch_beyond_the_last_failure_begins_a_new_row_of_retries(tmp_p
         assert trial.run_metadata.num_failures == failures
     report(3)
     assert trial.run_metadata.num_failures == 0
+
+
+def test_tune_waits_for_the_disk_only_where_a_decision_hangs_on_it(tmp_path, monkeypatch):
+    """An epoch that no trial is compared at is on the disk with the next event that is, at the latest with the end."""
+    path, synced = events_path(tmp_path), []
+    monkeypatch.setattr(events.os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+    callback, trial = StudyEvents(str(tmp_path), "search", None, None), tune_trial("search-000")
+
+    def report(epoch, *, is_rung):
+        record = {"epoch": epoch, "val_map_at_r": 0.5, "ended": ""}
+        trial.last_result = {"epoch": epoch, "record": record, SHOULD_CHECKPOINT: is_rung}
+        callback.on_trial_result(0, [], trial, trial.last_result)
+
+    report(1, is_rung=False)
+    assert synced == []
+    report(2, is_rung=True)
+    assert synced == [path.stat().st_size]
+    report(3, is_rung=False)
+    assert len(synced) == 1
+    callback.on_trial_complete(0, [], trial)
+    assert synced[1:] == [path.stat().st_size]
 
 
 def test_a_trial_that_fails_before_each_checkpoint_is_not_tried_for_ever(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import math
@@ -221,6 +222,25 @@ def assert_same(found: dict[str, list[Any]], expected: dict[str, list[Any]], wha
         added = [row for row in found[table] if row not in rows]
         assert (missing, added) == ([], []), f"{what} {table}"
         assert len(found[table]) == len(rows), f"{what} {table}: a row twice"
+
+
+def test_mlflow_gets_no_event_before_it_is_on_the_disk(spool: Spool, uri: str, monkeypatch) -> None:
+    """After a loss of power the epoch would be trained again, and MLflow would have it twice."""
+    spool.study_started()
+    spool.trial_started("search-000")
+    spool.epoch("search-000", 1)
+
+    def lost(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(events, "make_durable", lost)
+        assert not sync(spool.path, uri, spool.study, timeout_s=1)
+    assert runs_of(uri) == {}
+    assert deliver(spool, uri)
+    client = connect(uri)
+    history = client.get_metric_history(runs_of(uri)["search-000"].info.run_id, "val/map_at_r")
+    assert [point.step for point in history] == [1]
 
 
 def test_a_study_is_one_run_with_its_trials_below_it(spool: Spool, uri: str, picture: Path, storage: Path) -> None:
