@@ -62,6 +62,17 @@ def _protect_token() -> None:
         _logger.warning("other users may be able to read Ray's token in %s: %s", token.parent, error)
 
 
+def _hand_on_token() -> None:
+    """Put the token of Ray into the environment of this process, and so of all that its embedded Ray starts.
+
+    They would read the file, each when it starts. Where that has been deleted meanwhile, they wait without a word.
+    """
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    with suppress(OSError, RuntimeError):  # no home: Ray reports it
+        os.environ["RAY_AUTH_TOKEN"] = (Path.home() / ".ray" / "auth_token").read_text(encoding="utf-8").strip()
+
+
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
@@ -126,6 +137,8 @@ def connected(address: str | None, *, own_process: bool = False) -> Iterator[Non
         # Ray would print above the table of trials that its token authentication is on, as it should be.
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
         _protect_token()
+        if own_process:
+            _hand_on_token()
     temp_dir = None if address else _temp_dir()
     # Tune's advice is wrong here, such as to go on with Tuner.restore. Its errors are the tracebacks of trials: the
     # events have their last lines, and the file error.txt of a trial has the whole.

@@ -83,6 +83,26 @@ def test_a_cluster_without_the_token_of_the_command_is_named(tmp_path):
     assert not any(trial.ended for trial in trials_of(tmp_path / "digits"))
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+def test_a_study_goes_on_where_rays_token_is_deleted(tmp_path):
+    """Each process that Ray starts reads its token. Six new actors need new processes."""
+    program = (
+        "import ray; from pathlib import Path; from raydml.study.cluster import connected\n"
+        "with connected(None, own_process=True):\n"
+        "    (Path.home() / '.ray' / 'auth_token').unlink()\n"
+        "    actor = ray.remote(num_cpus=0)(type('Actor', (), {'number': lambda self: 1}))\n"
+        "    print(sum(ray.get([actor.remote().number.remote() for _ in range(6)], timeout=40)))"
+    )
+    environment = {**os.environ, "HOME": str(tmp_path), "RAY_AUTH_MODE": "token"}
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        environment.pop(name, None)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.splitlines()[-1:] == ["6"], done.stderr
+
+
 @pytest.mark.parametrize("before", ["no folder", "a readable token", "no home"])
 def test_rays_token_is_readable_by_this_user_alone(tmp_path, monkeypatch, caplog, before):
     home = tmp_path / "home"
