@@ -8,7 +8,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from raydml.cli import tables
+from raydml.ops.addresses import is_address
 from raydml.ops.wording import printable
 
 if TYPE_CHECKING:
@@ -32,10 +33,14 @@ class CommandError(ValueError):
 
 
 class Invocation(NamedTuple):
-    """How this program was started: the whole command as it was typed, and the script that ran, None for a module."""
+    """How this program was started: the whole command as it was typed, and the script that ran, None for a module.
+
+    environment: of this process.
+    """
 
     command: str
-    script: Path | None = None
+    script: Path | None
+    environment: MutableMapping[str, str]
 
 
 def refuse_other_encodings(argument: str, path: Path | str) -> None:
@@ -49,7 +54,22 @@ def refuse_other_encodings(argument: str, path: Path | str) -> None:
         raise CommandError(f"{argument}: the name is not UTF-8. Cure: a folder or file with another name") from error
 
 
+def refuse_addresses(argument: str, path: Path | None) -> Path | None:
+    """Return the path of an argument. Raises CommandError for the address of an object store.
+
+    It would be a folder of that name in the folder of the command.
+    """
+    if path is not None and is_address(path):
+        typed = re.sub(r"(?<=\w):/(?=[^/])", "://", argument)  # a path has lost a slash
+        raise CommandError(
+            f"{typed}: is the address of a store, and must be a folder. Cure: mount the store (NFS, EFS, Lustre, or "
+            "s3fs for s3://), and name the folder"
+        )
+    return path
+
+
 def _storage(path: Path) -> Path:
+    refuse_addresses(f"--storage {path}", path)
     refuse_other_encodings(f"--storage {path}", path.resolve())
     return path
 
@@ -69,7 +89,14 @@ TimeLimitOption = Annotated[
     str | None,
     typer.Option("--time", metavar="T", help="End the search early enough to finish within T, such as 15m or 1h30m."),
 ]
-DataRoot = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the images, if they were moved.")]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder of the images, if they were moved.",
+        callback=lambda path: refuse_addresses(f"--data-root {path}", path),
+    ),
+]
 ModelTarget = Annotated[
     str,
     typer.Argument(
@@ -135,6 +162,7 @@ def refuse_used(argument: str, folder: Path) -> None:
 def refuse_unwritable(argument: str, path: Path, kind: Literal["folder", "file"] = "folder") -> None:
     """Raise CommandError, before any work is done, where a folder or file cannot be written; nothing is left behind."""
     refuse_other_encodings(argument, path)
+    refuse_addresses(argument, path)
     with writing(argument, kind):
         with suppress(FileNotFoundError):
             path.stat()  # refuses a path below a file and names that are too long

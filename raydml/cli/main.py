@@ -261,5 +261,6 @@ def main(default_space: Path | None = None) -> None:
     sys.argv[1:] = [argument.encode("utf-8", "backslashreplace").decode() for argument in sys.argv[1:]]
     program, typed = program_name(sys.argv[0]), with_default_command(sys.argv[1:], default_space)
     script = Path(sys.argv[0])
-    invocation = Invocation(f"{program} {shlex.join(typed)}", script.resolve() if script.name == "launch.py" else None)
+    script_of_launch = script.resolve() if script.name == "launch.py" else None
+    invocation = Invocation(f"{program} {shlex.join(typed)}", script_of_launch, os.environ)
     app(args=with_default_command(arguments, default_space), prog_name=program, obj=invocation)

@@ -20,6 +20,7 @@ from raydml.cli.arguments import (
     AddressOption,
     CommandError,
     DataRoot,
+    Invocation,
     StorageOption,
     Target,
     TimeLimitOption,
@@ -29,6 +30,7 @@ from raydml.cli.arguments import (
     new_console,
     program_of,
     recorded_trial,
+    refuse_addresses,
     refuse_used,
     seconds_of,
     started_again,
@@ -93,7 +95,14 @@ def sweep(
     seeds: Annotated[
         int | None, typer.Option(min=1, metavar="N", help=f"With --recipe: training runs. [{DEFAULT_SEEDS}]")
     ] = None,
-    data_root: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the images.")] = None,
+    data_root: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of the images.",
+            callback=lambda path: refuse_addresses(f"--data-root {path}", path),
+        ),
+    ] = None,
     storage: StorageOption = STORAGE,
     tracking_uri: TrackingUri = None,
     address: AddressOption = None,
@@ -460,13 +469,14 @@ def run_and_show(
             raise typer.Exit(128 + received[0])
 
 
-def drive() -> None:
+def drive(context: typer.Context) -> None:
     """Run a study for the process that has started this one, which describes it on standard input."""
     with without_import_notices():  # the starting process shows what happens
         from raydml.study.process import serve_driver
         from raydml.study.stages import drive_study
 
-        code = serve_driver(sys.stdin, partial(drive_study, own_process=True))
+        invocation: Invocation = context.find_root().obj
+        code = serve_driver(sys.stdin, partial(drive_study, own_environment=invocation.environment))
     raise typer.Exit(code)
 
 

@@ -130,9 +130,9 @@ def problems_of_machine(sections: Mapping[str, Any]) -> list[Problem]:
     gpus, device = sections.get("gpus_per_trial"), sections.get("device")
     if gpus is None or gpus == "auto":
         return []
-    if gpus > 1 and gpus != int(gpus):
-        cure = f"write {int(gpus)}, {int(gpus) + 1}, or a share below 1 such as 0.5"
-        return [Problem("gpus_per_trial", gpus, "must be a share up to 1 or a whole number", cure=cure)]
+    if gpus > 1:
+        message = "a trial trains on one GPU, and would hold the others unused"
+        return [Problem("gpus_per_trial", gpus, message, cure="write 1, or a share such as 0.5")]
     if (device == "cuda" and gpus == 0) or (device == "cpu" and gpus > 0):
         cure = "device: auto, or gpus_per_trial: auto"
         return [Problem("gpus_per_trial", gpus, f"contradicts device: {device}", cure=cure)]

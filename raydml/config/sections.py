@@ -17,6 +17,7 @@ from raydml.images.augmentation_settings import Augmentation
 from raydml.images.preprocessing import Interpolation, Resize
 from raydml.models.backbones import BACKBONES
 from raydml.models.choices import HeadInit, Normalisation, Pooling, Projection
+from raydml.ops.addresses import is_address
 
 STRICT = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -26,6 +27,8 @@ def _as_tuple(value: object) -> object:
 
 
 def _as_path(value: object) -> object:
+    if is_address(value):
+        raise ValueError("is an address, and must be a folder. Mount the store, and name the folder")
     return Path(value).expanduser() if isinstance(value, str) else value
 
 

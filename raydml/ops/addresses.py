@@ -12,6 +12,14 @@ _SECRETS = re.compile(
 )
 
 
+def is_address(path: object) -> bool:
+    """Return whether a path is the address of an object store, such as ``s3://bucket/x``, and not of a folder.
+
+    A `Path` has only one of its two slashes.
+    """
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)) is not None
+
+
 def redacted(text: str) -> str:
     """Return the text without the ``user:password@`` of any address in it, and without the secrets of its query.
 

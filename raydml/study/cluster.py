@@ -11,7 +11,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -62,15 +62,15 @@ def _protect_token() -> None:
         _logger.warning("other users may be able to read Ray's token in %s: %s", token.parent, error)
 
 
-def _hand_on_token() -> None:
+def _hand_on_token(environment: MutableMapping[str, str]) -> None:
     """Put the token of Ray into the environment of this process, and so of all that its embedded Ray starts.
 
     They would read the file, each when it starts. Where that has been deleted meanwhile, they wait without a word.
     """
-    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+    if environment.get("RAY_AUTH_TOKEN") or environment.get("RAY_AUTH_TOKEN_PATH"):
         return
     with suppress(OSError, RuntimeError):  # no home: Ray reports it
-        os.environ["RAY_AUTH_TOKEN"] = (Path.home() / ".ray" / "auth_token").read_text(encoding="utf-8").strip()
+        environment["RAY_AUTH_TOKEN"] = (Path.home() / ".ray" / "auth_token").read_text(encoding="utf-8").strip()
 
 
 def _first_line(error: Exception) -> str:
@@ -125,11 +125,13 @@ def _end_without_ray(over: threading.Event) -> None:
 
 
 @contextmanager
-def connected(address: str | None, *, own_process: bool = False) -> Iterator[None]:
+def connected(address: str | None, own_environment: MutableMapping[str, str] | None = None) -> Iterator[None]:
     """Connect to the Ray cluster at an address, or start an embedded one that ends with the context. A Ray that this
     process has initialized already is used as it is. Raises StudyError if no cluster can be joined at the address.
 
-    own_process: this process does nothing else than to run a study, and is ended where its embedded Ray has died."""
+    own_environment: of a process that does nothing else than to run a study. Such a process hands Ray's token on to
+    its embedded Ray, and is ended where that has died.
+    """
     if ray.is_initialized():
         yield
         return
@@ -137,8 +139,8 @@ def connected(address: str | None, *, own_process: bool = False) -> Iterator[Non
         # Ray would print above the table of trials that its token authentication is on, as it should be.
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
         _protect_token()
-        if own_process:
-            _hand_on_token()
+        if own_environment is not None:
+            _hand_on_token(own_environment)
     temp_dir = None if address else _temp_dir()
     # Tune's advice is wrong here, such as to go on with Tuner.restore. Its errors are the tracebacks of trials: the
     # events have their last lines, and the file error.txt of a trial has the whole.
@@ -170,7 +172,7 @@ def connected(address: str | None, *, own_process: bool = False) -> Iterator[Non
     for number, handler in handlers.items():
         signal.signal(number, handler)
     over = threading.Event()
-    if own_process and not address:
+    if own_environment is not None and not address:
         threading.Thread(target=_end_without_ray, args=(over,), name="ray-watch", daemon=True).start()
     try:
         yield

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -79,14 +79,18 @@ def run_study(folder: Path, *, address: str | None = None, time_limit_s: float |
 
 
 def drive_study(
-    folder: Path, *, address: str | None = None, time_limit_s: float | None = None, own_process: bool = False
+    folder: Path,
+    *,
+    address: str | None = None,
+    time_limit_s: float | None = None,
+    own_environment: MutableMapping[str, str] | None = None,
 ) -> Outcome:
     """Do what `run_study` does, for a process that holds the study or was started by the one that does.
 
-    own_process: see `raydml.study.cluster.connected`.
+    own_environment: see `raydml.study.cluster.connected`.
     """
     try:
-        return _drive(folder, address, time_limit_s, own_process)
+        return _drive(folder, address, time_limit_s, own_environment)
     except OSError as error:  # before the study has begun; `_run` has put the others into words
         if (fault := fault_of(error)) is None:
             raise
@@ -95,7 +99,9 @@ def drive_study(
         ) from error
 
 
-def _drive(folder: Path, address: str | None, time_limit_s: float | None, own_process: bool) -> Outcome:
+def _drive(
+    folder: Path, address: str | None, time_limit_s: float | None, own_environment: MutableMapping[str, str] | None
+) -> Outcome:
     deadline_s = None if time_limit_s is None else time.time() + time_limit_s
     study_json = read_study(folder)
     study, machine = settings_of(folder, study_json)
@@ -111,7 +117,7 @@ def _drive(folder: Path, address: str | None, time_limit_s: float | None, own_pr
         session = session._replace(limit=TimeLimit(str(folder), deadline_s))
     catalogs = _refuse_other_images(folder, study_json, machine)
     about = description_of(folder, study_json, catalogs.of(parse_trial(study_json["trials"][0])))
-    return _run(session, study_json, about, address, time_limit_s, own_process)
+    return _run(session, study_json, about, address, time_limit_s, own_environment)
 
 
 def _run(
@@ -120,7 +126,7 @@ def _run(
     about: Mapping[str, Any],
     address: str | None,
     time_limit_s: float | None,
-    own_process: bool,
+    own_environment: MutableMapping[str, str] | None,
 ) -> Outcome:
     folder, study, machine = session.folder, session.study, session.machine
     stages = stages_of(study, study_json["trials"])
@@ -144,7 +150,7 @@ def _run(
     with catch_signals() as received:
         try:
             session.step("starting Ray")
-            with connected(address, own_process=own_process):
+            with connected(address, own_environment):
                 resources = trial_resources(machine, session.note, joined=address is not None)
                 session = session._replace(resources=resources)
                 for stage in stages:

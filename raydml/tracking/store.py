@@ -79,6 +79,8 @@ Sort by `best/selected`: the validation metric that ranks the trials, at its bes
 curves, `test/...` the scores on the test classes, `untrained/...` those of the same network before training."""
 VIEW = {"selectedColumns": VIEW_COLUMNS, "orderByKey": "metrics.`best/selected`", "orderByAsc": False}
 EXPERIMENT_TAGS = {VIEW_TAG: json.dumps(VIEW), "mlflow.note.content": EXPERIMENT_NOTE}
+#: Modules that SQLAlchemy imports for the addresses of MLflow's stores, and the packages that have them.
+_DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 #: Errors of a server that starts, stops, is overloaded or refuses the credentials: a later attempt may succeed.
 TRANSIENT_CODES = frozenset(
@@ -507,7 +509,8 @@ def _cure(uri: str, scheme: str, error: Exception) -> str:
             "store the password of an address"
         )
     if isinstance(error, ImportError):
-        return f"install the driver of this database, whose module is {error.name}, or take another address"
+        package = _DRIVERS.get(error.name or "", error.name)
+        return f"install the driver of this database (pip install '{package}'), or take another address"
     if re.search("password|authentication|access denied", str(error), re.IGNORECASE):
         return "give the whole address with --tracking-uri, or in MLFLOW_TRACKING_URI; a study does not store passwords"
     if "CERTIFICATE_VERIFY_FAILED" in str(error):

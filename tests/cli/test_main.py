@@ -1004,6 +1004,25 @@ def test_what_cannot_be_written_is_refused_before_the_work(tmp_path, place):
     assert (tmp_path / "file").read_text() == "kept"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sweep", "digits", "--storage", "s3://bucket/studies"],
+        ["status", "--storage", "s3://bucket/studies"],
+        ["sweep", "digits", "--dry-run", "--data-root", "gs://bucket/images"],
+        ["sweep", "digits", "--dry-run", "--set", "machine.cache_dir=abfs://bucket/cache"],
+        ["export", "digits", "s3://bucket/model"],
+    ],
+)
+def test_the_address_of_a_store_is_no_folder(arguments, tmp_path):
+    """`Path` would make a folder named s3: in the folder of the command."""
+    make_study(tmp_path / "studies")
+    message = refused(*arguments)
+    assert "://bucket/" in message
+    assert "an address" in message or "the address of a store" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["studies"]
+
+
 def test_a_name_that_no_file_system_takes_is_a_mistake_of_the_user():
     for command in (("status", "x" * 300), ("sweep", "x" * 300), ("trial", "x" * 300)):
         assert "name too long" in refused(*command).lower()

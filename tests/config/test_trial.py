@@ -464,11 +464,16 @@ def test_stages_that_would_fail_in_the_end_are_refused_at_the_start(study, path)
 
 @pytest.mark.parametrize(
     "machine",
-    [{"gpus_per_trial": 1.5}, {"gpus_per_trial": 0, "device": "cuda"}, {"gpus_per_trial": 1, "device": "cpu"}],
+    [
+        {"gpus_per_trial": 1.5},
+        {"gpus_per_trial": 2},
+        {"gpus_per_trial": 0, "device": "cuda"},
+        {"gpus_per_trial": 1, "device": "cpu"},
+    ],
 )
 def test_shares_of_a_gpu_that_cannot_be_given_are_refused(machine):
     assert set(problems_of(parse_machine, machine)) == {"gpus_per_trial"}
-    for good in (0, 0.5, 1, 2, "auto"):
+    for good in (0, 0.5, 1, "auto"):
         assert parse_machine({"gpus_per_trial": good}).gpus_per_trial == good
 
 

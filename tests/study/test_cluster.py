@@ -88,8 +88,8 @@ def test_a_cluster_without_the_token_of_the_command_is_named(tmp_path):
 def test_a_study_goes_on_where_rays_token_is_deleted(tmp_path):
     """Each process that Ray starts reads its token. Six new actors need new processes."""
     program = (
-        "import ray; from pathlib import Path; from raydml.study.cluster import connected\n"
-        "with connected(None, own_process=True):\n"
+        "import os, ray; from pathlib import Path; from raydml.study.cluster import connected\n"
+        "with connected(None, os.environ):\n"
         "    (Path.home() / '.ray' / 'auth_token').unlink()\n"
         "    actor = ray.remote(num_cpus=0)(type('Actor', (), {'number': lambda self: 1}))\n"
         "    print(sum(ray.get([actor.remote().number.remote() for _ in range(6)], timeout=40)))"

@@ -86,6 +86,7 @@ def test_a_database_that_an_older_version_left_cut_off_is_named_with_its_cure(tm
         ("file:///tmp/mlruns", "no store of the kind 'file'"),
         ("sqlite:///mlflow.db", "relative to the working directory.*Cure: sqlite:////"),
         ("sqlite:////proc/none/mlflow.db", "there is no folder /proc/none.*Cure: correct the address"),
+        ("postgresql://user:secret@127.0.0.1:1/runs", r"pip install 'psycopg\[binary\]'"),
         ("http://user:secret@127.0.0.1:1", r"http://\*\*\*@127.0.0.1:1 cannot be used.*Cure: start the server"),
     ],
 )
