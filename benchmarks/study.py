@@ -136,6 +136,15 @@ class SleepingTrainer:
         return checkpoint.save(folder, **self.contents(None))
 
 
+def _of_nodes(study: Path) -> dict[str, Any]:
+    """Return what a session says about nodes; a checkout from before that has nothing."""
+    try:
+        from raydml.study.node import needs_of
+    except ImportError:
+        return {}
+    return {"needs": needs_of(study, None), "bad_nodes": {}}
+
+
 def run_raydml(folder: Path, num_trials: int, epochs: int, epoch_s: float) -> float:
     """Run a stage of a study, and return the CPU seconds of the driver from the start of the stage."""
     from raydml.config.trial import fingerprint
@@ -163,7 +172,8 @@ def run_raydml(folder: Path, num_trials: int, epochs: int, epoch_s: float) -> fl
     trials = {f"search-{number:03d}": trial for number, trial in enumerate(sample_trials(space))}
     study = folder / "s"
     study.mkdir()
-    session = StudySession(study, space.study, space.machine, METRIC, {"cpu": 1.0, "gpu": 0.0})
+    (study / "study.json").write_text("{}")  # what a node is looked at for
+    session = StudySession(study, space.study, space.machine, METRIC, {"cpu": 1.0, "gpu": 0.0}, **_of_nodes(study))
     session.record("study_started", study="s", study_id=os.urandom(8).hex(), config={"select_on": METRIC})
     uri = default_uri(folder)
     prepare_store(uri, folder)

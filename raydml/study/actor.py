@@ -28,6 +28,7 @@ from raydml.metrics.names import METRIC_GROUPS
 from raydml.ops.progress import show_log
 from raydml.ops.system_use import SystemUse
 from raydml.study.faults import faults_named, is_without_memory, with_half_batch
+from raydml.study.node import NodeNeeds, refuse_unfit_node
 from raydml.training import checkpoint
 from raydml.training.checkpoint_writer import CheckpointWriter
 from raydml.training.snapshot import Snapshots
@@ -63,17 +64,19 @@ class TrialActor(tune.Trainable):
     """A trial as Tune runs it: one :meth:`step` is one epoch, and a checkpoint holds the whole state.
 
     ``config["run"]``: ``key`` (``search-003``), ``trial`` and ``machine`` (dictionaries), ``metric`` (what the
-    scheduler compares), ``reads`` (the file in which a trial on all classes records that it opens the test classes),
-    ``checkpoints``, the folder of its checkpoints in this Tune run, ``rungs``, the epochs at which trials are compared,
-    and ``resume_from``, a checkpoint folder of an earlier run of the study or None.
+    scheduler compares), ``needs`` (of :class:`raydml.study.node.NodeNeeds`), ``reads`` (the file in which a trial on
+    all classes records that it opens the test classes), ``checkpoints``, the folder of its checkpoints in this Tune
+    run, ``rungs``, the epochs at which trials are compared, and ``resume_from``, a checkpoint folder of an earlier run
+    of the study or None.
 
     The actor writes its checkpoints itself, straight to where they stay. It begins one where it begins to train an
     epoch, so that the driver has the result of the saved epoch. Tune asks for one at a rung and before a trial pauses
     or ends, and waits for it. A trial that is started again, by Tune or by a resume, goes on from its newest intact
     checkpoint.
 
-    A fault of the machine is raised as MachineFault. A trial that finds no memory ends with ``out_of_memory`` as its
-    result and leaves no checkpoint of that moment, so that it can go on from the one before.
+    A fault of the node is raised as NodeFault, before anything else, and one of the machine as MachineFault. A trial
+    that finds no memory ends with ``out_of_memory`` as its result and leaves no checkpoint of that moment, so that it
+    can go on from the one before.
     """
 
     _no_memory: str = ""  # the error of a trial that found no memory
@@ -90,6 +93,7 @@ class TrialActor(tune.Trainable):
         if self.is_actor():
             # The objects of the imported libraries stay for good. To look at them all takes 0.3 s in each collection.
             gc.freeze()
+            refuse_unfit_node(NodeNeeds(*config["run"]["needs"]))
         self._snapshots = Snapshots()
         self._start_named(config["run"])
 

@@ -8,19 +8,22 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import services
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
-import raydml
 from raydml.config.trial import Machine
 from raydml.study.folder import StudyError
+from raydml.study.node import staged_package
 from raydml.study.process import STOP_SIGNALS, RayEnded, stop_signals
 
 _logger = logging.getLogger(__name__)
@@ -28,6 +31,7 @@ _logger = logging.getLogger(__name__)
 _SOCKET_BYTES = len("/ray/session_2026-01-31_23-59-59_999999_4194304/sockets/plasma_store")
 #: Nobody restarts the head of an embedded Ray. Its driver ends after so many seconds without it, and a new one begins.
 _EMBEDDED = {"gcs_rpc_server_reconnect_timeout_s": 5}
+_ANSWER_S = 5.0  # for the head of a cluster that is joined
 _CHECK_EVERY_S, _LOST_AFTER_S = 1.0, 8.0  # for an embedded Ray that has lost a process
 
 
@@ -124,6 +128,17 @@ def _end_without_ray(over: threading.Event) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _refuse_unreachable(address: str) -> None:
+    """Raise OSError or AuthenticationError at once, where Ray would try for a minute or two to join a cluster."""
+    if "://" in address:  # of Ray's client, which answers for itself
+        return
+    found = services.canonicalize_bootstrap_address_or_die(address)
+    host, _, port = found.rpartition(":")
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S):
+        pass
+    GcsClient(address=found).get_all_node_info(timeout=_ANSWER_S)
+
+
 @contextmanager
 def connected(address: str | None, own_environment: MutableMapping[str, str] | None = None) -> Iterator[None]:
     """Connect to the Ray cluster at an address, or start an embedded one that ends with the context. A Ray that this
@@ -149,20 +164,23 @@ def connected(address: str | None, own_environment: MutableMapping[str, str] | N
     is_main = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS if is_main}
     _record_commands_as_utf8()
-    # On a cluster the workers get the driver's copy of the package; an embedded Ray imports it from the same place.
-    environment = {"py_modules": [str(Path(raydml.__file__).parent)]} if address else {}
     try:
-        ray.init(
-            address=address or "local",  # without "local" Ray would join any cluster that it finds
-            runtime_env=environment,
-            log_to_driver=False,
-            logging_level="error",
-            configure_logging=False,
-            _temp_dir=temp_dir,
-            **({} if address else {"include_dashboard": False, "_system_config": dict(_EMBEDDED)}),
-        )
+        if address:
+            _refuse_unreachable(address)
+        # On a cluster the workers get the driver's copy of the package, as their working directory: else Ray would look
+        # first into the driver's folders, where a node may have a copy of its own.
+        with staged_package() if address else nullcontext() as staged:
+            ray.init(
+                address=address or "local",  # without "local" Ray would join any cluster that it finds
+                runtime_env={"working_dir": str(staged)} if staged else {},
+                log_to_driver=False,
+                logging_level="error",
+                configure_logging=False,
+                _temp_dir=temp_dir,
+                **({} if address else {"include_dashboard": False, "_system_config": dict(_EMBEDDED)}),
+            )
     except Exception as error:  # ray.init raises plain exceptions, where a process of Ray does not start in time, say
-        if not isinstance(error, (ConnectionError, ray.exceptions.AuthenticationError)) or not address:
+        if not isinstance(error, (OSError, ray.exceptions.AuthenticationError)) or not address:
             raise RayEnded(f"Ray does not start: {_first_line(error)}") from error
         raise StudyError(
             f"--address {address}: no Ray cluster can be joined there ({_first_line(error)}). Cure: "

@@ -168,10 +168,10 @@ _FIELDS: dict[str, tuple[dict[str, _Check], dict[str, _Check]]] = {
     ),
     "trial_started": (
         {"trial": _is_text},
-        {**dict.fromkeys(("stage", "fingerprint", "configuration"), _is_text), "config": _TRIAL},
+        {**dict.fromkeys(("stage", "fingerprint", "configuration", "node"), _is_text), "config": _TRIAL},
     ),
-    "trial_retried": ({"trial": _is_text}, {"stage": _is_text, "error": _is_text, "reason": _is_text}),
-    "trial_ended": ({"trial": _is_text}, {"stage": _is_text, "error": _is_text, "reason": _is_text}),
+    "trial_retried": ({"trial": _is_text}, dict.fromkeys(("stage", "error", "reason", "node"), _is_text)),
+    "trial_ended": ({"trial": _is_text}, dict.fromkeys(("stage", "error", "reason", "node"), _is_text)),
     "artifact": ({"path": _is_text}, {"artifact_path": _is_text, "trial": _is_text}),
     "model": ({"folder": _is_text, "name": _is_text}, {"checkpoint": _is_text, "trial": _is_text}),
     "test_read": ({}, dict.fromkeys(("stage", "trial", "checkpoint", "commit"), _is_text)),

@@ -90,16 +90,17 @@ def with_half_batch(machine: Machine) -> Machine:
 
 
 class FaultStop(tune.Stopper):
-    """Ends a Tune run, without ending its trials, once a fault of the machine has been found.
+    """Ends a Tune run, without ending its trials, once a fault of the machine or of a node has been found.
 
-    fault: in words; empty while there is none.
+    fault: in words; empty while there is none. bad_nodes: ids of nodes, and what is wrong with each.
     """
 
     def __init__(self) -> None:
         self.fault = ""
+        self.bad_nodes: dict[str, str] = {}
 
     def __call__(self, trial_id: str, result: dict[str, object]) -> bool:  # noqa: ARG002
         return False
 
     def stop_all(self) -> bool:
-        return bool(self.fault)
+        return bool(self.fault or self.bad_nodes)

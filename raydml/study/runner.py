@@ -30,6 +30,7 @@ from raydml.study.events import StudyReader, TrialState, events_path, read_trial
 from raydml.study.faults import FaultStop, fault_in, is_without_memory, with_half_batch
 from raydml.study.folder import newest_checkpoint
 from raydml.study.listed_trials import ListedTrials
+from raydml.study.node import NodeNeeds, away_from, fit_nodes, node_fault_in, node_of_actor
 from raydml.study.process import MachineFault
 from raydml.study.retention import Retention
 from raydml.study.rungs import milestones
@@ -56,6 +57,7 @@ class StudySession(NamedTuple):
     """One run of a study by a driver.
 
     metric: what trials are ranked by. resources: CPUs and GPUs of each trial. limit: ends the search; None lets it run.
+    needs: what every node must have. bad_nodes: by their ids, those that are left out, and why.
     """
 
     folder: Path
@@ -63,6 +65,8 @@ class StudySession(NamedTuple):
     machine: Machine
     metric: str
     resources: dict[str, float]
+    needs: NodeNeeds
+    bad_nodes: dict[str, str]
     limit: TimeLimit | None = None
 
     def record(self, event: str, **fields: Any) -> None:
@@ -77,12 +81,23 @@ class StudySession(NamedTuple):
         """Record a sentence for the user."""
         self.record("note", text=text)
 
+    def leave_out(self, bad_nodes: Mapping[str, str]) -> None:
+        """Leave some nodes out from now on, and note why. Raises MachineFault where no other one can run a trial."""
+        for reason in bad_nodes.values():
+            self.note(f"a node is left out: {reason}")
+        self.bad_nodes.update(bad_nodes)
+        if bad_nodes and not fit_nodes(self.resources, self.bad_nodes):
+            reasons = list(dict.fromkeys(self.bad_nodes.values()))
+            others = f" ({len(reasons) - 1} more reasons are in the notes above)" if len(reasons) > 1 else ""
+            raise MachineFault(f"no node can run a trial: {reasons[0]}{others}")
+
 
 class StudyEvents(tune.Callback):
     """Writes what Tune does into the study's event file, and deletes checkpoints of losing trials as they lose.
 
-    A fault of the machine is handed to ``stop``, which ends the Tune run, and leaves the trial unended. A trial that is
-    stuck is killed, and tried once more. Retries count in a row: an epoch between two failures begins a new row.
+    A fault of the machine or of a node is handed to ``stop``, which ends the Tune run, and leaves the trial unended. A
+    trial that is stuck is killed, and tried once more. Retries count in a row: an epoch between two failures begins a
+    new row.
 
     Tune pickles its callbacks, hence plain data. keep, max_bytes: see `Retention`; a ``keep`` of None keeps everything.
     alone: whether the trials run one after the other, after they have found no memory.
@@ -109,6 +124,7 @@ class StudyEvents(tune.Callback):
         self._failed_after: dict[str, int] = {}  # key -> the epoch reported last before its newest failure
         self._killed: dict[str, str] = {}  # key -> why, in words
         self._given_up: Counter[str] = Counter()  # key -> how often by Ray since its newest epoch
+        self._nodes: dict[str, str] = {}  # key -> the name of the node that it has started on last
         self._checked_s = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -117,11 +133,14 @@ class StudyEvents(tune.Callback):
     def _append(self, event: str, trial: Any, *, durable: bool = True, **fields: Any) -> None:
         path = events_path(Path(self._folder))
         fields = {"event": event, "stage": self._stage, "trial": trial_key(trial), **fields}
+        if (node := self._nodes.get(trial_key(trial))) and event != "epoch":
+            fields["node"] = node
         events.append(path, fields, durable=durable)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         run = trial.config["run"]
         config = run["trial"]
+        self._nodes[trial_key(trial)] = node_of_actor(trial.temporary_state.ray_actor)
         self._append(
             "trial_started",
             trial,
@@ -213,10 +232,13 @@ class StudyEvents(tune.Callback):
             self._end(trial, "crashed", error)
 
     def _stop_for_fault(self, trial: Any) -> bool:
-        fault = fault_in(_error_text(trial))
+        error = _error_text(trial)
+        fault, node_fault = fault_in(error), node_fault_in(error)
         if fault is not None:
             self._stop.fault = fault
-        return fault is not None
+        elif node_fault is not None:
+            self._stop.bad_nodes.update([node_fault])
+        return fault is not None or node_fault is not None
 
     def _end(self, trial: Any, reason: str, error: str | None) -> None:
         if reason in _WITHOUT_SAVING:
@@ -312,13 +334,17 @@ def run_trials(session: StudySession, stage: str, trials: Mapping[str, Trial], c
         group = [key for key in unended if (key in without_memory) == is_alone]
         if is_alone and set(unended) != set(group):
             break  # a signal or the time limit has ended the first run
-        # Looked up once: each file of a checkpoint is hashed for it.
-        resume_from = {key: _newest_checkpoint(session, stage, key, states.get(key)) for key in group}
-        if _put_back_lost_epochs(session, stage, trials, states, resume_from):
+        is_whole = False
+        while not is_whole:
+            # Looked up once: each file of a checkpoint is hashed for it.
+            resume_from = {key: _newest_checkpoint(session, stage, key, states.get(key)) for key in group}
+            if _put_back_lost_epochs(session, stage, trials, states, resume_from):
+                states = read_states()
+            is_whole = not group or _run_group(
+                session, stage, trials, resume_from, states, configurations, scheduler, is_alone
+            )
             states = read_states()
-        if group:
-            _run_group(session, stage, trials, resume_from, states, configurations, scheduler, is_alone)
-            states = read_states()
+            group = [key for key in group if key not in states or not states[key].ended]
     reader.read_on()  # the start of the stage says which of the trials of a finished stage count again
     return {trial.trial: trial for trial in reader.now().of_stage(stage)}
 
@@ -385,8 +411,11 @@ def _run_group(
     configurations: Mapping[str, str],
     scheduler: str,
     is_alone: bool,
-) -> None:
-    """Run some trials of a stage in one Tune run. resume_from: their keys, each with its checkpoint or None."""
+) -> bool:
+    """Run some trials of a stage in one Tune run. resume_from: their keys, each with its checkpoint or None.
+
+    Returns False where a node has to be left out, and the trials that have not ended run without it next.
+    """
     folder, study, machine, resources = session.folder, session.study, session.machine, session.resources
     if is_alone:
         machine = with_half_batch(machine)
@@ -407,6 +436,7 @@ def _run_group(
             "configuration": configurations[key],
             "machine": machine.model_dump(mode="json"),
             "metric": session.metric,
+            "needs": session.needs,
             "reads": str(folder / "test_reads.jsonl"),
             "resume_from": str(resume_from[key]) if resume_from[key] else None,
             "checkpoints": str(folder / stage / run / key),
@@ -421,7 +451,7 @@ def _run_group(
     session.step("starting the trials")
     count_deaths_once()
     tuner = tune.Tuner(
-        tune.with_resources(TrialActor, resources),
+        tune.with_resources(TrialActor, _placement(resources, session.bad_nodes)),
         tune_config=tune.TuneConfig(
             # What runs is what was validated and fingerprinted.
             search_alg=ListedTrials(configs, max_concurrent=1 if is_alone else study.search.max_concurrent or 0),
@@ -451,8 +481,18 @@ def _run_group(
     tuner.fit()
     if stop.fault:
         raise MachineFault(stop.fault)
+    session.leave_out(stop.bad_nodes)
     if limit is not None and limit.is_over:
         _end_by_time(session, trials)
+        return True
+    return not stop.bad_nodes
+
+
+def _placement(resources: Mapping[str, float], bad_nodes: Mapping[str, str]) -> tune.PlacementGroupFactory:
+    """Return where a trial may run, and what it holds there."""
+    held = {name.upper(): amount for name, amount in resources.items() if amount}
+    selector = away_from(bad_nodes)
+    return tune.PlacementGroupFactory([held], **({"bundle_label_selector": [selector]} if selector else {}))
 
 
 def _end_by_time(session: StudySession, trials: Mapping[str, Trial]) -> None:

@@ -41,6 +41,7 @@ from raydml.study.folder import (
     stages_of,
     write_json,
 )
+from raydml.study.node import away_from, needs_of, unfit_nodes
 from raydml.study.process import MachineFault, RayEnded
 from raydml.study.refit import configurations_to_refit, lost_refits, notes_on_refits, refit_trials, refitted
 from raydml.study.results import (
@@ -112,7 +113,8 @@ def _drive(
             f"--time ends a search early, and study {folder.name!r} has none: its trials have no validation classes, "
             "and their number of epochs is fixed. Cure: leave it out; Ctrl-C and resume split the time"
         )
-    session = StudySession(folder, study, machine, study_json["select_on"], {})
+    needs = needs_of(folder, machine.data_root)
+    session = StudySession(folder, study, machine, study_json["select_on"], {}, needs, {})
     if deadline_s is not None:
         session = session._replace(limit=TimeLimit(str(folder), deadline_s))
     catalogs = _refuse_other_images(folder, study_json, machine)
@@ -150,9 +152,12 @@ def _run(
     with catch_signals() as received:
         try:
             session.step("starting Ray")
-            with connected(address, own_environment):
+            with connected(address, own_environment=own_environment):
                 resources = trial_resources(machine, session.note, joined=address is not None)
                 session = session._replace(resources=resources)
+                if address is not None:
+                    session.step("looking at the nodes")
+                    session.leave_out(unfit_nodes(session.needs, resources))
                 for stage in stages:
                     _run_stage(session, stage, received)
                 session.step("drawing the pictures", num_steps - 2, num_steps)
@@ -644,8 +649,10 @@ def _commit() -> str:
     return checkpoint.git_commit() or "unknown"
 
 
-def _resources(session: StudySession) -> dict[str, float]:
-    return {"num_cpus": session.resources["cpu"], "num_gpus": session.resources["gpu"]}
+def _resources(session: StudySession) -> dict[str, Any]:
+    held = {"num_cpus": session.resources["cpu"], "num_gpus": session.resources["gpu"]}
+    selector = away_from(session.bad_nodes)
+    return {**held, "label_selector": selector} if selector else held
 
 
 def _embeddings_file(session: StudySession, key: str) -> Path:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -60,9 +61,12 @@ class Cluster:
             self.port = probe.getsockname()[1]
         self.address = f"127.0.0.1:{self.port}"
 
-    def _node(self, *arguments):
+    def _node(self, *arguments, mounts=()):
         ray = Path(sys.executable).with_name("ray")
         command = [str(ray), "start", "--block", "--disable-usage-stats", *arguments]
+        if mounts:
+            binds = " && ".join(f"mount --bind {shlex.quote(str(a))} {shlex.quote(str(b))}" for a, b in mounts)
+            command = ["unshare", "--mount", "sh", "-c", f"{binds} && exec {shlex.join(command)}"]
         environment = {**os.environ, "RAY_AUTH_MODE": self._auth}
         for _ in range(5):  # several on one machine draw their ports at random, and may meet
             log = self.folder / f"node-{len(list(self.folder.glob('node-*'))):03d}.txt"
@@ -89,6 +93,10 @@ class Cluster:
         self.nodes = [node for node in self.nodes if node.poll() is None]
         while len(self.nodes) < self._num_nodes:
             self.nodes.append(self._node("--address", self.address, "--num-cpus", "1"))
+
+    def add_node(self, *arguments, mounts=()):
+        """Start one more node. mounts: pairs of folders; for the node the first is in the place of the second."""
+        self.nodes.append(self._node("--address", self.address, "--num-cpus", "1", *arguments, mounts=mounts))
 
     def sessions(self):
         return {node.pid for node in (self.head, *self.nodes) if node is not None}

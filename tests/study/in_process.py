@@ -48,7 +48,12 @@ def _run_trials(session, stage, trials, configurations, scheduler):  # noqa: ARG
     for key, settings in trials.items():
         run = {"key": key, "trial": settings.model_dump(mode="json"), "fingerprint": fingerprint(settings)}
         config = {"run": {**run, "configuration": configurations[key]}}
-        trial = SimpleNamespace(config=config, last_result=None, run_metadata=SimpleNamespace(num_failures=0))
+        trial = SimpleNamespace(
+            config=config,
+            last_result=None,
+            run_metadata=SimpleNamespace(num_failures=0),
+            temporary_state=SimpleNamespace(ray_actor=None),
+        )
         record.on_trial_start(0, [], trial)
         trainer = Trainer(settings, session.machine, device="cpu", reads=TestReads(session.folder / "test_reads.jsonl"))
         for epoch in trainer.epochs():

@@ -91,7 +91,14 @@ def tune_trial(key):
     """A trial as Tune gives it to its callbacks, as far as they read it."""
     run = {"key": key, "fingerprint": "f", "configuration": "f", "trial": {"data": {"split": {"fold": 0}}, "seed": 0}}
     metadata = SimpleNamespace(num_failures=0)
-    return SimpleNamespace(config={"run": run}, run_metadata=metadata, error_file=None, last_result={}, max_failures=2)
+    return SimpleNamespace(
+        config={"run": run},
+        run_metadata=metadata,
+        temporary_state=SimpleNamespace(ray_actor=None),
+        error_file=None,
+        last_result={},
+        max_failures=2,
+    )
 
 
 def test_only_an_epoch_beyond_the_last_failure_begins_a_new_row_of_retries(tmp_path):
@@ -392,7 +399,7 @@ def test_each_trial_that_fails_gets_its_label_and_its_second_try(tmp_path, space
 def test_a_full_disk_and_a_missing_image_stop_the_study_and_end_no_trial(tmp_path, space):
     folder = tmp_path / "studies" / "faulty"
     options = ["--set", "trial.optimizer.learning_rate={grid: [0.001, 0.002]}", "--set", "machine.checkpoint_every_s=0"]
-    full = [{"place": "save", "epoch": 2, "what": "no space", "times": 3}]
+    full = [{"place": "save", "epoch": 2, "what": "no space", "times": 100}]
     done = launch(tmp_path, "sweep", space, *options, plan=full)
     assert done.returncode == 2
     said = " ".join(done.stderr.split())

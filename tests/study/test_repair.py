@@ -11,6 +11,7 @@ from raydml.config.trial import fingerprint
 from raydml.study import events, stages
 from raydml.study.events import events_path, read_state, read_trials
 from raydml.study.folder import StudyError, read_json
+from raydml.study.node import needs_of
 from raydml.study.process import MachineFault
 from raydml.study.results import refuse_lost_events
 from raydml.study.runner import StudySession, _newest_checkpoint, _put_back_lost_epochs
@@ -25,7 +26,7 @@ METRIC = "val_map_at_r"
 
 def session_of(folder):
     study = read_json(folder / "study.json")
-    return StudySession(folder, study, study["machine"], METRIC, {})
+    return StudySession(folder, study, study["machine"], METRIC, {}, needs_of(folder, None), {})
 
 
 def with_lost_epochs(folder, trials):

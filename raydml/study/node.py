@@ -1,0 +1,198 @@
+"""What a node must have for a trial: the driver's code, the study's folder, the images, and a GPU that works.
+
+A node that lacks something would fail trial after trial, and faster than any other. It is found before the first trial
+where it is there by then, and else by the first actor that starts on it. Its trials run elsewhere.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ray
+import torch
+
+import raydml
+
+_PACKAGE = Path(raydml.__file__).parent
+#: Ray gives each node this label.
+_NODE_ID = "ray.io/node-id"
+_hosts: dict[str, str] = {}  # of the nodes that have been asked for, by their ids
+_CHECK_S = 60.0  # for a node to answer before the first trial: a new process imports torch
+
+
+class NodeFault(ValueError):
+    """A node that no trial can run on; the message begins with the node's id in brackets."""
+
+
+class NodeNeeds(NamedTuple):
+    """What every node of a study must have.
+
+    package: see `digest_of_package`. torch: its version. folder: of the study. data_root: the folder of the images, if
+    any. command_folder: the one that relative paths refer to.
+    """
+
+    package: str
+    torch: str
+    folder: str
+    data_root: str | None
+    command_folder: str
+
+
+def needs_of(folder: Path, data_root: Path | None) -> NodeNeeds:
+    """Return what the nodes must have for the study in a folder, whose driver this process is."""
+    return NodeNeeds(
+        digest_of_package(), _version_of_torch(), str(folder), str(data_root) if data_root else None, os.getcwd()
+    )
+
+
+def _files_of_package() -> list[Path]:
+    files = (path for path in _PACKAGE.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    return sorted(path for path in files if not any(part.startswith(".") for part in path.relative_to(_PACKAGE).parts))
+
+
+@functools.cache
+def digest_of_package() -> str:
+    """Return a digest of the names and the bytes of all files of the package that this process runs."""
+    found = hashlib.sha256()
+    for path in _files_of_package():
+        content = path.read_bytes()
+        found.update(f"{path.relative_to(_PACKAGE).as_posix()}\0{len(content)}\0".encode())
+        found.update(content)
+    return found.hexdigest()[:16]
+
+
+@contextmanager
+def staged_package() -> Iterator[Path]:
+    """Yield a folder that holds a copy of the package, and nothing else."""
+    with tempfile.TemporaryDirectory(prefix="raydml-package-") as folder:
+        for path in _files_of_package():
+            place = Path(folder) / _PACKAGE.name / path.relative_to(_PACKAGE)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place)
+        yield Path(folder)
+
+
+def _version_of_torch() -> str:
+    return torch.__version__.partition("+")[0]  # what follows is the kind of build: a head may have no GPU
+
+
+def fault_of_node(needs: NodeNeeds, *, has_gpu: bool) -> str:
+    """Return in words what this node lacks, with the cure; empty if nothing. has_gpu: Ray has assigned one."""
+    if needs.package != digest_of_package():
+        return f"it runs another raydml, from {_PACKAGE}. Cure: remove that copy, or make it the same as the driver's"
+    if needs.torch != _version_of_torch():
+        return f"it has torch {_version_of_torch()}, the driver {needs.torch}. Cure: install requirements.lock on both"
+    folder = Path(needs.folder)
+    if not (folder / "study.json").exists():
+        return f"it does not see the study in {folder}. Cure: mount the shared storage there, under the same path"
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        return f"it cannot write to {folder} ({error.strerror}). Cure: mount the storage for writing by this user"
+    if needs.data_root is not None and not Path(needs.data_root).exists():
+        return f"it has no folder machine.data_root = {needs.data_root}. Cure: mount or copy the images there"
+    return _fault_of_gpu() if has_gpu else ""
+
+
+def _fault_of_gpu() -> str:
+    try:
+        torch.zeros(1, device="cuda").item()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
+        said = " ".join(str(error).split())[:200]
+        return (
+            f"Ray counts a GPU there, and torch cannot use it ({said}). Cure: repair its driver, or start the node "
+            "with --num-gpus=0"
+        )
+    return ""
+
+
+def refuse_unfit_node(needs: NodeNeeds) -> None:
+    """Raise NodeFault where this node lacks what a trial needs; else go to the folder of the command."""
+    if fault := fault_of_node(needs, has_gpu=bool(ray.get_gpu_ids())):
+        node = ray.get_runtime_context().get_node_id()
+        raise NodeFault(f"[{node}] {name_of_node(socket.gethostname(), node)}: {fault}")
+    if Path(needs.command_folder).is_dir():
+        os.chdir(needs.command_folder)
+
+
+def node_fault_in(text: str) -> tuple[str, str] | None:
+    """Return the id of the node, and what is wrong with it, from the text of a NodeFault that a worker has raised."""
+    found = re.findall(rf"{NodeFault.__name__}: \[(\w+)\] (.+)$", text, re.MULTILINE)
+    return (found[-1][0], found[-1][1].strip()) if found else None
+
+
+def node_of_actor(actor: Any) -> str:
+    """Return the name of the node that an actor runs on; empty for None, and where Ray does not know it any more."""
+    if actor is None:
+        return ""
+    node = (ray._private.state.actors(actor._actor_id.hex()).get("Address") or {}).get("NodeID", "")
+    if node and node not in _hosts:
+        _hosts.update({row["NodeID"]: row["NodeManagerHostname"] for row in ray.nodes()})
+    return name_of_node(_hosts[node], node) if node in _hosts else ""
+
+
+def name_of_node(host: str, node_id: str) -> str:
+    """Return how a node is named for a user: several may be on one host."""
+    return f"{host} ({node_id[:6]})"
+
+
+def away_from(bad_nodes: Mapping[str, str]) -> dict[str, str] | None:
+    """Return Ray's label selector for every node but some, given by their ids; None where there are none."""
+    return {_NODE_ID: f"!in({','.join(bad_nodes)})"} if bad_nodes else None
+
+
+def fit_nodes(resources: Mapping[str, float], bad_nodes: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return the nodes of the cluster that have room for a trial, without the bad ones."""
+    return [
+        node
+        for node in ray.nodes()
+        if node["Alive"]
+        and node["NodeID"] not in bad_nodes
+        and all(node["Resources"].get(name.upper(), 0) >= amount for name, amount in resources.items())
+    ]
+
+
+def unfit_nodes(needs: NodeNeeds, resources: Mapping[str, float]) -> dict[str, str]:
+    """Look at each node that could run a trial, and return the ids of those that cannot, with the reasons.
+
+    A node that does not answer, because other studies hold it, for example, is looked at by its first trial.
+    """
+    check = ray.remote(_check_node)
+    asked = {
+        check.options(num_cpus=0, num_gpus=resources.get("gpu", 0.0), label_selector={_NODE_ID: node["NodeID"]}).remote(
+            needs
+        ): node["NodeID"]
+        for node in fit_nodes(resources, {})
+    }
+    answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_CHECK_S) if asked else ([], [])
+    for task in silent:
+        ray.cancel(task, force=True)
+    faults = {asked[task]: _answer(task) for task in answered}
+    return {node: fault for node, fault in faults.items() if fault}
+
+
+def _check_node(needs: NodeNeeds) -> str:
+    """Return what `refuse_unfit_node` says of the node that this task runs on."""
+    try:
+        refuse_unfit_node(NodeNeeds(*needs))
+    except NodeFault as fault:
+        return str(fault).partition("] ")[2]
+    return ""
+
+
+def _answer(task: Any) -> str:
+    try:
+        return str(ray.get(task))
+    except ray.exceptions.RayError as error:  # the code of the driver cannot be loaded there, for example
+        return f"a first task failed: {' '.join(str(error).split())[-300:]}"
