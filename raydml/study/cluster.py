@@ -12,7 +12,8 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, MutableMapping
+import time
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ _logger = logging.getLogger(__name__)
 _SOCKET_BYTES = len("/ray/session_2026-01-31_23-59-59_999999_4194304/sockets/plasma_store")
 #: Nobody restarts the head of an embedded Ray. Its driver ends after so many seconds without it, and a new one begins.
 _EMBEDDED = {"gcs_rpc_server_reconnect_timeout_s": 5}
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # which Ray sets for the jobs of a cluster
 _ANSWER_S = 5.0  # for the head of a cluster that is joined
 _CHECK_EVERY_S, _LOST_AFTER_S = 1.0, 8.0  # for an embedded Ray that has lost a process
 
@@ -134,9 +136,24 @@ def _refuse_unreachable(address: str) -> None:
         return
     found = services.canonicalize_bootstrap_address_or_die(address)
     host, _, port = found.rpartition(":")
-    with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S):
-        pass
+    deadline_s = time.monotonic() + _ANSWER_S
+    while True:
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S):
+                break
+        except ConnectionRefusedError:  # a head that starts
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.2)
     GcsClient(address=found).get_all_node_info(timeout=_ANSWER_S)
+
+
+def address_of_job(own_environment: Mapping[str, str] | None) -> str | None:
+    """Return the address of the cluster that this process is a job of; None where it is none.
+
+    own_environment: of this process, or None where it does not run a study alone.
+    """
+    return "auto" if own_environment and _JOB in own_environment else None
 
 
 @contextmanager
@@ -150,6 +167,9 @@ def connected(address: str | None, own_environment: MutableMapping[str, str] | N
     if ray.is_initialized():
         yield
         return
+    if own_environment is not None and address_of_job(own_environment):
+        # The workers get the driver's copy of the package, in the place of the working directory of the job.
+        own_environment["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"
     if not address:
         # Ray would print above the table of trials that its token authentication is on, as it should be.
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)

@@ -7,6 +7,7 @@ and in ``test_reads.jsonl``, before it happens.
 from __future__ import annotations
 
 import itertools
+import shlex
 import signal
 import time
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
@@ -23,7 +24,7 @@ from raydml.data.digests import ImageRecord
 from raydml.evaluation.saved_embeddings import SavedEmbeddingsError, load_embeddings
 from raydml.metrics.intervals import t_interval
 from raydml.study.actor import evaluate_ensemble_remotely, evaluate_remotely, illustrate_remotely
-from raydml.study.cluster import Interrupted, catch_signals, connected, trial_resources
+from raydml.study.cluster import Interrupted, address_of_job, catch_signals, connected, trial_resources
 from raydml.study.description import description_of
 from raydml.study.driver import only_driver
 from raydml.study.events import TrialState, events_path, rank, read_state
@@ -151,6 +152,8 @@ def _run(
     num_steps = _num_steps(study, study_json["trials"])
     with catch_signals() as received:
         try:
+            if address is None and (address := address_of_job(own_environment)) is not None:
+                session.note("This is a job of a Ray cluster: the study runs on that cluster.")
             session.step("starting Ray")
             with connected(address, own_environment=own_environment):
                 resources = trial_resources(machine, session.note, joined=address is not None)
@@ -271,7 +274,7 @@ def _search(session: StudySession) -> None:
     if len(failed) == len(trials):
         raise StudyError(
             f"no trial of the search has a value of {session.metric}: {_endings(states)}. Nothing can be ranked. "
-            "Cure: smaller learning rates, for example, in a new study (--name)"
+            f"Cure: {_cure_of(states, session.folder)}"
         )
     _finish(session, "search", trials, states, lambda: rank(states.values()))
 
@@ -401,6 +404,13 @@ def _refitted(
     if lost:
         session.note(f"without {_endings(lost)}: means and intervals of refits are over those that reached their end")
     return found
+
+
+def _cure_of(states: Mapping[str, TrialState], folder: Path) -> str:
+    """Return what helps where every trial has failed: those that did not diverge can run again as they are."""
+    if any(state.ended in ("crashed", "stuck", "out_of_memory") for state in states.values()):
+        return f"remove the cause, and launch.py resume {shlex.quote(str(folder))} --retry-crashed"
+    return "smaller learning rates, for example, in a new study (--name)"
 
 
 def _endings(states: Mapping[str, TrialState]) -> str:

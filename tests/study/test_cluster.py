@@ -103,6 +103,42 @@ def test_a_study_goes_on_where_rays_token_is_deleted(tmp_path):
     assert done.stdout.splitlines()[-1:] == ["6"], done.stderr
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "no-such-host.invalid:6379"])
+def test_a_cluster_that_is_not_there_is_refused_within_seconds(address):
+    began_s = time.monotonic()
+    refusal = f"--address {address}: no Ray cluster can be joined there .*Cure: check"
+    with pytest.raises(StudyError, match=refusal), study_cluster.connected(address):
+        pass
+    assert time.monotonic() - began_s < 15  # Ray itself: 40 s and more
+
+
+def test_a_job_of_a_cluster_runs_its_study_there():
+    assert study_cluster.address_of_job(None) is None
+    assert study_cluster.address_of_job({"RAY_ADDRESS": "127.0.0.1:6379"}) is None
+    assert study_cluster.address_of_job({"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"}) == "auto"
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.xdist_group("ray")
+def test_a_wrong_token_is_refused_within_seconds(tmp_path):
+    cluster = Cluster(tmp_path, num_nodes=0)
+    try:
+        cluster.start()
+        program = "import sys; from raydml.study.cluster import connected\nwith connected(sys.argv[1]):\n    pass"
+        environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 32}
+        began_s = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-c", program, cluster.address], env=environment, cwd=ROOT, capture_output=True, text=True,
+            timeout=120, check=False,
+        )  # fmt: skip
+    finally:
+        cluster.stop()
+    assert "no Ray cluster can be joined there" in done.stderr
+    assert "token" in done.stderr.splitlines()[-1]
+    assert time.monotonic() - began_s < 30  # most of it are imports
+
+
 @pytest.mark.parametrize("before", ["no folder", "a readable token", "no home"])
 def test_rays_token_is_readable_by_this_user_alone(tmp_path, monkeypatch, caplog, before):
     home = tmp_path / "home"

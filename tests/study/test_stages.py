@@ -15,6 +15,7 @@ import pytest
 import ray
 from scipy import stats
 
+from raydml.analysis.trials import TrialState
 from raydml.config.trial import Machine, parse_trial
 from raydml.data.catalog import DataError
 from raydml.data.datasets import open_catalog
@@ -22,7 +23,7 @@ from raydml.data.seal import TestReads
 from raydml.data.splits import make_split
 from raydml.report.text import findings
 from raydml.search_space.space import load_space
-from raydml.study import events
+from raydml.study import events, stages
 from raydml.study.driver import LOCK, StudyHeld
 from raydml.study.events import events_path, read_trials
 from raydml.study.extension import extend_search
@@ -323,10 +324,17 @@ def test_a_diverging_trial_ends_with_its_label_and_does_not_stop_the_study(tmp_p
 def test_a_search_without_any_value_is_an_error_and_registers_no_model(tmp_path):
     settings = {"study.confirm": None, "study.search.num_trials": 1, "trial.optimizer.learning_rate": 1e30}
     folder = new_study(tmp_path, **settings)
-    with pytest.raises(StudyError, match=r"search-000 non_finite_loss"):
+    with pytest.raises(StudyError, match=r"search-000 non_finite_loss.*Cure: smaller learning rates"):
         run_study(folder)
     assert not (folder / "ranking.json").exists()
     assert not [event for event in events.read(events_path(folder)) if event["event"] == "model"]
+
+
+def test_trials_that_did_not_diverge_can_run_again_as_they_are(tmp_path):
+    states = {"search-000": TrialState("search-000", "search", state="non_finite_loss")}
+    assert "learning rates" in stages._cure_of(states, tmp_path)
+    states["search-001"] = TrialState("search-001", "search", state="crashed")
+    assert f"launch.py resume {tmp_path} --retry-crashed" in stages._cure_of(states, tmp_path)
 
 
 @pytest.mark.parametrize(("setting", "value"), [("machine.cpus_per_trial", 64), ("machine.gpus_per_trial", 1)])
