@@ -37,7 +37,7 @@ from raydml.images.pack import (
     write_pack,
 )
 from raydml.images.pixels import DecodedPixels, Header, Pixels, decode_in_order, decoded_bytes, packed
-from raydml.images.preprocessing import Interpolation, Resize, Resizing, resized, upright_rgb
+from raydml.images.preprocessing import Interpolation, Resize, Resizing, pixels_of
 
 OnUnreadable = Literal["refuse", "skip"]
 WAIT_MESSAGE_EVERY_S = 10.0
@@ -189,8 +189,8 @@ def _part(catalog: Catalog, classes: tuple[int, ...], kept: _KeptImages) -> Imag
 
 def _without_files(catalog: Catalog, rows: np.ndarray, resizing: Resizing | None) -> _KeptImages:
     drawn = images_without_files(catalog, rows)
-    images = [resized(upright_rgb(Image.fromarray(image)), resizing) for image in drawn]
-    return _KeptImages(packed(np.stack([np.asarray(image) for image in images])), rows, {})
+    images = [pixels_of(Image.fromarray(image), resizing) for image in drawn]
+    return _KeptImages(packed(np.stack(images)), rows, {})
 
 
 @dataclass(frozen=True)

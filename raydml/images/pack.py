@@ -51,7 +51,7 @@ from raydml.images.preprocessing import Resizing
 from raydml.ops.files import flush_to_disk, write_whole
 from raydml.ops.progress import with_progress
 
-_FORMAT = 2  # raise it when an image is turned into pixels in another way: packs of other formats are not opened
+_FORMAT = 3  # raise it when an image is turned into pixels in another way: packs of other formats are not opened
 _ALIGNMENT_BYTES = 64
 Bytes = TypeVar("Bytes", int, np.ndarray)
 _DAMAGED = (FileNotFoundError, ValueError, KeyError, TypeError, EOFError, IndexError, RecursionError)

@@ -119,7 +119,7 @@ def decode(root: Path, path: str, resizing: Resizing | None, opener: Opener | No
     """
     with _opened(root, path, opener) as (image, _):
         upright = upright_rgb(image)
-    pixels = np.asarray(resized(upright, resizing))
+    pixels = resized(upright, resizing)
     pixels.flags.writeable = False
     return pixels
 

@@ -96,7 +96,7 @@ def test_the_pipelines_of_the_published_systems_are_torchvisions(family, channel
     augmentation, preprocessing = FAMILIES[family]
     images = scenes(90)
     if family not in FROM_THE_ORIGINAL:
-        images = [np.asarray(resized(Image.fromarray(image), preprocessing.resizing)) for image in images]
+        images = [resized(Image.fromarray(image), preprocessing.resizing) for image in images]
     draws = draw(8, 21)
     sizes = np.array([image.shape[:2] for image in images])
     boxes = choose_boxes(augmentation, draws, sizes, crop_px=56).tolist()
@@ -139,7 +139,7 @@ def test_crops_from_the_cache_are_close_to_crops_from_the_original():
     assert len(paths) >= 20
     originals = [np.asarray(upright_rgb(Image.open(path))) for path in paths]
     settings = (Augmentation(random_resized_crop=(0.16, 1.0)), Preprocessing(256, 224, **GREY_LEVELS))
-    cached = [np.asarray(resized(Image.fromarray(image), settings[1].resizing)) for image in originals]
+    cached = [resized(Image.fromarray(image), settings[1].resizing) for image in originals]
     plan = [np.arange(len(paths))]
     (from_original,), (from_cache,), (others,) = (
         batches(settings, plan, [seed], pack(images)) for images, seed in ((originals, 3), (cached, 3), (cached, 4))

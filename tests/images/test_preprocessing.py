@@ -1,13 +1,28 @@
+import hashlib
 import json
+import os
+import resource
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 import torchvision
 from PIL import Image, ImageOps
+from torchvision.transforms.v2 import functional
 
-from raydml.images.preprocessing import Preprocessing, PreprocessingError, Resizing, resized, resized_size, upright_rgb
+from raydml.images.preprocessing import (
+    Preprocessing,
+    PreprocessingError,
+    Resizing,
+    resized,
+    resized_size,
+    scaled,
+    upright_rgb,
+)
 from tests.golden_vectors import golden
+from tests.images.processes import run_children
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 CAFFE = {"mean": (104.0, 117.0, 128.0), "std": (1.0, 1.0, 1.0), "channels": "BGR", "value_range": 255.0}
@@ -28,32 +43,106 @@ def test_preprocessing_survives_json():
 
 
 SIZES = [(60, 47), (47, 60), (33, 100), (24, 24), (37, 20), (9, 72), (1, 8)]
-FILTERS = {
-    "bilinear": torchvision.transforms.InterpolationMode.BILINEAR,
-    "bicubic": torchvision.transforms.InterpolationMode.BICUBIC,
-    "lanczos": torchvision.transforms.InterpolationMode.LANCZOS,
-}
 
 
 def noise(size: tuple[int, int], seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
 
 
-@pytest.mark.parametrize("interpolation", sorted(FILTERS))
+def by_torchvision(picture: Image.Image, size: int | list[int], interpolation: str = "bilinear") -> np.ndarray:
+    """torchvision's resize of a uint8 tensor; for lanczos, which it has for PIL images alone, first along the rows."""
+    kernel = functional.InterpolationMode(interpolation)
+    if interpolation != "lanczos":
+        tensor = functional.pil_to_tensor(picture)
+        return functional.resize(tensor, size, kernel, antialias=True).permute(1, 2, 0).numpy()
+    width, height = functional.resize(picture, size, kernel).size
+    return np.asarray(
+        functional.resize(functional.resize(picture, [picture.height, width], kernel), [height, width], kernel)
+    )
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
 @pytest.mark.parametrize("resize", ["short_side", "squash"])
 @pytest.mark.parametrize("size", SIZES)
 def test_read_is_torchvisions_resize_and_centre_crop(size, resize, interpolation):
     picture = noise(size)
-    target = 24 if resize == "short_side" else (24, 24)
-    transform = torchvision.transforms.Compose(
-        [torchvision.transforms.Resize(target, FILTERS[interpolation]), torchvision.transforms.CenterCrop(21)]
-    )
+    expected = by_torchvision(picture, 24 if resize == "short_side" else [24, 24], interpolation)
+    cut = functional.center_crop(torch.tensor(expected).permute(2, 0, 1), [21, 21]).permute(1, 2, 0)
     preprocessing = Preprocessing(24, 21, PLAIN, ONE, resize=resize, interpolation=interpolation)
-    assert np.array_equal(preprocessing.read(picture), np.asarray(transform(picture)))
+    assert np.array_equal(preprocessing.read(picture), cut)
     grey = np.asarray(picture)[..., 0]
     assert np.array_equal(preprocessing.read(grey), preprocessing.read(np.stack([grey] * 3, axis=2)))
     everything = resized(picture, Resizing(24, resize, interpolation))
-    assert everything.size == transform.transforms[0](picture).size == resized_size(size, preprocessing.resizing)
+    assert np.array_equal(everything, expected)
+    assert everything.shape[1::-1] == resized_size(size, preprocessing.resizing)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize(("width", "height"), [(900, 700), (100, 5000), (700, 900), (262_145, 9)])
+def test_a_large_image_is_scaled_strip_by_strip_to_the_same_pixels(width, height, interpolation):
+    """More than 2 ** 18 pixels; the last one has lines that are longer than a strip."""
+    picture = noise((width, height))
+    found = resized(picture, Resizing(30, "squash", interpolation))
+    assert np.array_equal(found, by_torchvision(picture, [30, 30], interpolation))
+
+
+def test_lanczos_scales_along_the_rows_first():
+    """In one call Pillow 12.3 scales the columns of this image first, and its pixels are up to 11 grey levels away."""
+    steps = np.random.default_rng(0).integers(0, 2, (611, 4, 3), dtype=np.uint8) * 255
+    expected = by_torchvision(Image.fromarray(steps), [6, 87], "lanczos")
+    assert np.array_equal(scaled(steps, (87, 6), "lanczos"), expected)
+
+
+def test_a_large_image_is_not_held_twice():
+    """Pillow's own copy takes 4 bytes a pixel. In a process of its own, because its largest memory never falls."""
+    picture = Image.new("RGB", (6000, 4000))
+
+    def child(queue) -> None:
+        resized(Image.new("RGB", (60, 40)), Resizing(256, "short_side", "bilinear"))  # what is imported and started
+        before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        resized(picture, Resizing(256, "short_side", "bilinear"))
+        queue.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib)
+
+    ((_, grown_kib),) = run_children(child, 1)
+    assert grown_kib < 12_000  # a copy of 3 bytes a pixel would take 72,000
+
+
+@pytest.mark.parametrize(("interpolation", "grey_levels"), [("bilinear", 1), ("bicubic", 2), ("lanczos", 0)])
+@pytest.mark.parametrize("size", [*SIZES, (348, 348), (500, 375), (300, 500)])
+def test_pixels_are_close_to_pillows(size, interpolation, grey_levels):
+    """On noise, the worst case: torch's weights are whole numbers of 16 bits, Pillow's of 32."""
+    picture, resizing = noise(size), Resizing(24, "squash", interpolation)
+    kernel = Image.Resampling[interpolation.upper()]
+    pillow = np.asarray(picture.resize((24, size[1]), kernel).resize((24, 24), kernel)).astype(int)
+    difference = np.abs(resized(picture, resizing) - pillow)
+    assert difference.max() <= grey_levels
+    assert (difference > 1).mean() <= 0.01
+
+
+@pytest.mark.parametrize("capability", ["avx2", "default"])
+def test_pixels_are_the_same_on_every_processor_and_with_any_number_of_threads(capability):
+    """torch has a kernel for processors with AVX2 and another one for all others, which starts threads."""
+    code = (
+        "import hashlib, sys, numpy, torch\n"
+        "from raydml.images.preprocessing import scaled\n"
+        "torch.set_num_threads(int(sys.argv[1]))\n"
+        "pixels = numpy.random.default_rng(0).integers(0, 256, (500, 375, 3), dtype=numpy.uint8)\n"
+        "sizes = [(256, 341), (256, 256), (31, 700), (1, 1)]\n"
+        "found = [scaled(pixels, size, kind).tobytes() for size in sizes for kind in ('bilinear', 'bicubic')]\n"
+        "print(torch.backends.cpu.get_cpu_capability(), hashlib.sha256(b''.join(found)).hexdigest())\n"
+    )
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (500, 375, 3), dtype=np.uint8))
+    expected = hashlib.sha256()
+    for width, height in ((256, 341), (256, 256), (31, 700), (1, 1)):
+        for interpolation in ("bilinear", "bicubic"):
+            expected.update(by_torchvision(picture, [height, width], interpolation).tobytes())
+    for num_threads in (1, 3):
+        environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+        command = [sys.executable, "-c", code, str(num_threads)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        used, found = done.stdout.split()
+        assert found == expected.hexdigest(), used
+        assert capability != "default" or used == "DEFAULT"
 
 
 @pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (10, 81), (3, 25)])
@@ -62,13 +151,13 @@ def test_a_strip_is_cut_to_eight_to_one_about_its_centre(size):
     short, long = min(size), 8 * min(size)
     begin = round((max(size) - long) / 2)
     box = (0, begin, short, begin + long) if size[0] < size[1] else (begin, 0, begin + long, short)
-    expected = torchvision.transforms.Resize(24)(strip.crop(box))
+    expected = by_torchvision(strip.crop(box), 24)
     short_side = Resizing(24, "short_side", "bilinear")
     assert np.array_equal(resized(strip, short_side), expected)
-    assert sorted(expected.size) == [24, 192]
-    assert resized_size(size, short_side) == expected.size
+    assert sorted(expected.shape) == [3, 24, 192]
+    assert resized_size(size, short_side) == expected.shape[1::-1]
     squashed = resized(strip, Resizing(24, "squash", "bilinear"))  # bounded as it is: nothing is cut
-    assert np.array_equal(squashed, torchvision.transforms.Resize((24, 24))(strip))
+    assert np.array_equal(squashed, by_torchvision(strip, [24, 24]))
 
 
 def test_sizes_are_symmetric_bounded_and_hold_the_crop():
