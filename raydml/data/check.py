@@ -1,6 +1,5 @@
 """Checking whether a benchmark on the disk is the published one, complete and readable."""
 
-import os
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from raydml.data.benchmarks import (
     part_counts,
 )
 from raydml.data.catalog import DataError, ImageEntry, find_files, images_below, listed
+from raydml.ops.cores import num_usable_cores
 
 _CHUNK = 64  # images that a thread decodes between two reports of progress
 _DECIMAL = re.compile(r"\d+(\.\d+)?", re.ASCII)
@@ -223,7 +223,7 @@ def _decode(
         return [f"{path} ({fault})" for path, fault in pairs if fault]
 
     corrupt: list[str] = []
-    num_threads = min(16, max(4, os.cpu_count() or 4))  # Pillow decodes without the interpreter lock
+    num_threads = min(16, max(4, num_usable_cores()))  # Pillow decodes without the interpreter lock
     starts = range(0, len(paths), _CHUNK)
     with ThreadPoolExecutor(num_threads, thread_name_prefix="decode") as pool:
         # Ctrl-C ends this loop; the iterator of map() then cancels the chunks that have not begun.

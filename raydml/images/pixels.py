@@ -13,10 +13,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol, TypeVar
+from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image, PngImagePlugin
@@ -38,11 +38,12 @@ from PIL.WebPImagePlugin import WebPImageFile
 from raydml.data.catalog import DataError
 from raydml.data.formats import DECODED_FORMATS, UNDECODED_SUFFIXES, suffix_of
 from raydml.images.preprocessing import Resizing, centre_crop, deep_mode, resized, resized_size, upright_rgb
+from raydml.ops.cores import num_usable_cores
 
 Rows = Sequence[int] | np.ndarray
 Result = TypeVar("Result")
 Opener = Callable[[Path], BinaryIO]
-_NUM_THREADS = 8  # more than cores: on a network disk they wait at the same time
+_MIN_THREADS, _MAX_THREADS = 8, 32  # more than few cores: on a network disk they wait at the same time
 # Where Pillow begins to warn of decompression bombs (it refuses at twice that): a quarter of a GiB at 3 bytes a pixel.
 MAX_PIXELS = 89_478_485
 _JPEG2000_HEADER_BYTES = 2**20
@@ -274,13 +275,14 @@ class PackedPixels:
 class DecodedPixels:
     """Images decoded from their files at each reading, bit for bit those of a pack with the same resizing.
 
-    root, paths: the files. resizing None: full resolution. Eight threads open and decode files at the same time; a
-    selection shares them. They do not survive a fork: each process makes its own object.
+    root, paths: the files. resizing None: full resolution. Threads open and decode files at the same time, one for each
+    core and at least eight; a selection shares them. They do not survive a fork: each process makes its own object.
     """
 
     def __init__(self, root: Path, paths: Sequence[str], resizing: Resizing | None) -> None:
         self.root, self.paths, self.resizing = root, tuple(paths), resizing
-        self._pool = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="decode")
+        initializer = None if resizing is None else _keep_torch_to_one_thread
+        self._pool = ThreadPoolExecutor(_num_threads(), thread_name_prefix="decode", initializer=initializer)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -310,11 +312,34 @@ def centres(pixels: Pixels, rows: Rows, size_px: int) -> np.ndarray:
     return np.stack(squares) if squares else np.empty((0, size_px, size_px, 3), dtype=np.uint8)
 
 
+def _num_threads() -> int:
+    return min(_MAX_THREADS, max(_MIN_THREADS, num_usable_cores()))
+
+
+def _keep_torch_to_one_thread() -> None:
+    """Keep torch from starting further threads for work of this thread, as it does on processors without AVX2.
+
+    ``torch.set_num_threads`` would hold for the whole process, which may train meanwhile.
+    """
+    import torch
+
+    torch.get_num_threads()  # torch sets the number when a thread first uses it, and would undo the next line
+    _openmp().limit(limits=1)
+
+
+@lru_cache(maxsize=1)
+def _openmp() -> Any:
+    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped,unused-ignore]
+
+    return ThreadpoolController().select(user_api="openmp")
+
+
 def decode_in_order(
     root: Path, paths: Sequence[str], resizing: Resizing | None, opener: Opener | None = None
 ) -> Iterator[np.ndarray | UnreadableImage]:
     """Decode every file in the order of the paths: its pixels, or why it has none. Memory: a few images a thread."""
-    return _in_order(partial(decode, root, resizing=resizing, opener=opener), paths)
+    initializer = None if resizing is None else _keep_torch_to_one_thread
+    return _in_order(partial(decode, root, resizing=resizing, opener=opener), paths, initializer)
 
 
 def read_headers(root: Path, paths: Sequence[str]) -> Iterator[Header | UnreadableImage]:
@@ -322,16 +347,18 @@ def read_headers(root: Path, paths: Sequence[str]) -> Iterator[Header | Unreadab
     return _in_order(partial(read_header, root), paths)
 
 
-def _in_order(function: Callable[[str], Result], paths: Sequence[str]) -> Iterator[Result | UnreadableImage]:
+def _in_order(
+    function: Callable[[str], Result], paths: Sequence[str], initializer: Callable[[], None] | None = None
+) -> Iterator[Result | UnreadableImage]:
     def attempt(path: str) -> Result | UnreadableImage:
         try:
             return function(path)
         except UnreadableImage as reason:
             return reason
 
-    num_threads = min(32, max(_NUM_THREADS, os.cpu_count() or 1))
+    num_threads = _num_threads()
     remaining = iter(paths)
-    with ThreadPoolExecutor(num_threads, thread_name_prefix="decode") as pool:
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="decode", initializer=initializer) as pool:
         # pool.map would run ahead of a slow consumer, with all images in memory.
         ahead: deque[Future[Result | UnreadableImage]] = deque()
         try:

@@ -1,5 +1,8 @@
 """The pixels of many images: packed, or decoded in threads."""
 
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from raydml.images.pixels import (
     read_headers,
 )
 from raydml.images.preprocessing import Resizing
+from raydml.ops.cores import num_usable_cores
 
 SMALL = Resizing(8, "short_side", "bilinear")
 
@@ -108,6 +112,58 @@ class TestManyFiles:
         pixels = DecodedPixels(tmp_path, numbered(tmp_path, 16), SMALL)
         assert [int(image[0, 0, 0]) for image in pixels.read(range(16))] == list(range(16))
 
+    @pytest.mark.parametrize(("num_cores", "num_threads"), [(1, 8), (12, 12), (200, 32)])
+    def test_there_are_as_many_threads_as_cores_but_at_least_8_and_at_most_32(
+        self, tmp_path, monkeypatch, num_cores, num_threads
+    ):
+        """Each open waits until as many others have begun; one thread less would wait for ever."""
+        monkeypatch.setattr(decoding, "num_usable_cores", lambda: num_cores)
+        barrier, begun = threading.Barrier(num_threads), []
+
+        def opener(file: Path):
+            begun.append(threading.get_ident())
+            barrier.wait(timeout=60)
+            return open_regular(file)
+
+        paths = numbered(tmp_path, 2 * num_threads)
+        assert len(list(decode_in_order(tmp_path, paths, SMALL, opener))) == 2 * num_threads
+        assert len(set(begun)) == num_threads
+        begun.clear()
+        monkeypatch.setattr(decoding, "open_regular", opener)
+        assert len(DecodedPixels(tmp_path, paths, SMALL).read(range(2 * num_threads))) == 2 * num_threads
+        assert len(set(begun)) == num_threads
+
+    @pytest.mark.parametrize("capability", ["avx2", "default"])
+    def test_torch_starts_no_threads_in_the_threads_that_decode(self, tmp_path, capability):
+        """Without AVX2 its kernel would start num_threads - 1 of them in each. Those that train keep theirs."""
+        code = (
+            "import os, sys, torch\n"
+            "from pathlib import Path\n"
+            "from raydml.images.pixels import DecodedPixels, decode_in_order\n"
+            "from raydml.images.preprocessing import Resizing\n"
+            "torch.set_num_threads(5)\n"
+            "before = len(os.listdir('/proc/self/task'))\n"
+            "resizing = Resizing(256, 'short_side', 'bilinear')\n"
+            "pixels = DecodedPixels(Path(sys.argv[1]), sys.argv[2:], resizing)\n"
+            "pixels.read(range(len(pixels)))\n"
+            "print(len(os.listdir('/proc/self/task')) - before)\n"
+            "during = set()\n"
+            "for _ in decode_in_order(Path(sys.argv[1]), sys.argv[2:], resizing):\n"
+            "    during.add(len(os.listdir('/proc/self/task')))\n"
+            "print(max(during) - before)\n"
+            "print(torch.get_num_threads())\n"
+        )
+        for index in range(64):
+            Image.new("RGB", (400, 400)).save(tmp_path / f"{index}.png")
+        environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+        command = [sys.executable, "-c", code, str(tmp_path), *(f"{index}.png" for index in range(64))]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        of_pool, of_both, num_threads = map(int, done.stdout.split())
+        allowed = min(32, max(8, num_usable_cores()))
+        assert of_pool <= allowed
+        assert of_both <= 2 * allowed
+        assert num_threads == 5
+
     def test_several_threads_read_at_once(self, tmp_path):
         pixels = DecodedPixels(tmp_path, numbered(tmp_path, 12), SMALL)
         found: list[list[int]] = []
@@ -147,7 +203,7 @@ class TestManyFiles:
 
     def test_a_slow_writer_does_not_fill_the_memory(self, tmp_path, monkeypatch):
         """At most a few images a thread are decoded ahead of the consumer."""
-        monkeypatch.setattr(pixels.os, "cpu_count", lambda: 2)  # 8 threads
+        monkeypatch.setattr(pixels, "num_usable_cores", lambda: 2)  # 8 threads
         begun = []
 
         class Paths(list):
