@@ -57,28 +57,59 @@ distance. `config.json` says how the network is built, how an image is prepared 
 - out: `embeddings`, float32 (N, {embedding_dim})
 
 An image is turned upright (EXIF) first, {resizing}
-({interpolation}, antialiased, as Pillow does it), and cut to its centre {crop_px} x {crop_px}.{strips}
+({kernel}), and cut to its centre {crop_px} x {crop_px}.{strips}
 
     import numpy, onnxruntime
     from PIL import Image, ImageOps
-
+{scaled}
     def prepared(path):
         image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-        {python_resize}
-        left, top = round((image.width - {crop_px}) / 2), round((image.height - {crop_px}) / 2)
-        return numpy.asarray(image)[top : top + {crop_px}, left : left + {crop_px}]
+        size = {size}
+        pixels = scaled(image, size)
+        left, top = (round((side - {crop_px}) / 2) for side in size)
+        return pixels[top : top + {crop_px}, left : left + {crop_px}]
 
     session = onnxruntime.InferenceSession("model.onnx")
     (embeddings,) = session.run(None, {{"images": numpy.stack([prepared("one.jpg"), prepared("another.png")])}})
-"""
+{faster}"""
 _STRIPS = f"""
 A strip longer than {MAX_ASPECT} times its short side is cut to its centre of that shape before."""
-_PYTHON_RESIZE = {
-    "short_side": """short = min(image.size)
-        size = [int({resize_px} * side / short) for side in image.size]
-        image = image.resize(size, Image.Resampling.{filter})""",
-    "squash": "image = image.resize(({resize_px}, {resize_px}), Image.Resampling.{filter})",
+_SIZES = {
+    "short_side": "[int({resize_px} * side / min(image.size)) for side in image.size]",
+    "squash": "({resize_px}, {resize_px})",
 }
+# torch's kernel (UpSampleKernelAVXAntialias.h) in numpy: its weights are whole numbers of 16 bits.
+_SCALED_AS_TORCH = """
+    def scaled(image, size):
+        pixels = numpy.asarray(image)
+        for new in size:  # the rows, then the columns
+            factor = pixels.shape[1] / new
+            middles = (numpy.arange(new)[:, None] + 0.5) * factor
+            away = abs(numpy.arange(pixels.shape[1]) + 0.5 - middles) / max(factor, 1)
+            weights = {weights}
+            weights /= weights.sum(axis=1, keepdims=True)
+            bits = max(n for n in range(23) if int(weights.max() * 2**n + 0.5) < 2**15)
+            weights = numpy.trunc(weights * 2**bits + numpy.copysign(0.5, weights))
+            columns = [row[row != 0] @ pixels[:, row != 0] for row in weights]
+            pixels = numpy.floor(numpy.stack(columns) / 2**bits + 0.5).clip(0, 255).astype(numpy.uint8)
+        return pixels
+"""
+_SCALED_AS_PILLOW = """
+    def scaled(image, size):
+        rows = image.resize((size[0], image.height), Image.Resampling.LANCZOS)
+        return numpy.asarray(rows.resize(size, Image.Resampling.LANCZOS))
+"""
+_WEIGHTS = {
+    "bilinear": "numpy.maximum(1 - away, 0)",
+    "bicubic": """((1.5 * away - 2.5) * away**2 + 1) * (away < 1)
+            weights += (((-0.5 * away + 2.5) * away - 4) * away + 2) * ((1 <= away) & (away < 2))""",
+}
+_FASTER = """
+`scaled` gives the pixels of the training, bit for bit. Where torchvision is installed, its
+`torchvision.transforms.v2.functional.resize(tensor, size[::-1], InterpolationMode.{filter}, antialias=True)` gives
+the same for a uint8 tensor, and faster. Pillow's `image.resize(size, Image.Resampling.{filter})` is as fast and differs
+by {difference} in places.
+"""
 
 
 class ExportError(ValueError):
@@ -229,10 +260,17 @@ def epoch_of_weights(card: Mapping[str, Any]) -> int | str:
 
 
 def _readme(card: Mapping[str, Any], preprocessing: Preprocessing) -> str:
-    sizes = {"resize_px": preprocessing.resize_px, "filter": preprocessing.interpolation.upper()}
+    interpolation, resize_px = preprocessing.interpolation, preprocessing.resize_px
+    if interpolation == "lanczos":  # torch has no such kernel
+        kernel, scaled, faster = "lanczos, antialiased, as Pillow does it, the rows first", _SCALED_AS_PILLOW, ""
+    else:
+        kernel = f"{interpolation}, antialiased, as torch and torchvision do it with uint8"
+        scaled = _SCALED_AS_TORCH.format(weights=_WEIGHTS[interpolation])
+        difference = {"bilinear": "one grey level", "bicubic": "one or two grey levels"}[interpolation]
+        faster = _FASTER.format(filter=interpolation.upper(), difference=difference)
     in_words = {
-        "short_side": "its short side scaled to {resize_px} pixels",
-        "squash": "both sides scaled to {resize_px} pixels",
+        "short_side": f"its short side scaled to {resize_px} pixels",
+        "squash": f"both sides scaled to {resize_px} pixels",
     }
     return _README.format(
         name=card["network"]["backbone"],
@@ -242,9 +280,11 @@ def _readme(card: Mapping[str, Any], preprocessing: Preprocessing) -> str:
         trained_on=f" It was trained on {card['trained_on']}." if "trained_on" in card else "",
         crop_px=preprocessing.crop_px,
         strips=_STRIPS if preprocessing.resize == "short_side" else "",
-        interpolation=preprocessing.interpolation,
-        resizing=in_words[preprocessing.resize].format(**sizes),
-        python_resize=_PYTHON_RESIZE[preprocessing.resize].format(**sizes),
+        kernel=kernel,
+        resizing=in_words[preprocessing.resize],
+        size=_SIZES[preprocessing.resize].format(resize_px=resize_px),
+        scaled=scaled,
+        faster=faster,
     )
 
 

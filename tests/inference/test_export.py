@@ -132,25 +132,28 @@ def test_a_checkpoint_is_the_model_that_would_be_exported(model, checkpoint_fold
     np.testing.assert_array_equal(load_checkpoint(checkpoint_folder).embed(images), model.embed(images))
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
 @pytest.mark.parametrize("resize", ["short_side", "squash"])
-def test_the_readme_prepares_an_image_as_the_model_does(resize, checkpoint_folder, tmp_path):
-    """Its function, taken from the text and run, against `Preprocessing.read`; on a turned JPEG and a grey strip."""
+def test_the_readme_prepares_an_image_as_the_model_does(resize, interpolation, checkpoint_folder, tmp_path):
+    """Its functions, taken from the text and run without torch, against `Preprocessing.read`, bit for bit."""
     loaded = load_checkpoint(checkpoint_folder)
-    loaded.preprocessing = replace(loaded.preprocessing, resize=resize, interpolation="lanczos", resize_px=21)
+    loaded.preprocessing = replace(loaded.preprocessing, resize=resize, interpolation=interpolation, resize_px=21)
     text = (loaded.save(tmp_path / "out") / "README.md").read_text()
     (block,) = re.findall(r"^    import numpy.*?(?=^    session)", text, flags=re.DOTALL | re.MULTILINE)
-    turned = tmp_path / "turned.jpg"
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(image(50, 31)).save(turned, exif=exif)
-    grey = tmp_path / "grey.png"
-    Image.fromarray(image(90, 30)[:, :, 0]).save(grey)
+    Image.fromarray(image(50, 31)).save(tmp_path / "turned.jpg", exif=exif)
+    Image.fromarray(image(90, 30)[:, :, 0]).save(tmp_path / "grey.png")
+    steps = np.random.default_rng(0).integers(0, 2, (19, 13, 3), dtype=np.uint8) * 255  # overshoots where enlarged
+    Image.fromarray(steps).save(tmp_path / "small.png")
+    Image.fromarray(image(700, 600)).save(tmp_path / "large.png")
+    names = ["turned.jpg", "grey.png", "small.png", "large.png"]
     (tmp_path / "prepare.py").write_text(
-        textwrap.dedent(block).replace(", onnxruntime", "")
-        + f"numpy.save('out.npy', numpy.stack([prepared({str(turned)!r}), prepared({str(grey)!r})]))\n"
+        f"import sys\nsys.modules['torch'] = None\n{textwrap.dedent(block).replace(', onnxruntime', '')}"
+        f"numpy.save('out.npy', numpy.stack([prepared(name) for name in {names}]))\n"
     )
     subprocess.run([sys.executable, "prepare.py"], cwd=tmp_path, check=True, timeout=60)
-    expected = np.stack([loaded.preprocessing.read(turned), loaded.preprocessing.read(grey)])
+    expected = np.stack([loaded.preprocessing.read(tmp_path / name) for name in names])
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), expected)
     assert all(len(line) <= 120 for line in text.splitlines())
 
