@@ -107,8 +107,8 @@ _WEIGHTS = {
 _FASTER = """
 `scaled` gives the pixels of the training, bit for bit. Where torchvision is installed, its
 `torchvision.transforms.v2.functional.resize(tensor, size[::-1], InterpolationMode.{filter}, antialias=True)` gives
-the same for a uint8 tensor, and faster. Pillow's `image.resize(size, Image.Resampling.{filter})` is as fast and differs
-by {difference} in places.
+the same for a uint8 tensor, and faster. So is Pillow's `image.resize(size, Image.Resampling.{filter})`; of a
+photograph it gives one or two values in a thousand that are one grey level away.
 """
 
 
@@ -266,8 +266,7 @@ def _readme(card: Mapping[str, Any], preprocessing: Preprocessing) -> str:
     else:
         kernel = f"{interpolation}, antialiased, as torch and torchvision do it with uint8"
         scaled = _SCALED_AS_TORCH.format(weights=_WEIGHTS[interpolation])
-        difference = {"bilinear": "one grey level", "bicubic": "one or two grey levels"}[interpolation]
-        faster = _FASTER.format(filter=interpolation.upper(), difference=difference)
+        faster = _FASTER.format(filter=interpolation.upper())
     in_words = {
         "short_side": f"its short side scaled to {resize_px} pixels",
         "squash": f"both sides scaled to {resize_px} pixels",

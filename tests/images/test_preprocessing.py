@@ -107,16 +107,16 @@ def test_a_large_image_is_not_held_twice():
     assert grown_kib < 12_000  # a copy of 3 bytes a pixel would take 72,000
 
 
-@pytest.mark.parametrize(("interpolation", "grey_levels"), [("bilinear", 1), ("bicubic", 2), ("lanczos", 0)])
+@pytest.mark.parametrize(("interpolation", "grey_levels"), [("bilinear", 1), ("bicubic", 1), ("lanczos", 0)])
 @pytest.mark.parametrize("size", [*SIZES, (348, 348), (500, 375), (300, 500)])
 def test_pixels_are_close_to_pillows(size, interpolation, grey_levels):
-    """On noise, the worst case: torch's weights are whole numbers of 16 bits, Pillow's of 32."""
+    """torch's weights are whole numbers of 16 bits, Pillow's of 32. Few values are so near a half that it matters."""
     picture, resizing = noise(size), Resizing(24, "squash", interpolation)
     kernel = Image.Resampling[interpolation.upper()]
     pillow = np.asarray(picture.resize((24, size[1]), kernel).resize((24, 24), kernel)).astype(int)
     difference = np.abs(resized(picture, resizing) - pillow)
     assert difference.max() <= grey_levels
-    assert (difference > 1).mean() <= 0.01
+    assert (difference > 0).mean() <= 0.01
 
 
 @pytest.mark.parametrize("capability", ["avx2", "default"])
