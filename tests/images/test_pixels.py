@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,30 @@ class TestManyFiles:
         monkeypatch.setattr(decoding, "open_regular", opener)
         assert len(DecodedPixels(tmp_path, paths, SMALL).read(range(2 * num_threads))) == 2 * num_threads
         assert len(set(begun)) == num_threads
+
+    @pytest.mark.parametrize("num_cores", [1, 3])
+    def test_as_many_threads_as_cores_work_on_pixels_at_a_time(self, tmp_path, monkeypatch, num_cores):
+        monkeypatch.setattr(decoding, "num_usable_cores", lambda: num_cores)
+        at_work, most, lock = 0, 0, threading.Lock()
+        upright = decoding.upright_rgb
+
+        def counted(image):
+            nonlocal at_work, most
+            with lock:
+                at_work += 1
+                most = max(most, at_work)
+            time.sleep(0.01)
+            with lock:
+                at_work -= 1
+            return upright(image)
+
+        monkeypatch.setattr(decoding, "upright_rgb", counted)
+        paths = numbered(tmp_path, 24)
+        assert len(list(decode_in_order(tmp_path, paths, SMALL))) == 24
+        assert most == num_cores
+        most = 0
+        DecodedPixels(tmp_path, paths, SMALL).read(range(24))
+        assert most == num_cores
 
     @pytest.mark.parametrize("capability", ["avx2", "default"])
     def test_torch_starts_no_threads_in_the_threads_that_decode(self, tmp_path, capability):
