@@ -249,10 +249,11 @@ def timed(epochs: Iterator[int], passes: int) -> tuple[float, int]:
 
 def together(folder: Folder, scratch: Path, counts: list[int], console: Console) -> None:
     table = Table(
-        f"{folder}: trials at once", "cold: until the last has its images, s", "images/s",
+        "trials", "cold: until the last has its images, s", "images/s",
         "decoding, CPU s of all", "warm, images/s of all", "torchvision, images/s of all", "RSS of each, MB",
         "PSS of each, MB", "PSS of all, MB", box=None,
     )  # fmt: skip
+    console.print(f"{folder}: trials at once")
     context = multiprocessing.get_context("spawn")
     for count in counts:
         with context.Manager() as manager, context.Pool(count) as pool:
