@@ -10,14 +10,20 @@ even under autocast: differences of nearby points, and similarities multiplied b
 bfloat16. A subclass defines `cost`.
 """
 
-import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raydml.ops.distances import full_precision, inner_products, products_with_unit, squared_euclidean, squares_at
+from raydml.ops.distances import (
+    full_precision,
+    inner_products,
+    logsumexp_and_shares,
+    products_with_unit,
+    squared_euclidean,
+    squares_at,
+)
 from raydml.ops.tuples import Pairs, TripletRanges, Triplets, all_pairs, check_kind
 
 Tuples = Pairs | Triplets | TripletRanges
@@ -132,13 +138,43 @@ def mean_weights(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return mask / mask.sum(dim=1, keepdim=True, dtype=dtype).clamp(min=1)
 
 
+def with_slope(variable: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+    """Return a value in the graph of the variable, given the derivative of the value by each of its entries.
+
+    For a loss whose gradient is known in closed form: autograd then keeps one tensor, and takes one step back, where it
+    would keep and take one for every operation. value: a scalar; slope: of the shape of variable. Both are computed
+    from ``variable.detach()``. A second derivative raises RuntimeError.
+    """
+    result: Tensor = _WithSlope.apply(variable, value, slope)
+    return result
+
+
+class _WithSlope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, variable: Tensor, value: Tensor, slope: Tensor) -> Tensor:  # noqa: ARG004
+        ctx.save_for_backward(slope)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        # torch's once_differentiable raises only where the gradient that comes back has a graph; a loss's has none.
+        if torch.is_grad_enabled():
+            raise RuntimeError("the loss has no second derivative: its slope is a constant; leave create_graph out")
+        (slope,) = ctx.saved_tensors
+        return slope * gradient, None, None
+
+
 def sum_of_soft_maxima(values: Tensor, mask: Tensor) -> Tensor:
     """Return the sum over all rows of log(1 + sum of exp over the masked entries of the row), without overflow."""
-    # It is the cross-entropy of a first column exp(0) = 1 against the row. Torch has that in two fused kernels, and no
-    # empty row makes it infinite.
-    logits = torch.cat([values.new_zeros(len(values), 1), values.masked_fill(~mask, -math.inf)], dim=1)
-    first = torch.zeros(len(values), dtype=torch.int64, device=values.device)
-    return functional.cross_entropy(logits, first, reduction="sum")
+    total, slope = soft_maxima(values.detach(), mask)
+    return with_slope(values, total, slope)
+
+
+def soft_maxima(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the same sum and its slope (B, M), the derivative by each value. values: (B, M) without a graph."""
+    log_sums, shares = logsumexp_and_shares(values, mask)
+    # log(1 + e^x), whose derivative is the sigmoid: exactly 0 where a row is empty.
+    return torch.logaddexp(log_sums, torch.zeros_like(log_sums)).sum(), shares.mul_(log_sums.sigmoid())
 
 
 def refuse_swapped_scales(alpha: float, beta: float) -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import Generator, Tensor
 
 from raydml.miners._base import TripletMiner
-from raydml.ops.distances import squared_euclidean
+from raydml.ops.distances import BEYOND_ALL, hidden, squared_euclidean
 from raydml.ops.tuples import Triplets, all_pairs
 
 
@@ -20,9 +20,6 @@ class Hardest(TripletMiner):
         anchor = torch.arange(len(labels), device=labels.device)
         positives, negatives = all_pairs(labels)
         distance = squared_euclidean(points)  # squares have the order of distances
-        return Triplets(
-            anchor=anchor,
-            positive=distance.masked_fill(~positives, -torch.inf).argmax(dim=1),
-            negative=distance.masked_fill(~negatives, torch.inf).argmin(dim=1),
-            valid=positives.any(dim=1) & negatives.any(dim=1),
-        )
+        farthest, positive = hidden(distance, positives, -BEYOND_ALL).max(dim=1)
+        nearest, negative = hidden(distance, negatives, BEYOND_ALL).min(dim=1)
+        return Triplets(anchor, positive, negative, valid=(farthest >= 0) & (nearest < BEYOND_ALL / 2))

@@ -1,13 +1,12 @@
 """Multi-similarity mining: Wang et al., Multi-Similarity Loss with General Pair Weighting, CVPR 2019."""
 
-import math
 from typing import Annotated
 
 from pydantic import Field
 from torch import Generator, Tensor
 
 from raydml.miners._base import PairMiner
-from raydml.ops.distances import inner_products
+from raydml.ops.distances import BEYOND_ALL, hidden, inner_products
 from raydml.ops.tuples import Pairs
 
 
@@ -38,8 +37,9 @@ class MultiSimilarityMiner(PairMiner):
         self, points: Tensor, labels: Tensor, pairs: Pairs, references: Tensor | None, generator: Generator | None
     ) -> Pairs:
         similarity = inner_products(points, references)
-        hardest_positive = similarity.masked_fill(~pairs.positive, math.inf).amin(dim=1, keepdim=True)
-        hardest_negative = similarity.masked_fill(~pairs.negative, -math.inf).amax(dim=1, keepdim=True)
+        # Without positives the hardest is beyond all similarities; likewise without negatives.
+        hardest_positive = hidden(similarity, pairs.positive, BEYOND_ALL).amin(dim=1, keepdim=True)
+        hardest_negative = hidden(similarity, pairs.negative, -BEYOND_ALL).amax(dim=1, keepdim=True)
         return Pairs(
             positive=pairs.positive & (similarity - self.epsilon < hardest_negative),
             negative=pairs.negative & (similarity + self.epsilon > hardest_positive),

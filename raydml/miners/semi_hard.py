@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from raydml.miners._base import TripletMiner
-from raydml.ops.distances import euclidean, squared_euclidean
+from raydml.ops.distances import BEYOND_ALL, euclidean, hidden, squared_euclidean
 from raydml.ops.random_columns import draw_columns
 from raydml.ops.tuples import Pairs, TripletRanges, Triplets, all_pairs
 
@@ -67,7 +67,7 @@ class SemiHard(TripletMiner):
         distance = self.measure(points)
         if self.negatives == "random":
             return self._random(distance, pairs, generator)
-        ascending, order = distance.masked_fill(~pairs.negative, torch.inf).sort(dim=1)
+        ascending, order = hidden(distance, pairs.negative, BEYOND_ALL).sort(dim=1)
         # Only positives are looked up: the others all take one path through the binary search, several times faster.
         bound = torch.where(pairs.positive, distance, 0)
         start = torch.searchsorted(ascending, bound, right=True)  # the first with d(a, n) > d(a, p)

@@ -5,7 +5,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from raydml.ops.distances import euclidean, inner_products, products_with_unit, squared_euclidean
+from raydml.ops.distances import (
+    BEYOND_ALL,
+    as_numbers,
+    euclidean,
+    hidden,
+    inner_products,
+    logsumexp_and_shares,
+    products_with_unit,
+    squared_euclidean,
+)
 
 
 def _points(num_rows: int, dim: int, seed: int = 0) -> Tensor:
@@ -34,6 +43,16 @@ def test_among_a_batch_of_few_or_of_many_and_short_points(function, num_rows: in
     (value * weight).sum().backward()
     (expected * weight).sum().backward()
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("function", THEIRS)
+@pytest.mark.parametrize("size", [1, 7])
+def test_the_gradient_that_comes_back_is_left_alone(function, size: int) -> None:
+    """Also where its transpose lies in memory row by row."""
+    for given in (_points(size, size, seed=1), _points(size, size, seed=1).T):
+        before = given.clone()
+        function(_points(size, 4).requires_grad_()).backward(given)
+        assert torch.equal(given, before)
 
 
 @pytest.mark.parametrize("function", THEIRS)
@@ -79,3 +98,43 @@ def test_products_with_unit_vectors() -> None:
     (expected * weight).sum().backward()
     torch.testing.assert_close(ours.grad, theirs.grad)
     assert torch.equal(products_with_unit(points, vectors * 0), torch.zeros(5, 7, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_values_outside_a_mask_are_hidden_and_the_others_stay_bit_for_bit(dtype: torch.dtype) -> None:
+    values = _points(6, 7).to(dtype) * 1e4
+    mask = _points(6, 7, seed=1) > 0
+    for stand_in in (BEYOND_ALL, -BEYOND_ALL):
+        found = hidden(values, mask, stand_in)
+        assert torch.equal(found[mask], values[mask])
+        torch.testing.assert_close(found[~mask], torch.full_like(found[~mask], stand_in))
+    assert hidden(values[:, :0], mask[:, :0], BEYOND_ALL).shape == (6, 0)
+
+
+def test_masks_and_counts_as_numbers() -> None:
+    mask = torch.tensor([[True, False], [True, True]])
+    for given in (mask, mask.T):
+        assert as_numbers(given, torch.float32).tolist() == [[float(entry) for entry in row] for row in given.tolist()]
+    counts = as_numbers(torch.tensor([3, 0, 2**20 + 1], dtype=torch.int32), torch.float64)
+    assert counts.tolist() == [3, 0, 2**20 + 1]
+    assert counts.dtype == torch.float64
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_the_log_of_a_masked_sum_and_its_shares(dim: int) -> None:
+    values, mask = _points(5, 6) * 30, _points(5, 6, seed=3) > -0.5
+    assert mask.any(dim=dim).all()
+    result, shares = logsumexp_and_shares(values, mask, dim)
+    masked = values.masked_fill(~mask, -torch.inf)
+    torch.testing.assert_close(result, masked.logsumexp(dim=dim, keepdim=True))
+    torch.testing.assert_close(shares, masked.softmax(dim=dim))
+    assert not shares[~mask].any()
+
+
+def test_points_that_nearly_coincide_have_no_gradient_and_those_farther_apart_have_it_whole() -> None:
+    """At 1e-6, the smallest distance, the gradient is 0; beyond, each point is drawn with the weight of its pair."""
+    points = torch.tensor([[0.0, 0.0], [5e-7, 0.0], [1.0, 0.0], [1.0, 4e-6]], dtype=torch.float64, requires_grad=True)
+    distance = euclidean(points)
+    (distance[0, 1] + 2 * distance[2, 3]).backward()
+    expected = torch.tensor([[0, 0], [0, 0], [0, -2], [0, 2]], dtype=torch.float64)
+    torch.testing.assert_close(points.grad, expected, rtol=1e-3, atol=0)
