@@ -6,9 +6,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from raydml.losses._base import TripletLoss, Tuples, both_sides, mean_cost, pair_squares
-from raydml.ops.distances import SMALLEST_SQUARE, entries_at, euclidean, inner_products
-from raydml.ops.tuples import Triplets, counts
+from raydml.losses._base import TripletLoss, Tuples, both_sides, pair_squares, with_slope
+from raydml.ops.distances import SMALLEST_SQUARE, as_numbers, entries_at, euclidean, inner_products
+from raydml.ops.tuples import Triplets, counts, per_tuple
 
 
 class Contrastive(TripletLoss):
@@ -80,41 +80,57 @@ class Contrastive(TripletLoss):
         self.average_over = ("anchors" if similarity else "all") if average_over is None else average_over
 
     def cost(self, points: Tensor, labels: Tensor, tuples: Tuples, references: Tensor | None) -> Tensor:
-        costs = self._costs(points, tuples, references)
-        pulled, pushed = (
-            self._average(cost, count, tuples, len(labels)) for cost, count in zip(costs, counts(tuples), strict=True)
-        )
-        return pulled + pushed
+        measured = self._measured(points, tuples, references)
+        to_positive, to_negative = both_sides(measured.detach(), tuples)
+        values, slopes = [], []
+        for (cost, slope), count in zip(
+            (self._pulled(to_positive), self._pushed(to_negative)), counts(tuples), strict=True
+        ):
+            weight = self._weight(cost, count, tuples, len(labels))
+            values.append((cost * weight).sum())
+            slopes.append(slope * weight)
+        slope = torch.stack(slopes) if isinstance(tuples, Triplets) else slopes[0].add_(slopes[1])
+        return with_slope(measured, values[0] + values[1], slope)
 
-    def _costs(self, points: Tensor, tuples: Tuples, references: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the cost of each pair as a positive and as a negative: (T,) for listed triplets, else (B, M)."""
+    def _measured(self, points: Tensor, tuples: Tuples, references: Tensor | None) -> Tensor:
+        """Return the similarities or distances of pairs: (2, T) for listed triplets, else (B, M)."""
         if self.form == "similarity":
             similarity = inner_products(points, references)
-            if isinstance(tuples, Triplets):
-                similarity = entries_at(similarity, tuples.anchor, torch.stack([tuples.positive, tuples.negative]))
-            positive, negative = both_sides(similarity, tuples)
-            return (1 - positive).clamp(min=0), torch.where(negative > self.negative_margin, negative, 0)
+            if not isinstance(tuples, Triplets):
+                return similarity
+            return entries_at(similarity, tuples.anchor, torch.stack([tuples.positive, tuples.negative]))
         if isinstance(tuples, Triplets):
-            distance = pair_squares(points, tuples).clamp(min=SMALLEST_SQUARE).sqrt()
-        else:
-            distance = euclidean(points, references)
-        positive, negative = both_sides(distance, tuples)
-        pulled = (positive - self.positive_margin).clamp(min=0)
-        pushed = (self.negative_margin - negative).clamp(min=0)
-        return (pulled.square() / 2, pushed.square() / 2) if self.form == "squared" else (pulled, pushed)
+            return pair_squares(points, tuples).clamp(min=SMALLEST_SQUARE).sqrt()
+        return euclidean(points, references)
 
-    def _average(self, cost: Tensor, count: Tensor, tuples: Tuples, num_anchors: int) -> Tensor:
-        """Return the average of the costs of the positives, or of the negatives. count: how often each pair counts."""
-        if self.average_over in ("all", "active"):
-            return mean_cost(cost, count, self.average_over == "active")
-        count = count.to(cost.dtype)
-        total = cost * count
+    def _pulled(self, measured: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the cost of each pair as a positive, and its slope."""
+        if self.form == "similarity":
+            hinge = (1 - measured).clamp_(min=0)
+            return hinge, -hinge.sign()
+        hinge = (measured - self.positive_margin).clamp_(min=0)
+        return (hinge, hinge.sign()) if self.form == "linear" else (hinge.square() / 2, hinge)
+
+    def _pushed(self, measured: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the cost of each pair as a negative, and its slope."""
+        if self.form == "similarity":
+            slope = as_numbers(measured > self.negative_margin, measured.dtype)
+            return measured * slope, slope
+        hinge = (self.negative_margin - measured).clamp_(min=0)
+        return (hinge, -hinge.sign()) if self.form == "linear" else (hinge.square() / 2, -hinge)
+
+    def _weight(self, cost: Tensor, count: Tensor, tuples: Tuples, num_anchors: int) -> Tensor:
+        """Return the weight of each cost in the average. count: how often each pair counts."""
+        count = as_numbers(count, cost.dtype)
+        if self.average_over == "all":
+            return count / count.sum().clamp(min=1)
         if self.average_over == "anchors":
-            return total.sum() / max(num_anchors, 1)
-        active = cost.detach().sign() * count
+            return count / max(num_anchors, 1)
+        active = cost.sign() * count
+        if self.average_over == "active":
+            return count / active.sum().clamp(min=1)
         if isinstance(tuples, Triplets):
-            total = total.new_zeros(num_anchors).index_add(0, tuples.anchor, total)
-            active = total.new_zeros(num_anchors).index_add(0, tuples.anchor, active.to(total.dtype))
+            num_active = active.new_zeros(num_anchors).index_add(0, tuples.anchor, active).clamp(min=1)
         else:
-            total, active = total.sum(dim=1), active.sum(dim=1)
-        return (total / active.clamp(min=1)).sum() / max(num_anchors, 1)
+            num_active = active.sum(dim=1).clamp(min=1)
+        return count / per_tuple(num_active, tuples) / max(num_anchors, 1)

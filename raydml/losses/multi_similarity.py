@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from raydml.losses._base import PairLoss, refuse_swapped_scales, sum_of_soft_maxima
+from raydml.losses._base import PairLoss, refuse_swapped_scales, soft_maxima, with_slope
 from raydml.ops.distances import inner_products
 from raydml.ops.tuples import Pairs
 
@@ -47,7 +47,11 @@ class MultiSimilarity(PairLoss):
         self.base = base
 
     def cost(self, points: Tensor, pairs: Pairs, references: Tensor | None) -> Tensor:
-        similarity = inner_products(points, references) - self.base
-        positive = sum_of_soft_maxima(-self.alpha * similarity, pairs.positive) / self.alpha
-        negative = sum_of_soft_maxima(self.beta * similarity, pairs.negative) / self.beta
-        return (positive + negative) / max(len(points), 1)
+        similarity = inner_products(points, references)
+        size = max(len(points), 1)
+        logits = similarity.detach() - self.base
+        pulled, pull = soft_maxima(logits * -self.alpha, pairs.positive)
+        pushed, push = soft_maxima(logits.mul_(self.beta), pairs.negative)
+        # In the slopes the scales cancel: d(1/alpha log ...)/ds has a factor alpha.
+        value = (pulled / self.alpha + pushed / self.beta) / size
+        return with_slope(similarity, value, push.sub_(pull).div_(size))

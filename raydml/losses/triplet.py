@@ -6,8 +6,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from raydml.losses._base import TripletLoss, Tuples, pair_squares
-from raydml.ops.distances import SMALLEST_SQUARE, euclidean, squared_euclidean
+from raydml.losses._base import TripletLoss, Tuples, pair_squares, with_slope
+from raydml.ops.distances import SMALLEST_SQUARE, as_numbers, euclidean, squared_euclidean
 from raydml.ops.tuples import Pairs, TripletRanges, Triplets, pair_counts
 
 
@@ -55,47 +55,57 @@ class Triplet(TripletLoss):
 
     def cost(self, points: Tensor, labels: Tensor, tuples: Tuples, references: Tensor | None) -> Tensor:
         if isinstance(tuples, Triplets):
-            total, num_all, num_active = self._listed(points, tuples)
+            return self._listed(points, tuples)
+        # The loss is linear in the distances while no triplet begins or ceases to cost: the weights are its slope.
+        measured = squared_euclidean(points) if self.squared else euclidean(points)
+        distance = measured.detach().double()
+        if isinstance(tuples, Pairs):
+            weight, num_active = self._all(distance, tuples)
         else:
-            distance = (squared_euclidean(points) if self.squared else euclidean(points)).double()
-            sums = self._all(distance, tuples) if isinstance(tuples, Pairs) else self._ranges(distance, tuples)
-            total, num_all, num_active = sums
-        count = num_all if self.average_over == "all" else num_active
-        return (total / count.clamp(min=1)).to(points.dtype)
+            pulled, pushed = pair_counts(self._active(distance, tuples))
+            weight, num_active = (pulled - pushed).double(), pulled.sum(dtype=distance.dtype)
+        count = (num_active if self.average_over == "active" else self._num_triplets(tuples)).clamp(min=1)
+        value = ((weight * distance).sum() + self.margin * num_active) / count
+        return with_slope(measured, value.to(points.dtype), weight.div_(count).to(points.dtype))
 
-    def _listed(self, points: Tensor, triplets: Triplets) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the sum of the costs, the number of triplets, and the number of those with a cost."""
+    def _listed(self, points: Tensor, triplets: Triplets) -> Tensor:
+        """Return the loss of listed triplets."""
         squares = pair_squares(points, triplets)
         distance = squares if self.squared else squares.clamp(min=SMALLEST_SQUARE).sqrt()
         cost = (distance[0] - distance[1] + self.margin).clamp(min=0) * triplets.valid
-        return cost.sum(), triplets.valid.sum(), (cost > 0).sum()
+        count = triplets.valid.sum() if self.average_over == "all" else (cost > 0).sum()
+        return cost.sum() / count.clamp(min=1)
 
-    def _ranges(self, distance: Tensor, ranges: TripletRanges) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the same for ranges of triplets. distance: (B, B)."""
-        pulled, pushed = pair_counts(self._active(distance.detach(), ranges))
-        num_all = torch.where(ranges.positive, ranges.stop - ranges.start, 0).clamp(min=0).sum()
-        num_active = pulled.sum()
-        total = ((pulled - pushed) * distance).sum() + self.margin * num_active.double()
-        return total, num_all, num_active
+    @staticmethod
+    def _num_triplets(tuples: Pairs | TripletRanges) -> Tensor:
+        """Return the number of all chosen triplets, those that cost nothing included."""
+        if isinstance(tuples, Pairs):
+            return (tuples.positive.sum(dim=1) * tuples.negative.sum(dim=1)).sum()
+        return torch.where(tuples.positive, tuples.stop - tuples.start, 0).clamp(min=0).sum()
 
-    def _all(self, distance: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the same for all triplets, by sorting each row with its positives moved by the margin."""
+    def _all(self, distance: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """Return how often each distance enters (B, B), and the number of triplets with a cost, of all triplets.
+
+        It sorts each row with its positives moved by the margin. distance: (B, B) float64 without gradient.
+        """
+        positive, negative = (as_numbers(mask, distance.dtype) for mask in pairs)
+        moved = torch.add(distance, positive, alpha=self.margin)
         # By a little less, so that a negative at the margin exactly comes behind: it costs nothing.
-        moved = torch.nextafter(distance.detach() + self.margin, torch.zeros_like(distance))
-        order = torch.where(pairs.positive, moved, distance.detach()).argsort(dim=1)
-        negative, positive = pairs.negative.gather(1, order), pairs.positive.gather(1, order)
+        moved = torch.addcmul(moved, moved, positive, value=-torch.finfo(moved.dtype).eps)
+        order = moved.argsort(dim=1)
+        side = positive.sub_(negative).gather(1, order)  # 1 for a positive, -1 for a negative, by rank
+        positive = side.clamp(min=0)
+        negative = positive - side
         num_nearer, num_positives = negative.cumsum(dim=1), positive.cumsum(dim=1)
         num_farther = num_positives[:, -1:] - num_positives
-        by_rank = torch.where(positive, num_nearer, torch.where(negative, -num_farther, 0))
-        weight = torch.zeros_like(order).scatter(1, order, by_rank)
-        num_active = weight.clamp(min=0).sum()
-        num_all = (pairs.positive.sum(dim=1) * pairs.negative.sum(dim=1)).sum()
-        return (weight * distance).sum() + self.margin * num_active.double(), num_all, num_active
+        pulled = num_nearer.mul_(positive)
+        by_rank = pulled - num_farther.mul_(negative)
+        return torch.empty_like(distance).scatter_(1, order, by_rank), pulled.sum()
 
     def _active(self, distance: Tensor, ranges: TripletRanges) -> TripletRanges:
         """Return the ranges cut to triplets with a cost: negatives nearer than the positive plus the margin.
 
-        distance: (B, B) without gradient.
+        distance: (B, B) float64 without gradient.
         """
         # Behind the negatives of a row come its other items, out of order: the running maximum lifts them.
         nearest_first = distance.gather(1, ranges.order).cummax(dim=1).values

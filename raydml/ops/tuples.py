@@ -69,19 +69,19 @@ def all_triplets(distance: Tensor, pairs: Pairs) -> TripletRanges:
 
 
 def pair_counts(ranges: TripletRanges) -> tuple[Tensor, Tensor]:
-    """Return the number of triplets of each positive pair (B, B) and of each negative pair (B, B), int64."""
+    """Return the number of triplets of each positive pair (B, B) and of each negative pair (B, B), int32."""
     positive, order, start, stop = ranges
-    length = torch.where(positive, stop - start, 0).clamp(min=0)
+    length = (stop - start).int().mul_(positive.view(torch.uint8)).clamp_(min=0)
     # A range adds 1 to all ranks from its start and subtracts it from its stop.
-    one = (length > 0).long()
-    steps = order.new_zeros(len(order), order.shape[1] + 1)
-    steps = steps.scatter_add(1, start, one).scatter_add(1, stop, -one)
-    by_rank = steps.cumsum(dim=1)[:, :-1]
-    return length, torch.zeros_like(order).scatter(1, order, by_rank)
+    one = length.sign()
+    steps = length.new_zeros(len(order), order.shape[1] + 1)
+    steps = steps.scatter_add_(1, start, one).scatter_add_(1, stop, one.neg_())
+    by_rank = steps.cumsum(dim=1, dtype=length.dtype)[:, :-1]
+    return length, torch.empty_like(length).scatter_(1, order, by_rank)
 
 
 def counts(tuples: Pairs | Triplets | TripletRanges) -> tuple[Tensor, Tensor]:
-    """Return how often each positive and each negative pair counts, bool or int64.
+    """Return how often each positive and each negative pair counts, bool or int32.
 
     (B, M) for pairs; (B, B) for ranges of triplets, whose pairs count once for every triplet; (T,) for listed triplets.
     """
