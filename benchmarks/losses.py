@@ -27,6 +27,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from raydml import registry
+from raydml.methods._base import Objective
 
 IMAGES_PER_CLASS = 4
 NUM_CLASSES = 512
@@ -185,10 +186,11 @@ def our_step(case: Case, dim: int, device: str) -> Step:
     loss = registry.build("losses", name, num_classes=NUM_CLASSES, embedding_dim=dim, **settings).to(device)
     miner = registry.build("miners", case.miner[0], **case.miner[1]) if case.miner else None
     generator = torch.Generator().manual_seed(0)  # on the CPU, as a trial's is
+    objective = Objective(loss, miner)  # what a trial calls: loss and miner may share a matrix there
 
     def step(points: Tensor, labels: Tensor) -> Tensor:
-        tuples = None if miner is None else miner(points.detach(), labels, generator)
-        return loss(points, labels, tuples)
+        total: Tensor = objective(points, labels, generator)
+        return total
 
     return step
 

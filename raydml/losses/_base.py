@@ -7,7 +7,8 @@ passes its embeddings there.
 
 The classes below hold what all losses share. They refuse tuples of other kinds, and they compute in float32 (or wider)
 even under autocast: differences of nearby points, and similarities multiplied by 40, need more than the 8 bits of
-bfloat16. A subclass defines `cost`.
+bfloat16. A subclass defines `cost`; or, where it reads the tuples off a matrix of the batch, it sets `measure`, a
+function of `raydml.ops.distances`, and defines `cost_of` that matrix. A miner that reads the same one then shares it.
 """
 
 from typing import Any, ClassVar
@@ -17,12 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raydml.ops.distances import (
+    Measure,
     full_precision,
     inner_products,
     logsumexp_and_shares,
     products_with_unit,
     squared_euclidean,
     squares_at,
+    without_autocast,
 )
 from raydml.ops.tuples import Pairs, TripletRanges, Triplets, all_pairs, check_kind
 
@@ -41,7 +44,7 @@ class ClassLoss(nn.Module):
         """Return a scalar, float32 or wider. embeddings: (B, D); labels: (B,) int64 in 0..num_classes-1."""
         if tuples is not None:
             raise ValueError(f"{type(self).__name__} learns from labels alone: set miner to null")
-        with torch.autocast(embeddings.device.type, enabled=False):
+        with without_autocast(embeddings):
             return self.cost(full_precision(embeddings), labels)
 
     def cost(self, points: Tensor, labels: Tensor) -> Tensor:
@@ -53,22 +56,36 @@ class PairLoss(nn.Module):
     """A loss on pairs of the batch, or of the batch and references."""
 
     accepts: ClassVar[tuple[str, ...]] = ("pairs",)
+    measure: Measure | None = None
 
     def forward(
-        self, embeddings: Tensor, labels: Tensor, tuples: Pairs | None = None, references: Tensor | None = None
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        tuples: Pairs | None = None,
+        references: Tensor | None = None,
+        matrix: Tensor | None = None,
     ) -> Tensor:
         """Return a scalar, float32 or wider. embeddings: (B, D); labels: (B,) int64; tuples: None = all pairs.
 
-        references: (M, D), the embeddings of the columns of the pairs; None = the batch.
+        references: (M, D), the embeddings of the columns of the pairs; None = the batch. matrix: (B, M), the `measure`
+        of these embeddings and references with its graph, where it is known already.
         """
         pairs = all_pairs(labels) if tuples is None else tuples
         check_kind(pairs, self.accepts)
-        with torch.autocast(embeddings.device.type, enabled=False):
+        with without_autocast(embeddings):
             points = full_precision(embeddings)
-            return self.cost(points, pairs, None if references is None else references.to(points.dtype))
+            references = None if references is None else references.to(points.dtype)
+            if self.measure is None:
+                return self.cost(points, pairs, references)
+            return self.cost_of(self.measure(points, references) if matrix is None else matrix, pairs)
 
     def cost(self, points: Tensor, pairs: Pairs, references: Tensor | None) -> Tensor:
         """Return a scalar in the graph of points (B, D), float32 or wider; 0 where there are no pairs."""
+        raise NotImplementedError
+
+    def cost_of(self, matrix: Tensor, pairs: Pairs) -> Tensor:
+        """Return a scalar in the graph of the matrix (B, M), float32 or wider; 0 where there are no pairs."""
         raise NotImplementedError
 
 
@@ -76,13 +93,20 @@ class TripletLoss(nn.Module):
     """A loss on triplets of the batch, and on pairs unless its class says otherwise."""
 
     accepts: ClassVar[tuple[str, ...]] = ("pairs", "triplets", "triplet_ranges")
+    measure: Measure | None = None
 
     def forward(
-        self, embeddings: Tensor, labels: Tensor, tuples: Tuples | None = None, references: Tensor | None = None
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        tuples: Tuples | None = None,
+        references: Tensor | None = None,
+        matrix: Tensor | None = None,
     ) -> Tensor:
         """Return a scalar, float32 or wider. embeddings: (B, D); labels: (B,) int64; tuples: None = all of the batch.
 
-        references: (M, D), the embeddings of the columns of pairs; None = the batch.
+        references: (M, D), the embeddings of the columns of pairs; None = the batch. matrix: (B, M), the `measure` of
+        these embeddings and references with its graph, where it is known already.
         """
         if references is not None and "pairs" not in self.accepts:
             raise ValueError(f"references: they are the columns of pairs, and {type(self).__name__} takes no pairs")
@@ -90,15 +114,23 @@ class TripletLoss(nn.Module):
             tuples = all_pairs(labels)
         else:
             check_kind(tuples, self.accepts, references)
-        with torch.autocast(embeddings.device.type, enabled=False):
+        with without_autocast(embeddings):
             points = full_precision(embeddings)
-            return self.cost(points, labels, tuples, None if references is None else references.to(points.dtype))
+            references = None if references is None else references.to(points.dtype)
+            if self.measure is None or isinstance(tuples, Triplets):
+                return self.cost(points, labels, tuples, references)
+            return self.cost_of(self.measure(points, references) if matrix is None else matrix, tuples)
 
     def cost(self, points: Tensor, labels: Tensor, tuples: Tuples, references: Tensor | None) -> Tensor:
         """Return a scalar in the graph of points (B, D), float32 or wider; 0 where there are no tuples.
 
-        tuples: all pairs of the batch where no miner chose, also for a loss that takes no pairs.
+        tuples: all pairs of the batch where no miner chose, also for a loss that takes no pairs; with a `measure` only
+        listed triplets.
         """
+        raise NotImplementedError
+
+    def cost_of(self, matrix: Tensor, tuples: Pairs | TripletRanges) -> Tensor:
+        """Return a scalar in the graph of the matrix (B, M), float32 or wider; 0 where there are no tuples."""
         raise NotImplementedError
 
 

@@ -51,12 +51,13 @@ class BinomialDeviance(PairLoss):
         self.beta = beta
         self.base = base
         self.divide_by_scale = divide_by_scale
+        self.measure = inner_products
 
-    def cost(self, points: Tensor, pairs: Pairs, references: Tensor | None) -> Tensor:
-        similarity = inner_products(points, references) - self.base
+    def cost_of(self, matrix: Tensor, pairs: Pairs) -> Tensor:
+        similarity = matrix - self.base
         scale = torch.full_like(similarity, self.beta).masked_fill_(pairs.positive, -self.alpha)
         positive, negative = (mean_weights(mask, similarity.dtype) for mask in pairs)
         if self.divide_by_scale:
             positive, negative = positive * (2 / self.alpha), negative * (2 / self.beta)
         deviance = functional.softplus(scale * similarity)
-        return ((positive + negative) * deviance).sum() / max(len(points), 1)
+        return ((positive + negative) * deviance).sum() / max(len(matrix), 1)

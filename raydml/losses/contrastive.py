@@ -8,7 +8,7 @@ from torch import Tensor
 
 from raydml.losses._base import TripletLoss, Tuples, both_sides, pair_squares, with_slope
 from raydml.ops.distances import SMALLEST_SQUARE, as_numbers, entries_at, euclidean, inner_products
-from raydml.ops.tuples import Triplets, counts, per_tuple
+from raydml.ops.tuples import Pairs, TripletRanges, Triplets, counts, per_tuple
 
 
 class Contrastive(TripletLoss):
@@ -78,30 +78,30 @@ class Contrastive(TripletLoss):
                 "nearer than negatives; write a positive_margin below the negative_margin"
             )
         self.average_over = ("anchors" if similarity else "all") if average_over is None else average_over
+        self.measure = inner_products if similarity else euclidean
 
     def cost(self, points: Tensor, labels: Tensor, tuples: Tuples, references: Tensor | None) -> Tensor:
-        measured = self._measured(points, tuples, references)
+        assert isinstance(tuples, Triplets)
+        if self.form == "similarity":
+            columns = torch.stack([tuples.positive, tuples.negative])
+            return self._average(entries_at(inner_products(points), tuples.anchor, columns), tuples, len(labels))
+        distance = pair_squares(points, tuples).clamp(min=SMALLEST_SQUARE).sqrt()
+        return self._average(distance, tuples, len(labels))
+
+    def cost_of(self, matrix: Tensor, tuples: Pairs | TripletRanges) -> Tensor:
+        return self._average(matrix, tuples, len(matrix))
+
+    def _average(self, measured: Tensor, tuples: Tuples, num_anchors: int) -> Tensor:
+        """Return the loss. measured: the similarities or distances, (2, T) for listed triplets, else (B, M)."""
         to_positive, to_negative = both_sides(measured.detach(), tuples)
         values, slopes = [], []
-        for (cost, slope), count in zip(
-            (self._pulled(to_positive), self._pushed(to_negative)), counts(tuples), strict=True
-        ):
-            weight = self._weight(cost, count, tuples, len(labels))
+        sides = (self._pulled(to_positive), self._pushed(to_negative))
+        for (cost, slope), count in zip(sides, counts(tuples), strict=True):
+            weight = self._weight(cost, count, tuples, num_anchors)
             values.append((cost * weight).sum())
             slopes.append(slope * weight)
         slope = torch.stack(slopes) if isinstance(tuples, Triplets) else slopes[0].add_(slopes[1])
         return with_slope(measured, values[0] + values[1], slope)
-
-    def _measured(self, points: Tensor, tuples: Tuples, references: Tensor | None) -> Tensor:
-        """Return the similarities or distances of pairs: (2, T) for listed triplets, else (B, M)."""
-        if self.form == "similarity":
-            similarity = inner_products(points, references)
-            if not isinstance(tuples, Triplets):
-                return similarity
-            return entries_at(similarity, tuples.anchor, torch.stack([tuples.positive, tuples.negative]))
-        if isinstance(tuples, Triplets):
-            return pair_squares(points, tuples).clamp(min=SMALLEST_SQUARE).sqrt()
-        return euclidean(points, references)
 
     def _pulled(self, measured: Tensor) -> tuple[Tensor, Tensor]:
         """Return the cost of each pair as a positive, and its slope."""

@@ -24,8 +24,11 @@ class HardMining(PairLoss):
     not by "s < 1".
     """
 
-    def cost(self, points: Tensor, pairs: Pairs, references: Tensor | None) -> Tensor:
-        similarity = inner_products(points, references)
-        positive, negative = (mean_weights(mask, similarity.dtype) for mask in pairs)
+    def __init__(self) -> None:
+        super().__init__()
+        self.measure = inner_products
+
+    def cost_of(self, matrix: Tensor, pairs: Pairs) -> Tensor:
+        positive, negative = (mean_weights(mask, matrix.dtype) for mask in pairs)
         ones = pairs.positive.any(dim=1).sum()  # the 1 of each mean over 1 - s
-        return (((negative - positive) * similarity).sum() + ones) / max(len(points), 1)
+        return (((negative - positive) * matrix).sum() + ones) / max(len(matrix), 1)

@@ -45,13 +45,13 @@ class MultiSimilarity(PairLoss):
         self.alpha = alpha
         self.beta = beta
         self.base = base
+        self.measure = inner_products
 
-    def cost(self, points: Tensor, pairs: Pairs, references: Tensor | None) -> Tensor:
-        similarity = inner_products(points, references)
-        size = max(len(points), 1)
-        logits = similarity.detach() - self.base
+    def cost_of(self, matrix: Tensor, pairs: Pairs) -> Tensor:
+        size = max(len(matrix), 1)
+        logits = matrix.detach() - self.base
         pulled, pull = soft_maxima(logits * -self.alpha, pairs.positive)
         pushed, push = soft_maxima(logits.mul_(self.beta), pairs.negative)
         # In the slopes the scales cancel: d(1/alpha log ...)/ds has a factor alpha.
         value = (pulled / self.alpha + pushed / self.beta) / size
-        return with_slope(similarity, value, push.sub_(pull).div_(size))
+        return with_slope(matrix, value, push.sub_(pull).div_(size))

@@ -52,13 +52,19 @@ class Triplet(TripletLoss):
         self.margin = margin
         self.squared = squared
         self.average_over = average_over
+        self.measure = squared_euclidean if squared else euclidean
 
     def cost(self, points: Tensor, labels: Tensor, tuples: Tuples, references: Tensor | None) -> Tensor:
-        if isinstance(tuples, Triplets):
-            return self._listed(points, tuples)
+        assert isinstance(tuples, Triplets)
+        squares = pair_squares(points, tuples)
+        distance = squares if self.squared else squares.clamp(min=SMALLEST_SQUARE).sqrt()
+        cost = (distance[0] - distance[1] + self.margin).clamp(min=0) * tuples.valid
+        count = tuples.valid.sum() if self.average_over == "all" else (cost > 0).sum()
+        return cost.sum() / count.clamp(min=1)
+
+    def cost_of(self, matrix: Tensor, tuples: Pairs | TripletRanges) -> Tensor:
         # The loss is linear in the distances while no triplet begins or ceases to cost: the weights are its slope.
-        measured = squared_euclidean(points) if self.squared else euclidean(points)
-        distance = measured.detach().double()
+        distance = matrix.detach().double()
         if isinstance(tuples, Pairs):
             weight, num_active = self._all(distance, tuples)
         else:
@@ -66,15 +72,7 @@ class Triplet(TripletLoss):
             weight, num_active = (pulled - pushed).double(), pulled.sum(dtype=distance.dtype)
         count = (num_active if self.average_over == "active" else self._num_triplets(tuples)).clamp(min=1)
         value = ((weight * distance).sum() + self.margin * num_active) / count
-        return with_slope(measured, value.to(points.dtype), weight.div_(count).to(points.dtype))
-
-    def _listed(self, points: Tensor, triplets: Triplets) -> Tensor:
-        """Return the loss of listed triplets."""
-        squares = pair_squares(points, triplets)
-        distance = squares if self.squared else squares.clamp(min=SMALLEST_SQUARE).sqrt()
-        cost = (distance[0] - distance[1] + self.margin).clamp(min=0) * triplets.valid
-        count = triplets.valid.sum() if self.average_over == "all" else (cost > 0).sum()
-        return cost.sum() / count.clamp(min=1)
+        return with_slope(matrix, value.to(matrix.dtype), weight.div_(count).to(matrix.dtype))
 
     @staticmethod
     def _num_triplets(tuples: Pairs | TripletRanges) -> Tensor:

@@ -42,9 +42,10 @@ class Weight(PairLoss):
         self.alpha = alpha
         self.beta = beta
         self.base = base
+        self.measure = inner_products
 
-    def cost(self, points: Tensor, pairs: Pairs, references: Tensor | None) -> Tensor:
-        similarity = inner_products(points, references) - self.base
+    def cost_of(self, matrix: Tensor, pairs: Pairs) -> Tensor:
+        similarity = matrix - self.base
         positive = sum_of_soft_maxima(-self.alpha * similarity, pairs.positive) * (2 / self.alpha)
         negative = sum_of_soft_maxima(self.beta * similarity, pairs.negative) * (2 / self.beta)
-        return (positive + negative) / max(len(points), 1)
+        return (positive + negative) / max(len(matrix), 1)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raydml.models.network import Network
+from raydml.ops.distances import full_precision, shared_measure, without_autocast
 from raydml.regularizers._base import Regularizer
 from raydml.samplers._base import EpochPlan, Sampler
 
@@ -32,22 +33,27 @@ class Objective(nn.Module):
         self.loss = loss
         self.miner = miner
         self.regularizers = nn.ModuleDict(regularizers)
+        self._measure = shared_measure(loss, miner)
 
     def forward(self, embeddings: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Return a scalar in the graph. Called once in a training step.
 
         embeddings: (B, D) of a training batch; labels: (B,) int64; generator: on the CPU, for mining.
         """
-        with torch.autocast(embeddings.device.type, enabled=False):
+        with without_autocast(embeddings):
             regularizers = cast(Iterable[Regularizer], self.regularizers.values())
             if self.miner is None:
                 total: Tensor = self.loss(embeddings, labels)
             else:
+                known, mined = {}, {}
+                if self._measure is not None:
+                    matrix = self._measure(full_precision(embeddings), None)
+                    known, mined = {"matrix": matrix}, {"matrix": matrix.detach()}
                 # The choice of the tuples has no gradient.
-                tuples = self.miner(embeddings.detach(), labels, generator)
+                tuples = self.miner(embeddings.detach(), labels, generator, **mined)
                 for regularizer in regularizers:
                     tuples = regularizer.rewrite(tuples, labels, generator)
-                total = self.loss(embeddings, labels, tuples)
+                total = self.loss(embeddings, labels, tuples, **known)
             for regularizer in regularizers:
                 total = total + regularizer(embeddings, labels, generator)
             return total

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from raydml.ops.distances import full_precision, squared_euclidean
+from raydml.ops.distances import full_precision, squared_euclidean, without_autocast
 from raydml.ops.tuples import Pairs, TripletRanges, all_pairs, all_triplets
 
 
@@ -44,6 +44,6 @@ class All(nn.Module):
             return pairs
         if references is not None:
             raise ValueError("all: tuples = 'triplets' are of the batch alone; write tuples: pairs for a memory")
-        with torch.autocast(embeddings.device.type, enabled=False):
+        with without_autocast(embeddings):
             # Squares have the order of distances.
             return all_triplets(squared_euclidean(full_precision(embeddings)), pairs)

@@ -20,14 +20,14 @@ class DeepMetricSemiHard(PairMiner):
     code the weight loss follows, with alpha 2 and beta 40 in our letters. Embeddings are used as they come.
     """
 
-    def choose(
-        self, points: Tensor, labels: Tensor, pairs: Pairs, references: Tensor | None, generator: Generator | None
-    ) -> Pairs:
-        similarity = inner_products(points, references)
+    def __init__(self) -> None:
+        super().__init__()
+        self.measure = inner_products
+
+    def choose_from(self, matrix: Tensor, pairs: Pairs, generator: Generator | None) -> Pairs:
         # Without negatives the easiest is at infinity, above which no positive lies; likewise without positives.
-        easiest_negative = similarity.masked_fill(~pairs.negative, math.inf).amin(dim=1, keepdim=True)
-        easiest_positive = similarity.masked_fill(~pairs.positive, -math.inf).amax(dim=1, keepdim=True)
+        easiest_negative = matrix.masked_fill(~pairs.negative, math.inf).amin(dim=1, keepdim=True)
+        easiest_positive = matrix.masked_fill(~pairs.positive, -math.inf).amax(dim=1, keepdim=True)
         return Pairs(
-            positive=pairs.positive & (similarity > easiest_negative),
-            negative=pairs.negative & (similarity < easiest_positive),
+            positive=pairs.positive & (matrix > easiest_negative), negative=pairs.negative & (matrix < easiest_positive)
         )

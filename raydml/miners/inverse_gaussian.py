@@ -40,13 +40,11 @@ class InverseGaussian(PairMiner):
     ) -> None:
         super().__init__()
         self.one_in = one_in
+        self.measure = inner_products
 
-    def choose(
-        self, points: Tensor, labels: Tensor, pairs: Pairs, references: Tensor | None, generator: Generator | None
-    ) -> Pairs:
+    def choose_from(self, matrix: Tensor, pairs: Pairs, generator: Generator | None) -> Pairs:
         """Draw B M numbers."""
-        similarity = inner_products(points, references)
-        weight = negative_weights(similarity, pairs.negative)
+        weight = negative_weights(matrix, pairs.negative)
         # The number drawn depends on the row: each row draws the largest number that a row may need, and uses its own.
         most = pairs.negative.shape[1] // self.one_in
         columns = draw_different_columns(weight, generator, most)

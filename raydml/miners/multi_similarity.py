@@ -32,15 +32,13 @@ class MultiSimilarityMiner(PairMiner):
     ) -> None:
         super().__init__()
         self.epsilon = epsilon
+        self.measure = inner_products
 
-    def choose(
-        self, points: Tensor, labels: Tensor, pairs: Pairs, references: Tensor | None, generator: Generator | None
-    ) -> Pairs:
-        similarity = inner_products(points, references)
+    def choose_from(self, matrix: Tensor, pairs: Pairs, generator: Generator | None) -> Pairs:
         # Without positives the hardest is beyond all similarities; likewise without negatives.
-        hardest_positive = hidden(similarity, pairs.positive, BEYOND_ALL).amin(dim=1, keepdim=True)
-        hardest_negative = hidden(similarity, pairs.negative, -BEYOND_ALL).amax(dim=1, keepdim=True)
+        hardest_positive = hidden(matrix, pairs.positive, BEYOND_ALL).amin(dim=1, keepdim=True)
+        hardest_negative = hidden(matrix, pairs.negative, -BEYOND_ALL).amax(dim=1, keepdim=True)
         return Pairs(
-            positive=pairs.positive & (similarity - self.epsilon < hardest_negative),
-            negative=pairs.negative & (similarity + self.epsilon > hardest_positive),
+            positive=pairs.positive & (matrix - self.epsilon < hardest_negative),
+            negative=pairs.negative & (matrix + self.epsilon > hardest_positive),
         )

@@ -61,15 +61,14 @@ class SemiHard(TripletMiner):
         self.measure = squared_euclidean if squared else euclidean
         self.yields = "triplets" if negatives == "random" else "triplet_ranges"
 
-    def choose(self, points: Tensor, labels: Tensor, generator: Generator | None) -> TripletRanges | Triplets:
+    def choose_from(self, matrix: Tensor, labels: Tensor, generator: Generator | None) -> TripletRanges | Triplets:
         """Return ranges (B, B), or T = B triplets, for which it draws 2 B numbers."""
         pairs = all_pairs(labels)
-        distance = self.measure(points)
         if self.negatives == "random":
-            return self._random(distance, pairs, generator)
-        ascending, order = hidden(distance, pairs.negative, BEYOND_ALL).sort(dim=1)
+            return self._random(matrix, pairs, generator)
+        ascending, order = hidden(matrix, pairs.negative, BEYOND_ALL).sort(dim=1)
         # Only positives are looked up: the others all take one path through the binary search, several times faster.
-        bound = torch.where(pairs.positive, distance, 0)
+        bound = torch.where(pairs.positive, matrix, 0)
         start = torch.searchsorted(ascending, bound, right=True)  # the first with d(a, n) > d(a, p)
         if self.negatives == "all":
             stop = torch.searchsorted(ascending, bound + self.margin)  # the first with d(a, n) >= d(a, p) + margin

@@ -2,10 +2,9 @@
 
 from typing import ClassVar, TypeVar
 
-import torch
 from torch import Generator, Tensor, nn
 
-from raydml.ops.distances import full_precision
+from raydml.ops.distances import full_precision, without_autocast
 from raydml.ops.tuples import Pairs, TripletRanges, Triplets
 
 Tuples = TypeVar("Tuples", bound=Pairs | Triplets | TripletRanges)
@@ -27,7 +26,7 @@ class Regularizer(nn.Module):
         embeddings: (B, D), as the loss gets them; labels: (B,) int64. Called exactly once in a training step, so it may
         keep statistics.
         """
-        with torch.autocast(embeddings.device.type, enabled=False):
+        with without_autocast(embeddings):
             return self.term(full_precision(embeddings), labels, generator)
 
     def term(self, points: Tensor, labels: Tensor, generator: Generator | None) -> Tensor:

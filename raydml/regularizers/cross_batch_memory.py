@@ -6,6 +6,7 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
+from raydml.ops.distances import shared_measure
 from raydml.ops.tuples import Pairs
 from raydml.regularizers._base import Regularizer
 
@@ -59,6 +60,7 @@ class CrossBatchMemory(Regularizer):
         self.start_step = start_step
         # In a tuple, where torch does not look for submodules: their parameters are the method's.
         self._chosen = (loss, miner if getattr(miner, "yields", None) == "pairs" else None)
+        self._measure = shared_measure(*self._chosen)
         self.register_buffer("embeddings", torch.zeros(size, embedding_dim))
         self.register_buffer("labels", torch.full((size,), NEVER))
         self.register_buffer("num_steps", torch.zeros((), dtype=torch.int64))
@@ -74,9 +76,14 @@ class CrossBatchMemory(Regularizer):
         slots = self._write(points.detach(), labels)
         pairs = self._pairs(labels, slots)
         references = self.embeddings.to(points.dtype)
+        known = {}
         if miner is not None:
-            pairs = miner(points.detach(), labels, generator, pairs, references=references)
-        term: Tensor = loss(points, labels, pairs, references=references)
+            mined = {}
+            if self._measure is not None:
+                matrix = self._measure(points, references)
+                known, mined = {"matrix": matrix}, {"matrix": matrix.detach()}
+            pairs = miner(points.detach(), labels, generator, pairs, references=references, **mined)
+        term: Tensor = loss(points, labels, pairs, references=references, **known)
         return self.weight * term
 
     @torch.no_grad()

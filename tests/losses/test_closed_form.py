@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from raydml import registry
 from raydml.losses._base import soft_maxima, sum_of_soft_maxima, with_slope
 from raydml.ops.tuples import Pairs, TripletRanges, all_pairs, all_triplets
+from tests.products import CountedProducts
 
 CASES = [
     ("multi_similarity", {}),
@@ -20,16 +20,6 @@ CASES = [
     ("triplet", {"squared": False, "average_over": "active"}),
 ]
 SIZE, DIM = 12, 9
-
-
-class _Products(TorchDispatchMode):
-    """Counts matrix products."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_)
-        return func(*args, **(kwargs or {}))
 
 
 def _batch() -> tuple[Tensor, Tensor]:
@@ -48,9 +38,9 @@ def test_it_takes_one_product_forward_and_one_back(name: str, settings: dict) ->
     loss = registry.build("losses", name, **settings)
     for tuples in _kinds(name):
         leaf = points.clone().requires_grad_()
-        with _Products() as forward:
+        with CountedProducts() as forward:
             value = loss(leaf, labels, tuples)
-        with _Products() as backward:
+        with CountedProducts() as backward:
             value.backward()
         assert (forward.count, backward.count) == (1, 1)
         assert leaf.grad.any()

@@ -14,9 +14,11 @@ from raydml import registry
 from raydml.losses.contrastive import Contrastive
 from raydml.miners.distance_weighted import DistanceWeighted
 from raydml.miners.multi_similarity import MultiSimilarityMiner
-from raydml.ops.tuples import Pairs
+from raydml.ops.tuples import Pairs, all_pairs
 from raydml.regularizers.cross_batch_memory import CrossBatchMemory
+from tests.batches import unit_batch
 from tests.losses.oracles import value_and_gradient
+from tests.products import CountedProducts
 
 DIM = 5
 
@@ -126,6 +128,21 @@ def test_a_miner_of_pairs_chooses_among_the_memory() -> None:
         assert all(map(torch.equal, loss.pairs, mined))
         fewer += sum(int((old & ~new).sum()) for old, new in zip(candidates, mined, strict=True))
     assert fewer > 0
+
+
+def test_a_loss_and_a_miner_of_one_measure_share_the_products_with_the_memory() -> None:
+    points, labels = unit_batch(dim=DIM)
+    loss, miner = registry.build("losses", "multi_similarity"), MultiSimilarityMiner()
+    memory = CrossBatchMemory(DIM, loss, miner, size=len(points), start_step=0).double()
+    with CountedProducts() as products:
+        found = value_and_gradient(memory, points, labels)
+    assert products.count == 2
+    remembered = memory.embeddings  # it holds this batch alone, in order
+    assert torch.equal(remembered, points)
+    pairs = miner(points, labels, None, all_pairs(labels), references=remembered)
+    expected = value_and_gradient(lambda leaf: loss(leaf, labels, pairs, references=remembered), points)
+    assert expected[1].any()
+    assert all(map(torch.equal, found, expected))
 
 
 def test_a_miner_of_triplets_is_left_to_the_batch() -> None:
