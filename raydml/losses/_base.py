@@ -202,11 +202,25 @@ def sum_of_soft_maxima(values: Tensor, mask: Tensor) -> Tensor:
     return with_slope(values, total, slope)
 
 
-def soft_maxima(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the same sum and its slope (B, M), the derivative by each value. values: (B, M) without a graph."""
-    log_sums, shares = logsumexp_and_shares(values, mask)
+def soft_maxima(values: Tensor, mask: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Return the same sum of scale * values, and its derivative by each scaled value. Both (B, M) without a graph."""
+    log_sums, shares = logsumexp_and_shares(values, mask, scale=scale)
     # log(1 + e^x), whose derivative is the sigmoid: exactly 0 where a row is empty.
     return torch.logaddexp(log_sums, torch.zeros_like(log_sums)).sum(), shares.mul_(log_sums.sigmoid())
+
+
+def opposed_soft_maxima(matrix: Tensor, pairs: Pairs, alpha: float, beta: float, base: float) -> Tensor:
+    """Return the mean over the anchors of the soft maxima of their positives and negatives, in the graph of the matrix.
+
+    (1/alpha) log(1 + sum_P exp(-alpha (s - base))) + (1/beta) log(1 + sum_N exp(beta (s - base))) with similarities s,
+    the matrix (B, M): the loss of Wang et al., CVPR 2019.
+    """
+    size = max(len(matrix), 1)
+    similarity = matrix.detach() - base
+    pulled, pull = soft_maxima(similarity, pairs.positive, -alpha)
+    pushed, push = soft_maxima(similarity, pairs.negative, beta)
+    # In the slope the scales cancel: the derivative of (1/alpha) log(...) by s has a factor alpha.
+    return with_slope(matrix, (pulled / alpha + pushed / beta) / size, push.sub_(pull).div_(size))
 
 
 def refuse_swapped_scales(alpha: float, beta: float) -> None:

@@ -94,14 +94,18 @@ class Contrastive(TripletLoss):
     def _average(self, measured: Tensor, tuples: Tuples, num_anchors: int) -> Tensor:
         """Return the loss. measured: the similarities or distances, (2, T) for listed triplets, else (B, M)."""
         to_positive, to_negative = both_sides(measured.detach(), tuples)
-        values, slopes = [], []
-        sides = (self._pulled(to_positive), self._pushed(to_negative))
-        for (cost, slope), count in zip(sides, counts(tuples), strict=True):
-            weight = self._weight(cost, count, tuples, num_anchors)
-            values.append((cost * weight).sum())
-            slopes.append(slope * weight)
-        slope = torch.stack(slopes) if isinstance(tuples, Triplets) else slopes[0].add_(slopes[1])
-        return with_slope(measured, values[0] + values[1], slope)
+        num_positive, num_negative = counts(tuples)
+        pulled, pull = self._side(*self._pulled(to_positive), num_positive, tuples, num_anchors)
+        pushed, push = self._side(*self._pushed(to_negative), num_negative, tuples, num_anchors)
+        slope = torch.stack([pull, push]) if isinstance(tuples, Triplets) else pull.add_(push)
+        return with_slope(measured, pulled + pushed, slope)
+
+    def _side(
+        self, cost: Tensor, slope: Tensor, count: Tensor, tuples: Tuples, num_anchors: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the average of the costs of the positives, or of the negatives, and its slope."""
+        weight = self._weight(cost, count, tuples, num_anchors)
+        return (cost * weight).sum(), slope.mul_(weight)
 
     def _pulled(self, measured: Tensor) -> tuple[Tensor, Tensor]:
         """Return the cost of each pair as a positive, and its slope."""
@@ -123,14 +127,14 @@ class Contrastive(TripletLoss):
         """Return the weight of each cost in the average. count: how often each pair counts."""
         count = as_numbers(count, cost.dtype)
         if self.average_over == "all":
-            return count / count.sum().clamp(min=1)
+            return count.div_(count.sum().clamp(min=1))
         if self.average_over == "anchors":
-            return count / max(num_anchors, 1)
-        active = cost.sign() * count
+            return count.div_(max(num_anchors, 1))
+        active = cost.sign().mul_(count)
         if self.average_over == "active":
-            return count / active.sum().clamp(min=1)
+            return count.div_(active.sum().clamp(min=1))
         if isinstance(tuples, Triplets):
             num_active = active.new_zeros(num_anchors).index_add(0, tuples.anchor, active).clamp(min=1)
         else:
             num_active = active.sum(dim=1).clamp(min=1)
-        return count / per_tuple(num_active, tuples) / max(num_anchors, 1)
+        return count.div_(per_tuple(num_active, tuples) * max(num_anchors, 1))

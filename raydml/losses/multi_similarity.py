@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from raydml.losses._base import PairLoss, refuse_swapped_scales, soft_maxima, with_slope
+from raydml.losses._base import PairLoss, opposed_soft_maxima, refuse_swapped_scales
 from raydml.ops.distances import inner_products
 from raydml.ops.tuples import Pairs
 
@@ -48,10 +48,4 @@ class MultiSimilarity(PairLoss):
         self.measure = inner_products
 
     def cost_of(self, matrix: Tensor, pairs: Pairs) -> Tensor:
-        size = max(len(matrix), 1)
-        logits = matrix.detach() - self.base
-        pulled, pull = soft_maxima(logits * -self.alpha, pairs.positive)
-        pushed, push = soft_maxima(logits.mul_(self.beta), pairs.negative)
-        # In the slopes the scales cancel: d(1/alpha log ...)/ds has a factor alpha.
-        value = (pulled / self.alpha + pushed / self.beta) / size
-        return with_slope(matrix, value, push.sub_(pull).div_(size))
+        return opposed_soft_maxima(matrix, pairs, self.alpha, self.beta, self.base)

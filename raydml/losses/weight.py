@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from raydml.losses._base import PairLoss, refuse_swapped_scales, sum_of_soft_maxima
+from raydml.losses._base import PairLoss, opposed_soft_maxima, refuse_swapped_scales
 from raydml.ops.distances import inner_products
 from raydml.ops.tuples import Pairs
 
@@ -45,7 +45,4 @@ class Weight(PairLoss):
         self.measure = inner_products
 
     def cost_of(self, matrix: Tensor, pairs: Pairs) -> Tensor:
-        similarity = matrix - self.base
-        positive = sum_of_soft_maxima(-self.alpha * similarity, pairs.positive) * (2 / self.alpha)
-        negative = sum_of_soft_maxima(self.beta * similarity, pairs.negative) * (2 / self.beta)
-        return (positive + negative) / max(len(matrix), 1)
+        return 2 * opposed_soft_maxima(matrix, pairs, self.alpha, self.beta, self.base)

@@ -200,17 +200,17 @@ def squares_at(points: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return (points.index_select(0, rows) - ends).square().sum(dim=2)
 
 
-def hidden(values: Tensor, mask: Tensor, stand_in: float) -> Tensor:
-    """Return values (B, M), and about stand_in where the mask (B, M) is false; stand_in is far beyond all values.
+def hidden(values: Tensor, mask: Tensor, stand_in: float, scale: float = 1.0) -> Tensor:
+    """Return scale * values (B, M), and about stand_in where the mask (B, M) is false. It is far beyond all values.
 
     It adds numbers: masked_fill jumps entry by entry, which takes up to ten times as long on a CPU. An infinite value
     stays where it is hidden.
     """
-    return torch.add(values, as_numbers(~mask, values.dtype), alpha=stand_in)
+    return as_numbers(~mask, values.dtype).mul_(stand_in).add_(values, alpha=scale)
 
 
 def as_numbers(counts: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a mask, as 0 and 1, or whole numbers in a floating dtype."""
+    """Return a mask, as 0 and 1, or whole numbers in another dtype."""
     # Torch converts bytes five times faster than booleans on a CPU.
     return (counts.view(torch.uint8) if counts.dtype == torch.bool else counts).to(dtype)
 
@@ -224,14 +224,15 @@ def masked_logsumexp(values: Tensor, mask: Tensor, dim: int = 1) -> Tensor:
     return result
 
 
-def logsumexp_and_shares(values: Tensor, mask: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
-    """Return what masked_logsumexp does, with the dimension kept, and the share of each entry in its sum, (B, M).
+def logsumexp_and_shares(values: Tensor, mask: Tensor, dim: int = 1, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Return masked_logsumexp of scale * values with the dimension kept, and the share of each entry in its sum.
 
-    A share is 0 outside the mask. In rows (columns) with an empty mask the shares are undefined.
+    values, mask, shares: (B, M), without a graph. A share is 0 outside the mask. In rows (columns) with an empty mask
+    the shares are undefined.
     """
     # Through softmax: exponentials that underflow, as those of most hidden entries do, slow torch.logsumexp and
     # torch.exp down 4 to 20 times on a CPU, but not the fused kernel of softmax.
-    logits = hidden(values, mask, LOG_OF_ZERO)
+    logits = hidden(values, mask, LOG_OF_ZERO, scale)
     shares = logits.softmax(dim=dim)
     if logits.shape[dim] == 0:
         return shares.sum(dim=dim, keepdim=True) + LOG_OF_ZERO, shares
