@@ -1,5 +1,7 @@
 """Triplet loss against hand values, the released implementations' numbers, slow loops and another library."""
 
+import itertools
+
 import pytest
 import torch
 from pytorch_metric_learning.distances import LpDistance
@@ -168,3 +170,23 @@ def test_an_easy_batch_costs_exactly_nothing() -> None:
     assert value.item() == 0
     value.backward()
     assert not points.grad.any()
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+@pytest.mark.parametrize("distance", [0.5, 1e6])
+def test_a_negative_at_the_margin_exactly_costs_nothing_and_does_not_count(
+    order: tuple[int, ...], distance: float
+) -> None:
+    """In any order of the columns. From 0: positive at d, negative at d + 0.25. From 2: d, d + 0.125."""
+    matrix = torch.tensor([[0, distance + 0.25, distance], [9e9, 0, 9e9], [distance, distance + 0.125, 0]]).double()
+    labels = torch.tensor([0, 1, 0])
+    rows = torch.tensor(order)
+    pairs = all_pairs(labels[rows])
+    loss = Triplet(margin=0.25, squared=False, average_over="active")
+    leaf = matrix[rows][:, rows].requires_grad_()
+    value = loss.cost_of(leaf, pairs)
+    assert value.item() == 0.125  # one triplet, not two that cost 0 and 0.125
+    value.backward()
+    expected = torch.zeros(3, 3, dtype=torch.float64)
+    expected[2, 0], expected[2, 1] = 1, -1
+    assert torch.equal(leaf.grad, expected[rows][:, rows])
