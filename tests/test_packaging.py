@@ -124,3 +124,11 @@ def test_license_is_apache_2(pyproject: dict[str, Any]) -> None:
     assert pyproject["project"]["license"] == "Apache-2.0"
     assert text.split()[:5] == ["Apache", "License", "Version", "2.0,", "January"]
     assert "END OF TERMS AND CONDITIONS" in text
+
+
+@pytest.mark.xdist_group("packaging")
+def test_the_groups_of_xdist_have_an_effect(request: pytest.FixtureRequest) -> None:
+    """Else two studies on Ray run side by side, and what the tests of a module share is made on each worker."""
+    if not hasattr(request.config, "workerinput"):
+        pytest.skip("runs in one process, without xdist")
+    assert request.node.nodeid.endswith("@packaging"), f"pytest {pytest.__version__} and pytest-xdist do not fit"
