@@ -136,6 +136,8 @@ def _refuse_unreachable(address: str) -> None:
         return
     found = services.canonicalize_bootstrap_address_or_die(address)
     host, _, port = found.rpartition(":")
+    if not port.isdigit():
+        raise ConnectionError("it is not HOST:PORT")
     deadline_s = time.monotonic() + _ANSWER_S
     while True:
         try:

@@ -37,11 +37,12 @@ class NodeFault(ValueError):
 class NodeNeeds(NamedTuple):
     """What every node of a study must have.
 
-    package: see `digest_of_package`. torch: its version. folder: of the study. data_root: the folder of the images, if
-    any. command_folder: the one that relative paths refer to.
+    package: see `digest_of_package`. package_folder: where the driver has it. torch: its version. folder: of the study.
+    data_root: the folder of the images, if any. command_folder: the one that relative paths refer to.
     """
 
     package: str
+    package_folder: str
     torch: str
     folder: str
     data_root: str | None
@@ -51,7 +52,12 @@ class NodeNeeds(NamedTuple):
 def needs_of(folder: Path, data_root: Path | None) -> NodeNeeds:
     """Return what the nodes must have for the study in a folder, whose driver this process is."""
     return NodeNeeds(
-        digest_of_package(), _version_of_torch(), str(folder), str(data_root) if data_root else None, os.getcwd()
+        package=digest_of_package(),
+        package_folder=str(_PACKAGE),
+        torch=_version_of_torch(),
+        folder=str(folder),
+        data_root=str(data_root) if data_root else None,
+        command_folder=os.getcwd(),
     )
 
 
@@ -89,6 +95,8 @@ def _version_of_torch() -> str:
 def fault_of_node(needs: NodeNeeds, *, has_gpu: bool) -> str:
     """Return in words what this node lacks, with the cure; empty if nothing. has_gpu: Ray has assigned one."""
     if needs.package != digest_of_package():
+        if needs.package_folder == str(_PACKAGE):
+            return f"the files in {_PACKAGE} were changed while the study ran. Cure: resume it, which runs the new code"
         return f"it runs another raydml, from {_PACKAGE}. Cure: remove that copy, or make it the same as the driver's"
     if needs.torch != _version_of_torch():
         return f"it has torch {_version_of_torch()}, the driver {needs.torch}. Cure: install requirements.lock on both"

@@ -88,8 +88,7 @@ class StudySession(NamedTuple):
         self.bad_nodes.update(bad_nodes)
         if bad_nodes and not fit_nodes(self.resources, self.bad_nodes):
             reasons = list(dict.fromkeys(self.bad_nodes.values()))
-            others = f" ({len(reasons) - 1} more reasons are in the notes above)" if len(reasons) > 1 else ""
-            raise MachineFault(f"no node can run a trial: {reasons[0]}{others}")
+            raise MachineFault(f"no node can run a trial: {'; '.join(reasons[:3])}")
 
 
 class StudyEvents(tune.Callback):

@@ -103,7 +103,7 @@ def test_a_study_goes_on_where_rays_token_is_deleted(tmp_path):
     assert done.stdout.splitlines()[-1:] == ["6"], done.stderr
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "no-such-host.invalid:6379"])
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "no-such-host.invalid:6379", "head"])
 def test_a_cluster_that_is_not_there_is_refused_within_seconds(address):
     began_s = time.monotonic()
     refusal = f"--address {address}: no Ray cluster can be joined there .*Cure: check"

@@ -35,7 +35,8 @@ def test_a_node_that_has_everything_has_no_fault(needs):
 @pytest.mark.parametrize(
     ("lack", "words"),
     [
-        ({"package": "0123"}, f"another raydml, from {ROOT / 'raydml'}. Cure: "),
+        ({"package": "0123", "package_folder": "/elsewhere"}, f"another raydml, from {ROOT / 'raydml'}. Cure: "),
+        ({"package": "0123"}, f"the files in {ROOT / 'raydml'} were changed while the study ran. Cure: resume it"),
         ({"torch": "1.0.0"}, "the driver 1.0.0. Cure: install requirements.lock"),
         ({"folder": "/nowhere/study"}, "does not see the study in /nowhere/study. Cure: mount the shared storage"),
         ({"data_root": "/nowhere"}, "has no folder machine.data_root = /nowhere. Cure: mount or copy"),
