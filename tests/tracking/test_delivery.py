@@ -743,7 +743,8 @@ def test_a_file_that_is_refused_for_long_is_stored_in_the_end_and_holds_nothing_
     spool.trial_started("search-000")
     spool.epoch("search-000", 1)
     wait_for(lambda: steps(uri, "search-000") == [1])
-    assert [text.partition(":")[0] for text in tracker.problems] == [f"artifact {picture} of digits"]
+    refused = [f"artifact {picture} of digits"]
+    wait_for(lambda: [text.partition(":")[0] for text in tracker.problems] == refused)  # said behind the values
     assert "1 part of the study" in tracker.hint()
     assert "complete it: launch.py sync digits" in tracker.hint()
     assert runs_of(uri)[None].data.tags[UNSENT].isdecimal()
