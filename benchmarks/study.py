@@ -142,7 +142,7 @@ def _of_nodes(study: Path) -> dict[str, Any]:
         from raydml.study.node import needs_of
     except ImportError:
         return {}
-    return {"needs": needs_of(study, None), "bad_nodes": {}}
+    return {"needs": needs_of(study, None, joined=False), "bad_nodes": {}, "seen_nodes": set()}
 
 
 def run_raydml(folder: Path, num_trials: int, epochs: int, epoch_s: float) -> float:

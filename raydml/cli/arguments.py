@@ -35,7 +35,7 @@ class CommandError(ValueError):
 class Invocation(NamedTuple):
     """How this program was started: the whole command as it was typed, and the script that ran, None for a module.
 
-    environment: of this process.
+    environment: the environment variables of this process.
     """
 
     command: str

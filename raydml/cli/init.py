@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from raydml.cli.arguments import CommandError, echo, new_console, program_of, writing
+from raydml.cli.arguments import CommandError, echo, new_console, program_of, refuse_addresses, writing
 from raydml.ops.files import write_whole
 
 
@@ -23,6 +23,7 @@ def init(
 
     Image sizes, batches and the network follow from the images and from whether there is a GPU.
     """
+    refuse_addresses(f"FOLDER = {str(folder)!r}", folder)
     if not folder.is_dir():
         raise CommandError(f"FOLDER = {str(folder)!r}: no such folder. Cure: name the folder of the images")
     from raydml.search_space.space import study_name_from

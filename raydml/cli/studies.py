@@ -586,6 +586,7 @@ def _evaluation_again(program: str, target: str, folder: Path, winner: str) -> l
 
 def space_of(argument: Path, data_root: Path | None) -> tuple[Path, list[str]]:
     """Return the file that SPACE names and its overrides; for a folder or a list those of the space `image_folder`."""
+    refuse_addresses(f"SPACE = {str(argument)!r}", argument)
     if argument.is_dir() or (argument.is_file() and argument.suffix.lower() in LIST_SUFFIXES):
         if data_root is not None:
             kind = "a folder of images" if argument.is_dir() else "a list of images, in their folder"

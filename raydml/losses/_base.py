@@ -173,9 +173,9 @@ def mean_weights(mask: Tensor, dtype: torch.dtype) -> Tensor:
 def with_slope(variable: Tensor, value: Tensor, slope: Tensor) -> Tensor:
     """Return a value in the graph of the variable, given the derivative of the value by each of its entries.
 
-    For a loss whose gradient is known in closed form: autograd then keeps one tensor, and takes one step back, where it
-    would keep and take one for every operation. value: a scalar; slope: of the shape of variable. Both are computed
-    from ``variable.detach()``. A second derivative raises RuntimeError.
+    For a loss whose gradient is known in closed form. Autograd then keeps one tensor for the way back, and not one for
+    each operation. value: a scalar; slope: of the shape of variable. Both are computed from ``variable.detach()``. A
+    second derivative raises RuntimeError.
     """
     result: Tensor = _WithSlope.apply(variable, value, slope)
     return result

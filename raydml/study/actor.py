@@ -28,7 +28,7 @@ from raydml.metrics.names import METRIC_GROUPS
 from raydml.ops.progress import show_log
 from raydml.ops.system_use import SystemUse
 from raydml.study.faults import faults_named, is_without_memory, with_half_batch
-from raydml.study.node import NodeNeeds, refuse_unfit_node
+from raydml.study.node import NodeNeeds, note_of_changed_code, refuse_unfit_node
 from raydml.training import checkpoint
 from raydml.training.checkpoint_writer import CheckpointWriter
 from raydml.training.snapshot import Snapshots
@@ -93,9 +93,12 @@ class TrialActor(tune.Trainable):
         if self.is_actor():
             # The objects of the imported libraries stay for good. To look at them all takes 0.3 s in each collection.
             gc.freeze()
-            refuse_unfit_node(NodeNeeds(*config["run"]["needs"]))
+            needs = NodeNeeds(*config["run"]["needs"])
+            refuse_unfit_node(needs)
         self._snapshots = Snapshots()
         self._start_named(config["run"])
+        if self.is_actor() and (note := note_of_changed_code(needs)):
+            self._notes.append(note)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Start another trial in the same process, which saves the imports and the CUDA context."""

@@ -131,13 +131,14 @@ def _end_without_ray(over: threading.Event) -> None:
 
 
 def _refuse_unreachable(address: str) -> None:
-    """Raise OSError or AuthenticationError at once, where Ray would try for a minute or two to join a cluster."""
+    """Raise OSError or AuthenticationError within seconds, where Ray would try for minutes to join a cluster."""
     if "://" in address:  # of Ray's client, which answers for itself
         return
-    found = services.canonicalize_bootstrap_address_or_die(address)
+    try:
+        found = services.canonicalize_bootstrap_address_or_die(address)
+    except ValueError as error:
+        raise ConnectionError(f"it is not HOST:PORT: {_first_line(error)}") from error
     host, _, port = found.rpartition(":")
-    if not port.isdigit():
-        raise ConnectionError("it is not HOST:PORT")
     deadline_s = time.monotonic() + _ANSWER_S
     while True:
         try:
@@ -147,7 +148,25 @@ def _refuse_unreachable(address: str) -> None:
             if time.monotonic() > deadline_s:
                 raise
             time.sleep(0.2)
-    GcsClient(address=found).get_all_node_info(timeout=_ANSWER_S)
+    answers: list[Exception | None] = []
+
+    def ask() -> None:
+        try:
+            GcsClient(address=found).get_all_node_info(timeout=_ANSWER_S)
+            answers.append(None)
+        except Exception as error:  # raised below, if it comes in time
+            answers.append(error)
+
+    # GcsClient has a patience of its own, 40 s, with what is no head of Ray.
+    asking = threading.Thread(target=ask, name="ray-probe", daemon=True)
+    asking.start()
+    asking.join(_ANSWER_S)
+    if not answers:
+        raise ConnectionError(f"what listens there does not answer as a head of Ray does, within {_ANSWER_S:g} s")
+    if isinstance(answers[0], ray.exceptions.RpcError):
+        raise ConnectionError(_first_line(answers[0])) from answers[0]
+    if answers[0] is not None:
+        raise answers[0]
 
 
 def address_of_job(own_environment: Mapping[str, str] | None) -> str | None:

@@ -6,6 +6,7 @@ where it is there by then, and else by the first actor that starts on it. Its tr
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import os
@@ -13,7 +14,8 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +24,7 @@ import ray
 import torch
 
 import raydml
+from raydml.study.faults import is_without_memory
 
 _PACKAGE = Path(raydml.__file__).parent
 #: Ray gives each node this label.
@@ -37,23 +40,27 @@ class NodeFault(ValueError):
 class NodeNeeds(NamedTuple):
     """What every node of a study must have.
 
-    package: see `digest_of_package`. package_folder: where the driver has it. torch: its version. folder: of the study.
-    data_root: the folder of the images, if any. command_folder: the one that relative paths refer to.
+    package: see `digest_of_package`. shared_package: the folder from which the driver and all workers of an embedded
+    Ray import it; None on a cluster, whose workers get a copy. torch: its version. folder: of the study. data_root: the
+    folder of the images, if any. command_folder: the one that relative paths refer to.
     """
 
     package: str
-    package_folder: str
+    shared_package: str | None
     torch: str
     folder: str
     data_root: str | None
     command_folder: str
 
 
-def needs_of(folder: Path, data_root: Path | None) -> NodeNeeds:
-    """Return what the nodes must have for the study in a folder, whose driver this process is."""
+def needs_of(folder: Path, data_root: Path | None, *, joined: bool) -> NodeNeeds:
+    """Return what the nodes must have for the study in a folder, whose driver this process is.
+
+    joined: whether they belong to a cluster that the driver has joined.
+    """
     return NodeNeeds(
         package=digest_of_package(),
-        package_folder=str(_PACKAGE),
+        shared_package=None if joined else str(_PACKAGE),
         torch=_version_of_torch(),
         folder=str(folder),
         data_root=str(data_root) if data_root else None,
@@ -62,8 +69,12 @@ def needs_of(folder: Path, data_root: Path | None) -> NodeNeeds:
 
 
 def _files_of_package() -> list[Path]:
-    files = (path for path in _PACKAGE.rglob("*") if path.is_file() and path.suffix != ".pyc")
-    return sorted(path for path in files if not any(part.startswith(".") for part in path.relative_to(_PACKAGE).parts))
+    """Return the files that are the package, without what Python and editors put beside them."""
+    found = []
+    for folder, folders, files in os.walk(_PACKAGE):
+        folders[:] = [name for name in folders if name != "__pycache__" and not name.startswith(".")]
+        found += [Path(folder, name) for name in files if not name.startswith(".") and not name.endswith("~")]
+    return sorted(found)
 
 
 @functools.cache
@@ -94,35 +105,48 @@ def _version_of_torch() -> str:
 
 def fault_of_node(needs: NodeNeeds, *, has_gpu: bool) -> str:
     """Return in words what this node lacks, with the cure; empty if nothing. has_gpu: Ray has assigned one."""
-    if needs.package != digest_of_package():
-        if needs.package_folder == str(_PACKAGE):
-            return f"the files in {_PACKAGE} were changed while the study ran. Cure: resume it, which runs the new code"
+    if needs.package != digest_of_package() and needs.shared_package != str(_PACKAGE):
         return f"it runs another raydml, from {_PACKAGE}. Cure: remove that copy, or make it the same as the driver's"
     if needs.torch != _version_of_torch():
         return f"it has torch {_version_of_torch()}, the driver {needs.torch}. Cure: install requirements.lock on both"
-    folder = Path(needs.folder)
-    if not (folder / "study.json").exists():
-        return f"it does not see the study in {folder}. Cure: mount the shared storage there, under the same path"
+    return _fault_of_folders(Path(needs.folder), needs.data_root) or (_fault_of_gpu() if has_gpu else "")
+
+
+def _fault_of_folders(folder: Path, data_root: str | None) -> str:
+    place = folder
     try:
+        if not (folder / "study.json").exists():
+            return f"it does not see the study in {folder}. Cure: mount the shared storage there, under the same path"
         with tempfile.TemporaryFile(dir=folder):
             pass
+        if data_root is not None and not (place := Path(data_root)).exists():
+            return f"it has no folder machine.data_root = {data_root}. Cure: mount or copy the images there"
     except OSError as error:
-        return f"it cannot write to {folder} ({error.strerror}). Cure: mount the storage for writing by this user"
-    if needs.data_root is not None and not Path(needs.data_root).exists():
-        return f"it has no folder machine.data_root = {needs.data_root}. Cure: mount or copy the images there"
-    return _fault_of_gpu() if has_gpu else ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # of all nodes: the trial stops the study, with the cure
+            return ""
+        return f"it cannot use {place} ({error.strerror}). Cure: mount it there again, for this user to read and write"
+    return ""
 
 
 def _fault_of_gpu() -> str:
     try:
         torch.zeros(1, device="cuda").item()
     except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
+        if is_without_memory(error):  # of other processes: the trial itself waits for some
+            return ""
         said = " ".join(str(error).split())[:200]
         return (
-            f"Ray counts a GPU there, and torch cannot use it ({said}). Cure: repair its driver, or start the node "
-            "with --num-gpus=0"
+            f"Ray counts a GPU there, and torch cannot use it ({said}). Cure: repair its driver, start the node with "
+            "--num-gpus=0, or --set machine.gpus_per_trial=0"
         )
     return ""
+
+
+def note_of_changed_code(needs: NodeNeeds) -> str:
+    """Return a sentence where the code on this machine has changed since the driver of the study began; else empty."""
+    if needs.package == digest_of_package():
+        return ""
+    return f"files in {_PACKAGE} were changed while the study ran: what starts from now on runs the new code"
 
 
 def refuse_unfit_node(needs: NodeNeeds) -> None:
@@ -171,10 +195,15 @@ def fit_nodes(resources: Mapping[str, float], bad_nodes: Mapping[str, str]) -> l
     ]
 
 
-def unfit_nodes(needs: NodeNeeds, resources: Mapping[str, float]) -> dict[str, str]:
+def unfit_nodes(
+    needs: NodeNeeds, resources: Mapping[str, float], seen: set[str], is_stopping: Callable[[], bool]
+) -> dict[str, str]:
     """Look at each node that could run a trial, and return the ids of those that cannot, with the reasons.
 
     A node that does not answer, because other studies hold it, for example, is looked at by its first trial.
+
+    seen: the nodes that have been looked at before; those of this call are added. is_stopping: whether to wait no
+    longer.
     """
     check = ray.remote(_check_node)
     asked = {
@@ -182,8 +211,13 @@ def unfit_nodes(needs: NodeNeeds, resources: Mapping[str, float]) -> dict[str, s
             needs
         ): node["NodeID"]
         for node in fit_nodes(resources, {})
+        if node["NodeID"] not in seen
     }
-    answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_CHECK_S) if asked else ([], [])
+    seen.update(asked.values())
+    answered, silent = list[Any](), list(asked)
+    until_s = time.monotonic() + _CHECK_S
+    while silent and time.monotonic() < until_s and not is_stopping():
+        answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=1.0)
     for task in silent:
         ray.cancel(task, force=True)
     faults = {asked[task]: _answer(task) for task in answered}

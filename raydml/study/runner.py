@@ -51,13 +51,15 @@ _DEAD_PROCESS = re.compile(r"worker process has died|worker process was killed|s
 #: How often in a row Ray may give up a trial whose process has not died.
 _MAX_GIVEN_UP = 10
 _CHECK_EVERY_S = 1.0  # for stuck trials
+_MAX_LEFT_OUT = 5  # nodes that join a stage, and cannot run a trial
 
 
 class StudySession(NamedTuple):
     """One run of a study by a driver.
 
     metric: what trials are ranked by. resources: CPUs and GPUs of each trial. limit: ends the search; None lets it run.
-    needs: what every node must have. bad_nodes: by their ids, those that are left out, and why.
+    needs: what every node must have. bad_nodes: by their ids, those that are left out, and why. seen_nodes: those that
+    have been looked at.
     """
 
     folder: Path
@@ -67,6 +69,7 @@ class StudySession(NamedTuple):
     resources: dict[str, float]
     needs: NodeNeeds
     bad_nodes: dict[str, str]
+    seen_nodes: set[str]
     limit: TimeLimit | None = None
 
     def record(self, event: str, **fields: Any) -> None:
@@ -132,9 +135,11 @@ class StudyEvents(tune.Callback):
     def _append(self, event: str, trial: Any, *, durable: bool = True, **fields: Any) -> None:
         path = events_path(Path(self._folder))
         fields = {"event": event, "stage": self._stage, "trial": trial_key(trial), **fields}
-        if (node := self._nodes.get(trial_key(trial))) and event != "epoch":
+        if event != "epoch" and (node := self._nodes.get(trial_key(trial))):
             fields["node"] = node
         events.append(path, fields, durable=durable)
+        if event == "trial_retried":  # its next actor may die before Tune knows where it is
+            self._nodes.pop(trial_key(trial), None)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         run = trial.config["run"]
@@ -327,23 +332,27 @@ def run_trials(session: StudySession, stage: str, trials: Mapping[str, Trial], c
         configurations=[] if stage == "search" else list(dict.fromkeys(configurations.values())),
         num_slots=num_slots(session), reused=list(states),
     )  # fmt: skip
-    for is_alone in (False, True):
+    is_alone, num_left_out = False, 0
+    while True:
         without_memory = {key for key, trial in states.items() if OUT_OF_MEMORY in trial.retry_reasons}
         unended = [key for key in trials if key not in states or not states[key].ended]
         group = [key for key in unended if (key in without_memory) == is_alone]
         if is_alone and set(unended) != set(group):
             break  # a signal or the time limit has ended the first run
-        is_whole = False
-        while not is_whole:
-            # Looked up once: each file of a checkpoint is hashed for it.
-            resume_from = {key: _newest_checkpoint(session, stage, key, states.get(key)) for key in group}
-            if _put_back_lost_epochs(session, stage, trials, states, resume_from):
-                states = read_states()
-            is_whole = not group or _run_group(
-                session, stage, trials, resume_from, states, configurations, scheduler, is_alone
-            )
+        # Looked up once: each file of a checkpoint is hashed for it.
+        resume_from = {key: _newest_checkpoint(session, stage, key, states.get(key)) for key in group}
+        if _put_back_lost_epochs(session, stage, trials, states, resume_from):
             states = read_states()
-            group = [key for key in group if key not in states or not states[key].ended]
+        if not group or _run_group(session, stage, trials, resume_from, states, configurations, scheduler, is_alone):
+            if is_alone:
+                break
+            is_alone = True
+        else:
+            num_left_out += 1
+            if num_left_out >= _MAX_LEFT_OUT:  # each has stopped the trials that ran
+                last = list(session.bad_nodes.values())[-1]
+                raise MachineFault(f"{num_left_out} nodes that joined this stage cannot run a trial, the last: {last}")
+        states = read_states()
     reader.read_on()  # the start of the stage says which of the trials of a finished stage count again
     return {trial.trial: trial for trial in reader.now().of_stage(stage)}
 
@@ -509,9 +518,12 @@ def _end_by_time(session: StudySession, trials: Mapping[str, Trial]) -> None:
 
 def num_slots(session: StudySession) -> int:
     """Return how many trials the cluster, as it is now, has room for at once."""
-    cluster, held = ray.cluster_resources(), session.resources
-    rooms = [cluster.get(name.upper(), 0.0) // held[name] for name in ("cpu", "gpu") if held[name]]
-    return max(1, int(min([*rooms, session.study.search.max_concurrent or math.inf])))
+    held = {name: amount for name, amount in session.resources.items() if amount}
+    rooms = [
+        min(node["Resources"].get(name.upper(), 0.0) // amount for name, amount in held.items())
+        for node in fit_nodes(held, session.bad_nodes)
+    ]
+    return max(1, int(min(sum(rooms), session.study.search.max_concurrent or math.inf)))
 
 
 def _longest_epochs_s(states: Mapping[str, TrialState]) -> dict[str, float]:

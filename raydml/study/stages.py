@@ -114,8 +114,9 @@ def _drive(
             f"--time ends a search early, and study {folder.name!r} has none: its trials have no validation classes, "
             "and their number of epochs is fixed. Cure: leave it out; Ctrl-C and resume split the time"
         )
-    needs = needs_of(folder, machine.data_root)
-    session = StudySession(folder, study, machine, study_json["select_on"], {}, needs, {})
+    address = None if address == "local" else address or address_of_job(own_environment)
+    needs = needs_of(folder, machine.data_root, joined=address is not None)
+    session = StudySession(folder, study, machine, study_json["select_on"], {}, needs, {}, set())
     if deadline_s is not None:
         session = session._replace(limit=TimeLimit(str(folder), deadline_s))
     catalogs = _refuse_other_images(folder, study_json, machine)
@@ -152,17 +153,18 @@ def _run(
     num_steps = _num_steps(study, study_json["trials"])
     with catch_signals() as received:
         try:
-            if address is None and (address := address_of_job(own_environment)) is not None:
+            if address is not None and address == address_of_job(own_environment):
                 session.note("This is a job of a Ray cluster: the study runs on that cluster.")
             session.step("starting Ray")
             with connected(address, own_environment=own_environment):
                 resources = trial_resources(machine, session.note, joined=address is not None)
                 session = session._replace(resources=resources)
-                if address is not None:
-                    session.step("looking at the nodes")
-                    session.leave_out(unfit_nodes(session.needs, resources))
                 for stage in stages:
+                    if address is not None:
+                        _look_at_nodes(session, received)
                     _run_stage(session, stage, received)
+                if address is not None:
+                    _look_at_nodes(session, received)
                 session.step("drawing the pictures", num_steps - 2, num_steps)
                 illustrate(session)
                 session.step("stopping Ray")
@@ -179,6 +181,12 @@ def _run(
                 raise RayEnded(f"{type(error).__name__}: {error}") from error
             raise
     return Outcome("finished")
+
+
+def _look_at_nodes(session: StudySession, received: list[int]) -> None:
+    """Leave out those of the nodes that are new which cannot run a trial. received: the signals so far."""
+    session.step("looking at the nodes")
+    session.leave_out(unfit_nodes(session.needs, session.resources, session.seen_nodes, lambda: bool(received)))
 
 
 def _paused(session: StudySession, fault: str) -> MachineFault:

@@ -1012,6 +1012,8 @@ def test_what_cannot_be_written_is_refused_before_the_work(tmp_path, place):
         ["sweep", "digits", "--dry-run", "--data-root", "gs://bucket/images"],
         ["sweep", "digits", "--dry-run", "--set", "machine.cache_dir=abfs://bucket/cache"],
         ["export", "digits", "s3://bucket/model"],
+        ["sweep", "s3://bucket/images"],
+        ["init", "s3://bucket/images"],
     ],
 )
 def test_the_address_of_a_store_is_no_folder(arguments, tmp_path):

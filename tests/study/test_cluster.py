@@ -1,6 +1,7 @@
 """Two Ray nodes on one machine, the loss of one of them in the middle of a study, and who may read Ray's token."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -11,11 +12,11 @@ import pytest
 import ray
 
 from raydml.study import cluster as study_cluster
-from raydml.study import events
+from raydml.study import events, stages
 from raydml.study.events import events_path, read_state, read_trials
 from raydml.study.folder import StudyError, read_json
 from tests.chaos.targets import Cluster, processes
-from tests.study.test_folder import ROOT
+from tests.study.test_folder import ROOT, make
 
 SMALL = ["study.search.num_trials=4", "study.confirm={top: 1, folds: 2, seeds: 1}", "study.refit=null"]
 
@@ -112,10 +113,33 @@ def test_a_cluster_that_is_not_there_is_refused_within_seconds(address):
     assert time.monotonic() - began_s < 15  # Ray itself: 40 s and more
 
 
-def test_a_job_of_a_cluster_runs_its_study_there():
-    assert study_cluster.address_of_job(None) is None
-    assert study_cluster.address_of_job({"RAY_ADDRESS": "127.0.0.1:6379"}) is None
-    assert study_cluster.address_of_job({"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"}) == "auto"
+def test_what_is_no_head_of_ray_is_refused_within_seconds(monkeypatch):
+    """The port of the dashboard, for example: GcsClient itself waits for 40 s."""
+    # Ray would put the address of this host in the place of 127.0.0.1.
+    monkeypatch.setattr(study_cluster.services, "canonicalize_bootstrap_address_or_die", lambda address: address)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address, began_s = f"127.0.0.1:{server.getsockname()[1]}", time.monotonic()
+        with pytest.raises(StudyError, match="does not answer as a head of Ray"), study_cluster.connected(address):
+            pass
+    assert time.monotonic() - began_s < 15
+
+
+@pytest.mark.parametrize(
+    ("address", "is_job", "joined"),
+    [(None, False, None), (None, True, "auto"), ("local", False, None), ("head:1", True, "head:1")],
+)
+def test_a_study_joins_the_cluster_of_its_job_unless_another_is_named(tmp_path, monkeypatch, address, is_job, joined):
+    class Joined(Exception):
+        """Raised where the study would begin."""
+
+    def connected(address, **_):
+        raise Joined(address)
+
+    monkeypatch.setattr(stages, "connected", connected)
+    environment = {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"} if is_job else {}
+    with pytest.raises(Joined) as raised:
+        stages.drive_study(make(tmp_path), address=address, own_environment=environment)
+    assert raised.value.args == (joined,)
 
 
 @pytest.mark.slow

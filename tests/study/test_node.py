@@ -1,18 +1,24 @@
 """What a node lacks, in words, and studies on clusters some of whose nodes cannot run a trial."""
 
+import errno
 import os
 import shutil
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from raydml.study import events, node
+from raydml.study import events, node, runner
 from raydml.study.events import events_path, read_state
+from raydml.study.faults import FaultStop
 from raydml.study.node import away_from, fault_of_node, needs_of, node_fault_in
+from raydml.study.process import MachineFault
+from raydml.study.runner import StudyEvents, StudySession, run_trials
 from tests.chaos.targets import Cluster
 from tests.study.test_folder import ROOT
 
@@ -24,7 +30,7 @@ def needs(tmp_path):
     (tmp_path / "study").mkdir()
     (tmp_path / "study" / "study.json").write_text("{}")
     (tmp_path / "images").mkdir()
-    return needs_of(tmp_path / "study", tmp_path / "images")
+    return needs_of(tmp_path / "study", tmp_path / "images", joined=True)
 
 
 def test_a_node_that_has_everything_has_no_fault(needs):
@@ -35,8 +41,7 @@ def test_a_node_that_has_everything_has_no_fault(needs):
 @pytest.mark.parametrize(
     ("lack", "words"),
     [
-        ({"package": "0123", "package_folder": "/elsewhere"}, f"another raydml, from {ROOT / 'raydml'}. Cure: "),
-        ({"package": "0123"}, f"the files in {ROOT / 'raydml'} were changed while the study ran. Cure: resume it"),
+        ({"package": "0123"}, f"another raydml, from {ROOT / 'raydml'}. Cure: "),
         ({"torch": "1.0.0"}, "the driver 1.0.0. Cure: install requirements.lock"),
         ({"folder": "/nowhere/study"}, "does not see the study in /nowhere/study. Cure: mount the shared storage"),
         ({"data_root": "/nowhere"}, "has no folder machine.data_root = /nowhere. Cure: mount or copy"),
@@ -46,19 +51,71 @@ def test_what_a_node_lacks_is_said_with_its_cure(needs, lack, words):
     assert words in fault_of_node(needs._replace(**lack), has_gpu=False)
 
 
+def test_code_that_changes_under_a_study_on_this_machine_alone_is_noted(needs):
+    here = needs._replace(package="0123", shared_package=str(ROOT / "raydml"))
+    assert fault_of_node(here, has_gpu=False) == ""
+    assert "changed while the study ran: what starts from now on runs the new code" in node.note_of_changed_code(here)
+    assert node.note_of_changed_code(needs) == ""
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, ""),  # the disk is full for all nodes: a trial then stops the study, with the cure
+        (errno.EROFS, "cannot use"),
+        (errno.ENOTCONN, "cannot use"),
+    ],
+)
+def test_a_storage_that_fails_is_a_fault_of_the_node_unless_it_is_full(needs, monkeypatch, number, words):
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(node.tempfile, "TemporaryFile", fail)
+        found = fault_of_node(needs, has_gpu=False)
+    assert (found.startswith(f"it {words} {needs.folder} ({os.strerror(number)}). Cure: ")) if words else found == ""
+
+
+def test_a_mount_that_cannot_be_looked_at_is_a_fault_of_the_node(needs, monkeypatch):
+    exists = Path.exists
+
+    def stale(path):
+        if str(path) == needs.data_root:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return exists(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "exists", stale)
+        assert f"cannot use {needs.data_root} (Stale file handle)" in fault_of_node(needs, has_gpu=False)
+
+
+def test_a_gpu_that_is_full_is_no_fault_of_its_node(needs, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(node.torch, "zeros", full)
+        assert fault_of_node(needs, has_gpu=True) == ""
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine on which torch finds no GPU")
 def test_a_gpu_that_ray_counts_and_torch_cannot_use(needs):
     assert "Ray counts a GPU there, and torch cannot use it (" in fault_of_node(needs, has_gpu=True)
 
 
+def written(folder, files):
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return folder
+
+
 def test_the_digest_of_the_package_changes_with_each_byte_and_each_name(tmp_path, monkeypatch):
     def digest(**files):
         folder = tmp_path / f"copy-{len(list(tmp_path.iterdir()))}" / "raydml"
-        for name, content in files.items():
-            path = folder / name.replace("__", "/")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content)
-        monkeypatch.setattr(node, "_PACKAGE", folder)
+        named = {name.replace("__", "/"): content for name, content in files.items()}
+        monkeypatch.setattr(node, "_PACKAGE", written(folder, named))
         node.digest_of_package.cache_clear()
         return node.digest_of_package()
 
@@ -67,6 +124,10 @@ def test_the_digest_of_the_package_changes_with_each_byte_and_each_name(tmp_path
         assert digest(a="1", b__c="2") == same
         others = {digest(a="1", b__c="3"), digest(a="1", b__d="2"), digest(a="12"), digest(a="1", b__c="2", d="")}
         assert len(others | {same}) == 5
+        beside = {"__pycache__/a.cpython-311.pyc.139872": "x", "b/.c.swp": "x", "a~": "x"}
+        monkeypatch.setattr(node, "_PACKAGE", written(tmp_path / "with more", {"a": "1", "b/c": "2", **beside}))
+        node.digest_of_package.cache_clear()
+        assert node.digest_of_package() == same
     finally:
         node.digest_of_package.cache_clear()
 
@@ -90,6 +151,79 @@ raydml.study.node.NodeFault: [0a1b2c] gpu-7 (0a1b2c): it has torch 2.8. Cure: x
 """
     assert node_fault_in(text) == ("0a1b2c", "gpu-7 (0a1b2c): it has torch 2.8. Cure: x")
     assert node_fault_in("ValueError: [0a1b2c] x") is None
+
+
+def test_a_fault_of_a_node_ends_the_run_of_tune_and_not_the_trial(tmp_path):
+    error = tmp_path / "error.txt"
+    error.write_text(
+        "Failure # 1 (occurred at x)\nraydml.study.node.NodeFault: [ab12] gpu-7 (ab12): no disk. Cure: x\n"
+    )
+    trial = SimpleNamespace(config={"run": {"key": "search-000"}}, error_file=str(error), last_result={})
+    for name in ("on_trial_recover", "on_trial_error"):
+        stop = FaultStop()
+        getattr(StudyEvents(str(tmp_path), "search", None, None, stop=stop), name)(0, [], trial)
+        assert stop.stop_all()
+        assert (stop.fault, stop.bad_nodes) == ("", {"ab12": "gpu-7 (ab12): no disk. Cure: x"})
+    assert not events_path(tmp_path).exists()
+
+
+def session_of(folder):
+    study = SimpleNamespace(search=SimpleNamespace(max_concurrent=None))
+    needs = needs_of(folder, None, joined=True)
+    return StudySession(folder, study, None, "val_map_at_r", {"cpu": 1.0, "gpu": 0.0}, needs, {}, set())
+
+
+def alive(*ids):
+    return lambda: [{"NodeID": name, "Alive": True, "Resources": {"CPU": 2.0}} for name in ids]
+
+
+def test_a_stage_goes_on_without_a_bad_node_with_the_same_trials(tmp_path, monkeypatch):
+    """Of two runs of Tune, the first one ends for a node; a trial that found no memory waits for the others."""
+    session, calls = session_of(tmp_path), []
+
+    def run_group(session, stage, trials, resume_from, states, configurations, scheduler, is_alone):  # noqa: ARG001
+        calls.append((sorted(resume_from), is_alone))
+        if len(calls) == 1:
+            session.record("trial_retried", stage=stage, trial="a", error="no memory", reason="out_of_memory")
+            return False
+        for key in resume_from:
+            session.record("trial_ended", stage=stage, trial=key, reason="finished", error=None)
+        return True
+
+    monkeypatch.setattr(runner, "_run_group", run_group)
+    monkeypatch.setattr(node.ray, "nodes", alive("x"))
+    trials = {key: SimpleNamespace(epochs=1) for key in "abc"}
+    ended = run_trials(session, "search", trials, dict.fromkeys(trials, "f"), "none")
+    assert calls == [(["a", "b", "c"], False), (["b", "c"], False), (["a"], True)]
+    assert {trial.ended for trial in ended.values()} == {"finished"}
+
+
+def test_nodes_that_join_one_after_the_other_and_are_all_bad_stop_the_study(tmp_path, monkeypatch):
+    session, joined = session_of(tmp_path), []
+
+    def run_group(session, *_):
+        joined.append(f"node-{len(joined)}")
+        session.leave_out({joined[-1]: f"{joined[-1]}: no disk"})
+        return False
+
+    monkeypatch.setattr(runner, "_run_group", run_group)
+    monkeypatch.setattr(node.ray, "nodes", alive("good"))
+    with pytest.raises(
+        MachineFault, match="5 nodes that joined this stage cannot run a trial, the last: node-4: no disk"
+    ):
+        run_trials(session, "search", {"a": SimpleNamespace(epochs=1)}, {"a": "f"}, "none")
+
+
+def test_without_a_node_that_is_left_there_is_no_study_and_no_slot(tmp_path, monkeypatch):
+    session = session_of(tmp_path)
+    monkeypatch.setattr(node.ray, "nodes", alive("x", "y"))
+    assert runner.num_slots(session) == 4
+    session.leave_out({"x": "host x: no disk"})
+    assert runner.num_slots(session) == 2
+    with pytest.raises(MachineFault, match="no node can run a trial: host x: no disk; host y: no code"):
+        session.leave_out({"y": "host y: no code"})
+    notes = [event["text"] for event in events.read(events_path(tmp_path))]
+    assert notes == ["a node is left out: host x: no disk", "a node is left out: host y: no code"]
 
 
 def test_bad_nodes_are_left_out_by_their_ids():

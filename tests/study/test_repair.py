@@ -26,7 +26,7 @@ METRIC = "val_map_at_r"
 
 def session_of(folder):
     study = read_json(folder / "study.json")
-    return StudySession(folder, study, study["machine"], METRIC, {}, needs_of(folder, None), {})
+    return StudySession(folder, study, study["machine"], METRIC, {}, needs_of(folder, None, joined=False), {}, set())
 
 
 def with_lost_epochs(folder, trials):
