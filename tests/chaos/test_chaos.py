@@ -12,7 +12,7 @@ SEED = 20261129
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
+@pytest.mark.xdist_group("cluster")
 @pytest.mark.timeout(900)
 def test_a_study_under_faults_of_most_kinds_ends_as_the_undisturbed_one(tmp_path):
     """One of each group of kinds that end in the same way; ``python -m tests.chaos`` draws from all of them."""

@@ -46,7 +46,7 @@ def sweep_on(cluster, storage):
 
 @pytest.mark.slow
 @pytest.mark.cluster
-@pytest.mark.xdist_group("ray")
+@pytest.mark.xdist_group("cluster")
 @pytest.mark.timeout(600)
 def test_a_study_survives_the_loss_of_a_node(tmp_path):
     cluster, folder = Cluster(tmp_path / "cluster"), tmp_path / "digits"
@@ -75,7 +75,7 @@ def trials_of(folder):
 
 @pytest.mark.slow
 @pytest.mark.cluster
-@pytest.mark.xdist_group("ray")
+@pytest.mark.xdist_group("cluster")
 def test_a_cluster_without_the_token_of_the_command_is_named(tmp_path):
     """Ray's GCS cannot reach the driver then, and gives every trial up."""
     with sweep_on(Cluster(tmp_path / "cluster", auth="disabled"), tmp_path) as (process, log):
@@ -85,7 +85,7 @@ def test_a_cluster_without_the_token_of_the_command_is_named(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
+@pytest.mark.xdist_group("cluster")
 def test_a_study_goes_on_where_rays_token_is_deleted(tmp_path):
     """Each process that Ray starts reads its token. Six new actors need new processes."""
     program = (
@@ -144,7 +144,7 @@ def test_a_study_joins_the_cluster_of_its_job_unless_another_is_named(tmp_path, 
 
 @pytest.mark.slow
 @pytest.mark.cluster
-@pytest.mark.xdist_group("ray")
+@pytest.mark.xdist_group("cluster")
 def test_a_wrong_token_is_refused_within_seconds(tmp_path):
     cluster = Cluster(tmp_path, num_nodes=0)
     try:
@@ -204,7 +204,7 @@ def role_of(words):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
+@pytest.mark.xdist_group("cluster")
 def test_what_listens_during_a_study_is_what_the_docs_list():
     """Sockets in the state LISTEN (0A), which /proc lists by their inodes, of the processes of a session."""
     program = (

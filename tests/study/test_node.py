@@ -255,7 +255,7 @@ SMALL = ("study.search.num_trials=3", "study.confirm=null", "study.refit=null", 
 
 @pytest.mark.slow
 @pytest.mark.cluster
-@pytest.mark.xdist_group("ray")
+@pytest.mark.xdist_group("cluster")
 @pytest.mark.skipif(not can_mount, reason="needs the right to mount folders for a process alone")
 @pytest.mark.timeout(400)
 def test_a_node_with_older_code_runs_the_drivers_and_one_without_the_storage_is_left_out_when_it_joins(tmp_path):
@@ -292,7 +292,7 @@ def test_a_node_with_older_code_runs_the_drivers_and_one_without_the_storage_is_
 
 @pytest.mark.slow
 @pytest.mark.cluster
-@pytest.mark.xdist_group("ray")
+@pytest.mark.xdist_group("cluster")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine on which torch finds no GPU")
 def test_a_cluster_whose_gpus_do_not_work_stops_the_study_and_ends_no_trial(tmp_path):
     cluster = Cluster(tmp_path / "cluster", num_nodes=0)
