@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import shlex
+import socket
 import sys
 import tempfile
 import time
@@ -17,7 +18,7 @@ import typer
 from rich.console import Console
 
 from raydml.cli import tables
-from raydml.ops.addresses import is_address
+from raydml.ops.addresses import is_address, redacted
 from raydml.ops.wording import printable
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from raydml.tracking.models import Origin
 
 STORAGE = Path("studies")
+_ANSWER_S = 5.0  # for the head of a cluster
 DELIVERY_S = 20.0  # longest wait of an evaluation for MLflow
 
 
@@ -61,10 +63,10 @@ def refuse_addresses(argument: str, path: Path | None) -> Path | None:
     """
     if path is not None and is_address(path):
         typed = re.sub(r"(?<=\w):/(?=[^/])", "://", argument)  # a path has lost a slash
-        raise CommandError(
-            f"{typed}: is the address of a store, and must be a folder. Cure: mount the store (NFS, EFS, Lustre, or "
-            "s3fs for s3://), and name the folder"
-        )
+        cure = "mount the store (NFS, EFS, Lustre, or s3fs for s3://), and name the folder"
+        if str(path).startswith("file:"):
+            cure = "leave out file://"
+        raise CommandError(f"{typed}: is an address, and must be a folder. Cure: {cure}")
     return path
 
 
@@ -75,8 +77,38 @@ def _storage(path: Path) -> Path:
 
 
 StorageOption = Annotated[Path, typer.Option(metavar="DIR", help="Folder that holds the studies.", callback=_storage)]
+
+
+def _address(address: str | None) -> str | None:
+    if address is None or address == "auto":
+        return address
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise CommandError(
+            f"--address {redacted(address)}: is not the head of a Ray cluster. Cure: HOST:PORT, such as HEAD:6379, or "
+            "auto; for its job server: ray job submit --address http://HEAD:8265 -- python launch.py sweep ..."
+        )
+    return address
+
+
+def refuse_unanswered(address: str | None) -> None:
+    """Raise CommandError, before any work is done, where nothing answers at the address of a cluster."""
+    if address is None or address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S):
+            pass
+    except OSError as error:
+        raise CommandError(
+            f"--address {address}: nothing answers there ({error.strerror or error}). Cure: start the cluster, or "
+            "correct the address (`ray status` on its head shows it)"
+        ) from error
+
+
 AddressOption = Annotated[
-    str | None, typer.Option(metavar="ADDR", help="Join this Ray cluster, for example 'auto' or HOST:PORT.")
+    str | None,
+    typer.Option(metavar="ADDR", help="Join this Ray cluster, for example 'auto' or HOST:PORT.", callback=_address),
 ]
 Target = Annotated[str, typer.Argument(metavar="STUDY", help="Name or folder of a study.")]
 TrackingUri = Annotated[

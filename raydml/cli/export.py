@@ -23,6 +23,7 @@ from raydml.cli.arguments import (
     find_model,
     new_console,
     program_of,
+    refuse_addresses,
     refuse_other_encodings,
     refuse_unwritable,
     refuse_used,
@@ -88,6 +89,7 @@ def index(
 
     OUT holds the faiss index, the names and the model: 2 kB an image at 512 dimensions, 123 MB for 60,000."""
     refuse_used(f"OUT = {str(out)!r}", out)
+    refuse_addresses(f"FOLDER = {str(folder)!r}", folder)
     if not folder.is_dir():
         raise CommandError(f"FOLDER = {str(folder)!r}: no such folder. Cure: a folder of images")
     from raydml.config.trial import Machine

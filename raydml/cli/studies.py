@@ -31,6 +31,7 @@ from raydml.cli.arguments import (
     program_of,
     recorded_trial,
     refuse_addresses,
+    refuse_unanswered,
     refuse_used,
     seconds_of,
     started_again,
@@ -181,6 +182,7 @@ def sweep(
             mark_as_smoke(folder)
             run_and_show(context, folder, address, tracking_uri=with_secrets(small.tracking_uri))
         return
+    refuse_unanswered(address)
     with loading_driver(context) as driver:
         folder = create(loaded, file, storage, tracking_uri, command_of(context))
         run_and_show(context, folder, address, time_limit_s, with_secrets(tracking_uri), driver)
@@ -306,6 +308,7 @@ def resume(
     folder = find_study(study, storage)
     runs = num_trials is not None or retry_crashed or not is_finished(folder)
     # The lock is taken before anything is changed.
+    refuse_unanswered(address)
     with loading_driver(context) if runs else nullcontext() as driver, only_driver(folder):
         if runs or tracking_uri is not None:
             check_store(store_of(folder, tracking_uri), folder.parent)

@@ -28,7 +28,7 @@ def _as_tuple(value: object) -> object:
 
 def _as_path(value: object) -> object:
     if is_address(value):
-        raise ValueError("is an address, and must be a folder. Mount the store, and name the folder")
+        raise ValueError("is an address, and must be a folder. Cure: mount the store, and name the folder")
     return Path(value).expanduser() if isinstance(value, str) else value
 
 

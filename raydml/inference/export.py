@@ -73,7 +73,8 @@ An image is turned upright (EXIF) first, {resizing}
     (embeddings,) = session.run(None, {{"images": numpy.stack([prepared("one.jpg"), prepared("another.png")])}})
 {faster}"""
 _STRIPS = f"""
-A strip longer than {MAX_ASPECT} times its short side is cut to its centre of that shape before."""
+A strip longer than {MAX_ASPECT} times its short side is first cut to its centre of that shape, which the code below
+leaves out."""
 _SIZES = {
     "short_side": "[int({resize_px} * side / min(image.size)) for side in image.size]",
     "squash": "({resize_px}, {resize_px})",
@@ -107,8 +108,8 @@ _WEIGHTS = {
 _FASTER = """
 `scaled` gives the pixels of the training, bit for bit. Where torchvision is installed, its
 `torchvision.transforms.v2.functional.resize(tensor, size[::-1], InterpolationMode.{filter}, antialias=True)` gives
-the same for a uint8 tensor, and faster. So is Pillow's `image.resize(size, Image.Resampling.{filter})`; of a
-photograph it gives one or two values in a thousand that are one grey level away.
+the same for a uint8 tensor, and faster. Pillow's `image.resize(size, Image.Resampling.{filter})` is faster, too; one or
+two values in a thousand of a photograph are then one grey level away.
 """
 
 

@@ -144,9 +144,9 @@ def _refuse_unreachable(address: str) -> None:
         try:
             with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S):
                 break
-        except ConnectionRefusedError:  # a head that starts
+        except ConnectionRefusedError as error:  # a head that starts
             if time.monotonic() > deadline_s:
-                raise
+                raise ConnectionError(f"nothing answers at {found}") from error  # Ray has resolved localhost
             time.sleep(0.2)
     answers: list[Exception | None] = []
 

@@ -146,7 +146,7 @@ def note_of_changed_code(needs: NodeNeeds) -> str:
     """Return a sentence where the code on this machine has changed since the driver of the study began; else empty."""
     if needs.package == digest_of_package():
         return ""
-    return f"files in {_PACKAGE} were changed while the study ran: what starts from now on runs the new code"
+    return f"files in {_PACKAGE} were changed since the study began; this trial and later ones may run the new code"
 
 
 def refuse_unfit_node(needs: NodeNeeds) -> None:

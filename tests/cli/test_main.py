@@ -1014,6 +1014,7 @@ def test_what_cannot_be_written_is_refused_before_the_work(tmp_path, place):
         ["export", "digits", "s3://bucket/model"],
         ["sweep", "s3://bucket/images"],
         ["init", "s3://bucket/images"],
+        ["index", "digits", "s3://bucket/images", "gallery"],
     ],
 )
 def test_the_address_of_a_store_is_no_folder(arguments, tmp_path):
@@ -1021,8 +1022,24 @@ def test_the_address_of_a_store_is_no_folder(arguments, tmp_path):
     make_study(tmp_path / "studies")
     message = refused(*arguments)
     assert "://bucket/" in message
-    assert "an address" in message or "the address of a store" in message
+    assert "is an address, and must be a folder. Cure: mount the store" in message
     assert [path.name for path in tmp_path.iterdir()] == ["studies"]
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("http://127.0.0.1:8265", "Cure: HOST:PORT, such as HEAD:6379"),
+        ("ray://127.0.0.1:10001", "is not the head of a Ray cluster"),
+        ("nonsense", "is not the head of a Ray cluster"),
+        ("local", "is not the head of a Ray cluster"),
+        ("127.0.0.1:99999", "is not the head of a Ray cluster"),
+        ("127.0.0.1:1", "nothing answers there (Connection refused). Cure: start the cluster"),
+    ],
+)
+def test_an_address_that_cannot_be_a_cluster_is_refused_before_a_study_is_made(address, words, tmp_path):
+    assert words in refused("sweep", "digits", "--storage", tmp_path / "studies", "--address", address)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_name_that_no_file_system_takes_is_a_mistake_of_the_user():

@@ -54,7 +54,7 @@ def test_what_a_node_lacks_is_said_with_its_cure(needs, lack, words):
 def test_code_that_changes_under_a_study_on_this_machine_alone_is_noted(needs):
     here = needs._replace(package="0123", shared_package=str(ROOT / "raydml"))
     assert fault_of_node(here, has_gpu=False) == ""
-    assert "changed while the study ran: what starts from now on runs the new code" in node.note_of_changed_code(here)
+    assert "changed since the study began; this trial and later ones may run" in node.note_of_changed_code(here)
     assert node.note_of_changed_code(needs) == ""
 
 
