@@ -24,7 +24,7 @@ from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
 from raydml.config.trial import Machine
 from raydml.study.folder import StudyError
-from raydml.study.node import staged_package
+from raydml.study.node import fit_nodes, staged_package
 from raydml.study.process import STOP_SIGNALS, RayEnded, stop_signals
 
 _logger = logging.getLogger(__name__)
@@ -269,15 +269,11 @@ def trial_resources(machine: Machine, note: Callable[[str], None], *, joined: bo
             )
         if not gpus and num_gpus:
             note("machine.gpus_per_trial is 0: the GPUs of this cluster are not used.")
-    if joined and not any(
-        node["Alive"]
-        and node["Resources"].get("CPU", 0) >= machine.cpus_per_trial
-        and node["Resources"].get("GPU", 0) >= gpus
-        for node in ray.nodes()
-    ):
+    held = {"cpu": float(machine.cpus_per_trial), "gpu": gpus}
+    if joined and not fit_nodes(held, {}):
         share = f"{machine.cpus_per_trial} CPU and {gpus:g} GPU"
         note(f"No node has the {share} that a trial needs; waiting for one to start.")
-    return {"cpu": float(machine.cpus_per_trial), "gpu": gpus}
+    return held
 
 
 class Interrupted(Exception):

@@ -67,15 +67,6 @@ def append(path: Path, event: Mapping[str, Any], *, durable: bool = True) -> Non
         os.close(descriptor)
 
 
-def make_durable(path: Path) -> None:
-    """Wait until everything that has been written to the file is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def records(path: Path, offset: int = 0, until: int | None = None) -> tuple[list[Record], int]:
     """Return the events whose lines are between ``offset`` and ``until``, and the offset to read on from.
 

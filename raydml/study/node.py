@@ -227,7 +227,7 @@ def unfit_nodes(
 def _check_node(needs: NodeNeeds) -> str:
     """Return what `refuse_unfit_node` says of the node that this task runs on."""
     try:
-        refuse_unfit_node(NodeNeeds(*needs))
+        refuse_unfit_node(needs)
     except NodeFault as fault:
         return str(fault).partition("] ")[2]
     return ""

@@ -28,6 +28,7 @@ from raydml.study.cluster import Interrupted, address_of_job, catch_signals, con
 from raydml.study.description import description_of
 from raydml.study.driver import only_driver
 from raydml.study.events import TrialState, events_path, rank, read_state
+from raydml.study.extension import RETRIED
 from raydml.study.faults import fault_in, fault_of
 from raydml.study.folder import (
     RESULT_FILES,
@@ -416,7 +417,7 @@ def _refitted(
 
 def _cure_of(states: Mapping[str, TrialState], folder: Path) -> str:
     """Return what helps where every trial has failed: those that did not diverge can run again as they are."""
-    if any(state.ended in ("crashed", "stuck", "out_of_memory") for state in states.values()):
+    if any(state.ended in RETRIED for state in states.values()):
         return f"remove the cause, and launch.py resume {shlex.quote(str(folder))} --retry-crashed"
     return "smaller learning rates, for example, in a new study (--name)"
 

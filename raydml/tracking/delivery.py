@@ -24,6 +24,7 @@ from typing import IO
 from mlflow.exceptions import MlflowException
 
 from raydml.ops.addresses import redacted, without_secrets
+from raydml.ops.files import flush_to_disk
 from raydml.ops.wording import counted
 from raydml.study import events
 from raydml.study.driver import lock_of_delivery
@@ -177,7 +178,7 @@ class Tracker:
     def _deliver(self, stopping: bool) -> None:
         records, offset = events.records(self.events_path, self._offset)
         if records:  # the store must not have events that a loss of power takes out of the file
-            events.make_durable(self.events_path)
+            flush_to_disk(self.events_path)
         if self._runs is None:
             self._runs = self._connect(records)
             if self._runs is None:

@@ -234,7 +234,7 @@ def test_mlflow_gets_no_event_before_it_is_on_the_disk(spool: Spool, uri: str, m
         raise OSError(errno.EIO, "Input/output error", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(events, "make_durable", lost)
+        patch.setattr(delivery, "flush_to_disk", lost)
         assert not sync(spool.path, uri, spool.study, timeout_s=1)
     assert runs_of(uri) == {}
     assert deliver(spool, uri)
