@@ -24,7 +24,8 @@ from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
 from raydml.config.trial import Machine
 from raydml.study.folder import StudyError
-from raydml.study.node import fit_nodes, staged_package
+from raydml.study.node import fit_nodes
+from raydml.study.package import staged_package
 from raydml.study.process import STOP_SIGNALS, RayEnded, stop_signals
 
 _logger = logging.getLogger(__name__)

@@ -7,26 +7,21 @@ where it is there by then, and else by the first actor that starts on it. Its tr
 from __future__ import annotations
 
 import errno
-import functools
-import hashlib
 import os
 import re
-import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
 import torch
 
-import raydml
 from raydml.study.faults import is_without_memory
+from raydml.study.package import PACKAGE, digest_of_package
 
-_PACKAGE = Path(raydml.__file__).parent
 #: Ray gives each node this label.
 _NODE_ID = "ray.io/node-id"
 _hosts: dict[str, str] = {}  # of the nodes that have been asked for, by their ids
@@ -60,43 +55,12 @@ def needs_of(folder: Path, data_root: Path | None, *, joined: bool) -> NodeNeeds
     """
     return NodeNeeds(
         package=digest_of_package(),
-        shared_package=None if joined else str(_PACKAGE),
+        shared_package=None if joined else str(PACKAGE),
         torch=_version_of_torch(),
         folder=str(folder),
         data_root=str(data_root) if data_root else None,
         command_folder=os.getcwd(),
     )
-
-
-def _files_of_package() -> list[Path]:
-    """Return the files that are the package, without what Python and editors put beside them."""
-    found = []
-    for folder, folders, files in os.walk(_PACKAGE):
-        folders[:] = [name for name in folders if name != "__pycache__" and not name.startswith(".")]
-        found += [Path(folder, name) for name in files if not name.startswith(".") and not name.endswith("~")]
-    return sorted(found)
-
-
-@functools.cache
-def digest_of_package() -> str:
-    """Return a digest of the names and the bytes of all files of the package that this process runs."""
-    found = hashlib.sha256()
-    for path in _files_of_package():
-        content = path.read_bytes()
-        found.update(f"{path.relative_to(_PACKAGE).as_posix()}\0{len(content)}\0".encode())
-        found.update(content)
-    return found.hexdigest()[:16]
-
-
-@contextmanager
-def staged_package() -> Iterator[Path]:
-    """Yield a folder that holds a copy of the package, and nothing else."""
-    with tempfile.TemporaryDirectory(prefix="raydml-package-") as folder:
-        for path in _files_of_package():
-            place = Path(folder) / _PACKAGE.name / path.relative_to(_PACKAGE)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, place)
-        yield Path(folder)
 
 
 def _version_of_torch() -> str:
@@ -105,8 +69,8 @@ def _version_of_torch() -> str:
 
 def fault_of_node(needs: NodeNeeds, *, has_gpu: bool) -> str:
     """Return in words what this node lacks, with the cure; empty if nothing. has_gpu: Ray has assigned one."""
-    if needs.package != digest_of_package() and needs.shared_package != str(_PACKAGE):
-        return f"it runs another raydml, from {_PACKAGE}. Cure: remove that copy, or make it the same as the driver's"
+    if needs.package != digest_of_package() and needs.shared_package != str(PACKAGE):
+        return f"it runs another raydml, from {PACKAGE}. Cure: remove that copy, or make it the same as the driver's"
     if needs.torch != _version_of_torch():
         return f"it has torch {_version_of_torch()}, the driver {needs.torch}. Cure: install requirements.lock on both"
     return _fault_of_folders(Path(needs.folder), needs.data_root) or (_fault_of_gpu() if has_gpu else "")
@@ -146,7 +110,7 @@ def note_of_changed_code(needs: NodeNeeds) -> str:
     """Return a sentence where the code on this machine has changed since the driver of the study began; else empty."""
     if needs.package == digest_of_package():
         return ""
-    return f"files in {_PACKAGE} were changed since the study began; this trial and later ones may run the new code"
+    return f"files in {PACKAGE} were changed since the study began; this trial and later ones may run the new code"
 
 
 def refuse_unfit_node(needs: NodeNeeds) -> None:

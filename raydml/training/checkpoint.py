@@ -31,6 +31,8 @@ if TYPE_CHECKING:  # torch is slow to import, and most commands only look for ch
 
 STATE, WEIGHTS, CARD, MANIFEST = "state.pt", "weights.safetensors", "model.json", "manifest.json"
 HISTORY = "history.json"
+#: In the package, where it was copied to another machine without its repository: the commit that it had there.
+COMMIT_FILE = "commit.txt"
 
 
 class CheckpointError(ValueError):
@@ -227,11 +229,13 @@ def version() -> str:
 def git_commit() -> str | None:
     """The commit of raydml's own sources, with "-dirty" when tracked files differ; None outside a repository.
 
-    A package installed into an environment inside another repository is not tracked there: None.
+    A package installed into an environment inside another repository is not tracked there: None. A copy that was sent
+    to another machine has the commit of its original.
     """
     source = Path(__file__).resolve()
     if _git(source.parent, "ls-files", "--error-unmatch", source.name) is None:
-        return None
+        copied = source.parents[1] / COMMIT_FILE
+        return (copied.read_text(encoding="utf-8").strip() or None) if copied.is_file() else None
     return _git(source.parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or None
 
 

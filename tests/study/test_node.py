@@ -103,47 +103,6 @@ def test_a_gpu_that_ray_counts_and_torch_cannot_use(needs):
     assert "Ray counts a GPU there, and torch cannot use it (" in fault_of_node(needs, has_gpu=True)
 
 
-def written(folder, files):
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-    return folder
-
-
-def test_the_digest_of_the_package_changes_with_each_byte_and_each_name(tmp_path, monkeypatch):
-    def digest(**files):
-        folder = tmp_path / f"copy-{len(list(tmp_path.iterdir()))}" / "raydml"
-        named = {name.replace("__", "/"): content for name, content in files.items()}
-        monkeypatch.setattr(node, "_PACKAGE", written(folder, named))
-        node.digest_of_package.cache_clear()
-        return node.digest_of_package()
-
-    try:
-        same = digest(a="1", b__c="2")
-        assert digest(a="1", b__c="2") == same
-        others = {digest(a="1", b__c="3"), digest(a="1", b__d="2"), digest(a="12"), digest(a="1", b__c="2", d="")}
-        assert len(others | {same}) == 5
-        beside = {"__pycache__/a.cpython-311.pyc.139872": "x", "b/.c.swp": "x", "a~": "x"}
-        monkeypatch.setattr(node, "_PACKAGE", written(tmp_path / "with more", {"a": "1", "b/c": "2", **beside}))
-        node.digest_of_package.cache_clear()
-        assert node.digest_of_package() == same
-    finally:
-        node.digest_of_package.cache_clear()
-
-
-def test_the_staged_package_is_the_package_and_nothing_else():
-    with node.staged_package() as folder:
-        assert [path.name for path in folder.iterdir()] == ["raydml"]
-        command = "from raydml.study import node; print(node.__file__, node.digest_of_package())"
-        done = subprocess.run(
-            [sys.executable, "-c", command], cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)},
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        assert done.stdout.split() == [str(folder / "raydml" / "study" / "node.py"), node.digest_of_package()]
-    assert not folder.exists()
-
-
 def test_the_fault_of_a_node_is_found_in_the_text_of_an_error():
     text = """ray.exceptions.ActorDiedError: The actor died because of an error raised in its creation task
   File "/x/raydml/study/actor.py", line 103, in setup
