@@ -9,7 +9,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 STORAGE = Path("studies")
 _ANSWER_S = 5.0  # for the head of a cluster
 DELIVERY_S = 20.0  # longest wait of an evaluation for MLflow
+DEFAULT_SEEDS = 3  # of a published recipe
 
 
 class CommandError(ValueError):
@@ -37,12 +38,13 @@ class CommandError(ValueError):
 class Invocation(NamedTuple):
     """How this program was started: the whole command as it was typed, and the script that ran, None for a module.
 
-    environment: the environment variables of this process.
+    environment: the environment variables of this process. inherited: those that it was started with, of its user.
     """
 
     command: str
     script: Path | None
     environment: MutableMapping[str, str]
+    inherited: Mapping[str, str]
 
 
 def refuse_other_encodings(argument: str, path: Path | str) -> None:
@@ -82,11 +84,16 @@ StorageOption = Annotated[Path, typer.Option(metavar="DIR", help="Folder that ho
 def _address(address: str | None) -> str | None:
     if address is None or address == "auto":
         return address
+    if address.startswith(("http://", "https://")):
+        raise CommandError(
+            f"--address {redacted(address)}: is a job server, and this command joins a cluster itself. Cure: submit in "
+            "the place of this command, which starts a study there and goes on with it; or HOST:PORT, such as HEAD:6379"
+        )
     host, _, port = address.rpartition(":")
     if "://" in address or not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise CommandError(
             f"--address {redacted(address)}: is not the head of a Ray cluster. Cure: HOST:PORT, such as HEAD:6379, or "
-            "auto; for its job server: ray job submit --address http://HEAD:8265 -- python launch.py sweep ..."
+            "auto; with the address of its job server, http://HEAD:8265, use the command submit"
         )
     return address
 
@@ -128,6 +135,42 @@ DataRoot = Annotated[
         help="Folder of the images, if they were moved.",
         callback=lambda path: refuse_addresses(f"--data-root {path}", path),
     ),
+]
+#: What `sweep` and `submit` take.
+SpaceArgument = Annotated[
+    Path, typer.Argument(metavar="SPACE", help="YAML file of the search space, or a folder or CSV list of images.")
+]
+NumTrials = Annotated[int | None, typer.Option(min=1, metavar="N", help="Trials of the search.")]
+MaxEpochs = Annotated[int | None, typer.Option(min=1, metavar="N", help="Largest number of epochs of a trial.")]
+SeedOption = Annotated[int | None, typer.Option(min=0, metavar="N", help="Seed of the study.")]
+NameOption = Annotated[str | None, typer.Option(metavar="S", help="Name of the study.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Set any key of SPACE; repeatable.")]
+SchedulerOption = Annotated[
+    Literal["asha", "sync", "none"] | None,
+    typer.Option(metavar="asha|sync|none", help="Early stopping. With sync, the same seed repeats the study exactly."),
+]
+StagesOption = Annotated[
+    str | None,
+    typer.Option(metavar="LIST", help="search alone, or search,STAGE,... with any of confirm, refit, finalize."),
+]
+RecipeOption = Annotated[
+    Literal["published"] | None,
+    typer.Option(
+        metavar="published",
+        help="Trial 0 of SPACE as its authors trained it: on all training classes, for all epochs; then the test.",
+    ),
+]
+SeedsOption = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help=f"With --recipe: training runs. [{DEFAULT_SEEDS}]")
+]
+ImagesOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Folder of the images.", callback=lambda path: refuse_addresses(f"--data-root {path}", path)
+    ),
+]
+SmokeOption = Annotated[
+    bool, typer.Option("--smoke", help="Run all stages in miniature on generated images, in one to three minutes.")
 ]
 ModelTarget = Annotated[
     str,

@@ -25,7 +25,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from raydml.cli import data, evaluate, export, imports, init, lists, results, studies
+from raydml.cli import data, evaluate, export, imports, init, lists, results, studies, submit
 from raydml.cli.arguments import Invocation
 from raydml.cli.live_view import StepBars
 from raydml.cli.loading import ImportNotices
@@ -134,6 +134,7 @@ def prepare(
 app.command("sweep", rich_help_panel=RUN)(studies.sweep)
 app.command("init", rich_help_panel=RUN)(init.init)
 app.command("resume", rich_help_panel=RUN)(studies.resume)
+app.command("submit", rich_help_panel=RUN)(submit.submit)
 app.command("status", rich_help_panel=LOOK)(results.status)
 app.command("report", rich_help_panel=LOOK)(results.report)
 app.command("ui", rich_help_panel=LOOK)(results.ui)
@@ -262,5 +263,5 @@ def main(default_space: Path | None = None) -> None:
     program, typed = program_name(sys.argv[0]), with_default_command(sys.argv[1:], default_space)
     script = Path(sys.argv[0])
     script_of_launch = script.resolve() if script.name == "launch.py" else None
-    invocation = Invocation(f"{program} {shlex.join(typed)}", script_of_launch, os.environ)
+    invocation = Invocation(f"{program} {shlex.join(typed)}", script_of_launch, os.environ, dict(os.environ))
     app(args=with_default_command(arguments, default_space), prog_name=program, obj=invocation)

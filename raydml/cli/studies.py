@@ -5,22 +5,35 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from raydml.cli import tables
 from raydml.cli.arguments import (
+    DEFAULT_SEEDS,
     STORAGE,
     AddressOption,
     CommandError,
     DataRoot,
+    ImagesOption,
     Invocation,
+    MaxEpochs,
+    NameOption,
+    NumTrials,
+    RecipeOption,
+    SchedulerOption,
+    SeedOption,
+    SeedsOption,
+    Settings,
+    SmokeOption,
+    SpaceArgument,
+    StagesOption,
     StorageOption,
     Target,
     TimeLimitOption,
@@ -53,7 +66,6 @@ if TYPE_CHECKING:
     from raydml.study.process import DriverProcess
     from raydml.tracking.delivery import Tracker
 
-DEFAULT_SEEDS = 3  # of a published recipe
 DELIVERY_S = 60.0  # longest wait for MLflow at the end of a study
 INTERRUPTED_DELIVERY_S = 3.0  # the same after a signal: the machine may be about to go away
 
@@ -64,46 +76,17 @@ class StudyStopped(CommandError):
 
 def sweep(
     context: typer.Context,
-    space: Annotated[
-        Path, typer.Argument(metavar="SPACE", help="YAML file of the search space, or a folder or CSV list of images.")
-    ],
-    num_trials: Annotated[int | None, typer.Option(min=1, metavar="N", help="Trials of the search.")] = None,
-    max_epochs: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Largest number of epochs of a trial.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Seed of the study.")] = None,
-    name: Annotated[str | None, typer.Option(metavar="S", help="Name of the study.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Set any key of SPACE; repeatable.")
-    ] = None,
-    scheduler: Annotated[
-        Literal["asha", "sync", "none"] | None,
-        typer.Option(
-            metavar="asha|sync|none", help="Early stopping. With sync, the same seed repeats the study exactly."
-        ),
-    ] = None,
-    stages: Annotated[
-        str | None,
-        typer.Option(metavar="LIST", help="search alone, or search,STAGE,... with any of confirm, refit, finalize."),
-    ] = None,
-    recipe: Annotated[
-        Literal["published"] | None,
-        typer.Option(
-            metavar="published",
-            help="Trial 0 of SPACE as its authors trained it: on all training classes, for all epochs; then the test.",
-        ),
-    ] = None,
-    seeds: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help=f"With --recipe: training runs. [{DEFAULT_SEEDS}]")
-    ] = None,
-    data_root: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder of the images.",
-            callback=lambda path: refuse_addresses(f"--data-root {path}", path),
-        ),
-    ] = None,
+    space: SpaceArgument,
+    num_trials: NumTrials = None,
+    max_epochs: MaxEpochs = None,
+    seed: SeedOption = None,
+    name: NameOption = None,
+    settings: Settings = None,
+    scheduler: SchedulerOption = None,
+    stages: StagesOption = None,
+    recipe: RecipeOption = None,
+    seeds: SeedsOption = None,
+    data_root: ImagesOption = None,
     storage: StorageOption = STORAGE,
     tracking_uri: TrackingUri = None,
     address: AddressOption = None,
@@ -118,9 +101,7 @@ def sweep(
     probe: Annotated[
         bool, typer.Option("--probe", help="With --dry-run: train 10 steps of each shape of trial; memory and hours.")
     ] = False,
-    smoke: Annotated[
-        bool, typer.Option("--smoke", help="Run all stages in miniature on generated images, in one to three minutes.")
-    ] = False,
+    smoke: SmokeOption = False,
 ) -> None:
     """Search a space, confirm the winners, open the test classes once.
 
@@ -128,19 +109,13 @@ def sweep(
     other options override --set.
     """
     time_limit_s = seconds_of(time_limit)
-    if time_limit_s is not None and recipe is not None:
-        raise CommandError("--time ends a search early, and --recipe published has no search. Cure: leave out --time")
     if as_published and not dry_run:
         raise CommandError("--as-published counts without images, and only --dry-run needs none. Cure: add --dry-run")
     if probe and (not dry_run or as_published):
         cure = "leave out --as-published: the steps need the images" if as_published else "add --dry-run"
         raise CommandError(f"--probe measures for a forecast. Cure: {cure}")
     others = {"--dry-run": dry_run, "--data-root": data_root is not None, "--time": time_limit is not None}
-    if smoke and any(others.values()):
-        other = next(name for name, is_given in others.items() if is_given)
-        raise CommandError(
-            f"--smoke runs a miniature on generated images, and {other} is for a study. Cure: leave it out"
-        )
+    refuse_beside_each_other(others, recipe=recipe, smoke=smoke)
     without_images = ["machine.data_root=."] if as_published or smoke else []  # required of a space, and not read
     loaded, file = load_with_options(
         space,
@@ -186,6 +161,17 @@ def sweep(
     with loading_driver(context) as driver:
         folder = create(loaded, file, storage, tracking_uri, command_of(context))
         run_and_show(context, folder, address, time_limit_s, with_secrets(tracking_uri), driver)
+
+
+def refuse_beside_each_other(others: Mapping[str, bool], *, recipe: str | None, smoke: bool) -> None:
+    """Refuse options that exclude each other. others: by name, whether --time and those that a study has are given."""
+    if others["--time"] and recipe is not None:
+        raise CommandError("--time ends a search early, and --recipe published has no search. Cure: leave out --time")
+    if smoke and any(others.values()):
+        other = next(name for name, is_given in others.items() if is_given)
+        raise CommandError(
+            f"--smoke runs a miniature on generated images, and {other} is for a study. Cure: leave it out"
+        )
 
 
 def load_with_options(
