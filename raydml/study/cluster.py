@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -24,7 +25,7 @@ from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
 from raydml.config.trial import Machine
 from raydml.study.folder import StudyError
-from raydml.study.node import fit_nodes
+from raydml.study.node import note_of_room
 from raydml.study.package import staged_package
 from raydml.study.process import STOP_SIGNALS, RayEnded, stop_signals
 
@@ -35,6 +36,8 @@ _SOCKET_BYTES = len("/ray/session_2026-01-31_23-59-59_999999_4194304/sockets/pla
 _EMBEDDED = {"gcs_rpc_server_reconnect_timeout_s": 5}
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # which Ray sets for the jobs of a cluster
 _ANSWER_S = 5.0  # for the head of a cluster that is joined
+#: In Ray's words where they are not equal: of the cluster, then of this process.
+_VERSIONS = re.compile(r"^ +Ray: (\S+)\n +Python: (\S+)$", re.MULTILINE)
 _CHECK_EVERY_S, _LOST_AFTER_S = 1.0, 8.0  # for an embedded Ray that has lost a process
 
 
@@ -222,6 +225,12 @@ def connected(address: str | None, own_environment: MutableMapping[str, str] | N
                 **({} if address else {"include_dashboard": False, "_system_config": dict(_EMBEDDED)}),
             )
     except Exception as error:  # ray.init raises plain exceptions, where a process of Ray does not start in time, say
+        if versions := _VERSIONS.findall(str(error)):
+            there, here = (f"Ray {ray_version} on Python {python}" for ray_version, python in versions[:2])
+            raise StudyError(
+                f"--address {address}: the cluster has {there}, and this command {here}: Ray joins only what is equal. "
+                "Cure: install requirements.lock with the same Python on all machines, and start the cluster from there"
+            ) from error
         if not isinstance(error, (OSError, ray.exceptions.AuthenticationError)) or not address:
             raise RayEnded(f"Ray does not start: {_first_line(error)}") from error
         raise StudyError(
@@ -271,9 +280,8 @@ def trial_resources(machine: Machine, note: Callable[[str], None], *, joined: bo
         if not gpus and num_gpus:
             note("machine.gpus_per_trial is 0: the GPUs of this cluster are not used.")
     held = {"cpu": float(machine.cpus_per_trial), "gpu": gpus}
-    if joined and not fit_nodes(held, {}):
-        share = f"{machine.cpus_per_trial} CPU and {gpus:g} GPU"
-        note(f"No node has the {share} that a trial needs; waiting for one to start.")
+    if joined and (missing := note_of_room(held)):
+        note(missing)
     return held
 
 

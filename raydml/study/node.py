@@ -1,7 +1,8 @@
 """What a node must have for a trial: the driver's code, the study's folder, the images, and a GPU that works.
 
 A node that lacks something would fail trial after trial, and faster than any other. It is found before the first trial
-where it is there by then, and else by the first actor that starts on it. Its trials run elsewhere.
+where it is there by then, and else by the first actor that starts on it. Its trials run elsewhere. What only slows a
+node down, or spoils its records, is noted.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import socket
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +31,15 @@ _hosts: dict[str, str] = {}  # of the nodes that have been asked for, by their i
 _CHECK_S = 60.0  # for a node to answer before the first trial: a new process imports torch
 
 
+_MAX_APART_S = 5.0  # between the clocks of two machines
+_SHARED_MEMORY = Path("/dev/shm")
+#: Ray's words where a worker cannot load the code of an actor: a library is missing there.
+_NOT_LOADED = "failed to import on the worker"
+
+
+STUDY_FILE = "study.json"
+
+
 class NodeFault(ValueError):
     """A node that no trial can run on; the message begins with the node's id in brackets."""
 
@@ -36,19 +48,37 @@ class NodeNeeds(NamedTuple):
     """What every node of a study must have.
 
     package: see `digest_of_package`. shared_package: the folder from which the driver and all workers of an embedded
-    Ray import it; None on a cluster, whose workers get a copy. torch: its version. folder: of the study. data_root: the
-    folder of the images, if any. command_folder: the one that relative paths refer to.
+    Ray import it; None on a cluster, whose workers get a copy. torch: its version. folder: of the study; None where
+    there is none yet. data_root: the folder of the images, if any. command_folder: the one that relative paths refer
+    to. mark: a file in the folder, by which a node knows that it sees the same one.
     """
 
     package: str
     shared_package: str | None
     torch: str
-    folder: str
+    folder: str | None
     data_root: str | None
     command_folder: str
+    mark: str = STUDY_FILE
 
 
-def needs_of(folder: Path, data_root: Path | None, *, joined: bool) -> NodeNeeds:
+class NodeReport(NamedTuple):
+    """What a node reports of itself.
+
+    fault: of `fault_of_node`. clock_s: its time of day. cache_dir: of decoded images, if any; missing_bytes: of those
+    of the study that it does not have there; free_bytes: on that disk. shared_memory_bytes: the size of /dev/shm; None
+    where a system has none.
+    """
+
+    fault: str
+    clock_s: float
+    cache_dir: str | None = None
+    missing_bytes: int = 0
+    free_bytes: int = 0
+    shared_memory_bytes: int | None = None
+
+
+def needs_of(folder: Path | None, data_root: Path | None, *, joined: bool) -> NodeNeeds:
     """Return what the nodes must have for the study in a folder, whose driver this process is.
 
     joined: whether they belong to a cluster that the driver has joined.
@@ -57,7 +87,7 @@ def needs_of(folder: Path, data_root: Path | None, *, joined: bool) -> NodeNeeds
         package=digest_of_package(),
         shared_package=None if joined else str(PACKAGE),
         torch=_version_of_torch(),
-        folder=str(folder),
+        folder=str(folder) if folder else None,
         data_root=str(data_root) if data_root else None,
         command_folder=os.getcwd(),
     )
@@ -73,16 +103,18 @@ def fault_of_node(needs: NodeNeeds, *, has_gpu: bool) -> str:
         return f"it runs another raydml, from {PACKAGE}. Cure: remove that copy, or make it the same as the driver's"
     if needs.torch != _version_of_torch():
         return f"it has torch {_version_of_torch()}, the driver {needs.torch}. Cure: install requirements.lock on both"
-    return _fault_of_folders(Path(needs.folder), needs.data_root) or (_fault_of_gpu() if has_gpu else "")
+    return _fault_of_folders(needs.folder, needs.mark, needs.data_root) or (_fault_of_gpu() if has_gpu else "")
 
 
-def _fault_of_folders(folder: Path, data_root: str | None) -> str:
-    place = folder
+def _fault_of_folders(folder: str | None, mark: str, data_root: str | None) -> str:
+    place = Path(folder or "")
     try:
-        if not (folder / "study.json").exists():
-            return f"it does not see the study in {folder}. Cure: mount the shared storage there, under the same path"
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        if folder is not None:
+            if not (place / mark).exists():
+                what = f"the study in {folder}" if mark == STUDY_FILE else folder
+                return f"it does not see {what}. Cure: mount the shared storage there, under the same path"
+            with tempfile.TemporaryFile(dir=place):
+                pass
         if data_root is not None and not (place := Path(data_root)).exists():
             return f"it has no folder machine.data_root = {data_root}. Cure: mount or copy the images there"
     except OSError as error:
@@ -159,46 +191,162 @@ def fit_nodes(resources: Mapping[str, float], bad_nodes: Mapping[str, str]) -> l
     ]
 
 
-def unfit_nodes(
-    needs: NodeNeeds, resources: Mapping[str, float], seen: set[str], is_stopping: Callable[[], bool]
-) -> dict[str, str]:
-    """Look at each node that could run a trial, and return the ids of those that cannot, with the reasons.
+def packs_in(cache_dir: Path | None, since_s: float) -> dict[str, int]:
+    """Return the sizes of the packs of decoded images that were opened since a time, by the names of their folders."""
+    if cache_dir is None:
+        return {}
+    manifests = [file for file in cache_dir.glob("images-*/manifest.json") if file.stat().st_mtime >= since_s]
+    return {file.parent.name: sum(part.stat().st_size for part in file.parent.iterdir()) for file in manifests}
+
+
+class NodesSeen(NamedTuple):
+    """What was found on some nodes.
+
+    faults: ids of those that no trial can run on, and why. notes: on others. silent: ids of those that did not answer.
+    """
+
+    faults: dict[str, str]
+    notes: list[str]
+    silent: list[str]
+
+
+def look_at_nodes(
+    needs: NodeNeeds,
+    resources: Mapping[str, float],
+    seen: set[str],
+    is_stopping: Callable[[], bool],
+    *,
+    cache_dir: str | None = None,
+    packs: Mapping[str, int] | None = None,
+    patience_s: float = _CHECK_S,
+) -> NodesSeen:
+    """Look at each node that could run a trial.
 
     A node that does not answer, because other studies hold it, for example, is looked at by its first trial.
 
     seen: the nodes that have been looked at before; those of this call are added. is_stopping: whether to wait no
-    longer.
+    longer. cache_dir: of decoded images. packs: those of the study, as `packs_in` returns them.
     """
     check = ray.remote(_check_node)
+    nodes = {node["NodeID"]: node for node in fit_nodes(resources, {}) if node["NodeID"] not in seen}
     asked = {
-        check.options(num_cpus=0, num_gpus=resources.get("gpu", 0.0), label_selector={_NODE_ID: node["NodeID"]}).remote(
-            needs
-        ): node["NodeID"]
-        for node in fit_nodes(resources, {})
-        if node["NodeID"] not in seen
+        check.options(num_cpus=0, num_gpus=resources.get("gpu", 0.0), label_selector={_NODE_ID: node}).remote(
+            needs, cache_dir, packs or {}
+        ): node
+        for node in nodes
     }
-    seen.update(asked.values())
-    answered, silent = list[Any](), list(asked)
-    until_s = time.monotonic() + _CHECK_S
+    seen.update(nodes)
+    faults, notes, silent = dict[str, str](), list[str](), list[Any](asked)
+    until_s = time.monotonic() + patience_s
     while silent and time.monotonic() < until_s and not is_stopping():
-        answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=1.0)
+        answered, silent = ray.wait(silent, timeout=1.0)
+        for task in answered:  # one at a time: the clock of a node is compared with the time of its answer
+            node = nodes[asked[task]]
+            name = name_of_node(node["NodeManagerHostname"], node["NodeID"])
+            found, received_s = _answer(task), time.time()
+            if found.fault:
+                faults[node["NodeID"]] = f"{name}: {found.fault}"
+            store_bytes = node["Resources"].get("object_store_memory", 0)
+            notes += [f"{name}: {note}" for note in notes_of_node(found, received_s, store_bytes)]
     for task in silent:
         ray.cancel(task, force=True)
-    faults = {asked[task]: _answer(task) for task in answered}
-    return {node: fault for node, fault in faults.items() if fault}
+    return NodesSeen(faults, notes, [asked[task] for task in silent])
 
 
-def _check_node(needs: NodeNeeds) -> str:
-    """Return what `refuse_unfit_node` says of the node that this task runs on."""
+def notes_of_node(report: NodeReport, received_s: float, store_bytes: float) -> list[str]:
+    """Return in words what is not right on a node, and no fault.
+
+    received_s: when its report arrived, by the clock here. store_bytes: of Ray's object store there.
+    """
+    notes = []
+    if (apart_s := abs(report.clock_s - received_s)) > _MAX_APART_S:
+        side = "ahead of" if report.clock_s > received_s else "behind"
+        notes.append(
+            f"its clock is {apart_s:,.0f} s {side} the driver's, and so are the times in its records of test reads and "
+            "in its logs. Cure: synchronise the clocks of all nodes (chrony, NTP)"
+        )
+    if report.missing_bytes > report.free_bytes:
+        notes.append(
+            f"machine.cache_dir = {report.cache_dir} has {report.free_bytes / 2**30:.1f} GiB free, and the decoded "
+            f"images take {report.missing_bytes / 2**30:.1f} GiB: its trials decode them in each epoch, which is slow. "
+            "Cure: free space there, or a machine.cache_dir on another disk"
+        )
+    if note := note_of_shared_memory(report.shared_memory_bytes, store_bytes):
+        notes.append(note)
+    return notes
+
+
+def note_of_shared_memory(shared_bytes: int | None, store_bytes: float) -> str:
+    """Return a sentence where /dev/shm is too small for Ray's object store, which then is on a disk; else empty.
+
+    Nothing else of a study is there: images are mapped from files of the cache.
+    """
+    if shared_bytes is None or shared_bytes >= store_bytes:
+        return ""
+    return (
+        f"/dev/shm has {shared_bytes / 2**30:.1f} GiB, and Ray's object store takes {store_bytes / 2**30:.1f} GiB: Ray "
+        "keeps it on the disk of /tmp, which makes the exchange between its processes slow. Cure: a larger /dev/shm "
+        "(docker run --shm-size), or ray start --object-store-memory=1000000000, which is enough for raydml"
+    )
+
+
+def shared_memory_bytes() -> int | None:
+    """Return the size of /dev/shm; None where there is none."""
+    return shutil.disk_usage(_SHARED_MEMORY).total if _SHARED_MEMORY.is_dir() else None
+
+
+def note_of_room(resources: Mapping[str, float]) -> str:
+    """Return a sentence where no node of the cluster has room for a trial: which is the largest; else empty."""
+    if fit_nodes(resources, {}):
+        return ""
+    sizes = [
+        (node["Resources"].get("GPU", 0), node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]
+    ]
+    gpus, cpus = max(sizes, default=(0, 0))
+    return (
+        f"No node has the {resources.get('cpu', 0):g} CPU and {resources.get('gpu', 0):g} GPU that a trial needs, and "
+        f"the largest has {cpus:g} CPU and {gpus:g} GPU. The trials wait for a node that joins, or that the autoscaler "
+        "starts; `ray status` on the head shows what it can start."
+    )
+
+
+def unloadable_in(text: str, name: str | None) -> tuple[str, str] | None:
+    """Return the id of a node, and what is wrong with it, from an error that says that a trial's code cannot be loaded.
+
+    name: of the node, as `node_of_actor` has it.
+    """
+    node = next((node for node, host in _hosts.items() if name_of_node(host, node) == name), None)
+    fault = _fault_of_loading(text)
+    return (node, f"{name}: {fault}") if node and fault else None
+
+
+def _fault_of_loading(text: str) -> str:
+    """Return in words that a node cannot load code that the driver has loaded: a library is missing there."""
+    _, found, after = text.partition(_NOT_LOADED)
+    if not found:
+        return ""
+    said = re.findall(r"^\s*((?:\w+\.)*\w*(?:Error|Exception): .+)$", after, re.MULTILINE)
+    why = f" ({said[-1].strip()[:200]})" if said else ""
+    return f"it cannot load raydml{why}. Cure: install requirements.lock there"
+
+
+def _check_node(needs: NodeNeeds, cache_dir: str | None, packs: Mapping[str, int]) -> NodeReport:
+    """Return what the node that this task runs on reports."""
+    fault = fault_of_node(needs, has_gpu=bool(ray.get_gpu_ids()))
+    missing_bytes = free_bytes = 0
+    if cache_dir is not None:
+        with suppress(OSError):  # a folder that cannot be used is found by the first trial, with the cure
+            folder = Path(cache_dir)
+            place = next(path for path in (folder, *folder.parents) if path.is_dir())
+            free_bytes = shutil.disk_usage(place).free
+            missing_bytes = sum(size for name, size in packs.items() if not (folder / name / "manifest.json").exists())
+    return NodeReport(fault, time.time(), cache_dir, missing_bytes, free_bytes, shared_memory_bytes())
+
+
+def _answer(task: Any) -> NodeReport:
     try:
-        refuse_unfit_node(needs)
-    except NodeFault as fault:
-        return str(fault).partition("] ")[2]
-    return ""
-
-
-def _answer(task: Any) -> str:
-    try:
-        return str(ray.get(task))
+        found: NodeReport = ray.get(task)
     except ray.exceptions.RayError as error:  # the code of the driver cannot be loaded there, for example
-        return f"a first task failed: {' '.join(str(error).split())[-300:]}"
+        fault = _fault_of_loading(str(error)) or f"a first task failed: {' '.join(str(error).split())[-300:]}"
+        return NodeReport(fault, time.time())
+    return found

@@ -43,7 +43,7 @@ from raydml.study.folder import (
     stages_of,
     write_json,
 )
-from raydml.study.node import away_from, needs_of, unfit_nodes
+from raydml.study.node import away_from, look_at_nodes, needs_of, packs_in
 from raydml.study.process import MachineFault, RayEnded
 from raydml.study.refit import configurations_to_refit, lost_refits, notes_on_refits, refit_trials, refitted
 from raydml.study.results import (
@@ -120,9 +120,11 @@ def _drive(
     session = StudySession(folder, study, machine, study_json["select_on"], {}, needs, {}, set())
     if deadline_s is not None:
         session = session._replace(limit=TimeLimit(str(folder), deadline_s))
+    began_s = time.time()
     catalogs = _refuse_other_images(folder, study_json, machine)
+    packs = packs_in(machine.cache_dir, began_s - 60) if address is not None else {}  # clocks of file systems differ
     about = description_of(folder, study_json, catalogs.of(parse_trial(study_json["trials"][0])))
-    return _run(session, study_json, about, address, time_limit_s, own_environment)
+    return _run(session, study_json, about, address, time_limit_s, own_environment, packs)
 
 
 def _run(
@@ -132,6 +134,7 @@ def _run(
     address: str | None,
     time_limit_s: float | None,
     own_environment: MutableMapping[str, str] | None,
+    packs: Mapping[str, int],
 ) -> Outcome:
     folder, study, machine = session.folder, session.study, session.machine
     stages = stages_of(study, study_json["trials"])
@@ -162,10 +165,10 @@ def _run(
                 session = session._replace(resources=resources)
                 for stage in stages:
                     if address is not None:
-                        _look_at_nodes(session, received)
+                        _look_at_nodes(session, received, packs)
                     _run_stage(session, stage, received)
                 if address is not None:
-                    _look_at_nodes(session, received)
+                    _look_at_nodes(session, received, packs)
                 session.step("drawing the pictures", num_steps - 2, num_steps)
                 illustrate(session)
                 session.step("stopping Ray")
@@ -184,10 +187,20 @@ def _run(
     return Outcome("finished")
 
 
-def _look_at_nodes(session: StudySession, received: list[int]) -> None:
-    """Leave out those of the nodes that are new which cannot run a trial. received: the signals so far."""
+def _look_at_nodes(session: StudySession, received: list[int], packs: Mapping[str, int]) -> None:
+    """Leave out those of the nodes that are new which cannot run a trial, and note what is not right on others.
+
+    received: the signals so far. packs: of the decoded images, as `packs_in` returns them.
+    """
     session.step("looking at the nodes")
-    session.leave_out(unfit_nodes(session.needs, session.resources, session.seen_nodes, lambda: bool(received)))
+    cache_dir = session.machine.cache_dir
+    found = look_at_nodes(
+        session.needs, session.resources, session.seen_nodes, lambda: bool(received),
+        cache_dir=str(cache_dir) if cache_dir else None, packs=packs,
+    )  # fmt: skip
+    for note in found.notes:
+        session.note(note)
+    session.leave_out(found.faults)
 
 
 def _paused(session: StudySession, fault: str) -> MachineFault:

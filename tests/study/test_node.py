@@ -16,13 +16,17 @@ import torch
 from raydml.study import events, node, runner
 from raydml.study.events import events_path, read_state
 from raydml.study.faults import FaultStop
-from raydml.study.node import away_from, fault_of_node, needs_of, node_fault_in
+from raydml.study.node import NodeReport, away_from, fault_of_node, needs_of, node_fault_in
 from raydml.study.process import MachineFault
 from raydml.study.runner import StudyEvents, StudySession, run_trials
 from tests.chaos.targets import Cluster
 from tests.study.test_folder import ROOT
 
 can_mount = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0
+
+
+def alive(*ids, **resources):
+    return lambda: [{"NodeID": name, "Alive": True, "Resources": resources or {"CPU": 2.0}} for name in ids]
 
 
 @pytest.fixture
@@ -103,6 +107,84 @@ def test_a_gpu_that_ray_counts_and_torch_cannot_use(needs):
     assert "Ray counts a GPU there, and torch cannot use it (" in fault_of_node(needs, has_gpu=True)
 
 
+def test_a_storage_that_has_no_study_yet_is_known_by_another_file(needs, tmp_path):
+    assert fault_of_node(needs._replace(folder=None), has_gpu=False) == ""
+    marked = needs._replace(folder=str(tmp_path), mark=".mark")
+    assert f"it does not see {tmp_path}. Cure: mount the shared storage" in fault_of_node(marked, has_gpu=False)
+    (tmp_path / ".mark").touch()
+    assert fault_of_node(marked, has_gpu=False) == ""
+
+
+@pytest.mark.parametrize(
+    ("report", "words"),
+    [
+        ({}, []),
+        ({"clock_s": 1_004.0}, []),
+        ({"clock_s": 1_007.0}, ["its clock is 7 s ahead of the driver's", "Cure: synchronise the clocks"]),
+        ({"clock_s": 900.0}, ["its clock is 100 s behind the driver's"]),
+        ({"missing_bytes": 2**30, "free_bytes": 2**31}, []),
+        (
+            {"missing_bytes": 30 * 2**30, "free_bytes": 2**30},
+            ["machine.cache_dir = /c has 1.0 GiB free, and the decoded images take 30.0 GiB", "Cure: free space there"],
+        ),
+        ({"shared_memory_bytes": 2**33}, []),
+        ({"shared_memory_bytes": 2**26}, ["/dev/shm has 0.1 GiB, and Ray's object store takes 4.0 GiB", "--shm-size"]),
+    ],
+)
+def test_what_is_not_right_on_a_node_and_no_fault(report, words):
+    notes = node.notes_of_node(NodeReport("", **{"clock_s": 1_000.0, "cache_dir": "/c", **report}), 1_000.0, 2.0**32)
+    assert len(notes) == bool(words)
+    assert all(word in notes[0] for word in words)
+
+
+def test_decoded_images_that_a_node_lacks_are_those_that_were_opened_for_the_study(tmp_path, monkeypatch):
+    monkeypatch.setattr(node.ray, "get_gpu_ids", list)  # it would start a Ray
+    for name, num_bytes, opened_s in (("images-a", 10, 100.0), ("images-b", 20, 50.0), ("images-c", 40, 100.0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.pixels").write_bytes(bytes(num_bytes))
+        (tmp_path / name / "manifest.json").touch()
+        os.utime(tmp_path / name / "manifest.json", (opened_s, opened_s))
+    packs = node.packs_in(tmp_path, 80.0)
+    assert packs == {"images-a": 10, "images-c": 40}
+    assert node.packs_in(None, 80.0) == {}
+    shutil.rmtree(tmp_path / "images-a")
+    found = node._check_node(needs_of(None, None, joined=True), str(tmp_path), packs)
+    assert (found.fault, found.missing_bytes, found.cache_dir) == ("", 10, str(tmp_path))
+    assert found.free_bytes > 0
+    assert abs(found.clock_s - time.time()) < 60
+
+
+def test_where_no_node_has_room_the_largest_is_named(monkeypatch):
+    monkeypatch.setattr(node.ray, "nodes", alive("x", CPU=2.0))
+    assert node.note_of_room({"cpu": 1.0, "gpu": 0.0}) == ""
+    said = node.note_of_room({"cpu": 1.0, "gpu": 1.0})
+    assert said.startswith("No node has the 1 CPU and 1 GPU that a trial needs, and the largest has 2 CPU and 0 GPU.")
+    monkeypatch.setattr(node.ray, "nodes", list)
+    assert "the largest has 0 CPU and 0 GPU" in node.note_of_room({"cpu": 1.0, "gpu": 0.5})
+
+
+def test_a_node_that_cannot_load_the_code_of_a_trial_is_found_in_the_text_of_an_error(monkeypatch):
+    text = """ray::ImplicitFunc.__init__() (pid=1, ip=127.0.0.1)
+RuntimeError: The actor with name TrialActor failed to import on the worker. This may be because needed library \
+dependencies are not installed in the worker environment:
+
+Traceback (most recent call last):
+  File "/x/raydml/study/node.py", line 20, in <module>
+    import torch
+ModuleNotFoundError: No module named 'torch'
+"""
+    monkeypatch.setattr(node, "_hosts", {"0a1b2c3d": "gpu-7", "ffffffff": "gpu-7"})
+    found = node.unloadable_in(text, "gpu-7 (0a1b2c)")
+    assert found == (
+        "0a1b2c3d",
+        "gpu-7 (0a1b2c): it cannot load raydml (ModuleNotFoundError: No module named 'torch'). Cure: install "
+        "requirements.lock there",
+    )
+    assert node.unloadable_in(text, "gpu-8 (0a1b2c)") is None
+    assert node.unloadable_in(text, None) is None
+    assert node.unloadable_in("ModuleNotFoundError: No module named 'my_loss'", "gpu-7 (0a1b2c)") is None
+
+
 def test_the_fault_of_a_node_is_found_in_the_text_of_an_error():
     text = """ray.exceptions.ActorDiedError: The actor died because of an error raised in its creation task
   File "/x/raydml/study/actor.py", line 103, in setup
@@ -130,10 +212,6 @@ def session_of(folder):
     study = SimpleNamespace(search=SimpleNamespace(max_concurrent=None))
     needs = needs_of(folder, None, joined=True)
     return StudySession(folder, study, None, "val_map_at_r", {"cpu": 1.0, "gpu": 0.0}, needs, {}, set())
-
-
-def alive(*ids):
-    return lambda: [{"NodeID": name, "Alive": True, "Resources": {"CPU": 2.0}} for name in ids]
 
 
 def test_a_stage_goes_on_without_a_bad_node_with_the_same_trials(tmp_path, monkeypatch):
