@@ -249,10 +249,10 @@ def _variables(inherited: Mapping[str, str], tracking_uri: str | None, names: Se
 def _what_is_sent(
     files: JobFiles, num_bytes: int, sent: Mapping[str, str], tracking_uri: str | None, command: str
 ) -> list[tuple[str, str]]:
-    from raydml.training.checkpoint import git_commit
+    from raydml.training.checkpoint import git_commit, short_commit
 
     names = [name for name in sent if name != "RAY_JOB_STOP_WAIT_TIME_S"]
-    commit = re.sub("(?<=^[0-9a-f]{12})[0-9a-f]+", "", git_commit() or "unknown")
+    commit = short_commit(git_commit() or "unknown")
     code = f"{counted(len(files.contents), 'file')}, {tables.bytes_text(num_bytes)}, commit {commit}"
     return [
         ("sent", code),

@@ -239,6 +239,11 @@ def git_commit() -> str | None:
     return _git(source.parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or None
 
 
+def short_commit(commit: str) -> str:
+    """Return a commit with 12 of its digits, for people."""
+    return re.sub("(?<=^[0-9a-f]{12})[0-9a-f]+", "", commit)
+
+
 def _git(folder: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(
