@@ -25,7 +25,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from raydml.cli import data, evaluate, export, imports, init, lists, results, studies, submit
+from raydml.cli import data, doctor, evaluate, export, imports, init, lists, results, studies, submit
 from raydml.cli.arguments import Invocation
 from raydml.cli.live_view import StepBars
 from raydml.cli.loading import ImportNotices
@@ -135,6 +135,7 @@ app.command("sweep", rich_help_panel=RUN)(studies.sweep)
 app.command("init", rich_help_panel=RUN)(init.init)
 app.command("resume", rich_help_panel=RUN)(studies.resume)
 app.command("submit", rich_help_panel=RUN)(submit.submit)
+app.command("doctor", rich_help_panel=RUN)(doctor.doctor)
 app.command("status", rich_help_panel=LOOK)(results.status)
 app.command("report", rich_help_panel=LOOK)(results.report)
 app.command("ui", rich_help_panel=LOOK)(results.ui)

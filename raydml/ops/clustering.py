@@ -107,6 +107,13 @@ def _flat_index(dim: int, device: torch.device, *, spherical: bool) -> Any:
     return (faiss.GpuIndexFlatIP if spherical else faiss.GpuIndexFlatL2)(resources, dim, config)
 
 
+def num_gpus_of_faiss() -> int:
+    """Return how many GPUs faiss can use."""
+    import faiss
+
+    return int(faiss.get_num_gpus())
+
+
 @contextmanager
 def faiss_threads() -> Iterator[None]:
     """Let faiss use as many threads as torch, and restore its own number afterwards."""

@@ -111,6 +111,7 @@ _DATABASE_AWAY = re.compile(
 _CUT_OFF = re.compile("_alembic_tmp_|table .* already exists|duplicate column name")
 #: Longest wait for a store at the start of a study, and for the lock of a database, which is held for milliseconds.
 START_PATIENCE_S, LOCK_PATIENCE_S = 10.0, 5.0
+LOOK_PATIENCE_S = 4.0
 #: Names of the embedded store in the storage folder, and of the folder beside a local database for its artifacts.
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 _MAX_DATABASE_PATH = 504  # SQLite has 512, also for the journal that it keeps beside the database
@@ -278,6 +279,31 @@ def reach_store(uri: str, storage: str | Path, patience_s: float = START_PATIENC
         if not isinstance(error, StoreUnavailable):
             raise error
     return str(errors[0]) if errors else ""
+
+
+def look_at_store(uri: str, patience_s: float = LOOK_PATIENCE_S) -> None:
+    """Raise TrackingError where a store cannot be used, at the latest after patience_s; nothing is created."""
+    answers: list[Exception | None] = []
+
+    def ask() -> None:
+        try:
+            with without_retries():
+                connect(uri).search_experiments(max_results=1)
+            answers.append(None)
+        except Exception as error:  # raised below
+            answers.append(error)
+
+    thread = threading.Thread(target=ask, name="mlflow-look", daemon=True)
+    thread.start()
+    thread.join(patience_s)
+    error = answers[0] if answers else TimeoutError(f"no answer within {patience_s:g} s")
+    if error is not None and not isinstance(error, TrackingError):
+        scheme = uri.partition(":")[0].partition("+")[0].lower()
+        kind = StoreUnavailable if not answers or _may_answer_later(error) else TrackingError
+        said = f"MLflow at {redacted(uri)} cannot be used: {first_line(error)}"
+        raise kind(f"{said}. Cure: {_cure(uri, scheme, error)}") from error
+    if error is not None:
+        raise error
 
 
 def prepare_store(uri: str, storage: str | Path | None = None) -> str:
