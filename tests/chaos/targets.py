@@ -3,10 +3,12 @@
 import contextlib
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -51,15 +53,20 @@ def members(sessions, role):
 
 
 class Cluster:
-    """A Ray cluster on this machine: a head without CPUs and nodes of one CPU each. auth: its RAY_AUTH_MODE."""
+    """A Ray cluster on this machine: a head without CPUs and nodes of one CPU each.
 
-    def __init__(self, folder, num_nodes=2, auth="token"):
-        self.folder, self._num_nodes, self._auth = folder, num_nodes, auth
+    auth: its RAY_AUTH_MODE. has_jobs: whether it has Ray's job server, at the address ``jobs``; needs `ray[default]`.
+    """
+
+    def __init__(self, folder, num_nodes=2, auth="token", has_jobs=False):
+        self.folder, self._num_nodes, self._auth, self._has_jobs = folder, num_nodes, auth, has_jobs
         self.head, self.nodes = None, []
-        with socket.socket() as probe:
+        self._sockets = tempfile.mkdtemp(prefix="ray-") if has_jobs else ""  # with a short path
+        with socket.socket() as probe, socket.socket() as other:
             probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.address = f"127.0.0.1:{self.port}"
+            other.bind(("127.0.0.1", 0))
+            self.port, self._dashboard_port = probe.getsockname()[1], other.getsockname()[1]
+        self.address, self.jobs = f"127.0.0.1:{self.port}", f"http://127.0.0.1:{self._dashboard_port}"
 
     def _node(self, *arguments, mounts=()):
         ray = Path(sys.executable).with_name("ray")
@@ -68,6 +75,8 @@ class Cluster:
             binds = " && ".join(f"mount --bind {shlex.quote(str(a))} {shlex.quote(str(b))}" for a, b in mounts)
             command = ["unshare", "--mount", "sh", "-c", f"{binds} && exec {shlex.join(command)}"]
         environment = {**os.environ, "RAY_AUTH_MODE": self._auth}
+        if self._has_jobs:  # Ray gives a job the address of the cluster that was started last below this folder
+            environment["RAY_TMPDIR"] = self._sockets
         for _ in range(5):  # several on one machine draw their ports at random, and may meet
             log = self.folder / f"node-{len(list(self.folder.glob('node-*'))):03d}.txt"
             with open(log, "wb") as output:
@@ -87,9 +96,9 @@ class Cluster:
         """Start what does not run: the head with all nodes, or the nodes that are missing."""
         if self.head is None or self.head.poll() is not None:
             self.stop()
-            self.head = self._node(
-                "--head", "--port", str(self.port), "--num-cpus", "0", "--include-dashboard", "false"
-            )
+            dashboard = ["--include-dashboard", str(self._has_jobs).lower()]
+            dashboard += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(self._dashboard_port)]
+            self.head = self._node("--head", "--port", str(self.port), "--num-cpus", "0", *dashboard)
         self.nodes = [node for node in self.nodes if node.poll() is None]
         while len(self.nodes) < self._num_nodes:
             self.nodes.append(self._node("--address", self.address, "--num-cpus", "1"))
@@ -112,3 +121,5 @@ class Cluster:
         for node in filter(None, (self.head, *self.nodes)):
             self.kill_node(node)
         self.head, self.nodes = None, []
+        if self._sockets:
+            shutil.rmtree(self._sockets, ignore_errors=True)
