@@ -155,19 +155,45 @@ def refuse_unfit_node(needs: NodeNeeds) -> None:
 
 
 def node_fault_in(text: str) -> tuple[str, str] | None:
-    """Return the id of the node, and what is wrong with it, from the text of a NodeFault that a worker has raised."""
-    found = re.findall(rf"{NodeFault.__name__}: \[(\w+)\] (.+)$", text, re.MULTILINE)
-    return (found[-1][0], found[-1][1].strip()) if found else None
+    """Return the id of the node, and what is wrong with it, from the text of an error that a worker has raised.
+
+    It is a NodeFault, or Ray's own error where the node cannot load the code of an actor.
+    """
+    if found := re.findall(rf"{NodeFault.__name__}: \[(\w+)\] (.+)$", text, re.MULTILINE):
+        return found[-1][0], found[-1][1].strip()
+    fault, actors = _fault_of_loading(text), re.findall(r"actor_id=([0-9a-f]+)", text)
+    if not fault or not actors:
+        return None
+    node = _node_of_actor_id(actors[-1])
+    return (node, f"{name_of_node(_host_of(node), node)}: {fault}") if node else None
+
+
+def _fault_of_loading(text: str) -> str:
+    """Return in words that a node cannot load code that the driver has loaded: a library is missing there."""
+    _, found, after = text.partition(_NOT_LOADED)
+    if not found:
+        return ""
+    said = re.findall(r"^\s*((?:\w+\.)*\w*(?:Error|Exception): .+)$", after, re.MULTILINE)
+    why = f" ({said[-1].strip()[:200]})" if said else ""
+    return f"it cannot load raydml{why}. Cure: install requirements.lock there"
 
 
 def node_of_actor(actor: Any) -> str:
     """Return the name of the node that an actor runs on; empty for None, and where Ray does not know it any more."""
-    if actor is None:
-        return ""
-    node = (ray._private.state.actors(actor._actor_id.hex()).get("Address") or {}).get("NodeID", "")
-    if node and node not in _hosts:
+    node = "" if actor is None else _node_of_actor_id(actor._actor_id.hex())
+    return name_of_node(_host_of(node), node) if _host_of(node) else ""
+
+
+def _node_of_actor_id(actor_id: str) -> str:
+    """Return the id of the node of an actor, also of one that has died; empty where Ray does not know it."""
+    return str((ray._private.state.actors(actor_id).get("Address") or {}).get("NodeID") or "")
+
+
+def _host_of(node_id: str) -> str:
+    """Return the host of a node; empty where Ray does not know it."""
+    if node_id and node_id not in _hosts:
         _hosts.update({row["NodeID"]: row["NodeManagerHostname"] for row in ray.nodes()})
-    return name_of_node(_hosts[node], node) if node in _hosts else ""
+    return _hosts.get(node_id, "")
 
 
 def name_of_node(host: str, node_id: str) -> str:
@@ -308,26 +334,6 @@ def note_of_room(resources: Mapping[str, float]) -> str:
         f"the largest has {cpus:g} CPU and {gpus:g} GPU. The trials wait for a node that joins, or that the autoscaler "
         "starts; `ray status` on the head shows what it can start."
     )
-
-
-def unloadable_in(text: str, name: str | None) -> tuple[str, str] | None:
-    """Return the id of a node, and what is wrong with it, from an error that says that a trial's code cannot be loaded.
-
-    name: of the node, as `node_of_actor` has it.
-    """
-    node = next((node for node, host in _hosts.items() if name_of_node(host, node) == name), None)
-    fault = _fault_of_loading(text)
-    return (node, f"{name}: {fault}") if node and fault else None
-
-
-def _fault_of_loading(text: str) -> str:
-    """Return in words that a node cannot load code that the driver has loaded: a library is missing there."""
-    _, found, after = text.partition(_NOT_LOADED)
-    if not found:
-        return ""
-    said = re.findall(r"^\s*((?:\w+\.)*\w*(?:Error|Exception): .+)$", after, re.MULTILINE)
-    why = f" ({said[-1].strip()[:200]})" if said else ""
-    return f"it cannot load raydml{why}. Cure: install requirements.lock there"
 
 
 def _check_node(needs: NodeNeeds, cache_dir: str | None, packs: Mapping[str, int]) -> NodeReport:

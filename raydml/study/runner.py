@@ -30,7 +30,7 @@ from raydml.study.events import StudyReader, TrialState, events_path, read_trial
 from raydml.study.faults import FaultStop, fault_in, is_without_memory, with_half_batch
 from raydml.study.folder import newest_checkpoint
 from raydml.study.listed_trials import ListedTrials
-from raydml.study.node import NodeNeeds, away_from, fit_nodes, node_fault_in, node_of_actor, unloadable_in
+from raydml.study.node import NodeNeeds, away_from, fit_nodes, node_fault_in, node_of_actor
 from raydml.study.process import MachineFault
 from raydml.study.retention import Retention
 from raydml.study.rungs import milestones
@@ -237,8 +237,7 @@ class StudyEvents(tune.Callback):
 
     def _stop_for_fault(self, trial: Any) -> bool:
         error = _error_text(trial)
-        fault = fault_in(error)
-        node_fault = node_fault_in(error) or unloadable_in(error, self._nodes.get(trial_key(trial)))
+        fault, node_fault = fault_in(error), node_fault_in(error)
         if fault is not None:
             self._stop.fault = fault
         elif node_fault is not None:

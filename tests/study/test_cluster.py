@@ -163,6 +163,32 @@ def test_a_wrong_token_is_refused_within_seconds(tmp_path):
     assert time.monotonic() - began_s < 30  # most of it are imports
 
 
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.xdist_group("cluster")
+def test_a_cluster_of_other_versions_is_refused_in_words(tmp_path):
+    cluster = Cluster(tmp_path, num_nodes=0)
+    try:
+        cluster.start()
+        program = (
+            "import sys; from ray._private import utils; from raydml.study.cluster import connected\n"
+            "utils.compute_version_info = lambda: ('2.59.0', '3.10.1')\n"
+            "with connected(sys.argv[1]):\n    pass"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program, cluster.address], env={**os.environ, "RAY_AUTH_MODE": "token"}, cwd=ROOT,
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+    finally:
+        cluster.stop()
+    here = f"Ray {ray.__version__} on Python {'.'.join(map(str, sys.version_info[:3]))}"
+    said = (
+        f"--address {cluster.address}: the cluster has {here}, and this command Ray 2.59.0 on Python 3.10.1: Ray joins"
+    )
+    assert said in done.stderr
+    assert "Cure: install requirements.lock with the same Python on all machines" in done.stderr
+
+
 @pytest.mark.parametrize("before", ["no folder", "a readable token", "no home"])
 def test_rays_token_is_readable_by_this_user_alone(tmp_path, monkeypatch, caplog, before):
     home = tmp_path / "home"

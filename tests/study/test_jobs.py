@@ -32,7 +32,7 @@ pytestmark = [
     ),
 ]
 SMALL = ["study.search.num_trials=4", "study.search.scheduler=none", "study.confirm=null", "study.refit=null"]
-SMALL += ["study.finalize=null", "trial.epochs=12", "machine.checkpoint_every_s=0"]
+SMALL += ["study.finalize=null", "trial.epochs=30", "machine.checkpoint_every_s=0"]
 RAY = str(os.path.join(os.path.dirname(sys.executable), "ray"))
 
 
@@ -123,14 +123,14 @@ def test_a_job_whose_driver_is_killed_goes_on_where_it_was_and_nothing_runs_twic
     assert "MLFLOW_TRACKING_PASSWORD (values are not shown)" in said
     first = next(line for line in said.splitlines() if " is job " in line).split()[3]
     assert job(cluster, first)["runtime_env"]["env_vars"]["MLFLOW_TRACKING_PASSWORD"] == "first-secret"
+    assert f"digits runs already as job {first}" in submit(cluster, tmp_path, variables=secrets)
+    assert "with another command or other code" in submit(cluster, tmp_path, "--num-trials", 5, code=2)
     folder = tmp_path / "digits"
     wait_for(
         lambda: [trial for trial in trials_of(folder) if trial.ended] and
         [trial for trial in trials_of(folder) if not trial.ended and len(trial.epochs) > 1],
         300,
     )  # fmt: skip
-    assert f"digits runs already as job {first}" in submit(cluster, tmp_path, variables=secrets)
-    assert "with another command or other code" in submit(cluster, tmp_path, "--num-trials", 5, code=2)
     [sweep] = [pid for pid, (_, _, words) in processes().items() if "sweep" in words and str(tmp_path) in words
                and words.split()[0] == sys.executable]  # fmt: skip
     kill(sweep, signal.SIGKILL)
@@ -147,7 +147,7 @@ def test_a_job_whose_driver_is_killed_goes_on_where_it_was_and_nothing_runs_twic
     words = [sys.executable, str(ROOT / "launch.py"), "sweep", "digits", "--storage", str(undisturbed)]
     subprocess.run([*words, *(f"--set={setting}" for setting in SMALL)], check=True, capture_output=True, timeout=300)
     assert values(folder) == values(undisturbed / "digits")
-    assert all(len(epochs) == 12 and all(epochs.values()) for epochs in values(folder).values())
+    assert all(len(epochs) == 30 and all(epochs.values()) for epochs in values(folder).values())
 
     commit = git_commit()
     assert read_study(folder)["commit"] == commit

@@ -164,7 +164,7 @@ def test_where_no_node_has_room_the_largest_is_named(monkeypatch):
 
 
 def test_a_node_that_cannot_load_the_code_of_a_trial_is_found_in_the_text_of_an_error(monkeypatch):
-    text = """ray::ImplicitFunc.__init__() (pid=1, ip=127.0.0.1)
+    text = """ray.exceptions.ActorDiedError: ray::TrialActor.__init__() (pid=1, ip=127.0.0.1, actor_id=00ab, repr=<x>)
 RuntimeError: The actor with name TrialActor failed to import on the worker. This may be because needed library \
 dependencies are not installed in the worker environment:
 
@@ -173,16 +173,16 @@ Traceback (most recent call last):
     import torch
 ModuleNotFoundError: No module named 'torch'
 """
-    monkeypatch.setattr(node, "_hosts", {"0a1b2c3d": "gpu-7", "ffffffff": "gpu-7"})
-    found = node.unloadable_in(text, "gpu-7 (0a1b2c)")
-    assert found == (
+    actors = {"00ab": {"Address": {"NodeID": "0a1b2c3d"}}}
+    monkeypatch.setattr(node.ray._private.state, "actors", lambda actor: actors.get(actor, {}))
+    monkeypatch.setattr(node, "_hosts", {"0a1b2c3d": "gpu-7"})
+    assert node_fault_in(text) == (
         "0a1b2c3d",
         "gpu-7 (0a1b2c): it cannot load raydml (ModuleNotFoundError: No module named 'torch'). Cure: install "
         "requirements.lock there",
     )
-    assert node.unloadable_in(text, "gpu-8 (0a1b2c)") is None
-    assert node.unloadable_in(text, None) is None
-    assert node.unloadable_in("ModuleNotFoundError: No module named 'my_loss'", "gpu-7 (0a1b2c)") is None
+    assert node_fault_in(text.replace("00ab", "00ac")) is None
+    assert node_fault_in("actor_id=00ab\nModuleNotFoundError: No module named 'my_loss'") is None
 
 
 def test_the_fault_of_a_node_is_found_in_the_text_of_an_error():
@@ -325,6 +325,35 @@ def test_a_node_with_older_code_runs_the_drivers_and_one_without_the_storage_is_
     found = events.read(events_path(folder))
     assert not [event for event in found if event["event"] == "trial_retried"]
     assert len({event["node"] for event in found if event["event"] == "trial_started"}) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.xdist_group("cluster")
+@pytest.mark.skipif(not can_mount, reason="needs the right to mount folders for a process alone")
+@pytest.mark.timeout(600)
+def test_a_node_that_joins_late_and_lacks_a_library_is_left_out(tmp_path):
+    """Ray's worker there cannot load the code of a trial at all, and so not look at its node."""
+    broken = tmp_path / "torch"
+    broken.mkdir()
+    (broken / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\")\n")
+    cluster = Cluster(tmp_path / "cluster", num_nodes=1)
+    cluster.folder.mkdir()
+    cluster.start()
+    longer = ("trial.epochs=40", "study.search.scheduler=none")
+    with sweep(ROOT, tmp_path, cluster, *SMALL, *longer) as process:
+        deadline = time.monotonic() + 200
+        while not (events_path(tmp_path / "digits").exists() and read_state(tmp_path / "digits").of_stage("search")):
+            assert time.monotonic() < deadline, (tmp_path / "output.txt").read_text()
+            time.sleep(0.2)
+        cluster.add_node(mounts=[(broken, Path(torch.__file__).parent)])
+        assert process.wait(400) == 0, (tmp_path / "output.txt").read_text()
+    state = read_state(tmp_path / "digits")
+    assert [trial.ended for trial in state.of_stage("search")] == ["finished"] * 3
+    [note] = [note for note in state.notes if "a node is left out" in note]
+    assert "it cannot load raydml (ModuleNotFoundError: No module named 'torch'). Cure: install" in note
+    found = events.read(events_path(tmp_path / "digits"))
+    assert not [event for event in found if event["event"] == "trial_retried"]
 
 
 @pytest.mark.slow
