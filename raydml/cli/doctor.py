@@ -235,8 +235,8 @@ def _cluster(
     address: str, storage: Path | None, data_root: Path | None, environment: MutableMapping[str, str]
 ) -> Iterator[Finding]:
     from raydml.cli.arguments import CommandError, refuse_unanswered
+    from raydml.study.cluster_health import look_at_cluster
     from raydml.study.folder import StudyError
-    from raydml.study.health import look_at_cluster
     from raydml.study.process import RayEnded
 
     folder = None if storage is None or not storage.is_dir() else storage.resolve()

@@ -1,29 +1,13 @@
-"""What Ray would find on this machine, and what the nodes of a running cluster have and lack."""
+"""What Ray would find on this machine, without starting it."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import MutableMapping
-from contextlib import ExitStack
+import shutil
 from pathlib import Path
-from typing import NamedTuple
 
-import ray
 from ray._private import accelerators, utils
 
-from raydml.study.cluster import connected
-from raydml.study.node import look_at_nodes, name_of_node, needs_of, note_of_shared_memory, shared_memory_bytes
-
-_BUSY_S = 15.0  # for a node whose GPUs other studies may hold
-
-
-class NodeHealth(NamedTuple):
-    """A node of a cluster: what Ray counts there, and why no trial can run on it; empty if one can."""
-
-    name: str
-    num_cpus: float
-    num_gpus: float
-    fault: str
+_SHARED_MEMORY = Path("/dev/shm")
 
 
 def num_gpus_of_ray() -> int:
@@ -38,34 +22,20 @@ def note_of_this_machine() -> str:
     return note_of_shared_memory(shared_memory_bytes(), store_bytes)
 
 
-def look_at_cluster(
-    address: str, storage: Path | None, data_root: Path | None, environment: MutableMapping[str, str] | None
-) -> tuple[list[NodeHealth], list[str]]:
-    """Return the nodes of a cluster, and notes on them. Raises StudyError where it cannot be joined.
+def note_of_shared_memory(shared_bytes: int | None, store_bytes: float) -> str:
+    """Return a sentence where /dev/shm is too small for Ray's object store, which then is on a disk; else empty.
 
-    storage: that each node must see. environment: of this process, for `connected`.
+    Nothing else of a study is there: images are mapped from files of the cache.
     """
-    with ExitStack() as stack:
-        stack.enter_context(connected(address, environment))
-        needs = needs_of(storage, data_root, joined=True)
-        if storage is not None:
-            mark = stack.enter_context(tempfile.NamedTemporaryFile(prefix=".raydml-doctor-", dir=storage))
-            needs = needs._replace(mark=Path(mark.name).name)
-        seen = set[str]()
-        with_gpus = look_at_nodes(needs, {"gpu": 1.0}, seen, lambda: False, patience_s=_BUSY_S)
-        seen -= set(with_gpus.silent)  # their GPUs may be in use
-        others = look_at_nodes(needs, {}, seen, lambda: False)
-        faults = {**with_gpus.faults, **others.faults}
-        alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-        names = {node: name_of_node(row["NodeManagerHostname"], node) for node, row in alive.items()}
-        faults |= {
-            node: f"{names.get(node)}: it does not answer. Cure: see `ray status` on the head" for node in others.silent
-        }
-        nodes = [
-            NodeHealth(
-                names[node], row["Resources"].get("CPU", 0), row["Resources"].get("GPU", 0), faults.get(node, "")
-            )
-            for node, row in alive.items()
-        ]
-        busy = [f"{names[node]}: its GPUs are in use, and were not tried" for node in with_gpus.silent if node in names]
-        return nodes, [*with_gpus.notes, *others.notes, *busy]
+    if shared_bytes is None or shared_bytes >= store_bytes:
+        return ""
+    return (
+        f"/dev/shm has {shared_bytes / 2**30:.1f} GiB, and Ray's object store takes {store_bytes / 2**30:.1f} GiB: Ray "
+        "keeps it on the disk of /tmp, which makes the exchange between its processes slow. Cure: a larger /dev/shm "
+        "(docker run --shm-size; an emptyDir of medium Memory), or a smaller store (ray start --object-store-memory)"
+    )
+
+
+def shared_memory_bytes() -> int | None:
+    """Return the size of /dev/shm; None where there is none."""
+    return shutil.disk_usage(_SHARED_MEMORY).total if _SHARED_MEMORY.is_dir() else None

@@ -23,6 +23,7 @@ import ray
 import torch
 
 from raydml.study.faults import is_without_memory
+from raydml.study.health import note_of_shared_memory, shared_memory_bytes
 from raydml.study.package import PACKAGE, digest_of_package
 
 #: Ray gives each node this label.
@@ -32,7 +33,6 @@ _CHECK_S = 60.0  # for a node to answer before the first trial: a new process im
 
 
 _MAX_APART_S = 5.0  # between the clocks of two machines
-_SHARED_MEMORY = Path("/dev/shm")
 #: Ray's words where a worker cannot load the code of an actor: a library is missing there.
 _NOT_LOADED = "failed to import on the worker"
 
@@ -300,25 +300,6 @@ def notes_of_node(report: NodeReport, received_s: float, store_bytes: float) -> 
     if note := note_of_shared_memory(report.shared_memory_bytes, store_bytes):
         notes.append(note)
     return notes
-
-
-def note_of_shared_memory(shared_bytes: int | None, store_bytes: float) -> str:
-    """Return a sentence where /dev/shm is too small for Ray's object store, which then is on a disk; else empty.
-
-    Nothing else of a study is there: images are mapped from files of the cache.
-    """
-    if shared_bytes is None or shared_bytes >= store_bytes:
-        return ""
-    return (
-        f"/dev/shm has {shared_bytes / 2**30:.1f} GiB, and Ray's object store takes {store_bytes / 2**30:.1f} GiB: Ray "
-        "keeps it on the disk of /tmp, which makes the exchange between its processes slow. Cure: a larger /dev/shm "
-        "(docker run --shm-size), or ray start --object-store-memory=1000000000, which is enough for raydml"
-    )
-
-
-def shared_memory_bytes() -> int | None:
-    """Return the size of /dev/shm; None where there is none."""
-    return shutil.disk_usage(_SHARED_MEMORY).total if _SHARED_MEMORY.is_dir() else None
 
 
 def note_of_room(resources: Mapping[str, float]) -> str:
