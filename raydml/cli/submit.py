@@ -27,7 +27,6 @@ from raydml.cli.arguments import (
     SeedsOption,
     Settings,
     SmokeOption,
-    SpaceArgument,
     StagesOption,
     TimeLimitOption,
     TrackingUri,
@@ -58,7 +57,9 @@ _STUDY, _STORAGE = "raydml_study", "raydml_storage"  # in the metadata of a job
 
 def submit(
     context: typer.Context,
-    space: SpaceArgument,
+    space: Annotated[
+        Path, typer.Argument(metavar="SPACE", help="YAML file of the search space, here; or a space of raydml's own.")
+    ],
     address: Annotated[
         str | None, typer.Option(metavar="URL", help="Ray's job server, for example http://HEAD:8265.")
     ] = None,
@@ -110,11 +111,6 @@ def submit(
 
     server = JobServer(address, read_token(invocation.environment if invocation else {}))
     version = None if dry_run else server.check()
-    options = {
-        "--num-trials": num_trials, "--max-epochs": max_epochs, "--seed": seed, "--name": name, "--stages": stages,
-        "--scheduler": scheduler, "--recipe": recipe, "--seeds": seeds, "--data-root": data_root, "--time": time_limit,
-        "--storage": storage,
-    }  # fmt: skip
     loaded, file = load_with_options(
         space, [*(settings or []), *(["machine.data_root=."] if smoke else [])],
         num_trials=num_trials, max_epochs=max_epochs, seed=seed, name=name, scheduler=scheduler, stages=stages,
@@ -125,10 +121,12 @@ def submit(
     from raydml.study.job_files import archive_of, files_of_job
 
     files = files_of_job(file)
-    words = [python, *(["launch.py"] if files.has_launch else ["-m", "raydml"]), "sweep", files.space]
-    words += [word for setting in settings or [] for word in ("--set", setting)]
-    words += [word for option, value in options.items() if value is not None for word in (option, str(value))]
-    command = shlex.join([*words, *(["--smoke"] if smoke else [])])
+    options = {
+        "--num-trials": num_trials, "--max-epochs": max_epochs, "--seed": seed, "--name": name, "--stages": stages,
+        "--scheduler": scheduler, "--recipe": recipe, "--seeds": seeds, "--data-root": data_root, "--time": time_limit,
+        "--storage": storage,
+    }  # fmt: skip
+    command = shlex.join([python, *_words_of_sweep(files, settings or [], options), *(["--smoke"] if smoke else [])])
     package, archive = archive_of(files.contents)
     console, study = new_console(), loaded.study.name + ("-smoke" if smoke else "")
     rows = _what_is_sent(files, len(archive), sent, tracking_uri, command)
@@ -156,7 +154,7 @@ def submit(
     else:
         job_id = job.id
         echo(console, f"{study} runs already as job {job_id} on {redacted(server.address)}")
-    typed = shlex.join(word for word in shlex.split(command_of(context)) if word != "--follow")
+    typed = redacted(shlex.join(word for word in shlex.split(command_of(context)) if word != "--follow"))
     if follow:
         _follow(console, server, job_id, typed, _stop(context, server, job_id))
         return
@@ -246,6 +244,13 @@ def _variables(inherited: Mapping[str, str], tracking_uri: str | None, names: Se
     return {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **sent}
 
 
+def _words_of_sweep(files: JobFiles, settings: Sequence[str], options: Mapping[str, object]) -> list[str]:
+    """Return what follows the Python in the command of the job. options: by name; None where not given."""
+    words = [*(["launch.py"] if files.has_launch else ["-m", "raydml"]), "sweep", files.space]
+    words += [word for setting in settings for word in ("--set", setting)]
+    return words + [word for option, value in options.items() if value is not None for word in (option, str(value))]
+
+
 def _what_is_sent(
     files: JobFiles, num_bytes: int, sent: Mapping[str, str], tracking_uri: str | None, command: str
 ) -> list[tuple[str, str]]:
@@ -287,7 +292,7 @@ def _stop(context: typer.Context, server: JobServer, job_id: str) -> str:
     """Return the command that stops a job."""
     ray = "uv run ray" if program_of(context).startswith("uv run") else "ray"
     token = "RAY_AUTH_MODE=token " if server.has_token else ""
-    return f"{token}{ray} job stop --address {shlex.quote(server.address)} {job_id}"
+    return f"{token}{ray} job stop --address {shlex.quote(redacted(server.address))} {job_id}"
 
 
 def _refuse_failed_start(server: JobServer, job_id: str, python: str) -> None:
@@ -305,7 +310,7 @@ def _refuse_failed_start(server: JobServer, job_id: str, python: str) -> None:
 def _failure(server: JobServer, job: Job, python: str) -> str:
     lines = [line for line in (server.log(job.id) or job.message).strip().splitlines() if line.strip()]
     said = printable("\n".join(lines[-5:]))
-    cure = f"look into its log: ray job logs --address {server.address} {job.id}"
+    cure = f"look into its log: ray job logs --address {redacted(server.address)} {job.id}"
     if re.search(r"not found|No such file|No module named", said):
         cure = f"--python with the path of a Python on the head that has raydml's libraries, instead of {python}"
     return f"the job has failed:\n{said}\nCure: {cure}"

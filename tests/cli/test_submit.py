@@ -182,6 +182,18 @@ def test_a_followed_job_is_printed_to_its_end(status, code, exit_code):
     assert ("To go on:" in result.stdout) == bool(exit_code)
 
 
+def test_what_to_do_next_holds_no_password():
+    typed = "launch.py submit digits --follow --tracking-uri http://me:a-secret@mlflow:5000"
+    invocation = Invocation(typed, ROOT / "launch.py", {"RAY_AUTH_MODE": "disabled"}, {})
+    with serving(StandIn()) as (address, _):
+        command = ["submit", "digits", "--address", address, "--storage", "/s"]
+        command += ["--tracking-uri", "http://me:a-secret@mlflow:5000"]
+        result = CliRunner().invoke(main.app, command, prog_name="launch.py", obj=invocation)
+    assert result.exit_code == 0, result.output
+    assert "a-secret" not in result.output
+    assert "launch.py submit digits --tracking-uri http://***@mlflow:5000 --follow" in result.stdout
+
+
 def test_another_version_of_ray_is_noted():
     cluster = StandIn()
     cluster.version = "2.61.0"
