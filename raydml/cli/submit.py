@@ -137,9 +137,9 @@ def submit(
         return
     _note_of_versions(console, version)
     job = _that_runs(server, study, storage)
-    if job is not None and (job.command, job.package) != (command, package):
+    if job is not None and job.command != command:
         raise CommandError(
-            f"study {study!r} runs already as job {job.id}, with another command or other code. Cure: wait for it, or "
+            f"study {study!r} runs already as job {job.id}, with other options: {job.command}. Cure: another --name, or "
             f"stop it: {_stop(context, server, job.id)}"
         )
     if job is None:
@@ -153,7 +153,8 @@ def submit(
             echo(console, f"note: not sent, too large for code that git does not know: {', '.join(files.left_out)}")
     else:
         job_id = job.id
-        echo(console, f"{study} runs already as job {job_id} on {redacted(server.address)}")
+        changed = ", with the code of its start: the files here have changed since" if job.package != package else ""
+        echo(console, f"{study} runs already as job {job_id} on {redacted(server.address)}{changed}")
     typed = redacted(shlex.join(word for word in shlex.split(command_of(context)) if word != "--follow"))
     if follow:
         _follow(console, server, job_id, typed, _stop(context, server, job_id))

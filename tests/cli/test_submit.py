@@ -153,7 +153,9 @@ def test_a_study_that_runs_is_not_submitted_twice():
         assert f"digits runs already as job {job['submission_id']} on" in done(*command).stdout
         said = refused(*command, "--num-trials", "3")
         assert "digits' runs already as job" in said
-        assert "Cure: wait for it, or stop it: ray job stop --address" in said
+        assert f"with other options: {job['entrypoint']}. Cure: another --name, or stop it: ray job stop" in said
+        cluster.jobs[0]["runtime_env"] = {"working_dir": "gcs://_ray_pkg_other.zip"}
+        assert ", with the code of its start: the files here have changed since" in done(*command).stdout
         assert not [method for method, *_ in seen[num_seen:] if method != "GET"]
         done(*command[:-1], "/mnt/other")  # another study of this name
         cluster.jobs = [{**job, "status": "FAILED"}]

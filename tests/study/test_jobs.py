@@ -124,7 +124,7 @@ def test_a_job_whose_driver_is_killed_goes_on_where_it_was_and_nothing_runs_twic
     first = next(line for line in said.splitlines() if " is job " in line).split()[3]
     assert job(cluster, first)["runtime_env"]["env_vars"]["MLFLOW_TRACKING_PASSWORD"] == "first-secret"
     assert f"digits runs already as job {first}" in submit(cluster, tmp_path, variables=secrets)
-    assert "with another command or other code" in submit(cluster, tmp_path, "--num-trials", 5, code=2)
+    assert "with other options" in submit(cluster, tmp_path, "--num-trials", 5, code=2)
     folder = tmp_path / "digits"
     wait_for(
         lambda: [trial for trial in trials_of(folder) if trial.ended] and
