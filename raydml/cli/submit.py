@@ -139,8 +139,8 @@ def submit(
     job = _that_runs(server, study, storage)
     if job is not None and job.command != command:
         raise CommandError(
-            f"study {study!r} runs already as job {job.id}, with other options: {job.command}. Cure: another --name, or "
-            f"stop it: {_stop(context, server, job.id)}"
+            f"study {study!r} runs already as job {job.id}, with other options: {job.command}. Cure: another --name, "
+            f"or stop it: {_stop(context, server, job.id)}"
         )
     if job is None:
         job_id = f"{study}-{uuid.uuid4().hex[:8]}"

@@ -117,7 +117,7 @@ def values(folder):
 
 
 def test_a_job_whose_driver_is_killed_goes_on_where_it_was_and_nothing_runs_twice(cluster, tmp_path):
-    secrets = {"MLFLOW_TRACKING_PASSWORD": "first-secret"}
+    secrets, commit = {"MLFLOW_TRACKING_PASSWORD": "first-secret"}, git_commit()
     said = submit(cluster, tmp_path, variables=secrets)
     assert "secret" not in said
     assert "MLFLOW_TRACKING_PASSWORD (values are not shown)" in said
@@ -149,7 +149,6 @@ def test_a_job_whose_driver_is_killed_goes_on_where_it_was_and_nothing_runs_twic
     assert values(folder) == values(undisturbed / "digits")
     assert all(len(epochs) == 30 and all(epochs.values()) for epochs in values(folder).values())
 
-    commit = git_commit()
     assert read_study(folder)["commit"] == commit
     card = load_card(max((folder / "search").glob("run-*/search-*/checkpoint_*")))
     assert card["git_commit"] == commit
