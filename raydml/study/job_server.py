@@ -7,6 +7,7 @@ and lets RAY_ADDRESS replace the address that it was given.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ from raydml.ops.addresses import redacted
 
 _ANSWER_S = 4.0  # for the server to take a connection, and to begin its answer
 _WORK_S = 120.0  # for the answer to a request that makes the cluster do something
+#: Ray's words while the head starts: the process that runs jobs comes after the server. And how long to wait for it.
+_NO_AGENT, _AGENT_S = "No available agent", 60.0
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -101,7 +104,15 @@ class JobServer:
         """Start a command in the unpacked archive, with some environment variables."""
         environment = {"working_dir": f"gcs://{package}", "env_vars": dict(variables)}
         request = {"entrypoint": command, "submission_id": job_id, "runtime_env": environment}
-        self._request("POST", "/api/jobs/", wait_s=_WORK_S, json={**request, "metadata": dict(metadata)})
+        until_s = time.monotonic() + _AGENT_S
+        while True:
+            try:
+                self._request("POST", "/api/jobs/", wait_s=_WORK_S, json={**request, "metadata": dict(metadata)})
+                return
+            except JobServerError as error:
+                if _NO_AGENT not in str(error) or time.monotonic() > until_s:
+                    raise
+            time.sleep(1.0)
 
     def job(self, job_id: str) -> Job:
         """Return a job by its id."""

@@ -155,6 +155,16 @@ def test_a_job_is_sent_found_and_read():
         server.job("x-1")
 
 
+def test_a_head_that_starts_takes_the_job_a_little_later(monkeypatch):
+    answers = [(500, b"No available agent to submit job, please try again later."), (200, b"{}"), (500, b"x")]
+    monkeypatch.setattr(job_server.time, "sleep", lambda _: None)
+    with serving(lambda *_: answers.pop(0)) as (address, seen):
+        JobServer(address, None).submit("x-1", "python", "_ray_pkg_a.zip", {}, {})
+        assert len(seen) == 2
+        with pytest.raises(JobServerError, match="500: x"):
+            JobServer(address, None).submit("x-2", "python", "_ray_pkg_a.zip", {}, {})
+
+
 def test_the_token_is_read_where_ray_looks_for_it(tmp_path, monkeypatch):
     monkeypatch.setattr(job_server.Path, "home", lambda: tmp_path)
     named, own = tmp_path / "named", tmp_path / ".ray" / "auth_token"

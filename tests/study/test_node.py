@@ -348,8 +348,10 @@ def test_a_node_that_joins_late_and_lacks_a_library_is_left_out(tmp_path):
             time.sleep(0.2)
         cluster.add_node(mounts=[(broken, Path(torch.__file__).parent)])
         assert process.wait(400) == 0, (tmp_path / "output.txt").read_text()
-    state = read_state(tmp_path / "digits")
-    assert [trial.ended for trial in state.of_stage("search")] == ["finished"] * 3
+    state, errors = read_state(tmp_path / "digits"), (tmp_path / "digits" / "search").rglob("error.txt")
+    assert [trial.ended for trial in state.of_stage("search")] == ["finished"] * 3, [
+        each.read_text() for each in errors
+    ]
     [note] = [note for note in state.notes if "a node is left out" in note]
     assert "it cannot load raydml (ModuleNotFoundError: No module named 'torch'). Cure: install" in note
     found = events.read(events_path(tmp_path / "digits"))
