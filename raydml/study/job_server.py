@@ -170,9 +170,11 @@ class JobServer:
             raise self._no_server_of_ray()
         if not is_fine:
             said = (answer.text.strip().splitlines() or ["without a word"])[-1][:300]
+            cure = "look into dashboard.log in the logs of Ray on the head"
+            if _NO_AGENT in said:
+                cure = "where another Ray on the head has the port, ray start --dashboard-agent-listen-port=PORT there"
             raise JobServerError(
-                f"{place}: Ray's job server refuses {method} {path} ({answer.status_code}: {said}). Cure: look into "
-                "dashboard.log in the logs of Ray on the head"
+                f"{place}: Ray's job server refuses {method} {path} ({answer.status_code}: {said.rstrip('.')}). Cure: {cure}"
             )
         return answer
 

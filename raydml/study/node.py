@@ -33,8 +33,9 @@ _CHECK_S = 60.0  # for a node to answer before the first trial: a new process im
 
 
 _MAX_APART_S = 5.0  # between the clocks of two machines
-#: Ray's words where a worker cannot load the code of an actor: a library is missing there.
-_NOT_LOADED = "failed to import on the worker"
+#: Ray's words where a worker cannot load the code of an actor or of what it gets, and the error behind them.
+_NOT_LOADED = re.compile("failed to import on the worker|input arguments for this task could not be computed")
+_NO_LIBRARY = re.compile(r"^\s*((?:ModuleNotFound|Import|OS)Error: .+)$", re.MULTILINE)
 
 
 STUDY_FILE = "study.json"
@@ -170,12 +171,9 @@ def node_fault_in(text: str) -> tuple[str, str] | None:
 
 def _fault_of_loading(text: str) -> str:
     """Return in words that a node cannot load code that the driver has loaded: a library is missing there."""
-    _, found, after = text.partition(_NOT_LOADED)
-    if not found:
-        return ""
-    said = re.findall(r"^\s*((?:\w+\.)*\w*(?:Error|Exception): .+)$", after, re.MULTILINE)
-    why = f" ({said[-1].strip()[:200]})" if said else ""
-    return f"it cannot load raydml{why}. Cure: install requirements.lock there"
+    found = _NOT_LOADED.search(text)
+    said = _NO_LIBRARY.findall(text[found.end() :]) if found else []
+    return f"it cannot load raydml ({said[-1].strip()[:200]}). Cure: install requirements.lock there" if said else ""
 
 
 def node_of_actor(actor: Any) -> str:

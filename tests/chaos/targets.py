@@ -71,12 +71,15 @@ class Cluster:
     def _node(self, *arguments, mounts=()):
         ray = Path(sys.executable).with_name("ray")
         command = [str(ray), "start", "--block", "--disable-usage-stats", *arguments]
-        if mounts:
-            binds = " && ".join(f"mount --bind {shlex.quote(str(a))} {shlex.quote(str(b))}" for a, b in mounts)
-            command = ["unshare", "--mount", "sh", "-c", f"{binds} && exec {shlex.join(command)}"]
         environment = {**os.environ, "RAY_AUTH_MODE": self._auth}
         if self._has_jobs:  # Ray gives a job the address of the cluster that was started last below this folder
             environment["RAY_TMPDIR"] = self._sockets
+            with socket.socket() as probe:  # all nodes of a machine have the same by default
+                probe.bind(("127.0.0.1", 0))
+                command += ["--dashboard-agent-listen-port", str(probe.getsockname()[1])]
+        if mounts:
+            binds = " && ".join(f"mount --bind {shlex.quote(str(a))} {shlex.quote(str(b))}" for a, b in mounts)
+            command = ["unshare", "--mount", "sh", "-c", f"{binds} && exec {shlex.join(command)}"]
         for _ in range(5):  # several on one machine draw their ports at random, and may meet
             log = self.folder / f"node-{len(list(self.folder.glob('node-*'))):03d}.txt"
             with open(log, "wb") as output:

@@ -25,6 +25,8 @@ def serving(answer):
             status, body = answer(self.command, self.path, self.headers)
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
+            if status == 302:
+                self.send_header("Location", "/elsewhere")
             self.end_headers()
             self.wfile.write(body)
 
@@ -92,7 +94,8 @@ def test_where_nothing_answers():
     "answer", [(200, b"<html>a page</html>"), (404, b"nothing here"), (200, b"[]"), (500, b"x"), (302, b"")]
 )
 def test_a_server_that_is_not_rays(answer):
-    with serving(lambda *_: answer) as (address, _):
+    version = b'{"ray_version": "2.60.0"}'  # of a server that the token is not for
+    with serving(lambda _method, path, _headers: (200, version) if path == "/elsewhere" else answer) as (address, _):
         assert "what answers there is not Ray's job server. Cure: http://HEAD:8265" in refusal(address)
 
 

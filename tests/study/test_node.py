@@ -163,12 +163,18 @@ def test_where_no_node_has_room_the_largest_is_named(monkeypatch):
     assert "the largest has 0 CPU and 0 GPU" in node.note_of_room({"cpu": 1.0, "gpu": 0.5})
 
 
-def test_a_node_that_cannot_load_the_code_of_a_trial_is_found_in_the_text_of_an_error(monkeypatch):
-    text = """ray.exceptions.ActorDiedError: ray::TrialActor.__init__() (pid=1, ip=127.0.0.1, actor_id=00ab, repr=<x>)
-RuntimeError: The actor with name TrialActor failed to import on the worker. This may be because needed library \
-dependencies are not installed in the worker environment:
-
-Traceback (most recent call last):
+@pytest.mark.parametrize(
+    "words",
+    [
+        "RuntimeError: The actor with name TrialActor failed to import on the worker. This may be because needed "
+        "library dependencies are not installed in the worker environment:\n\nTraceback (most recent call last):",
+        "  At least one of the input arguments for this task could not be computed:\n"
+        "ray.exceptions.RaySystemError: System error: No module named 'torch'\ntraceback: Traceback (most recent call):",
+    ],
+)
+def test_a_node_that_cannot_load_the_code_of_a_trial_is_found_in_the_text_of_an_error(monkeypatch, words):
+    text = f"""The actor died because of an error raised in its creation task, ray::X.__init__() (pid=1, actor_id=00ab)
+{words}
   File "/x/raydml/study/node.py", line 20, in <module>
     import torch
 ModuleNotFoundError: No module named 'torch'
@@ -182,6 +188,7 @@ ModuleNotFoundError: No module named 'torch'
         "requirements.lock there",
     )
     assert node_fault_in(text.replace("00ab", "00ac")) is None
+    assert node_fault_in(text.replace("ModuleNotFoundError", "ObjectLostError")) is None
     assert node_fault_in("actor_id=00ab\nModuleNotFoundError: No module named 'my_loss'") is None
 
 
