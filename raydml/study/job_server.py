@@ -174,7 +174,8 @@ class JobServer:
             if _NO_AGENT in said:
                 cure = "where another Ray on the head has the port, ray start --dashboard-agent-listen-port=PORT there"
             raise JobServerError(
-                f"{place}: Ray's job server refuses {method} {path} ({answer.status_code}: {said.rstrip('.')}). Cure: {cure}"
+                f"{place}: Ray's job server refuses {method} {path} ({answer.status_code}: {said.rstrip('.')}). "
+                f"Cure: {cure}"
             )
         return answer
 

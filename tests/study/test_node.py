@@ -169,7 +169,7 @@ def test_where_no_node_has_room_the_largest_is_named(monkeypatch):
         "RuntimeError: The actor with name TrialActor failed to import on the worker. This may be because needed "
         "library dependencies are not installed in the worker environment:\n\nTraceback (most recent call last):",
         "  At least one of the input arguments for this task could not be computed:\n"
-        "ray.exceptions.RaySystemError: System error: No module named 'torch'\ntraceback: Traceback (most recent call):",
+        "ray.exceptions.RaySystemError: System error: No module named 'torch'\ntraceback: Traceback:",
     ],
 )
 def test_a_node_that_cannot_load_the_code_of_a_trial_is_found_in_the_text_of_an_error(monkeypatch, words):
