@@ -193,6 +193,7 @@ def _look_at_nodes(session: StudySession, received: list[int], packs: Mapping[st
     received: the signals so far. packs: of the decoded images, as `packs_in` returns them.
     """
     session.step("looking at the nodes")
+    session.seen_nodes.update(session.bad_nodes)  # those that a trial has found
     cache_dir = session.machine.cache_dir
     found = look_at_nodes(
         session.needs, session.resources, session.seen_nodes, lambda: bool(received),
