@@ -70,9 +70,10 @@ class Study:
 
         Raises ConfigError, StudyError, DataError or CommandError for what `sweep` refuses.
         """
-        from raydml.cli.arguments import seconds_of
+        from raydml.cli.arguments import divided_storage, seconds_of
         from raydml.cli.main import prepare_environment
         from raydml.cli.studies import create, load_with_options, with_secrets
+        from raydml.ops.object_store import check_uri, joined
 
         prepare_environment()
         seconds_of(time_limit)  # refused here rather than in the process of the study
@@ -89,7 +90,9 @@ class Study:
             seeds=seeds,
             data_root=None if data_root is None else Path(data_root),
         )
-        folder = create(loaded, file, Path(storage), tracking_uri, f"Study.start({str(space)!r})")
+        here, storage_uri = divided_storage(str(storage))
+        uri = None if storage_uri is None else joined(check_uri(storage_uri), loaded.study.name)
+        folder = create(loaded, file, here, tracking_uri, f"Study.start({str(space)!r})", uri)
         study = cls.open(folder)
         study._tracking_uri = with_secrets(tracking_uri)
         return study.resume(time_limit=time_limit, address=address)

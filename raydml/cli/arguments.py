@@ -19,6 +19,7 @@ from rich.console import Console
 
 from raydml.cli import tables
 from raydml.ops.addresses import is_address, redacted
+from raydml.ops.object_store import check_uri
 from raydml.ops.wording import printable
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ def refuse_addresses(argument: str, path: Path | None) -> Path | None:
         cure = "mount the store (NFS, EFS, Lustre, or s3fs for s3://), and name the folder"
         if str(path).startswith("file:"):
             cure = "leave out file://"
+        elif argument.startswith("--storage"):
+            cure = "name the study by its address, s3://BUCKET/PREFIX/NAME; sweep takes one as --storage"
         raise CommandError(f"{typed}: is an address, and must be a folder. Cure: {cure}")
     return path
 
@@ -76,6 +79,29 @@ def _storage(path: Path) -> Path:
     refuse_addresses(f"--storage {path}", path)
     refuse_other_encodings(f"--storage {path}", path.resolve())
     return path
+
+
+def _storage_or_uri(given: str) -> str:
+    if is_address(given):
+        return check_uri(given)
+    _storage(Path(given))
+    return given
+
+
+SweepStorageOption = Annotated[
+    str,
+    typer.Option(
+        "--storage",
+        metavar="DIR|URI",
+        help="Folder that holds the studies, or s3://BUCKET/PREFIX (gs://, abfs://) for their files.",
+        callback=_storage_or_uri,
+    ),
+]
+
+
+def divided_storage(given: str) -> tuple[Path, str | None]:
+    """Return the folder of --storage on this machine, and the address if it is one."""
+    return (STORAGE, given) if is_address(given) else (Path(given), None)
 
 
 StorageOption = Annotated[Path, typer.Option(metavar="DIR", help="Folder that holds the studies.", callback=_storage)]
@@ -117,7 +143,7 @@ AddressOption = Annotated[
     str | None,
     typer.Option(metavar="ADDR", help="Join this Ray cluster, for example 'auto' or HOST:PORT.", callback=_address),
 ]
-Target = Annotated[str, typer.Argument(metavar="STUDY", help="Name or folder of a study.")]
+Target = Annotated[str, typer.Argument(metavar="STUDY", help="Name, folder or address of a study.")]
 TrackingUri = Annotated[
     str | None,
     typer.Option(
@@ -395,6 +421,7 @@ def record_test_read(found: FoundModel | None, target: str, storage: Path, image
     """
     from raydml.data.seal import TestReads
     from raydml.study import events
+    from raydml.study.remote import StudyPlace, merge_reads
     from raydml.training import checkpoint
 
     commit = checkpoint.git_commit() or "unknown"
@@ -407,6 +434,11 @@ def record_test_read(found: FoundModel | None, target: str, storage: Path, image
         from raydml.tracking.models import log_test_read
 
         log_test_read(origin, read)
+    if study is not None and (place := StudyPlace.of(study)).uri is not None:
+        # The events of a study in a store are its driver's, which may run on another machine.
+        key = place.files_of_node().reads().record(purpose="evaluate", checkpoint=where, commit=commit)
+        merge_reads(study)
+        return key
     reads = TestReads((study or storage) / "test_reads.jsonl")
     key = reads.record(purpose="evaluate", checkpoint=where, commit=commit)
     if study is not None:

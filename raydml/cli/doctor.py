@@ -16,9 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from raydml.cli import tables
-from raydml.cli.arguments import ImagesOption, TrackingUri, new_console, refuse_addresses
+from raydml.cli.arguments import ImagesOption, TrackingUri, new_console
 from raydml.cli.loading import without_import_notices
-from raydml.ops.addresses import redacted
+from raydml.ops.addresses import is_address, redacted
 from raydml.ops.wording import counted, printable
 
 _LITTLE_BYTES = 10e9  # free space below which a study may not fit
@@ -43,12 +43,7 @@ def doctor(
     ] = None,
     data_root: ImagesOption = None,
     storage: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder that holds the studies.",
-            callback=lambda path: refuse_addresses(f"--storage {path}", path),
-        ),
+        str | None, typer.Option(metavar="DIR|URI", help="Folder or store that holds the studies.")
     ] = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
@@ -60,7 +55,8 @@ def doctor(
     environment: MutableMapping[str, str] = invocation.environment if invocation else {}
     findings = list[Finding]()
     with without_import_notices():
-        for finding in _findings(address, data_root, storage, tracking_uri, environment):
+        place = None if storage is None else storage if is_address(storage) else Path(storage)
+        for finding in _findings(address, data_root, place, tracking_uri, environment):
             findings.append(finding)
     console = new_console()
     console.print(_screen(findings))
@@ -91,7 +87,7 @@ def _screen(findings: list[Finding]) -> Table:
 def _findings(
     address: str | None,
     data_root: Path | None,
-    storage: Path | None,
+    storage: Path | str | None,
     tracking_uri: str | None,
     environment: MutableMapping[str, str],
 ) -> Iterator[Finding]:
@@ -103,13 +99,13 @@ def _findings(
         yield Finding("note", "/dev/shm", note)
     is_fit = True
     if storage is not None:
-        found = _storage(storage)
+        found = _store(storage) if isinstance(storage, str) else _storage(storage)
         is_fit = found.state != "fault"
         yield found
     if data_root is not None:
         yield _images(data_root)
-    if is_fit and (tracking_uri or storage is not None):
-        yield _mlflow(tracking_uri, storage)
+    if is_fit and (tracking_uri or isinstance(storage, Path)):
+        yield _mlflow(tracking_uri, storage if isinstance(storage, Path) else None)
     if address is not None and address.startswith(("http://", "https://")):
         yield _job_server(address, environment)
     elif address is not None:
@@ -189,6 +185,17 @@ def _storage(storage: Path) -> Finding:
     return Finding("ok", "storage", free + ("" if storage.exists() else "; the folder will be made"))
 
 
+def _store(uri: str) -> Finding:
+    from raydml.ops.object_store import ObjectStore, StoreError
+
+    begin_s = time.monotonic()
+    try:
+        ObjectStore(uri).check()
+    except StoreError as error:
+        return Finding("fault", "storage", str(error))
+    return Finding("ok", "storage", f"{uri}: a file was written and deleted in {time.monotonic() - begin_s:.1f} s")
+
+
 def _images(data_root: Path) -> Finding:
     try:
         num_entries = sum(1 for _ in data_root.iterdir())
@@ -232,17 +239,19 @@ def _job_server(address: str, environment: Mapping[str, str]) -> Finding:
 
 
 def _cluster(
-    address: str, storage: Path | None, data_root: Path | None, environment: MutableMapping[str, str]
+    address: str, storage: Path | str | None, data_root: Path | None, environment: MutableMapping[str, str]
 ) -> Iterator[Finding]:
     from raydml.cli.arguments import CommandError, refuse_unanswered
     from raydml.study.cluster_health import look_at_cluster
     from raydml.study.folder import StudyError
     from raydml.study.process import RayEnded
 
-    folder = None if storage is None or not storage.is_dir() else storage.resolve()
+    place = storage
+    if isinstance(storage, Path):
+        place = storage.resolve() if storage.is_dir() else None
     try:
         refuse_unanswered(address)
-        nodes, notes = look_at_cluster(address, folder, data_root and data_root.resolve(), environment)
+        nodes, notes = look_at_cluster(address, place, data_root and data_root.resolve(), environment)
     except (StudyError, CommandError, RayEnded) as error:
         yield Finding("fault", "cluster", str(error))
         return

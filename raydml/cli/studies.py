@@ -35,10 +35,12 @@ from raydml.cli.arguments import (
     SpaceArgument,
     StagesOption,
     StorageOption,
+    SweepStorageOption,
     Target,
     TimeLimitOption,
     TrackingUri,
     command_of,
+    divided_storage,
     echo,
     new_console,
     program_of,
@@ -56,6 +58,7 @@ from raydml.cli.arguments import (
 from raydml.cli.loading import notice, without_import_notices
 from raydml.data.formats import LIST_SUFFIXES
 from raydml.errors import did_you_mean
+from raydml.ops.object_store import ObjectStore, joined
 from raydml.study.events import STAGES
 
 if TYPE_CHECKING:
@@ -63,6 +66,7 @@ if TYPE_CHECKING:
     from raydml.config.trial import Machine, Trial
     from raydml.data.digests import ImageRecord
     from raydml.search_space.space import SearchSpace
+    from raydml.study.mirror import Mirror
     from raydml.study.process import DriverProcess
     from raydml.tracking.delivery import Tracker
 
@@ -87,7 +91,7 @@ def sweep(
     recipe: RecipeOption = None,
     seeds: SeedsOption = None,
     data_root: ImagesOption = None,
-    storage: StorageOption = STORAGE,
+    storage_or_uri: SweepStorageOption = str(STORAGE),
     tracking_uri: TrackingUri = None,
     address: AddressOption = None,
     time_limit: TimeLimitOption = None,
@@ -114,7 +118,9 @@ def sweep(
     if probe and (not dry_run or as_published):
         cure = "leave out --as-published: the steps need the images" if as_published else "add --dry-run"
         raise CommandError(f"--probe measures for a forecast. Cure: {cure}")
+    storage, storage_uri = divided_storage(storage_or_uri)
     others = {"--dry-run": dry_run, "--data-root": data_root is not None, "--time": time_limit is not None}
+    others[f"--storage {storage_or_uri}"] = storage_uri is not None
     refuse_beside_each_other(others, recipe=recipe, smoke=smoke)
     without_images = ["machine.data_root=."] if as_published or smoke else []  # required of a space, and not read
     loaded, file = load_with_options(
@@ -159,7 +165,8 @@ def sweep(
         return
     refuse_unanswered(address)
     with loading_driver(context) as driver:
-        folder = create(loaded, file, storage, tracking_uri, command_of(context))
+        uri = None if storage_uri is None else joined(storage_uri, loaded.study.name)
+        folder = create(loaded, file, storage, tracking_uri, command_of(context), uri)
         run_and_show(context, folder, address, time_limit_s, with_secrets(tracking_uri), driver)
 
 
@@ -224,10 +231,30 @@ def load_with_options(
     return loaded, file
 
 
-def create(loaded: SearchSpace, space: Path, storage: Path, tracking_uri: str | None, command: str = "") -> Path:
-    """Look at the images, prepare the MLflow store, create the folder of a study, and return the folder."""
+def create(
+    loaded: SearchSpace,
+    space: Path,
+    storage: Path,
+    tracking_uri: str | None,
+    command: str = "",
+    stored_at: str | None = None,
+) -> Path:
+    """Look at the images, prepare the MLflow store, create the folder of a study, and return the folder.
+
+    stored_at: the address of the study in an object store. One that is there already is brought into the folder.
+    """
     from raydml.study.folder import create_study, plan_study
 
+    if stored_at is not None:
+        from raydml.study.mirror import fetch_study, is_stored
+
+        with notice("looking at the store"):
+            ObjectStore(stored_at).check()
+            if is_stored(stored_at):
+                fetch_study(stored_at, storage)
+        if tracking_uri is None:
+            note = "note: the runs in MLflow stay on this machine; --tracking-uri names a server for all machines"
+            typer.echo(note, err=True)
     plan = plan_study(loaded)  # says how the classes are divided, before the slow imports
     from raydml.tracking.store import default_uri, study_store
 
@@ -240,6 +267,7 @@ def create(loaded: SearchSpace, space: Path, storage: Path, tracking_uri: str | 
         space_text=space.read_text(encoding="utf-8"),
         plan=plan,
         command=command,
+        stored_at=stored_at,
     )
 
 
@@ -289,9 +317,10 @@ def resume(
     time_limit_s = seconds_of(time_limit)
     from raydml.study.driver import only_driver
     from raydml.study.folder import find_study, move_data_root
+    from raydml.study.mirror import up_to_date
     from raydml.study.results import is_finished, refuse_lost_events
 
-    folder = find_study(study, storage)
+    folder = up_to_date(find_study(study, storage))
     runs = num_trials is not None or retry_crashed or not is_finished(folder)
     # The lock is taken before anything is changed.
     refuse_unanswered(address)
@@ -412,10 +441,11 @@ def run_and_show(
         if phase != "running":  # a driver that runs is ended in order by `run_driver`
             raise KeyboardInterrupt
 
-    outcome, tracker = None, None
+    outcome, tracker, mirror, missing = None, None, None, ""
     with only_driver(folder), stop_signals(on_signal) as received:
         try:
             with without_import_notices(), _live_study(program, folder, console, tracking_uri) as live:
+                mirror = _start_mirror(folder, live)
                 tracker = _start_delivery(folder, tracking_uri, live)
                 live.doing("starting the driver")
                 phase = "running"
@@ -425,6 +455,9 @@ def run_and_show(
                 phase = "ending"
                 live.doing("sending the results to MLflow")
                 tracker.finish(INTERRUPTED_DELIVERY_S if received else DELIVERY_S)
+                if mirror is not None:
+                    live.doing("completing the copy in the store")
+                    missing = mirror.finish(INTERRUPTED_DELIVERY_S if received else DELIVERY_S)
         except KeyboardInterrupt:  # before the driver has started, or while the results are sent to MLflow
             if tracker is not None:
                 tracker.finish(INTERRUPTED_DELIVERY_S)
@@ -436,6 +469,8 @@ def run_and_show(
             echo(console, hint)
         extra = f" --address {shlex.quote(address)}" if address else ""
         again = f"{program} resume {study_argument(folder)}{extra}"
+        if missing:
+            typer.echo(f"note: {missing}. What is missing is sent by: {again}", err=True)
         if outcome is None or outcome.status == "interrupted":
             echo(console, f"\nInterrupted. To continue:\n  {again}")
             raise typer.Exit(128 + ((outcome and outcome.signal) or received[0]))
@@ -479,6 +514,19 @@ def _live_study(program: str, folder: Path, console: Console, tracking_uri: str 
     if not _is_server(tracking_uri or read_study(folder)["tracking_uri"]):
         live.browse_with(f"{program} ui {study_argument(folder)}")
     return live
+
+
+def _start_mirror(folder: Path, live: LiveStudy) -> Mirror | None:
+    """Begin to copy a study into its store, if it has one. Raises StudyHeld while a driver elsewhere runs it."""
+    from raydml.study.mirror import Mirror
+    from raydml.study.remote import StudyPlace
+
+    if StudyPlace.of(folder).uri is None:
+        return None
+    live.doing("looking at the store")
+    mirror = Mirror(folder)
+    mirror.start()
+    return mirror
 
 
 def _start_delivery(folder: Path, tracking_uri: str | None, live: LiveStudy) -> Tracker:
@@ -526,6 +574,7 @@ def show_outcome(program: str, folder: Path, console: Console) -> None:
     from raydml.report.text import more_trials
     from raydml.study.events import read_state
     from raydml.study.folder import read_json, read_study
+    from raydml.study.remote import StudyPlace
     from raydml.tracking.models import NEWEST
 
     study, state = read_study(folder), read_state(folder)
@@ -540,6 +589,8 @@ def show_outcome(program: str, folder: Path, console: Console) -> None:
     console.print()
     console.print(tables.summary(results))
     where = [("study", tables.short_path(folder)), ("MLflow", redacted(store_of(folder, None)))]
+    if (uri := StudyPlace.of(folder).uri) is not None:
+        where.insert(1, ("store", uri))
     if models:
         where.append(("model", f"models:/{models[-1].name}@{NEWEST} in MLflow; {tables.short_path(folder / 'model')}"))
     where.append(("report", tables.short_path(folder / "report" / "report.html")))

@@ -40,7 +40,8 @@ from raydml.cli.arguments import (
 )
 from raydml.cli.studies import load_with_options, refuse_beside_each_other
 from raydml.data.formats import LIST_SUFFIXES
-from raydml.ops.addresses import redacted
+from raydml.ops.addresses import is_address, redacted
+from raydml.ops.object_store import check_uri
 from raydml.ops.wording import counted, printable
 
 if TYPE_CHECKING:
@@ -64,8 +65,10 @@ def submit(
         str | None, typer.Option(metavar="URL", help="Ray's job server, for example http://HEAD:8265.")
     ] = None,
     storage: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Folder that holds the studies, as the nodes see it: an absolute path."),
+        str | None,
+        typer.Option(
+            metavar="DIR|URI", help="Absolute path of the folder of the studies, as the nodes see it, or s3://..."
+        ),
     ] = None,
     follow: Annotated[
         bool, typer.Option("--follow", help="Show what the job prints until it ends; also of one that runs already.")
@@ -104,6 +107,11 @@ def submit(
     invocation = context.find_root().obj
     inherited: Mapping[str, str] = invocation.inherited if invocation else {}
     address, storage = _job_address(address), _shared_storage(storage)
+    if is_address(storage) and tracking_uri is None:
+        raise CommandError(
+            f"--tracking-uri is missing: with --storage {storage} MLflow's file would be in the folder of the job, and "
+            "go when the job ends. Cure: the address of an MLflow server"
+        )
     _refuse_images(space)
     note_of_store = _check_store(tracking_uri)
     sent = _variables(inherited, tracking_uri, variables or [])
@@ -146,7 +154,7 @@ def submit(
         job_id = f"{study}-{uuid.uuid4().hex[:8]}"
         if not server.has_package(package):
             server.send_package(package, archive)
-        server.submit(job_id, command, package, sent, {_STUDY: study, _STORAGE: str(storage)})
+        server.submit(job_id, command, package, sent, {_STUDY: study, _STORAGE: storage})
         echo(console, f"{study} is job {job_id} on {redacted(server.address)}")
         console.print(tables.locations(rows))
         if files.left_out:
@@ -184,13 +192,14 @@ def _job_address(address: str | None) -> str:
     return address
 
 
-def _shared_storage(storage: Path | None) -> Path:
-    cure = "the folder that all nodes share, as they see it, such as --storage /mnt/shared/studies"
+def _shared_storage(storage: str | None) -> str:
+    cure = "the folder that all nodes share, as they see it, such as --storage /mnt/shared/studies, or s3://BUCKET/x"
     if storage is None:
         raise CommandError(f"--storage is missing: the folder of a job goes when the job ends. Cure: {cure}")
-    refuse_addresses(f"--storage {storage}", storage)
+    if is_address(storage):
+        return check_uri(storage)
     refuse_other_encodings(f"--storage {storage}", storage)
-    if not storage.is_absolute():
+    if not Path(storage).is_absolute():
         raise CommandError(
             f"--storage {storage}: is relative to the folder of the job, and would go when the job ends. Cure: {cure}"
         )
@@ -283,9 +292,9 @@ def _note_of_versions(console: Console, version: str | None) -> None:
         echo(console, f"note: the cluster runs Ray {version}, and this raydml is for {here}: requirements.lock has it")
 
 
-def _that_runs(server: JobServer, study: str, storage: Path) -> Job | None:
+def _that_runs(server: JobServer, study: str, storage: str) -> Job | None:
     """Return the job that runs this study, or waits for it; None where there is none."""
-    wanted = {_STUDY: study, _STORAGE: str(storage)}
+    wanted = {_STUDY: study, _STORAGE: storage}
     return next((job for job in server.jobs() if wanted.items() <= job.metadata.items() and not job.has_ended), None)
 
 

@@ -19,7 +19,6 @@ from ray.tune.result import SHOULD_CHECKPOINT
 from raydml.config.refit import validates
 from raydml.config.trial import Machine, Trial, parse_trial
 from raydml.data.digests import ImageRecord
-from raydml.data.seal import TestReads
 from raydml.evaluation.embed import metric_spec_of
 from raydml.evaluation.saved_embeddings import concatenate, load_embeddings
 from raydml.evaluation.scoring import MetricSpec
@@ -29,6 +28,7 @@ from raydml.ops.progress import show_log
 from raydml.ops.system_use import SystemUse
 from raydml.study.faults import faults_named, is_without_memory, with_half_batch
 from raydml.study.node import NodeNeeds, note_of_changed_code, refuse_unfit_node
+from raydml.study.remote import StudyFiles, StudyPlace
 from raydml.training import checkpoint
 from raydml.training.checkpoint_writer import CheckpointWriter
 from raydml.training.snapshot import Snapshots
@@ -64,15 +64,15 @@ class TrialActor(tune.Trainable):
     """A trial as Tune runs it: one :meth:`step` is one epoch, and a checkpoint holds the whole state.
 
     ``config["run"]``: ``key`` (``search-003``), ``trial`` and ``machine`` (dictionaries), ``metric`` (what the
-    scheduler compares), ``needs`` (of :class:`raydml.study.node.NodeNeeds`), ``reads`` (the file in which a trial on
-    all classes records that it opens the test classes), ``checkpoints``, the folder of its checkpoints in this Tune
-    run, ``rungs``, the epochs at which trials are compared, and ``resume_from``, a checkpoint folder of an earlier run
+    scheduler compares), ``needs`` (of :class:`raydml.study.node.NodeNeeds`), ``place`` (of
+    :class:`raydml.study.remote.StudyPlace`), ``checkpoints``, the folder of its checkpoints in this Tune run,
+    ``rungs``, the epochs at which trials are compared, and ``resume_from``, a checkpoint folder of an earlier run
     of the study or None.
 
-    The actor writes its checkpoints itself, straight to where they stay. It begins one where it begins to train an
-    epoch, so that the driver has the result of the saved epoch. Tune asks for one at a rung and before a trial pauses
-    or ends, and waits for it. A trial that is started again, by Tune or by a resume, goes on from its newest intact
-    checkpoint.
+    The actor writes its checkpoints itself, straight to where they stay, or sends them to the store. It begins one
+    where it begins to train an epoch, so that the driver has the result of the saved epoch. Tune asks for one at a
+    rung and before a trial pauses or ends, and waits for it. A trial that is started again, by Tune or by a resume,
+    goes on from its newest intact checkpoint.
 
     A fault of the node is raised as NodeFault, before anything else, and one of the machine as MachineFault. A trial
     that finds no memory ends with ``out_of_memory`` as its result and leaves no checkpoint of that moment, so that it
@@ -86,6 +86,7 @@ class TrialActor(tune.Trainable):
     _writer: CheckpointWriter | None = None
     _snapshots: Snapshots
     _system: SystemUse | None = None
+    _files: StudyFiles
     _catalogs: Catalogs | None = None  # the images are listed once in this process, not once for each of its trials
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -133,34 +134,45 @@ class TrialActor(tune.Trainable):
         self._metric, self._rungs = str(config["metric"]), set(config["rungs"])
         machine = Machine.model_validate(config["machine"])
         trial: Trial = parse_trial(config["trial"])
-        reads = Path(config["reads"])
+        place = StudyPlace(*config["place"])
+        self._files = place.files_of_node()
+        record = ImageRecord.of_study(self._files.root)
         if self._catalogs is None or self._catalogs.machine != machine:
-            self._catalogs = Catalogs(machine, record=ImageRecord.of_study(reads.parent))
+            self._files.share(record.folder)
+            self._catalogs = Catalogs(machine, record=record)
         device = assigned_device(machine)
         self._writer = CheckpointWriter(
-            Path(config["checkpoints"]), every_s=machine.checkpoint_every_s, snapshots=self._snapshots
+            self._files.local(config["checkpoints"], place),
+            every_s=machine.checkpoint_every_s,
+            snapshots=self._snapshots,
+            written=self._files.push,
+            dropped=self._files.drop,
         )
-        self._trainer = Trainer(trial, machine, device=device, catalogs=self._catalogs, reads=TestReads(reads))
+        self._trainer = Trainer(trial, machine, device=device, catalogs=self._catalogs, reads=self._files.reads())
+        if not validates(trial):  # it has opened images that the driver had not
+            self._files.share(record.folder)
         self._system = _system_use(machine.system_metrics, self._trainer.device)
         self._repeat: dict[str, Any] | None = None
-        self._go_on(config["resume_from"])
+        before = config["resume_from"]
+        self._go_on(self._files.local(before, place) if before else None)
         self._epochs: Iterator[dict[str, Any]] = self._trainer.epochs()
         self._is_between_epochs = True
 
-    def _go_on(self, resume_from: str | None) -> None:
+    def _go_on(self, resume_from: Path | None) -> None:
         """Restore the newest intact checkpoint of this Tune run, or else the one of an earlier run, if any."""
         assert self._trainer is not None
         assert self._writer is not None
         damaged: list[str] = []
-        found = checkpoint.newest_intact(self._writer.folder, damaged)
+        found = self._files.newest_intact(self._writer.folder, damaged)
         begins_from = found or resume_from
         if damaged:
             begin = f"it goes on from {begins_from}" if begins_from else "it starts over: no checkpoint is intact"
             self._notes += [*damaged, begin]
         if begins_from is None:
             return
-        record = self._trainer.restore(Path(begins_from))
-        self._writer.goes_on_from(Path(begins_from), self._trainer)
+        self._files.pull(begins_from)
+        record = self._trainer.restore(begins_from)
+        self._writer.goes_on_from(begins_from, self._trainer)
         if found is None:
             # The scheduler of this run does not have the saved epoch: it decides on it now, with full rungs.
             self._repeat = record
@@ -214,6 +226,7 @@ class TrialActor(tune.Trainable):
             self._writer.wait()
             if self._trainer is not None and self._is_between_epochs and self._writer.is_behind(self._trainer):
                 self._writer.write(self._trainer)
+            self._files.tidy(self._writer.folder)
         except Exception as error:  # on a full disk, say; the trial that takes over this actor must not fail for it
             logger.warning("the last epochs of the trial are not saved: %s: %s", type(error).__name__, error)
 
@@ -258,36 +271,55 @@ def _free_memory() -> None:
 
 
 @ray.remote
-def evaluate_remotely(folder: str, machine: dict[str, Any], reads: str, commit: str, embeddings: str) -> dict[str, Any]:
+def evaluate_remotely(
+    folder: str, machine: dict[str, Any], place: StudyPlace, commit: str, embeddings: str
+) -> dict[str, Any]:
     """Evaluate a checkpoint's best weights and its untrained network on the validation and the test classes.
 
     Returns ``val`` and ``test``, all metrics by name, ``protocols``, the sentence of each test protocol, and
     ``num_left_out``, the number of unreadable test images; ``val`` is empty for a trial without validation classes.
-    This process, which opens the test images, first records that in the file `reads`. The embeddings of the test images
-    are stored in the file `embeddings`.
+    This process, which opens the test images, first records that. The embeddings of the test images are stored in the
+    file `embeddings`.
     """
-    here = Machine.model_validate(machine)
+    here, files = Machine.model_validate(machine), place.files_of_node()
     device = assigned_device(here)
-    card = checkpoint.load_card(Path(folder))
+    local, stored = files.local(folder, place), files.local(embeddings, place)
+    record = ImageRecord.of_study(files.root)
+    files.pull(local)
+    files.share(record.folder)
+    card = checkpoint.load_card(local)
     refuse_absent_part(card, "test", folder)
     trial = parse_trial(card["trial"])
     spec = metric_spec_of(trial)._replace(groups=METRIC_GROUPS)
-    catalogs = Catalogs(here, record=ImageRecord.of_study(Path(reads).parent))
-    evaluate = partial(evaluate_checkpoint, Path(folder), device=device, spec=spec, catalogs=catalogs)
+    catalogs = Catalogs(here, record=record)
+    evaluate = partial(evaluate_checkpoint, local, device=device, spec=spec, catalogs=catalogs)
     val = {}
     if validates(trial):
         val = _with_less_memory(partial(evaluate, "val"), here).metrics
-    key = TestReads(Path(reads)).record(purpose="finalize", checkpoint=folder, commit=commit)
-    test = _with_less_memory(partial(evaluate, "test", key=key, save_to=Path(embeddings)), here)
+    key = files.reads().record(purpose="finalize", checkpoint=folder, commit=commit)
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    test = _with_less_memory(partial(evaluate, "test", key=key, save_to=stored), here)
+    files.share(record.folder)
+    files.push(stored)
+    for copy in (local, stored):
+        files.tidy(copy)
     return {"val": val, "test": test.metrics, "protocols": test.protocols, "num_left_out": test.num_left_out}
 
 
 @ray.remote
-def evaluate_ensemble_remotely(files: list[str], machine: dict[str, Any], reads: str, commit: str) -> dict[str, float]:
+def evaluate_ensemble_remotely(
+    embeddings: list[str], machine: dict[str, Any], place: StudyPlace, commit: str
+) -> dict[str, float]:
     """Return all metrics of the concatenated test embeddings of several runs, from the files of `evaluate_remotely`."""
-    for file in files:
-        TestReads(Path(reads)).record(purpose="finalize: ensemble of kept embeddings", checkpoint=file, commit=commit)
-    parts = [load_embeddings(Path(file)) for file in files]
+    files = place.files_of_node()
+    local = [files.local(file, place) for file in embeddings]
+    for file in embeddings:
+        files.reads().record(purpose="finalize: ensemble of kept embeddings", checkpoint=file, commit=commit)
+    for copy in local:
+        files.pull(copy)
+    parts = [load_embeddings(copy) for copy in local]
+    for copy in local:
+        files.tidy(copy)
     codes = ("float",)  # no published system concatenates the signs of several networks
     spec = MetricSpec(tuple(parts[0].facts["recall_at"]), codes, METRIC_GROUPS)
     return evaluate_saved(concatenate(parts), spec, assigned_device(Machine.model_validate(machine))).metrics
@@ -295,13 +327,19 @@ def evaluate_ensemble_remotely(files: list[str], machine: dict[str, Any], reads:
 
 @ray.remote
 def illustrate_remotely(
-    checkpoints: dict[str, str], machine: dict[str, Any], folder: str, tests: list[str], reads: str, commit: str
+    checkpoints: dict[str, str], machine: dict[str, Any], folder: str, tests: list[str], place: StudyPlace, commit: str
 ) -> None:
     """Draw the pictures of some runs, best first, and of stored test embeddings."""
     from raydml.report.illustrations import draw_illustrations  # imports matplotlib, which no trial needs
 
-    here = Machine.model_validate(machine)
+    here, files = Machine.model_validate(machine), place.files_of_node()
     for test in tests:
-        TestReads(Path(reads)).record(purpose="finalize: pictures of kept embeddings", checkpoint=test, commit=commit)
-    chosen = {key: Path(path) for key, path in checkpoints.items()}
-    draw_illustrations(chosen, here, assigned_device(here), Path(folder), [Path(test) for test in tests])
+        files.reads().record(purpose="finalize: pictures of kept embeddings", checkpoint=test, commit=commit)
+    chosen = {key: files.local(path, place) for key, path in checkpoints.items()}
+    stored, drawn = [files.local(test, place) for test in tests], files.local(folder, place)
+    for copy in (*chosen.values(), *stored):
+        files.pull(copy)
+    draw_illustrations(chosen, here, assigned_device(here), drawn, stored)
+    files.push(drawn)
+    for copy in (*chosen.values(), *stored, drawn):
+        files.tidy(copy)

@@ -12,6 +12,7 @@ import ray
 
 from raydml.study.cluster import connected
 from raydml.study.node import look_at_nodes, name_of_node, needs_of
+from raydml.study.remote import StudyPlace
 
 _BUSY_S = 15.0  # for a node whose GPUs other studies may hold
 
@@ -26,16 +27,19 @@ class NodeHealth(NamedTuple):
 
 
 def look_at_cluster(
-    address: str, storage: Path | None, data_root: Path | None, environment: MutableMapping[str, str] | None
+    address: str, storage: Path | str | None, data_root: Path | None, environment: MutableMapping[str, str] | None
 ) -> tuple[list[NodeHealth], list[str]]:
     """Return the nodes of a cluster, and notes on them. Raises StudyError where it cannot be joined.
 
-    storage: that each node must see. environment: of this process, for `connected`.
+    storage: that each node must see, or the address of a store that it must reach. environment: of this process, for
+    `connected`.
     """
     with ExitStack() as stack:
         stack.enter_context(connected(address, environment))
-        needs = needs_of(storage, data_root, joined=True)
-        if storage is not None:
+        uri = storage if isinstance(storage, str) else None
+        place = None if storage is None else StudyPlace(str(storage), uri)
+        needs = needs_of(place, data_root, joined=True)
+        if isinstance(storage, Path):
             mark = stack.enter_context(tempfile.NamedTemporaryFile(prefix=".raydml-doctor-", dir=storage))
             needs = needs._replace(mark=Path(mark.name).name)
         seen = set[str]()

@@ -19,6 +19,7 @@ from ray.exceptions import RayTaskError
 from raydml.config.trial import Machine
 from raydml.data.catalog import DataError
 from raydml.ops.files import CURES_OF_DISKS
+from raydml.ops.object_store import StoreError
 from raydml.study.process import MachineFault
 
 #: Errors of the operating system that do not depend on what a trial computes, and their cures.
@@ -43,7 +44,7 @@ def fault_of(error: BaseException | None) -> str | None:
         if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
             error = error.cause
             continue
-        if isinstance(error, (MachineFault, DataError)):
+        if isinstance(error, (MachineFault, DataError, StoreError)):
             return str(error)
         if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
             place = f"{error.filename}: " if error.filename else ""

@@ -39,13 +39,16 @@ from raydml.data.catalog import Catalog, DataError
 from raydml.data.digests import ImageRecord
 from raydml.data.splits import Split, make_split
 from raydml.errors import did_you_mean
-from raydml.ops.addresses import redacted, without_secrets
+from raydml.ops.addresses import is_address, redacted, without_secrets
 from raydml.ops.files import write_whole
+from raydml.ops.object_store import check_uri
 from raydml.ops.wording import counted
 from raydml.search_space.space import SearchSpace, sample_trials
 from raydml.study.driver import only_driver
 from raydml.study.events import events_path, read_state
 from raydml.study.limits import study_within_limits, trials_within_limits
+from raydml.study.mirror import fetch_study
+from raydml.study.remote import StudyPlace, files_of_study
 from raydml.training import checkpoint
 from raydml.training.trial_images import Catalogs, open_development, with_content
 
@@ -181,8 +184,11 @@ def create_study(
     space_text: str,
     plan: StudyPlan | None = None,
     command: str = "",
+    stored_at: str | None = None,
 ) -> Path:
     """Create the folder of a study and return it; a study that exists with the same settings is left as it is.
+
+    stored_at: the address of the study, if its files go to an object store. The folder is then the driver's alone.
 
     tracking_uri: of the MLflow store; None is the embedded one, which is in the storage folder wherever that is.
     What can be wrong is found here, before an actor starts: unreadable images, splits without classes, weights that
@@ -193,13 +199,26 @@ def create_study(
     folder = storage.resolve() / space.study.name
     plan = plan or plan_study(space)
     with only_driver(folder):
-        return _create(folder, plan, storage, tracking_uri, space_text, command)
+        return _create(folder, plan, storage, tracking_uri, space_text, command, stored_at)
 
 
 def _create(
-    folder: Path, plan: StudyPlan, storage: Path, tracking_uri: str | None, space_text: str, command: str
+    folder: Path,
+    plan: StudyPlan,
+    storage: Path,
+    tracking_uri: str | None,
+    space_text: str,
+    command: str,
+    stored_at: str | None,
 ) -> Path:
     space, trials, splits, catalogs = plan
+    recorded = StudyPlace.of(folder).uri
+    if (folder / "study.json").exists() and recorded != stored_at:
+        there = f"in {recorded}" if recorded else f"on this disk, in {folder}"
+        raise StudyError(
+            f"study {space.study.name!r} exists, with its files {there}. Cure: give this one a name of its own "
+            f"(--name {_free_name(folder)}), or the same --storage"
+        )
     specification = specification_of(
         space.study.model_dump(mode="json"), [trial.model_dump(mode="json") for trial in trials]
     )
@@ -218,6 +237,7 @@ def _create(
         )
         return folder
     study_id = _study_id_before(folder, trials)
+    StudyPlace(str(folder), stored_at).record()
     machine = with_absolute_paths(space.machine, storage)
     record = ImageRecord.of_study(folder)
     if not study_id:
@@ -435,7 +455,12 @@ def lost_specification(folder: Path) -> str:
 
 
 def find_study(target: str, storage: Path) -> Path:
-    """Return the folder of a study given by name or path. Raises StudyError that lists the studies there are."""
+    """Return the folder of a study given by name, path or address. Raises StudyError that lists the studies there are.
+
+    A study at an address is brought into the storage folder, or up to date there; see `fetch_study` for what it raises.
+    """
+    if is_address(target):
+        return fetch_study(check_uri(target), storage)
     folders = [Path(target).resolve(), (storage / target).resolve()]
     for folder in folders:
         if (folder / "study.json").exists():
@@ -542,12 +567,11 @@ def move_data_root(folder: Path, data_root: Path) -> None:
     write_json(folder / "study.json", study)
 
 
-def newest_checkpoint(folder: Path, stage: str, key: str, damaged: list[str] | None = None) -> Path | None:
-    """Return the newest intact checkpoint of a trial over all starts of its stage.
+def newest_checkpoint(
+    folder: Path, stage: str, key: str, damaged: list[str] | None = None, *, whole: bool = True
+) -> Path | None:
+    """Return the newest intact checkpoint of a trial over all starts of its stage; one in a store is fetched.
 
-    What is wrong with each newer one is added to ``damaged``.
+    What is wrong with each newer one is added to ``damaged``. whole: fetch more than its card and its history.
     """
-    for run in sorted((folder / stage).glob("run-*"), reverse=True):
-        if (run / key).is_dir() and (found := checkpoint.newest_intact(run / key, damaged)) is not None:
-            return found
-    return None
+    return files_of_study(folder).newest_checkpoint(stage, key, damaged, whole=whole)

@@ -22,9 +22,11 @@ from typing import Any, NamedTuple
 import ray
 import torch
 
+from raydml.ops.object_store import ObjectStore, StoreError
 from raydml.study.faults import is_without_memory
 from raydml.study.health import note_of_shared_memory, shared_memory_bytes
 from raydml.study.package import PACKAGE, digest_of_package
+from raydml.study.remote import StudyPlace
 
 #: Ray gives each node this label.
 _NODE_ID = "ray.io/node-id"
@@ -49,7 +51,7 @@ class NodeNeeds(NamedTuple):
     """What every node of a study must have.
 
     package: see `digest_of_package`. shared_package: the folder from which the driver and all workers of an embedded
-    Ray import it; None on a cluster, whose workers get a copy. torch: its version. folder: of the study; None where
+    Ray import it; None on a cluster, whose workers get a copy. torch: its version. place: of the study; None where
     there is none yet. data_root: the folder of the images, if any. command_folder: the one that relative paths refer
     to. mark: a file in the folder, by which a node knows that it sees the same one.
     """
@@ -57,10 +59,15 @@ class NodeNeeds(NamedTuple):
     package: str
     shared_package: str | None
     torch: str
-    folder: str | None
+    place: StudyPlace | None
     data_root: str | None
     command_folder: str
     mark: str = STUDY_FILE
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether the nodes belong to a cluster that the driver has joined."""
+        return self.shared_package is None
 
 
 class NodeReport(NamedTuple):
@@ -79,8 +86,8 @@ class NodeReport(NamedTuple):
     shared_memory_bytes: int | None = None
 
 
-def needs_of(folder: Path | None, data_root: Path | None, *, joined: bool) -> NodeNeeds:
-    """Return what the nodes must have for the study in a folder, whose driver this process is.
+def needs_of(place: StudyPlace | None, data_root: Path | None, *, joined: bool) -> NodeNeeds:
+    """Return what the nodes must have for the study at a place, whose driver this process is.
 
     joined: whether they belong to a cluster that the driver has joined.
     """
@@ -88,7 +95,7 @@ def needs_of(folder: Path | None, data_root: Path | None, *, joined: bool) -> No
         package=digest_of_package(),
         shared_package=None if joined else str(PACKAGE),
         torch=_version_of_torch(),
-        folder=str(folder) if folder else None,
+        place=place,
         data_root=str(data_root) if data_root else None,
         command_folder=os.getcwd(),
     )
@@ -104,15 +111,18 @@ def fault_of_node(needs: NodeNeeds, *, has_gpu: bool) -> str:
         return f"it runs another raydml, from {PACKAGE}. Cure: remove that copy, or make it the same as the driver's"
     if needs.torch != _version_of_torch():
         return f"it has torch {_version_of_torch()}, the driver {needs.torch}. Cure: install requirements.lock on both"
-    return _fault_of_folders(needs.folder, needs.mark, needs.data_root) or (_fault_of_gpu() if has_gpu else "")
+    return _fault_of_folders(needs.place, needs.mark, needs.data_root) or (_fault_of_gpu() if has_gpu else "")
 
 
-def _fault_of_folders(folder: str | None, mark: str, data_root: str | None) -> str:
-    place = Path(folder or "")
+def _fault_of_folders(study: StudyPlace | None, mark: str, data_root: str | None) -> str:
+    place = Path(tempfile.gettempdir() if study is None or study.uri else study.folder)
     try:
-        if folder is not None:
-            if not (place / mark).exists():
-                what = f"the study in {folder}" if mark == STUDY_FILE else folder
+        if study is not None:
+            if study.uri is not None:
+                if fault := _fault_of_store(study.uri):
+                    return fault
+            elif not (place / mark).exists():
+                what = f"the study in {study.folder}" if mark == STUDY_FILE else study.folder
                 return f"it does not see {what}. Cure: mount the shared storage there, under the same path"
             with tempfile.TemporaryFile(dir=place):
                 pass
@@ -122,6 +132,15 @@ def _fault_of_folders(folder: str | None, mark: str, data_root: str | None) -> s
         if error.errno in (errno.ENOSPC, errno.EDQUOT):  # of all nodes: the trial stops the study, with the cure
             return ""
         return f"it cannot use {place} ({error.strerror}). Cure: mount it there again, for this user to read and write"
+    return ""
+
+
+def _fault_of_store(uri: str) -> str:
+    """Return in words why a store cannot be used from this node; empty where a file can be written and deleted."""
+    try:
+        ObjectStore(uri).check()
+    except StoreError as error:
+        return f"it cannot use the store of the study: {error}"
     return ""
 
 

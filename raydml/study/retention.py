@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from bisect import insort
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from raydml.analysis.trials import TrialState
 from raydml.study import events
 from raydml.study.events import StudyReader, events_path
+from raydml.study.remote import StoredFiles, files_of_study
 
 #: Kinds of events that concern one trial, and those that concern none. Any other may change every trial.
 _OF_TRIAL = ("trial_started", "epoch", "trial_retried", "trial_ended")
@@ -77,10 +78,11 @@ class Retention:
         self._measure(rank)
 
     def _measure(self, rank: _Rank) -> None:
-        if paths := _checkpoints(self._folder, self._stage, rank[-1]):
-            found = [file.stat() for path in paths for file in path.iterdir()]
-            # Two checkpoints of a trial may share a file.
-            size = sum({(stat.st_dev, stat.st_ino): stat.st_size for stat in found}.values())
+        files = files_of_study(self._folder)
+        # To list a store at the end of each trial would hold up the others.
+        is_listed = self._max_bytes is not None or not isinstance(files, StoredFiles)
+        size = files.stored_bytes(self._stage, rank[-1]) if is_listed else 0
+        if size is not None:
             self._sizes[rank[-1]] = size
             self._used += size
             insort(self._stored, rank)
@@ -95,19 +97,26 @@ class Retention:
             self._used -= self._sizes.pop(losers[-1][-1])
         for rank in reversed(losers):
             drop_checkpoints(self._folder, self._stage, rank[-1])
-            self._measure(rank)  # what could not be deleted is tried again
+            if not isinstance(files_of_study(self._folder), StoredFiles):
+                self._measure(rank)  # what could not be deleted is tried again
+
+
+#: Deletes in stores, one trial after the other: the driver does not wait for them.
+_deleting = ThreadPoolExecutor(1, thread_name_prefix="delete")
 
 
 def drop_checkpoints(folder: Path, stage: str, key: str) -> None:
-    """Delete the checkpoints of a trial. One that cannot be deleted is reported in a note, and the study goes on."""
-    for path in _checkpoints(folder, stage, key):
-        try:
-            shutil.rmtree(path)
-        except OSError as error:
-            events.append(events_path(folder), {"event": "note", "text": f"cannot delete {path}: {error}"})
+    """Delete the checkpoints of a trial; in a store that happens a little later.
 
+    What cannot be deleted is reported in a note, and the study goes on.
+    """
 
-def _checkpoints(folder: Path, stage: str, key: str) -> list[Path]:
-    """Return the checkpoints of a trial, with those that a fault has left unfinished."""
-    names = ("checkpoint_*", ".checkpoint_*.partial")
-    return sorted(path for name in names for path in (folder / stage).glob(f"run-*/{key}/{name}"))
+    def drop() -> None:
+        for failure in files.drop_checkpoints(stage, key):
+            events.append(events_path(folder), {"event": "note", "text": failure})
+
+    files = files_of_study(folder)
+    if isinstance(files, StoredFiles):
+        _deleting.submit(drop)
+    else:
+        drop()

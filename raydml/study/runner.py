@@ -32,6 +32,7 @@ from raydml.study.folder import newest_checkpoint
 from raydml.study.listed_trials import ListedTrials
 from raydml.study.node import NodeNeeds, away_from, fit_nodes, node_fault_in, node_of_actor
 from raydml.study.process import MachineFault
+from raydml.study.remote import StudyPlace
 from raydml.study.retention import Retention
 from raydml.study.rungs import milestones
 from raydml.study.scheduler import Asha, InOrder, SyncHalving, trial_key
@@ -57,12 +58,13 @@ _MAX_LEFT_OUT = 5  # nodes that join a stage, and cannot run a trial
 class StudySession(NamedTuple):
     """One run of a study by a driver.
 
-    metric: what trials are ranked by. resources: CPUs and GPUs of each trial. limit: ends the search; None lets it run.
-    needs: what every node must have. bad_nodes: by their ids, those that are left out, and why. seen_nodes: those that
-    have been looked at.
+    folder, place: of the study. metric: what trials are ranked by. resources: CPUs and GPUs of each trial. limit: ends
+    the search; None lets it run. needs: what every node must have. bad_nodes: by their ids, those that are left out,
+    and why. seen_nodes: those that have been looked at.
     """
 
     folder: Path
+    place: StudyPlace
     study: StudySettings
     machine: Machine
     metric: str
@@ -262,7 +264,7 @@ def _count_saved_epochs(folder: Path, stage: str, key: str) -> None:
     state = read_trials(folder, stage).get(key)
     if state is None or not state.num_epochs:
         return
-    found = newest_checkpoint(folder, stage, key)
+    found = newest_checkpoint(folder, stage, key, whole=False)
     saved = int(checkpoint.load_card(found)["epoch"]) if found else 0
     if saved >= state.num_epochs:
         return
@@ -378,7 +380,7 @@ def _put_back_lost_epochs(
         num_missing = num_epochs - len(reports)
         if state is not None and state.ended and not num_missing:
             continue
-        found = resume_from[key] if key in resume_from else newest_checkpoint(session.folder, stage, key)
+        found = resume_from[key] if key in resume_from else newest_checkpoint(session.folder, stage, key, whole=False)
         epochs = checkpoint.load_history(found) if found else []
         lost = {record["epoch"]: record for record in epochs if record["epoch"] not in reports}
         if num_missing > sum(epoch < num_epochs for epoch in lost):
@@ -402,7 +404,7 @@ def _put_back_lost_epochs(
 def _newest_checkpoint(session: StudySession, stage: str, key: str, state: TrialState | None) -> Path | None:
     """Return the checkpoint that a trial goes on from, and note each newer one that is damaged."""
     damaged: list[str] = []
-    found = newest_checkpoint(session.folder, stage, key, damaged)
+    found = newest_checkpoint(session.folder, stage, key, damaged, whole=False)
     for damage in damaged:
         session.note(f"{key}: {damage}")
     if damaged or (found is None and state is not None and state.num_epochs):
@@ -445,7 +447,7 @@ def _run_group(
             "machine": machine.model_dump(mode="json"),
             "metric": session.metric,
             "needs": session.needs,
-            "reads": str(folder / "test_reads.jsonl"),
+            "place": session.place,
             "resume_from": str(resume_from[key]) if resume_from[key] else None,
             "checkpoints": str(folder / stage / run / key),
             "rungs": rungs,

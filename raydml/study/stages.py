@@ -46,6 +46,7 @@ from raydml.study.folder import (
 from raydml.study.node import away_from, look_at_nodes, needs_of, packs_in
 from raydml.study.process import MachineFault, RayEnded
 from raydml.study.refit import configurations_to_refit, lost_refits, notes_on_refits, refit_trials, refitted
+from raydml.study.remote import StudyPlace, files_of_study, merge_reads
 from raydml.study.results import (
     find_winner,
     illustrated_runs,
@@ -116,8 +117,9 @@ def _drive(
             "and their number of epochs is fixed. Cure: leave it out; Ctrl-C and resume split the time"
         )
     address = None if address == "local" else address or address_of_job(own_environment)
-    needs = needs_of(folder, machine.data_root, joined=address is not None)
-    session = StudySession(folder, study, machine, study_json["select_on"], {}, needs, {}, set())
+    place = StudyPlace.of(folder)
+    needs = needs_of(place, machine.data_root, joined=address is not None)
+    session = StudySession(folder, place, study, machine, study_json["select_on"], {}, needs, {}, set())
     if deadline_s is not None:
         session = session._replace(limit=TimeLimit(str(folder), deadline_s))
     began_s = time.time()
@@ -171,6 +173,7 @@ def _run(
                     _look_at_nodes(session, received, packs)
                 session.step("drawing the pictures", num_steps - 2, num_steps)
                 illustrate(session)
+                merge_reads(folder)
                 session.step("stopping Ray")
             write_results(folder, session.record, num_steps)
             session.record("study_finished")
@@ -600,12 +603,12 @@ def _ensemble(session: StudySession, runs: Sequence[Mapping[str, Any]]) -> Means
     if not all(file.exists() for files in ensembles for file in files):  # they are large and may have been deleted
         session.note("no ensemble of the folds: some runs' test embeddings were not kept")
         return {}
-    record = _read_record(session)
     for file in (file for files in ensembles for file in files):
         _record_test_read(session, None, file)
     task = evaluate_ensemble_remotely.options(**_resources(session))
     machine = session.machine.model_dump(mode="json")
-    scores = _fetch([task.remote([str(file) for file in files], machine, *record) for files in ensembles])
+    place, commit = session.place, _commit()
+    scores = _fetch([task.remote([str(file) for file in files], machine, place, commit) for files in ensembles])
     return _without_wide_intervals(_means(scores), len(scores))
 
 
@@ -619,7 +622,8 @@ def _test_runs(session: StudySession, stage: str, keys: Sequence[str], num_done:
     scores: dict[str, Any] = {}
     pending: dict[Any, str] = {}
     (session.folder / "final").mkdir(exist_ok=True)
-    machine, record = session.machine.model_dump(mode="json"), _read_record(session)
+    machine, commit = session.machine.model_dump(mode="json"), _commit()
+    files = files_of_study(session.folder)
     task = evaluate_remotely.options(**_resources(session))
     for key in keys:
         written = session.folder / "final" / f"{key}.json"
@@ -630,13 +634,15 @@ def _test_runs(session: StudySession, stage: str, keys: Sequence[str], num_done:
         if found is None:
             raise StudyError(f"{key} cannot be tested: it has no intact checkpoint in {session.folder / stage}")
         _record_test_read(session, key, found)
-        pending[task.remote(str(found), machine, *record, str(_embeddings_file(session, key)))] = key
+        embeddings = str(_embeddings_file(session, key))
+        pending[task.remote(str(found), machine, session.place, commit, embeddings)] = key
     while pending:
         number = num_done + len(keys) - len(pending) + 1
         session.step("testing the networks", number, num_steps)
         (ready,), _ = ray.wait(list(pending), num_returns=1)
         key = pending.pop(ready)
         scores[key] = _fetch(ready)
+        files.pull(_embeddings_file(session, key))
         write_json(session.folder / "final" / f"{key}.json", scores[key])
     return {key: scores[key] for key in keys}
 
@@ -666,16 +672,13 @@ def illustrate(session: StudySession) -> None:
     checkpoints = {key: str(path) for key, path in chosen.items()}
     task = illustrate_remotely.options(**_resources(session))
     machine = session.machine.model_dump(mode="json")
-    _fetch(task.remote(checkpoints, machine, str(folder), [str(path) for path in tests], *_read_record(session)))
+    stored = [str(path) for path in tests]
+    _fetch(task.remote(checkpoints, machine, str(folder), stored, session.place, _commit()))
+    files_of_study(session.folder).pull(folder)
 
 
 def _record_test_read(session: StudySession, trial: str | None, opened: Path) -> None:
     session.record("test_read", stage="finalize", trial=trial, checkpoint=str(opened), commit=_commit())
-
-
-def _read_record(session: StudySession) -> tuple[str, str]:
-    """Return the file in which a worker records its reads of the test classes, and the commit to name there."""
-    return str(session.folder / "test_reads.jsonl"), _commit()
 
 
 def _commit() -> str:

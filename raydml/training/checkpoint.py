@@ -33,6 +33,7 @@ STATE, WEIGHTS, CARD, MANIFEST = "state.pt", "weights.safetensors", "model.json"
 HISTORY = "history.json"
 #: In the package, where it was copied to another machine without its repository: the commit that it had there.
 COMMIT_FILE = "commit.txt"
+FILES = (STATE, WEIGHTS, CARD, HISTORY)  # those that the manifest states
 
 
 class CheckpointError(ValueError):
@@ -179,11 +180,16 @@ def load_history(folder: Path) -> list[dict[str, Any]]:
     return epochs
 
 
-def damage_of(folder: Path) -> str | None:
-    """In words what is wrong with a checkpoint; None where each file has the size and sha256 that its manifest has."""
+def damage_of(folder: Path, names: Sequence[str] = FILES) -> str | None:
+    """In words what is wrong with a checkpoint; None where each file has the size and sha256 that its manifest has.
+
+    names: the files that are looked at. Checkpoints of older versions have no history.
+    """
     try:
-        for name in (STATE, WEIGHTS, CARD, *({HISTORY} & _stated(folder).keys())):
-            _checked(folder, name)
+        stated = _stated(folder)
+        for name in names:
+            if name != HISTORY or HISTORY in stated:
+                _checked(folder, name)
     except CheckpointError as error:
         return str(error)
     return None
@@ -213,7 +219,11 @@ def newest_intact(parent: Path, damaged: list[str] | None = None) -> Path | None
 
 def newest_first(parent: Path) -> list[Path]:
     """The folders of ``parent``, whole checkpoints or not, in the order in which `newest_intact` looks at them."""
-    folders = [path for path in parent.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    return in_order([path for path in parent.iterdir() if path.is_dir() and not path.name.startswith(".")])
+
+
+def in_order(folders: Sequence[Path]) -> list[Path]:
+    """Return folders of checkpoints, the newest first by their names."""
     return sorted(folders, key=_age, reverse=True)
 
 

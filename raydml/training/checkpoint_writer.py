@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,22 @@ class CheckpointWriter:
     share the file of the best weights as long as those have not changed. What cannot be written is raised by the next
     call.
 
+    written, dropped: are called with each checkpoint that has been written, and with each that has been deleted.
     every_s: the least time from the beginning of one checkpoint to that of the next one; 0 begins one after each epoch.
     snapshots: memory for the copies, which a process can use for one trial after the other.
     """
 
-    def __init__(self, folder: Path, *, every_s: float, snapshots: Snapshots | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        every_s: float,
+        snapshots: Snapshots | None = None,
+        written: Callable[[Path], None] = lambda _path: None,
+        dropped: Callable[[Path], None] = lambda _path: None,
+    ) -> None:
         self.folder = folder
+        self._written, self._dropped = written, dropped
         self._every_s = every_s
         self._snapshots = snapshots or Snapshots()
         self._begun_s = time.monotonic()
@@ -99,9 +110,11 @@ class CheckpointWriter:
         path = self.folder / f"checkpoint_{epoch:06d}"
         same = self._newest if best_epoch == self._best_epoch and self._newest != path else None
         checkpoint.save(path, **contents, weights_of=same)
+        self._written(path)
         self._newest, self._epoch, self._best_epoch = path, epoch, best_epoch
         found = checkpoint.newest_first(self.folder)
         # Those before it in the order are damaged: the trial has gone on from an older one.
         later, kept = found[: found.index(path)], found[found.index(path) :]
         for old in [*later, *kept[_NUM_KEPT:]]:
             shutil.rmtree(old, ignore_errors=True)
+            self._dropped(old)

@@ -32,7 +32,10 @@ def with_variables(variables, *arguments):
         (("--address", "auto"), "no job server. Cure: http://HEAD:8265"),
         (SERVER, "--storage is missing: the folder of a job goes when the job ends. Cure: the folder that all nodes"),
         ((*SERVER, "--storage", "studies"), "--storage studies: is relative to the folder of the job"),
-        ((*SERVER, "--storage", "s3://bucket/x"), "is an address, and must be a folder. Cure: mount the store"),
+        (
+            (*SERVER, "--storage", "s3://key:secret@bucket/x"),
+            "has credentials, which would be recorded. Cure: set them",
+        ),
         ((*SERVER, "--storage", "/s", "--time", "1 day"), "is not a duration"),
         ((*SERVER, "--storage", "/s", "--smoke", "--time", "1h"), "--smoke runs a miniature"),
         ((*SERVER, "--storage", "/s", "--tracking-uri", "sqlite:///x.db"), "is relative to the folder of the job"),

@@ -13,6 +13,7 @@ from raydml.study import actor as trial_module
 from raydml.study.actor import TrialActor, assigned_device
 from raydml.study.faults import MachineFault
 from raydml.study.folder import fingerprinted_trials
+from raydml.study.remote import StudyPlace
 from raydml.training import checkpoint
 from raydml.training.trial_images import Catalogs
 from tests.study.test_folder import space_at
@@ -26,7 +27,7 @@ def configs(tmp_path):
     machine = Machine(device="cpu").model_dump(mode="json")
     return [
         {"run": {"key": f"search-{i:03d}", "trial": t.model_dump(mode="json"), "machine": machine, "metric": METRIC,
-                 "reads": str(tmp_path / "test_reads.jsonl"), "resume_from": None,
+                 "place": StudyPlace(str(tmp_path)), "resume_from": None,
                  "checkpoints": str(tmp_path / f"search-{i:03d}"), "rungs": [2]}}
         for i, t in enumerate(fingerprinted_trials(space, Catalogs(space.machine)))
     ]  # fmt: skip

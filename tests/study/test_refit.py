@@ -16,6 +16,7 @@ from raydml.study import actor, runner, stages
 from raydml.study.events import append, events_path, read, read_state
 from raydml.study.folder import StudyError, create_study, newest_checkpoint, read_json
 from raydml.study.refit import configurations_to_refit, notes_on_refits, refit_trials, refitted
+from raydml.study.remote import StudyPlace
 from raydml.study.results import find_validated, find_winner, illustrated_runs, is_finished, mean_of_runs
 from raydml.study.stages import run_study
 from raydml.training import checkpoint
@@ -309,10 +310,10 @@ def test_more_configurations_are_tested_than_refitted_and_what_saw_the_test_clas
     assert not [read for read in reads[1:] if "refit" in read["checkpoint"]]
     found = newest_checkpoint(folder, "refit", "refit-000")
     assert find_winner(folder).checkpoint == found
-    record = stages._read_record(SimpleNamespace(folder=folder))
+    place = StudyPlace(str(folder))
     machine = read_json(folder / "study.json")["machine"]
     with pytest.raises(DataError, match="trained on the test classes as well"):
-        stages.evaluate_remotely._function(str(found), machine, *record, str(folder / "final" / "refit-000.npz"))
+        stages.evaluate_remotely._function(str(found), machine, place, "abc", str(folder / "final" / "refit-000.npz"))
     best = find_validated(folder).trial
     said = refused("evaluate", str(folder), "--on", "test", "--storage", str(folder.parent))
     assert "trained on the test classes as well" in said

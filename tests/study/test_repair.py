@@ -13,6 +13,7 @@ from raydml.study.events import events_path, read_state, read_trials
 from raydml.study.folder import StudyError, read_json
 from raydml.study.node import needs_of
 from raydml.study.process import MachineFault
+from raydml.study.remote import StudyPlace
 from raydml.study.results import refuse_lost_events
 from raydml.study.runner import StudySession, _newest_checkpoint, _put_back_lost_epochs
 from raydml.study.stages import run_study, search_trials
@@ -26,7 +27,9 @@ METRIC = "val_map_at_r"
 
 def session_of(folder):
     study = read_json(folder / "study.json")
-    return StudySession(folder, study, study["machine"], METRIC, {}, needs_of(folder, None, joined=False), {}, set())
+    place = StudyPlace(str(folder))
+    needs = needs_of(place, None, joined=False)
+    return StudySession(folder, place, study, study["machine"], METRIC, {}, needs, {}, set())
 
 
 def with_lost_epochs(folder, trials):
