@@ -26,6 +26,8 @@ ENDINGS = {
 }
 #: Endings that mean that something went wrong.
 FAILURES = ("non_finite_loss", "collapsed", "out_of_memory", "stuck", "crashed")
+#: Reasons, in words, for which a trial is started again that are none of its own.
+MOVES = {(PREEMPTED := "preempted"): "was about to be taken away", (LOST_NODE := "lost_node"): "is gone"}
 #: Blocks of a configuration that are chosen by name.
 CHOICES = ("loss", "method", "miner", "sampler", "regularizers")
 
@@ -52,7 +54,8 @@ class TrialState:
     epoch, by number. num_epochs: number of the epoch reported last. state: one of `UNENDED`, or the reason why the
     trial has ended. started_s, changed_s: when it last started, and when the state last changed (seconds since 1970).
     error: why it ended in failure. retried_after: the error before the newest of its `num_retries` retries.
-    retry_reasons: ``out_of_memory`` and ``stuck``, for each retry that had such a reason.
+    num_moves: how often it was started again because its node went away; no retry is counted for that.
+    retry_reasons: ``out_of_memory``, ``stuck`` or one of `MOVES`, for each new start that had such a reason.
     is_superseded: whether it belongs to a stage that is run again after a longer search, and is not part of it.
     """
 
@@ -69,6 +72,7 @@ class TrialState:
     changed_s: float = 0.0
     error: str | None = None
     num_retries: int = 0
+    num_moves: int = 0
     retried_after: str = ""
     retry_reasons: tuple[str, ...] = ()
     is_superseded: bool = False

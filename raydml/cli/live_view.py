@@ -25,7 +25,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from raydml.analysis.trials import FAILURES, TrialState
+from raydml.analysis.trials import FAILURES, MOVES, TrialState
 from raydml.cli.arguments import echo
 from raydml.cli.tables import confirmed_means, embedding_dim, learning_rate, metric_label, run_name, trial_table
 from raydml.ops.progress import StepProgress, progress_of
@@ -177,7 +177,7 @@ def line(study: StudyState, event: Event) -> str | None:
     if kind in ("interrupted", "study_finished"):
         return f"study {study.study} {'interrupted' if kind == 'interrupted' else 'finished'}"
     if kind in ("trial_started", "trial_retried", "trial_ended"):
-        return _trial_line(study, study.trials[str(event["trial"])], str(kind))
+        return _trial_line(study, study.trials[str(event["trial"])], str(kind), str(event.get("reason") or ""))
     return None
 
 
@@ -189,13 +189,15 @@ def _won(study: StudyState, stage: str) -> str:
     return f", best {best.trial} {metric_label(study.metric)} {best.best:.4f}" if best else ""
 
 
-def _trial_line(study: StudyState, trial: TrialState, kind: str) -> str:
+def _trial_line(study: StudyState, trial: TrialState, kind: str, reason: str) -> str:
     name = run_name(trial, {} if trial.stage == "search" else letters_of(study))
     if kind == "trial_started":
         details = [] if trial.stage != "search" else [f"dim {embedding_dim(trial)}", f"lr {learning_rate(trial)}"]
         if trial.num_epochs:
             details.append(f"from epoch {trial.num_epochs}")
         return f"{name} started: {', '.join([trial.recipe, *details])}"
+    if kind == "trial_retried" and reason in MOVES:
+        return f"{name} is started again after epoch {trial.num_epochs}: its node {MOVES[reason]}"
     error = (trial.retried_after if kind == "trial_retried" else trial.error or "").strip()
     why = f": {error.splitlines()[-1]}" if error else ""
     if kind == "trial_retried":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -37,6 +38,7 @@ from raydml.training.trial_images import Catalogs
 
 logger = logging.getLogger(__name__)
 OUT_OF_MEMORY = "out_of_memory"
+_LEAVE_S = 10.0  # for the driver to start a trial elsewhere that is saved
 
 
 def assigned_device(machine: Machine) -> str:
@@ -79,6 +81,7 @@ class TrialActor(tune.Trainable):
     can go on from the one before.
     """
 
+    _leaves_by_s: float = 0.0  # until when the driver has to start it elsewhere
     _no_memory: str = ""  # the error of a trial that found no memory
     _notes: list[str]  # for the study's events, with the next result
     _trainer: Trainer | None = None
@@ -107,7 +110,7 @@ class TrialActor(tune.Trainable):
         return True
 
     def _start_named(self, config: dict[str, Any]) -> None:
-        self._no_memory, self._notes = "", []
+        self._no_memory, self._notes, self._leaves_by_s = "", [], 0.0
         with self._failures_named():
             self._start(config)
 
@@ -195,6 +198,8 @@ class TrialActor(tune.Trainable):
     def _step(self) -> dict[str, Any]:
         assert self._trainer is not None
         assert self._writer is not None
+        while time.monotonic() < self._leaves_by_s:
+            time.sleep(0.1)
         if self._repeat is not None:
             record, self._repeat = self._repeat, None
         else:
@@ -229,6 +234,18 @@ class TrialActor(tune.Trainable):
             self._files.tidy(self._writer.folder)
         except Exception as error:  # on a full disk, say; the trial that takes over this actor must not fail for it
             logger.warning("the last epochs of the trial are not saved: %s: %s", type(error).__name__, error)
+
+    def save_between_epochs(self) -> None:
+        """Write what the newest checkpoint lacks, where there is a state that can be saved: this node is going away.
+
+        The trial then trains no further epoch for a while, which would be lost: the driver starts it elsewhere.
+        """
+        if self._writer is None or self._trainer is None or not self._is_between_epochs:
+            return
+        if self._writer.is_behind(self._trainer):
+            with faults_named():
+                self._writer.write(self._trainer)
+        self._leaves_by_s = time.monotonic() + _LEAVE_S
 
     def save(self, checkpoint_dir: str | None = None) -> Any:
         """Write the checkpoint of this epoch, and return it in the form that Tune expects.

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from raydml.analysis.trials import EpochReport, TrialState
+from raydml.analysis.trials import MOVES, EpochReport, TrialState
 from raydml.study.event_fields import is_event
 
 _logger = logging.getLogger("raydml")
@@ -551,9 +551,13 @@ def _apply_to_trial(study: SimpleNamespace, event: Event, reports: dict[str, dic
             changes = {"reports": reports[key], "num_epochs": number, "state": state}
         case "trial_retried":
             error = str(event.get("error") or "")
-            changes = {"num_retries": trial.num_retries + 1, "retried_after": error}
+            reason = str(event.get("reason") or "")
+            if reason in MOVES:
+                changes = {"num_moves": trial.num_moves + 1}
+            else:
+                changes = {"num_retries": trial.num_retries + 1, "retried_after": error}
             changes |= {"state": "retrying", "error": None}
-            if reason := str(event.get("reason") or ""):
+            if reason:
                 changes["retry_reasons"] = (*trial.retry_reasons, reason)
         case _:
             changes = {"state": str(event.get("reason") or "finished"), "error": event.get("error") or None}

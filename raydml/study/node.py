@@ -195,10 +195,10 @@ def _fault_of_loading(text: str) -> str:
     return f"it cannot load raydml ({said[-1].strip()[:200]}). Cure: install requirements.lock there" if said else ""
 
 
-def node_of_actor(actor: Any) -> str:
-    """Return the name of the node that an actor runs on; empty for None, and where Ray does not know it any more."""
+def node_of_actor(actor: Any) -> tuple[str, str]:
+    """Return the name and the id of the node that an actor runs on; empty for None, and where Ray has forgotten it."""
     node = "" if actor is None else _node_of_actor_id(actor._actor_id.hex())
-    return name_of_node(_host_of(node), node) if _host_of(node) else ""
+    return (name_of_node(_host_of(node), node) if _host_of(node) else ""), node
 
 
 def _node_of_actor_id(actor_id: str) -> str:
@@ -213,6 +213,11 @@ def _host_of(node_id: str) -> str:
     return _hosts.get(node_id, "")
 
 
+def notices_of_nodes() -> dict[str, float]:
+    """Return the ids of the nodes that are about to be taken away, and when (seconds since 1970; 0: not said)."""
+    return {node: time_ms / 1000 for node, time_ms in ray._private.state.state.get_draining_nodes().items()}
+
+
 def name_of_node(host: str, node_id: str) -> str:
     """Return how a node is named for a user: several may be on one host."""
     return f"{host} ({node_id[:6]})"
@@ -224,12 +229,13 @@ def away_from(bad_nodes: Mapping[str, str]) -> dict[str, str] | None:
 
 
 def fit_nodes(resources: Mapping[str, float], bad_nodes: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return the nodes of the cluster that have room for a trial, without the bad ones."""
+    """Return the nodes of the cluster that have room for a trial, without the bad ones and those that go away."""
+    unused = {*bad_nodes, *notices_of_nodes()}
     return [
         node
         for node in ray.nodes()
         if node["Alive"]
-        and node["NodeID"] not in bad_nodes
+        and node["NodeID"] not in unused
         and all(node["Resources"].get(name.upper(), 0) >= amount for name, amount in resources.items())
     ]
 

@@ -23,6 +23,7 @@ from ray.tune.logger import JsonLoggerCallback
 from ray.tune.result import SHOULD_CHECKPOINT
 from ray.tune.stopper import CombinedStopper
 
+from raydml.analysis.trials import LOST_NODE, PREEMPTED
 from raydml.config.trial import Machine, StudySettings, Trial, fingerprint
 from raydml.study import events
 from raydml.study.actor import OUT_OF_MEMORY, TrialActor
@@ -31,6 +32,7 @@ from raydml.study.faults import FaultStop, fault_in, is_without_memory, with_hal
 from raydml.study.folder import newest_checkpoint
 from raydml.study.listed_trials import ListedTrials
 from raydml.study.node import NodeNeeds, away_from, fit_nodes, node_fault_in, node_of_actor
+from raydml.study.preemption import PreemptionWatch
 from raydml.study.process import MachineFault
 from raydml.study.remote import StudyPlace
 from raydml.study.retention import Retention
@@ -100,11 +102,13 @@ class StudyEvents(tune.Callback):
     """Writes what Tune does into the study's event file, and deletes checkpoints of losing trials as they lose.
 
     A fault of the machine or of a node is handed to ``stop``, which ends the Tune run, and leaves the trial unended. A
-    trial that is stuck is killed, and tried once more. Retries count in a row: an epoch between two failures begins a
-    new row.
+    trial that is stuck is killed, and tried once more. A trial on a node that is about to be taken away is saved and
+    started elsewhere; neither that nor the loss of a node counts as a failure of the trial. Retries count in a row: an
+    epoch between two failures begins a new row.
 
     Tune pickles its callbacks, hence plain data. keep, max_bytes: see `Retention`; a ``keep`` of None keeps everything.
-    alone: whether the trials run one after the other, after they have found no memory.
+    alone: whether the trials run one after the other, after they have found no memory. joined: whether nodes may come
+    and go.
     """
 
     def __init__(
@@ -119,20 +123,22 @@ class StudyEvents(tune.Callback):
         stuck_before: Iterable[str] = (),
         longest_s: Mapping[str, float] | None = None,
         alone: bool = False,
+        joined: bool = False,
     ) -> None:
         self._folder, self._stage = folder, stage
         self._retention = None if keep is None else Retention(Path(folder), stage, keep, max_bytes)
         self._alone = alone
         self._stop, self._watch = stop or FaultStop(), StuckWatch(stuck_after_s, longest_s)
+        self._preemption = PreemptionWatch() if joined else None
         self._stuck_before = set(stuck_before)
         self._failed_after: dict[str, int] = {}  # key -> the epoch reported last before its newest failure
-        self._killed: dict[str, str] = {}  # key -> why, in words
+        self._killed: dict[str, tuple[str, str]] = {}  # key -> the reason of its end, and why, in words
         self._given_up: Counter[str] = Counter()  # key -> how often by Ray since its newest epoch
         self._nodes: dict[str, str] = {}  # key -> the name of the node that it has started on last
         self._checked_s = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_watch": None}
+        return {**self.__dict__, "_watch": None, "_preemption": None}
 
     def _append(self, event: str, trial: Any, *, durable: bool = True, **fields: Any) -> None:
         path = events_path(Path(self._folder))
@@ -146,7 +152,7 @@ class StudyEvents(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         run = trial.config["run"]
         config = run["trial"]
-        self._nodes[trial_key(trial)] = node_of_actor(trial.temporary_state.ray_actor)
+        self._nodes[trial_key(trial)], _ = node_of_actor(trial.temporary_state.ray_actor)
         self._append(
             "trial_started",
             trial,
@@ -190,8 +196,21 @@ class StudyEvents(tune.Callback):
             if late.key in self._stuck_before:
                 trial.max_failures = 0  # once more is enough
             self._stuck_before.add(late.key)
-            self._killed[late.key] = str(late)
+            self._killed[late.key] = STUCK, str(late)
             ray.kill(actor)
+        if self._preemption is not None:
+            self._move(self._preemption, running)
+
+    def _move(self, watch: PreemptionWatch, running: Mapping[str, Any]) -> None:
+        """Start the trials elsewhere that are saved, of those on nodes which are about to be taken away."""
+        actors = {key: trial.temporary_state.ray_actor for key, trial in running.items() if key not in self._killed}
+        moves = watch.look({key: actor for key, actor in actors.items() if actor is not None})
+        for note in moves.notes:
+            events.append(events_path(Path(self._folder)), {"event": "note", "text": note})
+        for key in moves.keys:
+            running[key].run_metadata.num_failures -= 1  # which Tune is about to add
+            self._killed[key] = PREEMPTED, f"{self._nodes.get(key) or 'its node'} is about to be taken away"
+            ray.kill(actors[key])
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         if self._stop_for_fault(trial):
@@ -211,10 +230,8 @@ class StudyEvents(tune.Callback):
         # An epoch is reported before it is saved: only a later one shows that the trial gets beyond this failure.
         reported = int((trial.last_result or {}).get("epoch", -1))
         self._failed_after[key] = max(reported, self._failed_after.get(key, -1))
-        if stuck := self._killed.pop(key, None):
-            self._append("trial_retried", trial, error=stuck, reason=STUCK)
-        else:
-            self._append("trial_retried", trial, error=_last_line(trial))
+        reason, error = self._killed.pop(key, (LOST_NODE if is_lost else None, _last_line(trial)))
+        self._append("trial_retried", trial, error=error, reason=reason)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         record = (trial.last_result or {}).get("record", {})
@@ -228,8 +245,9 @@ class StudyEvents(tune.Callback):
         if self._stop_for_fault(trial):
             return
         error = _last_line(trial)
-        if stuck := self._killed.pop(trial_key(trial), None):
-            self._end(trial, STUCK, stuck)
+        reason, words = self._killed.pop(trial_key(trial), ("", ""))
+        if reason == STUCK:
+            self._end(trial, STUCK, words)
         elif is_without_memory(error) and not self._alone:
             self._append("trial_retried", trial, error=error, reason=OUT_OF_MEMORY)
         elif is_without_memory(error):
@@ -482,6 +500,7 @@ def _run_group(
                 StudyEvents(str(folder), stage, study.keep_checkpoints if search else None,
                             int(study.max_checkpoint_gib * 2**30) if study.max_checkpoint_gib else None,
                             stop=stop, stuck_after_s=machine.stuck_after_s, alone=is_alone,
+                            joined=session.needs.is_joined,
                             longest_s=_longest_epochs_s(states),
                             stuck_before=[key for key, state in states.items() if STUCK in state.retry_reasons])
             ],

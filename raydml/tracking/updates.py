@@ -389,6 +389,7 @@ def _describe_trial(update: RunUpdate, trial: TrialState, study: StudyState) -> 
         **{block: (trial.config.get(block) or {}).get("name") for block in ("loss", "miner", "method")},
         "error": trial.error if trial.ended else None,
         "retries": trial.num_retries or None,
+        "moves": trial.num_moves or None,
         "retried_after": trial.retried_after,
         "non_finite": _non_finite(trial.epochs),
     }

@@ -12,6 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from raydml.study.cluster import _protect_token
+
 
 def processes():
     """Pid -> (parent, session, command line) of every process that runs and is no zombie."""
@@ -71,7 +73,7 @@ class Cluster:
     def _node(self, *arguments, mounts=()):
         ray = Path(sys.executable).with_name("ray")
         command = [str(ray), "start", "--block", "--disable-usage-stats", *arguments]
-        environment = {**os.environ, "RAY_AUTH_MODE": self._auth}
+        environment = self.environment()
         if self._has_jobs:  # Ray gives a job the address of the cluster that was started last below this folder
             environment["RAY_TMPDIR"] = self._sockets
             with socket.socket() as probe:  # all nodes of a machine have the same by default
@@ -95,8 +97,13 @@ class Cluster:
             node.wait(30)
         raise AssertionError(f"a node of Ray does not start:\n{log.read_text()[-2000:]}")
 
+    def environment(self):
+        """The environment of its nodes, and of commands that talk to it."""
+        return {**os.environ, "RAY_AUTH_MODE": self._auth}
+
     def start(self):
         """Start what does not run: the head with all nodes, or the nodes that are missing."""
+        _protect_token()  # makes it, where no study on this machine has
         if self.head is None or self.head.poll() is not None:
             self.stop()
             dashboard = ["--include-dashboard", str(self._has_jobs).lower()]

@@ -1,6 +1,7 @@
 """The actor of a trial, called as Tune calls it: step, save, restore, reset."""
 
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -214,3 +215,17 @@ def test_a_gpu_that_cannot_be_read_ends_a_trial_only_on_request(switch, monkeypa
     else:
         assert trial_module._system_use(switch, torch.device("cuda:0")) is None
         assert "system metrics are left out: Not Supported" in caplog.text
+
+
+def test_a_trial_that_leaves_is_saved_and_trains_no_further_epoch_meanwhile(configs, monkeypatch):
+    monkeypatch.setattr(trial_module, "_LEAVE_S", 1.0)
+    actor = TrialActor(configs[0])
+    actor.save_between_epochs()  # there is nothing to save yet
+    actor.step()
+    actor.save_between_epochs()
+    folder = Path(configs[0]["run"]["checkpoints"])
+    assert checkpoint.load_card(checkpoint.newest_intact(folder))["epoch"] == 1
+    begin = time.monotonic()
+    assert actor.step()["epoch"] == 2
+    assert time.monotonic() - begin >= 1.0
+    actor.stop()

@@ -16,8 +16,9 @@ import torch
 from raydml.study import events, node, runner
 from raydml.study.events import events_path, read_state
 from raydml.study.faults import FaultStop
-from raydml.study.node import NodeReport, away_from, fault_of_node, needs_of, node_fault_in
+from raydml.study.node import NodeReport, away_from, fault_of_node, fit_nodes, needs_of, node_fault_in
 from raydml.study.process import MachineFault
+from raydml.study.remote import StudyPlace
 from raydml.study.runner import StudyEvents, StudySession, run_trials
 from tests.chaos.targets import Cluster
 from tests.study.test_folder import ROOT
@@ -25,8 +26,14 @@ from tests.study.test_folder import ROOT
 can_mount = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0
 
 
-def alive(*ids, **resources):
-    return lambda: [{"NodeID": name, "Alive": True, "Resources": resources or {"CPU": 2.0}} for name in ids]
+def alive(monkeypatch, *ids, **resources):
+    """Let the cluster have these nodes, none of which is about to be taken away."""
+    nodes = [
+        {"NodeID": name, "NodeManagerHostname": f"host-{name}", "Alive": True, "Resources": resources or {"CPU": 2.0}}
+        for name in ids
+    ]
+    monkeypatch.setattr(node.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(node, "notices_of_nodes", dict)
 
 
 @pytest.fixture
@@ -34,7 +41,7 @@ def needs(tmp_path):
     (tmp_path / "study").mkdir()
     (tmp_path / "study" / "study.json").write_text("{}")
     (tmp_path / "images").mkdir()
-    return needs_of(tmp_path / "study", tmp_path / "images", joined=True)
+    return needs_of(StudyPlace(str(tmp_path / "study")), tmp_path / "images", joined=True)
 
 
 def test_a_node_that_has_everything_has_no_fault(needs):
@@ -47,7 +54,10 @@ def test_a_node_that_has_everything_has_no_fault(needs):
     [
         ({"package": "0123"}, f"another raydml, from {ROOT / 'raydml'}. Cure: "),
         ({"torch": "1.0.0"}, "the driver 1.0.0. Cure: install requirements.lock"),
-        ({"folder": "/nowhere/study"}, "does not see the study in /nowhere/study. Cure: mount the shared storage"),
+        (
+            {"place": StudyPlace("/nowhere/study")},
+            "does not see the study in /nowhere/study. Cure: mount the shared storage",
+        ),
         ({"data_root": "/nowhere"}, "has no folder machine.data_root = /nowhere. Cure: mount or copy"),
     ],
 )
@@ -77,7 +87,9 @@ def test_a_storage_that_fails_is_a_fault_of_the_node_unless_it_is_full(needs, mo
     with monkeypatch.context() as patch:
         patch.setattr(node.tempfile, "TemporaryFile", fail)
         found = fault_of_node(needs, has_gpu=False)
-    assert (found.startswith(f"it {words} {needs.folder} ({os.strerror(number)}). Cure: ")) if words else found == ""
+    assert (
+        (found.startswith(f"it {words} {needs.place.folder} ({os.strerror(number)}). Cure: ")) if words else found == ""
+    )
 
 
 def test_a_mount_that_cannot_be_looked_at_is_a_fault_of_the_node(needs, monkeypatch):
@@ -155,11 +167,11 @@ def test_decoded_images_that_a_node_lacks_are_those_that_were_opened_for_the_stu
 
 
 def test_where_no_node_has_room_the_largest_is_named(monkeypatch):
-    monkeypatch.setattr(node.ray, "nodes", alive("x", CPU=2.0))
+    alive(monkeypatch, "x", CPU=2.0)
     assert node.note_of_room({"cpu": 1.0, "gpu": 0.0}) == ""
     said = node.note_of_room({"cpu": 1.0, "gpu": 1.0})
     assert said.startswith("No node has the 1 CPU and 1 GPU that a trial needs, and the largest has 2 CPU and 0 GPU.")
-    monkeypatch.setattr(node.ray, "nodes", list)
+    alive(monkeypatch)
     assert "the largest has 0 CPU and 0 GPU" in node.note_of_room({"cpu": 1.0, "gpu": 0.5})
 
 
@@ -217,8 +229,9 @@ def test_a_fault_of_a_node_ends_the_run_of_tune_and_not_the_trial(tmp_path):
 
 def session_of(folder):
     study = SimpleNamespace(search=SimpleNamespace(max_concurrent=None))
-    needs = needs_of(folder, None, joined=True)
-    return StudySession(folder, study, None, "val_map_at_r", {"cpu": 1.0, "gpu": 0.0}, needs, {}, set())
+    place = StudyPlace(str(folder))
+    needs = needs_of(place, None, joined=True)
+    return StudySession(folder, place, study, None, "val_map_at_r", {"cpu": 1.0, "gpu": 0.0}, needs, {}, set())
 
 
 def test_a_stage_goes_on_without_a_bad_node_with_the_same_trials(tmp_path, monkeypatch):
@@ -235,7 +248,7 @@ def test_a_stage_goes_on_without_a_bad_node_with_the_same_trials(tmp_path, monke
         return True
 
     monkeypatch.setattr(runner, "_run_group", run_group)
-    monkeypatch.setattr(node.ray, "nodes", alive("x"))
+    alive(monkeypatch, "x")
     trials = {key: SimpleNamespace(epochs=1) for key in "abc"}
     ended = run_trials(session, "search", trials, dict.fromkeys(trials, "f"), "none")
     assert calls == [(["a", "b", "c"], False), (["b", "c"], False), (["a"], True)]
@@ -251,7 +264,7 @@ def test_nodes_that_join_one_after_the_other_and_are_all_bad_stop_the_study(tmp_
         return False
 
     monkeypatch.setattr(runner, "_run_group", run_group)
-    monkeypatch.setattr(node.ray, "nodes", alive("good"))
+    alive(monkeypatch, "good")
     with pytest.raises(
         MachineFault, match="5 nodes that joined this stage cannot run a trial, the last: node-4: no disk"
     ):
@@ -260,10 +273,13 @@ def test_nodes_that_join_one_after_the_other_and_are_all_bad_stop_the_study(tmp_
 
 def test_without_a_node_that_is_left_there_is_no_study_and_no_slot(tmp_path, monkeypatch):
     session = session_of(tmp_path)
-    monkeypatch.setattr(node.ray, "nodes", alive("x", "y"))
+    alive(monkeypatch, "x", "y")
     assert runner.num_slots(session) == 4
     session.leave_out({"x": "host x: no disk"})
     assert runner.num_slots(session) == 2
+    monkeypatch.setattr(node, "notices_of_nodes", lambda: {"y": 0.0})
+    assert fit_nodes({"cpu": 1.0}, {}) == [row for row in node.ray.nodes() if row["NodeID"] == "x"]
+    monkeypatch.setattr(node, "notices_of_nodes", dict)
     with pytest.raises(MachineFault, match="no node can run a trial: host x: no disk; host y: no code"):
         session.leave_out({"y": "host y: no code"})
     notes = [event["text"] for event in events.read(events_path(tmp_path))]
