@@ -28,6 +28,7 @@ from raydml.metrics.names import METRIC_GROUPS
 from raydml.ops.progress import show_log
 from raydml.ops.system_use import SystemUse
 from raydml.study.faults import faults_named, is_without_memory, with_half_batch
+from raydml.study.gauges import SlotGauges
 from raydml.study.node import NodeNeeds, note_of_changed_code, refuse_unfit_node
 from raydml.study.remote import StudyFiles, StudyPlace
 from raydml.training import checkpoint
@@ -90,6 +91,7 @@ class TrialActor(tune.Trainable):
     _snapshots: Snapshots
     _system: SystemUse | None = None
     _files: StudyFiles
+    _gauges: SlotGauges | None = None
     _catalogs: Catalogs | None = None  # the images are listed once in this process, not once for each of its trials
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -103,6 +105,8 @@ class TrialActor(tune.Trainable):
         self._start_named(config["run"])
         if self.is_actor() and (note := note_of_changed_code(needs)):
             self._notes.append(note)
+        if self.is_actor() and needs.is_joined:
+            self._gauges = SlotGauges(Path(StudyPlace(*config["run"]["place"]).folder).name)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Start another trial in the same process, which saves the imports and the CUDA context."""
@@ -210,6 +214,8 @@ class TrialActor(tune.Trainable):
             self._is_between_epochs = True
         if self._system is not None:
             record = {**record, **self._system.take()}
+        if self._gauges is not None:
+            self._gauges.set(record)
         return {
             "epoch": record["epoch"],
             # Tune requires the metric in every result; a diverged epoch has none.
@@ -225,6 +231,8 @@ class TrialActor(tune.Trainable):
         if self._system is not None:
             self._system.close()
             self._system = None
+        if self._gauges is not None:
+            self._gauges.stop()
         if self._writer is None:
             return
         try:

@@ -23,13 +23,14 @@ from ray.tune.logger import JsonLoggerCallback
 from ray.tune.result import SHOULD_CHECKPOINT
 from ray.tune.stopper import CombinedStopper
 
-from raydml.analysis.trials import LOST_NODE, PREEMPTED
+from raydml.analysis.trials import FAILURES, LOST_NODE, PREEMPTED
 from raydml.config.trial import Machine, StudySettings, Trial, fingerprint
 from raydml.study import events
 from raydml.study.actor import OUT_OF_MEMORY, TrialActor
 from raydml.study.events import StudyReader, TrialState, events_path, read_trials
 from raydml.study.faults import FaultStop, fault_in, is_without_memory, with_half_batch
 from raydml.study.folder import newest_checkpoint
+from raydml.study.gauges import StudyGauges
 from raydml.study.listed_trials import ListedTrials
 from raydml.study.node import NodeNeeds, away_from, fit_nodes, node_fault_in, node_of_actor
 from raydml.study.preemption import PreemptionWatch
@@ -130,6 +131,8 @@ class StudyEvents(tune.Callback):
         self._alone = alone
         self._stop, self._watch = stop or FaultStop(), StuckWatch(stuck_after_s, longest_s)
         self._preemption = PreemptionWatch() if joined else None
+        self._gauges = StudyGauges(Path(folder).name) if joined else None
+        self._num_failed = 0
         self._stuck_before = set(stuck_before)
         self._failed_after: dict[str, int] = {}  # key -> the epoch reported last before its newest failure
         self._killed: dict[str, tuple[str, str]] = {}  # key -> the reason of its end, and why, in words
@@ -138,7 +141,7 @@ class StudyEvents(tune.Callback):
         self._checked_s = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_watch": None, "_preemption": None}
+        return {**self.__dict__, "_watch": None, "_preemption": None, "_gauges": None}
 
     def _append(self, event: str, trial: Any, *, durable: bool = True, **fields: Any) -> None:
         path = events_path(Path(self._folder))
@@ -200,6 +203,8 @@ class StudyEvents(tune.Callback):
             ray.kill(actor)
         if self._preemption is not None:
             self._move(self._preemption, running)
+        if self._gauges is not None:
+            self._gauges.set(self._stage, [trial.status for trial in trials], self._num_failed)
 
     def _move(self, watch: PreemptionWatch, running: Mapping[str, Any]) -> None:
         """Start the trials elsewhere that are saved, of those on nodes which are about to be taken away."""
@@ -267,6 +272,7 @@ class StudyEvents(tune.Callback):
     def _end(self, trial: Any, reason: str, error: str | None) -> None:
         if reason in _WITHOUT_SAVING:
             _count_saved_epochs(Path(self._folder), self._stage, trial_key(trial))
+        self._num_failed += reason in FAILURES
         self._append("trial_ended", trial, reason=reason, error=error)
         if self._retention is not None:
             self._retention.drop_losers()

@@ -1,0 +1,68 @@
+"""What a study is doing, as metrics of Ray, which each node of a cluster offers to Prometheus.
+
+The driver counts trials; each process that trains reports its rate. All have the tag ``study``. Ray's names for them
+begin with ``ray_``: ``ray_raydml_trials_running``, for example.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ray.util.metrics import Gauge
+
+
+class StudyGauges:
+    """Trials by what they are doing: how many run, wait, have ended, and have failed. study: its name."""
+
+    def __init__(self, study: str) -> None:
+        self._tags = {"study": study}
+        self._gauges = {
+            name: Gauge(f"raydml_trials_{name}", description, tag_keys=("study", "stage"))
+            for name, description in {
+                "running": "Trials that train now",
+                "waiting": "Trials of the stage that have started, or may start, and do not run",
+                "ended": "Trials of this start of the stage that have ended",
+                "failed": "Those of the ended ones that crashed, hung, diverged or found no memory",
+            }.items()
+        }
+
+    def set(self, stage: str, statuses: Iterable[str], num_failed: int) -> None:
+        """Report the trials of a stage. statuses: of Tune, one for each trial."""
+        counted = Counter(statuses)
+        ended = counted["TERMINATED"] + counted["ERROR"]
+        values = {
+            "running": counted["RUNNING"],
+            "waiting": sum(counted.values()) - counted["RUNNING"] - ended,
+            "ended": ended,
+            "failed": num_failed,
+        }
+        for name, value in values.items():
+            self._gauges[name].set(value, tags={**self._tags, "stage": stage})
+
+
+class SlotGauges:
+    """The rate and the memory of a process that trains one trial after the other. study: its name."""
+
+    def __init__(self, study: str) -> None:
+        self._tags = {"study": study}
+        # Without the trial: there may be thousands, and Prometheus keeps each. Ray adds the process and the node.
+        self._gauges = {
+            name: Gauge(f"raydml_{metric}", description, tag_keys=("study",))
+            for name, metric, description in (
+                ("images_per_s", "images_per_s", "Images that this process trains in a second"),
+                ("system_gpu_memory_bytes", "gpu_memory_bytes", "Largest use of its GPU's memory in the last epoch"),
+            )
+        }
+
+    def set(self, record: Mapping[str, Any]) -> None:
+        """Report an epoch. record: its metrics."""
+        for name, gauge in self._gauges.items():
+            if name in record:
+                gauge.set(float(record[name]), tags=self._tags)
+
+    def stop(self) -> None:
+        """Report that this process trains nothing now."""
+        for gauge in self._gauges.values():
+            gauge.set(0.0, tags=self._tags)
