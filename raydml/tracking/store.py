@@ -107,6 +107,9 @@ _SQLITE_BUSY = re.compile("locked|is full|disk I/O error")
 _DATABASE_AWAY = re.compile(
     "could not connect|connection (refused|failed)|Can't connect|timed? ?out|starting up|Network"
 )
+#: What a server of databases says of a login that it refuses, and of a database that it does not have.
+_LOGIN_REFUSED = re.compile("password|authentication|access denied", re.IGNORECASE)
+_NO_DATABASE = re.compile("database .* does not exist|[Uu]nknown database")
 #: What SQLite says when MLflow makes tables again that it was making when its process was killed.
 _CUT_OFF = re.compile("_alembic_tmp_|table .* already exists|duplicate column name")
 #: Longest wait for a store at the start of a study, and for the lock of a database, which is held for milliseconds.
@@ -223,6 +226,8 @@ def connect(uri: str) -> MlflowClient:
     if path is not None:
         _refuse_locked(uri, path)
         _follow_artifacts(path)
+    elif not uri.startswith(("http", "databricks")):
+        _refuse_unreachable(uri)
     return _client(uri)
 
 
@@ -467,6 +472,15 @@ def _refuse_locked(uri: str, database: Path) -> None:
         # No database, or a damaged one: MLflow says so when it opens it.
 
 
+def _refuse_unreachable(uri: str) -> None:
+    """Raise SQLAlchemy's error if a database server refuses a connection: MLflow would try again for 100 s."""
+    engine = sqlalchemy.create_engine(uri)
+    try:
+        engine.connect().close()
+    finally:
+        engine.dispose()
+
+
 def _follow_artifacts(database: Path) -> None:
     """Correct the locations of the artifacts in a database that was copied or moved together with them.
 
@@ -537,7 +551,7 @@ def _cure(uri: str, scheme: str, error: Exception) -> str:
     if isinstance(error, ImportError):
         package = _DRIVERS.get(error.name or "", error.name)
         return f"install the driver of this database (pip install '{package}'), or take another address"
-    if re.search("password|authentication|access denied", str(error), re.IGNORECASE):
+    if _LOGIN_REFUSED.search(str(error)):
         return "give the whole address with --tracking-uri, or in MLFLOW_TRACKING_URI; a study does not store passwords"
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return "name the server's certificate: MLFLOW_TRACKING_SERVER_CERT_PATH=FILE"
@@ -559,7 +573,8 @@ def _may_answer_later(error: Exception) -> bool:
         refuses_login = error.error_code in ("UNAUTHENTICATED", "PERMISSION_DENIED")
         return error.error_code in TRANSIENT_CODES and not refuses_login and not _NEVER_RIGHT.search(str(error))
     if isinstance(error, sqlalchemy.exc.OperationalError):
-        return bool(_SQLITE_BUSY.search(str(error)) or _DATABASE_AWAY.search(str(error)))
+        away = _SQLITE_BUSY.search(str(error)) or _DATABASE_AWAY.search(str(error))
+        return bool(away) and not _LOGIN_REFUSED.search(str(error)) and not _NO_DATABASE.search(str(error))
     return isinstance(error, requests.RequestException)
 
 

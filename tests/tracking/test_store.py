@@ -1,5 +1,6 @@
 """Addresses of stores, the embedded one and what moves with it, and stores that are refused."""
 
+import importlib.util
 import json
 import shutil
 import sqlite3
@@ -78,6 +79,10 @@ def test_a_database_that_an_older_version_left_cut_off_is_named_with_its_cure(tm
     assert not isinstance(caught.value, StoreUnavailable)
 
 
+#: With its driver, which the extra `cluster` brings, and without.
+NO_POSTGRESQL = "connection failed.*Cure: correct" if importlib.util.find_spec("psycopg") else r"'psycopg\[binary\]'"
+
+
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
@@ -86,7 +91,8 @@ def test_a_database_that_an_older_version_left_cut_off_is_named_with_its_cure(tm
         ("file:///tmp/mlruns", "no store of the kind 'file'"),
         ("sqlite:///mlflow.db", "relative to the working directory.*Cure: sqlite:////"),
         ("sqlite:////proc/none/mlflow.db", "there is no folder /proc/none.*Cure: correct the address"),
-        ("postgresql://user:secret@127.0.0.1:1/runs", r"pip install 'psycopg\[binary\]'"),
+        ("postgresql://user:secret@127.0.0.1:1/runs", NO_POSTGRESQL),
+        ("mysql://user:secret@127.0.0.1:1/runs", "pip install 'mysqlclient'"),
         ("http://user:secret@127.0.0.1:1", r"http://\*\*\*@127.0.0.1:1 cannot be used.*Cure: start the server"),
     ],
 )
