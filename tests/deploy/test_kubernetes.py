@@ -3,6 +3,7 @@
 tests/deploy/schemas has what is needed of these definitions (KubeRay 1.5.2, Kubernetes 1.33).
 """
 
+import configparser
 import copy
 import json
 import re
@@ -220,6 +221,10 @@ def test_the_clients_reach_the_server_by_a_name_that_it_accepts() -> None:
     assert addresses == [
         f"postgresql://mlflow@mlflow-db:{services['mlflow-db']}/{name}" for name in ("mlflow", "mlflow_auth")
     ]
+    here, there = (configparser.ConfigParser(), configparser.ConfigParser())
+    here.read_string(settings["basic_auth.ini"])
+    there.read(ROOT / "deploy" / "mlflow" / "basic_auth.ini")
+    assert {**here["mlflow"], "database_uri": ""} == {**there["mlflow"], "database_uri": ""}, "as beside a cluster"
     assert "create database mlflow_auth owner mlflow;" in settings["accounts.sql"]
 
 
