@@ -136,7 +136,7 @@ class TeamServer:
     def __init__(
         self, folder: Path, database: tuple[int, str], artifacts: str = "", extra: Mapping[str, str] | None = None
     ) -> None:
-        port, password = database
+        port, password = self.database = database
         self.folder, self.port, self.admin = folder, free_port(), Login(ADMIN, secrets.token_hex(12))
         self.uri, self.process = f"http://127.0.0.1:{self.port}", None
         settings = settings_of(FILES / "mlflow.env")

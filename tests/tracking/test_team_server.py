@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.cluster,
     pytest.mark.xdist_group("cluster"),
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(800),
     pytest.mark.skipif(bool(MISSING), reason=MISSING or "nothing is missing"),
 ]
 COMMAND = [sys.executable, str(REPOSITORY / "launch.py")]
@@ -129,10 +129,15 @@ def runs_of(uri: str, study: str) -> dict[str | None, Any]:
 
 
 def assert_delivered(uri: str, folder: Path) -> dict[str | None, Any]:
-    """Each epoch of the events is there once, with its value and no other."""
+    """Each epoch of the events is there once, with its value and no other.
+
+    A learning rate that does not change is a parameter of the run.
+    """
     client, runs, expected = connect(uri), runs_of(uri, folder.name), written_histories(folder)
     assert expected
     for (trial, name), points in expected.items():
+        if name == "train/learning_rate" and len(set(points.values())) == 1:
+            points = {}
         history = client.get_metric_history(runs[trial].info.run_id, name)
         assert [point.step for point in history] == sorted(points), (trial, name)
         for point in history:
@@ -174,9 +179,8 @@ def test_two_studies_of_two_users_begin_at_once_in_an_empty_store(
 def swept(server: TeamServer, ann: Login, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A study of eight trials on Ray, which reports to the server, and what its command printed."""
     storage = tmp_path_factory.mktemp("studies")
-    settings = ["study.confirm={top: 1, folds: 2, seeds: 1}", "study.refit=null"]
-    words = ["sweep", DIGITS, "--num-trials", 8, "--max-epochs", 3, "--storage", storage, "--tracking-uri", server.uri]
-    done = run(ann, *words, *(word for setting in settings for word in ("--set", setting)), timeout_s=400)
+    words = ["sweep", DIGITS, "--num-trials", 8, "--max-epochs", 3, "--stages", "search,finalize"]
+    done = run(ann, *words, "--storage", storage, "--tracking-uri", server.uri, timeout_s=500)
     assert done.returncode == 0, done.stdout + done.stderr
     return storage / "digits", done.stdout + done.stderr
 
@@ -207,12 +211,10 @@ def test_the_registered_model_is_evaluated_from_an_empty_storage(
     done = run(ann, "evaluate", "models:/raydml-digits@champion", "--on", "val", "--tracking-uri", server.uri,
                "--storage", tmp_path / "empty", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    (model,) = [event for event in events.read(events.events_path(folder)) if event["event"] == "model"]
-    trained = [
-        event["metrics"]["val_map_at_r"]
-        for event in events.read(events.events_path(folder))
-        if event["event"] == "epoch" and event["trial"] == model["trial"]
-    ]
+    written = list(events.read(events.events_path(folder)))
+    (model,) = [event for event in written if event["event"] == "model"]
+    trial = Path(model["checkpoint"]).parent.name
+    trained = [one["metrics"]["val_map_at_r"] for one in written if one["event"] == "epoch" and one["trial"] == trial]
     assert f"{max(trained):.4f}" in done.stdout, (trained, done.stdout)
 
 
@@ -299,14 +301,16 @@ def test_a_database_without_a_server_is_filled_and_a_wrong_password_for_it_refus
     server: TeamServer, tmp_path: Path
 ) -> None:
     """MLflow itself tries such a database again for 100 s."""
+    import psycopg
+
+    port, password = server.database
+    with psycopg.connect(f"postgresql://mlflow@127.0.0.1:{port}/mlflow", password=password, autocommit=True) as admin:
+        admin.execute("create database direct")
     direct = Written(tmp_path, "direct")
     direct.start()
     direct.trial(0, num_epochs=3)
     direct.add("study_finished")
-    address = server.environment["MLFLOW_BACKEND_STORE_URI"]
-    right, wrong = (
-        address.replace("mlflow@", f"mlflow:{password}@") for password in (server.secrets["PGPASSWORD"], "wrong-one")
-    )
+    right, wrong = (f"postgresql://mlflow:{one}@127.0.0.1:{port}/direct" for one in (password, "wrong-one"))
     assert sync(direct.path, right, direct.name)
     assert set(assert_delivered(right, direct.folder)) == {None, "search-000"}
     for uri, says in (
@@ -318,7 +322,7 @@ def test_a_database_without_a_server_is_filled_and_a_wrong_password_for_it_refus
             reach_store(uri, tmp_path)
         assert time.monotonic() - began_s < 5
         assert not isinstance(refused.value, StoreUnavailable), "a study would begin"
-        assert not any(secret in str(refused.value) for secret in ("wrong-one", server.secrets["PGPASSWORD"]))
+        assert not any(secret in str(refused.value) for secret in ("wrong-one", password))
     began_s = time.monotonic()
     assert "connection failed" in reach_store("postgresql://mlflow:wrong-one@127.0.0.1:1/mlflow", tmp_path)
     assert time.monotonic() - began_s < 5
