@@ -57,7 +57,7 @@ trap 'again=true; end_study' USR1
 
 # On each machine `ray start`, on the first the study as well; the dashboard is on the first one's loopback interface.
 # shellcheck disable=SC2016 # for the inner shell
-srun --kill-on-bad-exit=0 ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" \
+srun --kill-on-bad-exit=1 ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" \
     --num-cpus="$SLURM_CPUS_PER_TASK" --dashboard-host=127.0.0.1 --disable-usage-stats -- \
     bash -c 'echo $$ > "$0"; exec "$@"' "$folder/pid" python launch.py sweep "${study[@]}" --address "$address" &
 steps=$!
