@@ -428,10 +428,12 @@ def run_and_show(
     """
     from raydml.study.driver import only_driver
     from raydml.study.process import run_driver, stop_signals
+    from raydml.study.remote import StudyPlace
     from raydml.study.results import is_finished, refuse_lost_events
 
     console, program = new_console(), program_of(context)
     if tracking_uri is None and is_finished(folder):
+        _complete_copy(folder)
         show_finished(program, folder, console)
         return
     refuse_lost_events(folder)  # before anything of it reaches MLflow
@@ -461,6 +463,8 @@ def run_and_show(
         except KeyboardInterrupt:  # before the driver has started, or while the results are sent to MLflow
             if tracker is not None:
                 tracker.finish(INTERRUPTED_DELIVERY_S)
+            if mirror is not None:
+                missing = mirror.finish(INTERRUPTED_DELIVERY_S)
         finally:  # while this process still holds the study
             if driver is not None:
                 driver.end_unused()
@@ -473,6 +477,8 @@ def run_and_show(
             typer.echo(f"note: {missing}. What is missing is sent by: {again}", err=True)
         if outcome is None or outcome.status == "interrupted":
             echo(console, f"\nInterrupted. To continue:\n  {again}")
+            if (uri := StudyPlace.of(folder).uri) is not None:
+                echo(console, f"On another machine:\n  {program} resume {shlex.quote(uri)}{extra}")
             raise typer.Exit(128 + ((outcome and outcome.signal) or received[0]))
         if outcome.status == "refused":
             raise StudyStopped(outcome.text)
@@ -514,6 +520,22 @@ def _live_study(program: str, folder: Path, console: Console, tracking_uri: str 
     if not _is_server(tracking_uri or read_study(folder)["tracking_uri"]):
         live.browse_with(f"{program} ui {study_argument(folder)}")
     return live
+
+
+def _complete_copy(folder: Path) -> None:
+    """Send the store of a finished study, if it has one, what it does not have yet."""
+    from raydml.study.driver import only_driver
+    from raydml.study.mirror import Mirror
+    from raydml.study.remote import StudyPlace
+
+    if StudyPlace.of(folder).uri is None:
+        return
+    with notice("completing the copy in the store"), only_driver(folder):
+        mirror = Mirror(folder)
+        mirror.start()
+        missing = mirror.finish(DELIVERY_S)
+    if missing:
+        raise CommandError(f"{missing}. Then the same command again")
 
 
 def _start_mirror(folder: Path, live: LiveStudy) -> Mirror | None:

@@ -36,6 +36,7 @@ def with_variables(variables, *arguments):
             (*SERVER, "--storage", "s3://key:secret@bucket/x"),
             "has credentials, which would be recorded. Cure: set them",
         ),
+        ((*SERVER, "--storage", "s3://bucket/x"), "--tracking-uri is missing: with --storage s3://bucket/x MLflow's"),
         ((*SERVER, "--storage", "/s", "--time", "1 day"), "is not a duration"),
         ((*SERVER, "--storage", "/s", "--smoke", "--time", "1h"), "--smoke runs a miniature"),
         ((*SERVER, "--storage", "/s", "--tracking-uri", "sqlite:///x.db"), "is relative to the folder of the job"),
