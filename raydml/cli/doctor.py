@@ -47,7 +47,7 @@ def doctor(
     ] = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Look at what a study needs: versions, GPUs, disks, images, MLflow, and the nodes of a cluster.
+    """Look at what a study needs: versions, GPUs, disks, images and nodes.
 
     Each finding has its cure. Exit code 1 where a study would fail. Nothing is changed or left behind.
     """

@@ -92,14 +92,16 @@ def submit(
     ] = None,
     python: Annotated[
         str,
-        typer.Option(metavar="FILE", help="Python on the head, with raydml's libraries. [python]", show_default=False),
+        typer.Option(
+            metavar="FILE", help="Python on the head, with raydml's libraries; default: python.", show_default=False
+        ),
     ] = "python",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and start nothing.")] = False,
 ) -> None:
-    """Run a study on a cluster as a job of Ray: nothing has to be open or running here meanwhile.
+    """Run a study on a cluster as a job of Ray.
 
-    raydml's code, SPACE and your MLFLOW_* variables are sent; images, studies and results are not. The same command
-    again goes on with the study.
+    Nothing has to be open or running here meanwhile. raydml's code, SPACE and your MLFLOW_* variables are sent; images,
+    studies and results are not. The same command again goes on with the study.
     """
     seconds_of(time_limit)
     others = {"--data-root": data_root is not None, "--time": time_limit is not None}

@@ -31,6 +31,8 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = [
     *(
         "sweep",
+        "submit",
+        "doctor",
         "init",
         "resume",
         "status",
@@ -1007,8 +1009,6 @@ def test_what_cannot_be_written_is_refused_before_the_work(tmp_path, place):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["sweep", "digits", "--storage", "s3://bucket/studies"],
-        ["status", "--storage", "s3://bucket/studies"],
         ["sweep", "digits", "--dry-run", "--data-root", "gs://bucket/images"],
         ["sweep", "digits", "--dry-run", "--set", "machine.cache_dir=abfs://bucket/cache"],
         ["export", "digits", "s3://bucket/model"],
@@ -1026,10 +1026,19 @@ def test_the_address_of_a_store_is_no_folder(arguments, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["studies"]
 
 
+def test_a_study_in_a_store_is_named_by_its_address_and_a_place_for_new_ones_only_by_sweep():
+    said = refused("status", "--storage", "s3://bucket/studies")
+    assert "Cure: name the study by its address, s3://BUCKET/PREFIX/NAME; sweep takes one as --storage" in said
+    said = refused("sweep", "digits", "--storage", "s3://key:secret@bucket/studies")
+    assert "has credentials, which would be recorded. Cure: set them in the environment" in said
+    said = refused("sweep", "digits", "--smoke", "--storage", "s3://bucket/studies")
+    assert "--smoke runs a miniature on generated images, and --storage s3://bucket/studies is for a study" in said
+
+
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        ("http://127.0.0.1:8265", "Cure: HOST:PORT, such as HEAD:6379"),
+        ("http://127.0.0.1:8265", "Cure: submit in the place of this command, which starts a study there"),
         ("ray://127.0.0.1:10001", "is not the head of a Ray cluster"),
         ("nonsense", "is not the head of a Ray cluster"),
         ("local", "is not the head of a Ray cluster"),

@@ -200,7 +200,7 @@ def test_the_study_of_the_job_is_a_command_of_the_program() -> None:
     sweep = typer.main.get_command(app).commands["sweep"]  # type: ignore[attr-defined]
     typed = sweep.make_context("sweep", words).params
     assert typed["name"] == job["metadata"]["name"]
-    assert typed["storage"].is_relative_to("/mnt/shared")
+    assert Path(typed["storage_or_uri"]).is_relative_to("/mnt/shared")
     assert typed["data_root"].is_relative_to("/mnt/shared")
     assert set(typed["settings"]) == {"machine.gpus_per_trial=1", "machine.cache_dir=/mnt/cache"}
     assert typed["address"] is None, "a job joins its own cluster"

@@ -120,8 +120,8 @@ def test_a_gpu_that_ray_counts_and_torch_cannot_use(needs):
 
 
 def test_a_storage_that_has_no_study_yet_is_known_by_another_file(needs, tmp_path):
-    assert fault_of_node(needs._replace(folder=None), has_gpu=False) == ""
-    marked = needs._replace(folder=str(tmp_path), mark=".mark")
+    assert fault_of_node(needs._replace(place=None), has_gpu=False) == ""
+    marked = needs._replace(place=StudyPlace(str(tmp_path)), mark=".mark")
     assert f"it does not see {tmp_path}. Cure: mount the shared storage" in fault_of_node(marked, has_gpu=False)
     (tmp_path / ".mark").touch()
     assert fault_of_node(marked, has_gpu=False) == ""
