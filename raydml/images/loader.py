@@ -46,7 +46,8 @@ class Loader:
 
     channels_last: the memory format of the batches. prefetch: how many batches are read ahead, at least 1. Each holds
     its crops as uint8, and while it is being read its whole images, which matters for photographs decoded at full size.
-    The same pixels, settings and seeds give the same batches, whatever prefetch is.
+    The same pixels, settings and seeds give the same batches, whatever prefetch is. rows: the part of a batch of so
+    many images that is prepared, all by default; an image has the same random numbers in every part.
     """
 
     def __init__(
@@ -58,9 +59,10 @@ class Loader:
         device: torch.device,
         channels_last: bool,
         prefetch: int = 2,
+        rows: Callable[[int], slice] = slice,
     ) -> None:
         self.pixels, self.augmentation, self.preprocessing = pixels, augmentation, preprocessing
-        self.device, self.prefetch = device, prefetch
+        self.device, self.prefetch, self.rows = device, prefetch, rows
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         # Reused on a CPU: to get fresh memory from the system costs more than to fill it.
         crop_px = preprocessing.crop_px
@@ -91,9 +93,10 @@ class Loader:
 
     def _cut(self, rows: np.ndarray, seed: int, flip: bool, place: int) -> _CutBatch:
         """Read and cut a batch. place: the number of the buffer to scale into; each batch that is ahead has one."""
-        images = self.pixels.read(rows)
+        part = self.rows(len(rows))
+        images = self.pixels.read(rows[part])
         sizes = np.array([image.shape[:2] for image in images], dtype=np.int64).reshape(-1, 2)
-        draws = draw(len(images), seed)
+        draws = draw(len(rows), seed).rows(part)
         if not flip:
             draws = draws._replace(flip=np.ones_like(draws.flip))  # images below 0.5 are mirrored
         places = choose_boxes(self.augmentation, draws, sizes, crop_px=self.preprocessing.crop_px)

@@ -85,7 +85,10 @@ Features = Callable[[Callable[[Tensor], Tensor]], NDArray[np.float32]]
 
 class Batch(NamedTuple):
     """images: (B, 3, H, W) normalised. labels: (B,) int64, the targets of the plan where it has them. epoch: from 0.
-    learner: of the plan, 0 where it has none."""
+    learner: of the plan, 0 where it has none.
+
+    Where several processes train one network, images are the rows of one of them, and labels are of the whole batch, as
+    are the features and embeddings that the network gives in training."""
 
     images: Tensor
     labels: Tensor
@@ -169,7 +172,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def batch_loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Return a scalar in the graph.
+        """Return a scalar in the graph. The images go through ``network`` or ``network.features``, not the bare trunk.
 
         generator: on the CPU, for mining. Called under autocast where the trial sets it; the loss is still computed in
         float32.

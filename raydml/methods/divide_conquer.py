@@ -197,7 +197,8 @@ class DivideConquer(Method):
             return self.network(images)
         head = self.network.head
         # Slices as evaluation weighs them against each other: mean_distance would scale each by itself in training.
-        slices = normalised(head.project(self.network.trunk(images)), head.normalize, self.num_learners, training=False)
+        projected = head.project(self.network.features(images))
+        slices = normalised(projected, head.normalize, self.num_learners, training=False)
         return normalised(slices, head.normalize, 1, training=head.training)
 
     def embed(self, images: Tensor) -> Tensor:
@@ -205,7 +206,7 @@ class DivideConquer(Method):
 
     def _clustering_features(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> the features of the backbone at length 1, (B, F)."""
-        return nn.functional.normalize(full_precision(self.network.trunk(images)), dim=1)
+        return nn.functional.normalize(full_precision(self.network.features(images)), dim=1)
 
 
 class _Timeline(NamedTuple):

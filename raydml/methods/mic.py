@@ -359,7 +359,7 @@ class MIC(Method):
         return window_features(self.network.layer(images, self.initial_layer))
 
     def _auxiliary_embeddings(self, images: Tensor) -> Tensor:
-        return nn.functional.normalize(self.auxiliary_head(self.network.trunk(images)), dim=1)
+        return nn.functional.normalize(self.auxiliary_head(self.network.features(images)), dim=1)
 
     def plan_epoch(self, epoch: int, generator: np.random.Generator) -> EpochPlan:  # noqa: ARG002
         assert int(self.num_initial_clusters) > 0, "recluster before the first epoch"
@@ -393,7 +393,7 @@ class MIC(Method):
                 yield _Step(rows, targets, _AUXILIARY)
 
     def batch_loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        features = self.network.trunk(batch.images)
+        features = self.network.features(batch.images)
         embeddings = (self.network.head(features), self.auxiliary_head(features))
         loss: Tensor = self.objectives[batch.learner](embeddings[batch.learner], batch.labels, generator)
         for adversary, (source, target, weight) in zip(self.adversaries, self.directions, strict=True):

@@ -1,5 +1,6 @@
 """The network: a backbone with an embedding head, and the preprocessing that belongs to it."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,12 @@ class Network(nn.Module):
 
     freeze_batch_norm: every BatchNorm uses and keeps its running statistics also in training mode; its scale and shift
     still learn. stages: the submodules of the trunk that ``layer`` calls stage1, stage2, ...
+
+    gather: a function of features, with gradient, between trunk and head in training; None for none. Where several
+    processes train one network, each sends its rows of a batch through the trunk, and gets the features of all here.
     """
+
+    gather: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, trunk: nn.Module, head: Head, *, freeze_batch_norm: bool, stages: tuple[str, ...] = ()) -> None:
         super().__init__()
@@ -125,7 +131,12 @@ class Network(nn.Module):
         self.stages = {f"stage{number}": module for number, module in enumerate(stages, start=1)}
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.trunk(images))
+        return self.head(self.features(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the features (B, F) before the head, in training those of the whole batch (see ``gather``)."""
+        features: Tensor = self.trunk(images)
+        return self.gather(features) if self.training and self.gather is not None else features
 
     def layer(self, images: Tensor, name: str) -> Tensor:
         """Return the output of one layer of the trunk for images (B, 3, H, W), in the current mode and autocast.

@@ -16,6 +16,8 @@ from raydml.methods._base import Method, Objective
 from raydml.models.network import Network, build_network
 from raydml.samplers._base import Sampler
 from raydml.training.randomness import seed_for
+from raydml.training.rank_group import RankGroup
+from raydml.training.rank_layers import spread_over_ranks
 
 
 def network_arguments(trial: Trial) -> dict[str, Any]:
@@ -24,10 +26,12 @@ def network_arguments(trial: Trial) -> dict[str, Any]:
     return {**trial.model.model_dump(exclude={"weights"}), **method.network_arguments(**trial.method.settings)}
 
 
-def build_method(trial: Trial, train_labels: np.ndarray, device: torch.device) -> Method:
+def build_method(
+    trial: Trial, train_labels: np.ndarray, device: torch.device, ranks: RankGroup | None = None
+) -> Method:
     """Return the trial's method with its network, objectives and samplers, on the device, initialised from its seed.
 
-    train_labels: (N,) int64 in 0..C-1.
+    train_labels: (N,) int64 in 0..C-1. ranks: those that train it together; None for one.
     """
     network = build_network(
         **network_arguments(trial), weights=trial.model.weights, seed=seed_for(trial.seed, "network_init")
@@ -47,6 +51,8 @@ def build_method(trial: Trial, train_labels: np.ndarray, device: torch.device) -
     method.to(device)
     if trial.channels_last:
         method.network.to(memory_format=torch.channels_last)
+    if ranks is not None:
+        spread_over_ranks(method.network, ranks)
     if trial.compile:
         method.network.trunk.compile()  # in place: the names in the state dict stay as they are
     return method

@@ -32,6 +32,7 @@ from raydml.samplers._base import EpochPlan
 from raydml.training import checkpoint, parts
 from raydml.training.parts import learning_rate_factor
 from raydml.training.randomness import Randomness
+from raydml.training.rank_group import RankGroup
 from raydml.training.snapshot import Snapshots, copy_of
 from raydml.training.trial_images import Catalogs, open_development
 
@@ -45,7 +46,10 @@ class Trainer:
     The constructor opens the images and builds the network. It raises ValueError (ConfigError, DataError, ModelError,
     WeightsError), with the cure, for what cannot be trained. It sets torch's number of threads for this process to
     ``machine.cpus_per_trial``; the last bits of a number depend on it, because sums are split differently. ``device``
-    is a torch device string such as "cpu" or "cuda:0". ``reads``: see `open_development`.
+    is a torch device string such as "cpu" or "cuda:0". ``reads``: see `open_development`. ``ranks``: the processes that
+    train the trial together, each with a trainer of its own; they share the threads. All of them take the same steps
+    at the same time, and rank 0 holds the history and the best weights. The state is that of one rank: a trial goes on
+    with any number of them, and only rounding differs.
 
     ``epochs()`` continues after ``load_state_dict`` or ``restore``; on a CPU 4 epochs and 2 + restore + 2 epochs are
     the same bit for bit.
@@ -62,8 +66,10 @@ class Trainer:
         device: str,
         catalogs: Catalogs | None = None,
         reads: TestReads | None = None,
+        ranks: RankGroup | None = None,
     ) -> None:
-        torch.set_num_threads(machine.cpus_per_trial)
+        self.ranks = ranks or RankGroup()
+        torch.set_num_threads(max(1, machine.cpus_per_trial // self.ranks.num_ranks))
         self.machine = machine
         self.catalogs, self.reads = catalogs or Catalogs(machine), reads
         self.device = torch.device(device)
@@ -81,7 +87,7 @@ class Trainer:
             trial, machine, catalogs=self.catalogs, reads=reads
         )
         self.train_labels = torch.from_numpy(np.array(self.train_images.labels)).to(self.device)
-        self.method = parts.build_method(self.trial, self.train_images.labels, self.device)
+        self.method = parts.build_method(self.trial, self.train_images.labels, self.device, self.ranks)
         self.optimizer = parts.build_trial_optimizer(self.trial, self.method)
         self.randomness = Randomness(trial.seed)
         self.scaler = torch.amp.GradScaler(
@@ -93,6 +99,7 @@ class Trainer:
             self.preprocessing,
             device=self.device,
             channels_last=trial.channels_last,
+            rows=self.ranks.rows,
         )
         self.epoch = 0
         self.ended = ""
@@ -124,6 +131,7 @@ class Trainer:
 
         A trainer with a state from the middle of an epoch trains the remaining batches of it.
         """
+        self._begin_alike()
         while not self.ended:
             try:
                 yield from self._train()
@@ -221,9 +229,17 @@ class Trainer:
 
     # --- one epoch -----------------------------------------------------------------------------------------
 
+    def _begin_alike(self) -> None:
+        """Give all ranks the state of rank 0, which may come from a checkpoint."""
+        if self.ranks.num_ranks == 1:
+            return
+        state = self.ranks.from_first(lambda: copy_of({**self._state(), "history": []}))
+        if not self.ranks.is_first:
+            self.load_state_dict({**state, "best_weights": {}})
+
     def _end_epoch(self) -> dict[str, Any]:
         assert self.epoch_state is not None
-        result: dict[str, Any] = {"epoch": self.epoch + 1, **self.epoch_state.result()}
+        result: dict[str, Any] = {"epoch": self.epoch + 1, **self.ranks.from_first(self.epoch_state.result)}
         num_batches = len(self.epoch_state.plan.batches)
         result["learning_rate"] = self.trial.optimizer.learning_rate * self._rate_factor(num_batches - 1, num_batches)
         trained_s, self.epoch_state = self.epoch_state.seconds, None
@@ -261,7 +277,7 @@ class Trainer:
             start = time.perf_counter()
             if self.epoch == self.trial.schedule.new_layer_warmup_epochs > 0:
                 self.optimizer.state.clear()  # all layers learn from here on, with a new optimiser state
-            plan = self.method.plan_epoch(self.epoch, self.randomness.sampler)
+            plan = self._plan()
             seeds = self.randomness.batch_seeds(len(plan.batches))
             self.epoch_state = EpochState(plan, seeds, self.device, clustering)
         epoch, plan = self.epoch_state, self.epoch_state.plan
@@ -275,12 +291,25 @@ class Trainer:
                 yield
                 start = time.perf_counter()
 
+    def _plan(self) -> EpochPlan:
+        """Return the plan of the epoch, that of rank 0: a clustering on a GPU may differ from rank to rank."""
+        own = self.method.plan_epoch(self.epoch, self.randomness.sampler)
+        plan = self.ranks.from_first(lambda: own)
+        smallest = min(map(len, plan.batches), default=self.ranks.num_ranks)
+        if smallest < self.ranks.num_ranks:
+            raise ValueError(
+                f"machine.ranks_per_trial: {self.ranks.num_ranks} ranks cannot share a batch of {smallest} images. "
+                "Cure: fewer GPUs or ranks a trial, or a sampler with larger batches"
+            )
+        return plan
+
     def _recluster(self) -> dict[str, float]:
         """Cluster where the method is due to, and return its metrics and clustering_s; {} where it is not."""
         if not self.method.time_to_recluster(self.epoch):
             return {}
         start = time.perf_counter()
         clustering = self.method.recluster(self._features, self.epoch, self.device)
+        self.ranks.copy_first(self.method.buffers())
         return {**clustering, "clustering_s": time.perf_counter() - start}
 
     def _features(self, forward: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
@@ -307,15 +336,19 @@ class Trainer:
         return pixels.select(range(0, len(pixels), -(-len(pixels) // _NUM_CHECKED)))
 
     def _embed(self, pixels: Pixels, forward: Callable[[Tensor], Tensor] | None = None) -> NDArray[np.float32]:
-        return embed.embed(
+        """Embed images, each rank its part of them."""
+        num_images = len(pixels)
+        is_shared = num_images >= self.ranks.num_ranks
+        rows = embed.embed(
             self.method,
-            pixels,
+            pixels.select(np.arange(num_images)[self.ranks.rows(num_images)]) if is_shared else pixels,
             self.preprocessing,
             device=self.device,
             batch_size=self.machine.evaluation_batch,
             precision=self.trial.precision,
             forward=forward,
         )
+        return self.ranks.joined(rows, num_images) if is_shared else rows
 
     def _set_learning_rates(self, batch: int, num_batches: int) -> None:
         factor = self._rate_factor(batch, num_batches)
@@ -338,7 +371,7 @@ class Trainer:
     def _step(self, images: Tensor, plan: EpochPlan, position: int) -> tuple[Tensor, Tensor]:
         """Update the parameters once; return the loss and the norm of the gradient, both scalars on the device.
 
-        images: (B, 3, crop, crop) normalised, the batch of the plan at this position.
+        images: (B, 3, crop, crop) normalised, this rank's rows of the batch of the plan at this position.
         """
         if plan.targets is None:
             labels = self.train_labels[_on(self.device, plan.batches[position])]
@@ -346,6 +379,7 @@ class Trainer:
             labels = _on(self.device, plan.targets[position])
         batch = Batch(images, labels, self.epoch, 0 if plan.learners is None else int(plan.learners[position]))
         dtype = embed.AUTOCAST[self.trial.precision]
+        self.ranks.num_rows = len(labels)
         with (
             self.randomness.seeded_layers(self.device),
             torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None),
@@ -353,8 +387,13 @@ class Trainer:
             loss = self.method.batch_loss(batch, self.randomness.mining)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
+        groups = self.optimizer.param_groups
+        parameters = [p for group in groups for p in group["params"]]
+        self.ranks.sum_gradients(
+            (p for group in groups if group["name"] == "backbone" for p in group["params"]),
+            (p for group in groups if group["name"] != "backbone" for p in group["params"]),
+        )
         self.scaler.unscale_(self.optimizer)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         if self.method.idle_parameters_move:
             for parameter in parameters:
                 if parameter.grad is None and parameter in self.optimizer.state:
@@ -373,11 +412,14 @@ class Trainer:
         """
         has_val = len(self.val_images.labels) > 0
         embeddings = self._embed(self.val_images.pixels if has_val else self._some_training_pixels())
+        return self.ranks.from_first(lambda: self._scores_of(embeddings))
+
+    def _scores_of(self, embeddings: NDArray[np.float32]) -> dict[str, float] | str:
         if not np.isfinite(embeddings).all():
             return "non_finite_loss"  # the last update of the epoch broke the weights
         if is_collapsed(embeddings, device=self.device):
             return "collapsed"  # the order of the neighbours is then that of the files
-        if not has_val:
+        if not len(self.val_images.labels):
             return {}
         labels, roles = self.val_images.labels, self.val_images.roles
         spec = embed.metric_spec_of(self.trial)
@@ -390,6 +432,8 @@ class Trainer:
         select_on = self.trial.select_on
         if not metrics or not self.best_metrics or metrics[select_on] > self.best_metrics[select_on]:
             self.best_epoch, self.best_metrics = epoch, dict(metrics)
+            if not self.ranks.is_first:
+                return
             self.best_weights = {}  # given back first: a trial holds most memory here, with the copy of its state
             self.best_weights = copy_of(self.method.network.state_dict())
 
