@@ -126,16 +126,19 @@ def problems_without_validation(study: Any, trials: Sequence[Any]) -> list[Probl
 
 
 def problems_of_machine(sections: Mapping[str, Any]) -> list[Problem]:
-    """Return where Ray cannot give the share of a GPU, or the share contradicts the device."""
-    gpus, device = sections.get("gpus_per_trial"), sections.get("device")
+    """Return where Ray cannot give the GPUs, or where they contradict the device or the ranks."""
+    gpus, device, ranks = (sections.get(key) for key in ("gpus_per_trial", "device", "ranks_per_trial"))
     if gpus is None or gpus == "auto":
         return []
-    if gpus > 1:
-        message = "a trial trains on one GPU, and would hold the others unused"
-        return [Problem("gpus_per_trial", gpus, message, cure="write 1, or a share such as 0.5")]
+    if gpus > 1 and gpus != int(gpus):
+        message = "is neither a share of one GPU nor a number of whole ones"
+        return [Problem("gpus_per_trial", gpus, message, cure=f"write {int(gpus)}, or a share such as 0.5")]
     if (device == "cuda" and gpus == 0) or (device == "cpu" and gpus > 0):
         cure = "device: auto, or gpus_per_trial: auto"
         return [Problem("gpus_per_trial", gpus, f"contradicts device: {device}", cure=cure)]
+    if gpus > 0 and ranks not in (None, "auto", max(1, gpus)):
+        message = f"contradicts gpus_per_trial: {gpus:g}; each GPU has one rank"
+        return [Problem("ranks_per_trial", ranks, message, cure="remove one of the two")]
     return []
 
 

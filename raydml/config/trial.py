@@ -80,6 +80,9 @@ class Trial(Section):
 class Machine(Section):
     """Where and with what it runs. cpus_per_trial is also the number of torch threads of a trial.
 
+    gpus_per_trial: a share of one GPU, or several of one machine, each of which trains on its part of every batch.
+    ranks_per_trial: the processes that train a trial together; auto is one for each of its GPUs, and one on a CPU. With
+    ranks_per_trial, gpus_per_trial: auto is as many GPUs.
     cache_dir: a folder for decoded images, on a disk of the machine itself. max_cache_gib: its largest size: those that
     were used longest ago are removed, and a data set that is larger is decoded each time. system_metrics: report per
     epoch how busy the process and its GPU are; auto where the trial has a GPU. stuck_after_s: a trial that reports no
@@ -96,11 +99,19 @@ class Machine(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cpus_per_trial: Count = 1
     gpus_per_trial: Literal["auto"] | NotNegative = "auto"
+    ranks_per_trial: Literal["auto"] | Count = "auto"
     evaluation_batch: Count = 256
     on_unreadable: Literal["refuse", "skip"] = "refuse"
     system_metrics: Literal["auto", "on", "off"] = "auto"
     stuck_after_s: Positive = 600.0
     checkpoint_every_s: NotNegative = 60.0
+
+    def num_gpus(self, *, are_there: bool) -> float:
+        """Return how many GPUs a trial holds. are_there: whether there are GPUs at all."""
+        if self.gpus_per_trial != "auto":
+            return float(self.gpus_per_trial)
+        num_ranks = 1 if self.ranks_per_trial == "auto" else self.ranks_per_trial
+        return float(num_ranks) if are_there and self.device != "cpu" else 0.0
 
 
 class SearchStage(Section):

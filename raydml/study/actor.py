@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ from raydml.study.node import NodeNeeds, note_of_changed_code, refuse_unfit_node
 from raydml.study.remote import StudyFiles, StudyPlace
 from raydml.training import checkpoint
 from raydml.training.checkpoint_writer import CheckpointWriter
+from raydml.training.rank_group import RankGroup
+from raydml.training.rank_processes import RankProcesses
 from raydml.training.snapshot import Snapshots
 from raydml.training.trainer import Trainer
 from raydml.training.trial_images import Catalogs
@@ -48,6 +50,14 @@ def assigned_device(machine: Machine) -> str:
         return "cpu"
     # Ray hides all other GPUs from the process, so the assigned one, or the share of one, has number 0.
     return "cuda:0" if ray.get_gpu_ids() else "cpu"
+
+
+def devices_of_ranks(machine: Machine) -> list[str]:
+    """Return the device of each rank that trains a trial in this process: one GPU each, or all the CPU."""
+    device = assigned_device(machine)
+    num_gpus = len(ray.get_gpu_ids()) if device != "cpu" else 1
+    num_ranks = num_gpus if machine.ranks_per_trial == "auto" else machine.ranks_per_trial
+    return [device if device == "cpu" else f"cuda:{rank}" for rank in range(num_ranks)]
 
 
 def _system_use(switch: str, device: torch.device) -> SystemUse | None:
@@ -77,6 +87,8 @@ class TrialActor(tune.Trainable):
     rung and before a trial pauses or ends, and waits for it. A trial that is started again, by Tune or by a resume,
     goes on from its newest intact checkpoint.
 
+    Where several ranks train the trial, this process is rank 0, and the others are its children: see `_train_rank`.
+
     A fault of the node is raised as NodeFault, before anything else, and one of the machine as MachineFault. A trial
     that finds no memory ends with ``out_of_memory`` as its result and leaves no checkpoint of that moment, so that it
     can go on from the one before.
@@ -90,6 +102,7 @@ class TrialActor(tune.Trainable):
     _writer: CheckpointWriter | None = None
     _snapshots: Snapshots
     _system: SystemUse | None = None
+    _ranks: RankProcesses | None = None  # where several train the trial
     _files: StudyFiles
     _gauges: SlotGauges | None = None
     _catalogs: Catalogs | None = None  # the images are listed once in this process, not once for each of its trials
@@ -126,7 +139,8 @@ class TrialActor(tune.Trainable):
         """
         with faults_named():
             try:
-                yield
+                with nullcontext() if self._ranks is None else self._ranks.errors_named():
+                    yield
             except Exception as error:
                 if not is_without_memory(error):
                     raise
@@ -147,7 +161,9 @@ class TrialActor(tune.Trainable):
         if self._catalogs is None or self._catalogs.machine != machine:
             self._files.share(record.folder)
             self._catalogs = Catalogs(machine, record=record)
-        device = assigned_device(machine)
+        devices = devices_of_ranks(machine)
+        if len(devices) > 1:
+            self._ranks = RankProcesses(devices, _train_rank, config)
         self._writer = CheckpointWriter(
             self._files.local(config["checkpoints"], place),
             every_s=machine.checkpoint_every_s,
@@ -155,7 +171,14 @@ class TrialActor(tune.Trainable):
             written=self._files.push,
             dropped=self._files.drop,
         )
-        self._trainer = Trainer(trial, machine, device=device, catalogs=self._catalogs, reads=self._files.reads())
+        self._trainer = Trainer(
+            trial,
+            machine,
+            device=devices[0],
+            catalogs=self._catalogs,
+            reads=self._files.reads(),
+            ranks=None if self._ranks is None else self._ranks.group,
+        )
         if not validates(trial):  # it has opened images that the driver had not
             self._files.share(record.folder)
         self._system = _system_use(machine.system_metrics, self._trainer.device)
@@ -187,7 +210,13 @@ class TrialActor(tune.Trainable):
     def _free(self) -> None:
         self._trainer, self._is_between_epochs = None, False
         self.__dict__.pop("_epochs", None)
+        self._end_ranks()
         _free_memory()
+
+    def _end_ranks(self) -> None:
+        if self._ranks is not None:
+            self._ranks.close()
+            self._ranks = None
 
     def step(self) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -227,7 +256,8 @@ class TrialActor(tune.Trainable):
         }
 
     def cleanup(self) -> None:
-        """End what samples the GPU. Save a trial that is stopped between two epochs, by a signal for example."""
+        """End what runs beside the trial. Save one that is stopped between two epochs, by a signal for example."""
+        self._end_ranks()
         if self._system is not None:
             self._system.close()
             self._system = None
@@ -275,6 +305,18 @@ class TrialActor(tune.Trainable):
 
     def restore(self, checkpoint_path: Any) -> None:
         """Do nothing: the trial has gone on from its newest intact checkpoint, which Tune need not know, in `setup`."""
+
+
+def _train_rank(ranks: RankGroup, device: str, config: dict[str, Any]) -> None:
+    """Train a trial as one of its ranks but the first, which writes what comes of it. config: that of the actor."""
+    show_log()
+    place, machine = StudyPlace(*config["place"]), Machine.model_validate(config["machine"])
+    files = place.files_of_node()
+    catalogs = Catalogs(machine, record=ImageRecord.of_study(files.root))
+    trial = parse_trial(config["trial"])
+    trainer = Trainer(trial, machine, device=device, catalogs=catalogs, reads=files.reads(), ranks=ranks)
+    for _ in trainer.epochs():
+        pass
 
 
 def _with_less_memory(evaluate: Callable[[Machine], Evaluation], machine: Machine) -> Evaluation:

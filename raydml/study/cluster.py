@@ -251,7 +251,7 @@ def connected(address: str | None, own_environment: MutableMapping[str, str] | N
 
 
 def trial_resources(machine: Machine, note: Callable[[str], None], *, joined: bool) -> dict[str, float]:
-    """Return the CPUs and GPUs that each trial holds: ``auto`` is a whole GPU where the cluster has one, else none.
+    """Return the CPUs and GPUs that each trial holds: ``auto`` is a whole GPU, or one a rank, if there are any.
 
     note: records a sentence for the user. joined: whether the cluster is one of several machines, where nodes may start
     on demand; there a number that no node has yet is waited for. Raises StudyError for what this machine lacks.
@@ -263,22 +263,21 @@ def trial_resources(machine: Machine, note: Callable[[str], None], *, joined: bo
             f"machine.cpus_per_trial = {machine.cpus_per_trial}, but this machine has {num_cpus:g} CPUs, and the "
             f"trials would wait forever. Cure: --set machine.cpus_per_trial={max(1, int(num_cpus))}"
         )
+    gpus = machine.num_gpus(are_there=num_gpus > 0)
+    if gpus > num_gpus and not joined:
+        setting = "ranks_per_trial" if machine.gpus_per_trial == "auto" else "gpus_per_trial"
+        raise StudyError(
+            f"machine.{setting} = {gpus:g}, but this machine has {num_gpus:g} GPUs, and the trials would wait "
+            "for ever. Cure: --set machine.gpus_per_trial=0, or --address of a cluster with GPUs"
+        )
     if machine.gpus_per_trial == "auto":
-        gpus = 1.0 if num_gpus and machine.device != "cpu" else 0.0
         if not num_gpus:
             cure = " (GPU nodes that start on demand: --set machine.gpus_per_trial=1)" if joined else ""
             note(f"No GPU found; training on the CPU{cure}.")
         elif not gpus:
             note("machine.device is cpu: the GPUs of this cluster are not used.")
-    else:
-        gpus = float(machine.gpus_per_trial)
-        if gpus > num_gpus and not joined:
-            raise StudyError(
-                f"machine.gpus_per_trial = {gpus:g}, but this machine has {num_gpus:g} GPUs, and the trials would wait "
-                "for ever. Cure: --set machine.gpus_per_trial=0, or --address of a cluster with GPUs"
-            )
-        if not gpus and num_gpus:
-            note("machine.gpus_per_trial is 0: the GPUs of this cluster are not used.")
+    elif not gpus and num_gpus:
+        note("machine.gpus_per_trial is 0: the GPUs of this cluster are not used.")
     held = {"cpu": float(machine.cpus_per_trial), "gpu": gpus}
     if joined and (missing := note_of_room(held)):
         note(missing)

@@ -202,7 +202,7 @@ def _refit_stage(study: StudySettings, trials: Sequence[Trial]) -> dict[str, Any
 def _slots(machine: Machine, study: StudySettings) -> dict[str, Any]:
     """Return how many trials run at a time on this machine, as an embedded Ray shares it out."""
     num_cpus, num_gpus = os.cpu_count() or 1, torch.cuda.device_count() if machine.device != "cpu" else 0
-    gpus = float(num_gpus > 0) if machine.gpus_per_trial == "auto" else float(machine.gpus_per_trial)
+    gpus = machine.num_gpus(are_there=num_gpus > 0)
     limits = [num_cpus // machine.cpus_per_trial]
     words = f"this machine has {counted(num_cpus, 'CPU')} and {counted(num_gpus, 'GPU')}; a trial takes "
     words += f"{counted(machine.cpus_per_trial, 'CPU')}" + (f" and {gpus:g} GPU" if gpus else "")

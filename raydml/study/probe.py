@@ -50,6 +50,12 @@ def probe_study(plan: StudyPlan, storage: Path, expected: dict[str, Any]) -> dic
             "a step takes the same time and memory"
         )
     machine = with_absolute_paths(space.machine, storage)
+    if machine.ranks_per_trial != "auto" or machine.num_gpus(are_there=True) > 1:
+        raise StudyError(
+            "--probe: it measures the steps of one process, and several train each trial here (machine.gpus_per_trial, "
+            "machine.ranks_per_trial). Cure: add --set machine.gpus_per_trial=auto --set machine.ranks_per_trial=auto "
+            "to this forecast; several GPUs take at least their share of that time"
+        )
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
         groups.setdefault(repr(sorted(shape_of(trial).items())), []).append(trial)

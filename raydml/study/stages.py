@@ -686,7 +686,8 @@ def _commit() -> str:
 
 
 def _resources(session: StudySession) -> dict[str, Any]:
-    held = {"num_cpus": session.resources["cpu"], "num_gpus": session.resources["gpu"]}
+    # One process does the work of a task, also where several train a trial.
+    held = {"num_cpus": session.resources["cpu"], "num_gpus": min(1.0, session.resources["gpu"])}
     selector = away_from(session.bad_nodes)
     return {**held, "label_selector": selector} if selector else held
 

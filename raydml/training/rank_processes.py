@@ -11,12 +11,13 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from torch import distributed
 
 from raydml.training.rank_group import RankGroup
@@ -33,24 +34,25 @@ class RankError(RuntimeError):
 class RankProcesses:
     """The ranks 1, 2, ... of a trial, each in a process of its own; this process is rank 0.
 
-    Every other rank calls ``work(group, rank, *arguments)``, which pickle must take, and ends. With the process of the
-    trial all of them end, however it does, and `close` ends them at once: they hold nothing that is not in rank 0, too.
+    devices: the torch device of each rank. Every other rank calls ``work(group, device, *arguments)``, which pickle
+    must take, and ends. With the process of the trial all of them end, however it does, and `close` ends them at once:
+    they hold nothing that is not in rank 0, too.
 
     group: of rank 0. Raises RankError where a rank ends before all have joined.
     """
 
-    def __init__(self, num_ranks: int, device: str, work: Callable[..., None], *arguments: Any) -> None:
+    def __init__(self, devices: Sequence[str], work: Callable[..., None], *arguments: Any) -> None:
         _prefer_loopback()
         self._folder = Path(tempfile.mkdtemp(prefix="raydml-ranks-"))
         self._is_closing, self._is_training = False, False
-        file, backend = str(self._folder / "store"), _backend(device)
+        file, num_ranks = str(self._folder / "store"), len(devices)
         spawn = multiprocessing.get_context("spawn")  # a fork could not use the GPU of this process
         self._processes: list[Any] = []
         self._reports: list[Connection] = []
         try:
             for rank in range(1, num_ranks):
                 report, sender = spawn.Pipe(duplex=False)
-                given = (rank, num_ranks, file, backend, sender, work, arguments)
+                given = (rank, devices, file, sender, work, arguments)
                 process = spawn.Process(target=_be_rank, args=given, name=f"rank-{rank}", daemon=True)
                 process.start()
                 sender.close()
@@ -62,7 +64,7 @@ class RankProcesses:
                 if (said := _received(report)) is not None:
                     raise RankError(f"a rank cannot begin: {type(said).__name__}: {said}") from said
             with self.errors_named():
-                self.group = RankGroup.join(0, num_ranks, file, backend)
+                self.group = RankGroup.join(0, num_ranks, file, _backend(devices[0]))
         except BaseException:
             self.close()
             raise
@@ -134,14 +136,16 @@ def _received(report: Connection) -> Exception | None:
 
 
 def _be_rank(
-    rank: int, num_ranks: int, file: str, backend: str, report: Connection, work: Callable[..., None], arguments: Any
+    rank: int, devices: Sequence[str], file: str, report: Connection, work: Callable[..., None], arguments: Any
 ) -> None:
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal, which sends it to all: the trial decides
     try:
+        if devices[rank].startswith("cuda"):
+            torch.cuda.set_device(devices[rank])
         report.send(None)
-        group = RankGroup.join(rank, num_ranks, file, backend)
-        work(group, *arguments)
+        group = RankGroup.join(rank, len(devices), file, _backend(devices[rank]))
+        work(group, devices[rank], *arguments)
     except Exception as error:  # the process of the trial raises it
         report.send(_portable(error))
         os._exit(1)  # at once: threads of torch may wait for the other ranks

@@ -464,17 +464,36 @@ def test_stages_that_would_fail_in_the_end_are_refused_at_the_start(study, path)
 
 @pytest.mark.parametrize(
     "machine",
-    [
-        {"gpus_per_trial": 1.5},
-        {"gpus_per_trial": 2},
-        {"gpus_per_trial": 0, "device": "cuda"},
-        {"gpus_per_trial": 1, "device": "cpu"},
-    ],
+    [{"gpus_per_trial": 1.5}, {"gpus_per_trial": 0, "device": "cuda"}, {"gpus_per_trial": 1, "device": "cpu"}],
 )
 def test_shares_of_a_gpu_that_cannot_be_given_are_refused(machine):
     assert set(problems_of(parse_machine, machine)) == {"gpus_per_trial"}
-    for good in (0, 0.5, 1, "auto"):
+    for good in (0, 0.5, 1, 2, "auto"):
         assert parse_machine({"gpus_per_trial": good}).gpus_per_trial == good
+
+
+@pytest.mark.parametrize("gpus", [0.5, 1, 4])
+def test_a_gpu_has_one_rank(gpus):
+    machine = {"gpus_per_trial": gpus, "ranks_per_trial": 2}
+    problem = problems_of(parse_machine, machine)["ranks_per_trial"]
+    assert problem.message == f"contradicts gpus_per_trial: {gpus}; each GPU has one rank"
+    assert set(problems_of(parse_machine, {"ranks_per_trial": 0})) == {"ranks_per_trial"}
+
+
+@pytest.mark.parametrize(
+    ("machine", "with_gpus", "without"),
+    [
+        ({}, 1, 0),
+        ({"ranks_per_trial": 2}, 2, 0),
+        ({"ranks_per_trial": 2, "device": "cpu"}, 0, 0),
+        ({"ranks_per_trial": 2, "gpus_per_trial": 0}, 0, 0),
+        ({"ranks_per_trial": 2, "gpus_per_trial": 2}, 2, 2),
+        ({"gpus_per_trial": 0.5}, 0.5, 0.5),
+    ],
+)
+def test_a_trial_holds_a_gpu_for_each_rank(machine, with_gpus, without):
+    machine = parse_machine(machine)
+    assert (machine.num_gpus(are_there=True), machine.num_gpus(are_there=False)) == (with_gpus, without)
 
 
 @pytest.mark.parametrize("name", ["cache", "mlartifacts", "MLflow.db", "mlflow.db-wal", "test_reads.jsonl", "MLRUNS"])

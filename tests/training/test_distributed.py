@@ -88,11 +88,11 @@ def cases() -> dict[str, dict[str, Any]]:
 METHODS: dict[str, dict[str, Any]] = {
     "plain": {},
     "divide_conquer": {
-        "epochs": 4,
+        "epochs": 3,  # slices, the whole embedding, finetuning
         "loss": {"name": "margin"},
         "miner": {"name": "distance_weighted"},
-        "method": {"name": "divide_conquer", "num_learners": 2, "recluster_every": 1, "finetune_from": 0.75},
-        "sampler": {"name": "class_balanced", "classes_per_batch": 2, "images_per_class": 3},
+        "method": {"name": "divide_conquer", "num_learners": 2, "recluster_every": 1, "finetune_from": 0.67},
+        "sampler": {"name": "class_balanced", "classes_per_batch": 3, "images_per_class": 25},
         "optimizer": {"name": "sgd", "learning_rate": 1e-3},
     },
     "mic": {
@@ -150,7 +150,7 @@ def trained(trainer: Trainer) -> Trained:
 
 
 def train_all(ranks: RankGroup, trials: dict[str, dict[str, Any]]) -> dict[str, Trained]:
-    """Train trials one after the other, in all ranks at once. Each has the weights of rank 0 in the end, bit for bit."""
+    """Train trials one after the other, in all ranks at once; all have the state of rank 0 in the end, bit for bit."""
     found = {}
     for name, trial in trials.items():
         found[name] = trained(trainer_of(trial, ranks))
@@ -160,13 +160,13 @@ def train_all(ranks: RankGroup, trials: dict[str, dict[str, Any]]) -> dict[str, 
     return found
 
 
-def work(ranks: RankGroup, function, *arguments) -> None:
+def work(ranks: RankGroup, _device: str, function, *arguments) -> None:
     function(ranks, *arguments)
 
 
 def by_ranks(num_ranks: int, function, *arguments):
     """Return what a function of a group and arguments returns on rank 0 of so many ranks, all of which call it."""
-    processes = RankProcesses(num_ranks, "cpu", work, function, *arguments)
+    processes = RankProcesses(["cpu"] * num_ranks, work, function, *arguments)
     try:
         with processes.errors_named():
             return function(processes.group, *arguments)
