@@ -21,6 +21,7 @@ from raydml.data.catalog import DataError
 from raydml.ops.files import CURES_OF_DISKS
 from raydml.ops.object_store import StoreError
 from raydml.study.process import MachineFault
+from raydml.training.rank_processes import RankError
 
 #: Errors of the operating system that do not depend on what a trial computes, and their cures.
 MACHINE_ERRORS = {
@@ -80,6 +81,8 @@ def fault_in(text: str) -> str | None:
 
 def is_without_memory(error: BaseException | str) -> bool:
     """Return whether a process ended, or a computation failed, because there was no memory for it."""
+    if isinstance(error, RankError) and error.__cause__ is not None:
+        error = error.__cause__
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, (RuntimeError, str)) and _NO_MEMORY.search(str(error)) is not None

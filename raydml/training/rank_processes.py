@@ -22,7 +22,7 @@ from torch import distributed
 
 from raydml.training.rank_group import RankGroup
 
-_POLL_S = 0.05
+_POLL_S, _WATCH_S = 0.05, 1.0
 _REPORT_S = 10.0  # in which a rank that fails has said why
 _GRACE_S = 60.0  # in which the trial has to notice that a rank has died
 
@@ -109,12 +109,14 @@ class RankProcesses:
 
     def _watch(self) -> None:
         """End this process if a rank has died and the training does not notice: a GPU may wait for it for ever."""
-        wait([process.sentinel for process in self._processes])
-        if any(process.exitcode for process in self._processes):
-            time.sleep(_GRACE_S)
-            if self._is_training and not self._is_closing:
-                os.write(2, b"a rank of the trial has died, and the others wait for it: the trial ends\n")
-                os._exit(1)
+        while not any(process.exitcode for process in self._processes):
+            if self._is_closing:
+                return
+            time.sleep(_WATCH_S)
+        time.sleep(_GRACE_S)
+        if self._is_training and not self._is_closing:
+            os.write(2, b"a rank of the trial has died, and the others wait for it: the trial ends\n")
+            os._exit(1)
 
 
 def _prefer_loopback() -> None:

@@ -11,13 +11,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from torchvision.ops import StochasticDepth
 
 from raydml import registry
 from raydml.config.trial import parse_machine, parse_trial
+from raydml.models.network import Head, Network
 from raydml.training.rank_group import RankGroup
+from raydml.training.rank_layers import spread_over_ranks
 from raydml.training.rank_processes import RankProcesses
 from raydml.training.trainer import Trainer
 
+pytestmark = pytest.mark.xdist_group("ranks")
 TOLERANCE = 1e-9
 TIMES = ("epoch_s", "images_per_s", "clustering_s", "peak_memory_bytes")
 LOSSES, MINERS = registry.names("losses"), registry.names("miners")
@@ -88,7 +92,7 @@ def cases() -> dict[str, dict[str, Any]]:
 METHODS: dict[str, dict[str, Any]] = {
     "plain": {},
     "divide_conquer": {
-        "epochs": 3,  # slices, the whole embedding, finetuning
+        "epochs": 1,
         "loss": {"name": "margin"},
         "miner": {"name": "distance_weighted"},
         "method": {"name": "divide_conquer", "num_learners": 2, "recluster_every": 1, "finetune_from": 0.67},
@@ -102,6 +106,9 @@ METHODS: dict[str, dict[str, Any]] = {
     },
 }
 OTHERS = {
+    "divide_conquer: slices, then the whole embedding, then finetuning": trial_of(
+        **{**METHODS["divide_conquer"], "epochs": 3}
+    ),
     "levels and batch scale of MDR": trial_of(
         loss={"name": "triplet", "squared": False}, miner={"name": "distance_weighted", "variant": "mdr"}, **MDR
     ),
@@ -180,7 +187,7 @@ def alone(name: str) -> Trained:
 
 
 def furthest(found: Trained, expected: Trained) -> float:
-    """Return the largest difference, relative where a value is above 1; also compares everything that is no float."""
+    """Return the largest difference of steps and state, relative where a value is above 1; whole numbers are equal."""
     assert found.state.keys() == expected.state.keys()
     assert len(found.steps) == len(expected.steps) > 0
     differences = [
@@ -193,6 +200,11 @@ def furthest(found: Trained, expected: Trained) -> float:
             differences.append(float((value - other).abs().div(other.abs().clamp(min=1)).max()) if value.numel() else 0)
         else:
             assert torch.equal(value, other), name
+    assert all(map(math.isfinite, differences))
+    return max(differences)
+
+
+def assert_same_results(found: Trained, expected: Trained) -> None:
     for one, other in zip(found.results, expected.results, strict=True):
         assert one.keys() == other.keys()
         for key, value in one.items():
@@ -200,24 +212,139 @@ def furthest(found: Trained, expected: Trained) -> float:
                 assert value == other[key]
             else:  # a sum of an epoch is kept in float32
                 assert value == pytest.approx(other[key], rel=1e-5, abs=1e-6), key
-    assert all(map(math.isfinite, differences))
-    return max(differences)
 
 
-def assert_equal_to_one_rank(num_ranks: int, names: list[str]) -> None:
-    found = by_ranks(num_ranks, train_all, {name: cases()[name] for name in names})
-    wrong = {name: difference for name in names if (difference := furthest(found[name], alone(name))) > TOLERANCE}
-    assert not wrong
+def assert_equal_to_one_rank(found: dict[str, Trained]) -> None:
+    for name, trial in found.items():
+        assert_same_results(trial, alone(name))
+    differences = {name: furthest(trial, alone(name)) for name, trial in found.items()}
+    assert not {name: difference for name, difference in differences.items() if difference > TOLERANCE}
 
 
-def test_two_ranks_are_one():
-    assert_equal_to_one_rank(2, SELECTED)
+def continued(ranks: RankGroup) -> dict[str, Trained]:
+    """One epoch with one rank and the next with all of them, and the reverse; the checkpoint is that of rank 0."""
+    trial = trial_of(**RESUMED)
+    one, several = trainer_of(trial), trainer_of(trial, ranks)
+    next(one.epochs()), next(several.epochs())
+    with_all, with_one = trainer_of(trial, ranks), trainer_of(trial)
+    with_one.load_state_dict(several.state_dict())
+    if ranks.is_first:  # the others get their state from there
+        with_all.load_state_dict(one.state_dict())
+    return {"one, then all": trained(with_all), "all, then one": trained(with_one)}
+
+
+RESUMED = {
+    "loss": {"name": "margin"},
+    "miner": {"name": "multi_similarity"},
+    "regularizers": {"cross_batch_memory": AT_WORK["cross_batch_memory"]},
+    "optimizer": {"name": "adamw", "learning_rate": 1e-3},
+}
+
+
+def averaged(ranks: RankGroup) -> Trained:
+    """The mean of the ranks' gradients, as DistributedDataParallel takes it."""
+
+    def mean(of_rows, of_batch):
+        of_rows = list(of_rows)
+        RankGroup.sum_gradients(ranks, of_rows, of_batch)
+        for parameter in of_rows:
+            parameter.grad /= ranks.num_ranks
+
+    ranks.sum_gradients = mean  # type: ignore[method-assign]
+    try:
+        return trained(trainer_of(trial_of(), ranks))
+    finally:
+        del ranks.sum_gradients
+
+
+def with_a_loss_of_its_own(ranks: RankGroup) -> Trained:
+    """Each rank computes the loss of its own rows, and the gradients of all parameters are averaged."""
+
+    def mean(of_rows, of_batch):
+        parameters = [*of_rows, *of_batch]
+        RankGroup.sum_gradients(ranks, parameters, [])
+        for parameter in parameters:
+            parameter.grad /= ranks.num_ranks
+
+    ranks.gather = lambda features: features  # type: ignore[method-assign]
+    ranks.sum_gradients = mean  # type: ignore[method-assign]
+    try:
+        trainer = trainer_of(trial_of(), ranks)
+        of_batch = trainer.method.batch_loss
+        trainer.method.batch_loss = lambda batch, generator: of_batch(
+            batch._replace(labels=batch.labels[ranks.rows(len(batch.labels))]), generator
+        )
+        return trained(trainer)
+    finally:
+        del ranks.gather, ranks.sum_gradients
+
+
+def through_layers(ranks: RankGroup) -> list[torch.Tensor]:
+    """The features, gradients and statistics of a backbone with layers that look at the batch or draw for it."""
+    torch.manual_seed(0)
+    trunk = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3),
+        torch.nn.BatchNorm2d(4, momentum=None),
+        StochasticDepth(0.3, "row"),
+        torch.nn.Dropout(0.4),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.BatchNorm1d(4, affine=False),
+    )
+    head = Head(4, 2, layer_norm=False, normalize="mean_distance", dropout=0.5)
+    network = Network(trunk, head, freeze_batch_norm=False).double()
+    spread_over_ranks(network, ranks)
+    images = torch.randn(11, 3, 6, 6, dtype=torch.float64)
+    own = images[ranks.rows(11)].clone().requires_grad_()
+    ranks.num_rows = 11
+    for _ in range(2):
+        torch.manual_seed(1)
+        embeddings = network(own)
+    embeddings.square()[:, 0].sum().backward()
+    ranks.sum_gradients(trunk.parameters(), head.parameters())
+    network.eval()
+    assert len(network(own)) == len(own)
+    of_images = torch.from_numpy(ranks.joined(own.grad.numpy(), 11))
+    return [embeddings.detach(), of_images, *(p.grad for p in network.parameters()), *network.buffers()]
+
+
+def everything(ranks: RankGroup) -> dict[str, Any]:
+    functions = continued, averaged, with_a_loss_of_its_own, through_layers
+    results = {function.__name__: function(ranks) for function in functions}
+    return {**results, "selected": train_all(ranks, {name: cases()[name] for name in SELECTED})}
+
+
+@pytest.fixture(scope="module")
+def two_ranks():
+    return by_ranks(2, everything)
+
+
+def test_two_ranks_train_as_one(two_ranks):
+    assert_equal_to_one_rank(two_ranks["selected"])
+
+
+def test_a_trial_goes_on_with_another_number_of_ranks(two_ranks):
+    expected = trained(trainer_of(trial_of(**RESUMED)))
+    for name, found in two_ranks["continued"].items():
+        second_epoch = expected._replace(steps=expected.steps[len(expected.steps) // 2 :], results=expected.results[1:])
+        assert_same_results(found, second_epoch)
+        assert furthest(found, second_epoch) < TOLERANCE, name
+
+
+@pytest.mark.parametrize("wrong", ["averaged", "with_a_loss_of_its_own"])
+def test_wrong_gradients_are_found(two_ranks, wrong):
+    assert furthest(two_ranks[wrong], trained(trainer_of(trial_of()))) > 1000 * TOLERANCE
+
+
+def test_layers_of_a_backbone_see_the_whole_batch(two_ranks):
+    for found, expected in zip(two_ranks["through_layers"], through_layers(RankGroup()), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_ranks", [2, 4])
 def test_every_loss_miner_regulariser_and_method_is_the_same_on_several_ranks(num_ranks):
-    assert_equal_to_one_rank(num_ranks, list(cases()))
+    assert_equal_to_one_rank(by_ranks(num_ranks, train_all, cases()))
 
 
 def test_a_rank_has_rows_of_its_own():
@@ -225,3 +352,18 @@ def test_a_rank_has_rows_of_its_own():
         parts = [np.arange(num_rows)[RankGroup(rank, 4).rows(num_rows)] for rank in range(4)]
         assert np.concatenate(parts).tolist() == list(range(num_rows))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize("machine", [{"cpus_per_trial": 1}, {"cpus_per_trial": 4}])
+def test_ranks_share_the_threads_of_a_trial(machine, monkeypatch):
+    counts = []
+    monkeypatch.setattr(torch, "set_num_threads", counts.append)
+    Trainer(parse_trial(trial_of()), parse_machine(machine), device="cpu", ranks=RankGroup(0, 2))
+    assert counts == [max(1, machine["cpus_per_trial"] // 2)]
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused(monkeypatch):
+    trainer = Trainer(parse_trial(trial_of()), parse_machine({}), device="cpu", ranks=RankGroup(0, 16))
+    monkeypatch.setattr(trainer.ranks, "from_first", lambda make: make())
+    with pytest.raises(ValueError, match=r"16 ranks cannot share a batch of 15 images\. Cure: fewer GPUs"):
+        next(trainer.steps())

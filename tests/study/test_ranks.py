@@ -1,0 +1,130 @@
+"""Trials that several ranks train: the actor, called as Tune calls it, and a study on a real (embedded) Ray."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import ray
+
+from raydml.config.trial import Machine
+from raydml.data.catalog import DataError
+from raydml.study import actor as trial_module
+from raydml.study.actor import TrialActor
+from raydml.study.events import read_trials
+from raydml.study.faults import MachineFault, is_without_memory
+from raydml.study.folder import fingerprinted_trials
+from raydml.study.stages import run_study
+from raydml.training import checkpoint
+from raydml.training.rank_processes import RankError
+from raydml.training.trial_images import Catalogs
+from tests.study.test_folder import space_at
+from tests.study.test_stages import new_study
+
+METRIC = "val_map_at_r"
+pytestmark = pytest.mark.xdist_group("ray")
+
+
+def config_of(folder, num_ranks, key="search-000", epochs=3):
+    space = space_at(folder, overrides=[f"trial.epochs={epochs}"])
+    trial = fingerprinted_trials(space, Catalogs(space.machine))[0]
+    machine = Machine(device="cpu", cpus_per_trial=2, ranks_per_trial=num_ranks)
+    return {
+        "run": {
+            "key": key,
+            "trial": trial.model_dump(mode="json"),
+            "machine": machine.model_dump(mode="json"),
+            "metric": METRIC,
+            "place": (str(folder), None),
+            "checkpoints": str(folder / key),
+            "rungs": [],
+            "resume_from": None,
+        }
+    }
+
+
+def children_of(actor):
+    return [process.pid for process in actor._ranks._processes]
+
+
+def is_gone(pid):
+    return not Path(f"/proc/{pid}").exists()
+
+
+def rows(actor, number):
+    return [(row["epoch"], row[METRIC], row["record"]["train_loss"]) for row in (actor.step() for _ in range(number))]
+
+
+def assert_close(found, expected):
+    assert [epoch for epoch, *_ in found] == [epoch for epoch, *_ in expected]
+    assert [values for _, *values in found] == [pytest.approx(values, rel=1e-4) for _, *values in expected]
+
+
+def test_a_trial_on_two_ranks_is_resumed_by_one_and_the_reverse(tmp_path):
+    expected = rows(TrialActor(config_of(tmp_path, 1)), 3)
+    two = TrialActor(config_of(tmp_path, 2, "two"))
+    (pid,) = children_of(two)
+    assert_close(rows(two, 1), expected[:1])
+    two.save()
+    two.stop()
+    assert is_gone(pid)
+    one = TrialActor(config_of(tmp_path, 1, "two"))
+    assert_close(rows(one, 1), expected[1:2])
+    one.save()
+    again = TrialActor(config_of(tmp_path, 2, "two"))
+    assert_close(rows(again, 1), expected[2:])
+    assert again.reset_config(config_of(tmp_path, 1, "next")), "another trial takes over the actor"
+    assert again._ranks is None
+    assert checkpoint.load_card(tmp_path / "two" / "checkpoint_000002")["epoch"] == 2
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_ends_the_try(tmp_path):
+    actor = TrialActor(config_of(tmp_path, 2))
+    (pid,) = children_of(actor)
+    actor.step()
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(RankError, match="rank-1 of the trial has died: its process has ended: -9"):
+        rows(actor, 2)
+    actor.cleanup()
+
+
+def _missing_images(_ranks, _device, _config):
+    raise DataError("the images are gone. Cure: restore them")
+
+
+@pytest.mark.slow
+def test_a_fault_that_a_rank_has_found_is_one_of_the_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(trial_module, "_train_rank", _missing_images)
+    actor = TrialActor(config_of(tmp_path, 2))
+    with pytest.raises(MachineFault, match=r"the images are gone\. Cure: restore them"):
+        actor.step()
+    actor.cleanup()
+
+
+@pytest.mark.parametrize(("cause", "is_so"), [(MemoryError("no"), True), (ValueError("memory"), False), (None, False)])
+def test_a_rank_without_memory_is_a_trial_without_memory(cause, is_so):
+    error = RankError("rank-1 of the trial has died")
+    error.__cause__ = cause
+    assert is_without_memory(error) == is_so
+
+
+@pytest.mark.slow
+def test_a_study_on_two_ranks_has_the_curves_of_one(tmp_path):
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        curves = {}
+        for num_ranks in (1, 2):
+            settings = {"study.search.num_trials": 2, "study.confirm": None, "study.search.scheduler": "none"}
+            settings |= {"machine.device": "cpu", "machine.cpus_per_trial": 2, "machine.ranks_per_trial": num_ranks}
+            folder = tmp_path / str(num_ranks)
+            folder.mkdir()
+            study = new_study(folder, **settings)
+            assert run_study(study).status == "finished"
+            curves[num_ranks] = {key: state.curve(METRIC) for key, state in read_trials(study, "search").items()}
+            assert not [state.retry_reasons for state in read_trials(study, "search").values() if state.retry_reasons]
+    finally:
+        ray.shutdown()
+    assert curves[1].keys() == curves[2].keys() == {"search-000", "search-001"}
+    for key, curve in curves[1].items():
+        assert_close(curves[2][key], curve)
