@@ -171,9 +171,10 @@ def work(ranks: RankGroup, _device: str, function, *arguments) -> None:
     function(ranks, *arguments)
 
 
-def by_ranks(num_ranks: int, function, *arguments):
+def by_ranks(num_ranks: int, function, *arguments, device: str = "cpu"):
     """Return what a function of a group and arguments returns on rank 0 of so many ranks, all of which call it."""
-    processes = RankProcesses(["cpu"] * num_ranks, work, function, *arguments)
+    devices = ["cpu" if device == "cpu" else f"cuda:{rank}" for rank in range(num_ranks)]
+    processes = RankProcesses(devices, work, function, *arguments)
     try:
         with processes.errors_named():
             return function(processes.group, *arguments)
@@ -345,6 +346,20 @@ def test_layers_of_a_backbone_see_the_whole_batch(two_ranks):
 @pytest.mark.parametrize("num_ranks", [2, 4])
 def test_every_loss_miner_regulariser_and_method_is_the_same_on_several_ranks(num_ranks):
     assert_equal_to_one_rank(by_ranks(num_ranks, train_all, cases()))
+
+
+def train_on_gpus(ranks: RankGroup) -> Trained:
+    trial = trial_of(loss={"name": "proxy_anchor"})
+    device = "cpu" if ranks.num_ranks == 1 else f"cuda:{ranks.rank}"
+    return trained(in_float64(Trainer(parse_trial(trial), parse_machine({}), device=device, ranks=ranks)))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_train_as_one_cpu():
+    found = by_ranks(2, train_on_gpus, device="cuda")
+    on_cpu = found._replace(state={name: value.cpu() for name, value in found.state.items()})
+    assert furthest(on_cpu, train_on_gpus(RankGroup())) < 1e-6
 
 
 def test_a_rank_has_rows_of_its_own():
