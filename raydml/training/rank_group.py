@@ -45,8 +45,12 @@ class RankGroup:
         return cls(rank, num_ranks)
 
     def leave(self) -> None:
-        """End this process's part in the group."""
-        if self.num_ranks > 1 and distributed.is_initialized():
+        """End this process's part in the group; the other ranks may have ended."""
+        if self.num_ranks == 1 or not distributed.is_initialized():
+            return
+        if "nccl" in distributed.get_backend_config():
+            distributed.distributed_c10d._abort_process_group()  # the usual end waits for sums that never come
+        else:
             distributed.destroy_process_group()
 
     @property

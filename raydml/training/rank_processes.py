@@ -22,6 +22,7 @@ from torch import distributed
 
 from raydml.training.rank_group import RankGroup
 
+_READY = "ready"
 _POLL_S, _WATCH_S = 0.05, 1.0
 _REPORT_S = 10.0  # in which a rank that fails has said why
 _GRACE_S = 60.0  # in which the trial has to notice that a rank has died
@@ -46,6 +47,7 @@ class RankProcesses:
         self._folder = Path(tempfile.mkdtemp(prefix="raydml-ranks-"))
         self._is_closing, self._is_training = False, False
         file, num_ranks = str(self._folder / "store"), len(devices)
+        self.group = RankGroup()
         spawn = multiprocessing.get_context("spawn")  # a fork could not use the GPU of this process
         self._processes: list[Any] = []
         self._reports: list[Connection] = []
@@ -58,17 +60,18 @@ class RankProcesses:
                 sender.close()
                 self._processes.append(process)
                 self._reports.append(report)
-            for report in self._reports:  # each says that it is about to join
+            threading.Thread(target=self._watch, name="ranks", daemon=True).start()
+            for report in self._reports:
+                # Before they all join, because a group waits for a rank that never comes.
                 while not report.poll(_POLL_S):
                     self._refuse_dead()
-                if (said := _received(report)) is not None:
-                    raise RankError(f"a rank cannot begin: {type(said).__name__}: {said}") from said
+                if (said := _received(report)) != _READY:
+                    self._refuse_dead(within_s=_REPORT_S, said=said)
             with self.errors_named():
                 self.group = RankGroup.join(0, num_ranks, file, _backend(devices[0]))
         except BaseException:
             self.close()
             raise
-        threading.Thread(target=self._watch, name="ranks", daemon=True).start()
 
     @contextmanager
     def errors_named(self) -> Iterator[None]:
@@ -90,17 +93,20 @@ class RankProcesses:
             process.kill()
         for process in self._processes:
             process.join()
-        if hasattr(self, "group"):
-            self.group.leave()
+        self.group.leave()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _refuse_dead(self, within_s: float = 0.0) -> None:
-        """Raise RankError where a rank has ended with an error, or does so within some seconds."""
+    def _refuse_dead(self, within_s: float = 0.0, said: Exception | str | None = None) -> None:
+        """Raise RankError where a rank has ended with an error, or does so within some seconds.
+
+        said: what it has reported before.
+        """
         until_s = time.monotonic() + within_s
         while True:
             for process, report in zip(self._processes, self._reports, strict=True):
                 if process.exitcode:
-                    error = _received(report) if report.poll() else None
+                    said = said or (_received(report) if report.poll() else None)
+                    error = said if isinstance(said, Exception) else None
                     why = f"{type(error).__name__}: {error}" if error else f"its process has ended: {process.exitcode}"
                     raise RankError(f"{process.name} of the trial has died: {why}") from error
             if time.monotonic() >= until_s:
@@ -129,12 +135,13 @@ def _backend(device: str) -> str:
     return "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
 
 
-def _received(report: Connection) -> Exception | None:
+def _received(report: Connection) -> Exception | str | None:
+    """Return the next report of a rank, its error or _READY; None where it has ended without one."""
     try:
-        said = report.recv()
+        said: Exception | str = report.recv()
     except (EOFError, OSError):
         return None
-    return said if isinstance(said, Exception) else None
+    return said
 
 
 def _be_rank(
@@ -145,7 +152,7 @@ def _be_rank(
     try:
         if devices[rank].startswith("cuda"):
             torch.cuda.set_device(devices[rank])
-        report.send(None)
+        report.send(_READY)
         group = RankGroup.join(rank, len(devices), file, _backend(devices[rank]))
         work(group, devices[rank], *arguments)
     except Exception as error:  # the process of the trial raises it

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,9 @@ import ray
 from raydml.config.trial import Machine
 from raydml.data.catalog import DataError
 from raydml.study import actor as trial_module
+from raydml.study import events
 from raydml.study.actor import TrialActor
-from raydml.study.events import read_trials
+from raydml.study.events import events_path, read_trials
 from raydml.study.faults import MachineFault, is_without_memory
 from raydml.study.folder import fingerprinted_trials
 from raydml.study.stages import run_study
@@ -107,6 +110,64 @@ def test_a_rank_without_memory_is_a_trial_without_memory(cause, is_so):
     error = RankError("rank-1 of the trial has died")
     error.__cause__ = cause
     assert is_without_memory(error) == is_so
+
+
+def ranks_of_actors():
+    """Return the processes of ranks that are children of Ray's workers: their pids -> the pids of the workers."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int(folder.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+            command = folder.joinpath("cmdline").read_text()
+            if "spawn_main" in command and "ray::" in Path(f"/proc/{parent}/cmdline").read_text():
+                found[int(folder.name)] = parent
+        except (OSError, ValueError):  # it has ended
+            continue
+    return found
+
+
+@pytest.mark.slow
+def test_a_rank_and_an_actor_that_die_are_retries_and_leave_no_process(tmp_path):
+    settings = {"study.search.num_trials": 1, "study.confirm": None, "study.search.scheduler": "none"}
+    settings |= {"trial.epochs": 60, "trial.sampler.batches_per_epoch": 20, "machine.checkpoint_every_s": 0}
+    settings |= {"machine.device": "cpu", "machine.cpus_per_trial": 2, "machine.ranks_per_trial": 2}
+    folder = new_study(tmp_path, **settings)
+    seen = []
+
+    def kill():
+        for victim in (lambda pids: pids[0], lambda pids: pids[1]):  # a rank, then an actor
+            epochs = num_epochs(folder)
+            until_s = time.monotonic() + 200
+            while time.monotonic() < until_s and (num_epochs(folder) < epochs + 3 or not ranks_of_actors()):
+                time.sleep(0.05)
+            (pids,) = ranks_of_actors().items()
+            seen.extend(pids)
+            os.kill(victim(pids), signal.SIGKILL)
+            while time.monotonic() < until_s and pids[0] in ranks_of_actors():
+                time.sleep(0.05)
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        assert run_study(folder).status == "finished"
+    finally:
+        killer.join()
+        ray.shutdown()
+    first, second = (event for event in events.read(events_path(folder)) if event["event"] == "trial_retried")
+    assert "RankError: rank-1 of the trial has died: its process has ended: -9" in first["error"]
+    assert "died" in second["error"]
+    (state,) = read_trials(folder, "search").values()
+    assert (state.num_epochs, state.state) == (60, "finished")
+    until_s = time.monotonic() + 30
+    while not all(map(is_gone, seen)) and time.monotonic() < until_s:
+        time.sleep(0.1)
+    assert len(seen) == 4
+    assert all(map(is_gone, seen))
+
+
+def num_epochs(folder):
+    return sum(event["event"] == "epoch" for event in events.read(events_path(folder)))
 
 
 @pytest.mark.slow

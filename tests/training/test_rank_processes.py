@@ -50,6 +50,13 @@ def add(processes: RankProcesses, number: int, kill: int | None = None) -> None:
                 os.kill(kill, signal.SIGKILL)
 
 
+class EndsAtOnce:
+    """What ends a process that takes it out of a pickle."""
+
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
 def is_alive(pid: int) -> bool:
     try:
         return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -86,7 +93,9 @@ def test_a_rank_that_is_killed_is_named_and_leaves_no_other(tmp_path):
     ("work", "arguments", "cause", "words"),
     [
         (fail, [MemoryError("no room")], MemoryError, "MemoryError: no room"),
-        (fail_in_its_own_way, [], RuntimeError, "RuntimeError: OwnError: 1 and more"),
+        pytest.param(
+            *(fail_in_its_own_way, [], RuntimeError, "RuntimeError: OwnError: 1 and more"), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_the_error_of_a_rank_is_that_of_the_trial(work, arguments, cause, words):
@@ -99,6 +108,12 @@ def test_the_error_of_a_rank_is_that_of_the_trial(work, arguments, cause, words)
         processes.close()
 
 
+def test_a_rank_that_dies_before_it_joins_is_not_waited_for():
+    with pytest.raises(RankError, match="rank-1 of the trial has died: its process has ended: 3"):
+        RankProcesses(["cpu"] * 2, add_for_ever, EndsAtOnce())
+
+
+@pytest.mark.slow
 def test_an_error_of_the_first_rank_stays_what_it_is(tmp_path):
     processes = RankProcesses(["cpu"] * 2, add_for_ever, str(tmp_path))
     try:
@@ -141,6 +156,7 @@ def test_ranks_end_with_a_trial_that_is_killed(tmp_path, do):
     wait_until(lambda: not any(map(is_alive, ranks)), within_s=20)
 
 
+@pytest.mark.slow
 def test_a_trial_that_waits_for_a_dead_rank_ends(tmp_path, monkeypatch):
     """On a GPU a sum may wait for ever; here the first rank just sleeps."""
     ended = []
