@@ -116,6 +116,13 @@ def test_a_probe_measures_each_shape_of_trial_once(tmp_path):
     assert expected["hours"] == pytest.approx(epochs * mean_s / expected["slots"]["num_slots"] / 3600)
 
 
+@pytest.mark.parametrize("machine", ["ranks_per_trial=2", "gpus_per_trial=2"])
+def test_a_probe_of_several_ranks_is_refused(tmp_path, machine):
+    plan = plan_study(space_at(tmp_path, overrides=[f"machine.{machine}"]))
+    with pytest.raises(StudyError, match=r"--probe: it measures the steps of one process"):
+        probe_study(plan, tmp_path, forecast(plan, tmp_path))
+
+
 def test_a_probe_opens_no_sealed_image(tmp_path):
     without = ["trial.data.split={val_fraction: 0, test_fraction: 0}", "trial.sampler.batches_per_epoch=5"]
     without += ["study.confirm=null", "study.finalize=null"]

@@ -12,11 +12,11 @@ import ray
 from raydml.config.trial import Machine
 from raydml.data.catalog import DataError
 from raydml.study import actor as trial_module
-from raydml.study import events
-from raydml.study.actor import TrialActor
+from raydml.study import cluster, events
+from raydml.study.actor import TrialActor, devices_of_ranks
 from raydml.study.events import events_path, read_trials
 from raydml.study.faults import MachineFault, is_without_memory
-from raydml.study.folder import fingerprinted_trials
+from raydml.study.folder import StudyError, fingerprinted_trials
 from raydml.study.stages import run_study
 from raydml.training import checkpoint
 from raydml.training.rank_processes import RankError
@@ -44,6 +44,34 @@ def config_of(folder, num_ranks, key="search-000", epochs=3):
             "resume_from": None,
         }
     }
+
+
+def test_each_rank_has_one_of_the_gpus_that_ray_has_assigned(monkeypatch):
+    monkeypatch.setattr(trial_module.ray, "get_gpu_ids", lambda: [4, 6])
+    assert devices_of_ranks(Machine()) == ["cuda:0", "cuda:1"]
+    assert devices_of_ranks(Machine(device="cpu")) == ["cpu"]
+    monkeypatch.setattr(trial_module.ray, "get_gpu_ids", list)
+    assert devices_of_ranks(Machine()) == ["cpu"]
+    assert devices_of_ranks(Machine(ranks_per_trial=3)) == ["cpu"] * 3
+
+
+def test_a_trial_gets_a_gpu_for_each_rank_or_is_refused(monkeypatch):
+    resources, notes = {"CPU": 8.0, "GPU": 4.0}, []
+    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: resources)
+    monkeypatch.setattr(cluster, "fit_nodes", lambda held, _bad: [held])
+
+    def held_by(joined=False, **settings):
+        return cluster.trial_resources(Machine(**settings), notes.append, joined=joined)["gpu"]
+
+    assert held_by(gpus_per_trial=4) == held_by(ranks_per_trial=4) == 4
+    assert held_by(joined=True, gpus_per_trial=8) == 8, "a node with as many may start"
+    with pytest.raises(StudyError, match=r"machine\.ranks_per_trial = 8, but this machine has 4 GPUs"):
+        held_by(ranks_per_trial=8)
+    with pytest.raises(StudyError, match=r"machine\.gpus_per_trial = 8, but this machine has 4 GPUs"):
+        held_by(gpus_per_trial=8)
+    assert not notes
+    del resources["GPU"]
+    assert held_by(ranks_per_trial=8) == 0, "processes on the CPU"
 
 
 def children_of(actor):
