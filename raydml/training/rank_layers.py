@@ -8,14 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from raydml.models.network import Network
 from raydml.ops.distances import full_precision
 from raydml.training.rank_group import RankGroup
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
-_DRAWS = (nn.modules.dropout._DropoutNd, StochasticDepth)
 
 
 def spread_over_ranks(network: Network, group: RankGroup) -> None:
@@ -28,11 +26,14 @@ def spread_over_ranks(network: Network, group: RankGroup) -> None:
     """
     if group.num_ranks == 1:
         return
+    from torchvision.ops import StochasticDepth  # slow to import
+
+    draws = (nn.modules.dropout._DropoutNd, StochasticDepth)
     network.gather = group.gather
     for layer in network.trunk.modules():
         if isinstance(layer, _BatchNorm):
             layer.forward = partial(_normalise, layer, layer.forward, group)  # type: ignore[method-assign]
-        elif isinstance(layer, _DRAWS) and layer.p > 0:
+        elif isinstance(layer, draws) and layer.p > 0:
             layer.forward = partial(_drop, layer, layer.forward, group)
 
 
