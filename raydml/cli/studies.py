@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -317,7 +318,7 @@ def resume(
     time_limit_s = seconds_of(time_limit)
     from raydml.study.driver import only_driver
     from raydml.study.folder import find_study, move_data_root
-    from raydml.study.mirror import up_to_date
+    from raydml.study.mirror import refuse_held, up_to_date
     from raydml.study.results import is_finished, refuse_lost_events
 
     folder = up_to_date(find_study(study, storage))
@@ -325,6 +326,7 @@ def resume(
     # The lock is taken before anything is changed.
     refuse_unanswered(address)
     with loading_driver(context) if runs else nullcontext() as driver, only_driver(folder):
+        refuse_held(folder)
         if runs or tracking_uri is not None:
             check_store(store_of(folder, tracking_uri), folder.parent)
         refuse_lost_events(folder)
@@ -447,7 +449,7 @@ def run_and_show(
     with only_driver(folder), stop_signals(on_signal) as received:
         try:
             with without_import_notices(), _live_study(program, folder, console, tracking_uri) as live:
-                mirror = _start_mirror(folder, live)
+                mirror = _start_mirror(folder, live, lambda: received.append(signal.SIGTERM))
                 tracker = _start_delivery(folder, tracking_uri, live)
                 live.doing("starting the driver")
                 phase = "running"
@@ -538,15 +540,18 @@ def _complete_copy(folder: Path) -> None:
         raise CommandError(f"{missing}. Then the same command again")
 
 
-def _start_mirror(folder: Path, live: LiveStudy) -> Mirror | None:
-    """Begin to copy a study into its store, if it has one. Raises StudyHeld while a driver elsewhere runs it."""
+def _start_mirror(folder: Path, live: LiveStudy, on_lost: Callable[[], None]) -> Mirror | None:
+    """Begin to copy a study into its store, if it has one. Raises StudyHeld while a driver elsewhere runs it.
+
+    on_lost: ends the study where another driver has taken it over.
+    """
     from raydml.study.mirror import Mirror
     from raydml.study.remote import StudyPlace
 
     if StudyPlace.of(folder).uri is None:
         return None
     live.doing("looking at the store")
-    mirror = Mirror(folder)
+    mirror = Mirror(folder, on_lost)
     mirror.start()
     return mirror
 

@@ -55,7 +55,7 @@ class ObjectStore:
 
     def check(self) -> None:
         """Write a file and delete it. Raises StoreError where that cannot be done from this machine."""
-        name = f"probes/{uuid.uuid4().hex}"
+        name = f".{uuid.uuid4().hex}.partial"
         self.put_bytes(b"", name)
         self.delete(name)
 
@@ -118,9 +118,8 @@ class ObjectStore:
             found = {}
             for info in self._files.get_file_info(selector):
                 path = PurePosixPath(info.path).relative_to(self._root)
-                is_partial = path.name.startswith(".") and path.suffix == ".partial"
-                # A key of a store may hold "..", and would be written outside the folder of the study.
-                if info.type == FileType.File and not is_partial and ".." not in path.parts:
+                # A hidden file is not whole yet. A key may hold "..", and would be written outside the study's folder.
+                if info.type == FileType.File and not any(part.startswith(".") for part in path.parts):
                     name = path.as_posix()
                     found[name] = StoredFile(info.size, info.mtime.timestamp() if info.mtime else 0.0)
             return found
@@ -194,7 +193,7 @@ def _fault_of(parts: SplitResult) -> str:
     """Return what is wrong with an address, with the cure; empty if nothing."""
     if parts.scheme not in SCHEMES:
         return f"is not the address of a store. Cure: a folder, or one of {', '.join(SCHEMES)}://..."
-    if "@" in parts.netloc and parts.scheme not in ("abfs", "abfss"):
+    if "@" in parts.netloc and (parts.scheme not in ("abfs", "abfss") or ":" in parts.netloc.rpartition("@")[0]):
         return "has credentials, which would be recorded. Cure: set them in the environment"
     if not parts.netloc and parts.scheme != "file":
         return f"names no bucket. Cure: {parts.scheme}://BUCKET/PREFIX"

@@ -203,6 +203,8 @@ class TrialActor(tune.Trainable):
         self._files.pull(begins_from)
         record = self._trainer.restore(begins_from)
         self._writer.goes_on_from(begins_from, self._trainer)
+        if begins_from.parent != self._writer.folder:
+            self._files.tidy(begins_from)
         if found is None:
             # The scheduler of this run does not have the saved epoch: it decides on it now, with full rungs.
             self._repeat = record

@@ -62,8 +62,9 @@ def _files_of_checkout() -> tuple[dict[str, Path], tuple[str, ...]] | None:
         return None
     others = _listed_by_git("--others", "--exclude-standard")
     root = PACKAGE.parent
-    large = tuple(name for name in others if (root / name).stat().st_size > _MAX_UNTRACKED_BYTES)
-    return {name: root / name for name in (*tracked, *others) if name not in large and (root / name).is_file()}, large
+    files = [name for name in (*tracked, *others) if (root / name).is_file()]  # no link that leads nowhere
+    large = tuple(name for name in files if name in others and (root / name).stat().st_size > _MAX_UNTRACKED_BYTES)
+    return {name: root / name for name in files if name not in large}, large
 
 
 def _listed_by_git(*kind: str) -> list[str]:

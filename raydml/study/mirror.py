@@ -14,26 +14,27 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterable, Mapping
+import uuid
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from raydml.ops.addresses import redacted
 from raydml.ops.files import write_whole
-from raydml.ops.object_store import ObjectStore, StoredFile, StoreError
+from raydml.ops.object_store import ObjectStore, StoreError
 from raydml.study import events
 from raydml.study.driver import DEAD_AFTER_S, DELIVERY_LOCK, HOLDER, LOCK, StudyHeld, only_driver
 from raydml.study.events import STAGES, events_path
-from raydml.study.remote import PART_OF_READS, StudyPlace
+from raydml.study.remote import PART_OF_READS, REMOTE, StudyPlace, merge_reads
 
 EVERY_S = 2.0
 _EVENTS = "events"  # the folder of their parts in the store
 _MERGE = 32  # so many parts in a row become one
-_PROBE = "clock.probe"
+_HOLD_EVERY_S, _SETTLE_S = 5.0, 0.5
 _PART = re.compile(rf"{_EVENTS}/(\d+)-(\d+)\.jsonl")
 #: What a driver keeps for itself.
-_PRIVATE = (LOCK, DELIVERY_LOCK, "tracking.json", "events.jsonl", "output.log")
+_PRIVATE = (LOCK, HOLDER, DELIVERY_LOCK, REMOTE, "tracking.json", "events.jsonl", "output.log")
 
 
 class MirrorError(ValueError):
@@ -55,70 +56,124 @@ class _Part(NamedTuple):
 class Mirror:
     """Keeps the copy of a study in an object store at most a few seconds behind its folder: `start`, then `finish`.
 
-    A store that cannot be reached is tried again and again; the study goes on meanwhile, and a note says so.
+    A store that cannot be reached is tried again and again; the study goes on meanwhile, and a note says so. Where
+    another driver has taken the study over meanwhile, nothing more is copied.
+
+    on_lost: is called once when that is found.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, on_lost: Callable[[], None] = lambda: None) -> None:
         place = StudyPlace.of(folder)
         assert place.uri is not None
         self.folder, self.store = folder, ObjectStore(place.uri)
+        self._on_lost, self._is_lost = on_lost, False
         self._sent: dict[str, tuple[int, int]] = {}  # name -> size and modification time of what is in the store
         self._parts: list[_Part] = []
-        self._over = threading.Event()
-        self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
+        self._token = uuid.uuid4().hex
+        self._over, self._is_complete = threading.Event(), threading.Event()
+        self._lock, self._events_lock = threading.Lock(), threading.Lock()
+        self._failure = ""  # of the last copy
+        self._threads = [
+            threading.Thread(target=self._copy_files, name="mirror", daemon=True),
+            # A large file must neither hold up the events nor make a driver that lives look dead.
+            threading.Thread(target=self._copy_events, name="mirror-events", daemon=True),
+        ]
 
     def start(self) -> None:
         """Take the study over in the store, and begin to copy. Raises StudyHeld while a driver elsewhere runs it."""
         stored = self.store.names()
-        _refuse_held(self.store, stored, self.folder)
+        refuse_held(self.folder)
         self._parts = _chain(stored)
         if self._parts and not _is_beginning(self.store, self._parts[-1], events_path(self.folder)):
             raise _other_events(self.folder, self.store.uri)
-        self.store.put(self.folder / HOLDER, HOLDER)
-        self._thread.start()
+        self._hold()
+        time.sleep(_SETTLE_S)  # of two drivers that begin at once, the last one has it
+        if not self._holds():
+            refuse_held(self.folder)
+        here = {file.relative_to(self.folder).as_posix() for file in self._files()}
+        for name in stored:
+            kept = name in here or (name.startswith("final/") and (self.folder / name).exists())
+            if _is_of_folder(name) and not kept:  # deleted here, because it is made anew
+                self.store.delete(name)
+        for thread in self._threads:
+            thread.start()
 
     def copy(self) -> None:
         """Bring the store up to date. Raises StoreError."""
         with self._lock:
-            for file in self._files():
+            here = list(self._files())
+            for file in here:
+                if self._is_lost:
+                    return
                 self._send(file)
-            self._send_events()
+            for name in self._sent.keys() - {file.relative_to(self.folder).as_posix() for file in here}:
+                self.store.delete(name)
+                del self._sent[name]
+        self._send_events()
 
     def finish(self, within_s: float) -> str:
         """Bring the store up to date at the end of a run; return in a sentence what is missing there, else ""."""
         self._over.set()
-        self._thread.join(within_s)
-        if self._thread.is_alive():
-            return self._behind("it does not answer")
-        try:
-            self.copy()
-            self.store.delete(HOLDER)
-        except (StoreError, OSError) as error:
-            return self._behind(str(error))
-        return ""
+        if self._threads[0].ident is None:  # it was not started
+            return ""
+        if not self._is_complete.wait(within_s):
+            return self._behind(self._failure or "it does not answer")
+        return self._behind("another driver has taken the study over") if self._is_lost else ""
 
-    def _behind(self, reason: str) -> str:
-        return f"the copy of this study in {self.store.uri} is not complete: {reason.rstrip('.')}"
+    def _hold(self) -> None:
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "machine": _machine(), "token": self._token}
+        self.store.put_bytes(json.dumps(holder).encode(), HOLDER)
 
-    def _run(self) -> None:
-        fails = False
-        while not self._over.wait(EVERY_S):
+    def _holds(self) -> bool:
+        """Return whether no other driver has taken the study over."""
+        with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+            return bool(json.loads(self.store.get_bytes(HOLDER))["token"] == self._token)
+        return True  # nobody has it
+
+    def _copy_files(self) -> None:
+        while True:
+            is_last = self._over.wait(EVERY_S)
+            if self._is_lost:
+                self._is_complete.set()
+                return
             try:
                 self.copy()
-                fails = False
+                if is_last:
+                    if self._holds():
+                        self.store.delete(HOLDER)
+                    self._is_complete.set()
+                    return
+                self._failure = ""
             except (OSError, StoreError) as error:
-                if not fails:
+                if not self._failure and not is_last:
                     note = f"{self._behind(redacted(str(error)))}; it is tried again"
                     with suppress(OSError):
                         events.append(events_path(self.folder), {"event": "note", "text": note})
-                fails = True
+                self._failure = redacted(str(error))
+                time.sleep(_SETTLE_S)
+
+    def _copy_events(self) -> None:
+        held_s = time.monotonic()
+        while not self._over.wait(EVERY_S):
+            with suppress(OSError, StoreError):  # the other thread notes it
+                if time.monotonic() - held_s >= _HOLD_EVERY_S:
+                    if not self._holds():
+                        self._is_lost = True
+                        self._on_lost()
+                        return
+                    self._hold()
+                    held_s = time.monotonic()
+                self._send_events()
+
+    def _behind(self, reason: str) -> str:
+        return f"the copy of this study in {self.store.uri} is not complete: {reason.rstrip('.')}"
 
     def _files(self) -> Iterable[Path]:
         """Yield what is copied as a whole, study.json last: without it the copy is no study."""
         last = None
         for path, folders, files in os.walk(self.folder):
             here = Path(path)
+            folders[:] = [name for name in folders if not name.startswith(".")]
             if here == self.folder:
                 folders[:] = [name for name in folders if name not in (*STAGES[:-1], _EVENTS, PART_OF_READS)]
             for name in files:
@@ -130,6 +185,8 @@ class Mirror:
                     last = here / name
                 else:
                     yield here / name
+        if (self.folder / REMOTE).exists():
+            yield self.folder / REMOTE
         if last is not None:
             yield last
 
@@ -145,6 +202,11 @@ class Mirror:
             return
 
     def _send_events(self) -> None:
+        with self._events_lock:
+            if not self._is_lost:
+                self._send_new_events()
+
+    def _send_new_events(self) -> None:
         path = events_path(self.folder)
         begin = self._parts[-1].end if self._parts else 0
         if not path.exists() or path.stat().st_size <= begin:
@@ -195,31 +257,53 @@ def _stored_events(store: ObjectStore) -> bytes:
             return b"".join(store.get_bytes(part.name) for part in _chain(store.names(_EVENTS)))
 
 
-def _refuse_held(store: ObjectStore, stored: Mapping[str, StoredFile], folder: Path) -> None:
-    """Raise StudyHeld where another process runs the study, of this host or, by the clock of the store, of another."""
+def refuse_held(folder: Path) -> None:
+    """Raise StudyHeld where another process runs the study of a folder that is in a store; do nothing for others.
+
+    A process of this machine is found by its number. One of another is dead if it has not been heard of for a while by
+    the clock of the store.
+    """
+    place = StudyPlace.of(folder)
+    if place.uri is None:
+        return
+    store = ObjectStore(place.uri)
     try:
-        holder = json.loads(store.get_bytes(HOLDER)) if HOLDER in stored else None
-        host, pid = (str(holder["host"]), int(holder["pid"])) if holder else ("", 0)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # gone meanwhile, or written by nobody
+        holder = json.loads(store.get_bytes(HOLDER))
+        host, pid, machine = str(holder["host"]), int(holder["pid"]), str(holder["machine"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # nobody, or written by something else
         return
-    if not pid:
+    found = store.info(HOLDER)
+    if found is None or (machine == _machine() and (pid == os.getpid() or not _is_alive(pid))):
         return
-    age = ""
-    if host == socket.gethostname():
-        if pid == os.getpid() or not Path(f"/proc/{pid}").exists():
-            return
-    else:
-        store.put_bytes(b"", _PROBE)
-        probe = store.info(_PROBE)
-        store.delete(_PROBE)
-        age_s = (probe.time_s if probe else time.time()) - stored[HOLDER].time_s
-        if age_s > DEAD_AFTER_S:
-            return
-        age = f". It was alive {max(age_s, 0):.0f} s ago; if its host is dead, try again in {DEAD_AFTER_S:.0f} s"
-    raise StudyHeld(
-        f"study {folder.name!r} in {store.uri} is running already, by pid {pid} on {host}. Cure: wait for it, or "
-        f"stop it with Ctrl-C there{age}"
-    )
+    probe_name = f".{uuid.uuid4().hex}.partial"
+    store.put_bytes(b"", probe_name)
+    probe = store.info(probe_name)
+    store.delete(probe_name)
+    age_s = (probe.time_s if probe else time.time()) - found.time_s
+    if age_s <= DEAD_AFTER_S:
+        raise StudyHeld(
+            f"study {folder.name!r} in {redacted(store.uri)} is running already, by pid {pid} on {host}. Cure: wait "
+            f"for it, or stop it with Ctrl-C there. It was alive {max(age_s, 0):.0f} s ago; if its host is dead, try "
+            f"again in {DEAD_AFTER_S:.0f} s"
+        )
+
+
+def _machine() -> str:
+    """Return what tells this machine, and this container, from others whose hosts may have the same name."""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
+    return socket.gethostname()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _other_events(folder: Path, uri: str) -> MirrorError:
@@ -265,12 +349,24 @@ def fetch_study(uri: str, storage: Path) -> Path:
     elif not written.startswith(before):
         raise _other_events(folder, uri)
     with only_driver(folder):
-        StudyPlace(str(folder), uri).record()
-        wanted = [name for name in stored if _is_of_folder(name)]
+        StudyPlace(str(folder), uri, _id_in(store)).record()
+        wanted = {name for name in stored if _is_of_folder(name)}
         for name in sorted(wanted, key=lambda name: name == "study.json"):
-            store.get(name, folder / name)
+            with suppress(FileNotFoundError):  # its driver makes it anew
+                store.get(name, folder / name)
+        for file in [path for path in folder.rglob("*") if path.is_file()]:
+            name = file.relative_to(folder).as_posix()
+            if _is_of_folder(name) and name not in wanted:  # of an older state
+                file.unlink()
         write_whole(events_path(folder), written)
+        merge_reads(folder)
     return folder
+
+
+def _id_in(store: ObjectStore) -> str:
+    with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+        return str(json.loads(store.get_bytes(REMOTE))["id"])
+    return ""
 
 
 def _id_of(folder: Path) -> str:
@@ -289,4 +385,5 @@ def up_to_date(folder: Path) -> Path:
 def _is_of_folder(name: str) -> bool:
     top, _, rest = name.partition("/")
     of_nodes = (*STAGES[:-1], _EVENTS, PART_OF_READS)
-    return not (top in of_nodes and rest) and name not in (HOLDER, _PROBE) and not name.endswith(".npz.partial")
+    is_hidden = any(part.startswith(".") for part in name.split("/"))
+    return not (top in of_nodes and rest) and name not in _PRIVATE and not is_hidden and not name.endswith(".lock")

@@ -7,7 +7,7 @@ and is fetched by the process that needs it. Without a store the driver's folder
 In the store, below ``<address>/<name>/``, files have the names that they have in the folder, but for what is appended:
 
     events/<begin>-<end>.jsonl       bytes of events.jsonl, see `raydml.study.mirror`
-    test_reads/<host>-<pid>.jsonl    reads of the test classes by one process of a node
+    test_reads/<host>-<pid>-<number>.jsonl    reads of the test classes by one process of a node
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import os
 import shutil
 import socket
 import tempfile
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -33,10 +34,14 @@ REMOTE, READS, PART_OF_READS = "remote.json", "test_reads.jsonl", "test_reads"
 
 
 class StudyPlace(NamedTuple):
-    """Where a study is: the driver's folder, and the address of the study in an object store, if it is in one."""
+    """Where a study is: the driver's folder, and the address of the study in an object store, if it is in one.
+
+    id: of the study there. Another study may be made at the same address, once this one is deleted.
+    """
 
     folder: str
     uri: str | None = None
+    id: str = ""
 
     @classmethod
     def of(cls, folder: Path) -> StudyPlace:
@@ -45,18 +50,20 @@ class StudyPlace(NamedTuple):
         if not file.exists():
             return cls(str(folder))
         try:
-            uri = str(json.loads(file.read_text(encoding="utf-8"))["uri"])
+            recorded = json.loads(file.read_text(encoding="utf-8"))
+            uri, study_id = str(recorded["uri"]), str(recorded.get("id", ""))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise StoreError(
                 f'{file} is damaged. Cure: write {{"uri": "ADDRESS"}} into it, with the address of the study, such as '
                 f"s3://bucket/studies/{folder.name}"
             ) from error
-        return cls(str(folder), check_uri(uri))
+        return cls(str(folder), check_uri(uri), study_id)
 
     def record(self) -> None:
         """Write into the folder in which store the study is."""
         if self.uri is not None:
-            write_whole(Path(self.folder, REMOTE), json.dumps({"uri": self.uri}) + "\n")
+            recorded = {"uri": self.uri, "id": self.id or uuid.uuid4().hex}
+            write_whole(Path(self.folder, REMOTE), json.dumps(recorded) + "\n")
 
     def files_of_driver(self) -> StudyFiles:
         """Return the files as the driver sees them."""
@@ -69,7 +76,7 @@ class StudyPlace(NamedTuple):
         """
         if self.uri is None:
             return StudyFiles(Path(self.folder))
-        name = hashlib.sha256(self.uri.encode()).hexdigest()[:16]
+        name = hashlib.sha256(f"{self.uri} {self.id}".encode()).hexdigest()[:16]
         return StoredFiles(self.uri, Path(tempfile.gettempdir()) / f"raydml-{os.getuid()}" / name)
 
     def path(self, *parts: str) -> str:
@@ -108,6 +115,10 @@ class StudyFiles:
 
     def tidy(self, path: Path) -> None:
         """Delete the copy of this process of what it has pushed or pulled."""
+
+    def runs(self, stage: str) -> list[str]:
+        """Return the folders of the starts of a stage, ``run-000`` and so on, in order."""
+        return sorted(path.name for path in (self.root / stage).glob("run-*"))
 
     def newest_intact(self, parent: Path, damaged: list[str]) -> Path | None:
         """Return the newest intact checkpoint in a folder, see `raydml.training.checkpoint.newest_intact`."""
@@ -156,7 +167,7 @@ class StoredFiles(StudyFiles):
         self._pushed: dict[tuple[int, int], str] = {}  # device and inode of pushed weights -> their name in the store
 
     def reads(self) -> TestReads:
-        name = f"{socket.gethostname()}-{os.getpid()}.jsonl"
+        name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl"
         return PushedReads(self.root / PART_OF_READS / name, self)
 
     def push(self, path: Path) -> None:
@@ -208,6 +219,9 @@ class StoredFiles(StudyFiles):
         else:
             path.unlink(missing_ok=True)
 
+    def runs(self, stage: str) -> list[str]:
+        return sorted({*super().runs(stage), *self.store.folders(stage)})
+
     def newest_intact(self, parent: Path, damaged: list[str]) -> Path | None:
         found = self._newest(parent, damaged, whole=True)
         if found is not None:  # a trial that has moved leaves older ones behind
@@ -219,8 +233,7 @@ class StoredFiles(StudyFiles):
     def newest_checkpoint(
         self, stage: str, key: str, damaged: list[str] | None = None, *, whole: bool = True
     ) -> Path | None:
-        here = {path.name for path in (self.root / stage).glob("run-*")}
-        for run in sorted({*here, *self.store.folders(stage)}, reverse=True):
+        for run in reversed(self.runs(stage)):
             found = self._newest(self.root / stage / run / key, [] if damaged is None else damaged, whole=whole)
             if found is not None:
                 return found

@@ -250,7 +250,7 @@ def illustrated_runs(folder: Path) -> dict[str, Path]:
         method = str((searched[from_trial].config.get("method") or {}).get("name", "plain"))
         if place < 2 or method not in seen:
             stage = "confirm" if (folder / "confirmed.json").exists() else "search"
-            found = ((run["trial"], newest_checkpoint(folder, stage, run["trial"])) for run in runs)
+            found = ((run["trial"], newest_checkpoint(folder, stage, run["trial"], whole=False)) for run in runs)
             key, path = next(((key, path) for key, path in found if path is not None), ("", None))
             if path is not None:
                 chosen.setdefault(key, path)

@@ -35,7 +35,7 @@ from raydml.study.listed_trials import ListedTrials
 from raydml.study.node import NodeNeeds, away_from, fit_nodes, node_fault_in, node_of_actor
 from raydml.study.preemption import PreemptionWatch
 from raydml.study.process import MachineFault
-from raydml.study.remote import StudyPlace
+from raydml.study.remote import StudyPlace, files_of_study
 from raydml.study.retention import Retention
 from raydml.study.rungs import milestones
 from raydml.study.scheduler import Asha, InOrder, SyncHalving, trial_key
@@ -461,7 +461,8 @@ def _run_group(
             grace_epochs=study.search.grace_epochs,
             reduction_factor=study.search.reduction_factor,
         )
-    run = f"run-{len(list((folder / stage).glob('run-*'))):03d}"
+    runs = files_of_study(folder).runs(stage)  # a folder that was fetched from a store has not all of them
+    run = f"run-{int(runs[-1].rpartition('-')[2]) + 1 if runs else 0:03d}"
     configs = [
         {
             "key": key,

@@ -338,7 +338,7 @@ def keys_of_runs(folder: Path, stage: str, rows: Sequence[dict[str, Any]]) -> di
     usable: dict[str, list[str]] = {}
     for key, trial in sorted(started.items()):
         has_result = trial.best is not None or (stage == "refit" and trial.ended == "finished")
-        is_kept = has_result and newest_checkpoint(folder, stage, key) is not None
+        is_kept = has_result and newest_checkpoint(folder, stage, key, whole=False) is not None
         if not trial.is_superseded or not trial.ended or is_kept:
             usable.setdefault(trial.fingerprint, []).append(key)
     free = (key for number in itertools.count() if (key := f"{stage}-{number:03d}") not in started)
@@ -351,7 +351,7 @@ def keys_of_runs(folder: Path, stage: str, rows: Sequence[dict[str, Any]]) -> di
 
 def _fingerprint_of_checkpoint(folder: Path, stage: str, key: str) -> str:
     """Return the fingerprint of the trial whose newest checkpoint this is; empty without one."""
-    found = newest_checkpoint(folder, stage, key)
+    found = newest_checkpoint(folder, stage, key, whole=False)
     return str(checkpoint.load_card(found).get("fingerprint") or "") if found else ""
 
 
@@ -630,7 +630,7 @@ def _test_runs(session: StudySession, stage: str, keys: Sequence[str], num_done:
         if _is_usable(session, written) and _has_whole_embeddings(session, key):
             scores[key] = read_json(written)
             continue
-        found = newest_checkpoint(session.folder, stage, key)
+        found = newest_checkpoint(session.folder, stage, key, whole=False)
         if found is None:
             raise StudyError(f"{key} cannot be tested: it has no intact checkpoint in {session.folder / stage}")
         _record_test_read(session, key, found)

@@ -108,6 +108,7 @@ def test_what_no_further_try_mends_is_said_at_once(server):
     [
         ("hdfs://namenode/x", "is not the address of a store. Cure: a folder, or one of s3, gs"),
         ("s3://key:secret@bucket/x", "has credentials, which would be recorded. Cure: set them in the environment"),
+        ("abfs://container:key@account.dfs.core.windows.net/x", "has credentials, which would be recorded"),
         ("s3:///x", "names no bucket. Cure: s3://BUCKET/PREFIX"),
         ("file://x", "is no folder. Cure: file:///FOLDER"),
         ("s3://bucket/x?secret_key=1", "has the option secret_key, and not one of: region, endpoint_override, scheme"),

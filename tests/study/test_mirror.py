@@ -170,22 +170,28 @@ def test_another_study_of_the_name_is_not_replaced(folder, server, tmp_path):
 @pytest.mark.parametrize(
     ("holder", "age_s", "refused"),
     [
-        ({"host": "another", "pid": 1}, 0, "by pid 1 on another. Cure: wait for it.*It was alive .* s ago"),
-        ({"host": "another", "pid": 1}, 1000, None),
-        ({"host": mirror.socket.gethostname(), "pid": os.getppid()}, 0, f"by pid {os.getppid()} on"),
-        ({"host": mirror.socket.gethostname(), "pid": 2**22 - 1}, 0, None),  # no process has that number
+        (
+            {"host": "another", "pid": 1, "machine": "another"},
+            0,
+            "by pid 1 on another. Cure: wait.*It was alive .* s ago",
+        ),
+        ({"host": "another", "pid": 1, "machine": "another"}, 1000, None),
+        ({"host": "here", "pid": os.getppid(), "machine": mirror._machine()}, 0, f"by pid {os.getppid()} on here"),
+        ({"host": "here", "pid": 2**22 - 1, "machine": mirror._machine()}, 0, None),  # no process has that number
+        # Two containers may have the same host name, and processes of their own.
+        ({"host": mirror.socket.gethostname(), "pid": 2**22 - 1, "machine": "other boot"}, 0, "is running already"),
     ],
 )
 def test_a_study_that_a_driver_elsewhere_runs_is_refused(folder, server, monkeypatch, holder, age_s, refused):
     store = object_store.ObjectStore(server.uri("studies/birds"))
-    store.put_bytes(json.dumps({**holder, "since_s": 0.0}).encode(), "driver.json")
-    names = object_store.ObjectStore.names
+    store.put_bytes(json.dumps(holder).encode(), "driver.json")
+    info = object_store.ObjectStore.info
 
-    def older(store, below=""):
-        found = names(store, below)
-        return {name: file._replace(time_s=file.time_s - age_s) for name, file in found.items()}
+    def older(store, name):
+        found = info(store, name)
+        return found and found._replace(time_s=found.time_s - age_s * (name == "driver.json"))
 
-    monkeypatch.setattr(object_store.ObjectStore, "names", older)
+    monkeypatch.setattr(object_store.ObjectStore, "info", older)
     with only_driver(folder):
         copy = Mirror(folder)
         if refused is None:
@@ -195,6 +201,59 @@ def test_a_study_that_a_driver_elsewhere_runs_is_refused(folder, server, monkeyp
         else:
             with pytest.raises(StudyHeld, match=refused):
                 copy.start()
+            assert json.loads(store.get_bytes("driver.json")) == holder
+
+
+def test_a_driver_whose_study_was_taken_over_stops_and_writes_nothing_over(folder, server, tmp_path, monkeypatch):
+    """Its machine was asleep, say, for longer than another one waits."""
+    monkeypatch.setattr(mirror, "_HOLD_EVERY_S", 0.1)
+    lost, uri = [], server.uri("studies/birds")
+    with only_driver(folder):
+        first = Mirror(folder, on_lost=lambda: lost.append(1))
+        first.start()
+        wait_for(lambda: is_stored(uri))
+        there = fetch_study(uri, tmp_path / "there")
+        monkeypatch.setattr(mirror, "DEAD_AFTER_S", -1.0)
+        monkeypatch.setattr(mirror, "_machine", lambda: "another")
+        with only_driver(there):
+            second = Mirror(there)
+            second.start()
+            wait_for(lambda: lost)
+            note(folder, "of the first")
+            note(there, "of the second")
+            (folder / "space.yaml").write_text("a: first")
+            wait_for(lambda: "of the second" in texts_of_store(uri))
+            assert "another driver has taken the study over" in first.finish(10)
+            assert object_store.ObjectStore(uri).info("driver.json") is not None
+            assert second.finish(10) == ""
+    assert lost == [1]
+    assert texts_of_store(uri) == ["first", "of the second"]
+    assert object_store.ObjectStore(uri).get_bytes("space.yaml") == b"a: 1"
+
+
+def test_what_is_deleted_in_the_folder_does_not_come_back_elsewhere(folder, server, tmp_path):
+    """A result is deleted where it is made anew: other weights may have other scores."""
+    uri = server.uri("studies/birds")
+    for name in ("final/confirm-000.json", "illustrations/a.png", "ranking.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("of the old weights")
+    copy = Mirror(folder)
+    copy.copy()
+    (folder / "ranking.json").unlink()
+    copy.copy()
+    (folder / "final" / "confirm-000.json").unlink()
+    (folder / "illustrations" / "a.png").unlink()
+    there = fetch_study(uri, tmp_path / "there")
+    assert (there / "illustrations" / "a.png").exists()
+    assert not (there / "ranking.json").exists()
+    with only_driver(folder):
+        copy = Mirror(folder)
+        copy.start()
+        note(folder, "once more")
+        assert copy.finish(10) == ""
+    fetch_study(uri, tmp_path / "there")
+    assert texts(there) == ["first", "once more"]
+    assert not [path for path in there.rglob("*") if path.suffix == ".png" or path.name == "confirm-000.json"]
 
 
 def test_a_store_that_is_away_is_noted_once_and_gets_everything_later(folder, server):
@@ -203,14 +262,14 @@ def test_a_store_that_is_away_is_noted_once_and_gets_everything_later(folder, se
         copy.start()
         server.faults.append(lambda method, path: "error")  # noqa: ARG005
         note(folder, "while it was away")
-        wait_for(lambda: len(texts(folder)) == 3)
+        wait_for(lambda: len(texts(folder)) == 3, within_s=30)
         time.sleep(0.5)
         (said,) = texts(folder)[2:]
         assert said.startswith("the copy of this study in s3://bucket/studies/birds")
         assert said.endswith("; it is tried again")
-        assert "is not complete: " in copy.finish(10)
+        assert "is not complete: " in copy.finish(1)
         server.faults.clear()
-        assert copy.finish(10) == ""
+        assert copy.finish(30) == ""
     assert texts_of_store(server.uri("studies/birds")) == texts(folder)
 
 

@@ -26,9 +26,8 @@ def server(monkeypatch):
 @pytest.fixture
 def place(server, tmp_path):
     (tmp_path / "driver").mkdir()
-    found = StudyPlace(str(tmp_path / "driver"), server.uri("studies/birds"))
-    found.record()
-    return found
+    StudyPlace(str(tmp_path / "driver"), server.uri("studies/birds")).record()
+    return StudyPlace.of(tmp_path / "driver")
 
 
 def node(place, tmp_path, name):
@@ -48,10 +47,25 @@ def save(files, number, *, weight=None, weights_of=None, key="search-000", run="
     )
 
 
-def test_the_place_of_a_study_is_recorded_in_its_folder(place, tmp_path):
-    assert StudyPlace.of(Path(place.folder)) == place
+def test_the_place_of_a_study_is_recorded_in_its_folder(place, tmp_path, server):
+    assert place.uri == server.uri("studies/birds")
     (tmp_path / "other").mkdir()
-    assert StudyPlace.of(tmp_path / "other") == (str(tmp_path / "other"), None)
+    assert StudyPlace.of(tmp_path / "other") == (str(tmp_path / "other"), None, "")
+    # Another study at the same address is not given what is left of this one on a node.
+    StudyPlace(str(tmp_path / "other"), place.uri).record()
+    other = StudyPlace.of(tmp_path / "other")
+    assert other.files_of_node().root != place.files_of_node().root
+
+
+def test_a_new_start_of_a_stage_has_a_number_that_no_earlier_one_has(place, tmp_path):
+    """A folder that was fetched from a store has the folders of some starts only."""
+    first = node(place, tmp_path, "first")
+    first.push(save(first, 1, run="run-000"))
+    first.push(save(first, 3, run="run-001"))
+    (Path(place.folder) / "search" / "run-001").mkdir(parents=True)
+    assert files_of_study(Path(place.folder)).runs("search") == ["run-000", "run-001"]
+    (Path(place.folder) / "search" / "run-002").mkdir()
+    assert files_of_study(Path(place.folder)).runs("search") == ["run-000", "run-001", "run-002"]
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"uri": 1}', '{"uri": "ftp://x"}', "[" * 100_000])
