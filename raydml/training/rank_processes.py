@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NoReturn
@@ -147,7 +147,8 @@ def _received(report: Connection) -> Exception | str | None:
 def _be_rank(
     rank: int, devices: Sequence[str], file: str, report: Connection, work: Callable[..., None], arguments: Any
 ) -> None:
-    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+    watch = threading.Thread(target=_end_with_parent, args=(Path(file).parent,), name="parent", daemon=True)
+    watch.start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal, which sends it to all: the trial decides
     try:
         if devices[rank].startswith("cuda"):
@@ -156,16 +157,22 @@ def _be_rank(
         group = RankGroup.join(rank, len(devices), file, _backend(devices[rank]))
         work(group, devices[rank], *arguments)
     except Exception as error:  # the process of the trial raises it
-        report.send(_portable(error))
-        os._exit(1)  # at once: threads of torch may wait for the other ranks
+        with suppress(OSError):
+            report.send(_portable(error))
+        watch.join(_WATCH_S)  # the error may be the death of that process
+        os._exit(1)  # threads of torch may wait for the other ranks
     os._exit(0)
 
 
-def _end_with_parent() -> NoReturn:
-    """End this process with that of the trial, even while it computes or waits for another rank."""
+def _end_with_parent(folder: Path) -> NoReturn:
+    """End this process with that of the trial, even while it computes or waits for another rank.
+
+    folder: of the group, which that process cannot delete any more.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 

@@ -130,6 +130,7 @@ from raydml.training.rank_processes import RankProcesses
 
 if __name__ == "__main__":
     processes = RankProcesses(["cpu"] * 2, add_for_ever, sys.argv[1])
+    open(sys.argv[1] + "/folder", "w").write(str(processes._folder))
     {do}
 """
 
@@ -149,11 +150,13 @@ def test_ranks_end_with_a_trial_that_is_killed(tmp_path, do):
     trial = subprocess.Popen([sys.executable, str(script), str(tmp_path)], env=environment)
     try:
         ranks = pids_in(tmp_path, 2 if "add" in do else 1)[-1:]
+        wait_until(lambda: (tmp_path / "folder").exists() and (tmp_path / "folder").read_text())
         assert all(map(is_alive, ranks))
     finally:
         trial.send_signal(signal.SIGKILL)
         trial.wait(30)
     wait_until(lambda: not any(map(is_alive, ranks)), within_s=20)
+    assert not Path((tmp_path / "folder").read_text()).exists()
 
 
 @pytest.mark.slow
