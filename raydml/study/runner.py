@@ -48,6 +48,8 @@ STUCK = "stuck"
 _WITHOUT_SAVING = ("crashed", STUCK, OUT_OF_MEMORY)
 #: Ray's words for an actor whose node is gone.
 _LOST_NODE = re.compile(r"its node has died|node failure|marked dead|NodeDied")
+#: Ray's words for an actor that does not answer, before Ray knows what has become of its node.
+_UNAVAILABLE = re.compile(r"is temporarily unavailable")
 #: Ray's words for an actor that it has given up before the actor was set up, because it found no node, for example.
 _GIVEN_UP = re.compile(r"never ran")
 #: Ray's words for an actor whose process has died. While the actor is set up, Ray adds that it never ran.
@@ -213,7 +215,7 @@ class StudyEvents(tune.Callback):
         for note in moves.notes:
             events.append(events_path(Path(self._folder)), {"event": "note", "text": note})
         for key in moves.keys:
-            running[key].run_metadata.num_failures -= 1  # which Tune is about to add
+            running[key].moves = True  # see `_forgive`
             self._killed[key] = PREEMPTED, f"{self._nodes.get(key) or 'its node'} is about to be taken away"
             ray.kill(actors[key])
 
@@ -222,10 +224,7 @@ class StudyEvents(tune.Callback):
             return
         error, key = _error_text(trial), trial_key(trial)
         is_lost = _LOST_NODE.search(error) is not None
-        is_given_up = _GIVEN_UP.search(error) is not None and not is_lost and not _DEAD_PROCESS.search(error)
-        if is_lost or is_given_up:
-            trial.run_metadata.num_failures -= 1  # the node has failed, and not the trial
-        self._given_up[key] += is_given_up
+        self._given_up[key] += _is_failure_of_node(error) and not is_lost
         if self._given_up[key] >= _MAX_GIVEN_UP:  # it would be tried for ever
             self._stop.fault = (
                 f"Ray has given up {key} {_MAX_GIVEN_UP} times in a row: {_last_line(trial)} Cure: start all nodes and "
@@ -235,7 +234,8 @@ class StudyEvents(tune.Callback):
         # An epoch is reported before it is saved: only a later one shows that the trial gets beyond this failure.
         reported = int((trial.last_result or {}).get("epoch", -1))
         self._failed_after[key] = max(reported, self._failed_after.get(key, -1))
-        reason, error = self._killed.pop(key, (LOST_NODE if is_lost else None, _last_line(trial)))
+        is_away = is_lost or _UNAVAILABLE.search(error) is not None
+        reason, error = self._killed.pop(key, (LOST_NODE if is_away else None, _last_line(trial)))
         self._append("trial_retried", trial, error=error, reason=reason)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
@@ -314,8 +314,26 @@ def _last_line(trial: Any) -> str:
     return lines[-1] if lines else "unknown"
 
 
+def _is_failure_of_node(error: str) -> bool:
+    """Return whether Ray's words for the end of an actor speak of its node, or of none, and not of its process."""
+    if _LOST_NODE.search(error) or _UNAVAILABLE.search(error):
+        return True
+    return _GIVEN_UP.search(error) is not None and not _DEAD_PROCESS.search(error)
+
+
+def _forgive(trial: Any, exception: Exception) -> None:
+    """Take off the failure that Tune is about to count, where the node has failed or the trial is to move.
+
+    Tune compares the failures with the tries before it calls a callback.
+    """
+    moves, trial.moves = getattr(trial, "moves", False), False
+    is_counted = not (isinstance(exception, RayActorError) and exception.preempted)
+    if is_counted and (moves or _is_failure_of_node(str(exception))):
+        trial.run_metadata.num_failures -= 1
+
+
 def count_deaths_once() -> None:
-    """Let Tune count the death of an actor once, although two of its calls were under way.
+    """Let Tune count the death of an actor once, although two of its calls were under way, and that of a node never.
 
     After the first call has failed, Tune puts the trial back in line (PENDING). If another call fails then because the
     actor is dead, Tune would end the trial without a retry; that failure is ignored here. A trial is in line as well
@@ -328,6 +346,7 @@ def count_deaths_once() -> None:
     def task_failure(self: TuneController, trial: Any, exception: Exception) -> None:
         self._resetting_trials.discard(trial)  # else Tune waits for ever for the actor that it took over
         if trial.status != trial.PENDING or not isinstance(exception, RayActorError):
+            _forgive(trial, exception)
             original(self, trial, exception)
 
     task_failure.counts_once = True  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ from raydml.study import events
 from raydml.study.events import events_path, read_state
 from raydml.study.faults import FaultStop, fault_in, fault_of, faults_named, is_without_memory
 from raydml.study.process import MachineFault
-from raydml.study.runner import StudyEvents, count_deaths_once
+from raydml.study.runner import StudyEvents, _forgive, count_deaths_once
 from raydml.training import checkpoint
 from tests.study.test_folder import image_folder
 
@@ -198,16 +198,32 @@ def test_a_worker_that_ray_ends_for_its_memory_runs_again_alone(tmp_path):
         ("The actor died because its node has died. Node Id: 1f", 0),
         ("The actor never ran - it was cancelled before it started running.", 0),
         ("The actor died because its node has died. Node Id: 1f\nThe actor never ran - it was cancelled before", 0),
+        ("The actor 59 is unavailable: The actor is temporarily unavailable: RpcError: Socket closed rpc_code: 14.", 0),
         # While it is set up, Ray says both.
         ("The actor is dead because its worker process has died. Worker exit type: X\nThe actor never ran - it was", 1),
         ("RuntimeError: on order", 1),
     ],
 )
-def test_the_loss_of_a_node_is_no_failure_of_its_trials(tmp_path, text, counted):
-    trial = failed_with(tmp_path, text)
-    trial.run_metadata.num_failures = 1
-    StudyEvents(str(tmp_path), "search", None, None).on_trial_recover(0, [], trial)
-    assert trial.run_metadata.num_failures == counted
+def test_the_loss_of_a_node_is_no_failure_of_its_trials(text, counted):
+    """Tune adds one, and then compares the failures with the tries."""
+    trial = tune_trial("search-000")
+    _forgive(trial, RuntimeError(text))
+    assert trial.run_metadata.num_failures + 1 == counted
+
+
+def test_a_trial_that_moves_has_not_failed_once():
+    trial = tune_trial("search-000")
+    trial.moves = True
+    for counted in (0, 1):
+        _forgive(trial, RuntimeError("it was killed"))
+        assert trial.run_metadata.num_failures + 1 == counted
+        trial.run_metadata.num_failures += 1
+
+
+def test_a_death_that_ray_does_not_count_is_not_forgiven():
+    trial = tune_trial("search-000")
+    _forgive(trial, RayActorError(error_msg="its node has died", preempted=True))
+    assert trial.run_metadata.num_failures == 0
 
 
 def test_a_trial_that_ray_never_starts_stops_the_stage(tmp_path):

@@ -155,3 +155,23 @@ def test_a_trial_leaves_its_node_within_the_notice_and_trains_no_reported_epoch_
     assert checkpoint.load_card(newest)["epoch"] == 30
     said = (tmp_path / "output.txt").read_text()
     assert f"{moved['trial']}: {moved['node']} is about to be taken away" in " ".join(said.split())
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.xdist_group("cluster")
+@pytest.mark.timeout(400)
+def test_a_trial_without_a_second_try_survives_the_loss_of_its_node(tmp_path):
+    cluster, folder = Cluster(tmp_path / "cluster"), tmp_path / "digits"
+    cluster.folder.mkdir()
+    cluster.start()
+    often = (*tuple(setting for setting in TWO if "checkpoint" not in setting), "machine.checkpoint_every_s=0")
+    with sweep(ROOT, tmp_path, cluster, *often) as process:
+        wait_for(lambda: sorted(len(t.epochs) > 2 for t in trials_of(folder)) == [True, True], process, tmp_path)
+        cluster.kill_node(cluster.nodes[0])
+        assert process.wait(200) == 0, (tmp_path / "output.txt").read_text()
+    state = read_state(folder)
+    assert {trial.ended for trial in state.trials.values()} == {"finished"}
+    assert sorted(trial.num_moves for trial in state.trials.values()) == [0, 1]
+    assert [trial.num_retries for trial in state.trials.values()] == [0, 0]
+    assert [list(trial.epochs) for trial in state.trials.values()] == [list(range(1, 31))] * 2
