@@ -6,6 +6,7 @@ INT, TERM and HUP stop the running trials in order; a second signal stops them a
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import signal
@@ -38,6 +39,7 @@ _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # which Ray sets for the jobs of a cluster
 _ANSWER_S = 5.0  # for the head of a cluster that is joined
 #: In Ray's words where they are not equal: of the cluster, then of this process.
 _VERSIONS = re.compile(r"^ +Ray: (\S+)\n +Python: (\S+)$", re.MULTILINE)
+_SAME_SIGNAL_S = 2.0
 _CHECK_EVERY_S, _LOST_AFTER_S = 1.0, 8.0  # for an embedded Ray that has lost a process
 
 
@@ -294,7 +296,10 @@ class Interrupted(Exception):
 
 @contextmanager
 def catch_signals() -> Iterator[list[int]]:
-    """Collect the signals that stop a study; the second one raises KeyboardInterrupt.
+    """Collect the signals that stop a study; a later second one raises KeyboardInterrupt.
+
+    Who ends a group of processes, as Ray does with those of a job, sends one to this process and one to the process
+    that has started it, which passes it on: two at about the same time are one.
 
     Tune ends its loop in order on USR1, so each signal that arrives is passed on to Tune as USR1.
     """
@@ -312,9 +317,15 @@ def catch_signals() -> Iterator[list[int]]:
                 signalled = handler
                 os.kill(os.getpid(), signal.SIGUSR1)
 
+    first_s = math.inf
+
     def on_signal(_number: int) -> None:
+        nonlocal first_s
         if len(received) > 1:
-            raise KeyboardInterrupt
+            if time.monotonic() - first_s > _SAME_SIGNAL_S:
+                raise KeyboardInterrupt
+            return
+        first_s = time.monotonic()
         threading.Thread(target=pass_on, name="interrupt", daemon=True).start()
 
     with stop_signals(on_signal) as received:

@@ -1,6 +1,7 @@
 """Two Ray nodes on one machine, the loss of one of them in the middle of a study, and who may read Ray's token."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -302,3 +303,15 @@ def test_a_temporary_folder_is_used_replaced_or_refused_by_the_length_of_its_soc
     refusal = r"TMPDIR = .*file: .*File exists.*Cure: set RAY_TMPDIR"
     with pytest.raises(StudyError, match=refusal), study_cluster.connected(None):
         pass
+
+
+def test_two_signals_at_once_are_one_and_a_later_one_ends_the_study_at_once(monkeypatch):
+    """Ray stops a job by a signal to each of its processes, one of which passes its own on to the other."""
+    monkeypatch.setattr(study_cluster, "_SAME_SIGNAL_S", 0.3)
+    with study_cluster.catch_signals() as received:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert received == [signal.SIGTERM] * 2
+        time.sleep(0.4)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
