@@ -86,7 +86,7 @@ def test_a_run_that_a_longer_search_repeats_is_kept_by_what_it_trains(tmp_path, 
     for number, reason in ((0, "finished"), (1, "crashed")):
         append(events_path(tmp_path), started(number, stage="refit") | {"fingerprint": fingerprint(first)})
         append(events_path(tmp_path), ended(number, reason, stage="refit"))
-    monkeypatch.setattr(stages, "newest_checkpoint", lambda _folder, _stage, key: key)
+    monkeypatch.setattr(stages, "newest_checkpoint", lambda _folder, _stage, key, **_: key)
     rows = [{"trial": second}, {"trial": first}]
     before = {"event": "search_extended", "num_trials_before": 2}
     assert list(stages.keys_of_runs(tmp_path, "refit", rows)) == ["refit-002", "refit-000"]
@@ -94,7 +94,7 @@ def test_a_run_that_a_longer_search_repeats_is_kept_by_what_it_trains(tmp_path, 
     # The crashed one is tried again now, with a key of its own.
     rows = [{"trial": first}, {"trial": first}]
     assert list(stages.keys_of_runs(tmp_path, "refit", rows)) == ["refit-000", "refit-002"]
-    monkeypatch.setattr(stages, "newest_checkpoint", lambda *_: None)
+    monkeypatch.setattr(stages, "newest_checkpoint", lambda *_, **__: None)
     assert list(stages.keys_of_runs(tmp_path, "refit", rows)) == ["refit-002", "refit-003"]
 
 
