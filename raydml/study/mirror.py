@@ -289,7 +289,7 @@ def refuse_held(folder: Path) -> None:
 
 
 def _machine() -> str:
-    """Return what tells this machine, and this container, from others whose hosts may have the same name."""
+    """Return a text that no other machine has, and no other container, also where both have the same host name."""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"

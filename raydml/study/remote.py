@@ -1,12 +1,12 @@
 """Studies in an object store: where their files are, and how each process of a study reaches them.
 
-The driver has a folder of the study on its own disk, with everything but the checkpoints and the stored embeddings.
+The driver has a folder of the study on its own disk, with all results, and the checkpoints of the best trials alone.
 `raydml.study.mirror` copies that folder into the store. What a trial writes goes from its node straight into the store,
 and is fetched by the process that needs it. Without a store the driver's folder is on a disk that all nodes share.
 
 In the store, below ``<address>/<name>/``, files have the names that they have in the folder, but for what is appended:
 
-    events/<begin>-<end>.jsonl       bytes of events.jsonl, see `raydml.study.mirror`
+    events/<begin>-<end>.jsonl                bytes of events.jsonl, see `raydml.study.mirror`
     test_reads/<host>-<pid>-<number>.jsonl    reads of the test classes by one process of a node
 """
 
@@ -29,7 +29,6 @@ from raydml.ops.files import write_whole
 from raydml.ops.object_store import ObjectStore, StoreError, check_uri
 from raydml.training import checkpoint
 
-_NUM_KEPT = 2  # checkpoints of a trial, as `raydml.training.checkpoint_writer` keeps them
 REMOTE, READS, PART_OF_READS = "remote.json", "test_reads.jsonl", "test_reads"
 
 
@@ -79,10 +78,6 @@ class StudyPlace(NamedTuple):
         name = hashlib.sha256(f"{self.uri} {self.id}".encode()).hexdigest()[:16]
         return StoredFiles(self.uri, Path(tempfile.gettempdir()) / f"raydml-{os.getuid()}" / name)
 
-    def path(self, *parts: str) -> str:
-        """Return the path of a file as the driver has it."""
-        return str(Path(self.folder, *parts))
-
 
 class StudyFiles:
     """The files of a study on a disk that all its processes share.
@@ -122,7 +117,7 @@ class StudyFiles:
 
     def newest_intact(self, parent: Path, damaged: list[str]) -> Path | None:
         """Return the newest intact checkpoint in a folder, see `raydml.training.checkpoint.newest_intact`."""
-        return checkpoint.newest_intact(parent, damaged)
+        return self._newest(parent, damaged, whole=True)
 
     def newest_checkpoint(
         self, stage: str, key: str, damaged: list[str] | None = None, *, whole: bool = True
@@ -131,11 +126,14 @@ class StudyFiles:
 
         What is wrong with each newer one is added to ``damaged``. whole: not only its card and its history.
         """
-        del whole
-        for run in sorted((self.root / stage).glob("run-*"), reverse=True):
-            if (run / key).is_dir() and (found := checkpoint.newest_intact(run / key, damaged)) is not None:
+        noted = [] if damaged is None else damaged
+        for run in reversed(self.runs(stage)):
+            if (found := self._newest(self.root / stage / run / key, noted, whole=whole)) is not None:
                 return found
         return None
+
+    def _newest(self, parent: Path, damaged: list[str], *, whole: bool) -> Path | None:  # noqa: ARG002 - all is here
+        return checkpoint.newest_intact(parent, damaged)
 
     def stored_bytes(self, stage: str, key: str) -> int | None:
         """Return the size of the checkpoints of a trial, None without any; two of them may share a file."""
@@ -223,21 +221,12 @@ class StoredFiles(StudyFiles):
         return sorted({*super().runs(stage), *self.store.folders(stage)})
 
     def newest_intact(self, parent: Path, damaged: list[str]) -> Path | None:
-        found = self._newest(parent, damaged, whole=True)
+        found = super().newest_intact(parent, damaged)
         if found is not None:  # a trial that has moved leaves older ones behind
             stored = {self.root / name for name in self.store.names(self._name(parent))}
-            for old in checkpoint.in_order(list({file.parent for file in stored} - {found}))[_NUM_KEPT - 1 :]:
+            for old in checkpoint.in_order(list({file.parent for file in stored} - {found}))[checkpoint.NUM_KEPT - 1 :]:
                 self.drop(old)
         return found
-
-    def newest_checkpoint(
-        self, stage: str, key: str, damaged: list[str] | None = None, *, whole: bool = True
-    ) -> Path | None:
-        for run in reversed(self.runs(stage)):
-            found = self._newest(self.root / stage / run / key, [] if damaged is None else damaged, whole=whole)
-            if found is not None:
-                return found
-        return None
 
     def stored_bytes(self, stage: str, key: str) -> int | None:
         below = [f"{stage}/{run}/{key}" for run in self.store.folders(stage)]

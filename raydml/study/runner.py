@@ -315,7 +315,10 @@ def _last_line(trial: Any) -> str:
 
 
 def _is_failure_of_node(error: str) -> bool:
-    """Return whether Ray's words for the end of an actor speak of its node, or of none, and not of its process."""
+    """Return whether an actor has ended because of its node, or because it never started on one.
+
+    error: the words of Ray.
+    """
     if _LOST_NODE.search(error) or _UNAVAILABLE.search(error):
         return True
     return _GIVEN_UP.search(error) is not None and not _DEAD_PROCESS.search(error)

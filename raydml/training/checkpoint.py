@@ -33,6 +33,7 @@ STATE, WEIGHTS, CARD, MANIFEST = "state.pt", "weights.safetensors", "model.json"
 HISTORY = "history.json"
 #: In the package, where it was copied to another machine without its repository: the commit that it had there.
 COMMIT_FILE = "commit.txt"
+NUM_KEPT = 2  # of a trial that trains: the newest may be damaged by what ends the trial
 FILES = (STATE, WEIGHTS, CARD, HISTORY)  # those that the manifest states
 
 

@@ -15,8 +15,6 @@ from raydml.training.snapshot import Snapshots
 if TYPE_CHECKING:
     from raydml.training.trainer import Trainer
 
-_NUM_KEPT = 2  # the newest may be damaged by what ends the trial
-
 
 class CheckpointWriter:
     """Writes checkpoints of one trial into a folder, ``checkpoint_<epoch>``, at most one at a time.
@@ -115,6 +113,6 @@ class CheckpointWriter:
         found = checkpoint.newest_first(self.folder)
         # Those before it in the order are damaged: the trial has gone on from an older one.
         later, kept = found[: found.index(path)], found[found.index(path) :]
-        for old in [*later, *kept[_NUM_KEPT:]]:
+        for old in [*later, *kept[checkpoint.NUM_KEPT :]]:
             shutil.rmtree(old, ignore_errors=True)
             self._dropped(old)
