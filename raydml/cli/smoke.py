@@ -42,8 +42,8 @@ def miniature(
     from raydml.search_space.smoke import SUFFIX, write_smoke_space
     from raydml.search_space.space import load_space
 
-    kept = _is_typed(context, "storage")
-    if not _is_typed(context, "tracking_uri"):
+    kept = _is_typed(context, "--storage")
+    if not _is_typed(context, "--tracking-uri"):
         tracking_uri = None  # MLFLOW_TRACKING_URI is where results go, and these are none
     with _folder(storage if kept else None) as folder:
         with without_notes():
@@ -62,7 +62,8 @@ def miniature(
 
 def _is_typed(context: typer.Context, option: str) -> bool:
     """Return whether an option was given with the command, and not by its default or by the environment."""
-    source = context.get_parameter_source(option)
+    (name,) = (parameter.name for parameter in context.command.params if option in parameter.opts)
+    source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
 

@@ -4,12 +4,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+import typer
 from mlflow import MlflowClient
 
 from raydml.cli.arguments import new_console
+from raydml.cli.main import app
 from raydml.cli.smoke import SmokeError, miniature, show_smoke_outcome
 from raydml.search_space.space import load_space
 from raydml.study.events import read_state
@@ -83,6 +84,24 @@ def test_options_that_are_for_a_study_are_refused(tmp_path):
         assert f"and {option[0]} is for a study" in refused("sweep", SPACE, "--smoke", *option)
 
 
+def typed_options(*options):
+    """Return the context of `sweep SPACE --smoke` with more options."""
+    sweep = typer.main.get_command(app).commands["sweep"]
+    return sweep.make_context("sweep", [str(SPACE), "--smoke", *map(str, options)])
+
+
+def test_a_smoke_run_uses_a_storage_and_a_server_only_where_the_command_names_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    space, server = load_space(SPACE.with_name("digits.yaml")), "http://127.0.0.1:9"
+    with miniature(typed_options("--storage", tmp_path), space, tmp_path, server) as small:
+        assert (small.storage, small.tracking_uri) == (tmp_path, None)
+    assert small.path.exists()
+    with miniature(typed_options("--tracking-uri", server), space, tmp_path, server) as small:
+        assert (small.storage.parent, small.tracking_uri) == (tmp_path / "temporary", server)
+    assert not small.storage.exists()
+
+
 def write_events(folder, *endings):
     """Write the events of a search of one trial that finished, and of a confirmation with these endings."""
     events = [study_started(), stage_started(1), started(0, epochs=1), epoch(0, 1, 0.5), ended(0, "finished")]
@@ -107,10 +126,9 @@ def test_a_smoke_run_fails_where_no_trial_of_a_stage_runs_to_its_end(tmp_path, c
 
 def test_the_temporary_folder_is_kept_where_a_smoke_run_fails(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    context = SimpleNamespace(get_parameter_source=lambda _: None)  # neither --storage nor --tracking-uri
 
     def run(*endings):
-        with miniature(context, load_space(SPACE.with_name("digits.yaml")), Path("studies"), None) as small:
+        with miniature(typed_options(), load_space(SPACE.with_name("digits.yaml")), Path("studies"), None) as small:
             write_events(small.storage / "study", *endings)
             show_smoke_outcome(small.storage / "study", new_console())
 
