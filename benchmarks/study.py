@@ -137,12 +137,18 @@ class SleepingTrainer:
 
 
 def _of_nodes(study: Path) -> dict[str, Any]:
-    """Return what a session says about nodes; a checkout from before that has nothing."""
+    """Return what a session says about the place of the study and about nodes; an older checkout has less of it."""
     try:
         from raydml.study.node import needs_of
     except ImportError:
         return {}
-    return {"needs": needs_of(study, None, joined=False), "bad_nodes": {}, "seen_nodes": set()}
+    found: dict[str, Any] = {"bad_nodes": {}, "seen_nodes": set()}
+    try:
+        from raydml.study.remote import StudyPlace
+    except ImportError:
+        return {**found, "needs": needs_of(study, None, joined=False)}  # type: ignore[arg-type]
+    place = StudyPlace.of(study)
+    return {**found, "place": place, "needs": needs_of(place, None, joined=False)}
 
 
 def run_raydml(folder: Path, num_trials: int, epochs: int, epoch_s: float) -> float:
@@ -173,7 +179,10 @@ def run_raydml(folder: Path, num_trials: int, epochs: int, epoch_s: float) -> fl
     study = folder / "s"
     study.mkdir()
     (study / "study.json").write_text("{}")  # what a node is looked at for
-    session = StudySession(study, space.study, space.machine, METRIC, {"cpu": 1.0, "gpu": 0.0}, **_of_nodes(study))
+    session = StudySession(
+        folder=study, study=space.study, machine=space.machine, metric=METRIC, resources={"cpu": 1.0, "gpu": 0.0},
+        **_of_nodes(study),
+    )  # fmt: skip
     session.record("study_started", study="s", study_id=os.urandom(8).hex(), config={"select_on": METRIC})
     uri = default_uri(folder)
     prepare_store(uri, folder)
