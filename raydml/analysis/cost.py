@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from raydml.analysis.trials import TrialState
@@ -31,34 +31,40 @@ class StageCost(NamedTuple):
 class Cost(NamedTuple):
     """The cost of a study.
 
-    unit: "GPU-hours" or, where trials hold no GPU, "CPU-hours". per_trial: devices of this kind that a trial holds.
+    unit: "GPU-hours" or, where trials hold no GPU, "CPU-hours". per_trial: devices of this kind that a trial holds, at
+    most; least_per_trial: at least.
     """
 
     unit: str
     per_trial: float
+    least_per_trial: float
     stages: list[StageCost]
 
 
 def cost_of(trials: Sequence[TrialState], *, cpus: float, gpus: float) -> Cost:
     """Return the cost of each stage, in order of the stages' first trials.
 
-    cpus, gpus: the resources that each trial holds.
+    cpus, gpus: the resources that a trial holds, where it does not say so itself.
 
     Each epoch counts once. Not counted are epochs lost to an interruption, the time between two epochs, and epochs
     that diverged, which report no time.
     """
-    unit, share = ("GPU-hours", gpus) if gpus else ("CPU-hours", cpus)
+    unit = "GPU-hours" if gpus else "CPU-hours"
+    held = {t.trial: cpus if not gpus else gpus if t.gpus is None else t.gpus for t in trials}
+    most, least = max(held.values(), default=gpus or cpus), min(held.values(), default=gpus or cpus)
     stages = dict.fromkeys(trial.stage for trial in trials)
-    return Cost(unit, share, [_stage_cost(stage, [t for t in trials if t.stage == stage], share) for stage in stages])
+    by_stage = [_stage_cost(stage, [t for t in trials if t.stage == stage], held) for stage in stages]
+    return Cost(unit, most, least, by_stage)
 
 
-def _stage_cost(stage: str, trials: Sequence[TrialState], share: float) -> StageCost:
+def _stage_cost(stage: str, trials: Sequence[TrialState], held: Mapping[str, float]) -> StageCost:
     stopped = [trial for trial in trials if trial.ended == "stopped_early"]
     missing = {trial.trial: max(trial.num_planned_epochs - trial.num_epochs, 0) for trial in stopped}
     hours, hours_clustering = (
-        sum(second for trial in trials for second in _seconds(trial, name)) * share / _HOUR_S
+        sum(sum(_seconds(trial, name)) * held[trial.trial] for trial in trials) / _HOUR_S
         for name in ("epoch_s", "clustering_s")
     )
+    saved = [missing[trial.trial] * _mean_epoch_s(trial) * held[trial.trial] for trial in stopped]
     return StageCost(
         stage=stage,
         num_trials=len(trials),
@@ -68,7 +74,7 @@ def _stage_cost(stage: str, trials: Sequence[TrialState], share: float) -> Stage
         hours_clustering=hours_clustering,
         num_stopped=len(stopped),
         epochs_saved=sum(missing.values()),
-        hours_saved=sum(missing[trial.trial] * _mean_epoch_s(trial) for trial in stopped) * share / _HOUR_S,
+        hours_saved=sum(saved) / _HOUR_S,
     )
 
 

@@ -104,7 +104,7 @@ def sweep(
         bool, typer.Option("--as-published", help="With --dry-run: a benchmark's published counts, without its images.")
     ] = False,
     probe: Annotated[
-        bool, typer.Option("--probe", help="With --dry-run: train 10 steps of each shape of trial; memory and hours.")
+        bool, typer.Option("--probe", help="First train 10 steps of each shape of trial: forecast of memory and hours.")
     ] = False,
     smoke: SmokeOption = False,
 ) -> None:
@@ -116,17 +116,17 @@ def sweep(
     time_limit_s = seconds_of(time_limit)
     if as_published and not dry_run:
         raise CommandError("--as-published counts without images, and only --dry-run needs none. Cure: add --dry-run")
-    if probe and (not dry_run or as_published):
-        cure = "leave out --as-published: the steps need the images" if as_published else "add --dry-run"
-        raise CommandError(f"--probe measures for a forecast. Cure: {cure}")
+    if probe and as_published:
+        raise CommandError("--probe measures for a forecast. Cure: leave out --as-published: the steps need the images")
     storage, storage_uri = divided_storage(storage_or_uri)
     others = {"--dry-run": dry_run, "--data-root": data_root is not None, "--time": time_limit is not None}
-    others[f"--storage {storage_or_uri}"] = storage_uri is not None
+    others |= {f"--storage {storage_or_uri}": storage_uri is not None, "--probe": probe and not dry_run}
     refuse_beside_each_other(others, recipe=recipe, smoke=smoke)
+    measured = ["machine.probe=on"] if probe and not dry_run else []
     without_images = ["machine.data_root=."] if as_published or smoke else []  # required of a space, and not read
     loaded, file = load_with_options(
         space,
-        [*(settings or []), *without_images],
+        [*(settings or []), *without_images, *measured],
         num_trials=num_trials,
         max_epochs=max_epochs,
         seed=seed,

@@ -126,8 +126,12 @@ def problems_without_validation(study: Any, trials: Sequence[Any]) -> list[Probl
 
 
 def problems_of_machine(sections: Mapping[str, Any]) -> list[Problem]:
-    """Return where Ray cannot give the GPUs, or where they contradict the device or the ranks."""
+    """Return where Ray cannot give the GPUs, or where they contradict the device, the ranks or the probe."""
     gpus, device, ranks = (sections.get(key) for key in ("gpus_per_trial", "device", "ranks_per_trial"))
+    several = ranks not in (None, "auto", 1) or (gpus not in (None, "auto") and gpus > 1)
+    if sections.get("probe") == "on" and several:
+        message = "measures the steps of one process, and several train each trial here"
+        return [Problem("probe", "on", message, cure="probe: auto, or gpus_per_trial: auto and ranks_per_trial: auto")]
     if gpus is None or gpus == "auto":
         return []
     if gpus > 1 and gpus != int(gpus):

@@ -80,7 +80,10 @@ class Trial(Section):
 class Machine(Section):
     """Where and with what it runs. cpus_per_trial is also the number of torch threads of a trial.
 
-    gpus_per_trial: a share of one GPU, or several of one machine, each of which trains on its part of every batch.
+    gpus_per_trial: a share of one GPU, or several of one machine, each of which trains on its part of every batch; auto
+    is a share that has room for the trial, by its first steps. probe: on trains these steps of each shape of trial
+    before the study, for a forecast; auto does where they decide on shares; off holds whole GPUs. node_labels: of Ray,
+    those that a node must have for a trial: a label and its value, ``!value``, or ``in(a,b)``.
     ranks_per_trial: the processes that train a trial together; auto is one for each of its GPUs, and one on a CPU. With
     ranks_per_trial, gpus_per_trial: auto is as many GPUs.
     cache_dir: a folder for decoded images, on a disk of the machine itself. max_cache_gib: its largest size: those that
@@ -100,6 +103,8 @@ class Machine(Section):
     cpus_per_trial: Count = 1
     gpus_per_trial: Literal["auto"] | NotNegative = "auto"
     ranks_per_trial: Literal["auto"] | Count = "auto"
+    probe: Literal["auto", "on", "off"] = "auto"
+    node_labels: dict[str, str] = Field(default_factory=dict)
     evaluation_batch: Count = 256
     on_unreadable: Literal["refuse", "skip"] = "refuse"
     system_metrics: Literal["auto", "on", "off"] = "auto"
@@ -107,11 +112,11 @@ class Machine(Section):
     checkpoint_every_s: NotNegative = 60.0
 
     def num_gpus(self, *, are_there: bool) -> float:
-        """Return how many GPUs a trial holds. are_there: whether there are GPUs at all."""
+        """Return how many GPUs a trial holds, at most. are_there: whether there are GPUs at all."""
         if self.gpus_per_trial != "auto":
             return float(self.gpus_per_trial)
         num_ranks = 1 if self.ranks_per_trial == "auto" else self.ranks_per_trial
-        return float(num_ranks) if are_there and self.device != "cpu" else 0.0
+        return float(num_ranks) if self.device == "cuda" or (are_there and self.device == "auto") else 0.0
 
 
 class SearchStage(Section):

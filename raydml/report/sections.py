@@ -12,7 +12,7 @@ from typing import Any
 from raydml.analysis.importance import Importance, crossing_of
 from raydml.analysis.trials import ENDINGS, FAILURES, TrialState, by_stage, parameters_of, varying
 from raydml.metrics.names import metric_label, metric_name
-from raydml.ops.wording import counted
+from raydml.ops.wording import counted, hours_text
 from raydml.report.charts import (
     NUM_SERIES,
     Curve,
@@ -45,7 +45,6 @@ from raydml.report.text import (
     comparison_text,
     final_models,
     findings,
-    hours_text,
     main_metrics,
     p_text,
     protocols_in_words,
@@ -469,12 +468,18 @@ def cost_section(cost: Values) -> Values | None:
     if len(rows) > 1:
         rows.append(_cost_row("total", cost["stages"]))
     note = (
-        f"Each trial used {cost['per_trial']:g} {device}. The time is that of all epochs (training, clustering, "
+        f"Each trial used {_range(cost)} {device}. The time is that of all epochs (training, clustering, "
         f"validation) times the {device}s per trial. Saved epochs are those that trials stopped early did not run, "
         "each at the mean epoch time of its trial. Not counted: startup, finalize, and epochs lost to an interruption."
     )
     emphasised = (len(rows) - 1,) if len(rows) > 1 else ()
     return {"table": table(header, rows, caption="Cost by stage", emphasised=emphasised), "note": note}
+
+
+def _range(cost: Values) -> str:
+    """Return ``1``, or ``0.25 to 1`` where trials hold different shares."""
+    least, most = cost.get("least_per_trial", cost["per_trial"]), cost["per_trial"]
+    return f"{most:g}" if least == most else f"{least:g} to {most:g}"
 
 
 def _cost_row(title: str, stages: Sequence[Values]) -> list[object]:

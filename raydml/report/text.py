@@ -11,7 +11,7 @@ from raydml.analysis.trials import ENDINGS, FAILURES
 from raydml.data.benchmarks import TEST_LISTS
 from raydml.evaluation.protocols import PROTOCOLS
 from raydml.metrics.names import interval_text, metric_label, metric_name
-from raydml.ops.wording import counted
+from raydml.ops.wording import counted, hours_text
 from raydml.report.comparability import (
     HOW_TO_COMPARE,
     NONE_COMPARES,
@@ -62,7 +62,7 @@ def findings(summary: Mapping[str, Any]) -> Findings:
         refit=_refit(summary),
         test=_test(summary),
         settled=_settled(summary, stability) if stability else [],
-        cost=_cost(summary["cost"]),
+        cost=_cost(summary["cost"], summary.get("forecast")),
         warnings=_warnings(summary),
     )
 
@@ -83,13 +83,6 @@ def comparison_text(row: Mapping[str, Any]) -> str:
 
 def p_text(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"= {p:.3f}" if p < 0.1 else f"= {p:.2f}"
-
-
-def hours_text(hours: float) -> str:
-    """Return ``12.3 h``, ``4.5 min`` or ``12 s``."""
-    if hours >= 1:
-        return f"{hours:.1f} h"
-    return f"{hours * 60:.1f} min" if hours * 60 >= 1 else f"{hours * 3600:.0f} s"
 
 
 def all_metrics(summary: Mapping[str, Any]) -> list[str]:
@@ -349,12 +342,23 @@ def _near_untrained(summary: Mapping[str, Any], name: str) -> list[str]:
     return letters
 
 
-def _cost(cost: Mapping[str, Any]) -> list[str]:
+def _cost(cost: Mapping[str, Any], forecast: Mapping[str, Any] | None) -> list[str]:
     hours, saved = (sum(stage[key] for stage in cost["stages"]) for key in ("hours", "hours_saved"))
     if not hours:
         return []
     sentences = [f"Training took {hours_text(hours)} of {cost['unit'].removesuffix('-hours')} time."]
-    return sentences + ([f"Early stopping saved about {hours_text(saved)}."] if saved else [])
+    sentences += [f"Early stopping saved about {hours_text(saved)}."] if saved else []
+    return sentences + ([_forecast_error(forecast)] if forecast else [])
+
+
+def _forecast_error(forecast: Mapping[str, Any]) -> str:
+    """Return how far a forecast of the whole study was from what it took."""
+    apart = forecast["seconds"] / forecast["took_seconds"] - 1
+    kind = f"{abs(apart):.0%} too {'long' if apart > 0 else 'short'}" if round(abs(apart), 2) else "right"
+    return (
+        f"It took {hours_text(forecast['took_seconds'] / 3600)} from the first trial to the end; the forecast was "
+        f"{hours_text(forecast['seconds'] / 3600)}, {kind}."
+    )
 
 
 def _warnings(summary: Mapping[str, Any]) -> list[str]:

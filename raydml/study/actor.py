@@ -30,6 +30,7 @@ from raydml.ops.system_use import SystemUse
 from raydml.study.faults import faults_named, is_without_memory, with_half_batch
 from raydml.study.gauges import SlotGauges
 from raydml.study.node import NodeNeeds, note_of_changed_code, refuse_unfit_node
+from raydml.study.packing import limit_memory
 from raydml.study.remote import StudyFiles, StudyPlace
 from raydml.training import checkpoint
 from raydml.training.checkpoint_writer import CheckpointWriter
@@ -50,6 +51,11 @@ def assigned_device(machine: Machine) -> str:
         return "cpu"
     # Ray hides all other GPUs from the process, so the assigned one, or the share of one, has number 0.
     return "cuda:0" if ray.get_gpu_ids() else "cpu"
+
+
+def name_of_device(device: torch.device) -> str:
+    """Return the name of a GPU, such as ``NVIDIA H200``, or ``cpu``."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def devices_of_ranks(machine: Machine) -> list[str]:
@@ -77,7 +83,7 @@ class TrialActor(tune.Trainable):
     """A trial as Tune runs it: one :meth:`step` is one epoch, and a checkpoint holds the whole state.
 
     ``config["run"]``: ``key`` (``search-003``), ``trial`` and ``machine`` (dictionaries), ``metric`` (what the
-    scheduler compares), ``needs`` (of :class:`raydml.study.node.NodeNeeds`), ``place`` (of
+    scheduler compares), ``gpus`` (what it holds), ``needs`` (of :class:`raydml.study.node.NodeNeeds`), ``place`` (of
     :class:`raydml.study.remote.StudyPlace`), ``checkpoints``, the folder of its checkpoints in this Tune run,
     ``rungs``, the epochs at which trials are compared, and ``resume_from``, a checkpoint folder of an earlier run
     of the study or None.
@@ -113,7 +119,8 @@ class TrialActor(tune.Trainable):
             # The objects of the imported libraries stay for good. To look at them all takes 0.3 s in each collection.
             gc.freeze()
             needs = NodeNeeds(*config["run"]["needs"])
-            refuse_unfit_node(needs)
+            machine = Machine.model_validate(config["run"]["machine"])
+            refuse_unfit_node(needs, has_gpu=assigned_device(machine) != "cpu")
         self._snapshots = Snapshots()
         self._start_named(config["run"])
         if self.is_actor() and (note := note_of_changed_code(needs)):
@@ -162,6 +169,8 @@ class TrialActor(tune.Trainable):
             self._files.share(record.folder)
             self._catalogs = Catalogs(machine, record=record)
         devices = devices_of_ranks(machine)
+        if len(devices) == 1:
+            limit_memory(config["gpus"], torch.device(devices[0]))
         if len(devices) > 1:
             self._ranks = RankProcesses(devices, _train_rank, config)
         self._writer = CheckpointWriter(
@@ -249,6 +258,7 @@ class TrialActor(tune.Trainable):
             self._gauges.set(record)
         return {
             "epoch": record["epoch"],
+            "device": name_of_device(self._trainer.device),
             # Tune requires the metric in every result; a diverged epoch has none.
             self._metric: record.get(self._metric, math.nan),
             "record": record,

@@ -267,21 +267,26 @@ def trial_resources(machine: Machine, note: Callable[[str], None], *, joined: bo
         )
     gpus = machine.num_gpus(are_there=num_gpus > 0)
     if gpus > num_gpus and not joined:
-        setting = "ranks_per_trial" if machine.gpus_per_trial == "auto" else "gpus_per_trial"
+        setting, cure = f"gpus_per_trial = {gpus:g}", "machine.gpus_per_trial=0"
+        if machine.gpus_per_trial == "auto":
+            is_one = machine.ranks_per_trial == "auto"
+            setting = "device = cuda" if is_one else f"ranks_per_trial = {gpus:g}"
+            cure = "machine.device=auto" if is_one else cure
         raise StudyError(
-            f"machine.{setting} = {gpus:g}, but this machine has {num_gpus:g} GPUs, and the trials would wait "
-            "for ever. Cure: --set machine.gpus_per_trial=0, or --address of a cluster with GPUs"
+            f"machine.{setting}, but this machine has {num_gpus:g} GPUs, and the trials would wait for ever. Cure: "
+            f"--set {cure}, or --address of a cluster with GPUs"
         )
     if machine.gpus_per_trial == "auto":
         if not num_gpus:
-            cure = " (GPU nodes that start on demand: --set machine.gpus_per_trial=1)" if joined else ""
-            note(f"No GPU found; training on the CPU{cure}.")
+            if not gpus:
+                cure = " (GPU nodes that start on demand: --set machine.device=cuda)" if joined else ""
+                note(f"No GPU found; training on the CPU{cure}.")
         elif not gpus:
             note("machine.device is cpu: the GPUs of this cluster are not used.")
     elif not gpus and num_gpus:
         note("machine.gpus_per_trial is 0: the GPUs of this cluster are not used.")
     held = {"cpu": float(machine.cpus_per_trial), "gpu": gpus}
-    if joined and (missing := note_of_room(held)):
+    if joined and (missing := note_of_room(held, machine.node_labels)):
         note(missing)
     return held
 

@@ -69,6 +69,10 @@ def _is_amount(value: Any) -> bool:
     return _is_number(value) and 0 <= value <= _MAX_COUNT
 
 
+def _is_seconds(value: Any) -> bool:
+    return _is_number(value) and 0 <= value <= _MAX_TIME_S
+
+
 def _are_metrics(value: Any) -> bool:
     """Return whether a value is a dictionary of numbers, NaN and infinities among them."""
     if type(value) is not dict:
@@ -168,15 +172,23 @@ _FIELDS: dict[str, tuple[dict[str, _Check], dict[str, _Check]]] = {
     ),
     "trial_started": (
         {"trial": _is_text},
-        {**dict.fromkeys(("stage", "fingerprint", "configuration", "node"), _is_text), "config": _TRIAL},
+        {
+            **dict.fromkeys(("stage", "fingerprint", "configuration", "node"), _is_text),
+            "config": _TRIAL,
+            "gpus": _is_amount,
+        },
     ),
-    "trial_retried": ({"trial": _is_text}, dict.fromkeys(("stage", "error", "reason", "node"), _is_text)),
-    "trial_ended": ({"trial": _is_text}, dict.fromkeys(("stage", "error", "reason", "node"), _is_text)),
+    "trial_retried": ({"trial": _is_text}, dict.fromkeys(("stage", "error", "reason", "node", "device"), _is_text)),
+    "trial_ended": ({"trial": _is_text}, dict.fromkeys(("stage", "error", "reason", "node", "device"), _is_text)),
     "artifact": ({"path": _is_text}, {"artifact_path": _is_text, "trial": _is_text}),
     "model": ({"folder": _is_text, "name": _is_text}, {"checkpoint": _is_text, "trial": _is_text}),
     "test_read": ({}, dict.fromkeys(("stage", "trial", "checkpoint", "commit"), _is_text)),
     "summary": ({}, {"metrics": _are_metrics, "tags": _block()}),
     "note": ({}, {"text": _is_text}),
+    "forecast": (
+        {"seconds": _is_seconds, "device_hours": _is_seconds, "unit": _is_text},
+        {"disk_bytes": _is_whole, "num_shapes": _is_count, "num_all": _is_count},
+    ),
     "search_extended": ({"num_trials_before": _is_count}, {}),
     "trials_reopened": ({"stage": _is_text, "trials": _list_of(_is_text)}, {}),
     "interrupted": ({}, {}),

@@ -219,6 +219,18 @@ class SummaryNumbers:
 
 
 @dataclass(frozen=True)
+class RecordedForecast:
+    """What a study was expected to take before its first trial.
+
+    seconds: until its report. device_hours: of training, in `unit` ("GPU-hours" or "CPU-hours").
+    """
+
+    seconds: float
+    device_hours: float
+    unit: str
+
+
+@dataclass(frozen=True)
 class StudyState:
     """A study as its events describe it.
 
@@ -227,7 +239,8 @@ class StudyState:
     order in which they started. cpus, gpus: what each trial holds. test_reads: the recorded reads of the test classes.
     constant: the parameters that all searched trials share; varying: the names of the others, None in older studies.
     splits: for each split, such as ``search``, ``fold 0`` and ``refit``, the numbers of ``images`` and ``classes`` of
-    each part. user, command: who started the study, and how.
+    each part. user, command: who started the study, and how. forecast: from measured steps, None without one.
+    forecast_s: how long the study had been active when it was made.
     """
 
     study: str = ""
@@ -261,6 +274,8 @@ class StudyState:
     splits: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
     user: str = ""
     command: str = ""
+    forecast: RecordedForecast | None = None
+    forecast_s: float = 0.0
 
     def of_stage(self, stage: str) -> list[TrialState]:
         """Return the trials of a stage in the order of their keys, without those that a longer search superseded."""
@@ -483,7 +498,11 @@ def _apply(study: SimpleNamespace, event: Event, reports: dict[str, dict[int, Ep
             study.summary = SummaryNumbers(event.get("metrics") or {}, event.get("tags") or {}, study.time_s)
         case "note":
             study.notes = (*study.notes, str(event.get("text", "")))
+        case "forecast":
+            study.forecast = RecordedForecast(float(event["seconds"]), float(event["device_hours"]), str(event["unit"]))
+            study.forecast_s = study.active_s
         case "search_extended":
+            study.forecast = None  # it was for fewer trials
             _reopen(study, int(event["num_trials_before"]))
         case "trials_reopened":
             _retry(study, str(event["stage"]), list(event["trials"]), was_over=bool(event.get("was_over")))
@@ -540,6 +559,7 @@ def _apply_to_trial(study: SimpleNamespace, event: Event, reports: dict[str, dic
             names = {name: str(event.get(name) or "") for name in ("fingerprint", "configuration")}
             changes = {"config": event.get("config") or {}, **names, "state": "running", "error": None}
             changes["started_s"], study.step = study.time_s, None
+            changes["gpus"] = None if event.get("gpus") is None else float(event["gpus"])
         case "epoch":
             number, report = int(event["epoch"]), EpochReport(event.get("metrics") or {}, study.time_s)
             if key not in reports:
@@ -556,14 +576,20 @@ def _apply_to_trial(study: SimpleNamespace, event: Event, reports: dict[str, dic
                 changes = {"num_moves": trial.num_moves + 1}
             else:
                 changes = {"num_retries": trial.num_retries + 1, "retried_after": error}
-            changes |= {"state": "retrying", "error": None}
+            changes |= {"state": "retrying", "error": None, **_device_of(event)}
             if reason:
                 changes["retry_reasons"] = (*trial.retry_reasons, reason)
         case _:
             changes = {"state": str(event.get("reason") or "finished"), "error": event.get("error") or None}
+            changes |= _device_of(event)
     if key not in study.trials or changes["state"] != trial.state:
         changes["changed_s"] = study.time_s
     study.trials[key] = replace(trial, **changes)
+
+
+def _device_of(event: Event) -> dict[str, str]:
+    """Return where a trial has trained: its node and its device, where the event says it."""
+    return {name: str(event[name]) for name in ("node", "device") if event.get(name)}
 
 
 def changed_metrics(before: EpochReport | None, after: EpochReport) -> dict[str, float]:

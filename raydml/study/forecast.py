@@ -71,7 +71,7 @@ def forecast(plan: StudyPlan, storage: Path, *, as_published: bool = False) -> d
         "study": space.study.name,
         "data": _data(space.study, catalogs, trials, as_published),
         "steps": _steps(catalogs, trials),
-        "stages": _stages(space.study, trials),
+        "stages": stages_with_epochs(space.study, trials),
         "slots": _slots(machine, space.study),
         "cache": _cache(catalogs, trials, machine),
         "weights": _weights(trials),
@@ -144,7 +144,8 @@ def steps_per_epoch(trial: Trial, catalog: Catalog) -> tuple[int, int]:
     return round(expected), sampler.batch_size
 
 
-def _stages(study: StudySettings, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+def stages_with_epochs(study: StudySettings, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """Return the rows of the key ``stages``, with the expected epochs of each."""
     search, each_epochs = study.search, sorted(trial.epochs for trial in trials)
     shortest, longest, most = each_epochs[0], each_epochs[-1], sum(each_epochs)
     planned = _epochs_in_words(each_epochs)

@@ -165,9 +165,12 @@ def note_of_changed_code(needs: NodeNeeds) -> str:
     return f"files in {PACKAGE} were changed since the study began; this trial and later ones may run the new code"
 
 
-def refuse_unfit_node(needs: NodeNeeds) -> None:
-    """Raise NodeFault where this node lacks what a trial needs; else go to the folder of the command."""
-    if fault := fault_of_node(needs, has_gpu=bool(ray.get_gpu_ids())):
+def refuse_unfit_node(needs: NodeNeeds, *, has_gpu: bool) -> None:
+    """Raise NodeFault where this node lacks what a trial needs; else go to the folder of the command.
+
+    has_gpu: whether the trial computes on a GPU that Ray has assigned to it.
+    """
+    if fault := fault_of_node(needs, has_gpu=has_gpu):
         node = ray.get_runtime_context().get_node_id()
         raise NodeFault(f"[{node}] {name_of_node(socket.gethostname(), node)}: {fault}")
     if Path(needs.command_folder).is_dir():
@@ -223,13 +226,18 @@ def name_of_node(host: str, node_id: str) -> str:
     return f"{host} ({node_id[:6]})"
 
 
-def away_from(bad_nodes: Mapping[str, str]) -> dict[str, str] | None:
-    """Return Ray's label selector for every node but some, given by their ids; None where there are none."""
-    return {_NODE_ID: f"!in({','.join(bad_nodes)})"} if bad_nodes else None
+def selector_of(labels: Mapping[str, str], bad_nodes: Mapping[str, str]) -> dict[str, str]:
+    """Return Ray's label selector for the nodes with these labels, but for some, given by their ids."""
+    return {**labels, **({_NODE_ID: f"!in({','.join(bad_nodes)})"} if bad_nodes else {})}
 
 
-def fit_nodes(resources: Mapping[str, float], bad_nodes: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return the nodes of the cluster that have room for a trial, without the bad ones and those that go away."""
+def fit_nodes(
+    resources: Mapping[str, float], bad_nodes: Mapping[str, str], labels: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """Return the nodes of the cluster that have room for a trial, without the bad ones and those that go away.
+
+    labels: a label selector that they satisfy.
+    """
     unused = {*bad_nodes, *notices_of_nodes()}
     return [
         node
@@ -237,7 +245,15 @@ def fit_nodes(resources: Mapping[str, float], bad_nodes: Mapping[str, str]) -> l
         if node["Alive"]
         and node["NodeID"] not in unused
         and all(node["Resources"].get(name.upper(), 0) >= amount for name, amount in resources.items())
+        and all(_satisfies(node["Labels"].get(key), wanted) for key, wanted in (labels or {}).items())
     ]
+
+
+def _satisfies(value: str | None, wanted: str) -> bool:
+    """Return whether a node with this value of a label is one that Ray's selector allows. None: without the label."""
+    negative, wanted = wanted.startswith("!"), wanted.removeprefix("!")
+    allowed = wanted[3:-1].split(",") if wanted.startswith("in(") and wanted.endswith(")") else [wanted]
+    return (value in [one.strip() for one in allowed]) != negative
 
 
 def packs_in(cache_dir: Path | None, since_s: float) -> dict[str, int]:
@@ -265,6 +281,7 @@ def look_at_nodes(
     seen: set[str],
     is_stopping: Callable[[], bool],
     *,
+    labels: Mapping[str, str] | None = None,
     cache_dir: str | None = None,
     packs: Mapping[str, int] | None = None,
     patience_s: float = _CHECK_S,
@@ -274,10 +291,11 @@ def look_at_nodes(
     A node that does not answer, because other studies hold it, for example, is looked at by its first trial.
 
     seen: the nodes that have been looked at before; those of this call are added. is_stopping: whether to wait no
-    longer. cache_dir: of decoded images. packs: those of the study, as `packs_in` returns them.
+    longer. labels: that the nodes have. cache_dir: of decoded images. packs: those of the study, as `packs_in` returns
+    them.
     """
     check = ray.remote(_check_node)
-    nodes = {node["NodeID"]: node for node in fit_nodes(resources, {}) if node["NodeID"] not in seen}
+    nodes = {node["NodeID"]: node for node in fit_nodes(resources, {}, labels) if node["NodeID"] not in seen}
     asked = {
         check.options(num_cpus=0, num_gpus=resources.get("gpu", 0.0), label_selector={_NODE_ID: node}).remote(
             needs, cache_dir, packs or {}
@@ -325,10 +343,16 @@ def notes_of_node(report: NodeReport, received_s: float, store_bytes: float) -> 
     return notes
 
 
-def note_of_room(resources: Mapping[str, float]) -> str:
+def note_of_room(resources: Mapping[str, float], labels: Mapping[str, str] | None = None) -> str:
     """Return a sentence where no node of the cluster has room for a trial: which is the largest; else empty."""
-    if fit_nodes(resources, {}):
+    if fit_nodes(resources, {}, labels):
         return ""
+    if labels and fit_nodes(resources, {}):
+        wanted = ", ".join(f"{key}: {value}" for key, value in labels.items())
+        return (
+            f"No node has room for a trial and the labels machine.node_labels = {{{wanted}}}. The trials wait for one "
+            "that joins, or that the autoscaler starts; `ray list nodes --detail` shows the labels of each."
+        )
     sizes = [
         (node["Resources"].get("GPU", 0), node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]
     ]

@@ -35,12 +35,17 @@ class Pace(NamedTuple):
     stage_start_s: float
 
 
-def remaining_s(study: StudyState, stages: Sequence[str] = STAGES) -> float | None:
-    """Return the estimated seconds from the newest event to the end of these stages; None before the first epoch."""
-    pace = pace_of(study)
+def remaining_s(
+    study: StudyState, stages: Sequence[str] = STAGES, *, pace: Pace | None = None, num_slots: int | None = None
+) -> float | None:
+    """Return the estimated seconds from the newest event to the end of these stages; None before the first epoch.
+
+    pace: measured otherwise, before there is an epoch. num_slots: trials at a time in stages that have not started.
+    """
+    pace = pace or pace_of(study)
     if pace is None:
         return None
-    left_s = sum(_stage_s(study, stage, pace) for stage in stages)
+    left_s = sum(_stage_s(study, stage, pace, num_slots) for stage in stages)
     return left_s + (RESULTS_S if "finalize" in stages else 0.0)
 
 
@@ -64,11 +69,15 @@ def pace_of(study: StudyState) -> Pace | None:
     return Pace(fmean(gaps) if gaps else first_s, first_s, fmean(starts) if starts else STAGE_START_S)
 
 
-def _stage_s(study: StudyState, stage: str, pace: Pace) -> float:
+def _stage_s(study: StudyState, stage: str, pace: Pace, num_slots: int | None = None) -> float:
     plan = study.stages.get(stage) or study.planned.get(stage)
     if plan is None or plan.finished:
         return 0.0
-    num_slots = max(1, plan.num_slots if stage in study.stages else max(s.num_slots for s in study.stages.values()))
+    if stage in study.stages:
+        num_slots = plan.num_slots
+    elif num_slots is None:
+        num_slots = max(begun.num_slots for begun in study.stages.values())
+    num_slots = max(1, num_slots)
     if stage == "finalize":
         num_left = max(plan.num_trials - study.num_tested, 0) if stage in study.stages else plan.num_trials
         waves = -(-num_left // num_slots)

@@ -34,6 +34,19 @@ def shape_of(trial: Trial) -> dict[str, Any]:
     return {key: value for key, value in kept.items() if not isinstance(value, float)}
 
 
+def shape_key(trial: Trial) -> str:
+    """Return the shape of a trial as a text, by which shapes are told apart."""
+    return repr(sorted(shape_of(trial).items()))
+
+
+def by_shape(trials: Iterable[Trial]) -> dict[str, list[Trial]]:
+    """Return the trials of each shape, in the order of the first ones. The keys are those of `shape_key`."""
+    groups: dict[str, list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault(shape_key(trial), []).append(trial)
+    return groups
+
+
 def probe_study(plan: StudyPlan, storage: Path, expected: dict[str, Any]) -> dict[str, Any]:
     """Return a forecast of a study (see `study/forecast.py`) with ``probe`` and ``hours`` filled in.
 
@@ -56,23 +69,26 @@ def probe_study(plan: StudyPlan, storage: Path, expected: dict[str, Any]) -> dic
             "machine.ranks_per_trial). Cure: add --set machine.gpus_per_trial=auto --set machine.ranks_per_trial=auto "
             "to this forecast; several GPUs take at least their share of that time"
         )
-    groups: dict[str, list[Trial]] = {}
-    for trial in trials:
-        groups.setdefault(repr(sorted(shape_of(trial).items())), []).append(trial)
+    groups = by_shape(trials)
     differing = _differing([shape_of(group[0]) for group in groups.values()])
     rows, total_s = [], 0.0
     for group in groups.values():
         trial = group[0]
         open_development(trial, machine, augmented=False, catalogs=Catalogs(machine, on_changed="accept"))
         cost = _in_a_process(trial, machine)
-        steps, _ = steps_per_epoch(trial, catalogs.of(trial))
-        epoch_s = steps * cost.seconds_per_step + cost.validation_s + cost.clustering_s
+        epoch_s = seconds_of_epoch(cost, trial, catalogs)
         total_s += len(group) * epoch_s
         shape = {key: value for key, value in shape_of(trial).items() if key in differing}
         rows.append({"num_trials": len(group), "shape": shape, "epoch_s": epoch_s, **cost._asdict()})
     epochs = sum(stage["epochs"] for stage in expected["stages"])
     hours = epochs * total_s / len(trials) / max(1, expected["slots"]["num_slots"]) / 3600
     return {**expected, "probe": rows, "hours": hours, "device": device_of(machine)}
+
+
+def seconds_of_epoch(cost: StepCost, trial: Trial, catalogs: Catalogs) -> float:
+    """Return the expected time of an epoch: its steps, the embedding for validation and the clustering."""
+    steps, _ = steps_per_epoch(trial, catalogs.of(trial))
+    return steps * cost.seconds_per_step + cost.validation_s + cost.clustering_s
 
 
 def _differing(shapes: Sequence[dict[str, Any]]) -> set[str]:

@@ -11,8 +11,9 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import ray
@@ -32,8 +33,9 @@ from raydml.study.faults import FaultStop, fault_in, is_without_memory, with_hal
 from raydml.study.folder import newest_checkpoint
 from raydml.study.gauges import StudyGauges
 from raydml.study.listed_trials import ListedTrials
-from raydml.study.node import NodeNeeds, away_from, fit_nodes, node_fault_in, node_of_actor
+from raydml.study.node import NodeNeeds, fit_nodes, node_fault_in, node_of_actor, selector_of
 from raydml.study.preemption import PreemptionWatch
+from raydml.study.probe import shape_key
 from raydml.study.process import MachineFault
 from raydml.study.remote import StudyPlace, files_of_study
 from raydml.study.retention import Retention
@@ -63,9 +65,10 @@ _MAX_LEFT_OUT = 5  # nodes that join a stage, and cannot run a trial
 class StudySession(NamedTuple):
     """One run of a study by a driver.
 
-    folder, place: of the study. metric: what trials are ranked by. resources: CPUs and GPUs of each trial. limit: ends
-    the search; None lets it run. needs: what every node must have. bad_nodes: by their ids, those that are left out,
-    and why. seen_nodes: those that have been looked at.
+    folder, place: of the study. metric: what trials are ranked by. resources: CPUs and GPUs of each trial, at most.
+    limit: ends the search; None lets it run. needs: what every node must have. bad_nodes: by their ids, those that are
+    left out, and why. seen_nodes: those that have been looked at. shares: what trials hold of a GPU that share one, by
+    their shape (see `raydml.study.probe.shape_key`).
     """
 
     folder: Path
@@ -78,6 +81,7 @@ class StudySession(NamedTuple):
     bad_nodes: dict[str, str]
     seen_nodes: set[str]
     limit: TimeLimit | None = None
+    shares: Mapping[str, float] = {}
 
     def record(self, event: str, **fields: Any) -> None:
         """Append an event to the study's file."""
@@ -91,12 +95,27 @@ class StudySession(NamedTuple):
         """Record a sentence for the user."""
         self.record("note", text=text)
 
+    def resources_of(self, trial: Trial) -> dict[str, float]:
+        """Return the CPUs and GPUs that a trial holds."""
+        if not self.shares:  # a shape is made of all settings of a trial, and there may be 100,000 trials
+            return dict(self.resources)
+        return {**self.resources, "gpu": self.shares.get(shape_key(trial), self.resources["gpu"])}
+
+    @property
+    def selector(self) -> dict[str, str]:
+        """Ray's label selector for the nodes that a trial may run on; empty for all."""
+        return selector_of(self.machine.node_labels, self.bad_nodes)
+
+    def nodes(self, resources: Mapping[str, float] | None = None) -> list[dict[str, Any]]:
+        """Return the nodes that have room for what a trial holds; None: at most."""
+        return fit_nodes(resources or self.resources, self.bad_nodes, self.machine.node_labels)
+
     def leave_out(self, bad_nodes: Mapping[str, str]) -> None:
         """Leave some nodes out from now on, and note why. Raises MachineFault where no other one can run a trial."""
         for reason in bad_nodes.values():
             self.note(f"a node is left out: {reason}")
         self.bad_nodes.update(bad_nodes)
-        if bad_nodes and not fit_nodes(self.resources, self.bad_nodes):
+        if bad_nodes and not self.nodes():
             reasons = list(dict.fromkeys(self.bad_nodes.values()))
             raise MachineFault(f"no node can run a trial: {'; '.join(reasons[:3])}")
 
@@ -140,6 +159,7 @@ class StudyEvents(tune.Callback):
         self._killed: dict[str, tuple[str, str]] = {}  # key -> the reason of its end, and why, in words
         self._given_up: Counter[str] = Counter()  # key -> how often by Ray since its newest epoch
         self._nodes: dict[str, str] = {}  # key -> the name of the node that it has started on last
+        self._devices: dict[str, str] = {}  # key -> the name of the one that it has trained on last
         self._checked_s = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -150,6 +170,8 @@ class StudyEvents(tune.Callback):
         fields = {"event": event, "stage": self._stage, "trial": trial_key(trial), **fields}
         if event != "epoch" and (node := self._nodes.get(trial_key(trial))):
             fields["node"] = node
+        if event in ("trial_retried", "trial_ended") and (device := self._devices.get(trial_key(trial))):
+            fields["device"] = device
         events.append(path, fields, durable=durable)
         if event == "trial_retried":  # its next actor may die before Tune knows where it is
             self._nodes.pop(trial_key(trial), None)
@@ -166,6 +188,7 @@ class StudyEvents(tune.Callback):
             config=config,
             fold=config["data"]["split"]["fold"],
             seed=config["seed"],
+            gpus=run["gpus"],
         )
 
     def on_trial_result(
@@ -176,6 +199,7 @@ class StudyEvents(tune.Callback):
         record = result["record"]
         if record.get("ended") == OUT_OF_MEMORY:
             return
+        self._devices[trial_key(trial)] = result.get("device", "")
         metrics = {name: value for name, value in record.items() if name not in ("epoch", "ended")}
         # Trials are compared by the values of rungs. Another epoch may be lost with the power: it is in the checkpoint,
         # or is trained again with the same result, and MLflow gets it only when it is on the disk.
@@ -378,7 +402,7 @@ def run_trials(session: StudySession, stage: str, trials: Mapping[str, Trial], c
         "stage_started", stage=stage, num_trials=len(trials), num_ended=len(trials) - len(waiting),
         max_epochs=max(trial.epochs for trial in trials.values()), resources=session.resources,
         configurations=[] if stage == "search" else list(dict.fromkeys(configurations.values())),
-        num_slots=num_slots(session), reused=list(states),
+        num_slots=num_slots(session, list(trials.values())), reused=list(states),
     )  # fmt: skip
     is_alone, num_left_out = False, 0
     while True:
@@ -472,10 +496,11 @@ def _run_group(
 
     Returns False where a node has to be left out, and the trials that have not ended run without it next.
     """
-    folder, study, machine, resources = session.folder, session.study, session.machine, session.resources
+    folder, study, machine = session.folder, session.study, session.machine
+    held = {key: session.resources_of(trials[key]) for key in resume_from}
     if is_alone:
         machine = with_half_batch(machine)
-        resources = {**resources, "gpu": max(1.0, resources["gpu"]) if resources["gpu"] else 0.0}
+        held = {key: {**one, "gpu": max(1.0, one["gpu"]) if one["gpu"] else 0.0} for key, one in held.items()}
     rungs = []
     if scheduler != "none":
         rungs = milestones(
@@ -493,6 +518,7 @@ def _run_group(
             "configuration": configurations[key],
             "machine": machine.model_dump(mode="json"),
             "metric": session.metric,
+            "gpus": held[key]["gpu"],
             "needs": session.needs,
             "place": session.place,
             "resume_from": str(resume_from[key]) if resume_from[key] else None,
@@ -507,8 +533,9 @@ def _run_group(
     stop = FaultStop()
     session.step("starting the trials")
     count_deaths_once()
+    places = {key: _placement(one, session.selector) for key, one in held.items()}
     tuner = tune.Tuner(
-        tune.with_resources(TrialActor, _placement(resources, session.bad_nodes)),
+        tune.with_resources(TrialActor, lambda config: places[config["run"]["key"]]),
         tune_config=tune.TuneConfig(
             # What runs is what was validated and fingerprinted.
             search_alg=ListedTrials(configs, max_concurrent=1 if is_alone else study.search.max_concurrent or 0),
@@ -546,11 +573,10 @@ def _run_group(
     return not stop.bad_nodes
 
 
-def _placement(resources: Mapping[str, float], bad_nodes: Mapping[str, str]) -> tune.PlacementGroupFactory:
-    """Return where a trial may run, and what it holds there."""
+def _placement(resources: Mapping[str, float], selector: Mapping[str, str]) -> tune.PlacementGroupFactory:
+    """Return where a trial may run, and what it holds there. selector: of the labels of nodes."""
     held = {name.upper(): amount for name, amount in resources.items() if amount}
-    selector = away_from(bad_nodes)
-    return tune.PlacementGroupFactory([held], **({"bundle_label_selector": [selector]} if selector else {}))
+    return tune.PlacementGroupFactory([held], **({"bundle_label_selector": [dict(selector)]} if selector else {}))
 
 
 def _end_by_time(session: StudySession, trials: Mapping[str, Trial]) -> None:
@@ -566,12 +592,15 @@ def _end_by_time(session: StudySession, trials: Mapping[str, Trial]) -> None:
     session.note(f"the time limit ended the search: {len(states)} of {len(trials)} trials started")
 
 
-def num_slots(session: StudySession) -> int:
-    """Return how many trials the cluster, as it is now, has room for at once."""
-    held = {name: amount for name, amount in session.resources.items() if amount}
+def num_slots(session: StudySession, trials: Sequence[Trial] = ()) -> int:
+    """Return how many trials the cluster, as it is now, has room for at once. trials: those with shares of GPUs."""
+    resources = session.resources
+    if session.shares and trials:
+        resources = {**resources, "gpu": fmean(session.resources_of(trial)["gpu"] for trial in trials)}
+    held = {name: amount for name, amount in resources.items() if amount}
     rooms = [
         min(node["Resources"].get(name.upper(), 0.0) // amount for name, amount in held.items())
-        for node in fit_nodes(held, session.bad_nodes)
+        for node in session.nodes(held)
     ]
     return max(1, int(min(sum(rooms), session.study.search.max_concurrent or math.inf)))
 

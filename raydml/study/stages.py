@@ -30,6 +30,7 @@ from raydml.study.driver import only_driver
 from raydml.study.events import TrialState, events_path, rank, read_state
 from raydml.study.extension import RETRIED
 from raydml.study.faults import fault_in, fault_of
+from raydml.study.first_steps import forecast_in_words, forecast_of, is_wanted, measure_shapes, shares, shares_in_words
 from raydml.study.folder import (
     RESULT_FILES,
     StudyError,
@@ -43,7 +44,7 @@ from raydml.study.folder import (
     stages_of,
     write_json,
 )
-from raydml.study.node import away_from, look_at_nodes, needs_of, packs_in
+from raydml.study.node import look_at_nodes, needs_of, packs_in
 from raydml.study.process import MachineFault, RayEnded
 from raydml.study.refit import configurations_to_refit, lost_refits, notes_on_refits, refit_trials, refitted
 from raydml.study.remote import StudyPlace, files_of_study, merge_reads
@@ -126,7 +127,7 @@ def _drive(
     catalogs = _refuse_other_images(folder, study_json, machine)
     packs = packs_in(machine.cache_dir, began_s - 60) if address is not None else {}  # clocks of file systems differ
     about = description_of(folder, study_json, catalogs.of(parse_trial(study_json["trials"][0])))
-    return _run(session, study_json, about, address, time_limit_s, own_environment, packs)
+    return _run(session, study_json, about, address, time_limit_s, own_environment, packs, catalogs)
 
 
 def _run(
@@ -137,6 +138,7 @@ def _run(
     time_limit_s: float | None,
     own_environment: MutableMapping[str, str] | None,
     packs: Mapping[str, int],
+    catalogs: Catalogs,
 ) -> Outcome:
     folder, study, machine = session.folder, session.study, session.machine
     stages = stages_of(study, study_json["trials"])
@@ -165,9 +167,12 @@ def _run(
             with connected(address, own_environment=own_environment):
                 resources = trial_resources(machine, session.note, joined=address is not None)
                 session = session._replace(resources=resources)
+                is_measured = False
                 for stage in stages:
                     if address is not None:
                         _look_at_nodes(session, received, packs)
+                    if not (is_measured or stage == "finalize" or (folder / RESULT_FILES[stage]).exists()):
+                        session, is_measured = _with_first_steps(session, study_json, catalogs, received), True
                     _run_stage(session, stage, received)
                 if address is not None:
                     _look_at_nodes(session, received, packs)
@@ -200,11 +205,45 @@ def _look_at_nodes(session: StudySession, received: list[int], packs: Mapping[st
     cache_dir = session.machine.cache_dir
     found = look_at_nodes(
         session.needs, session.resources, session.seen_nodes, lambda: bool(received),
-        cache_dir=str(cache_dir) if cache_dir else None, packs=packs,
+        labels=session.machine.node_labels, cache_dir=str(cache_dir) if cache_dir else None, packs=packs,
     )  # fmt: skip
     for note in found.notes:
         session.note(note)
     session.leave_out(found.faults)
+
+
+def _with_first_steps(
+    session: StudySession, study_json: Mapping[str, Any], catalogs: Catalogs, received: list[int]
+) -> StudySession:
+    """Return the session with the shares of GPUs that trials of each shape need, by their first steps, and record what
+    the study is expected to take, where these steps are wanted and no forecast has been made."""
+    if received or not is_wanted(session.machine, session.resources):
+        return session
+    state, trials = read_state(session.folder), [parse_trial(trial) for trial in study_json["trials"]]
+    session.step("measuring the first steps of each shape of trial")
+    known = measure_shapes(
+        session.folder, trials, session.machine, session.needs, session.place, _resources(session),
+        is_stopping=lambda: bool(received), note=session.note,
+    )  # fmt: skip
+    if received:
+        return session
+    if session.machine.gpus_per_trial == "auto" and session.resources["gpu"] == 1:
+        most = max(stage.num_trials for stage in state.planned.values())
+        most = min(most, session.study.search.max_concurrent or most)
+        session = session._replace(shares=shares(known, session.machine, most, session.nodes({"gpu": 1.0})))
+        for sentence in shares_in_words(session.shares, known):
+            session.note(sentence)
+    if state.forecast is None and not state.trials:
+        unit = "GPU-hours" if session.resources["gpu"] else "CPU-hours"
+        found = forecast_of(
+            known, session.study, state, trials, catalogs,
+            held=lambda trial: (unit, session.resources_of(trial)["gpu" if unit == "GPU-hours" else "cpu"]),
+            num_slots=num_slots(session, trials),
+        )  # fmt: skip
+        if found is not None:
+            session.record("forecast", **found._asdict())
+            session.note(forecast_in_words(found))
+    return session
 
 
 def _paused(session: StudySession, fault: str) -> MachineFault:
@@ -688,8 +727,7 @@ def _commit() -> str:
 def _resources(session: StudySession) -> dict[str, Any]:
     # One process does the work of a task, also where several train a trial.
     held = {"num_cpus": session.resources["cpu"], "num_gpus": min(1.0, session.resources["gpu"])}
-    selector = away_from(session.bad_nodes)
-    return {**held, "label_selector": selector} if selector else held
+    return {**held, "label_selector": session.selector} if session.selector else held
 
 
 def _embeddings_file(session: StudySession, key: str) -> Path:

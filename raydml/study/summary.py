@@ -34,6 +34,7 @@
                  "backbone" | None, "embedding_dim" | None, "source", "status", "chosen_on_test" | None,
                  "ours": [letters of the configurations that run this system]}]; None is not known,
     "cost": fields of cost.Cost, "importance": fields of importance.Importance,
+    "forecast": {"seconds", "took_seconds", "device_hours", "unit"}, of a finished study that made one | None,
     "test_reads": [records of test_reads.jsonl],
     "extensions": [{"num_trials_before", "time" (UTC, ISO)}]: each time when the search was given more trials,
 }
@@ -124,6 +125,7 @@ def summarise(folder: Path) -> dict[str, Any]:
         "stability": None,
         "published": published,
         "cost": cost._asdict() | {"stages": [stage._asdict() for stage in cost.stages]},
+        "forecast": _forecast(state, stages_of(study["study"], study["trials"]), found),
         "importance": importance_of(parameters, values, varying(parameters))._asdict(),
         "extensions": [
             {"num_trials_before": one.num_trials_before, "time": _iso(one.time_s)} for one in state.extensions
@@ -137,6 +139,19 @@ def summarise(folder: Path) -> dict[str, Any]:
         stability = search_stability([t.best for t in known], [t.recipe for t in known], noun="recipes")
         summary["stability"] = stability._asdict()
     return summary
+
+
+def _forecast(state: StudyState, planned: Sequence[str], found: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what was expected and how long it took, once all stages have a result."""
+    took_s = state.active_s - state.forecast_s
+    if state.forecast is None or took_s <= 0 or not all(found[stage] for stage in planned):
+        return None
+    return {
+        "seconds": state.forecast.seconds,
+        "took_seconds": took_s,
+        "device_hours": state.forecast.device_hours,
+        "unit": state.forecast.unit,
+    }
 
 
 def _left_out_of_test(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -391,6 +391,9 @@ def _describe_trial(update: RunUpdate, trial: TrialState, study: StudyState) -> 
         "retries": trial.num_retries or None,
         "moves": trial.num_moves or None,
         "retried_after": trial.retried_after,
+        "gpus": trial.gpus,
+        "node": trial.node or None,
+        "device": trial.device or None,
         "non_finite": _non_finite(trial.epochs),
     }
     update.tags |= {f"raydml.{name}": str(fact) for name, fact in facts.items() if fact is not None}

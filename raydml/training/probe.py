@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from raydml.config.trial import Machine, Trial
 from raydml.evaluation.embed import embed
 from raydml.ops.memory import peak_memory_bytes
 from raydml.training.trainer import Trainer
+from raydml.training.trial_images import Catalogs
 
 NUM_STEPS = 10
 _NUM_WARM_UP = 2  # steps in which memory is allocated and kernels are chosen
@@ -21,21 +23,24 @@ _NUM_WARM_UP = 2  # steps in which memory is allocated and kernels are chosen
 class StepCost(NamedTuple):
     """peak_memory_bytes: of the process, or of what torch allocated on the GPU. seconds_per_step: the median.
     validation_s: embedding the validation images, without scores; 0 where no class validates. clustering_s: the mean
-    over the epochs, most of which may have none."""
+    over the epochs, most of which may have none. checkpoint_bytes: of the state after these steps."""
 
     peak_memory_bytes: int
     seconds_per_step: float
     validation_s: float
     clustering_s: float
+    checkpoint_bytes: int
 
 
-def probe_trial(trial: Trial, machine: Machine, device: str) -> StepCost:
+def probe_trial(trial: Trial, machine: Machine, device: str, catalogs: Catalogs | None = None) -> StepCost:
     """Train NUM_STEPS steps of a trial after two for warming up, and embed some validation images.
 
     Steps are timed one by one, the device having finished each. The peak of a CPU is that of the process so far, so
     this function belongs into a process of its own. Raises what the constructor of the trainer raises.
+
+    catalogs: of the images; None lists them.
     """
-    trainer = Trainer(trial, machine, device=device)
+    trainer = Trainer(trial, machine, device=device, catalogs=catalogs)
     seconds: list[float] = []
     firsts: list[float] = []  # of an epoch, with its plan and its clustering
     clustering_s, is_first = 0.0, True
@@ -63,6 +68,7 @@ def probe_trial(trial: Trial, machine: Machine, device: str) -> StepCost:
         validation_s=_validation_s(trainer, machine),
         clustering_s=clustering_s * sum(reclusterings) / trial.epochs,
         peak_memory_bytes=peak_memory_bytes(trainer.device),
+        checkpoint_bytes=_checkpoint_bytes(trainer),
     )
 
 
@@ -83,6 +89,20 @@ def _validation_s(trainer: Trainer, machine: Machine) -> float:
     )
     _finish(trainer.device)
     return (time.perf_counter() - begin) * num_images / len(some)
+
+
+def _checkpoint_bytes(trainer: Trainer) -> int:
+    """Return the size of a checkpoint; before the end of an epoch the best weights are still missing."""
+    state = trainer.state_dict()
+    return _num_bytes(state) + (0 if state["best_weights"] else _num_bytes(state["method"]))
+
+
+def _num_bytes(value: Any) -> int:
+    """Return the bytes of the tensors inside dictionaries, lists and tuples."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return sum(map(_num_bytes, items))
 
 
 def _finish(device: torch.device) -> None:

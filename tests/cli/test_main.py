@@ -471,7 +471,7 @@ def test_a_forecast_needs_neither_images_nor_weights_and_fits_the_screen(monkeyp
     assert "bn_inception: missing: " in text
     assert "2 configurations x 2 folds x 2 seeds = 8 runs of 15 epochs" in text
     assert "only --dry-run needs none" in refused("sweep", space, "--as-published")
-    assert "Cure: add --dry-run" in refused("sweep", space, "--probe")
+    assert "--probe is for a study" in refused("sweep", space, "--probe", "--smoke")
     assert "the steps need the images" in refused("sweep", space, "--dry-run", "--probe", "--as-published")
     folder = ROOT / "search_spaces" / "image_folder.yaml"
     assert "no published counts" in refused("sweep", folder, "--dry-run", "--as-published")

@@ -480,6 +480,14 @@ def test_a_gpu_has_one_rank(gpus):
     assert set(problems_of(parse_machine, {"ranks_per_trial": 0})) == {"ranks_per_trial"}
 
 
+@pytest.mark.parametrize("several", [{"ranks_per_trial": 2}, {"gpus_per_trial": 2}])
+def test_a_probe_measures_one_process(several):
+    problem = problems_of(parse_machine, {**several, "probe": "on"})["probe"]
+    assert "measures the steps of one process" in problem.message
+    parse_machine({**several, "probe": "auto"})
+    parse_machine({"ranks_per_trial": 1, "gpus_per_trial": 0.5, "probe": "on"})
+
+
 @pytest.mark.parametrize(
     ("machine", "with_gpus", "without"),
     [
@@ -489,6 +497,8 @@ def test_a_gpu_has_one_rank(gpus):
         ({"ranks_per_trial": 2, "gpus_per_trial": 0}, 0, 0),
         ({"ranks_per_trial": 2, "gpus_per_trial": 2}, 2, 2),
         ({"gpus_per_trial": 0.5}, 0.5, 0.5),
+        ({"device": "cuda"}, 1, 1),
+        ({"device": "cuda", "ranks_per_trial": 2}, 2, 2),
     ],
 )
 def test_a_trial_holds_a_gpu_for_each_rank(machine, with_gpus, without):

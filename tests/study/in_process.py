@@ -47,7 +47,7 @@ def _run_trials(session, stage, trials, configurations, scheduler):  # noqa: ARG
     session.record("stage_started", stage=stage, num_trials=len(trials), num_ended=0, max_epochs=most)
     for key, settings in trials.items():
         run = {"key": key, "trial": settings.model_dump(mode="json"), "fingerprint": fingerprint(settings)}
-        config = {"run": {**run, "configuration": configurations[key]}}
+        config = {"run": {**run, "configuration": configurations[key], "gpus": 0.0}}
         trial = SimpleNamespace(
             config=config,
             last_result=None,
@@ -57,7 +57,7 @@ def _run_trials(session, stage, trials, configurations, scheduler):  # noqa: ARG
         record.on_trial_start(0, [], trial)
         trainer = Trainer(settings, session.machine, device="cpu", reads=TestReads(session.folder / "test_reads.jsonl"))
         for epoch in trainer.epochs():
-            trial.last_result = {"record": epoch}
+            trial.last_result = {"record": epoch, "device": "cpu"}
             record.on_trial_result(0, [], trial, trial.last_result)
         trainer.save(session.folder / stage / "run-000" / key / "checkpoint_000000")
         record.on_trial_complete(0, [], trial)
@@ -72,6 +72,6 @@ def without_ray(monkeypatch):
     monkeypatch.setattr(stages, "connected", lambda _address, **_: nullcontext())
     monkeypatch.setattr(stages, "trial_resources", lambda *_, **__: {"cpu": 1.0, "gpu": 0.0})
     monkeypatch.setattr(stages, "_fetch", _fetch)
-    monkeypatch.setattr(stages, "num_slots", lambda _session: 1)
+    monkeypatch.setattr(stages, "num_slots", lambda *_: 1)
     waiting = SimpleNamespace(wait=lambda pending, **_: (pending[:1], pending[1:]), exceptions=ray.exceptions)
     monkeypatch.setattr(stages, "ray", waiting)

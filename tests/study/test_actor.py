@@ -28,7 +28,7 @@ def configs(tmp_path):
     machine = Machine(device="cpu").model_dump(mode="json")
     return [
         {"run": {"key": f"search-{i:03d}", "trial": t.model_dump(mode="json"), "machine": machine, "metric": METRIC,
-                 "place": StudyPlace(str(tmp_path)), "resume_from": None,
+                 "place": StudyPlace(str(tmp_path)), "resume_from": None, "gpus": 0.0,
                  "checkpoints": str(tmp_path / f"search-{i:03d}"), "rungs": [2]}}
         for i, t in enumerate(fingerprinted_trials(space, Catalogs(space.machine)))
     ]  # fmt: skip

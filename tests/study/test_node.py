@@ -13,10 +13,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from raydml.config.trial import Machine
 from raydml.study import events, node, runner
 from raydml.study.events import events_path, read_state
 from raydml.study.faults import FaultStop
-from raydml.study.node import NodeReport, away_from, fault_of_node, fit_nodes, needs_of, node_fault_in
+from raydml.study.node import NodeReport, fault_of_node, fit_nodes, needs_of, node_fault_in, note_of_room, selector_of
 from raydml.study.process import MachineFault
 from raydml.study.remote import StudyPlace
 from raydml.study.runner import StudyEvents, StudySession, run_trials
@@ -29,7 +30,13 @@ can_mount = subprocess.run(["unshare", "--mount", "true"], capture_output=True, 
 def alive(monkeypatch, *ids, **resources):
     """Let the cluster have these nodes, none of which is about to be taken away."""
     nodes = [
-        {"NodeID": name, "NodeManagerHostname": f"host-{name}", "Alive": True, "Resources": resources or {"CPU": 2.0}}
+        {
+            "NodeID": name,
+            "NodeManagerHostname": f"host-{name}",
+            "Alive": True,
+            "Resources": resources or {"CPU": 2.0},
+            "Labels": {},
+        }
         for name in ids
     ]
     monkeypatch.setattr(node.ray, "nodes", lambda: nodes)
@@ -231,7 +238,7 @@ def session_of(folder):
     study = SimpleNamespace(search=SimpleNamespace(max_concurrent=None))
     place = StudyPlace(str(folder))
     needs = needs_of(place, None, joined=True)
-    return StudySession(folder, place, study, None, "val_map_at_r", {"cpu": 1.0, "gpu": 0.0}, needs, {}, set())
+    return StudySession(folder, place, study, Machine(), "val_map_at_r", {"cpu": 1.0, "gpu": 0.0}, needs, {}, set())
 
 
 def test_a_stage_goes_on_without_a_bad_node_with_the_same_trials(tmp_path, monkeypatch):
@@ -287,8 +294,25 @@ def test_without_a_node_that_is_left_there_is_no_study_and_no_slot(tmp_path, mon
 
 
 def test_bad_nodes_are_left_out_by_their_ids():
-    assert away_from({}) is None
-    assert away_from({"aa": "why", "bb": "why"}) == {"ray.io/node-id": "!in(aa,bb)"}
+    assert selector_of({}, {}) == {}
+    assert selector_of({}, {"aa": "why", "bb": "why"}) == {"ray.io/node-id": "!in(aa,bb)"}
+    assert selector_of({"zone": "a"}, {"aa": "why"}) == {"zone": "a", "ray.io/node-id": "!in(aa)"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [("A100", "x"), ("!A100", "yz"), ("in(A100,T4)", "xy"), ("in(A100, T4)", "xy"), ("!in(A100,T4)", "z"), ("B", "")],
+)
+def test_a_trial_has_room_only_on_nodes_with_the_labels_that_it_wants(monkeypatch, wanted, found):
+    alive(monkeypatch, "x", "y", "z")
+    for row, kind in zip(node.ray.nodes(), ("A100", "T4", None), strict=True):
+        row["Labels"] = {"ray.io/accelerator-type": kind} if kind else {}
+    labels = {"ray.io/accelerator-type": wanted}
+    assert "".join(row["NodeID"] for row in fit_nodes({"cpu": 1.0}, {}, labels)) == found
+    missing = note_of_room({"cpu": 1.0}, labels)
+    assert bool(missing) == (not found)
+    if missing:
+        assert "machine.node_labels = {ray.io/accelerator-type: B}" in missing
 
 
 @contextmanager

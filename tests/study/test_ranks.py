@@ -42,6 +42,7 @@ def config_of(folder, num_ranks, key="search-000", epochs=3):
             "checkpoints": str(folder / key),
             "rungs": [],
             "resume_from": None,
+            "gpus": 0.0,
         }
     }
 
@@ -58,7 +59,7 @@ def test_each_rank_has_one_of_the_gpus_that_ray_has_assigned(monkeypatch):
 def test_a_trial_gets_a_gpu_for_each_rank_or_is_refused(monkeypatch):
     resources, notes = {"CPU": 8.0, "GPU": 4.0}, []
     monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: resources)
-    monkeypatch.setattr(cluster, "note_of_room", lambda _held: "")
+    monkeypatch.setattr(cluster, "note_of_room", lambda _held, _labels: "")
 
     def held_by(joined=False, **settings):
         return cluster.trial_resources(Machine(**settings), notes.append, joined=joined)["gpu"]

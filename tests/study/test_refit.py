@@ -240,7 +240,7 @@ def check_results_are_made_again(folder, monkeypatch):
     for name in names:
         (folder / name).unlink()
     monkeypatch.setattr(stages, "run_trials", runner.run_trials)
-    monkeypatch.setattr(runner, "num_slots", lambda _session: 1)
+    monkeypatch.setattr(runner, "num_slots", lambda *_: 1)
     assert run_study(folder).status == "finished"
     after = {name: read_json(folder / name) for name in names}
     for summary in (before["summary.json"], after["summary.json"]):

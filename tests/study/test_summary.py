@@ -8,13 +8,13 @@ import math
 import pytest
 
 from raydml.analysis.published import is_system, published_of
+from raydml.ops.wording import hours_text
 from raydml.report.comparability import comparability, published_groups
 from raydml.report.tables import final_latex
 from raydml.report.text import (
     all_metrics,
     final_models,
     findings,
-    hours_text,
     main_metrics,
     p_text,
     protocols_in_words,
