@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raydml import registry
 from raydml.errors import Problem
-from raydml.models.backbones import BACKBONES
+from raydml.models.lookup import facts_of
 
 if TYPE_CHECKING:
     from raydml.methods._base import Method
@@ -454,7 +454,7 @@ def _augmentation(data: Any) -> Iterator[Problem]:
 
 
 def _data_and_model(data: Any, model: Any) -> Iterator[Problem]:
-    facts = BACKBONES[model.backbone]
+    facts = facts_of(model.backbone)
     if not facts.takes_crop(data.crop_px):
         message = f"backbone {model.backbone} takes crops of {facts.crops} px"
         nearest = facts.nearest_crop_px(data.crop_px)
@@ -463,29 +463,51 @@ def _data_and_model(data: Any, model: Any) -> Iterator[Problem]:
 
 
 def _model(model: Any) -> Iterator[Problem]:
-    facts = BACKBONES[model.backbone]
+    facts = facts_of(model.backbone)
     if model.weights == "default" and facts.weights_file is None:
         message = f"backbone {model.backbone} has no published weights to fetch"
         yield Problem("model.weights", model.weights, message, ("none", "PATH"), cure=facts.weights_cure)
     if model.weights == "none" and model.freeze_batch_norm:
         message = "freezes statistics that were never trained: weights is none"
         yield Problem("model.freeze_batch_norm", True, message, cure="remove it, or start from trained weights")
-    if model.pooling != "average" and not facts.has_pooling:
-        message = f"has no effect: backbone {model.backbone} has no map to pool"
-        yield Problem("model.pooling", model.pooling, message, cure="remove it, or choose another backbone")
+    if model.pooling not in facts.pooling_names:
+        if facts.has_pooling:
+            message = f"backbone {model.backbone} does not have it"
+        else:
+            message = f"has no effect: backbone {model.backbone} has no map to pool"
+        yield Problem(
+            "model.pooling", model.pooling, message, facts.pooling_names, cure="remove it, or choose another backbone"
+        )
+    for key in ("drop_path", "gradient_checkpointing"):
+        if getattr(model, key) and not facts.is_timm:
+            message = f"is for the networks of timm, and backbone {model.backbone} is none"
+            yield Problem(f"model.{key}", getattr(model, key), message, cure="remove it, or backbone: timm:NAME")
+    if model.train == "head" and model.weights == "none":
+        message = "leaves random weights as they are: weights is none"
+        yield Problem("model.train", model.train, message, cure="remove it, or start from trained weights")
 
 
 def _projection(model: Any) -> Iterator[Problem]:
     if model.projection != "none":
         return
-    feature_dim = BACKBONES[model.backbone].feature_dim
-    if model.embedding_dim != feature_dim:
+    feature_dim = facts_of(model.backbone).features(model.pooling)
+    if feature_dim is not None and model.embedding_dim != feature_dim:
         message = f"backbone {model.backbone} has {feature_dim} features, and projection none keeps them as they are"
         cure = f"write embedding_dim: {feature_dim}, or projection: linear or linear_no_bias"
         yield Problem("model.embedding_dim", model.embedding_dim, message, cure=cure)
     if model.head_init != "torch":
         message = "has no effect: with projection none there is no layer to initialise"
         yield Problem("model.head_init", model.head_init, message, cure="remove it, or projection: linear")
+
+
+def _train_and_optimizer(model: Any, optimizer: Any, schedule: Any) -> Iterator[Problem]:
+    if model.train != "head":
+        return
+    message = "has no effect: with model.train: head nothing of the backbone learns"
+    if optimizer.backbone_learning_rate is not None:
+        yield Problem("optimizer.backbone_learning_rate", optimizer.backbone_learning_rate, message, cure="remove it")
+    if schedule.new_layer_warmup_epochs:
+        yield Problem("schedule.new_layer_warmup_epochs", schedule.new_layer_warmup_epochs, message, cure="remove it")
 
 
 def _projection_and_regularizers(model: Any, regularizers: Any) -> Iterator[Problem]:
@@ -506,6 +528,7 @@ _RULES: _Rules = (
     (("model",), _model),
     (("model",), _projection),
     (("model", "regularizers"), _projection_and_regularizers),
+    (("model", "optimizer", "schedule"), _train_and_optimizer),
     (("schedule", "epochs"), _schedule_and_epochs),
     (("recall_at",), _recall_at),
     (("recall_at", "select_on"), _select_on),

@@ -9,14 +9,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from raydml import registry
 from raydml.errors import ConfigError, Problem, unknown_name
 from raydml.images.augmentation_settings import Augmentation
 from raydml.images.preprocessing import Interpolation, Resize
-from raydml.models.backbones import BACKBONES
+from raydml.models.backbones import BACKBONES, TIMM, ModelError
 from raydml.models.choices import HeadInit, Normalisation, Pooling, Projection
+from raydml.models.lookup import facts_of
 from raydml.ops.addresses import is_address
 
 STRICT = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
@@ -179,23 +189,42 @@ class Data(Section):
 
 
 def _known_backbone(name: str) -> str:
-    if name not in BACKBONES:
-        raise ConfigError([unknown_name("", name, tuple(BACKBONES), "one of the backbones")])
+    if name.startswith(TIMM):
+        try:
+            facts_of(name)
+        except ModelError as error:
+            cure = "python -c 'import timm; print(timm.list_models())' lists the names"
+            raise ConfigError([Problem("", name, f"is not a backbone: {error}", cure=cure)]) from error
+    elif name not in BACKBONES:
+        raise ConfigError([unknown_name("", name, (*BACKBONES, f"{TIMM}NAME"), "one of the backbones")])
     return name
+
+
+class LastBlocks(Section):
+    """How many of the last blocks of a backbone learn: of a transformer's blocks, or of its four stages."""
+
+    last_blocks: Count
 
 
 class Model(Section):
     """Backbone and embedding head. weights: default (published ImageNet weights), none (random), or a path.
 
-    pooling: how the backbone's last map becomes a vector. The head is [layer norm], [dropout of the features],
-    projection (none: embedding_dim is the backbone's number of features), normalisation. head_init: initial values of
-    the projection.
-    freeze_batch_norm: true by default with pretrained weights, false without.
+    backbone: one of the table, or timm:NAME, any network of timm. pooling: how the backbone's last map, or its tokens,
+    become a vector; a network of timm has its own by default. The head is [layer norm], [dropout of the features],
+    projection (none: embedding_dim is the backbone's number of features), normalisation. embedding_dim: null is the
+    backbone's number of features. head_init: initial values of the projection.
+    freeze_batch_norm: true by default with pretrained weights, false without. train: what learns beside the head: all
+    of the backbone, nothing (head), or {last_blocks: N}. drop_path, gradient_checkpointing: of timm's networks, the
+    probability of leaving out a block, and less memory for more time.
     """
 
-    backbone: Annotated[str, AfterValidator(_known_backbone), Field(json_schema_extra={"enum": list(BACKBONES)})]
+    backbone: Annotated[
+        str,
+        AfterValidator(_known_backbone),
+        Field(json_schema_extra={"anyOf": [{"enum": list(BACKBONES)}, {"pattern": f"^{TIMM}"}]}),
+    ]
     weights: str = "default"
-    embedding_dim: Count = 128
+    embedding_dim: Annotated[Count, Field(json_schema_extra={"type": ["integer", "null"]})] = 128
     layer_norm: bool = False
     normalize: Normalisation = "l2"
     freeze_batch_norm: bool = True
@@ -203,13 +232,40 @@ class Model(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     projection: Projection = "linear"
     head_init: HeadInit = "torch"
+    train: Literal["all", "head"] | LastBlocks = "all"
+    drop_path: Share = 0.0
+    gradient_checkpointing: bool = False
 
     @model_validator(mode="before")
     @classmethod
-    def _freeze_only_what_is_trained(cls, block: Any) -> Any:
-        if isinstance(block, Mapping) and "freeze_batch_norm" not in block:
-            return {**block, "freeze_batch_norm": block.get("weights", "default") != "none"}
-        return block
+    def _with_what_follows_from_others(cls, block: Any) -> Any:
+        if not isinstance(block, Mapping):
+            return block
+        found = dict(block)
+        if "freeze_batch_norm" not in found:
+            found["freeze_batch_norm"] = found.get("weights", "default") != "none"
+        name = found.get("backbone")
+        if not isinstance(name, str) or not (name.startswith(TIMM) or name in BACKBONES):
+            return found
+        is_timm = name.startswith(TIMM)
+        if (is_timm and "pooling" not in found) or found.get("embedding_dim", 0) is None:
+            try:
+                facts = facts_of(name)
+            except ModelError:  # the check of the backbone says so
+                return found
+            found.setdefault("pooling", facts.own_pooling)
+            if found.get("embedding_dim", 0) is None:
+                found["embedding_dim"] = facts.features(found["pooling"]) or facts.feature_dim
+        return found
+
+    @model_serializer(mode="wrap")
+    def _without_later_settings(self, serialised: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what was added after the first studies, where it has no effect: fingerprints stay as they were."""
+        plain: dict[str, Any] = serialised(self)
+        return {key: value for key, value in plain.items() if key not in _LATER or value != _LATER[key]}
+
+
+_LATER: dict[str, Any] = {"train": "all", "drop_path": 0.0, "gradient_checkpointing": False}
 
 
 class _Optimizer(Section):

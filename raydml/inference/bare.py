@@ -3,6 +3,7 @@
     backbone:resnet50            a backbone of raydml's table (torchvision and BN-Inception), published ImageNet weights
     backbone:resnet50:none       the same with random weights;  backbone:bn_inception:PATH  weights from a file
     timm:vit_small_patch16_224   any model of timm, its published weights and preprocessing;  timm:NAME:none  random
+    timm:NAME:PATH               the same with weights from a file
 
 The embedding of such a backbone is its pooled features, scaled to length 1.
 """
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raydml.errors import did_you_mean
 from raydml.images.preprocessing import Preprocessing
-from raydml.models.backbones import BACKBONES, ModelError
-from raydml.models.pretrained import WeightsError, path_of_published, published_weights, refuse_unreachable
+from raydml.models.backbones import BACKBONES, TIMM, ModelError
+from raydml.models.lookup import facts_of
+from raydml.models.pretrained import WeightsError, published_weights
 
 if TYPE_CHECKING:  # a target is checked before torch and timm are imported
     from torch import nn
@@ -27,7 +29,7 @@ _SEED = 0
 class BareTarget(NamedTuple):
     """The parts of "backbone:NAME[:WEIGHTS]" or "timm:NAME[:WEIGHTS]".
 
-    weights: "default" (published), "none" (random, seed 0), or a path (backbone: only).
+    weights: "default" (published), "none" (random, seed 0), or a path.
     """
 
     kind: str
@@ -60,9 +62,7 @@ def parse_target(text: str) -> BareTarget:
     if f"{kind}:" not in PREFIXES or not name:
         raise ModelError(f"{text!r}: a bare backbone is backbone:NAME or timm:NAME")
     if kind == "timm":
-        if target.weights not in ("default", "none"):
-            raise ModelError(f"{text}: weights are default or none")
-        return target
+        return _with_weights(target, text)
     if name not in BACKBONES:
         hint = did_you_mean(name, BACKBONES) or "."
         raise ModelError(f"{text}: no backbone {name!r}{hint} Choices: {', '.join(BACKBONES)}; or timm:NAME")
@@ -74,6 +74,11 @@ def parse_target(text: str) -> BareTarget:
             f"{text}: {name} has no published weights. Cure: one that has ({published}){by_path}, or "
             f"{kind}:{name}:none for random weights"
         )
+    return _with_weights(target, text)
+
+
+def _with_weights(target: BareTarget, text: str) -> BareTarget:
+    """Return a target whose file of weights is there, if it names one. Raises WeightsError."""
     if target.weights not in ("default", "none") and not Path(target.weights).is_file():
         raise WeightsError(
             f"{text}: no such file: {target.weights}. Cure: a .pth or .safetensors file, default or none"
@@ -127,58 +132,28 @@ def _with_unit_features(trunk: nn.Module) -> nn.Module:
 
 
 def _of_timm(target: BareTarget) -> BareBackbone:
-    try:
-        import timm
-    except ImportError as error:
-        raise ModelError(f"timm:{target.name}: timm is not installed. Cure: pip install 'raydml[timm]'") from error
-    import torch
+    from raydml.models.network import build_network
+    from raydml.models.timm_trunk import weights_of_timm
 
-    if not timm.is_model(target.name):
-        near = timm.list_models(f"*{target.name.split('.')[0]}*")[:5]
-        hint = f"; names like it: {', '.join(near)}" if near else ""
-        raise ModelError(f"timm:{target.name}: timm {timm.__version__} has no such model{hint}")
-    file = _weights_of_timm(target) if target.weights == "default" else None
-    local = {} if file is None else {"pretrained_cfg_overlay": {"file": str(file)}}
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(_SEED)
-            trunk = timm.create_model(target.name, pretrained=target.weights == "default", num_classes=0, **local)
-    except OSError as error:  # the hub refuses the file, or the connection breaks
-        reason = str(error).strip().partition("\n")[0]
-        raise WeightsError(
-            f"{target}: timm cannot load the weights: {reason}. Cure: try again, or {_random(target)}"
-        ) from error
-    return BareBackbone(str(target), _with_unit_features(trunk), _preprocessing_of(target.name, trunk))
-
-
-def _weights_of_timm(target: BareTarget) -> Path | None:
-    """Return the file of the published weights that is on this machine; None where timm has to fetch it.
-
-    It is looked for in the cache of the Hugging Face hub and beside the other published weights. Raises WeightsError
-    where the server cannot be reached, which timm would try 12 times. Raises ModelError for a model without weights.
-    """
-    import timm
-    from huggingface_hub import hf_hub_url, try_to_load_from_cache
-
-    facts = timm.get_pretrained_cfg(target.name, allow_unregistered=True)
-    if facts is None or not (facts.hf_hub_id or facts.url):
-        raise WeightsError(
-            f"{target}: timm has no weights of this model. Cure: timm:{target.name}:none, or another name"
-        )
-    if facts.hf_hub_id is None:
-        address = str(facts.url)
-        file = path_of_published(address.rpartition("/")[2])
-    else:
-        name = facts.hf_hub_filename or "model.safetensors"
-        for known in (name, "pytorch_model.bin"):
-            if isinstance(cached := try_to_load_from_cache(facts.hf_hub_id, known), str):
-                return Path(cached)
-        address = hf_hub_url(facts.hf_hub_id, name)
-        file = path_of_published(f"{facts.hf_hub_id.replace('/', '--')}{Path(name).suffix}")
-    if file.exists():
-        return file
-    refuse_unreachable(address, file, _random(target))
-    return None
+    name, weights = f"{TIMM}{target.name}", target.weights
+    facts = facts_of(name)
+    if weights == "default":
+        weights = str(weights_of_timm(target.name, _random(target)))
+    network = build_network(
+        backbone=name,
+        embedding_dim=1,  # of the head, which is left out
+        layer_norm=False,
+        normalize="none",
+        freeze_batch_norm=False,
+        weights=weights,
+        seed=_SEED,
+        pooling=facts.own_pooling,  # type: ignore[arg-type]
+    )
+    return BareBackbone(
+        str(target),
+        _with_unit_features(network.trunk),
+        _preprocessing_of(target.name, network.trunk.get_submodule("model")),
+    )
 
 
 def _preprocessing_of(name: str, trunk: nn.Module) -> Preprocessing:

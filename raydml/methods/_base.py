@@ -191,7 +191,7 @@ class Method(nn.Module):
         """
         objectives = [module for module in self.modules() if isinstance(module, Objective)]
         return {
-            "backbone": list(self.network.trunk.parameters()),
+            "backbone": self.network.trained_parameters(),
             "head": list(self.network.head.parameters()),
             "loss": [parameter for objective in objectives for parameter in objective.parameters()],
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -12,6 +12,10 @@ if TYPE_CHECKING:  # torch is slow to import, and a configuration is checked wit
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+#: What the name of a network of timm begins with.
+TIMM = "timm:"
+#: How the last map of a backbone of the table becomes a vector.
+TABLE_POOLINGS = ("average", "max", "gem")
 _BN_INCEPTION_CROP_PX = 31  # the smallest
 
 
@@ -94,7 +98,9 @@ class BackboneFacts:
     """Facts about a backbone.
 
     build: takes a global pooling (B, C, H, W) -> (B, C, 1, 1) and returns the backbone, randomly initialised,
-    (B, 3, H, W) -> (B, feature_dim). has_pooling: false for a backbone without a map to pool. stages: the submodules
+    (B, 3, H, W) -> (B, feature_dim); one of timm takes the name of the pooling, and see `TimmTrunk`. has_pooling: false
+    for a backbone without a map to pool. poolings: those of timm's, with the number of features of each, and
+    own_pooling the one that it was trained with; the others have `TABLE_POOLINGS`. stages: the submodules
     whose outputs are its four stages: the last map of each size, or a transformer's tokens after each quarter of its
     blocks. minimum_crop_px: the smallest image it takes. fixed_crop_px: the only image size it takes, or None. fits: a
     further condition on the crop; which_fit: that condition in words. weights_file: the published weights (torchvision
@@ -103,7 +109,7 @@ class BackboneFacts:
     weights, see Preprocessing.
     """
 
-    build: Callable[[nn.Module], nn.Module]
+    build: Callable[..., nn.Module]
     feature_dim: int
     minimum_crop_px: int
     fixed_crop_px: int | None
@@ -118,6 +124,22 @@ class BackboneFacts:
     fits: Callable[[int], bool] = _any
     which_fit: str = ""
     weights_by_path: str = ""
+    poolings: Mapping[str, int] | None = None
+    own_pooling: str = "average"
+    is_timm: bool = False
+
+    def features(self, pooling: str) -> int | None:
+        """Return the number of features with a pooling; None where the backbone does not have it."""
+        if self.poolings is not None:
+            return self.poolings.get(pooling)
+        return self.feature_dim if pooling in self.pooling_names else None
+
+    @property
+    def pooling_names(self) -> tuple[str, ...]:
+        """The poolings that the backbone has."""
+        if self.poolings is not None:
+            return tuple(self.poolings)
+        return TABLE_POOLINGS if self.has_pooling else ("average",)
 
     def takes_crop(self, crop_px: int) -> bool:
         """Return whether the backbone takes images of crop_px x crop_px."""

@@ -1,6 +1,6 @@
 """The network: a backbone with an embedding head, and the preprocessing that belongs to it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from raydml.images.preprocessing import Interpolation, Preprocessing, Resize
-from raydml.models.backbones import BACKBONES, BackboneFacts, ModelError
-from raydml.models.choices import HeadInit, Normalisation, Pooling, Projection
+from raydml.models.backbones import TIMM, BackboneFacts, ModelError
+from raydml.models.choices import HeadInit, Normalisation, Pooling, Projection, TrainedPart
+from raydml.models.lookup import facts_of
 from raydml.models.pooling import pooling_layer
 from raydml.models.pretrained import WeightsError, load_exactly, published_weights, read_weights
 from raydml.models.releases import IMAGENET_CLASSES, RELEASES, recognised
@@ -128,6 +129,8 @@ class Network(nn.Module):
         self.trunk = trunk
         self.head = head
         self.freeze_batch_norm = freeze_batch_norm
+        self._frozen: list[nn.Module] = []  # modules of the trunk that stay in evaluation mode
+        self._held: set[int] = set()  # identities of the parameters of the trunk that do not learn
         self.stages = {f"stage{number}": module for number, module in enumerate(stages, start=1)}
 
     def forward(self, images: Tensor) -> Tensor:
@@ -135,8 +138,60 @@ class Network(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Return the features (B, F) before the head, in training those of the whole batch (see ``gather``)."""
-        features: Tensor = self.trunk(images)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trunk not in self._frozen):
+            features: Tensor = self.trunk(images)
         return self.gather(features) if self.training and self.gather is not None else features
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the trunk that were left to learn, also while a warm-up holds them."""
+        return [parameter for parameter in self.trunk.parameters() if id(parameter) not in self._held]
+
+    def freeze(self, train: TrainedPart) -> None:
+        """Let only a part of the trunk learn: "all", nothing ("head"), or ``{"last_blocks": N}``.
+
+        The last blocks are those of a transformer, or else of the four stages; what follows them learns as well. The
+        modules before them keep their weights and stay in evaluation mode, with their statistics and without dropout.
+        Raises ModelError for more blocks than there are.
+        """
+        if train == "all":
+            return
+        modules = list(self.trunk.modules())  # in the order in which they were defined, which is that of the layers
+        held = modules
+        self._frozen = modules
+        if not isinstance(train, str):
+            number, blocks = train["last_blocks"], self._blocks()
+            if number > len(blocks):
+                raise ModelError(f"train: last_blocks: {number}; this backbone has {len(blocks)} blocks")
+            held = modules[: modules.index(blocks[-number])]
+            self._frozen = [module for module in held if blocks[-number] not in module.modules()]
+        # A parameter of the trunk itself, such as a class token, belongs to what comes before its blocks.
+        own = [parameter for module in held for parameter in module.parameters(recurse=False)]
+        self._held = {id(parameter) for parameter in own}
+        for parameter in own:
+            parameter.requires_grad_(False)
+
+    def _blocks(self) -> list[nn.Module]:
+        for path in ("model.blocks", "encoder.layers"):
+            if path.split(".")[0] in dict(self.trunk.named_children()):
+                try:
+                    found = self.trunk.get_submodule(path)
+                except AttributeError:
+                    continue
+                return list(found.children())
+        return [self.trunk.get_submodule(name) for name in self.stages.values()]
+
+    def checkpoint_gradients(self) -> None:
+        """Compute the activations of the trunk's blocks a second time in backward instead of keeping them.
+
+        Raises ModelError for a backbone that cannot.
+        """
+        switch = getattr(getattr(self.trunk, "model", None), "set_grad_checkpointing", None)
+        try:
+            if switch is None:
+                raise AssertionError
+            switch(True)
+        except AssertionError:
+            raise ModelError("gradient_checkpointing: this backbone does not have it; many of timm's do") from None
 
     def layer(self, images: Tensor, name: str) -> Tensor:
         """Return the output of one layer of the trunk for images (B, 3, H, W), in the current mode and autocast.
@@ -156,7 +211,9 @@ class Network(nn.Module):
             self.trunk.forward(images)  # a compiled trunk that ran before ignores later hooks
         finally:
             hook.remove()
-        return seen[0] if seen[0].ndim == 4 else _tokens_as_map(seen[0])
+        if seen[0].ndim == 4:
+            return seen[0].permute(0, 3, 1, 2) if getattr(self.trunk, "is_channels_last", False) else seen[0]
+        return _tokens_as_map(seen[0], getattr(self.trunk, "num_prefix_tokens", 1))
 
     def train(self, mode: bool = True) -> "Network":
         super().train(mode)
@@ -164,13 +221,15 @@ class Network(nn.Module):
             for module in self.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
+        for module in self._frozen:
+            module.training = False
         return self
 
 
-def _tokens_as_map(tokens: Tensor) -> Tensor:
-    """Lay out tokens (B, 1 + side * side, C), class token first, then row by row, as a map (B, C, side, side)."""
-    side = round((tokens.shape[1] - 1) ** 0.5)
-    return tokens[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+def _tokens_as_map(tokens: Tensor, num_prefix: int) -> Tensor:
+    """Lay out tokens (B, P + side * side, C) as a map (B, C, side, side): P that are no patch, then row by row."""
+    side = round((tokens.shape[1] - num_prefix) ** 0.5)
+    return tokens[:, num_prefix:].transpose(1, 2).unflatten(2, (side, side))
 
 
 def preprocessing_for(
@@ -182,7 +241,7 @@ def preprocessing_for(
     interpolation: Interpolation = "bilinear",
 ) -> Preprocessing:
     """Return the preprocessing of a backbone at these sizes. Raises ModelError for a crop it cannot take."""
-    facts = _facts(backbone)
+    facts = facts_of(backbone)
     if not facts.takes_crop(crop_px):
         raise ModelError(
             f"crop_px: {crop_px}; backbone {backbone} takes crops of {facts.crops} px: "
@@ -215,24 +274,40 @@ def build_network(
     projection: Projection = "linear",
     head_init: HeadInit = "torch",
     num_slices: int = 1,
+    crop_px: int | None = None,
+    drop_path: float = 0.0,
+    gradient_checkpointing: bool = False,
+    train: TrainedPart = "all",
 ) -> Network:
     """Build a network in training mode on the CPU; ``seed`` alone decides every random initial value.
 
     weights: "default" (the published ImageNet weights, downloaded once), "none" (random), or the path of a state dict:
-    of the backbone alone as its publisher writes it, or of a whole Network (as in a raydml checkpoint). pooling: the
-    average or the maximum of each channel of the last map. The other settings are those of `Head`. The caller's random
-    state is unchanged.
+    of the backbone alone as its publisher writes it, or of a whole Network (as in a raydml checkpoint). pooling: how
+    the last map, or the tokens, become a vector. Of timm's networks only: crop_px, the side of the images, to which
+    position embeddings are interpolated (None: the network's own), drop_path, the probability of leaving out a block in
+    training (of the last one; it grows with the depth), and gradient_checkpointing, which computes activations twice
+    instead of keeping them. train: "all", "head", or ``{"last_blocks": N}``, see `Network.freeze`. The other settings
+    are those of `Head`. The caller's random state is unchanged.
 
     Raises ModelError for an unknown backbone, WeightsError for weights that are not available or do not fit. The rules
     between settings are those of raydml/config.
     """
-    facts = _facts(backbone)
+    facts = facts_of(backbone)
     path = fetch_weights(backbone, weights)
+    num_features = facts.features(pooling)
+    if num_features is None:
+        raise ModelError(f"pooling: {pooling}; backbone {backbone} has {', '.join(facts.pooling_names)}")
+    state = read_weights(path) if path is not None else None
+    is_for_timm = facts.is_timm and state is not None and not _is_whole(state)  # timm itself loads it
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the generators of the GPUs
-        trunk = facts.build(pooling_layer(pooling))
+        if facts.is_timm:
+            given = {"state": state, "origin": str(path)} if is_for_timm else {}
+            trunk = facts.build(pooling, crop_px=crop_px, drop_path=drop_path, **given)
+        else:
+            trunk = facts.build(pooling_layer(pooling))
         head = Head(
-            facts.feature_dim,
+            num_features,
             embedding_dim,
             layer_norm=layer_norm,
             normalize=normalize,
@@ -242,8 +317,11 @@ def build_network(
             dropout=dropout,
         )
     network = Network(trunk, head, freeze_batch_norm=freeze_batch_norm, stages=facts.stages)
-    if path is not None:
-        _load(network, facts, path)
+    if state is not None and not is_for_timm:
+        _load(network, facts, state, str(path))
+    if gradient_checkpointing:
+        network.checkpoint_gradients()
+    network.freeze(train)
     return network.train()
 
 
@@ -254,10 +332,14 @@ def fetch_weights(backbone: str, weights: str) -> Path | None:
     """
     if weights == "none":
         return None
-    facts = _facts(backbone)
+    facts = facts_of(backbone)
     if weights == "default":
         if facts.weights_file is None:
             raise WeightsError(f"weights: default; backbone {backbone} has no published weights: {facts.weights_cure}")
+        if facts.is_timm:
+            from raydml.models.timm_trunk import weights_of_timm
+
+            return weights_of_timm(backbone.removeprefix(TIMM), "set weights: none, or weights: PATH")
         return published_weights(facts.weights_file)
     file = Path(weights).expanduser()
     if not file.is_file():
@@ -265,10 +347,14 @@ def fetch_weights(backbone: str, weights: str) -> Path | None:
     return file
 
 
-def _load(network: Network, facts: BackboneFacts, path: Path) -> None:
-    state = read_weights(path)
-    if any(name.startswith("head.") for name in state):
-        load_exactly(network, state, str(path))
+def _is_whole(state: Mapping[str, Tensor]) -> bool:
+    """Return whether weights are those of a network of raydml, with its head."""
+    return any(name.startswith("trunk.") for name in state)
+
+
+def _load(network: Network, facts: BackboneFacts, state: dict[str, Tensor], path: str) -> None:
+    if _is_whole(state) or any(name.startswith("head.") for name in state):
+        load_exactly(network, state, path)
     else:
         kept = {name: value for name, value in state.items() if not _is_classifier(name, value, facts)}
         release = recognised(kept)
@@ -278,7 +364,7 @@ def _load(network: Network, facts: BackboneFacts, path: Path) -> None:
                 f"backbone. Cure: import it (launch.py import {path} FOLDER --from {release}), or score it "
                 f"(launch.py evaluate {path} --from {release} --data NAME)"
             )
-        load_exactly(network.trunk, kept, str(path))
+        load_exactly(network.trunk, kept, path)
 
 
 def _is_classifier(name: str, value: Tensor, facts: BackboneFacts) -> bool:
@@ -291,9 +377,3 @@ def _is_classifier(name: str, value: Tensor, facts: BackboneFacts) -> bool:
         return False
     is_layer = name.removeprefix(prefix) in ("weight", "bias", "head.weight", "head.bias")
     return prefix in ("aux1.", "aux2.") or (is_layer and value.ndim > 0 and value.shape[0] == IMAGENET_CLASSES)
-
-
-def _facts(backbone: str) -> BackboneFacts:
-    if backbone not in BACKBONES:
-        raise ModelError(f"backbone: {backbone!r}; one of {', '.join(BACKBONES)}")
-    return BACKBONES[backbone]

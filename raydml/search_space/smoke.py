@@ -21,7 +21,7 @@ from raydml.config.trial import StudySettings, Trial
 from raydml.data.benchmarks import BENCHMARK_OF, BENCHMARKS
 from raydml.data.miniatures import build
 from raydml.errors import ConfigError, Problem
-from raydml.models.backbones import BACKBONES
+from raydml.models.lookup import facts_of
 from raydml.models.random_weights import write_random_weights
 from raydml.ops.files import write_whole
 from raydml.search_space.space import SearchSpace, sample_trials, shorten
@@ -119,7 +119,7 @@ def small_trial(trial: Trial, weights: dict[str, str]) -> dict[str, Any]:
     if "classes_per_batch" in groups:
         groups["classes_per_batch"] = min(groups["classes_per_batch"], max(2, _BATCH // groups["images_per_class"]))
     data = plain["data"]
-    crop_px = BACKBONES[trial.model.backbone].nearest_crop_px(min(trial.data.crop_px, _CROP_PX))
+    crop_px = facts_of(trial.model.backbone).nearest_crop_px(min(trial.data.crop_px, _CROP_PX))
     margin_px = min(_MARGIN_PX, trial.data.resize_px - trial.data.crop_px)
     data |= {"content": "", "crop_px": crop_px, "resize_px": crop_px + margin_px}
     data["augmentation"]["padding_px"] = min(trial.data.augmentation.padding_px, _MARGIN_PX)

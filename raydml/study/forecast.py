@@ -39,7 +39,8 @@ from raydml.config.trial import Machine, StudySettings, Trial
 from raydml.data.catalog import WITHOUT_FILES, Catalog
 from raydml.data.splits import Split, make_split
 from raydml.images.cache import estimate_packs
-from raydml.models.backbones import BACKBONES
+from raydml.models.backbones import TIMM
+from raydml.models.lookup import facts_of
 from raydml.models.pretrained import DOWNLOAD_URL, path_of_published
 from raydml.ops.wording import counted
 from raydml.search_space.domains import has_first
@@ -242,10 +243,18 @@ def _weights(trials: Sequence[Trial]) -> list[dict[str, Any]]:
 
 def find_weights(trial: Trial) -> tuple[bool | None, str]:
     """Return whether the weights of a trial are on this machine (None: it starts from random ones), and a sentence."""
-    weights, facts = trial.model.weights, BACKBONES[trial.model.backbone]
+    weights, facts = trial.model.weights, facts_of(trial.model.backbone)
     if weights == "none":
         return None, "random weights"
     path = Path(weights).expanduser()
+    if weights == "default" and facts.is_timm:
+        from raydml.models.timm_trunk import local_weights_of_timm, place_of_timm
+
+        name = trial.model.backbone.removeprefix(TIMM)
+        if (local := local_weights_of_timm(name)) is not None:
+            return True, f"found: {local}"
+        place = place_of_timm(name)
+        return False, f"missing: {place}; a run fetches it from {facts.weights_file} where there is a network"
     if weights == "default" and facts.weights_file is not None:
         path = path_of_published(facts.weights_file)
     if path.is_file():

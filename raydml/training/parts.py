@@ -13,6 +13,7 @@ from torch import nn
 from raydml import registry
 from raydml.config.trial import Trial
 from raydml.methods._base import Method, Objective
+from raydml.models.backbones import TIMM
 from raydml.models.network import Network, build_network
 from raydml.samplers._base import Sampler
 from raydml.training.randomness import seed_for
@@ -23,7 +24,8 @@ from raydml.training.rank_layers import spread_over_ranks
 def network_arguments(trial: Trial) -> dict[str, Any]:
     """Return the keywords of ``build_network`` for the network of a trial, without weights and seed."""
     method: type[Method] = registry.load("methods", trial.method.name)
-    return {**trial.model.model_dump(exclude={"weights"}), **method.network_arguments(**trial.method.settings)}
+    size = {"crop_px": trial.data.crop_px} if trial.model.backbone.startswith(TIMM) else {}
+    return {**trial.model.model_dump(exclude={"weights"}), **size, **method.network_arguments(**trial.method.settings)}
 
 
 def build_method(
@@ -102,7 +104,10 @@ def make_sampler(trial: Trial, labels: np.ndarray) -> Sampler:
 def build_trial_optimizer(trial: Trial, method: Method) -> torch.optim.Optimizer:
     """Return the trial's optimiser of every parameter of the method. Raises ValueError if one would be left out."""
     groups = method.parameter_groups()
-    check_every_parameter_learns(method.named_parameters(), groups)
+    learns = {id(parameter) for parameter in method.network.trained_parameters()}
+    held = {id(parameter) for parameter in method.network.trunk.parameters()} - learns
+    named = [(name, parameter) for name, parameter in method.named_parameters() if id(parameter) not in held]
+    check_every_parameter_learns(named, groups)
     settings = trial.optimizer
     rates = {
         "backbone": settings.backbone_learning_rate or settings.learning_rate,

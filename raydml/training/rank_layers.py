@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from raydml.models.network import Network
+from raydml.models.timm_trunk import TimmTrunk
 from raydml.ops.distances import full_precision
 from raydml.training.rank_group import RankGroup
 
@@ -28,12 +29,16 @@ def spread_over_ranks(network: Network, group: RankGroup) -> None:
         return
     from torchvision.ops import StochasticDepth  # slow to import
 
-    draws = (nn.modules.dropout._DropoutNd, StochasticDepth)
+    draws: tuple[type[nn.Module], ...] = (nn.modules.dropout._DropoutNd, StochasticDepth)
+    if isinstance(network.trunk, TimmTrunk):
+        from timm.layers import DropPath
+
+        draws = (*draws, DropPath)
     network.gather = group.gather
     for layer in network.trunk.modules():
         if isinstance(layer, _BatchNorm):
             layer.forward = partial(_normalise, layer, layer.forward, group)  # type: ignore[method-assign]
-        elif isinstance(layer, draws) and layer.p > 0:
+        elif isinstance(layer, draws) and (layer.drop_prob if hasattr(layer, "drop_prob") else layer.p):
             layer.forward = partial(_drop, layer, layer.forward, group)
 
 

@@ -48,7 +48,7 @@ def crop(pixels: int) -> dict[str, Any]:
         ({"backbone": "vit_b_16"}, crop(200), "data.crop_px", "exactly 224 px", "write crop_px: 224 and"),
         ({**CONVNET, "dropout": 1.0}, {}, "model.dropout", "must be < 1", "give a number < 1"),
         ({**CONVNET, "dropout": -0.1}, {}, "model.dropout", "must be >= 0", "give a number >= 0"),
-        ({**CONVNET, "pooling": "gem"}, {}, "model.pooling", "is not one of the choices", "write one"),
+        ({**CONVNET, "pooling": "median"}, {}, "model.pooling", "is not one of the choices", "write one"),
         ({**CONVNET, "projection": "linear_no_bais"}, {}, "model.projection", "is not one", "write linear_no_bias"),
         ({**CONVNET, "head_init": "xavier"}, {}, "model.head_init", "is not one", "write xavier_normal"),
         ({**CONVNET, "num_slices": 4}, {}, "model.num_slices", "is an unknown key", "remove it"),

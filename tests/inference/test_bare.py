@@ -58,8 +58,8 @@ def test_a_model_of_timm_sees_images_as_timm_prepares_them():
     ("target", "message"),
     [
         ("backbone:resnet9", "no backbone 'resnet9'.*Choices: convnet, resnet18"),
-        ("timm:resnet10t_nothing", "has no such model"),
-        ("timm:resnet10t:other", "weights are default or none"),
+        ("timm:resnet10t_nothing", "has no network 'resnet10t_nothing'.*Names like it: resnet10t"),
+        ("timm:resnet10t:other", "no such file: other.*default or none"),
         ("elsewhere:resnet18", "backbone:NAME or timm:NAME"),
         ("backbone:", "backbone:NAME or timm:NAME"),
         ("backbone:convnet", "convnet has no published weights. Cure: one that has .backbone:resnet18, "),
@@ -68,7 +68,8 @@ def test_a_model_of_timm_sees_images_as_timm_prepares_them():
     ],
 )
 def test_what_does_not_exist_is_explained(target, message):
-    error = WeightsError if target.startswith(("backbone:convnet", "backbone:bn", "backbone:resnet18")) else ModelError
+    of_weights = ("backbone:convnet", "backbone:bn", "backbone:resnet18", "timm:resnet10t:other")
+    error = WeightsError if target.startswith(of_weights) else ModelError
     with pytest.raises(error, match=message):
         open_bare(target)
 

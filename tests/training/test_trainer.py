@@ -15,7 +15,8 @@ from raydml.evaluation import embed
 from raydml.evaluation.scoring import Scores
 from raydml.inference.export import load_checkpoint
 from raydml.methods._base import Objective
-from raydml.models.network import BACKBONES, BackboneFacts, Head, Network
+from raydml.models.backbones import BACKBONES, BackboneFacts
+from raydml.models.network import Head, Network
 from raydml.samplers._base import make_plan
 from raydml.training import checkpoint, parts
 from raydml.training import trainer as trainer_module

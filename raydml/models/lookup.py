@@ -1,0 +1,14 @@
+"""The facts about any backbone by its name; without torch for those of the table."""
+
+from raydml.models.backbones import BACKBONES, TIMM, BackboneFacts, ModelError
+
+
+def facts_of(backbone: str) -> BackboneFacts:
+    """Return the facts about a backbone of the table, or about ``timm:NAME``. Raises ModelError for an unknown name."""
+    if backbone.startswith(TIMM):
+        from raydml.models.timm_trunk import facts_of_timm  # imports torch and timm
+
+        return facts_of_timm(backbone)
+    if backbone not in BACKBONES:
+        raise ModelError(f"backbone: {backbone!r}; one of {', '.join(BACKBONES)}, or {TIMM}NAME")
+    return BACKBONES[backbone]

@@ -1,0 +1,305 @@
+"""Backbones of timm, ``timm:NAME``: any of its networks as a trunk, with its own weights, image size and pooling."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from raydml.models.backbones import TIMM, BackboneFacts, ModelError
+from raydml.models.choices import Pooling
+from raydml.models.pooling import GeM
+from raydml.models.pretrained import WeightsError, path_of_published, published_weights, refuse_unreachable
+
+_SMALLEST_PX = 32  # of networks without a fixed size: their five halvings leave one pixel
+
+
+class _Found(NamedTuple):
+    """What a network of timm says of itself, built without memory for its weights.
+
+    feature_dim: of its own pooling. map_dim: channels of its last map, or of its tokens. is_map: whether it has a map.
+    num_prefix: tokens that are no patch. own: its pooling. patch_px: where the crop may be any multiple of it, else
+    None. size_px, is_fixed: the image that it was made for, and whether it takes no other.
+    """
+
+    feature_dim: int
+    map_dim: int
+    is_map: bool
+    num_prefix: int
+    own: Pooling
+    patch_px: int | None
+    size_px: int
+    is_fixed: bool
+    stages: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class TimmTrunk(nn.Module):
+    """A network of timm as a trunk: images (B, 3, H, W) -> features (B, F).
+
+    pooling: how its last map, or its tokens, become a vector; its own is done by timm. "average", "max" and "gem" are
+    over the map, or over the tokens of patches; "cls" is the class token, "cls_mean" that token and the mean of the
+    patches, behind each other.
+    """
+
+    def __init__(self, model: nn.Module, pooling: Pooling, own: Pooling) -> None:
+        super().__init__()
+        self.model = model
+        self.num_prefix_tokens = int(getattr(model, "num_prefix_tokens", 0) or 0)
+        self.is_channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
+        self.pooling: Pooling = pooling
+        self.is_own = pooling == own
+        self.gem = GeM() if pooling == "gem" else nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.is_own:
+            features: Tensor = self.model(images)
+            return features
+        found: Tensor = self.model.forward_features(images)  # type: ignore[operator]
+        if found.ndim == 4:
+            maps = found.permute(0, 3, 1, 2) if self.is_channels_last else found
+            return self._pooled(maps)
+        prefix, patches = found[:, : self.num_prefix_tokens], found[:, self.num_prefix_tokens :]
+        if self.pooling == "cls":
+            return prefix[:, 0]
+        if self.pooling == "cls_mean":
+            return torch.cat((prefix[:, 0], patches.mean(dim=1)), dim=1)
+        return self._pooled(patches.transpose(1, 2)[..., None])
+
+    def _pooled(self, maps: Tensor) -> Tensor:
+        """Return (B, C) of maps (B, C, H, W)."""
+        if self.pooling == "gem":
+            pooled: Tensor = self.gem(maps)
+            return pooled.flatten(1)
+        flat = maps.flatten(2)
+        return flat.max(dim=2).values if self.pooling == "max" else flat.mean(dim=2)
+
+
+@lru_cache(maxsize=256)
+def facts_of_timm(backbone: str) -> BackboneFacts:
+    """Return the facts about ``timm:NAME``. Raises ModelError for a name that timm does not have."""
+    name = backbone.removeprefix(TIMM)
+    found = _look_at(name)
+    file = _published(name)
+    dims = {"average": found.map_dim, "max": found.map_dim, "gem": found.map_dim}
+    if not found.is_map and found.num_prefix:
+        dims |= {"cls": found.map_dim, "cls_mean": 2 * found.map_dim}
+    dims[found.own] = found.feature_dim
+    takes = partial(_takes, found)
+    sizes = f"multiples of {found.patch_px}" if found.patch_px else ""
+    return BackboneFacts(
+        build=partial(_build, name, found.own),
+        feature_dim=found.feature_dim,
+        minimum_crop_px=found.patch_px or (found.size_px if found.is_fixed else _SMALLEST_PX),
+        fixed_crop_px=found.size_px if found.is_fixed and not found.patch_px else None,
+        weights_file=file,
+        classifier=(),
+        stages=tuple(f"model.{stage}" for stage in found.stages),
+        mean=found.mean,
+        std=found.std,
+        fits=takes,
+        which_fit=sizes,
+        poolings=dims,
+        own_pooling=found.own,
+        is_timm=True,
+    )
+
+
+def _takes(found: _Found, crop_px: int) -> bool:
+    return found.patch_px is None or crop_px % found.patch_px == 0
+
+
+@lru_cache(maxsize=256)
+def _look_at(name: str) -> _Found:
+    import timm
+    from timm.data import resolve_model_data_config
+
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('.')[0]}*")[:5] or timm.list_models(f"*{name.split('_')[0]}*")[:5]
+        hint = f" Names like it: {', '.join(near)}." if near else ""
+        raise ModelError(f"timm {timm.__version__} has no network {name!r}.{hint}")
+    if timm.is_model_pretrained(name) is False and "." in name:
+        raise ModelError(f"timm {timm.__version__} has no weights {name.partition('.')[2]!r} of {name.split('.')[0]!r}")
+    try:
+        with torch.device("meta"), torch.no_grad():
+            model = timm.create_model(name, pretrained=False, num_classes=0).eval()
+            config: dict[str, Any] = resolve_model_data_config(model)
+            channels, height, width = config["input_size"]
+            images = torch.empty(1, 3, height, width)
+            own, last = model(images), model.forward_features(images)
+    except (RuntimeError, NotImplementedError, AttributeError, TypeError) as error:
+        raise ModelError(f"{TIMM}{name} cannot be a backbone: {type(error).__name__}: {error}") from error
+    if channels != 3 or height != width or not isinstance(last, Tensor) or own.ndim != 2:
+        raise ModelError(f"{TIMM}{name} cannot be a backbone: it does not make one vector of a square RGB image")
+    is_map = last.ndim == 4
+    is_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    patch_px = int(patch[0]) if isinstance(patch, tuple) and patch[0] == patch[1] else None
+    is_free = not is_map and patch_px is not None and _takes_img_size(name, patch_px)
+    kinds: Mapping[str, Pooling] = {"token": "cls", "map": "attention"}
+    kind = getattr(model, "global_pool", "avg")
+    return _Found(
+        feature_dim=int(own.shape[1]),
+        map_dim=int(last.shape[-1] if not is_map or is_last else last.shape[1]),
+        is_map=is_map,
+        num_prefix=int(getattr(model, "num_prefix_tokens", 0) or 0),
+        own=kinds.get(kind, "average") if isinstance(kind, str) else "average",
+        patch_px=patch_px if is_free else None,
+        size_px=height,
+        is_fixed=bool(model.pretrained_cfg.get("fixed_input_size")),
+        stages=_stages(model, is_map),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+    )
+
+
+def _takes_img_size(name: str, patch_px: int) -> bool:
+    """Return whether a network takes images of another size, given when it is built."""
+    import timm
+
+    try:
+        with torch.device("meta"):
+            timm.create_model(name, pretrained=False, num_classes=0, img_size=4 * patch_px)
+    except (TypeError, AssertionError, RuntimeError):
+        return False
+    return True
+
+
+def _stages(model: nn.Module, is_map: bool) -> tuple[str, ...]:
+    """Return the modules whose outputs are the four stages; none where timm does not say."""
+    blocks = getattr(model, "blocks", None)
+    if not is_map and isinstance(blocks, nn.Sequential | nn.ModuleList) and len(blocks) >= 4:
+        return tuple(f"blocks.{len(blocks) * quarter // 4 - 1}" for quarter in (1, 2, 3, 4))
+    info = getattr(model, "feature_info", None)
+    names = [row["module"] for row in info][-4:] if isinstance(info, list) else []
+    known = {name for name, _ in model.named_modules()}
+    return tuple(names) if len(names) == 4 and set(names) <= known else ()
+
+
+def _build(
+    name: str,
+    own: Pooling,
+    pooling: Pooling,
+    *,
+    crop_px: int | None = None,
+    drop_path: float = 0.0,
+    state: Mapping[str, Tensor] | None = None,
+    origin: str = "",
+) -> TimmTrunk:
+    """Return a network of timm, with the weights of a state dict or random ones.
+
+    crop_px: the side of its images; None for its own. origin: of the weights. Raises WeightsError where they do not
+    fit, or are not complete.
+    """
+    import timm
+
+    found = _look_at(name)
+    settings: dict[str, Any] = {}
+    if found.patch_px is not None and crop_px is not None:
+        settings["img_size"] = crop_px
+    if drop_path:
+        settings["drop_path_rate"] = drop_path
+    if state is None:
+        return TimmTrunk(timm.create_model(name, pretrained=False, num_classes=0, **settings), pooling, own)
+    with _warnings_of_timm() as warnings:
+        try:
+            model = timm.create_model(
+                name, pretrained=True, num_classes=0, pretrained_cfg_overlay={"state_dict": dict(state)}, **settings
+            )
+        except (RuntimeError, KeyError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise WeightsError(f"weights: {origin} does not fit {TIMM}{name}: {reason}") from error
+    if warnings:
+        raise WeightsError(f"weights: {origin} does not fit {TIMM}{name}: {' '.join(warnings)[:500]}")
+    return TimmTrunk(model, pooling, own)
+
+
+@contextmanager
+def _warnings_of_timm() -> Iterator[list[str]]:
+    """Collect what timm says of tensors that are missing, or that a network does not have: it only logs that."""
+    found: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if (said := record.getMessage()).startswith(("Missing keys", "Unexpected keys")):
+                found.append(said)
+
+    logger, handler = logging.getLogger("timm.models._builder"), Collector(logging.INFO)
+    before = logger.propagate, logger.level
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield found
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = before[0]
+        logger.setLevel(before[1])
+
+
+def _published(name: str) -> str | None:
+    """Return where timm's weights of a network come from, None without any."""
+    import timm
+
+    facts = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return (facts.hf_hub_id or facts.url) if facts is not None else None
+
+
+def weights_of_timm(name: str, instead: str) -> Path:
+    """Return the file of timm's published weights on this machine, fetched if necessary.
+
+    It is looked for in the cache of the Hugging Face hub and beside the other published weights. Raises WeightsError
+    for a network without weights, and where the server cannot be reached. instead: what else the user can do.
+    """
+    import timm
+    from huggingface_hub import hf_hub_download, hf_hub_url
+
+    facts = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if facts is None or not (facts.hf_hub_id or facts.url):
+        raise WeightsError(f"{TIMM}{name}: timm has no weights of this model. Cure: {instead}, or another name")
+    if (file := local_weights_of_timm(name)) is not None:
+        return file
+    if facts.hf_hub_id is None:
+        return published_weights(str(facts.url).rpartition("/")[2], instead)
+    file_name = facts.hf_hub_filename or "model.safetensors"
+    refuse_unreachable(hf_hub_url(facts.hf_hub_id, file_name), place_of_timm(name), instead)
+    try:
+        return Path(hf_hub_download(facts.hf_hub_id, file_name))
+    except OSError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise WeightsError(
+            f"{TIMM}{name}: the weights cannot be fetched: {reason}. Cure: try again, or {instead}"
+        ) from error
+
+
+def local_weights_of_timm(name: str) -> Path | None:
+    """Return the file of timm's published weights that is on this machine, if there is one."""
+    import timm
+    from huggingface_hub import try_to_load_from_cache
+
+    facts = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if facts is not None and facts.hf_hub_id is not None:
+        for known in (facts.hf_hub_filename or "model.safetensors", "pytorch_model.bin"):
+            if isinstance(cached := try_to_load_from_cache(facts.hf_hub_id, known), str):
+                return Path(cached)
+    file = place_of_timm(name)
+    return file if file.is_file() else None
+
+
+def place_of_timm(name: str) -> Path:
+    """Return where a copy of timm's weights is looked for that a user has fetched elsewhere."""
+    import timm
+
+    facts = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    assert facts is not None
+    if facts.hf_hub_id is None:
+        return path_of_published(str(facts.url).rpartition("/")[2])
+    suffix = Path(facts.hf_hub_filename or "model.safetensors").suffix
+    return path_of_published(f"{facts.hf_hub_id.replace('/', '--')}{suffix}")
