@@ -199,6 +199,14 @@ def test_resume_is_exact_with_layers_that_draw_random_numbers(tmp_path, monkeypa
     assert_resume_is_exact(make, tmp_path / "c")
 
 
+@pytest.mark.parametrize("train", ["all", {"last_blocks": 2}])
+def test_resume_is_exact_for_a_network_of_timm(tmp_path, train):
+    model = {"backbone": "timm:test_vit", "weights": "none", "embedding_dim": 8, "train": train}
+    model |= {"drop_path": 0.3, "gradient_checkpointing": True, "pooling": "gem"}
+    data = {**trial_of().data.model_dump(mode="json"), "resize_px": 32, "crop_px": 32}
+    assert_resume_is_exact(lambda: trainer_of(model=model, data=data), tmp_path / "c")
+
+
 def test_saving_changes_nothing_and_a_state_in_memory_is_a_copy(tmp_path):
     saving, plain = trainer_of(MARGIN), trainer_of(MARGIN)
     states = []
