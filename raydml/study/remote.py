@@ -20,7 +20,7 @@ import shutil
 import socket
 import tempfile
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -221,10 +221,11 @@ class StoredFiles(StudyFiles):
         return sorted({*super().runs(stage), *self.store.folders(stage)})
 
     def newest_intact(self, parent: Path, damaged: list[str]) -> Path | None:
-        found = super().newest_intact(parent, damaged)
+        stored = list(self.store.names(self._name(parent)))
+        found = self._newest_of(stored, parent, damaged, whole=True)
         if found is not None:  # a trial that has moved leaves older ones behind
-            stored = {self.root / name for name in self.store.names(self._name(parent))}
-            for old in checkpoint.in_order(list({file.parent for file in stored} - {found}))[checkpoint.NUM_KEPT - 1 :]:
+            folders = {(self.root / name).parent for name in stored}
+            for old in checkpoint.in_order(list(folders - {found}))[checkpoint.NUM_KEPT - 1 :]:
                 self.drop(old)
         return found
 
@@ -243,7 +244,10 @@ class StoredFiles(StudyFiles):
         return failures
 
     def _newest(self, parent: Path, damaged: list[str], *, whole: bool) -> Path | None:
-        stored = self.store.names(self._name(parent))
+        return self._newest_of(list(self.store.names(self._name(parent))), parent, damaged, whole=whole)
+
+    def _newest_of(self, stored: Sequence[str], parent: Path, damaged: list[str], *, whole: bool) -> Path | None:
+        """Return the newest intact checkpoint in a folder, which is fetched. stored: the files of it in the store."""
         names = {Path(name).parent.name for name in stored if Path(name).name == checkpoint.MANIFEST}
         here = {path.name for path in parent.iterdir() if path.is_dir()} if parent.is_dir() else set()
         looked_at = checkpoint.FILES if whole else (checkpoint.CARD, checkpoint.HISTORY)

@@ -86,6 +86,15 @@ def test_a_checkpoint_goes_from_one_node_to_another(place, tmp_path):
     assert second.newest_intact(second.root / "search/run-000/search-001", []) is None
 
 
+def test_the_newest_checkpoint_is_found_with_one_listing_of_the_store(place, tmp_path, server):
+    first, second = (node(place, tmp_path, name) for name in ("first", "second"))
+    for number in (1, 2):
+        first.push(save(first, number))
+    server.requests.clear()
+    second.newest_intact(second.root / "search/run-000/search-000", [])
+    assert [path.rstrip("/") for method, path in server.requests if method == "GET"].count("/bucket") == 1
+
+
 def test_of_the_checkpoints_of_a_trial_that_moves_two_stay(place, tmp_path):
     first = node(place, tmp_path, "first")
     for number in (1, 2, 3, 10):
