@@ -13,9 +13,10 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from raydml.ops.addresses import redacted
@@ -63,22 +64,62 @@ class ObjectStore:
         """Store a file under a name."""
 
         def copy() -> None:
-            with open(file, "rb") as source, self._files.open_output_stream(self._path(name, make=True)) as target:
-                shutil.copyfileobj(source, target, _BLOCK_BYTES)
-            stored, size = self._files.get_file_info(self._path(name)).size, file.stat().st_size
+            with open(file, "rb") as source:
+                size = os.fstat(source.fileno()).st_size
+                if size <= _BLOCK_BYTES:  # read before anything is sent, and sent in one request
+                    self._write(name, _whole(source, size, file))
+                else:
+                    self._stream(name, source, size, file)
+            stored = self._files.get_file_info(self._path(name)).size
             if stored != size:
                 raise OSError(f"{name} has {stored} bytes there instead of {size}")
 
         self._try(copy)
 
+    def _stream(self, name: str, source: BinaryIO, size: int, file: Path) -> None:
+        """Store a large file. Raises OSError where it cannot be read to its end; then it is not there."""
+        fault = None
+        with self._appearing(name) as path:
+            with self._files.open_output_stream(path) as target:
+                left = size
+                while left and fault is None:
+                    try:
+                        block = _whole(source, min(left, _BLOCK_BYTES), file)
+                    except OSError as error:
+                        fault = error
+                    else:
+                        target.write(block)
+                        left -= len(block)
+            if fault is not None:
+                # pyarrow cannot give an upload up: what was sent is a file now. A request later it is gone.
+                self._files.delete_file(path)
+                raise fault
+
+    def _write(self, name: str, content: bytes) -> None:
+        with self._appearing(name) as path, self._files.open_output_stream(path) as target:
+            target.write(content)
+
+    @contextmanager
+    def _appearing(self, name: str) -> Iterator[str]:
+        """Yield the path to write a file to: in an object store its own, in a folder a hidden one, renamed at last."""
+        path = self._path(name)
+        if not self._is_folder:
+            yield path
+            return
+        folder, _, last = path.rpartition("/")
+        os.makedirs(folder, exist_ok=True)
+        aside = f"{folder}/.{last}.{uuid.uuid4().hex}.partial"
+        try:
+            yield aside
+            os.replace(aside, path)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(aside)
+
     def put_bytes(self, content: bytes, name: str) -> None:
         """Store some bytes under a name."""
 
-        def write() -> None:
-            with self._files.open_output_stream(self._path(name, make=True)) as target:
-                target.write(content)
-
-        self._try(write)
+        self._try(lambda: self._write(name, content))
 
     def get(self, name: str, file: Path) -> None:
         """Write a stored file to a path, whose folder is made if missing."""
@@ -107,7 +148,12 @@ class ObjectStore:
 
     def copy(self, name: str, new_name: str) -> None:
         """Store the content of a stored file under another name as well, without moving it through this machine."""
-        self._try(lambda: self._files.copy_file(self._path(name), self._path(new_name, make=True)))
+
+        def copy() -> None:
+            with self._appearing(new_name) as path:
+                self._files.copy_file(self._path(name), path)
+
+        self._try(copy)
 
     def names(self, below: str = "") -> dict[str, StoredFile]:
         """Return all files below a name, by their names."""
@@ -153,11 +199,12 @@ class ObjectStore:
         if self._try(lambda: self._files.get_file_info(self._path(name))).type == FileType.Directory:
             self._try(lambda: self._files.delete_dir(self._path(name)))
 
-    def _path(self, name: str, *, make: bool = False) -> str:
-        path = f"{self._root}/{name}" if name else self._root
-        if make and urlsplit(self.uri).scheme == "file":  # an object store has no folders
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-        return path
+    @property
+    def _is_folder(self) -> bool:
+        return urlsplit(self.uri).scheme == "file"
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}" if name else self._root
 
     def _try(self, call: Callable[[], _Result]) -> _Result:
         for wait_s in (*_WAITS_S, None):
@@ -174,6 +221,14 @@ class ObjectStore:
                     ) from error
                 time.sleep(wait_s)
         raise AssertionError("unreachable")
+
+
+def _whole(source: BinaryIO, size: int, file: Path) -> bytes:
+    """Return the next bytes of a file. Raises OSError where it has fewer."""
+    content = source.read(size)
+    if len(content) < size:
+        raise OSError(f"{file} was cut off while it was read: {len(content)} bytes came instead of {size}")
+    return content
 
 
 def joined(uri: str, name: str) -> str:

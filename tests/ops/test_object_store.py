@@ -2,6 +2,7 @@
 
 import os
 import time
+from types import SimpleNamespace
 
 import boto3
 import pytest
@@ -76,6 +77,60 @@ def test_a_call_that_fails_is_tried_again(server, tmp_path, effect):
     server.faults.append(times(3, effect, "GET", "/studies/x"))
     store.get("x", tmp_path / "again")
     assert (tmp_path / "again").read_bytes() == content
+
+
+class CutOff:
+    """A file whose disk fails, or that is shortened while it is read, behind its first bytes."""
+
+    def __init__(self, file, num_left, fault):
+        self._file, self._num_left, self._fault = file, num_left, fault
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+
+    def fileno(self):
+        return self._file.fileno()
+
+    def read(self, size=-1):
+        block = self._file.read(self._num_left if size < 0 else min(size, self._num_left))
+        self._num_left -= len(block)
+        if not block and self._fault is not None:
+            raise self._fault
+        return block
+
+
+@pytest.mark.parametrize("fault", [None, OSError(5, "Input/output error")], ids=["shortened", "failing"])
+@pytest.mark.parametrize("size", [100_000, 20_000_000])
+def test_a_file_that_is_cut_off_while_it_is_read_is_not_there(store, tmp_path, monkeypatch, size, fault):
+    """Before the next try as after the last one."""
+    content, seen = os.urandom(size), []
+    (tmp_path / "file").write_bytes(content)
+    with monkeypatch.context() as patched:
+        cut_off = lambda *names: CutOff(open(*names), size // 2, fault)  # noqa: E731, SIM115 - closed by its reader
+        patched.setattr(object_store, "open", cut_off, raising=False)
+        waiting = SimpleNamespace(sleep=lambda _s: seen.append(store.info("search/weights")))
+        patched.setattr(object_store, "time", waiting)
+        with pytest.raises(StoreError, match=r"cut off|Input/output error"):
+            store.put(tmp_path / "file", "search/weights")
+    assert seen == [None, None]
+    assert store.names() == {}
+    store.put(tmp_path / "file", "search/weights")
+    assert store.names()["search/weights"].size == size
+
+
+def test_a_folder_never_has_half_a_file_under_its_name(tmp_path, monkeypatch):
+    """A process that dies while it writes leaves a hidden file."""
+    store = ObjectStore(f"file://{tmp_path}/there")
+    store.put_bytes(b"the whole content", "x")
+    monkeypatch.setattr(object_store.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    for write in (lambda: store.put_bytes(b"new", "x"), lambda: store.copy("x", "y")):
+        with pytest.raises(KeyboardInterrupt):
+            write()
+    assert store.get_bytes("x") == b"the whole content"
+    assert list(store.names()) == ["x"]
 
 
 def test_a_server_that_stalls_is_given_up_in_time(server, monkeypatch):
