@@ -31,6 +31,7 @@ from raydml.cli.live_view import StepBars
 from raydml.cli.loading import ImportNotices
 from raydml.errors import Problem, problem_of_option
 from raydml.ops.files import CURES_OF_DISKS
+from raydml.ops.object_store import is_waited_for
 from raydml.ops.progress import show_log, show_progress
 from raydml.ops.wording import printable
 
@@ -265,4 +266,12 @@ def main(default_space: Path | None = None) -> None:
     script = Path(sys.argv[0])
     script_of_launch = script.resolve() if script.name == "launch.py" else None
     invocation = Invocation(f"{program} {shlex.join(typed)}", script_of_launch, os.environ, dict(os.environ))
-    app(args=with_default_command(arguments, default_space), prog_name=program, obj=invocation)
+    try:
+        app(args=with_default_command(arguments, default_space), prog_name=program, obj=invocation)
+    except SystemExit as ended:
+        if not is_waited_for():
+            raise
+        # A store that stalls has had its time. The interpreter would wait for its answer, which may take a minute.
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(ended.code if isinstance(ended.code, int) else 1)

@@ -11,6 +11,7 @@ import functools
 import os
 import re
 import shutil
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -209,7 +210,8 @@ class ObjectStore:
     def _try(self, call: Callable[[], _Result]) -> _Result:
         for wait_s in (*_WAITS_S, None):
             try:
-                return call()
+                with _counted():
+                    return call()
             except FileNotFoundError:
                 raise
             except OSError as error:
@@ -221,6 +223,29 @@ class ObjectStore:
                     ) from error
                 time.sleep(wait_s)
         raise AssertionError("unreachable")
+
+
+_callers: set[int] = set()  # daemon threads that wait for a store
+
+
+@contextmanager
+def _counted() -> Iterator[None]:
+    is_daemon = threading.current_thread().daemon
+    if is_daemon:
+        _callers.add(threading.get_ident())
+    try:
+        yield
+    finally:
+        if is_daemon:
+            _callers.discard(threading.get_ident())
+
+
+def is_waited_for() -> bool:
+    """Return whether a daemon thread of this process waits for a store; pyarrow would wait for it at the end.
+
+    What other threads do, such as deletions, is to be completed.
+    """
+    return bool(_callers)
 
 
 def _whole(source: BinaryIO, size: int, file: Path) -> bytes:

@@ -1,6 +1,7 @@
 """Files in an object store: a real server of S3's protocol, also one that fails, and a folder."""
 
 import os
+import threading
 import time
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import boto3
 import pytest
 
 from raydml.ops import object_store
-from raydml.ops.object_store import ObjectStore, StoreError, check_uri, joined
+from raydml.ops.object_store import ObjectStore, StoreError, check_uri, is_waited_for, joined
 from tests.store_server import store_server, times
 
 
@@ -131,6 +132,22 @@ def test_a_folder_never_has_half_a_file_under_its_name(tmp_path, monkeypatch):
             write()
     assert store.get_bytes("x") == b"the whole content"
     assert list(store.names()) == ["x"]
+
+
+@pytest.mark.parametrize("daemon", [True, False])
+def test_a_process_may_end_before_the_calls_of_daemon_threads_alone(server, daemon):
+    """The deletions of a driver are made by a thread that is no daemon, and are completed."""
+    store = ObjectStore(server.uri())
+    store.put_bytes(b"x", "x")
+    server.faults.append(times(1, 1.0, "GET", "/studies/x"))
+    server.requests.clear()
+    thread = threading.Thread(target=store.get_bytes, args=("x",), daemon=daemon)
+    thread.start()
+    while not server.requests:
+        time.sleep(0.01)
+    assert is_waited_for() == daemon
+    thread.join(20)
+    assert not is_waited_for()
 
 
 def test_a_server_that_stalls_is_given_up_in_time(server, monkeypatch):

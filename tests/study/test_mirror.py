@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -271,6 +273,53 @@ def test_a_store_that_is_away_is_noted_once_and_gets_everything_later(folder, se
         server.faults.clear()
         assert copy.finish(30) == ""
     assert texts_of_store(server.uri("studies/birds")) == texts(folder)
+
+
+HOLDER_OF_A_STUDY = """
+import sys
+from pathlib import Path
+import typer
+from raydml.cli import main
+from raydml.study.driver import only_driver
+from raydml.study.mirror import Mirror
+
+@main.app.command("hold")
+def hold():
+    folder = Path(sys.argv[2])
+    with only_driver(folder):
+        copy = Mirror(folder)
+        copy.start()
+        print("started", flush=True)
+        sys.stdin.readline()
+        print(copy.finish(1.0))
+    raise typer.Exit(3)
+
+main.with_default_command = lambda *_: ["hold"]
+main.main()
+"""
+
+
+def test_a_store_that_stalls_holds_up_neither_the_end_of_a_study_nor_that_of_its_process(folder, server, tmp_path):
+    """A request has 20 s, twice; where it is under way, the process would wait for it when it ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER_OF_A_STUDY, "hold", str(folder)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    try:
+        assert process.stdout.readline() == "started\n"
+        wait_for(lambda: is_stored(server.uri("studies/birds")))
+        server.faults.append(lambda method, path: 60.0)  # noqa: ARG005
+        number = len(server.requests)
+        note(folder, "while it stalls")
+        wait_for(lambda: len(server.requests) > number)
+        began_s = time.monotonic()
+        said, _ = process.communicate("\n", timeout=100)
+        assert time.monotonic() - began_s < 8
+    finally:
+        process.kill()
+        process.wait(30)
+    assert (process.returncode, said.count("is not complete: it does not answer")) == (3, 1)
 
 
 def test_a_study_without_a_store_has_no_copy(tmp_path):
