@@ -119,6 +119,7 @@ LOOK_PATIENCE_S = 4.0
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 _MAX_DATABASE_PATH = 504  # SQLite has 512, also for the journal that it keeps beside the database
 _NO_FOLDER = "sqlite+pysqlite:///"
+_PROXIED = "mlflow-artifacts:"  # the beginning of a location behind a server
 #: Columns of MLflow's tables with the location of artifacts.
 LOCATIONS = (
     ("experiments", "artifact_location"),
@@ -383,7 +384,8 @@ def experiment_id(client: MlflowClient, uri: str, storage: str | Path | None) ->
     """Return the id of the experiment of all studies, which is created when missing.
 
     The artifacts of a server are stored where the server puts them, those of an SQLite file beside it in
-    ``mlartifacts``, those of another database in ``<storage>/mlartifacts``.
+    ``mlartifacts``, those of another database in ``<storage>/mlartifacts``. Raises TrackingError for an experiment that
+    was deleted, and for the database of a server through which the artifacts go: nothing could be stored there.
     """
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
@@ -400,6 +402,12 @@ def experiment_id(client: MlflowClient, uri: str, storage: str | Path | None) ->
         raise TrackingError(
             f"the experiment {EXPERIMENT!r} was deleted in MLflow at {redacted(uri)}. Cure: restore it (mlflow "
             f"experiments restore --experiment-id {experiment.experiment_id}), or use another tracking URI"
+        )
+    if (experiment.artifact_location or "").startswith(_PROXIED) and not uri.startswith(("http", "databricks")):
+        raise TrackingError(
+            f"tracking URI {redacted(uri)}: the artifacts of its experiment {EXPERIMENT!r} are at "
+            f"{experiment.artifact_location}, which only the MLflow server of this database can write. Cure: "
+            "--tracking-uri http://HOST:PORT, the address of that server"
         )
     for tag, value in EXPERIMENT_TAGS.items():
         if experiment.tags.get(tag) != value:  # made by an older version

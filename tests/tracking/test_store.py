@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
+from raydml.tracking.delivery import sync
 from raydml.tracking.store import (
     VIEW_TAG,
     StoreGone,
@@ -109,6 +110,18 @@ def test_a_deleted_experiment_is_refused_with_its_cure(uri: str, storage: Path) 
     connect(uri).delete_experiment(experiment)
     with pytest.raises(TrackingError, match=f"was deleted.*restore --experiment-id {experiment}"):
         prepare_store(uri, storage)
+
+
+def test_the_database_of_a_server_that_holds_the_artifacts_is_refused_at_once(uri: str, storage: Path) -> None:
+    """Metrics could be sent to it, and no file: a delivery would try for its ten minutes."""
+    connect(uri).create_experiment("raydml", artifact_location="mlflow-artifacts:/1")
+    began_s = time.monotonic()
+    with pytest.raises(TrackingError, match="only the MLflow server of this database can write") as refused:
+        sync(storage / "birds" / "events.jsonl", uri, "birds")
+    assert time.monotonic() - began_s < 10
+    assert not isinstance(refused.value, StoreUnavailable), "it would be tried again"
+    said = str(refused.value)
+    assert all(words in said for words in (uri, "mlflow-artifacts:/1", "Cure: --tracking-uri http://HOST:PORT"))
 
 
 def test_the_page_of_runs_is_known_where_its_view_is_stored(uri: str, storage: Path) -> None:
