@@ -406,9 +406,30 @@ def deliver(study: Path, tracking_uri: str | None, patience_s: float) -> str:
     return "" if delivered else "the line above says why"
 
 
+def send_reads(study: Path, tracking_uri: str | None) -> str:
+    """Send the reads of a study in an object store that MLflow does not have; they are no events.
+
+    Returns "" on success, else why not and the cure."""
+    from raydml.data.seal import TestReads
+    from raydml.study.folder import read_study
+    from raydml.study.remote import READS
+    from raydml.tracking.attachments import log_reads
+    from raydml.tracking.store import TrackingError
+
+    again = f"launch.py sync {study_argument(study)}"
+    try:
+        log_reads(store_of(study, tracking_uri), read_study(study), TestReads(study / READS).read())
+    except TrackingError as error:
+        return f"{error}. What is missing is sent by: {again}"
+    return ""
+
+
 def deliver_test_read(study: Path, tracking_uri: str | None) -> None:
     """Send the record of a test read to MLflow; print a note if that has to wait."""
-    if reason := deliver(study, tracking_uri, DELIVERY_S):
+    from raydml.study.remote import StudyPlace
+
+    is_stored = StudyPlace.of(study).uri is not None
+    if reason := send_reads(study, tracking_uri) if is_stored else deliver(study, tracking_uri, DELIVERY_S):
         typer.echo(f"note: the read is recorded in the study and reaches MLflow later: {reason}", err=True)
 
 

@@ -27,6 +27,8 @@ from raydml.cli.arguments import (
     refuse_other_encodings,
     refuse_unwritable,
     refuse_used,
+    store_of,
+    study_argument,
     writing,
 )
 from raydml.ops.progress import report_progress
@@ -194,14 +196,34 @@ def _log_gallery(study: Path, out: Path, tracking_uri: str | None) -> None:
     """Store a gallery with the study's own run in MLflow, or print that it is delivered later."""
     from raydml.study import events
     from raydml.study.folder import read_study
+    from raydml.study.remote import StudyPlace
 
     where = f"galleries/{out.resolve().name}"
+    if StudyPlace.of(study).uri is not None:
+        _attach_gallery(study, out, where, tracking_uri)
+        return
     event = {"time": time.time(), "event": "artifact", "trial": None, "path": str(out.resolve())}
     events.append(study / "events.jsonl", {**event, "artifact_path": where})
     if reason := deliver(study, tracking_uri, _DELIVERY_S):
         typer.echo(f"note: MLflow gets the gallery later, with the study's next events: {reason}", err=True)
     else:
         typer.echo(f"in MLflow, with the run of study {read_study(study)['name']!r}: {where}")
+
+
+def _attach_gallery(study: Path, out: Path, where: str, tracking_uri: str | None) -> None:
+    """Store a gallery with the run of a study in an object store, whose events are its driver's; or print a note."""
+    from raydml.study.folder import read_study
+    from raydml.tracking.attachments import log_folder
+    from raydml.tracking.store import TrackingError
+
+    recorded = read_study(study)
+    try:
+        log_folder(store_of(study, tracking_uri), recorded, out, where)
+    except TrackingError as error:
+        again = f"launch.py sync {study_argument(study)}, and index into another folder"
+        typer.echo(f"note: MLflow does not have the gallery: {error}. Then: {again}", err=True)
+    else:
+        typer.echo(f"in MLflow, with the run of study {recorded['name']!r}: {where}")
 
 
 def _gallery_folder(out: str, storage: Path, tracking_uri: str | None, scratch: Path) -> Path:

@@ -22,6 +22,7 @@ from raydml.cli.arguments import (
     new_console,
     program_of,
     refuse_unwritable,
+    send_reads,
     store_of,
     study_argument,
     writing,
@@ -169,9 +170,14 @@ def sync(
 
     To its own store, which is created where it is missing, or to the one of --tracking-uri."""
     from raydml.study.folder import find_study, read_study
+    from raydml.study.mirror import refuse_held, up_to_date
+    from raydml.study.remote import StudyPlace, merge_reads
     from raydml.study.results import refuse_lost_events
 
-    folder = find_study(study, storage)  # before MLflow is imported
+    folder = up_to_date(find_study(study, storage))  # before MLflow is imported
+    # Of a study in a store, MLflow may have events by its driver elsewhere that the store does not have yet. They would
+    # look like those of another file, and the runs be made again without them.
+    refuse_held(folder)
     refuse_lost_events(folder)
     from raydml.ops.addresses import without_secrets
     from raydml.tracking.delivery import sync as deliver
@@ -190,6 +196,10 @@ def sync(
             f"MLflow does not have all of study {name}: the line above says what and why. Nothing is lost. "
             f"Cure: mend that, then {again}"
         )
+    if StudyPlace.of(folder).uri is not None:
+        merge_reads(folder)
+        if reason := send_reads(folder, tracking_uri):
+            raise CommandError(f"MLflow does not have the reads of `evaluate`: {reason}")
     typer.echo(f"MLflow has all of study {name}")
 
 
