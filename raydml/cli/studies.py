@@ -257,7 +257,7 @@ def create(
             note = "note: the runs in MLflow stay on this machine; --tracking-uri names a server for all machines"
             typer.echo(note, err=True)
     plan = plan_study(loaded)  # says how the classes are divided, before the slow imports
-    from raydml.tracking.store import default_uri, study_store
+    from raydml.tracking.store import default_uri, login_of, study_store
 
     uri = study_store(None, storage, tracking_uri)
     check_store(uri, storage)
@@ -268,6 +268,7 @@ def create(
         space_text=space.read_text(encoding="utf-8"),
         plan=plan,
         command=command,
+        user=login_of(uri),
         stored_at=stored_at,
     )
 

@@ -53,7 +53,8 @@ STOP_WAIT_S = 30  # for a stopped job to save its trials; Ray itself waits for 3
 _START_S, _LOOK_EVERY_S = 5.0, 0.5  # to see whether the command of a job starts
 _POLL_S, _LOG_BYTES_PER_S = 2.0, 50_000  # each look at a log fetches all of it
 _AWAY_S = 60.0  # longest time without an answer while a job is followed
-_STUDY, _STORAGE = "raydml_study", "raydml_storage"  # in the metadata of a job
+#: In the metadata of a job. Ray's dashboard shows the last one as its name.
+_STUDY, _STORAGE, _NAME = "raydml_study", "raydml_storage", "job_name"
 
 
 def submit(
@@ -156,7 +157,7 @@ def submit(
         job_id = f"{study}-{uuid.uuid4().hex[:8]}"
         if not server.has_package(package):
             server.send_package(package, archive)
-        server.submit(job_id, command, package, sent, {_STUDY: study, _STORAGE: storage})
+        server.submit(job_id, command, package, sent, {_STUDY: study, _STORAGE: storage, _NAME: study})
         echo(console, f"{study} is job {job_id} on {redacted(server.address)}")
         console.print(tables.locations(rows))
         if files.left_out:

@@ -112,9 +112,15 @@ class TrialActor(tune.Trainable):
     _files: StudyFiles
     _gauges: SlotGauges | None = None
     _catalogs: Catalogs | None = None  # the images are listed once in this process, not once for each of its trials
+    _study: str = ""
+
+    def __repr__(self) -> str:
+        """Name the study, for the list of actors in Ray's dashboard; an actor trains several of its trials in turn."""
+        return f"study {self._study}"
 
     def setup(self, config: dict[str, Any]) -> None:
         show_log()  # in Ray's log of this worker
+        self._study = Path(StudyPlace(*config["run"]["place"]).folder).name
         if self.is_actor():
             # The objects of the imported libraries stay for good. To look at them all takes 0.3 s in each collection.
             gc.freeze()
@@ -126,7 +132,7 @@ class TrialActor(tune.Trainable):
         if self.is_actor() and (note := note_of_changed_code(needs)):
             self._notes.append(note)
         if self.is_actor() and needs.is_joined:
-            self._gauges = SlotGauges(Path(StudyPlace(*config["run"]["place"]).folder).name)
+            self._gauges = SlotGauges(self._study)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Start another trial in the same process, which saves the imports and the CUDA context."""

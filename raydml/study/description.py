@@ -21,7 +21,7 @@ def description_of(folder: Path, study_json: Mapping[str, Any], catalog: Catalog
         "constant": {name: value for name, value in constant(parameters).items() if name not in names},
         "varying": names,
         "splits": sizes_of_splits(folder, catalog),
-        "user": _user(),
+        "user": study_json.get("user") or _user(),
         "command": study_json.get("command") or "",
     }
 
@@ -46,6 +46,7 @@ def sizes_of_splits(folder: Path, catalog: Catalog) -> dict[str, dict[str, dict[
 
 
 def _user() -> str:
+    """Return the user of this process: on the head of a cluster often the same one for all studies."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name

@@ -184,6 +184,7 @@ def create_study(
     space_text: str,
     plan: StudyPlan | None = None,
     command: str = "",
+    user: str = "",
     stored_at: str | None = None,
 ) -> Path:
     """Create the folder of a study and return it; a study that exists with the same settings is left as it is.
@@ -193,13 +194,13 @@ def create_study(
     tracking_uri: of the MLflow store; None is the embedded one, which is in the storage folder wherever that is.
     What can be wrong is found here, before an actor starts: unreadable images, splits without classes, weights that
     cannot be fetched. plan: what `plan_study` returned for this space, if it was called before. command: the one that
-    creates the study. Raises StudyError if a study of this name has other settings, and StudyHeld while another process
-    makes or runs one of this name.
+    creates the study. user: the one whose login it has at an MLflow server. Raises StudyError if a study of this name
+    has other settings, and StudyHeld while another process makes or runs one of this name.
     """
     folder = storage.resolve() / space.study.name
     plan = plan or plan_study(space)
     with only_driver(folder):
-        return _create(folder, plan, storage, tracking_uri, space_text, command, stored_at)
+        return _create(folder, plan, storage, tracking_uri, space_text, command, user, stored_at)
 
 
 def _create(
@@ -209,6 +210,7 @@ def _create(
     tracking_uri: str | None,
     space_text: str,
     command: str,
+    user: str,
     stored_at: str | None,
 ) -> Path:
     space, trials, splits, catalogs = plan
@@ -253,6 +255,7 @@ def _create(
         "storage": str(storage.resolve()),
         "tracking_uri": _recorded_store(tracking_uri, folder.parent),
         "command": redacted(command),
+        "user": user,
         "commit": checkpoint.git_commit(),
         "select_on": trials[0].select_on,
         "machine": machine.model_dump(mode="json"),

@@ -211,10 +211,11 @@ def _scores(summary: Mapping[str, Any], final: Mapping[str, Any], confirmed: Map
         if confirmed.get("mean") is None:
             return "This study has neither confirmed nor tested it."
         return f"{metric_name(metric).capitalize()}: {_interval(confirmed)}. The test classes have not been opened."
-    rows = [f"| metric | {' | '.join(columns)} |", "| --- " * (len(columns) + 1) + "|"]
+    # MLflow's page has no space between two columns.
+    rows = [f"| metric&emsp; | {'&emsp; | '.join(columns)} |", "| --- " * (len(columns) + 1) + "|"]
     for one in (name for name in _MAIN if any(name in scores for scores in columns.values())):
         cells = [_interval(scores.get(one)) for scores in columns.values()]
-        rows.append(f"| {metric_name(one)} | {' | '.join(cells)} |")
+        rows.append(f"| {metric_name(one)}&emsp; | {'&emsp; | '.join(cells)} |")
     sentences = (final.get("protocols") or {}).values()
     protocols = "\n".join(f"Protocol: {markdown_text(sentence)}." for sentence in sentences)
     return "\n".join([*rows, "", protocols])

@@ -27,6 +27,7 @@ from mlflow.environment_variables import (
     MLFLOW_HTTP_REQUEST_TIMEOUT,
     MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER,
     MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT,
+    MLFLOW_TRACKING_USERNAME,
     MLFLOW_UV_AUTO_DETECT,
 )
 from mlflow.exceptions import MlflowException
@@ -208,6 +209,13 @@ def _as_meant(uri: str) -> str:
     if not uri.startswith("sqlite:///") or not written.is_absolute() or database_path(uri) == written:
         return uri
     return _address_of(written) or uri if written.parent.is_dir() else uri.replace("sqlite:///", _NO_FOLDER, 1)
+
+
+def login_of(uri: str) -> str:
+    """Return the user whose login MLflow's client sends to a server; empty without one, and for other stores."""
+    if not uri.startswith(("http://", "https://")):
+        return ""
+    return unquote(urlsplit(uri).username or "") or MLFLOW_TRACKING_USERNAME.get() or ""
 
 
 def require_store(uri: str, cure: str) -> None:

@@ -17,9 +17,11 @@ import json
 import math
 import posixpath
 import re
+import shlex
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -361,6 +363,7 @@ def _describe_study(update: RunUpdate, study: StudyState, folder: Path) -> None:
     update.params = params_of({**study.config, **study.constant})
     _set_status(update, study.state, study.changed_s)
     update.tags |= {**_origin(study), "raydml.stage": study.stage, "mlflow.note.content": _note(folder)}
+    update.tags["raydml.command"] = study.command
     if study.config.get("smoke"):
         update.tags["raydml.smoke"] = "true"
     if study.test_reads:
@@ -414,10 +417,27 @@ def _origin(study: StudyState) -> dict[str, str]:
     """Return MLflow's own tags for who started a run, with which command and code."""
     return {
         "mlflow.user": study.user,
-        "mlflow.source.name": study.command,
+        "mlflow.source.name": source_of(study.command),
         "mlflow.source.type": "LOCAL" if study.command else "",
         "mlflow.source.git.commit": study.commit,
     }
+
+
+def source_of(command: str) -> str:
+    """Return a command without its options and folders: ``python launch.py sweep digits.yaml``.
+
+    MLflow shows what follows the last slash: of a whole command, the end of some path or address among its options.
+    """
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a quotation without its end
+        words = command.split()
+    return " ".join(_without_folders(word) for word in takewhile(lambda word: word[:2] != "--", words))
+
+
+def _without_folders(word: str) -> str:
+    call = "Study.start(" if word.startswith("Study.start(") else ""  # of the Python interface
+    return call + word.removeprefix(call).rstrip("/").rpartition("/")[2]
 
 
 def _note(folder: Path) -> str:

@@ -126,7 +126,7 @@ def test_a_study_is_submitted_with_its_space_its_files_and_what_to_do_next(tmp_p
         result = done("submit", space, "--address", address, "--storage", "/mnt/s", "--set", "trial.epochs=3")
         body = submission(seen)
     assert body["entrypoint"] == ("python launch.py sweep submitted/mine.yaml --set trial.epochs=3 --storage /mnt/s")
-    assert body["metadata"] == {"raydml_study": "mine", "raydml_storage": "/mnt/s"}
+    assert body["metadata"] == {"raydml_study": "mine", "raydml_storage": "/mnt/s", "job_name": "mine"}
     assert body["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "30"
     [package] = cluster.packages
     assert body["runtime_env"]["working_dir"] == f"gcs://{package.rpartition('/')[2]}"

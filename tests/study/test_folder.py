@@ -1,5 +1,6 @@
 """A study on disk: made once, refused when it is another, found by name; ranking and confirmation."""
 
+import getpass
 import json
 import pickle
 from dataclasses import replace
@@ -12,10 +13,12 @@ from PIL import Image
 from raydml.config.trial import Machine, fingerprint, parse_study, parse_trial
 from raydml.data.benchmarks import BENCHMARKS, PublishedCount
 from raydml.data.catalog import DataError
+from raydml.data.datasets import open_catalog
 from raydml.data.miniatures import build
 from raydml.search_space.space import load_space
 from raydml.study import events
 from raydml.study import folder as study_files
+from raydml.study.description import description_of
 from raydml.study.folder import StudyError, create_study, find_study, read_study, report_to
 from raydml.study.stages import _refuse_other_images, confirm_trials
 from raydml.training.trial_images import Catalogs, open_development
@@ -61,6 +64,16 @@ def test_a_study_records_no_password(tmp_path):
     report_to(folder, "postgresql://ann:PLANTED@host/db")
     assert read_study(folder)["tracking_uri"] == "postgresql://ann@host/db"
     assert [path for path in tmp_path.rglob("*") if path.is_file() and b"PLANTED" in path.read_bytes()] == []
+
+
+def test_a_run_is_created_by_the_login_and_without_one_by_the_user_of_the_process(tmp_path):
+    """On the head of a cluster all jobs have the same one."""
+    space, options = space_at(tmp_path), {"tracking_uri": "http://host:5000", "space_text": "text"}
+    folder = create_study(space, storage=tmp_path / "first", user="ann", **options)
+    catalog = open_catalog("digits", None)
+    assert description_of(folder, read_study(folder), catalog)["user"] == "ann"
+    without = create_study(space, storage=tmp_path / "second", **options)
+    assert description_of(without, read_study(without), catalog)["user"] == getpass.getuser()
 
 
 def image_folder(root, num_classes=8, per_class=4):

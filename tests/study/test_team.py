@@ -6,10 +6,12 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 import pytest
+import requests
 
 from raydml.ops.object_store import ObjectStore
 from raydml.study.events import read_state
 from raydml.study.folder import read_json
+from raydml.study.job_server import read_token
 from raydml.tracking.store import connect
 from tests.chaos.targets import Cluster
 from tests.store_server import CREDENTIALS, StoreServer, store_server
@@ -70,6 +72,7 @@ def test_a_study_goes_from_submit_to_its_report_and_is_found_from_an_empty_folde
     assert team.ann.password not in said
     assert CREDENTIALS["AWS_SECRET_ACCESS_KEY"] not in said
 
+    check_dashboard(team)
     empty, uri = tmp_path / "empty", team.store.uri("studies/digits")
     empty.mkdir()
     status = run(team.ann, "status", uri, cwd=empty)
@@ -89,12 +92,26 @@ def test_a_study_goes_from_submit_to_its_report_and_is_found_from_an_empty_folde
     check_bucket(team, uri)
 
 
+def check_dashboard(team):
+    """Ray's pages of jobs and of actors say which study it is."""
+    headers = {"Authorization": f"Bearer {read_token({'RAY_AUTH_MODE': 'token'})}"}
+    jobs, actors = (
+        requests.get(f"{team.cluster.jobs}/{page}", headers=headers, timeout=30).json()
+        for page in ("api/jobs/", "logical/actors")
+    )
+    assert [job["metadata"]["job_name"] for job in jobs if job["submission_id"]] == ["digits"]
+    assert "study digits" in {actor["reprName"] for actor in actors["data"]["actors"].values()}
+
+
 def check_mlflow(team, folder, final):
     """Every epoch is there once, the study's run has the test score, and the model is the champion."""
     runs = assert_delivered(team.mlflow.uri, folder)
     assert set(runs) == {None, *read_state(folder).trials}
     score = runs[None].data.metrics["test/map_at_r"]
     assert score == pytest.approx(final["metrics"]["map_at_r"]["mean"], rel=1e-5)
+    tags = runs[None].data.tags
+    assert (tags["mlflow.user"], tags["mlflow.source.name"]) == ("ann", "python launch.py sweep digits.yaml")
+    assert "--storage s3://bucket/studies" in tags["raydml.command"].replace("'", "")
     version = connect(team.mlflow.uri).get_model_version_by_alias("raydml-digits", "champion")
     assert (version.version, version.run_id) == ("1", runs[None].info.run_id)
     assert version.source.startswith("mlflow-artifacts:/")

@@ -22,4 +22,5 @@ def test_texts_of_a_study_are_only_texts_in_the_card(tmp_path: Path) -> None:
     card = facts_of("birds", model, study).card
     for text in (r"\<img src=x", r"\[a\](javascript", r"\<script\>1", r"leave \<b\>one", r"is \<MIC\> # better?"):
         assert text in card
+    assert "| MAP@R&emsp; | 0.6000 ± 0.1000 |" in card
     assert "<" not in card.replace(r"\<", "").replace("$(base64 -w0 one.jpg)", "")

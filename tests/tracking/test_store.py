@@ -27,6 +27,7 @@ from raydml.tracking.store import (
     connect,
     database_path,
     default_uri,
+    login_of,
     prepare_store,
     reach_store,
     runs_page,
@@ -265,6 +266,22 @@ def test_the_store_of_a_study_is_the_chosen_the_recorded_or_the_embedded_one(tmp
     with pytest.raises(StoreGone, match=r"gone/mlflow.db, which does not exist any more.*Cure.*--tracking-uri"):
         study_store(gone, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "user"),
+    [
+        ("http://127.0.0.1:5000", "ann"),
+        ("https://b%40x:secret@mlflow.example.com", "b@x"),
+        ("sqlite:////studies/mlflow.db", ""),
+        ("postgresql://mlflow:secret@127.0.0.1/mlflow", ""),
+    ],
+)
+def test_the_user_of_a_server_is_the_one_of_its_login(uri: str, user: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
+    assert login_of(uri) == user
+    monkeypatch.delenv("MLFLOW_TRACKING_USERNAME")
+    assert login_of("http://127.0.0.1:5000") == ""
 
 
 def test_looking_into_a_store_that_does_not_exist_makes_none(tmp_path: Path) -> None:

@@ -70,6 +70,26 @@ def test_a_run_has_its_name_and_begins_with_its_first_event(spool: Spool) -> Non
     assert found[None].name == "digits"
 
 
+@pytest.mark.parametrize(
+    ("command", "source"),
+    [
+        ("uv run launch.py sweep a.yaml", "uv run launch.py sweep a.yaml"),
+        ("/opt/python launch.py sweep spaces/a.yaml --storage 's3://bucket/x?endpoint_override=http://host:9000'",
+         "python launch.py sweep a.yaml"),
+        ("python -m raydml sweep '/mnt/my images/' --name birds", "python -m raydml sweep my images"),
+        ("Study.start('/spaces/a.yaml')", "Study.start(a.yaml)"),
+        ("python launch.py sweep it's.yaml --set a=/b", "python launch.py sweep it's.yaml"),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_the_source_of_a_study_can_be_read_where_mlflow_shows_what_follows_the_last_slash(
+    spool: Spool, command: str, source: str
+) -> None:
+    spool.add("study_started", study="digits", study_id="0" * 32, config={}, command=command)
+    tags = updates(spool)[None].tags
+    assert (tags.get("mlflow.source.name", ""), tags.get("raydml.command", "")) == (source, command)
+
+
 def test_metrics_are_grouped_by_what_they_measure() -> None:
     names = {
         "val_map_at_r": "val/map_at_r",
