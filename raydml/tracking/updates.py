@@ -447,7 +447,7 @@ def _note(folder: Path) -> str:
         text = summary.read_text(encoding="utf-8", errors="replace").partition("\n## ")[0].strip()
         return f"{text}\n\n[Report]({RUN_PAGE}/artifacts/report/report.html)"
     question = question_of(space.read_text(encoding="utf-8", errors="replace")) if space.exists() else None
-    return markdown_text(question) if question else ""
+    return markdown_text(question[:1].upper() + question[1:]) if question else ""
 
 
 def _set_status(update: RunUpdate, state: str, changed_s: float) -> None:

@@ -239,9 +239,9 @@ def test_a_refit_is_a_run_of_its_stage_with_its_own_parameters_images_and_test_s
 def test_the_note_of_a_study_is_its_question_and_then_its_summary(spool: Spool) -> None:
     start(spool)
     (spool.folder / "space.yaml").write_text("# Question: which loss\n#   is best?\n#\nstudy: {}\n")
-    assert updates(spool)[None].tags["mlflow.note.content"] == "which loss is best?"
+    assert updates(spool)[None].tags["mlflow.note.content"] == "Which loss is best?"
     (spool.folder / "space.yaml").write_bytes(b"# Question: is <b>it</b> [best](x)\xff?\n#\n")
-    assert updates(spool)[None].tags["mlflow.note.content"] == "is \\<b\\>it\\</b\\> \\[best\\](x)\ufffd?"
+    assert updates(spool)[None].tags["mlflow.note.content"] == "Is \\<b\\>it\\</b\\> \\[best\\](x)\ufffd?"
     (spool.folder / "summary.md").write_text("# Study digits\n\nA has the best mean.\n\n## Test classes\n\n| table |\n")
     note = updates(spool)[None].tags["mlflow.note.content"]
     assert note.startswith("# Study digits\n\nA has the best mean.\n\n[Report](")
