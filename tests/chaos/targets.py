@@ -1,7 +1,9 @@
 """What can be killed: the processes of a study, found by their sessions, and the nodes of a Ray cluster of our own."""
 
 import contextlib
+import json
 import os
+import secrets
 import shlex
 import shutil
 import signal
@@ -58,27 +60,35 @@ class Cluster:
     """A Ray cluster on this machine: a head without CPUs and nodes of one CPU each.
 
     auth: its RAY_AUTH_MODE. has_jobs: whether it has Ray's job server, at the address ``jobs``; needs `ray[default]`.
+    max_workers: how many nodes Ray's autoscaler may start besides, for what waits; it ends them after IDLE_S.
+    variables: of the environment of all nodes, beside that of this process.
     """
 
-    def __init__(self, folder, num_nodes=2, auth="token", has_jobs=False):
+    IDLE_S = 4.0
+
+    def __init__(self, folder, num_nodes=2, auth="token", has_jobs=False, max_workers=0, variables=None):
         self.folder, self._num_nodes, self._auth, self._has_jobs = folder, num_nodes, auth, has_jobs
+        self._max_workers, self._variables = max_workers, dict(variables or {})
         self.head, self.nodes = None, []
-        self._sockets = tempfile.mkdtemp(prefix="ray-") if has_jobs else ""  # with a short path
+        self._scratch = Path(tempfile.gettempdir()) / f"ray-{secrets.token_hex(4)}"  # a short path, for sockets
         with socket.socket() as probe, socket.socket() as other:
             probe.bind(("127.0.0.1", 0))
             other.bind(("127.0.0.1", 0))
             self.port, self._dashboard_port = probe.getsockname()[1], other.getsockname()[1]
         self.address, self.jobs = f"127.0.0.1:{self.port}", f"http://127.0.0.1:{self._dashboard_port}"
 
-    def _node(self, *arguments, mounts=()):
+    def _node(self, *arguments, mounts=(), variables=None):
         ray = Path(sys.executable).with_name("ray")
         command = [str(ray), "start", "--block", "--disable-usage-stats", *arguments]
-        environment = self.environment()
+        environment = self.environment() | (variables or {})
         if self._has_jobs:  # Ray gives a job the address of the cluster that was started last below this folder
-            environment["RAY_TMPDIR"] = self._sockets
+            environment["RAY_TMPDIR"] = str(self._scratch)
             with socket.socket() as probe:  # all nodes of a machine have the same by default
                 probe.bind(("127.0.0.1", 0))
                 command += ["--dashboard-agent-listen-port", str(probe.getsockname()[1])]
+        if "--head" not in arguments:
+            # Nodes of one folder unpack the driver's code into the same place, and remove it there before.
+            command += ["--temp-dir", tempfile.mkdtemp(dir=self._scratch, prefix="")]
         if mounts:
             binds = " && ".join(f"mount --bind {shlex.quote(str(a))} {shlex.quote(str(b))}" for a, b in mounts)
             command = ["unshare", "--mount", "sh", "-c", f"{binds} && exec {shlex.join(command)}"]
@@ -99,16 +109,61 @@ class Cluster:
 
     def environment(self):
         """The environment of its nodes, and of commands that talk to it."""
-        return {**os.environ, "RAY_AUTH_MODE": self._auth}
+        return {**os.environ, "RAY_AUTH_MODE": self._auth, **self._variables}
+
+    def _autoscaler(self):
+        """The arguments and the variables of a head with an autoscaler.
+
+        It is the one that `ray up` starts, version 2; its nodes are processes of this machine. Ray's own class
+        AutoscalingCluster ends all other Rays of the machine first, and needs a file that the installed Ray lacks.
+        """
+        from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
+
+        from tests.chaos.fake_nodes import FakeNodes
+
+        worker = {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": self._max_workers}
+        config = {
+            "cluster_name": "fake",
+            "max_workers": self._max_workers,
+            "idle_timeout_minutes": self.IDLE_S / 60,
+            "provider": {
+                "type": "external",
+                "module": f"{FakeNodes.__module__}.{FakeNodes.__name__}",
+                "gcs_address": self.address,
+                "head_node_id": FAKE_HEAD_NODE_ID,
+                "launch_multiple": True,
+            },
+            "head_node_type": FAKE_HEAD_NODE_TYPE,
+            "available_node_types": {
+                FAKE_HEAD_NODE_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+                "worker": worker,
+            },
+            # Nothing has to be done on these machines; of a provider like this one Ray has no defaults.
+            "setup_commands": [],
+            "head_setup_commands": [],
+            "worker_setup_commands": [],
+            "cluster_synced_files": [],
+        }
+        (self.folder / "autoscaler.json").write_text(json.dumps(config))  # JSON is YAML
+        return ["--autoscaling-config", str(self.folder / "autoscaler.json")], {
+            "RAY_FAKE_CLUSTER": "1",
+            "RAY_enable_autoscaler_v2": "1",
+            "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+            "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
+        }
 
     def start(self):
         """Start what does not run: the head with all nodes, or the nodes that are missing."""
         _protect_token()  # makes it, where no study on this machine has
         if self.head is None or self.head.poll() is not None:
             self.stop()
+            self._scratch.mkdir(exist_ok=True)
             dashboard = ["--include-dashboard", str(self._has_jobs).lower()]
             dashboard += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(self._dashboard_port)]
-            self.head = self._node("--head", "--port", str(self.port), "--num-cpus", "0", *dashboard)
+            arguments, variables = self._autoscaler() if self._max_workers else ([], {})
+            arguments = ["--head", "--port", str(self.port), "--num-cpus", "0", *dashboard, *arguments]
+            self.head = self._node(*arguments, variables=variables)
         self.nodes = [node for node in self.nodes if node.poll() is None]
         while len(self.nodes) < self._num_nodes:
             self.nodes.append(self._node("--address", self.address, "--num-cpus", "1"))
@@ -121,15 +176,19 @@ class Cluster:
         return {node.pid for node in (self.head, *self.nodes) if node is not None}
 
     @staticmethod
-    def kill_node(node):
-        """Kill all processes of a node at once, as the loss of its machine does."""
+    def signal_node(node, number):
+        """Send a signal to all processes of a node at once."""
         for pid in [pid for pid, (_, session, _) in processes().items() if session == node.pid]:
-            kill(pid)
+            kill(pid, number)
+
+    @classmethod
+    def kill_node(cls, node):
+        """Kill all processes of a node at once, as the loss of its machine does."""
+        cls.signal_node(node, signal.SIGKILL)
         node.wait(30)
 
     def stop(self):
         for node in filter(None, (self.head, *self.nodes)):
             self.kill_node(node)
         self.head, self.nodes = None, []
-        if self._sockets:
-            shutil.rmtree(self._sockets, ignore_errors=True)
+        shutil.rmtree(self._scratch, ignore_errors=True)

@@ -104,10 +104,11 @@ TWO = (
 
 def nodes_of(cluster):
     """The nodes of a cluster, as Ray lists them."""
-    command = "import ray, json; ray.init(address=%r, logging_level='error'); print(json.dumps(ray.nodes()))"
+    options = "logging_level='error', log_to_driver=False"
+    command = f"import ray, json; ray.init(address=%r, {options}); print(json.dumps(ray.nodes()))"
     done = subprocess.run(
         [sys.executable, "-c", command % cluster.address], capture_output=True, text=True, check=True,
-        env=cluster.environment(),
+        env=cluster.environment(), timeout=60,
     )  # fmt: skip
     return json.loads(done.stdout.splitlines()[-1])
 
