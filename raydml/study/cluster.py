@@ -237,8 +237,8 @@ def connected(address: str | None, own_environment: MutableMapping[str, str] | N
             raise RayEnded(f"Ray does not start: {_first_line(error)}") from error
         raise StudyError(
             f"--address {address}: no Ray cluster can be joined there ({_first_line(error)}). Cure: "
-            "check the address with `ray status`; a cluster with tokens needs RAY_AUTH_MODE=token and "
-            "RAY_AUTH_TOKEN_PATH"
+            "check with `ray status` that the cluster runs, and its address; a cluster with tokens needs "
+            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
         ) from error
     for number, handler in handlers.items():
         signal.signal(number, handler)

@@ -10,8 +10,8 @@ import itertools
 import shlex
 import signal
 import time
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -164,7 +164,7 @@ def _run(
             if address is not None and address == address_of_job(own_environment):
                 session.note("This is a job of a Ray cluster: the study runs on that cluster.")
             session.step("starting Ray")
-            with connected(address, own_environment=own_environment):
+            with _joined(session, address, own_environment):
                 resources = trial_resources(machine, session.note, joined=address is not None)
                 session = session._replace(resources=resources)
                 is_measured = False
@@ -193,6 +193,24 @@ def _run(
                 raise RayEnded(f"{type(error).__name__}: {error}") from error
             raise
     return Outcome("finished")
+
+
+@contextmanager
+def _joined(
+    session: StudySession, address: str | None, own_environment: MutableMapping[str, str] | None
+) -> Iterator[None]:
+    """Do what `connected` does. Raises MachineFault where a study that has trials finds no cluster any more.
+
+    Its head was lost, for example, and a new driver has taken the place of the one that ended with it.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(connected(address, own_environment=own_environment))
+        except StudyError as error:
+            if not read_state(session.folder).trials:
+                raise
+            raise MachineFault(str(error)) from error
+        yield
 
 
 def _look_at_nodes(session: StudySession, received: list[int], packs: Mapping[str, int]) -> None:

@@ -17,7 +17,9 @@ from raydml.study import cluster as study_cluster
 from raydml.study import events, stages
 from raydml.study.events import events_path, read_state, read_trials
 from raydml.study.folder import StudyError, read_json
+from raydml.study.process import MachineFault
 from tests.chaos.targets import Cluster, processes
+from tests.study.study_events import started
 from tests.study.test_folder import ROOT, make
 
 SMALL = ["study.search.num_trials=4", "study.confirm={top: 1, folds: 2, seeds: 1}", "study.refit=null"]
@@ -142,6 +144,22 @@ def test_a_study_joins_the_cluster_of_its_job_unless_another_is_named(tmp_path, 
     with pytest.raises(Joined) as raised:
         stages.drive_study(make(tmp_path), address=address, own_environment=environment)
     assert raised.value.args == (joined,)
+
+
+def test_a_study_that_has_trials_pauses_where_its_cluster_is_gone_and_another_one_is_refused(tmp_path, monkeypatch):
+    """As after the loss of a head; the command then prints the line that goes on."""
+
+    def connected(address, **_):
+        raise StudyError(f"--address {address}: no Ray cluster can be joined there")
+
+    monkeypatch.setattr(stages, "connected", connected)
+    folder = make(tmp_path)
+    with pytest.raises(StudyError, match=r"^--address head:1: no Ray cluster can be joined there$"):
+        stages.drive_study(folder, address="head:1")
+    events.append(events_path(folder), started(0))
+    with pytest.raises(MachineFault, match=r"has stopped, and no trial is lost: --address head:1: .* Then resume the"):
+        stages.drive_study(folder, address="head:1")
+    assert read_state(folder).state == "interrupted"
 
 
 @pytest.mark.slow
