@@ -204,3 +204,13 @@ def test_the_messages_of_the_troubleshooting_page_exist() -> None:
     said = "\n".join(text for text in texts if isinstance(text, str))
     assert len(cells) >= 15
     assert [piece for piece in pieces if piece not in said] == []
+
+
+def test_the_documented_command_runs_each_test_that_shares_the_process_of_the_clusters() -> None:
+    """`pytest -m cluster` runs what has the mark; the group keeps two of them from running at once."""
+    group, mark = "xdist_group(" + '"cluster")', "mark" + ".cluster"
+    texts = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
+    counts = {name: (text.count(group), len(re.findall(rf"{mark}\b", text))) for name, text in texts.items()}
+    assert sum(groups for groups, _ in counts.values()) > 15
+    assert [name for name, (groups, marks) in counts.items() if groups != marks] == []
+    assert "uv run --extra cluster pytest -m cluster" in (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")

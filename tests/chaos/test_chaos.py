@@ -12,6 +12,7 @@ SEED = 20261129
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.xdist_group("cluster")
 @pytest.mark.timeout(900)
 def test_a_study_under_faults_of_most_kinds_ends_as_the_undisturbed_one(tmp_path):

@@ -89,6 +89,7 @@ def test_a_cluster_without_the_token_of_the_command_is_named(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.xdist_group("cluster")
 def test_a_study_goes_on_where_rays_token_is_deleted(tmp_path):
     """Each process that Ray starts reads its token. Six new actors need new processes."""
@@ -256,6 +257,7 @@ def role_of(words):
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.xdist_group("cluster")
 def test_what_listens_during_a_study_is_what_the_docs_list():
     """Sockets in the state LISTEN (0A), which /proc lists by their inodes, of the processes of a session."""
