@@ -44,7 +44,7 @@ class Cost(NamedTuple):
 def cost_of(trials: Sequence[TrialState], *, cpus: float, gpus: float) -> Cost:
     """Return the cost of each stage, in order of the stages' first trials.
 
-    cpus, gpus: the resources that a trial holds, where it does not say so itself.
+    cpus, gpus: the resources that a trial holds, where its events do not have its own.
 
     Each epoch counts once. Not counted are epochs lost to an interruption, the time between two epochs, and epochs
     that diverged, which report no time.
@@ -61,7 +61,7 @@ def _stage_cost(stage: str, trials: Sequence[TrialState], held: Mapping[str, flo
     stopped = [trial for trial in trials if trial.ended == "stopped_early"]
     missing = {trial.trial: max(trial.num_planned_epochs - trial.num_epochs, 0) for trial in stopped}
     hours, hours_clustering = (
-        sum(sum(_seconds(trial, name)) * held[trial.trial] for trial in trials) / _HOUR_S
+        sum(_device_seconds(trial, name, held[trial.trial]) for trial in trials) / _HOUR_S
         for name in ("epoch_s", "clustering_s")
     )
     saved = [missing[trial.trial] * _mean_epoch_s(trial) * held[trial.trial] for trial in stopped]
@@ -76,6 +76,15 @@ def _stage_cost(stage: str, trials: Sequence[TrialState], held: Mapping[str, flo
         epochs_saved=sum(missing.values()),
         hours_saved=sum(saved) / _HOUR_S,
     )
+
+
+def _device_seconds(trial: TrialState, name: str, held: float) -> float:
+    """Return the seconds of a trial's epochs times what it held in each; one that ran again may have held more."""
+    total = 0.0
+    for epoch, metrics in trial.epochs.items():
+        then = trial.reports[epoch].gpus if trial.gpus and epoch in trial.reports else None
+        total += metrics.get(name, 0.0) * (held if then is None else then)
+    return total
 
 
 def _seconds(trial: TrialState, name: str) -> list[float]:

@@ -34,10 +34,11 @@ CHOICES = ("loss", "method", "miner", "sampler", "regularizers")
 
 @dataclass(frozen=True)
 class EpochReport:
-    """Metrics of one epoch by name, and when they were reported (seconds since 1970)."""
+    """Metrics of one epoch by name, when they were reported (seconds since 1970), and the GPUs that the trial held."""
 
     metrics: Mapping[str, float]
     time_s: float = 0.0
+    gpus: float | None = None
 
 
 @dataclass(frozen=True)

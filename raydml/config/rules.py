@@ -478,10 +478,22 @@ def _model(model: Any) -> Iterator[Problem]:
         yield Problem(
             "model.pooling", model.pooling, message, facts.pooling_names, cure="remove it, or choose another backbone"
         )
-    for key in ("drop_path", "gradient_checkpointing"):
-        if getattr(model, key) and not facts.is_timm:
-            message = f"is for the networks of timm, and backbone {model.backbone} is none"
-            yield Problem(f"model.{key}", getattr(model, key), message, cure="remove it, or backbone: timm:NAME")
+    for key, can in (("drop_path", facts.takes_drop_path), ("gradient_checkpointing", facts.can_checkpoint)):
+        if getattr(model, key) and not can:
+            message = f"backbone {model.backbone} does not have it; many networks of timm do"
+            yield Problem(f"model.{key}", getattr(model, key), message, cure="remove it, or choose another backbone")
+    if model.gradient_checkpointing and facts.can_checkpoint and facts.has_batch_norm and not model.freeze_batch_norm:
+        message = "would move the statistics of BatchNorm twice a step"
+        yield Problem(
+            "model.gradient_checkpointing", True, message, cure="write model.freeze_batch_norm: true, or remove it"
+        )
+    if not isinstance(model.train, str) and model.train.last_blocks > facts.num_blocks:
+        message = f"backbone {model.backbone} has {facts.num_blocks} blocks"
+        cure = f"write at most {facts.num_blocks}" if facts.num_blocks else "write model.train: head, or all"
+        yield Problem("model.train.last_blocks", model.train.last_blocks, message, cure=cure)
+    if model.train == "head" and model.projection == "none":
+        message = "lets nothing of the network learn: model.projection is none"
+        yield Problem("model.train", model.train, message, cure="write model.projection: linear, or train: all")
     if model.train == "head" and model.weights == "none":
         message = "leaves random weights as they are: weights is none"
         yield Problem("model.train", model.train, message, cure="remove it, or start from trained weights")

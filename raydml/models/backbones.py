@@ -97,13 +97,14 @@ def _any(crop_px: int) -> bool:  # noqa: ARG001
 class BackboneFacts:
     """Facts about a backbone.
 
-    build: takes a global pooling (B, C, H, W) -> (B, C, 1, 1) and returns the backbone, randomly initialised,
-    (B, 3, H, W) -> (B, feature_dim); one of timm takes the name of the pooling, and see `TimmTrunk`. has_pooling: false
-    for a backbone without a map to pool. poolings: those of timm's, with the number of features of each, and
-    own_pooling the one that it was trained with; the others have `TABLE_POOLINGS`. stages: the submodules
-    whose outputs are its four stages: the last map of each size, or a transformer's tokens after each quarter of its
-    blocks. minimum_crop_px: the smallest image it takes. fixed_crop_px: the only image size it takes, or None. fits: a
-    further condition on the crop; which_fit: that condition in words. weights_file: the published weights (torchvision
+    build: takes a global pooling (B, C, H, W) -> (B, C, 1, 1) and returns the backbone, randomly initialised, (B, 3, H,
+    W) -> (B, feature_dim); one of timm takes the name of the pooling, and see `TimmTrunk`. has_pooling: false for a
+    backbone without a map to pool. poolings: those of timm's, with the number of features of each, and own_pooling the
+    one that it was trained with; the others have `TABLE_POOLINGS`. num_blocks: how many can be chosen to learn.
+    takes_drop_path, can_checkpoint, has_batch_norm: of timm's, what they can do and have. stages: the submodules whose
+    outputs are its four stages: the last map of each size, or a transformer's tokens after each quarter of its blocks.
+    minimum_crop_px: the smallest image it takes. fixed_crop_px: the only image size it takes, or None. fits: a further
+    condition on the crop; which_fit: that condition in words. weights_file: the published weights (torchvision
     IMAGENET1K_V1) or None. weights_by_path: published weights that the user must download. classifier: prefixes of the
     names in either file that the embedding does not need. mean, std, channels, value_range: the normalisation of those
     weights, see Preprocessing.
@@ -127,6 +128,10 @@ class BackboneFacts:
     poolings: Mapping[str, int] | None = None
     own_pooling: str = "average"
     is_timm: bool = False
+    num_blocks: int = 4
+    takes_drop_path: bool = False
+    can_checkpoint: bool = False
+    has_batch_norm: bool = True
 
     def features(self, pooling: str) -> int | None:
         """Return the number of features with a pooling; None where the backbone does not have it."""
@@ -219,5 +224,6 @@ BACKBONES: dict[str, BackboneFacts] = {
         ("heads.",),
         tuple(f"encoder.layers.encoder_layer_{number}" for number in (2, 5, 8, 11)),
         has_pooling=False,
+        num_blocks=12,
     ),
 }

@@ -112,6 +112,23 @@ def _mean_distance(points: Tensor) -> Tensor:
     return mean.masked_fill(mean < 1e-5, 1)
 
 
+def block_ends(trunk: nn.Module, stages: tuple[str, ...]) -> list[nn.Module]:
+    """Return the last module of each block of a trunk, in order: of a list named ``blocks`` or ``layers`` (those of a
+    transformer, or the stages of EfficientNet and its kin), else of the four stages. stages: their names."""
+    for path in ("model.blocks", "encoder.layers"):
+        try:
+            blocks = list(trunk.get_submodule(path).children())
+        except AttributeError:
+            continue
+        return [list(block.modules())[-1] for block in blocks]
+    return [list(trunk.get_submodule(name).modules())[-1] for name in stages]
+
+
+def has_batch_norm(trunk: nn.Module) -> bool:
+    """Return whether a trunk has statistics of batches."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in trunk.modules())
+
+
 class Network(nn.Module):
     """Images (B, 3, H, W) -> embeddings (B, D) float32. ``trunk`` and ``head`` learn at their own rates.
 
@@ -149,42 +166,36 @@ class Network(nn.Module):
     def freeze(self, train: TrainedPart) -> None:
         """Let only a part of the trunk learn: "all", nothing ("head"), or ``{"last_blocks": N}``.
 
-        The last blocks are those of a transformer, or else of the four stages; what follows them learns as well. The
-        modules before them keep their weights and stay in evaluation mode, with their statistics and without dropout.
-        Raises ModelError for more blocks than there are.
+        The last blocks are those that `block_ends` returns; what follows them learns as well. The modules before them
+        keep their weights and stay in evaluation mode, with their statistics and without dropout. Raises ModelError for
+        more blocks than there are.
         """
         if train == "all":
             return
         modules = list(self.trunk.modules())  # in the order in which they were defined, which is that of the layers
-        held = modules
-        self._frozen = modules
+        begin = len(modules)
         if not isinstance(train, str):
-            number, blocks = train["last_blocks"], self._blocks()
-            if number > len(blocks):
-                raise ModelError(f"train: last_blocks: {number}; this backbone has {len(blocks)} blocks")
-            held = modules[: modules.index(blocks[-number])]
-            self._frozen = [module for module in held if blocks[-number] not in module.modules()]
+            number, ends = train["last_blocks"], block_ends(self.trunk, tuple(self.stages.values()))
+            if number > len(ends):
+                raise ModelError(f"train: last_blocks: {number}; this backbone has {len(ends)} blocks")
+            begin = 0 if number == len(ends) else modules.index(ends[-number - 1]) + 1
+        learning = {id(module) for module in modules[begin:]}
         # A parameter of the trunk itself, such as a class token, belongs to what comes before its blocks.
-        own = [parameter for module in held for parameter in module.parameters(recurse=False)]
+        self._frozen = [
+            module for module in modules[:begin] if learning.isdisjoint(id(inner) for inner in module.modules())
+        ]
+        own = [parameter for module in modules[:begin] for parameter in module.parameters(recurse=False)]
         self._held = {id(parameter) for parameter in own}
         for parameter in own:
             parameter.requires_grad_(False)
 
-    def _blocks(self) -> list[nn.Module]:
-        for path in ("model.blocks", "encoder.layers"):
-            if path.split(".")[0] in dict(self.trunk.named_children()):
-                try:
-                    found = self.trunk.get_submodule(path)
-                except AttributeError:
-                    continue
-                return list(found.children())
-        return [self.trunk.get_submodule(name) for name in self.stages.values()]
-
     def checkpoint_gradients(self) -> None:
         """Compute the activations of the trunk's blocks a second time in backward instead of keeping them.
 
-        Raises ModelError for a backbone that cannot.
+        Raises ModelError for a backbone that cannot, and where the second time would move statistics of BatchNorm.
         """
+        if not self.freeze_batch_norm and has_batch_norm(self.trunk):
+            raise ModelError("gradient_checkpointing: would move the statistics of BatchNorm twice a step; freeze them")
         switch = getattr(getattr(self.trunk, "model", None), "set_grad_checkpointing", None)
         try:
             if switch is None:

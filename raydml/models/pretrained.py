@@ -40,28 +40,32 @@ def path_of_published(file_name: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / file_name
 
 
-def published_weights(file_name: str, instead: str = "set weights: none, or weights: PATH") -> Path:
+def published_weights(
+    file_name: str, instead: str = "set weights: none, or weights: PATH", url: str | None = None
+) -> Path:
     """Return the file of published weights on this machine, downloaded if necessary.
 
-    The eight hex digits in the name are the start of the file's sha256 and are always checked. Raises WeightsError that
-    names the file, its place and what else the user can do (instead).
+    Eight hex digits at the end of the name are the start of the file's sha256 and are always checked. url: of a file
+    that is not torchvision's. Raises WeightsError that names the file, its place and what else the user can do
+    (instead).
     """
+    url = url or DOWNLOAD_URL + file_name
     path = path_of_published(file_name)
     if not path.exists():
-        _download(DOWNLOAD_URL + file_name, path, instead)
+        _download(url, path, instead)
     if not _has_named_digest(path, file_name):
         raise WeightsError(
             f"weights: default: {path} is damaged or another file than its name says (the sha256 differs). "
-            f"Delete it and put a fresh copy of {DOWNLOAD_URL}{file_name} there"
+            f"Delete it and put a fresh copy of {url} there"
         )
     return path
 
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".tar")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin")
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Read a state dict (name -> tensor on the CPU) from a ``.safetensors``, ``.pth``, ``.pt`` or ``.pth.tar`` file.
+    """Read a state dict (name -> tensor on the CPU): ``.safetensors``, ``.pth``, ``.pt``, ``.pth.tar`` or ``.bin``.
 
     It may be the entry ``state_dict`` of a checkpoint, whose other entries are ignored, and its names may all begin
     with ``module.``, as DataParallel writes them. Raises WeightsError for a missing file, another suffix, an unreadable
@@ -183,8 +187,9 @@ def _without_row(value: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor:
 
 
 def _has_named_digest(path: Path, file_name: str) -> bool:
-    """Return whether the sha256 of a file starts with the hex digits at the end of the stem of ``file_name``."""
-    return digest_of(path).startswith(Path(file_name).stem.rsplit("-", 1)[-1])
+    """Return whether the sha256 of a file starts with the hex digits, if any, at the end of the stem of its name."""
+    named = re.search(r"-([0-9a-f]{8,64})$", Path(file_name).stem)
+    return named is None or digest_of(path).startswith(named[1])
 
 
 def refuse_unreachable(url: str, path: Path, instead: str) -> None:

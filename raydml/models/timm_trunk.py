@@ -21,11 +21,12 @@ _SMALLEST_PX = 32  # of networks without a fixed size: their five halvings leave
 
 
 class _Found(NamedTuple):
-    """What a network of timm says of itself, built without memory for its weights.
+    """Facts about a network of timm, found without memory for its weights.
 
     feature_dim: of its own pooling. map_dim: channels of its last map, or of its tokens. is_map: whether it has a map.
     num_prefix: tokens that are no patch. own: its pooling. patch_px: where the crop may be any multiple of it, else
-    None. size_px, is_fixed: the image that it was made for, and whether it takes no other.
+    None. size_px, is_fixed: the image that it was made for, and whether it takes no other. The others as in
+    `BackboneFacts`.
     """
 
     feature_dim: int
@@ -39,6 +40,10 @@ class _Found(NamedTuple):
     stages: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    num_blocks: int
+    takes_drop_path: bool
+    can_checkpoint: bool
+    has_batch_norm: bool
 
 
 class TimmTrunk(nn.Module):
@@ -92,7 +97,6 @@ def facts_of_timm(backbone: str) -> BackboneFacts:
     if not found.is_map and found.num_prefix:
         dims |= {"cls": found.map_dim, "cls_mean": 2 * found.map_dim}
     dims[found.own] = found.feature_dim
-    takes = partial(_takes, found)
     sizes = f"multiples of {found.patch_px}" if found.patch_px else ""
     return BackboneFacts(
         build=partial(_build, name, found.own),
@@ -104,15 +108,19 @@ def facts_of_timm(backbone: str) -> BackboneFacts:
         stages=tuple(f"model.{stage}" for stage in found.stages),
         mean=found.mean,
         std=found.std,
-        fits=takes,
+        fits=partial(_fits, found),
         which_fit=sizes,
         poolings=dims,
         own_pooling=found.own,
         is_timm=True,
+        num_blocks=found.num_blocks,
+        takes_drop_path=found.takes_drop_path,
+        can_checkpoint=found.can_checkpoint,
+        has_batch_norm=found.has_batch_norm,
     )
 
 
-def _takes(found: _Found, crop_px: int) -> bool:
+def _fits(found: _Found, crop_px: int) -> bool:
     return found.patch_px is None or crop_px % found.patch_px == 0
 
 
@@ -142,7 +150,10 @@ def _look_at(name: str) -> _Found:
     is_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     patch_px = int(patch[0]) if isinstance(patch, tuple) and patch[0] == patch[1] else None
-    is_free = not is_map and patch_px is not None and _takes_img_size(name, patch_px)
+    is_free = not is_map and patch_px is not None and _takes(name, img_size=4 * patch_px)
+    stages = _stages(model, is_map)
+    blocks = getattr(model, "blocks", None)
+    num_blocks = len(stages) if not isinstance(blocks, nn.Module) else len(list(blocks.children()))
     kinds: Mapping[str, Pooling] = {"token": "cls", "map": "attention"}
     kind = getattr(model, "global_pool", "avg")
     return _Found(
@@ -154,26 +165,38 @@ def _look_at(name: str) -> _Found:
         patch_px=patch_px if is_free else None,
         size_px=height,
         is_fixed=bool(model.pretrained_cfg.get("fixed_input_size")),
-        stages=_stages(model, is_map),
+        stages=stages,
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
+        num_blocks=num_blocks,
+        takes_drop_path=_takes(name, drop_path_rate=0.1),
+        can_checkpoint=_can_checkpoint(model),
+        has_batch_norm=any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()),
     )
 
 
-def _takes_img_size(name: str, patch_px: int) -> bool:
-    """Return whether a network takes images of another size, given when it is built."""
+def _takes(name: str, **settings: Any) -> bool:
+    """Return whether a network can be built with a setting, such as another size of its images."""
     import timm
 
     try:
         with torch.device("meta"):
-            timm.create_model(name, pretrained=False, num_classes=0, img_size=4 * patch_px)
+            timm.create_model(name, pretrained=False, num_classes=0, **settings)
     except (TypeError, AssertionError, RuntimeError):
         return False
     return True
 
 
+def _can_checkpoint(model: nn.Module) -> bool:
+    try:
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError):
+        return False
+    return True
+
+
 def _stages(model: nn.Module, is_map: bool) -> tuple[str, ...]:
-    """Return the modules whose outputs are the four stages; none where timm does not say."""
+    """Return the modules whose outputs are the four stages; none where timm does not list them."""
     blocks = getattr(model, "blocks", None)
     if not is_map and isinstance(blocks, nn.Sequential | nn.ModuleList) and len(blocks) >= 4:
         return tuple(f"blocks.{len(blocks) * quarter // 4 - 1}" for quarter in (1, 2, 3, 4))
@@ -223,7 +246,7 @@ def _build(
 
 @contextmanager
 def _warnings_of_timm() -> Iterator[list[str]]:
-    """Collect what timm says of tensors that are missing, or that a network does not have: it only logs that."""
+    """Collect timm's log messages of tensors that are missing, or that a network does not have."""
     found: list[str] = []
 
     class Collector(logging.Handler):
@@ -245,7 +268,7 @@ def _warnings_of_timm() -> Iterator[list[str]]:
 
 
 def _published(name: str) -> str | None:
-    """Return where timm's weights of a network come from, None without any."""
+    """Return the name on the Hugging Face hub, or the address, of timm's weights of a network; None without any."""
     import timm
 
     facts = timm.get_pretrained_cfg(name, allow_unregistered=True)
@@ -267,7 +290,7 @@ def weights_of_timm(name: str, instead: str) -> Path:
     if (file := local_weights_of_timm(name)) is not None:
         return file
     if facts.hf_hub_id is None:
-        return published_weights(str(facts.url).rpartition("/")[2], instead)
+        return published_weights(str(facts.url).rpartition("/")[2], instead, url=str(facts.url))
     file_name = facts.hf_hub_filename or "model.safetensors"
     refuse_unreachable(hf_hub_url(facts.hf_hub_id, file_name), place_of_timm(name), instead)
     try:

@@ -561,7 +561,7 @@ def _apply_to_trial(study: SimpleNamespace, event: Event, reports: dict[str, dic
             changes["started_s"], study.step = study.time_s, None
             changes["gpus"] = None if event.get("gpus") is None else float(event["gpus"])
         case "epoch":
-            number, report = int(event["epoch"]), EpochReport(event.get("metrics") or {}, study.time_s)
+            number, report = int(event["epoch"]), EpochReport(event.get("metrics") or {}, study.time_s, trial.gpus)
             if key not in reports:
                 reports[key] = dict(trial.reports)
             # Nothing new: the epoch of the checkpoint that the trial goes on from.

@@ -4,7 +4,7 @@ They say how many trials share a GPU (see `raydml.study.packing`), and how long 
 is kept in ``probe.json`` of the study: a resumed one measures only what is missing there.
 
 {"shapes": {key of the shape: {"num_trials", "device" (``cpu``, or the name of a GPU), "device_bytes" (its memory, 0 of
-            a CPU), and the fields of `raydml.training.probe.StepCost`} or {"num_trials", "error": text}}}
+            a CPU), and the fields of `raydml.training.probe.StepCost`}}}
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from raydml.training.trial_images import Catalogs
 
 PROBE_FILE = "probe.json"
 MAX_SHAPES = 8  # those with the most trials; a probe of each shape of a large search would take longer than it saves
-_PATIENCE_S = 600.0  # for all shapes: a process imports torch, decodes what its node lacks, and trains 12 steps
+_PATIENCE_S = 1800.0  # for all shapes: a node may have to start, a process imports torch, decodes what its node lacks
 
 
 class Forecast(NamedTuple):
@@ -69,22 +69,27 @@ def measure_shapes(
     needs: NodeNeeds,
     place: StudyPlace,
     options: Mapping[str, Any],
+    nodes: Sequence[Mapping[str, Any]],
     *,
     is_stopping: Callable[[], bool],
     note: Callable[[str], None],
+    patience_s: float = _PATIENCE_S,
 ) -> dict[str, dict[str, Any]]:
-    """Measure the shapes of trials that have not been measured, each as a task of Ray, and return all that are known.
+    """Measure the shapes of trials that have not been measured, each as a task of Ray, and return those that are known.
 
-    A shape that cannot be measured is noted, and kept as an error: its trials run as if there was no probe. Trials that
-    train on the test classes are left out, because nothing but their training may open those.
+    A shape that cannot be measured is noted: its trials run as if there was no probe, and a resumed study tries it
+    again. What was measured on a device that the cluster no longer has is measured again. Trials that train on the test
+    classes are left out, because nothing but their training may open those.
 
-    options: of Ray, for what a task holds and where it runs. is_stopping: whether to wait no longer.
+    options: of Ray, for what a task holds and where it runs. nodes: those that may run it, as Ray describes them.
+    is_stopping: whether to wait no longer.
     """
     file = folder / PROBE_FILE
     try:
-        known: dict[str, dict[str, Any]] = dict(read_json(file)["shapes"]) if file.exists() else {}
+        kept: dict[str, dict[str, Any]] = dict(read_json(file)["shapes"]) if file.exists() else {}
     except (StudyError, KeyError, TypeError):  # it was damaged, and can be measured again
-        known = {}
+        kept = {}
+    known = {key: row for key, row in kept.items() if _is_there(row, nodes, bool(options.get("num_gpus")))}
     groups = by_shape(trial for trial in trials if not trains_on_test_classes(trial))
     largest = sorted(groups, key=lambda key: -len(groups[key]))[:MAX_SHAPES]
     missing = [key for key in largest if key not in known]
@@ -92,23 +97,36 @@ def measure_shapes(
     task = ray.remote(max_calls=1, max_retries=0)(_first_steps).options(**options)
     plain = machine.model_dump(mode="json")
     asked = {task.remote(groups[key][0].model_dump(mode="json"), plain, needs, place): key for key in missing}
-    waiting, until_s = list(asked), time.monotonic() + _PATIENCE_S
+    waiting, until_s, failures = list(asked), time.monotonic() + patience_s, dict[str, str]()
     while waiting and time.monotonic() < until_s and not is_stopping():
         answered, waiting = ray.wait(waiting, timeout=1.0)
         for one in answered:
-            known[asked[one]] = _answer(one) | {"num_trials": len(groups[asked[one]])}
+            key = asked[one]
+            try:
+                known[key] = {**ray.get(one), "num_trials": len(groups[key])}
+            except ray.exceptions.RayError as error:  # no memory, for example: the trial itself ends with the reason
+                failures[key] = _last_line(error)
     for one in waiting:
         ray.cancel(one, force=True)
-    if not is_stopping():
-        for one in waiting:
-            error = f"no answer within {_PATIENCE_S:.0f} s"
-            known[asked[one]] = {"num_trials": len(groups[asked[one]]), "error": error}
-    for key in missing:
-        if reason := known.get(key, {}).get("error"):
-            note(f"the first steps of {counted(len(groups[key]), 'trial')} could not be measured: {reason}")
-    if missing:
+        failures[asked[one]] = f"no answer within {patience_s:.0f} s"
+    for key, reason in failures.items() if not is_stopping() else ():
+        note(f"the first steps of {counted(len(groups[key]), 'trial')} could not be measured: {reason}")
+    if known != kept:
         write_json(file, {"shapes": known})
     return known
+
+
+def _is_there(row: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]], has_gpus: bool) -> bool:
+    """Return whether a device like the one that a shape was measured on is among the nodes that there are now."""
+    if (row["device"] != "cpu") != has_gpus:
+        return False
+    kinds = {node["Labels"].get("ray.io/accelerator-type") for node in nodes} - {None}
+    return not has_gpus or not kinds or any(str(kind) in row["device"].replace(" ", "-") for kind in kinds)
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__
 
 
 def _first_steps(trial: dict[str, Any], machine: dict[str, Any], needs: NodeNeeds, place: StudyPlace) -> dict[str, Any]:
@@ -127,15 +145,6 @@ def _first_steps(trial: dict[str, Any], machine: dict[str, Any], needs: NodeNeed
     return {"device": name, "device_bytes": memory_bytes, **cost._asdict()}
 
 
-def _answer(task: Any) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = ray.get(task)
-    except ray.exceptions.RayError as error:  # no memory, for example: the trial itself ends with the reason
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return {"error": lines[-1][:300] if lines else type(error).__name__}
-    return found
-
-
 def shares(
     known: Mapping[str, Mapping[str, Any]], machine: Machine, num_trials: int, gpu_nodes: Sequence[Mapping[str, Any]]
 ) -> dict[str, float]:
@@ -152,7 +161,7 @@ def shares(
     )
     found = {
         key: trials_per_gpu(
-            row["peak_memory_bytes"], room, cpus_per_trial=machine.cpus_per_trial, num_trials=num_trials
+            row["peak_memory_bytes"], row["busy"], room, cpus_per_trial=machine.cpus_per_trial, num_trials=num_trials
         )
         for key, row in known.items()
         if row.get("device_bytes")
@@ -171,8 +180,9 @@ def shares_in_words(shares_of: Mapping[str, float], known: Mapping[str, Mapping[
         trials = counted(sum(row["num_trials"] for row in rows), "trial")
         sentences.append(
             f"{number} trials share a GPU: the first steps of one took at most {peak_bytes / 2**30:.2g} GiB of "
-            f"{rows[0]['device']}, which has {rows[0]['device_bytes'] / 2**30:.0f} GiB "
-            f"({trials}; machine.gpus_per_trial=1 gives each a whole one)"
+            f"{rows[0]['device']}, which has {rows[0]['device_bytes'] / 2**30:.0f} GiB, and kept it busy for at most "
+            f"{max(row['busy'] for row in rows):.0%} of the time ({trials}; machine.gpus_per_trial=1 gives each a "
+            "whole one)"
         )
     return sentences
 
@@ -206,7 +216,7 @@ def forecast_of(
     epochs_s = {
         key: seconds_of_epoch(StepCost(**{name: row[name] for name in StepCost._fields}), groups[key][0], catalogs)
         for key, row in known.items()
-        if "error" not in row and key in groups
+        if key in groups
     }
     if not epochs_s:
         return None

@@ -25,17 +25,20 @@ class GpuRoom(NamedTuple):
     memory_bytes: int
 
 
-def trials_per_gpu(peak_bytes: int, room: GpuRoom, *, cpus_per_trial: int, num_trials: int) -> int:
+def trials_per_gpu(peak_bytes: int, busy: float, room: GpuRoom, *, cpus_per_trial: int, num_trials: int) -> int:
     """Return how many trials of a shape share a GPU: at least 1, at most MAX_SHARING.
 
-    Their memory has to fit, each has to have its CPUs, and no GPU is left without a trial.
+    Their memory has to fit, each has to have its CPUs, no GPU is left without a trial, and together they keep it busy
+    for no more time than there is: those that one trial keeps busy all the time would only slow each other.
 
-    peak_bytes: what torch has allocated for one at a time, at most. num_trials: those that run at a time, at most.
+    peak_bytes: what torch has allocated for one at a time, at most. busy: the part of the time for which one alone kept
+    the GPU busy. num_trials: those that run at a time, at most.
     """
+    by_time = int(1.0 / max(busy, 0.01))
     by_memory = int(room.memory_bytes // (CONTEXT_BYTES + _MARGIN * peak_bytes))
     by_cpus = int(room.cpus_per_gpu // cpus_per_trial)
     by_trials = math.ceil(num_trials / max(1.0, room.num_gpus))
-    return max(1, min(by_memory, by_cpus, by_trials, MAX_SHARING))
+    return max(1, min(by_memory, by_time, by_cpus, by_trials, MAX_SHARING))
 
 
 def share_of(num_sharing: int) -> float:

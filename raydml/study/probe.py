@@ -23,14 +23,17 @@ from raydml.training.probe import StepCost, probe_trial
 from raydml.training.trial_images import Catalogs, open_development
 
 #: What decides the speed and the memory of a trial; losses and miners take little of either.
-_SECTIONS = ("data.", "model.", "sampler.", "method.", "precision", "channels_last", "compile")
+_SECTIONS = [
+    *("data.", "model.", "sampler.", "method.", "regularizers."),
+    *("optimizer.name", "precision", "channels_last", "compile"),
+]
 _NOT = ("data.content", "data.split", "model.weights", "model.head_init", "model.dropout")
 
 
 def shape_of(trial: Trial) -> dict[str, Any]:
     """Return what decides the speed and the memory of a trial: key -> value, without numbers that have a fraction."""
     flat = flatten(trial.model_dump(mode="json"))
-    kept = {key: value for key, value in flat.items() if key.startswith(_SECTIONS) and not key.startswith(_NOT)}
+    kept = {key: value for key, value in flat.items() if key.startswith(tuple(_SECTIONS)) and not key.startswith(_NOT)}
     return {key: value for key, value in kept.items() if not isinstance(value, float)}
 
 

@@ -240,7 +240,7 @@ def _with_first_steps(
     state, trials = read_state(session.folder), [parse_trial(trial) for trial in study_json["trials"]]
     session.step("measuring the first steps of each shape of trial")
     known = measure_shapes(
-        session.folder, trials, session.machine, session.needs, session.place, _resources(session),
+        session.folder, trials, session.machine, session.needs, session.place, _resources(session), session.nodes(),
         is_stopping=lambda: bool(received), note=session.note,
     )  # fmt: skip
     if received:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from statistics import median
+from statistics import fmean, median
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from raydml.config.trial import Machine, Trial
 from raydml.evaluation.embed import embed
 from raydml.ops.memory import peak_memory_bytes
+from raydml.ops.system_use import gpu_use
 from raydml.training.trainer import Trainer
 from raydml.training.trial_images import Catalogs
 
@@ -23,13 +24,15 @@ _NUM_WARM_UP = 2  # steps in which memory is allocated and kernels are chosen
 class StepCost(NamedTuple):
     """peak_memory_bytes: of the process, or of what torch allocated on the GPU. seconds_per_step: the median.
     validation_s: embedding the validation images, without scores; 0 where no class validates. clustering_s: the mean
-    over the epochs, most of which may have none. checkpoint_bytes: of the state after these steps."""
+    over the epochs, most of which may have none. checkpoint_bytes: of the state after these steps. busy: the part of
+    the time for which the steps kept a GPU busy, by its driver; 1 where that cannot be read, and on a CPU."""
 
     peak_memory_bytes: int
     seconds_per_step: float
     validation_s: float
     clustering_s: float
     checkpoint_bytes: int
+    busy: float
 
 
 def probe_trial(trial: Trial, machine: Machine, device: str, catalogs: Catalogs | None = None) -> StepCost:
@@ -39,11 +42,15 @@ def probe_trial(trial: Trial, machine: Machine, device: str, catalogs: Catalogs 
     this function belongs into a process of its own. Raises what the constructor of the trainer raises.
 
     catalogs: of the images; None lists them.
+
+    The backbone trains from the first step: where a trial warms its head up first, the later epochs count.
     """
+    schedule = trial.schedule.model_copy(update={"new_layer_warmup_epochs": 0})
+    trial = trial.model_copy(update={"schedule": schedule})
     trainer = Trainer(trial, machine, device=device, catalogs=catalogs)
     seconds: list[float] = []
     firsts: list[float] = []  # of an epoch, with its plan and its clustering
-    clustering_s, is_first = 0.0, True
+    clustering_s, is_first, busy = 0.0, True, list[float]()
     begin = time.perf_counter()
     for result in trainer.steps():
         _finish(trainer.device)
@@ -58,6 +65,7 @@ def probe_trial(trial: Trial, machine: Machine, device: str, catalogs: Catalogs 
             is_first = False
         else:
             seconds.append(took)
+            busy += _busy(trainer.device)
         if NUM_STEPS + _NUM_WARM_UP in (len(seconds), len(firsts)):
             break
         begin = time.perf_counter()
@@ -69,6 +77,7 @@ def probe_trial(trial: Trial, machine: Machine, device: str, catalogs: Catalogs 
         clustering_s=clustering_s * sum(reclusterings) / trial.epochs,
         peak_memory_bytes=peak_memory_bytes(trainer.device),
         checkpoint_bytes=_checkpoint_bytes(trainer),
+        busy=fmean(busy[_NUM_WARM_UP:] or [1.0]),
     )
 
 
@@ -89,6 +98,16 @@ def _validation_s(trainer: Trainer, machine: Machine) -> float:
     )
     _finish(trainer.device)
     return (time.perf_counter() - begin) * num_images / len(some)
+
+
+def _busy(device: torch.device) -> list[float]:
+    """Return the part of the last moments (up to a second) for which a GPU was busy; nothing where that is unknown."""
+    if device.type != "cuda":
+        return []
+    try:
+        return [gpu_use(device)[0] / 100]
+    except (ImportError, RuntimeError):  # no library, or no permission: the trial then holds a whole GPU
+        return []
 
 
 def _checkpoint_bytes(trainer: Trainer) -> int:

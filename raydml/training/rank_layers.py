@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raydml.models.backbones import ModelError
 from raydml.models.network import Network
 from raydml.models.timm_trunk import TimmTrunk
 from raydml.ops.distances import full_precision
@@ -23,7 +24,8 @@ def spread_over_ranks(network: Network, group: RankGroup) -> None:
     Its head gets the features of all rows. In the backbone, each BatchNorm takes the statistics of all rows, unless it
     is frozen, and each layer that drops at random draws for all rows, so that an image meets the same numbers as with
     one rank. Other layers of a backbone that mix images, or draw random numbers, would see a rank's rows alone; none of
-    ours does. Nothing changes in evaluation, and no name in the state dict.
+    ours does. Nothing changes in evaluation, and no name in the state dict. Raises ModelError for another kind of
+    BatchNorm, as a network of timm may have.
     """
     if group.num_ranks == 1:
         return
@@ -37,6 +39,12 @@ def spread_over_ranks(network: Network, group: RankGroup) -> None:
     network.gather = group.gather
     for layer in network.trunk.modules():
         if isinstance(layer, _BatchNorm):
+            is_known = type(layer).forward is _BatchNorm.forward or type(layer).__name__ == "BatchNormAct2d"
+            if not is_known and not network.freeze_batch_norm:
+                raise ModelError(
+                    f"several ranks cannot share the statistics of {type(layer).__name__}. Cure: freeze_batch_norm: "
+                    "true, or one rank (machine.gpus_per_trial: 1)"
+                )
             layer.forward = partial(_normalise, layer, layer.forward, group)  # type: ignore[method-assign]
         elif isinstance(layer, draws) and (layer.drop_prob if hasattr(layer, "drop_prob") else layer.p):
             layer.forward = partial(_drop, layer, layer.forward, group)
@@ -64,6 +72,8 @@ def _normalise(layer: _BatchNorm, forward: Callable[[Tensor], Tensor], group: Ra
         layer.running_mean.lerp_(mean.to(layer.running_mean.dtype), share)
         layer.running_var.lerp_((variance * (number / max(number - 1, 1))).to(layer.running_var.dtype), share)
     result: Tensor = output.to(values.dtype)
+    for name in ("drop", "act") if hasattr(layer, "act") else ():  # timm's BatchNormAct2d goes on with these
+        result = layer.get_submodule(name)(result)
     return result
 
 

@@ -40,6 +40,17 @@ def test_each_stage_costs_the_seconds_of_its_epochs():
     assert (confirm.hours, confirm.hours_saved, confirm.epochs_saved) == (pytest.approx(450 / 2 / 3600), 0, 0)
 
 
+def test_an_epoch_costs_what_the_trial_held_then():
+    """Three epochs of 10 s on a quarter of a GPU, one on a whole one after the trial had found no memory."""
+    reports = {n: EpochReport({"epoch_s": 10.0}, gpus=0.25 if n < 4 else 1.0) for n in (1, 2, 3, 4)}
+    moved = TrialState("search-000", "search", reports=reports, num_epochs=4, state="finished", gpus=1.0)
+    shared = TrialState("search-001", "search", reports={1: EpochReport({"epoch_s": 8.0}, gpus=0.5)}, num_epochs=1,
+                        state="finished", gpus=0.5)  # fmt: skip
+    cost = cost_of([moved, shared], cpus=8, gpus=1.0)
+    assert cost.stages[0].hours == pytest.approx((3 * 10 * 0.25 + 10 + 8 * 0.5) / 3600)
+    assert (cost.least_per_trial, cost.per_trial) == (0.5, 1.0)
+
+
 def test_without_a_gpu_the_cost_is_that_of_the_cpus():
     cost = cost_of(TRIALS[:1], cpus=4, gpus=0)
     assert (cost.unit, cost.per_trial) == ("CPU-hours", 4)

@@ -12,7 +12,7 @@ from raydml.config.trial import fingerprint, parse_trial
 from raydml.errors import ConfigError
 from raydml.models.backbones import ModelError
 from raydml.models.lookup import facts_of
-from raydml.models.network import build_network
+from raydml.models.network import block_ends, build_network
 from raydml.models.pooling import GeM
 from raydml.models.pretrained import WeightsError
 from tests.models.networks import make
@@ -189,6 +189,53 @@ def test_the_last_stage_of_a_backbone_of_the_table_learns():
     assert network.trunk.layer4[0].bn1.running_mean.abs().max() > 0
 
 
+@pytest.mark.parametrize(
+    ("backbone", "size", "number", "begins"),
+    [
+        ("bn_inception", 63, 1, "inception_4e"),
+        ("googlenet", 32, 1, "inception5a"),
+        ("convnext_tiny", 32, 1, "features.6"),
+        ("timm:densenet121", 32, 1, "model.features.transition3"),
+        ("timm:repvgg_a0", 32, 1, "model.stages.3"),
+        ("timm:efficientnet_lite0", 32, 2, "model.blocks.5"),
+        ("timm:deit3_small_patch16_224", 32, 3, "model.blocks.9"),
+    ],
+)
+def test_the_last_blocks_are_whole_and_everything_after_them_learns(backbone, size, number, begins):
+    """The first module that learns is the one after the last of the block before."""
+    network = make(backbone, train={"last_blocks": number}, **({"crop_px": size} if "timm" in backbone else {}))
+    network(images_of(size)).square().sum().backward()
+    names = [name for name, _ in network.trunk.named_parameters()]
+    grads = [value.grad is not None for _, value in network.trunk.named_parameters()]
+    first = next(index for index, name in enumerate(names) if name.startswith(begins))
+    assert grads == [index >= first for index in range(len(names))]
+    assert sum(value.numel() for value in network.trained_parameters()) > 0.1 * sum(
+        value.numel() for value in network.trunk.parameters()
+    )
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "vit_b_16", "bn_inception", "googlenet", "convnext_tiny", "convnet"])
+def test_the_table_has_the_number_of_blocks(backbone):
+    with torch.device("meta"):
+        trunk = facts_of(backbone).build(nn.AdaptiveAvgPool2d(1))
+    assert len(block_ends(trunk, facts_of(backbone).stages)) == facts_of(backbone).num_blocks
+
+
+def test_all_blocks_are_all_of_a_backbone():
+    network = make("resnet18", train={"last_blocks": 4})
+    assert len(network.trained_parameters()) == len(list(network.trunk.parameters()))
+
+
+def test_gradient_checkpointing_leaves_statistics_alone():
+    """A second forward pass would move those of BatchNorm twice."""
+    with pytest.raises(ModelError, match="would move the statistics of BatchNorm twice a step"):
+        make("timm:resnet10t", gradient_checkpointing=True, freeze_batch_norm=False)
+    network = make("timm:resnet10t", gradient_checkpointing=True, freeze_batch_norm=True)
+    before = network.trunk.model.layer1[0].bn1.running_mean.clone()
+    network(images_of(64)).square().sum().backward()
+    assert torch.equal(network.trunk.model.layer1[0].bn1.running_mean, before)
+
+
 def test_gradient_checkpointing_changes_no_gradient():
     """Exactly the same operations, twice."""
     gradients = []
@@ -247,8 +294,17 @@ def test_a_trial_has_the_pooling_and_the_size_of_its_network():
         ({"backbone": "timm:resnet18", "pooling": "cls"}, "model.pooling", "does not have it"),
         ({"data": {"crop_px": 230}}, "data.crop_px", "takes crops of multiples of 16 px"),
         ({"backbone": "timm:swin_tiny_patch4_window7_224", "data": {"crop_px": 128}}, "data.crop_px", "exactly 224"),
-        ({"backbone": "resnet50", "drop_path": 0.1}, "model.drop_path", "is for the networks of timm"),
-        ({"backbone": "resnet50", "gradient_checkpointing": True}, "model.gradient_checkpointing", "networks of timm"),
+        ({"backbone": "resnet50", "drop_path": 0.1}, "model.drop_path", "does not have it; many networks of timm do"),
+        ({"backbone": "timm:vgg11", "drop_path": 0.1}, "model.drop_path", "does not have it"),
+        ({"backbone": "resnet50", "gradient_checkpointing": True}, "model.gradient_checkpointing", "does not have it"),
+        ({"backbone": "timm:hrnet_w18_small", "gradient_checkpointing": True}, "model.gradient_checkpointing",
+         "does not have it"),
+        ({"backbone": "timm:resnet18", "gradient_checkpointing": True, "freeze_batch_norm": False},
+         "model.gradient_checkpointing", "would move the statistics of BatchNorm twice"),
+        ({"train": {"last_blocks": 13}}, "model.train.last_blocks", "has 12 blocks"),
+        ({"backbone": "resnet50", "train": {"last_blocks": 5}}, "model.train.last_blocks", "has 4 blocks"),
+        ({"backbone": "timm:levit_128s", "train": {"last_blocks": 1}}, "model.train.last_blocks", "has 0 blocks"),
+        ({"train": "head", "projection": "none", "embedding_dim": None}, "model.train", "nothing of the network learn"),
         ({"train": "head", "weights": "none"}, "model.train", "leaves random weights as they are"),
         ({"train": "head", "optimizer": {"backbone_learning_rate": 1e-5}}, "optimizer.backbone_learning_rate",
          "has no effect"),

@@ -5,11 +5,13 @@ import json
 import pytest
 import ray
 
+from raydml.config.sections import Sgd
 from raydml.config.trial import Machine, fingerprint
 from raydml.study import events
 from raydml.study.events import events_path, read_state, reduce_events
 from raydml.study.first_steps import (
     PROBE_FILE,
+    _is_there,
     forecast_in_words,
     forecast_of,
     is_wanted,
@@ -48,7 +50,8 @@ def test_the_first_steps_are_measured_where_they_decide_on_shares_or_somebody_as
 def costs(**others):
     return {
         "seconds_per_step": 0.5, "validation_s": 1.0, "clustering_s": 0.0, "checkpoint_bytes": 10**8,
-        "num_trials": 3, "device": "NVIDIA X", "device_bytes": 24 * GIB, "peak_memory_bytes": GIB, **others,
+        "num_trials": 3, "device": "NVIDIA X", "device_bytes": 24 * GIB, "peak_memory_bytes": GIB, "busy": 0.2,
+        **others,
     }  # fmt: skip
 
 
@@ -57,7 +60,7 @@ def test_each_shape_has_the_share_that_its_memory_needs_and_the_others_a_whole_g
         "small": costs(),
         "middle": costs(peak_memory_bytes=8 * GIB, num_trials=1),
         "large": costs(peak_memory_bytes=19 * GIB),
-        "failed": {"num_trials": 2, "error": "OutOfMemoryError: no memory"},
+        "busy": costs(busy=0.9),
     }
     nodes = [{"Resources": {"GPU": 2.0, "CPU": 16.0}}, {"Resources": {"GPU": 1.0, "CPU": 4.0}}]
     found = shares(known, Machine(), 100, nodes)
@@ -66,6 +69,7 @@ def test_each_shape_has_the_share_that_its_memory_needs_and_the_others_a_whole_g
     assert shares(known, Machine(), 100, []) == {}, "no GPU has joined yet"
     assert shares(known, Machine(cpus_per_trial=3), 100, nodes) == {}, "the smaller node has CPUs for one trial"
     middle, small = sorted(shares_in_words(found, known), key=lambda text: text[0])
+    assert "kept it busy for at most 20% of the time" in middle
     assert middle.startswith(
         "2 trials share a GPU: the first steps of one took at most 8 GiB of NVIDIA X, which has 24 GiB"
     )
@@ -97,8 +101,36 @@ def test_the_forecast_is_that_of_the_measured_steps(tmp_path):
     assert forecast_in_words(found).startswith(
         "forecast from the first steps of 1 shape of trial: 39 s, 0.00389 GPU-hours"
     )
-    failed = {key: {"num_trials": 3, "error": "no memory"}}
-    assert forecast_of(failed, study, state, trials, Catalogs(machine), held=None, num_slots=2) is None
+    assert forecast_of({}, study, state, trials, Catalogs(machine), held=None, num_slots=2) is None
+
+
+@pytest.mark.parametrize(
+    ("device", "kinds", "has_gpus", "is_there"),
+    [
+        ("NVIDIA A100-SXM4-80GB", ["A100"], True, True),
+        ("NVIDIA A100-SXM4-80GB", ["T4", "A100"], True, True),
+        ("NVIDIA A100-SXM4-80GB", ["T4"], True, False),  # the study goes on elsewhere
+        ("NVIDIA A100-SXM4-80GB", [None], True, True),  # Ray does not know it
+        ("cpu", [None], True, False),
+        ("cpu", [None], False, True),
+        ("NVIDIA T4", ["T4"], False, False),
+    ],
+)
+def test_what_was_measured_on_another_kind_of_device_does_not_count(device, kinds, has_gpus, is_there):
+    nodes = [{"Labels": {} if kind is None else {"ray.io/accelerator-type": kind}} for kind in kinds]
+    assert _is_there(costs(device=device), nodes, has_gpus) is is_there
+
+
+def test_a_shape_is_also_its_optimizer_and_its_regularizers_and_no_warm_up(tmp_path):
+    first = next(iter(search_trials(read_study(make(tmp_path))).values()))
+    memory = {"cross_batch_memory": {"size": 150, "start_step": 2}}
+    others = [
+        first.model_copy(update={"optimizer": Sgd(name="sgd")}),
+        first.model_copy(update={"regularizers": memory}),
+    ]
+    assert len(by_shape([first, *others])) == 3
+    schedule = first.schedule.model_copy(update={"new_layer_warmup_epochs": 1})
+    assert len(by_shape([first, first.model_copy(update={"schedule": schedule})])) == 1, "the probe trains without it"
 
 
 def with_dim(trial, dim):
@@ -149,10 +181,25 @@ def test_a_study_measures_its_shapes_once_and_says_how_far_the_forecast_was_off(
         place = StudyPlace.of(folder)
         again = measure_shapes(
             folder, [*search_trials(read_study(folder)).values(), third], settings_of(folder, read_study(folder))[1],
-            needs_of(place, None, joined=False), place, {"num_cpus": 1}, is_stopping=lambda: False, note=pytest.fail,
+            needs_of(place, None, joined=False), place, {"num_cpus": 1}, [],
+            is_stopping=lambda: False, note=pytest.fail,
         )  # fmt: skip
         assert {key: again[key] for key in known} == known
         assert again.keys() - known.keys() == {shape_key(third)}
+        # What fails, or takes too long, or is broken off by a signal is not kept.
+        notes, before = [], (folder / PROBE_FILE).read_text()
+        broken = with_dim(third, 6).model_copy(update={"data": third.data.model_copy(update={"name": "nowhere"})})
+        other = with_dim(third, 7)
+        rest = folder, needs_of(place, None, joined=False), place
+        machine = settings_of(folder, read_study(folder))[1]
+        for trial, options in ((broken, {}), (other, {"patience_s": 0.0}), (other, {"is_stopping": lambda: True})):
+            settings = {"is_stopping": lambda: False, "note": notes.append, **options}
+            found = measure_shapes(rest[0], [trial], machine, *rest[1:], {"num_cpus": 1}, [], **settings)
+            assert shape_key(trial) not in found
+        assert [note.partition(" could")[0] for note in notes] == ["the first steps of 1 trial"] * 2
+        assert "nowhere" in notes[0]
+        assert notes[1].endswith("no answer within 0 s")
+        assert json.loads((folder / PROBE_FILE).read_text()) == json.loads(before)
     finally:
         ray.shutdown()
 

@@ -28,7 +28,12 @@ ROOM = GpuRoom(num_gpus=2, cpus_per_gpu=8, memory_bytes=24_000_000_000)
     ],
 )
 def test_so_many_trials_share_a_gpu_as_fit_with_memory_cpus_and_no_empty_gpu(peak_gb, num_trials, cpus, number):
-    assert trials_per_gpu(int(peak_gb * 1e9), ROOM, cpus_per_trial=cpus, num_trials=num_trials) == number
+    assert trials_per_gpu(int(peak_gb * 1e9), 0.1, ROOM, cpus_per_trial=cpus, num_trials=num_trials) == number
+
+
+@pytest.mark.parametrize(("busy", "number"), [(1.0, 1), (0.95, 1), (0.51, 1), (0.5, 2), (0.3, 3), (0.0, MAX_SHARING)])
+def test_trials_that_keep_a_gpu_busy_do_not_share_it(busy, number):
+    assert trials_per_gpu(10**9, busy, ROOM, cpus_per_trial=1, num_trials=100) == number
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 6, 7])

@@ -15,7 +15,7 @@ from torchvision.ops import StochasticDepth
 
 from raydml import registry
 from raydml.config.trial import parse_machine, parse_trial
-from raydml.models.network import Head, Network
+from raydml.models.network import Head, Network, build_network
 from raydml.training.rank_group import RankGroup
 from raydml.training.rank_layers import spread_over_ranks
 from raydml.training.rank_processes import RankProcesses
@@ -294,15 +294,27 @@ def through_layers(ranks: RankGroup) -> list[torch.Tensor]:
     )
     head = Head(4, 2, layer_norm=False, normalize="mean_distance", dropout=0.5)
     network = Network(trunk, head, freeze_batch_norm=False).double()
-    spread_over_ranks(network, ranks)
     images = torch.randn(11, 3, 6, 6, dtype=torch.float64)
+    return through(network, images, ranks)
+
+
+def through_timm(ranks: RankGroup) -> list[torch.Tensor]:
+    """The same of a network of timm: its BatchNorm has the activation inside, and its blocks are left out at random."""
+    settings = {"layer_norm": False, "normalize": "l2", "freeze_batch_norm": False, "drop_path": 0.4}
+    network = build_network(backbone="timm:test_efficientnet", embedding_dim=8, weights="none", seed=0, **settings)
+    torch.manual_seed(0)
+    return through(network.double(), torch.randn(11, 3, 64, 64, dtype=torch.float64), ranks)
+
+
+def through(network: Network, images: torch.Tensor, ranks: RankGroup) -> list[torch.Tensor]:
+    spread_over_ranks(network, ranks)
     own = images[ranks.rows(11)].clone().requires_grad_()
     ranks.num_rows = 11
     for _ in range(2):
         torch.manual_seed(1)
         embeddings = network(own)
     embeddings.square()[:, 0].sum().backward()
-    ranks.sum_gradients(trunk.parameters(), head.parameters())
+    ranks.sum_gradients(network.trunk.parameters(), network.head.parameters())
     network.eval()
     assert len(network(own)) == len(own)
     of_images = torch.from_numpy(ranks.joined(own.grad.numpy(), 11))
@@ -310,7 +322,7 @@ def through_layers(ranks: RankGroup) -> list[torch.Tensor]:
 
 
 def everything(ranks: RankGroup) -> dict[str, Any]:
-    functions = continued, averaged, with_a_loss_of_its_own, through_layers
+    functions = continued, averaged, with_a_loss_of_its_own, through_layers, through_timm
     results = {function.__name__: function(ranks) for function in functions}
     return {**results, "selected": train_all(ranks, {name: cases()[name] for name in SELECTED})}
 
@@ -337,8 +349,9 @@ def test_wrong_gradients_are_found(two_ranks, wrong):
     assert furthest(two_ranks[wrong], trained(trainer_of(trial_of()))) > 1000 * TOLERANCE
 
 
-def test_layers_of_a_backbone_see_the_whole_batch(two_ranks):
-    for found, expected in zip(two_ranks["through_layers"], through_layers(RankGroup()), strict=True):
+@pytest.mark.parametrize("of", [through_layers, through_timm], ids=lambda of: of.__name__)
+def test_layers_of_a_backbone_see_the_whole_batch(two_ranks, of):
+    for found, expected in zip(two_ranks[of.__name__], of(RankGroup()), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 

@@ -19,6 +19,23 @@ def test_steps_are_timed_one_by_one_after_warming_up(monkeypatch):
     assert cost.peak_memory_bytes > 1e8
 
 
+def test_the_backbone_trains_although_a_trial_warms_its_head_up_first(monkeypatch):
+    """Its first epoch would take less time and memory than the others."""
+    made = []
+
+    class Seen(probe.Trainer):
+        def __init__(self, *arguments, **others):
+            super().__init__(*arguments, **others)
+            made.append(self)
+
+    monkeypatch.setattr(probe, "Trainer", Seen)
+    probe_trial(
+        trial_of(epochs=8, schedule={"name": "constant", "new_layer_warmup_epochs": 3}), Machine(device="cpu"), "cpu"
+    )
+    (trainer,) = made
+    assert all(parameter.grad is not None for parameter in trainer.method.network.trunk.parameters())
+
+
 def test_epochs_of_a_single_step_are_timed_too():
     trial = trial_of(epochs=3)
     sampler = type(trial.sampler).model_validate({"name": "uniform", "batch_size": 512})
