@@ -148,7 +148,7 @@ def _trial(key: str) -> Any:
     config = {"seed": 0, "epochs": MAX_EPOCHS, "loss": {"name": "margin"}, "data": {"split": {"fold": 0}}}
     return SimpleNamespace(
         trial_id=f"id-{key}",
-        config={"run": {"key": key, "fingerprint": key, "configuration": key, "trial": config}},
+        config={"run": {"key": key, "fingerprint": key, "configuration": key, "gpus": 0.0, "trial": config}},
         PENDING="PENDING", RUNNING="RUNNING", PAUSED="PAUSED", status="PENDING",
         quality=random.Random(key).random(), last_result={}, error_file=None,
         run_metadata=SimpleNamespace(num_failures=0), temporary_state=SimpleNamespace(ray_actor=None),

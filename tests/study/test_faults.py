@@ -270,7 +270,7 @@ from raydml.training import checkpoint
 from raydml.study.scheduler import trial_key
 
 HOW, FOLDER = sys.argv[1], sys.argv[2]
-DATA = {"split": {"fold": None}}
+DATA = {"data": {"split": {"fold": None}}}
 
 
 class Trial(tune.Trainable):
@@ -294,7 +294,7 @@ class Trial(tune.Trainable):
 
 
 runs = [
-    {"key": f"search-{n:03d}", "fingerprint": "f", "configuration": "c", "trial": {"seed": 0, "data": DATA}}
+    {"key": f"search-{n:03d}", "fingerprint": "f", "configuration": "c", "gpus": 0.0, "trial": {**DATA, "seed": 0}}
     for n in range(3)
 ]
 count_deaths_once()
