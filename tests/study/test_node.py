@@ -303,7 +303,7 @@ def test_bad_nodes_are_left_out_by_their_ids():
     ("wanted", "found"),
     [("A100", "x"), ("!A100", "yz"), ("in(A100,T4)", "xy"), ("in(A100, T4)", "xy"), ("!in(A100,T4)", "z"), ("B", "")],
 )
-def test_a_trial_has_room_only_on_nodes_with_the_labels_that_it_wants(monkeypatch, wanted, found):
+def test_a_trial_has_room_only_on_nodes_with_the_labels_of_the_machine_section(monkeypatch, wanted, found):
     alive(monkeypatch, "x", "y", "z")
     for row, kind in zip(node.ray.nodes(), ("A100", "T4", None), strict=True):
         row["Labels"] = {"ray.io/accelerator-type": kind} if kind else {}
