@@ -117,7 +117,9 @@ def measure_shapes(
 
 
 def _is_there(row: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]], has_gpus: bool) -> bool:
-    """Return whether a device like the one that a shape was measured on is among the nodes that there are now."""
+    """Return whether a row is whole, and a device like the one that it was measured on is among the nodes of now."""
+    if not {"device", "device_bytes", "num_trials", *StepCost._fields} <= row.keys():
+        return False
     if (row["device"] != "cpu") != has_gpus:
         return False
     kinds = {node["Labels"].get("ray.io/accelerator-type") for node in nodes} - {None}

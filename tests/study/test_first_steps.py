@@ -118,7 +118,9 @@ def test_the_forecast_is_that_of_the_measured_steps(tmp_path):
 )
 def test_what_was_measured_on_another_kind_of_device_does_not_count(device, kinds, has_gpus, is_there):
     nodes = [{"Labels": {} if kind is None else {"ray.io/accelerator-type": kind}} for kind in kinds]
-    assert _is_there(costs(device=device), nodes, has_gpus) is is_there
+    row = costs(device=device)
+    assert _is_there(row, nodes, has_gpus) is is_there
+    assert not _is_there({key: value for key, value in row.items() if key != "busy"}, nodes, has_gpus)
 
 
 def test_a_shape_is_also_its_optimizer_and_its_regularizers_and_no_warm_up(tmp_path):
