@@ -37,6 +37,8 @@ _CHECK_S = 60.0  # for a node to answer before the first trial: a new process im
 _MAX_APART_S = 5.0  # between the clocks of two machines
 #: Ray's words where a worker cannot load the code of an actor or of what it gets, and the error behind them.
 _NOT_LOADED = re.compile("failed to import on the worker|input arguments for this task could not be computed")
+#: An actor in Ray's words for one that could not be set up, and for one whose process has died.
+_ACTOR_ID = re.compile(r"actor_id(?:=|: )([0-9a-f]+)")
 _NO_LIBRARY = re.compile(r"^\s*((?:ModuleNotFound|Import|OS)Error: .+)$", re.MULTILINE)
 
 
@@ -184,7 +186,7 @@ def node_fault_in(text: str) -> tuple[str, str] | None:
     """
     if found := re.findall(rf"{NodeFault.__name__}: \[(\w+)\] (.+)$", text, re.MULTILINE):
         return found[-1][0], found[-1][1].strip()
-    fault, actors = _fault_of_loading(text), re.findall(r"actor_id=([0-9a-f]+)", text)
+    fault, actors = _fault_of_loading(text), _ACTOR_ID.findall(text)
     if not fault or not actors:
         return None
     node = _node_of_actor_id(actors[-1])

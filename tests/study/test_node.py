@@ -191,8 +191,16 @@ def test_where_no_node_has_room_the_largest_is_named(monkeypatch):
         "ray.exceptions.RaySystemError: System error: No module named 'torch'\ntraceback: Traceback:",
     ],
 )
-def test_a_node_that_cannot_load_the_code_of_a_trial_is_found_in_the_text_of_an_error(monkeypatch, words):
-    text = f"""The actor died because of an error raised in its creation task, ray::X.__init__() (pid=1, actor_id=00ab)
+@pytest.mark.parametrize(
+    "died",
+    [
+        "The actor died because of an error raised in its creation task, ray::X.__init__() (pid=1, actor_id=00ab)",
+        "The actor died unexpectedly before finishing this task.\n\tclass_name: with_resources.<locals>.X\n"
+        "\tactor_id: 00ab\n\tpid: 25970\nThe actor is dead because its worker process has died.",
+    ],
+)
+def test_a_node_that_cannot_load_the_code_of_a_trial_is_found_in_the_text_of_an_error(monkeypatch, words, died):
+    text = f"""{died}
 {words}
   File "/x/raydml/study/node.py", line 20, in <module>
     import torch
