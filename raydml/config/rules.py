@@ -484,9 +484,8 @@ def _model(model: Any) -> Iterator[Problem]:
             yield Problem(f"model.{key}", getattr(model, key), message, cure="remove it, or choose another backbone")
     if model.gradient_checkpointing and facts.can_checkpoint and facts.has_batch_norm and not model.freeze_batch_norm:
         message = "would move the statistics of BatchNorm twice a step"
-        yield Problem(
-            "model.gradient_checkpointing", True, message, cure="write model.freeze_batch_norm: true, or remove it"
-        )
+        cure = "remove it" if model.weights == "none" else "write model.freeze_batch_norm: true, or remove it"
+        yield Problem("model.gradient_checkpointing", True, message, cure=cure)
     if not isinstance(model.train, str) and model.train.last_blocks > facts.num_blocks:
         message = f"backbone {model.backbone} has {facts.num_blocks} blocks"
         cure = f"write at most {facts.num_blocks}" if facts.num_blocks else "write model.train: head, or all"

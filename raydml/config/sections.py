@@ -200,6 +200,11 @@ def _known_backbone(name: str) -> str:
     return name
 
 
+def _with_any_dimension(block: dict[str, Any]) -> dict[str, Any]:
+    """Return a block whose backbone is not known with a number for ``embedding_dim: null``: one problem is enough."""
+    return {**block, "embedding_dim": 128} if block.get("embedding_dim", 0) is None else block
+
+
 class LastBlocks(Section):
     """How many of the last blocks of a backbone learn: of a transformer's blocks, or of its four stages."""
 
@@ -246,13 +251,13 @@ class Model(Section):
             found["freeze_batch_norm"] = found.get("weights", "default") != "none"
         name = found.get("backbone")
         if not isinstance(name, str) or not (name.startswith(TIMM) or name in BACKBONES):
-            return found
+            return _with_any_dimension(found)
         is_timm = name.startswith(TIMM)
         if (is_timm and "pooling" not in found) or found.get("embedding_dim", 0) is None:
             try:
                 facts = facts_of(name)
-            except ModelError:  # the check of the backbone says so
-                return found
+            except ModelError:
+                return _with_any_dimension(found)
             found.setdefault("pooling", facts.own_pooling)
             if found.get("embedding_dim", 0) is None:
                 found["embedding_dim"] = facts.features(found["pooling"]) or facts.feature_dim

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -130,11 +131,13 @@ def _look_at(name: str) -> _Found:
     from timm.data import resolve_model_data_config
 
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('.')[0]}*")[:5] or timm.list_models(f"*{name.split('_')[0]}*")[:5]
+        near = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=5, cutoff=0.5)
         hint = f" Names like it: {', '.join(near)}." if near else ""
         raise ModelError(f"timm {timm.__version__} has no network {name!r}.{hint}")
     if timm.is_model_pretrained(name) is False and "." in name:
-        raise ModelError(f"timm {timm.__version__} has no weights {name.partition('.')[2]!r} of {name.split('.')[0]!r}")
+        arch, _, tag = name.partition(".")
+        tags = ", ".join(timm.list_models(f"{arch}.*", pretrained=True)[:8]) or "none"
+        raise ModelError(f"timm {timm.__version__} has no weights {tag!r} of {arch!r}. Names with weights: {tags}")
     try:
         with torch.device("meta"), torch.no_grad():
             model = timm.create_model(name, pretrained=False, num_classes=0).eval()
@@ -238,7 +241,9 @@ def _build(
             )
         except (RuntimeError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise WeightsError(f"weights: {origin} does not fit {TIMM}{name}: {reason}") from error
+            raise WeightsError(
+                f"weights: {origin} does not fit {TIMM}{name}: {reason}. Cure: weights of this network, in timm's names"
+            ) from error
     if warnings:
         raise WeightsError(f"weights: {origin} does not fit {TIMM}{name}: {' '.join(warnings)[:500]}")
     return TimmTrunk(model, pooling, own)

@@ -66,6 +66,11 @@ def probe_study(plan: StudyPlan, storage: Path, expected: dict[str, Any]) -> dic
             "a step takes the same time and memory"
         )
     machine = with_absolute_paths(space.machine, storage)
+    if machine.device == "cuda" and not torch.cuda.is_available():
+        raise StudyError(
+            "--probe: machine.device = cuda, and torch finds no GPU on this machine. Cure: --set machine.device=auto, "
+            "or leave --dry-run out and give the --address of a cluster with GPUs"
+        )
     if machine.ranks_per_trial != "auto" or machine.num_gpus(are_there=True) > 1:
         raise StudyError(
             "--probe: it measures the steps of one process, and several train each trial here (machine.gpus_per_trial, "

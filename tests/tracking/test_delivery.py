@@ -1304,9 +1304,10 @@ def test_a_server_killed_in_the_middle_of_a_study_misses_nothing(
         images = np.zeros((1, 20, 20, 3), dtype=np.uint8)
         np.testing.assert_array_equal(model.embed(images), EmbeddingModel.load(exported).embed(images))
         assert list((storage / "served").rglob("curves.txt")), "the artifacts did not go through the server"
-    # The server is gone again: a second delivery straight to its database finds everything there.
+    # The server is gone again: a delivery straight to its database is refused, and changes nothing there.
     before = contents(storage)
-    assert deliver(spool, default_uri(storage))
+    with pytest.raises(TrackingError, match="which only the MLflow server of this database can write"):
+        deliver(spool, default_uri(storage))
     assert_same(contents(storage), before)
 
 
