@@ -58,8 +58,8 @@ class TrialState:
     num_moves: how often it was started again because its node went away; no retry is counted for that.
     retry_reasons: ``out_of_memory``, ``stuck`` or one of `MOVES`, for each new start that had such a reason.
     is_superseded: whether it belongs to a stage that is run again after a longer search, and is not part of it.
-    gpus: what it holds; None in older studies. node, device: where it has trained last, once it has ended or been
-    retried: the name of the GPU, or ``cpu``.
+    gpus: what it holds; None in older studies. node, device: where it trained last, known once it has ended or been
+    retried; device is the name of the GPU, or ``cpu``.
     """
 
     trial: str

@@ -201,12 +201,15 @@ def _known_backbone(name: str) -> str:
 
 
 def _with_any_dimension(block: dict[str, Any]) -> dict[str, Any]:
-    """Return a block whose backbone is not known with a number for ``embedding_dim: null``: one problem is enough."""
+    """Put a number in the place of ``embedding_dim: null``.
+
+    For a backbone that is not known: that one problem is reported, and not a second one of the dimension.
+    """
     return {**block, "embedding_dim": 128} if block.get("embedding_dim", 0) is None else block
 
 
 class LastBlocks(Section):
-    """How many of the last blocks of a backbone learn: of a transformer's blocks, or of its four stages."""
+    """How many of the last blocks of a backbone learn, with what follows them; see docs/backbones.md."""
 
     last_blocks: Count
 

@@ -80,10 +80,11 @@ class Trial(Section):
 class Machine(Section):
     """Where and with what it runs. cpus_per_trial is also the number of torch threads of a trial.
 
-    gpus_per_trial: a share of one GPU, or several of one machine, each of which trains on its part of every batch; auto
-    is a share that has room for the trial, by its first steps. probe: on trains these steps of each shape of trial
-    before the study, for a forecast; auto does where they decide on shares; off holds whole GPUs. node_labels: of Ray,
-    those that a node must have for a trial: a label and its value, ``!value``, or ``in(a,b)``.
+    gpus_per_trial: a share of one GPU, or several of one machine, each of which trains on its part of every batch;
+    auto is one GPU, or a share of one where the first steps of a trial leave it idle. probe: on trains the first steps
+    of each shape of trial before the study, for a forecast; auto does so where they decide on shares; with off, trials
+    hold whole GPUs. node_labels: the labels of Ray that a node must have: a label and its value, ``!value``, or
+    ``in(a,b)``.
     ranks_per_trial: the processes that train a trial together; auto is one for each of its GPUs, and one on a CPU. With
     ranks_per_trial, gpus_per_trial: auto is as many GPUs.
     cache_dir: a folder for decoded images, on a disk of the machine itself. max_cache_gib: its largest size: those that

@@ -94,22 +94,31 @@ def open_bare(text: str, *, resize_px: int = 256, crop_px: int = 224) -> BareBac
     target = parse_target(text)
     if target.kind == "timm":
         return _of_timm(target)
-    from raydml.models.network import build_network, preprocessing_for
+    from raydml.models.network import preprocessing_for
 
     weights, file_name = target.weights, BACKBONES[target.name].weights_file
     if weights == "default" and file_name is not None:
         weights = str(published_weights(file_name, _random(target)))
+    trunk = _trunk(target.name, weights)
+    preprocessing = preprocessing_for(target.name, resize_px=resize_px, crop_px=crop_px)
+    return BareBackbone(str(target), _with_unit_features(trunk), preprocessing)
+
+
+def _trunk(backbone: str, weights: str) -> nn.Module:
+    """Return a backbone with the pooling that it was trained with."""
+    from raydml.models.network import build_network
+
     network = build_network(
-        backbone=target.name,
+        backbone=backbone,
         embedding_dim=1,  # of the head, which is left out
         layer_norm=False,
         normalize="none",
         freeze_batch_norm=False,
         weights=weights,
         seed=_SEED,
+        pooling=facts_of(backbone).own_pooling,  # type: ignore[arg-type]
     )
-    preprocessing = preprocessing_for(target.name, resize_px=resize_px, crop_px=crop_px)
-    return BareBackbone(str(target), _with_unit_features(network.trunk), preprocessing)
+    return network.trunk
 
 
 def _random(target: BareTarget) -> str:
@@ -132,28 +141,15 @@ def _with_unit_features(trunk: nn.Module) -> nn.Module:
 
 
 def _of_timm(target: BareTarget) -> BareBackbone:
-    from raydml.models.network import build_network
     from raydml.models.timm_trunk import weights_of_timm
 
-    name, weights = f"{TIMM}{target.name}", target.weights
-    facts = facts_of(name)
+    facts_of(f"{TIMM}{target.name}")  # an unknown name has no weights either
+    weights = target.weights
     if weights == "default":
         weights = str(weights_of_timm(target.name, _random(target)))
-    network = build_network(
-        backbone=name,
-        embedding_dim=1,  # of the head, which is left out
-        layer_norm=False,
-        normalize="none",
-        freeze_batch_norm=False,
-        weights=weights,
-        seed=_SEED,
-        pooling=facts.own_pooling,  # type: ignore[arg-type]
-    )
-    return BareBackbone(
-        str(target),
-        _with_unit_features(network.trunk),
-        _preprocessing_of(target.name, network.trunk.get_submodule("model")),
-    )
+    trunk = _trunk(f"{TIMM}{target.name}", weights)
+    preprocessing = _preprocessing_of(target.name, trunk.get_submodule("model"))
+    return BareBackbone(str(target), _with_unit_features(trunk), preprocessing)
 
 
 def _preprocessing_of(name: str, trunk: nn.Module) -> Preprocessing:

@@ -14,6 +14,7 @@ from raydml.models.lookup import facts_of
 from raydml.models.pooling import pooling_layer
 from raydml.models.pretrained import WeightsError, load_exactly, published_weights, read_weights
 from raydml.models.releases import IMAGENET_CLASSES, RELEASES, recognised
+from raydml.models.trunk_parts import block_ends, has_batch_norm
 from raydml.ops.distances import euclidean, full_precision
 
 
@@ -110,23 +111,6 @@ def _mean_distance(points: Tensor) -> Tensor:
     total = euclidean(points).masked_fill(itself, 0).sum()
     mean = total / max(len(points) * (len(points) - 1), 1)
     return mean.masked_fill(mean < 1e-5, 1)
-
-
-def block_ends(trunk: nn.Module, stages: tuple[str, ...]) -> list[nn.Module]:
-    """Return the last module of each block of a trunk, in order: of a list named ``blocks`` or ``layers`` (those of a
-    transformer, or the stages of EfficientNet and its kin), else of the four stages. stages: their names."""
-    for path in ("model.blocks", "encoder.layers"):
-        try:
-            blocks = list(trunk.get_submodule(path).children())
-        except AttributeError:
-            continue
-        return [list(block.modules())[-1] for block in blocks]
-    return [list(trunk.get_submodule(name).modules())[-1] for name in stages]
-
-
-def has_batch_norm(trunk: nn.Module) -> bool:
-    """Return whether a trunk has statistics of batches."""
-    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in trunk.modules())
 
 
 class Network(nn.Module):

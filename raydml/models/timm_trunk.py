@@ -17,6 +17,7 @@ from raydml.models.backbones import TIMM, BackboneFacts, ModelError
 from raydml.models.choices import Pooling
 from raydml.models.pooling import GeM
 from raydml.models.pretrained import WeightsError, path_of_published, published_weights, refuse_unreachable
+from raydml.models.trunk_parts import block_ends, has_batch_norm
 
 _SMALLEST_PX = 32  # of networks without a fixed size: their five halvings leave one pixel
 
@@ -155,26 +156,26 @@ def _look_at(name: str) -> _Found:
     patch_px = int(patch[0]) if isinstance(patch, tuple) and patch[0] == patch[1] else None
     is_free = not is_map and patch_px is not None and _takes(name, img_size=4 * patch_px)
     stages = _stages(model, is_map)
-    blocks = getattr(model, "blocks", None)
-    num_blocks = len(stages) if not isinstance(blocks, nn.Module) else len(list(blocks.children()))
     kinds: Mapping[str, Pooling] = {"token": "cls", "map": "attention"}
     kind = getattr(model, "global_pool", "avg")
+    pooling = kinds.get(kind, "average") if isinstance(kind, str) else "average"
+    trunk = TimmTrunk(model, pooling, pooling)
     return _Found(
         feature_dim=int(own.shape[1]),
         map_dim=int(last.shape[-1] if not is_map or is_last else last.shape[1]),
         is_map=is_map,
         num_prefix=int(getattr(model, "num_prefix_tokens", 0) or 0),
-        own=kinds.get(kind, "average") if isinstance(kind, str) else "average",
+        own=pooling,
         patch_px=patch_px if is_free else None,
         size_px=height,
         is_fixed=bool(model.pretrained_cfg.get("fixed_input_size")),
         stages=stages,
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
-        num_blocks=num_blocks,
+        num_blocks=len(block_ends(trunk, tuple(f"model.{stage}" for stage in stages))),
         takes_drop_path=_takes(name, drop_path_rate=0.1),
         can_checkpoint=_can_checkpoint(model),
-        has_batch_norm=any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()),
+        has_batch_norm=has_batch_norm(trunk),
     )
 
 

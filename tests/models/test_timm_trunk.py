@@ -12,9 +12,10 @@ from raydml.config.trial import fingerprint, parse_trial
 from raydml.errors import ConfigError
 from raydml.models.backbones import ModelError
 from raydml.models.lookup import facts_of
-from raydml.models.network import block_ends, build_network
+from raydml.models.network import build_network
 from raydml.models.pooling import GeM
 from raydml.models.pretrained import WeightsError
+from raydml.models.trunk_parts import block_ends
 from tests.models.networks import make
 
 SHARED = Path(__file__).parents[2].parent / "shared"
