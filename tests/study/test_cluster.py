@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -256,11 +256,36 @@ def role_of(words):
     return "trial" if words.startswith("ray::") or "default_worker" in words else "driver"
 
 
+def listeners_of(session):
+    """The roles of a session's processes, and where each listens beside loopback.
+
+    Sockets in the state LISTEN (0A), which /proc lists by their inodes.
+    """
+    addresses = {}
+    for table in ("tcp", "tcp6"):
+        for row in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = row.split()
+            if fields[3] == "0A":
+                addresses[fields[9]] = fields[1].split(":")[0]
+    found = {}
+    for pid, (_, of_session, words) in processes().items():
+        if of_session != session:
+            continue
+        with suppress(FileNotFoundError):  # ended meanwhile
+            for link in Path(f"/proc/{pid}/fd").iterdir():
+                target = os.readlink(link) if link.is_symlink() else ""
+                if (address := addresses.get(target.removeprefix("socket:[").removesuffix("]"))) is not None:
+                    where = "all" if set(address) == {"0"} else "loopback" if address.endswith("7F") else "host"
+                    found.setdefault(role_of(words), set()).add(where)
+    return {role: where - {"loopback"} for role, where in found.items() if where - {"loopback"}}
+
+
 @pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.xdist_group("cluster")
 def test_what_listens_during_a_study_is_what_the_docs_list():
-    """Sockets in the state LISTEN (0A), which /proc lists by their inodes, of the processes of a session."""
+    has_metrics = importlib.util.find_spec("opencensus") is not None
+    expected = CLUSTER_LISTENERS if has_metrics else LISTENERS
     program = (
         "import ray, sys; from raydml.study.cluster import connected\n"
         "with connected(None):\n"
@@ -271,29 +296,15 @@ def test_what_listens_during_a_study_is_what_the_docs_list():
     )
     try:
         assert driver.stdout.readline() == b"up\n"
-        addresses = {}
-        for table in ("tcp", "tcp6"):
-            for row in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-                fields = row.split()
-                if fields[3] == "0A":
-                    addresses[fields[9]] = fields[1].split(":")[0]
-        found = {}
-        for pid, (_, session, words) in processes().items():
-            if session != driver.pid:
-                continue
-            for link in Path(f"/proc/{pid}/fd").iterdir():
-                target = os.readlink(link) if link.is_symlink() else ""
-                if (address := addresses.get(target.removeprefix("socket:[").removesuffix("]"))) is not None:
-                    where = "all" if set(address) == {"0"} else "loopback" if address.endswith("7F") else "host"
-                    found.setdefault(role_of(words), set()).add(where)
+        # Some of these processes listen only seconds after the first task has run.
+        end = time.monotonic() + 60
+        while (found := listeners_of(driver.pid)) != expected and time.monotonic() < end:
+            time.sleep(0.5)
     finally:
         driver.stdin.close()
         assert driver.wait(60) == 0
         driver.stdout.close()
-    has_metrics = importlib.util.find_spec("opencensus") is not None
-    assert {role: where - {"loopback"} for role, where in found.items() if where - {"loopback"}} == (
-        CLUSTER_LISTENERS if has_metrics else LISTENERS
-    )
+    assert found == expected
 
 
 def test_a_study_protects_the_token_before_ray_starts(tmp_path, monkeypatch):
