@@ -442,6 +442,9 @@ def _augmentation(data: Any) -> Iterator[Problem]:
     if scale is not None and augmentation.random_crop:
         message = "excludes random_resized_crop: a crop is either resized or not"
         yield Problem(f"{root}.random_crop", True, message, cure="remove one of them")
+    if augmentation.five_crops and (scale is not None or augmentation.random_crop):
+        message = "excludes random_resized_crop and random_crop: a crop has one of five places, or any"
+        yield Problem(f"{root}.five_crops", True, message, cure="remove one of them")
     if augmentation.padding_px and not augmentation.random_crop:
         message = "has no effect without random_crop"
         yield Problem(f"{root}.padding_px", augmentation.padding_px, message, cure="remove it, or random_crop: true")

@@ -92,7 +92,8 @@ class Machine(Section):
     epoch how busy the process and its GPU are; auto where the trial has a GPU. stuck_after_s: a trial that reports no
     epoch for so many seconds, and for ten times its longest epoch, is ended and tried once more. checkpoint_every_s:
     a running trial begins a checkpoint at most this often, and trains on meanwhile; a fault costs it about this time
-    and an epoch. 0: after each epoch.
+    and an epoch. 0: after each epoch. feature_store: on keeps the features of a backbone that does not learn
+    (``model.train: head``) in cache_dir, where the augmentation makes a few views of an image only.
     """
 
     rules = staticmethod(problems_of_machine)
@@ -110,6 +111,7 @@ class Machine(Section):
     on_unreadable: Literal["refuse", "skip"] = "refuse"
     system_metrics: Literal["auto", "on", "off"] = "auto"
     stuck_after_s: Positive = 600.0
+    feature_store: Literal["on", "off"] = "on"
     checkpoint_every_s: NotNegative = 60.0
 
     def num_gpus(self, *, are_there: bool) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from types import MappingProxyType
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from raydml.config.trial import Machine, Trial
 from raydml.evaluation.protocols import DISTRACTOR, ProtocolError, describe_protocol
 from raydml.evaluation.scoring import MetricSpec, ScoringError, primary_code, query_values, score_by_all
+from raydml.images.features import KeptFeatures
 from raydml.images.loader import read_ahead
 from raydml.images.pixels import Pixels, centres
 from raydml.images.preprocessing import Preprocessing
@@ -26,7 +27,7 @@ AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def embed(
     network: nn.Module,
-    pixels: Pixels,
+    images: Pixels | KeptFeatures,
     preprocessing: Preprocessing,
     *,
     device: str | torch.device,
@@ -37,30 +38,57 @@ def embed(
     """Embed N resized images: embeddings (N, D) float32 on the host, in the given order.
 
     The network is on `device`. It runs in evaluation mode without gradients, under autocast unless precision is fp32;
-    afterwards every module has its former mode. forward: a function of a batch (B, 3, crop, crop) to (B, D) that
-    replaces the network's output, for example by features of an inner layer. The centre crops of one batch are read or
-    decoded while the previous batch is embedded.
+    afterwards every module has its former mode. images: their pixels, or the features that the frozen backbone of the
+    network gave them; the network then goes on from these. forward: a function of a batch, (B, 3, crop, crop) or
+    (B, F), to (B, D) that replaces the network's output, for example by features of an inner layer.
     """
-    dtype, device = AUTOCAST[precision], torch.device(device)
     embeddings: NDArray[np.float32] | None = None
-    starts = range(0, len(pixels), batch_size)
-    calls = ((pixels, range(start, min(start + batch_size, len(pixels))), preprocessing.crop_px) for start in starts)
-    with (
-        _evaluation_mode(network),
-        torch.inference_mode(),
-        closing(read_ahead(centres, calls, num_ahead=1)) as squares_of_batches,
-    ):
-        for start, squares in zip(starts, squares_of_batches, strict=True):
-            batch = torch.from_numpy(squares).to(device)
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-                output = (forward or network)(preprocessing.for_evaluation(batch))
-            rows = output.float().cpu().numpy()
+    start = 0
+    inputs = (
+        images.batches(batch_size, device)
+        if isinstance(images, KeptFeatures)
+        else centre_batches(images, preprocessing, device=device, batch_size=batch_size)
+    )
+    with closing(embedded_batches(network, inputs, device=device, precision=precision, forward=forward)) as outputs:
+        for rows in outputs:
             if embeddings is None:
-                embeddings = np.empty((len(pixels), rows.shape[1]), dtype=np.float32)
+                embeddings = np.empty((len(images), rows.shape[1]), dtype=np.float32)
             embeddings[start : start + len(rows)] = rows
-            report_progress("embedding", start + len(rows), len(pixels), "images")
+            start += len(rows)
+            report_progress("embedding", start, len(images), "images")
     assert embeddings is not None
     return embeddings
+
+
+def centre_batches(
+    pixels: Pixels, preprocessing: Preprocessing, *, device: str | torch.device, batch_size: int
+) -> Generator[Tensor, None, None]:
+    """Yield the centre crops of N resized images, float32 (B, 3, crop, crop), normalised, on the device, in order.
+
+    Those of one batch are read or decoded while the batch before it is used.
+    """
+    starts = range(0, len(pixels), batch_size)
+    calls = ((pixels, range(start, min(start + batch_size, len(pixels))), preprocessing.crop_px) for start in starts)
+    with closing(read_ahead(centres, calls, num_ahead=1)) as squares_of_batches:
+        for squares in squares_of_batches:
+            yield preprocessing.for_evaluation(torch.from_numpy(squares).to(device))
+
+
+def embedded_batches(
+    network: nn.Module,
+    inputs: Generator[Tensor, None, None],
+    *,
+    device: str | torch.device,
+    precision: str,
+    forward: Callable[[Tensor], Tensor] | None = None,
+) -> Generator[NDArray[np.float32], None, None]:
+    """Yield the output of the network for each batch, (B, D) float32 on the host; otherwise as `embed`."""
+    dtype, device = AUTOCAST[precision], torch.device(device)
+    with _evaluation_mode(network), torch.inference_mode(), closing(inputs):
+        for batch in inputs:
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+                output = (forward or network)(batch)
+            yield output.float().cpu().numpy()
 
 
 @contextmanager

@@ -42,6 +42,10 @@ class Draws(NamedTuple):
         """The draws of some images."""
         return Draws(*(values[chosen] for values in self))
 
+    def unmirrored(self) -> "Draws":
+        """The same draws for a batch that is not mirrored."""
+        return self._replace(flip=np.ones_like(self.flip))
+
 
 _WIDTHS = (NUM_UNIFORMS, 1, 1, 4, 2, 2, 1 + NUM_UNIFORMS)
 
@@ -67,7 +71,7 @@ def choose_boxes(augmentation: Augmentation, draws: Draws, sizes: np.ndarray, *,
         )
     if augmentation.random_crop:
         return random_crop_boxes(sizes, draws.crop, crop_px=crop_px, padding_px=augmentation.padding_px)
-    return centre_boxes(sizes, crop_px=crop_px)
+    return place_boxes(sizes, _drawn_places(augmentation, draws), crop_px=crop_px)
 
 
 def resized_crop_boxes(
@@ -113,6 +117,52 @@ def centre_boxes(sizes: np.ndarray, *, crop_px: int) -> np.ndarray:
     _refuse_smaller(sizes, crop_px, 0)
     corners = np.rint((sizes - crop_px) / 2).astype(np.int64)
     return np.concatenate([corners, np.full_like(corners, crop_px)], axis=1)
+
+
+def place_boxes(sizes: np.ndarray, places: np.ndarray, *, crop_px: int) -> np.ndarray:
+    """Boxes (B, 4) int64 of crop_px x crop_px at named places. Raises DataError for an image that is smaller.
+
+    places: (B,) int, 0 for the centre, 1 to 4 for the corners: top left, top right, bottom left, bottom right.
+    """
+    boxes = centre_boxes(sizes, crop_px=crop_px)
+    spare = sizes.astype(np.int64) - crop_px
+    is_low, is_right = np.isin(places, (3, 4)), np.isin(places, (2, 4))
+    corners = np.stack([np.where(is_low, spare[:, 0], 0), np.where(is_right, spare[:, 1], 0)], axis=1)
+    boxes[:, :2] = np.where((places > 0)[:, None], corners, boxes[:, :2])
+    return boxes
+
+
+class View(NamedTuple):
+    """A crop that is not random. place: see `place_boxes`. mirrored: left to right."""
+
+    place: int
+    mirrored: bool
+
+
+def views_of(augmentation: Augmentation) -> tuple[View, ...]:
+    """Return all inputs that an image can become, the centre first; none where there is no end of them."""
+    if augmentation != Augmentation(five_crops=augmentation.five_crops, flip=augmentation.flip):
+        return ()
+    mirrors = (False, True) if augmentation.flip else (False,)
+    return tuple(View(place, mirrored) for place in range(_num_places(augmentation)) for mirrored in mirrors)
+
+
+def drawn_views(augmentation: Augmentation, draws: Draws) -> np.ndarray:
+    """Return which of `views_of` each image of a batch becomes: (B,) int64."""
+    places = _drawn_places(augmentation, draws)
+    return places * 2 + _is_mirrored(draws) if augmentation.flip else places
+
+
+def _num_places(augmentation: Augmentation) -> int:
+    return 5 if augmentation.five_crops else 1
+
+
+def _drawn_places(augmentation: Augmentation, draws: Draws) -> np.ndarray:
+    return np.floor(draws.crop[:, 0] * _num_places(augmentation)).astype(np.int64)
+
+
+def _is_mirrored(draws: Draws) -> np.ndarray:
+    return draws.flip[:, 0] < 0.5
 
 
 def _tries(
@@ -249,7 +299,7 @@ def finish(
     if not len(pixels):
         return
     if augmentation.flip:
-        _mirror(pixels, np.flatnonzero(draws.flip[:, 0] < 0.5))
+        _mirror(pixels, np.flatnonzero(_is_mirrored(draws)))
     if augmentation.grayscale or augmentation.color_jitter or augmentation.blur:
         images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
         _recolour(images, augmentation, draws)

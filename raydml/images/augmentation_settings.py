@@ -3,9 +3,9 @@
 This module needs no torch: a configuration is checked without it.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 _Probability = Annotated[float, Field(ge=0, le=1)]
 _Strength = Annotated[float, Field(ge=0)]
@@ -60,8 +60,9 @@ class Augmentation(_Settings):
 
     random_resized_crop: share of the image's area, uniform in this range; the crop is scaled to ``crop_px``.
     aspect_ratio: width / height of that crop, log-uniform. random_crop: a crop of ``crop_px`` at any place of the
-    image, after padding_px repeated edge pixels were added on every side. flip: left to right, with probability one
-    half. grayscale: the probability. Each is torchvision's transform of that name.
+    image, after padding_px repeated edge pixels were added on every side. five_crops: the centre or one of the four
+    corners, each equally often. flip: left to right, with probability one half. grayscale: the probability. Each is
+    torchvision's transform of that name.
 
     Grayscale comes before the jitter, as in "adv" of Roth et al. (2020), Revisiting Training Strategies. SimCLR has it
     after, which differs for grey images whose hue is shifted.
@@ -71,8 +72,15 @@ class Augmentation(_Settings):
     aspect_ratio: _Bounds = (3 / 4, 4 / 3)
     random_crop: bool = False
     padding_px: Annotated[int, Field(ge=0)] = 0
+    five_crops: bool = False
     flip: bool = False
     color_jitter: ColorJitter | None = None
     grayscale: _Probability = 0.0
     blur: GaussianBlur | None = None
     erasing: Erasing | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_later_settings(self, serialised: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what was added after the first studies, where it has no effect: fingerprints stay as they were."""
+        plain: dict[str, Any] = serialised(self)
+        return {key: value for key, value in plain.items() if key != "five_crops" or value}

@@ -52,6 +52,7 @@ class Images(NamedTuple):
 
     pixels: N of them. labels: (N,) int64 in 0..C-1, the classes of this part numbered anew in catalog order. paths: N.
     skipped: (path, reason) of each image left out. roles: N of those of the catalog, or None where it has none.
+    digests: (N, 16) uint8 of the files, see data/digests.py; None where no file was read for them.
     """
 
     pixels: Pixels
@@ -59,6 +60,7 @@ class Images(NamedTuple):
     paths: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...] = ()
     roles: tuple[str, ...] | None = None
+    digests: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,12 @@ class SpaceShortage(NamedTuple):
 
 
 class _KeptImages(NamedTuple):
-    """pixels: of the catalog's rows `rows`. skipped: path -> reason of the other requested rows."""
+    """pixels: of the catalog's rows `rows`. skipped: path -> reason of the other requested rows. digests: of `rows`."""
 
     pixels: Pixels
     rows: np.ndarray
     skipped: dict[str, str]
+    digests: np.ndarray | None = None
 
 
 def load_development(
@@ -184,7 +187,8 @@ def _part(catalog: Catalog, classes: tuple[int, ...], kept: _KeptImages) -> Imag
     left_out = [(path, kept.skipped[path]) for path in (catalog.paths[row] for row in of_part) if path in kept.skipped]
     roles = None if catalog.roles is None else tuple(catalog.roles[row] for row in rows)
     paths = tuple(catalog.paths[row] for row in rows)
-    return Images(kept.pixels.select(places), labels, paths, tuple(left_out), roles)
+    digests = None if kept.digests is None else kept.digests[places]
+    return Images(kept.pixels.select(places), labels, paths, tuple(left_out), roles, digests)
 
 
 def _without_files(catalog: Catalog, rows: np.ndarray, resizing: Resizing | None) -> _KeptImages:
@@ -226,19 +230,21 @@ class _Selection:
             return self.not_kept(files, found.survey, files.resizing)
         self.refuse(found.skipped)
         self.compare(found.digests)
-        return _KeptImages(found.pixels, self.left(found.skipped), found.skipped)
+        left = self.left(found.skipped)
+        return _KeptImages(found.pixels, left, found.skipped, found.digests[np.isin(self.rows, left)])
 
     def not_kept(self, files: ImageFiles, survey: HeaderSurvey, resizing: Resizing | None) -> _KeptImages:
         """Images that are decoded at each reading."""
         self.refuse(survey.unreadable)
+        digests = None
         if self.storage.cache_dir is not None or self.storage.record is not None:
-            self.compare(self.sources_not_kept(files).digests)
+            digests = self.sources_not_kept(files).digests
+            self.compare(digests)
         skipped = unreadable_of(files) if self.storage.on_unreadable == "skip" else survey.unreadable
         self.refuse(skipped)
         left = self.left(skipped)
-        return _KeptImages(
-            DecodedPixels(files.root, [self.catalog.paths[row] for row in left], resizing), left, skipped
-        )
+        pixels = DecodedPixels(files.root, [self.catalog.paths[row] for row in left], resizing)
+        return _KeptImages(pixels, left, skipped, None if digests is None else digests[np.isin(self.rows, left)])
 
     def sources_not_kept(self, files: ImageFiles) -> Sources:
         """What files contain that are in no pack. In cache_dir is written what was read, so that it is read once."""
@@ -300,17 +306,15 @@ def open_or_write(
     if pack is None:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "lock")
-        _acquire(lock, folder)
+        acquire(lock, folder, "decodes these images")
         try:
             # Another process may have written it meanwhile.
             pack = open_pack(folder, files, report_damage=True)
             if pack is None:
                 clear_pack(folder)
                 survey = survey_headers(files)
-                if max_bytes is not None:
-                    _remove_oldest(cache_dir, folder, max_bytes - survey.total_bytes())
-                if shortage := _shortage(survey, cache_dir, max_bytes):
-                    return shortage
+                if shortage := make_room(folder, survey.total_bytes(), max_bytes):
+                    return SpaceShortage(survey, *shortage)
                 write_pack(folder, files, survey, refuse)
                 pack = open_pack(folder, files, just_written=True)
                 assert pack is not None, "a pack just written is whole and current"
@@ -321,43 +325,54 @@ def open_or_write(
     return pack
 
 
-def _acquire(lock: FileLock, folder: Path) -> None:
-    """Wait for the lock of a pack, with a message every few seconds. It ends with its holder, also by a kill."""
+def acquire(lock: FileLock, folder: Path, work: str) -> None:
+    """Wait for the lock of a folder, with a message every few seconds. It ends with its holder, also by a kill.
+
+    work: what the holder does, in words.
+    """
     while True:
         try:
             lock.acquire(timeout=WAIT_MESSAGE_EVERY_S)
             return
         except Timeout:
-            num_bytes = sum(file.stat().st_size for file in folder.glob("*.pixels"))
-            _logger.info("waiting: another process decodes these images (%s so far)", _gib(num_bytes))
+            files = (file for kind in ("*.pixels", "*.npy") for file in folder.glob(kind))
+            num_bytes = sum(file.stat().st_size for file in files)
+            _logger.info("waiting: another process %s (%s so far)", work, _gib(num_bytes))
+
+
+def make_room(new: Path, num_bytes: int, max_bytes: int | None) -> tuple[str, str] | None:
+    """Make room for a new folder of the cache; return what is available and the cure where there is not enough.
+
+    max_bytes: of all folders together; those opened longest ago are removed. None: what the disk has free.
+    """
+    cache_dir = new.parent
+    if max_bytes is not None:
+        if num_bytes > max_bytes:
+            return f"machine.max_cache_gib allows {_gib(max_bytes)}", "raise machine.max_cache_gib"
+        _remove_oldest(cache_dir, new, max_bytes - num_bytes)
+    free_bytes = shutil.disk_usage(cache_dir).free
+    if num_bytes + _RESERVE_BYTES > free_bytes:
+        available = f"machine.cache_dir = {str(cache_dir)!r} has {_gib(free_bytes)} free"
+        return available, "free space there or name another folder"
+    return None
 
 
 def _remove_oldest(cache_dir: Path, new: Path, allowed_bytes: int) -> None:
     """Remove packs until those other than `new` take at most allowed_bytes, beginning with the one opened longest ago.
 
-    A pack that is being written is left alone. A negative allowed_bytes cannot be reached: nothing is removed.
+    Kept features count as packs. One that is being written is left alone.
     """
-    if allowed_bytes < 0:
-        return
-    others = {manifest.parent: manifest.stat().st_mtime_ns for manifest in cache_dir.glob("images-*/manifest.json")}
+    kinds = ("images-*/manifest.json", "features-*/manifest.json")
+    manifests = [manifest for kind in kinds for manifest in cache_dir.glob(kind)]
+    others = {manifest.parent: manifest.stat().st_mtime_ns for manifest in manifests}
     others.pop(new, None)
     num_bytes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in others}
     for folder in sorted(others, key=lambda folder: others[folder]):
         if sum(num_bytes.values()) <= allowed_bytes:
             return
         with suppress(Timeout), FileLock(folder / "lock", timeout=0):
-            _logger.info("%s: removed, its %s of images are needed for others", folder, _gib(num_bytes.pop(folder)))
+            _logger.info("%s: removed, its %s are needed for others", folder, _gib(num_bytes.pop(folder)))
             clear_pack(folder)
-
-
-def _shortage(survey: HeaderSurvey, cache_dir: Path, max_bytes: int | None) -> SpaceShortage | None:
-    free_bytes = shutil.disk_usage(cache_dir).free
-    if max_bytes is not None and survey.total_bytes() > max_bytes:
-        return SpaceShortage(survey, f"machine.max_cache_gib allows {_gib(max_bytes)}", "raise machine.max_cache_gib")
-    if survey.total_bytes() + _RESERVE_BYTES > free_bytes:
-        available = f"machine.cache_dir = {str(cache_dir)!r} has {_gib(free_bytes)} free"
-        return SpaceShortage(survey, available, "free space there or name another folder")
-    return None
 
 
 def _shortage_text(found: SpaceShortage, files: ImageFiles) -> str:

@@ -98,7 +98,7 @@ class Loader:
         sizes = np.array([image.shape[:2] for image in images], dtype=np.int64).reshape(-1, 2)
         draws = draw(len(rows), seed).rows(part)
         if not flip:
-            draws = draws._replace(flip=np.ones_like(draws.flip))  # images below 0.5 are mirrored
+            draws = draws.unmirrored()
         places = choose_boxes(self.augmentation, draws, sizes, crop_px=self.preprocessing.crop_px)
         boxes = (cut_box(image, box) for image, box in zip(images, places, strict=True))
         if self.device.type != "cpu":

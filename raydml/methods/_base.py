@@ -79,13 +79,19 @@ class MakeObjective(Protocol):
 MakeSampler = Callable[[np.ndarray], Sampler]
 """Labels (N,) of some training images -> the trial's sampler for them."""
 
-Features = Callable[[Callable[[Tensor], Tensor]], NDArray[np.float32]]
-"""A function of batches, (B, 3, H, W) -> (B, F), applied to all training images as evaluation sees them: (N, F)."""
+
+class Features(Protocol):
+    """Applies a function of batches, images -> (B, F), to all training images as evaluation sees them: (N, F).
+
+    The images are those of a ``Batch``. inner_layers: the function looks into the backbone, and needs the pixels.
+    """
+
+    def __call__(self, forward: Callable[[Tensor], Tensor], *, inner_layers: bool = False) -> NDArray[np.float32]: ...
 
 
 class Batch(NamedTuple):
-    """images: (B, 3, H, W) normalised. labels: (B,) int64, the targets of the plan where it has them. epoch: from 0.
-    learner: of the plan, 0 where it has none.
+    """images: (B, 3, H, W) normalised, or (B, F), the features that a frozen backbone gave them. labels: (B,) int64,
+    the targets of the plan where it has them. epoch: from 0. learner: of the plan, 0 where it has none.
 
     Where several processes train one network, images are the rows of one of them, and labels are of the whole batch, as
     are the features and embeddings that the network gives in training."""
@@ -180,7 +186,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def embed(self, images: Tensor) -> Tensor:
-        """Return embeddings (B, D) float32, between which distances are measured. images: (B, 3, H, W) normalised."""
+        """Return embeddings (B, D) float32, between which distances are measured. images: as in a ``Batch``."""
         raise NotImplementedError
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:

@@ -342,7 +342,10 @@ class MIC(Method):
         """
         num_initial = int(self.num_initial_clusters)
         initial = num_initial == 0
-        points = features(self._initial_features if initial else self._auxiliary_embeddings)
+        if initial:
+            points = features(self._initial_features, inner_layers=True)
+        else:
+            points = features(self._auxiliary_embeddings)
         if initial or self.standardise_updates:
             standardise_by_class(points, self.train_labels, self.standardise)
         num_clusters = num_initial if num_initial >= _FEWEST_CLUSTERS else self.num_clusters

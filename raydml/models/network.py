@@ -138,9 +138,16 @@ class Network(nn.Module):
         return self.head(self.features(images))
 
     def features(self, images: Tensor) -> Tensor:
-        """Return the features (B, F) before the head, in training those of the whole batch (see ``gather``)."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trunk not in self._frozen):
-            features: Tensor = self.trunk(images)
+        """Return the features (B, F) before the head, in training those of the whole batch (see ``gather``).
+
+        images: (B, 3, H, W); with a frozen trunk also (B, F), what it gave before, which passes it by.
+        """
+        is_frozen = self.trunk in self._frozen
+        if is_frozen and images.ndim == 2:
+            features = images
+        else:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not is_frozen):
+                features = self.trunk(images)
         return self.gather(features) if self.training and self.gather is not None else features
 
     def trained_parameters(self) -> list[nn.Parameter]:

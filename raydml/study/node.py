@@ -259,10 +259,11 @@ def _satisfies(value: str | None, wanted: str) -> bool:
 
 
 def packs_in(cache_dir: Path | None, since_s: float) -> dict[str, int]:
-    """Return the sizes of the packs of decoded images that were opened since a time, by the names of their folders."""
+    """Return the sizes of the folders of images and features that were opened since a time, by their names."""
     if cache_dir is None:
         return {}
-    manifests = [file for file in cache_dir.glob("images-*/manifest.json") if file.stat().st_mtime >= since_s]
+    found = [file for kind in ("images", "features") for file in cache_dir.glob(f"{kind}-*/manifest.json")]
+    manifests = [file for file in found if file.stat().st_mtime >= since_s]
     return {file.parent.name: sum(part.stat().st_size for part in file.parent.iterdir()) for file in manifests}
 
 

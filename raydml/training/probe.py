@@ -90,7 +90,7 @@ def _validation_s(trainer: Trainer, machine: Machine) -> float:
     begin = time.perf_counter()
     embed(
         trainer.method,
-        trainer.val_images.pixels.select(some),
+        trainer.val_inputs.select(some),
         trainer.preprocessing,
         device=trainer.device,
         batch_size=machine.evaluation_batch,

@@ -23,6 +23,7 @@ from raydml.data.seal import TestReads
 from raydml.evaluation import embed
 from raydml.evaluation.protocols import protocols_of
 from raydml.evaluation.scoring import is_collapsed, score_by_all
+from raydml.images.features import FeatureLoader, KeptFeatures
 from raydml.images.loader import Loader
 from raydml.images.pixels import Pixels
 from raydml.methods._base import Batch
@@ -30,6 +31,7 @@ from raydml.models.network import fetch_weights, preprocessing_for
 from raydml.ops.memory import peak_memory_bytes, reset_peak_memory
 from raydml.samplers._base import EpochPlan
 from raydml.training import checkpoint, parts
+from raydml.training.feature_store import open_features
 from raydml.training.parts import learning_rate_factor
 from raydml.training.randomness import Randomness
 from raydml.training.rank_group import RankGroup
@@ -93,18 +95,30 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=trial.precision == "fp16" and self.device.type == "cuda"
         )
-        self.loader = Loader(
-            self.train_images.pixels,
-            trial.data.augmentation,
-            self.preprocessing,
-            device=self.device,
-            channels_last=trial.channels_last,
-            rows=self.ranks.rows,
+        # What the network reads: pixels, or features that its frozen backbone gave them.
+        self.loader: Loader | FeatureLoader
+        parts_of_split = (self.train_images, self.val_images)
+        features = open_features(
+            self.trial, machine, self.method.network, self.preprocessing, parts_of_split, device=self.device
         )
+        self.train_features = None if features is None else features[0]
+        self.val_inputs: Pixels | KeptFeatures = self.val_images.pixels if features is None else features[1]
+        if self.train_features is None:
+            self.loader = Loader(
+                self.train_images.pixels,
+                trial.data.augmentation,
+                self.preprocessing,
+                device=self.device,
+                channels_last=trial.channels_last,
+                rows=self.ranks.rows,
+            )
+        else:
+            self.loader = FeatureLoader(
+                self.train_features, trial.data.augmentation, device=self.device, rows=self.ranks.rows
+            )
         self.epoch = 0
         self.ended = ""
         self.epoch_state: EpochState | None = None
-        self.train_images_for_eval: Pixels | None = None  # opened when a method clusters for the first time
         self.last_result: dict[str, Any] = {}
         self.history: list[dict[str, Any]] = []  # the results of all epochs
         self.best_epoch = 0  # 0: the network as it was built
@@ -312,36 +326,40 @@ class Trainer:
         self.ranks.copy_first(self.method.buffers())
         return {**clustering, "clustering_s": time.perf_counter() - start}
 
-    def _features(self, forward: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
+    def _features(self, forward: Callable[[Tensor], Tensor], *, inner_layers: bool = False) -> NDArray[np.float32]:
         """Return forward(images), (N, F), of all training images, prepared as for evaluation."""
-        features = self._embed(self._training_pixels_for_eval(), forward)
+        images = self._training_pixels_for_eval if inner_layers else self._training_inputs_for_eval
+        features = self._embed(images, forward)
         if not np.isfinite(features).all():
             raise _NonFiniteFeatures  # validation may use other layers, so its embeddings may be finite
         return features
 
+    @property
+    def _training_inputs_for_eval(self) -> Pixels | KeptFeatures:
+        return self._training_pixels_for_eval if self.train_features is None else self.train_features
+
+    @cached_property
     def _training_pixels_for_eval(self) -> Pixels:
-        if self.train_images_for_eval is None:
-            original = self.trial.data.cache == "off"  # the training images are then files of any size
-            opened = self.train_images
-            if original:
-                opened = open_development(
-                    self.trial, self.machine, augmented=False, catalogs=self.catalogs, reads=self.reads
-                ).train
-            self.train_images_for_eval = opened.pixels
-        return self.train_images_for_eval
+        if self.trial.data.cache == "on":
+            return self.train_images.pixels
+        # The training images are files of any size.
+        opened = open_development(self.trial, self.machine, augmented=False, catalogs=self.catalogs, reads=self.reads)
+        return opened.train.pixels
 
-    def _some_training_pixels(self) -> Pixels:
+    def _some_training_inputs(self) -> Pixels | KeptFeatures:
         """Return at most _NUM_CHECKED training images, evenly over their order, prepared as for evaluation."""
-        pixels = self._training_pixels_for_eval()
-        return pixels.select(range(0, len(pixels), -(-len(pixels) // _NUM_CHECKED)))
+        images = self._training_inputs_for_eval
+        return images.select(range(0, len(images), -(-len(images) // _NUM_CHECKED)))
 
-    def _embed(self, pixels: Pixels, forward: Callable[[Tensor], Tensor] | None = None) -> NDArray[np.float32]:
+    def _embed(
+        self, images: Pixels | KeptFeatures, forward: Callable[[Tensor], Tensor] | None = None
+    ) -> NDArray[np.float32]:
         """Embed images, each rank its part of them."""
-        num_images = len(pixels)
+        num_images = len(images)
         is_shared = num_images >= self.ranks.num_ranks
         rows = embed.embed(
             self.method,
-            pixels.select(np.arange(num_images)[self.ranks.rows(num_images)]) if is_shared else pixels,
+            images.select(np.arange(num_images)[self.ranks.rows(num_images)]) if is_shared else images,
             self.preprocessing,
             device=self.device,
             batch_size=self.machine.evaluation_batch,
@@ -411,7 +429,7 @@ class Trainer:
         Where no class validates, there are no metrics, and some training images show whether the trial has diverged.
         """
         has_val = len(self.val_images.labels) > 0
-        embeddings = self._embed(self.val_images.pixels if has_val else self._some_training_pixels())
+        embeddings = self._embed(self.val_inputs if has_val else self._some_training_inputs())
         return self.ranks.from_first(lambda: self._scores_of(embeddings))
 
     def _scores_of(self, embeddings: NDArray[np.float32]) -> dict[str, float] | str:

@@ -62,7 +62,7 @@ def features_of(num_images, seed=0):
     """What a trainer hands to recluster: a function applied to as many images."""
     images = torch.randn(num_images, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
 
-    def features(forward):
+    def features(forward, *, inner_layers=False):  # noqa: ARG001 - all images are pixels here
         with torch.inference_mode():
             return forward(images).numpy()
 
@@ -206,7 +206,7 @@ def test_no_image_but_those_that_train_is_clustered_or_trained_on(name):
     trainer = trainer_with(name, epochs=2)
     asked = []
     whole = trainer._features
-    trainer._features = lambda forward: asked.append(whole(forward)) or asked[-1]
+    trainer._features = lambda forward, **how: asked.append(whole(forward, **how)) or asked[-1]
     list(trainer.epochs())
     num_images = len(trainer.train_images.labels)
     assert set(trainer.train_images.labels.tolist()) == {0, 1, 2}
@@ -266,7 +266,7 @@ def test_degenerate_data_give_finite_losses(name, case):
 def test_images_that_all_look_the_same_can_be_clustered(method_name):
     method = method_with(trial_with(method_name)).eval()
 
-    def features(forward):
+    def features(forward, *, inner_layers=False):  # noqa: ARG001 - all images are pixels here
         with torch.inference_mode():
             return forward(torch.ones(len(LABELS), 3, 8, 8)).numpy()
 

@@ -83,7 +83,7 @@ def method_of(*, labels=LABELS, network=None, make_objective=None, make_sampler=
 def features_of(method, images):
     """What the trainer hands to `recluster`: evaluation mode, no gradients, batches."""
 
-    def features(forward):
+    def features(forward, *, inner_layers=False):  # noqa: ARG001 - all images are pixels here
         method.eval()
         with torch.inference_mode():
             rows = torch.cat([forward(batch) for batch in images.split(7)]).float().numpy()
@@ -97,7 +97,7 @@ def recorded_features(method):
     """The features of the images, and a list that keeps what was computed."""
     seen = []
 
-    def features(forward):
+    def features(forward, *, inner_layers=False):  # noqa: ARG001 - all images are pixels here
         seen.append(features_of(method, images_of())(forward))
         return seen[-1].copy()
 
@@ -224,7 +224,7 @@ def test_modes_of_the_release_are_recovered(case):
     arrays = golden_case("mic_mining_recovery", case["case"])
     settings = {"labels": arrays["class_labels"].numpy(), "num_clusters": case["n_clusters"]}
     method = method_of(**settings, kmeans_restarts=20)
-    method.recluster(lambda forward: arrays["features"].numpy().copy(), 0, CPU)  # noqa: ARG005
+    method.recluster(lambda forward, **how: arrays["features"].numpy().copy(), 0, CPU)  # noqa: ARG005
     assert adjusted_rand_score(arrays["latent_mode"], method.pseudo_labels.numpy()) == pytest.approx(1)
 
 
@@ -269,7 +269,7 @@ def test_an_update_asks_for_as_many_clusters_as_were_not_empty_the_first_time():
     corners = np.eye(NUM_MODES, dtype=np.float32)[MODES]
     anywhere = np.random.default_rng(0).normal(size=corners.shape).astype(np.float32)
     method = method_of(num_clusters=9, standardise="none")
-    assert method.recluster(lambda forward: corners, 0, CPU)["num_clusters"] == NUM_MODES  # noqa: ARG005
+    assert method.recluster(lambda forward, **how: corners, 0, CPU)["num_clusters"] == NUM_MODES  # noqa: ARG005
     assert method.recluster(lambda forward: anywhere, 4, CPU)["num_clusters"] == NUM_MODES  # noqa: ARG005
 
 
