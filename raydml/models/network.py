@@ -11,7 +11,7 @@ from raydml.images.preprocessing import Interpolation, Preprocessing, Resize
 from raydml.models.backbones import TIMM, BackboneFacts, ModelError
 from raydml.models.choices import HeadInit, Normalisation, Pooling, Projection, TrainedPart
 from raydml.models.lookup import facts_of
-from raydml.models.pooling import pooling_layer
+from raydml.models.pooling import GeM, pooling_layer
 from raydml.models.pretrained import WeightsError, load_exactly, published_weights, read_weights
 from raydml.models.releases import IMAGENET_CLASSES, RELEASES, recognised
 from raydml.models.trunk_parts import block_ends, has_batch_norm
@@ -366,7 +366,13 @@ def _load(network: Network, facts: BackboneFacts, state: dict[str, Tensor], path
                 f"backbone. Cure: import it (launch.py import {path} FOLDER --from {release}), or score it "
                 f"(launch.py evaluate {path} --from {release} --data NAME)"
             )
-        load_exactly(network.trunk, kept, path)
+        load_exactly(network.trunk, {**_of_pooling(network.trunk), **kept}, path)
+
+
+def _of_pooling(trunk: nn.Module) -> dict[str, Tensor]:
+    """Return what a pooling has to learn, as it begins: published weights were trained with an average."""
+    layers = [(name, module) for name, module in trunk.named_modules() if isinstance(module, GeM)]
+    return {f"{name}.{key}": value for name, layer in layers for key, value in layer.state_dict().items()}
 
 
 def _is_classifier(name: str, value: Tensor, facts: BackboneFacts) -> bool:

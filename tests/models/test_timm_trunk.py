@@ -113,6 +113,16 @@ def test_the_backbones_of_the_table_have_gem_too(backbone):
         torch.testing.assert_close(network.features(images_of(size)), last.pow(3).mean((2, 3)).pow(1 / 3))
 
 
+def test_published_weights_have_no_exponent_of_gem_and_it_begins_at_3(tmp_path):
+    weights = tmp_path / "convnet.safetensors"
+    save_file(make("convnet", seed=1).trunk.state_dict(), weights)
+    network = make("convnet", seed=2, pooling="gem", weights=str(weights))
+    (layer,) = (module for module in network.trunk.modules() if isinstance(module, GeM))
+    assert layer.p.item() == 3.0
+    ours, published = network.trunk.state_dict(), make("convnet", seed=1).trunk.state_dict()
+    assert all(torch.equal(ours[name], value) for name, value in published.items())
+
+
 def test_position_embeddings_of_weights_are_interpolated_to_the_images(tmp_path):
     donor = timm.create_model("vit_tiny_patch16_224", num_classes=10)
     with torch.no_grad():
