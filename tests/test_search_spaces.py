@@ -55,11 +55,13 @@ SYSTEMS = {
 }
 PUBLISHED_POINTS = [f"{system}_{dataset}" for system, datasets in SYSTEMS.items() for dataset in datasets]
 REALITY_CHECKS = [f"reality_check_{dataset}" for dataset in ("cub200", "cars196", "sop", "inshop", "vehicleid")]
+FOUNDATIONS = [f"foundation_{dataset}" for dataset in ("cub200", "cars196", "sop", "inshop", "vehicleid")]
 COMPARISONS = {"method_x_loss_cub200": (15, 5, 2, 2, 5), "methods_digits": (6, 6, 2, 2, 6)}
 COMPARISONS |= {
     "methods_image_folder": (6, 6, 2, 3, 6),
     "foundation_image_folder": (12, 2, 2, 2, 1),
     **dict.fromkeys(REALITY_CHECKS, (192, 8, 2, 3, 8)),
+    **dict.fromkeys(FOUNDATIONS, (24, 6, 2, 2, 6)),
 }
 USUAL = (16, 2, 2, 2, 1)  # trials; configurations, folds and seeds confirmed; configurations tested
 

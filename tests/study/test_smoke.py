@@ -18,18 +18,21 @@ SPACES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
 # These run with their own backbone, one of each system and of each benchmark; the others with a tiny one.
 OWN_BACKBONE = {"divide_conquer_sop", "classification_cars196", "deep_metric_inshop", "multi_similarity_cub200"}
 OWN_BACKBONE |= {"mdr_cub200", "mic_vehicleid", "digits", "glyphs", "image_folder", "loss_zoo"}
-OWN_BACKBONE |= {"methods_digits", "methods_image_folder", "foundation_image_folder"}
+OWN_BACKBONE |= {"methods_digits", "methods_image_folder"}
+FOUNDATIONS = {path.stem for path in SPACES if path.stem.startswith("foundation_")}
+OWN_BACKBONE |= {"foundation_cub200"}
 # Trials of the search, where they are not two. Every loss and method in the first; ResNet-50 takes 10 s for a trial.
 NUM_TRIALS = {"reality_check_cub200": 24, "method_x_loss_cub200": 24, "divide_conquer_inshop": 4}
-NUM_TRIALS |= dict.fromkeys(
-    ("divide_conquer_sop", "classification_cars196", "mic_vehicleid", "foundation_image_folder"), 1
-)
+NUM_TRIALS |= dict.fromkeys(("divide_conquer_sop", "classification_cars196", "mic_vehicleid", *FOUNDATIONS), 1)
+NUM_TRIALS["foundation_cub200"] = 6  # each network with each part that learns
 
 
 def smoke_overrides(name):
     overrides = ["machine.data_root=.", "machine.device=cpu"]
     if name in OWN_BACKBONE:
         return overrides
+    if name in FOUNDATIONS:
+        return [*overrides, "trial.model.backbone=timm:test_vit"]
     overrides += ["trial.model.backbone=convnet", "trial.model.weights=none"]
     # Its embedding is the pooled features themselves.
     return [*overrides, "trial.model.embedding_dim=128"] if name.startswith("classification") else overrides
