@@ -154,6 +154,13 @@ CASES = [
     ),
     Case("cosface", ("cosface", {}), None, lambda dim: (losses.CosFaceLoss(NUM_CLASSES, dim), None), "proxies"),
     Case("arcface", ("arcface", {}), None, lambda dim: (losses.ArcFaceLoss(NUM_CLASSES, dim), None), "proxies"),
+    Case(
+        "sub_center_arcface",
+        ("sub_center_arcface", {}),
+        None,
+        lambda dim: (losses.SubCenterArcFaceLoss(num_classes=NUM_CLASSES, embedding_size=dim), None),
+        "proxies",
+    ),
     Case("proxy_nca", ("proxy_nca", {}), None, lambda dim: (losses.ProxyNCALoss(NUM_CLASSES, dim), None), "proxies"),
     Case(
         "proxy_anchor",

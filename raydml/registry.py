@@ -36,7 +36,7 @@ KINDS = ("losses", "miners", "regularizers", "samplers", "methods")
 
 # What a constructor may take before its `*`. Anything else there is a mistake in the plugin.
 CONTEXT = (
-    *("num_classes", "embedding_dim", "network", "loss", "miner", "labels"),
+    *("num_classes", "embedding_dim", "network", "loss", "make_loss", "miner", "labels"),
     *("train_labels", "num_epochs", "make_objective", "make_sampler"),
 )
 

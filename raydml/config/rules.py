@@ -284,6 +284,19 @@ def _regularizers_and_model(regularizers: Any, model: Any) -> Iterator[Problem]:
         message = "has no effect: model.normalize is l2, so every embedding has length 1"
         cure = "remove it, or write model.normalize: none"
         yield Problem("regularizers.embedding_norm", regularizers["embedding_norm"], message, cure=cure)
+    dims = list(regularizers["matryoshka"]["dims"]) if "matryoshka" in regularizers else []
+    path = "regularizers.matryoshka.dims"
+    if dims != sorted(set(dims)):
+        yield Problem(path, dims, "must rise", cure=f"write {sorted(set(dims))}")
+    elif dims and dims[-1] > model.embedding_dim:
+        message = f"has prefixes longer than the embedding, whose model.embedding_dim is {model.embedding_dim}"
+        fitting = [dim for dim in dims if dim <= model.embedding_dim]
+        shorter = f"write {fitting}" if fitting else "write shorter ones"
+        cure = f"{shorter}, or raise embedding_dim; both vary: one choice for both (`model, regularizers`)"
+        yield Problem(path, dims, message, cure=cure)
+    elif dims == [model.embedding_dim]:
+        message = f"has no effect: it is the whole embedding (model.embedding_dim: {dims[0]}), which the loss is on"
+        yield Problem(path, dims, message, cure="add shorter prefixes, or remove matryoshka")
 
 
 def _method_and_model(method: Any, model: Any) -> Iterator[Problem]:
@@ -293,6 +306,14 @@ def _method_and_model(method: Any, model: Any) -> Iterator[Problem]:
         nearest = max(num_slices, round(model.embedding_dim / num_slices) * num_slices)
         cure = f"write {nearest}, or another number of learners; both vary: one choice for both (`method, model`)"
         yield Problem("model.embedding_dim", model.embedding_dim, message, cure=cure)
+
+
+def _method_and_regularizers(method: Any, regularizers: Any) -> Iterator[Problem]:
+    num_slices = _method_class(method).network_arguments(**method.settings).get("num_slices", 1)
+    if num_slices > 1 and "matryoshka" in regularizers:
+        message = f"needs one loss on the whole embedding, and method {method.name} trains {num_slices} slices of it"
+        cure = "remove it, or choose another method"
+        yield Problem("regularizers.matryoshka", regularizers["matryoshka"], message, cure=cure)
 
 
 def _method_and_sampler(method: Any, sampler: Any) -> Iterator[Problem]:
@@ -382,9 +403,8 @@ def _construct_once(kind: str, name: str, settings: str) -> _Constructed:
             network = Network(
                 torch.nn.Identity(), Head(2, 2, layer_norm=False, normalize="none"), freeze_batch_norm=False
             )
-            plugin = registry.build(
-                kind, name, num_classes=2, embedding_dim=2, network=network, loss=None, miner=None, **given
-            )
+            parts = {"network": network, "loss": None, "make_loss": torch.nn.Identity, "miner": None}
+            plugin = registry.build(kind, name, num_classes=2, embedding_dim=2, **parts, **given)
     except ValueError as error:
         path = {"losses": "loss", "miners": "miner", "regularizers": f"regularizers.{name}"}[kind]
         return _Constructed((Problem(path, given if kind == "regularizers" else {"name": name, **given}, str(error)),))
@@ -550,6 +570,7 @@ _RULES: _Rules = (
 _PLUGIN_RULES: _Rules = (
     (("loss", "miner"), _loss_and_miner),
     (("method", "model"), _method_and_model),
+    (("method", "regularizers"), _method_and_regularizers),
     (("method", "sampler"), _method_and_sampler),
     (("loss", "sampler"), _loss_and_sampler),
     (("loss",), _loss_constructs),

@@ -11,6 +11,7 @@ bfloat16. A subclass defines `cost`; or, where it reads the tuples off a matrix 
 function of `raydml.ops.distances`, and defines `cost_of` that matrix. A miner that reads the same one then shares it.
 """
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -30,6 +31,9 @@ from raydml.ops.distances import (
 from raydml.ops.tuples import Pairs, TripletRanges, Triplets, all_pairs, check_kind
 
 Tuples = Pairs | Triplets | TripletRanges
+
+# Below it the squared sine is taken for it: its root keeps a finite (zero) gradient at the angles 0 and pi.
+SMALLEST_SQUARED_SINE = 1e-12
 
 
 class ClassLoss(nn.Module):
@@ -253,6 +257,19 @@ def subtract_margin(similarity: Tensor, labels: Tensor, margin: float) -> Tensor
     """Return the similarities (B, C) to the classes with a margin taken from those to the own class."""
     own = labels[:, None]
     return similarity.scatter_add(1, own, similarity.new_full(own.shape, -margin))
+
+
+def add_angular_margin(similarity: Tensor, labels: Tensor, margin: float) -> Tensor:
+    """Return the cosines (B, C) of the angles to the classes, with a margin added to the angle to the own class.
+
+    margin: in radians. Where the angle would exceed pi, the cosine is continued downwards; see ``arcface``.
+    """
+    own = labels[:, None]
+    cosine = similarity.gather(1, own)
+    sine = (1 - cosine.square()).clamp(min=SMALLEST_SQUARED_SINE).sqrt()
+    shifted = cosine * math.cos(margin) - sine * math.sin(margin)
+    beyond = cosine - margin * math.sin(margin)
+    return similarity.scatter(1, own, torch.where(cosine >= math.cos(math.pi - margin), shifted, beyond))
 
 
 def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -3,14 +3,10 @@
 import math
 from typing import Annotated
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from raydml.losses._base import ClassLoss, class_cosines, class_vectors, mean_cross_entropy
-
-# Below it the squared sine is taken for it: its root keeps a finite (zero) gradient at the angles 0 and pi.
-SMALLEST_SQUARED_SINE = 1e-12
+from raydml.losses._base import ClassLoss, add_angular_margin, class_cosines, class_vectors, mean_cross_entropy
 
 
 class ArcFace(ClassLoss):
@@ -55,14 +51,5 @@ class ArcFace(ClassLoss):
         self.weight = class_vectors(num_classes, embedding_dim)
 
     def cost(self, points: Tensor, labels: Tensor) -> Tensor:
-        cosine = class_cosines(points, self.weight)
-        own = labels[:, None]
-        logits = self.scale * cosine.scatter(1, own, self._with_margin(cosine.gather(1, own)))
-        return mean_cross_entropy(logits, labels)
-
-    def _with_margin(self, cosine: Tensor) -> Tensor:
-        """cos(theta + margin) from cos(theta), continued downwards where the sum exceeds pi."""
-        sine = (1 - cosine.square()).clamp(min=SMALLEST_SQUARED_SINE).sqrt()
-        shifted = cosine * math.cos(self.margin) - sine * math.sin(self.margin)
-        beyond = cosine - self.margin * math.sin(self.margin)
-        return torch.where(cosine >= math.cos(math.pi - self.margin), shifted, beyond)
+        cosine = add_angular_margin(class_cosines(points, self.weight), labels, self.margin)
+        return mean_cross_entropy(self.scale * cosine, labels)

@@ -79,11 +79,18 @@ def make_objective(
     loss_block = loss or trial.loss.model_dump()
     miner_block = miner or (trial.miner.model_dump() if trial.miner else None)
     new_loss = _build_block("losses", loss_block, **sizes)
+
+    def make_loss(dim: int) -> nn.Module:
+        """Return one more such loss, for embeddings of other dimensions."""
+        made: nn.Module = _build_block("losses", loss_block, num_classes=num_classes, embedding_dim=dim)
+        return made
+
     if loss is not None and not new_loss.accepts:
         miner_block = None
     new_miner = None if miner_block is None else _build_block("miners", miner_block)
+    parts = {**sizes, "network": network, "loss": new_loss, "make_loss": make_loss, "miner": new_miner}
     regularizers = {
-        name: registry.build("regularizers", name, **sizes, network=network, loss=new_loss, miner=new_miner, **settings)
+        name: registry.build("regularizers", name, **parts, **settings)
         for name, settings in sorted(trial.regularizers.items())
         if with_regularizers
     }

@@ -382,6 +382,32 @@ def test_a_memory_holds_a_batch():
     assert problems_with(**memory, sampler={"name": "uniform", "batch_size": 33})
 
 
+@pytest.mark.parametrize(
+    ("dims", "message", "cure"),
+    [
+        ([64, 32], "must rise", r"write \[32, 64\]"),
+        ([32, 64, 256], "longer than the embedding", r"write \[32, 64\], or raise embedding_dim"),
+        ([256], "whose model.embedding_dim is 128", "write shorter ones"),
+        ([128], "it is the whole embedding", "add shorter prefixes"),
+    ],
+)
+def test_prefixes_are_of_the_embedding(dims, message, cure):
+    model = {"model.embedding_dim": 128}
+    (problem,) = problems_with(regularizers={"matryoshka": {"dims": dims}}, **model).values()
+    assert problem.path == "regularizers.matryoshka.dims"
+    assert message in problem.message
+    assert re.search(cure, problem.cure)
+    trial = parse_trial(trial_with(regularizers={"matryoshka": {"dims": [32, 64, 128]}}, **model))
+    assert trial.regularizers["matryoshka"] == {"dims": (32, 64, 128), "weight": 1.0}
+    assert parse_trial(trial.model_dump(mode="json")) == trial
+
+
+def test_slices_have_no_common_prefix():
+    divided = {"method": {"name": "divide_conquer", "num_learners": 4}, "regularizers": {"matryoshka": {}}}
+    problem = problems_with(**divided)["regularizers.matryoshka"]
+    assert "divide_conquer trains 4 slices" in problem.message
+
+
 def test_a_length_that_is_always_one_is_not_regularised():
     (problem,) = problems_with(regularizers={"embedding_norm": {}}).values()
     assert "every embedding has length 1" in problem.message

@@ -321,8 +321,8 @@ def test_going_down_its_gradient_brings_classes_together(name: str) -> None:
     points, labels = random_points(16, seed=5).requires_grad_(), torch.arange(16) % 4
     before = torch.cdist(points.detach(), points.detach()).fill_diagonal_(math.inf)
     assert (labels[before.argmin(dim=1)] != labels).any()
-    # With several centres a class and few items, each item may keep a centre of its own: SoftTriple is content then.
-    loss = _build(name, **({"num_centers": 1} if name == "soft_triple" else {})).double()
+    # With several centres a class and few items, each item may keep a centre of its own: these losses are content then.
+    loss = _build(name, **({"num_centers": 1} if name in ("soft_triple", "sub_center_arcface") else {})).double()
     optimizer = torch.optim.Adam([points, *loss.parameters()], lr=0.05)
     for _ in range(200):
         optimizer.zero_grad()

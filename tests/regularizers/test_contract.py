@@ -25,7 +25,10 @@ REGULARIZERS = registry.names("regularizers")
 HERE = Path(__file__).parents[1]
 
 # Settings with which a regulariser has something to say from the first step on.
-AT_WORK: dict[str, dict[str, Any]] = {"cross_batch_memory": {"size": 20, "start_step": 0}}
+AT_WORK: dict[str, dict[str, Any]] = {
+    "cross_batch_memory": {"size": 20, "start_step": 0},
+    "matryoshka": {"dims": [2, 5]},
+}
 
 
 class _Pull(nn.Module):
@@ -54,6 +57,7 @@ def _surroundings() -> dict[str, Any]:
         "embedding_dim": DIM,
         "network": network,
         "loss": _Pull(),
+        "make_loss": lambda _dim: _Pull(),
         "miner": registry.build("miners", "multi_similarity"),
     }
 
@@ -178,7 +182,8 @@ def test_what_belongs_to_the_method_is_not_in_its_state(name: str) -> None:
     regularizer = _build(name, **around)
     others = {id(p) for part in ("network", "loss", "miner") for p in around[part].parameters()}
     assert not others & {id(parameter) for parameter in regularizer.parameters()}
-    assert not list(regularizer.children())
+    parts = {id(around[part]) for part in ("network", "loss", "miner")}
+    assert not parts & {id(module) for module in regularizer.modules()}
 
 
 @pytest.mark.parametrize("name", REGULARIZERS)

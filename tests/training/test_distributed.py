@@ -29,6 +29,7 @@ LOSSES, MINERS = registry.names("losses"), registry.names("miners")
 AT_WORK: dict[str, dict[str, Any]] = {
     "cross_batch_memory": {"size": 30, "start_step": 1},  # wraps round
     "embedding_norm": {"power": 2, "weight": 0.1},
+    "matryoshka": {"dims": [4, 8]},
     "mdr": {"weight": 0.6},
     "orthogonality": {"weight": 1.0},
     "rho": {"probability": 0.5},

@@ -39,6 +39,7 @@ MEMORY = {  # wraps round in the second epoch
     "miner": {"name": "multi_similarity"},
     "regularizers": {"cross_batch_memory": {"size": 150, "start_step": 2}},
 }
+MATRYOSHKA = {"loss": {"name": "normalized_softmax"}, "regularizers": {"matryoshka": {"dims": [2, 8]}}}
 FAMILIES = {
     "margin": MARGIN,
     "multi_similarity": MULTI_SIMILARITY,
@@ -46,6 +47,7 @@ FAMILIES = {
     "normalized_softmax": SOFTMAX,
     "mdr_and_rho": MDR_AND_RHO,
     "memory": MEMORY,
+    "matryoshka": MATRYOSHKA,
 }
 BALANCED = {"name": "class_balanced", "classes_per_batch": 3, "images_per_class": 8, "batches_per_epoch": 4}
 UNIFORM = {"name": "uniform", "batch_size": 128}
@@ -624,6 +626,21 @@ def test_the_memory_mines_with_the_miner_of_the_trial_and_the_seed_reaches_the_l
     weights = [trainer_of(SOFTMAX, seed=seed).method.objective.loss.weight for seed in (1, 1, 2)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+def test_the_class_vectors_of_prefixes_learn_with_those_of_the_loss():
+    trainer = trainer_of(MATRYOSHKA)
+    prefixes = list(trainer.method.objective.regularizers["matryoshka"].parameters())
+    assert [parameter.shape[1] for parameter in prefixes] == [2, 8]
+    (group,) = (group for group in trainer.optimizer.param_groups if group["name"] == "loss")
+    own = [trainer.method.objective.loss.weight, *prefixes]
+    assert set(map(id, group["params"])) == set(map(id, own))
+    # What stands beside the loss leaves the loss and the network as they begin without it.
+    plain = trainer_of(SOFTMAX)
+    assert torch.equal(own[0], plain.method.objective.loss.weight)
+    before = [parameter.detach().clone() for parameter in own]
+    list(trainer.epochs())
+    assert not any(torch.equal(old, new) for old, new in zip(before, own, strict=True))
 
 
 class GivenBatches:
