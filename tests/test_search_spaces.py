@@ -76,7 +76,7 @@ def test_loads_and_samples(path):
     space = space_of(path.stem)
     trials, study = sample_trials(space), space.study
     if path.stem == "loss_zoo":
-        assert (len(trials), study.confirm, study.finalize) == (43, None, None)
+        assert (len(trials), study.confirm, study.finalize) == (44, None, None)
         return
     stages = (study.confirm.top, study.confirm.folds, study.confirm.seeds, study.finalize.top)
     assert (len(trials), *stages) == COMPARISONS.get(path.stem, (8, 2, 2, 2, 1) if path.stem == "glyphs" else USUAL)
