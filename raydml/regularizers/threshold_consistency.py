@@ -14,7 +14,7 @@ _Weight = Annotated[float, Field(ge=0)]
 
 
 class ThresholdConsistency(Regularizer):
-    """Threshold consistency: hold hard pairs near two fixed similarities, for one threshold for all classes.
+    """Threshold consistency: hold hard pairs near fixed similarities, so that one threshold serves all.
 
     With s the cosines of the pairs of a batch,
 
