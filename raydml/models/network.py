@@ -121,9 +121,12 @@ class Network(nn.Module):
 
     gather: a function of features, with gradient, between trunk and head in training; None for none. Where several
     processes train one network, each sends its rows of a batch through the trunk, and gets the features of all here.
+
+    chunked: a function of images in the place of the trunk in training, which gives it chunks of them; None for none.
     """
 
     gather: Callable[[Tensor], Tensor] | None = None
+    chunked: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, trunk: nn.Module, head: Head, *, freeze_batch_norm: bool, stages: tuple[str, ...] = ()) -> None:
         super().__init__()
@@ -139,8 +142,9 @@ class Network(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Return the features (B, F) before the head, in training those of the whole batch (see ``gather``)."""
+        through = self.trunk if self.chunked is None or not self.training else self.chunked
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trunk not in self._frozen):
-            features: Tensor = self.trunk(images)
+            features: Tensor = through(images)
         return self.gather(features) if self.training and self.gather is not None else features
 
     def trained_parameters(self) -> list[nn.Parameter]:

@@ -25,7 +25,7 @@ from raydml.training.trial_images import Catalogs, open_development
 #: What decides the speed and the memory of a trial; losses and miners take little of either.
 _SECTIONS = [
     *("data.", "model.", "sampler.", "method.", "regularizers."),
-    *("optimizer.name", "precision", "channels_last", "compile"),
+    *("optimizer.name", "precision", "chunk_size", "channels_last", "compile"),
 ]
 _NOT = ("data.content", "data.split", "model.weights", "model.head_init", "model.dropout")
 

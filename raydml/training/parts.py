@@ -16,6 +16,7 @@ from raydml.methods._base import Method, Objective
 from raydml.models.backbones import TIMM
 from raydml.models.network import Network, build_network
 from raydml.samplers._base import Sampler
+from raydml.training.gradient_cache import train_in_chunks
 from raydml.training.randomness import seed_for
 from raydml.training.rank_group import RankGroup
 from raydml.training.rank_layers import spread_over_ranks
@@ -55,6 +56,8 @@ def build_method(
         method.network.to(memory_format=torch.channels_last)
     if ranks is not None:
         spread_over_ranks(method.network, ranks)
+    if trial.chunk_size is not None:
+        train_in_chunks(method.network, trial.chunk_size, ranks or RankGroup())
     if trial.compile:
         method.network.trunk.compile()  # in place: the names in the state dict stay as they are
     return method
