@@ -281,6 +281,8 @@ class Model(Section):
 class _Optimizer(Section):
     """Learning rates and decays, the same for every optimizer."""
 
+    later: ClassVar[Mapping[str, Any]] = {"ema": None}
+
     learning_rate: Annotated[Positive, Field(description="of all parameters without a rate of their own")] = 1e-4
     backbone_learning_rate: Annotated[
         Positive | None, Field(description="of the pretrained layers; null: learning_rate")
@@ -294,6 +296,10 @@ class _Optimizer(Section):
     ] = 0.0
     gradient_clip: Annotated[
         Positive | None, Field(description="largest norm of the gradient of all parameters; null: no limit")
+    ] = None
+    ema: Annotated[
+        float | None,
+        Field(gt=0, lt=1, description="decay of an average of the weights, which is evaluated and kept; null: none"),
     ] = None
 
 

@@ -21,6 +21,7 @@ from raydml.training.rank_group import RankGroup
 from raydml.training.rank_layers import spread_over_ranks
 from raydml.training.rank_processes import RankProcesses
 from raydml.training.trainer import Trainer
+from raydml.training.weight_average import WeightAverage
 
 pytestmark = pytest.mark.xdist_group("ranks")
 TOLERANCE = 1e-9
@@ -137,6 +138,8 @@ def in_float64(trainer: Trainer) -> Trainer:
     trainer.method.double()
     first = trainer.method.network.trunk.blocks[0]
     first.register_forward_pre_hook(lambda _block, images: (images[0].double(),))
+    if trainer.average is not None:
+        trainer.average = WeightAverage(trainer.method.network, trainer.average.decay)
     return trainer
 
 
@@ -239,7 +242,7 @@ RESUMED = {
     "loss": {"name": "margin"},
     "miner": {"name": "multi_similarity"},
     "regularizers": {"cross_batch_memory": AT_WORK["cross_batch_memory"]},
-    "optimizer": {"name": "adamw", "learning_rate": 1e-3},
+    "optimizer": {"name": "adamw", "learning_rate": 1e-3, "ema": 0.7},
 }
 
 
