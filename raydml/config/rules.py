@@ -525,11 +525,16 @@ def _projection(model: Any) -> Iterator[Problem]:
 
 
 def _train_and_optimizer(model: Any, optimizer: Any, schedule: Any) -> Iterator[Problem]:
+    if optimizer.layer_decay != 1 and not facts_of(model.backbone).has_layers:
+        message = f"backbone {model.backbone} has no order of layers in timm"
+        yield Problem("optimizer.layer_decay", optimizer.layer_decay, message, cure="write 1, or another backbone")
     if model.train != "head":
         return
     message = "has no effect: with model.train: head nothing of the backbone learns"
     if optimizer.backbone_learning_rate is not None:
         yield Problem("optimizer.backbone_learning_rate", optimizer.backbone_learning_rate, message, cure="remove it")
+    if optimizer.layer_decay != 1:
+        yield Problem("optimizer.layer_decay", optimizer.layer_decay, message, cure="remove it")
     if schedule.new_layer_warmup_epochs:
         yield Problem("schedule.new_layer_warmup_epochs", schedule.new_layer_warmup_epochs, message, cure="remove it")
 

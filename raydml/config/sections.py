@@ -281,7 +281,7 @@ class Model(Section):
 class _Optimizer(Section):
     """Learning rates and decays, the same for every optimizer."""
 
-    later: ClassVar[Mapping[str, Any]] = {"ema": None}
+    later: ClassVar[Mapping[str, Any]] = {"layer_decay": 1.0, "ema": None}
 
     learning_rate: Annotated[Positive, Field(description="of all parameters without a rate of their own")] = 1e-4
     backbone_learning_rate: Annotated[
@@ -297,6 +297,10 @@ class _Optimizer(Section):
     gradient_clip: Annotated[
         Positive | None, Field(description="largest norm of the gradient of all parameters; null: no limit")
     ] = None
+    layer_decay: Annotated[
+        float,
+        Field(gt=0, le=1, description="multiplies the backbone's rate once for each layer below its last; 1: no decay"),
+    ] = 1.0
     ema: Annotated[
         float | None,
         Field(gt=0, lt=1, description="decay of an average of the weights, which is evaluated and kept; null: none"),

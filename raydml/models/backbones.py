@@ -102,6 +102,7 @@ class BackboneFacts:
     backbone without a map to pool. poolings: those of timm's, with the number of features of each, and own_pooling the
     one that it was trained with; the others have `TABLE_POOLINGS`. num_blocks: how many can be chosen to learn.
     takes_drop_path, can_checkpoint: of timm's, what they can do. has_batch_norm: whether it has statistics of batches.
+    has_layers: whether its parameters have an order, in which their rates can fall.
     stages: the submodules whose outputs are its four stages: the last map of each size, or a transformer's tokens after
     each quarter of its blocks.
     minimum_crop_px: the smallest image it takes. fixed_crop_px: the only image size it takes, or None. fits: a further
@@ -133,6 +134,7 @@ class BackboneFacts:
     takes_drop_path: bool = False
     can_checkpoint: bool = False
     has_batch_norm: bool = True
+    has_layers: bool = True
 
     def features(self, pooling: str) -> int | None:
         """Return the number of features with a pooling; None where the backbone does not have it."""

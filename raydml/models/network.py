@@ -14,7 +14,7 @@ from raydml.models.lookup import facts_of
 from raydml.models.pooling import pooling_layer
 from raydml.models.pretrained import WeightsError, load_exactly, published_weights, read_weights
 from raydml.models.releases import IMAGENET_CLASSES, RELEASES, recognised
-from raydml.models.trunk_parts import block_ends, has_batch_norm
+from raydml.models.trunk_parts import block_ends, has_batch_norm, layers_of
 from raydml.ops.distances import euclidean, full_precision
 
 
@@ -150,6 +150,11 @@ class Network(nn.Module):
     def trained_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the trunk that were left to learn, also while a warm-up holds them."""
         return [parameter for parameter in self.trunk.parameters() if id(parameter) not in self._held]
+
+    def layers(self) -> dict[int, int]:
+        """Return the layer of each parameter of the trunk, by its identity, from 0; see `layers_of`."""
+        found = layers_of(self.trunk, tuple(self.stages.values()))
+        return {id(parameter): found[name] for name, parameter in self.trunk.named_parameters()}
 
     def freeze(self, train: TrainedPart) -> None:
         """Let only a part of the trunk learn: "all", nothing ("head"), or ``{"last_blocks": N}``.

@@ -174,7 +174,7 @@ space.yaml:18: trial.optimizer.weight_decay = {loguniform: [0.001, 1e-06]}: its 
     """\
 space.yaml:19: trial.optimizer.momentum = 0.9: is not used by adamw; it is by sgd, rmsprop
     choices: learning_rate, backbone_learning_rate, loss_learning_rate, weight_decay, loss_weight_decay, \
-gradient_clip, ema
+gradient_clip, layer_decay, ema
     cure: remove momentum, or set name to sgd or rmsprop""",
 ]
 
