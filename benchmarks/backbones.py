@@ -3,8 +3,8 @@
     python benchmarks/backbones.py grocery IMAGES --weights tf_efficientnet_lite0.safetensors --cpu-s 300 --seeds 3
     python benchmarks/backbones.py omniglot IMAGES --weights tf_efficientnet_lite0.safetensors --cpu-s 300 --seeds 3
 
-IMAGES: a folder with one folder a class; the last half of the classes by name is the test. Arms: the features as they are
-(zero-shot), a head on them, the last blocks, all blocks, and a small ConvNet without pretrained weights.
+IMAGES: a folder with one folder a class; the last half of the classes by name is the test. Arms: the features as they
+are (zero-shot), a head on them, the last blocks, all blocks, and a small ConvNet without pretrained weights.
 
 Each arm has the same time of one processor core, for each seed: random configurations of its space are trained one
 after the other until the time is used up, the features that a head needs included. Validation MAP@R chooses

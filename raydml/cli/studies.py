@@ -380,7 +380,8 @@ def trial(
     catalogs = Catalogs(machine, record=_record_of(config, storage))
     trainer = Trainer(settings, machine, device=device_of(machine), catalogs=catalogs, reads=reads)
     if save is not None:  # before hours of training: the network, its best weights and what the optimizer keeps
-        num_bytes = 4 * sum(tensor.nbytes for tensor in trainer.best_weights.values())
+        num_copies = 4 if settings.optimizer.ema is None else 5
+        num_bytes = num_copies * sum(tensor.nbytes for tensor in trainer.best_weights.values())
         with writing(f"--save {save}"):
             require_space(save, num_bytes, "a checkpoint")
     console = new_console()

@@ -521,6 +521,19 @@ def _model(model: Any) -> Iterator[Problem]:
         yield Problem("model.train", model.train, message, cure="remove it, or start from trained weights")
 
 
+def _model_and_chunks(model: Any, chunk_size: int | None) -> Iterator[Problem]:
+    if chunk_size is None or model.freeze_batch_norm or model.train == "head":
+        return
+    if facts_of(model.backbone).has_batch_norm:
+        message = (
+            f"backbone {model.backbone} learns with BatchNorm, and the statistics of a chunk are not those of a batch"
+        )
+        cure = "write model.freeze_batch_norm: true, or chunk_size: null"
+        if model.weights == "none":
+            cure = "start from trained weights (with model.freeze_batch_norm: true), or write chunk_size: null"
+        yield Problem("chunk_size", chunk_size, message, cure=cure)
+
+
 def _projection(model: Any) -> Iterator[Problem]:
     if model.projection != "none":
         return
@@ -535,11 +548,16 @@ def _projection(model: Any) -> Iterator[Problem]:
 
 
 def _train_and_optimizer(model: Any, optimizer: Any, schedule: Any) -> Iterator[Problem]:
+    if optimizer.layer_decay != 1 and not facts_of(model.backbone).has_layers:
+        message = f"backbone {model.backbone} has no order of layers in timm"
+        yield Problem("optimizer.layer_decay", optimizer.layer_decay, message, cure="write 1, or another backbone")
     if model.train != "head":
         return
     message = "has no effect: with model.train: head nothing of the backbone learns"
     if optimizer.backbone_learning_rate is not None:
         yield Problem("optimizer.backbone_learning_rate", optimizer.backbone_learning_rate, message, cure="remove it")
+    if optimizer.layer_decay != 1:
+        yield Problem("optimizer.layer_decay", optimizer.layer_decay, message, cure="remove it")
     if schedule.new_layer_warmup_epochs:
         yield Problem("schedule.new_layer_warmup_epochs", schedule.new_layer_warmup_epochs, message, cure="remove it")
 
@@ -561,6 +579,7 @@ _RULES: _Rules = (
     (("data", "model"), _data_and_model),
     (("model",), _model),
     (("model",), _projection),
+    (("model", "chunk_size"), _model_and_chunks),
     (("model", "regularizers"), _projection_and_regularizers),
     (("model", "optimizer", "schedule"), _train_and_optimizer),
     (("schedule", "epochs"), _schedule_and_epochs),

@@ -56,6 +56,15 @@ class Section(BaseModel):
     """A block of the configuration: frozen, strict types, no unknown keys."""
 
     model_config = STRICT
+    #: Settings that were added after the first studies, and their defaults.
+    later: ClassVar[Mapping[str, Any]] = {}
+
+    @model_serializer(mode="wrap")
+    def _without_later_settings(self, serialised: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what was added later, where it has no effect: fingerprints stay as they were."""
+        plain: dict[str, Any] = serialised(self)
+        later = self.later
+        return {key: value for key, value in plain.items() if key not in later or value != later[key]}
 
     @staticmethod
     def rules(_sections: Mapping[str, Any], /) -> list[Problem]:
@@ -226,6 +235,8 @@ class Model(Section):
     probability of leaving out a block, and less memory for more time.
     """
 
+    later: ClassVar[Mapping[str, Any]] = {"train": "all", "drop_path": 0.0, "gradient_checkpointing": False}
+
     backbone: Annotated[
         str,
         AfterValidator(_known_backbone),
@@ -266,18 +277,11 @@ class Model(Section):
                 found["embedding_dim"] = facts.features(found["pooling"]) or facts.feature_dim
         return found
 
-    @model_serializer(mode="wrap")
-    def _without_later_settings(self, serialised: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what was added after the first studies, where it has no effect: fingerprints stay as they were."""
-        plain: dict[str, Any] = serialised(self)
-        return {key: value for key, value in plain.items() if key not in _LATER or value != _LATER[key]}
-
-
-_LATER: dict[str, Any] = {"train": "all", "drop_path": 0.0, "gradient_checkpointing": False}
-
 
 class _Optimizer(Section):
     """Learning rates and decays, the same for every optimizer."""
+
+    later: ClassVar[Mapping[str, Any]] = {"layer_decay": 1.0, "ema": None}
 
     learning_rate: Annotated[Positive, Field(description="of all parameters without a rate of their own")] = 1e-4
     backbone_learning_rate: Annotated[
@@ -292,6 +296,14 @@ class _Optimizer(Section):
     ] = 0.0
     gradient_clip: Annotated[
         Positive | None, Field(description="largest norm of the gradient of all parameters; null: no limit")
+    ] = None
+    layer_decay: Annotated[
+        float,
+        Field(gt=0, le=1, description="multiplies the backbone's rate once for each layer below its last; 1: no decay"),
+    ] = 1.0
+    ema: Annotated[
+        float | None,
+        Field(gt=0, lt=1, description="decay of an average of the weights, which is evaluated and kept; null: none"),
     ] = None
 
 

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model
 
@@ -52,11 +52,14 @@ def _metric(name: str) -> str:
 class Trial(Section):
     """Everything that decides the number. Same fingerprint = same experiment on any machine.
 
-    binary_codes: also score the signs of the embeddings (bit 1: above 0), as metrics named binary_... select_on: the
-    validation metric that chooses the epoch whose weights are kept and ranks the trials of a study (larger is better).
+    chunk_size: the most images whose activations the backbone keeps at a time, with the gradient of the whole batch
+    (gradient caching); null: all. binary_codes: also score the signs of the embeddings (bit 1: above 0), as metrics
+    named binary_... select_on: the validation metric that chooses the epoch whose weights are kept and ranks
+    the trials of a study (larger is better).
     """
 
     rules = staticmethod(problems_of)
+    later: ClassVar[Mapping[str, Any]] = {"chunk_size": None}
 
     seed: Index = 0
     epochs: Count = 10
@@ -70,6 +73,7 @@ class Trial(Section):
     optimizer: Optimizer = AdamW()
     schedule: Schedule = ConstantSchedule()
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    chunk_size: Count | None = None
     channels_last: bool = False
     compile: bool = False
     recall_at: Counts = (1, 2, 4, 8)

@@ -101,8 +101,10 @@ class BackboneFacts:
     W) -> (B, feature_dim); one of timm takes the name of the pooling, and see `TimmTrunk`. has_pooling: false for a
     backbone without a map to pool. poolings: those of timm's, with the number of features of each, and own_pooling the
     one that it was trained with; the others have `TABLE_POOLINGS`. num_blocks: how many can be chosen to learn.
-    takes_drop_path, can_checkpoint, has_batch_norm: of timm's, what they can do and have. stages: the submodules whose
-    outputs are its four stages: the last map of each size, or a transformer's tokens after each quarter of its blocks.
+    takes_drop_path, can_checkpoint: of timm's, what they can do. has_batch_norm: whether it has statistics of batches.
+    has_layers: whether its parameters have an order, in which their rates can fall.
+    stages: the submodules whose outputs are its four stages: the last map of each size, or a transformer's tokens after
+    each quarter of its blocks.
     minimum_crop_px: the smallest image it takes. fixed_crop_px: the only image size it takes, or None. fits: a further
     condition on the crop; which_fit: that condition in words. weights_file: the published weights (torchvision
     IMAGENET1K_V1) or None. weights_by_path: published weights that the user must download. classifier: prefixes of the
@@ -132,6 +134,7 @@ class BackboneFacts:
     takes_drop_path: bool = False
     can_checkpoint: bool = False
     has_batch_norm: bool = True
+    has_layers: bool = True
 
     def features(self, pooling: str) -> int | None:
         """Return the number of features with a pooling; None where the backbone does not have it."""
@@ -214,6 +217,7 @@ BACKBONES: dict[str, BackboneFacts] = {
         "convnext_tiny-983f1562.pth",
         ("classifier.2.",),
         ("features.1", "features.3", "features.5", "features.7"),
+        has_batch_norm=False,
     ),
     "vit_b_16": BackboneFacts(
         _vit_b_16,
@@ -225,5 +229,6 @@ BACKBONES: dict[str, BackboneFacts] = {
         tuple(f"encoder.layers.encoder_layer_{number}" for number in (2, 5, 8, 11)),
         has_pooling=False,
         num_blocks=12,
+        has_batch_norm=False,
     ),
 }

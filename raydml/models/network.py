@@ -14,7 +14,7 @@ from raydml.models.lookup import facts_of
 from raydml.models.pooling import GeM, pooling_layer
 from raydml.models.pretrained import WeightsError, load_exactly, published_weights, read_weights
 from raydml.models.releases import IMAGENET_CLASSES, RELEASES, recognised
-from raydml.models.trunk_parts import block_ends, has_batch_norm
+from raydml.models.trunk_parts import block_ends, has_batch_norm, layers_of
 from raydml.ops.distances import euclidean, full_precision
 
 
@@ -121,9 +121,12 @@ class Network(nn.Module):
 
     gather: a function of features, with gradient, between trunk and head in training; None for none. Where several
     processes train one network, each sends its rows of a batch through the trunk, and gets the features of all here.
+
+    chunked: a function of images in the place of the trunk in training, which gives it chunks of them; None for none.
     """
 
     gather: Callable[[Tensor], Tensor] | None = None
+    chunked: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, trunk: nn.Module, head: Head, *, freeze_batch_norm: bool, stages: tuple[str, ...] = ()) -> None:
         super().__init__()
@@ -146,13 +149,19 @@ class Network(nn.Module):
         if is_frozen and images.ndim == 2:
             features = images
         else:
+            through = self.trunk if self.chunked is None or not self.training else self.chunked
             with torch.set_grad_enabled(torch.is_grad_enabled() and not is_frozen):
-                features = self.trunk(images)
+                features = through(images)
         return self.gather(features) if self.training and self.gather is not None else features
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the trunk that were left to learn, also while a warm-up holds them."""
         return [parameter for parameter in self.trunk.parameters() if id(parameter) not in self._held]
+
+    def layers(self) -> dict[int, int]:
+        """Return the layer of each parameter of the trunk, by its identity, from 0; see `layers_of`."""
+        found = layers_of(self.trunk, tuple(self.stages.values()))
+        return {id(parameter): found[name] for name, parameter in self.trunk.named_parameters()}
 
     def freeze(self, train: TrainedPart) -> None:
         """Let only a part of the trunk learn: "all", nothing ("head"), or ``{"last_blocks": N}``.

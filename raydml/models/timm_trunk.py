@@ -17,7 +17,7 @@ from raydml.models.backbones import TIMM, BackboneFacts, ModelError
 from raydml.models.choices import Pooling
 from raydml.models.pooling import GeM
 from raydml.models.pretrained import WeightsError, path_of_published, published_weights, refuse_unreachable
-from raydml.models.trunk_parts import block_ends, has_batch_norm
+from raydml.models.trunk_parts import block_ends, has_batch_norm, layers_of
 
 _SMALLEST_PX = 32  # of networks without a fixed size: their five halvings leave one pixel
 
@@ -46,6 +46,7 @@ class _Found(NamedTuple):
     takes_drop_path: bool
     can_checkpoint: bool
     has_batch_norm: bool
+    has_layers: bool
 
 
 class TimmTrunk(nn.Module):
@@ -119,6 +120,7 @@ def facts_of_timm(backbone: str) -> BackboneFacts:
         takes_drop_path=found.takes_drop_path,
         can_checkpoint=found.can_checkpoint,
         has_batch_norm=found.has_batch_norm,
+        has_layers=found.has_layers,
     )
 
 
@@ -176,6 +178,7 @@ def _look_at(name: str) -> _Found:
         takes_drop_path=_takes(name, drop_path_rate=0.1),
         can_checkpoint=_can_checkpoint(model),
         has_batch_norm=has_batch_norm(trunk),
+        has_layers=hasattr(model, "group_matcher") and len(set(layers_of(trunk, ()).values())) > 1,
     )
 
 

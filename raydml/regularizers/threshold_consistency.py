@@ -1,4 +1,4 @@
-"""Threshold consistency: Zhang et al., Threshold-Consistent Margin Loss for Open-World Deep Metric Learning, ICLR 2024."""
+"""Threshold consistency: Zhang et al., Threshold-Consistent Margin Loss for Open-World DML, ICLR 2024."""
 
 from typing import Annotated
 

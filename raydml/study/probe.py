@@ -25,7 +25,7 @@ from raydml.training.trial_images import Catalogs, open_development
 #: What decides the speed and the memory of a trial; losses and miners take little of either.
 _SECTIONS = [
     *("data.", "model.", "sampler.", "method.", "regularizers."),
-    *("optimizer.name", "precision", "channels_last", "compile"),
+    *("optimizer.name", "precision", "chunk_size", "channels_last", "compile"),
 ]
 _NOT = ("data.content", "data.split", "model.weights", "model.head_init", "model.dropout")
 
@@ -34,7 +34,8 @@ def shape_of(trial: Trial) -> dict[str, Any]:
     """Return what decides the speed and the memory of a trial: key -> value, without numbers that have a fraction."""
     flat = flatten(trial.model_dump(mode="json"))
     kept = {key: value for key, value in flat.items() if key.startswith(tuple(_SECTIONS)) and not key.startswith(_NOT)}
-    return {key: value for key, value in kept.items() if not isinstance(value, float)}
+    averaged = {} if trial.optimizer.ema is None else {"optimizer.ema": "on"}  # one more copy of the weights
+    return {**{key: value for key, value in kept.items() if not isinstance(value, float)}, **averaged}
 
 
 def shape_key(trial: Trial) -> str:

@@ -16,6 +16,7 @@ from raydml.methods._base import Method, Objective
 from raydml.models.backbones import TIMM
 from raydml.models.network import Network, build_network
 from raydml.samplers._base import Sampler
+from raydml.training.gradient_cache import train_in_chunks
 from raydml.training.randomness import seed_for
 from raydml.training.rank_group import RankGroup
 from raydml.training.rank_layers import spread_over_ranks
@@ -55,6 +56,8 @@ def build_method(
         method.network.to(memory_format=torch.channels_last)
     if ranks is not None:
         spread_over_ranks(method.network, ranks)
+    if trial.chunk_size is not None:
+        train_in_chunks(method.network, trial.chunk_size, ranks or RankGroup())
     if trial.compile:
         method.network.trunk.compile()  # in place: the names in the state dict stay as they are
     return method
@@ -128,8 +131,22 @@ def build_trial_optimizer(trial: Trial, method: Method) -> torch.optim.Optimizer
         weight_decay=settings.weight_decay,
         loss_weight_decay=settings.loss_weight_decay,
         own_weight_decays=method.weight_decays(),
+        rate_factors=_layer_factors(method.network, settings.layer_decay),
         **settings.model_dump(include={"momentum"}),  # sgd and rmsprop have it
     )
+
+
+def _layer_factors(network: Network, decay: float) -> dict[int, float]:
+    """Return the factor of the backbone's learning rate for each parameter of the trunk, by its identity.
+
+    That of the last layer is 1, and that of each layer before it is multiplied by decay once more: decay^(depth - i),
+    as in Bao et al., "BEiT", ICLR 2022, where the rate that falls is that of the head. Empty for a decay of 1.
+    """
+    if decay == 1:
+        return {}
+    layers = network.layers()
+    depth = max(layers.values())
+    return {parameter: decay ** (depth - layer) for parameter, layer in layers.items()}
 
 
 # Betas, epsilon and RMSprop's alpha are torch's defaults, as in all the systems we reproduce.
@@ -149,30 +166,29 @@ def build_optimizer(
     weight_decay: float,
     loss_weight_decay: float = 0.0,
     own_weight_decays: Mapping[str, float] = MappingProxyType({}),
+    rate_factors: Mapping[int, float] = MappingProxyType({}),
     **settings: float,
 ) -> torch.optim.Optimizer:
-    """Return an optimiser with one group per entry of ``groups`` (empty ones are left out).
+    """Return an optimiser with one group per entry of ``groups`` (empty ones are left out), or see rate_factors.
 
     Each group carries its ``name`` and, under ``base_lr``, the learning rate that a schedule scales. A group that is
     not in ``learning_rates`` has that of the head, and its decay from ``own_weight_decays``. Weight decay acts on the
     network; the parameters of the loss have their own, 0 by default: a margin's beta or a proxy need not be near zero
     (Roth et al., "Revisiting Training Strategies", ICML 2020, give the criterion its own group without decay), but the
-    class vectors of BMVC 2019 and the levels of AAAI 2021 decay. settings: further keywords of the optimiser, such as
-    momentum.
+    class vectors of BMVC 2019 and the levels of AAAI 2021 decay. rate_factors: identity of a parameter -> factor of the
+    learning rate, where it is not 1; a group whose parameters have several is several groups of its name. settings:
+    further keywords of the optimiser, such as momentum.
     """
     decays = {"backbone": weight_decay, "head": weight_decay, "loss": loss_weight_decay, **own_weight_decays}
     rates = {group: learning_rates.get(group, learning_rates["head"]) for group in groups}
-    listed: list[dict[str, object]] = [
-        {
-            "params": list(parameters),
-            "name": group,
-            "lr": rates[group],
-            "base_lr": rates[group],
-            "weight_decay": decays[group],
-        }
-        for group, parameters in groups.items()
-        if parameters
-    ]
+    listed: list[dict[str, object]] = []
+    for group, parameters in groups.items():
+        by_factor: dict[float, list[nn.Parameter]] = {}
+        for parameter in parameters:
+            by_factor.setdefault(rate_factors.get(id(parameter), 1.0), []).append(parameter)
+        for factor, those in by_factor.items():
+            rate = rates[group] * factor
+            listed.append({"params": those, "name": group, "lr": rate, "base_lr": rate, "weight_decay": decays[group]})
     return OPTIMIZERS[name](listed, **settings)
 
 

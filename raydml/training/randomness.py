@@ -57,10 +57,16 @@ class Randomness:
     @contextmanager
     def seeded_layers(self, device: torch.device) -> Iterator[None]:
         """Seed torch's global generators from ``layers`` inside the block, and restore them after it."""
-        cuda = [device.index or 0] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda):
-            seed = int(torch.randint(2**62, (), generator=self.layers))
-            torch.default_generator.manual_seed(seed)
-            if cuda:
-                torch.cuda.manual_seed(seed)
+        with seeded(int(torch.randint(2**62, (), generator=self.layers)), device):
             yield
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators, of the CPU and of the device, inside the block, and restore them after it."""
+    cuda = [device.index or 0] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            torch.cuda.manual_seed(seed)
+        yield

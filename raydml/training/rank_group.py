@@ -8,7 +8,8 @@ as with one. The gradient of a rank's own features flows back through its backbo
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -33,6 +34,7 @@ class RankGroup:
     def __init__(self, rank: int = 0, num_ranks: int = 1) -> None:
         self.rank, self.num_ranks = rank, num_ranks
         self.num_rows = 0
+        self._drawn: tuple[int, slice] | None = None
 
     @classmethod
     def join(cls, rank: int, num_ranks: int, file: str, backend: str) -> RankGroup:
@@ -61,6 +63,20 @@ class RankGroup:
     def rows(self, num_rows: int) -> slice:
         """Return this rank's part of so many rows: neighbours, as many as on every other rank or one more."""
         return _rows_of(self.rank, num_rows, self.num_ranks)
+
+    @property
+    def drawn(self) -> tuple[int, slice]:
+        """For how many images a layer draws random numbers, and which of them this rank's images take."""
+        return self._drawn or (self.num_rows, self.rows(self.num_rows))
+
+    @contextmanager
+    def drawing_for(self, num_rows: int, rows: slice) -> Iterator[None]:
+        """Set `drawn` inside the block: for a part of the batch."""
+        before, self._drawn = self._drawn, (num_rows, rows)
+        try:
+            yield
+        finally:
+            self._drawn = before
 
     def gather(self, features: Tensor) -> Tensor:
         """Return the features (num_rows, F) of the whole batch, in its order. features: those of this rank's rows.

@@ -54,10 +54,11 @@ def _drop(layer: nn.Module, forward: Callable[[Tensor], Tensor], group: RankGrou
     if not layer.training:
         return forward(values)
     is_last = values.ndim == 4 and values.is_contiguous(memory_format=torch.channels_last)
-    whole = torch.ones((group.num_rows, *values.shape[1:]), dtype=values.dtype, device=values.device)
+    num_rows, rows = group.drawn
+    whole = torch.ones((num_rows, *values.shape[1:]), dtype=values.dtype, device=values.device)
     # Numbers are drawn in the order of the memory.
     whole = whole.contiguous(memory_format=torch.channels_last if is_last else torch.contiguous_format)
-    return values * forward(whole)[group.rows(group.num_rows)]
+    return values * forward(whole)[rows]
 
 
 def _normalise(layer: _BatchNorm, forward: Callable[[Tensor], Tensor], group: RankGroup, values: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ It uses neither Ray nor MLflow, and never branches on the name of a method, loss
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from raydml.training.randomness import Randomness
 from raydml.training.rank_group import RankGroup
 from raydml.training.snapshot import Snapshots, copy_of
 from raydml.training.trial_images import Catalogs, open_development
+from raydml.training.weight_average import WeightAverage
 
 #: Training images that show whether a trial without validation has diverged; no setting of a machine may decide that.
 _NUM_CHECKED = 256
@@ -55,6 +56,9 @@ class Trainer:
 
     ``epochs()`` continues after ``load_state_dict`` or ``restore``; on a CPU 4 epochs and 2 + restore + 2 epochs are
     the same bit for bit.
+
+    With ``optimizer.ema`` the weights that are validated and kept are an average of those that train, see
+    `WeightAverage`; a clustering takes the weights that train.
 
     Where the split has no validation classes (``val_fraction: 0``), results have no ``val_`` metrics and no
     ``best_<select_on>``, and the best weights are those of the last epoch.
@@ -91,6 +95,8 @@ class Trainer:
         self.train_labels = torch.from_numpy(np.array(self.train_images.labels)).to(self.device)
         self.method = parts.build_method(self.trial, self.train_images.labels, self.device, self.ranks)
         self.optimizer = parts.build_trial_optimizer(self.trial, self.method)
+        ema = self.trial.optimizer.ema
+        self.average = None if ema is None else WeightAverage(self.method.network, ema)
         self.randomness = Randomness(trial.seed)
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=trial.precision == "fp16" and self.device.type == "cuda"
@@ -170,6 +176,7 @@ class Trainer:
             "method": self.method.state_dict(),
             "samplers": {name: sampler.state_dict() for name, sampler in self.method.samplers.items()},
             "optimizer": self.optimizer.state_dict(),
+            **({} if self.average is None else {"average": self.average.state_dict()}),
             "scaler": self.scaler.state_dict(),
             "randomness": self.randomness.state_dict(),
             "best_epoch": self.best_epoch,
@@ -189,6 +196,8 @@ class Trainer:
             sampler.load_state_dict(state["samplers"][name])
         # A copy: the optimiser updates the tensors of its state in place.
         self.optimizer.load_state_dict(copy_of(state["optimizer"]))
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.scaler.load_state_dict(state["scaler"])
         self.randomness.load_state_dict(state["randomness"])
         self.epoch, self.ended = state["epoch"], state["ended"]
@@ -258,11 +267,13 @@ class Trainer:
         result["learning_rate"] = self.trial.optimizer.learning_rate * self._rate_factor(num_batches - 1, num_batches)
         trained_s, self.epoch_state = self.epoch_state.seconds, None
         start = time.perf_counter()
-        validated = self._validate() if math.isfinite(result["train_loss"]) else "non_finite_loss"
+        with self._evaluated_weights():
+            validated = self._validate() if math.isfinite(result["train_loss"]) else "non_finite_loss"
+            if not isinstance(validated, str):
+                self._keep_if_best(validated, self.epoch + 1)
         ended = validated if isinstance(validated, str) else ""
         if not isinstance(validated, str):
             result.update(validated)
-            self._keep_if_best(validated, self.epoch + 1)
             ended = "finished" if self.epoch + 1 == self.trial.epochs else ""
         result["peak_memory_bytes"] = peak_memory_bytes(self.device)
         result["epoch_s"] = trained_s + result.get("clustering_s", 0.0) + time.perf_counter() - start
@@ -421,7 +432,13 @@ class Trainer:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.trial.optimizer.gradient_clip, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.average is not None:
+            self.average.update()
         return loss.detach(), norm
+
+    def _evaluated_weights(self) -> AbstractContextManager[None]:
+        """Return a context in which the network has the weights that count: their average where the trial has one."""
+        return nullcontext() if self.average is None else self.average.in_place()
 
     def _validate(self) -> dict[str, float] | str:
         """Return the validation metrics, or the reason why the trial has to end.

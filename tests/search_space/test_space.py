@@ -173,7 +173,8 @@ space.yaml:18: trial.optimizer.weight_decay = {loguniform: [0.001, 1e-06]}: its 
     cure: write {loguniform: [1e-06, 0.001]}""",
     """\
 space.yaml:19: trial.optimizer.momentum = 0.9: is not used by adamw; it is by sgd, rmsprop
-    choices: learning_rate, backbone_learning_rate, loss_learning_rate, weight_decay, loss_weight_decay, gradient_clip
+    choices: learning_rate, backbone_learning_rate, loss_learning_rate, weight_decay, loss_weight_decay, \
+gradient_clip, layer_decay, ema
     cure: remove momentum, or set name to sgd or rmsprop""",
 ]
 

@@ -16,10 +16,12 @@ from torchvision.ops import StochasticDepth
 from raydml import registry
 from raydml.config.trial import parse_machine, parse_trial
 from raydml.models.network import Head, Network, build_network
+from raydml.training.gradient_cache import train_in_chunks
 from raydml.training.rank_group import RankGroup
 from raydml.training.rank_layers import spread_over_ranks
 from raydml.training.rank_processes import RankProcesses
 from raydml.training.trainer import Trainer
+from raydml.training.weight_average import WeightAverage
 
 pytestmark = pytest.mark.xdist_group("ranks")
 TOLERANCE = 1e-9
@@ -137,6 +139,8 @@ def in_float64(trainer: Trainer) -> Trainer:
     trainer.method.double()
     first = trainer.method.network.trunk.blocks[0]
     first.register_forward_pre_hook(lambda _block, images: (images[0].double(),))
+    if trainer.average is not None:
+        trainer.average = WeightAverage(trainer.method.network, trainer.average.decay)
     return trainer
 
 
@@ -239,7 +243,7 @@ RESUMED = {
     "loss": {"name": "margin"},
     "miner": {"name": "multi_similarity"},
     "regularizers": {"cross_batch_memory": AT_WORK["cross_batch_memory"]},
-    "optimizer": {"name": "adamw", "learning_rate": 1e-3},
+    "optimizer": {"name": "adamw", "learning_rate": 1e-3, "ema": 0.7},
 }
 
 
@@ -307,6 +311,21 @@ def through_timm(ranks: RankGroup) -> list[torch.Tensor]:
     return through(network.double(), torch.randn(11, 3, 64, 64, dtype=torch.float64), ranks)
 
 
+def through_chunks(ranks: RankGroup) -> list[torch.Tensor]:
+    """The same in chunks of four of the eleven images: one chunk is shared by two ranks."""
+    torch.manual_seed(0)
+    trunk = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3),
+        StochasticDepth(0.3, "row"),
+        torch.nn.Dropout(0.4),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+    )
+    network = Network(trunk, Head(4, 2, layer_norm=False, normalize="l2", dropout=0.5), freeze_batch_norm=False)
+    train_in_chunks(network.double(), 4, ranks)
+    return through(network, torch.randn(11, 3, 6, 6, dtype=torch.float64), ranks)
+
+
 def through(network: Network, images: torch.Tensor, ranks: RankGroup) -> list[torch.Tensor]:
     spread_over_ranks(network, ranks)
     own = images[ranks.rows(11)].clone().requires_grad_()
@@ -323,7 +342,7 @@ def through(network: Network, images: torch.Tensor, ranks: RankGroup) -> list[to
 
 
 def everything(ranks: RankGroup) -> dict[str, Any]:
-    functions = continued, averaged, with_a_loss_of_its_own, through_layers, through_timm
+    functions = continued, averaged, with_a_loss_of_its_own, through_layers, through_timm, through_chunks
     results = {function.__name__: function(ranks) for function in functions}
     return {**results, "selected": train_all(ranks, {name: cases()[name] for name in SELECTED})}
 
@@ -350,7 +369,7 @@ def test_wrong_gradients_are_found(two_ranks, wrong):
     assert furthest(two_ranks[wrong], trained(trainer_of(trial_of()))) > 1000 * TOLERANCE
 
 
-@pytest.mark.parametrize("of", [through_layers, through_timm], ids=lambda of: of.__name__)
+@pytest.mark.parametrize("of", [through_layers, through_timm, through_chunks], ids=lambda of: of.__name__)
 def test_layers_of_a_backbone_see_the_whole_batch(two_ranks, of):
     for found, expected in zip(two_ranks[of.__name__], of(RankGroup()), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
