@@ -35,6 +35,7 @@ AT_WORK: dict[str, dict[str, Any]] = {
     "mdr": {"weight": 0.6},
     "orthogonality": {"weight": 1.0},
     "rho": {"probability": 0.5},
+    "threshold_consistency": {"negative_margin": -0.5},
 }
 MODEL = {"backbone": "convnet", "weights": "none", "embedding_dim": 16, "dropout": 0.2}
 NOT_OF_UNIT_LENGTH = {"model": {**MODEL, "normalize": "none"}}
