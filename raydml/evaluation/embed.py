@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -80,13 +80,23 @@ class Evaluation(NamedTuple):
 
     metrics: by name. intervals: name -> (low, high), the 95 % bootstrap interval over the queries, class by class, of
     metrics of the first protocol. protocols: name -> description in words and numbers. All names of a test list begin
-    with it. num_left_out: unreadable images of the set, which are not scored.
+    with it. num_left_out: unreadable images of the set, which are not scored. refined: the same images scored in other
+    ways, whose numbers do not compare with `metrics`; see refinements.py.
     """
 
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     protocols: dict[str, str]
     num_left_out: int = 0
+    refined: tuple[RefinedEvaluation, ...] = ()
+
+
+class RefinedEvaluation(NamedTuple):
+    """The metrics of one refinement. name: its steps, joined by "+". settings: of each step."""
+
+    name: str
+    settings: dict[str, dict[str, Any]]
+    evaluation: Evaluation
 
 
 def metric_spec_of(trial: Trial) -> MetricSpec:

@@ -123,6 +123,66 @@ def test_intervals_are_those_of_floats_in_any_order_of_codes(folder):
     assert all(name.startswith("binary_") for name in binary)
 
 
+def test_refinements_are_beside_the_plain_scores_and_named(folder, tmp_path):
+    other = tmp_path / "other"
+    generator = np.random.default_rng(2)
+    for name in ("cyan", "pink"):
+        (other / name).mkdir(parents=True)
+        for image in range(6):
+            Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(other / name / f"{image}.png")
+    model = ("backbone:convnet:none", "--recall-at", "1")
+    commands.done("evaluate", *model, "--data", other, "--save-embeddings", tmp_path / "other.npz")
+    kept = tmp_path / "kept.npz"
+    rerank = ("--rerank", "k_reciprocal:k1=4,k2=2")
+    whiten = ("--whiten", "pca", "--whiten-on", tmp_path / "other.npz")
+    report = scored(*model, "--data", folder, *rerank, *whiten, "--tta", "flip", "--save-embeddings", kept)
+    refined = report.pop("refined")
+    assert "refined" not in (plain := scored(kept))
+    assert [report[name] for name in ("metrics", "protocols")] == [plain[name] for name in ("metrics", "protocols")]
+    assert list(refined) == ["flip", "pca", "k_reciprocal", "flip+pca+k_reciprocal"]
+    assert refined["k_reciprocal"]["settings"] == {"k_reciprocal": {"k1": 4, "k2": 2, "lambda": 0.3}}
+    assert refined["k_reciprocal"]["protocols"] == {
+        "leave_one_out": "leave one out: each of 12 images searches the 11 others; 3 classes; re-ranked by "
+        "k-reciprocal neighbours among all queries and gallery images (k1 = 4, k2 = 2, lambda = 0.3)"
+    }
+    settings = refined["flip+pca+k_reciprocal"]["settings"]
+    assert settings["pca"]["num_images"] == 12
+    assert settings["pca"]["learned_on"] == "other.npz: image_folder, all, by backbone:convnet:none"
+    # The same from the kept embeddings, which are the plain ones.
+    again = scored(kept, *rerank, *whiten)["refined"]
+    assert list(again) == ["pca", "k_reciprocal", "pca+k_reciprocal"]
+    assert [again[name] for name in ("pca", "k_reciprocal")] == [refined[name] for name in ("pca", "k_reciprocal")]
+    shown = commands.done("evaluate", kept, "--rerank", "query_expansion:n=3").output
+    assert "each query expanded by its 3 nearest images (alpha = 3)" in " ".join(shown.split())
+    assert "query_expansion: another protocol; its scores do not compare with plain ones" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--rerank", "k_reciprocal"), "Cure: --rerank k_reciprocal:k1=11,k2=6, or more images"),
+        (("--rerank", "reciprocal"), "'reciprocal' is not one of k_reciprocal, query_expansion"),
+        (("--rerank", "k_reciprocal:k3=1"), "'k3' is not a setting of k_reciprocal: k1, k2, lambda"),
+        (("--rerank", "k_reciprocal:k1=x"), "k1 = 'x' is not a whole number"),
+        (("--rerank", "k_reciprocal:lambda=2"), "lambda = 2 is not between 0 and 1"),
+        (("--rerank", "query_expansion:n=3", "--metrics", "geometry"), "Cure: --metrics retrieval"),
+        (("--rerank", "query_expansion:n=3", "--codes", "binary"), "Cure: --metrics retrieval --codes float"),
+        (("--whiten", "pca"), "never learned on the images that are scored. Cure: --whiten-on FILE"),
+        (("--whiten", "pca", "--whiten-on", "kept.npz"), "3 of its 3 classes are to be scored, the first is 'blue'"),
+        (("--whiten-on", "kept.npz"), "has no effect without --whiten"),
+        (("--tta", "flip"), "--tta: has no effect on saved embeddings"),
+    ],
+)
+def test_refinements_that_cannot_be_are_explained(tmp_path, arguments, message):
+    kept = tmp_path / "kept.npz"
+    rows = np.random.default_rng(0).standard_normal((12, 4)).astype(np.float32)
+    facts = {"part": "val", "dataset": "image_folder", "recall_at": [1]}
+    paths, names = tuple(map(str, range(12))), ("blue", "green", "red")
+    save_embeddings(kept, SavedEmbeddings(rows, np.arange(12) % 3, names, paths, None, facts))
+    said = commands.refused("evaluate", kept, *(kept if one == "kept.npz" else one for one in arguments))
+    assert message in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
