@@ -4,7 +4,7 @@ Groups of metrics; every epoch is scored by the first:
 
     retrieval   recall_at_<k>, r_precision, map_at_r
     ranking     mrr, map_at_1000 (not the same as map_at_r: see metrics/ranking.py)
-    clustering  nmi_geometric, nmi_arithmetic, ami, pair_f1: of k-means with as many clusters as classes
+    clustering  nmi_geometric, nmi_arithmetic, ami, ari, pair_f1: of k-means with as many clusters as classes
     geometry    intra_distance, inter_distance, density, rho: see metrics/geometry.py
 """
 
@@ -21,7 +21,7 @@ from raydml.evaluation.nearness import binary_codes, int8_codes
 from raydml.evaluation.protocols import DISTRACTOR, RetrievalTask, retrieval_tasks
 from raydml.evaluation.ranking import Device, nearest_neighbours, ranked_relevant, ranked_relevant_codes
 from raydml.evaluation.reranking import KReciprocal, Rerank, expanded_queries, reranked_relevant
-from raydml.metrics.clustering import ami, nmi, pair_f1
+from raydml.metrics.clustering import ami, ari, nmi, pair_f1
 from raydml.metrics.geometry import class_distances, spectral_decay, unit_rows
 from raydml.metrics.names import CODES, METRIC_GROUPS
 from raydml.metrics.ranking import average_precision, precision_at_r, recall, reciprocal_rank
@@ -249,6 +249,7 @@ def _of_classes(
         named["nmi_geometric"] = nmi(labels, found, mean="geometric")
         named["nmi_arithmetic"] = nmi(labels, found, mean="arithmetic")
         named["ami"] = ami(labels, found)
+        named["ari"] = ari(labels, found)
         named["pair_f1"] = pair_f1(labels, found)
     if "geometry" in groups:
         distances = class_distances(embeddings, labels)

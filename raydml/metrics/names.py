@@ -17,6 +17,7 @@ _NAMES = {
     "nmi_arithmetic": "NMI (arithmetic mean)",
     "nmi": "NMI",
     "ami": "AMI",
+    "ari": "ARI",
     "pair_f1": "pair F1",
     "intra_distance": "distance within classes",
     "inter_distance": "distance between classes",

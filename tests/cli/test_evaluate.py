@@ -61,7 +61,7 @@ def test_a_bare_backbone_on_a_folder_and_its_embeddings_again(folder, tmp_path):
     assert report["metrics"]["recall_at_1"] == pytest.approx(right[:, 0].mean())
     assert report["metrics"]["recall_at_2"] == pytest.approx(right[:, :2].any(axis=1).mean())
     assert report["metrics"]["r_precision"] == pytest.approx(right[:, : NUM_IMAGES - 1].mean())
-    assert {"mrr", "map_at_1000", "nmi_geometric", "ami", "pair_f1", "density"} <= set(report["metrics"])
+    assert {"mrr", "map_at_1000", "nmi_geometric", "ami", "ari", "pair_f1", "density"} <= set(report["metrics"])
     low, high = report["intervals"]["map_at_r"]
     assert low <= report["metrics"]["map_at_r"] <= high
     assert scored(kept, "--metrics", "all")["metrics"] == report["metrics"], "the same k, kept with the embeddings"

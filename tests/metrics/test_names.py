@@ -17,6 +17,7 @@ from raydml.metrics.names import metric_label, metric_name
         ("r_precision", "R-precision", "R-precision"),
         ("precision_at_5", "Precision@5", "P@5"),
         ("nmi", "NMI", "NMI"),
+        ("untrained_ari", "untrained ARI", "untrained ARI"),
         ("cluster_nmi", "cluster NMI", "cluster NMI"),
         ("nmi_geometric", "NMI (geometric mean)", "NMI (geometric mean)"),
         ("map_at_1000", "mAP@1000", "mAP@1000"),
