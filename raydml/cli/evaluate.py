@@ -32,6 +32,8 @@ from raydml.cli.arguments import (
 from raydml.cli.imports import FromOption, checked_release
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from raydml.config.trial import Machine
     from raydml.data.catalog import Catalog
     from raydml.evaluation.embed import Evaluation, RefinedEvaluation
@@ -112,6 +114,12 @@ def evaluate(
         Literal["flip", "five_crop"] | None,
         typer.Option(metavar="flip|five_crop", help="Also score the mean embedding of several views of each image."),
     ] = None,
+    verification: Annotated[
+        bool,
+        typer.Option(
+            "--verification", help="Also verify pairs: TAR@FAR, FNMR@FMR, EER, ROC AUC; and CMC of a gallery."
+        ),
+    ] = False,
     untrained: Annotated[
         bool | None, typer.Option("--untrained/--no-untrained", help="Also score the untrained network; the default.")
     ] = None,
@@ -153,7 +161,7 @@ def evaluate(
     is_bare = target.startswith(PREFIXES)
     if (is_bare or is_file) and data is None:
         raise CommandError(f"TARGET = {target!r} has no classes of its own. Cure: --data FOLDER, or --data cub200")
-    settings = _metric_settings(metrics, codes, recall_at)
+    settings = _metric_settings(metrics, codes, recall_at) | {"verification": verification}
     choice = _refinement_choice(rerank, whiten, whiten_on, tta, is_own=data is None and not is_saved)
     if is_bare:
         parse_target(target)
@@ -530,6 +538,10 @@ def _print(result: _Result, as_json: bool, saved_to: Path | None) -> None:
     if as_json:
         found = {"metrics": trained, "untrained": untrained, "intervals": result.evaluated.intervals}
         found |= {"protocols": result.evaluated.protocols}
+        if result.evaluated.verification is not None:
+            verified = result.evaluated.verification
+            rates = {**_cmc(result.evaluated), **verified.metrics}
+            found["verification"] = {"metrics": rates, "pairs": verified.sentence, "notes": verified.notes}
         if result.evaluated.refined:
             found["refined"] = {one.name: _refined_json(one) for one in result.evaluated.refined}
         typer.echo(json.dumps({**result.facts, **found}))
@@ -539,6 +551,8 @@ def _print(result: _Result, as_json: bool, saved_to: Path | None) -> None:
     for sentence in result.evaluated.protocols.values():
         echo(console, f"  {sentence}")
     console.print(tables.scores(trained, untrained, result.evaluated.intervals, title=result.title))
+    if result.evaluated.verification is not None:
+        _print_verification(console, result.evaluated)
     for one in result.evaluated.refined:
         echo(console, f"\n{one.name}: another protocol; its scores do not compare with plain ones")
         for sentence in one.evaluation.protocols.values():
@@ -547,6 +561,35 @@ def _print(result: _Result, as_json: bool, saved_to: Path | None) -> None:
     if saved_to is not None:
         plain = " (without test-time augmentation, whitening and re-ranking)" if result.evaluated.refined else ""
         echo(console, f"embeddings: {saved_to}{plain}")
+
+
+def _print_verification(console: Console, evaluated: Evaluation) -> None:
+    verified, ranks = evaluated.verification, _cmc(evaluated)
+    assert verified is not None
+    echo(console, "")
+    for line in (verified.sentence, *verified.notes):
+        echo(console, f"  {line}")
+    if ranks:
+        echo(
+            console, "  CMC rank-k: share of queries that are identified among the k nearest; the same as Recall@k here"
+        )
+    console.print(tables.scores({**ranks, **verified.metrics}, {}, {}, title="pairs"))
+
+
+def _cmc(evaluated: Evaluation) -> dict[str, float]:
+    """The identification rate at each rank, where queries search a gallery of other images; else nothing.
+
+    It is Recall@k of the first protocol by another name. Source: Phillips et al. 2000, "The FERET evaluation
+    methodology for face-recognition algorithms", PAMI 22.
+    """
+    if next(iter(evaluated.protocols)) not in ("query_gallery", "one_gallery_image"):
+        return {}
+    prefix = "recall_at_"
+    return {
+        f"cmc_rank_{name.removeprefix(prefix)}": value
+        for name, value in evaluated.metrics.items()
+        if name.startswith(prefix)
+    }
 
 
 def _refined_json(one: RefinedEvaluation) -> dict[str, Any]:

@@ -31,8 +31,9 @@ class PairDistances:
 
     def block(self, first: Integers, second: Integers) -> Distances:
         """Return the distances (n, m) of every pair of rows with these numbers, (n,) and (m,)."""
-        everything = len(second) == len(self._rows) and np.array_equal(second, np.arange(len(second)))
-        others = self._rows if everything else self._rows[second]
+        begin = int(second[0]) if len(second) else 0
+        follow = np.array_equal(second, np.arange(begin, begin + len(second)))  # then nothing has to be copied
+        others = self._rows[begin : begin + len(second)] if follow else self._rows[second]
         found = self._rows[first] @ others.T
         found *= -2
         found += self._squares[first][:, None]

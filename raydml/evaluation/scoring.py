@@ -47,7 +47,8 @@ class ScoringError(ValueError):
 class MetricSpec(NamedTuple):
     """What to measure: the k of Recall@k, kinds of codes, groups of metrics, and whether with intervals.
 
-    rerank: how the order of the neighbours is changed before it is scored; None: not at all.
+    rerank: how the order of the neighbours is changed before it is scored; None: not at all. verification: whether
+    pairs of images are also verified, see verification.py.
     """
 
     recall_at: tuple[int, ...]
@@ -55,6 +56,7 @@ class MetricSpec(NamedTuple):
     groups: tuple[str, ...] = ("retrieval",)
     intervals: bool = False
     rerank: Rerank | None = None
+    verification: bool = False
 
 
 class QueryScores(NamedTuple):

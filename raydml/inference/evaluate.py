@@ -24,6 +24,7 @@ from raydml.evaluation.refinements import Refinements, evaluate_refinements
 from raydml.evaluation.reranking import Rerank
 from raydml.evaluation.saved_embeddings import SavedEmbeddings, load_embeddings, save_embeddings
 from raydml.evaluation.scoring import MetricSpec
+from raydml.evaluation.verification import verify
 from raydml.evaluation.views import with_views
 from raydml.evaluation.whitening import Whitening, learn_on_kept, learn_whitening, refuse_test_classes
 from raydml.images.cache import Images, load_test
@@ -171,7 +172,7 @@ def evaluate_checkpoint(
             **network_arguments(trial), weights=trial.model.weights, seed=seed_for(trial.seed, "network_init")
         )
         at_start = saved._replace(embeddings=embed_part(beginning))
-        start = evaluate_saved(at_start, spec._replace(intervals=False), run_on)
+        start = evaluate_saved(at_start, spec._replace(intervals=False, verification=False), run_on)
         found.metrics.update({f"untrained_{name}": value for name, value in start.metrics.items()})
     return found._replace(num_left_out=len(images.skipped))
 
@@ -355,7 +356,8 @@ def evaluate_saved(
     scored = (saved.labels, saved.roles, protocols, spec, device, lists)
     found = evaluate_embeddings(saved.embeddings, *scored)
     refined = () if refinements is None else evaluate_refinements(saved.embeddings, *scored, refinements)
-    return found._replace(refined=refined)
+    verified = verify(saved.embeddings, saved.labels, saved.roles, protocols[0]) if spec.verification else None
+    return found._replace(refined=refined, verification=verified)
 
 
 def _open(collection: Collection, preprocessing: Preprocessing, machine: Machine) -> Images:

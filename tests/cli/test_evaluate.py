@@ -123,6 +123,32 @@ def test_intervals_are_those_of_floats_in_any_order_of_codes(folder):
     assert all(name.startswith("binary_") for name in binary)
 
 
+def test_verification_is_beside_the_ranks_and_states_its_pairs(tmp_path):
+    """On a line, queries 0 (a), 4 (b) and gallery 1 (a), 5 (b), 3.5 (a): 0 finds a, 4 finds a before b."""
+    rows = np.array([[0.0], [4.0], [1.0], [5.0], [3.5]], dtype=np.float32)
+    facts = {"part": "val", "recall_at": [1, 2]}
+    roles = ("query",) * 2 + ("gallery",) * 3
+    saved = SavedEmbeddings(rows, np.array([0, 1, 0, 1, 0]), ("a", "b"), tuple("12345"), roles, facts)
+    save_embeddings(tmp_path / "kept.npz", saved)
+    report = scored(tmp_path / "kept.npz", "--verification")
+    found = report["verification"]
+    assert found["pairs"] == (
+        "verification: 3 genuine and 3 impostor pairs (2 queries and 3 gallery images), by Euclidean distance"
+    )
+    # Genuine: 1, 3.5, 1; impostor: 5, 3, 0.5.
+    assert found["metrics"] == pytest.approx(
+        {"cmc_rank_1": 0.5, "cmc_rank_2": 1, "roc_auc": (2 + 2 + 1) / 9, "eer": 1 / 3}
+    )
+    assert len(found["notes"]) == 4, "no rate has 30 impostor pairs"
+    assert report["metrics"]["recall_at_1"] == 0.5
+    shown = " ".join(commands.done("evaluate", tmp_path / "kept.npz", "--verification").output.split())
+    assert "CMC rank-1 0.5000" in shown
+    assert "the same as Recall@k here" in shown
+    assert "verification" not in scored(tmp_path / "kept.npz")
+    save_embeddings(tmp_path / "kept.npz", saved._replace(roles=None))
+    assert "cmc_rank_1" not in scored(tmp_path / "kept.npz", "--verification")["verification"]["metrics"]
+
+
 def test_refinements_are_beside_the_plain_scores_and_named(folder, tmp_path):
     other = tmp_path / "other"
     generator = np.random.default_rng(2)
