@@ -32,9 +32,12 @@ from raydml.cli.arguments import (
 from raydml.cli.imports import FromOption, checked_release
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from raydml.config.trial import Machine
     from raydml.data.catalog import Catalog
-    from raydml.evaluation.embed import Evaluation
+    from raydml.evaluation.embed import Evaluation, RefinedEvaluation
+    from raydml.inference.evaluate import RefinementChoice
 
 ALL = "all"
 DEFAULT_RECALL_AT = (1, 2, 4, 8)
@@ -89,6 +92,34 @@ def evaluate(
     recall_at: Annotated[
         str | None, typer.Option(metavar="K,K", help="The k of Recall@k. Default: as trained.")
     ] = None,
+    rerank: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[:KEY=VALUE,...]",
+            help="Also score the neighbours re-ranked: k_reciprocal (k1=20,k2=6,lambda=0.3) or query_expansion "
+            "(n=10,alpha=3). A protocol of its own.",
+        ),
+    ] = None,
+    whiten: Annotated[
+        Literal["pca"] | None,
+        typer.Option(
+            metavar="pca", help="Also score whitened embeddings. Learned on training classes, or --whiten-on."
+        ),
+    ] = None,
+    whiten_on: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --whiten: kept embeddings (.npz) of other classes by the same model."),
+    ] = None,
+    tta: Annotated[
+        Literal["flip", "five_crop"] | None,
+        typer.Option(metavar="flip|five_crop", help="Also score the mean embedding of several views of each image."),
+    ] = None,
+    verification: Annotated[
+        bool,
+        typer.Option(
+            "--verification", help="Also verify pairs: TAR@FAR, FNMR@FMR, EER, ROC AUC; and CMC of a gallery."
+        ),
+    ] = False,
     untrained: Annotated[
         bool | None, typer.Option("--untrained/--no-untrained", help="Also score the untrained network; the default.")
     ] = None,
@@ -118,7 +149,9 @@ def evaluate(
     is_saved = target.endswith(".npz")
     is_file = _is_weight_file(target, release)
     options: dict[str, Any] = {"--on": on if data is None else None, "--untrained": untrained}
-    options |= {"--save-embeddings": save_embeddings, "--data": data, "--from": release} if is_saved else {}
+    options |= (
+        {"--save-embeddings": save_embeddings, "--data": data, "--from": release, "--tta": tta} if is_saved else {}
+    )
     given = [name for name, value in options.items() if value is not None]
     if given and (is_saved or data is not None):
         what = "saved embeddings" if is_saved else "other images"
@@ -128,11 +161,12 @@ def evaluate(
     is_bare = target.startswith(PREFIXES)
     if (is_bare or is_file) and data is None:
         raise CommandError(f"TARGET = {target!r} has no classes of its own. Cure: --data FOLDER, or --data cub200")
-    settings = _metric_settings(metrics, codes, recall_at)
+    settings = _metric_settings(metrics, codes, recall_at) | {"verification": verification}
+    choice = _refinement_choice(rerank, whiten, whiten_on, tta, is_own=data is None and not is_saved)
     if is_bare:
         parse_target(target)
     if is_saved:
-        _print(_of_embeddings(Path(target), settings, tracking_uri), as_json, None)
+        _print(_of_embeddings(Path(target), settings, choice, tracking_uri), as_json, None)
         return
     with tempfile.TemporaryDirectory(prefix="raydml-") as folder:
         scratch = Path(folder)
@@ -143,9 +177,9 @@ def evaluate(
         skips = skip_unreadable and data is not None
         source = _ModelSource(target, found, scratch, storage, data_root, skips, tracking_uri)
         if data is None:
-            result = _on_own_classes(source, on or "val", settings, untrained is not False, save_embeddings)
+            result = _on_own_classes(source, on or "val", settings, choice, untrained is not False, save_embeddings)
         else:
-            result = _on_other_images(source, data, on, distractors, settings, save_embeddings)
+            result = _on_other_images(source, data, on, distractors, settings, choice, save_embeddings)
     _print(result, as_json, save_embeddings)
 
 
@@ -254,6 +288,22 @@ def _metric_settings(metrics: str | None, codes: str | None, recall_at: str | No
     return settings
 
 
+def _refinement_choice(
+    rerank: str | None, whiten: str | None, whiten_on: Path | None, tta: str | None, is_own: bool
+) -> RefinementChoice | None:
+    """What is scored beside the plain embeddings, None for nothing. Raises CommandError, and what `check` raises."""
+    if whiten_on is not None and whiten is None:
+        raise CommandError(f"--whiten-on {whiten_on}: has no effect without --whiten. Cure: --whiten pca")
+    if not (rerank or whiten or tta):
+        return None
+    from raydml.evaluation.refinements import parse_rerank
+    from raydml.inference.evaluate import RefinementChoice
+
+    choice = RefinementChoice(tta, whiten is not None, whiten_on, parse_rerank(rerank) if rerank else None)
+    choice.check(is_own)
+    return choice
+
+
 def _chosen(option: str, text: str, choices: tuple[str, ...]) -> list[str]:
     names = [name.strip() for name in text.split(",")]
     for name in names:
@@ -263,7 +313,12 @@ def _chosen(option: str, text: str, choices: tuple[str, ...]) -> list[str]:
 
 
 def _on_own_classes(
-    source: _ModelSource, on: Literal["val", "test"], settings: dict[str, Any], untrained: bool, save_to: Path | None
+    source: _ModelSource,
+    on: Literal["val", "test"],
+    settings: dict[str, Any],
+    choice: RefinementChoice | None,
+    untrained: bool,
+    save_to: Path | None,
 ) -> _Result:
     from raydml.config.trial import parse_trial
     from raydml.data.digests import ImageRecord
@@ -295,6 +350,7 @@ def _on_own_classes(
         spec=metric_spec_of(parse_trial(card["trial"]))._replace(**settings),
         save_to=save_to,
         catalogs=Catalogs(source.machine, record=ImageRecord.of_study(found.study) if found.study else None),
+        choice=choice,
     )
     if on == "test" and found.study is not None:
         deliver_test_read(found.study, source.tracking_uri)
@@ -329,6 +385,7 @@ def _on_other_images(
     on: str | None,
     distractors: Path | None,
     settings: dict[str, Any],
+    choice: RefinementChoice | None,
     save_to: Path | None,
 ) -> _Result:
     machine = source.machine
@@ -337,6 +394,7 @@ def _on_other_images(
     if distractors is None:
         _refuse_one_class(catalog)
     from raydml.evaluation.embed import device_of, metric_spec_of
+    from raydml.evaluation.refinements import Refinements
     from raydml.evaluation.saved_embeddings import save_embeddings
     from raydml.evaluation.scoring import MetricSpec
     from raydml.inference.bare import open_bare
@@ -379,20 +437,22 @@ def _on_other_images(
     gallery = None
     if others is not None:
         gallery = Collection(others, _record_read(source, f"--distractors {distractors}"))
-    saved = embed_collection(
+    saved, view_rows = embed_collection(
         network,
         preprocessing,
         images,
         machine,
         distractors=gallery,
         precision=precision,
+        tta=choice.tta if choice else None,
         facts={"recall_at": list(spec.recall_at), "checkpoint": source.name, **marks},
     )
     if save_to is not None:
         save_embeddings(save_to, saved)
     if "recall_at" not in settings:  # the k of the trial were chosen for other images
         spec = spec._replace(recall_at=tuple(k for k in spec.recall_at if k < len(saved.labels)) or (1,))
-    evaluated = evaluate_saved(saved, spec, device_of(machine))
+    refinements = choice and Refinements(choice.tta, view_rows, choice.whitening_of(saved), choice.rerank)
+    evaluated = evaluate_saved(saved, spec, device_of(machine), refinements)
     if source.found is not None and source.found.study is not None:
         deliver_test_read(source.found.study, source.tracking_uri)
     facts = {"target": source.target, "on": data, "checkpoint": source.name, **marks}
@@ -445,20 +505,24 @@ def _record_read(source: _ModelSource, what: str) -> Any:
     return record_test_read(source.found, source.target, source.storage, what)
 
 
-def _of_embeddings(path: Path, settings: dict[str, Any], tracking_uri: str | None) -> _Result:
+def _of_embeddings(
+    path: Path, settings: dict[str, Any], choice: RefinementChoice | None, tracking_uri: str | None
+) -> _Result:
     """Score saved embeddings without the model. Embeddings that may be of test classes count as a read of them."""
+    from raydml.evaluation.refinements import Refinements
     from raydml.evaluation.saved_embeddings import load_embeddings
     from raydml.evaluation.scoring import MetricSpec
     from raydml.inference.evaluate import evaluate_saved
 
     saved = load_embeddings(path)
+    refinements = choice and Refinements(whitening=choice.whitening_of(saved), rerank=choice.rerank)
     if saved.facts.get("part") != "val":
         study = study_above(path) or study_above(Path(str(saved.facts.get("checkpoint", ""))))
         record_test_read(FoundModel(path.absolute(), study, False), str(path.absolute()), path.absolute().parent)
         if study is not None:
             deliver_test_read(study, tracking_uri)
     spec = MetricSpec(tuple(saved.facts.get("recall_at") or DEFAULT_RECALL_AT))._replace(**settings)
-    evaluated = evaluate_saved(saved, spec)
+    evaluated = evaluate_saved(saved, spec, refinements=refinements)
     about = f"{saved.facts.get('dataset', 'unknown data set')}, {saved.facts.get('part', 'unknown part')}"
     facts = {"target": str(path), "on": saved.facts.get("part"), "checkpoint": saved.facts.get("checkpoint")}
     if "every_class_of" in saved.facts:
@@ -473,12 +537,67 @@ def _print(result: _Result, as_json: bool, saved_to: Path | None) -> None:
     untrained = {name.removeprefix("untrained_"): scores[name] for name in scores if name.startswith("untrained_")}
     if as_json:
         found = {"metrics": trained, "untrained": untrained, "intervals": result.evaluated.intervals}
-        typer.echo(json.dumps({**result.facts, **found, "protocols": result.evaluated.protocols}))
+        found |= {"protocols": result.evaluated.protocols}
+        if result.evaluated.verification is not None:
+            verified = result.evaluated.verification
+            rates = {**_cmc(result.evaluated), **verified.metrics}
+            found["verification"] = {"metrics": rates, "pairs": verified.sentence, "notes": verified.notes}
+        if result.evaluated.refined:
+            found["refined"] = {one.name: _refined_json(one) for one in result.evaluated.refined}
+        typer.echo(json.dumps({**result.facts, **found}))
         return
     console = new_console()
     echo(console, result.source)
     for sentence in result.evaluated.protocols.values():
         echo(console, f"  {sentence}")
     console.print(tables.scores(trained, untrained, result.evaluated.intervals, title=result.title))
+    if result.evaluated.verification is not None:
+        _print_verification(console, result.evaluated)
+    for one in result.evaluated.refined:
+        echo(console, f"\n{one.name}: another protocol; its scores do not compare with plain ones")
+        for sentence in one.evaluation.protocols.values():
+            echo(console, f"  {sentence}")
+        console.print(tables.scores(one.evaluation.metrics, {}, one.evaluation.intervals, title=one.name))
     if saved_to is not None:
-        echo(console, f"embeddings: {saved_to}")
+        plain = " (without test-time augmentation, whitening and re-ranking)" if result.evaluated.refined else ""
+        echo(console, f"embeddings: {saved_to}{plain}")
+
+
+def _print_verification(console: Console, evaluated: Evaluation) -> None:
+    verified, ranks = evaluated.verification, _cmc(evaluated)
+    assert verified is not None
+    echo(console, "")
+    for line in (verified.sentence, *verified.notes):
+        echo(console, f"  {line}")
+    if ranks:
+        echo(
+            console, "  CMC rank-k: share of queries that are identified among the k nearest; the same as Recall@k here"
+        )
+    console.print(tables.scores({**ranks, **verified.metrics}, {}, {}, title="pairs"))
+
+
+def _cmc(evaluated: Evaluation) -> dict[str, float]:
+    """The identification rate at each rank, where queries search a gallery of other images; else nothing.
+
+    It is Recall@k of the first protocol by another name. Source: Phillips et al. 2000, "The FERET evaluation
+    methodology for face-recognition algorithms", PAMI 22.
+    """
+    if next(iter(evaluated.protocols)) not in ("query_gallery", "one_gallery_image"):
+        return {}
+    prefix = "recall_at_"
+    return {
+        f"cmc_rank_{name.removeprefix(prefix)}": value
+        for name, value in evaluated.metrics.items()
+        if name.startswith(prefix)
+    }
+
+
+def _refined_json(one: RefinedEvaluation) -> dict[str, Any]:
+    """A refinement for --json: its settings and numbers, apart from the plain ones."""
+    found = one.evaluation
+    return {
+        "settings": one.settings,
+        "metrics": found.metrics,
+        "intervals": found.intervals,
+        "protocols": found.protocols,
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from raydml.config.trial import Machine, Trial
 from raydml.evaluation.protocols import DISTRACTOR, ProtocolError, describe_protocol
 from raydml.evaluation.scoring import MetricSpec, ScoringError, primary_code, query_values, score_by_all
+from raydml.evaluation.verification import Verification
 from raydml.images.features import KeptFeatures
 from raydml.images.loader import read_ahead
 from raydml.images.pixels import Pixels, centres
@@ -108,13 +109,24 @@ class Evaluation(NamedTuple):
 
     metrics: by name. intervals: name -> (low, high), the 95 % bootstrap interval over the queries, class by class, of
     metrics of the first protocol. protocols: name -> description in words and numbers. All names of a test list begin
-    with it. num_left_out: unreadable images of the set, which are not scored.
+    with it. num_left_out: unreadable images of the set, which are not scored. refined: the same images scored in other
+    ways, whose numbers do not compare with `metrics`; see refinements.py. verification: of all pairs, where requested.
     """
 
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     protocols: dict[str, str]
     num_left_out: int = 0
+    refined: tuple[RefinedEvaluation, ...] = ()
+    verification: Verification | None = None
+
+
+class RefinedEvaluation(NamedTuple):
+    """The metrics of one refinement. name: its steps, joined by "+". settings: of each step."""
+
+    name: str
+    settings: dict[str, dict[str, Any]]
+    evaluation: Evaluation
 
 
 def metric_spec_of(trial: Trial) -> MetricSpec:

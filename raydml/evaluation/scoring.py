@@ -4,7 +4,7 @@ Groups of metrics; every epoch is scored by the first:
 
     retrieval   recall_at_<k>, r_precision, map_at_r
     ranking     mrr, map_at_1000 (not the same as map_at_r: see metrics/ranking.py)
-    clustering  nmi_geometric, nmi_arithmetic, ami, pair_f1: of k-means with as many clusters as classes
+    clustering  nmi_geometric, nmi_arithmetic, ami, ari, pair_f1: of k-means with as many clusters as classes
     geometry    intra_distance, inter_distance, density, rho: see metrics/geometry.py
 """
 
@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from raydml.evaluation.nearness import binary_codes, int8_codes
 from raydml.evaluation.protocols import DISTRACTOR, RetrievalTask, retrieval_tasks
 from raydml.evaluation.ranking import Device, nearest_neighbours, ranked_relevant, ranked_relevant_codes
-from raydml.metrics.clustering import ami, nmi, pair_f1
-from raydml.metrics.geometry import class_distances, spectral_decay
+from raydml.evaluation.reranking import KReciprocal, Rerank, expanded_queries, reranked_relevant
+from raydml.metrics.clustering import ami, ari, nmi, pair_f1
+from raydml.metrics.geometry import class_distances, spectral_decay, unit_rows
 from raydml.metrics.names import CODES, METRIC_GROUPS
 from raydml.metrics.ranking import average_precision, precision_at_r, recall, reciprocal_rank
 from raydml.ops.clustering import KMeans, cluster
@@ -44,12 +45,18 @@ class ScoringError(ValueError):
 
 
 class MetricSpec(NamedTuple):
-    """What to measure: the k of Recall@k, kinds of codes, groups of metrics, and whether with intervals."""
+    """What to measure: the k of Recall@k, kinds of codes, groups of metrics, and whether with intervals.
+
+    rerank: how the order of the neighbours is changed before it is scored; None: not at all. verification: whether
+    pairs of images are also verified, see verification.py.
+    """
 
     recall_at: tuple[int, ...]
     codes: tuple[str, ...] = ("float",)
     groups: tuple[str, ...] = ("retrieval",)
     intervals: bool = False
+    rerank: Rerank | None = None
+    verification: bool = False
 
 
 class QueryScores(NamedTuple):
@@ -76,6 +83,7 @@ def score_queries(
     *,
     codes: str = "float",
     to_1000: bool = False,
+    rerank: Rerank | None = None,
     device: Device = "cpu",
 ) -> QueryScores:
     """Score each query of one retrieval task.
@@ -84,6 +92,7 @@ def score_queries(
         embeddings: (N, D) float32. labels: (N,) int64; distractors have a label that no query has.
         codes: what to compare, one of CODES.
         to_1000: also score the 1,000 nearest neighbours (fewer if there are fewer).
+        rerank: of float embeddings; None keeps the order of their distances.
         device: where distances are computed (binary codes: always the CPU).
 
     Raises RetrievalError for NaN, ScoringError if no query has an image to find.
@@ -111,6 +120,13 @@ def score_queries(
     if codes == "binary":
         gallery_bits = None if gallery_rows is None else binary_codes(gallery_rows)
         parts = ranked_relevant_codes(binary_codes(query_rows), gallery_bits, **settings)
+    elif isinstance(rerank, KReciprocal):
+        parts = reranked_relevant(query_rows, gallery_rows, settings=rerank, device=device, **settings)
+    elif rerank is not None:
+        unit = [unit_rows(rows.astype(np.float64)).astype(np.float32) for rows in (query_rows, embeddings[gallery])]
+        settings |= {"gallery_labels": gallery_labels, "own": np.arange(len(gallery)) if is_leave_one_out else task.own}
+        expanded = expanded_queries(*unit, own=settings["own"], settings=rerank, device=device)
+        parts = ranked_relevant(expanded, unit[1], device=device, **settings)
     else:
         parts = ranked_relevant(query_rows, gallery_rows, device=device, **settings)
     first, nearest = (np.zeros(len(task.queries), dtype=np.int64) for _ in range(2))
@@ -201,7 +217,11 @@ def _score(
                     f"recall_at: {largest_k} neighbours, but a query has only {task.num_found} images to search: "
                     "leave the larger k out of recall_at (--recall-at), or evaluate on more images"
                 )
-            found.append(score_queries(rows, labels, task, codes=codes, to_1000="ranking" in groups, device=device))
+            found.append(
+                score_queries(
+                    rows, labels, task, codes=codes, to_1000="ranking" in groups, rerank=spec.rerank, device=device
+                )
+            )
         each = [{name: np.nanmean(of) for name, of in query_values(one, spec.recall_at).items()} for one in found]
         kept = [name for name in each[0] if "retrieval" in groups or name in ("mrr", "map_at_1000")]
         named = {name: float(np.mean([one[name] for one in each])) for name in kept}
@@ -231,6 +251,7 @@ def _of_classes(
         named["nmi_geometric"] = nmi(labels, found, mean="geometric")
         named["nmi_arithmetic"] = nmi(labels, found, mean="arithmetic")
         named["ami"] = ami(labels, found)
+        named["ari"] = ari(labels, found)
         named["pair_f1"] = pair_f1(labels, found)
     if "geometry" in groups:
         distances = class_distances(embeddings, labels)

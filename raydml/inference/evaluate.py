@@ -20,8 +20,13 @@ from raydml.data.seal import TestKey
 from raydml.data.splits import Split
 from raydml.evaluation.embed import Evaluation, device_of, embed, evaluate_embeddings, metric_spec_of
 from raydml.evaluation.protocols import DISTRACTOR, protocols_of
-from raydml.evaluation.saved_embeddings import SavedEmbeddings, save_embeddings
+from raydml.evaluation.refinements import Refinements, evaluate_refinements
+from raydml.evaluation.reranking import Rerank
+from raydml.evaluation.saved_embeddings import SavedEmbeddings, load_embeddings, save_embeddings
 from raydml.evaluation.scoring import MetricSpec
+from raydml.evaluation.verification import verify
+from raydml.evaluation.views import with_views
+from raydml.evaluation.whitening import Whitening, learn_on_kept, learn_whitening, refuse_test_classes
 from raydml.images.cache import Images, load_test
 from raydml.images.pixels import Pixels
 from raydml.images.preprocessing import Preprocessing
@@ -30,6 +35,42 @@ from raydml.models.network import build_network
 from raydml.training.parts import network_arguments
 from raydml.training.randomness import seed_for
 from raydml.training.trial_images import Catalogs, open_development, open_test, split_for, storage_for
+
+
+class RefinementChoice(NamedTuple):
+    """What to score beside the plain embeddings.
+
+    tta: "flip", "five_crop" or None. whiten: with PCA, learned on the embeddings in whiten_on or, without such a file,
+    on the images that the model was trained on. rerank: settings or None.
+    """
+
+    tta: str | None = None
+    whiten: bool = False
+    whiten_on: Path | None = None
+    rerank: Rerank | None = None
+
+    def check(self, is_own: bool) -> None:
+        """Raise DataError where whitening has nothing to learn on, RetrievalError for a file that cannot serve.
+
+        is_own: the model is scored on its own validation or test classes, so that its training images are known.
+        """
+        if self.whiten_on is not None:
+            refuse_test_classes(load_embeddings(self.whiten_on), self.whiten_on)
+        elif self.whiten and not is_own:
+            raise DataError(
+                "--whiten pca: there are no images to learn it on, and it is never learned on the images that are "
+                "scored. Cure: --whiten-on FILE with embeddings of other classes by the same model (evaluate ... "
+                "--save-embeddings FILE, with --on val or --data FOLDER)"
+            )
+
+    def whitening_of(self, scored: SavedEmbeddings, learn: Callable[[], Whitening] | None = None) -> Whitening | None:
+        """Return the whitening, None where none is wanted. learn: learns it where there is no file."""
+        if not self.whiten:
+            return None
+        if self.whiten_on is not None:
+            return learn_on_kept(load_embeddings(self.whiten_on), scored, self.whiten_on)
+        assert learn is not None
+        return learn()
 
 
 def embed_as_trained(
@@ -66,6 +107,7 @@ def evaluate_checkpoint(
     spec: MetricSpec | None = None,
     save_to: Path | None = None,
     catalogs: Catalogs | None = None,
+    choice: RefinementChoice | None = None,
 ) -> Evaluation:
     """Score a checkpoint's best weights on the validation or the test classes of its own trial.
 
@@ -79,6 +121,8 @@ def evaluate_checkpoint(
         spec: the metrics to compute; None: those of the trial.
         save_to: a file for the embeddings (saved_embeddings.py), written before they are scored.
         catalogs: of this machine, with the record of the study's images where there is one.
+        choice: what to score beside the plain embeddings. Whitening is learned on the training images of the trial and,
+            for the test part, on its validation images as well.
 
     Raises DataError for the test part without a key, for a part that the trial trained on (see `refuse_absent_part`),
     and for images other than those of the trial.
@@ -106,13 +150,29 @@ def evaluate_checkpoint(
     saved = SavedEmbeddings(embed_part(model.network), images.labels, names, images.paths, images.roles, facts)
     if save_to is not None:
         save_embeddings(save_to, saved)
-    found = evaluate_saved(saved, spec, run_on)
+    choice = choice or RefinementChoice()
+
+    def learn() -> Whitening:
+        opened = open_development(trial, machine, augmented=False, catalogs=catalogs)
+        parts = [opened.train, *([opened.val] if part == "test" and len(opened.val.labels) else [])]
+        words = "training and validation" if len(parts) > 1 else "training"
+        rows = [
+            embed_as_trained(trial, machine, run_on, model.preprocessing, one.pixels, model.network) for one in parts
+        ]
+        return learn_whitening(np.concatenate(rows), f"the {words} images of its trial")
+
+    refinements = Refinements(choice.tta, whitening=choice.whitening_of(saved, learn), rerank=choice.rerank)
+    if choice.tta is not None:
+        embed_views = partial(embed_as_trained, trial, machine, run_on, model.preprocessing, network=model.network)
+        rows = with_views(saved.embeddings, images.pixels, model.preprocessing, choice.tta, embed_views)
+        refinements = refinements._replace(view_rows=rows)
+    found = evaluate_saved(saved, spec, run_on, refinements)
     if untrained:
         beginning = build_network(
             **network_arguments(trial), weights=trial.model.weights, seed=seed_for(trial.seed, "network_init")
         )
         at_start = saved._replace(embeddings=embed_part(beginning))
-        start = evaluate_saved(at_start, spec._replace(intervals=False), run_on)
+        start = evaluate_saved(at_start, spec._replace(intervals=False, verification=False), run_on)
         found.metrics.update({f"untrained_{name}": value for name, value in start.metrics.items()})
     return found._replace(num_left_out=len(images.skipped))
 
@@ -228,15 +288,19 @@ def embed_collection(
     distractors: Collection | None = None,
     device: str | None = None,
     precision: str = "fp32",
+    tta: str | None = None,
     facts: dict[str, Any],
-) -> SavedEmbeddings:
+) -> tuple[SavedEmbeddings, NDArray[np.float32] | None]:
     """Embed the test images of a data set with a given split, or all images of another one.
 
     Args:
         network: images (B, 3, crop, crop), prepared by `preprocessing`, to embeddings (B, D).
         distractors: further gallery images, wrong for every query; their labels do not matter.
         device: None takes `machine.device` ("auto": a GPU where torch sees one).
+        tta: kind of test-time augmentation; None for none.
         facts: further facts to save beside the embeddings.
+
+    Returns the embeddings, and with tta also (N, D) those of test-time augmentation.
     """
     run_on = device or device_of(machine)
     network = network.to(run_on)
@@ -244,12 +308,15 @@ def embed_collection(
     parts = [_open(collection, preprocessing, machine)]
     if distractors is not None:
         parts.append(_open(distractors, preprocessing, machine))
-    embeddings = [
-        embed(
-            network, part.pixels, preprocessing, device=run_on, batch_size=machine.evaluation_batch, precision=precision
-        )
-        for part in parts
-    ]
+    embed_pixels = partial(
+        embed, network, preprocessing=preprocessing, device=run_on, batch_size=machine.evaluation_batch,
+        precision=precision,
+    )  # fmt: skip
+    embeddings = [embed_pixels(part.pixels) for part in parts]
+    view_rows = None
+    if tta is not None:
+        both = zip(embeddings, parts, strict=True)
+        view_rows = np.concatenate([with_views(rows, of.pixels, preprocessing, tta, embed_pixels) for rows, of in both])
     class_names = [catalog.class_names[number] for number in _classes_of(catalog)]
     labels, roles = parts[0].labels, parts[0].roles
     if distractors is not None:
@@ -257,7 +324,7 @@ def embed_collection(
         roles = (*(roles or [""] * len(parts[0].labels)), *[DISTRACTOR] * len(parts[1].labels))
         class_names.append(f"({DISTRACTOR})")
     part_name = "all" if catalog.given_split is None else "test"
-    return SavedEmbeddings(
+    saved = SavedEmbeddings(
         np.concatenate(embeddings),
         labels,
         tuple(class_names),
@@ -265,10 +332,15 @@ def embed_collection(
         roles,
         {"dataset": catalog.name, "part": part_name, **_scored_by(catalog, roles), **facts},
     )
+    return saved, view_rows
 
 
-def evaluate_saved(saved: SavedEmbeddings, spec: MetricSpec, device: str = "cpu") -> Evaluation:
+def evaluate_saved(
+    saved: SavedEmbeddings, spec: MetricSpec, device: str = "cpu", refinements: Refinements | None = None
+) -> Evaluation:
     """Score saved embeddings by the protocols and lists saved beside them; needs neither a model nor images.
+
+    refinements: what is scored beside the plain embeddings.
 
     Raises DataError for images of one class alone.
     """
@@ -281,7 +353,11 @@ def evaluate_saved(saved: SavedEmbeddings, spec: MetricSpec, device: str = "cpu"
     numbers = {name: number for number, name in enumerate(saved.class_names)}
     listed: Mapping[str, Sequence[str]] = saved.facts.get("lists") or {}
     lists = {name: [numbers[one] for one in classes if one in numbers] for name, classes in listed.items()}
-    return evaluate_embeddings(saved.embeddings, saved.labels, saved.roles, protocols, spec, device, lists)
+    scored = (saved.labels, saved.roles, protocols, spec, device, lists)
+    found = evaluate_embeddings(saved.embeddings, *scored)
+    refined = () if refinements is None else evaluate_refinements(saved.embeddings, *scored, refinements)
+    verified = verify(saved.embeddings, saved.labels, saved.roles, protocols[0]) if spec.verification else None
+    return found._replace(refined=refined, verification=verified)
 
 
 def _open(collection: Collection, preprocessing: Preprocessing, machine: Machine) -> Images:

@@ -1,4 +1,4 @@
-"""Metrics of a clustering: agreement with classes (NMI, AMI, pair F1), balance, and change.
+"""Metrics of a clustering: agreement with classes (NMI, AMI, ARI, pair F1), balance, and change.
 
 labels and clusters are the class and the cluster of each image, any integers (N,), N >= 1; -1 is a cluster like any
 other, except in `cluster_metrics`.
@@ -63,6 +63,18 @@ def _expected_mutual_information(class_sizes: AnyIntegers, cluster_sizes: AnyInt
             terms = shared / num_images * np.log(num_images * shared / (float(a) * float(b)))
             total += times_a * times_b * float((terms * hypergeom.pmf(shared, num_images, a, b)).sum())
     return total
+
+
+def ari(labels: AnyIntegers, clusters: AnyIntegers) -> float:
+    """Return the adjusted Rand index of two partitions: pairs of images in one class and one cluster, beyond chance.
+
+    (TP - E) / ((P + Q) / 2 - E), with P pairs in one class, Q in one cluster, TP in both, and E = P Q / all pairs. 1.0
+    if the partitions agree up to names, 0.0 on average if they are independent; it can be negative. Source: Hubert and
+    Arabie 1985, "Comparing Partitions", Journal of Classification 2, equation 5.
+    """
+    from sklearn.metrics import adjusted_rand_score
+
+    return float(adjusted_rand_score(labels, clusters))
 
 
 def pair_f1(labels: AnyIntegers, clusters: AnyIntegers) -> float:

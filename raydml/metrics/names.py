@@ -17,20 +17,29 @@ _NAMES = {
     "nmi_arithmetic": "NMI (arithmetic mean)",
     "nmi": "NMI",
     "ami": "AMI",
+    "ari": "ARI",
     "pair_f1": "pair F1",
     "intra_distance": "distance within classes",
     "inter_distance": "distance between classes",
     "density": "density",
     "rho": "rho",
+    "roc_auc": "ROC AUC",
+    "eer": "EER",
 }
 _AT_K = {"recall": "Recall", "precision": "Precision", "map": "mAP"}
+_AT_RATE = {"tar_at_far": "TAR@FAR", "fnmr_at_fmr": "FNMR@FMR"}
 _PARTS = {"val": "validation", "test": "test"}
 # A prefix (the part, the protocol, the code), and a name or a metric at a k.
 _METRIC = re.compile(rf"(?:(\w+)_)??(?:({'|'.join(_NAMES)})|({'|'.join(_AT_K)})_at_(\d+))")
+_RATE = re.compile(rf"({'|'.join(_AT_RATE)})_(1e-\d+)")
 
 
 def metric_name(metric: str) -> str:
     """Return "validation MAP@R" for `val_map_at_r`, "binary Recall@1" for `binary_recall_at_1`; others as they are."""
+    if (rate := _RATE.fullmatch(metric)) is not None:
+        return f"{_AT_RATE[rate[1]]}={rate[2]}"
+    if metric.startswith("cmc_rank_"):
+        return f"CMC rank-{metric.removeprefix('cmc_rank_')}"
     found = _METRIC.fullmatch(metric)
     if found is None:
         return metric

@@ -61,7 +61,7 @@ def test_a_bare_backbone_on_a_folder_and_its_embeddings_again(folder, tmp_path):
     assert report["metrics"]["recall_at_1"] == pytest.approx(right[:, 0].mean())
     assert report["metrics"]["recall_at_2"] == pytest.approx(right[:, :2].any(axis=1).mean())
     assert report["metrics"]["r_precision"] == pytest.approx(right[:, : NUM_IMAGES - 1].mean())
-    assert {"mrr", "map_at_1000", "nmi_geometric", "ami", "pair_f1", "density"} <= set(report["metrics"])
+    assert {"mrr", "map_at_1000", "nmi_geometric", "ami", "ari", "pair_f1", "density"} <= set(report["metrics"])
     low, high = report["intervals"]["map_at_r"]
     assert low <= report["metrics"]["map_at_r"] <= high
     assert scored(kept, "--metrics", "all")["metrics"] == report["metrics"], "the same k, kept with the embeddings"
@@ -121,6 +121,92 @@ def test_intervals_are_those_of_floats_in_any_order_of_codes(folder):
     assert both == floats
     assert binary
     assert all(name.startswith("binary_") for name in binary)
+
+
+def test_verification_is_beside_the_ranks_and_states_its_pairs(tmp_path):
+    """On a line, queries 0 (a), 4 (b) and gallery 1 (a), 5 (b), 3.5 (a): 0 finds a, 4 finds a before b."""
+    rows = np.array([[0.0], [4.0], [1.0], [5.0], [3.5]], dtype=np.float32)
+    facts = {"part": "val", "recall_at": [1, 2]}
+    roles = ("query",) * 2 + ("gallery",) * 3
+    saved = SavedEmbeddings(rows, np.array([0, 1, 0, 1, 0]), ("a", "b"), tuple("12345"), roles, facts)
+    save_embeddings(tmp_path / "kept.npz", saved)
+    report = scored(tmp_path / "kept.npz", "--verification")
+    found = report["verification"]
+    assert found["pairs"] == (
+        "verification: 3 genuine and 3 impostor pairs (2 queries and 3 gallery images), by Euclidean distance"
+    )
+    # Genuine: 1, 3.5, 1; impostor: 5, 3, 0.5.
+    assert found["metrics"] == pytest.approx(
+        {"cmc_rank_1": 0.5, "cmc_rank_2": 1, "roc_auc": (2 + 2 + 1) / 9, "eer": 1 / 3}
+    )
+    assert len(found["notes"]) == 4, "no rate has 30 impostor pairs"
+    assert report["metrics"]["recall_at_1"] == 0.5
+    shown = " ".join(commands.done("evaluate", tmp_path / "kept.npz", "--verification").output.split())
+    assert "CMC rank-1 0.5000" in shown
+    assert "the same as Recall@k here" in shown
+    assert "verification" not in scored(tmp_path / "kept.npz")
+    save_embeddings(tmp_path / "kept.npz", saved._replace(roles=None))
+    assert "cmc_rank_1" not in scored(tmp_path / "kept.npz", "--verification")["verification"]["metrics"]
+
+
+def test_refinements_are_beside_the_plain_scores_and_named(folder, tmp_path):
+    other = tmp_path / "other"
+    generator = np.random.default_rng(2)
+    for name in ("cyan", "pink"):
+        (other / name).mkdir(parents=True)
+        for image in range(6):
+            Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(other / name / f"{image}.png")
+    model = ("backbone:convnet:none", "--recall-at", "1")
+    commands.done("evaluate", *model, "--data", other, "--save-embeddings", tmp_path / "other.npz")
+    kept = tmp_path / "kept.npz"
+    rerank = ("--rerank", "k_reciprocal:k1=4,k2=2")
+    whiten = ("--whiten", "pca", "--whiten-on", tmp_path / "other.npz")
+    report = scored(*model, "--data", folder, *rerank, *whiten, "--tta", "flip", "--save-embeddings", kept)
+    refined = report.pop("refined")
+    assert "refined" not in (plain := scored(kept))
+    assert [report[name] for name in ("metrics", "protocols")] == [plain[name] for name in ("metrics", "protocols")]
+    assert list(refined) == ["flip", "pca", "k_reciprocal", "flip+pca+k_reciprocal"]
+    assert refined["k_reciprocal"]["settings"] == {"k_reciprocal": {"k1": 4, "k2": 2, "lambda": 0.3}}
+    assert refined["k_reciprocal"]["protocols"] == {
+        "leave_one_out": "leave one out: each of 12 images searches the 11 others; 3 classes; re-ranked by "
+        "k-reciprocal neighbours among all queries and gallery images (k1 = 4, k2 = 2, lambda = 0.3)"
+    }
+    settings = refined["flip+pca+k_reciprocal"]["settings"]
+    assert settings["pca"]["num_images"] == 12
+    assert settings["pca"]["learned_on"] == "other.npz: image_folder, all, by backbone:convnet:none"
+    # The same from the kept embeddings, which are the plain ones.
+    again = scored(kept, *rerank, *whiten)["refined"]
+    assert list(again) == ["pca", "k_reciprocal", "pca+k_reciprocal"]
+    assert [again[name] for name in ("pca", "k_reciprocal")] == [refined[name] for name in ("pca", "k_reciprocal")]
+    shown = commands.done("evaluate", kept, "--rerank", "query_expansion:n=3").output
+    assert "each query expanded by its 3 nearest images (alpha = 3)" in " ".join(shown.split())
+    assert "query_expansion: another protocol; its scores do not compare with plain ones" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--rerank", "k_reciprocal"), "Cure: --rerank k_reciprocal:k1=11,k2=6, or more images"),
+        (("--rerank", "reciprocal"), "'reciprocal' is not one of k_reciprocal, query_expansion"),
+        (("--rerank", "k_reciprocal:k3=1"), "'k3' is not a setting of k_reciprocal: k1, k2, lambda"),
+        (("--rerank", "k_reciprocal:k1=x"), "k1 = 'x' is not a whole number"),
+        (("--rerank", "k_reciprocal:lambda=2"), "lambda = 2 is not between 0 and 1"),
+        (("--rerank", "query_expansion:n=3", "--metrics", "geometry"), "Cure: --metrics retrieval"),
+        (("--rerank", "query_expansion:n=3", "--codes", "binary"), "Cure: --metrics retrieval --codes float"),
+        (("--whiten", "pca"), "never learned on the images that are scored. Cure: --whiten-on FILE"),
+        (("--whiten", "pca", "--whiten-on", "kept.npz"), "3 of its 3 classes are to be scored, the first is 'blue'"),
+        (("--whiten-on", "kept.npz"), "has no effect without --whiten"),
+        (("--tta", "flip"), "--tta: has no effect on saved embeddings"),
+    ],
+)
+def test_refinements_that_cannot_be_are_explained(tmp_path, arguments, message):
+    kept = tmp_path / "kept.npz"
+    rows = np.random.default_rng(0).standard_normal((12, 4)).astype(np.float32)
+    facts = {"part": "val", "dataset": "image_folder", "recall_at": [1]}
+    paths, names = tuple(map(str, range(12))), ("blue", "green", "red")
+    save_embeddings(kept, SavedEmbeddings(rows, np.arange(12) % 3, names, paths, None, facts))
+    said = commands.refused("evaluate", kept, *(kept if one == "kept.npz" else one for one in arguments))
+    assert message in said
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def test_ranking_of_a_large_class_is_cut_at_a_thousand():
 def test_clusters_of_separable_classes_are_the_classes():
     rows, labels = clouds(num_classes=6, noise=0.01)
     found = score(rows, labels, groups=("clustering",))
-    assert list(found) == ["nmi_geometric", "nmi_arithmetic", "ami", "pair_f1"]
+    assert list(found) == ["nmi_geometric", "nmi_arithmetic", "ami", "ari", "pair_f1"]
     # k-means from random rows may begin with two rows of one class: then the clusters are not the classes.
     starts = [
         score(*clouds(num_classes=2, num_each=30, noise=0.01, seed=seed), groups=("clustering",)) for seed in (0, 1)
@@ -168,6 +168,7 @@ def test_clusters_of_separable_classes_are_the_classes():
     noise = np.random.default_rng(0).standard_normal(rows.shape).astype(np.float32)
     chance = score(noise, labels, groups=("clustering",))
     assert chance["ami"] == pytest.approx(0, abs=0.15)
+    assert chance["ari"] == pytest.approx(0, abs=0.1)
     assert all(chance[name] < found[name] for name in found)
 
 
@@ -205,7 +206,7 @@ def test_all_groups_and_codes_by_all_protocols():
         MetricSpec((1,), ("float", "binary", "int8"), METRIC_GROUPS),
     )
     searched = ["recall_at_1", "r_precision", "map_at_r", "mrr", "map_at_1000"]
-    others = ["nmi_geometric", "nmi_arithmetic", "ami", "pair_f1"]
+    others = ["nmi_geometric", "nmi_arithmetic", "ami", "ari", "pair_f1"]
     others += ["intra_distance", "inter_distance", "density", "rho"]
     expected = [f"{kind}{name}" for kind in ("", "binary_", "int8_") for name in searched + others]
     expected += [f"one_gallery_image_{kind}{name}" for kind in ("", "binary_", "int8_") for name in searched]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
 from torch import nn
 from torchvision.transforms.v2.functional import center_crop
 
@@ -23,7 +24,7 @@ from raydml.evaluation.saved_embeddings import concatenate, load_embeddings
 from raydml.evaluation.scoring import MetricSpec
 from raydml.images.pixels import PackedPixels, packed
 from raydml.images.preprocessing import Preprocessing
-from raydml.inference.evaluate import evaluate_checkpoint, evaluate_saved
+from raydml.inference.evaluate import RefinementChoice, evaluate_checkpoint, evaluate_saved
 from raydml.inference.export import load_checkpoint
 from raydml.metrics.names import METRIC_GROUPS
 from raydml.models.network import build_network, preprocessing_for
@@ -151,6 +152,38 @@ def saved(tmp_path_factory):
 
 
 MACHINE = parse_machine({"device": "cpu", "evaluation_batch": 100})
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_whitening_of_a_checkpoint_is_learned_on_classes_that_are_not_scored(saved, part):
+    folder, trial, network = saved
+    split = split_of(trial)
+    reads = TestReads(folder.parent / "reads.jsonl")
+    key = reads.record(purpose="t", checkpoint=folder, commit="c") if part == "test" else None
+    choice = RefinementChoice(tta="flip", whiten=True)
+    found = evaluate_checkpoint(folder, part, MACHINE, key=key, untrained=False, choice=choice)
+    learned_on, which = (
+        (split.train, "training") if part == "val" else (split.train + split.val, "training and validation")
+    )
+    flip, pca, both = found.refined
+    assert pca.settings["pca"]["learned_on"] == f"the {which} images of its trial"
+    with torch.no_grad():
+        rows = network.eval()(digits_of(learned_on)[0]).double().numpy()
+        images, labels = digits_of(split.val if part == "val" else split.test)
+        plain, mirrored = (network(batch).double().numpy() for batch in (images, images.flip(3)))
+    assert pca.settings["pca"]["num_images"] == len(rows)
+    mean = plain + mirrored
+    whitening = PCA(whiten=True, svd_solver="full").fit(rows)
+
+    def whitened(of):
+        return torch.nn.functional.normalize(torch.from_numpy(whitening.transform(of)), dim=1)
+
+    unit = torch.nn.functional.normalize(torch.from_numpy(mean), dim=1)
+    for one, expected in ((flip, unit), (pca, whitened(plain)), (both, whitened(unit.numpy()))):
+        recall, average = slow_recall_and_map(expected, labels)
+        assert one.evaluation.metrics["map_at_r"] == pytest.approx(average, abs=0.004), one.name
+        assert one.evaluation.metrics["recall_at_1"] == pytest.approx(recall, abs=0.006), one.name
+    assert both.name == "flip+pca"
 
 
 @pytest.mark.parametrize("part", ["val", "test"])

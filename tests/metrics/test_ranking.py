@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from raydml.metrics.clustering import ami, nmi, pair_f1
+from raydml.metrics.clustering import ami, ari, nmi, pair_f1
 from raydml.metrics.ranking import average_precision, precision_at_r, recall, reciprocal_rank
 from tests.evaluation.joined_ranks import rank_relevant
 from tests.golden_vectors import golden, golden_case, golden_cases
@@ -289,6 +289,23 @@ def test_adjusted_information_is_corrected_by_the_mean_over_all_orders(clusters)
     entropies = (slow_information(labels, labels) + slow_information(clusters, clusters)) / 2
     expected = (slow_information(labels, clusters) - chance) / (entropies - chance)
     assert ami(labels, clusters) == pytest.approx(expected)
+
+
+def test_adjusted_rand_index_by_hand():
+    """Classes {0,1,2}, {3,4,5} and clusters {0,1}, {2,3}, {4,5}: 2 pairs in both (0-1 and 4-5), 6 in a class, 3 in a
+    cluster, 15 in all. Chance: 6 * 3 / 15 = 1.2, so (2 - 1.2) / (4.5 - 1.2) = 8 / 33."""
+    labels = np.array([7, 7, 7, 2, 2, 2])
+    assert ari(labels, np.array([0, 0, 1, 1, -1, -1])) == pytest.approx(8 / 33)
+    assert ari(labels, np.array([3, 3, 3, 9, 9, 9])) == pytest.approx(1)
+    # {0, 1} and {2, 3} cut across: no pair in both, 2 and 2 of 6: (0 - 2/3) / (2 - 2/3).
+    assert ari(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])) == pytest.approx(-1 / 2)
+    generator = np.random.default_rng(0)
+    labels, clusters = generator.integers(0, 9, 300), generator.integers(0, 5, 300)
+    pairs = np.triu_indices(300, 1)
+    in_class, in_cluster = (ids[pairs[0]] == ids[pairs[1]] for ids in (labels, clusters))
+    chance = in_class.sum() * in_cluster.sum() / len(pairs[0])
+    expected = ((in_class & in_cluster).sum() - chance) / ((in_class.sum() + in_cluster.sum()) / 2 - chance)
+    assert ari(labels, clusters) == pytest.approx(expected)
 
 
 def test_adjusted_information_by_hand():

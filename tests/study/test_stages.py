@@ -124,7 +124,7 @@ def test_the_test_classes_are_read_once_for_each_confirmed_run_and_each_read_is_
         assert interval["mean"] == pytest.approx(np.mean([run["test"][name] for run in row["runs"].values()]))
         if name not in ("density", "rho"):
             assert 0 < row["untrained"][name]["mean"] < 1
-    assert {"recall_at_1", "map_at_r", "mrr", "map_at_1000", "nmi_geometric", "ami", "pair_f1", "rho"} <= set(
+    assert {"recall_at_1", "map_at_r", "mrr", "map_at_1000", "nmi_geometric", "ami", "ari", "pair_f1", "rho"} <= set(
         row["metrics"]
     )
     (sentence,) = row["protocols"].values()
