@@ -473,7 +473,8 @@ def _print(result: _Result, as_json: bool, saved_to: Path | None) -> None:
     untrained = {name.removeprefix("untrained_"): scores[name] for name in scores if name.startswith("untrained_")}
     if as_json:
         found = {"metrics": trained, "untrained": untrained, "intervals": result.evaluated.intervals}
-        typer.echo(json.dumps({**result.facts, **found, "protocols": result.evaluated.protocols}))
+        found |= {"protocols": result.evaluated.protocols, "num_lone_queries": result.evaluated.num_lone_queries}
+        typer.echo(json.dumps({**result.facts, **found}))
         return
     console = new_console()
     echo(console, result.source)

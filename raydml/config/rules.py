@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raydml import registry
+from raydml.data.catalog import OWN_IMAGES
 from raydml.errors import Problem
 from raydml.models.lookup import facts_of
 
@@ -402,6 +403,9 @@ def _data(data: Any) -> Iterator[Problem]:
     if data.name != "image_list" and data.list_file is not None:
         message = f"is not used by {data.name}; it is by image_list"
         yield Problem("data.list_file", data.list_file, message, cure="remove it, or set data.name to image_list")
+    if data.name not in OWN_IMAGES and data.min_images_per_class != 1:
+        message = f"is not used by {data.name}, whose classes are fixed; it is by {', '.join(OWN_IMAGES)}"
+        yield Problem("data.min_images_per_class", data.min_images_per_class, message, cure="remove it")
     split = data.split
     if split.fold is not None and split.fold >= split.num_folds:
         message = f"there are {split.num_folds} folds (num_folds), counted from 0"

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ _logger = logging.getLogger("raydml")
 PARTS = ("train", "val", "test")
 ROLES = ("query", "gallery")
 WITHOUT_FILES = ("digits", "glyphs")  # data sets that need no folder
+OWN_IMAGES = ("image_folder", "image_list")  # data sets of the user's own images
 _NUM_STAT_THREADS = 32  # more than cores: they wait for the disk
 _DIGEST_DIGITS = 16  # 64 bits: among 200,000 files, two have the same by chance with a probability of one in 10^9
 _STAT_CHUNK = 64  # files per task; one task per file would cost more than a local stat
@@ -235,11 +237,28 @@ def listed(names: Iterable[object], limit: int = 10) -> str:
     return ", ".join(texts[:limit]) + more
 
 
-def refuse_small_classes(class_names: Sequence[str], counts: np.ndarray, cause: str = "") -> None:
-    """Raise DataError naming every class with fewer than two images; counts is (C,)."""
-    small = [f"{name} ({count})" for name, count in zip(class_names, counts, strict=True) if count < 2]
-    if small:
-        raise DataError(
-            f"{len(small)} of {len(class_names)} classes have fewer than two images{cause}: {listed(small)}; "
-            "a query needs another image of its class to find. Add images to these classes or remove them"
+def without_small_classes(files: Sequence[ImageFile], min_images: int) -> tuple[list[ImageFile], tuple[str, ...]]:
+    """Return the images of classes with at least min_images, and notes on classes that are left out or have one image.
+
+    Raises DataError where no class has as many.
+    """
+    counts = Counter(file.class_name for file in files)
+    kept = [file for file in files if counts[file.class_name] >= min_images]
+    notes = []
+    if small := sorted(name for name, count in counts.items() if count < min_images):
+        if not kept:
+            raise DataError(
+                f"data.min_images_per_class = {min_images}: no class has as many images; the largest has "
+                f"{max(counts.values())}. Cure: a smaller number"
+            )
+        notes.append(
+            f"{len(small):,} of {len(counts):,} classes have fewer than data.min_images_per_class = {min_images} "
+            f"images and are left out, with {counted(len(files) - len(kept), 'image')}: {listed(small)}"
         )
+    if alone := sorted(name for name, count in counts.items() if count == 1 >= min_images):
+        notes.append(
+            f"{len(alone):,} of {len(counts):,} classes have one image: {listed(alone)}. They train and are in the "
+            "gallery; as queries they have nothing to find, are left out of the means, and are counted. "
+            "data.min_images_per_class: 2 leaves them out altogether"
+        )
+    return kept, tuple(notes)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from raydml.data.benchmarks import BENCHMARK_OF, BENCHMARKS, count_differences, folder_of, notes_of, read_benchmark
-from raydml.data.catalog import Catalog, DataError, catalog_of, refuse_small_classes
+from raydml.data.catalog import Catalog, DataError, catalog_of, without_small_classes
 from raydml.data.glyphs import draw_glyphs, open_glyphs
 from raydml.data.image_folder import scan_folders
 from raydml.data.image_list import find_list, read_image_list
@@ -25,19 +25,20 @@ DATASETS = {
 }
 
 
-def open_catalog(name: str, root: Path | None, list_file: str | None = None) -> Catalog:
+def open_catalog(
+    name: str, root: Path | None, list_file: str | None = None, *, min_images_per_class: int = 1
+) -> Catalog:
     """List the images of a data set.
 
     name: a key of DATASETS. root: the folder that paths are relative to (digits and glyphs have none); for a benchmark
     its folder or the one that holds it, and the catalog's root is then its folder. list_file: the CSV file of
-    image_list, relative to root or absolute. Class names are sorted as strings.
+    image_list, relative to root or absolute. min_images_per_class: smaller classes of the user's own images are left
+    out. Class names are sorted as strings.
 
     A benchmark may be a subset, which people make deliberately. The `notes` of the catalog report counts that differ
-    from the published ones, and the caller must print them; `raydml.data.check` refuses them. Some published classes
-    have one image; in the user's own data such a class is an error.
+    from the published ones, and the caller must print them; `raydml.data.check` refuses them.
 
-    Raises DataError: an unknown name, no root, no images, what the readers of lists and folders refuse, and in the
-    user's own data a class with one image (a query needs another image to find).
+    Raises DataError: an unknown name, no root, no images, and what the readers of lists and folders refuse.
     """
     if name == "digits":
         return _open_digits()
@@ -75,9 +76,8 @@ def open_catalog(name: str, root: Path | None, list_file: str | None = None) -> 
     # Without a split any class may become a test class; with one, the roles of the test part decide.
     with_roles = any(file.role for file in files if file.part in ("", "test"))
     protocols = ("query_gallery",) if with_roles else ("leave_one_out",)
-    catalog = catalog_of(name, root, files, protocols=protocols, notes=notes, kind=kind)
-    refuse_small_classes(catalog.class_names, np.bincount(catalog.labels, minlength=len(catalog.class_names)))
-    return catalog
+    files, small_notes = without_small_classes(files, min_images_per_class)
+    return catalog_of(name, root, files, protocols=protocols, notes=(*notes, *small_notes), kind=kind)
 
 
 def digit_images() -> tuple[np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from raydml.data.catalog import PARTS, ROLES, DataError, ImageEntry, ImageFile, find_files, listed, log_notes
 from raydml.data.class_names import join_spellings, readable
 from raydml.data.formats import CONVERT, LIST_SUFFIXES, count_suffixes, is_undecoded
+from raydml.ops.wording import counted
 
 _COLUMNS = ("path", "label", "split", "role")  # the first two are required
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -47,7 +48,7 @@ def read_image_list(root: Path, list_file: str | None) -> ListedImages:
 
     Raises DataError with all faults and their lines at once: missing columns or values, a column twice, an open quote,
     other splits or roles, paths listed twice, outside root or missing on the disk, suffixes that cannot be decoded, a
-    class in a part with roles without a query or a gallery image.
+    part with roles without a query or without a gallery image.
     """
     if list_file is None:
         raise DataError("data.name = 'image_list' needs data.list_file, a CSV file with the columns path,label")
@@ -92,7 +93,7 @@ def read_image_list(root: Path, list_file: str | None) -> ListedImages:
     problems += _split_problems(entries) + _role_problems(entries)
     if problems:
         raise DataError(f"{key}: " + "\n".join(problems))
-    return ListedImages(files, tuple(notes))
+    return ListedImages(files, (*notes, *_role_notes(entries)))
 
 
 def find_list(root: Path) -> str | None:
@@ -307,10 +308,24 @@ def _role_problems(entries: list[ImageEntry]) -> list[str]:
                 "in query or gallery for every image of the part, or for none"
             )
         for role in ROLES:
-            lacking = [label for label, has in found.items() if role not in has and "" not in has]
-            if lacking:
-                problems.append(
-                    f"{len(lacking)} classes{place} have no {role} image: {listed(sorted(lacking))}; each class of a "
-                    "part with roles needs at least one query and one gallery image"
-                )
+            if not any(role in has for has in found.values()):
+                problems.append(f"no image{place} has the role {role}; a part with roles needs queries and a gallery")
     return problems
+
+
+def _role_notes(entries: list[ImageEntry]) -> list[str]:
+    """Return notes on classes of a part with roles that lack queries or gallery images."""
+    roles: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for entry in entries:
+        if entry.role:
+            roles[entry.part, entry.class_name].add(entry.role)
+    effects = {
+        "query": "these images are in the gallery, and wrong for every query",
+        "gallery": "these queries have nothing to find, are left out of the means, and are counted",
+    }
+    notes = []
+    for role, effect in effects.items():
+        if lacking := sorted(label for (_, label), has in roles.items() if role not in has):
+            named = f"{counted(len(lacking), 'class', 'classes')} without a {role} image: {listed(lacking)}"
+            notes.append(f"{named}; {effect}")
+    return notes

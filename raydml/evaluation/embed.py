@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raydml.config.trial import Machine, Trial
-from raydml.evaluation.protocols import DISTRACTOR, ProtocolError, describe_protocol
+from raydml.data.benchmarks import BENCHMARK_OF
+from raydml.evaluation.protocols import DISTRACTOR, ProtocolError, describe_protocol, num_lone_queries
 from raydml.evaluation.scoring import MetricSpec, ScoringError, primary_code, query_values, score_by_all
 from raydml.images.loader import read_ahead
 from raydml.images.pixels import Pixels, centres
@@ -80,18 +81,30 @@ class Evaluation(NamedTuple):
 
     metrics: by name. intervals: name -> (low, high), the 95 % bootstrap interval over the queries, class by class, of
     metrics of the first protocol. protocols: name -> description in words and numbers. All names of a test list begin
-    with it. num_left_out: unreadable images of the set, which are not scored.
+    with it. num_left_out: unreadable images of the set, which are not scored. num_lone_queries: queries of the first
+    protocol whose class has no other image for them to find, see `MetricSpec.lone_misses`.
     """
 
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     protocols: dict[str, str]
     num_left_out: int = 0
+    num_lone_queries: int = 0
 
 
 def metric_spec_of(trial: Trial) -> MetricSpec:
     """Return what a trial measures after every epoch."""
-    return MetricSpec(trial.recall_at, ("float", "binary") if trial.binary_codes else ("float",))
+    codes = ("float", "binary") if trial.binary_codes else ("float",)
+    return MetricSpec(trial.recall_at, codes, lone_misses=lone_queries_miss(trial.data.name))
+
+
+def lone_queries_miss(dataset: str) -> bool:
+    """Return whether queries without an image of their class to find count as misses in this data set.
+
+    They do in a benchmark, as in its published scores. In other images they are left out of the means, as in
+    pytorch-metric-learning.
+    """
+    return dataset in BENCHMARK_OF
 
 
 def evaluate_embeddings(
@@ -123,7 +136,7 @@ def evaluate_embeddings(
         metrics |= {f"{name}_{metric}": value for metric, value in of_list.metrics.items()}
         intervals |= {f"{name}_{metric}": bounds for metric, bounds in of_list.intervals.items()}
         sentences |= {f"{name}_{key}": f"{name} list: {sentence}" for key, sentence in of_list.protocols.items()}
-    return Evaluation(metrics, intervals, sentences)
+    return Evaluation(metrics, intervals, sentences, num_lone_queries=found.num_lone_queries)
 
 
 def _evaluate_all(
@@ -140,13 +153,17 @@ def _evaluate_all(
         classes = labels[scores.queries.rows]
         code = primary_code(spec.codes)
         prefix = "" if code == "float" else f"{code}_"
-        values = {f"{prefix}{name}": of for name, of in query_values(scores.queries, spec.recall_at).items()}
+        values = {f"{prefix}{name}": of for name, of in query_values(scores.queries, spec).items()}
         intervals = {
             name: bootstrap_interval(of_queries, groups=classes)
             for name, of_queries in values.items()
             if name in scores.metrics and len(np.unique(classes[~np.isnan(of_queries)])) > 1
         }
-    return Evaluation(scores.metrics, intervals, {name: describe_protocol(name, labels, roles) for name in protocols})
+    misses = spec.lone_misses
+    sentences = {name: describe_protocol(name, labels, roles, lone_misses=misses) for name in protocols}
+    return Evaluation(
+        scores.metrics, intervals, sentences, num_lone_queries=num_lone_queries(protocols[0], labels, roles)
+    )
 
 
 def device_of(machine: Machine) -> str:

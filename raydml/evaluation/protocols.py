@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from raydml.ops.wording import counted
+
 NUM_REPETITIONS = 10
 DISTRACTOR = "distractor"
 _SEED = 0  # of the random galleries, which are the same for every model
@@ -74,15 +76,44 @@ def retrieval_tasks(protocol: str, labels: np.ndarray, roles: Sequence[str] | No
     return PROTOCOLS[protocol].tasks(labels, _as_array(roles, len(labels)))
 
 
-def describe_protocol(protocol: str, labels: np.ndarray, roles: Sequence[str] | None = None) -> str:
-    """Describe a protocol in words and numbers: "leave one out: each of 90 images searches 89 others; 5 classes"."""
+def num_relevant(task: RetrievalTask, labels: np.ndarray) -> np.ndarray:
+    """Count the images of its class that each query can find, itself not counted: (Q,) int64. labels: (N,)."""
+    gallery = task.queries if task.gallery is None else task.gallery
+    of_query, by_label = labels[task.queries], np.sort(labels[gallery])
+    found = np.searchsorted(by_label, of_query, "right") - np.searchsorted(by_label, of_query, "left")
+    return found - (task.gallery is None or task.own is not None)
+
+
+def num_lone_queries(protocol: str, labels: np.ndarray, roles: Sequence[str] | None = None) -> int:
+    """Count the queries of a protocol whose class has no other image for them to find."""
+    is_distractor = _as_array(roles, len(labels)) == DISTRACTOR
+    of_class = np.where(is_distractor, labels.min() - 1, labels)
+    return int((num_relevant(retrieval_tasks(protocol, labels, roles)[0], of_class) == 0).sum())
+
+
+def describe_protocol(
+    protocol: str, labels: np.ndarray, roles: Sequence[str] | None = None, *, lone_misses: bool = False
+) -> str:
+    """Describe a protocol in words and numbers: "leave one out: each of 90 images searches 89 others; 5 classes".
+
+    Queries without an image of their class to find are counted. lone_misses: they count as misses in Recall@k and MRR;
+    otherwise they are left out of every mean.
+    """
     given = _as_array(roles, len(labels))
     task = retrieval_tasks(protocol, labels, roles)[0]
     sentence = PROTOCOLS[protocol].sentence.format(queries=f"{len(task.queries):,}", gallery=f"{task.num_found:,}")
     num_classes = len(np.unique(labels[given != DISTRACTOR]))
     distractors = int((given == DISTRACTOR).sum())
     more = f", {distractors:,} of them distractors" if distractors else ""
-    return f"{sentence}{more}; {num_classes:,} classes"
+    return f"{sentence}{more}; {num_classes:,} classes{_lone_in_words(protocol, labels, roles, lone_misses)}"
+
+
+def _lone_in_words(protocol: str, labels: np.ndarray, roles: Sequence[str] | None, lone_misses: bool) -> str:
+    number = num_lone_queries(protocol, labels, roles)
+    if not number:
+        return ""
+    treated = "counted as misses" if lone_misses else "left out of the means"
+    return f"; without an image of their class to find, and {treated}: {counted(number, 'query', 'queries')}"
 
 
 def _as_array(roles: Sequence[str] | None, num_images: int) -> np.ndarray:

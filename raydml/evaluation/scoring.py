@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from raydml.evaluation.nearness import binary_codes, int8_codes
-from raydml.evaluation.protocols import DISTRACTOR, RetrievalTask, retrieval_tasks
+from raydml.evaluation.protocols import DISTRACTOR, RetrievalTask, num_relevant, retrieval_tasks
 from raydml.evaluation.ranking import Device, nearest_neighbours, ranked_relevant, ranked_relevant_codes
 from raydml.metrics.clustering import ami, nmi, pair_f1
 from raydml.metrics.geometry import class_distances, spectral_decay
@@ -44,12 +44,17 @@ class ScoringError(ValueError):
 
 
 class MetricSpec(NamedTuple):
-    """What to measure: the k of Recall@k, kinds of codes, groups of metrics, and whether with intervals."""
+    """What to measure: the k of Recall@k, kinds of codes, groups of metrics, and whether with intervals.
+
+    lone_misses: queries without an image of their class to find count as misses in Recall@k and MRR, as in the
+    published scores of the benchmarks; otherwise they are left out of every mean.
+    """
 
     recall_at: tuple[int, ...]
     codes: tuple[str, ...] = ("float",)
     groups: tuple[str, ...] = ("retrieval",)
     intervals: bool = False
+    lone_misses: bool = False
 
 
 class QueryScores(NamedTuple):
@@ -91,21 +96,18 @@ def score_queries(
     is_leave_one_out = task.gallery is None
     gallery = task.queries if task.gallery is None else task.gallery
     query_labels, gallery_labels = labels[task.queries], labels[gallery]
-    by_label = np.sort(gallery_labels)
-    num_relevant = np.searchsorted(by_label, query_labels, "right") - np.searchsorted(by_label, query_labels, "left")
-    if is_leave_one_out or task.own is not None:
-        num_relevant = num_relevant - 1
-    if not num_relevant.any():
+    to_find = num_relevant(task, labels)
+    if not to_find.any():
         raise ScoringError(
-            "no query has another image of its class, so R-precision and MAP@R are undefined; evaluate on classes with "
-            "at least two images."
+            "no query has another image of its class to find, so there is nothing to score. Cure: evaluate on classes "
+            "with at least two images"
         )
     query_rows = embeddings if len(task.queries) == len(embeddings) else embeddings[task.queries]
     gallery_rows = None if is_leave_one_out else embeddings[gallery]
     settings: dict[str, Any] = {
         "query_labels": query_labels,
         "gallery_labels": None if is_leave_one_out else gallery_labels,
-        "depth": min(max(int(num_relevant.max()), DEPTH if to_1000 else 1), task.num_found),
+        "depth": min(max(int(to_find.max()), DEPTH if to_1000 else 1), task.num_found),
         "own": task.own,
     }
     if codes == "binary":
@@ -116,15 +118,13 @@ def score_queries(
     first, nearest = (np.zeros(len(task.queries), dtype=np.int64) for _ in range(2))
     precision, average, at_1000 = (np.full(len(task.queries), np.nan) for _ in range(3))
     for rows, ranks in parts:
-        first[rows], nearest[rows], relevant = ranks.first, ranks.nearest, num_relevant[rows]
+        first[rows], nearest[rows], relevant = ranks.first, ranks.nearest, to_find[rows]
         if relevant.any():
             precision[rows] = precision_at_r(ranks.hits, relevant)
             average[rows] = average_precision(ranks.hits, relevant)
             if to_1000:
                 at_1000[rows] = average_precision(ranks.hits, relevant, min(DEPTH, task.num_found))
-    return QueryScores(
-        task.queries, first, num_relevant, precision, average, at_1000 if to_1000 else None, gallery[nearest]
-    )
+    return QueryScores(task.queries, first, to_find, precision, average, at_1000 if to_1000 else None, gallery[nearest])
 
 
 class Scores(NamedTuple):
@@ -202,7 +202,7 @@ def _score(
                     "leave the larger k out of recall_at (--recall-at), or evaluate on more images"
                 )
             found.append(score_queries(rows, labels, task, codes=codes, to_1000="ranking" in groups, device=device))
-        each = [{name: np.nanmean(of) for name, of in query_values(one, spec.recall_at).items()} for one in found]
+        each = [{name: np.nanmean(of) for name, of in query_values(one, spec).items()} for one in found]
         kept = [name for name in each[0] if "retrieval" in groups or name in ("mrr", "map_at_1000")]
         named = {name: float(np.mean([one[name] for one in each])) for name in kept}
     if groups & {"clustering", "geometry"}:
@@ -211,12 +211,13 @@ def _score(
     return Scores(named, found[0] if len(found) == 1 else None)
 
 
-def query_values(found: QueryScores, recall_at: Sequence[int]) -> dict[str, NDArray[np.float64]]:
+def query_values(found: QueryScores, spec: MetricSpec) -> dict[str, NDArray[np.float64]]:
     """Return metric -> (Q,) its value for each query, NaN if it has none; means and intervals are made of these."""
-    values = {f"recall_at_{k}": recall(found.first, k).astype(np.float64) for k in recall_at}
+    is_scored = (found.num_relevant > 0) | spec.lone_misses
+    values = {f"recall_at_{k}": np.where(is_scored, recall(found.first, k), np.nan) for k in spec.recall_at}
     values |= {"r_precision": found.r_precision, "map_at_r": found.average_precision}
     if found.average_precision_at_1000 is not None:
-        values["mrr"] = reciprocal_rank(found.first)
+        values["mrr"] = np.where(is_scored, reciprocal_rank(found.first), np.nan)
         values["map_at_1000"] = found.average_precision_at_1000
     return values
 

@@ -18,7 +18,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from PIL import Image
 
-from raydml.data.catalog import Catalog, DataError, listed, refuse_small_classes
+from raydml.data.catalog import Catalog, DataError, listed
 from raydml.data.datasets import images_without_files
 from raydml.data.digests import ImageRecord, Sources, changed_rows, load_sources, read_sources, refuse_changed
 from raydml.data.seal import TestKey
@@ -267,7 +267,7 @@ class _Selection:
         return self.rows[[self.catalog.paths[row] not in skipped for row in self.rows]] if skipped else self.rows
 
     def refuse(self, skipped: dict[str, str]) -> None:
-        """Raise DataError if images without pixels may not be skipped, or if that leaves a class too small."""
+        """Raise DataError if images without pixels may not be skipped, or if that leaves a class without an image."""
         if skipped and self.storage.on_unreadable == "refuse":
             lines = "\n".join(f"  {path}: {reason}" for path, reason in skipped.items())
             raise DataError(
@@ -276,12 +276,13 @@ class _Selection:
             )
         if skipped:
             labels, class_names = self.catalog.labels, self.catalog.class_names
-            before, after = (
-                np.bincount(labels[rows], minlength=len(class_names)) for rows in (self.rows, self.left(skipped))
-            )
-            shrunk = np.flatnonzero(after < before)  # a class that has one image in the benchmark itself may stay
-            names = [class_names[label] for label in shrunk]
-            refuse_small_classes(names, after[shrunk], " left after skipping unreadable ones")
+            gone = np.setdiff1d(labels[self.rows], labels[self.left(skipped)])
+            if len(gone):
+                names = [class_names[label] for label in gone]
+                raise DataError(
+                    f"{len(gone)} of {len(class_names)} classes have no image left after skipping unreadable ones: "
+                    f"{listed(names)}. Cure: repair their images, or remove these classes"
+                )
 
 
 def open_or_write(

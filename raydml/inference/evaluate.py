@@ -18,7 +18,7 @@ from raydml.data.benchmarks import BENCHMARK_OF
 from raydml.data.catalog import WITHOUT_FILES, Catalog, DataError, digests_of_files, listed
 from raydml.data.seal import TestKey
 from raydml.data.splits import Split
-from raydml.evaluation.embed import Evaluation, device_of, embed, evaluate_embeddings, metric_spec_of
+from raydml.evaluation.embed import Evaluation, device_of, embed, evaluate_embeddings, lone_queries_miss, metric_spec_of
 from raydml.evaluation.protocols import DISTRACTOR, protocols_of
 from raydml.evaluation.saved_embeddings import SavedEmbeddings, save_embeddings
 from raydml.evaluation.scoring import MetricSpec
@@ -281,6 +281,7 @@ def evaluate_saved(saved: SavedEmbeddings, spec: MetricSpec, device: str = "cpu"
     numbers = {name: number for number, name in enumerate(saved.class_names)}
     listed: Mapping[str, Sequence[str]] = saved.facts.get("lists") or {}
     lists = {name: [numbers[one] for one in classes if one in numbers] for name, classes in listed.items()}
+    spec = spec._replace(lone_misses=lone_queries_miss(str(saved.facts.get("dataset", ""))))
     return evaluate_embeddings(saved.embeddings, saved.labels, saved.roles, protocols, spec, device, lists)
 
 

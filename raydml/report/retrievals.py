@@ -72,8 +72,9 @@ class RankedQueries(NamedTuple):
 
     @property
     def recall_at_1(self) -> float:
-        """The share of the queries whose nearest neighbour is right."""
-        return float(self.right[:, 0].mean())
+        """The share of the queries with R > 0 whose nearest neighbour is right; NaN without any."""
+        found = self.right[self.num_relevant > 0, 0]
+        return float(found.mean()) if len(found) else float("nan")
 
 
 def rank_queries(
@@ -284,7 +285,7 @@ def draw_neighbours(
 class ClassFailure(NamedTuple):
     """The results of the queries of one class.
 
-    recall_at_1: mean of these queries. map_at_r: mean of those with R > 0, NaN without any. num_wrong: queries whose
+    Queries without an image of their class to find are left out. recall_at_1, map_at_r: means. num_wrong: queries whose
     nearest neighbour is wrong. mistaken_for: the class of most of these neighbours, the lowest label among equals; None
     where none is wrong. num_mistaken: the number of neighbours of that class.
     """
@@ -299,24 +300,24 @@ class ClassFailure(NamedTuple):
 
 
 def class_failures(ranked: RankedQueries, labels: NDArray[np.int64]) -> list[ClassFailure]:
-    """Return every class with queries, worst first: by Recall@1, then MAP@R, then label.
+    """Return every class with queries that have something to find, worst first: by Recall@1, then MAP@R, then label.
 
     labels: (N,) of the ranked images.
     """
     of_query = labels[ranked.queries]
     nearest = labels[ranked.neighbours[:, 0]]
     failures = []
-    for label in np.unique(of_query).tolist():
-        own = of_query == label
+    has_more = ranked.num_relevant > 0
+    for label in np.unique(of_query[has_more]).tolist():
+        own = (of_query == label) & has_more
         wrong = nearest[own & (nearest != label)]
         others, counts = np.unique(wrong, return_counts=True)
-        precision = ranked.average_precision[own & (ranked.num_relevant > 0)]
         failures.append(
             ClassFailure(
                 label,
                 int(own.sum()),
                 float(ranked.right[own, 0].mean()),
-                float(precision.mean()) if len(precision) else float("nan"),
+                float(ranked.average_precision[own].mean()),
                 len(wrong),
                 int(others[counts.argmax()]) if len(wrong) else None,
                 int(counts.max()) if len(wrong) else 0,
@@ -393,7 +394,8 @@ def draw_confusions(
     labels, rows = images.labels, []
     for row in [row for row in failures if row.mistaken_for is not None][:num_classes]:
         assert row.mistaken_for is not None
-        places = np.flatnonzero((labels[ranked.queries] == row.label) & ~ranked.right[:, 0])
+        is_wrong = (ranked.num_relevant > 0) & ~ranked.right[:, 0]
+        places = np.flatnonzero((labels[ranked.queries] == row.label) & is_wrong)
         cells: list[ImageCell | None] = []
         for place in _typical_mistakes_first(places, ranked, labels, row.mistaken_for)[:num_pairs]:
             query, other = int(ranked.queries[place]), int(ranked.neighbours[place, 0])

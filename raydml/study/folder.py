@@ -338,7 +338,7 @@ def make_splits(study: StudySettings, catalogs: Catalogs, trials: Iterable[Trial
         catalog = catalogs.of(trial)
         for place, settings in splits_of_stages(study, data.split).items():
             name = f"{place} {_digest(settings.model_dump(mode='json'))[:8]}"
-            key = f"{data.name} {data.list_file} {name}"
+            key = f"{data.images_key()} {name}"
             if key not in made:
                 made[key] = make_split(catalog, **settings.model_dump())
                 parts = made[key].to_dict().items()
