@@ -45,13 +45,15 @@ class ImageEntry(NamedTuple):
     part: str = ""
     role: str = ""
     lists: tuple[str, ...] = ()
+    group: str = ""
 
 
 class ImageFile(NamedTuple):
     """One image of a data set: its path relative to the root, its class and its size.
 
     part: "train" | "val" | "test", the part of its class, and role: "query" | "gallery"; "" where the data set gives
-    none. lists: names of the test lists that have it, where the data set is scored by several.
+    none. lists: names of the test lists that have it, where the data set is scored by several. group: its second label,
+    such as a super-category or a camera; "" where there is none.
     """
 
     path: str
@@ -60,6 +62,22 @@ class ImageFile(NamedTuple):
     part: str = ""
     role: str = ""
     lists: tuple[str, ...] = ()
+    group: str = ""
+
+
+class Groups(NamedTuple):
+    """The second labels of N images.
+
+    names: N of them. are_excluded: a query does not find gallery images of its own class and group, as where groups are
+    cameras or sequences; otherwise groups are another level of labels, by which the images are scored besides.
+    """
+
+    names: tuple[str, ...]
+    are_excluded: bool = False
+
+    def select(self, rows: np.ndarray) -> "Groups":
+        """Return the groups of the images with these numbers."""
+        return self._replace(names=tuple(self.names[row] for row in rows.tolist()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +91,8 @@ class Catalog:
     the test part is scored, the main protocol first. lists: name ->
     names of the classes of a test list on which a model is scored besides, as VehicleID has three. notes: sentences
     that the caller must show, on what is usable but not as published or not as it looks. differences: of a benchmark,
-    the parts whose counts are not the published ones, in words. description: what was found, in a few words: "26
-    classes in class folders, 930 images".
+    the parts whose counts are not the published ones, in words. groups: those of the images, or None. description:
+    what was found, in a few words: "26 classes in class folders, 930 images".
     """
 
     name: str
@@ -90,6 +108,7 @@ class Catalog:
     differences: tuple[str, ...] = ()
     description: str = ""
     lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    groups: Groups | None = None
 
 
 def catalog_of(
@@ -100,10 +119,12 @@ def catalog_of(
     protocols: tuple[str, ...] = ("leave_one_out",),
     notes: tuple[str, ...] = (),
     kind: str = "{classes}",
+    groups_are_excluded: bool = False,
 ) -> Catalog:
     """Return a catalog of images in any order.
 
     kind: the description of the classes; {classes} stands for their number: "{classes} in class folders".
+    groups_are_excluded: see `Groups`.
     """
     # The order in which a file system or a list names the images must not change the experiment.
     ordered = sorted(files, key=lambda file: (file.class_name, file.path))
@@ -113,6 +134,7 @@ def catalog_of(
     content = hashlib.sha256()
     for file in ordered:
         decisive = [file.path, file.class_name, file.num_bytes, *filter(None, (file.part, file.role)), *file.lists]
+        decisive += [{"group": file.group}] if file.group else []
         content.update(json.dumps(decisive).encode() + b"\n")
         for of_list in file.lists:
             lists.setdefault(of_list, set()).add(file.class_name)
@@ -130,6 +152,9 @@ def catalog_of(
         description=f"{kind.format(classes=counted(len(class_names), 'class', 'classes'))}, "
         f"{counted(len(ordered), 'image')}",
         lists={name: tuple(sorted(classes)) for name, classes in lists.items()},
+        groups=Groups(tuple(file.group for file in ordered), groups_are_excluded)
+        if any(file.group for file in ordered)
+        else None,
     )
 
 
@@ -227,7 +252,7 @@ def _find_file(folder: str, entry: ImageEntry) -> ImageFile | str:
         return f"{entry.path!r} ({os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error})"
     if not stat.S_ISREG(status.st_mode):
         return f"{entry.path} ({os.strerror(errno.EISDIR) if stat.S_ISDIR(status.st_mode) else 'Not a regular file'})"
-    return ImageFile(entry.path, entry.class_name, status.st_size, entry.part, entry.role, entry.lists)
+    return ImageFile(entry.path, entry.class_name, status.st_size, *entry[2:])
 
 
 def listed(names: Iterable[object], limit: int = 10) -> str:

@@ -37,14 +37,14 @@ class _Record(NamedTuple):
     values: list[str]
 
 
-def read_image_list(root: Path, list_file: str | None) -> ListedImages:
+def read_image_list(root: Path, list_file: str | None, group: str | None = None) -> ListedImages:
     """Return the images of a CSV file with the columns path,label[,split][,role]; other columns are ignored.
 
     Values are separated by commas, semicolons or tabs; the file is UTF-8 or, with a byte order mark, UTF-16. path:
     relative to root, with "/" or, where no such file exists, with the backslashes of Windows or in another Unicode
     spelling. label: any text, kept as it is ("007", "NA"), but one class for all Unicode spellings of a name. split:
     train, val or test, for every image or for none. role: query or gallery, for every image of a part or for none of
-    it; not in train, where nothing would use it.
+    it; not in train, where nothing would use it. group: the column of the second label, with a value for every image.
 
     Raises DataError with all faults and their lines at once: missing columns or values, a column twice, an open quote,
     other splits or roles, paths listed twice, outside root or missing on the disk, suffixes that cannot be decoded, a
@@ -57,8 +57,8 @@ def read_image_list(root: Path, list_file: str | None) -> ListedImages:
     lines: dict[str, int] = {}  # path as listed -> line
     entries: list[ImageEntry] = []
     problems: list[str] = []
-    for number, fields in _fields(_text_of(file, key), key):
-        entry = _entry_of(fields)
+    for number, fields in _fields(_text_of(file, key), key, group):
+        entry = _entry_of(fields, group)
         if isinstance(entry, str):
             problems.append(f"line {number}: {entry}")
         elif entry.path in lines:
@@ -159,13 +159,14 @@ def _num_columns(header: str, mark: str) -> int:
     return len({column.strip(' \t"') for column in header.split(mark)} & set(_COLUMNS))
 
 
-def _fields(text: str, key: str) -> list[tuple[int, dict[str, str]]]:
-    """Return the line and the values of _COLUMNS ("" if absent) of each record."""
+def _fields(text: str, key: str, group: str | None) -> list[tuple[int, dict[str, str]]]:
+    """Return the line and the values of _COLUMNS and of the group ("" if absent) of each record."""
+    names = (*_COLUMNS, *([] if group in (None, *_COLUMNS) else [str(group)]))
     separator = _separator_of(text)
     records = _records(text, separator, key)
     header = next(records, _Record(1, []))
     columns = [column.strip() for column in header.values]
-    if twice := [column for column in _COLUMNS if columns.count(column) > 1]:
+    if twice := [column for column in names if columns.count(column) > 1]:
         raise DataError(
             f"{key}: line {header.line} has the column {' and the column '.join(twice)} twice: {', '.join(columns)}; "
             "remove or rename one of the two"
@@ -176,7 +177,9 @@ def _fields(text: str, key: str) -> list[tuple[int, dict[str, str]]]:
             f"{_SEPARATORS.get(separator, repr(separator))}: {', '.join(columns) or 'none'}. Name the columns in the "
             "first line: path,label and optionally split,role, separated by commas, semicolons or tabs"
         )
-    places = {column: columns.index(column) for column in _COLUMNS if column in columns}
+    if group is not None and group not in columns:
+        raise DataError(f"{key} has no column {group!r} (data.group); line {header.line} has: {', '.join(columns)}")
+    places = {column: columns.index(column) for column in names if column in columns}
     found, too_long = [], []
     for line, values in records:
         if len(values) > len(columns):
@@ -184,7 +187,7 @@ def _fields(text: str, key: str) -> list[tuple[int, dict[str, str]]]:
         fields = {name: values[place].strip() for name, place in places.items() if place < len(values)}
         if _LINE_END.search("".join(fields.values())):
             raise DataError(f"{key}: {_open_quote(text, line)}")
-        found.append((line, {name: fields.get(name, "") for name in _COLUMNS}))
+        found.append((line, {name: fields.get(name, "") for name in names}))
     if too_long:
         raise DataError(
             f"{key}: {len(too_long)} lines have more values than the header has columns: {listed(too_long)}; put "
@@ -220,7 +223,7 @@ def _open_quote(text: str, line: int) -> str:
     )
 
 
-def _entry_of(fields: dict[str, str]) -> ImageEntry | str:
+def _entry_of(fields: dict[str, str], group: str | None) -> ImageEntry | str:
     """Return the image of one line, or the problem with the line."""
     path, label, part, role = (fields[column] for column in _COLUMNS)
     if not path or not label:
@@ -234,7 +237,9 @@ def _entry_of(fields: dict[str, str]) -> ImageEntry | str:
         return f"role = {role!r}; choices: {', '.join(ROLES)}, or no role at all"
     if role and part == "train":
         return f"role = {role!r} with split = 'train'; training images have no roles: leave it empty"
-    return ImageEntry(plain, label, part, role)
+    if group is not None and not fields[group]:
+        return f"{group} is empty (data.group); give each image a group"
+    return ImageEntry(plain, label, part, role, group=fields[group] if group is not None else "")
 
 
 def _plain(path: str) -> str:

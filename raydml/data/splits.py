@@ -189,11 +189,15 @@ def _refuse_lone_parts(catalog: Catalog, split: Split, parts: Sequence[str]) -> 
         np.bincount(catalog.labels[roles == role], minlength=len(catalog.class_names)) for role in ("", *ROLES)
     )
     can_be_scored = (both > 1) | ((queries > 0) & (gallery > 0))
+    if catalog.groups is not None and catalog.groups.are_excluded:
+        pairs = set(zip(catalog.labels.tolist(), catalog.groups.names, strict=True))
+        of_pairs = np.array([label for label, _ in pairs])
+        can_be_scored &= np.bincount(of_pairs, minlength=len(can_be_scored)) > 1
     for part in parts:
         classes = list(getattr(split, part))
         if part != "train" and not can_be_scored[classes].any():
             raise DataError(
                 f"data.split: no class of the {part} part ({counted(len(classes), 'class', 'classes')}) has a query "
-                "and another image to find, so nothing can be scored. Cure: more images of these classes, or "
-                "data.min_images_per_class = 2, which leaves out classes with one image"
+                "and another image to find (with data.exclude_same: in another group), so nothing can be scored. Cure: "
+                "more images of these classes; data.min_images_per_class = 2 leaves out classes with one image"
             )

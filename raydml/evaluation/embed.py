@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from raydml.config.trial import Machine, Trial
 from raydml.data.benchmarks import BENCHMARK_OF
+from raydml.data.catalog import Groups
 from raydml.evaluation.protocols import DISTRACTOR, ProtocolError, describe_protocol, num_lone_queries
 from raydml.evaluation.scoring import MetricSpec, ScoringError, primary_code, query_values, score_by_all
 from raydml.images.loader import read_ahead
@@ -115,13 +116,15 @@ def evaluate_embeddings(
     spec: MetricSpec,
     device: str = "cpu",
     lists: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    groups: Groups | None = None,
 ) -> Evaluation:
     """Score embeddings (N, D) of labels (N,) under every protocol, with intervals if the spec has them.
 
     lists: name -> labels of a part of the classes; each list is also scored by itself, as if there were no other
-    images. Distractors are in every list.
+    images. Distractors are in every list. groups: of the N images; where they are a level of labels, the images are
+    scored by them besides, and all names of these scores begin with ``group_``.
     """
-    found = _evaluate_all(embeddings, labels, roles, protocols, spec, device)
+    found = _evaluate_all(embeddings, labels, roles, protocols, spec, device, groups)
     metrics, intervals, sentences = dict(found.metrics), dict(found.intervals), dict(found.protocols)
     distracts = np.zeros(len(labels), dtype=bool) if roles is None else np.array(roles) == DISTRACTOR
     for name, classes in lists.items():
@@ -129,13 +132,27 @@ def evaluate_embeddings(
         of_list = found
         if len(rows) < len(labels):
             some_roles = None if roles is None else [roles[row] for row in rows.tolist()]
+            some_groups = None if groups is None else groups.select(rows)
             try:
-                of_list = _evaluate_all(embeddings[rows], labels[rows], some_roles, protocols, spec, device)
+                of_list = _evaluate_all(
+                    embeddings[rows], labels[rows], some_roles, protocols, spec, device, some_groups
+                )
             except (ScoringError, ProtocolError) as error:
                 raise type(error)(f"the list {name}: {error}") from error
         metrics |= {f"{name}_{metric}": value for metric, value in of_list.metrics.items()}
         intervals |= {f"{name}_{metric}": bounds for metric, bounds in of_list.intervals.items()}
         sentences |= {f"{name}_{key}": f"{name} list: {sentence}" for key, sentence in of_list.protocols.items()}
+    if groups is not None and not groups.are_excluded:
+        names, of_group = np.unique(np.array(groups.names, dtype=np.str_)[~distracts], return_inverse=True)
+        ids = np.zeros(len(labels), dtype=np.int64)
+        ids[~distracts] = of_group
+        if len(names) > 1:
+            by_group = _evaluate_all(embeddings, ids, roles, protocols, spec, device, noun="groups")
+            metrics |= {f"group_{metric}": value for metric, value in by_group.metrics.items()}
+            intervals |= {f"group_{metric}": bounds for metric, bounds in by_group.intervals.items()}
+            sentences |= {f"group_{key}": f"by group: {sentence}" for key, sentence in by_group.protocols.items()}
+        else:
+            sentences["group"] = f"by group: not scored, because all images are of one group, {str(names[0])!r}"
     return Evaluation(metrics, intervals, sentences, num_lone_queries=found.num_lone_queries)
 
 
@@ -146,8 +163,10 @@ def _evaluate_all(
     protocols: Sequence[str],
     spec: MetricSpec,
     device: str,
+    groups: Groups | None = None,
+    noun: str = "classes",
 ) -> Evaluation:
-    scores = score_by_all(embeddings, labels, roles, protocols, spec, device)
+    scores = score_by_all(embeddings, labels, roles, protocols, spec, device, groups)
     intervals = {}
     if spec.intervals and scores.queries is not None:
         classes = labels[scores.queries.rows]
@@ -160,10 +179,11 @@ def _evaluate_all(
             if name in scores.metrics and len(np.unique(classes[~np.isnan(of_queries)])) > 1
         }
     misses = spec.lone_misses
-    sentences = {name: describe_protocol(name, labels, roles, lone_misses=misses) for name in protocols}
-    return Evaluation(
-        scores.metrics, intervals, sentences, num_lone_queries=num_lone_queries(protocols[0], labels, roles)
-    )
+    sentences = {
+        name: describe_protocol(name, labels, roles, groups, lone_misses=misses, noun=noun) for name in protocols
+    }
+    num_lone = num_lone_queries(protocols[0], labels, roles, groups)
+    return Evaluation(scores.metrics, intervals, sentences, num_lone_queries=num_lone)
 
 
 def device_of(machine: Machine) -> str:

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from raydml.data.catalog import Groups
 from raydml.evaluation.nearness import binary_codes, int8_codes
 from raydml.evaluation.protocols import DISTRACTOR, RetrievalTask, num_relevant, retrieval_tasks
-from raydml.evaluation.ranking import Device, nearest_neighbours, ranked_relevant, ranked_relevant_codes
+from raydml.evaluation.ranking import Device, HiddenRows, nearest_neighbours, ranked_relevant, ranked_relevant_codes
 from raydml.metrics.clustering import ami, nmi, pair_f1
 from raydml.metrics.geometry import class_distances, spectral_decay
 from raydml.metrics.names import CODES, METRIC_GROUPS
@@ -94,7 +95,7 @@ def score_queries(
     Raises RetrievalError for NaN, ScoringError if no query has an image to find.
     """
     is_leave_one_out = task.gallery is None
-    gallery = task.queries if task.gallery is None else task.gallery
+    gallery = task.searched
     query_labels, gallery_labels = labels[task.queries], labels[gallery]
     to_find = num_relevant(task, labels)
     if not to_find.any():
@@ -107,8 +108,9 @@ def score_queries(
     settings: dict[str, Any] = {
         "query_labels": query_labels,
         "gallery_labels": None if is_leave_one_out else gallery_labels,
-        "depth": min(max(int(to_find.max()), DEPTH if to_1000 else 1), task.num_found),
+        "depth": min(max(int(to_find.max()), DEPTH if to_1000 else 1), task.num_others),
         "own": task.own,
+        "hidden": None if task.codes is None else HiddenRows(task.codes[task.queries], task.codes[gallery]),
     }
     if codes == "binary":
         gallery_bits = None if gallery_rows is None else binary_codes(gallery_rows)
@@ -123,7 +125,7 @@ def score_queries(
             precision[rows] = precision_at_r(ranks.hits, relevant)
             average[rows] = average_precision(ranks.hits, relevant)
             if to_1000:
-                at_1000[rows] = average_precision(ranks.hits, relevant, min(DEPTH, task.num_found))
+                at_1000[rows] = average_precision(ranks.hits, relevant, min(DEPTH, task.num_others))
     return QueryScores(task.queries, first, to_find, precision, average, at_1000 if to_1000 else None, gallery[nearest])
 
 
@@ -141,6 +143,7 @@ def score_by_all(
     protocols: Sequence[str],
     spec: MetricSpec,
     device: Device = "cpu",
+    groups: Groups | None = None,
 ) -> Scores:
     """Score embeddings by Euclidean distance, under each protocol and with each kind of codes.
 
@@ -152,6 +155,7 @@ def score_by_all(
         spec: codes: "float", "binary" (signs, by Hamming distance) or "int8". groups: of METRIC_GROUPS; clustering and
             geometry do not depend on the protocol and leave distractors out.
         device: where distances and k-means are computed.
+        groups: of the N images, for protocols across groups.
 
     The metrics are fractions in [0, 1] except those of geometry. They are means over queries, and over the repetitions
     of a protocol that draws its gallery. Names have the protocol as a prefix, except for the first protocol, and the
@@ -168,10 +172,11 @@ def score_by_all(
     named: dict[str, float] = {}
     queries = None
     for place, protocol in enumerate(protocols):
-        groups = tuple(group for group in spec.groups if place == 0 or group in ("retrieval", "ranking"))
+        of_metrics = tuple(group for group in spec.groups if place == 0 or group in ("retrieval", "ranking"))
         for kind in spec.codes:
             prefix = (f"{protocol}_" if place else "") + ("" if kind == "float" else f"{kind}_")
-            scores = _score(embeddings, labels, roles, protocol, spec._replace(codes=(kind,), groups=groups), device)
+            one = spec._replace(codes=(kind,), groups=of_metrics)
+            scores = _score(embeddings, labels, roles, protocol, one, device, groups)
             named |= {f"{prefix}{name}": value for name, value in scores.metrics.items()}
             if place == 0 and kind == primary_code(spec.codes):
                 queries = scores.queries
@@ -185,8 +190,9 @@ def _score(
     protocol: str,
     spec: MetricSpec,
     device: Device,
+    of_images: Groups | None,
 ) -> Scores:
-    """Score one kind of codes under one protocol."""
+    """Score one kind of codes under one protocol. of_images: the groups of the images."""
     codes, groups = spec.codes[0], set(spec.groups)
     rows = int8_codes(embeddings) if codes == "int8" else embeddings
     is_distractor = np.zeros(len(labels), dtype=bool) if roles is None else np.array(roles) == DISTRACTOR
@@ -194,7 +200,7 @@ def _score(
     named: dict[str, float] = {}
     found: list[QueryScores] = []
     if groups & {"retrieval", "ranking"}:
-        for task in retrieval_tasks(protocol, labels, roles):
+        for task in retrieval_tasks(protocol, labels, roles, of_images):
             largest_k = max(spec.recall_at) if "retrieval" in groups else 1
             if largest_k > task.num_found:
                 raise ScoringError(

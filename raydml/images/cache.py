@@ -18,7 +18,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from PIL import Image
 
-from raydml.data.catalog import Catalog, DataError, listed
+from raydml.data.catalog import Catalog, DataError, Groups, listed
 from raydml.data.datasets import images_without_files
 from raydml.data.digests import ImageRecord, Sources, changed_rows, load_sources, read_sources, refuse_changed
 from raydml.data.seal import TestKey
@@ -51,7 +51,7 @@ class Images(NamedTuple):
     """The images of one part.
 
     pixels: N of them. labels: (N,) int64 in 0..C-1, the classes of this part numbered anew in catalog order. paths: N.
-    skipped: (path, reason) of each image left out. roles: N of those of the catalog, or None where it has none.
+    skipped: (path, reason) of each image left out. roles, groups: those of the catalog, or None where it has none.
     """
 
     pixels: Pixels
@@ -59,6 +59,7 @@ class Images(NamedTuple):
     paths: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...] = ()
     roles: tuple[str, ...] | None = None
+    groups: Groups | None = None
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,8 @@ def _part(catalog: Catalog, classes: tuple[int, ...], kept: _KeptImages) -> Imag
     left_out = [(path, kept.skipped[path]) for path in (catalog.paths[row] for row in of_part) if path in kept.skipped]
     roles = None if catalog.roles is None else tuple(catalog.roles[row] for row in rows)
     paths = tuple(catalog.paths[row] for row in rows)
-    return Images(kept.pixels.select(places), labels, paths, tuple(left_out), roles)
+    groups = None if catalog.groups is None else catalog.groups.select(rows)
+    return Images(kept.pixels.select(places), labels, paths, tuple(left_out), roles, groups)
 
 
 def _without_files(catalog: Catalog, rows: np.ndarray, resizing: Resizing | None) -> _KeptImages:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from raydml.config.refit import trains_on_test_classes, validates
 from raydml.config.trial import Machine, Trial, parse_trial
 from raydml.data.benchmarks import BENCHMARK_OF
-from raydml.data.catalog import WITHOUT_FILES, Catalog, DataError, digests_of_files, listed
+from raydml.data.catalog import WITHOUT_FILES, Catalog, DataError, Groups, digests_of_files, listed
 from raydml.data.seal import TestKey
 from raydml.data.splits import Split
 from raydml.evaluation.embed import Evaluation, device_of, embed, evaluate_embeddings, lone_queries_miss, metric_spec_of
@@ -103,7 +103,8 @@ def evaluate_checkpoint(
         "checkpoint": str(checkpoint_folder),
     }
     names = tuple(class_names)
-    saved = SavedEmbeddings(embed_part(model.network), images.labels, names, images.paths, images.roles, facts)
+    rows = embed_part(model.network)
+    saved = SavedEmbeddings(rows, images.labels, names, images.paths, images.roles, facts, images.groups)
     if save_to is not None:
         save_embeddings(save_to, saved)
     found = evaluate_saved(saved, spec, run_on)
@@ -199,17 +200,17 @@ def _open_part(
         opened = open_development(trial, machine, augmented=False, catalogs=catalogs)
         names = [opened.catalog.class_names[number] for number in opened.split.val]
         # declared protocols and lists are for the test classes
-        return opened.val, names, {"protocols": list(protocols_of(opened.val.roles, ()))}
+        return opened.val, names, {"protocols": list(protocols_of(opened.val.roles, (), opened.val.groups))}
     assert key is not None
     catalog, images = open_test(trial, machine, key, catalogs)
     names = [catalog.class_names[number] for number in split_for(trial, catalog).test]
-    return images, names, _scored_by(catalog, images.roles)
+    return images, names, _scored_by(catalog, images.roles, images.groups)
 
 
-def _scored_by(catalog: Catalog, roles: Sequence[str] | None) -> dict[str, Any]:
+def _scored_by(catalog: Catalog, roles: Sequence[str] | None, groups: Groups | None) -> dict[str, Any]:
     """Return the protocols of the test part, and its lists where it has some: name -> names of the classes."""
     lists = {name: list(classes) for name, classes in catalog.lists.items()}
-    return {"protocols": list(protocols_of(roles, catalog.protocols)), **({"lists": lists} if lists else {})}
+    return {"protocols": list(protocols_of(roles, catalog.protocols, groups)), **({"lists": lists} if lists else {})}
 
 
 class Collection(NamedTuple):
@@ -251,10 +252,12 @@ def embed_collection(
         for part in parts
     ]
     class_names = [catalog.class_names[number] for number in _classes_of(catalog)]
-    labels, roles = parts[0].labels, parts[0].roles
+    labels, roles, groups = parts[0].labels, parts[0].roles, parts[0].groups
     if distractors is not None:
         labels = np.concatenate([labels, np.full(len(parts[1].labels), len(class_names))])
         roles = (*(roles or [""] * len(parts[0].labels)), *[DISTRACTOR] * len(parts[1].labels))
+        if groups is not None:
+            groups = groups._replace(names=(*groups.names, *[""] * len(parts[1].labels)))
         class_names.append(f"({DISTRACTOR})")
     part_name = "all" if catalog.given_split is None else "test"
     return SavedEmbeddings(
@@ -263,7 +266,8 @@ def embed_collection(
         tuple(class_names),
         tuple(path for part in parts for path in part.paths),
         roles,
-        {"dataset": catalog.name, "part": part_name, **_scored_by(catalog, roles), **facts},
+        {"dataset": catalog.name, "part": part_name, **_scored_by(catalog, roles, groups), **facts},
+        groups,
     )
 
 
@@ -277,12 +281,14 @@ def evaluate_saved(saved: SavedEmbeddings, spec: MetricSpec, device: str = "cpu"
             f"all {len(saved.labels)} images are of one class, {saved.class_names[saved.labels[0]]!r}: every neighbour "
             "is right, and every score 1. Cure: images of two classes at least"
         )
-    protocols: Sequence[str] = saved.facts.get("protocols") or protocols_of(saved.roles, ())
+    protocols: Sequence[str] = saved.facts.get("protocols") or protocols_of(saved.roles, (), saved.groups)
     numbers = {name: number for number, name in enumerate(saved.class_names)}
     listed: Mapping[str, Sequence[str]] = saved.facts.get("lists") or {}
     lists = {name: [numbers[one] for one in classes if one in numbers] for name, classes in listed.items()}
     spec = spec._replace(lone_misses=lone_queries_miss(str(saved.facts.get("dataset", ""))))
-    return evaluate_embeddings(saved.embeddings, saved.labels, saved.roles, protocols, spec, device, lists)
+    return evaluate_embeddings(
+        saved.embeddings, saved.labels, saved.roles, protocols, spec, device, lists, saved.groups
+    )
 
 
 def _open(collection: Collection, preprocessing: Preprocessing, machine: Machine) -> Images:

@@ -114,6 +114,11 @@ def test_settings_of_the_images_that_were_added_later_change_no_fingerprint_at_t
     assert fingerprint(cut) != "be623f7f38cf"
     assert parse_trial(cut.model_dump(mode="json")) == cut
     message = problems_with(**{"data.min_images_per_class": 3})["data.min_images_per_class"].message
+    grouped = {"data.group": "parent", "data.exclude_same": "group"}
+    assert parse_trial(trial_with(**{"data.name": "image_folder"}, **grouped)).data.exclude_same == "group"
+    assert set(problems_with(**grouped)) == {"data.group"}
+    assert set(problems_with(**{"data.name": "image_folder", "data.group": "camera"})) == {"data.group"}
+    assert set(problems_with(**{"data.name": "image_folder", "data.exclude_same": "group"})) == {"data.exclude_same"}
     assert message.startswith("is not used by digits, whose classes are fixed; it is by image_folder")
 
 

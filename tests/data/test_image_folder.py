@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raydml.data.catalog import DataError
+from raydml.data.catalog import DataError, Groups
 from raydml.data.datasets import open_catalog
 from tests.data.own_images import folder_of, write_image
 from tests.data.refusals import SHARED, assert_contains, refusal
@@ -74,6 +74,14 @@ class TestFolder:
         assert len({whole.content, cut.content}) == 2
         with pytest.raises(DataError, match="no class has as many images; the largest has 4"):
             open_catalog("image_folder", tmp_path, min_images_per_class=5)
+
+    def test_the_folder_above_is_the_group(self, tmp_path):
+        folder_of(tmp_path, **{"fruit/apple": 2, "fruit/pear": 1, "dairy/milk": 1})
+        catalog = open_catalog("image_folder", tmp_path, group="parent")
+        assert catalog.groups == Groups(("dairy", "fruit", "fruit", "fruit"))
+        folder_of(tmp_path, bread=1)
+        message = refusal(open_catalog, "image_folder", tmp_path, group="parent")
+        assert_contains(message, "data.group = 'parent': 1 class without a folder above the class folder: bread")
 
     def test_images_beside_sub_folders_are_refused(self, tmp_path):
         folder_of(tmp_path, **{"alphabet/a": 2, "alphabet/b": 2})
