@@ -54,7 +54,7 @@ def draws(arm: str, dataset: str, weights: Path, seed: int) -> Iterator[dict[str
         model: dict[str, Any] = {"backbone": BACKBONE, "weights": str(weights), "embedding_dim": None}
         optimizer: dict[str, Any] = {"name": "adamw", "learning_rate": float(head_rate), "weight_decay": 1e-4}
         augmentation: dict[str, Any] = {"random_resized_crop": crop, "flip": mirrored}
-        sizes, epochs = SIZES[dataset], 4
+        sizes, epochs = SIZES[dataset], 2
         if arm == "head":
             augmentation, epochs = {"flip": mirrored}, 30
             model["train"] = "head"
@@ -85,7 +85,7 @@ def draws(arm: str, dataset: str, weights: Path, seed: int) -> Iterator[dict[str
             },
             "model": model,
             **loss,
-            "sampler": {"name": "class_balanced", "classes_per_batch": 16, "images_per_class": 4},
+            "sampler": {"name": "class_balanced", "classes_per_batch": 8, "images_per_class": 4},
             "optimizer": optimizer,
             "schedule": {"name": "cosine"},
             "recall_at": [1],

@@ -74,7 +74,23 @@ def evaluate(
     release: FromOption = None,
     data: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER|NAME", help="Other images: a folder of class folders, or the name of a data set."),
+        typer.Option(
+            metavar="FOLDER|CSV|NAME",
+            help="Other images: a folder of class folders, a CSV list with paths relative to its folder (or to "
+            "--data-root), or the name of a data set.",
+        ),
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN", help="With --data: a second label, scored as well: a column of the CSV, or parent."
+        ),
+    ] = None,
+    exclude_same: Annotated[
+        Literal["group"] | None,
+        typer.Option(
+            metavar="group", help="With --group: a query does not find images of its own class and group (camera)."
+        ),
     ] = None,
     distractors: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="With --data: a folder of gallery images that match no query.")
@@ -158,6 +174,11 @@ def evaluate(
         raise CommandError(f"{', '.join(given)}: has no effect on {what}. Cure: leave it out")
     if distractors is not None and data is None:
         raise CommandError("--distractors goes with --data. Cure: --data FOLDER with the images to be found")
+    if group is not None and data is None:
+        raise CommandError("--group goes with --data; a study has its own, trial.data.group. Cure: leave it out")
+    if exclude_same is not None and group is None:
+        raise CommandError("--exclude-same goes with --group. Cure: --group COLUMN")
+    of_data = {"group": group, "exclude_same": exclude_same or "nothing"}
     is_bare = target.startswith(PREFIXES)
     if (is_bare or is_file) and data is None:
         raise CommandError(f"TARGET = {target!r} has no classes of its own. Cure: --data FOLDER, or --data cub200")
@@ -179,7 +200,8 @@ def evaluate(
         if data is None:
             result = _on_own_classes(source, on or "val", settings, choice, untrained is not False, save_embeddings)
         else:
-            result = _on_other_images(source, data, on, distractors, settings, choice, save_embeddings)
+            catalog = _catalog(data, source.machine.data_root, of_data)  # before torch is imported
+            result = _on_other_images(source, data, catalog, on, distractors, settings, choice, save_embeddings)
     _print(result, as_json, save_embeddings)
 
 
@@ -382,6 +404,7 @@ def _trial_of(found: FoundModel) -> str:
 def _on_other_images(
     source: _ModelSource,
     data: str,
+    catalog: Catalog,
     on: str | None,
     distractors: Path | None,
     settings: dict[str, Any],
@@ -389,7 +412,6 @@ def _on_other_images(
     save_to: Path | None,
 ) -> _Result:
     machine = source.machine
-    catalog = _catalog(data, machine.data_root)  # before torch is imported
     _refuse_other_part(on, data, catalog)
     if distractors is None:
         _refuse_one_class(catalog)
@@ -465,17 +487,23 @@ def _mark(facts: Mapping[str, Any]) -> str:
     return f"\n  this model was trained on every class of {trained}" if trained else ""
 
 
-def _catalog(data: str, data_root: Path | None) -> Catalog:
-    """List the images of --data and log what was noticed."""
+def _catalog(data: str, data_root: Path | None, settings: Mapping[str, Any]) -> Catalog:
+    """List the images of --data and log what was noticed. settings: keywords of `open_catalog`."""
     from raydml.data.catalog import DataError, log_notes
     from raydml.data.datasets import DATASETS, open_catalog
+    from raydml.data.formats import LIST_SUFFIXES
 
-    if Path(data).is_dir():
-        catalog = open_catalog("image_folder", Path(data).resolve())
-    elif data == "digits" or data in DATASETS:
-        catalog = open_catalog(data, data_root)
+    path = Path(data)
+    if path.is_dir():
+        catalog = open_catalog("image_folder", path.resolve(), **settings)
+    elif path.suffix.lower() in LIST_SUFFIXES and path.is_file():
+        catalog = open_catalog("image_list", data_root or path.resolve().parent, str(path.resolve()), **settings)
+    elif data in DATASETS:
+        catalog = open_catalog(data, data_root, **settings)
     else:
         raise DataError(f"--data {data}: no such folder, and no data set of that name. Names: {', '.join(DATASETS)}")
+    if settings["group"] is not None and catalog.groups is None:
+        raise DataError(f"--group {settings['group']}: {data} has no groups. Cure: leave it out, or --data CSV")
     log_notes(catalog.notes)
     return catalog
 
@@ -537,7 +565,7 @@ def _print(result: _Result, as_json: bool, saved_to: Path | None) -> None:
     untrained = {name.removeprefix("untrained_"): scores[name] for name in scores if name.startswith("untrained_")}
     if as_json:
         found = {"metrics": trained, "untrained": untrained, "intervals": result.evaluated.intervals}
-        found |= {"protocols": result.evaluated.protocols}
+        found |= {"protocols": result.evaluated.protocols, "num_lone_queries": result.evaluated.num_lone_queries}
         if result.evaluated.verification is not None:
             verified = result.evaluated.verification
             rates = {**_cmc(result.evaluated), **verified.metrics}

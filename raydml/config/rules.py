@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raydml import registry
+from raydml.data.catalog import OWN_IMAGES
 from raydml.errors import Problem
 from raydml.models.lookup import facts_of
 
@@ -422,6 +423,18 @@ def _data(data: Any) -> Iterator[Problem]:
     if data.name != "image_list" and data.list_file is not None:
         message = f"is not used by {data.name}; it is by image_list"
         yield Problem("data.list_file", data.list_file, message, cure="remove it, or set data.name to image_list")
+    if data.name not in OWN_IMAGES and data.min_images_per_class != 1:
+        message = f"is not used by {data.name}, whose classes are fixed; it is by {', '.join(OWN_IMAGES)}"
+        yield Problem("data.min_images_per_class", data.min_images_per_class, message, cure="remove it")
+    if data.name not in OWN_IMAGES and data.group is not None:
+        message = f"is not used by {data.name}; it is by {', '.join(OWN_IMAGES)}"
+        yield Problem("data.group", data.group, message, cure="remove it")
+    if data.name == "image_folder" and data.group not in (None, "parent"):
+        message = "is not known for image_folder, whose groups are the folders above the class folders"
+        yield Problem("data.group", data.group, message, cure="write parent, or use an image_list with such a column")
+    if data.exclude_same == "group" and data.group is None:
+        cure = "name the column of the groups in data.group"
+        yield Problem("data.exclude_same", data.exclude_same, "needs groups, and data.group names none", cure=cure)
     split = data.split
     if split.fold is not None and split.fold >= split.num_folds:
         message = f"there are {split.num_folds} folds (num_folds), counted from 0"

@@ -170,6 +170,10 @@ class Data(Section):
     relative to ``machine.data_root``. resize: the short side becomes ``resize_px``, or both sides (squash).
     cache: training crops are cut from the resized images, decoded once per machine; off: from each file at its full
     resolution, decoded every time, as the papers do that crop before they resize.
+    min_images_per_class: smaller classes of the user's own images are left out. group: a second label of each image: a
+    column of an image_list, or parent for the folder above a class folder. Final evaluations score by it as well,
+    unless exclude_same is group: a query then does not find gallery images of its own class and group, as in
+    re-identification, where the groups are cameras.
     """
 
     name: Literal[
@@ -187,6 +191,9 @@ class Data(Section):
         "vehicleid",
     ]
     list_file: str | None = None
+    min_images_per_class: Count = 1
+    group: str | None = None
+    exclude_same: Literal["nothing", "group"] = "nothing"
     content: str = ""
     resize_px: Count
     resize: Resize = "short_side"
@@ -195,6 +202,25 @@ class Data(Section):
     cache: Literal["on", "off"] = "on"
     split: SplitSettings = SplitSettings()
     augmentation: Augmentation = Augmentation()
+
+    def images_key(self) -> str:
+        """Return what decides which images there are; trials with the same key share a catalog."""
+        return self.model_dump_json(include=set(IMAGES_KEYS))
+
+    def images_settings(self) -> dict[str, Any]:
+        """Return the keywords of `datasets.open_catalog`."""
+        return {key: getattr(self, key) for key in _LATER_DATA}
+
+    @model_serializer(mode="wrap")
+    def _without_later_settings(self, serialised: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what was added after the first studies, where it has no effect: fingerprints stay as they were."""
+        plain: dict[str, Any] = serialised(self)
+        return {key: value for key, value in plain.items() if key not in _LATER_DATA or value != _LATER_DATA[key]}
+
+
+_LATER_DATA: dict[str, Any] = {"min_images_per_class": 1, "group": None, "exclude_same": "nothing"}
+#: The settings that decide which images there are.
+IMAGES_KEYS = ("name", "list_file", *_LATER_DATA)
 
 
 def _known_backbone(name: str) -> str:

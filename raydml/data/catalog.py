@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ _logger = logging.getLogger("raydml")
 PARTS = ("train", "val", "test")
 ROLES = ("query", "gallery")
 WITHOUT_FILES = ("digits", "glyphs")  # data sets that need no folder
+OWN_IMAGES = ("image_folder", "image_list")  # data sets of the user's own images
 _NUM_STAT_THREADS = 32  # more than cores: they wait for the disk
 _DIGEST_DIGITS = 16  # 64 bits: among 200,000 files, two have the same by chance with a probability of one in 10^9
 _STAT_CHUNK = 64  # files per task; one task per file would cost more than a local stat
@@ -43,13 +45,15 @@ class ImageEntry(NamedTuple):
     part: str = ""
     role: str = ""
     lists: tuple[str, ...] = ()
+    group: str = ""
 
 
 class ImageFile(NamedTuple):
     """One image of a data set: its path relative to the root, its class and its size.
 
     part: "train" | "val" | "test", the part of its class, and role: "query" | "gallery"; "" where the data set gives
-    none. lists: names of the test lists that have it, where the data set is scored by several.
+    none. lists: names of the test lists that have it, where the data set is scored by several. group: its second label,
+    such as a super-category or a camera; "" where there is none.
     """
 
     path: str
@@ -58,6 +62,22 @@ class ImageFile(NamedTuple):
     part: str = ""
     role: str = ""
     lists: tuple[str, ...] = ()
+    group: str = ""
+
+
+class Groups(NamedTuple):
+    """The second labels of N images.
+
+    names: N of them. are_excluded: a query does not find gallery images of its own class and group, as where groups are
+    cameras or sequences; otherwise groups are another level of labels, by which the images are scored besides.
+    """
+
+    names: tuple[str, ...]
+    are_excluded: bool = False
+
+    def select(self, rows: np.ndarray) -> "Groups":
+        """Return the groups of the images with these numbers."""
+        return self._replace(names=tuple(self.names[row] for row in rows.tolist()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +91,8 @@ class Catalog:
     the test part is scored, the main protocol first. lists: name ->
     names of the classes of a test list on which a model is scored besides, as VehicleID has three. notes: sentences
     that the caller must show, on what is usable but not as published or not as it looks. differences: of a benchmark,
-    the parts whose counts are not the published ones, in words. description: what was found, in a few words: "26
-    classes in class folders, 930 images".
+    the parts whose counts are not the published ones, in words. groups: those of the images, or None. description:
+    what was found, in a few words: "26 classes in class folders, 930 images".
     """
 
     name: str
@@ -88,6 +108,7 @@ class Catalog:
     differences: tuple[str, ...] = ()
     description: str = ""
     lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    groups: Groups | None = None
 
 
 def catalog_of(
@@ -98,10 +119,12 @@ def catalog_of(
     protocols: tuple[str, ...] = ("leave_one_out",),
     notes: tuple[str, ...] = (),
     kind: str = "{classes}",
+    groups_are_excluded: bool = False,
 ) -> Catalog:
     """Return a catalog of images in any order.
 
     kind: the description of the classes; {classes} stands for their number: "{classes} in class folders".
+    groups_are_excluded: see `Groups`.
     """
     # The order in which a file system or a list names the images must not change the experiment.
     ordered = sorted(files, key=lambda file: (file.class_name, file.path))
@@ -111,6 +134,7 @@ def catalog_of(
     content = hashlib.sha256()
     for file in ordered:
         decisive = [file.path, file.class_name, file.num_bytes, *filter(None, (file.part, file.role)), *file.lists]
+        decisive += [{"group": file.group}] if file.group else []
         content.update(json.dumps(decisive).encode() + b"\n")
         for of_list in file.lists:
             lists.setdefault(of_list, set()).add(file.class_name)
@@ -128,6 +152,9 @@ def catalog_of(
         description=f"{kind.format(classes=counted(len(class_names), 'class', 'classes'))}, "
         f"{counted(len(ordered), 'image')}",
         lists={name: tuple(sorted(classes)) for name, classes in lists.items()},
+        groups=Groups(tuple(file.group for file in ordered), groups_are_excluded)
+        if any(file.group for file in ordered)
+        else None,
     )
 
 
@@ -225,7 +252,7 @@ def _find_file(folder: str, entry: ImageEntry) -> ImageFile | str:
         return f"{entry.path!r} ({os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error})"
     if not stat.S_ISREG(status.st_mode):
         return f"{entry.path} ({os.strerror(errno.EISDIR) if stat.S_ISDIR(status.st_mode) else 'Not a regular file'})"
-    return ImageFile(entry.path, entry.class_name, status.st_size, entry.part, entry.role, entry.lists)
+    return ImageFile(entry.path, entry.class_name, status.st_size, *entry[2:])
 
 
 def listed(names: Iterable[object], limit: int = 10) -> str:
@@ -235,11 +262,28 @@ def listed(names: Iterable[object], limit: int = 10) -> str:
     return ", ".join(texts[:limit]) + more
 
 
-def refuse_small_classes(class_names: Sequence[str], counts: np.ndarray, cause: str = "") -> None:
-    """Raise DataError naming every class with fewer than two images; counts is (C,)."""
-    small = [f"{name} ({count})" for name, count in zip(class_names, counts, strict=True) if count < 2]
-    if small:
-        raise DataError(
-            f"{len(small)} of {len(class_names)} classes have fewer than two images{cause}: {listed(small)}; "
-            "a query needs another image of its class to find. Add images to these classes or remove them"
+def without_small_classes(files: Sequence[ImageFile], min_images: int) -> tuple[list[ImageFile], tuple[str, ...]]:
+    """Return the images of classes with at least min_images, and notes on classes that are left out or have one image.
+
+    Raises DataError where no class has as many.
+    """
+    counts = Counter(file.class_name for file in files)
+    kept = [file for file in files if counts[file.class_name] >= min_images]
+    notes = []
+    if small := sorted(name for name, count in counts.items() if count < min_images):
+        if not kept:
+            raise DataError(
+                f"data.min_images_per_class = {min_images}: no class has as many images; the largest has "
+                f"{max(counts.values())}. Cure: a smaller number"
+            )
+        notes.append(
+            f"{len(small):,} of {len(counts):,} classes have fewer than data.min_images_per_class = {min_images} "
+            f"images and are left out, with {counted(len(files) - len(kept), 'image')}: {listed(small)}"
         )
+    if alone := sorted(name for name, count in counts.items() if count == 1 >= min_images):
+        notes.append(
+            f"{len(alone):,} of {len(counts):,} classes have one image: {listed(alone)}. They train and are in the "
+            "gallery; as queries they have nothing to find, are left out of the means, and are counted. "
+            "data.min_images_per_class: 2 leaves them out altogether"
+        )
+    return kept, tuple(notes)

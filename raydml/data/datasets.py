@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from raydml.data.benchmarks import BENCHMARK_OF, BENCHMARKS, count_differences, folder_of, notes_of, read_benchmark
-from raydml.data.catalog import Catalog, DataError, catalog_of, refuse_small_classes
+from raydml.data.catalog import Catalog, DataError, catalog_of, without_small_classes
 from raydml.data.glyphs import draw_glyphs, open_glyphs
-from raydml.data.image_folder import scan_folders
+from raydml.data.image_folder import grouped_by_parent, scan_folders
 from raydml.data.image_list import find_list, read_image_list
 from raydml.errors import did_you_mean
 
@@ -25,19 +25,28 @@ DATASETS = {
 }
 
 
-def open_catalog(name: str, root: Path | None, list_file: str | None = None) -> Catalog:
+def open_catalog(
+    name: str,
+    root: Path | None,
+    list_file: str | None = None,
+    *,
+    min_images_per_class: int = 1,
+    group: str | None = None,
+    exclude_same: str = "nothing",
+) -> Catalog:
     """List the images of a data set.
 
     name: a key of DATASETS. root: the folder that paths are relative to (digits and glyphs have none); for a benchmark
     its folder or the one that holds it, and the catalog's root is then its folder. list_file: the CSV file of
-    image_list, relative to root or absolute. Class names are sorted as strings.
+    image_list, relative to root or absolute. min_images_per_class: smaller classes of the user's own images are left
+    out. group: where the second label of these images is: a column of the list, or "parent", the folder above a class
+    folder. exclude_same: "group" where a query does not find images of its own class and group, or "nothing". Class
+    names are sorted as strings.
 
     A benchmark may be a subset, which people make deliberately. The `notes` of the catalog report counts that differ
-    from the published ones, and the caller must print them; `raydml.data.check` refuses them. Some published classes
-    have one image; in the user's own data such a class is an error.
+    from the published ones, and the caller must print them; `raydml.data.check` refuses them.
 
-    Raises DataError: an unknown name, no root, no images, what the readers of lists and folders refuse, and in the
-    user's own data a class with one image (a query needs another image to find).
+    Raises DataError: an unknown name, no root, no images, and what the readers of lists and folders refuse.
     """
     if name == "digits":
         return _open_digits()
@@ -65,19 +74,30 @@ def open_catalog(name: str, root: Path | None, list_file: str | None = None) -> 
         )
     if name == "image_folder":
         files, notes, kind = scan_folders(root)
+        if group not in (None, "parent"):
+            raise DataError(f"group = {group!r}: those of an image_folder are the folders above its classes: parent")
+        if group is not None:
+            files = grouped_by_parent(files)
         if list_found := find_list(root):
             notes += (
                 f"the folders are the classes; the list {list_found} is not used (data.name: image_list uses it)",
             )
     else:
-        files, notes = read_image_list(root, list_file)
+        files, notes = read_image_list(root, list_file, group)
         kind = f"{{classes}} in the list {Path(str(list_file)).name}"
     # Without a split any class may become a test class; with one, the roles of the test part decide.
     with_roles = any(file.role for file in files if file.part in ("", "test"))
     protocols = ("query_gallery",) if with_roles else ("leave_one_out",)
-    catalog = catalog_of(name, root, files, protocols=protocols, notes=notes, kind=kind)
-    refuse_small_classes(catalog.class_names, np.bincount(catalog.labels, minlength=len(catalog.class_names)))
-    return catalog
+    files, small_notes = without_small_classes(files, min_images_per_class)
+    return catalog_of(
+        name,
+        root,
+        files,
+        protocols=protocols,
+        notes=(*notes, *small_notes),
+        kind=kind,
+        groups_are_excluded=exclude_same == "group",
+    )
 
 
 def digit_images() -> tuple[np.ndarray, np.ndarray]:

@@ -79,6 +79,18 @@ def scan_folders(root: Path) -> ClassFolders:
     return ClassFolders(joined, tuple(notes), _kind_of(set(classes.values())))
 
 
+def grouped_by_parent(files: list[ImageFile]) -> list[ImageFile]:
+    """Return the images with the folder above their class folder as group. Raises DataError where there is none."""
+    grouped = [file._replace(group=file.class_name.rpartition("/")[0]) for file in files]
+    if lacking := sorted({file.class_name for file in grouped if not file.group}):
+        raise DataError(
+            f"data.group = 'parent': {counted(len(lacking), 'class', 'classes')} without a folder above the class "
+            f"folder: {listed(lacking)}. Cure: move each class folder into the folder of its group, or write a CSV "
+            "list with a column of groups (data.name: image_list)"
+        )
+    return grouped
+
+
 def _kind_of(class_names: set[str]) -> str:
     if any("/" in name for name in class_names):
         return "{classes} in nested folders, named by their paths"

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from raydml.data.catalog import PARTS, ROLES, DataError, ImageEntry, ImageFile, find_files, listed, log_notes
 from raydml.data.class_names import join_spellings, readable
 from raydml.data.formats import CONVERT, LIST_SUFFIXES, count_suffixes, is_undecoded
+from raydml.ops.wording import counted
 
 _COLUMNS = ("path", "label", "split", "role")  # the first two are required
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -36,18 +37,18 @@ class _Record(NamedTuple):
     values: list[str]
 
 
-def read_image_list(root: Path, list_file: str | None) -> ListedImages:
+def read_image_list(root: Path, list_file: str | None, group: str | None = None) -> ListedImages:
     """Return the images of a CSV file with the columns path,label[,split][,role]; other columns are ignored.
 
     Values are separated by commas, semicolons or tabs; the file is UTF-8 or, with a byte order mark, UTF-16. path:
     relative to root, with "/" or, where no such file exists, with the backslashes of Windows or in another Unicode
     spelling. label: any text, kept as it is ("007", "NA"), but one class for all Unicode spellings of a name. split:
     train, val or test, for every image or for none. role: query or gallery, for every image of a part or for none of
-    it; not in train, where nothing would use it.
+    it; not in train, where nothing would use it. group: the column of the second label, with a value for every image.
 
     Raises DataError with all faults and their lines at once: missing columns or values, a column twice, an open quote,
     other splits or roles, paths listed twice, outside root or missing on the disk, suffixes that cannot be decoded, a
-    class in a part with roles without a query or a gallery image.
+    part with roles without a query or without a gallery image.
     """
     if list_file is None:
         raise DataError("data.name = 'image_list' needs data.list_file, a CSV file with the columns path,label")
@@ -56,8 +57,8 @@ def read_image_list(root: Path, list_file: str | None) -> ListedImages:
     lines: dict[str, int] = {}  # path as listed -> line
     entries: list[ImageEntry] = []
     problems: list[str] = []
-    for number, fields in _fields(_text_of(file, key), key):
-        entry = _entry_of(fields)
+    for number, fields in _fields(_text_of(file, key), key, group):
+        entry = _entry_of(fields, group)
         if isinstance(entry, str):
             problems.append(f"line {number}: {entry}")
         elif entry.path in lines:
@@ -92,7 +93,7 @@ def read_image_list(root: Path, list_file: str | None) -> ListedImages:
     problems += _split_problems(entries) + _role_problems(entries)
     if problems:
         raise DataError(f"{key}: " + "\n".join(problems))
-    return ListedImages(files, tuple(notes))
+    return ListedImages(files, (*notes, *_role_notes(entries)))
 
 
 def find_list(root: Path) -> str | None:
@@ -158,13 +159,14 @@ def _num_columns(header: str, mark: str) -> int:
     return len({column.strip(' \t"') for column in header.split(mark)} & set(_COLUMNS))
 
 
-def _fields(text: str, key: str) -> list[tuple[int, dict[str, str]]]:
-    """Return the line and the values of _COLUMNS ("" if absent) of each record."""
+def _fields(text: str, key: str, group: str | None) -> list[tuple[int, dict[str, str]]]:
+    """Return the line and the values of _COLUMNS and of the group ("" if absent) of each record."""
+    names = (*_COLUMNS, *([] if group in (None, *_COLUMNS) else [str(group)]))
     separator = _separator_of(text)
     records = _records(text, separator, key)
     header = next(records, _Record(1, []))
     columns = [column.strip() for column in header.values]
-    if twice := [column for column in _COLUMNS if columns.count(column) > 1]:
+    if twice := [column for column in names if columns.count(column) > 1]:
         raise DataError(
             f"{key}: line {header.line} has the column {' and the column '.join(twice)} twice: {', '.join(columns)}; "
             "remove or rename one of the two"
@@ -175,7 +177,9 @@ def _fields(text: str, key: str) -> list[tuple[int, dict[str, str]]]:
             f"{_SEPARATORS.get(separator, repr(separator))}: {', '.join(columns) or 'none'}. Name the columns in the "
             "first line: path,label and optionally split,role, separated by commas, semicolons or tabs"
         )
-    places = {column: columns.index(column) for column in _COLUMNS if column in columns}
+    if group is not None and group not in columns:
+        raise DataError(f"{key} has no column {group!r} (data.group); line {header.line} has: {', '.join(columns)}")
+    places = {column: columns.index(column) for column in names if column in columns}
     found, too_long = [], []
     for line, values in records:
         if len(values) > len(columns):
@@ -183,7 +187,7 @@ def _fields(text: str, key: str) -> list[tuple[int, dict[str, str]]]:
         fields = {name: values[place].strip() for name, place in places.items() if place < len(values)}
         if _LINE_END.search("".join(fields.values())):
             raise DataError(f"{key}: {_open_quote(text, line)}")
-        found.append((line, {name: fields.get(name, "") for name in _COLUMNS}))
+        found.append((line, {name: fields.get(name, "") for name in names}))
     if too_long:
         raise DataError(
             f"{key}: {len(too_long)} lines have more values than the header has columns: {listed(too_long)}; put "
@@ -219,7 +223,7 @@ def _open_quote(text: str, line: int) -> str:
     )
 
 
-def _entry_of(fields: dict[str, str]) -> ImageEntry | str:
+def _entry_of(fields: dict[str, str], group: str | None) -> ImageEntry | str:
     """Return the image of one line, or the problem with the line."""
     path, label, part, role = (fields[column] for column in _COLUMNS)
     if not path or not label:
@@ -233,7 +237,9 @@ def _entry_of(fields: dict[str, str]) -> ImageEntry | str:
         return f"role = {role!r}; choices: {', '.join(ROLES)}, or no role at all"
     if role and part == "train":
         return f"role = {role!r} with split = 'train'; training images have no roles: leave it empty"
-    return ImageEntry(plain, label, part, role)
+    if group is not None and not fields[group]:
+        return f"{group} is empty (data.group); give each image a group"
+    return ImageEntry(plain, label, part, role, group=fields[group] if group is not None else "")
 
 
 def _plain(path: str) -> str:
@@ -307,10 +313,24 @@ def _role_problems(entries: list[ImageEntry]) -> list[str]:
                 "in query or gallery for every image of the part, or for none"
             )
         for role in ROLES:
-            lacking = [label for label, has in found.items() if role not in has and "" not in has]
-            if lacking:
-                problems.append(
-                    f"{len(lacking)} classes{place} have no {role} image: {listed(sorted(lacking))}; each class of a "
-                    "part with roles needs at least one query and one gallery image"
-                )
+            if not any(role in has for has in found.values()):
+                problems.append(f"no image{place} has the role {role}; a part with roles needs queries and a gallery")
     return problems
+
+
+def _role_notes(entries: list[ImageEntry]) -> list[str]:
+    """Return notes on classes of a part with roles that lack queries or gallery images."""
+    roles: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for entry in entries:
+        if entry.role:
+            roles[entry.part, entry.class_name].add(entry.role)
+    effects = {
+        "query": "these images are in the gallery, and wrong for every query",
+        "gallery": "these queries have nothing to find, are left out of the means, and are counted",
+    }
+    notes = []
+    for role, effect in effects.items():
+        if lacking := sorted(label for (_, label), has in roles.items() if role not in has):
+            named = f"{counted(len(lacking), 'class', 'classes')} without a {role} image: {listed(lacking)}"
+            notes.append(f"{named}; {effect}")
+    return notes

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from raydml.data.catalog import Catalog, DataError, listed
+from raydml.data.catalog import ROLES, Catalog, DataError, listed
 from raydml.ops.wording import counted
 
 FEWEST_CLASSES = 6  # two in each part
@@ -52,10 +52,10 @@ def make_split(
     Belongie and Lim, "A Metric Learning Reality Check" (2020), section 3: with order "sorted" and 4 folds, each quarter
     of the training classes is val once.
 
-    Classes with one image are accepted: benchmarks hold some, and such a query always misses.
+    Classes with one image are accepted; as queries they have nothing to find.
 
-    Raises DataError: a class shared by two given parts, a part with fewer than two classes (retrieval needs two), other
-    than those that are empty by a fraction of 0.
+    Raises DataError: a class shared by two given parts; a part with fewer than two classes (retrieval needs two), other
+    than those that are empty by a fraction of 0; a val or test part in which no query has an image to find.
     """
     if catalog.given_split is None and len(catalog.class_names) < FEWEST_CLASSES and test_fraction:
         where = "" if catalog.root is None else f"machine.data_root = {str(catalog.root)!r}: "
@@ -85,7 +85,9 @@ def make_split(
     train = np.setdiff1d(development, val, assume_unique=True).tolist()
     split = Split(tuple(sorted(train)), tuple(sorted(val)), tuple(sorted(test)))
     wanted = {"train": True, "val": fold is not None or val_fraction > 0, "test": test_fraction > 0}
-    _refuse_small_parts(catalog, split, fold, num_folds, [part for part, is_wanted in wanted.items() if is_wanted])
+    parts = [part for part, is_wanted in wanted.items() if is_wanted]
+    _refuse_small_parts(catalog, split, fold, num_folds, parts)
+    _refuse_lone_parts(catalog, split, parts)
     return split
 
 
@@ -178,3 +180,24 @@ def _refuse_small_parts(catalog: Catalog, split: Split, fold: int | None, num_fo
             f"data.split: the {part} part {size} ({len(catalog.class_names)} classes: {len(split.train)} train, "
             f"{len(split.val)} val, {len(split.test)} test); {cure}"
         )
+
+
+def _refuse_lone_parts(catalog: Catalog, split: Split, parts: Sequence[str]) -> None:
+    """Raise DataError where a part is scored and none of its queries has an image of its class to find."""
+    roles = np.array(catalog.roles or [""] * len(catalog.labels), dtype=np.str_)
+    both, queries, gallery = (
+        np.bincount(catalog.labels[roles == role], minlength=len(catalog.class_names)) for role in ("", *ROLES)
+    )
+    can_be_scored = (both > 1) | ((queries > 0) & (gallery > 0))
+    if catalog.groups is not None and catalog.groups.are_excluded:
+        pairs = set(zip(catalog.labels.tolist(), catalog.groups.names, strict=True))
+        of_pairs = np.array([label for label, _ in pairs])
+        can_be_scored &= np.bincount(of_pairs, minlength=len(can_be_scored)) > 1
+    for part in parts:
+        classes = list(getattr(split, part))
+        if part != "train" and not can_be_scored[classes].any():
+            raise DataError(
+                f"data.split: no class of the {part} part ({counted(len(classes), 'class', 'classes')}) has a query "
+                "and another image to find (with data.exclude_same: in another group), so nothing can be scored. Cure: "
+                "more images of these classes; data.min_images_per_class = 2 leaves out classes with one image"
+            )

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raydml.config.trial import Machine, Trial
-from raydml.evaluation.protocols import DISTRACTOR, ProtocolError, describe_protocol
+from raydml.data.benchmarks import BENCHMARK_OF
+from raydml.data.catalog import Groups
+from raydml.evaluation.protocols import DISTRACTOR, ProtocolError, describe_protocol, num_lone_queries
 from raydml.evaluation.scoring import MetricSpec, ScoringError, primary_code, query_values, score_by_all
 from raydml.evaluation.verification import Verification
 from raydml.images.features import KeptFeatures
@@ -111,12 +113,15 @@ class Evaluation(NamedTuple):
     metrics of the first protocol. protocols: name -> description in words and numbers. All names of a test list begin
     with it. num_left_out: unreadable images of the set, which are not scored. refined: the same images scored in other
     ways, whose numbers do not compare with `metrics`; see refinements.py. verification: of all pairs, where requested.
+    num_lone_queries: queries of the first protocol whose class has no other image for them to find, see
+    `MetricSpec.lone_misses`.
     """
 
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     protocols: dict[str, str]
     num_left_out: int = 0
+    num_lone_queries: int = 0
     refined: tuple[RefinedEvaluation, ...] = ()
     verification: Verification | None = None
 
@@ -131,7 +136,17 @@ class RefinedEvaluation(NamedTuple):
 
 def metric_spec_of(trial: Trial) -> MetricSpec:
     """Return what a trial measures after every epoch."""
-    return MetricSpec(trial.recall_at, ("float", "binary") if trial.binary_codes else ("float",))
+    codes = ("float", "binary") if trial.binary_codes else ("float",)
+    return MetricSpec(trial.recall_at, codes, lone_misses=lone_queries_miss(trial.data.name))
+
+
+def lone_queries_miss(dataset: str) -> bool:
+    """Return whether queries without an image of their class to find count as misses in this data set.
+
+    They do in a benchmark, as in its published scores. In other images they are left out of the means, as in
+    pytorch-metric-learning.
+    """
+    return dataset in BENCHMARK_OF
 
 
 def evaluate_embeddings(
@@ -142,13 +157,15 @@ def evaluate_embeddings(
     spec: MetricSpec,
     device: str = "cpu",
     lists: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    groups: Groups | None = None,
 ) -> Evaluation:
     """Score embeddings (N, D) of labels (N,) under every protocol, with intervals if the spec has them.
 
     lists: name -> labels of a part of the classes; each list is also scored by itself, as if there were no other
-    images. Distractors are in every list.
+    images. Distractors are in every list. groups: of the N images; where they are a level of labels, the images are
+    scored by them besides, and all names of these scores begin with ``group_``.
     """
-    found = _evaluate_all(embeddings, labels, roles, protocols, spec, device)
+    found = _evaluate_all(embeddings, labels, roles, protocols, spec, device, groups)
     metrics, intervals, sentences = dict(found.metrics), dict(found.intervals), dict(found.protocols)
     distracts = np.zeros(len(labels), dtype=bool) if roles is None else np.array(roles) == DISTRACTOR
     for name, classes in lists.items():
@@ -156,14 +173,28 @@ def evaluate_embeddings(
         of_list = found
         if len(rows) < len(labels):
             some_roles = None if roles is None else [roles[row] for row in rows.tolist()]
+            some_groups = None if groups is None else groups.select(rows)
             try:
-                of_list = _evaluate_all(embeddings[rows], labels[rows], some_roles, protocols, spec, device)
+                of_list = _evaluate_all(
+                    embeddings[rows], labels[rows], some_roles, protocols, spec, device, some_groups
+                )
             except (ScoringError, ProtocolError) as error:
                 raise type(error)(f"the list {name}: {error}") from error
         metrics |= {f"{name}_{metric}": value for metric, value in of_list.metrics.items()}
         intervals |= {f"{name}_{metric}": bounds for metric, bounds in of_list.intervals.items()}
         sentences |= {f"{name}_{key}": f"{name} list: {sentence}" for key, sentence in of_list.protocols.items()}
-    return Evaluation(metrics, intervals, sentences)
+    if groups is not None and not groups.are_excluded:
+        names, of_group = np.unique(np.array(groups.names, dtype=np.str_)[~distracts], return_inverse=True)
+        ids = np.zeros(len(labels), dtype=np.int64)
+        ids[~distracts] = of_group
+        if len(names) > 1:
+            by_group = _evaluate_all(embeddings, ids, roles, protocols, spec, device, noun="groups")
+            metrics |= {f"group_{metric}": value for metric, value in by_group.metrics.items()}
+            intervals |= {f"group_{metric}": bounds for metric, bounds in by_group.intervals.items()}
+            sentences |= {f"group_{key}": f"by group: {sentence}" for key, sentence in by_group.protocols.items()}
+        else:
+            sentences["group"] = f"by group: not scored, because all images are of one group, {str(names[0])!r}"
+    return Evaluation(metrics, intervals, sentences, num_lone_queries=found.num_lone_queries)
 
 
 def _evaluate_all(
@@ -173,20 +204,27 @@ def _evaluate_all(
     protocols: Sequence[str],
     spec: MetricSpec,
     device: str,
+    groups: Groups | None = None,
+    noun: str = "classes",
 ) -> Evaluation:
-    scores = score_by_all(embeddings, labels, roles, protocols, spec, device)
+    scores = score_by_all(embeddings, labels, roles, protocols, spec, device, groups)
     intervals = {}
     if spec.intervals and scores.queries is not None:
         classes = labels[scores.queries.rows]
         code = primary_code(spec.codes)
         prefix = "" if code == "float" else f"{code}_"
-        values = {f"{prefix}{name}": of for name, of in query_values(scores.queries, spec.recall_at).items()}
+        values = {f"{prefix}{name}": of for name, of in query_values(scores.queries, spec).items()}
         intervals = {
             name: bootstrap_interval(of_queries, groups=classes)
             for name, of_queries in values.items()
             if name in scores.metrics and len(np.unique(classes[~np.isnan(of_queries)])) > 1
         }
-    return Evaluation(scores.metrics, intervals, {name: describe_protocol(name, labels, roles) for name in protocols})
+    misses = spec.lone_misses
+    sentences = {
+        name: describe_protocol(name, labels, roles, groups, lone_misses=misses, noun=noun) for name in protocols
+    }
+    num_lone = num_lone_queries(protocols[0], labels, roles, groups)
+    return Evaluation(scores.metrics, intervals, sentences, num_lone_queries=num_lone)
 
 
 def device_of(machine: Machine) -> str:

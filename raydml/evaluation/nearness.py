@@ -26,6 +26,8 @@ MASKED_SCORE = {
     torch.float64: -1.5 * 2.0**127,
     torch.int32: torch.iinfo(torch.int32).min,
 }
+#: The score of a gallery row that a query cannot find, see `HiddenRows`: below every real score, above the padding's.
+HIDDEN_SCORE = {torch.float32: -(2.0**127), torch.float64: -(2.0**127), torch.int32: torch.iinfo(torch.int32).min + 1}
 # Score matrices have a multiple of this many columns, so that they divide into groups of columns.
 _COLUMN_MULTIPLE = 64
 # The square of a larger number overflows float32. NaN fails every comparison.

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raydml.evaluation.nearness import (
+    HIDDEN_SCORE,
     MASKED_SCORE,
     Codes,
     EuclideanNearness,
@@ -59,6 +60,27 @@ class Ranks(NamedTuple):
     first: Integers
     hits: NDArray[np.bool_]
     nearest: Integers
+
+
+class HiddenRows:
+    """Gallery rows that a query cannot find: those with its own code, the query itself among them if it is there.
+
+    query_codes: (Q,), gallery_codes: (M,) integers. A hidden row is never relevant, and no other row ranks behind one.
+    """
+
+    def __init__(self, query_codes: Integers, gallery_codes: Integers) -> None:
+        self._of_query, self._of_row = query_codes, gallery_codes
+        self._by_code = np.argsort(gallery_codes, kind="stable")
+        counts = np.unique(gallery_codes, return_counts=True)[1]
+        self.most = int(counts.max(initial=0))
+
+    def pairs(self, queries: Integers) -> tuple[Integers, Integers]:
+        """All hidden rows of some queries (n,): (P,) the place in queries, ascending, and (P,) the row."""
+        return _rows_of(self._of_query[queries], self._of_row, self._by_code)
+
+    def contains(self, queries: Integers, rows: Integers) -> NDArray[np.bool_]:
+        """Whether rows are hidden from queries; both of one shape, or of shapes that broadcast."""
+        return np.asarray(self._of_row[rows] == self._of_query[queries])
 
 
 def nearest_neighbours(
@@ -107,6 +129,7 @@ def ranked_relevant(
     gallery_labels: Integers | None = None,
     depth: int,
     own: Integers | None = None,
+    hidden: HiddenRows | None = None,
     device: Device = "cpu",
     working_bytes: int = WORKING_BYTES,
 ) -> Iterator[tuple[slice, Ranks]]:
@@ -120,13 +143,14 @@ def ranked_relevant(
         depth: K, at most the number of rows that a query can find.
         own: (N,) the gallery row that is the query itself, and that it therefore cannot find; None if there is none.
             In leave-one-out it is the query's own index.
+        hidden: further rows that queries cannot find. Behind the rows that a query finds, its hits are false.
 
     Raises:
         RetrievalError: as `nearest_neighbours`.
     """
     check_search(queries, gallery, depth, own)
     nearness = EuclideanNearness(queries, gallery, torch.device(device), own)
-    yield from ranks_by(nearness, query_labels, gallery_labels, depth, working_bytes)
+    yield from ranks_by(nearness, query_labels, gallery_labels, depth, working_bytes, hidden)
 
 
 def ranked_relevant_codes(
@@ -137,6 +161,7 @@ def ranked_relevant_codes(
     gallery_labels: Integers | None = None,
     depth: int,
     own: Integers | None = None,
+    hidden: HiddenRows | None = None,
     working_bytes: int = WORKING_BYTES,
 ) -> Iterator[tuple[slice, Ranks]]:
     """Yield what `ranked_relevant` yields, by Hamming distance, on the CPU with as many threads as torch.
@@ -150,11 +175,16 @@ def ranked_relevant_codes(
     nearness = HammingNearness(queries, gallery, own)
     check_num_neighbours(depth, nearness.num_rows, is_own=nearness.own is not None)
     with faiss_threads():
-        yield from ranks_by(nearness, query_labels, gallery_labels, depth, working_bytes)
+        yield from ranks_by(nearness, query_labels, gallery_labels, depth, working_bytes, hidden)
 
 
 def ranks_by(
-    nearness: Nearness, query_labels: Integers, gallery_labels: Integers | None, depth: int, working_bytes: int
+    nearness: Nearness,
+    query_labels: Integers,
+    gallery_labels: Integers | None,
+    depth: int,
+    working_bytes: int,
+    hidden: HiddenRows | None = None,
 ) -> Iterator[tuple[slice, Ranks]]:
     """Yield what `ranked_relevant` yields, for any nearness."""
     searched = query_labels if gallery_labels is None else gallery_labels
@@ -163,7 +193,7 @@ def ranks_by(
     assert own is None or (own.shape == query_labels.shape and own.min() >= 0 and own.max() < nearness.num_rows)
     by_label = np.argsort(searched, kind="stable")
     column_labels = np.pad(searched, (0, nearness.width - nearness.num_rows))
-    for chunk in _chunks(nearness, working_bytes, depth, query_labels, column_labels):
+    for chunk in _chunks(nearness, working_bytes, depth, query_labels, column_labels, hidden):
         ranks = Ranks(
             first=np.zeros(len(chunk.numbers), dtype=np.int64),
             hits=np.zeros((len(chunk.numbers), depth), dtype=bool),
@@ -182,12 +212,18 @@ def _relevant(
     assert chunk.labels is not None
     labels = chunk.labels[places]
     hits = searched[neighbours] == labels[:, None]
+    numbers, hidden = chunk.numbers[places], chunk.hidden
+    if hidden is not None:
+        hits &= ~hidden.contains(numbers[:, None], neighbours)
     first = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, 0)
     further = np.flatnonzero(first == 0)
     owners, rows = _rows_of(labels[further], searched, by_label)
     owners = further[owners]
-    if chunk.nearness.own is not None:
-        own = chunk.nearness.own[chunk.numbers[places]]
+    if hidden is not None:
+        is_found = ~hidden.contains(numbers[owners], rows)
+        owners, rows = owners[is_found], rows[is_found]
+    elif chunk.nearness.own is not None:
+        own = chunk.nearness.own[numbers]
         owners, rows = (array[own[owners] != rows] for array in (owners, rows))
     if len(owners):
         first[np.unique(owners)] = chunk.rank_of_nearest(places[owners], rows)
@@ -209,6 +245,7 @@ def _chunks(
     depth: int,
     query_labels: Integers | None = None,
     column_labels: Integers | None = None,
+    hidden: HiddenRows | None = None,
 ) -> Iterator[_Chunk]:
     bytes_per_query = nearness.dtype.itemsize * nearness.width + 64 * depth
     num_rows = min(max(1, working_bytes // bytes_per_query), nearness.num_queries)
@@ -216,7 +253,7 @@ def _chunks(
     for start in range(0, nearness.num_queries, num_rows):
         numbers = np.arange(start, min(start + num_rows, nearness.num_queries))
         labels = None if query_labels is None else query_labels[numbers]
-        yield _Chunk(nearness, numbers, buffer[: len(numbers)], labels, column_labels)
+        yield _Chunk(nearness, numbers, buffer[: len(numbers)], labels, column_labels, hidden)
         report_progress("searching", start + len(numbers), nearness.num_queries, "queries")
 
 
@@ -236,13 +273,18 @@ class _Chunk:
         scores: Tensor,
         labels: Integers | None,
         column_labels: Integers | None,
+        hidden: HiddenRows | None = None,
     ) -> None:
         self.nearness, self.numbers, self.scores = nearness, numbers, scores
-        self.labels, self.column_labels = labels, column_labels
+        self.labels, self.column_labels, self.hidden = labels, column_labels, hidden
+        self.most_hidden = 1 if hidden is None else hidden.most
         self.margin = nearness.score(numbers, scores)
         self.margins = self.margin.cpu().numpy()
         if nearness.own is not None:
             scores.scatter_(1, self._on_device(nearness.own[numbers])[:, None], MASKED_SCORE[nearness.dtype])
+        if hidden is not None:
+            places, rows = hidden.pairs(numbers)
+            scores[self._on_device(places), self._on_device(rows)] = HIDDEN_SCORE[nearness.dtype]
 
     @property
     def rows(self) -> slice:
@@ -262,7 +304,8 @@ class _Chunk:
             part = slice(start, min(start + at_once, len(owners)))
             chosen = owners[part]
             labels = None if self.labels is None else self.labels[chosen]
-            yield part, _Chunk(nearness, self.numbers[chosen], buffer[: len(chosen)], labels, self.column_labels)
+            numbers, scores = self.numbers[chosen], buffer[: len(chosen)]
+            yield part, _Chunk(nearness, numbers, scores, labels, self.column_labels, self.hidden)
 
     def nearest(self, k: int) -> Integers:
         """Return the k nearest rows of each query (n, k), in order."""
@@ -304,8 +347,9 @@ class _Chunk:
         crowded = []
         for part in self._parts(np.flatnonzero(is_open)):
             whole = self.scores.index_select(0, self._on_device(part))
-            # Of identical rows only the first k + 1 can be among the k nearest.
-            mask = (whole >= self._on_device(bounds[part])) & (self.nearness.copy_numbers <= k)
+            # Of identical rows only the first k can be among the k nearest, besides those that the query cannot find.
+            could_be = self.nearness.copy_numbers < k + self.most_hidden
+            mask = (whole >= self._on_device(bounds[part])) & could_be
             if self._is_too_much(int(mask.sum()), len(part), k):
                 crowded.append(part)
                 continue
@@ -390,7 +434,12 @@ class _Chunk:
             of_target = firsts[self._on_device(targets)]
             is_close &= firsts != of_target[:, None]
             ranks += self.nearness.copy_numbers[self._on_device(targets)].cpu().numpy()
-            if self.nearness.own is not None:
+            if self.hidden is not None:
+                owners, hidden = self.hidden.pairs(self.numbers[queries])
+                is_copy = (firsts[self._on_device(hidden)] == of_target[self._on_device(owners)]).cpu().numpy()
+                is_before = is_copy & (hidden < targets[owners])
+                ranks -= np.bincount(owners[is_before], minlength=len(queries))
+            elif self.nearness.own is not None:
                 own = self.nearness.own[self.numbers[queries]]
                 ranks -= (firsts[self._on_device(own)] == of_target).cpu().numpy() & (own < targets)
             num_close = _count(is_close) + 1

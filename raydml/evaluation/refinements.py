@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from raydml.data.catalog import Groups
 from raydml.evaluation.embed import RefinedEvaluation, evaluate_embeddings
 from raydml.evaluation.nearness import Floats, Integers
 from raydml.evaluation.reranking import KReciprocal, QueryExpansion, Rerank
@@ -75,6 +76,7 @@ def evaluate_refinements(
     device: str,
     lists: Mapping[str, Sequence[int]],
     refinements: Refinements,
+    groups: Groups | None = None,
 ) -> tuple[RefinedEvaluation, ...]:
     """Score each refinement by itself and, where there are several, all of them in turn.
 
@@ -106,7 +108,7 @@ def evaluate_refinements(
             sentences.append(refinements.rerank.sentence)
             settings[refinements.rerank.name] = refinements.rerank.settings
             of_chain = _spec_of_rerank(spec, refinements.rerank)
-        evaluation = evaluate_embeddings(refined, labels, roles, protocols, of_chain, device, lists)
+        evaluation = evaluate_embeddings(refined, labels, roles, protocols, of_chain, device, lists, groups)
         worded = {key: "; ".join([sentence, *sentences]) for key, sentence in evaluation.protocols.items()}
         found.append(RefinedEvaluation("+".join(names), settings, evaluation._replace(protocols=worded)))
     return tuple(found)

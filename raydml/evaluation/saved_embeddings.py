@@ -7,8 +7,10 @@ The file is a NumPy archive (.npz) of plain arrays, without pickled objects:
     class_names  (C,) text
     paths        (N,) text, each image as its data set names it
     roles        (N,) text, "query" | "gallery"; absent if the data set has none
+    groups       (N,) text, the second label of each image; absent if the data set has none
     facts        text, a JSON object: dataset, part, protocols, recall_at, fingerprint, checkpoint, ...; lists, the
-                 names of the classes of each test list, where the data set has several
+                 names of the classes of each test list, where the data set has several; exclude_same, "group" where a
+                 query does not find images of its own class and group
 """
 
 from __future__ import annotations
@@ -22,8 +24,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from raydml.data.catalog import Groups
 from raydml.metrics.geometry import unit_rows
 from raydml.ops.files import is_zip_bomb, require_space, write_whole
+
+_EXCLUDE_SAME = "exclude_same"
 
 
 class SavedEmbeddingsError(ValueError):
@@ -39,6 +44,7 @@ class SavedEmbeddings(NamedTuple):
     paths: tuple[str, ...]
     roles: tuple[str, ...] | None
     facts: dict[str, Any]
+    groups: Groups | None = None
 
 
 def save_embeddings(path: Path, saved: SavedEmbeddings) -> Path:
@@ -51,6 +57,10 @@ def save_embeddings(path: Path, saved: SavedEmbeddings) -> Path:
         "paths": np.array(saved.paths, dtype=np.str_),
         "facts": np.array(json.dumps(saved.facts)),
     }
+    if saved.groups is not None:
+        arrays["groups"] = np.array(saved.groups.names, dtype=np.str_)
+        if saved.groups.are_excluded:
+            arrays["facts"] = np.array(json.dumps({**saved.facts, _EXCLUDE_SAME: "group"}))
     if saved.roles is not None:
         arrays["roles"] = np.array(saved.roles, dtype=np.str_)
     require_space(path, sum(array.nbytes for array in arrays.values()), "the file of the embeddings")
@@ -81,6 +91,7 @@ def load_embeddings(path: Path) -> SavedEmbeddings:
             _texts(arrays, "paths"),
             _texts(arrays, "roles") if "roles" in arrays else None,
             facts,
+            Groups(_texts(arrays, "groups"), facts.get(_EXCLUDE_SAME) == "group") if "groups" in arrays else None,
         )
     except Exception as error:  # numpy, zipfile and json raise a dozen types for damaged files
         raise SavedEmbeddingsError(_unreadable(path, f"{type(error).__name__}: {error}")) from error
@@ -128,6 +139,8 @@ def _check(saved: SavedEmbeddings, source: str) -> None:
     counts = {"embeddings": len(saved.embeddings), "labels": len(saved.labels), "paths": len(saved.paths)}
     if saved.roles is not None:
         counts["roles"] = len(saved.roles)
+    if saved.groups is not None:
+        counts["groups"] = len(saved.groups.names)
     if len(set(counts.values())) > 1 or not counts["embeddings"]:
         found = ", ".join(f"{number} {name}" for name, number in counts.items())
         raise SavedEmbeddingsError(f"{source}: {found}: the numbers must be equal and at least 1")
@@ -154,7 +167,8 @@ def concatenate(parts: Sequence[SavedEmbeddings]) -> SavedEmbeddings:
         raise SavedEmbeddingsError("an ensemble needs the embeddings of at least one network")
     first = parts[0]
     for number, part in enumerate(parts[1:], start=2):
-        same = part.paths == first.paths and part.roles == first.roles and np.array_equal(part.labels, first.labels)
+        same = (part.paths, part.roles, part.groups) == (first.paths, first.roles, first.groups)
+        same = same and np.array_equal(part.labels, first.labels)
         if not same:
             raise SavedEmbeddingsError(f"part {number} of the ensemble is not of the images of part 1, in their order")
     rows = np.concatenate([unit_rows(part.embeddings.astype(np.float64)) for part in parts], axis=1) / np.sqrt(

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from raydml.data.catalog import Groups
 from raydml.evaluation.nearness import binary_codes, int8_codes
-from raydml.evaluation.protocols import DISTRACTOR, RetrievalTask, retrieval_tasks
-from raydml.evaluation.ranking import Device, nearest_neighbours, ranked_relevant, ranked_relevant_codes
+from raydml.evaluation.protocols import DISTRACTOR, RetrievalTask, num_relevant, retrieval_tasks
+from raydml.evaluation.ranking import Device, HiddenRows, nearest_neighbours, ranked_relevant, ranked_relevant_codes
 from raydml.evaluation.reranking import KReciprocal, Rerank, expanded_queries, reranked_relevant
 from raydml.metrics.clustering import ami, ari, nmi, pair_f1
 from raydml.metrics.geometry import class_distances, spectral_decay, unit_rows
@@ -49,6 +50,8 @@ class MetricSpec(NamedTuple):
 
     rerank: how the order of the neighbours is changed before it is scored; None: not at all. verification: whether
     pairs of images are also verified, see verification.py.
+    lone_misses: queries without an image of their class to find count as misses in Recall@k and MRR, as in the
+    published scores of the benchmarks; otherwise they are left out of every mean.
     """
 
     recall_at: tuple[int, ...]
@@ -57,6 +60,7 @@ class MetricSpec(NamedTuple):
     intervals: bool = False
     rerank: Rerank | None = None
     verification: bool = False
+    lone_misses: bool = False
 
 
 class QueryScores(NamedTuple):
@@ -98,30 +102,32 @@ def score_queries(
     Raises RetrievalError for NaN, ScoringError if no query has an image to find.
     """
     is_leave_one_out = task.gallery is None
-    gallery = task.queries if task.gallery is None else task.gallery
+    gallery = task.searched
     query_labels, gallery_labels = labels[task.queries], labels[gallery]
-    by_label = np.sort(gallery_labels)
-    num_relevant = np.searchsorted(by_label, query_labels, "right") - np.searchsorted(by_label, query_labels, "left")
-    if is_leave_one_out or task.own is not None:
-        num_relevant = num_relevant - 1
-    if not num_relevant.any():
+    to_find = num_relevant(task, labels)
+    if not to_find.any():
         raise ScoringError(
-            "no query has another image of its class, so R-precision and MAP@R are undefined; evaluate on classes with "
-            "at least two images."
+            "no query has another image of its class to find, so there is nothing to score. Cure: evaluate on classes "
+            "with at least two images"
         )
     query_rows = embeddings if len(task.queries) == len(embeddings) else embeddings[task.queries]
     gallery_rows = None if is_leave_one_out else embeddings[gallery]
     settings: dict[str, Any] = {
         "query_labels": query_labels,
         "gallery_labels": None if is_leave_one_out else gallery_labels,
-        "depth": min(max(int(num_relevant.max()), DEPTH if to_1000 else 1), task.num_found),
+        "depth": min(max(int(to_find.max()), DEPTH if to_1000 else 1), task.num_others),
         "own": task.own,
+        "hidden": None if task.codes is None else HiddenRows(task.codes[task.queries], task.codes[gallery]),
     }
     if codes == "binary":
         gallery_bits = None if gallery_rows is None else binary_codes(gallery_rows)
         parts = ranked_relevant_codes(binary_codes(query_rows), gallery_bits, **settings)
     elif isinstance(rerank, KReciprocal):
-        parts = reranked_relevant(query_rows, gallery_rows, settings=rerank, device=device, **settings)
+        hidden = settings.pop("hidden")
+        excluded = None if hidden is None else lambda some, rows: hidden.contains(some[:, None], rows)
+        parts = reranked_relevant(
+            query_rows, gallery_rows, settings=rerank, excluded=excluded, device=device, **settings
+        )
     elif rerank is not None:
         unit = [unit_rows(rows.astype(np.float64)).astype(np.float32) for rows in (query_rows, embeddings[gallery])]
         settings |= {"gallery_labels": gallery_labels, "own": np.arange(len(gallery)) if is_leave_one_out else task.own}
@@ -132,15 +138,13 @@ def score_queries(
     first, nearest = (np.zeros(len(task.queries), dtype=np.int64) for _ in range(2))
     precision, average, at_1000 = (np.full(len(task.queries), np.nan) for _ in range(3))
     for rows, ranks in parts:
-        first[rows], nearest[rows], relevant = ranks.first, ranks.nearest, num_relevant[rows]
+        first[rows], nearest[rows], relevant = ranks.first, ranks.nearest, to_find[rows]
         if relevant.any():
             precision[rows] = precision_at_r(ranks.hits, relevant)
             average[rows] = average_precision(ranks.hits, relevant)
             if to_1000:
-                at_1000[rows] = average_precision(ranks.hits, relevant, min(DEPTH, task.num_found))
-    return QueryScores(
-        task.queries, first, num_relevant, precision, average, at_1000 if to_1000 else None, gallery[nearest]
-    )
+                at_1000[rows] = average_precision(ranks.hits, relevant, min(DEPTH, task.num_others))
+    return QueryScores(task.queries, first, to_find, precision, average, at_1000 if to_1000 else None, gallery[nearest])
 
 
 class Scores(NamedTuple):
@@ -157,6 +161,7 @@ def score_by_all(
     protocols: Sequence[str],
     spec: MetricSpec,
     device: Device = "cpu",
+    groups: Groups | None = None,
 ) -> Scores:
     """Score embeddings by Euclidean distance, under each protocol and with each kind of codes.
 
@@ -168,6 +173,7 @@ def score_by_all(
         spec: codes: "float", "binary" (signs, by Hamming distance) or "int8". groups: of METRIC_GROUPS; clustering and
             geometry do not depend on the protocol and leave distractors out.
         device: where distances and k-means are computed.
+        groups: of the N images, for protocols across groups.
 
     The metrics are fractions in [0, 1] except those of geometry. They are means over queries, and over the repetitions
     of a protocol that draws its gallery. Names have the protocol as a prefix, except for the first protocol, and the
@@ -184,10 +190,11 @@ def score_by_all(
     named: dict[str, float] = {}
     queries = None
     for place, protocol in enumerate(protocols):
-        groups = tuple(group for group in spec.groups if place == 0 or group in ("retrieval", "ranking"))
+        of_metrics = tuple(group for group in spec.groups if place == 0 or group in ("retrieval", "ranking"))
         for kind in spec.codes:
             prefix = (f"{protocol}_" if place else "") + ("" if kind == "float" else f"{kind}_")
-            scores = _score(embeddings, labels, roles, protocol, spec._replace(codes=(kind,), groups=groups), device)
+            one = spec._replace(codes=(kind,), groups=of_metrics)
+            scores = _score(embeddings, labels, roles, protocol, one, device, groups)
             named |= {f"{prefix}{name}": value for name, value in scores.metrics.items()}
             if place == 0 and kind == primary_code(spec.codes):
                 queries = scores.queries
@@ -201,8 +208,9 @@ def _score(
     protocol: str,
     spec: MetricSpec,
     device: Device,
+    of_images: Groups | None,
 ) -> Scores:
-    """Score one kind of codes under one protocol."""
+    """Score one kind of codes under one protocol. of_images: the groups of the images."""
     codes, groups = spec.codes[0], set(spec.groups)
     rows = int8_codes(embeddings) if codes == "int8" else embeddings
     is_distractor = np.zeros(len(labels), dtype=bool) if roles is None else np.array(roles) == DISTRACTOR
@@ -210,7 +218,7 @@ def _score(
     named: dict[str, float] = {}
     found: list[QueryScores] = []
     if groups & {"retrieval", "ranking"}:
-        for task in retrieval_tasks(protocol, labels, roles):
+        for task in retrieval_tasks(protocol, labels, roles, of_images):
             largest_k = max(spec.recall_at) if "retrieval" in groups else 1
             if largest_k > task.num_found:
                 raise ScoringError(
@@ -222,7 +230,7 @@ def _score(
                     rows, labels, task, codes=codes, to_1000="ranking" in groups, rerank=spec.rerank, device=device
                 )
             )
-        each = [{name: np.nanmean(of) for name, of in query_values(one, spec.recall_at).items()} for one in found]
+        each = [{name: np.nanmean(of) for name, of in query_values(one, spec).items()} for one in found]
         kept = [name for name in each[0] if "retrieval" in groups or name in ("mrr", "map_at_1000")]
         named = {name: float(np.mean([one[name] for one in each])) for name in kept}
     if groups & {"clustering", "geometry"}:
@@ -231,12 +239,13 @@ def _score(
     return Scores(named, found[0] if len(found) == 1 else None)
 
 
-def query_values(found: QueryScores, recall_at: Sequence[int]) -> dict[str, NDArray[np.float64]]:
+def query_values(found: QueryScores, spec: MetricSpec) -> dict[str, NDArray[np.float64]]:
     """Return metric -> (Q,) its value for each query, NaN if it has none; means and intervals are made of these."""
-    values = {f"recall_at_{k}": recall(found.first, k).astype(np.float64) for k in recall_at}
+    is_scored = (found.num_relevant > 0) | spec.lone_misses
+    values = {f"recall_at_{k}": np.where(is_scored, recall(found.first, k), np.nan) for k in spec.recall_at}
     values |= {"r_precision": found.r_precision, "map_at_r": found.average_precision}
     if found.average_precision_at_1000 is not None:
-        values["mrr"] = reciprocal_rank(found.first)
+        values["mrr"] = np.where(is_scored, reciprocal_rank(found.first), np.nan)
         values["map_at_1000"] = found.average_precision_at_1000
     return values
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from raydml.data.catalog import Groups
 from raydml.evaluation.nearness import Floats, Integers
 from raydml.evaluation.pair_distances import Distances, PairDistances, PairMask
 from raydml.evaluation.protocols import DISTRACTOR, retrieval_tasks
@@ -46,6 +47,7 @@ def verify(
     roles: Sequence[str] | None,
     protocol: str,
     *,
+    groups: Groups | None = None,
     excluded: PairMask | None = None,
     max_pairs: int = MOST_PAIRS,
     max_genuine: int = MOST_GENUINE,
@@ -60,13 +62,20 @@ def verify(
 
     Args:
         labels: (N,). roles: as in `score_by_all`. protocol: of protocols.py.
-        excluded: pairs that do not count (of one camera, say), by the numbers of two images in the embeddings.
+        groups: of the images; under a protocol across groups, pairs of one class and one group do not count.
+        excluded: further pairs that do not count (of one camera, say), by the numbers of two images in the embeddings.
         working_bytes: bound on the distances at a time.
 
     Raises ScoringError where there is no genuine or no impostor pair.
     """
     is_distractor = np.zeros(len(labels), dtype=bool) if roles is None else np.array(roles) == DISTRACTOR
     labels = np.where(is_distractor, labels.min() - 1, labels)
+    codes = retrieval_tasks(protocol, labels, roles, groups)[0].codes
+    more = ""
+    if codes is not None:
+        protocol, more = protocol.removesuffix("_across_groups"), ", without those of one class and group"
+        given, excluded = excluded, _same(codes)
+        assert given is None, "a protocol across groups says which pairs do not count"
     if protocol == "query_gallery":
         (task,) = retrieval_tasks(protocol, labels, roles)
         assert task.gallery is not None
@@ -76,8 +85,8 @@ def verify(
         # Distractors come last: a pair counts once, where the second image comes after the first one.
         first = np.flatnonzero(~is_distractor)
         second = np.concatenate([first, np.flatnonzero(is_distractor)])
-        more = f", and each with {is_distractor.sum():,} distractors" if is_distractor.any() else ""
-        what = f"every two of {len(first):,} images{more}"
+        others = f", and each with {is_distractor.sum():,} distractors" if is_distractor.any() else ""
+        what = f"every two of {len(first):,} images{others}"
     pairs = _Pairs(PairDistances(embeddings), labels, first, second, protocol != "query_gallery", excluded)
     drawn = pairs.drawn(max_pairs, max_genuine)
     if drawn is not pairs:
@@ -93,10 +102,14 @@ def verify(
             needed = round(LEAST_ACCEPTED / float(rate))
             notes.append(f"TAR@FAR={rate} is not measured: it needs {needed:,} impostor pairs (rule of 30)")
     sentence = (
-        f"verification: {len(counts.distances):,} genuine and {counts.num_impostors:,} impostor pairs ({what}), by "
-        "Euclidean distance"
+        f"verification: {len(counts.distances):,} genuine and {counts.num_impostors:,} impostor pairs "
+        f"({what}{more}), by Euclidean distance"
     )
     return Verification(found, sentence, tuple(notes))
+
+
+def _same(codes: Integers) -> PairMask:
+    return lambda first, second: codes[first][:, None] == codes[second]
 
 
 class _Pairs(NamedTuple):

@@ -18,7 +18,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from PIL import Image
 
-from raydml.data.catalog import Catalog, DataError, listed, refuse_small_classes
+from raydml.data.catalog import Catalog, DataError, Groups, listed
 from raydml.data.datasets import images_without_files
 from raydml.data.digests import ImageRecord, Sources, changed_rows, load_sources, read_sources, refuse_changed
 from raydml.data.seal import TestKey
@@ -51,7 +51,7 @@ class Images(NamedTuple):
     """The images of one part.
 
     pixels: N of them. labels: (N,) int64 in 0..C-1, the classes of this part numbered anew in catalog order. paths: N.
-    skipped: (path, reason) of each image left out. roles: N of those of the catalog, or None where it has none.
+    skipped: (path, reason) of each image left out. roles, groups: those of the catalog, or None where it has none.
     digests: (N, 16) uint8 of the files, see data/digests.py; None where no file was read for them.
     """
 
@@ -61,6 +61,7 @@ class Images(NamedTuple):
     skipped: tuple[tuple[str, str], ...] = ()
     roles: tuple[str, ...] | None = None
     digests: np.ndarray | None = None
+    groups: Groups | None = None
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,8 @@ def _part(catalog: Catalog, classes: tuple[int, ...], kept: _KeptImages) -> Imag
     roles = None if catalog.roles is None else tuple(catalog.roles[row] for row in rows)
     paths = tuple(catalog.paths[row] for row in rows)
     digests = None if kept.digests is None else kept.digests[places]
-    return Images(kept.pixels.select(places), labels, paths, tuple(left_out), roles, digests)
+    groups = None if catalog.groups is None else catalog.groups.select(rows)
+    return Images(kept.pixels.select(places), labels, paths, tuple(left_out), roles, digests, groups)
 
 
 def _without_files(catalog: Catalog, rows: np.ndarray, resizing: Resizing | None) -> _KeptImages:
@@ -273,7 +275,7 @@ class _Selection:
         return self.rows[[self.catalog.paths[row] not in skipped for row in self.rows]] if skipped else self.rows
 
     def refuse(self, skipped: dict[str, str]) -> None:
-        """Raise DataError if images without pixels may not be skipped, or if that leaves a class too small."""
+        """Raise DataError if images without pixels may not be skipped, or if that leaves a class without an image."""
         if skipped and self.storage.on_unreadable == "refuse":
             lines = "\n".join(f"  {path}: {reason}" for path, reason in skipped.items())
             raise DataError(
@@ -282,12 +284,13 @@ class _Selection:
             )
         if skipped:
             labels, class_names = self.catalog.labels, self.catalog.class_names
-            before, after = (
-                np.bincount(labels[rows], minlength=len(class_names)) for rows in (self.rows, self.left(skipped))
-            )
-            shrunk = np.flatnonzero(after < before)  # a class that has one image in the benchmark itself may stay
-            names = [class_names[label] for label in shrunk]
-            refuse_small_classes(names, after[shrunk], " left after skipping unreadable ones")
+            gone = np.setdiff1d(labels[self.rows], labels[self.left(skipped)])
+            if len(gone):
+                names = [class_names[label] for label in gone]
+                raise DataError(
+                    f"{len(gone)} of {len(class_names)} classes have no image left after skipping unreadable ones: "
+                    f"{listed(names)}. Cure: repair their images, or remove these classes"
+                )
 
 
 def open_or_write(

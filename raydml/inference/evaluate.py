@@ -15,10 +15,18 @@ from torch import Tensor, nn
 from raydml.config.refit import trains_on_test_classes, validates
 from raydml.config.trial import Machine, Trial, parse_trial
 from raydml.data.benchmarks import BENCHMARK_OF
-from raydml.data.catalog import WITHOUT_FILES, Catalog, DataError, digests_of_files, listed
+from raydml.data.catalog import WITHOUT_FILES, Catalog, DataError, Groups, digests_of_files, listed
 from raydml.data.seal import TestKey
 from raydml.data.splits import Split
-from raydml.evaluation.embed import Evaluation, device_of, embed, evaluate_embeddings, metric_spec_of
+from raydml.evaluation.embed import (
+    Evaluation,
+    RefinedEvaluation,
+    device_of,
+    embed,
+    evaluate_embeddings,
+    lone_queries_miss,
+    metric_spec_of,
+)
 from raydml.evaluation.protocols import DISTRACTOR, protocols_of
 from raydml.evaluation.refinements import Refinements, evaluate_refinements
 from raydml.evaluation.reranking import Rerank
@@ -147,7 +155,8 @@ def evaluate_checkpoint(
         "checkpoint": str(checkpoint_folder),
     }
     names = tuple(class_names)
-    saved = SavedEmbeddings(embed_part(model.network), images.labels, names, images.paths, images.roles, facts)
+    rows = embed_part(model.network)
+    saved = SavedEmbeddings(rows, images.labels, names, images.paths, images.roles, facts, images.groups)
     if save_to is not None:
         save_embeddings(save_to, saved)
     choice = choice or RefinementChoice()
@@ -259,17 +268,17 @@ def _open_part(
         opened = open_development(trial, machine, augmented=False, catalogs=catalogs)
         names = [opened.catalog.class_names[number] for number in opened.split.val]
         # declared protocols and lists are for the test classes
-        return opened.val, names, {"protocols": list(protocols_of(opened.val.roles, ()))}
+        return opened.val, names, {"protocols": list(protocols_of(opened.val.roles, (), opened.val.groups))}
     assert key is not None
     catalog, images = open_test(trial, machine, key, catalogs)
     names = [catalog.class_names[number] for number in split_for(trial, catalog).test]
-    return images, names, _scored_by(catalog, images.roles)
+    return images, names, _scored_by(catalog, images.roles, images.groups)
 
 
-def _scored_by(catalog: Catalog, roles: Sequence[str] | None) -> dict[str, Any]:
+def _scored_by(catalog: Catalog, roles: Sequence[str] | None, groups: Groups | None) -> dict[str, Any]:
     """Return the protocols of the test part, and its lists where it has some: name -> names of the classes."""
     lists = {name: list(classes) for name, classes in catalog.lists.items()}
-    return {"protocols": list(protocols_of(roles, catalog.protocols)), **({"lists": lists} if lists else {})}
+    return {"protocols": list(protocols_of(roles, catalog.protocols, groups)), **({"lists": lists} if lists else {})}
 
 
 class Collection(NamedTuple):
@@ -318,10 +327,12 @@ def embed_collection(
         both = zip(embeddings, parts, strict=True)
         view_rows = np.concatenate([with_views(rows, of.pixels, preprocessing, tta, embed_pixels) for rows, of in both])
     class_names = [catalog.class_names[number] for number in _classes_of(catalog)]
-    labels, roles = parts[0].labels, parts[0].roles
+    labels, roles, groups = parts[0].labels, parts[0].roles, parts[0].groups
     if distractors is not None:
         labels = np.concatenate([labels, np.full(len(parts[1].labels), len(class_names))])
         roles = (*(roles or [""] * len(parts[0].labels)), *[DISTRACTOR] * len(parts[1].labels))
+        if groups is not None:
+            groups = groups._replace(names=(*groups.names, *[""] * len(parts[1].labels)))
         class_names.append(f"({DISTRACTOR})")
     part_name = "all" if catalog.given_split is None else "test"
     saved = SavedEmbeddings(
@@ -330,7 +341,8 @@ def embed_collection(
         tuple(class_names),
         tuple(path for part in parts for path in part.paths),
         roles,
-        {"dataset": catalog.name, "part": part_name, **_scored_by(catalog, roles), **facts},
+        {"dataset": catalog.name, "part": part_name, **_scored_by(catalog, roles, groups), **facts},
+        groups,
     )
     return saved, view_rows
 
@@ -349,14 +361,19 @@ def evaluate_saved(
             f"all {len(saved.labels)} images are of one class, {saved.class_names[saved.labels[0]]!r}: every neighbour "
             "is right, and every score 1. Cure: images of two classes at least"
         )
-    protocols: Sequence[str] = saved.facts.get("protocols") or protocols_of(saved.roles, ())
+    protocols: Sequence[str] = saved.facts.get("protocols") or protocols_of(saved.roles, (), saved.groups)
     numbers = {name: number for number, name in enumerate(saved.class_names)}
     listed: Mapping[str, Sequence[str]] = saved.facts.get("lists") or {}
     lists = {name: [numbers[one] for one in classes if one in numbers] for name, classes in listed.items()}
+    spec = spec._replace(lone_misses=lone_queries_miss(str(saved.facts.get("dataset", ""))))
     scored = (saved.labels, saved.roles, protocols, spec, device, lists)
-    found = evaluate_embeddings(saved.embeddings, *scored)
-    refined = () if refinements is None else evaluate_refinements(saved.embeddings, *scored, refinements)
-    verified = verify(saved.embeddings, saved.labels, saved.roles, protocols[0]) if spec.verification else None
+    found = evaluate_embeddings(saved.embeddings, *scored, saved.groups)
+    refined: tuple[RefinedEvaluation, ...] = ()
+    if refinements is not None:
+        refined = evaluate_refinements(saved.embeddings, *scored, refinements, saved.groups)
+    verified = None
+    if spec.verification:
+        verified = verify(saved.embeddings, saved.labels, saved.roles, protocols[0], groups=saved.groups)
     return found._replace(refined=refined, verification=verified)
 
 

@@ -16,8 +16,9 @@ AnyIntegers = NDArray[np.integer]
 def recall(first: AnyIntegers, k: int) -> NDArray[np.bool_]:
     """Return (N,) whether the nearest relevant neighbour, at rank first (N,) from 1, 0 for none, is among the first k.
 
-    The mean over all queries is Recall@k; a query that is the only image of its class is a miss. Source: Jegou et al.
-    2011 (Recall@k of retrieval); Oh Song et al. 2016, section 6, for this "any hit" form.
+    The mean over the queries is Recall@k; a query without a relevant image is a miss here, see
+    `MetricSpec.lone_misses`. Source: Jegou et al. 2011 (Recall@k of retrieval); Oh Song et al. 2016, section 6, for
+    this "any hit" form.
     """
     return (first >= 1) & (first <= k)
 

@@ -116,7 +116,7 @@ def draw_test_illustrations(saved: Path, folder: Path) -> list[Illustration]:
     Raises SavedEmbeddingsError for a file without embeddings, RetrievalError for NaN.
     """
     key, found = saved.stem, load_embeddings(saved)
-    ranked = rank_queries(found.embeddings, found.labels, _roles(found))
+    ranked = rank_queries(found.embeddings, found.labels, _roles(found), groups=found.groups)
     return [_failures(key, "test", ranked, found, folder), *_maps(key, "test", found, folder)]
 
 
@@ -265,7 +265,7 @@ def _neighbours_by_head(run: ValidatedRun, kept: KeptClusters, folder: Path) -> 
     rankings = {}
     for name, forward in ((_CLASS, None), (_AUXILIARY, kept.space)):
         rows = run.embedded(kept.method, images.pixels, forward)
-        rankings[name] = rank_queries(rows, images.labels, roles, device=run.device)
+        rankings[name] = rank_queries(rows, images.labels, roles, groups=run.opened.val.groups, device=run.device)
     places, _ = changed_queries(rankings[_CLASS], rankings[_AUXILIARY], images.labels, _NUM_BY_HEAD)
     if not places:
         return []
@@ -344,7 +344,7 @@ def open_run(
         opened[images] = open_development(trial, machine, augmented=False)
     val = opened[images].val
     embeddings = embed_as_trained(trial, machine, device, preprocessing, val.pixels, network)
-    ranked = rank_queries(embeddings, val.labels, val.roles, device=device)
+    ranked = rank_queries(embeddings, val.labels, val.roles, groups=val.groups, device=device)
     return ValidatedRun(
         key, checkpoint_folder, trial, preprocessing, machine, device, opened[images], embeddings, ranked
     )
@@ -356,10 +356,11 @@ def save_run(run: ValidatedRun, path: Path) -> Path:
     facts = {
         "dataset": run.trial.data.name,
         "part": "val",
-        "protocols": list(protocols_of(val.roles, ())),
+        "protocols": list(protocols_of(val.roles, (), val.groups)),
         "recall_at": list(run.trial.recall_at),
         "checkpoint": str(run.checkpoint),
         "trial": run.key,
     }
     names = tuple(run.val.class_names)
-    return save_embeddings(path, SavedEmbeddings(run.embeddings, val.labels, names, val.paths, val.roles, facts))
+    saved = SavedEmbeddings(run.embeddings, val.labels, names, val.paths, val.roles, facts, val.groups)
+    return save_embeddings(path, saved)

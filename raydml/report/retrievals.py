@@ -15,7 +15,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from raydml.data.catalog import Groups
 from raydml.evaluation.protocols import DISTRACTOR, protocols_of, retrieval_tasks
+from raydml.evaluation.protocols import num_relevant as num_relevant_of
 from raydml.evaluation.ranking import nearest_neighbours
 from raydml.images.pixels import DecodedPixels
 from raydml.images.preprocessing import Resizing
@@ -72,8 +74,9 @@ class RankedQueries(NamedTuple):
 
     @property
     def recall_at_1(self) -> float:
-        """The share of the queries whose nearest neighbour is right."""
-        return float(self.right[:, 0].mean())
+        """The share of the queries with R > 0 whose nearest neighbour is right; NaN without any."""
+        found = self.right[self.num_relevant > 0, 0]
+        return float(found.mean()) if len(found) else float("nan")
 
 
 def rank_queries(
@@ -81,6 +84,7 @@ def rank_queries(
     labels: NDArray[np.int64],
     roles: Sequence[str] | None = None,
     *,
+    groups: Groups | None = None,
     num_neighbours: int = NUM_NEIGHBOURS,
     device: str = "cpu",
 ) -> RankedQueries:
@@ -89,7 +93,7 @@ def rank_queries(
     Args:
         embeddings: (N, D) float32. labels: (N,), from 0.
         roles: "query" | "gallery" | "distractor" of each image, where the data set has them (see protocols.py);
-            otherwise every image searches all others.
+            otherwise every image searches all others. groups: of each image, where the data set has them.
         num_neighbours: K, at most the size of the gallery. device: of the computation.
 
     AP@R is 1/R times the sum, over the right ones among the first R, of the precision at each; its mean is MAP@R
@@ -106,40 +110,29 @@ def rank_queries(
         )
     # Distractors are of no class, whatever their labels are.
     classes = labels if roles is None else np.where(np.array(roles) == DISTRACTOR, -1, labels)
-    search = retrieval_tasks(protocols_of(roles, ())[0], labels, roles)[0]
-    gallery = search.queries if search.gallery is None else search.gallery
-    is_in_gallery = search.gallery is None or search.own is not None
-    num_of_class = np.bincount(classes[gallery][classes[gallery] >= 0], minlength=int(labels.max()) + 1)
-    num_relevant = num_of_class[classes[search.queries]] - is_in_gallery
-    k = min(max(num_neighbours, int(num_relevant.max())), search.num_found)
-    own = np.arange(len(gallery)) if search.gallery is None else search.own
+    search = retrieval_tasks(protocols_of(roles, (), groups)[0], labels, roles, groups)[0]
+    gallery, num_relevant = search.searched, num_relevant_of(search, classes)
+    k = min(max(num_neighbours, int(num_relevant.max())), search.num_others)
+    # Each image is hidden from itself, and with groups from those of its class and group.
+    own = np.arange(len(labels)) if search.codes is None else search.codes
+    num_hidden = len(gallery) - search.num_found
     searched = embeddings if len(search.queries) == len(embeddings) else embeddings[gallery]
     parts = []
     for start in range(0, len(search.queries), step := max(1, _MAX_PAIRS // k)):
         some = slice(start, start + step)
         rows, relevant = search.queries[some], num_relevant[some]
-        places, distances = _nearest(embeddings[rows], searched, None if own is None else own[some], k, device)
-        neighbours = gallery[places]
-        right = classes[neighbours] == classes[rows][:, None]
+        places, distances = nearest_neighbours(
+            embeddings[rows], searched, k=min(k + num_hidden, len(gallery)), device=device
+        )
+        is_found = own[gallery[places]] != own[rows][:, None]
+        order = np.argsort(~is_found, axis=1, kind="stable")[:, :k]  # hidden ones last
+        places, distances, is_found = (np.take_along_axis(of, order, 1) for of in (places, distances, is_found))
+        neighbours, distances = gallery[places], np.sqrt(distances)
+        right = is_found & (classes[neighbours] == classes[rows][:, None])
         within = right & (np.arange(1, k + 1) <= relevant[:, None])
         shown = (neighbours[:, :num_neighbours], distances[:, :num_neighbours], right[:, :num_neighbours])
         parts.append((rows, *shown, relevant, within.sum(axis=1), _average_precision(within, relevant)))
     return RankedQueries(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
-
-
-def _nearest(
-    queries: NDArray[np.float32], gallery: NDArray[np.float32], own: NDArray[np.int64] | None, k: int, device: str
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return (Q, k) rows of the gallery, nearest first, and their Euclidean distances.
-
-    own: (Q,) the row of the query itself, which is left out, or None.
-    """
-    rows, squared = nearest_neighbours(queries, gallery, k=k + (own is not None), device=device)
-    if own is not None:
-        kept = rows != own[:, None]
-        kept[kept.all(axis=1), -1] = False  # behind k duplicates of the query
-        rows, squared = rows[kept].reshape(-1, k), squared[kept].reshape(-1, k)
-    return rows, np.sqrt(squared)
 
 
 def _average_precision(within: NDArray[np.bool_], num_relevant: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -284,7 +277,7 @@ def draw_neighbours(
 class ClassFailure(NamedTuple):
     """The results of the queries of one class.
 
-    recall_at_1: mean of these queries. map_at_r: mean of those with R > 0, NaN without any. num_wrong: queries whose
+    Queries without an image of their class to find are left out. recall_at_1, map_at_r: means. num_wrong: queries whose
     nearest neighbour is wrong. mistaken_for: the class of most of these neighbours, the lowest label among equals; None
     where none is wrong. num_mistaken: the number of neighbours of that class.
     """
@@ -299,24 +292,24 @@ class ClassFailure(NamedTuple):
 
 
 def class_failures(ranked: RankedQueries, labels: NDArray[np.int64]) -> list[ClassFailure]:
-    """Return every class with queries, worst first: by Recall@1, then MAP@R, then label.
+    """Return every class with queries that have something to find, worst first: by Recall@1, then MAP@R, then label.
 
     labels: (N,) of the ranked images.
     """
     of_query = labels[ranked.queries]
     nearest = labels[ranked.neighbours[:, 0]]
     failures = []
-    for label in np.unique(of_query).tolist():
-        own = of_query == label
+    has_more = ranked.num_relevant > 0
+    for label in np.unique(of_query[has_more]).tolist():
+        own = (of_query == label) & has_more
         wrong = nearest[own & (nearest != label)]
         others, counts = np.unique(wrong, return_counts=True)
-        precision = ranked.average_precision[own & (ranked.num_relevant > 0)]
         failures.append(
             ClassFailure(
                 label,
                 int(own.sum()),
                 float(ranked.right[own, 0].mean()),
-                float(precision.mean()) if len(precision) else float("nan"),
+                float(ranked.average_precision[own].mean()),
                 len(wrong),
                 int(others[counts.argmax()]) if len(wrong) else None,
                 int(counts.max()) if len(wrong) else 0,
@@ -393,7 +386,8 @@ def draw_confusions(
     labels, rows = images.labels, []
     for row in [row for row in failures if row.mistaken_for is not None][:num_classes]:
         assert row.mistaken_for is not None
-        places = np.flatnonzero((labels[ranked.queries] == row.label) & ~ranked.right[:, 0])
+        is_wrong = (ranked.num_relevant > 0) & ~ranked.right[:, 0]
+        places = np.flatnonzero((labels[ranked.queries] == row.label) & is_wrong)
         cells: list[ImageCell | None] = []
         for place in _typical_mistakes_first(places, ranked, labels, row.mistaken_for)[:num_pairs]:
             query, other = int(ranked.queries[place]), int(ranked.neighbours[place, 0])

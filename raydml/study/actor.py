@@ -362,7 +362,8 @@ def evaluate_remotely(
     """Evaluate a checkpoint's best weights and its untrained network on the validation and the test classes.
 
     Returns ``val`` and ``test``, all metrics by name, ``protocols``, the sentence of each test protocol, and
-    ``num_left_out``, the number of unreadable test images; ``val`` is empty for a trial without validation classes.
+    ``num_left_out``, the number of unreadable test images, and ``num_lone_queries``, that of test queries without an
+    image of their class to find; ``val`` is empty for a trial without validation classes.
     This process, which opens the test images, first records that. The embeddings of the test images are stored in the
     file `embeddings`.
     """
@@ -388,7 +389,8 @@ def evaluate_remotely(
     files.push(stored)
     for copy in (local, stored):
         files.tidy(copy)
-    return {"val": val, "test": test.metrics, "protocols": test.protocols, "num_left_out": test.num_left_out}
+    counts = {"num_left_out": test.num_left_out, "num_lone_queries": test.num_lone_queries}
+    return {"val": val, "test": test.metrics, "protocols": test.protocols, **counts}
 
 
 @ray.remote

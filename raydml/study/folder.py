@@ -39,6 +39,7 @@ from raydml.data.catalog import Catalog, DataError
 from raydml.data.digests import ImageRecord
 from raydml.data.splits import Split, make_split
 from raydml.errors import did_you_mean
+from raydml.evaluation.protocols import protocols_of, retrieval_tasks
 from raydml.ops.addresses import is_address, redacted, without_secrets
 from raydml.ops.files import write_whole
 from raydml.ops.object_store import check_uri
@@ -338,7 +339,7 @@ def make_splits(study: StudySettings, catalogs: Catalogs, trials: Iterable[Trial
         catalog = catalogs.of(trial)
         for place, settings in splits_of_stages(study, data.split).items():
             name = f"{place} {_digest(settings.model_dump(mode='json'))[:8]}"
-            key = f"{data.name} {data.list_file} {name}"
+            key = f"{data.images_key()} {name}"
             if key not in made:
                 made[key] = make_split(catalog, **settings.model_dump())
                 parts = made[key].to_dict().items()
@@ -431,11 +432,17 @@ def check_split(trial: Trial, catalog: Catalog, split: Split, place: str = "sear
             raise
         where = "a refit" if place == "refit" else f"a confirming run on {place}"
         raise StudyError(f"{where} trains on {len(split.train):,} classes, and its sampler cannot: {error}") from error
-    num_val, largest = int(np.isin(catalog.labels, split.val).sum()), max(trial.recall_at)
-    if split.val and largest >= num_val:
+    rows, largest = np.flatnonzero(np.isin(catalog.labels, split.val)), max(trial.recall_at)
+    num_found = len(rows) - 1
+    if split.val and catalog.groups is not None and catalog.groups.are_excluded:
+        roles = None if catalog.roles is None else [catalog.roles[row] for row in rows]
+        groups = catalog.groups.select(rows)
+        (protocol,) = protocols_of(roles, (), groups)
+        num_found = retrieval_tasks(protocol, catalog.labels[rows], roles, groups)[0].num_found
+    if split.val and largest > num_found:
         raise StudyError(
-            f"trial.recall_at = {list(trial.recall_at)}: the validation classes have {num_val} images, so a query has "
-            f"{num_val - 1} neighbours. Cure: leave the larger k out, or raise trial.data.split.val_fraction"
+            f"trial.recall_at = {list(trial.recall_at)}: the validation classes have {len(rows)} images, so a query "
+            f"has {num_found} neighbours. Cure: leave the larger k out, or raise trial.data.split.val_fraction"
         )
 
 

@@ -35,6 +35,7 @@ import torch
 from raydml import registry
 from raydml.config.recipe import flatten
 from raydml.config.refit import has_search, validates
+from raydml.config.sections import IMAGES_KEYS
 from raydml.config.trial import Machine, StudySettings, Trial
 from raydml.data.catalog import WITHOUT_FILES, Catalog
 from raydml.data.splits import Split, make_split
@@ -84,6 +85,9 @@ def forecast(plan: StudyPlan, storage: Path, *, as_published: bool = False) -> d
     }
 
 
+_IMAGES = tuple(f"data.{key}" for key in IMAGES_KEYS)
+
+
 def _different(trials: Iterable[Trial], *sections: str) -> list[Trial]:
     """Return the first trial of each value of some sections, such as ``data.split``."""
     found: dict[str, Trial] = {}
@@ -98,7 +102,7 @@ def _data(
     study: StudySettings, catalogs: Catalogs, trials: Sequence[Trial], as_published: bool
 ) -> list[dict[str, Any]]:
     found = []
-    for trial in _different(trials, "data.name", "data.list_file", "data.split"):
+    for trial in _different(trials, *_IMAGES, "data.split"):
         catalog, splits = catalogs.of(trial), splits_of_stages(study, trial.data.split)
         found.append(
             {
@@ -218,7 +222,7 @@ def _slots(machine: Machine, study: StudySettings) -> dict[str, Any]:
 
 def _cache(catalogs: Catalogs, trials: Sequence[Trial], machine: Machine) -> dict[str, Any] | None:
     development = test = 0
-    for trial in _different(trials, "data.name", "data.list_file", "data.split", "data.resize", "data.interpolation"):
+    for trial in _different(trials, *_IMAGES, "data.split", "data.resize", "data.interpolation"):
         if trial.data.name not in WITHOUT_FILES:
             catalog = catalogs.of(trial)
             split = split_for(trial, catalog)

@@ -41,7 +41,7 @@ def trials_within_limits(trials: Sequence[Trial], catalogs: Catalogs, num_folds:
     changes: dict[tuple[str, str], set[str]] = {}  # (key, new value) -> old values
     for trial in trials:
         kept = trial.model_dump_json(include={"data", "sampler", "method", "recall_at"})
-        data = trial.data.model_dump_json(include={"name", "list_file", "split"})
+        data = trial.data.images_key() + trial.data.split.model_dump_json()
         if data not in parts:
             parts[data] = _parts_of(trial.data.split, catalogs.of(trial), num_folds)
         if kept not in done:

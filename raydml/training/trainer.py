@@ -456,9 +456,10 @@ class Trainer:
             return "collapsed"  # the order of the neighbours is then that of the files
         if not len(self.val_images.labels):
             return {}
-        labels, roles = self.val_images.labels, self.val_images.roles
+        labels, roles, groups = self.val_images.labels, self.val_images.roles, self.val_images.groups
+        protocols = protocols_of(roles, (), groups)
         spec = embed.metric_spec_of(self.trial)
-        scores = score_by_all(embeddings, labels, roles, protocols_of(roles, ()), spec, self.device)
+        scores = score_by_all(embeddings, labels, roles, protocols, spec, self.device, groups)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # the memory of the scores is free for training and for other trials on this GPU
         return {f"val_{name}": value for name, value in scores.metrics.items()}

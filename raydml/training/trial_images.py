@@ -45,7 +45,7 @@ class Catalogs:
     ) -> None:
         self.machine, self.record, self.on_changed = machine, record, on_changed
         self._as_published = as_published
-        self._opened: dict[tuple[str, str | None], Catalog] = {}
+        self._opened: dict[str, Catalog] = {}
 
     def recorded(self, record: ImageRecord, on_changed: OnChanged = "refuse") -> "Catalogs":
         """These catalogs with another record."""
@@ -56,12 +56,12 @@ class Catalogs:
     def of(self, trial: Trial) -> Catalog:
         """The catalog of a trial's data set. Raises DataError, also if its content differs from ``data.content``."""
         data = trial.data
-        key = (data.name, data.list_file)
+        key = data.images_key()
         if key not in self._opened:
             self._opened[key] = (
                 published_catalog(data.name)
                 if self._as_published and data.name not in WITHOUT_FILES
-                else open_catalog(data.name, self.machine.data_root, data.list_file)
+                else open_catalog(data.name, self.machine.data_root, data.list_file, **data.images_settings())
             )
             log_notes(self._opened[key].notes)
         catalog = self._opened[key]

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from raydml.cli.evaluate import _catalog
 from raydml.config.trial import parse_machine, parse_trial
+from raydml.data.catalog import DataError, Groups
 from raydml.data.miniatures import build
 from raydml.data.seal import TestReads
 from raydml.evaluation.saved_embeddings import SavedEmbeddings, load_embeddings, save_embeddings
 from raydml.training import checkpoint
 from raydml.training.trainer import Trainer
 from tests.cli import commands
+from tests.data.own_images import write_image, write_list
 
 NUM_CLASSES, NUM_IMAGES = 3, 4
 
@@ -298,3 +301,19 @@ def test_a_model_of_every_class_is_not_scored_on_files_that_it_trained_on(folder
     assert scored(model, "--data", unseen)["every_class_of"] == "image_folder"
     assert f"{MARK} image_folder" in commands.done("evaluate", kept).output
     assert scored(kept)["every_class_of"] == "image_folder"
+
+
+def test_other_images_may_be_a_list_with_groups(tmp_path):
+    """Paths are relative to the folder of the list."""
+    rows = [(f"{label}/{number}.png", label, "hall") for label in "ab" for number in range(2)]
+    for path, *_ in rows:
+        write_image(tmp_path / path)
+    write_list(tmp_path, [list(row) for row in rows], ("path", "label", "camera"))
+    settings = {"group": "camera", "exclude_same": "group"}
+    catalog = _catalog(str(tmp_path / "list.csv"), None, settings)
+    assert catalog.groups == Groups(("hall",) * 4, are_excluded=True)
+    assert catalog.root == tmp_path
+    with pytest.raises(DataError, match="those of an image_folder are the folders above its classes: parent"):
+        _catalog(str(tmp_path), None, settings)
+    with pytest.raises(DataError, match="--group camera: digits has no groups"):
+        _catalog("digits", None, settings)

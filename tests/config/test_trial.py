@@ -105,6 +105,23 @@ def test_a_setting_that_was_added_later_changes_no_fingerprint_at_its_default():
     assert parse_trial(new.model_dump(mode="json")) == new
 
 
+def test_settings_of_the_images_that_were_added_later_change_no_fingerprint_at_their_defaults():
+    """The number is that of the release before they were added."""
+    folder = trial_with(**{"data.name": "image_folder"})
+    written = trial_with(**{"data.name": "image_folder", "data.min_images_per_class": 1})
+    assert {fingerprint(parse_trial(raw)) for raw in (folder, written)} == {"be623f7f38cf"}
+    cut = parse_trial(trial_with(**{"data.name": "image_folder", "data.min_images_per_class": 3}))
+    assert fingerprint(cut) != "be623f7f38cf"
+    assert parse_trial(cut.model_dump(mode="json")) == cut
+    message = problems_with(**{"data.min_images_per_class": 3})["data.min_images_per_class"].message
+    grouped = {"data.group": "parent", "data.exclude_same": "group"}
+    assert parse_trial(trial_with(**{"data.name": "image_folder"}, **grouped)).data.exclude_same == "group"
+    assert set(problems_with(**grouped)) == {"data.group"}
+    assert set(problems_with(**{"data.name": "image_folder", "data.group": "camera"})) == {"data.group"}
+    assert set(problems_with(**{"data.name": "image_folder", "data.exclude_same": "group"})) == {"data.exclude_same"}
+    assert message.startswith("is not used by digits, whose classes are fixed; it is by image_folder")
+
+
 def test_an_auxiliary_loss_with_parameters_is_enough_for_their_learning_rate():
     changes = {"loss": {"name": "contrastive"}, "optimizer": {"name": "adam", "loss_learning_rate": 0.1}}
     message = problems_with(**changes, method=MIC)["optimizer.loss_learning_rate"].message

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from raydml.data.catalog import DataError, Groups
 from raydml.data.datasets import open_catalog
 from tests.data.own_images import folder_of, write_image
 from tests.data.refusals import SHARED, assert_contains, refusal
@@ -58,10 +59,29 @@ class TestFolder:
         (tmp_path / "hollow").mkdir()
         assert "empty class): hollow" in refusal(open_catalog, "image_folder", tmp_path)
 
-    def test_classes_with_one_image_are_named(self, tmp_path):
-        message = refusal(open_catalog, "image_folder", folder_of(tmp_path, a=2, lonely=1, single=1))
-        assert_contains(message, "2 of 3 classes", "lonely (1), single (1)")
-        assert "a (2)" not in message
+    def test_classes_with_one_image_are_kept_and_noted(self, tmp_path):
+        catalog = open_catalog("image_folder", folder_of(tmp_path, a=2, lonely=1, single=1))
+        assert catalog.labels.tolist() == [0, 0, 1, 2]
+        assert "2 of 3 classes have one image: lonely, single." in catalog.notes[0]
+
+    def test_smaller_classes_than_wished_are_left_out_and_noted(self, tmp_path):
+        folder_of(tmp_path, a=3, b=2, c=1, d=4)
+        whole = open_catalog("image_folder", tmp_path)
+        cut = open_catalog("image_folder", tmp_path, min_images_per_class=3)
+        assert (cut.class_names, np.bincount(cut.labels).tolist()) == (("a", "d"), [3, 4])
+        assert "2 of 4 classes have fewer than data.min_images_per_class = 3 images" in cut.notes[0]
+        assert "with 3 images: b, c" in cut.notes[0]
+        assert len({whole.content, cut.content}) == 2
+        with pytest.raises(DataError, match="no class has as many images; the largest has 4"):
+            open_catalog("image_folder", tmp_path, min_images_per_class=5)
+
+    def test_the_folder_above_is_the_group(self, tmp_path):
+        folder_of(tmp_path, **{"fruit/apple": 2, "fruit/pear": 1, "dairy/milk": 1})
+        catalog = open_catalog("image_folder", tmp_path, group="parent")
+        assert catalog.groups == Groups(("dairy", "fruit", "fruit", "fruit"))
+        folder_of(tmp_path, bread=1)
+        message = refusal(open_catalog, "image_folder", tmp_path, group="parent")
+        assert_contains(message, "data.group = 'parent': 1 class without a folder above the class folder: bread")
 
     def test_images_beside_sub_folders_are_refused(self, tmp_path):
         folder_of(tmp_path, **{"alphabet/a": 2, "alphabet/b": 2})

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from raydml.data.catalog import Groups
 from raydml.data.datasets import open_catalog
 from raydml.data.image_list import find_list
 from raydml.data.splits import make_split
-from tests.data.own_images import folder_of, open_list, write_image
+from tests.data.own_images import folder_of, open_list, write_image, write_list
 from tests.data.refusals import SPLIT, assert_contains, refusal
 
 
@@ -136,13 +137,12 @@ class TestRoles:
         [
             ([("a", "test", "probe"), ("a", "test", "")], "line 2: role = 'probe'; choices: query, gallery"),
             ([("a", "train", "query"), ("a", "train", "gallery")], "line 2: role = 'query' with split = 'train'"),
-            ([("a", "test", "query")] * 2, "1 classes of split test have no gallery image: a;"),
-            ([("a", "val", "gallery"), ("a", "val", "gallery")], "1 classes of split val have no query image: a;"),
+            ([("a", "test", "query")] * 2, "no image of split test has the role gallery;"),
+            ([("a", "val", "gallery"), ("a", "val", "gallery")], "no image of split val has the role query;"),
             (
                 [*pairs_of("test", "a"), *rows_of("test", "bb")],
                 "2 images of split test have no role and others have one: b/0.png, b/1.png",
             ),
-            ([*pairs_of("", "a"), *[("b", "", "query")] * 2], "1 classes have no"),
         ],
     )
     def test_refusals(self, tmp_path, rows, part):
@@ -150,10 +150,39 @@ class TestRoles:
         assert part in message
         assert len(message.splitlines()) == 1 or "have no" not in part
 
-    def test_a_class_with_roles_in_two_parts_is_judged_in_each(self, tmp_path):
+    def test_roles_in_two_parts_are_judged_in_each(self, tmp_path):
         message = refusal(self.opened, tmp_path, [*pairs_of("val", "a"), *[("a", "test", "query")] * 2])
-        assert "1 classes of split test have no gallery image: a;" in message
+        assert "no image of split test has the role gallery;" in message
         assert "split val" not in message
+
+    def test_classes_without_queries_or_gallery_are_noted(self, tmp_path):
+        rows = [*pairs_of("test", "ab"), ("c", "test", "gallery"), ("d", "test", "query"), ("e", "test", "query")]
+        notes = self.opened(tmp_path, rows).notes
+        assert "1 class without a query image: c; these images are in the gallery, and wrong" in notes[0]
+        assert "2 classes without a gallery image: d, e; these queries have nothing to find" in notes[1]
+
+
+class TestGroups:
+    def test_any_column_may_be_the_group(self, tmp_path):
+        rows = [("a/0.png", "a", "hall"), ("a/1.png", "a", "door"), ("b/0.png", "b", "hall"), ("b/1.png", "b", "door")]
+        for path, *_ in rows:
+            write_image(tmp_path / path)
+        name = write_list(tmp_path, [list(row) for row in rows], ("path", "label", "camera"))
+        catalog = open_catalog("image_list", tmp_path, name, group="camera", exclude_same="group")
+        assert catalog.groups == Groups(("hall", "door", "hall", "door"), are_excluded=True)
+        level = open_catalog("image_list", tmp_path, name, group="camera")
+        assert level.groups == Groups(("hall", "door", "hall", "door"))
+        ignored = open_catalog("image_list", tmp_path, name)
+        assert ignored.groups is None
+        assert catalog.content == level.content != ignored.content
+        message = refusal(open_catalog, "image_list", tmp_path, name, group="kamera")
+        assert_contains(message, "has no column 'kamera' (data.group); line 1 has: path, label, camera")
+
+    def test_each_image_needs_a_group(self, tmp_path):
+        write_image(tmp_path / "a.png")
+        name = write_list(tmp_path, [["a.png", "a", ""]], ("path", "label", "camera"))
+        message = refusal(open_catalog, "image_list", tmp_path, name, group="camera")
+        assert "line 2: camera is empty (data.group); give each image a group" in message
 
 
 def test_a_message_names_a_bounded_number_of_lines(tmp_path):

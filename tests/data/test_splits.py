@@ -114,15 +114,34 @@ class TestSplit:
         assert [split.val for split in folds] == [(1, 2), (3, 4), (5, 6)]
 
     def test_one_image_classes_are_divided_like_others(self):
-        catalog = catalog_of("x", None, [ImageFile(f"{c}.jpg", f"class{c}", 1) for c in range(8)])
-        split = make_split(catalog, **SPLIT)
+        counts = [1, 1, 1, 2, 1, 1, 2, 1]
+        rows = [ImageFile(f"{c}-{i}.jpg", f"class{c}", 1) for c, count in enumerate(counts) for i in range(count)]
+        split = make_split(catalog_of("x", None, rows), **SPLIT)
         assert (split.train, split.val, split.test) == ((0, 1), (2, 3), (4, 5, 6, 7))
+
+    @pytest.mark.parametrize(("part", "pairs"), [("val", (6,)), ("test", (3,))])
+    def test_a_part_without_a_query_that_can_find_anything_is_refused(self, part, pairs):
+        rows = [ImageFile(f"{c}-{i}.jpg", f"class{c}", 1) for c in range(8) for i in range(2 if c in pairs else 1)]
+        message = refusal(make_split, catalog_of("x", None, rows), **SPLIT)
+        assert_contains(message, f"no class of the {part} part", "data.min_images_per_class = 2")
+
+    def test_queries_of_other_classes_than_the_gallery_are_refused(self):
+        roles = {4: ("query", "query"), 5: ("gallery", "gallery"), 6: ("query",), 7: ("gallery",)}
+        rows = [
+            ImageFile(f"{c}-{i}.jpg", f"class{c}", 1, "test" if c > 3 else "train", role)
+            for c in range(8)
+            for i, role in enumerate(roles.get(c, ("", "")))
+        ]
+        assert "no class of the test part (4 classes)" in refusal(make_split, catalog_of("x", None, rows), **SPLIT)
+        rows[-1] = rows[-1]._replace(class_name="class6")
+        assert make_split(catalog_of("x", None, rows), **SPLIT).test == (4, 5, 6)
 
     def test_many_classes(self):
         """The sizes of Stanford Online Products."""
         num_train, num_test = 11_318, 11_316
         names = [f"{c:05d}" for c in range(1, num_train + num_test + 1)]
-        rows = [ImageFile(name, name, 1, "train" if int(name) <= num_train else "test") for name in names]
+        parts = {name: "train" if int(name) <= num_train else "test" for name in names}
+        rows = [ImageFile(f"{name}-{i}", name, 1, parts[name]) for name in names for i in range(2)]
         split = make_split(catalog_of("sop", None, rows), **{**SPLIT, "val_fraction": 0.1})
         assert (len(split.train), len(split.val), len(split.test)) == (10_186, 1_132, num_test)
         assert split.val == tuple(range(10_186, num_train))

@@ -13,7 +13,9 @@ def score(
     codes="float",
     groups=("retrieval",),
     device="cpu",
+    lone_misses=False,
 ):
     """Metric -> value, without the prefix of the codes; the rest as in `MetricSpec`."""
-    scored = score_by_all(embeddings, labels, roles, (protocol,), MetricSpec(recall_at, (codes,), groups), device)
+    spec = MetricSpec(recall_at, (codes,), groups, lone_misses=lone_misses)
+    scored = score_by_all(embeddings, labels, roles, (protocol,), spec, device)
     return {name.removeprefix(f"{codes}_"): value for name, value in scored.metrics.items()}

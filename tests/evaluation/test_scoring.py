@@ -142,7 +142,10 @@ def test_ranking_ends_at_the_thousandth():
     found = score(rows, labels, groups=("ranking",))
     # Nearer than the other one are: 1..998; 1..998 and 1000..1300; all others; all but 0..3.
     ranks = [999, 1_300, 1_300, 1_296]
-    assert found["mrr"] == pytest.approx(sum(1 / rank for rank in ranks) / 1_301)
+    assert found["mrr"] == pytest.approx(sum(1 / rank for rank in ranks) / 4)
+    missing = score(rows, labels, groups=("ranking",), lone_misses=True)
+    assert missing["mrr"] == pytest.approx(sum(1 / rank for rank in ranks) / 1_301)
+    assert missing["map_at_1000"] == found["map_at_1000"]
     assert found["map_at_1000"] == pytest.approx((1 / 999) / 4)
 
 
@@ -233,17 +236,20 @@ def test_eight_bits_cost_hardly_anything():
 
 
 @pytest.mark.parametrize("codes", ["float", "binary", "int8"])
-def test_means_of_the_queries_are_the_metrics(codes):
+@pytest.mark.parametrize("lone_misses", [False, True])
+def test_means_of_the_queries_are_the_metrics(codes, lone_misses):
     rows, labels = clouds(noise=1.5)
     labels[:3] = [100, 101, 102]  # nothing to be found: NaN, and not in the means
-    spec = MetricSpec((1, 4), (codes,), ("retrieval", "ranking"))
+    spec = MetricSpec((1, 4), (codes,), ("retrieval", "ranking"), lone_misses=lone_misses)
     scored = score_by_all(rows, labels, None, ["leave_one_out"], spec)
-    values = query_values(scored.queries, (1, 4))
+    values = query_values(scored.queries, spec)
     prefix = "" if codes == "float" else f"{codes}_"
     assert {f"{prefix}{name}" for name in values} == set(scored.metrics)
     for name, of_each in values.items():
         assert of_each.shape == (96,)
-        assert np.isnan(of_each).sum() == (3 if name in ("r_precision", "map_at_r", "map_at_1000") else 0)
+        assert np.isnan(of_each).sum() == (
+            3 if not lone_misses or name in ("r_precision", "map_at_r", "map_at_1000") else 0
+        )
         assert scored.metrics[f"{prefix}{name}"] == pytest.approx(np.nanmean(of_each))
     # The other way of averaging would be another number.
     assert np.nan_to_num(values["map_at_r"]).mean() < scored.metrics[f"{prefix}map_at_r"]
@@ -354,9 +360,8 @@ def test_score_gives_the_nmi_of_divide_and_conquer_on_separated_data():
 def test_score_gives_the_recall_of_mic(case):
     arrays, _ = golden("mic_eval_one_set")
     ks = arrays[f"{case}_k_vals"].tolist()
-    assert recalls(arrays[f"{case}_emb"], arrays[f"{case}_labels"], ks) == pytest.approx(
-        arrays[f"{case}_recall"].tolist()
-    )
+    found = recalls(arrays[f"{case}_emb"], arrays[f"{case}_labels"], ks, lone_misses=True)
+    assert found == pytest.approx(arrays[f"{case}_recall"].tolist())
     arrays, _ = golden("mic_eval_inshop")
     parts = [arrays[f"{case}_{part}"] for part in ("query_emb", "query_labels", "gallery_emb", "gallery_labels")]
     found = recalls_apart(*parts, arrays[f"{case}_k_vals"].tolist())
