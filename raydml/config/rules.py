@@ -526,7 +526,7 @@ def _model(model: Any) -> Iterator[Problem]:
         message = f"backbone {model.backbone} has {facts.num_blocks} blocks"
         cure = f"write at most {facts.num_blocks}" if facts.num_blocks else "write model.train: head, or all"
         yield Problem("model.train.last_blocks", model.train.last_blocks, message, cure=cure)
-    if model.train == "head" and model.projection == "none":
+    if model.train == "head" and model.projection == "none" and not model.bn_neck:
         message = "lets nothing of the network learn: model.projection is none"
         yield Problem("model.train", model.train, message, cure="write model.projection: linear, or train: all")
     if model.train == "head" and model.weights == "none":

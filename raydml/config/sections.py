@@ -254,14 +254,19 @@ class Model(Section):
 
     backbone: one of the table, or timm:NAME, any network of timm. pooling: how the backbone's last map, or its tokens,
     become a vector; a network of timm has its own by default. The head is [layer norm], [dropout of the features],
-    projection (none: embedding_dim is the backbone's number of features), normalisation. embedding_dim: null is the
-    backbone's number of features. head_init: initial values of the projection.
+    projection (none: embedding_dim is the backbone's number of features), [bn_neck: BatchNorm], normalisation.
+    embedding_dim: null is the backbone's number of features. head_init: initial values of the projection.
     freeze_batch_norm: true by default with pretrained weights, false without. train: what learns beside the head: all
     of the backbone, nothing (head), or {last_blocks: N}. drop_path, gradient_checkpointing: of timm's networks, the
     probability of leaving out a block, and less memory for more time.
     """
 
-    later: ClassVar[Mapping[str, Any]] = {"train": "all", "drop_path": 0.0, "gradient_checkpointing": False}
+    later: ClassVar[Mapping[str, Any]] = {
+        "train": "all",
+        "drop_path": 0.0,
+        "gradient_checkpointing": False,
+        "bn_neck": False,
+    }
 
     backbone: Annotated[
         str,
@@ -280,6 +285,7 @@ class Model(Section):
     train: Literal["all", "head"] | LastBlocks = "all"
     drop_path: Share = 0.0
     gradient_checkpointing: bool = False
+    bn_neck: bool = False
 
     @model_validator(mode="before")
     @classmethod

@@ -19,7 +19,9 @@ from raydml.ops.distances import euclidean, full_precision
 
 
 class Head(nn.Module):
-    """Features (B, F) -> embeddings (B, D), float32: [layer norm] -> [dropout] -> [projection] -> [normalisation].
+    """Features (B, F) -> embeddings (B, D), float32.
+
+    The order is [layer norm] -> [dropout] -> [projection] -> [BNNeck] -> [normalisation].
 
     The layer norm has no parameters (eps 1e-5) and comes first, as in Zhai & Wu, "Classification is a Strong Baseline
     for Deep Metric Learning", BMVC 2019, section 3.2; their head is layer_norm with projection "none" for D = F and
@@ -35,7 +37,7 @@ class Head(nn.Module):
     sqrt(2 / (F + D / num_slices)), each slice as a layer of its own, biases uniform within 1 / sqrt(F), as in Divide &
     Conquer's release (Sanakoyeu et al., CVPR 2019). "kaiming_normal": weights of deviation sqrt(2 / D), biases 0, as in
     the release of the multi-similarity loss (Wang et al., CVPR 2019).
-    dropout: the probability of dropping a feature in training.
+    dropout: the probability of dropping a feature in training. bn_neck: see `BNNeck`.
 
     settings: its keyword arguments except num_slices, for building another head like it.
     """
@@ -51,6 +53,7 @@ class Head(nn.Module):
         projection: Projection = "linear",
         init: HeadInit = "torch",
         dropout: float = 0.0,
+        bn_neck: bool = False,
     ) -> None:
         super().__init__()
         assert embedding_dim % num_slices == 0
@@ -65,6 +68,7 @@ class Head(nn.Module):
             "projection": projection,
             "init": init,
             "dropout": dropout,
+            "bn_neck": bn_neck,
         }
         self.standardise = nn.LayerNorm(feature_dim, elementwise_affine=False) if layer_norm else nn.Identity()
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
@@ -72,6 +76,7 @@ class Head(nn.Module):
         if projection != "none":
             self.linear = nn.Linear(feature_dim, embedding_dim, bias=projection == "linear")
             _initialise(self.linear, init, num_slices)
+        self.neck = BNNeck(embedding_dim) if bn_neck else nn.Identity()
 
     def forward(self, features: Tensor) -> Tensor:
         return normalised(self.project(features), self.normalize, self.num_slices, training=self.training)
@@ -80,7 +85,28 @@ class Head(nn.Module):
         """Return the embeddings before they are normalised."""
         with torch.autocast(features.device.type, enabled=False):
             embeddings: Tensor = self.dropout(self.standardise(full_precision(features)))
-            return embeddings if self.linear is None else self.linear(embeddings)
+            return self.neck(embeddings if self.linear is None else self.linear(embeddings))
+
+
+class BNNeck(nn.BatchNorm1d):
+    """BatchNorm of embeddings (B, D) that scales and does not shift, before they are normalised.
+
+    Luo et al., "Bag of Tricks and a Strong Baseline for Deep Person Re-identification", CVPR Workshops 2019, section
+    3.6. Their triplet loss takes the embeddings before it and their softmax those behind it; here every loss takes what
+    is compared in the end, those behind it. A batch of one image has no statistics: the running ones count for it.
+    Its statistics always learn, also where those of the backbone are frozen.
+    """
+
+    def __init__(self, embedding_dim: int) -> None:
+        super().__init__(embedding_dim)
+        self.bias.requires_grad_(False)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        if self.training and len(embeddings) < 2:
+            return nn.functional.batch_norm(
+                embeddings, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        return super().forward(embeddings)
 
 
 def normalised(embeddings: Tensor, normalize: Normalisation, num_slices: int, *, training: bool) -> Tensor:
@@ -116,7 +142,7 @@ def _mean_distance(points: Tensor) -> Tensor:
 class Network(nn.Module):
     """Images (B, 3, H, W) -> embeddings (B, D) float32. ``trunk`` and ``head`` learn at their own rates.
 
-    freeze_batch_norm: every BatchNorm uses and keeps its running statistics also in training mode; its scale and shift
+    freeze_batch_norm: every BatchNorm of the trunk uses and keeps its running statistics also in training mode; its scale and shift
     still learn. stages: the submodules of the trunk that ``layer`` calls stage1, stage2, ...
 
     gather: a function of features, with gradient, between trunk and head in training; None for none. Where several
@@ -229,7 +255,7 @@ class Network(nn.Module):
     def train(self, mode: bool = True) -> "Network":
         super().train(mode)
         if self.freeze_batch_norm:
-            for module in self.modules():
+            for module in self.trunk.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         for module in self._frozen:
@@ -289,6 +315,7 @@ def build_network(
     drop_path: float = 0.0,
     gradient_checkpointing: bool = False,
     train: TrainedPart = "all",
+    bn_neck: bool = False,
 ) -> Network:
     """Build a network in training mode on the CPU; ``seed`` alone decides every random initial value.
 
@@ -326,6 +353,7 @@ def build_network(
             projection=projection,
             init=head_init,
             dropout=dropout,
+            bn_neck=bn_neck,
         )
     network = Network(trunk, head, freeze_batch_norm=freeze_batch_norm, stages=facts.stages)
     if state is not None and not is_for_timm:

@@ -9,7 +9,7 @@ from torch import Tensor
 from raydml.losses.margin import Margin
 from raydml.losses.normalized_softmax import NormalizedSoftmax
 from raydml.miners.nearest_beyond_cutoff import NearestBeyondCutoff
-from raydml.models.network import Head
+from raydml.models.network import Head, Network
 from raydml.models.pooling import pooling_layer
 from tests.golden_vectors import golden_case, golden_facts, golden_tensors
 
@@ -244,3 +244,37 @@ def test_dropout_is_of_the_standardised_features_and_in_training_alone() -> None
     is_kept = dropped != 0
     assert is_kept.float().mean().item() == pytest.approx(0.8, abs=0.02)
     torch.testing.assert_close(dropped[is_kept], standard[is_kept] / 0.8)
+
+
+def test_the_neck_scales_by_the_statistics_of_the_batch_and_shifts_nothing():
+    head = make(5, 3, bn_neck=True, normalize="l2").double().train()
+    with torch.no_grad():
+        head.neck.weight.copy_(torch.tensor([0.5, 1.0, 2.0]))
+    features = features_of(8, 5)
+    projected = features @ head.linear.weight.T + head.linear.bias
+    mean, variance = projected.mean(dim=0), projected.var(dim=0, unbiased=False)
+    expected = (projected - mean) / (variance + 1e-5).sqrt() * torch.tensor([0.5, 1.0, 2.0])
+    torch.testing.assert_close(head(features), expected / expected.norm(dim=1, keepdim=True))
+    running = 0.1 * mean, 0.9 + 0.1 * projected.var(dim=0)
+    torch.testing.assert_close((head.neck.running_mean, head.neck.running_var), running)
+    evaluated = (projected - running[0]) / (running[1] + 1e-5).sqrt() * torch.tensor([0.5, 1.0, 2.0])
+    torch.testing.assert_close(head.eval()(features), evaluated / evaluated.norm(dim=1, keepdim=True))
+    assert [name for name, parameter in head.named_parameters() if not parameter.requires_grad] == ["neck.bias"]
+    assert not head.neck.bias.any()
+
+
+def test_a_batch_of_one_has_the_running_statistics_and_leaves_them():
+    head = make(5, 3, bn_neck=True).double().train()
+    head(features_of(8, 5))
+    before = head.neck.running_mean.clone()
+    one = head(features_of(1, 5, seed=1))
+    assert torch.equal(head.neck.running_mean, before)
+    torch.testing.assert_close(one, head.eval()(features_of(1, 5, seed=1)))
+
+
+def test_the_neck_learns_where_the_batch_norm_of_the_backbone_is_frozen():
+    trunk = torch.nn.Sequential(torch.nn.BatchNorm1d(4))
+    network = Network(trunk, make(4, 2, bn_neck=True), freeze_batch_norm=True).train()
+    network(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)))
+    assert not trunk[0].running_mean.any()
+    assert network.head.neck.running_mean.any()

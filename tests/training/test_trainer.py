@@ -209,6 +209,16 @@ def test_resume_is_exact_for_a_network_of_timm(tmp_path, train):
     assert_resume_is_exact(lambda: trainer_of(model=model, data=data), tmp_path / "c")
 
 
+def test_resume_is_exact_with_a_neck_and_its_scale_learns(tmp_path):
+    model = {"backbone": "convnet", "weights": "none", "embedding_dim": 8, "bn_neck": True}
+    assert_resume_is_exact(lambda: trainer_of(model=model), tmp_path / "c")
+    trainer = trainer_of(model=model, epochs=1)
+    list(trainer.epochs())
+    neck = trainer.method.network.head.neck
+    assert (neck.weight != 1).all()
+    assert not neck.bias.any()
+
+
 def test_saving_changes_nothing_and_a_state_in_memory_is_a_copy(tmp_path):
     saving, plain = trainer_of(MARGIN), trainer_of(MARGIN)
     states = []
