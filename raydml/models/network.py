@@ -142,8 +142,8 @@ def _mean_distance(points: Tensor) -> Tensor:
 class Network(nn.Module):
     """Images (B, 3, H, W) -> embeddings (B, D) float32. ``trunk`` and ``head`` learn at their own rates.
 
-    freeze_batch_norm: every BatchNorm of the trunk uses and keeps its running statistics also in training mode; its scale and shift
-    still learn. stages: the submodules of the trunk that ``layer`` calls stage1, stage2, ...
+    freeze_batch_norm: every BatchNorm of the trunk uses and keeps its running statistics also in training mode; its
+    scale and shift still learn. stages: the submodules of the trunk that ``layer`` calls stage1, stage2, ...
 
     gather: a function of features, with gradient, between trunk and head in training; None for none. Where several
     processes train one network, each sends its rows of a batch through the trunk, and gets the features of all here.
