@@ -77,7 +77,7 @@ def evaluate(
         typer.Option(
             metavar="FOLDER|CSV|NAME",
             help="Other images: a folder of class folders, a CSV list with paths relative to its folder (or to "
-            "--data-root), or the name of a data set.",
+            "--data-root), Parquet files or tars, or the name of a data set.",
         ),
     ] = None,
     group: Annotated[
@@ -178,7 +178,7 @@ def evaluate(
         raise CommandError("--group goes with --data; a study has its own, trial.data.group. Cure: leave it out")
     if exclude_same is not None and group is None:
         raise CommandError("--exclude-same goes with --group. Cure: --group COLUMN")
-    of_data = {"group": group, "exclude_same": exclude_same or "nothing"}
+    of_data: dict[str, Any] = {"group": group, "exclude_same": exclude_same or "nothing"}
     is_bare = target.startswith(PREFIXES)
     if (is_bare or is_file) and data is None:
         raise CommandError(f"TARGET = {target!r} has no classes of its own. Cure: --data FOLDER, or --data cub200")
@@ -200,7 +200,9 @@ def evaluate(
         if data is None:
             result = _on_own_classes(source, on or "val", settings, choice, untrained is not False, save_embeddings)
         else:
-            catalog = _catalog(data, source.machine.data_root, of_data)  # before torch is imported
+            machine = source.machine
+            of_data["cache_dir"] = machine.cache_dir
+            catalog = _catalog(data, machine.data_root, of_data)  # before torch is imported
             result = _on_other_images(source, data, catalog, on, distractors, settings, choice, save_embeddings)
     _print(result, as_json, save_embeddings)
 
@@ -490,6 +492,7 @@ def _mark(facts: Mapping[str, Any]) -> str:
 def _catalog(data: str, data_root: Path | None, settings: Mapping[str, Any]) -> Catalog:
     """List the images of --data and log what was noticed. settings: keywords of `open_catalog`."""
     from raydml.data.catalog import DataError, log_notes
+    from raydml.data.containers import CONTAINERS
     from raydml.data.datasets import DATASETS, open_catalog
     from raydml.data.formats import LIST_SUFFIXES
 
@@ -498,6 +501,10 @@ def _catalog(data: str, data_root: Path | None, settings: Mapping[str, Any]) -> 
         catalog = open_catalog("image_folder", path.resolve(), **settings)
     elif path.suffix.lower() in LIST_SUFFIXES and path.is_file():
         catalog = open_catalog("image_list", data_root or path.resolve().parent, str(path.resolve()), **settings)
+    elif (
+        kind := next((kind for kind, of in CONTAINERS.items() if data.lower().endswith(of.suffixes)), None)
+    ) is not None:
+        catalog = open_catalog(kind, data_root or path.resolve().parent, path=str(path.absolute()), **settings)
     elif data in DATASETS:
         catalog = open_catalog(data, data_root, **settings)
     else:

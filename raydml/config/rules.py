@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raydml import registry
 from raydml.data.catalog import OWN_IMAGES
+from raydml.data.containers import CONTAINERS
 from raydml.errors import Problem
 from raydml.models.lookup import facts_of
 
@@ -429,6 +430,10 @@ def _data(data: Any) -> Iterator[Problem]:
     if data.name not in OWN_IMAGES and data.group is not None:
         message = f"is not used by {data.name}; it is by {', '.join(OWN_IMAGES)}"
         yield Problem("data.group", data.group, message, cure="remove it")
+    for key, default in (("path", None), ("image", "image"), ("label", "label")):
+        if data.name not in CONTAINERS and getattr(data, key) != default:
+            message = f"is not used by {data.name}; it is by {', '.join(CONTAINERS)}"
+            yield Problem(f"data.{key}", getattr(data, key), message, cure="remove it")
     if data.name == "image_folder" and data.group not in (None, "parent"):
         message = "is not known for image_folder, whose groups are the folders above the class folders"
         yield Problem("data.group", data.group, message, cure="write parent, or use an image_list with such a column")

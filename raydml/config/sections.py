@@ -173,7 +173,8 @@ class Data(Section):
     min_images_per_class: smaller classes of the user's own images are left out. group: a second label of each image: a
     column of an image_list, or parent for the folder above a class folder. Final evaluations score by it as well,
     unless exclude_same is group: a query then does not find gallery images of its own class and group, as in
-    re-identification, where the groups are cameras.
+    re-identification, where the groups are cameras. path: of parquet and webdataset, a file, a folder or a pattern such
+    as shard-{000..003}.tar, relative to ``machine.data_root``; image, label: the columns or keys that are read.
     """
 
     name: Literal[
@@ -181,6 +182,8 @@ class Data(Section):
         "glyphs",
         "image_folder",
         "image_list",
+        "parquet",
+        "webdataset",
         "cub200",
         "cars196",
         "sop",
@@ -194,6 +197,9 @@ class Data(Section):
     min_images_per_class: Count = 1
     group: str | None = None
     exclude_same: Literal["nothing", "group"] = "nothing"
+    path: str | None = None
+    image: str = "image"
+    label: str = "label"
     content: str = ""
     resize_px: Count
     resize: Resize = "short_side"
@@ -218,7 +224,14 @@ class Data(Section):
         return {key: value for key, value in plain.items() if key not in _LATER_DATA or value != _LATER_DATA[key]}
 
 
-_LATER_DATA: dict[str, Any] = {"min_images_per_class": 1, "group": None, "exclude_same": "nothing"}
+_LATER_DATA: dict[str, Any] = {
+    "min_images_per_class": 1,
+    "group": None,
+    "exclude_same": "nothing",
+    "path": None,
+    "image": "image",
+    "label": "label",
+}
 #: The settings that decide which images there are.
 IMAGES_KEYS = ("name", "list_file", *_LATER_DATA)
 

@@ -182,7 +182,7 @@ def _tar_members(file: IO[bytes], aside: Path, limit: _Limit) -> Iterator[_Membe
             f"Python {sys.version.split()[0]} cannot unpack a tar.gz file safely. Use Python 3.10.12, 3.11.4 or newer"
         )
     stream: Any = _BoundedGzip(file, limit)
-    with tarfile.open(fileobj=stream, mode="r:", tarinfo=_StrictHeader) as archive:
+    with tarfile.open(fileobj=stream, mode="r:", tarinfo=StrictHeader) as archive:
         for info in archive:
             if not (info.isreg() or info.isdir()) or info.issparse():
                 raise DataError(f"member {info.name!r} of the archive is a link, a device or sparse: refused")
@@ -192,11 +192,11 @@ def _tar_members(file: IO[bytes], aside: Path, limit: _Limit) -> Iterator[_Membe
         pass
 
 
-class _StrictHeader(tarfile.TarInfo):
+class StrictHeader(tarfile.TarInfo):
     """A header whose damage is an error: tarfile takes one behind the first member for the end of the archive."""
 
     @classmethod
-    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_StrictHeader":
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "StrictHeader":
         try:
             return super().fromtarfile(tarfile_)
         except (tarfile.EOFHeaderError, tarfile.EmptyHeaderError):  # type: ignore[attr-defined]

@@ -10,10 +10,13 @@ import numpy as np
 
 from raydml.data.benchmarks import BENCHMARK_OF, BENCHMARKS, count_differences, folder_of, notes_of, read_benchmark
 from raydml.data.catalog import Catalog, DataError, catalog_of, without_small_classes
+from raydml.data.containers import CONTAINERS, unpacked_images
 from raydml.data.glyphs import draw_glyphs, open_glyphs
 from raydml.data.image_folder import grouped_by_parent, scan_folders
 from raydml.data.image_list import find_list, read_image_list
+from raydml.data.samples import Columns
 from raydml.errors import did_you_mean
+from raydml.ops.wording import counted
 
 DATASETS = {
     "digits": "scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, 10 classes; no files",
@@ -21,6 +24,8 @@ DATASETS = {
     "image_folder": "root/<class>/*.jpg|png...; a class is a folder without sub-folders, named by its path",
     "image_list": "a CSV file with the columns path,label and optionally split (train, val or test) and role (query or "
     "gallery)",
+    "parquet": "Parquet or Arrow files with a column of images and one of labels, also of the datasets library",
+    "webdataset": "tars of the WebDataset layout: images with a .cls or .json each",
     **{name: f"{BENCHMARKS[key].title}: {BENCHMARKS[key].layout}" for name, key in BENCHMARK_OF.items()},
 }
 
@@ -33,6 +38,10 @@ def open_catalog(
     min_images_per_class: int = 1,
     group: str | None = None,
     exclude_same: str = "nothing",
+    path: str | None = None,
+    image: str = "image",
+    label: str = "label",
+    cache_dir: Path | None = None,
 ) -> Catalog:
     """List the images of a data set.
 
@@ -40,8 +49,8 @@ def open_catalog(
     its folder or the one that holds it, and the catalog's root is then its folder. list_file: the CSV file of
     image_list, relative to root or absolute. min_images_per_class: smaller classes of the user's own images are left
     out. group: where the second label of these images is: a column of the list, or "parent", the folder above a class
-    folder. exclude_same: "group" where a query does not find images of its own class and group, or "nothing". Class
-    names are sorted as strings.
+    folder. exclude_same: "group" where a query does not find images of its own class and group, or "nothing". path,
+    image, label, cache_dir: see containers.py. Class names are sorted as strings.
 
     A benchmark may be a subset, which people make deliberately. The `notes` of the catalog report counts that differ
     from the published ones, and the caller must print them; `raydml.data.check` refuses them.
@@ -82,6 +91,10 @@ def open_catalog(
             notes += (
                 f"the folders are the classes; the list {list_found} is not used (data.name: image_list uses it)",
             )
+    elif name in CONTAINERS:
+        unpacked = unpacked_images(name, root, path, Columns(image, label, group), cache_dir)
+        root, files, notes = unpacked.folder, unpacked.files, ()
+        kind = f"{{classes}} in {counted(unpacked.num_sources, f'{CONTAINERS[name].in_words} file')}"
     else:
         files, notes = read_image_list(root, list_file, group)
         kind = f"{{classes}} in the list {Path(str(list_file)).name}"

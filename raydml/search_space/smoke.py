@@ -17,8 +17,11 @@ import yaml
 
 from raydml.config.recipe import flatten
 from raydml.config.refit import trains_on_test_classes, validates
+from raydml.config.sections import IMAGES_KEYS
 from raydml.config.trial import StudySettings, Trial
 from raydml.data.benchmarks import BENCHMARK_OF, BENCHMARKS
+from raydml.data.catalog import OWN_IMAGES
+from raydml.data.containers import CONTAINERS
 from raydml.data.miniatures import build
 from raydml.errors import ConfigError, Problem
 from raydml.models.lookup import facts_of
@@ -123,6 +126,10 @@ def small_trial(trial: Trial, weights: dict[str, str]) -> dict[str, Any]:
     margin_px = min(_MARGIN_PX, trial.data.resize_px - trial.data.crop_px)
     data |= {"content": "", "crop_px": crop_px, "resize_px": crop_px + margin_px}
     data["augmentation"]["padding_px"] = min(trial.data.augmentation.padding_px, _MARGIN_PX)
+    for key in IMAGES_KEYS[2:]:  # the images that are made have no groups
+        data.pop(key, None)
+    if trial.data.name in CONTAINERS:
+        data["name"] = "image_folder"
     if trial.data.name == "image_list":
         data["list_file"] = _FILE_OF_LIST
     return plain
@@ -130,7 +137,7 @@ def small_trial(trial: Trial, weights: dict[str, str]) -> dict[str, Any]:
 
 def has_files(trial: Trial) -> bool:
     """Return whether the images of a trial are files, which a smoke run generates."""
-    return trial.data.name in BENCHMARK_OF or trial.data.name in ("image_folder", "image_list")
+    return trial.data.name in BENCHMARK_OF or trial.data.name in OWN_IMAGES
 
 
 def write_images(trials: Sequence[Trial], root: Path, classes_per_part: int) -> None:
@@ -142,7 +149,8 @@ def write_images(trials: Sequence[Trial], root: Path, classes_per_part: int) -> 
             key = BENCHMARK_OF[name]
             small(key, root / BENCHMARKS[key].folders[0])
         else:
-            small(name, root, layout=_FILE_OF_LIST if name == "image_list" else None)
+            kind = "image_folder" if name in CONTAINERS else name
+            small(kind, root, layout=_FILE_OF_LIST if name == "image_list" else None)
 
 
 def _classes_per_part(trial: Trial) -> int:

@@ -61,7 +61,13 @@ class Catalogs:
             self._opened[key] = (
                 published_catalog(data.name)
                 if self._as_published and data.name not in WITHOUT_FILES
-                else open_catalog(data.name, self.machine.data_root, data.list_file, **data.images_settings())
+                else open_catalog(
+                    data.name,
+                    self.machine.data_root,
+                    data.list_file,
+                    cache_dir=self.machine.cache_dir,
+                    **data.images_settings(),
+                )
             )
             log_notes(self._opened[key].notes)
         catalog = self._opened[key]

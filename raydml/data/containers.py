@@ -1,0 +1,198 @@
+"""The user's own images inside larger files (Parquet, Arrow, WebDataset tars): unpacked once a machine, then as files.
+
+    <cache_dir>/unpacked-<key>/<source file>/0000123.jpg    the bytes as they are in the source
+                               list.json                    written last: path, class, group and size of each image
+                               lock                         held by the process that unpacks
+
+The key is a hash of the names, sizes and times of the sources and of what is read from them. Everything that holds for
+images in folders (digests of their bytes, packs, the seal of the test classes, refusals of damaged images) then holds
+here too. No image is decoded here, and no pickled object is ever loaded.
+"""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock
+
+from raydml.data.catalog import DataError, ImageEntry, ImageFile, find_files, listed
+from raydml.data.formats import suffix_of
+from raydml.data.parquet_images import PARQUET_SUFFIXES, parquet_samples
+from raydml.data.samples import Columns, Sample
+from raydml.data.webdataset_images import TAR_SUFFIXES, webdataset_samples
+from raydml.ops.files import require_space, write_whole
+from raydml.ops.progress import report_progress
+from raydml.ops.wording import counted
+
+_FORMAT = 1  # raise it when other files are written
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_MAX_NUM_SOURCES = 100_000
+_REPORT_EVERY = 256
+_SIGNATURES = (
+    (b"\xff\xd8\xff", ".jpg"),
+    (b"\x89PNG\r\n\x1a\n", ".png"),
+    (b"GIF8", ".gif"),
+    (b"RIFF", ".webp"),
+    (b"BM", ".bmp"),
+    (b"II*\0", ".tif"),
+    (b"MM\0*", ".tif"),
+)
+
+
+class ContainerKind(NamedTuple):
+    """A kind of file with images in it. samples: a function from a file and columns to what is in it."""
+
+    suffixes: tuple[str, ...]
+    samples: Callable[[Path, Columns], Iterator[Sample]]
+    in_words: str
+
+
+CONTAINERS = {
+    "parquet": ContainerKind(PARQUET_SUFFIXES, parquet_samples, "Parquet or Arrow"),
+    "webdataset": ContainerKind(TAR_SUFFIXES, webdataset_samples, "tar"),
+}
+
+
+class UnpackedImages(NamedTuple):
+    """folder: the root of the files. num_sources: the files that they were in."""
+
+    folder: Path
+    files: list[ImageFile]
+    num_sources: int
+
+
+def unpacked_images(
+    kind: str, root: Path, path: str | None, columns: Columns, cache_dir: Path | None
+) -> UnpackedImages:
+    """Return the images in the files of a container data set, which are unpacked where they have not been.
+
+    kind: of CONTAINERS. path: a file, a folder or a pattern, relative to root: shards/train-{000..003}.tar,
+    data/*.parquet; None: all such files below root. cache_dir: where they are unpacked; None: in the folder of the
+    system for temporary files.
+
+    Raises DataError: no such file, damaged or truncated files, missing columns, values of other types; the message
+    names file, column and row.
+    """
+    sources = _sources(kind, root, path)
+    stamps = [
+        (name, status.st_size, status.st_mtime_ns) for name, status in ((n, f.stat()) for n, f in sources.items())
+    ]
+    decisive = json.dumps([_FORMAT, kind, columns, stamps]).encode()
+    parent = cache_dir or _temporary_folder()
+    folder = parent / f"unpacked-{hashlib.sha256(decisive).hexdigest()[:16]}"
+    try:
+        if not (folder / "list.json").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / "lock"):
+                if not (folder / "list.json").exists():  # another process may have unpacked it meanwhile
+                    _unpack(CONTAINERS[kind], sources, columns, folder)
+        entries = [ImageEntry(*row) for row in json.loads((folder / "list.json").read_text(encoding="utf-8"))]
+    except (OSError, TypeError, json.JSONDecodeError) as error:
+        raise DataError(
+            f"the images of {_key(kind, root, path)} cannot be unpacked into {folder}: {error}. Cure: a writable "
+            f"folder with enough space (machine.cache_dir); where {folder} is damaged, delete it"
+        ) from error
+    files, missing = find_files(folder, entries)
+    if missing:
+        raise DataError(f"{len(missing)} unpacked images are missing: {listed(missing)}. Cure: delete {folder}")
+    return UnpackedImages(folder, files, len(sources))
+
+
+def _key(kind: str, root: Path, path: str | None) -> str:
+    return f"{kind} {str(root / path) if path else str(root)!r}"
+
+
+def _temporary_folder() -> Path:
+    folder = Path(tempfile.gettempdir()) / f"raydml-unpacked-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise DataError(f"{folder} is another user's. Cure: give machine.cache_dir")
+    return folder
+
+
+def _sources(kind: str, root: Path, path: str | None) -> dict[str, Path]:
+    """Return the files by their names: paths below root, or plain names of others."""
+    suffixes, in_words = CONTAINERS[kind].suffixes, CONTAINERS[kind].in_words
+    place = Path(os.path.normpath(root / Path(path).expanduser())) if path else root
+    if place.is_dir():
+        # The datasets library writes cache-*.arrow beside its data.
+        found = [
+            file
+            for file in sorted(place.rglob("*"))
+            if file.name.lower().endswith(suffixes) and not file.name.startswith(("cache-", ".")) and file.is_file()
+        ]
+    else:
+        found = [file for one in _expanded(str(place)) for file in _matching(Path(one))]
+    if not found:
+        what = f"no {in_words} file ({', '.join(suffixes)}) in {place}" if place.is_dir() else f"there is no {place}"
+        raise DataError(f"data.path = {path!r}: {what}. Cure: a file, a folder or a pattern, relative to {root}")
+    names = {
+        (file.relative_to(root) if file.is_relative_to(root) else Path(file.name)).as_posix(): file for file in found
+    }
+    if len(names) < len(found):
+        raise DataError(f"data.path = {path!r}: several files outside of {root} have one name. Cure: --data-root")
+    return names
+
+
+def _expanded(pattern: str) -> list[str]:
+    """Return the names that a range of numbers stands for: a-{08..10}.tar is a-08.tar, a-09.tar and a-10.tar."""
+    found = _RANGE.search(pattern)
+    if found is None:
+        return [pattern]
+    first, last = found.groups()
+    if int(last) < int(first) or int(last) - int(first) >= _MAX_NUM_SOURCES:
+        raise DataError(f"data.path: {found.group()} is no range of at most {_MAX_NUM_SOURCES:,} rising numbers")
+    numbers = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
+    return [one for number in numbers for one in _expanded(pattern[: found.start()] + number + pattern[found.end() :])]
+
+
+def _matching(file: Path) -> list[Path]:
+    if file.exists():
+        return [file]
+    if any(mark in file.name for mark in "*?["):
+        return sorted(one for one in file.parent.glob(file.name) if one.is_file())
+    raise DataError(f"data.path: there is no {file}")
+
+
+def _unpack(kind: ContainerKind, sources: dict[str, Path], columns: Columns, folder: Path) -> None:
+    total_bytes = sum(file.stat().st_size for file in sources.values())
+    require_space(folder / "list.json", total_bytes, f"the images in {counted(len(sources), 'file')}")
+    rows: list[list[Any]] = []
+    seen: dict[str, str] = {}  # type of a label -> the first image with such a label
+    for number, (name, file) in enumerate(sources.items()):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for sample in kind.samples(file, columns):
+            path = f"{name}/{sample.number:07d}{_suffix(sample)}"
+            (folder / path).write_bytes(sample.image)
+            rows.append([path, sample.label, "", "", [], sample.group])
+            seen.setdefault(type(sample.label).__name__, path)
+            if len(rows) % _REPORT_EVERY == 0:
+                report_progress("unpacking", number, len(sources), "files")
+        report_progress("unpacking", number + 1, len(sources), "files")
+    if not rows:
+        raise DataError(f"there is no image in {listed(sources)}")
+    if len(seen) > 1:
+        raise DataError(
+            f"some labels are numbers ({seen['int']}) and some are texts ({seen['str']}). Cure: write one kind"
+        )
+    _name_numbers(rows, 1)
+    _name_numbers(rows, 5)
+    write_whole(folder / "list.json", json.dumps(rows), fsync=True)
+
+
+def _name_numbers(rows: list[list[Any]], place: int) -> None:
+    """Replace numbers by texts of equal length, so that their order as texts is that of the numbers."""
+    width = max((len(str(row[place])) for row in rows if isinstance(row[place], int)), default=0)
+    for row in rows:
+        if isinstance(row[place], int):
+            row[place] = f"{row[place]:0{width}d}"
+
+
+def _suffix(sample: Sample) -> str:
+    by_bytes = next((suffix for start, suffix in _SIGNATURES if sample.image.startswith(start)), "")
+    return by_bytes or suffix_of(sample.name) or ".bin"
