@@ -111,8 +111,8 @@ def evaluate(
     rerank: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME[:KEY=VALUE,...]",
-            help="Also score the neighbours re-ranked: k_reciprocal (k1=20,k2=6,lambda=0.3) or query_expansion "
+            metavar="NAME[:K=V,...]",
+            help="Also score the neighbours re-ranked: k_reciprocal (k1=20, k2=6, lambda=0.3) or query_expansion "
             "(n=10,alpha=3). A protocol of its own.",
         ),
     ] = None,

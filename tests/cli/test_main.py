@@ -698,7 +698,7 @@ def test_list_shows_every_plugin_with_its_settings(kind):
         fields = registry.settings_model(kind, name).model_fields
         assert set(row["settings"]) == set(fields)
         for setting, field in fields.items():
-            assert json.loads(row["settings"][setting]["default"]) == field.default
+            assert json.loads(row["settings"][setting]["default"]) == json.loads(json.dumps(field.default))
             assert len(row["settings"][setting]["about"]) > 10, (name, setting)
     name, row = list(rows.items())[-1]
     text = " ".join(run("list", kind, name).output.split())
