@@ -75,7 +75,7 @@ def evaluate(
     data: Annotated[
         str | None,
         typer.Option(
-            metavar="FOLDER|CSV|NAME",
+            metavar="IMAGES",
             help="Other images: a folder of class folders, a CSV list with paths relative to its folder (or to "
             "--data-root), Parquet files or tars, or the name of a data set.",
         ),
@@ -111,9 +111,9 @@ def evaluate(
     rerank: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME[:K=V,...]",
-            help="Also score the neighbours re-ranked: k_reciprocal (k1=20, k2=6, lambda=0.3) or query_expansion "
-            "(n=10,alpha=3). A protocol of its own.",
+            metavar="RERANKING",
+            help="Also score the neighbours re-ranked: k_reciprocal or query_expansion. Their numbers: "
+            "docs/evaluation.md.",
         ),
     ] = None,
     whiten: Annotated[
@@ -128,7 +128,7 @@ def evaluate(
     ] = None,
     tta: Annotated[
         Literal["flip", "five_crop"] | None,
-        typer.Option(metavar="flip|five_crop", help="Also score the mean embedding of several views of each image."),
+        typer.Option(metavar="VIEWS", help="flip or five_crop: also score the mean embedding of several views of each image."),
     ] = None,
     verification: Annotated[
         bool,
