@@ -527,20 +527,26 @@ def _model(model: Any) -> Iterator[Problem]:
         message = "would move the statistics of BatchNorm twice a step"
         cure = "remove it" if model.weights == "none" else "write model.freeze_batch_norm: true, or remove it"
         yield Problem("model.gradient_checkpointing", True, message, cure=cure)
-    if not isinstance(model.train, str) and model.train.last_blocks > facts.num_blocks:
+    lora = getattr(model.train, "lora", None)
+    if lora is not None and lora.targets not in facts.adaptable:
+        message = f"backbone {model.backbone} {facts.why_not_adaptable}"
+        cure = "write model.train: {last_blocks: 2}, or another backbone such as timm:vit_small_patch14_dinov2.lvd142m"
+        yield Problem("model.train.lora", lora.model_dump(), message, cure=cure)
+    if hasattr(model.train, "last_blocks") and model.train.last_blocks > facts.num_blocks:
         message = f"backbone {model.backbone} has {facts.num_blocks} blocks"
         cure = f"write at most {facts.num_blocks}" if facts.num_blocks else "write model.train: head, or all"
         yield Problem("model.train.last_blocks", model.train.last_blocks, message, cure=cure)
     if model.train == "head" and model.projection == "none" and not model.bn_neck:
         message = "lets nothing of the network learn: model.projection is none"
         yield Problem("model.train", model.train, message, cure="write model.projection: linear, or train: all")
-    if model.train == "head" and model.weights == "none":
+    if (model.train == "head" or lora is not None) and model.weights == "none":
         message = "leaves random weights as they are: weights is none"
-        yield Problem("model.train", model.train, message, cure="remove it, or start from trained weights")
+        value = "head" if lora is None else {"lora": lora.model_dump()}
+        yield Problem("model.train", value, message, cure="remove it, or start from trained weights")
 
 
 def _model_and_chunks(model: Any, chunk_size: int | None) -> Iterator[Problem]:
-    if chunk_size is None or model.freeze_batch_norm or model.train == "head":
+    if chunk_size is None or model.freeze_batch_norm or model.train == "head" or hasattr(model.train, "lora"):
         return
     if facts_of(model.backbone).has_batch_norm:
         message = (

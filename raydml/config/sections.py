@@ -14,8 +14,10 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     SerializerFunctionWrapHandler,
+    Tag,
     model_serializer,
     model_validator,
 )
@@ -25,7 +27,7 @@ from raydml.errors import ConfigError, Problem, unknown_name
 from raydml.images.augmentation_settings import Augmentation
 from raydml.images.preprocessing import Interpolation, Resize
 from raydml.models.backbones import BACKBONES, TIMM, ModelError
-from raydml.models.choices import HeadInit, Normalisation, Pooling, Projection
+from raydml.models.choices import AdaptedPart, HeadInit, Normalisation, Pooling, Projection
 from raydml.models.lookup import facts_of
 from raydml.ops.addresses import is_address
 
@@ -262,6 +264,35 @@ class LastBlocks(Section):
     last_blocks: Count
 
 
+class LowRank(Section):
+    """Adapters of so many dimensions; see docs/backbones.md."""
+
+    rank: Count = 8
+    alpha: Positive = 16.0
+    targets: AdaptedPart = "attention"
+
+
+class Lora(Section):
+    """Low-rank adapters learn, and the backbone keeps its weights."""
+
+    lora: LowRank
+
+
+def _kind_of_train(value: object) -> str:
+    """Return a tag that is no key of the block, so that messages can tell the two apart."""
+    if isinstance(value, Lora) or (isinstance(value, Mapping) and "lora" in value):
+        return "Lora"
+    return "LastBlocks" if isinstance(value, (Mapping, LastBlocks)) else "name"
+
+
+_Train = Annotated[
+    Annotated[Literal["all", "head"], Tag("name")]
+    | Annotated[LastBlocks, Tag("LastBlocks")]
+    | Annotated[Lora, Tag("Lora")],
+    Discriminator(_kind_of_train),
+]
+
+
 class Model(Section):
     """Backbone and embedding head. weights: default (published ImageNet weights), none (random), or a path.
 
@@ -270,8 +301,9 @@ class Model(Section):
     projection (none: embedding_dim is the backbone's number of features), [bn_neck: BatchNorm], normalisation.
     embedding_dim: null is the backbone's number of features. head_init: initial values of the projection.
     freeze_batch_norm: true by default with pretrained weights, false without. train: what learns beside the head: all
-    of the backbone, nothing (head), or {last_blocks: N}. drop_path, gradient_checkpointing: of timm's networks, the
-    probability of leaving out a block, and less memory for more time.
+    of the backbone, nothing (head), {last_blocks: N}, or adapters, {lora: {rank: 8, alpha: 16, targets: attention}}.
+    drop_path, gradient_checkpointing: of timm's networks, the probability of leaving out a block, and less memory for
+    more time.
     """
 
     later: ClassVar[Mapping[str, Any]] = {
@@ -295,7 +327,7 @@ class Model(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     projection: Projection = "linear"
     head_init: HeadInit = "torch"
-    train: Literal["all", "head"] | LastBlocks = "all"
+    train: _Train = "all"
     drop_path: Share = 0.0
     gradient_checkpointing: bool = False
     bn_neck: bool = False

@@ -40,7 +40,7 @@ from raydml.images.pixels import Pixels
 from raydml.images.preprocessing import Preprocessing
 from raydml.inference.export import load_checkpoint
 from raydml.models.network import build_network
-from raydml.training.parts import network_arguments
+from raydml.training.parts import plain_network_arguments
 from raydml.training.randomness import seed_for
 from raydml.training.trial_images import Catalogs, open_development, open_test, split_for, storage_for
 
@@ -178,7 +178,7 @@ def evaluate_checkpoint(
     found = evaluate_saved(saved, spec, run_on, refinements)
     if untrained:
         beginning = build_network(
-            **network_arguments(trial), weights=trial.model.weights, seed=seed_for(trial.seed, "network_init")
+            **plain_network_arguments(trial), weights=trial.model.weights, seed=seed_for(trial.seed, "network_init")
         )
         at_start = saved._replace(embeddings=embed_part(beginning))
         start = evaluate_saved(at_start, spec._replace(intervals=False, verification=False), run_on)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # torch is slow to import, and a configuration is checked without it
@@ -102,7 +102,8 @@ class BackboneFacts:
     backbone without a map to pool. poolings: those of timm's, with the number of features of each, and own_pooling the
     one that it was trained with; the others have `TABLE_POOLINGS`. num_blocks: how many can be chosen to learn.
     takes_drop_path, can_checkpoint: of timm's, what they can do. has_batch_norm: whether it has statistics of batches.
-    has_layers: whether its parameters have an order, in which their rates can fall.
+    has_layers: whether its parameters have an order, in which their rates can fall. adaptable, why_not_adaptable: see
+    `adaptable_layers`.
     stages: the submodules whose outputs are its four stages: the last map of each size, or a transformer's tokens after
     each quarter of its blocks.
     minimum_crop_px: the smallest image it takes. fixed_crop_px: the only image size it takes, or None. fits: a further
@@ -135,6 +136,8 @@ class BackboneFacts:
     can_checkpoint: bool = False
     has_batch_norm: bool = True
     has_layers: bool = True
+    adaptable: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    why_not_adaptable: str = "is not one of timm's transformers"
 
     def features(self, pooling: str) -> int | None:
         """Return the number of features with a pooling; None where the backbone does not have it."""

@@ -1,6 +1,6 @@
 """The network: a backbone with an embedding head, and the preprocessing that belongs to it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from raydml.images.preprocessing import Interpolation, Preprocessing, Resize
+from raydml.models.adapters import add_adapters, is_of_adapter, merged
 from raydml.models.backbones import TIMM, BackboneFacts, ModelError
-from raydml.models.choices import HeadInit, Normalisation, Pooling, Projection, TrainedPart
+from raydml.models.choices import AdaptedPart, HeadInit, Normalisation, Pooling, Projection, TrainedPart
 from raydml.models.lookup import facts_of
 from raydml.models.pooling import GeM, pooling_layer
 from raydml.models.pretrained import WeightsError, load_exactly, published_weights, read_weights
 from raydml.models.releases import IMAGENET_CLASSES, RELEASES, recognised
 from raydml.models.trunk_parts import block_ends, has_batch_norm, layers_of
 from raydml.ops.distances import euclidean, full_precision
+
+_BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 class Head(nn.Module):
@@ -160,6 +163,7 @@ class Network(nn.Module):
         self.head = head
         self.freeze_batch_norm = freeze_batch_norm
         self._frozen: list[nn.Module] = []  # modules of the trunk that stay in evaluation mode
+        self._has_adapters = False
         self._held: set[int] = set()  # identities of the parameters of the trunk that do not learn
         self.stages = {f"stage{number}": module for number, module in enumerate(stages, start=1)}
 
@@ -183,6 +187,29 @@ class Network(nn.Module):
     def trained_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the trunk that were left to learn, also while a warm-up holds them."""
         return [parameter for parameter in self.trunk.parameters() if id(parameter) not in self._held]
+
+    def plain_state_dict(self) -> dict[str, Tensor]:
+        """Return the state dict of the same network without adapters: they are added to the weights of their layers.
+
+        Without adapters it is the state dict itself. The embeddings are the same but for rounding.
+        """
+        return merged(self, self.state_dict()) if self._has_adapters else self.state_dict()
+
+    def adapt(self, layers: Sequence[str], *, rank: int, alpha: float) -> None:
+        """Add adapters to linear layers of a trunk of timm; see `add_adapters`. Only they will learn of the trunk.
+
+        The trunk keeps its weights and the statistics of its BatchNorm.
+        """
+        add_adapters(self.trunk.get_submodule("model"), layers, rank=rank, alpha=alpha)
+        self._has_adapters = True
+        own = [parameter for name, parameter in self.trunk.named_parameters() if not is_of_adapter(name)]
+        self._frozen = [module for module in self.trunk.modules() if isinstance(module, _BatchNorm)]
+        self._hold(own)
+
+    def _hold(self, parameters: Sequence[nn.Parameter]) -> None:
+        self._held = {id(parameter) for parameter in parameters}
+        for parameter in parameters:
+            parameter.requires_grad_(False)
 
     def layers(self) -> dict[int, int]:
         """Return the layer of each parameter of the trunk, by its identity, from 0; see `layers_of`."""
@@ -211,9 +238,7 @@ class Network(nn.Module):
             module for module in modules[:begin] if learning.isdisjoint(id(inner) for inner in module.modules())
         ]
         own = [parameter for module in modules[:begin] for parameter in module.parameters(recurse=False)]
-        self._held = {id(parameter) for parameter in own}
-        for parameter in own:
-            parameter.requires_grad_(False)
+        self._hold(own)
 
     def checkpoint_gradients(self) -> None:
         """Compute the activations of the trunk's blocks a second time in backward instead of keeping them.
@@ -256,7 +281,7 @@ class Network(nn.Module):
         super().train(mode)
         if self.freeze_batch_norm:
             for module in self.trunk.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                if isinstance(module, _BatchNorm):
                     module.eval()
         for module in self._frozen:
             module.training = False
@@ -324,7 +349,7 @@ def build_network(
     the last map, or the tokens, become a vector. Of timm's networks only: crop_px, the side of the images, to which
     position embeddings are interpolated (None: the network's own), drop_path, the probability of leaving out a block in
     training (of the last one; it grows with the depth), and gradient_checkpointing, which computes activations twice
-    instead of keeping them. train: "all", "head", or ``{"last_blocks": N}``, see `Network.freeze`. The other settings
+    instead of keeping them. train: see `TrainedPart`, `Network.freeze` and `Network.adapt`. The other settings
     are those of `Head`. The caller's random state is unchanged.
 
     Raises ModelError for an unknown backbone, WeightsError for weights that are not available or do not fit. The rules
@@ -355,13 +380,23 @@ def build_network(
             dropout=dropout,
             bn_neck=bn_neck,
         )
-    network = Network(trunk, head, freeze_batch_norm=freeze_batch_norm, stages=facts.stages)
-    if state is not None and not is_for_timm:
-        _load(network, facts, state, str(path))
-    if gradient_checkpointing:
-        network.checkpoint_gradients()
-    network.freeze(train)
+        network = Network(trunk, head, freeze_batch_norm=freeze_batch_norm, stages=facts.stages)
+        if state is not None and not is_for_timm:
+            _load(network, facts, state, str(path))
+        if gradient_checkpointing:
+            network.checkpoint_gradients()
+        if isinstance(train, Mapping) and "lora" in train:
+            _adapt(network, backbone, **train["lora"])
+        else:
+            network.freeze(train)
     return network.train()
+
+
+def _adapt(network: Network, backbone: str, *, rank: int, alpha: float, targets: AdaptedPart) -> None:
+    facts = facts_of(backbone)
+    if targets not in facts.adaptable:
+        raise ModelError(f"train: lora: backbone {backbone} {facts.why_not_adaptable}")
+    network.adapt(facts.adaptable[targets], rank=rank, alpha=alpha)
 
 
 def fetch_weights(backbone: str, weights: str) -> Path | None:

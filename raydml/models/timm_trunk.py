@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from raydml.models.adapters import adaptable_layers
 from raydml.models.backbones import TIMM, BackboneFacts, ModelError
 from raydml.models.choices import Pooling
 from raydml.models.pooling import GeM
@@ -47,6 +48,8 @@ class _Found(NamedTuple):
     can_checkpoint: bool
     has_batch_norm: bool
     has_layers: bool
+    adaptable: Mapping[str, tuple[str, ...]]
+    why_not_adaptable: str
 
 
 class TimmTrunk(nn.Module):
@@ -121,6 +124,8 @@ def facts_of_timm(backbone: str) -> BackboneFacts:
         can_checkpoint=found.can_checkpoint,
         has_batch_norm=found.has_batch_norm,
         has_layers=found.has_layers,
+        adaptable=found.adaptable,
+        why_not_adaptable=found.why_not_adaptable,
     )
 
 
@@ -148,6 +153,7 @@ def _look_at(name: str) -> _Found:
             channels, height, width = config["input_size"]
             images = torch.empty(1, 3, height, width)
             own, last = model(images), model.forward_features(images)
+            adaptable, why_not_adaptable = adaptable_layers(model, images)
     except (RuntimeError, NotImplementedError, AttributeError, TypeError) as error:
         raise ModelError(f"{TIMM}{name} cannot be a backbone: {type(error).__name__}: {error}") from error
     if channels != 3 or height != width or not isinstance(last, Tensor) or own.ndim != 2:
@@ -178,6 +184,8 @@ def _look_at(name: str) -> _Found:
         takes_drop_path=_takes(name, drop_path_rate=0.1),
         can_checkpoint=_can_checkpoint(model),
         has_batch_norm=has_batch_norm(trunk),
+        adaptable=adaptable,
+        why_not_adaptable=why_not_adaptable,
         has_layers=hasattr(model, "group_matcher") and len(set(layers_of(trunk, ()).values())) > 1,
     )
 

@@ -29,6 +29,12 @@ def network_arguments(trial: Trial) -> dict[str, Any]:
     return {**trial.model.model_dump(exclude={"weights"}), **size, **method.network_arguments(**trial.method.settings)}
 
 
+def plain_network_arguments(trial: Trial) -> dict[str, Any]:
+    """Return those of the network that a trial keeps: its adapters are part of the weights (`plain_state_dict`)."""
+    arguments = network_arguments(trial)
+    return {**arguments, "train": "all"} if hasattr(trial.model.train, "lora") else arguments
+
+
 def build_method(
     trial: Trial, train_labels: np.ndarray, device: torch.device, ranks: RankGroup | None = None
 ) -> Method:

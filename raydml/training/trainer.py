@@ -27,6 +27,7 @@ from raydml.images.features import FeatureLoader, KeptFeatures
 from raydml.images.loader import Loader
 from raydml.images.pixels import Pixels
 from raydml.methods._base import Batch
+from raydml.models.adapters import require_peft
 from raydml.models.network import fetch_weights, preprocessing_for
 from raydml.ops.memory import peak_memory_bytes, reset_peak_memory
 from raydml.samplers._base import EpochPlan
@@ -89,6 +90,8 @@ class Trainer:
             interpolation=trial.data.interpolation,
         )
         fetch_weights(trial.model.backbone, trial.model.weights)
+        if hasattr(trial.model.train, "lora"):
+            require_peft()
         self.trial, self.catalog, self.split, self.train_images, self.val_images = open_development(
             trial, machine, catalogs=self.catalogs, reads=reads
         )
@@ -129,7 +132,7 @@ class Trainer:
         self.history: list[dict[str, Any]] = []  # the results of all epochs
         self.best_epoch = 0  # 0: the network as it was built
         self.best_metrics: dict[str, float] = {}
-        self.best_weights = copy_of(self.method.network.state_dict())
+        self.best_weights = copy_of(self.method.network.plain_state_dict())
 
     def epochs(self) -> Iterator[dict[str, Any]]:
         """Train and validate; yield a result after each epoch, until the trial has ended.
@@ -233,7 +236,7 @@ class Trainer:
     def model_card(self) -> dict[str, Any]:
         """Return plain JSON: how to rebuild the network of the best weights, its input and its origin."""
         return {
-            "network": parts.network_arguments(self.trial),
+            "network": parts.plain_network_arguments(self.trial),
             "preprocessing": self.preprocessing.to_dict(),
             "trial": self.trial.model_dump(mode="json"),
             "fingerprint": fingerprint(self.trial),
@@ -471,7 +474,7 @@ class Trainer:
             if not self.ranks.is_first:
                 return
             self.best_weights = {}  # given back first: a trial holds most memory here, with the copy of its state
-            self.best_weights = copy_of(self.method.network.state_dict())
+            self.best_weights = copy_of(self.method.network.plain_state_dict())
 
 
 class EpochState:
