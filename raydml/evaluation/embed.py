@@ -83,6 +83,7 @@ class Evaluation(NamedTuple):
     metrics of the first protocol. protocols: name -> description in words and numbers. All names of a test list begin
     with it. num_left_out: unreadable images of the set, which are not scored. refined: the same images scored in other
     ways, whose numbers do not compare with `metrics`; see refinements.py. verification: of all pairs, where requested.
+    footprint: what the model takes to embed an image, where it was measured; see inference/footprint.py.
     """
 
     metrics: dict[str, float]
@@ -91,6 +92,7 @@ class Evaluation(NamedTuple):
     num_left_out: int = 0
     refined: tuple[RefinedEvaluation, ...] = ()
     verification: Verification | None = None
+    footprint: Mapping[str, Any] | None = None
 
 
 class RefinedEvaluation(NamedTuple):
