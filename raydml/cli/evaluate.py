@@ -128,13 +128,19 @@ def evaluate(
     ] = None,
     tta: Annotated[
         Literal["flip", "five_crop"] | None,
-        typer.Option(metavar="VIEWS", help="flip or five_crop: also score the mean embedding of several views of each image."),
+        typer.Option(
+            metavar="VIEWS", help="flip or five_crop: also score the mean embedding of several views of each image."
+        ),
     ] = None,
     verification: Annotated[
         bool,
         typer.Option(
             "--verification", help="Also verify pairs: TAR@FAR, FNMR@FMR, EER, ROC AUC; and CMC of a gallery."
         ),
+    ] = False,
+    footprint: Annotated[
+        bool,
+        typer.Option("--footprint", help="Also measure parameters, MACs, ms and bytes an image; takes some seconds."),
     ] = False,
     untrained: Annotated[
         bool | None, typer.Option("--untrained/--no-untrained", help="Also score the untrained network; the default.")
@@ -165,9 +171,9 @@ def evaluate(
     is_saved = target.endswith(".npz")
     is_file = _is_weight_file(target, release)
     options: dict[str, Any] = {"--on": on if data is None else None, "--untrained": untrained}
-    options |= (
-        {"--save-embeddings": save_embeddings, "--data": data, "--from": release, "--tta": tta} if is_saved else {}
-    )
+    if is_saved:
+        options |= {"--save-embeddings": save_embeddings, "--data": data, "--from": release, "--tta": tta}
+        options |= {"--footprint": footprint or None}
     given = [name for name, value in options.items() if value is not None]
     if given and (is_saved or data is not None):
         what = "saved embeddings" if is_saved else "other images"
@@ -198,12 +204,15 @@ def evaluate(
         skips = skip_unreadable and data is not None
         source = _ModelSource(target, found, scratch, storage, data_root, skips, tracking_uri)
         if data is None:
-            result = _on_own_classes(source, on or "val", settings, choice, untrained is not False, save_embeddings)
+            options = {"untrained": untrained is not False, "footprint": footprint, "save_to": save_embeddings}
+            result = _on_own_classes(source, on or "val", settings, choice, options)
         else:
             machine = source.machine
             of_data["cache_dir"] = machine.cache_dir
             catalog = _catalog(data, machine.data_root, of_data)  # before torch is imported
-            result = _on_other_images(source, data, catalog, on, distractors, settings, choice, save_embeddings)
+            result = _on_other_images(
+                source, data, catalog, on, distractors, settings, choice, footprint, save_embeddings
+            )
     _print(result, as_json, save_embeddings)
 
 
@@ -341,9 +350,9 @@ def _on_own_classes(
     on: Literal["val", "test"],
     settings: dict[str, Any],
     choice: RefinementChoice | None,
-    untrained: bool,
-    save_to: Path | None,
+    options: dict[str, Any],
 ) -> _Result:
+    """Score a model on classes of its trial. options: ``untrained``, ``footprint`` and ``save_to``."""
     from raydml.config.trial import parse_trial
     from raydml.data.digests import ImageRecord
     from raydml.evaluation.embed import metric_spec_of
@@ -370,11 +379,10 @@ def _on_own_classes(
         on,
         source.machine,
         key=key,
-        untrained=untrained,
         spec=metric_spec_of(parse_trial(card["trial"]))._replace(**settings),
-        save_to=save_to,
         catalogs=Catalogs(source.machine, record=ImageRecord.of_study(found.study) if found.study else None),
         choice=choice,
+        **options,
     )
     if on == "test" and found.study is not None:
         deliver_test_read(found.study, source.tracking_uri)
@@ -411,6 +419,7 @@ def _on_other_images(
     distractors: Path | None,
     settings: dict[str, Any],
     choice: RefinementChoice | None,
+    footprint: bool,
     save_to: Path | None,
 ) -> _Result:
     machine = source.machine
@@ -424,7 +433,7 @@ def _on_other_images(
     from raydml.inference.bare import open_bare
     from raydml.inference.evaluate import (
         Collection,
-        embed_collection,
+        embed_with_views,
         evaluate_saved,
         refuse_training_images,
         trained_on_every_class_of,
@@ -461,7 +470,7 @@ def _on_other_images(
     gallery = None
     if others is not None:
         gallery = Collection(others, _record_read(source, f"--distractors {distractors}"))
-    saved, view_rows = embed_collection(
+    saved, view_rows = embed_with_views(
         network,
         preprocessing,
         images,
@@ -477,6 +486,17 @@ def _on_other_images(
         spec = spec._replace(recall_at=tuple(k for k in spec.recall_at if k < len(saved.labels)) or (1,))
     refinements = choice and Refinements(choice.tta, view_rows, choice.whitening_of(saved), choice.rerank)
     evaluated = evaluate_saved(saved, spec, device_of(machine), refinements)
+    if footprint:
+        from raydml.inference.footprint import measure_footprint
+
+        measured = measure_footprint(
+            network,
+            preprocessing,
+            device=device_of(machine),
+            precision=precision,
+            largest_batch=machine.evaluation_batch,
+        )
+        evaluated = evaluated._replace(footprint=measured._asdict())
     if source.found is not None and source.found.study is not None:
         deliver_test_read(source.found.study, source.tracking_uri)
     facts = {"target": source.target, "on": data, "checkpoint": source.name, **marks}
@@ -573,6 +593,8 @@ def _print(result: _Result, as_json: bool, saved_to: Path | None) -> None:
     if as_json:
         found = {"metrics": trained, "untrained": untrained, "intervals": result.evaluated.intervals}
         found |= {"protocols": result.evaluated.protocols, "num_lone_queries": result.evaluated.num_lone_queries}
+        if result.evaluated.footprint is not None:
+            found["footprint"] = result.evaluated.footprint
         if result.evaluated.verification is not None:
             verified = result.evaluated.verification
             rates = {**_cmc(result.evaluated), **verified.metrics}
@@ -586,6 +608,10 @@ def _print(result: _Result, as_json: bool, saved_to: Path | None) -> None:
     for sentence in result.evaluated.protocols.values():
         echo(console, f"  {sentence}")
     console.print(tables.scores(trained, untrained, result.evaluated.intervals, title=result.title))
+    if result.evaluated.footprint is not None:
+        from raydml.inference.footprint import footprint_text
+
+        echo(console, f"footprint: {footprint_text(result.evaluated.footprint)}")
     if result.evaluated.verification is not None:
         _print_verification(console, result.evaluated)
     for one in result.evaluated.refined:

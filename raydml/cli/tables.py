@@ -19,6 +19,7 @@ from rich.text import Text
 
 from raydml.analysis.trials import TrialState
 from raydml.config.recipe import value_text
+from raydml.inference.footprint import footprint_text
 from raydml.metrics.names import interval_text, metric_label
 from raydml.ops.wording import counted
 from raydml.study.events import StudyState, letters_of
@@ -170,6 +171,8 @@ def summary(results: Mapping[str, Any]) -> RenderableType:
     parts += map(_refits, refits)
     for row in results.get("final") or []:
         parts += ["", Text(f"{row.get('letter', '')}  {row['recipe']}".strip(), style="bold"), _test_numbers(row)]
+        if row.get("footprint"):  # results of older studies have none
+            parts.append(Text(f"inference: {footprint_text(row['footprint'])}"))
     confirmed = results.get("confirm") or []
     if confirmed:
         table = _table("", "confirmed", "from", f"validation {label}", "runs", right=("runs",))

@@ -115,6 +115,7 @@ class Evaluation(NamedTuple):
     ways, whose numbers do not compare with `metrics`; see refinements.py. verification: of all pairs, where requested.
     num_lone_queries: queries of the first protocol whose class has no other image for them to find, see
     `MetricSpec.lone_misses`.
+    footprint: what the model takes to embed an image, where it was measured; see inference/footprint.py.
     """
 
     metrics: dict[str, float]
@@ -124,6 +125,7 @@ class Evaluation(NamedTuple):
     num_lone_queries: int = 0
     refined: tuple[RefinedEvaluation, ...] = ()
     verification: Verification | None = None
+    footprint: Mapping[str, Any] | None = None
 
 
 class RefinedEvaluation(NamedTuple):

@@ -39,6 +39,7 @@ from raydml.images.cache import Images, load_test
 from raydml.images.pixels import Pixels
 from raydml.images.preprocessing import Preprocessing
 from raydml.inference.export import load_checkpoint
+from raydml.inference.footprint import measure_footprint
 from raydml.models.network import build_network
 from raydml.training.parts import plain_network_arguments
 from raydml.training.randomness import seed_for
@@ -116,6 +117,7 @@ def evaluate_checkpoint(
     save_to: Path | None = None,
     catalogs: Catalogs | None = None,
     choice: RefinementChoice | None = None,
+    footprint: bool = False,
 ) -> Evaluation:
     """Score a checkpoint's best weights on the validation or the test classes of its own trial.
 
@@ -131,6 +133,7 @@ def evaluate_checkpoint(
         catalogs: of this machine, with the record of the study's images where there is one.
         choice: what to score beside the plain embeddings. Whitening is learned on the training images of the trial and,
             for the test part, on its validation images as well.
+        footprint: also measure what the network takes to embed an image.
 
     Raises DataError for the test part without a key, for a part that the trial trained on (see `refuse_absent_part`),
     and for images other than those of the trial.
@@ -176,6 +179,12 @@ def evaluate_checkpoint(
         rows = with_views(saved.embeddings, images.pixels, model.preprocessing, choice.tta, embed_views)
         refinements = refinements._replace(view_rows=rows)
     found = evaluate_saved(saved, spec, run_on, refinements)
+    if footprint:
+        measured = measure_footprint(
+            model.network, model.preprocessing, device=run_on, precision=trial.precision,
+            channels_last=trial.channels_last, largest_batch=machine.evaluation_batch,
+        )  # fmt: skip
+        found = found._replace(footprint=measured._asdict())
     if untrained:
         beginning = build_network(
             **plain_network_arguments(trial), weights=trial.model.weights, seed=seed_for(trial.seed, "network_init")
@@ -297,20 +306,35 @@ def embed_collection(
     distractors: Collection | None = None,
     device: str | None = None,
     precision: str = "fp32",
-    tta: str | None = None,
     facts: dict[str, Any],
-) -> tuple[SavedEmbeddings, NDArray[np.float32] | None]:
+) -> SavedEmbeddings:
     """Embed the test images of a data set with a given split, or all images of another one.
 
     Args:
         network: images (B, 3, crop, crop), prepared by `preprocessing`, to embeddings (B, D).
         distractors: further gallery images, wrong for every query; their labels do not matter.
         device: None takes `machine.device` ("auto": a GPU where torch sees one).
-        tta: kind of test-time augmentation; None for none.
         facts: further facts to save beside the embeddings.
-
-    Returns the embeddings, and with tta also (N, D) those of test-time augmentation.
     """
+    return embed_with_views(
+        network, preprocessing, collection, machine, distractors=distractors, device=device, precision=precision,
+        tta=None, facts=facts,
+    )[0]  # fmt: skip
+
+
+def embed_with_views(
+    network: nn.Module,
+    preprocessing: Preprocessing,
+    collection: Collection,
+    machine: Machine,
+    *,
+    distractors: Collection | None = None,
+    device: str | None = None,
+    precision: str = "fp32",
+    tta: str | None,
+    facts: dict[str, Any],
+) -> tuple[SavedEmbeddings, NDArray[np.float32] | None]:
+    """Return what `embed_collection` returns and, for a kind of test-time augmentation, the embeddings (N, D) of it."""
     run_on = device or device_of(machine)
     network = network.to(run_on)
     catalog = collection.catalog

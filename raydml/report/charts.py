@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 NUM_SERIES = 8  # series-0 ... series-7 of the style sheet
@@ -188,6 +189,68 @@ def whisker_chart(
     scale = scale_of(ends)
     label = f"{x_label}; dashed: {reference[1]}, {number_text(round(reference[0], 4))}" if reference else x_label
     return WhiskerChart(rows, scale, _ticks(scale), label, reference)
+
+
+class ScatterPoint(NamedTuple):
+    """A model by its cost (x) and its quality (y). title: its words when it is pointed at."""
+
+    x: float
+    y: float
+    letter: str
+    title: str
+    is_on_front: bool
+
+
+class ScatterChart(NamedTuple):
+    """Points with their axes. points: (share across, share up, point). path: the front, of `_path`."""
+
+    points: list[tuple[float, float, ScatterPoint]]
+    path: str
+    x_ticks: Ticks
+    y_ticks: Ticks
+    x_label: str
+    y_label: str
+    height_px: int
+
+
+def scatter_chart(points: Sequence[ScatterPoint], *, x_label: str, y_label: str, height_px: int = 260) -> ScatterChart:
+    """Place points between their axes; what costs ten times as much as another one makes the axis logarithmic.
+
+    The front is a staircase: a quality is had from the cost of a point on. Costs are positive.
+    """
+    xs = [point.x for point in points]
+    across = Scale(min(xs), max(xs), is_log=max(xs) / min(xs) >= _LOG_FROM)
+    # Room on both sides, so that no letter is cut off.
+    if across.is_log:
+        room = (across.high / across.low) ** _MARGIN
+        across = Scale(across.low / room, across.high * room, True)
+    else:
+        across = scale_of(xs)
+    up = scale_of([point.y for point in points])
+    placed = [(across.share(point.x), up.share(point.y), point) for point in points]
+    front = sorted({(x, y) for x, y, point in placed if point.is_on_front})
+    steps = [*front[:1], *(step for (_, before), now in pairwise(front) for step in ((now[0], before), now))]
+    path = _path([[*steps, (1.0, steps[-1][1])]]) if steps else ""
+    marks = _log_ticks(across) if across.is_log else tick_values(across)
+    x_ticks = [(across.share(mark), _amount_text(mark)) for mark in marks]
+    x_label += ", logarithmic" if across.is_log else ""
+    return ScatterChart(placed, path, x_ticks, _ticks(up), x_label, y_label, height_px)
+
+
+def _log_ticks(scale: Scale) -> list[float]:
+    """Return 1, 2 and 5 times the powers of ten inside a logarithmic scale; the powers alone where these are many."""
+    first, last = math.floor(math.log10(scale.low)), math.ceil(math.log10(scale.high))
+    factors = (1, 2, 5) if scale.high / scale.low <= 100 else (1,)
+    marks = [factor * 10.0**power for power in range(first, last + 1) for factor in factors]
+    return [mark for mark in marks if scale.low <= mark <= scale.high]
+
+
+def _amount_text(value: float) -> str:
+    """Return "2 G", "500 k" or "0.5"."""
+    for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{number_text(value / unit)} {name}"
+    return number_text(value)
 
 
 class Axis(NamedTuple):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from raydml.analysis.trials import ENDINGS, FAILURES
 from raydml.data.benchmarks import TEST_LISTS
 from raydml.evaluation.protocols import PROTOCOLS
+from raydml.inference.footprint import MEASURES, measure_text
 from raydml.metrics.names import interval_text, metric_label, metric_name
 from raydml.ops.wording import counted, hours_text
 from raydml.report.comparability import (
@@ -408,7 +409,8 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
     parts = [f"# Study {markdown_text(summary['study'])}", *map(markdown_text, found.question)]
     parts += ["\n".join(f"- {markdown_text(sentence)}" for sentence in sentences)]
     parts += [f"> **Note** {markdown_text(sentence)}" for sentence in found.warnings]
-    parts += [*_test_table(summary), *_published_tables(summary), *_confirmed_table(summary), *_search_table(summary)]
+    parts += [*_test_table(summary), *_footprint_table(summary), *_published_tables(summary)]
+    parts += [*_confirmed_table(summary), *_search_table(summary)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -426,6 +428,23 @@ def _test_table(summary: Mapping[str, Any]) -> list[str]:
     protocols = [markdown_text(sentence) for sentence in protocols_in_words(summary)]
     how = "\n".join(f"- {sentence}" for sentence in protocols) if len(protocols) > 1 else "".join(protocols)
     return ["## Test results", how, _table(header, rows), " ".join(comparability(summary))]
+
+
+def footprint_rows(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the final configurations whose inference cost was measured; none of older studies."""
+    return [row for row in summary["final"] if row.get("footprint")]
+
+
+def _footprint_table(summary: Mapping[str, Any]) -> list[str]:
+    """One row for each final configuration whose inference cost was measured."""
+    found = footprint_rows(summary)
+    if not found:
+        return []
+    rows = [
+        [row["letter"], row["label"], *(measure_text(name, row["footprint"][name]) for name in MEASURES)]
+        for row in found
+    ]
+    return ["## Inference cost", _table(["", "configuration", *MEASURES.values()], rows)]
 
 
 def _published_tables(summary: Mapping[str, Any]) -> list[str]:

@@ -361,9 +361,10 @@ def evaluate_remotely(
 ) -> dict[str, Any]:
     """Evaluate a checkpoint's best weights and its untrained network on the validation and the test classes.
 
-    Returns ``val`` and ``test``, all metrics by name, ``protocols``, the sentence of each test protocol, and
-    ``num_left_out``, the number of unreadable test images, and ``num_lone_queries``, that of test queries without an
-    image of their class to find; ``val`` is empty for a trial without validation classes.
+    Returns ``val`` and ``test``, all metrics by name, ``protocols``, the sentence of each test protocol,
+    ``num_left_out``, the number of unreadable test images, ``num_lone_queries``, that of test queries without an image
+    of their class to find, and ``footprint``, what the network takes to embed an image; ``val`` is empty for a trial
+    without validation classes.
     This process, which opens the test images, first records that. The embeddings of the test images are stored in the
     file `embeddings`.
     """
@@ -384,13 +385,14 @@ def evaluate_remotely(
         val = _with_less_memory(partial(evaluate, "val"), here).metrics
     key = files.reads().record(purpose="finalize", checkpoint=folder, commit=commit)
     stored.parent.mkdir(parents=True, exist_ok=True)
-    test = _with_less_memory(partial(evaluate, "test", key=key, save_to=stored), here)
+    test = _with_less_memory(partial(evaluate, "test", key=key, save_to=stored, footprint=True), here)
     files.share(record.folder)
     files.push(stored)
     for copy in (local, stored):
         files.tidy(copy)
     counts = {"num_left_out": test.num_left_out, "num_lone_queries": test.num_lone_queries}
-    return {"val": val, "test": test.metrics, "protocols": test.protocols, **counts}
+    found = {"val": val, "test": test.metrics, "protocols": test.protocols}
+    return {**found, **counts, "footprint": test.footprint}
 
 
 @ray.remote

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from raydml.config.refit import has_search
+from raydml.inference.footprint import footprint_metrics
 from raydml.ops.files import write_whole
 from raydml.study.events import read_state, read_trials
 from raydml.study.folder import (
@@ -229,6 +230,7 @@ def _summary_metrics(summary: dict[str, Any]) -> dict[str, float]:
         refit = row.get("refit") or {}
         for prefix, part in (("test_refit_", "metrics"), ("test_refit_untrained_", "untrained")):
             metrics |= {f"{prefix}{name}": score["mean"] for name, score in refit.get(part, {}).items()}
+        metrics |= footprint_metrics(row["footprint"])
     return metrics
 
 

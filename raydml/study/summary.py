@@ -25,6 +25,7 @@
                  "untrained_validation": the same, "ensemble": the same (empty where none was computed),
                  "protocols": {name: who searched whom, in words},
                  "runs": [{"trial", "fold", "seed", "test": {name: value}}],
+                 "footprint": fields of footprint.Footprint, times are medians over all runs | None in older studies,
                  "refit": {"metrics", "untrained", "epochs", "classes", "num_runs",
                            "runs": [{"trial", "fold": None, "seed", "test": {name: value}}]} | None}]:
                  "metrics" are those of the test classes. Those beside "refit" are of the models that left classes out
@@ -58,6 +59,7 @@ from raydml.analysis.trials import TrialState, parameters_of, varying
 from raydml.config.recipe import recipe_of
 from raydml.data.benchmarks import BENCHMARKS, metric_prefix
 from raydml.data.seal import TestReads
+from raydml.inference.footprint import median_footprint
 from raydml.search_space.shipped import heading_of
 from raydml.study.events import StudyState, events_path, letter_of, letters_of, read_state
 from raydml.study.folder import RESULT_FILES, StudyError, read_json, read_study, stages_of, without_some
@@ -286,6 +288,7 @@ def _final(
     parts = ("configuration", "from_trial", "metrics", "untrained", "validation", "untrained_validation")
     config, refit = configs[row["from_trial"]], row.get("refit")
     kept = ("metrics", "untrained", "epochs", "classes", "num_runs")
+    measured = [run for group in (row, refit) if group for run in group["runs"].values()]
     return {
         **names[row["configuration"]],
         **{name: row[name] for name in parts},
@@ -295,6 +298,7 @@ def _final(
         "ensemble": row["ensemble"],
         "protocols": row["protocols"],
         "runs": tested(row["runs"]),
+        "footprint": median_footprint([run["footprint"] for run in measured if run.get("footprint")]),
         "refit": refit and {**{name: refit[name] for name in kept}, "runs": tested(refit["runs"])},
     }
 

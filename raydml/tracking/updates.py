@@ -30,6 +30,7 @@ import yaml
 from raydml.analysis.trials import TrialState, parameters_of
 from raydml.config.recipe import flatten
 from raydml.config.refit import trained_on, validates
+from raydml.inference.footprint import footprint_metrics
 from raydml.report.text import markdown_text
 from raydml.study.events import (
     Event,
@@ -51,6 +52,7 @@ RUN_PAGE = "{run page}"
 #: Beginning of a metric's name in the events -> the group of its chart in MLflow. The first that fits counts.
 GROUPS = {
     "search_best_val_": "search/best_",
+    "footprint_": "footprint/",
     "confirmed_val_": "confirmed/",
     "test_untrained_": "untrained/",
     "test_refit_untrained_": "refit/untrained_",
@@ -263,6 +265,7 @@ def _news(run: str | None, event: Event, before: StudyState, after: StudyState, 
     elif run in _tested(event):
         scores = {f"test_{name}": value for name, value in _tested(event)[run].get("test", {}).items()}
         scores = {name.replace("test_untrained_", "untrained_"): value for name, value in scores.items()}
+        scores |= footprint_metrics(_tested(event)[run].get("footprint"))
         news.points += points(grouped(scores), 0, _ms(after.time_s))
         news.datasets += _datasets(after, after.trials.get(run), ("test",))
         return news

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 
 import numpy as np
@@ -200,6 +201,7 @@ def test_refinements_are_beside_the_plain_scores_and_named(folder, tmp_path):
         (("--whiten", "pca", "--whiten-on", "kept.npz"), "3 of its 3 classes are to be scored, the first is 'blue'"),
         (("--whiten-on", "kept.npz"), "has no effect without --whiten"),
         (("--tta", "flip"), "--tta: has no effect on saved embeddings"),
+        (("--footprint",), "--footprint: has no effect on saved embeddings"),
     ],
 )
 def test_refinements_that_cannot_be_are_explained(tmp_path, arguments, message):
@@ -296,8 +298,9 @@ def test_a_model_of_every_class_is_not_scored_on_files_that_it_trained_on(folder
     assert not (tmp_path / "all" / "test_reads.jsonl").exists(), "refused before it is recorded"
 
     kept = tmp_path / "kept.npz"
-    shown = commands.done("evaluate", model, "--data", unseen, "--save-embeddings", kept).output
+    shown = commands.done("evaluate", model, "--data", unseen, "--save-embeddings", kept, "--footprint").output
     assert f"{MARK} image_folder" in shown
+    assert re.search(r"footprint: [\d.]+ k parameters, .* 8 px\), 16 bytes an embedding", " ".join(shown.split()))
     assert scored(model, "--data", unseen)["every_class_of"] == "image_folder"
     assert f"{MARK} image_folder" in commands.done("evaluate", kept).output
     assert scored(kept)["every_class_of"] == "image_folder"

@@ -25,7 +25,7 @@ from raydml.study.folder import read_study, write_json
 from raydml.study.summary import summarise
 from raydml.tracking import store as mlflow_store
 from tests.cli.commands import done, refused, run
-from tests.report.written_study import write_published_study
+from tests.report.written_study import footprint, write_published_study
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
@@ -548,9 +548,11 @@ def test_refits_stand_beside_the_models_they_came_from(tmp_path):
     console = studies.new_console()
     with console.capture() as captured:
         final = [{**SUMMARY["final"][0], "refit": refit}]
+        final[0]["footprint"] = footprint("search-000", 0)
         row = {**MIC, "classes": "development", "epochs": 3, "runs": runs}
         console.print(tables.summary({**SUMMARY, "final": final, "refit": [row]}))
     text = captured.get()
+    assert "inference: 23.6 M parameters, 4.09 G MACs, 3 ms an image in batches of 1, 0.25" in " ".join(text.split())
     assert "refit   refit-000, refit-001 (mic: margin, distance_weighted)" in text
     assert "trained on all development classes; 3 epochs, last weights" in text
     (line,) = [line for line in text.splitlines() if line.startswith("MAP@R  ")]

@@ -203,7 +203,10 @@ def test_a_checkpoint_is_scored_beside_its_untrained_network(saved, part):
         assert metrics[f"{prefix}recall_at_1"] == pytest.approx(recall, abs=0.004)
         assert metrics[f"{prefix}map_at_r"] == pytest.approx(average, abs=0.004)
     assert metrics["map_at_r"] != metrics["untrained_map_at_r"]
-    assert list(evaluate_checkpoint(folder, "val", MACHINE, untrained=False).metrics) == names
+    again = evaluate_checkpoint(folder, "val", MACHINE, untrained=False, footprint=True)
+    assert list(again.metrics) == names
+    assert again.footprint["parameters"] == sum(one.numel() for one in network.parameters())
+    assert (again.footprint["embedding_bytes"], again.footprint["crop_px"]) == (4 * 16, 8)
 
 
 @pytest.mark.parametrize("part", ["val", "test"])

@@ -32,7 +32,7 @@ from tests.report.written_study import (
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 SECTIONS = [
-    "findings", "test", "published", "confirmed", "settled", "curves", "choices", "importance", "cost",
+    "findings", "test", "footprint", "published", "confirmed", "settled", "curves", "choices", "importance", "cost",
     "retrievals", "classes", "map", "parameters", "trials", "reads",
 ]  # fmt: skip
 

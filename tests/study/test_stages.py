@@ -127,6 +127,10 @@ def test_the_test_classes_are_read_once_for_each_confirmed_run_and_each_read_is_
     assert {"recall_at_1", "map_at_r", "mrr", "map_at_1000", "nmi_geometric", "ami", "ari", "pair_f1", "rho"} <= set(
         row["metrics"]
     )
+    for key, run in row["runs"].items():
+        kept = np.load(finished / "final" / f"{key}.npz")["embeddings"]
+        assert run["footprint"]["embedding_bytes"] == kept[0].nbytes
+        assert run["footprint"]["ms_batch_64"] > 0
     (sentence,) = row["protocols"].values()
     assert re.fullmatch(r"leave one out: each of \d+ images searches the \d+ others; 5 classes", sentence)
     assert {key: run["val"]["map_at_r"] for key, run in row["runs"].items()} == confirmed

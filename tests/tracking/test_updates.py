@@ -189,6 +189,7 @@ def test_data_sets_carry_their_hash_counts_and_use(spool: Spool) -> None:
     assert {part.digest for part in before["search-000"].datasets} == {CONTENT[:36]}
     # The test classes appear with the stage that opens them, with the numbers of each run.
     scores = {"val": {}, "test": {"map_at_r": 0.25, "untrained_map_at_r": 0.125}, "protocols": {}}
+    scores["footprint"] = {"parameters": 7, "macs": None, "embedding_bytes": 16, "ms_batch_1": 0.5, "device": "cpu"}
     spool.add("stage_finished", stage="finalize", ranking=[{"configuration": "f", "runs": {"confirm-000": scores}}])
     after = updates(spool)
     assert [part.context for part in after["search-000"].datasets] == ["train", "validation"]
@@ -196,7 +197,9 @@ def test_data_sets_carry_their_hash_counts_and_use(spool: Spool) -> None:
     assert (test.name, test.context, dict(test.sizes)) == ("glyphs test", "test", {"images": 50, "classes": 5})
     assert [part.context for part in after[None].datasets] == ["train", "validation", "test"]
     tested = {point.name: point.value for point in after["confirm-000"].points}
-    assert tested == {"test/map_at_r": 0.25, "untrained/map_at_r": 0.125}
+    assert tested == {"test/map_at_r": 0.25, "untrained/map_at_r": 0.125} | {
+        "footprint/parameters": 7, "footprint/embedding_bytes": 16, "footprint/ms_batch_1": 0.5,
+    }  # fmt: skip
 
 
 def test_a_refit_is_a_run_of_its_stage_with_its_own_parameters_images_and_test_scores(spool: Spool) -> None:
