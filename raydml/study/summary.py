@@ -23,7 +23,7 @@
     "final":   [{"configuration", "letter", "label", "recipe", "from_trial", "dataset", "backbone", "embedding_dim",
                  "metrics": {name: {"mean", "half_width" | None}}, "untrained": the same, "validation": the same,
                  "untrained_validation": the same, "ensemble": the same (empty where none was computed),
-                 "protocols": {name: who searched whom, in words},
+                 "protocols": {name: who searched whom, in words}, "extra_tests": [name],
                  "runs": [{"trial", "fold", "seed", "test": {name: value}}],
                  "refit": {"metrics", "untrained", "epochs", "classes", "num_runs",
                            "runs": [{"trial", "fold": None, "seed", "test": {name: value}}]} | None}]:
@@ -294,6 +294,7 @@ def _final(
         "embedding_dim": config["model"]["embedding_dim"],
         "ensemble": row["ensemble"],
         "protocols": row["protocols"],
+        "extra_tests": [one["name"] for one in config["data"].get("extra_tests", ())],
         "runs": tested(row["runs"]),
         "refit": refit and {**{name: refit[name] for name in kept}, "runs": tested(refit["runs"])},
     }
