@@ -418,28 +418,13 @@ def _data(data: Any) -> Iterator[Problem]:
     if data.crop_px > data.resize_px:
         message = f"is larger than resize_px, {data.resize_px}: the crop is cut out of the resized image"
         yield Problem("data.crop_px", data.crop_px, message, cure=f"write at most {data.resize_px}, or raise resize_px")
-    if data.name == "image_list" and data.list_file is None:
-        cure = "name the CSV, relative to machine.data_root"
-        yield Problem("data.list_file", None, "is required by image_list", cure=cure)
-    if data.name != "image_list" and data.list_file is not None:
-        message = f"is not used by {data.name}; it is by image_list"
-        yield Problem("data.list_file", data.list_file, message, cure="remove it, or set data.name to image_list")
-    if data.name not in OWN_IMAGES and data.min_images_per_class != 1:
-        message = f"is not used by {data.name}, whose classes are fixed; it is by {', '.join(OWN_IMAGES)}"
-        yield Problem("data.min_images_per_class", data.min_images_per_class, message, cure="remove it")
-    if data.name not in OWN_IMAGES and data.group is not None:
-        message = f"is not used by {data.name}; it is by {', '.join(OWN_IMAGES)}"
-        yield Problem("data.group", data.group, message, cure="remove it")
-    for key, default in (("path", None), ("image", "image"), ("label", "label")):
-        if data.name not in CONTAINERS and getattr(data, key) != default:
-            message = f"is not used by {data.name}; it is by {', '.join(CONTAINERS)}"
-            yield Problem(f"data.{key}", getattr(data, key), message, cure="remove it")
-    if data.name == "image_folder" and data.group not in (None, "parent"):
-        message = "is not known for image_folder, whose groups are the folders above the class folders"
-        yield Problem("data.group", data.group, message, cure="write parent, or use an image_list with such a column")
-    if data.exclude_same == "group" and data.group is None:
-        cure = "name the column of the groups in data.group"
-        yield Problem("data.exclude_same", data.exclude_same, "needs groups, and data.group names none", cure=cure)
+    yield from _images(data, data.name, "data")
+    names = [extra.name for extra in data.extra_tests]
+    for number, extra in enumerate(data.extra_tests):
+        yield from _images(extra, extra.data, f"data.extra_tests[{number}]")
+        if names.index(extra.name) < number:
+            message = "is the name of two extra tests"
+            yield Problem(f"data.extra_tests[{number}].name", extra.name, message, cure="rename one of them")
     split = data.split
     if split.fold is not None and split.fold >= split.num_folds:
         message = f"there are {split.num_folds} folds (num_folds), counted from 0"
@@ -451,6 +436,32 @@ def _data(data: Any) -> Iterator[Problem]:
         message = "seals no class, so the winner of a search cannot be tested"
         cure = "write a test_fraction above 0 such as 0.5, or val_fraction: 0 as well, to train on every class"
         yield Problem("data.split.test_fraction", split.test_fraction, message, cure=cure)
+
+
+def _images(data: Any, name: str, key: str) -> Iterator[Problem]:
+    """Yield what does not fit together in the settings of images. name: of the data set. key: of the settings."""
+    if name == "image_list" and data.list_file is None:
+        cure = "name the CSV, relative to machine.data_root"
+        yield Problem(f"{key}.list_file", None, "is required by image_list", cure=cure)
+    if name != "image_list" and data.list_file is not None:
+        message = f"is not used by {name}; it is by image_list"
+        yield Problem(f"{key}.list_file", data.list_file, message, cure="remove it, or set data.name to image_list")
+    if name not in OWN_IMAGES and data.min_images_per_class != 1:
+        message = f"is not used by {name}, whose classes are fixed; it is by {', '.join(OWN_IMAGES)}"
+        yield Problem(f"{key}.min_images_per_class", data.min_images_per_class, message, cure="remove it")
+    if name not in OWN_IMAGES and data.group is not None:
+        message = f"is not used by {name}; it is by {', '.join(OWN_IMAGES)}"
+        yield Problem(f"{key}.group", data.group, message, cure="remove it")
+    for setting, default in (("path", None), ("image", "image"), ("label", "label")):
+        if name not in CONTAINERS and getattr(data, setting) != default:
+            message = f"is not used by {name}; it is by {', '.join(CONTAINERS)}"
+            yield Problem(f"{key}.{setting}", getattr(data, setting), message, cure="remove it")
+    if name == "image_folder" and data.group not in (None, "parent"):
+        message = "is not known for image_folder, whose groups are the folders above the class folders"
+        yield Problem(f"{key}.group", data.group, message, cure="write parent, or use an image_list with such a column")
+    if data.exclude_same == "group" and data.group is None:
+        cure = f"name the column of the groups in {key}.group"
+        yield Problem(f"{key}.exclude_same", data.exclude_same, "needs groups, and group names none", cure=cure)
 
 
 def _augmentation(data: Any) -> Iterator[Problem]:

@@ -5,6 +5,7 @@ Optimizer and schedule are closed sets, one class each, chosen by ``name``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -150,6 +151,16 @@ def _with_defaults(block: object) -> object:
 RegularizerBlocks = Annotated[dict[str, dict[str, Any]], BeforeValidator(_with_defaults)]
 
 
+_EXTRA_NAME = "^[a-z][a-z0-9_]*$"
+#: With these words other metrics begin.
+_WORDS_OF_METRICS = frozenset(
+    (
+        *("val", "test", "untrained", "group", "binary", "int8", "small", "medium", "large", "query", "one", "leave"),
+        *("recall", "precision", "map", "mrr", "r", "nmi", "ami", "pair", "intra", "inter", "density", "rho"),
+    )
+)
+
+
 class SplitSettings(Section):
     """The classes that train, validate and are sealed; see ``data.splits.make_split``.
 
@@ -165,6 +176,32 @@ class SplitSettings(Section):
     seed: Index = 0
 
 
+def _prefix_of_metrics(name: str) -> str:
+    if not re.fullmatch(_EXTRA_NAME, name) or name.split("_")[0] in _WORDS_OF_METRICS:
+        cure = "use small letters, digits and underscores, and begin with a letter, such as street or second_shop"
+        raise ConfigError([Problem("", name, "is no name of an extra test, with which its metrics begin", cure=cure)])
+    return name
+
+
+class ExtraTest(Section):
+    """Another sealed set on which finalize scores each tested model; its metrics begin with ``name_``.
+
+    root: the folder of its images, relative to ``machine.data_root``. data: the kind of data set; the other keys are
+    those of ``data``. All classes are scored, or those of the test part where it gives a split.
+    """
+
+    name: Annotated[str, AfterValidator(_prefix_of_metrics), Field(json_schema_extra={"pattern": _EXTRA_NAME})]
+    data: Literal["image_folder", "image_list", "parquet", "webdataset"]
+    root: str = "."
+    list_file: str | None = None
+    min_images_per_class: Count = 1
+    group: str | None = None
+    exclude_same: Literal["nothing", "group"] = "nothing"
+    path: str | None = None
+    image: str = "image"
+    label: str = "label"
+
+
 class Data(Section):
     """The images, and how a file becomes an input.
 
@@ -177,6 +214,7 @@ class Data(Section):
     unless exclude_same is group: a query then does not find gallery images of its own class and group, as in
     re-identification, where the groups are cameras. path: of parquet and webdataset, a file, a folder or a pattern such
     as shard-{000..003}.tar, relative to ``machine.data_root``; image, label: the columns or keys that are read.
+    extra_tests: further sealed sets, which finalize scores as well.
     """
 
     name: Literal[
@@ -202,6 +240,7 @@ class Data(Section):
     path: str | None = None
     image: str = "image"
     label: str = "label"
+    extra_tests: Annotated[tuple[ExtraTest, ...], BeforeValidator(_as_tuple)] = ()
     content: str = ""
     resize_px: Count
     resize: Resize = "short_side"
@@ -223,6 +262,8 @@ class Data(Section):
     def _without_later_settings(self, serialised: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out what was added after the first studies, where it has no effect: fingerprints stay as they were."""
         plain: dict[str, Any] = serialised(self)
+        if not plain.get("extra_tests"):
+            plain.pop("extra_tests", None)
         return {key: value for key, value in plain.items() if key not in _LATER_DATA or value != _LATER_DATA[key]}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -193,6 +194,56 @@ def evaluate_checkpoint(
         start = evaluate_saved(at_start, spec._replace(intervals=False, verification=False), run_on)
         found.metrics.update({f"untrained_{name}": value for name, value in start.metrics.items()})
     return found._replace(num_left_out=len(images.skipped))
+
+
+def evaluate_extra_tests(
+    checkpoint_folder: Path,
+    machine: Machine,
+    *,
+    key_of: Callable[[str], TestKey],
+    device: str | None = None,
+    untrained: bool = True,
+    spec: MetricSpec | None = None,
+    catalogs: Catalogs | None = None,
+) -> dict[str, Evaluation]:
+    """Score a checkpoint's best weights on each extra test of its trial: name -> evaluation.
+
+    key_of: records the read of a named test and returns the key that opens it. All names in an evaluation begin with
+    that of its test. The k of Recall@k that a smaller test has no images for are left out. The rest as in
+    `evaluate_checkpoint`.
+    """
+    model = load_checkpoint(checkpoint_folder)
+    trial = parse_trial(model.card["trial"])
+    catalogs = catalogs or Catalogs(machine)
+    spec = spec or metric_spec_of(trial)
+    networks = {"": model.network}
+    if untrained:
+        seed = seed_for(trial.seed, "network_init")
+        networks["untrained_"] = build_network(**network_arguments(trial), weights=trial.model.weights, seed=seed)
+    found = {}
+    for extra in trial.data.extra_tests:
+        catalog = catalogs.extra(extra)
+        storage = replace(storage_for(model.preprocessing, machine), record=catalogs.record)
+        images = load_test(catalog, Split((), (), _classes_of(catalog)), storage, key=key_of(extra.name))
+        names = tuple(catalog.class_names[number] for number in _classes_of(catalog))
+        facts = {"dataset": catalog.name, "part": "test", **_scored_by(catalog, images.roles, images.groups)}
+        whole = Evaluation({}, {}, {}, num_left_out=len(images.skipped))
+        for prefix, network in networks.items():
+            run_on = device or device_of(machine)
+            rows = embed_as_trained(trial, machine, run_on, model.preprocessing, images.pixels, network)
+            saved = SavedEmbeddings(rows, images.labels, names, images.paths, images.roles, facts, images.groups)
+            one = spec._replace(
+                recall_at=tuple(k for k in spec.recall_at if k < len(rows)) or (1,),
+                intervals=spec.intervals and not prefix,
+            )
+            scored = evaluate_saved(saved, one, run_on)
+            whole.metrics.update({f"{prefix}{extra.name}_{name}": value for name, value in scored.metrics.items()})
+            whole.intervals.update({f"{extra.name}_{name}": bounds for name, bounds in scored.intervals.items()})
+            if not prefix:
+                sentences = {f"{extra.name}_{name}": f"{extra.name}: {text}" for name, text in scored.protocols.items()}
+                whole = whole._replace(protocols=sentences, num_lone_queries=scored.num_lone_queries)
+        found[extra.name] = whole
+    return found
 
 
 def refuse_absent_part(

@@ -96,9 +96,10 @@ def all_metrics(summary: Mapping[str, Any]) -> list[str]:
 
 def main_metrics(summary: Mapping[str, Any]) -> list[str]:
     """Return as many of these metrics as a table has room for: the ranking metric, the same on each test list of the
-    data set, and those that papers print."""
+    data set and each extra test, and those that papers print."""
     names = all_metrics(summary)
     lists = dict.fromkeys(one for row in summary["final"] for one in TEST_LISTS.get(row["dataset"], {}).values())
+    lists |= dict.fromkeys(one for row in summary["final"] for one in row.get("extra_tests", ()))
     of_lists = [f"{one}_{name}" for name in names[:1] for one in lists if f"{one}_{name}" in names]
     others = [name for name in names[1:] if _MAIN_METRICS.fullmatch(name)]
     return [*names[:1], *of_lists, *others][:_MAX_MAIN_METRICS]
@@ -167,7 +168,9 @@ def protocols_in_words(summary: Mapping[str, Any]) -> list[str]:
     for row in summary["final"]:
         lists = ["", *(f"{one}_" for one in TEST_LISTS.get(row["dataset"], {}).values())]
         order = [f"{one}{protocol}" for one in lists for protocol in PROTOCOLS]
-        named = sorted(row["protocols"].items(), key=lambda item: order.index(item[0]) if item[0] in order else 0)
+        named = sorted(
+            row["protocols"].items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)
+        )
         found |= {sentence: None for _, sentence in named}
     return [f"{sentence[:1].upper()}{sentence[1:]}." for sentence in found]
 

@@ -23,7 +23,13 @@ from raydml.data.digests import ImageRecord
 from raydml.evaluation.embed import metric_spec_of
 from raydml.evaluation.saved_embeddings import concatenate, load_embeddings
 from raydml.evaluation.scoring import MetricSpec
-from raydml.inference.evaluate import Evaluation, evaluate_checkpoint, evaluate_saved, refuse_absent_part
+from raydml.inference.evaluate import (
+    Evaluation,
+    evaluate_checkpoint,
+    evaluate_extra_tests,
+    evaluate_saved,
+    refuse_absent_part,
+)
 from raydml.metrics.names import METRIC_GROUPS
 from raydml.ops.progress import show_log
 from raydml.ops.system_use import SystemUse
@@ -363,8 +369,8 @@ def evaluate_remotely(
 
     Returns ``val`` and ``test``, all metrics by name, ``protocols``, the sentence of each test protocol,
     ``num_left_out``, the number of unreadable test images, ``num_lone_queries``, that of test queries without an image
-    of their class to find, and ``footprint``, what the network takes to embed an image; ``val`` is empty for a trial
-    without validation classes.
+    of their class to find, ``extra_tests``, the names of the extra tests that were read as well, and ``footprint``,
+    what the network takes to embed an image; ``val`` is empty for a trial without validation classes.
     This process, which opens the test images, first records that. The embeddings of the test images are stored in the
     file `embeddings`.
     """
@@ -386,13 +392,27 @@ def evaluate_remotely(
     key = files.reads().record(purpose="finalize", checkpoint=folder, commit=commit)
     stored.parent.mkdir(parents=True, exist_ok=True)
     test = _with_less_memory(partial(evaluate, "test", key=key, save_to=stored, footprint=True), here)
+    extra = evaluate_extra_tests(
+        local,
+        here,
+        key_of=lambda name: files.reads().record(
+            purpose=f"finalize: extra test {name}", checkpoint=folder, commit=commit
+        ),
+        device=device,
+        spec=spec,
+        catalogs=catalogs,
+    )
     files.share(record.folder)
     files.push(stored)
     for copy in (local, stored):
         files.tidy(copy)
     counts = {"num_left_out": test.num_left_out, "num_lone_queries": test.num_lone_queries}
-    found = {"val": val, "test": test.metrics, "protocols": test.protocols}
-    return {**found, **counts, "footprint": test.footprint}
+    more = {**counts, "extra_tests": list(extra), "footprint": test.footprint}
+    metrics, sentences = dict(test.metrics), dict(test.protocols)
+    for found in extra.values():
+        metrics |= found.metrics
+        sentences |= found.protocols
+    return {"val": val, "test": metrics, "protocols": sentences, **more}
 
 
 @ray.remote

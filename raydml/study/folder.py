@@ -337,6 +337,8 @@ def make_splits(study: StudySettings, catalogs: Catalogs, trials: Iterable[Trial
     for trial in trials:  # many share a split and a sampler, and with a large data set each check takes a while
         data = trial.data
         catalog = catalogs.of(trial)
+        for extra in trial.data.extra_tests if study.finalize is not None else ():
+            catalogs.extra(extra)
         for place, settings in splits_of_stages(study, data.split).items():
             name = f"{place} {_digest(settings.model_dump(mode='json'))[:8]}"
             key = f"{data.images_key()} {name}"

@@ -699,6 +699,8 @@ def _test_runs(session: StudySession, stage: str, keys: Sequence[str], num_done:
         (ready,), _ = ray.wait(list(pending), num_returns=1)
         key = pending.pop(ready)
         scores[key] = _fetch(ready)
+        for name in scores[key]["extra_tests"]:
+            _record_test_read(session, key, Path(f"extra test {name}"))
         files.pull(_embeddings_file(session, key))
         write_json(session.folder / "final" / f"{key}.json", scores[key])
     return {key: scores[key] for key in keys}

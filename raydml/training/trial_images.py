@@ -1,9 +1,10 @@
 """The images of a trial: its catalog, its split and its pixels."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
-from raydml.config.sections import Data
+from raydml.config.sections import Data, ExtraTest
 from raydml.config.trial import Machine, Trial, fingerprint
 from raydml.data.benchmarks import published_catalog
 from raydml.data.catalog import WITHOUT_FILES, Catalog, DataError, listed, log_notes
@@ -80,6 +81,20 @@ class Catalogs:
                 "images, point machine.data_root at them, or leave data.content empty"
             )
         return catalog
+
+    def extra(self, extra: ExtraTest) -> Catalog:
+        """The catalog of an extra test; no image is opened. Raises DataError, which names the test."""
+        key = extra.model_dump_json()
+        if key not in self._opened:
+            root = None if self.machine.data_root is None else self.machine.data_root / Path(extra.root).expanduser()
+            settings = extra.model_dump(exclude={"name", "data", "root", "list_file"})
+            try:
+                found = open_catalog(extra.data, root, extra.list_file, cache_dir=self.machine.cache_dir, **settings)
+            except DataError as error:
+                raise DataError(f"data.extra_tests: {extra.name}: {error}") from error
+            self._opened[key] = found
+            log_notes(f"{extra.name}: {note}" for note in found.notes)
+        return self._opened[key]
 
 
 def with_content(trial: Trial, catalog: Catalog) -> Trial:
