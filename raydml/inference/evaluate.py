@@ -219,7 +219,7 @@ def evaluate_extra_tests(
     networks = {"": model.network}
     if untrained:
         seed = seed_for(trial.seed, "network_init")
-        networks["untrained_"] = build_network(**network_arguments(trial), weights=trial.model.weights, seed=seed)
+        networks["untrained_"] = build_network(**plain_network_arguments(trial), weights=trial.model.weights, seed=seed)
     found = {}
     for extra in trial.data.extra_tests:
         catalog = catalogs.extra(extra)
