@@ -95,9 +95,9 @@ def evaluate(
     rerank: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME[:KEY=VALUE,...]",
-            help="Also score the neighbours re-ranked: k_reciprocal (k1=20,k2=6,lambda=0.3) or query_expansion "
-            "(n=10,alpha=3). A protocol of its own.",
+            metavar="NAME[:K=V]",
+            help="Also score re-ranked neighbours: k_reciprocal (k1=20, k2=6, lambda=0.3) or query_expansion (n=10, "
+            "alpha=3). NAME:k1=9,k2=3 sets them.",
         ),
     ] = None,
     whiten: Annotated[
@@ -112,7 +112,9 @@ def evaluate(
     ] = None,
     tta: Annotated[
         Literal["flip", "five_crop"] | None,
-        typer.Option(metavar="flip|five_crop", help="Also score the mean embedding of several views of each image."),
+        typer.Option(
+            metavar="KIND", help="Also score mean embeddings of several views of an image: flip or five_crop."
+        ),
     ] = None,
     verification: Annotated[
         bool,
