@@ -111,9 +111,9 @@ def evaluate(
     rerank: Annotated[
         str | None,
         typer.Option(
-            metavar="RERANKING",
-            help="Also score the neighbours re-ranked: k_reciprocal or query_expansion. Their numbers: "
-            "docs/evaluation.md.",
+            metavar="NAME[:K=V]",
+            help="Also score re-ranked neighbours: k_reciprocal (k1=20, k2=6, lambda=0.3) or query_expansion (n=10, "
+            "alpha=3). NAME:k1=9,k2=3 sets them.",
         ),
     ] = None,
     whiten: Annotated[
@@ -129,7 +129,7 @@ def evaluate(
     tta: Annotated[
         Literal["flip", "five_crop"] | None,
         typer.Option(
-            metavar="VIEWS", help="flip or five_crop: also score the mean embedding of several views of each image."
+            metavar="KIND", help="Also score mean embeddings of several views of an image: flip or five_crop."
         ),
     ] = None,
     verification: Annotated[

@@ -17,6 +17,7 @@ _RUNG_LABEL_SHARE = 0.17  # room for the label of a rung in the narrowest plot, 
 _MARGIN = 0.06  # room on both sides of a scale, as a share of the values' range
 _LOG_FROM = 10  # largest over smallest value from which on an axis is logarithmic
 _LEVEL_PX, _TICK_SHARE = 18, 0.1  # height of a level; share of an axis below which two tick labels would overlap
+_LETTER_SHARE = 0.08  # below it the letters of two points would overlap
 _LETTER_PX, _GAP_PX = 7.4, 18  # width of a letter of a label, and the gap between the labels of two axes
 
 Ticks = list[tuple[float, str]]  # (share of the axis, label)
@@ -201,10 +202,20 @@ class ScatterPoint(NamedTuple):
     is_on_front: bool
 
 
-class ScatterChart(NamedTuple):
-    """Points with their axes. points: (share across, share up, point). path: the front, of `_path`."""
+class PlacedPoint(NamedTuple):
+    """A point as it is drawn. x, y: shares across and up. is_left: its letter is on its left, not on its right."""
 
-    points: list[tuple[float, float, ScatterPoint]]
+    x: float
+    y: float
+    point: ScatterPoint
+    is_left: bool
+
+
+class ScatterChart(NamedTuple):
+    """Points with their axes. is_log: of the costs. path: the front, of `_path`."""
+
+    points: list[PlacedPoint]
+    is_log: bool
     path: str
     x_ticks: Ticks
     y_ticks: Ticks
@@ -227,14 +238,17 @@ def scatter_chart(points: Sequence[ScatterPoint], *, x_label: str, y_label: str,
     else:
         across = scale_of(xs)
     up = scale_of([point.y for point in points])
-    placed = [(across.share(point.x), up.share(point.y), point) for point in points]
-    front = sorted({(x, y) for x, y, point in placed if point.is_on_front})
+    placed: list[PlacedPoint] = []
+    for point in sorted(points, key=lambda point: (-point.y, point.x)):
+        x, y = across.share(point.x), up.share(point.y)
+        near = [one for one in placed if abs(one.x - x) < _LETTER_SHARE and abs(one.y - y) < _LETTER_SHARE]
+        placed.append(PlacedPoint(x, y, point, bool(near) and not near[-1].is_left))
+    front = sorted({(one.x, one.y) for one in placed if one.point.is_on_front})
     steps = [*front[:1], *(step for (_, before), now in pairwise(front) for step in ((now[0], before), now))]
     path = _path([[*steps, (1.0, steps[-1][1])]]) if steps else ""
     marks = _log_ticks(across) if across.is_log else tick_values(across)
     x_ticks = [(across.share(mark), _amount_text(mark)) for mark in marks]
-    x_label += ", logarithmic" if across.is_log else ""
-    return ScatterChart(placed, path, x_ticks, _ticks(up), x_label, y_label, height_px)
+    return ScatterChart(placed, across.is_log, path, x_ticks, _ticks(up), x_label, y_label, height_px)
 
 
 def _log_ticks(scale: Scale) -> list[float]:

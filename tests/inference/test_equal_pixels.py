@@ -145,7 +145,7 @@ def test_a_trial_trains_on_them_and_validates_on_them(root, tmp_path, preprocess
 def test_evaluate(root, tmp_path, preprocessing, expected):
     key = TestReads(tmp_path / "reads.jsonl").record(purpose="test", checkpoint="x", commit="")
     collection = Collection(open_catalog("image_folder", root), key)
-    saved, _ = embed_collection(Echo(), preprocessing, collection, machine_of(root, tmp_path / "cache"), facts={})
+    saved = embed_collection(Echo(), preprocessing, collection, machine_of(root, tmp_path / "cache"), facts={})
     check(saved.paths, saved.embeddings, expected)
     assert set(saved.paths) == set(expected)
 

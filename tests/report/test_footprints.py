@@ -47,12 +47,13 @@ def points_of(*values):
 def test_points_are_where_their_values_are():
     """Costs 1, 2, 3 with 6 % room on both sides: the middle is the middle; A and C are as far from the edges."""
     chart = scatter_chart(points_of((1, 0.2), (2, 0.6), (3, 0.4)), x_label="ms", y_label="MAP@R")
-    (a, low, _), (b, high, _), (c, middle, _) = chart.points
+    (b, high), (c, middle), (a, low) = [(one.x, one.y) for one in chart.points]  # the best first
     assert b == pytest.approx(0.5)
     assert a == pytest.approx(1 - c)
     assert 0 < a < 0.1
     assert middle == pytest.approx((low + high) / 2)
-    assert chart.x_label == "ms"
+    assert not chart.is_log
+    assert not any(one.is_left for one in chart.points)
     # From A right, up to B, and right to the edge; C is not on the front.
     coordinates = [tuple(map(float, pair.split())) for pair in re.split("[ML]", chart.path)[1:]]
     xs, ys = [1000 * a, 1000 * b, 1000 * b, 1000], [1000 * (1 - low)] * 2 + [1000 * (1 - high)] * 2
@@ -61,9 +62,11 @@ def test_points_are_where_their_values_are():
 
 def test_costs_of_several_magnitudes_are_on_a_logarithmic_axis():
     chart = scatter_chart(points_of((1e6, 0.2), (1e7, 0.3), (1e8, 0.4)), x_label="parameters", y_label="MAP@R")
-    assert chart.points[1][0] == pytest.approx(0.5)
-    assert chart.x_label == "parameters, logarithmic"
+    assert chart.points[1].x == pytest.approx(0.5)
+    assert chart.is_log
     assert [text for _, text in chart.x_ticks] == ["1 M", "10 M", "100 M"]
+    apart = scatter_chart(points_of((5, 0.4), (5, 0.401), (1, 0.1)), x_label="ms", y_label="MAP@R")
+    assert [(one.point.letter, one.is_left) for one in apart.points] == [("B", False), ("A", True), ("C", False)]
     near = scatter_chart(points_of((1e9, 0.2), (1e10, 0.3)), x_label="MACs", y_label="MAP@R")
     assert [text for _, text in near.x_ticks] == ["1 G", "2 G", "5 G", "10 G"]
 
@@ -77,7 +80,7 @@ def test_the_report_has_a_table_and_a_chart_of_each_measure_that_differs(folder)
     ]  # fmt: skip
     assert section["same"] == "All have the same number of: 4.09 G MACs an image, 512 bytes an embedding."
     # B (the margin loss) has 0.32 and is cheaper than A (MIC), which has 0.31.
-    on_front = {(of.letter, of.is_on_front) for chart in section["charts"] for _, _, of in chart.points}
+    on_front = {(of.letter, of.is_on_front) for chart in section["charts"] for _, _, of, _ in chart.points}
     assert on_front == {("A", False), ("B", True)}
     assert "on NVIDIA H200, fp32, images of 224 px" in section["note"]
     rows = [[cell.text for cell in row] for row in section["table"].rows]
