@@ -64,7 +64,8 @@ def test_in_a_benchmark_they_are_misses_as_in_its_published_scores():
     for name in ("r_precision", "map_at_r", "map_at_1000"):
         assert published.metrics[name] == own.metrics[name]
     assert published.protocols["leave_one_out"].endswith("and counted as misses: 3 queries")
-    assert [lone_queries_miss(name) for name in (*OWN_IMAGES, "sop", "digits")] == [False, False, True, False]
+    assert not any(lone_queries_miss(name) for name in (*OWN_IMAGES, "digits"))
+    assert lone_queries_miss("sop")
 
 
 def test_distractors_are_of_no_class():

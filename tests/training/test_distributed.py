@@ -327,6 +327,22 @@ def through_chunks(ranks: RankGroup) -> list[torch.Tensor]:
     return through(network, torch.randn(11, 3, 6, 6, dtype=torch.float64), ranks)
 
 
+def through_adapters(ranks: RankGroup) -> list[torch.Tensor]:
+    """The same of a transformer whose adapters alone learn, in chunks."""
+    settings = {"layer_norm": False, "normalize": "l2", "freeze_batch_norm": False, "drop_path": 0.4}
+    lora = {"rank": 2, "alpha": 4.0, "targets": "attention"}
+    network = build_network(
+        **{"backbone": "timm:test_vit", "embedding_dim": 8, "weights": "none", "seed": 0, "crop_px": 32, **settings},
+        train={"lora": lora},
+    )
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.trained_parameters():
+            parameter.copy_(0.1 * torch.randn(parameter.shape))
+    train_in_chunks(network.double(), 4, ranks)
+    return through(network, torch.randn(11, 3, 32, 32, dtype=torch.float64), ranks)
+
+
 def through(network: Network, images: torch.Tensor, ranks: RankGroup) -> list[torch.Tensor]:
     spread_over_ranks(network, ranks)
     own = images[ranks.rows(11)].clone().requires_grad_()
@@ -339,7 +355,8 @@ def through(network: Network, images: torch.Tensor, ranks: RankGroup) -> list[to
     network.eval()
     assert len(network(own)) == len(own)
     of_images = torch.from_numpy(ranks.joined(own.grad.numpy(), 11))
-    return [embeddings.detach(), of_images, *(p.grad for p in network.parameters()), *network.buffers()]
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    return [embeddings.detach(), of_images, *gradients, *network.buffers()]
 
 
 def everything(ranks: RankGroup) -> dict[str, Any]:
@@ -373,6 +390,12 @@ def test_wrong_gradients_are_found(two_ranks, wrong):
 @pytest.mark.parametrize("of", [through_layers, through_timm, through_chunks], ids=lambda of: of.__name__)
 def test_layers_of_a_backbone_see_the_whole_batch(two_ranks, of):
     for found, expected in zip(two_ranks[of.__name__], of(RankGroup()), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_adapters_get_the_gradient_of_the_whole_batch():
+    for found, expected in zip(by_ranks(2, through_adapters), through_adapters(RankGroup()), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 

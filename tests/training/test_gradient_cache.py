@@ -20,7 +20,7 @@ from raydml.training.gradient_cache import train_in_chunks
 from raydml.training.rank_group import RankGroup
 from raydml.training.trainer import Trainer
 from tests.training.test_distributed import AT_WORK, METHODS, fitting_miner
-from tests.training.test_trainer import assert_resume_is_exact, assert_same, without_times
+from tests.training.test_trainer import assert_resume_is_exact, assert_same, forbid_waiting, without_times
 
 TOLERANCE = 1e-9  # of a gradient, absolute where it is below 1; 1e-6 was asked for
 NUM_IMAGES, CHUNK = 18, 4  # the last chunk has two images
@@ -234,11 +234,11 @@ def test_a_frozen_backbone_sees_each_image_once(convnet):
 DROPPED = {**VIT, "drop_path": 0.3, "dropout": 0.2}
 
 
-def trainer_of(**changes):
+def trainer_of(device="cpu", **changes):
     split = {"order": "sorted", "test_fraction": 0.5, "val_fraction": 0.4}
     data = {"name": "digits", "resize_px": 32, "crop_px": 32, "split": split}
     settings = {"data": data, "epochs": 4, "chunk_size": CHUNK, "precision": "bf16", **changes}
-    return Trainer(parse_trial(trial_of(DROPPED, crop_px=32, **settings)), parse_machine({}), device="cpu")
+    return Trainer(parse_trial(trial_of(DROPPED, crop_px=32, **settings)), parse_machine({}), device=device)
 
 
 def test_resume_is_exact_with_chunks(tmp_path):
@@ -257,6 +257,22 @@ def test_an_epoch_with_chunks_continues_from_its_middle(tmp_path):
     resumed.restore(tmp_path / "c")
     assert without_times(resumed.epochs()) == without_times([expected])
     assert_same(resumed.state_dict(), unbroken.state_dict())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_on_a_gpu_chunks_and_an_average_wait_for_nothing_and_drop_the_same_in_both_passes(precision, monkeypatch):
+    def losses():
+        trainer = trainer_of(device="cuda:0", epochs=2, precision=precision, optimizer={"name": "adamw", "ema": 0.9})
+        epochs = trainer.epochs()
+        first = next(epochs)
+        forbid_waiting(trainer)
+        return first["train_loss"], next(epochs)["train_loss"]
+
+    chunked = losses()
+    monkeypatch.setattr(gradient_cache, "checkpoint", lambda run, *inputs, **_settings: run(*inputs))
+    assert chunked == pytest.approx(losses(), rel=1e-3)
 
 
 def test_batch_norm_that_learns_is_refused_with_the_cure(convnet):

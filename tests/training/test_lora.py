@@ -114,6 +114,7 @@ def test_the_test_classes_are_scored_without_peft(trained, tmp_path):
     assert tested["untrained_map_at_r"] != tested["map_at_r"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_peft")
 def test_an_onnx_file_has_the_adapters_in_its_weights(trained, tmp_path):
     assert export_onnx(load_checkpoint(trained[1]), tmp_path / "model.onnx") < 1e-5
