@@ -7,13 +7,28 @@ from typing import Any
 def recipe_of(config: Mapping[str, Any]) -> str:
     """``mic: margin, distance_weighted + mdr``: method unless plain, loss, miner, regularisers.
 
-    A loss with the miner of its own name is ``multi_similarity + its miner``. config: a trial as plain values; of an
-    older or cut event some blocks may be missing.
+    A loss with the miner of its own name is ``multi_similarity + its miner``. Behind a semicolon follows what of the
+    backbone learns, where that is not all of it, or where it is a network of timm: ``; head of resnet50``. config: a
+    trial as plain values; of an older or cut event some blocks may be missing.
     """
     method, loss, miner = ((config.get(block) or {}).get("name") for block in ("method", "loss", "miner"))
     words = f"{loss} + its miner" if loss and loss == miner else ", ".join(word for word in (loss, miner) if word)
     words = words if method in (None, "plain") else f"{method}: {words}"
-    return " + ".join([words, *(config.get("regularizers") or {})])
+    return "; ".join(filter(None, [" + ".join([words, *(config.get("regularizers") or {})]), _part_that_learns(config)]))
+
+
+def _part_that_learns(config: Mapping[str, Any]) -> str:
+    model = config.get("model") or {}
+    name, train = str(model.get("backbone", "")), model.get("train", "all")
+    short = name.removeprefix("timm:").partition(".")[0]  # without the tag that names the weights
+    if train == "head":
+        return f"head of {short}"
+    if isinstance(train, Mapping):
+        if "last_blocks" in train:
+            number = train["last_blocks"]
+            return f"last block of {short}" if number == 1 else f"last {number} blocks of {short}"
+        return f"adapters in {short}"
+    return short if name.startswith("timm:") else ""
 
 
 def flatten(settings: Mapping[str, Any], *, keep_empty: bool = False, prefix: str = "") -> dict[str, Any]:

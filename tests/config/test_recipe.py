@@ -2,7 +2,7 @@
 
 import pytest
 
-from raydml.config.recipe import value_text
+from raydml.config.recipe import recipe_of, value_text
 
 
 @pytest.mark.parametrize(
@@ -14,3 +14,19 @@ from raydml.config.recipe import value_text
 )
 def test_values_are_written_as_people_write_them(value, text):
     assert value_text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("model", "recipe"),
+    [
+        ({}, "triplet"),
+        ({"backbone": "resnet50"}, "triplet"),
+        ({"backbone": "resnet50", "train": "head"}, "triplet; head of resnet50"),
+        ({"backbone": "resnet50", "train": {"last_blocks": 1}}, "triplet; last block of resnet50"),
+        ({"backbone": "timm:vit_small_patch14_dinov2.lvd142m"}, "triplet; vit_small_patch14_dinov2"),
+        ({"backbone": "timm:test_vit", "train": {"last_blocks": 2}}, "triplet; last 2 blocks of test_vit"),
+        ({"backbone": "timm:test_vit", "train": {"lora": {"rank": 8}}}, "triplet; adapters in test_vit"),
+    ],
+)
+def test_a_recipe_says_what_of_a_pretrained_network_learns(model, recipe):
+    assert recipe_of({"loss": {"name": "triplet"}, "model": model}) == recipe
