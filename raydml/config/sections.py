@@ -29,7 +29,7 @@ from raydml.images.augmentation_settings import Augmentation
 from raydml.images.preprocessing import Interpolation, Resize
 from raydml.models.backbones import BACKBONES, TIMM, ModelError
 from raydml.models.choices import AdaptedPart, HeadInit, Normalisation, Pooling, Projection
-from raydml.models.lookup import facts_of
+from raydml.models.lookup import facts_of, with_prefix_of_timm
 from raydml.ops.addresses import is_address
 
 STRICT = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
@@ -287,7 +287,10 @@ def _known_backbone(name: str) -> str:
             cure = "python -c 'import timm; print(timm.list_models())' lists the names"
             raise ConfigError([Problem("", name, f"is not a backbone: {error}", cure=cure)]) from error
     elif name not in BACKBONES:
-        raise ConfigError([unknown_name("", name, (*BACKBONES, f"{TIMM}NAME"), "one of the backbones")])
+        problem = unknown_name("", name, (*BACKBONES, f"{TIMM}NAME"), "one of the backbones")
+        if (meant := with_prefix_of_timm(name)) is not None:
+            problem = problem._replace(nearest=meant, cure=f"write {meant}")
+        raise ConfigError([problem])
     return name
 
 

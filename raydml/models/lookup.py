@@ -12,3 +12,10 @@ def facts_of(backbone: str) -> BackboneFacts:
     if backbone not in BACKBONES:
         raise ModelError(f"backbone: {backbone!r}; one of {', '.join(BACKBONES)}, or {TIMM}NAME")
     return BACKBONES[backbone]
+
+
+def with_prefix_of_timm(name: str) -> str | None:
+    """Return ``timm:NAME`` where timm has a network of this name; None otherwise."""
+    import timm  # 2 s, which only a name that is not in the table costs
+
+    return f"{TIMM}{name}" if timm.is_model(name) else None

@@ -395,3 +395,11 @@ def test_published_weights_of_timm_give_timms_own_features():
     with torch.no_grad():
         torch.testing.assert_close(network.features(images_of(224, 1)), model(images_of(224, 1)), rtol=0, atol=0)
     assert isinstance(network.trunk.model.conv_stem, nn.Conv2d)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("resnet10t", "timm:resnet10t"), ("vit_tiny_patch16_224", "timm:vit_tiny_patch16_224")]
+)
+def test_a_network_of_timm_without_its_prefix_is_understood(name, meant):
+    with pytest.raises(ConfigError, match=f"did you mean: {meant}\n"):
+        parse_trial(trial(backbone=name))
