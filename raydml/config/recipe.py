@@ -14,7 +14,8 @@ def recipe_of(config: Mapping[str, Any]) -> str:
     method, loss, miner = ((config.get(block) or {}).get("name") for block in ("method", "loss", "miner"))
     words = f"{loss} + its miner" if loss and loss == miner else ", ".join(word for word in (loss, miner) if word)
     words = words if method in (None, "plain") else f"{method}: {words}"
-    return "; ".join(filter(None, [" + ".join([words, *(config.get("regularizers") or {})]), _part_that_learns(config)]))
+    words = " + ".join([words, *(config.get("regularizers") or {})])
+    return "; ".join(filter(None, (words, _part_that_learns(config))))
 
 
 def _part_that_learns(config: Mapping[str, Any]) -> str:
