@@ -494,6 +494,9 @@ def _augmentation(data: Any) -> Iterator[Problem]:
     if augmentation.five_crops and (scale is not None or augmentation.random_crop):
         message = "excludes random_resized_crop and random_crop: a crop has one of five places, or any"
         yield Problem(f"{root}.five_crops", True, message, cure="remove one of them")
+    if augmentation.five_crops and data.resize == "squash" and data.crop_px == data.resize_px:
+        message = "has no effect: at this resize_px the five crops are one"
+        yield Problem(f"{root}.five_crops", True, message, cure="remove it, or a resize_px above crop_px")
     if augmentation.padding_px and not augmentation.random_crop:
         message = "has no effect without random_crop"
         yield Problem(f"{root}.padding_px", augmentation.padding_px, message, cure="remove it, or random_crop: true")

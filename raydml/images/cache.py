@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +52,8 @@ class Images(NamedTuple):
 
     pixels: N of them. labels: (N,) int64 in 0..C-1, the classes of this part numbered anew in catalog order. paths: N.
     skipped: (path, reason) of each image left out. roles, groups: those of the catalog, or None where it has none.
-    digests: (N, 16) uint8 of the files, see data/digests.py; None where no file was read for them.
+    digests: (N, 16) uint8 of the files, see data/digests.py; None where no file was read for them. folder: of the
+    cache that holds the pixels, or None.
     """
 
     pixels: Pixels
@@ -62,6 +63,7 @@ class Images(NamedTuple):
     roles: tuple[str, ...] | None = None
     digests: np.ndarray | None = None
     groups: Groups | None = None
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,14 @@ class SpaceShortage(NamedTuple):
 
 
 class _KeptImages(NamedTuple):
-    """pixels: of the catalog's rows `rows`. skipped: path -> reason of the other requested rows. digests: of `rows`."""
+    """pixels: of the catalog's rows `rows`. skipped: path -> reason of the other requested rows. digests: of `rows`.
+    folder: of the pack, where it is in the cache."""
 
     pixels: Pixels
     rows: np.ndarray
     skipped: dict[str, str]
     digests: np.ndarray | None = None
+    folder: Path | None = None
 
 
 def load_development(
@@ -190,7 +194,7 @@ def _part(catalog: Catalog, classes: tuple[int, ...], kept: _KeptImages) -> Imag
     paths = tuple(catalog.paths[row] for row in rows)
     digests = None if kept.digests is None else kept.digests[places]
     groups = None if catalog.groups is None else catalog.groups.select(rows)
-    return Images(kept.pixels.select(places), labels, paths, tuple(left_out), roles, digests, groups)
+    return Images(kept.pixels.select(places), labels, paths, tuple(left_out), roles, digests, groups, kept.folder)
 
 
 def _without_files(catalog: Catalog, rows: np.ndarray, resizing: Resizing | None) -> _KeptImages:
@@ -233,7 +237,8 @@ class _Selection:
         self.refuse(found.skipped)
         self.compare(found.digests)
         left = self.left(found.skipped)
-        return _KeptImages(found.pixels, left, found.skipped, found.digests[np.isin(self.rows, left)])
+        folder = None if storage.cache_dir is None else files.folder(storage.cache_dir)
+        return _KeptImages(found.pixels, left, found.skipped, found.digests[np.isin(self.rows, left)], folder)
 
     def not_kept(self, files: ImageFiles, survey: HeaderSurvey, resizing: Resizing | None) -> _KeptImages:
         """Images that are decoded at each reading."""
@@ -343,16 +348,21 @@ def acquire(lock: FileLock, folder: Path, work: str) -> None:
             _logger.info("waiting: another process %s (%s so far)", work, _gib(num_bytes))
 
 
-def make_room(new: Path, num_bytes: int, max_bytes: int | None) -> tuple[str, str] | None:
+def make_room(
+    new: Path, num_bytes: int, max_bytes: int | None, in_use: Collection[Path] = ()
+) -> tuple[str, str] | None:
     """Make room for a new folder of the cache; return what is available and the cure where there is not enough.
 
-    max_bytes: of all folders together; those opened longest ago are removed. None: what the disk has free.
+    max_bytes: of all folders together; those opened longest ago are removed. None: what the disk has free. in_use:
+    folders that are not removed.
     """
     cache_dir = new.parent
     if max_bytes is not None:
-        if num_bytes > max_bytes:
-            return f"machine.max_cache_gib allows {_gib(max_bytes)}", "raise machine.max_cache_gib"
-        _remove_oldest(cache_dir, new, max_bytes - num_bytes)
+        used = sum(map(_removable_bytes, in_use))
+        if num_bytes + used > max_bytes:
+            beside = f", of which the images take {_gib(used)}" if used else ""
+            return f"machine.max_cache_gib allows {_gib(max_bytes)}{beside}", "raise machine.max_cache_gib"
+        _remove_oldest(cache_dir, {new, *in_use}, max_bytes - num_bytes - used)
     free_bytes = shutil.disk_usage(cache_dir).free
     if num_bytes + _RESERVE_BYTES > free_bytes:
         available = f"machine.cache_dir = {str(cache_dir)!r} has {_gib(free_bytes)} free"
@@ -360,22 +370,37 @@ def make_room(new: Path, num_bytes: int, max_bytes: int | None) -> tuple[str, st
     return None
 
 
-def _remove_oldest(cache_dir: Path, new: Path, allowed_bytes: int) -> None:
-    """Remove packs until those other than `new` take at most allowed_bytes, beginning with the one opened longest ago.
+def _remove_oldest(cache_dir: Path, kept: Collection[Path], allowed_bytes: int) -> None:
+    """Remove packs until those that are not `kept` take at most allowed_bytes, those opened longest ago first.
 
-    Kept features count as packs. One that is being written is left alone.
+    Kept features count as packs, and so does what a killed writer left, which goes first. A folder that is being
+    written is left alone.
     """
-    kinds = ("images-*/manifest.json", "features-*/manifest.json")
-    manifests = [manifest for kind in kinds for manifest in cache_dir.glob(kind)]
-    others = {manifest.parent: manifest.stat().st_mtime_ns for manifest in manifests}
-    others.pop(new, None)
-    num_bytes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in others}
-    for folder in sorted(others, key=lambda folder: others[folder]):
+    folders = [folder for kind in ("images-*", "features-*") for folder in cache_dir.glob(kind) if folder not in kept]
+    num_bytes = {folder: _removable_bytes(folder) for folder in folders}
+    for folder in sorted(folders, key=_last_use):
         if sum(num_bytes.values()) <= allowed_bytes:
             return
-        with suppress(Timeout), FileLock(folder / "lock", timeout=0):
-            _logger.info("%s: removed, its %s are needed for others", folder, _gib(num_bytes.pop(folder)))
-            clear_pack(folder)
+        if num_bytes[folder]:
+            with suppress(Timeout), FileLock(folder / "lock", timeout=0):
+                _logger.info("%s: removed, its %s are needed for others", folder, _gib(num_bytes.pop(folder)))
+                clear_pack(folder)
+
+
+def _last_use(folder: Path) -> int:
+    """When a folder of the cache was last opened, in ns; 0 where its writer was killed."""
+    try:
+        return (folder / "manifest.json").stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def _removable_bytes(folder: Path) -> int:
+    sizes = 0
+    for file in folder.iterdir():
+        with suppress(FileNotFoundError):  # another process has removed it
+            sizes += 0 if file.name in ("lock", UNPACKED) else file.stat().st_size
+    return sizes
 
 
 def _shortage_text(found: SpaceShortage, files: ImageFiles) -> str:

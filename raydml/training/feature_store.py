@@ -40,6 +40,7 @@ from raydml.ops.files import flush_to_disk, write_whole
 from raydml.ops.progress import report_progress
 
 _FORMAT = 1  # raise it when features of the same key would be others
+_BATCH = 64  # no setting of a machine: the last bits of a feature depend on the images beside it
 _BLOCK_BYTES = 1 << 24
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError)
 _logger = logging.getLogger("raydml")
@@ -64,13 +65,13 @@ def open_features(
     views = views_of(trial.data.augmentation)
     if trial.model.train != "head" or not views or machine.feature_store == "off":
         return None
-    work = _Work(network, preprocessing, parts, views, device, machine.evaluation_batch, trial.precision)
+    work = _Work(network, preprocessing, parts, views, device, trial)
     max_bytes = None if machine.max_cache_gib is None else int(machine.max_cache_gib * 2**30)
     if machine.cache_dir is None:
         values = _in_memory(work, max_bytes)
     else:
         try:
-            values = _shared(work, machine.cache_dir / f"features-{_key_of(work, trial)}", max_bytes)
+            values = _shared(work, machine.cache_dir / f"features-{_key_of(work)}", max_bytes)
         except OSError as error:
             raise DataError(
                 f"machine.cache_dir = {str(machine.cache_dir)!r} cannot be used: {error}; give a writable "
@@ -89,11 +90,10 @@ class _Work:
         parts: Sequence[Images],
         views: Sequence[View],
         device: torch.device,
-        batch_size: int,
-        precision: str,
+        trial: Trial,
     ) -> None:
         self.network, self.preprocessing, self.views = network, preprocessing, tuple(views)
-        self.device, self.batch_size, self.precision = device, batch_size, precision
+        self.device, self.trial = device, trial
         self.parts = [part for part in parts if len(part.paths)]
         self._sizes = [len(part.paths) for part in parts]
         self.paths = [path for part in self.parts for path in part.paths]
@@ -120,7 +120,7 @@ class _Work:
         for view in self.views:
             inputs = self._inputs(view)
             outputs = embedded_batches(
-                self.network, inputs, device=self.device, precision=self.precision, forward=self.network.trunk
+                self.network, inputs, device=self.device, precision=self.trial.precision, forward=self.network.trunk
             )
             with closing(outputs):
                 for rows in outputs:
@@ -133,8 +133,8 @@ class _Work:
         )
 
     def _inputs(self, view: View) -> Generator[Tensor, None, None]:
-        starts = range(0, len(self.order), self.batch_size)
-        calls = ((self.order[start : start + self.batch_size], view) for start in starts)
+        starts = range(0, len(self.order), _BATCH)
+        calls = ((self.order[start : start + _BATCH], view) for start in starts)
         with closing(read_ahead(self._squares, calls, num_ahead=1)) as squares_of_batches:
             for squares in squares_of_batches:
                 yield self.preprocessing.normalise(torch.from_numpy(squares).to(self.device))
@@ -159,18 +159,20 @@ class _Work:
         return [images[row] for row in rows.tolist()]
 
 
-def _key_of(work: _Work, trial: Trial) -> str:
-    """Return a hash of everything that the features depend on."""
+def _key_of(work: _Work) -> str:
+    """Return a hash of everything that the features depend on, but for rounding that differs between processors."""
     import timm
+    import torchvision
 
+    trial = work.trial
     digest = hashlib.sha256()
     plain = {
         "format": _FORMAT,
-        "versions": [torch.__version__, timm.__version__],
+        "versions": [torch.__version__, torchvision.__version__, timm.__version__],
         "backbone": [trial.model.backbone, trial.model.pooling],
+        "computed": [trial.precision, trial.channels_last, trial.compile],
         "preprocessing": work.preprocessing.to_dict(),
         "views": work.views,
-        "precision": work.precision,
         "device": work.device.type,
         "images": [trial.data.name, trial.data.content],
         "paths": [work.paths[row] for row in work.order],
@@ -209,7 +211,8 @@ def _shared(work: _Work, folder: Path, max_bytes: int | None) -> np.ndarray | No
             values = _opened(folder, work.shape, report_damage=True)  # another process may have written them meanwhile
             if values is None:
                 clear_pack(folder)
-                if shortage := make_room(folder, work.num_bytes, max_bytes):
+                in_use = {part.folder for part in work.parts if part.folder is not None}
+                if shortage := make_room(folder, work.num_bytes, max_bytes, in_use):
                     _warn_of_space(work, *shortage)
                     return None
                 _write(folder, work)

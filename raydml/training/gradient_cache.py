@@ -24,7 +24,7 @@ def train_in_chunks(network: Network, size: int, group: RankGroup) -> None:
 
     The gradient of every parameter is that of the whole batch, but for rounding. Layers that drop at random draw anew
     for each chunk, so their numbers differ from those without chunks. A chunk is a part of the whole batch, of which a
-    rank has some rows or none: an image meets the same random numbers with any number of ranks.
+    rank has some rows or none: the random numbers of an image are the same with any number of ranks.
 
     Raises ModelError for a trunk that takes statistics of its images: those of a chunk are not those of the batch.
     """

@@ -266,3 +266,32 @@ def test_a_trial_without_five_crops_keeps_its_fingerprint():
     plain = trial_of("x", augmentation={"flip": True}).model_dump(mode="json")
     assert "five_crops" not in plain["data"]["augmentation"]
     assert fingerprint(trial_of("x", augmentation={})) != fingerprint(trial_of("x", augmentation={"five_crops": True}))
+
+
+def test_features_do_not_push_out_the_images_that_they_are_made_of(images, weights, tmp_path, caplog):
+    """Images 24 x 32 x 40 x 3 bytes, features 24 x 10 x 128 x 4: each fits into 140,000 bytes, both do not."""
+    machine = machine_of(images, tmp_path / "cache", max_cache_gib=140_000 / 2**30)
+    with caplog.at_level(logging.WARNING, logger="raydml"):
+        trainer = Trainer(trial_of(weights), machine, device="cpu")
+    assert isinstance(trainer.loader, Loader)
+    assert "of which the images take" in caplog.text
+    assert len(list((tmp_path / "cache").glob("images-*/manifest.json"))) == 1
+
+
+def test_what_a_killed_writer_left_makes_room(images, weights, tmp_path):
+    left = tmp_path / "cache" / "features-0123456789abcdef"
+    left.mkdir(parents=True)
+    (left / "partial.npy").write_bytes(bytes(300_000))
+    trainer = Trainer(
+        trial_of(weights), machine_of(images, tmp_path / "cache", max_cache_gib=400_000 / 2**30), device="cpu"
+    )
+    assert isinstance(trainer.loader, FeatureLoader)
+    assert not (left / "partial.npy").exists()
+
+
+def test_the_batch_of_evaluation_decides_no_bit_of_the_features(images, weights, tmp_path):
+    of_one, of_many = (
+        Trainer(trial_of(weights), machine_of(images, tmp_path / f"cache{size}", evaluation_batch=size), device="cpu")
+        for size in (1, 256)
+    )
+    assert np.array_equal(of_one.train_features.values, of_many.train_features.values)
