@@ -108,6 +108,22 @@ def lock_of_delivery(folder: Path) -> IO[str] | None:
     return file
 
 
+def write_num_sent(lock: IO[str], number: int) -> None:
+    """Write how many events of a study MLflow has into the file of `lock_of_delivery`, for the driver's metrics."""
+    lock.truncate(0)
+    lock.write(str(number))
+    lock.flush()
+
+
+def read_num_sent(folder: Path) -> int:
+    """Return how many events of a study MLflow has; 0 where none was sent yet."""
+    try:
+        text = (folder / DELIVERY_LOCK).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return 0
+    return int(text) if text.isdecimal() else 0  # between two writes it is empty
+
+
 def _refuse_if_delivered(folder: Path) -> None:
     """Raise StudyHeld while another process sends the events of a study to MLflow: `sync`, or an older raydml's run."""
     if (folder / DELIVERY_LOCK).exists():

@@ -1,23 +1,35 @@
 """What a study is doing, as metrics of Ray, which each node of a cluster offers to Prometheus.
 
-The driver counts trials; each process that trains reports its rate. All have the tag ``study``. Ray's names for them
-begin with ``ray_``: ``ray_raydml_trials_running``, for example.
+The driver counts trials and events; each process that trains reports its rate. All have the tag ``study``. Ray's names
+for them begin with ``ray_``: ``ray_raydml_trials_running``, for example.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from ray.util.metrics import Gauge
 
+from raydml.study.driver import read_num_sent
+from raydml.study.events import events_path
+
+_BLOCK_BYTES = 1 << 20
+
 
 class StudyGauges:
-    """Trials by what they are doing: how many run, wait, have ended, and have failed. study: its name."""
+    """Trials by what they are doing (how many run, wait, have ended, and have failed), and events on their way.
 
-    def __init__(self, study: str) -> None:
-        self._tags = {"study": study}
+    folder: of the study, whose name is the tag.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._tags = folder, {"study": folder.name}
+        self._unsent = Gauge("raydml_unsent_events", "Events that MLflow does not have yet", tag_keys=("study",))
+        self._read_bytes, self._num_events = 0, 0
         self._gauges = {
             name: Gauge(f"raydml_trials_{name}", description, tag_keys=("study", "stage"))
             for name, description in {
@@ -40,6 +52,16 @@ class StudyGauges:
         }
         for name, value in values.items():
             self._gauges[name].set(value, tags={**self._tags, "stage": stage})
+        self._unsent.set(self.num_unsent(), tags=self._tags)
+
+    def num_unsent(self) -> int:
+        """Return how many events MLflow does not have yet; what was counted before is not read again."""
+        with suppress(FileNotFoundError), open(events_path(self._folder), "rb") as file:
+            file.seek(self._read_bytes)
+            while block := file.read(_BLOCK_BYTES):
+                self._read_bytes += len(block)
+                self._num_events += block.count(b"\n")
+        return max(0, self._num_events - read_num_sent(self._folder))
 
 
 class SlotGauges:

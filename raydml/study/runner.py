@@ -152,7 +152,7 @@ class StudyEvents(tune.Callback):
         self._alone = alone
         self._stop, self._watch = stop or FaultStop(), StuckWatch(stuck_after_s, longest_s)
         self._preemption = PreemptionWatch() if joined else None
-        self._gauges = StudyGauges(Path(folder).name) if joined else None
+        self._gauges = StudyGauges(Path(folder)) if joined else None
         self._num_failed = 0
         self._stuck_before = set(stuck_before)
         self._failed_after: dict[str, int] = {}  # key -> the epoch reported last before its newest failure

@@ -27,7 +27,7 @@ from raydml.ops.addresses import redacted, without_secrets
 from raydml.ops.files import flush_to_disk
 from raydml.ops.wording import counted
 from raydml.study import events
-from raydml.study.driver import lock_of_delivery
+from raydml.study.driver import lock_of_delivery, write_num_sent
 from raydml.study.events import ExportedModel, Record, StudyState
 from raydml.tracking.models import is_registered, log_exported_model
 from raydml.tracking.runs import StudyRuns
@@ -65,6 +65,7 @@ class Tracker:
         self.problems: list[str] = []
         self._digests = SpoolDigests(self.events_path)
         self._offset, self._state = 0, StudyState()  # what has been read and delivered
+        self._num_sent = 0  # events up to the offset
         self._runs: StudyRuns | None = None
         self._said: set[str] = set()
         self._num_failures = 0  # in a row, of any kind: sets the delay
@@ -196,6 +197,9 @@ class Tracker:
                 update.status = None  # no driver works on it any more
             runs.apply(update, self._log_model, digests[update.offset])
         self._offset, self._state = offset, state
+        self._num_sent += len(records)
+        if records and self._lock is not None:
+            write_num_sent(self._lock, self._num_sent)
         if stopping:
             self._close_runs(runs, state)
         self._take_problems(runs)

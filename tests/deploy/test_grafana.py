@@ -9,10 +9,10 @@ from raydml.study import gauges
 BOARD = json.loads((Path(__file__).parents[2] / "deploy" / "grafana.json").read_text(encoding="utf-8"))
 
 
-def test_the_dashboard_shows_each_metric_of_a_study_once(monkeypatch):
+def test_the_dashboard_shows_each_metric_of_a_study_once(monkeypatch, tmp_path):
     reported = {}
     monkeypatch.setattr(gauges, "Gauge", lambda name, _text, tag_keys: reported.setdefault(f"ray_{name}", tag_keys))
-    gauges.StudyGauges("s")
+    gauges.StudyGauges(tmp_path)
     gauges.SlotGauges("s")
     queries = [target["expr"] for panel in BOARD["panels"] for target in panel["targets"]]
     asked = [name for query in queries for name in re.findall(r"ray_raydml_\w+", query)]
@@ -25,6 +25,6 @@ def test_the_dashboard_shows_each_metric_of_a_study_once(monkeypatch):
 
 def test_each_panel_has_a_place_of_its_own_and_the_source_that_the_user_chooses():
     places = [tuple(panel["gridPos"].values()) for panel in BOARD["panels"]]
-    assert len(set(places)) == len(places) == 4
+    assert len(set(places)) == len(places) == 5
     assert {panel["datasource"]["uid"] for panel in BOARD["panels"]} == {"${source}"}
     assert [variable["name"] for variable in BOARD["templating"]["list"]] == ["source", "study"]

@@ -10,6 +10,8 @@ import urllib.request
 
 import pytest
 
+from raydml.study import gauges
+from raydml.study.driver import lock_of_delivery, write_num_sent
 from tests.chaos.targets import Cluster
 from tests.study.test_cluster import trials_of
 from tests.study.test_folder import ROOT
@@ -56,8 +58,27 @@ def test_a_node_offers_the_trials_and_their_rate_to_prometheus(tmp_path):
                 assert time.monotonic() < deadline, found
                 time.sleep(1.0)
             assert 0 < found[rate] < 1e6
+            assert found["raydml_unsent_events", (study,)] >= 0
         finally:
             process.kill()
             process.wait(30)
     finally:
         cluster.stop()
+
+
+def test_events_are_counted_that_mlflow_does_not_have_yet(tmp_path, monkeypatch):
+    monkeypatch.setattr(gauges, "Gauge", lambda *_, **__: None)
+    found = gauges.StudyGauges(tmp_path)
+    assert found.num_unsent() == 0
+    with open(tmp_path / "events.jsonl", "a") as file:
+        for number in range(1, 6):
+            file.write('{"event": "epoch"}\n')
+            file.flush()
+            assert found.num_unsent() == number
+        with lock_of_delivery(tmp_path) as lock:
+            for sent in (3, 4):
+                write_num_sent(lock, sent)
+                assert found.num_unsent() == 5 - sent
+        file.write('{"event": "half of a line')
+        file.flush()
+        assert found.num_unsent() == 1

@@ -36,6 +36,7 @@ from raydml.cli.live_view import LiveStudy
 from raydml.inference.export import EmbeddingModel, export_model
 from raydml.models.network import build_network, preprocessing_for
 from raydml.study import events
+from raydml.study.driver import read_num_sent
 from raydml.study.events import ExportedModel, StudyState, rank, read_trials
 from raydml.study.summary import histories
 from raydml.tracking import delivery, models
@@ -492,6 +493,7 @@ def test_an_interruption_ends_the_runs_and_a_resume_continues_them(spool: Spool,
     spool.ended("search-001")
     spool.add("study_finished")
     assert tracker.finish(60)
+    assert read_num_sent(tracker.events_path.parent) == len(tracker.events_path.read_text().splitlines())
     assert tracker.hint() == ""
     last = runs_of(uri)
     assert {trial: run.info.run_id for trial, run in last.items()} == {t: run.info.run_id for t, run in first.items()}
