@@ -484,7 +484,9 @@ def _on_other_images(
         save_embeddings(save_to, saved)
     if "recall_at" not in settings:  # the k of the trial were chosen for other images
         spec = spec._replace(recall_at=tuple(k for k in spec.recall_at if k < len(saved.labels)) or (1,))
-    refinements = choice and Refinements(choice.tta, view_rows, choice.whitening_of(saved), choice.rerank)
+    refinements = choice and Refinements(
+        choice.tta, view_rows, choice.whitening_of(saved, device=device_of(machine)), choice.rerank
+    )
     evaluated = evaluate_saved(saved, spec, device_of(machine), refinements)
     if footprint:
         from raydml.inference.footprint import measure_footprint

@@ -182,6 +182,12 @@ def test_refinements_are_beside_the_plain_scores_and_named(folder, tmp_path):
     again = scored(kept, *rerank, *whiten)["refined"]
     assert list(again) == ["pca", "k_reciprocal", "pca+k_reciprocal"]
     assert [again[name] for name in ("pca", "k_reciprocal")] == [refined[name] for name in ("pca", "k_reciprocal")]
+    # The scored images themselves, in folders of other names.
+    for name in ("blue", "green", "red"):
+        shutil.copytree(folder / name, tmp_path / "renamed" / f"dark {name}")
+    commands.done("evaluate", *model, "--data", tmp_path / "renamed", "--save-embeddings", tmp_path / "renamed.npz")
+    said = commands.refused("evaluate", kept, "--whiten", "pca", "--whiten-on", tmp_path / "renamed.npz")
+    assert "12 of its 12 embeddings are those of images that are to be scored, the first is dark blue/0.png" in said
     shown = commands.done("evaluate", kept, "--rerank", "query_expansion:n=3").output
     assert "each query expanded by its 3 nearest images (alpha = 3)" in " ".join(shown.split())
     assert "query_expansion: another protocol; its scores do not compare with plain ones" in " ".join(shown.split())
