@@ -642,10 +642,12 @@ def _print_verification(console: Console, evaluated: Evaluation) -> None:
 def _cmc(evaluated: Evaluation) -> dict[str, float]:
     """The identification rate at each rank, where queries search a gallery of other images; else nothing.
 
-    It is Recall@k of the first protocol by another name. Source: Phillips et al. 2000, "The FERET evaluation
-    methodology for face-recognition algorithms", PAMI 22.
+    It is Recall@k of the first protocol by another name. A query without an image of its class to find is left out, as
+    in the protocol of Market-1501 and in closed-set identification, where each query has one; in a benchmark it is a
+    miss, as in Recall@k. Source: Phillips et al. 2000, "The FERET evaluation methodology for face-recognition
+    algorithms", PAMI 22.
     """
-    if next(iter(evaluated.protocols)) not in ("query_gallery", "one_gallery_image"):
+    if next(iter(evaluated.protocols)).removesuffix("_across_groups") not in ("query_gallery", "one_gallery_image"):
         return {}
     prefix = "recall_at_"
     return {

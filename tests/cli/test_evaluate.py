@@ -153,6 +153,27 @@ def test_verification_is_beside_the_ranks_and_states_its_pairs(tmp_path):
     assert "cmc_rank_1" not in scored(tmp_path / "kept.npz", "--verification")["verification"]["metrics"]
 
 
+def test_cmc_across_cameras_leaves_out_queries_without_an_image_to_find(tmp_path):
+    """On a line. Queries: a at 0 and b at 10 in camera 1, c at 20 without another camera, d at 30 without any image.
+
+    Gallery: a at 1 in camera 1 (ignored), b at 2 and at 3 in camera 2, a at 4 in camera 2, c at 21 in camera 1
+    (ignored). For query a, b comes twice before a: rank 3. For query b, a at 4 is nearest: rank 2.
+    """
+    places = (0, 10, 20, 30, 1, 2, 3, 4, 21)
+    labels = np.array([0, 1, 2, 3, 0, 1, 1, 0, 2])
+    cameras = Groups(tuple("111112221"), are_excluded=True)
+    roles = ("query",) * 4 + ("gallery",) * 5
+    facts = {"part": "all", "dataset": "image_list", "recall_at": [1, 2, 3]}
+    rows = np.array(places, dtype=np.float32)[:, None]
+    saved = SavedEmbeddings(rows, labels, tuple("abcd"), tuple(map(str, places)), roles, facts, cameras)
+    save_embeddings(tmp_path / "kept.npz", saved)
+    report = scored(tmp_path / "kept.npz", "--verification")
+    assert list(report["protocols"]) == ["query_gallery_across_groups"]
+    rates = {name: value for name, value in report["verification"]["metrics"].items() if name.startswith("cmc")}
+    assert rates == {"cmc_rank_1": 0, "cmc_rank_2": 0.5, "cmc_rank_3": 1}
+    assert report["num_lone_queries"] == 2
+
+
 def test_refinements_are_beside_the_plain_scores_and_named(folder, tmp_path):
     other = tmp_path / "other"
     generator = np.random.default_rng(2)
