@@ -174,6 +174,9 @@ def test_cmc_across_cameras_leaves_out_queries_without_an_image_to_find(tmp_path
     assert report["num_lone_queries"] == 2
 
 
+K_RECIPROCAL = "--rerank k_reciprocal:k1=20,k2=6,lambda=0.3"
+
+
 def test_refinements_are_beside_the_plain_scores_and_named(folder, tmp_path):
     other = tmp_path / "other"
     generator = np.random.default_rng(2)
@@ -218,10 +221,11 @@ def test_refinements_are_beside_the_plain_scores_and_named(folder, tmp_path):
     ("arguments", "message"),
     [
         (("--rerank", "k_reciprocal"), "Cure: --rerank k_reciprocal:k1=11,k2=6, or more images"),
-        (("--rerank", "reciprocal"), "'reciprocal' is not one of k_reciprocal, query_expansion"),
-        (("--rerank", "k_reciprocal:k3=1"), "'k3' is not a setting of k_reciprocal: k1, k2, lambda"),
-        (("--rerank", "k_reciprocal:k1=x"), "k1 = 'x' is not a whole number"),
-        (("--rerank", "k_reciprocal:lambda=2"), "lambda = 2 is not between 0 and 1"),
+        (("--rerank", "reciprocal"), "'reciprocal' is not one of k_reciprocal, query_expansion; did you mean"),
+        (("--rerank", "reciprocal"), f"Cure: {K_RECIPROCAL} or --rerank query_expansion:n=10,alpha=3"),
+        (("--rerank", "k_reciprocal:k3=1"), f"not a setting of k_reciprocal: k1, k2, lambda. Cure: {K_RECIPROCAL}"),
+        (("--rerank", "k_reciprocal:k1=x"), f"k1 = 'x' is not a whole number. Cure: {K_RECIPROCAL}"),
+        (("--rerank", "k_reciprocal:lambda=2"), f"lambda = 2 is not between 0 and 1. Cure: {K_RECIPROCAL}"),
         (("--rerank", "query_expansion:n=3", "--metrics", "geometry"), "Cure: --metrics retrieval"),
         (("--rerank", "query_expansion:n=3", "--codes", "binary"), "Cure: --metrics retrieval --codes float"),
         (("--whiten", "pca"), "never learned on the images that are scored. Cure: --whiten-on FILE"),

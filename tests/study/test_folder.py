@@ -270,7 +270,7 @@ def test_a_k_beyond_the_validation_images_is_refused_before_anything_starts(tmp_
 
 
 def listed_space(root):
-    """8 classes of 4 images: 3 train, 3 validate, 2 are tested. Those that are scored have 1 query and 3 gallery images.
+    """8 classes of 4 images: 3 train, 3 validate, 2 are tested. Those scored have 1 query and 3 gallery images.
 
     In the column `camera`, 3 images of a class are by camera 0 and 1 by camera 1; in the column `one`, all by one."""
     rows = []
