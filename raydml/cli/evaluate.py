@@ -484,7 +484,9 @@ def _on_other_images(
         save_embeddings(save_to, saved)
     if "recall_at" not in settings:  # the k of the trial were chosen for other images
         spec = spec._replace(recall_at=tuple(k for k in spec.recall_at if k < len(saved.labels)) or (1,))
-    refinements = choice and Refinements(choice.tta, view_rows, choice.whitening_of(saved), choice.rerank)
+    refinements = choice and Refinements(
+        choice.tta, view_rows, choice.whitening_of(saved, device=device_of(machine)), choice.rerank
+    )
     evaluated = evaluate_saved(saved, spec, device_of(machine), refinements)
     if footprint:
         from raydml.inference.footprint import measure_footprint
@@ -640,10 +642,12 @@ def _print_verification(console: Console, evaluated: Evaluation) -> None:
 def _cmc(evaluated: Evaluation) -> dict[str, float]:
     """The identification rate at each rank, where queries search a gallery of other images; else nothing.
 
-    It is Recall@k of the first protocol by another name. Source: Phillips et al. 2000, "The FERET evaluation
-    methodology for face-recognition algorithms", PAMI 22.
+    It is Recall@k of the first protocol by another name. A query without an image of its class to find is left out, as
+    in the protocol of Market-1501 and in closed-set identification, where each query has one; in a benchmark it is a
+    miss, as in Recall@k. Source: Phillips et al. 2000, "The FERET evaluation methodology for face-recognition
+    algorithms", PAMI 22.
     """
-    if next(iter(evaluated.protocols)) not in ("query_gallery", "one_gallery_image"):
+    if next(iter(evaluated.protocols)).removesuffix("_across_groups") not in ("query_gallery", "one_gallery_image"):
         return {}
     prefix = "recall_at_"
     return {

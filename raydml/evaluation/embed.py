@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from raydml.config.trial import Machine, Trial
 from raydml.data.benchmarks import BENCHMARK_OF
 from raydml.data.catalog import Groups
-from raydml.evaluation.protocols import DISTRACTOR, ProtocolError, describe_protocol, num_lone_queries
+from raydml.evaluation.protocols import (
+    DISTRACTOR,
+    ProtocolError,
+    describe_protocol,
+    num_lone_queries,
+    reason_unscorable,
+)
 from raydml.evaluation.scoring import MetricSpec, ScoringError, primary_code, query_values, score_by_all
 from raydml.evaluation.verification import Verification
 from raydml.images.features import KeptFeatures
@@ -189,13 +195,21 @@ def evaluate_embeddings(
         names, of_group = np.unique(np.array(groups.names, dtype=np.str_)[~distracts], return_inverse=True)
         ids = np.zeros(len(labels), dtype=np.int64)
         ids[~distracts] = of_group
-        if len(names) > 1:
-            by_group = _evaluate_all(embeddings, ids, roles, protocols, spec, device, noun="groups")
+        # Each group may have one image, or none in the gallery, where the classes can be scored.
+        recall_at = spec.recall_at if "retrieval" in spec.groups else (1,)
+        reasons = {name: reason_unscorable(name, ids, roles, recall_at, noun="group") for name in protocols}
+        scored = [name for name in protocols if not reasons[name]]
+        if len(names) == 1:
+            sentences["group"] = f"by group: not scored, because all images are of one group, {str(names[0])!r}"
+        elif reasons[protocols[0]]:
+            sentences["group"] = f"by group: not scored, because {reasons[protocols[0]]}"
+        else:
+            by_group = _evaluate_all(embeddings, ids, roles, scored, spec, device, noun="groups")
             metrics |= {f"group_{metric}": value for metric, value in by_group.metrics.items()}
             intervals |= {f"group_{metric}": bounds for metric, bounds in by_group.intervals.items()}
             sentences |= {f"group_{key}": f"by group: {sentence}" for key, sentence in by_group.protocols.items()}
-        else:
-            sentences["group"] = f"by group: not scored, because all images are of one group, {str(names[0])!r}"
+            left_out = [name for name in protocols if reasons[name]]
+            sentences |= {f"group_{name}": f"by group: {name} not scored, because {reasons[name]}" for name in left_out}
     return Evaluation(metrics, intervals, sentences, num_lone_queries=found.num_lone_queries)
 
 

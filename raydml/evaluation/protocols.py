@@ -137,6 +137,33 @@ def num_lone_queries(
     return int((num_relevant(retrieval_tasks(protocol, labels, roles, groups)[0], of_class) == 0).sum())
 
 
+def reason_unscorable(
+    protocol: str,
+    labels: np.ndarray,
+    roles: Sequence[str] | None,
+    recall_at: Sequence[int],
+    groups: Groups | None = None,
+    *,
+    noun: str = "class",
+) -> str:
+    """Return in words why images cannot be scored under a protocol, or "" where they can; no embedding is needed.
+
+    labels, roles, groups: of N images, as in `retrieval_tasks`. recall_at: the k of Recall@k. noun: what a label is.
+    """
+    try:
+        tasks = retrieval_tasks(protocol, labels, roles, groups)
+    except ProtocolError as error:
+        return str(error)
+    of_class = _of_class(labels, _as_array(roles, len(labels)))
+    for task in tasks:
+        if not num_relevant(task, of_class).any():
+            of_another = "" if task.codes is None else " in another group"
+            return f"no query has another image of its {noun}{of_another} to find ({protocol})"
+        if max(recall_at) > task.num_found:
+            return f"recall_at goes to {max(recall_at)}, and a query finds only {task.num_found} images ({protocol})"
+    return ""
+
+
 def describe_protocol(
     protocol: str,
     labels: np.ndarray,
@@ -201,7 +228,7 @@ def _query_gallery(_labels: np.ndarray, roles: np.ndarray) -> list[RetrievalTask
 def _one_gallery_image(labels: np.ndarray, roles: np.ndarray) -> list[RetrievalTask]:
     found = [_one_of_each(labels, roles, repetition) for repetition in range(NUM_REPETITIONS)]
     if not len(found[0].queries):
-        raise ProtocolError("protocol one_gallery_image: no class has a second image, so there is no query")
+        raise ProtocolError("protocol one_gallery_image: no label has a second image, so there is no query")
     return found
 
 

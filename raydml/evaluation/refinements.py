@@ -6,10 +6,11 @@ of the gallery. Its numbers are therefore never mixed with the plain ones: each 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from raydml.data.catalog import Groups
+from raydml.errors import did_you_mean
 from raydml.evaluation.embed import RefinedEvaluation, evaluate_embeddings
 from raydml.evaluation.nearness import Floats, Integers
 from raydml.evaluation.reranking import KReciprocal, QueryExpansion, Rerank
@@ -43,28 +44,42 @@ def parse_rerank(text: str) -> Rerank:
     """
     name, _, rest = text.partition(":")
     if name not in _RERANKS:
-        raise ScoringError(f"--rerank {text}: {name!r} is not one of {', '.join(_RERANKS)}")
+        nearest = did_you_mean(name, _RERANKS) or "."
+        raise ScoringError(
+            f"--rerank {text}: {name!r} is not one of {', '.join(_RERANKS)}{nearest} Cure: {_examples(_RERANKS)}"
+        )
     known, given = _RERANKS[name], dict[str, Any]()
     for part in filter(None, rest.split(",")):
         key, _, value = (word.strip() for word in part.partition("="))
         if key not in known:
-            raise ScoringError(f"--rerank {text}: {key!r} is not a setting of {name}: {', '.join(known)}")
+            raise ScoringError(
+                f"--rerank {text}: {key!r} is not a setting of {name}: {', '.join(known)}. Cure: {_examples([name])}"
+            )
         kind, least = known[key]
         try:
             given[key] = kind(value)
         except ValueError as error:
             what = "a whole number" if kind is int else "a number"
             raise ScoringError(
-                f"--rerank {text}: {key} = {value!r} is not {what}, such as {key}={least + 1:g}"
+                f"--rerank {text}: {key} = {value!r} is not {what}. Cure: {_examples([name])}"
             ) from error
         most = 1 if key == "lambda" else 10**6
         if not least <= given[key] <= most:
-            raise ScoringError(f"--rerank {text}: {key} = {value} is not between {least:g} and {most:,}")
+            raise ScoringError(
+                f"--rerank {text}: {key} = {value} is not between {least:g} and {most:,}. Cure: {_examples([name])}"
+            )
     if name == "query_expansion":
         return QueryExpansion(**given)
     if "lambda" in given:
         given["original_weight"] = given.pop("lambda")
     return KReciprocal(**given)
+
+
+def _examples(names: Iterable[str]) -> str:
+    """Return each re-ranking with its default settings, as the command line takes it."""
+    defaults = [KReciprocal(), QueryExpansion()]
+    settings = {one.name: ",".join(f"{key}={value:g}" for key, value in one.settings.items()) for one in defaults}
+    return " or ".join(f"--rerank {name}:{settings[name]}" for name in names)
 
 
 def evaluate_refinements(

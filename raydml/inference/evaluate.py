@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -73,12 +74,15 @@ class RefinementChoice(NamedTuple):
                 "--save-embeddings FILE, with --on val or --data FOLDER)"
             )
 
-    def whitening_of(self, scored: SavedEmbeddings, learn: Callable[[], Whitening] | None = None) -> Whitening | None:
-        """Return the whitening, None where none is wanted. learn: learns it where there is no file."""
+    def whitening_of(
+        self, scored: SavedEmbeddings, learn: Callable[[], Whitening] | None = None, device: str = "cpu"
+    ) -> Whitening | None:
+        """Return the whitening, None where none is wanted. learn: learns it where there is no file. device: where the
+        embeddings in a file are compared with those that are scored."""
         if not self.whiten:
             return None
         if self.whiten_on is not None:
-            return learn_on_kept(load_embeddings(self.whiten_on), scored, self.whiten_on)
+            return learn_on_kept(load_embeddings(self.whiten_on), scored, self.whiten_on, device)
         assert learn is not None
         return learn()
 
@@ -104,6 +108,16 @@ def embed_as_trained(
         precision=trial.precision,
         forward=forward,
     )
+
+
+def digest_of_weights(network: nn.Module) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 over the names and bytes of a network's weights: which model it is,
+    under any path."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def evaluate_checkpoint(
@@ -157,6 +171,7 @@ def evaluate_checkpoint(
         "fingerprint": model.card.get("fingerprint"),
         "seed": trial.seed,
         "checkpoint": str(checkpoint_folder),
+        "weights": digest_of_weights(model.network),
     }
     names = tuple(class_names)
     rows = embed_part(model.network)
@@ -174,7 +189,7 @@ def evaluate_checkpoint(
         ]
         return learn_whitening(np.concatenate(rows), f"the {words} images of its trial")
 
-    refinements = Refinements(choice.tta, whitening=choice.whitening_of(saved, learn), rerank=choice.rerank)
+    refinements = Refinements(choice.tta, whitening=choice.whitening_of(saved, learn, run_on), rerank=choice.rerank)
     if choice.tta is not None:
         embed_views = partial(embed_as_trained, trial, machine, run_on, model.preprocessing, network=model.network)
         rows = with_views(saved.embeddings, images.pixels, model.preprocessing, choice.tta, embed_views)
@@ -387,6 +402,7 @@ def embed_with_views(
 ) -> tuple[SavedEmbeddings, NDArray[np.float32] | None]:
     """Return what `embed_collection` returns and, for a kind of test-time augmentation, the embeddings (N, D) of it."""
     run_on = device or device_of(machine)
+    weights = digest_of_weights(network)
     network = network.to(run_on)
     catalog = collection.catalog
     parts = [_open(collection, preprocessing, machine)]
@@ -416,7 +432,7 @@ def embed_with_views(
         tuple(class_names),
         tuple(path for part in parts for path in part.paths),
         roles,
-        {"dataset": catalog.name, "part": part_name, **_scored_by(catalog, roles, groups), **facts},
+        {"dataset": catalog.name, "part": part_name, **_scored_by(catalog, roles, groups), "weights": weights, **facts},
         groups,
     )
     return saved, view_rows

@@ -26,7 +26,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import ValidationError
@@ -39,7 +39,7 @@ from raydml.data.catalog import Catalog, DataError
 from raydml.data.digests import ImageRecord
 from raydml.data.splits import Split, make_split
 from raydml.errors import did_you_mean
-from raydml.evaluation.protocols import protocols_of, retrieval_tasks
+from raydml.evaluation.protocols import protocols_of, reason_unscorable
 from raydml.ops.addresses import is_address, redacted, without_secrets
 from raydml.ops.files import write_whole
 from raydml.ops.object_store import check_uri
@@ -333,12 +333,10 @@ def make_splits(study: StudySettings, catalogs: Catalogs, trials: Iterable[Trial
     """Return every split of the search, the folds and the refits, by name. Raises where a trial cannot work with it."""
     splits: dict[str, Any] = {}
     made: dict[str, Split] = {}
-    checked: set[tuple[str, str, tuple[int, ...]]] = set()
+    checked: set[tuple[str, str, tuple[int, ...]]] = set()  # what a check depends on, of either kind
     for trial in trials:  # many share a split and a sampler, and with a large data set each check takes a while
         data = trial.data
         catalog = catalogs.of(trial)
-        for extra in trial.data.extra_tests if study.finalize is not None else ():
-            catalogs.extra(extra)
         for place, settings in splits_of_stages(study, data.split).items():
             name = f"{place} {_digest(settings.model_dump(mode='json'))[:8]}"
             key = f"{data.images_key()} {name}"
@@ -350,6 +348,11 @@ def make_splits(study: StudySettings, catalogs: Catalogs, trials: Iterable[Trial
             if what not in checked:
                 check_split(trial, catalog, made[key], place)
                 checked.add(what)
+            extra = data.model_dump_json(include={"extra_tests"})
+            tested = (data.images_key(), extra, (*trial.recall_at, *made[key].test))
+            if study.finalize is not None and tested not in checked:
+                check_tests(trial, catalog, made[key], catalogs)
+                checked.add(tested)
     return splits
 
 
@@ -420,7 +423,7 @@ def splits_of_stages(study: StudySettings, split: SplitSettings) -> dict[str, Sp
 
 
 def check_split(trial: Trial, catalog: Catalog, split: Split, place: str = "search") -> None:
-    """Raise where the training classes cannot fill a batch, or the validation classes are too few for ``recall_at``.
+    """Raise where the training classes cannot fill a batch, or the validation classes cannot be scored.
 
     place: of the split among those of `splits_of_stages`.
     """
@@ -434,18 +437,72 @@ def check_split(trial: Trial, catalog: Catalog, split: Split, place: str = "sear
             raise
         where = "a refit" if place == "refit" else f"a confirming run on {place}"
         raise StudyError(f"{where} trains on {len(split.train):,} classes, and its sampler cannot: {error}") from error
-    rows, largest = np.flatnonzero(np.isin(catalog.labels, split.val)), max(trial.recall_at)
-    num_found = len(rows) - 1
-    if split.val and catalog.groups is not None and catalog.groups.are_excluded:
-        roles = None if catalog.roles is None else [catalog.roles[row] for row in rows]
-        groups = catalog.groups.select(rows)
-        (protocol,) = protocols_of(roles, (), groups)
-        num_found = retrieval_tasks(protocol, catalog.labels[rows], roles, groups)[0].num_found
-    if split.val and largest > num_found:
-        raise StudyError(
-            f"trial.recall_at = {list(trial.recall_at)}: the validation classes have {len(rows)} images, so a query "
-            f"has {num_found} neighbours. Cure: leave the larger k out, or raise trial.data.split.val_fraction"
+    if split.val:
+        _refuse_unscorable(trial, catalog, split.val, "val")
+
+
+def check_tests(trial: Trial, catalog: Catalog, split: Split, catalogs: Catalogs) -> None:
+    """Raise StudyError where the sealed classes, one of their lists, or an extra test cannot be scored at the end.
+
+    What the labels, roles and groups say is enough for it; no image is opened.
+    """
+    if split.test:
+        _refuse_unscorable(trial, catalog, split.test, "test")
+    for extra in trial.data.extra_tests:
+        found = catalogs.extra(extra)
+        is_test = (
+            np.ones(len(found.labels), dtype=bool)
+            if found.given_split is None
+            else np.array(found.given_split) == "test"
         )
+        if reason := _reason(found, np.isin(found.labels, found.labels[is_test]), (1,), found.protocols):
+            raise StudyError(
+                f"trial.data.extra_tests: {extra.name} cannot be scored: {reason}. Cure: "
+                f"{_cure_of_unscorable(found, 'it')}, or leave this test out"
+            )
+
+
+def _refuse_unscorable(trial: Trial, catalog: Catalog, classes: Sequence[int], part: Literal["val", "test"]) -> None:
+    """Raise StudyError where the classes of a part, or one of their lists, cannot be scored. classes: their ids."""
+    rows, words = np.isin(catalog.labels, classes), "validation" if part == "val" else "test"
+    declared = catalog.protocols if part == "test" else ()  # declared protocols and lists are for the test classes
+    sets = {f"the {words} classes": rows}
+    for name, names in catalog.lists.items() if part == "test" else ():
+        numbers = np.flatnonzero(np.isin(np.array(catalog.class_names), list(names)))
+        sets[f"the {words} classes of the list {name}"] = rows & np.isin(catalog.labels, numbers)
+    for what, some in sets.items():
+        if reason := _reason(catalog, some, (1,), declared):
+            key = "trial.data.exclude_same = 'group': " if _excludes(catalog) else ""
+            cure = _cure_of_unscorable(catalog, f"the {words} part")
+            raise StudyError(f"{key}{what} cannot be scored: {reason}. Cure: {cure}")
+        if reason := _reason(catalog, some, trial.recall_at, declared):
+            raise StudyError(
+                f"trial.recall_at = {list(trial.recall_at)}: {what} have {int(some.sum()):,} images: {reason}. Cure: "
+                f"leave the larger k out, or raise trial.data.split.{part}_fraction"
+            )
+
+
+def _reason(catalog: Catalog, is_scored: np.ndarray, recall_at: Sequence[int], declared: Sequence[str]) -> str:
+    """Return why some images of a catalog cannot be scored under one of their protocols, or "". is_scored: (N,)."""
+    rows = np.flatnonzero(is_scored)
+    roles = None if catalog.roles is None else [catalog.roles[row] for row in rows]
+    groups = None if catalog.groups is None else catalog.groups.select(rows)
+    labels = catalog.labels[rows]
+    reasons = (
+        reason_unscorable(protocol, labels, roles, recall_at, groups)
+        for protocol in protocols_of(roles, declared, groups)
+    )
+    return next(filter(None, reasons), "")
+
+
+def _excludes(catalog: Catalog) -> bool:
+    return catalog.groups is not None and catalog.groups.are_excluded
+
+
+def _cure_of_unscorable(catalog: Catalog, part: str) -> str:
+    if _excludes(catalog):
+        return f"exclude_same: nothing, or a class in {part} with images in two groups"
+    return f"a class in {part} with two images, one of them in the gallery"
 
 
 def _digest(value: Any) -> str:

@@ -153,6 +153,30 @@ def test_verification_is_beside_the_ranks_and_states_its_pairs(tmp_path):
     assert "cmc_rank_1" not in scored(tmp_path / "kept.npz", "--verification")["verification"]["metrics"]
 
 
+def test_cmc_across_cameras_leaves_out_queries_without_an_image_to_find(tmp_path):
+    """On a line. Queries: a at 0 and b at 10 in camera 1, c at 20 without another camera, d at 30 without any image.
+
+    Gallery: a at 1 in camera 1 (ignored), b at 2 and at 3 in camera 2, a at 4 in camera 2, c at 21 in camera 1
+    (ignored). For query a, b comes twice before a: rank 3. For query b, a at 4 is nearest: rank 2.
+    """
+    places = (0, 10, 20, 30, 1, 2, 3, 4, 21)
+    labels = np.array([0, 1, 2, 3, 0, 1, 1, 0, 2])
+    cameras = Groups(tuple("111112221"), are_excluded=True)
+    roles = ("query",) * 4 + ("gallery",) * 5
+    facts = {"part": "all", "dataset": "image_list", "recall_at": [1, 2, 3]}
+    rows = np.array(places, dtype=np.float32)[:, None]
+    saved = SavedEmbeddings(rows, labels, tuple("abcd"), tuple(map(str, places)), roles, facts, cameras)
+    save_embeddings(tmp_path / "kept.npz", saved)
+    report = scored(tmp_path / "kept.npz", "--verification")
+    assert list(report["protocols"]) == ["query_gallery_across_groups"]
+    rates = {name: value for name, value in report["verification"]["metrics"].items() if name.startswith("cmc")}
+    assert rates == {"cmc_rank_1": 0, "cmc_rank_2": 0.5, "cmc_rank_3": 1}
+    assert report["num_lone_queries"] == 2
+
+
+K_RECIPROCAL = "--rerank k_reciprocal:k1=20,k2=6,lambda=0.3"
+
+
 def test_refinements_are_beside_the_plain_scores_and_named(folder, tmp_path):
     other = tmp_path / "other"
     generator = np.random.default_rng(2)
@@ -182,6 +206,12 @@ def test_refinements_are_beside_the_plain_scores_and_named(folder, tmp_path):
     again = scored(kept, *rerank, *whiten)["refined"]
     assert list(again) == ["pca", "k_reciprocal", "pca+k_reciprocal"]
     assert [again[name] for name in ("pca", "k_reciprocal")] == [refined[name] for name in ("pca", "k_reciprocal")]
+    # The scored images themselves, in folders of other names.
+    for name in ("blue", "green", "red"):
+        shutil.copytree(folder / name, tmp_path / "renamed" / f"dark {name}")
+    commands.done("evaluate", *model, "--data", tmp_path / "renamed", "--save-embeddings", tmp_path / "renamed.npz")
+    said = commands.refused("evaluate", kept, "--whiten", "pca", "--whiten-on", tmp_path / "renamed.npz")
+    assert "12 of its 12 embeddings are those of images that are to be scored, the first is dark blue/0.png" in said
     shown = commands.done("evaluate", kept, "--rerank", "query_expansion:n=3").output
     assert "each query expanded by its 3 nearest images (alpha = 3)" in " ".join(shown.split())
     assert "query_expansion: another protocol; its scores do not compare with plain ones" in " ".join(shown.split())
@@ -191,10 +221,11 @@ def test_refinements_are_beside_the_plain_scores_and_named(folder, tmp_path):
     ("arguments", "message"),
     [
         (("--rerank", "k_reciprocal"), "Cure: --rerank k_reciprocal:k1=11,k2=6, or more images"),
-        (("--rerank", "reciprocal"), "'reciprocal' is not one of k_reciprocal, query_expansion"),
-        (("--rerank", "k_reciprocal:k3=1"), "'k3' is not a setting of k_reciprocal: k1, k2, lambda"),
-        (("--rerank", "k_reciprocal:k1=x"), "k1 = 'x' is not a whole number"),
-        (("--rerank", "k_reciprocal:lambda=2"), "lambda = 2 is not between 0 and 1"),
+        (("--rerank", "reciprocal"), "'reciprocal' is not one of k_reciprocal, query_expansion; did you mean"),
+        (("--rerank", "reciprocal"), f"Cure: {K_RECIPROCAL} or --rerank query_expansion:n=10,alpha=3"),
+        (("--rerank", "k_reciprocal:k3=1"), f"not a setting of k_reciprocal: k1, k2, lambda. Cure: {K_RECIPROCAL}"),
+        (("--rerank", "k_reciprocal:k1=x"), f"k1 = 'x' is not a whole number. Cure: {K_RECIPROCAL}"),
+        (("--rerank", "k_reciprocal:lambda=2"), f"lambda = 2 is not between 0 and 1. Cure: {K_RECIPROCAL}"),
         (("--rerank", "query_expansion:n=3", "--metrics", "geometry"), "Cure: --metrics retrieval"),
         (("--rerank", "query_expansion:n=3", "--codes", "binary"), "Cure: --metrics retrieval --codes float"),
         (("--whiten", "pca"), "never learned on the images that are scored. Cure: --whiten-on FILE"),

@@ -12,6 +12,7 @@ from raydml.evaluation.saved_embeddings import SavedEmbeddings, load_embeddings,
 from raydml.evaluation.scoring import MetricSpec, ScoringError, score_by_all
 from raydml.evaluation.verification import verify
 from raydml.inference.evaluate import evaluate_saved
+from raydml.metrics.names import METRIC_GROUPS
 from raydml.report.retrievals import rank_queries
 from tests.evaluation.slow_ranking import slow_scores
 from tests.evaluation.test_ranking import CLOUDS
@@ -173,6 +174,46 @@ def test_another_level_of_labels_is_scored_besides(seed, tmp_path):
     one = evaluate_saved(saved._replace(groups=Groups(("fruit",) * len(labels))), SPEC)
     assert "all images are of one group, 'fruit'" in one.protocols["group"]
     assert not [name for name in one.metrics if name.startswith("group_")]
+
+
+@pytest.mark.parametrize(
+    ("names", "protocols", "reason"),
+    [
+        ([str(number) for number in range(70)], ["leave_one_out"], "no query has another image of its group to find"),
+        ("by role", ["query_gallery"], "no query has another image of its group to find (query_gallery)"),
+        ([str(number) for number in range(70)], ["one_gallery_image"], "no label has a second image"),
+        (
+            [str(number % 2) for number in range(70)],
+            ["one_gallery_image"],
+            "recall_at goes to 5, and a query finds only 2",
+        ),
+    ],
+)
+def test_groups_that_cannot_be_scored_cost_no_other_score(names, protocols, reason):
+    rows, labels, _ = images(5)
+    roles = ["query" if number % 3 == 0 else "gallery" for number in range(70)]
+    names = roles if names == "by role" else names
+    roles = roles if protocols == ["query_gallery"] else None
+    every = SPEC._replace(groups=METRIC_GROUPS, intervals=True)
+    plain = evaluate_embeddings(rows, labels, roles, protocols, every)
+    found = evaluate_embeddings(rows, labels, roles, protocols, every, groups=Groups(tuple(names)))
+    assert found.metrics == plain.metrics
+    assert found.intervals == plain.intervals
+    sentence = found.protocols.pop("group")
+    assert sentence.startswith("by group: not scored, because ")
+    assert reason in sentence
+    assert found.protocols == plain.protocols
+
+
+def test_a_second_protocol_that_cannot_be_scored_by_group_is_left_out_alone():
+    rows, labels, _ = images(5)
+    groups = Groups(tuple(str(number % 2) for number in range(70)))
+    protocols = ["leave_one_out", "one_gallery_image"]
+    found = evaluate_embeddings(rows, labels, None, protocols, SPEC, groups=groups)
+    alone = evaluate_embeddings(rows, labels, None, protocols[:1], SPEC, groups=groups)
+    by_group = {name: value for name, value in found.metrics.items() if name.startswith("group_")}
+    assert by_group == {name: value for name, value in alone.metrics.items() if name.startswith("group_")}
+    assert "one_gallery_image not scored, because recall_at goes to 5" in found.protocols["group_one_gallery_image"]
 
 
 def test_saved_embeddings_keep_what_a_query_does_not_find(tmp_path):

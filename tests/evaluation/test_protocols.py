@@ -226,9 +226,9 @@ def test_images_that_do_not_fit_a_protocol_are_refused():
         retrieval_tasks("query_gallery", labels, ["query", "gallery", "gallery", ""])
     with pytest.raises(ProtocolError, match="0 queries, 0 gallery images and 4 images"):
         retrieval_tasks("query_gallery", labels)
-    with pytest.raises(ProtocolError, match="no class has a second image"):
+    with pytest.raises(ProtocolError, match="no label has a second image"):
         retrieval_tasks("one_gallery_image", np.arange(4))
-    with pytest.raises(ProtocolError, match="no class has a second image"):
+    with pytest.raises(ProtocolError, match="no label has a second image"):
         retrieval_tasks("one_gallery_image", np.zeros(3, int), ["", "distractor", "distractor"])
     with pytest.raises(ProtocolError, match="all 4 images are distractors"):
         retrieval_tasks("leave_one_out", labels, ["distractor"] * 4)

@@ -49,24 +49,77 @@ def test_directions_without_variance_are_left_out_and_said():
 
 @pytest.mark.parametrize("rows", [np.ones((5, 3), np.float32), np.full((5, 3), np.nan, np.float32)])
 def test_what_nothing_can_be_learned_on_is_refused(rows):
-    with pytest.raises(RetrievalError, match=r"have no variance|hold NaN"):
+    with pytest.raises(RetrievalError, match=r"(have no variance|hold NaN or infinity)\. Cure: embeddings"):
         learn_whitening(rows, "some images")
 
 
-def kept(names, part, dataset="cub200", dim=3):
-    rows = embeddings(4, dim)
+def kept(names, part, dataset="cub200", seed=0, dim=3, **facts):
+    rows = embeddings(4, dim, seed)
     labels = np.arange(4) % len(names)
-    return SavedEmbeddings(rows, labels, names, tuple("abcd"), None, {"part": part, "dataset": dataset})
+    return SavedEmbeddings(rows, labels, names, tuple("abcd"), None, {"part": part, "dataset": dataset, **facts})
+
+
+FILE = Path("val.npz")
 
 
 def test_classes_that_are_scored_are_not_learned_on():
-    scored, file = kept(("x", "y"), "test"), Path("val.npz")
-    learned = learn_on_kept(kept(("a", "b"), "val"), scored, file)
+    scored = kept(("x", "y"), "test", seed=1)
+    learned = learn_on_kept(kept(("a", "b"), "val"), scored, FILE)
     assert learned.learned_on == "val.npz: cub200, val, by an unknown model"
-    with pytest.raises(RetrievalError, match="1 of its 2 classes are to be scored, the first is 'x'"):
-        learn_on_kept(kept(("x", "b"), "val"), scored, file)
-    assert learn_on_kept(kept(("x", "b"), "val", "cars196"), scored, file), "another data set with a class of that name"
+    for dataset in ("cub200", "cars196"):
+        with pytest.raises(RetrievalError, match="1 of its 2 classes are to be scored, the first is 'x'"):
+            learn_on_kept(kept(("x", "b"), "val", dataset), scored, FILE)
     with pytest.raises(RetrievalError, match="these are test classes"):
-        learn_on_kept(kept(("a", "b"), "test", "cars196"), scored, file)
+        learn_on_kept(kept(("a", "b"), "test", "cars196"), scored, FILE)
+    with pytest.raises(RetrievalError, match=r"its embeddings have 5 dimensions, and those that are scored 3"):
+        learn_on_kept(kept(("a", "b"), "val", dim=5), scored, FILE)
     with pytest.raises(RetrievalError, match=r"3 dimensions .* have 5"):
         learned.apply(embeddings(4, 5))
+
+
+def test_the_class_of_distractors_is_no_shared_class():
+    names, roles = ("x", "(distractor)"), ("", "distractor") * 2
+    scored = kept(names, "all", seed=1)._replace(roles=roles)
+    assert learn_on_kept(kept(("a", "(distractor)"), "all")._replace(roles=roles), scored, FILE).num_images == 4
+
+
+@pytest.mark.parametrize(
+    ("dim", "factor", "is_same"),
+    [(8, 1, True), (8, 1 + 1e-6, True), (8, 1 + 1e-4, False), (3, 1, True), (3, 1 + 1e-6, False)],
+)
+def test_images_that_are_scored_are_not_learned_on_under_other_names(dim, factor, is_same):
+    """One image of the two sets is the same one; a network may have rounded it differently."""
+    scored = kept(("x", "y"), "test", seed=1, dim=dim)
+    rows = embeddings(4, dim)
+    rows[2] = (scored.embeddings[3].astype(np.float64) * factor).astype(np.float32)
+    copy = kept(("a", "b"), "all", "image_folder", dim=dim)._replace(embeddings=rows, paths=("w", "x", "y", "z"))
+    if is_same:
+        with pytest.raises(
+            RetrievalError, match=r"1 of its 4 embeddings are .* the first is y \(d among these\).*Cure"
+        ):
+            learn_on_kept(copy, scored, FILE)
+    else:
+        assert learn_on_kept(copy, scored, FILE).num_images == 4
+
+
+@pytest.mark.parametrize(
+    ("of_kept", "of_scored", "refused"),
+    [
+        ({"checkpoint": "m/a/checkpoint_3"}, {"checkpoint": "/elsewhere/m/a/checkpoint_3"}, ""),
+        ({"checkpoint": "m/a/checkpoint_3"}, {"checkpoint": "m/a/checkpoint_4"}, "by m/a/checkpoint_3, and"),
+        ({"checkpoint": "m/a/checkpoint_3"}, {}, "and those that are scored by an unknown model"),
+        ({"checkpoint": "backbone:resnet18"}, {"checkpoint": "backbone:resnet50"}, "by backbone:resnet18, and"),
+        ({"checkpoint": "a/c", "fingerprint": "p"}, {"checkpoint": "a/c", "fingerprint": "q"}, "fingerprint: 'p'"),
+        ({"checkpoint": "a/c", "fingerprint": "p"}, {"checkpoint": "a/d", "fingerprint": "p"}, "by a/c, and"),
+        ({"checkpoint": "a/c", "fingerprint": "p"}, {"checkpoint": "a/c"}, ""),
+        ({"checkpoint": "a/c", "weights": "1"}, {"checkpoint": "runs:/1/model", "weights": "1"}, ""),
+        ({"checkpoint": "a/c", "weights": "1"}, {"checkpoint": "a/c", "weights": "2"}, "weights: '1' and '2'"),
+    ],
+)
+def test_another_model_s_embeddings_are_not_learned_on(of_kept, of_scored, refused):
+    one, other = kept(("a", "b"), "val", **of_kept), kept(("x", "y"), "test", seed=1, **of_scored)
+    if refused:
+        with pytest.raises(RetrievalError, match=f"{refused}.* Cure: embeddings of other classes by"):
+            learn_on_kept(one, other, FILE)
+    else:
+        assert learn_on_kept(one, other, FILE).num_images == 4

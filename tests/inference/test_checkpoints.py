@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,8 @@ from raydml.data.seal import TestReads
 from raydml.data.splits import make_split
 from raydml.errors import ConfigError
 from raydml.evaluation.embed import embed, evaluate_embeddings
-from raydml.evaluation.saved_embeddings import concatenate, load_embeddings
+from raydml.evaluation.nearness import RetrievalError
+from raydml.evaluation.saved_embeddings import concatenate, load_embeddings, save_embeddings
 from raydml.evaluation.scoring import MetricSpec
 from raydml.images.pixels import PackedPixels, packed
 from raydml.images.preprocessing import Preprocessing
@@ -184,6 +187,36 @@ def test_whitening_of_a_checkpoint_is_learned_on_classes_that_are_not_scored(sav
         assert one.evaluation.metrics["map_at_r"] == pytest.approx(average, abs=0.004), one.name
         assert one.evaluation.metrics["recall_at_1"] == pytest.approx(recall, abs=0.006), one.name
     assert both.name == "flip+pca"
+
+
+def test_kept_whitening_is_of_the_same_weights_and_not_of_the_scored_images(saved, tmp_path):
+    """A copy of a checkpoint is the same model; another epoch of one trial is another model."""
+    folder, trial, network = saved
+    reads = TestReads(tmp_path / "reads.jsonl")
+
+    def tested(of, **settings):
+        key = reads.record(purpose="t", checkpoint=of, commit="c")
+        return evaluate_checkpoint(of, "test", MACHINE, key=key, untrained=False, **settings)
+
+    evaluate_checkpoint(folder, "val", MACHINE, untrained=False, save_to=tmp_path / "val.npz")
+    choice = RefinementChoice(whiten=True, whiten_on=tmp_path / "val.npz")
+    copy = shutil.copytree(folder, tmp_path / "elsewhere")
+    (pca,) = tested(copy, choice=choice).refined
+    assert pca.settings["pca"]["num_images"] == len(digits_of(split_of(trial).val)[1])
+    weights = network.state_dict()
+    weights[next(iter(weights))] = next(iter(weights.values())) + 1
+    card = checkpoint.load_card(folder)
+    later = checkpoint.save(tmp_path / folder.name, state={}, model_card=card, best_weights=weights)
+    with pytest.raises(RetrievalError, match=r"are by .* \(weights: '\w{16}' and '\w{16}'\)"):
+        tested(later, choice=choice)
+    # The images that are to be scored, under other names of their classes.
+    tested(folder, save_to=tmp_path / "test.npz")
+    rows = load_embeddings(tmp_path / "test.npz")
+    names = tuple(f"digit {name}" for name in rows.class_names)
+    facts = {**rows.facts, "dataset": "image_folder", "part": "all"}
+    save_embeddings(tmp_path / "val.npz", rows._replace(class_names=names, facts=facts))
+    with pytest.raises(RetrievalError, match=f"{len(rows.labels)} of its {len(rows.labels)} embeddings are those of"):
+        tested(copy, choice=choice)
 
 
 @pytest.mark.parametrize("part", ["val", "test"])

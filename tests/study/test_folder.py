@@ -19,9 +19,10 @@ from raydml.search_space.space import load_space
 from raydml.study import events
 from raydml.study import folder as study_files
 from raydml.study.description import description_of
-from raydml.study.folder import StudyError, create_study, find_study, read_study, report_to
+from raydml.study.folder import StudyError, create_study, find_study, plan_study, read_study, report_to
 from raydml.study.stages import _refuse_other_images, confirm_trials
 from raydml.training.trial_images import Catalogs, open_development
+from tests.data.own_images import write_image, write_list
 
 ROOT = Path(__file__).parents[2]
 SPACE = """
@@ -266,6 +267,62 @@ def test_a_study_keeps_what_was_cut_and_is_the_same_study_again(tmp_path):
 def test_a_k_beyond_the_validation_images_is_refused_before_anything_starts(tmp_path):
     with pytest.raises(StudyError, match="recall_at"):
         make(tmp_path, overrides=["trial.recall_at=[1, 5000]"])
+
+
+def listed_space(root):
+    """8 classes of 4 images: 3 train, 3 validate, 2 are tested. Those scored have 1 query and 3 gallery images.
+
+    In the column `camera`, 3 images of a class are by camera 0 and 1 by camera 1; in the column `one`, all by one."""
+    rows = []
+    for number in range(8):
+        part = "train" if number < 3 else "val" if number < 6 else "test"
+        for image in range(4):
+            write_image(root / f"{number}{image}.png", shade=10 * number + image)
+            role = "" if part == "train" else "query" if image == 0 else "gallery"
+            rows.append([f"{number}{image}.png", f"class{number}", part, role, str(int(image == 3)), "0"])
+    header = ("path", "label", "split", "role", "camera", "one")
+    write_list(root, rows, header)
+    (root / "list.csv").rename(root / "roles.csv")
+    write_list(root, [row[:3] + row[4:] for row in rows], header[:3] + header[4:])
+    return (SPACE % "image_list") + f"machine: {{data_root: {json.dumps(str(root))}}}\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "largest"),
+    [
+        (["trial.data.list_file=list.csv"], 7),  # the others of 2 x 4
+        (["trial.data.list_file=roles.csv"], 6),  # the gallery
+        (["trial.data.list_file=list.csv", "trial.data.group=camera", "trial.data.exclude_same=group"], 5),  # without 3
+    ],
+)
+def test_a_k_beyond_the_test_images_is_refused_before_anything_starts(tmp_path, settings, largest):
+    text = listed_space(tmp_path / "images")
+
+    def plan(k, *more):
+        return plan_study(space_at(tmp_path, text, [*settings, *more, f"trial.recall_at=[1, {k}]"]))
+
+    assert len(plan(largest, "study.finalize={top: 1}").trials) == 3
+    plan(largest + 1)  # nothing is tested
+    with pytest.raises(StudyError) as error:
+        plan(largest + 1, "study.finalize={top: 1}")
+    assert f"trial.recall_at = [1, {largest + 1}]: the test classes have 8 images" in str(error.value)
+    assert f"a query finds only {largest} images" in str(error.value)
+    assert "Cure: leave the larger k out, or raise trial.data.split.test_fraction" in str(error.value)
+
+
+def test_an_extra_test_that_cannot_be_scored_is_refused_before_anything_starts(tmp_path):
+    text = listed_space(tmp_path / "images")
+
+    def plan(column):
+        extra = f"{{name: shop, data: image_list, list_file: list.csv, group: {column}, exclude_same: group}}"
+        more = ["trial.data.list_file=list.csv", "study.finalize={top: 1}", f"trial.data.extra_tests=[{extra}]"]
+        return plan_study(space_at(tmp_path, text, more))
+
+    assert len(plan("camera").trials) == 3
+    with pytest.raises(
+        StudyError, match=r"extra_tests: shop cannot be scored: .* in another group .* Cure: exclude_same"
+    ):
+        plan("one")
 
 
 def test_trials_that_select_on_different_metrics_are_refused(tmp_path):
