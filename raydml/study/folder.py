@@ -32,10 +32,10 @@ import numpy as np
 from pydantic import ValidationError
 
 from raydml.config.refit import has_search, refit_split, trains_on_test_classes
-from raydml.config.sections import SplitSettings
+from raydml.config.sections import ExtraTest, SplitSettings
 from raydml.config.trial import Machine, StudySettings, Trial, fingerprint
 from raydml.data.benchmarks import BENCHMARK_OF
-from raydml.data.catalog import Catalog, DataError
+from raydml.data.catalog import Catalog, DataError, log_notes
 from raydml.data.digests import ImageRecord
 from raydml.data.splits import Split, make_split
 from raydml.errors import did_you_mean
@@ -331,14 +331,17 @@ def with_absolute_paths(machine: Machine, storage: Path) -> Machine:
 
 def make_splits(study: StudySettings, catalogs: Catalogs, trials: Iterable[Trial]) -> dict[str, Any]:
     """Return every split of the search, the folds and the refits, by name. Raises where a trial cannot work with it."""
+    from raydml.inference.evaluate import check_extra_test
+
     splits: dict[str, Any] = {}
     made: dict[str, Split] = {}
     checked: set[tuple[str, str, tuple[int, ...]]] = set()
+    checked_extras: set[tuple[str, ExtraTest]] = set()
     for trial in trials:  # many share a split and a sampler, and with a large data set each check takes a while
         data = trial.data
         catalog = catalogs.of(trial)
-        for extra in trial.data.extra_tests if study.finalize is not None else ():
-            catalogs.extra(extra)
+        if data.extra_tests and study.finalize is None:
+            log_notes(["data.extra_tests are not scored, because study.finalize is null"])
         for place, settings in splits_of_stages(study, data.split).items():
             name = f"{place} {_digest(settings.model_dump(mode='json'))[:8]}"
             key = f"{data.images_key()} {name}"
@@ -350,6 +353,11 @@ def make_splits(study: StudySettings, catalogs: Catalogs, trials: Iterable[Trial
             if what not in checked:
                 check_split(trial, catalog, made[key], place)
                 checked.add(what)
+            if study.finalize is not None and settings.test_fraction:
+                for extra in data.extra_tests:
+                    if (key, extra) not in checked_extras:
+                        check_extra_test(extra, catalogs.extra(extra), catalog, made[key])
+                        checked_extras.add((key, extra))
     return splits
 
 
