@@ -425,6 +425,9 @@ def _data(data: Any) -> Iterator[Problem]:
         if names.index(extra.name) < number:
             message = "is the name of two extra tests"
             yield Problem(f"data.extra_tests[{number}].name", extra.name, message, cure="rename one of them")
+        if before := [name for name in names if extra.name.startswith(f"{name}_")]:
+            message = f"begins with {before[0]}_, as the metrics of the extra test {before[0]} do"
+            yield Problem(f"data.extra_tests[{number}].name", extra.name, message, cure="rename one of them")
     split = data.split
     if split.fold is not None and split.fold >= split.num_folds:
         message = f"there are {split.num_folds} folds (num_folds), counted from 0"

@@ -1,35 +1,49 @@
 """The user's own images inside larger files (Parquet, Arrow, WebDataset tars): unpacked once a machine, then as files.
 
     <cache_dir>/unpacked-<key>/<source file>/0000123.jpg    the bytes as they are in the source
-                               list.json                    written last: path, class, group and size of each image
-                               lock                         held by the process that unpacks
+                               list.json                    path, class, group and size of each image
+                unpacked-<key>.lock                         held by the process that unpacks
+                unpacked-sources-<paths>.npz                stamp and digest of each source: it is read when it changes
 
-The key is a hash of the names, sizes and times of the sources and of what is read from them. Everything that holds for
-images in folders (digests of their bytes, packs, the seal of the test classes, refusals of damaged images) then holds
-here too. No image is decoded here, and no pickled object is ever loaded.
+The key is a hash of the paths and the bytes of the sources and of what is read from them. A folder appears when all of
+it is on the disk; one whose files no longer have their sizes is written again. Everything that holds for images in
+folders (digests of their bytes, packs, the seal of the test classes, refusals of damaged images) then holds here too.
+No image is decoded here, and no pickled object is ever loaded.
+
+`machine.max_cache_gib` does not count these folders, and nothing removes them: unlike a pack, which stays readable for
+the processes that have it open, their files are opened by path, whenever a pack is written or images do not fit into
+one.
 """
 
+import atexit
 import hashlib
 import json
+import logging
 import os
 import re
+import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from filelock import FileLock
 
 from raydml.data.catalog import DataError, ImageEntry, ImageFile, find_files, listed
+from raydml.data.digests import Sources, load_sources, read_sources, stamp_of_file
 from raydml.data.formats import suffix_of
 from raydml.data.parquet_images import PARQUET_SUFFIXES, parquet_samples
 from raydml.data.samples import Columns, Sample
 from raydml.data.webdataset_images import TAR_SUFFIXES, webdataset_samples
-from raydml.ops.files import require_space, write_whole
+from raydml.ops.files import folder_written_whole, require_space, write_whole
 from raydml.ops.progress import report_progress
 from raydml.ops.wording import counted
 
-_FORMAT = 1  # raise it when other files are written
+_logger = logging.getLogger("raydml")
+_FORMAT = 2  # raise it when other files are written
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MAX_NUM_SOURCES = 100_000
 _REPORT_EVERY = 256
@@ -72,46 +86,96 @@ def unpacked_images(
     """Return the images in the files of a container data set, which are unpacked where they have not been.
 
     kind: of CONTAINERS. path: a file, a folder or a pattern, relative to root: shards/train-{000..003}.tar,
-    data/*.parquet; None: all such files below root. cache_dir: where they are unpacked; None: in the folder of the
-    system for temporary files.
+    data/*.parquet; None: all such files below root. cache_dir: where they are unpacked; None: in a temporary
+    folder that is removed when the process ends.
 
     Raises DataError: no such file, damaged or truncated files, missing columns, values of other types; the message
     names file, column and row.
     """
     sources = _sources(kind, root, path)
-    stamps = [
-        (name, status.st_size, status.st_mtime_ns) for name, status in ((n, f.stat()) for n, f in sources.items())
-    ]
-    decisive = json.dumps([_FORMAT, kind, columns, stamps]).encode()
     parent = cache_dir or _temporary_folder()
-    folder = parent / f"unpacked-{hashlib.sha256(decisive).hexdigest()[:16]}"
     try:
-        if not (folder / "list.json").exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / "lock"):
-                if not (folder / "list.json").exists():  # another process may have unpacked it meanwhile
-                    _unpack(CONTAINERS[kind], sources, columns, folder)
-        entries = [ImageEntry(*row) for row in json.loads((folder / "list.json").read_text(encoding="utf-8"))]
-    except (OSError, TypeError, json.JSONDecodeError) as error:
+        decisive = json.dumps([_FORMAT, kind, columns, _contents(kind, sources, parent)]).encode()
+        folder = parent / f"unpacked-{hashlib.sha256(decisive).hexdigest()[:16]}"
+        if (files := _whole(folder)) is None:
+            parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder.with_name(f"{folder.name}.lock")):
+                if (files := _whole(folder, report=True)) is None:  # another process may have unpacked it meanwhile
+                    _remove(folder)
+                    with folder_written_whole(folder) as aside:
+                        _unpack(CONTAINERS[kind], sources, columns, aside)
+                    files = _whole(folder)
+    except OSError as error:
         raise DataError(
-            f"the images of {_key(kind, root, path)} cannot be unpacked into {folder}: {error}. Cure: a writable "
-            f"folder with enough space (machine.cache_dir); where {folder} is damaged, delete it"
+            f"the images of {_key(kind, root, path)} cannot be unpacked into {parent}: {error}. Cure: a writable "
+            "folder with enough space (machine.cache_dir)"
         ) from error
-    files, missing = find_files(folder, entries)
-    if missing:
-        raise DataError(f"{len(missing)} unpacked images are missing: {listed(missing)}. Cure: delete {folder}")
+    assert files is not None, "what was just unpacked is whole"
     return UnpackedImages(folder, files, len(sources))
+
+
+def _contents(kind: str, sources: Mapping[str, Path], parent: Path) -> list[tuple[str, str, str]]:
+    """Return name, path and digest of each source. A file whose stamp was kept in `parent` is not read again."""
+    paths = [os.path.realpath(file) for file in sources.values()]
+    kept = parent / f"unpacked-sources-{hashlib.sha256(json.dumps([kind, paths]).encode()).hexdigest()[:16]}.npz"
+    root = Path(os.path.commonpath([os.path.dirname(path) for path in paths]))
+
+    def known() -> Sources | None:
+        with suppress(FileNotFoundError, ValueError):  # none, or damaged: all files are read
+            return load_sources(kept, len(paths))[0]
+        return None
+
+    found = known()
+    if found is None or not np.array_equal(found.stamps, [stamp_of_file(Path(path)) for path in paths]):
+        parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(kept.with_suffix(".lock")):  # of many processes one reads
+            found = read_sources(root, paths, known())
+            found.save(kept)
+    rows = zip(sources, paths, found.digests, strict=True)
+    return [(name, path, digest.tobytes().hex()) for name, path, digest in rows]
+
+
+def _whole(folder: Path, report: bool = False) -> list[ImageFile] | None:
+    """Return the files of an unpacked folder; None where there is none, or where files or their sizes are not right.
+
+    report: warn of the latter.
+    """
+    try:
+        rows = json.loads((folder / "list.json").read_text(encoding="utf-8"))
+        files, missing = find_files(folder, [ImageEntry(*row[:-1]) for row in rows])
+        sizes = {row[0]: row[-1] for row in rows}
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, LookupError) as error:
+        wrong = [f"list.json ({error})"]
+    else:
+        wrong = missing + [file.path for file in files if file.num_bytes != sizes[file.path]]
+        if not wrong:
+            return files
+    if report:
+        _logger.warning(
+            "warning: %s of unpacked images are missing or have changed (%s); all are unpacked again into %s",
+            counted(len(wrong), "file"), listed(wrong), folder,
+        )  # fmt: skip
+    return None
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, and what a process that was killed while it unpacked left of it."""
+    for left in (folder, *folder.parent.glob(f".{folder.name}.*.partial")):
+        if left.exists():
+            shutil.rmtree(left)
 
 
 def _key(kind: str, root: Path, path: str | None) -> str:
     return f"{kind} {str(root / path) if path else str(root)!r}"
 
 
+@cache
 def _temporary_folder() -> Path:
-    folder = Path(tempfile.gettempdir()) / f"raydml-unpacked-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise DataError(f"{folder} is another user's. Cure: give machine.cache_dir")
+    """Make the folder of this process for images without a cache; it is removed when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="raydml-unpacked-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
@@ -169,7 +233,7 @@ def _unpack(kind: ContainerKind, sources: dict[str, Path], columns: Columns, fol
         for sample in kind.samples(file, columns):
             path = f"{name}/{sample.number:07d}{_suffix(sample)}"
             (folder / path).write_bytes(sample.image)
-            rows.append([path, sample.label, "", "", [], sample.group])
+            rows.append([path, sample.label, "", "", [], sample.group, len(sample.image)])
             seen.setdefault(type(sample.label).__name__, path)
             if len(rows) % _REPORT_EVERY == 0:
                 report_progress("unpacking", number, len(sources), "files")
@@ -182,6 +246,7 @@ def _unpack(kind: ContainerKind, sources: dict[str, Path], columns: Columns, fol
         )
     _name_numbers(rows, 1)
     _name_numbers(rows, 5)
+    os.sync()  # once for all images: the list says that they are there
     write_whole(folder / "list.json", json.dumps(rows), fsync=True)
 
 

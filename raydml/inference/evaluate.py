@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raydml.config.refit import trains_on_test_classes, validates
+from raydml.config.sections import ExtraTest
 from raydml.config.trial import Machine, Trial, parse_trial
 from raydml.data.benchmarks import BENCHMARK_OF
 from raydml.data.catalog import WITHOUT_FILES, Catalog, DataError, Groups, digests_of_files, listed
@@ -29,7 +31,7 @@ from raydml.evaluation.embed import (
     lone_queries_miss,
     metric_spec_of,
 )
-from raydml.evaluation.protocols import DISTRACTOR, protocols_of
+from raydml.evaluation.protocols import DISTRACTOR, ProtocolError, num_lone_queries, protocols_of, retrieval_tasks
 from raydml.evaluation.refinements import Refinements, evaluate_refinements
 from raydml.evaluation.reranking import Rerank
 from raydml.evaluation.saved_embeddings import SavedEmbeddings, load_embeddings, save_embeddings
@@ -43,6 +45,7 @@ from raydml.images.preprocessing import Preprocessing
 from raydml.inference.export import load_checkpoint
 from raydml.inference.footprint import measure_footprint
 from raydml.models.network import build_network
+from raydml.ops.wording import counted
 from raydml.training.parts import plain_network_arguments
 from raydml.training.randomness import seed_for
 from raydml.training.trial_images import Catalogs, open_development, open_test, split_for, storage_for
@@ -211,54 +214,139 @@ def evaluate_checkpoint(
     return found._replace(num_left_out=len(images.skipped))
 
 
-def evaluate_extra_tests(
+def evaluate_extra_test(
     checkpoint_folder: Path,
+    name: str,
     machine: Machine,
     *,
-    key_of: Callable[[str], TestKey],
+    key: TestKey,
     device: str | None = None,
     untrained: bool = True,
     spec: MetricSpec | None = None,
     catalogs: Catalogs | None = None,
-) -> dict[str, Evaluation]:
-    """Score a checkpoint's best weights on each extra test of its trial: name -> evaluation.
+) -> Evaluation:
+    """Score a checkpoint's best weights on the extra test of its trial with this name, with which all names begin.
 
-    key_of: records the read of a named test and returns the key that opens it. All names in an evaluation begin with
-    that of its test. The k of Recall@k that a smaller test has no images for are left out. The rest as in
-    `evaluate_checkpoint`.
+    The k of Recall@k that a query has no images for are left out, and Recall@1 stays. Copies of development images are
+    counted in a sentence of the protocols. The rest as in `evaluate_checkpoint`.
+
+    Raises DataError: see `check_extra_test`; the images may have changed since the study began.
     """
     model = load_checkpoint(checkpoint_folder)
     trial = parse_trial(model.card["trial"])
+    (extra,) = [one for one in trial.data.extra_tests if one.name == name]
     catalogs = catalogs or Catalogs(machine)
     spec = spec or metric_spec_of(trial)
     networks = {"": model.network}
     if untrained:
         seed = seed_for(trial.seed, "network_init")
         networks["untrained_"] = build_network(**plain_network_arguments(trial), weights=trial.model.weights, seed=seed)
-    found = {}
-    for extra in trial.data.extra_tests:
-        catalog = catalogs.extra(extra)
-        storage = replace(storage_for(model.preprocessing, machine), record=catalogs.record)
-        images = load_test(catalog, Split((), (), _classes_of(catalog)), storage, key=key_of(extra.name))
-        names = tuple(catalog.class_names[number] for number in _classes_of(catalog))
-        facts = {"dataset": catalog.name, "part": "test", **_scored_by(catalog, images.roles, images.groups)}
-        whole = Evaluation({}, {}, {}, num_left_out=len(images.skipped))
-        for prefix, network in networks.items():
-            run_on = device or device_of(machine)
-            rows = embed_as_trained(trial, machine, run_on, model.preprocessing, images.pixels, network)
-            saved = SavedEmbeddings(rows, images.labels, names, images.paths, images.roles, facts, images.groups)
-            one = spec._replace(
-                recall_at=tuple(k for k in spec.recall_at if k < len(rows)) or (1,),
-                intervals=spec.intervals and not prefix,
-            )
-            scored = evaluate_saved(saved, one, run_on)
-            whole.metrics.update({f"{prefix}{extra.name}_{name}": value for name, value in scored.metrics.items()})
-            whole.intervals.update({f"{extra.name}_{name}": bounds for name, bounds in scored.intervals.items()})
-            if not prefix:
-                sentences = {f"{extra.name}_{name}": f"{extra.name}: {text}" for name, text in scored.protocols.items()}
-                whole = whole._replace(protocols=sentences, num_lone_queries=scored.num_lone_queries)
-        found[extra.name] = whole
-    return found
+    catalog = catalogs.extra(extra)
+    storage = replace(storage_for(model.preprocessing, machine), record=catalogs.record)
+    images = load_test(catalog, Split((), (), _classes_of(catalog)), storage, key=key)
+    num_found = _checked_num_found(extra, images.labels, images.roles, images.groups, catalog.protocols)
+    names = tuple(catalog.class_names[number] for number in _classes_of(catalog))
+    facts = {"dataset": catalog.name, "part": "test", **_scored_by(catalog, images.roles, images.groups)}
+    spec = spec._replace(recall_at=tuple(k for k in spec.recall_at if k <= num_found) or (1,))
+    whole = Evaluation({}, {}, {}, num_left_out=len(images.skipped))
+    run_on = device or device_of(machine)
+    for prefix, network in networks.items():
+        rows = embed_as_trained(trial, machine, run_on, model.preprocessing, images.pixels, network)
+        saved = SavedEmbeddings(rows, images.labels, names, images.paths, images.roles, facts, images.groups)
+        scored = evaluate_saved(saved, spec._replace(intervals=spec.intervals and not prefix), run_on)
+        whole.metrics.update({f"{prefix}{name}_{metric}": value for metric, value in scored.metrics.items()})
+        whole.intervals.update({f"{name}_{metric}": bounds for metric, bounds in scored.intervals.items()})
+        if not prefix:
+            sentences = {f"{name}_{key}": f"{name}: {text}" for key, text in scored.protocols.items()}
+            whole = whole._replace(protocols=sentences, num_lone_queries=scored.num_lone_queries)
+    if num_shared := _num_in_development(images, trial, machine, catalogs):
+        whole.protocols[f"{name}_shared"] = (
+            f"{name}: {num_shared:,} of {counted(len(images.paths), 'image')} are byte for byte among the development "
+            "images of the trial, so these scores are not those of unseen images alone"
+        )
+    return whole
+
+
+def _num_in_development(images: Images, trial: Trial, machine: Machine, catalogs: Catalogs) -> int:
+    """Count the images whose bytes are those of an image that trained or validated in the trial."""
+    if images.digests is None:
+        return 0
+    opened = open_development(trial, machine, augmented=False, catalogs=catalogs)
+    known = {row.tobytes() for part in (opened.train, opened.val) if part.digests is not None for row in part.digests}
+    return sum(row.tobytes() in known for row in images.digests if row.any())  # zeros: not read
+
+
+def check_extra_test(extra: ExtraTest, catalog: Catalog, own: Catalog, split: Split) -> None:
+    """Raise DataError for an extra test that cannot be scored: the catalogs are enough, no image is opened.
+
+    Such are images of fewer than two classes, roles that fit no protocol, images or groups among which no query has
+    another one to find, and files that train or validate. own, split: of the trial, and its parts.
+    """
+    rows = np.flatnonzero(np.isin(catalog.labels, _classes_of(catalog)))
+    development = np.flatnonzero(np.isin(own.labels, [*split.train, *split.val]))
+    if shared := _real_paths(catalog, rows) & _real_paths(own, development):
+        raise DataError(
+            f"data.extra_tests: {extra.name}: {len(shared):,} of its {counted(len(rows), 'image')} train or validate "
+            f"in the trial: {listed(sorted(shared), 3)}. Cure: other images in root = {extra.root!r}, such as those of "
+            "classes that do not train"
+        )
+    roles = None if catalog.roles is None else [catalog.roles[row] for row in rows]
+    groups = None if catalog.groups is None else catalog.groups.select(rows)
+    _checked_num_found(extra, catalog.labels[rows], roles, groups, catalog.protocols)
+
+
+def _real_paths(catalog: Catalog, rows: NDArray[np.int64]) -> set[str]:
+    """Return the real path of each image with these numbers; links of folders are followed. None without files."""
+    if catalog.root is None:
+        return set()
+    root = catalog.root
+    paths = [os.path.split(catalog.paths[row]) for row in rows.tolist()]
+    folders = {folder: os.path.realpath(root / folder) for folder in {folder for folder, _ in paths}}
+    return {os.path.join(folders[folder], name) for folder, name in paths}
+
+
+def _checked_num_found(
+    extra: ExtraTest,
+    labels: NDArray[np.int64],
+    roles: Sequence[str] | None,
+    groups: Groups | None,
+    declared: Sequence[str],
+) -> int:
+    """Return how many images every query finds under every protocol. Raises DataError as `check_extra_test` does."""
+
+    def refuse(reason: str, cure: str) -> NoReturn:
+        raise DataError(f"data.extra_tests: {extra.name}: {reason}. Cure: {cure}, or leave this extra test out")
+
+    where = f"the images in root = {extra.root!r}"
+    if (num_classes := len(np.unique(labels))) < 2:
+        refuse(f"{where} are of {counted(num_classes, 'class', 'classes')}", "images of two classes at least")
+    num_found = []
+    for protocol in protocols_of(roles, declared, groups):
+        try:
+            tasks = retrieval_tasks(protocol, labels, roles, groups)
+        except ProtocolError as error:
+            refuse(f"{where}: {error}", "give each image a role in the column role, or none")
+        num_found += [task.num_found for task in tasks]
+        if num_lone_queries(protocol, labels, roles, groups) == len(tasks[0].queries):
+            among = " in another group" if groups is not None and groups.are_excluded else ""
+            cure = "classes with two images at least" + (", or exclude_same: nothing" if among else "")
+            refuse(f"{where}: no query has another image of its class{among} to find", cure)
+    if min(num_found) < 1:
+        refuse(
+            f"{where}: a query has no image to search, because all of the gallery are of its class and group "
+            f"(exclude_same: {extra.exclude_same})",
+            "a gallery of several groups, or exclude_same: nothing",
+        )
+    if groups is not None and not groups.are_excluded and len(set(groups.names)) > 1:
+        of_group = np.unique(np.array(groups.names, dtype=np.str_), return_inverse=True)[1].astype(np.int64)
+        for protocol in protocols_of(roles, declared):
+            num_queries = len(retrieval_tasks(protocol, of_group, roles)[0].queries)
+            if num_lone_queries(protocol, of_group, roles) == num_queries:
+                refuse(
+                    f"group = {extra.group!r}: no query has another image of its group to find, in {where}",
+                    "another group, or group: null",
+                )
+    return min(num_found)
 
 
 def refuse_absent_part(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from raydml.data.catalog import DataError
+from raydml.data.catalog import DataError, log_notes
 
 # Where the number of choices changes with every draw, random numbers below this are taken modulo that number. It is so
 # large that the smaller remainders are too frequent by less than one part in 10^12.
@@ -167,11 +167,13 @@ class ClassIndex:
     labels: (N,) whole numbers, not necessarily consecutive. rows: the images to use, ascending; all by default.
     labels_present: (C,) the label of each class. counts: (C,) images of each. order: int64 row numbers by class, in
     ascending order within it; class c has order[starts[c] : starts[c] + counts[c]]. num_images: N, rows or not.
+    num_shared: the last so many classes are groups of classes with one image, see `index_for_groups`.
     Raises DataError for labels that are not one whole number an image, and where there is no image.
     """
 
-    def __init__(self, labels: np.ndarray, rows: np.ndarray | None = None) -> None:
+    def __init__(self, labels: np.ndarray, rows: np.ndarray | None = None, *, num_shared: int = 0) -> None:
         labels = np.asarray(labels)
+        self.num_shared = num_shared
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
             raise DataError(
                 f"sampler: labels of shape {labels.shape} and type {labels.dtype} are no labels; give one whole "
@@ -195,9 +197,18 @@ class ClassIndex:
         return self.order[self.starts[classes][:, None] + numbers % self.counts[classes][:, None]]
 
     def with_replacement(self, classes: np.ndarray, num_images: int, generator: np.random.Generator) -> np.ndarray:
-        """Draw independently from each class: classes (V,) -> row numbers (V, num_images)."""
+        """Draw independently from each class: classes (V,) -> row numbers (V, num_images).
+
+        Without replacement from groups of classes with one image: a positive pair there would be an image with itself.
+        """
         counts = self.counts[classes][:, None]
-        return self.images(classes, generator.integers(counts, size=(len(classes), num_images)))
+        images = self.images(classes, generator.integers(counts, size=(len(classes), num_images)))
+        if self.num_shared:
+            is_shared = classes >= len(self) - self.num_shared
+            shared = classes[is_shared]
+            numbers = distinct_numbers(self.counts[shared], np.full(len(shared), num_images), generator)
+            images[is_shared] = self.images(shared, numbers.reshape(-1, num_images))
+        return images
 
     def distinct_if_enough(self, classes: np.ndarray, num_images: int, generator: np.random.Generator) -> np.ndarray:
         """Draw different images from a class of at least num_images, with replacement from a smaller one.
@@ -211,6 +222,50 @@ class ClassIndex:
         images[enough] = self.images(classes[enough], numbers.reshape(-1, num_images))
         images[~enough] = self.with_replacement(classes[~enough], num_images, generator)
         return images
+
+
+def index_for_groups(labels: np.ndarray, images_per_class: int, num_needed: int) -> ClassIndex:
+    """Return the index for batches of groups of images_per_class images of a class each, of which a batch needs some.
+
+    labels: (N,) whole numbers. num_needed: groups of different classes in a batch. A class with one image would be
+    repeated in its group, and its positive pairs would be that image with itself, which any network solves. Such
+    classes share groups instead, as if several were one class: each image then has one place in a batch, and is a
+    negative of all others. There are as many shared groups as other classes at most, so that half the groups have
+    positive pairs, or what a batch needs beside these classes. Fewer such images than one group has are left out.
+
+    Where every class has one image, or a group has one, nothing is shared: an image is then the only positive of
+    itself, in another crop. Data without such classes has the plain index.
+    """
+    index = ClassIndex(labels)
+    num_lone = int((index.counts == 1).sum())
+    num_others = len(index) - num_lone
+    if not num_lone or not num_others or images_per_class == 1:
+        return index
+    labels = np.asarray(labels)
+    is_lone = np.isin(labels, index.labels_present[index.counts == 1])
+    if num_lone < images_per_class:
+        log_notes(
+            [
+                f"{num_lone} of {len(index):,} training classes have one image, too few for a group of "
+                f"{images_per_class} in a batch: they are left out of the batches"
+            ]
+        )
+        return ClassIndex(labels, np.flatnonzero(~is_lone))
+    num_shared = min(num_lone // images_per_class, max(num_others, num_needed - num_others))
+    alone = np.flatnonzero(is_lone)
+    alone = alone[np.argsort(labels[alone], kind="stable")]
+    shared = labels.astype(np.int64)
+    shared[alone] = labels.max() + 1 + np.arange(num_lone) * num_shared // num_lone
+    return ClassIndex(shared, num_shared=num_shared)
+
+
+def most_groups(labels: np.ndarray, images_per_class: int) -> int:
+    """Return how many groups of different classes a batch has at most, see `index_for_groups`."""
+    counts = np.unique(labels, return_counts=True)[1]
+    num_lone = int((counts == 1).sum())
+    if num_lone == len(counts) or images_per_class == 1:
+        return len(counts)
+    return len(counts) - num_lone + num_lone // images_per_class
 
 
 class ShuffledClasses:
@@ -342,8 +397,13 @@ def refuse_few_classes(index: ClassIndex, num_needed: int, images_per_class: int
             cure = "give training data of at least two classes"
         raise DataError(
             f"sampler.batch_size = {num_needed * images_per_class} of {images_per_class} images a class needs "
-            f"{num_needed} classes a batch, but there are only {len(index)} training classes; {cure}"
+            f"{num_needed} classes a batch, but there are only {len(index)} training classes{in_words(index)}; {cure}"
         )
+
+
+def in_words(index: ClassIndex) -> str:
+    """Return how classes with one image are counted, for a message; nothing where they are not shared."""
+    return f", those with one image taken as {index.num_shared}" if index.num_shared else ""
 
 
 def cut_groups(
@@ -358,7 +418,7 @@ def cut_groups(
     batch_size, per_class = settings["batch_size"], settings["images_per_class"]
     fewer_images = min(per_class, max(1, int(counts.sum()) // 2)) if all_different else per_class
     limits = [batch_size // per_class]
-    limits += [len(counts)] if each_class_once else []
+    limits += [most_groups(labels, fewer_images)] if each_class_once else []
     limits += [int(counts.sum()) // fewer_images] if all_different else []
     num_groups = max(2, min(limits))
     too_large = all_different and batch_size > counts.sum()

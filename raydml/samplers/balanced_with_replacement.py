@@ -6,13 +6,13 @@ import numpy as np
 from pydantic import Field
 
 from raydml.samplers._base import (
-    ClassIndex,
     EpochPlan,
     Sampler,
     classes_in_batch,
     cut_groups,
     distinct_numbers,
     full_batches,
+    index_for_groups,
     make_plan,
     refuse_few_classes,
 )
@@ -24,7 +24,7 @@ class BalancedWithReplacement(Sampler):
     The release takes 75 images, 25 a class on CUB and Cars, 5 on SOP and In-Shop. labels: (N,) whole numbers. A batch
     has P = floor(batch_size / images_per_class) classes, one after the other, so that the attribute
     batch_size = P * images_per_class may be below the setting. An epoch has floor(N / the setting) batches. An epoch
-    may miss classes and images.
+    may miss classes and images. Classes with one image share groups without replacement, see `index_for_groups`.
 
     Raises DataError for fewer classes than P, for P < 2, and for fewer images than batch_size.
     """
@@ -36,8 +36,8 @@ class BalancedWithReplacement(Sampler):
         batch_size: Annotated[int, Field(ge=2, description="images in a batch")] = 75,
         images_per_class: Annotated[int, Field(ge=1, description="images of a class in a batch")] = 25,
     ) -> None:
-        self._index = ClassIndex(labels)
         self._per_batch = classes_in_batch(batch_size, images_per_class, exact=False)
+        self._index = index_for_groups(labels, images_per_class, self._per_batch)
         refuse_few_classes(self._index, self._per_batch, images_per_class)
         self.images_per_class = images_per_class
         self.batch_size = self._per_batch * images_per_class

@@ -6,7 +6,16 @@ import numpy as np
 from pydantic import Field
 
 from raydml.data.catalog import DataError
-from raydml.samplers._base import ClassIndex, EpochPlan, Sampler, ShuffledClasses, in_rounds, make_plan
+from raydml.samplers._base import (
+    EpochPlan,
+    Sampler,
+    ShuffledClasses,
+    in_rounds,
+    in_words,
+    index_for_groups,
+    make_plan,
+    most_groups,
+)
 
 
 class ClassBalanced(Sampler):
@@ -16,7 +25,7 @@ class ClassBalanced(Sampler):
     their numbers of visits differ by at most one. The images of a class come from permutations in the same way, which
     continue across epochs: a class with n >= K images shows each of them once before any twice, and never one twice in
     a batch (its first ceil(n / K) visits show all). A class with n < K images is repeated: each visit shows all n, and
-    the K - n repetitions count as duplicates.
+    the K - n repetitions count as duplicates. Classes with one image share groups of K, see `index_for_groups`.
     batches_per_epoch None: max(ceil(N / (P * K)), ceil(C / P)): one pass over the images or the classes.
 
     Departures from the reference samplers, which draw classes independently for each batch (no class is sure to
@@ -35,12 +44,12 @@ class ClassBalanced(Sampler):
             int | None, Field(ge=1, description="length of an epoch; null: to show every class and about every image")
         ] = None,
     ) -> None:
-        index = ClassIndex(labels)
+        index = index_for_groups(labels, images_per_class, classes_per_batch)
         counts = index.counts
         if len(counts) < classes_per_batch:
             raise DataError(
                 f"sampler.classes_per_batch = {classes_per_batch}, but there are only {len(counts)} training "
-                f"classes; give at most {len(counts)}"
+                f"classes{in_words(index)}; give at most {len(counts)}"
             )
         self.classes_per_batch = classes_per_batch
         self.images_per_class = images_per_class
@@ -58,7 +67,8 @@ class ClassBalanced(Sampler):
     @classmethod
     def cut_to(cls, labels: np.ndarray, **settings: Any) -> dict[str, Any]:
         # Not the images of a class: a class with fewer repeats them, each time in another crop.
-        return {**settings, "classes_per_batch": min(settings["classes_per_batch"], max(2, len(np.unique(labels))))}
+        most = most_groups(labels, settings["images_per_class"])
+        return {**settings, "classes_per_batch": min(settings["classes_per_batch"], max(2, most))}
 
     def plan(self, generator: np.random.Generator) -> EpochPlan:
         """The batches of the next epoch. Advances the cursors and the generator; same states, same plan."""

@@ -8,13 +8,13 @@ from pydantic import Field
 from raydml.data.catalog import DataError
 from raydml.samplers._base import (
     NUM_NUMBERS,
-    ClassIndex,
     EpochPlan,
     Sampler,
     classes_in_batch,
     cut_groups,
     full_batches,
     group_classes,
+    index_for_groups,
     make_plan,
 )
 
@@ -23,7 +23,8 @@ class ClassGroups(Sampler):
     """Groups of images of a class, each of another class than the two groups before it; MIC's main task.
 
     labels: (N,) whole numbers. The class of a group is uniform among the others, images are uniform with replacement: a
-    class may come again in the same batch, three groups later or more, and an image twice. An epoch has
+    class may come again in the same batch, three groups later or more, and an image twice. Classes with one image share
+    groups without replacement, see `index_for_groups`. An epoch has
     floor(N / batch_size) batches; neither classes nor images are sure to come in it. There is no
     state, as in the release, whose loading processes begin each epoch with a copy of the same state.
 
@@ -43,8 +44,8 @@ class ClassGroups(Sampler):
         batch_size: Annotated[int, Field(ge=2, description="images in a batch")] = 112,
         images_per_class: Annotated[int, Field(ge=2, description="images in a group")] = 4,
     ) -> None:
-        self._index = ClassIndex(labels)
         classes_in_batch(batch_size, images_per_class, exact=True)
+        self._index = index_for_groups(labels, images_per_class, 3)
         if len(self._index) < 3:
             raise DataError(
                 f"sampler: groups differ in class from the two before them, which takes 3 classes, and there are "

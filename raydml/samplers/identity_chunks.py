@@ -7,13 +7,13 @@ from pydantic import Field
 
 from raydml.samplers._base import (
     NUM_NUMBERS,
-    ClassIndex,
     EpochPlan,
     Sampler,
     ShuffledClasses,
     classes_in_batch,
     cut_groups,
     earlier_visits,
+    index_for_groups,
     make_plan,
     refuse_few_classes,
 )
@@ -24,9 +24,10 @@ class IdentityChunks(Sampler):
 
     Called RandomIdentitySampler in the release. labels: (N,) whole numbers. Each class is shuffled and cut into chunks
     of images_per_class, the rest is left out; a class with fewer images is one chunk, all its images and some of them
-    again. When fewer than P = floor(batch_size / images_per_class) classes have chunks left, all are shuffled and cut
-    anew. This continues across epochs: an epoch may begin in the middle of a round. At the end of a round chunks of
-    large classes are left, so part of their images is not shown.
+    again; classes with one image share chunks, see `index_for_groups`. When fewer than
+    P = floor(batch_size / images_per_class) classes have chunks left, all are shuffled and cut anew. This continues
+    across epochs: an epoch may begin in the middle of a round. At the end of a round chunks of large classes are left,
+    so part of their images is not shown.
     batches_per_epoch None: ceil(N / batch size), about one pass. The attribute batch_size is P * images_per_class.
 
     Departure from the release, which has one endless epoch. Raises DataError for fewer classes than P and for P < 2.
@@ -42,8 +43,8 @@ class IdentityChunks(Sampler):
             int | None, Field(ge=1, description="length of an epoch; null: about one pass over the images")
         ] = None,
     ) -> None:
-        self._index = ClassIndex(labels)
         self._per_batch = classes_in_batch(batch_size, images_per_class, exact=False)
+        self._index = index_for_groups(labels, images_per_class, self._per_batch)
         refuse_few_classes(self._index, self._per_batch, images_per_class)
         self.images_per_class = images_per_class
         self.batch_size = self._per_batch * images_per_class

@@ -6,11 +6,11 @@ import numpy as np
 from pydantic import Field
 
 from raydml.samplers._base import (
-    ClassIndex,
     EpochPlan,
     Sampler,
     classes_in_batch,
     cut_groups,
+    index_for_groups,
     make_plan,
     refuse_few_classes,
 )
@@ -20,7 +20,8 @@ class RandomIdentity(Sampler):
     """Each class once an epoch, in random order, with a few of its images; batches are cut from that list.
 
     From Wang's Deep_Metric code (its FastRandomIdentitySampler). labels: (N,) whole numbers. The images
-    of a class are different where it has enough of them, else all are drawn with replacement. An epoch shows only
+    of a class are different where it has enough of them, else all are drawn with replacement. Classes with one image
+    share groups of images_per_class, see `index_for_groups`, and not all of them come in an epoch. An epoch shows only
     images_per_class images of a class: CUB's 100 classes, 5 images each, are 6 batches of 80.
     drop_last: whether the last batch is left out, which is smaller than batch_size and may be of a single class.
 
@@ -37,8 +38,8 @@ class RandomIdentity(Sampler):
         images_per_class: Annotated[int, Field(ge=1, description="images of a class in a batch")] = 5,
         drop_last: Annotated[bool, Field(description="leave out the last, smaller batch of an epoch")] = True,
     ) -> None:
-        self._index = ClassIndex(labels)
         per_batch = classes_in_batch(batch_size, images_per_class, exact=True)
+        self._index = index_for_groups(labels, images_per_class, per_batch)
         if drop_last:
             refuse_few_classes(self._index, per_batch, images_per_class)
         else:

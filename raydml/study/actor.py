@@ -26,7 +26,7 @@ from raydml.evaluation.scoring import MetricSpec
 from raydml.inference.evaluate import (
     Evaluation,
     evaluate_checkpoint,
-    evaluate_extra_tests,
+    evaluate_extra_test,
     evaluate_saved,
     refuse_absent_part,
 )
@@ -367,10 +367,10 @@ def evaluate_remotely(
 ) -> dict[str, Any]:
     """Evaluate a checkpoint's best weights and its untrained network on the validation and the test classes.
 
-    Returns ``val`` and ``test``, all metrics by name, ``protocols``, the sentence of each test protocol,
-    ``num_left_out``, the number of unreadable test images, ``num_lone_queries``, that of test queries without an image
-    of their class to find, ``extra_tests``, the names of the extra tests that were read as well, and ``footprint``,
-    what the network takes to embed an image; ``val`` is empty for a trial without validation classes.
+    Returns ``val`` and ``test``, all metrics by name, ``protocols``, the sentence of each test protocol and of each
+    extra test that is not scored, ``num_left_out``, the number of unreadable test images, ``num_lone_queries``, that of
+    test queries without an image of their class to find, ``extra_tests``, the names of the extra tests, and
+    ``footprint``, what the network takes to embed an image; ``val`` is empty for a trial without validation classes.
     This process, which opens the test images, first records that. The embeddings of the test images are stored in the
     file `embeddings`.
     """
@@ -389,29 +389,35 @@ def evaluate_remotely(
     val = {}
     if validates(trial):
         val = _with_less_memory(partial(evaluate, "val"), here).metrics
-    key = files.reads().record(purpose="finalize", checkpoint=folder, commit=commit)
     stored.parent.mkdir(parents=True, exist_ok=True)
-    test = _with_less_memory(partial(evaluate, "test", key=key, save_to=stored, footprint=True), here)
-    extra = evaluate_extra_tests(
-        local,
-        here,
-        key_of=lambda name: files.reads().record(
-            purpose=f"finalize: extra test {name}", checkpoint=folder, commit=commit
-        ),
-        device=device,
-        spec=spec,
-        catalogs=catalogs,
-    )
+
+    def test(machine: Machine) -> Evaluation:
+        key = files.reads().record(purpose="finalize", checkpoint=folder, commit=commit)  # opens the images once
+        return evaluate("test", machine, key=key, save_to=stored, footprint=True)
+
+    def extra_test(name: str, machine: Machine) -> Evaluation:
+        key = files.reads().record(purpose=f"finalize: extra test {name}", checkpoint=folder, commit=commit)
+        return evaluate_extra_test(local, name, machine, key=key, device=device, spec=spec, catalogs=catalogs)
+
+    tested = _with_less_memory(test, here)
+    metrics, sentences = dict(tested.metrics), dict(tested.protocols)
+    names = [extra.name for extra in trial.data.extra_tests]
+    for name in names:
+        try:
+            found = _with_less_memory(partial(extra_test, name), here)
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:  # the scores of the test classes stay
+            reason = str(error) or type(error).__name__
+            logger.warning("warning: %s: the extra test %s is not scored: %s", folder, name, reason)
+            sentences[f"{name}_not_scored"] = f"{name}: not scored for {stored.stem}, because {reason}"
+            continue
+        metrics |= found.metrics
+        sentences |= found.protocols
     files.share(record.folder)
     files.push(stored)
     for copy in (local, stored):
         files.tidy(copy)
-    counts = {"num_left_out": test.num_left_out, "num_lone_queries": test.num_lone_queries}
-    more = {**counts, "extra_tests": list(extra), "footprint": test.footprint}
-    metrics, sentences = dict(test.metrics), dict(test.protocols)
-    for found in extra.values():
-        metrics |= found.metrics
-        sentences |= found.protocols
+    counts = {"num_left_out": tested.num_left_out, "num_lone_queries": tested.num_lone_queries}
+    more = {**counts, "extra_tests": names, "footprint": tested.footprint}
     return {"val": val, "test": metrics, "protocols": sentences, **more}
 
 

@@ -32,10 +32,10 @@ import numpy as np
 from pydantic import ValidationError
 
 from raydml.config.refit import has_search, refit_split, trains_on_test_classes
-from raydml.config.sections import SplitSettings
+from raydml.config.sections import ExtraTest, SplitSettings
 from raydml.config.trial import Machine, StudySettings, Trial, fingerprint
 from raydml.data.benchmarks import BENCHMARK_OF
-from raydml.data.catalog import Catalog, DataError
+from raydml.data.catalog import Catalog, DataError, log_notes
 from raydml.data.digests import ImageRecord
 from raydml.data.splits import Split, make_split
 from raydml.errors import did_you_mean
@@ -331,12 +331,17 @@ def with_absolute_paths(machine: Machine, storage: Path) -> Machine:
 
 def make_splits(study: StudySettings, catalogs: Catalogs, trials: Iterable[Trial]) -> dict[str, Any]:
     """Return every split of the search, the folds and the refits, by name. Raises where a trial cannot work with it."""
+    from raydml.inference.evaluate import check_extra_test
+
     splits: dict[str, Any] = {}
     made: dict[str, Split] = {}
     checked: set[tuple[str, str, tuple[int, ...]]] = set()  # what a check depends on, of either kind
+    checked_extras: set[tuple[str, ExtraTest]] = set()
     for trial in trials:  # many share a split and a sampler, and with a large data set each check takes a while
         data = trial.data
         catalog = catalogs.of(trial)
+        if data.extra_tests and study.finalize is None:
+            log_notes(["data.extra_tests are not scored, because study.finalize is null"])
         for place, settings in splits_of_stages(study, data.split).items():
             name = f"{place} {_digest(settings.model_dump(mode='json'))[:8]}"
             key = f"{data.images_key()} {name}"
@@ -348,11 +353,15 @@ def make_splits(study: StudySettings, catalogs: Catalogs, trials: Iterable[Trial
             if what not in checked:
                 check_split(trial, catalog, made[key], place)
                 checked.add(what)
-            extra = data.model_dump_json(include={"extra_tests"})
-            tested = (data.images_key(), extra, (*trial.recall_at, *made[key].test))
+            tested = (data.images_key(), "", (*trial.recall_at, *made[key].test))
             if study.finalize is not None and tested not in checked:
-                check_tests(trial, catalog, made[key], catalogs)
+                check_test(trial, catalog, made[key])
                 checked.add(tested)
+            if study.finalize is not None and settings.test_fraction:
+                for extra in data.extra_tests:
+                    if (key, extra) not in checked_extras:
+                        check_extra_test(extra, catalogs.extra(extra), catalog, made[key])
+                        checked_extras.add((key, extra))
     return splits
 
 
@@ -441,25 +450,13 @@ def check_split(trial: Trial, catalog: Catalog, split: Split, place: str = "sear
         _refuse_unscorable(trial, catalog, split.val, "val")
 
 
-def check_tests(trial: Trial, catalog: Catalog, split: Split, catalogs: Catalogs) -> None:
-    """Raise StudyError where the sealed classes, one of their lists, or an extra test cannot be scored at the end.
+def check_test(trial: Trial, catalog: Catalog, split: Split) -> None:
+    """Raise StudyError where the sealed classes, or one of their lists, cannot be scored at the end.
 
     What the labels, roles and groups say is enough for it; no image is opened.
     """
     if split.test:
         _refuse_unscorable(trial, catalog, split.test, "test")
-    for extra in trial.data.extra_tests:
-        found = catalogs.extra(extra)
-        is_test = (
-            np.ones(len(found.labels), dtype=bool)
-            if found.given_split is None
-            else np.array(found.given_split) == "test"
-        )
-        if reason := _reason(found, np.isin(found.labels, found.labels[is_test]), (1,), found.protocols):
-            raise StudyError(
-                f"trial.data.extra_tests: {extra.name} cannot be scored: {reason}. Cure: "
-                f"{_cure_of_unscorable(found, 'it')}, or leave this test out"
-            )
 
 
 def _refuse_unscorable(trial: Trial, catalog: Catalog, classes: Sequence[int], part: Literal["val", "test"]) -> None:

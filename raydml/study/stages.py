@@ -552,7 +552,8 @@ def finalize(session: StudySession) -> None:
                 "validation": _intervals(runs, "val", ""),
                 "untrained_validation": _intervals(runs, "val", "untrained_"),
                 "ensemble": ensemble,
-                "protocols": next((run["protocols"] for run in (*runs.values(), *refits.values())), {}),
+                # all have the same, but for extra tests that are not scored for one of them
+                "protocols": {k: v for run in (*runs.values(), *refits.values()) for k, v in run["protocols"].items()},
                 "refit": winner["refit"] and _tested_refit(winner["refit"], refits),
             }
         )

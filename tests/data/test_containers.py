@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
 import pickle
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
+from raydml.data import containers, digests
 from raydml.data.catalog import DataError, Groups
 from raydml.data.datasets import open_catalog
 from raydml.data.digests import ImageRecord
@@ -298,3 +302,114 @@ def test_links_and_names_that_lead_outside_write_nothing_there(tmp_path):
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
     assert "is a link, a device or sparse: refused" in refusal(opened, tmp_path, "webdataset", path="b.tar")
+
+
+def plain_parquet(file, shade):
+    """A file of six BMP of one shade each, whose size does not depend on the shade, with a fixed time."""
+    images = []
+    for number in range(6):
+        out = io.BytesIO()
+        Image.new("RGB", (8, 8), (shade + number,) * 3).save(out, "BMP")
+        images.append(out.getvalue())
+    file.parent.mkdir(exist_ok=True)
+    made = pa.table({"image": images, "label": [*"xxyyzz"]})
+    parquet.write_table(made, file, compression="none", use_dictionary=False)
+    os.utime(file, (1e9, 1e9))
+    return images
+
+
+def test_equal_names_sizes_and_times_are_not_equal_files(tmp_path):
+    cache = tmp_path / "cache"
+    written = {name: plain_parquet(tmp_path / name / "train.parquet", shade) for name, shade in (("A", 10), ("B", 99))}
+    assert len({(tmp_path / name / "train.parquet").stat().st_size for name in written}) == 1
+    for name, images in written.items():
+        catalog = open_catalog("parquet", tmp_path / name, path="train.parquet", cache_dir=cache)
+        assert [(catalog.root / path).read_bytes() for path in catalog.paths] == images
+    # The same place, size and time, and other bytes.
+    images = plain_parquet(tmp_path / "A" / "train.parquet", 50)
+    catalog = open_catalog("parquet", tmp_path / "A", path="train.parquet", cache_dir=cache)
+    assert [(catalog.root / path).read_bytes() for path in catalog.paths] == images
+
+
+def test_an_unchanged_source_is_read_once(tmp_path, monkeypatch):
+    plain_parquet(tmp_path / "train.parquet", 10)
+    monkeypatch.setattr(digests, "_RECENT_NS", 0)  # as if it had been written long ago
+    read, of = [], digests._digest_of
+    monkeypatch.setattr(digests, "_digest_of", lambda handle: read.append(handle.name) or of(handle))
+    for _ in range(3):
+        opened(tmp_path, "parquet")
+    assert read == [str(tmp_path / "train.parquet")]
+    (tmp_path / "train.parquet").touch()
+    opened(tmp_path, "parquet")
+    assert len(read) == 2
+
+
+@pytest.mark.parametrize("damage", ["emptied", "longer", "removed", "list", "no list"])
+def test_damaged_unpacked_images_are_unpacked_again_with_a_warning(tmp_path, caplog, damage):
+    images = plain_parquet(tmp_path / "train.parquet", 10)
+    folder = opened(tmp_path, "parquet").root
+    file = folder / "train.parquet" / "0000003.bmp"
+    if damage == "emptied":
+        file.write_bytes(b"")
+    elif damage == "longer":
+        file.write_bytes(images[3] + b"x")
+    elif damage == "removed":
+        file.unlink()
+    elif damage == "list":
+        (folder / "list.json").write_text("[[1, 2]]")
+    else:
+        (folder / "list.json").unlink()
+    assert not caplog.records
+    catalog = opened(tmp_path, "parquet")
+    assert [(catalog.root / path).read_bytes() for path in catalog.paths] == images
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == (damage != "no list")
+    name = "list.json" if damage == "list" else "train.parquet/0000003.bmp"
+    assert all(f"1 file of unpacked images are missing or have changed ({name}" in text for text in warnings)
+
+
+def test_what_fails_while_unpacking_and_what_a_killed_process_left_is_removed(tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    plain_parquet(tmp_path / "train.parquet", 10)
+    settings = {"path": "train.parquet", "cache_dir": cache}
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(containers, "write_whole", full)  # the images are written, the list is not
+        assert "No space left on device" in refusal(open_catalog, "parquet", tmp_path, **settings)
+    assert not [path for path in cache.iterdir() if path.is_dir()]
+    folder = open_catalog("parquet", tmp_path, **settings).root
+    left = cache / f".{folder.name}.0123.partial"
+    folder.rename(left)
+    assert open_catalog("parquet", tmp_path, **settings).root == folder
+    assert not left.exists()
+
+
+def test_images_are_on_the_disk_before_their_list(tmp_path, monkeypatch):
+    plain_parquet(tmp_path / "train.parquet", 10)
+    seen = []
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(
+        os, "sync", lambda: seen.append((len([*cache.rglob("*.bmp")]), len([*cache.rglob("list.json")])))
+    )
+    opened(tmp_path, "parquet")
+    assert seen == [(6, 0)]
+
+
+def test_without_a_cache_nothing_is_left_when_the_process_ends(tmp_path):
+    plain_parquet(tmp_path / "train.parquet", 10)
+    code = (
+        "from pathlib import Path\n"
+        "from raydml.data.datasets import open_catalog\n"
+        f"catalog = open_catalog('parquet', Path({str(tmp_path)!r}), path='train.parquet')\n"
+        "print(sum((catalog.root / path).exists() for path in catalog.paths), catalog.root)\n"
+    )
+    (tmp_path / "tmp").mkdir()
+    given = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
+    done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, check=True)
+    number, root = done.stdout.split()
+    assert number == "6"
+    assert root.startswith(str(tmp_path / "tmp"))
+    assert not list((tmp_path / "tmp").iterdir())

@@ -15,8 +15,11 @@ from raydml.samplers._base import (
     earlier_visits,
     group_classes,
     in_rounds,
+    index_for_groups,
+    most_groups,
 )
 from raydml.samplers.balanced_with_replacement import BalancedWithReplacement
+from raydml.samplers.class_balanced import ClassBalanced
 from raydml.samplers.class_groups import ClassGroups
 from raydml.samplers.identity_chunks import IdentityChunks
 from raydml.samplers.random_classes import RandomClasses
@@ -88,7 +91,7 @@ def test_balanced_with_replacement_keeps_the_invariants_of_the_release(case):
 
 
 def test_balanced_with_replacement_draws_evenly_from_every_class_however_large():
-    counts = np.array([40, 1, 6, 6, 20, 3, 9, 15])
+    counts = np.array([39, 2, 6, 6, 20, 3, 9, 15])
     labels, generator = labels_of(*counts), np.random.default_rng(5)
     sampler = BalancedWithReplacement(labels, batch_size=15, images_per_class=5)
     plans = [sampler.plan(generator) for _ in range(600)]
@@ -183,9 +186,9 @@ def test_identity_chunks_keeps_the_invariants_of_the_release(case):
 
 @pytest.mark.parametrize("batches_per_epoch", [1, 3, 50, None])
 def test_identity_chunks_go_on_from_epoch_to_epoch(batches_per_epoch):
-    labels, generator = labels_of(*range(1, 20)), np.random.default_rng(7)
+    labels, generator = labels_of(*range(2, 20)), np.random.default_rng(7)
     sampler = IdentityChunks(labels, batch_size=17, images_per_class=4, batches_per_epoch=batches_per_epoch)
-    assert (sampler.batch_size, sampler.batches_per_epoch) == (16, batches_per_epoch or -(-190 // 16))
+    assert (sampler.batch_size, sampler.batches_per_epoch) == (16, batches_per_epoch or -(-189 // 16))
     batches = []
     while len(batches) < 200:
         batches += sampler.plan(generator).batches
@@ -293,7 +296,7 @@ def test_the_class_of_a_group_by_hand():
 
 
 def test_class_groups_are_of_other_classes_than_the_two_before_and_evenly_so():
-    counts = np.array([1, 2, 3, 12, 30])
+    counts = np.array([2, 2, 3, 12, 29])
     labels, generator = labels_of(*counts), np.random.default_rng(10)
     sampler = ClassGroups(labels, batch_size=12, images_per_class=3)
     assert sampler.batches_per_epoch == 4
@@ -351,3 +354,87 @@ def test_batches_that_cannot_be_made_are_refused(sampler, counts, batch_size, im
 def test_the_largest_batch_has_every_image_once(sampler, size):
     (batch,) = sampler().plan(np.random.default_rng(0)).batches
     assert len(batch) == len(set(batch.tolist())) == size
+
+
+LONE = 34
+OF_GROUPS = {
+    ClassBalanced: {"classes_per_batch": 8, "images_per_class": 4},
+    RandomIdentity: {"batch_size": 32, "images_per_class": 4},
+    IdentityChunks: {"batch_size": 32, "images_per_class": 4},
+    BalancedWithReplacement: {"batch_size": 32, "images_per_class": 4},
+    ClassGroups: {"batch_size": 32, "images_per_class": 4},
+}
+
+
+@pytest.mark.parametrize("of", OF_GROUPS)
+def test_images_without_another_of_their_class_are_negatives_and_no_positives_of_themselves(of):
+    # Two classes of one image between others, 6 classes of 8 images.
+    labels, generator = labels_of(*[1, 8, 1] * 6, *[1] * (LONE - 12)), np.random.default_rng(3)
+    is_lone = np.bincount(labels)[labels] == 1
+    sampler, shown, groups_with_positives, num_groups = of(labels, **OF_GROUPS[of]), set(), 0, 0
+    for _ in range(40):
+        plan = sampler.plan(generator)
+        assert len(plan.batches) == sampler.batches_per_epoch
+        for batch in plan.batches:
+            assert len(batch) == 32
+            lone = batch[is_lone[batch]]
+            shown |= set(lone.tolist())
+            if of is not ClassGroups:  # a group may come again there
+                assert len(set(lone)) == len(lone)
+            for group in batch.reshape(8, 4):
+                num_groups += 1
+                assert len({*is_lone[group]}) == 1
+                if is_lone[group[0]]:
+                    assert len(set(labels[group])) == 4
+                else:
+                    assert len(set(labels[group])) == 1
+                    groups_with_positives += 1
+    assert len(shown) == LONE
+    # There are 6 classes and 6 groups; these have one chunk in a round, and the classes two.
+    low, high = (0.55, 0.67) if of is IdentityChunks else (0.45, 0.55)
+    assert low < groups_with_positives / num_groups < high
+
+
+@pytest.mark.parametrize("of", [ClassBalanced, IdentityChunks])
+def test_groups_of_classes_with_one_image_resume_exactly(of):
+    labels = labels_of(*[8] * 6, *[1] * LONE)
+    plans, generator = [], np.random.default_rng(3)
+    sampler = of(labels, **OF_GROUPS[of])
+    for _ in range(2):
+        sampler.plan(generator)
+    other, state = of(labels, **OF_GROUPS[of]), generator.bit_generator.state
+    other.load_state_dict(sampler.state_dict())
+    for one in (sampler, other):
+        generator.bit_generator.state = state
+        plans.append([batch.tolist() for _ in range(2) for batch in one.plan(generator).batches])
+    assert plans[0] == plans[1]
+
+
+@pytest.mark.parametrize(
+    ("counts", "per_class", "num_needed", "sizes", "most"),
+    [
+        ([3, 2, 5], 4, 8, [3, 2, 5], 3),  # none has one image
+        ([1, 1, 1, 1], 2, 2, [1, 1, 1, 1], 4),  # every class has one
+        ([3, 1, 2, 1], 1, 2, [3, 1, 2, 1], 4),  # groups of one image have no pairs
+        ([3, 1, 2, 1], 2, 2, [3, 2, 2], 3),
+        ([3, 1, 2, 1], 3, 2, [3, 2], 2),  # too few for a group
+        ([2] + [1] * 9, 2, 2, [2, 9], 5),  # as many groups as other classes
+        ([2] + [1] * 9, 2, 4, [2, 3, 3, 3], 5),  # or as a batch needs
+        ([2] + [1] * 9, 2, 9, [2, 3, 2, 2, 2], 5),  # or as there can be
+    ],
+)
+def test_the_groups_of_classes_with_one_image_by_hand(counts, per_class, num_needed, sizes, most, caplog):
+    labels = 3 + 2 * labels_of(*counts)
+    index = index_for_groups(labels, per_class, num_needed)
+    assert index.counts.tolist() == sizes
+    assert most_groups(labels, per_class) == most
+    assert index.num_images == len(labels)
+    plain = ClassIndex(labels)
+    if sizes == counts:
+        assert index.num_shared == 0
+        assert np.array_equal(index.order, plain.order)
+    kept = set(range(len(labels)))
+    if sum(sizes) < sum(counts):
+        kept = set(np.flatnonzero(np.bincount(labels)[labels] > 1).tolist())
+        assert "2 of 4 training classes have one image, too few for a group of 3" in caplog.text
+    assert set(index.order.tolist()) == kept

@@ -91,6 +91,7 @@ def test_upper_limits_are_cut_to_the_images_and_what_fits_is_kept(name):
     num_cut = num_kept = 0
     for _ in range(100):
         counts = generator.integers(2, generator.integers(3, 30), size=generator.integers(3, 20))
+        counts = np.append(counts, np.ones(max(0, generator.integers(-20, 20)), dtype=int))
         labels = np.repeat(np.arange(len(counts)), counts)
         per_class = int(generator.integers(2, 9))
         given = {"images_per_class": per_class, "classes_per_batch": int(generator.integers(2, 20))}

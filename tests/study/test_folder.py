@@ -22,7 +22,7 @@ from raydml.study.description import description_of
 from raydml.study.folder import StudyError, create_study, find_study, plan_study, read_study, report_to
 from raydml.study.stages import _refuse_other_images, confirm_trials
 from raydml.training.trial_images import Catalogs, open_development
-from tests.data.own_images import write_image, write_list
+from tests.data.own_images import folder_of, write_image, write_list
 
 ROOT = Path(__file__).parents[2]
 SPACE = """
@@ -475,3 +475,16 @@ def test_a_study_that_is_to_run_has_the_settings_and_trials_that_it_was_made_wit
             StudyError, match=r"study\.json is damaged: .*Cure: put it back from a backup, or delete it"
         ):
             study_files.settings_of(folder, study_files.read_study(folder))
+
+
+def test_an_extra_test_is_checked_before_the_study_and_noted_where_nothing_scores_it(tmp_path, caplog):
+    folder_of(tmp_path / "own", **dict.fromkeys("abcdefgh", 4))
+    folder_of(tmp_path / "street", x=1, y=1)
+    sets = [{"name": "street", "data": "image_folder", "root": str(tmp_path / "street")}]
+    own = ["trial.data.name=image_folder", f"machine.data_root={tmp_path / 'own'}"]
+    own += [f"trial.data.extra_tests={json.dumps(sets)}"]
+    with pytest.raises(DataError, match=r"data\.extra_tests: street: .* no query has another image of its class"):
+        make(tmp_path, overrides=[*own, "study.finalize={top: 1}"])
+    assert not (tmp_path / "studies" / "mini").exists()
+    make(tmp_path, overrides=own)
+    assert "data.extra_tests are not scored, because study.finalize is null" in caplog.text

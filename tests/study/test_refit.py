@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from raydml import load_model
@@ -22,6 +23,7 @@ from raydml.study.stages import run_study
 from raydml.training import checkpoint
 from tests.cli.commands import done, refused
 from tests.config.test_trial import trial_with
+from tests.data.own_images import folder_of
 from tests.study.in_process import without_ray
 from tests.study.study_events import ended, epoch, stage_started, started
 from tests.study.test_folder import space_at
@@ -325,3 +327,36 @@ def test_more_configurations_are_tested_than_refitted_and_what_saw_the_test_clas
     assert "trained on every class of digits" in said
     assert len((folder / "test_reads.jsonl").read_text().splitlines()) == len(reads), "refused before it is recorded"
     assert "never scored" in json.loads((folder / "model" / "config.json").read_text())["trained_on"]
+
+
+@pytest.mark.slow
+def test_an_extra_test_that_fails_says_why_and_the_test_classes_keep_their_scores(tmp_path, monkeypatch):
+    folder_of(tmp_path / "own", **dict.fromkeys("abcdefgh", 4))
+    folder_of(tmp_path / "street", x=3, y=3)
+    folder_of(tmp_path / "shop", x=3, y=3)
+    score, attempts = actor.evaluate_extra_test, []
+
+    def damaged(checkpoint_folder, name, machine, **options):
+        attempts.append((name, machine.evaluation_batch))
+        if name == "street":
+            raise ValueError("its disk is gone")
+        if len(attempts) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return score(checkpoint_folder, name, machine, **options)
+
+    monkeypatch.setattr(actor, "evaluate_extra_test", damaged)
+    sets = [{"name": name, "data": "image_folder", "root": str(tmp_path / name)} for name in ("street", "shop")]
+    folder = run(
+        tmp_path, monkeypatch, "study.search.num_trials=1", "study.confirm=null", "study.finalize={top: 1}",
+        "trial.data.name=image_folder", f"machine.data_root={tmp_path / 'own'}", "trial.data.resize_px=8",
+        "trial.data.crop_px=8", f"trial.data.extra_tests={json.dumps(sets)}", "machine.evaluation_batch=64",
+        "trial.sampler.classes_per_batch=2", "trial.sampler.images_per_class=2", "trial.recall_at=[1]",
+    )  # fmt: skip
+    assert attempts == [("street", 64), ("shop", 64), ("shop", 32)]
+    (row,) = read_json(folder / "final.json")
+    assert "recall_at_1" in row["metrics"]
+    assert "shop_recall_at_1" in row["metrics"]
+    assert not [name for name in row["metrics"] if name.startswith("street")]
+    reason = "street: not scored for search-000, because its disk is gone"
+    assert row["protocols"]["street_not_scored"] == reason
+    assert reason[1:] in (folder / "report" / "report.md").read_text()
