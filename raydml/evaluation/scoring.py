@@ -44,12 +44,16 @@ class ScoringError(ValueError):
 
 
 class MetricSpec(NamedTuple):
-    """What to measure: the k of Recall@k, kinds of codes, groups of metrics, and whether with intervals."""
+    """What to measure: the k of Recall@k, kinds of codes, groups of metrics, and whether with intervals.
+
+    dims: lengths of prefixes of the embeddings that are scored too, by prefixes.py.
+    """
 
     recall_at: tuple[int, ...]
     codes: tuple[str, ...] = ("float",)
     groups: tuple[str, ...] = ("retrieval",)
     intervals: bool = False
+    dims: tuple[int, ...] = ()
 
 
 class QueryScores(NamedTuple):

@@ -19,6 +19,7 @@ from raydml.data.catalog import WITHOUT_FILES, Catalog, DataError, digests_of_fi
 from raydml.data.seal import TestKey
 from raydml.data.splits import Split
 from raydml.evaluation.embed import Evaluation, device_of, embed, evaluate_embeddings, metric_spec_of
+from raydml.evaluation.prefixes import score_prefixes
 from raydml.evaluation.protocols import DISTRACTOR, protocols_of
 from raydml.evaluation.saved_embeddings import SavedEmbeddings, save_embeddings
 from raydml.evaluation.scoring import MetricSpec
@@ -112,7 +113,7 @@ def evaluate_checkpoint(
             **network_arguments(trial), weights=trial.model.weights, seed=seed_for(trial.seed, "network_init")
         )
         at_start = saved._replace(embeddings=embed_part(beginning))
-        start = evaluate_saved(at_start, spec._replace(intervals=False), run_on)
+        start = evaluate_saved(at_start, spec._replace(intervals=False, dims=()), run_on)
         found.metrics.update({f"untrained_{name}": value for name, value in start.metrics.items()})
     return found._replace(num_left_out=len(images.skipped))
 
@@ -281,7 +282,11 @@ def evaluate_saved(saved: SavedEmbeddings, spec: MetricSpec, device: str = "cpu"
     numbers = {name: number for number, name in enumerate(saved.class_names)}
     listed: Mapping[str, Sequence[str]] = saved.facts.get("lists") or {}
     lists = {name: [numbers[one] for one in classes if one in numbers] for name, classes in listed.items()}
-    return evaluate_embeddings(saved.embeddings, saved.labels, saved.roles, protocols, spec, device, lists)
+    found = evaluate_embeddings(saved.embeddings, saved.labels, saved.roles, protocols, spec, device, lists)
+    if spec.dims:
+        images = (saved.embeddings, saved.labels, saved.roles)
+        found.metrics.update(score_prefixes(*images, protocols[0], spec.dims, device))
+    return found
 
 
 def _open(collection: Collection, preprocessing: Preprocessing, machine: Machine) -> Images:
