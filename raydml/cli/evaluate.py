@@ -108,6 +108,10 @@ def evaluate(
     recall_at: Annotated[
         str | None, typer.Option(metavar="K,K", help="The k of Recall@k. Default: as trained.")
     ] = None,
+    dims: Annotated[
+        str | None,
+        typer.Option(metavar="D,D", help="Also score the first D dimensions alone. Default: those of matryoshka."),
+    ] = None,
     rerank: Annotated[
         str | None,
         typer.Option(
@@ -188,7 +192,7 @@ def evaluate(
     is_bare = target.startswith(PREFIXES)
     if (is_bare or is_file) and data is None:
         raise CommandError(f"TARGET = {target!r} has no classes of its own. Cure: --data FOLDER, or --data cub200")
-    settings = _metric_settings(metrics, codes, recall_at) | {"verification": verification}
+    settings = _metric_settings(metrics, codes, recall_at, dims) | {"verification": verification}
     choice = _refinement_choice(rerank, whiten, whiten_on, tta, is_own=data is None and not is_saved)
     if is_bare:
         parse_target(target)
@@ -299,7 +303,7 @@ class _ModelSource(NamedTuple):
         return checkpoint.save(self.scratch / "checkpoint", state={}, model_card=model.card, best_weights=weights)
 
 
-def _metric_settings(metrics: str | None, codes: str | None, recall_at: str | None) -> dict[str, Any]:
+def _metric_settings(metrics: str | None, codes: str | None, recall_at: str | None, dims: str | None) -> dict[str, Any]:
     """The fields of MetricSpec that the command line sets; the others come from the trial."""
     from raydml.metrics.names import CODES, METRIC_GROUPS
 
@@ -310,15 +314,21 @@ def _metric_settings(metrics: str | None, codes: str | None, recall_at: str | No
     if codes is not None:
         settings["codes"] = tuple(_chosen("--codes", codes, CODES))
     if recall_at is not None:
-        try:
-            settings["recall_at"] = tuple(sorted({int(k) for k in recall_at.split(",")}))
-        except ValueError as error:
-            raise CommandError(
-                f"--recall-at {recall_at}: whole numbers separated by commas, such as 1,10,100"
-            ) from error
-        if settings["recall_at"][0] < 1:
-            raise CommandError(f"--recall-at {recall_at}: k is at least 1")
+        settings["recall_at"] = _numbers("--recall-at", recall_at, "k is", "1,10,100")
+    if dims is not None:
+        settings["dims"] = _numbers("--dims", dims, "a number of dimensions is", "32,64,128")
     return settings
+
+
+def _numbers(option: str, text: str, what: str, example: str) -> tuple[int, ...]:
+    """Return the numbers of an option, rising. Raises CommandError unless they are whole and at least 1."""
+    try:
+        numbers = tuple(sorted({int(number) for number in text.split(",")}))
+    except ValueError as error:
+        raise CommandError(f"{option} {text}: whole numbers separated by commas, such as {example}") from error
+    if numbers[0] < 1:
+        raise CommandError(f"{option} {text}: {what} at least 1")
+    return numbers
 
 
 def _refinement_choice(
@@ -356,6 +366,7 @@ def _on_own_classes(
     from raydml.config.trial import parse_trial
     from raydml.data.digests import ImageRecord
     from raydml.evaluation.embed import metric_spec_of
+    from raydml.evaluation.prefixes import prefix_dims_of
     from raydml.inference.evaluate import evaluate_checkpoint, refuse_absent_part
     from raydml.inference.export import epoch_of_weights
     from raydml.metrics.names import interval_text, metric_name
@@ -374,12 +385,13 @@ def _on_own_classes(
         )
     refuse_absent_part(card, on, source.name, **_run_that_validates(found))
     key = record_test_read(found, source.target, source.storage) if on == "test" else None
+    trial = parse_trial(card["trial"])
     evaluated = evaluate_checkpoint(
         folder,
         on,
         source.machine,
         key=key,
-        spec=metric_spec_of(parse_trial(card["trial"]))._replace(**settings),
+        spec=metric_spec_of(trial)._replace(**{"dims": prefix_dims_of(trial), **settings}),
         catalogs=Catalogs(source.machine, record=ImageRecord.of_study(found.study) if found.study else None),
         choice=choice,
         **options,
@@ -427,6 +439,7 @@ def _on_other_images(
     if distractors is None:
         _refuse_one_class(catalog)
     from raydml.evaluation.embed import device_of, metric_spec_of
+    from raydml.evaluation.prefixes import prefix_dims_of
     from raydml.evaluation.refinements import Refinements
     from raydml.evaluation.saved_embeddings import save_embeddings
     from raydml.evaluation.scoring import MetricSpec
@@ -458,7 +471,8 @@ def _on_other_images(
             refuse_training_images(card, opened, source.name, **_run_that_validates(source.found))
             if trained := trained_on_every_class_of(card):
                 marks["every_class_of"] = trained
-            spec, precision, epoch = metric_spec_of(trial), trial.precision, f", epoch {epoch_of_weights(card)}"
+            spec = metric_spec_of(trial)._replace(dims=prefix_dims_of(trial))
+            precision, epoch = trial.precision, f", epoch {epoch_of_weights(card)}"
         else:
             release = card.get("release") or {}
             recall_at = (release.get("recall_at") or {}).get(data) or DEFAULT_RECALL_AT

@@ -52,6 +52,7 @@ class MetricSpec(NamedTuple):
     pairs of images are also verified, see verification.py.
     lone_misses: queries without an image of their class to find count as misses in Recall@k and MRR, as in the
     published scores of the benchmarks; otherwise they are left out of every mean.
+    dims: lengths of prefixes of the embeddings that are scored too, by prefixes.py.
     """
 
     recall_at: tuple[int, ...]
@@ -61,6 +62,7 @@ class MetricSpec(NamedTuple):
     rerank: Rerank | None = None
     verification: bool = False
     lone_misses: bool = False
+    dims: tuple[int, ...] = ()
 
 
 class QueryScores(NamedTuple):

@@ -31,6 +31,7 @@ from raydml.evaluation.embed import (
     lone_queries_miss,
     metric_spec_of,
 )
+from raydml.evaluation.prefixes import score_prefixes
 from raydml.evaluation.protocols import DISTRACTOR, ProtocolError, num_lone_queries, protocols_of, retrieval_tasks
 from raydml.evaluation.refinements import Refinements, evaluate_refinements
 from raydml.evaluation.reranking import Rerank
@@ -209,7 +210,7 @@ def evaluate_checkpoint(
             **plain_network_arguments(trial), weights=trial.model.weights, seed=seed_for(trial.seed, "network_init")
         )
         at_start = saved._replace(embeddings=embed_part(beginning))
-        start = evaluate_saved(at_start, spec._replace(intervals=False, verification=False), run_on)
+        start = evaluate_saved(at_start, spec._replace(intervals=False, verification=False, dims=()), run_on)
         found.metrics.update({f"untrained_{name}": value for name, value in start.metrics.items()})
     return found._replace(num_left_out=len(images.skipped))
 
@@ -553,6 +554,12 @@ def evaluate_saved(
     verified = None
     if spec.verification:
         verified = verify(saved.embeddings, saved.labels, saved.roles, protocols[0], groups=saved.groups)
+    if spec.dims:
+        images = (saved.embeddings, saved.labels, saved.roles)
+        metrics = score_prefixes(
+            *images, protocols[0], spec.dims, device, groups=saved.groups, lone_misses=spec.lone_misses
+        )
+        found = found._replace(metrics={**found.metrics, **metrics})
     return found._replace(refined=refined, verification=verified)
 
 

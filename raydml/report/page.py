@@ -23,6 +23,7 @@ from raydml.analysis.trials import ENDINGS, TrialState, by_stage
 from raydml.ops.files import write_whole
 from raydml.ops.wording import counted
 from raydml.report.footprints import footprint_section
+from raydml.report.prefixes import prefixes_section
 from raydml.report.sections import (
     choices_section,
     confirmed_section,
@@ -172,6 +173,7 @@ def _sections(
         ("findings", "Findings", "findings", findings_section(summary)),
         ("test", "Test results", "final", final_section(summary)),
         ("footprint", "Quality and inference cost", "footprint", footprint_section(summary)),
+        ("prefixes", "Shorter embeddings", "prefixes", prefixes_section(summary)),
         ("published", beside, "published", published),
         ("refit", "Refit", "refit", refit_section(summary)),
         ("confirmed", "Confirmed over folds and seeds", "confirmed", confirmed_section(summary)),

@@ -21,6 +21,7 @@ from raydml.config.refit import validates
 from raydml.config.trial import Machine, Trial, parse_trial
 from raydml.data.digests import ImageRecord
 from raydml.evaluation.embed import metric_spec_of
+from raydml.evaluation.prefixes import prefix_dims_of
 from raydml.evaluation.saved_embeddings import concatenate, load_embeddings
 from raydml.evaluation.scoring import MetricSpec
 from raydml.inference.evaluate import (
@@ -383,7 +384,7 @@ def evaluate_remotely(
     card = checkpoint.load_card(local)
     refuse_absent_part(card, "test", folder)
     trial = parse_trial(card["trial"])
-    spec = metric_spec_of(trial)._replace(groups=METRIC_GROUPS)
+    spec = metric_spec_of(trial)._replace(groups=METRIC_GROUPS, dims=prefix_dims_of(trial))
     catalogs = Catalogs(here, record=record)
     evaluate = partial(evaluate_checkpoint, local, device=device, spec=spec, catalogs=catalogs)
     val = {}

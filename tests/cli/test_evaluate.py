@@ -78,6 +78,22 @@ def test_a_bare_backbone_on_a_folder_and_its_embeddings_again(folder, tmp_path):
     assert again == [str(kept)] * 2, "scoring them again may be a look at sealed classes"
 
 
+def test_dims_score_prefixes_of_any_embedding(folder, tmp_path):
+    kept = tmp_path / "kept.npz"
+    plain = scored("backbone:convnet:none", "--data", folder, "--save-embeddings", kept)
+    assert not any(name.startswith("dim_") for name in plain["metrics"])
+    report = scored(kept, "--dims", "16,2")
+    added = [name for name in report["metrics"] if name not in plain["metrics"]]
+    assert added == ["dim_2_recall_at_1", "dim_2_map_at_r", "dim_16_recall_at_1", "dim_16_map_at_r"]
+    rows = load_embeddings(kept).embeddings[:, :2].astype(np.float64)
+    cosines = rows @ rows.T / np.linalg.norm(rows, axis=1) / np.linalg.norm(rows, axis=1)[:, None]
+    np.fill_diagonal(cosines, -2)
+    labels = load_embeddings(kept).labels
+    assert report["metrics"]["dim_2_recall_at_1"] == pytest.approx((labels[cosines.argmax(axis=1)] == labels).mean())
+    for wrong, words in (("2,x", "whole numbers"), ("0,2", "at least 1"), ("2,4096", "the embeddings have")):
+        assert words in run(kept, "--dims", wrong).stderr
+
+
 def test_distractors_are_searched_among_and_never_right(folder, tmp_path):
     plain = scored("backbone:convnet:none", "--data", folder)
     flat = tmp_path / "more"

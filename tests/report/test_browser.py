@@ -13,7 +13,7 @@ import pytest
 from raydml.report.page import read_illustrations, write_report
 from raydml.study.summary import histories, summarise
 from tests.report.test_report import SECTIONS
-from tests.report.written_study import write_study
+from tests.report.written_study import add_prefixes, write_study
 
 pytestmark = pytest.mark.browser
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -61,7 +61,7 @@ addEventListener("load", () => {
 def folder(tmp_path_factory):
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine (apt install chromium)")
-    study = write_study(tmp_path_factory.mktemp("study") / "birds")
+    study = add_prefixes(write_study(tmp_path_factory.mktemp("study") / "birds"))
     trials = histories(study)
     out = tmp_path_factory.mktemp("report")
     write_report(out, summarise(study), trials, read_illustrations(study), ("html",))
@@ -89,7 +89,8 @@ def test_the_page_fits_its_window_and_can_be_read(folder, width_px, is_open):
     assert measured is not None, done.stderr[-2000:]
     found = json.loads(html.unescape(measured[1]))
     assert found["width"] == width_px
-    assert found["sections"] == SECTIONS
+    place = SECTIONS.index("test") + 1
+    assert found["sections"] == [*SECTIONS[:place], "prefixes", *SECTIONS[place:]]
     assert found["empty"] == []
     assert found["overlaps"] == []
     assert found["small"] == []
