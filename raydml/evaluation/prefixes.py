@@ -32,7 +32,8 @@ def score_prefixes(
 ) -> dict[str, float]:
     """Return Recall@1 and MAP@R of prefixes, brought to length 1, under one protocol: ``dim_32_recall_at_1`` and so on.
 
-    embeddings: (N, D); labels, roles, device and groups: as for ``score_by_all``; lone_misses: of `MetricSpec`. dims: lengths of the prefixes, at most D.
+    embeddings: (N, D); labels, roles, device and groups: as for ``score_by_all``. dims: lengths of the prefixes, at
+    most D. lone_misses: of `MetricSpec`.
     Raises ScoringError for a longer one.
     """
     if longer := [dim for dim in dims if dim > embeddings.shape[1]]:

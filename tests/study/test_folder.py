@@ -319,9 +319,7 @@ def test_an_extra_test_that_cannot_be_scored_is_refused_before_anything_starts(t
         return plan_study(space_at(tmp_path, text, more))
 
     assert len(plan("camera").trials) == 3
-    with pytest.raises(
-        StudyError, match=r"extra_tests: shop cannot be scored: .* in another group .* Cure: exclude_same"
-    ):
+    with pytest.raises(DataError, match=r"extra_tests: shop: .* in another group to find. Cure: .* exclude_same"):
         plan("one")
 
 
