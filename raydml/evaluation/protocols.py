@@ -68,11 +68,13 @@ class Protocol(NamedTuple):
 
     sentence: a description with {queries} and {gallery}. tasks: a function from labels (N,) and roles (N,) text to the
     tasks whose scores are averaged. across_groups: whether a query does not find images of its class and group.
+    to_end: whether mAP over the whole ranking is published for it; to compute it sorts the gallery for each query.
     """
 
     sentence: str
     tasks: Callable[[np.ndarray, np.ndarray], list[RetrievalTask]]
     across_groups: bool = False
+    to_end: bool = False
 
 
 def protocols_of(roles: Sequence[str] | None, declared: Sequence[str], groups: Groups | None = None) -> tuple[str, ...]:
@@ -248,7 +250,7 @@ PROTOCOLS = {
     "leave_one_out": _LEAVE_ONE_OUT,
     "query_gallery": _QUERY_GALLERY,
     "leave_one_out_across_groups": _LEAVE_ONE_OUT._replace(across_groups=True),
-    "query_gallery_across_groups": _QUERY_GALLERY._replace(across_groups=True),
+    "query_gallery_across_groups": _QUERY_GALLERY._replace(across_groups=True, to_end=True),
     "one_gallery_image": Protocol(
         "one gallery image a class: {queries} queries search {gallery} images, mean of ten drawn galleries",
         _one_gallery_image,

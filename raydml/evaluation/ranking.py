@@ -382,6 +382,9 @@ class _Chunk:
         # The K highest scores are in the K groups of columns with the highest maxima. With this group size the search
         # for the groups and the search inside them cost about the same.
         group = 2 ** min(6, int(math.log2(max(1, width / num_columns)) / 2))
+        if group == 1:
+            scores, columns = self.scores.topk(min(num_columns, width), dim=1)
+            return columns.cpu().numpy(), scores.cpu().numpy()
         groups = self.scores.view(num_queries, -1, group)
         maxima = groups.amax(dim=2)
         places = maxima.topk(min(num_columns, maxima.shape[1]), dim=1).indices

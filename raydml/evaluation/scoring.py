@@ -3,7 +3,8 @@
 Groups of metrics; every epoch is scored by the first:
 
     retrieval   recall_at_<k>, r_precision, map_at_r
-    ranking     mrr, map_at_1000 (not the same as map_at_r: see metrics/ranking.py)
+    ranking     mrr, map_at_1000 (not the same as map_at_r: see metrics/ranking.py); map, over the whole ranking, for
+                queries and gallery across groups (see Protocol.to_end)
     clustering  nmi_geometric, nmi_arithmetic, ami, ari, pair_f1: of k-means with as many clusters as classes
     geometry    intra_distance, inter_distance, density, rho: see metrics/geometry.py
 """
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from raydml.data.catalog import Groups
 from raydml.evaluation.nearness import binary_codes, int8_codes
-from raydml.evaluation.protocols import DISTRACTOR, RetrievalTask, num_relevant, retrieval_tasks
+from raydml.evaluation.protocols import DISTRACTOR, PROTOCOLS, RetrievalTask, num_relevant, retrieval_tasks
 from raydml.evaluation.ranking import Device, HiddenRows, nearest_neighbours, ranked_relevant, ranked_relevant_codes
 from raydml.evaluation.reranking import KReciprocal, Rerank, expanded_queries, reranked_relevant
 from raydml.metrics.clustering import ami, ari, nmi, pair_f1
@@ -69,8 +70,9 @@ class QueryScores(NamedTuple):
     """The scores of Q queries.
 
     rows: (Q,) of the embeddings. first: (Q,) rank of the nearest relevant image, 0 for none. num_relevant: (Q,).
-    r_precision, average_precision (at R), average_precision_at_1000: (Q,), NaN without a relevant image; the last is
-    None if it was not requested. nearest: (Q,) row of the embeddings.
+    r_precision, average_precision (at R), average_precision_at_1000, average_precision_of_all (over the whole ranking):
+    (Q,), NaN without a relevant image; the last two are None if they were not requested. nearest: (Q,) row of the
+    embeddings.
     """
 
     rows: NDArray[np.int64]
@@ -79,6 +81,7 @@ class QueryScores(NamedTuple):
     r_precision: NDArray[np.float64]
     average_precision: NDArray[np.float64]
     average_precision_at_1000: NDArray[np.float64] | None
+    average_precision_of_all: NDArray[np.float64] | None
     nearest: NDArray[np.int64]
 
 
@@ -89,6 +92,7 @@ def score_queries(
     *,
     codes: str = "float",
     to_1000: bool = False,
+    to_end: bool = False,
     rerank: Rerank | None = None,
     device: Device = "cpu",
 ) -> QueryScores:
@@ -98,6 +102,7 @@ def score_queries(
         embeddings: (N, D) float32. labels: (N,) int64; distractors have a label that no query has.
         codes: what to compare, one of CODES.
         to_1000: also score the 1,000 nearest neighbours (fewer if there are fewer).
+        to_end: also score the whole ranking, which sorts the gallery for each query.
         rerank: of float embeddings; None keeps the order of their distances.
         device: where distances are computed (binary codes: always the CPU).
 
@@ -117,7 +122,7 @@ def score_queries(
     settings: dict[str, Any] = {
         "query_labels": query_labels,
         "gallery_labels": None if is_leave_one_out else gallery_labels,
-        "depth": min(max(int(to_find.max()), DEPTH if to_1000 else 1), task.num_others),
+        "depth": task.num_others if to_end else min(max(int(to_find.max()), DEPTH if to_1000 else 1), task.num_others),
         "own": task.own,
         "hidden": None if task.codes is None else HiddenRows(task.codes[task.queries], task.codes[gallery]),
     }
@@ -138,7 +143,7 @@ def score_queries(
     else:
         parts = ranked_relevant(query_rows, gallery_rows, device=device, **settings)
     first, nearest = (np.zeros(len(task.queries), dtype=np.int64) for _ in range(2))
-    precision, average, at_1000 = (np.full(len(task.queries), np.nan) for _ in range(3))
+    precision, average, at_1000, of_all = (np.full(len(task.queries), np.nan) for _ in range(4))
     for rows, ranks in parts:
         first[rows], nearest[rows], relevant = ranks.first, ranks.nearest, to_find[rows]
         if relevant.any():
@@ -146,7 +151,18 @@ def score_queries(
             average[rows] = average_precision(ranks.hits, relevant)
             if to_1000:
                 at_1000[rows] = average_precision(ranks.hits, relevant, min(DEPTH, task.num_others))
-    return QueryScores(task.queries, first, to_find, precision, average, at_1000 if to_1000 else None, gallery[nearest])
+            if to_end:
+                of_all[rows] = average_precision(ranks.hits, relevant, task.num_others)
+    return QueryScores(
+        rows=task.queries,
+        first=first,
+        num_relevant=to_find,
+        r_precision=precision,
+        average_precision=average,
+        average_precision_at_1000=at_1000 if to_1000 else None,
+        average_precision_of_all=of_all if to_end else None,
+        nearest=gallery[nearest],
+    )
 
 
 class Scores(NamedTuple):
@@ -227,13 +243,10 @@ def _score(
                     f"recall_at: {largest_k} neighbours, but a query has only {task.num_found} images to search: "
                     "leave the larger k out of recall_at (--recall-at), or evaluate on more images"
                 )
-            found.append(
-                score_queries(
-                    rows, labels, task, codes=codes, to_1000="ranking" in groups, rerank=spec.rerank, device=device
-                )
-            )
+            depths = {"to_1000": "ranking" in groups, "to_end": "ranking" in groups and PROTOCOLS[protocol].to_end}
+            found.append(score_queries(rows, labels, task, codes=codes, **depths, rerank=spec.rerank, device=device))
         each = [{name: np.nanmean(of) for name, of in query_values(one, spec).items()} for one in found]
-        kept = [name for name in each[0] if "retrieval" in groups or name in ("mrr", "map_at_1000")]
+        kept = [name for name in each[0] if "retrieval" in groups or name in ("mrr", "map_at_1000", "map")]
         named = {name: float(np.mean([one[name] for one in each])) for name in kept}
     if groups & {"clustering", "geometry"}:
         points = np.where(embeddings > 0, np.float32(1), np.float32(-1)) if codes == "binary" else rows
@@ -249,6 +262,8 @@ def query_values(found: QueryScores, spec: MetricSpec) -> dict[str, NDArray[np.f
     if found.average_precision_at_1000 is not None:
         values["mrr"] = np.where(is_scored, reciprocal_rank(found.first), np.nan)
         values["map_at_1000"] = found.average_precision_at_1000
+    if found.average_precision_of_all is not None:
+        values["map"] = found.average_precision_of_all
     return values
 
 

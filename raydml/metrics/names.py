@@ -13,6 +13,7 @@ _NAMES = {
     "map_at_r": "MAP@R",
     "r_precision": "R-precision",
     "mrr": "MRR",
+    "map": "mAP",
     "nmi_geometric": "NMI (geometric mean)",
     "nmi_arithmetic": "NMI (arithmetic mean)",
     "nmi": "NMI",

@@ -20,6 +20,7 @@ from raydml.config.sections import SplitSettings
 from raydml.config.trial import StudySettings, Trial, parse_trial
 from raydml.data.catalog import Catalog
 from raydml.data.splits import used_splits
+from raydml.evaluation.protocols import ProtocolError, protocols_of, retrieval_tasks
 from raydml.ops.wording import counted
 from raydml.training.trial_images import Catalogs
 
@@ -76,31 +77,50 @@ def study_within_limits(study: StudySettings, trials: Iterable[Trial]) -> StudyS
 class _Parts(NamedTuple):
     """How the classes of a data set are divided for some trials.
 
-    split: with as many folds as there can be. train_labels: of the search and of each used fold. num_scored: images of
-    the smallest part that is scored; all images where none is. line: the division of the search, in words.
+    split: with as many folds as there can be. train_labels: of the search and of each used fold. num_found: images that
+    every query finds in each part that is scored; all images where none is. line: the division of the search, in words.
     """
 
     split: SplitSettings
     train_labels: list[np.ndarray]
-    num_scored: int
+    num_found: int
     line: str
 
 
 def _parts_of(split: SplitSettings, catalog: Catalog, num_folds: int) -> _Parts:
     search, most, splits = used_splits(catalog, num_folds, **split.model_dump())
-    counts = np.bincount(catalog.labels, minlength=len(catalog.class_names))
     what = catalog.description or counted(len(catalog.class_names), "class", "classes")
     validate = f"{len(search.val):,} validate" if search.val else "none validates"
     test = f"{len(search.test):,} test, sealed" if search.test else "none is sealed"
     return _Parts(
         split=split.model_copy(update={"num_folds": most}),
         train_labels=[catalog.labels[np.isin(catalog.labels, one.train)] for one in splits],
-        num_scored=min(
-            (int(counts[list(part)].sum()) for one in splits for part in (one.val, one.test) if part),
+        num_found=min(
+            (
+                _num_found(catalog, part, declared)
+                for one in splits
+                for part, declared in ((one.val, ()), (one.test, catalog.protocols))
+                if part
+            ),
             default=len(catalog.labels),  # no part is scored, so none limits recall_at
         ),
         line=f"{what}: {len(search.train):,} train / {validate} / {test}",
     )
+
+
+def _num_found(catalog: Catalog, classes: Sequence[int], declared: Sequence[str]) -> int:
+    """Return how many images every query of some classes finds under each of their protocols."""
+    rows = np.flatnonzero(np.isin(catalog.labels, classes))
+    roles = None if catalog.roles is None else [catalog.roles[row] for row in rows]
+    groups = None if catalog.groups is None else catalog.groups.select(rows)
+    try:
+        return min(
+            task.num_found
+            for protocol in protocols_of(roles, declared, groups)
+            for task in retrieval_tasks(protocol, catalog.labels[rows], roles, groups)
+        )
+    except ProtocolError:
+        return len(rows)  # `check_split` refuses these images, with the cure
 
 
 def _within_limits(trial: Trial, parts: _Parts) -> Trial:
@@ -110,7 +130,7 @@ def _within_limits(trial: Trial, parts: _Parts) -> Trial:
         sampler = class_of.cut_to(labels, **sampler)  # type: ignore[attr-defined]
     recall_at = trial.recall_at
     if recall_at == Trial.model_fields["recall_at"].default:  # a list of the user is refused where it does not fit
-        recall_at = tuple(k for k in recall_at if k < parts.num_scored)  # a query does not find itself
+        recall_at = tuple(k for k in recall_at if k <= parts.num_found)
     settings: dict[str, Any] = {**trial.model_dump(mode="json"), "recall_at": list(recall_at)}
     settings["data"]["split"] = parts.split.model_dump(mode="json")
     settings["sampler"] = {"name": trial.sampler.name, **sampler}

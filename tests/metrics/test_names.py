@@ -25,6 +25,8 @@ from raydml.metrics.names import metric_label, metric_name
         ("cluster_nmi", "cluster NMI", "cluster NMI"),
         ("nmi_geometric", "NMI (geometric mean)", "NMI (geometric mean)"),
         ("map_at_1000", "mAP@1000", "mAP@1000"),
+        ("map", "mAP", "mAP"),
+        ("test_group_map", "test group mAP", "group mAP"),
         ("one_gallery_image_int8_map_at_r", "one gallery image int8 MAP@R", "one gallery image int8 MAP@R"),
         ("untrained_recall_at_1", "untrained Recall@1", "untrained R@1"),
         ("recall_at_r", "recall_at_r", "recall_at_r"),

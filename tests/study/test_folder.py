@@ -310,6 +310,18 @@ def test_a_k_beyond_the_test_images_is_refused_before_anything_starts(tmp_path, 
     assert "Cure: leave the larger k out, or raise trial.data.split.test_fraction" in str(error.value)
 
 
+@pytest.mark.parametrize(("list_file", "expected"), [("list.csv", (1, 2, 4)), ("roles.csv", (1, 2))])
+def test_the_default_k_are_cut_to_what_a_query_finds(tmp_path, list_file, expected):
+    """Two test classes of 3 images, or of a query and a gallery image: a query finds 5 others, or a gallery of 2."""
+    text = listed_space(tmp_path / "images").replace("  recall_at: [1]\n", "")
+    for name in ("list.csv", "roles.csv"):
+        lines = (tmp_path / "images" / name).read_text().splitlines()
+        dropped = ("63.png", "73.png", *(("62.png", "72.png") if name == "roles.csv" else ()))
+        (tmp_path / "images" / name).write_text("\n".join(line for line in lines if not line.startswith(dropped)))
+    settings = [f"trial.data.list_file={list_file}", "study.finalize={top: 1}"]
+    assert {trial.recall_at for trial in plan_study(space_at(tmp_path, text, settings)).trials} == {expected}
+
+
 def test_an_extra_test_that_cannot_be_scored_is_refused_before_anything_starts(tmp_path):
     text = listed_space(tmp_path / "images")
 
