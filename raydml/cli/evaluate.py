@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,6 +92,14 @@ def evaluate(
         typer.Option(
             metavar="group", help="With --group: a query does not find images of its own class and group (camera)."
         ),
+    ] = None,
+    image_column: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="With --data PARQUET: the column of images; in tars the end of file names."),
+    ] = None,
+    label_column: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="With --data PARQUET: the column of labels; in tars a field of the .json."),
     ] = None,
     distractors: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="With --data: a folder of gallery images that match no query.")
@@ -189,6 +198,13 @@ def evaluate(
     if exclude_same is not None and group is None:
         raise CommandError("--exclude-same goes with --group. Cure: --group COLUMN")
     of_data: dict[str, Any] = {"group": group, "exclude_same": exclude_same or "nothing"}
+    columns = {"image": image_column, "label": label_column}
+    if chosen := {key: column for key, column in columns.items() if column is not None}:
+        if data is None or _container_of(data) is None:
+            where = "--data" if data is None else f"--data {data}"
+            option = f"--{next(iter(chosen))}-column"
+            raise CommandError(f"{option} goes with Parquet files and tars, and {where} has none. Cure: leave it out")
+        of_data |= chosen
     is_bare = target.startswith(PREFIXES)
     if (is_bare or is_file) and data is None:
         raise CommandError(f"TARGET = {target!r} has no classes of its own. Cure: --data FOLDER, or --data cub200")
@@ -525,30 +541,49 @@ def _mark(facts: Mapping[str, Any]) -> str:
     return f"\n  this model was trained on every class of {trained}" if trained else ""
 
 
+def _container_of(data: str) -> str | None:
+    """Return the kind of files with images in them that a name ends like, None for any other."""
+    from raydml.data.containers import CONTAINERS
+
+    if Path(data).is_dir():
+        return None
+    return next((kind for kind, of in CONTAINERS.items() if data.lower().endswith(of.suffixes)), None)
+
+
+#: The settings of a study that messages on images name, and what `evaluate` has in their place.
+_OPTIONS = {"image": "--image-column", "label": "--label-column", "group": "--group", "path": "--data"}
+
+
 def _catalog(data: str, data_root: Path | None, settings: Mapping[str, Any]) -> Catalog:
     """List the images of --data and log what was noticed. settings: keywords of `open_catalog`."""
     from raydml.data.catalog import DataError, log_notes
-    from raydml.data.containers import CONTAINERS
+
+    try:
+        catalog = _opened(data, data_root, settings)
+    except DataError as error:
+        pattern = rf"(?<![\w./])data\.({'|'.join(_OPTIONS)})\b"
+        raise DataError(re.sub(pattern, lambda key: _OPTIONS[key[1]], str(error))) from error
+    if settings["group"] is not None and catalog.groups is None:
+        raise DataError(f"--group {settings['group']}: {data} has no groups. Cure: leave it out, or --data CSV")
+    log_notes(catalog.notes)
+    return catalog
+
+
+def _opened(data: str, data_root: Path | None, settings: Mapping[str, Any]) -> Catalog:
+    from raydml.data.catalog import DataError
     from raydml.data.datasets import DATASETS, open_catalog
     from raydml.data.formats import LIST_SUFFIXES
 
     path = Path(data)
     if path.is_dir():
-        catalog = open_catalog("image_folder", path.resolve(), **settings)
-    elif path.suffix.lower() in LIST_SUFFIXES and path.is_file():
-        catalog = open_catalog("image_list", data_root or path.resolve().parent, str(path.resolve()), **settings)
-    elif (
-        kind := next((kind for kind, of in CONTAINERS.items() if data.lower().endswith(of.suffixes)), None)
-    ) is not None:
-        catalog = open_catalog(kind, data_root or path.resolve().parent, path=str(path.absolute()), **settings)
-    elif data in DATASETS:
-        catalog = open_catalog(data, data_root, **settings)
-    else:
-        raise DataError(f"--data {data}: no such folder, and no data set of that name. Names: {', '.join(DATASETS)}")
-    if settings["group"] is not None and catalog.groups is None:
-        raise DataError(f"--group {settings['group']}: {data} has no groups. Cure: leave it out, or --data CSV")
-    log_notes(catalog.notes)
-    return catalog
+        return open_catalog("image_folder", path.resolve(), **settings)
+    if path.suffix.lower() in LIST_SUFFIXES and path.is_file():
+        return open_catalog("image_list", data_root or path.resolve().parent, str(path.resolve()), **settings)
+    if (kind := _container_of(data)) is not None:
+        return open_catalog(kind, data_root or path.resolve().parent, path=str(path.absolute()), **settings)
+    if data in DATASETS:
+        return open_catalog(data, data_root, **settings)
+    raise DataError(f"--data {data}: no such folder, and no data set of that name. Names: {', '.join(DATASETS)}")
 
 
 def _refuse_one_class(catalog: Catalog) -> None:

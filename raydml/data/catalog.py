@@ -282,8 +282,8 @@ def without_small_classes(files: Sequence[ImageFile], min_images: int) -> tuple[
         )
     if alone := sorted(name for name, count in counts.items() if count == 1 >= min_images):
         notes.append(
-            f"{len(alone):,} of {len(counts):,} classes have one image: {listed(alone)}. They train, as negatives, and "
-            "are in the gallery; as queries they have nothing to find, are left out of the means, and are counted. "
+            f"{len(alone):,} of {len(counts):,} classes have one image: {listed(alone)}. They train, as negatives, "
+            "and are in the gallery; as queries they have nothing to find, are left out of the means, and are counted. "
             "data.min_images_per_class: 2 leaves them out altogether"
         )
     return kept, tuple(notes)

@@ -210,7 +210,10 @@ def _expanded(pattern: str) -> list[str]:
         return [pattern]
     first, last = found.groups()
     if int(last) < int(first) or int(last) - int(first) >= _MAX_NUM_SOURCES:
-        raise DataError(f"data.path: {found.group()} is no range of at most {_MAX_NUM_SOURCES:,} rising numbers")
+        raise DataError(
+            f"data.path: {found.group()} is no range of at most {_MAX_NUM_SOURCES:,} rising numbers. Cure: the smaller "
+            "number first, such as {000..003}"
+        )
     numbers = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
     return [one for number in numbers for one in _expanded(pattern[: found.start()] + number + pattern[found.end() :])]
 
@@ -220,7 +223,10 @@ def _matching(file: Path) -> list[Path]:
         return [file]
     if any(mark in file.name for mark in "*?["):
         return sorted(one for one in file.parent.glob(file.name) if one.is_file())
-    raise DataError(f"data.path: there is no {file}")
+    raise DataError(
+        f"data.path: there is no {file}. Cure: the name of a file that is there, a folder or a pattern, relative to "
+        "machine.data_root"
+    )
 
 
 def _unpack(kind: ContainerKind, sources: dict[str, Path], columns: Columns, folder: Path) -> None:
@@ -239,7 +245,7 @@ def _unpack(kind: ContainerKind, sources: dict[str, Path], columns: Columns, fol
                 report_progress("unpacking", number, len(sources), "files")
         report_progress("unpacking", number + 1, len(sources), "files")
     if not rows:
-        raise DataError(f"there is no image in {listed(sources)}")
+        raise DataError(f"there is no image in {listed(sources)}. Cure: other files in data.path, or write them again")
     if len(seen) > 1:
         raise DataError(
             f"some labels are numbers ({seen['int']}) and some are texts ({seen['str']}). Cure: write one kind"

@@ -83,8 +83,8 @@ def _refuse_open_end(source: Any) -> None:
 
 def _refuse_lacking(file: Path, schema: Any, wanted: list[str]) -> None:
     if lacking := [column for column in wanted if schema.names.count(column) != 1]:
-        cure = "name them in data.image, data.label and data.group"
-        raise DataError(f"{file} has no column {' and no column '.join(lacking)}, but {listed(schema.names)}; {cure}")
+        cure = "Cure: name them in data.image, data.label and data.group"
+        raise DataError(f"{file} has no column {' and no column '.join(lacking)}, but {listed(schema.names)}. {cure}")
 
 
 def _image_column(file: Path, schema: Any, column: str) -> str:

@@ -44,7 +44,10 @@ def webdataset_samples(file: Path, columns: Columns) -> Iterator[Sample]:
                 if info.isdir():
                     continue
                 if not info.isreg() or info.issparse():
-                    raise DataError(f"{file}: member {info.name!r} is a link, a device or sparse: refused")
+                    raise DataError(
+                        f"{file}: member {info.name!r} is a link, a device or sparse: refused. Cure: write the tar "
+                        "again with plain files (tar --dereference)"
+                    )
                 folder, _, name = info.name.rpartition("/")
                 stem, _, end = name.partition(".")
                 if not stem:  # hidden files, which are of no sample
@@ -56,7 +59,7 @@ def webdataset_samples(file: Path, columns: Columns) -> Iterator[Sample]:
                     key, members = f"{folder}/{stem}", {}
                 end = end.lower()
                 if end in members:
-                    raise DataError(f"{file}: {info.name!r} is in it twice")
+                    raise DataError(f"{file}: {info.name!r} is in it twice. Cure: write the tar again with one of them")
                 members[end] = _content(file, archive, info, end)
     except DataError:
         raise
@@ -71,8 +74,12 @@ def _content(file: Path, archive: tarfile.TarFile, info: tarfile.TarInfo, end: s
     is_label = end in ("cls", "json")
     if not (is_label or f".{end.rpartition('.')[2]}" in IMAGE_SUFFIXES):
         return b""
-    if info.size > (_MAX_LABEL_BYTES if is_label else _MAX_IMAGE_BYTES):
-        raise DataError(f"{file}: member {info.name!r} has {info.size:,} bytes: refused")
+    most = _MAX_LABEL_BYTES if is_label else _MAX_IMAGE_BYTES
+    if info.size > most:
+        raise DataError(
+            f"{file}: member {info.name!r} has {info.size:,} bytes: refused. Cure: remove it, or write it with at most "
+            f"{most:,}"
+        )
     opened = archive.extractfile(info)
     assert opened is not None
     content = opened.read()
@@ -106,7 +113,10 @@ def _sample(file: Path, number: int, key: str, members: dict[str, bytes], column
     group: str | int = ""
     if columns.group is not None:
         if columns.group not in fields:
-            raise DataError(f"{where} has no field {columns.group!r} in a .json (data.group), but {listed(fields)}")
+            raise DataError(
+                f"{where} has no field {columns.group!r} in a .json, but {listed(fields) or 'none'}. Cure: another "
+                "field in data.group, or leave it out"
+            )
         group = _value(where, columns.group, fields[columns.group])
     return Sample(number, members[ends[0]], label, group, f"{key}.{ends[0]}")
 
@@ -117,15 +127,21 @@ def _json_of(where: str, members: dict[str, bytes]) -> dict[str, Any]:
     try:
         fields = json.loads(members["json"])
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: its .json cannot be read: {error}") from error
+        raise DataError(f"{where}: its .json cannot be read: {error}. Cure: write it again") from error
     if not isinstance(fields, dict):
-        raise DataError(f"{where}: its .json is {type(fields).__name__}, and must be an object with fields")
+        raise DataError(
+            f"{where}: its .json is {type(fields).__name__}, and must be an object with fields. Cure: write it again, "
+            'such as {"label": 3}'
+        )
     return fields
 
 
 def _value(where: str, name: str, value: Any) -> str | int:
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise DataError(f"{where}: field {name!r} is {value!r}, and must be a text or a whole number")
+        raise DataError(
+            f"{where}: field {name!r} is {value!r}, and must be a text or a whole number. Cure: write it as one, or "
+            "name another field in data.label or data.group"
+        )
     return value
 
 
@@ -135,8 +151,8 @@ def _class(where: str, members: dict[str, bytes]) -> str | int | None:
     try:
         text = members["cls"].decode("utf-8").strip()
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: its .cls is no text in UTF-8: {error}") from error
+        raise DataError(f"{where}: its .cls is no text in UTF-8: {error}. Cure: write it again") from error
     if not text:
-        raise DataError(f"{where}: its .cls is empty")
+        raise DataError(f"{where}: its .cls is empty. Cure: write the class into it, or remove the sample")
     is_number = text.isascii() and text.isdigit() and (text[0] != "0" or text == "0") and len(text) < 19
     return int(text) if is_number else text

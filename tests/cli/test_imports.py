@@ -121,3 +121,20 @@ def test_images_of_one_class_are_refused(tmp_path):
     )
     save_embeddings(tmp_path / "kept.npz", saved)
     assert "all 6 images are of one class, 'only'" in refused("evaluate", "kept.npz")
+
+
+def test_other_images_may_be_in_a_file_whose_columns_are_named(tmp_path):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    images = [file.read_bytes() for file in sorted(one_colour_each(tmp_path).rglob("*.png"))]
+    file = tmp_path / "colours.parquet"
+    parquet.write_table(pa.table({"picture": images, "kind": ["blue"] * 3 + ["red"] * 3}), file)
+    command = ["evaluate", "backbone:convnet:none", "--data", file]
+    said = refused(*command)
+    assert "has no column image and no column label, but picture, kind" in said
+    assert "Cure: name them in --image-column, --label-column and --group" in said
+    found = scored(*command[1:], "--image-column", "picture", "--label-column", "kind")
+    assert found["metrics"]["recall_at_1"] == 1  # each class is of one colour
+    assert "2 classes" in found["protocols"]["leave_one_out"]
+    for other in ([], ["--data", tmp_path / "colours"]):
+        said = refused("evaluate", "backbone:convnet:none", *other or ["--data", "digits"], "--image-column", "picture")
+        assert "--image-column goes with Parquet files and tars" in said

@@ -150,7 +150,9 @@ def test_tars_with_a_range_of_numbers(tmp_path, mode):
         opened(tmp_path, "webdataset", path=f"s-{{08..10}}{suffix}") if mode == "w" else opened(tmp_path, "webdataset")
     )
     assert contents(catalog) == expected(ROWS)
-    assert "there is no" in refusal(opened, tmp_path, "webdataset", path=f"s-{{08..11}}{suffix}")
+    assert_contains(
+        refusal(opened, tmp_path, "webdataset", path=f"s-{{08..11}}{suffix}"), "there is no", "s-11", " Cure: "
+    )
 
 
 def test_labels_of_a_tar_may_be_fields(tmp_path):
@@ -261,7 +263,7 @@ def broken(folder, name):
         ("a row without a label", ["column 'label' has no value in row 20, 21, 22, 23"]),
         ("a number without a name", ["column 'label' has no value, or none of the 8 classes in row 24"]),
         ("numbers and texts", ["some labels are numbers (b.parquet/0000000.png) and some are texts (a.parquet/"]),
-        ("other columns", ["a.parquet has no column image, but img, label, place; name them in data.image"]),
+        ("other columns", ["a.parquet has no column image, but img, label, place. Cure: name them in data.image"]),
         ("no label", ["sample '0' has no label", "pkl may be pickled, and is never loaded"]),
         ("two images", ["sample '0' has several images (png, jpg)", "data.image, such as jpg"]),
         ("no image", ["sample '0' has no image, but txt, cls"]),
@@ -276,7 +278,7 @@ def broken(folder, name):
 )
 def test_refusals_name_file_column_and_cure(tmp_path, name, parts):
     kind = broken(tmp_path, name)
-    assert_contains(refusal(opened, tmp_path, kind), *parts)
+    assert_contains(refusal(opened, tmp_path, kind), *parts, " Cure: ")
     assert not list(tmp_path.rglob("list.json"))  # the next start reads it again
 
 
@@ -301,7 +303,25 @@ def test_links_and_names_that_lead_outside_write_nothing_there(tmp_path):
         link = tarfile.TarInfo("0.png")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
-    assert "is a link, a device or sparse: refused" in refusal(opened, tmp_path, "webdataset", path="b.tar")
+    said = refusal(opened, tmp_path, "webdataset", path="b.tar")
+    assert_contains(said, "is a link, a device or sparse: refused", " Cure: ")
+
+
+@pytest.mark.parametrize(
+    ("members", "settings", "part"),
+    [
+        ([("0.png", b"x"), ("0.json", b"[1]")], {}, "its .json is list, and must be an object"),
+        ([("0.png", b"x"), ("0.cls", b"\xff")], {}, "its .cls is no text in UTF-8"),
+        ([("0.png", b"x"), ("0.cls", b"1" * (2**20 + 1))], {}, "member '0.cls' has 1,048,577 bytes: refused"),
+        ([("0.png", b"x"), ("0.cls", b"1")], {"group": "place"}, "has no field 'place' in a .json, but none"),
+        ([("0.png", b"x"), ("0.cls", b"1")], {"path": "a-{3..1}.tar"}, "{3..1} is no range of at most 100,000 rising"),
+        ([("0.cls", b"1")], {}, "has no image"),
+        ([], {}, "there is no image in a.tar"),
+    ],
+)
+def test_every_refusal_of_a_tar_names_its_cure(tmp_path, members, settings, part):
+    write_tar(tmp_path / "a.tar", members)
+    assert_contains(refusal(opened, tmp_path, "webdataset", **settings), part, " Cure: ")
 
 
 def plain_parquet(file, shade):
