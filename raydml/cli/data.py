@@ -1,4 +1,4 @@
-"""Commands for benchmark data sets: data list, data download, data check."""
+"""Commands for data sets: data list, data download, data check, data duplicates."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import shlex
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.filesize import decimal
@@ -14,9 +14,12 @@ from rich.table import Table
 
 from raydml.cli.arguments import CommandError, new_console, program_of
 from raydml.ops.progress import report_progress
-from raydml.ops.wording import printable
+from raydml.ops.wording import counted, printable
 
-data = typer.Typer(no_args_is_help=True, help="List, download and check benchmark data sets.")
+if TYPE_CHECKING:
+    from raydml.data.catalog import Catalog
+
+data = typer.Typer(no_args_is_help=True, help="List, download and check data sets.")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A benchmark, see: data list.")]
 ROOT = Path("data")
@@ -109,3 +112,53 @@ def check(
         typer.echo(printable(line))
     if not report.ok:
         raise typer.Exit(2)
+
+
+@data.command()
+def duplicates(
+    images: Annotated[
+        str, typer.Argument(metavar="IMAGES", help="A folder of class folders, a CSV list, or the name of a benchmark.")
+    ],
+    root: Root = ROOT,
+    show: Annotated[
+        int, typer.Option("--show", metavar="N", min=0, help="How many pairs of each kind are shown.")
+    ] = 10,
+) -> None:
+    """Find images that are nearly the same: resized, compressed again, cropped a little.
+
+    Pairs of two classes may lie on both sides of a split by classes, and one of the two labels may be wrong. Nothing is
+    removed.
+    """
+    from raydml.images.near_duplicates import near_duplicates
+
+    catalog = _catalog_of(images, root)
+    found = near_duplicates(catalog, partial(report_progress, unit="images"))
+    for path, reason in found.unreadable.items():
+        typer.echo(printable(f"not compared: {path}: {reason}"), err=True)
+    for kind, is_of_kind in found.kinds(catalog).items():
+        rows = is_of_kind.nonzero()[0]
+        typer.echo(f"{counted(len(rows), 'pair')} {kind}")
+        for row in rows[:show].tolist():
+            names = [catalog.paths[number] for number in (found.first[row], found.second[row])]
+            typer.echo(printable(f"  {found.similarity[row]:.3f}  {names[0]}  {names[1]}"))
+        if len(rows) > show:
+            typer.echo(f"  and {len(rows) - show:,} more (--show)")
+    if not found.is_complete:
+        typer.echo("so many images are alike that not all were compared", err=True)
+
+
+def _catalog_of(images: str, root: Path) -> Catalog:
+    from raydml.data.benchmarks import BENCHMARKS
+    from raydml.data.datasets import open_catalog
+
+    if images in BENCHMARKS:
+        return open_catalog(images, root)
+    path = Path(images)
+    if path.suffix.lower() == ".csv" and path.is_file():
+        return open_catalog("image_list", path.parent, path.name)
+    if not path.is_dir():
+        raise CommandError(
+            f"IMAGES = {images!r} is no folder, no CSV file and no benchmark. Cure: the path of one, or one of "
+            f"{', '.join(BENCHMARKS)}"
+        )
+    return open_catalog("image_folder", path)

@@ -11,6 +11,7 @@ import tarfile
 from pathlib import Path
 
 import filelock
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -263,3 +264,22 @@ def test_check_prints_the_report_and_exits_by_it(tmp_path):
 def test_check_without_a_data_set_is_the_users_mistake(tmp_path):
     result = run("check", "sop", "--root", tmp_path)
     assert (result.exit_code, "Ebay_train.txt" in result.output) == (2, True)
+
+
+def test_duplicates_counts_and_shows_pairs_and_says_what_it_could_not_compare(tmp_path):
+    generator = np.random.default_rng(0)
+    for label in range(2):
+        (tmp_path / f"class{label}").mkdir()
+        for number in range(3):
+            coarse = Image.fromarray(generator.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+            picture = coarse.resize((96, 80), Image.Resampling.BICUBIC)
+            picture.save(tmp_path / f"class{label}" / f"{number}.png")
+    picture.resize((70, 60)).save(tmp_path / "class0" / "copy.jpg")
+    (tmp_path / "class1" / "broken.jpg").write_bytes(b"\xff\xd8\xffbroken")
+    shown = done("duplicates", tmp_path)
+    lines = shown.stdout.splitlines()
+    assert lines[0] == "1 pair of two classes"
+    assert lines[1].split()[1:] == ["class0/copy.jpg", "class1/2.png"]
+    assert lines[2:] == ["0 pairs of one class"]
+    assert "not compared: class1/broken.jpg" in shown.stderr
+    assert "is no folder, no CSV file and no benchmark" in refused("duplicates", tmp_path / "nowhere")
