@@ -77,7 +77,7 @@ def parse_rerank(text: str) -> Rerank:
 
 def _examples(names: Iterable[str]) -> str:
     """Return each re-ranking with its default settings, as the command line takes it."""
-    defaults = [KReciprocal(), QueryExpansion()]
+    defaults: list[Rerank] = [KReciprocal(), QueryExpansion()]
     settings = {one.name: ",".join(f"{key}={value:g}" for key, value in one.settings.items()) for one in defaults}
     return " or ".join(f"--rerank {name}:{settings[name]}" for name in names)
 
