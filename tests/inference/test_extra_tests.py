@@ -55,7 +55,8 @@ def trained(tmp_path):
     trial = parse_trial({**trial_with(*sets).model_dump(mode="json"), "recall_at": [1, 2]})
     trainer = Trainer(trial, machine, device="cpu")
     list(trainer.epochs())
-    spec = parse_trial({**trial.model_dump(mode="json"), "recall_at": [1, 2, 20]})
+    # 7: each of 8 images in street finds 7 others, and in shop 6, without its class and camera.
+    spec = parse_trial({**trial.model_dump(mode="json"), "recall_at": [1, 2, 7, 20]})
     folder = tmp_path / "checkpoint"
     checkpoint.save(folder, state={}, model_card=trainer.model_card(), best_weights=trainer.best_weights)
     return folder, machine, metric_spec_of(spec)._replace(groups=METRIC_GROUPS)
@@ -83,6 +84,8 @@ def test_scores_are_those_of_the_set_by_itself_and_each_read_is_recorded(tmp_pat
         assert {f"{extra.name}_{name}": value for name, value in alone.metrics.items()}.items() <= ours.items()
         assert f"untrained_{extra.name}_recall_at_1" in ours
         assert found[extra.name].num_lone_queries == alone.num_lone_queries
+    assert "street_recall_at_7" in found["street"].metrics
+    assert "shop_2_recall_at_7" not in found["shop_2"].metrics
     assert found["street"].num_lone_queries == 1
     # The own images of each class are shades 0 to 4, those of street 0 to 3; shop has 0, 30, ... 210.
     assert found["street"].protocols["street_shared"].startswith("street: 8 of 8 images are byte for byte among")
