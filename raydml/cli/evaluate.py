@@ -229,7 +229,8 @@ def evaluate(
         else:
             machine = source.machine
             of_data["cache_dir"] = machine.cache_dir
-            catalog = _catalog(data, machine.data_root, of_data)  # before torch is imported
+            roots = _Roots(data_root, machine.data_root)
+            catalog = _catalog(data, roots, of_data)  # before torch is imported
             result = _on_other_images(
                 source, data, catalog, on, distractors, settings, choice, footprint, save_embeddings
             )
@@ -554,12 +555,19 @@ def _container_of(data: str) -> str | None:
 _OPTIONS = {"image": "--image-column", "label": "--label-column", "group": "--group", "path": "--data"}
 
 
-def _catalog(data: str, data_root: Path | None, settings: Mapping[str, Any]) -> Catalog:
+class _Roots(NamedTuple):
+    """given: by --data-root, for the paths in a list. of_data_sets: with that of the target's study, for data sets."""
+
+    given: Path | None
+    of_data_sets: Path | None
+
+
+def _catalog(data: str, roots: _Roots, settings: Mapping[str, Any]) -> Catalog:
     """List the images of --data and log what was noticed. settings: keywords of `open_catalog`."""
     from raydml.data.catalog import DataError, log_notes
 
     try:
-        catalog = _opened(data, data_root, settings)
+        catalog = _opened(data, roots, settings)
     except DataError as error:
         pattern = rf"(?<![\w./])data\.({'|'.join(_OPTIONS)})\b"
         raise DataError(re.sub(pattern, lambda key: _OPTIONS[key[1]], str(error))) from error
@@ -569,7 +577,7 @@ def _catalog(data: str, data_root: Path | None, settings: Mapping[str, Any]) -> 
     return catalog
 
 
-def _opened(data: str, data_root: Path | None, settings: Mapping[str, Any]) -> Catalog:
+def _opened(data: str, roots: _Roots, settings: Mapping[str, Any]) -> Catalog:
     from raydml.data.catalog import DataError
     from raydml.data.datasets import DATASETS, open_catalog
     from raydml.data.formats import LIST_SUFFIXES
@@ -578,11 +586,13 @@ def _opened(data: str, data_root: Path | None, settings: Mapping[str, Any]) -> C
     if path.is_dir():
         return open_catalog("image_folder", path.resolve(), **settings)
     if path.suffix.lower() in LIST_SUFFIXES and path.is_file():
-        return open_catalog("image_list", data_root or path.resolve().parent, str(path.resolve()), **settings)
+        # Not the folder of the target's own images: files of the same names there would be scored in silence.
+        root = roots.given or path.resolve().parent
+        return open_catalog("image_list", root, str(path.resolve()), **settings)
     if (kind := _container_of(data)) is not None:
-        return open_catalog(kind, data_root or path.resolve().parent, path=str(path.absolute()), **settings)
+        return open_catalog(kind, roots.given or path.resolve().parent, path=str(path.absolute()), **settings)
     if data in DATASETS:
-        return open_catalog(data, data_root, **settings)
+        return open_catalog(data, roots.of_data_sets, **settings)
     raise DataError(f"--data {data}: no such folder, and no data set of that name. Names: {', '.join(DATASETS)}")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -341,9 +341,10 @@ class Model(Section):
     """Backbone and embedding head. weights: default (published ImageNet weights), none (random), or a path.
 
     backbone: one of the table, or timm:NAME, any network of timm. pooling: how the backbone's last map, or its tokens,
-    become a vector; a network of timm has its own by default. The head is [layer norm], [dropout of the features],
-    projection (none: embedding_dim is the backbone's number of features), [bn_neck: BatchNorm], normalisation.
-    embedding_dim: null is the backbone's number of features. head_init: initial values of the projection.
+    become a vector; null, or left out: the network's own, which is the average in the table. The head is [layer norm],
+    [dropout of the features], projection (none: embedding_dim is the backbone's number of features), [bn_neck:
+    BatchNorm], normalisation. embedding_dim: null is the backbone's number of features. head_init: initial values of
+    the projection.
     freeze_batch_norm: true by default with pretrained weights, false without. train: what learns beside the head: all
     of the backbone, nothing (head), {last_blocks: N}, or adapters, {lora: {rank: 8, alpha: 16, targets: attention}}.
     drop_path, gradient_checkpointing: of timm's networks, the probability of leaving out a block, and less memory for
@@ -367,7 +368,7 @@ class Model(Section):
     layer_norm: bool = False
     normalize: Normalisation = "l2"
     freeze_batch_norm: bool = True
-    pooling: Pooling = "average"
+    pooling: Annotated[Pooling, Field(json_schema_extra={"enum": [*get_args(Pooling), None]})] = "average"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     projection: Projection = "linear"
     head_init: HeadInit = "torch"
@@ -382,6 +383,8 @@ class Model(Section):
         if not isinstance(block, Mapping):
             return block
         found = dict(block)
+        if found.get("pooling", "") is None:
+            del found["pooling"]
         if "freeze_batch_norm" not in found:
             found["freeze_batch_norm"] = found.get("weights", "default") != "none"
         name = found.get("backbone")

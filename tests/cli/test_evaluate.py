@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raydml.cli.evaluate import _catalog
+from raydml.cli.evaluate import _catalog, _opened, _Roots
 from raydml.config.trial import parse_machine, parse_trial
 from raydml.data.catalog import DataError, Groups
 from raydml.data.miniatures import build
@@ -23,6 +23,8 @@ from tests.data.own_images import write_image, write_list
 NUM_CLASSES, NUM_IMAGES = 3, 4
 
 pytestmark = pytest.mark.usefixtures("own_folder")
+
+NO_ROOTS = _Roots(None, None)
 
 
 @pytest.fixture
@@ -360,10 +362,26 @@ def test_other_images_may_be_a_list_with_groups(tmp_path):
         write_image(tmp_path / path)
     write_list(tmp_path, [list(row) for row in rows], ("path", "label", "camera"))
     settings = {"group": "camera", "exclude_same": "group"}
-    catalog = _catalog(str(tmp_path / "list.csv"), None, settings)
+    catalog = _catalog(str(tmp_path / "list.csv"), NO_ROOTS, settings)
     assert catalog.groups == Groups(("hall",) * 4, are_excluded=True)
     assert catalog.root == tmp_path
     with pytest.raises(DataError, match="those of an image_folder are the folders above its classes: parent"):
-        _catalog(str(tmp_path), None, settings)
+        _catalog(str(tmp_path), NO_ROOTS, settings)
     with pytest.raises(DataError, match="--group camera: digits has no groups"):
-        _catalog("digits", None, settings)
+        _catalog("digits", NO_ROOTS, settings)
+
+
+def test_paths_of_a_list_are_never_looked_for_among_the_images_of_the_study(folder, tmp_path):
+    """The folder of the study has files of the same names, of other classes."""
+    listed = tmp_path / "more"
+    for label in ("a", "b"):
+        (listed / label).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (16, 16), (60 * number, 200, 30)).save(listed / label / f"{number}.png")
+    rows = "".join(f"{label}/{number}.png,{label}\n" for label in ("a", "b") for number in range(2))
+    (listed / "list.csv").write_text("path,label\n" + rows)
+    settings = {"group": None, "exclude_same": "nothing"}
+    catalog = _opened(str(listed / "list.csv"), _Roots(None, folder), settings)
+    assert catalog.root == listed.resolve()
+    catalog = _opened(str(listed / "list.csv"), _Roots(listed, folder), settings)
+    assert catalog.root == listed

@@ -403,3 +403,8 @@ def test_published_weights_of_timm_give_timms_own_features():
 def test_a_network_of_timm_without_its_prefix_is_understood(name, meant):
     with pytest.raises(ConfigError, match=f"did you mean: {meant}\n"):
         parse_trial(trial(backbone=name))
+
+
+def test_a_pooling_of_null_is_the_networks_own():
+    assert parse_trial(trial(pooling=None)).model.pooling == "cls"
+    assert parse_trial(trial(backbone="resnet50", pooling=None)).model.pooling == "average"
