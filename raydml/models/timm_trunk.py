@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from raydml.data.catalog import listed
 from raydml.models.adapters import adaptable_layers
 from raydml.models.backbones import TIMM, BackboneFacts, ModelError
 from raydml.models.choices import Pooling
@@ -252,13 +253,29 @@ def _build(
                 name, pretrained=True, num_classes=0, pretrained_cfg_overlay={"state_dict": dict(state)}, **settings
             )
         except (RuntimeError, KeyError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise WeightsError(
-                f"weights: {origin} does not fit {TIMM}{name}: {reason}. Cure: weights of this network, in timm's names"
-            ) from error
+            raise _misfit(name, settings, state, origin) from error
     if warnings:
-        raise WeightsError(f"weights: {origin} does not fit {TIMM}{name}: {' '.join(warnings)[:500]}")
+        raise _misfit(name, settings, state, origin)
     return TimmTrunk(model, pooling, own)
+
+
+def _misfit(name: str, settings: Mapping[str, Any], state: Mapping[str, Tensor], origin: str) -> WeightsError:
+    """Return the error for weights of another network: how many tensors differ, and the first of each kind."""
+    import timm
+
+    own = timm.create_model(name, pretrained=False, num_classes=0, **settings).state_dict()
+    own = {key: value for key, value in own.items() if not key.endswith("num_batches_tracked")}
+    others = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
+    kinds = {
+        "missing": [key for key in own if key not in state],
+        "unknown to it": [key for key in state if key not in own and not key.endswith("num_batches_tracked")],
+        "of another shape": sorted(others),
+    }
+    said = [f"{kind}: {listed(keys, 2)}" for kind, keys in kinds.items() if keys]
+    return WeightsError(
+        f"weights: {origin} does not fit {TIMM}{name}: it has {len(own)} tensors; {'; '.join(said)}. Cure: weights of "
+        "this network, in timm's names, or the backbone that the file is of"
+    )
 
 
 @contextmanager
