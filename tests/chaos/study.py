@@ -14,6 +14,7 @@ from pathlib import Path
 from raydml.study import events
 from raydml.study.events import read_state
 from tests.chaos.targets import Cluster, driver_of, kill, members, processes
+from tests.study.repeatable import repeatable
 
 LAUNCH = Path(__file__).parents[2] / "launch.py"
 NAME = "digits"
@@ -229,7 +230,8 @@ def results_of(folder):
     """What must not change: the results of all stages, every epoch of every trial, how each trial ended."""
     read = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("ranking", "confirmed", "refit")}
     for row in json.loads((folder / "final.json").read_text()):
-        read[f"final {row['from_trial']}"] = {part: row[part] for part in ("metrics", "untrained", "refit", "ensemble")}
+        parts = {part: row[part] for part in ("metrics", "untrained", "refit", "ensemble")}
+        read[f"final {row['from_trial']}"] = repeatable(parts)
     for key, trial in read_state(folder).trials.items():
         read[f"ended {key}"] = trial.ended
         for epoch, metrics in trial.epochs.items():

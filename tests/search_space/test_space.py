@@ -148,7 +148,7 @@ space.yaml:3: trial.epochs = '10': must be a whole number
     """\
 space.yaml:5: trial.model.embedding_dims = 64: is an unknown key
     choices: backbone, weights, embedding_dim, layer_norm, normalize, freeze_batch_norm, pooling, dropout, projection, \
-head_init, train, drop_path, gradient_checkpointing
+head_init, train, drop_path, gradient_checkpointing, bn_neck
     did you mean: embedding_dim
     cure: write embedding_dim""",
     """\

@@ -775,7 +775,7 @@ def test_a_run_whose_values_are_refused_waits_and_the_others_go_on(
             self._client.log_batch(run_id, *values)
 
     monkeypatch.setattr(delivery, "connect", lambda uri: Poisoned(connect(uri), {}))
-    monkeypatch.setattr(delivery, "FIRST_DELAY_S", 1.0)
+    monkeypatch.setattr(delivery, "FIRST_DELAY_S", 4.0)
     spool.study_started()
     for trial in ("search-000", "search-001"):
         spool.trial_started(trial)

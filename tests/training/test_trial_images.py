@@ -145,9 +145,9 @@ def test_a_warning_lists_the_images_left_out(machine, caplog):
 def test_the_images_of_several_trials_are_listed_once(machine, monkeypatch):
     listings = []
 
-    def counted(*arguments):
+    def counted(*arguments, **settings):
         listings.append(arguments)
-        return open_catalog(*arguments)
+        return open_catalog(*arguments, **settings)
 
     monkeypatch.setattr("raydml.training.trial_images.open_catalog", counted)
     catalogs = Catalogs(machine)
