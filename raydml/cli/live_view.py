@@ -29,6 +29,7 @@ from raydml.analysis.trials import FAILURES, MOVES, TrialState
 from raydml.cli.arguments import echo
 from raydml.cli.tables import confirmed_means, embedding_dim, learning_rate, metric_label, run_name, trial_table
 from raydml.ops.progress import StepProgress, progress_of
+from raydml.ops.wording import counted
 from raydml.study import events
 from raydml.study.events import STAGES, Event, Reduction, StudyState, letters_of
 from raydml.study.pace import remaining_s
@@ -167,8 +168,9 @@ def line(study: StudyState, event: Event) -> str | None:
         return step_text(study)
     if kind == "stage_started":
         plan = study.stages[str(event["stage"])]
-        size = f": {plan.num_trials} trials of at most {plan.max_epochs} epochs" if plan.max_epochs else ""
-        size = f": {plan.num_trials} networks to test" if plan.stage == "finalize" else size
+        epochs = counted(plan.max_epochs, "epoch") if plan.max_epochs else ""
+        size = f": {counted(plan.num_trials, 'trial')} of at most {epochs}" if epochs else ""
+        size = f": {counted(plan.num_trials, 'network')} to test" if plan.stage == "finalize" else size
         return f"{plan.stage}{size}"
     if kind == "stage_finished":
         return f"{event['stage']} finished{_won(study, str(event['stage']))}"

@@ -8,6 +8,7 @@ from typing import Any
 from raydml.analysis.pareto import pareto_front
 from raydml.inference.footprint import MEASURES, measure_text
 from raydml.metrics.names import metric_label, metric_name
+from raydml.ops.wording import counted
 from raydml.report.charts import ScatterChart, ScatterPoint, scatter_chart
 from raydml.report.tables import TableCell, table
 from raydml.report.text import ScoredModels, final_models, footprint_rows, main_metrics, score_text
@@ -53,7 +54,7 @@ def footprint_section(summary: Values) -> Values | None:
 
 
 def _measured_on(footprint: Values) -> str:
-    threads = f", {footprint['threads']} threads" if footprint["threads"] else ""
+    threads = f", {counted(footprint['threads'], 'thread')}" if footprint["threads"] else ""
     return f"{footprint['device']}{threads}, {footprint['precision']}, images of {footprint['crop_px']} px"
 
 

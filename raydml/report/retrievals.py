@@ -198,7 +198,7 @@ def draw_sample(
     title += f"The nearest is right for {ranked.recall_at_1:.1%} of all."
     num_wrong = int((~ranked.right[places, 0]).sum())
     if num_wrong:
-        title += f" Chosen because theirs is wrong: the last {counted(num_wrong, 'row')}."
+        title += f" In the last {counted(num_wrong, 'row')} it is wrong; these were chosen for that."
     return draw_queries(places, {"": ranked}, images, path, title=title)
 
 
