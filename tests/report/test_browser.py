@@ -89,7 +89,7 @@ def test_the_page_fits_its_window_and_can_be_read(folder, width_px, is_open):
     assert measured is not None, done.stderr[-2000:]
     found = json.loads(html.unescape(measured[1]))
     assert found["width"] == width_px
-    place = SECTIONS.index("test") + 1
+    place = SECTIONS.index("published")
     assert found["sections"] == [*SECTIONS[:place], "prefixes", *SECTIONS[place:]]
     assert found["empty"] == []
     assert found["overlaps"] == []
