@@ -11,13 +11,7 @@ def block_ends(trunk: nn.Module, stages: tuple[str, ...]) -> list[nn.Module]:
     The blocks are those of a list named ``blocks`` or ``layers``: of a transformer, or the stages of EfficientNet and
     its kin. Without one they are the four stages. stages: their names.
     """
-    for path in _BLOCKS:
-        try:
-            blocks = list(trunk.get_submodule(path).children())
-        except AttributeError:
-            continue
-        return [list(block.modules())[-1] for block in blocks]
-    return [list(trunk.get_submodule(name).modules())[-1] for name in stages]
+    return [list(block.modules())[-1] for block in _blocks(trunk, stages)]
 
 
 def layers_of(trunk: nn.Module, stages: tuple[str, ...]) -> dict[str, int]:
@@ -36,7 +30,7 @@ def layers_of(trunk: nn.Module, stages: tuple[str, ...]) -> dict[str, int]:
         return {name: groups.get(name.removeprefix("model."), last) for name, _ in trunk.named_parameters()}
     modules = list(trunk.modules())  # in the order in which they were defined, which is that of the layers
     ends = [modules.index(end) for end in block_ends(trunk, stages)]
-    first = modules.index(_first_block(trunk, stages))
+    first = modules.index(_blocks(trunk, stages)[0])
     found = {}
     for name, _ in trunk.named_parameters():
         place = modules.index(trunk.get_submodule(name.rpartition(".")[0]))
@@ -45,13 +39,13 @@ def layers_of(trunk: nn.Module, stages: tuple[str, ...]) -> dict[str, int]:
     return {name: numbers[layer] for name, layer in found.items()}
 
 
-def _first_block(trunk: nn.Module, stages: tuple[str, ...]) -> nn.Module:
+def _blocks(trunk: nn.Module, stages: tuple[str, ...]) -> list[nn.Module]:
     for path in _BLOCKS:
         try:
-            return next(trunk.get_submodule(path).children())
+            return list(trunk.get_submodule(path).children())
         except AttributeError:
             continue
-    return trunk.get_submodule(stages[0])
+    return [trunk.get_submodule(name) for name in stages]
 
 
 def has_batch_norm(trunk: nn.Module) -> bool:
