@@ -8,11 +8,11 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -40,6 +40,8 @@ from raydml.images.pixels import DecodedPixels, Header, Pixels, decode_in_order,
 from raydml.images.preprocessing import Interpolation, Resize, Resizing, pixels_of
 
 OnUnreadable = Literal["refuse", "skip"]
+Found = TypeVar("Found")
+Made = TypeVar("Made")
 WAIT_MESSAGE_EVERY_S = 10.0
 _RESERVE_BYTES = 2**20  # for the index and the manifest
 _NUM_TIMED = 32
@@ -224,13 +226,8 @@ class _Selection:
         if storage.cache_dir is None:
             found = _in_memory(files, storage.max_bytes)
         else:
-            try:
+            with usable_cache(storage.cache_dir):
                 found = open_or_write(files, storage.cache_dir, storage.max_bytes, self.refuse)
-            except OSError as error:
-                raise DataError(
-                    f"machine.cache_dir = {str(storage.cache_dir)!r} cannot be used: {error}; give a writable "
-                    "folder with enough space on a local disk"
-                ) from error
         if isinstance(found, SpaceShortage):
             _logger.warning("%s", _shortage_text(found, files))
             return self.not_kept(files, found.survey, files.resizing)
@@ -310,30 +307,61 @@ def open_or_write(
     Raises OSError: the folder cannot be read, made or written to. A whole pack may be in a read-only folder.
     """
     folder = files.folder(cache_dir)
-    pack = open_pack(folder, files)
-    if pack is None:
+
+    def made() -> Pack | SpaceShortage:
+        survey = survey_headers(files)
+        if shortage := make_room(folder, survey.total_bytes(), max_bytes):
+            return SpaceShortage(survey, *shortage)
+        write_pack(folder, files, survey, refuse)
+        pack = open_pack(folder, files, just_written=True)
+        assert pack is not None, "a pack just written is whole and current"
+        return pack
+
+    def opened(report_damage: bool) -> Pack | None:
+        return open_pack(folder, files, report_damage=report_damage)
+
+    return open_or_make(folder, opened, made, "decodes these images")
+
+
+@contextmanager
+def usable_cache(cache_dir: Path) -> Iterator[None]:
+    """Turn an OSError of a block that uses the cache into a DataError with the cure."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"machine.cache_dir = {str(cache_dir)!r} cannot be used: {error}; give a writable folder with enough space "
+            "on a local disk"
+        ) from error
+
+
+def open_or_make(
+    folder: Path, opened: Callable[[bool], Found | None], made: Callable[[], Made], work: str
+) -> Found | Made:
+    """Open what a folder of the cache holds, or make it; of several processes one makes it and the others wait.
+
+    opened: returns what is there, None for nothing; it is told whether to log a warning of damage. made: makes it in
+    the empty folder and returns it, or what else the caller wants where there is no room. work: what the process that
+    makes it does, in words. Raises what the two raise, and OSError for a folder that cannot be made.
+    """
+    found = opened(False)
+    if found is None:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "lock")
-        acquire(lock, folder, "decodes these images")
+        _acquire(lock, folder, work)
         try:
-            # Another process may have written it meanwhile.
-            pack = open_pack(folder, files, report_damage=True)
-            if pack is None:
+            found = opened(True)  # another process may have made it meanwhile
+            if found is None:
                 clear_pack(folder)
-                survey = survey_headers(files)
-                if shortage := make_room(folder, survey.total_bytes(), max_bytes):
-                    return SpaceShortage(survey, *shortage)
-                write_pack(folder, files, survey, refuse)
-                pack = open_pack(folder, files, just_written=True)
-                assert pack is not None, "a pack just written is whole and current"
+                return made()
         finally:
             lock.release()
-    with suppress(OSError):  # a read-only folder: no pack there is ever removed, so its last use does not matter
+    with suppress(OSError):  # a read-only folder: nothing there is ever removed, so its last use does not matter
         os.utime(folder / "manifest.json")
-    return pack
+    return found
 
 
-def acquire(lock: FileLock, folder: Path, work: str) -> None:
+def _acquire(lock: FileLock, folder: Path, work: str) -> None:
     """Wait for the lock of a folder, with a message every few seconds. It ends with its holder, also by a kill.
 
     work: what the holder does, in words.
@@ -424,11 +452,18 @@ def _gib(num_bytes: int) -> str:
 
 def _in_memory(files: ImageFiles, max_bytes: int | None) -> Pack | SpaceShortage:
     survey = survey_headers(files)
+    if shortage := room_in_memory(survey.total_bytes(), max_bytes):
+        return SpaceShortage(survey, *shortage)
+    return pack_in_memory(files, survey)
+
+
+def room_in_memory(num_bytes: int, max_bytes: int | None) -> tuple[str, str] | None:
+    """Return what is available in memory and the cure where it is not enough, as `make_room` does for the cache."""
     allowed_bytes = free_memory_bytes() // 2 if max_bytes is None else max_bytes
-    if survey.total_bytes() <= allowed_bytes:
-        return pack_in_memory(files, survey)
+    if num_bytes <= allowed_bytes:
+        return None
     limit = "half of the free memory is" if max_bytes is None else "machine.max_cache_gib allows"
-    return SpaceShortage(survey, f"{limit} {_gib(allowed_bytes)}", "set machine.cache_dir to a folder on a local disk")
+    return f"{limit} {_gib(allowed_bytes)}", "set machine.cache_dir to a folder on a local disk"
 
 
 def free_memory_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:

@@ -12,25 +12,22 @@ own.
 import hashlib
 import json
 import logging
-import os
 import time
 import uuid
 import zlib
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from raydml.config.trial import Machine, Trial
-from raydml.data.catalog import DataError
 from raydml.evaluation.embed import embedded_batches
 from raydml.images.augmentation import View, cut_box, place_boxes, views_of
-from raydml.images.cache import Images, acquire, clear_pack, free_memory_bytes, make_room
+from raydml.images.cache import Images, clear_pack, make_room, open_or_make, room_in_memory, usable_cache
 from raydml.images.features import KeptFeatures
 from raydml.images.loader import read_ahead
 from raydml.images.pixels import Pixels
@@ -70,13 +67,8 @@ def open_features(
     if machine.cache_dir is None:
         values = _in_memory(work, max_bytes)
     else:
-        try:
+        with usable_cache(machine.cache_dir):
             values = _shared(work, machine.cache_dir / f"features-{_key_of(work)}", max_bytes)
-        except OSError as error:
-            raise DataError(
-                f"machine.cache_dir = {str(machine.cache_dir)!r} cannot be used: {error}; give a writable "
-                "folder with enough space on a local disk"
-            ) from error
     return None if values is None else work.of_parts(values)
 
 
@@ -187,10 +179,8 @@ def _key_of(work: _Work) -> str:
 
 
 def _in_memory(work: _Work, max_bytes: int | None) -> np.ndarray | None:
-    allowed = free_memory_bytes() // 2 if max_bytes is None else max_bytes
-    if work.num_bytes > allowed:
-        limit = "half of the free memory is" if max_bytes is None else "machine.max_cache_gib allows"
-        _warn_of_space(work, f"{limit} {allowed / 2**30:.3f} GiB", "set machine.cache_dir to a folder on a local disk")
+    if shortage := room_in_memory(work.num_bytes, max_bytes):
+        _warn_of_space(work, *shortage)
         return None
     values = np.empty(work.shape, dtype=np.float32)
     flat, start = values.reshape(-1, work.shape[2]), 0
@@ -202,27 +192,21 @@ def _in_memory(work: _Work, max_bytes: int | None) -> np.ndarray | None:
 
 def _shared(work: _Work, folder: Path, max_bytes: int | None) -> np.ndarray | None:
     """Open the features of a folder, or compute them; of several processes one computes and the others wait."""
-    values = _opened(folder, work.shape)
-    if values is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "lock")
-        acquire(lock, folder, "computes these features")
-        try:
-            values = _opened(folder, work.shape, report_damage=True)  # another process may have written them meanwhile
-            if values is None:
-                clear_pack(folder)
-                in_use = {part.folder for part in work.parts if part.folder is not None}
-                if shortage := make_room(folder, work.num_bytes, max_bytes, in_use):
-                    _warn_of_space(work, *shortage)
-                    return None
-                _write(folder, work)
-                values = _opened(folder, work.shape)
-                assert values is not None, "features just written are whole"
-        finally:
-            lock.release()
-    with suppress(OSError):  # a read-only folder: nothing there is ever removed, so its last use does not matter
-        os.utime(folder / "manifest.json")
-    return values
+
+    def made() -> np.ndarray | None:
+        in_use = {part.folder for part in work.parts if part.folder is not None}
+        if shortage := make_room(folder, work.num_bytes, max_bytes, in_use):
+            _warn_of_space(work, *shortage)
+            return None
+        _write(folder, work)
+        values = _opened(folder, work.shape)
+        assert values is not None, "features just written are whole"
+        return values
+
+    def opened(report_damage: bool) -> np.ndarray | None:
+        return _opened(folder, work.shape, report_damage=report_damage)
+
+    return open_or_make(folder, opened, made, "computes these features")
 
 
 def _write(folder: Path, work: _Work) -> None:
