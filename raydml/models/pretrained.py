@@ -11,9 +11,9 @@ import pickle
 import pickletools
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from raydml.ops.files import CURES_OF_DISKS, digest_of, is_zip_bomb, require_space, write_whole
 from raydml.ops.progress import report_progress
@@ -163,12 +163,11 @@ def load_exactly(
     # Files from before torch 0.4 lack the counters of BatchNorm, which do not affect any result.
     counters = {name: own[name] for name in own if name.endswith("num_batches_tracked") and name not in state}
     state = {**state, **counters}
-    missing = [shown(name) for name in sorted(own.keys() - state.keys())]
-    unexpected = [shown(name) for name in sorted(state.keys() - own.keys())]
+    differ = differences(own, state)
+    missing, unexpected = ([shown(name) for name in names] for names in (differ.missing, differ.unexpected))
     misshapen = [
         f"{shown(name)} is {tuple(state[name].shape)}, the network has {tuple(own[name].shape)}"
-        for name in sorted(own.keys() & state.keys())
-        if own[name].shape != state[name].shape
+        for name in differ.misshapen
     ]
     problems = [
         f"{what}: {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
@@ -178,6 +177,23 @@ def load_exactly(
     if problems:
         raise WeightsError(f"weights: {origin} does not fit the network: " + "; ".join(problems))
     module.load_state_dict(state)
+
+
+class Differences(NamedTuple):
+    """Names of tensors, sorted: those that a state dict lacks, those that the network lacks, those of other shapes."""
+
+    missing: list[str]
+    unexpected: list[str]
+    misshapen: list[str]
+
+
+def differences(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> Differences:
+    """Return how a state dict differs from the one that a network has. own: of the network."""
+    return Differences(
+        sorted(own.keys() - state.keys()),
+        sorted(state.keys() - own.keys()),
+        sorted(name for name in own.keys() & state.keys() if own[name].shape != state[name].shape),
+    )
 
 
 def _without_row(value: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor:

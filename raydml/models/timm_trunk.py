@@ -18,7 +18,7 @@ from raydml.models.adapters import adaptable_layers
 from raydml.models.backbones import TIMM, BackboneFacts, ModelError
 from raydml.models.choices import Pooling
 from raydml.models.pooling import GeM
-from raydml.models.pretrained import WeightsError, path_of_published, published_weights, refuse_unreachable
+from raydml.models.pretrained import WeightsError, differences, path_of_published, published_weights, refuse_unreachable
 from raydml.models.trunk_parts import block_ends, has_batch_norm, layers_of
 
 _SMALLEST_PX = 32  # of networks without a fixed size: their five halvings leave one pixel
@@ -263,15 +263,13 @@ def _misfit(name: str, settings: Mapping[str, Any], state: Mapping[str, Tensor],
     """Return the error for weights of another network: how many tensors differ, and the first of each kind."""
     import timm
 
-    own = timm.create_model(name, pretrained=False, num_classes=0, **settings).state_dict()
-    own = {key: value for key, value in own.items() if not key.endswith("num_batches_tracked")}
-    others = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
-    kinds = {
-        "missing": [key for key in own if key not in state],
-        "unknown to it": [key for key in state if key not in own and not key.endswith("num_batches_tracked")],
-        "of another shape": sorted(others),
-    }
-    said = [f"{kind}: {listed(keys, 2)}" for kind, keys in kinds.items() if keys]
+    model = timm.create_model(name, pretrained=False, num_classes=0, **settings)
+    own, given = (
+        {key: value for key, value in tensors.items() if not key.endswith("num_batches_tracked")}
+        for tensors in (model.state_dict(), state)
+    )
+    kinds = zip(("missing", "unknown to it", "of another shape"), differences(own, given), strict=True)
+    said = [f"{kind}: {listed(keys, 2)}" for kind, keys in kinds if keys]
     return WeightsError(
         f"weights: {origin} does not fit {TIMM}{name}: it has {len(own)} tensors; {'; '.join(said)}. Cure: weights of "
         "this network, in timm's names, or the backbone that the file is of"
