@@ -495,7 +495,7 @@ def _augmentation(data: Any) -> Iterator[Problem]:
         message = "excludes random_resized_crop: a crop is either resized or not"
         yield Problem(f"{root}.random_crop", True, message, cure="remove one of them")
     if augmentation.five_crops and (scale is not None or augmentation.random_crop):
-        message = "excludes random_resized_crop and random_crop: a crop has one of five places, or any"
+        message = "excludes random_resized_crop and random_crop: each of the three decides where the crop lies"
         yield Problem(f"{root}.five_crops", True, message, cure="remove one of them")
     if augmentation.five_crops and data.resize == "squash" and data.crop_px == data.resize_px:
         message = "has no effect: at this resize_px the five crops are one"

@@ -140,7 +140,7 @@ class View(NamedTuple):
 
 
 def views_of(augmentation: Augmentation) -> tuple[View, ...]:
-    """Return all inputs that an image can become, the centre first; none where there is no end of them."""
+    """Return every view of an image that an augmentation can make, the centre first; () where views are random."""
     if augmentation != Augmentation(five_crops=augmentation.five_crops, flip=augmentation.flip):
         return ()
     mirrors = (False, True) if augmentation.flip else (False,)
@@ -148,7 +148,7 @@ def views_of(augmentation: Augmentation) -> tuple[View, ...]:
 
 
 def drawn_views(augmentation: Augmentation, draws: Draws) -> np.ndarray:
-    """Return which of `views_of` each image of a batch becomes: (B,) int64."""
+    """Return the view of each image of a batch, as its place in `views_of`: (B,) int64."""
     places = _drawn_places(augmentation, draws)
     return places * 2 + _is_mirrored(draws) if augmentation.flip else places
 

@@ -42,7 +42,7 @@ class KeptFeatures:
 class FeatureLoader:
     """Training batches of features. Each image is in the view that a `Loader` with the same seeds would cut.
 
-    The arguments are those of `Loader`; every input that the augmentation can make is one of the views.
+    The arguments are those of `Loader`. The augmentation makes the views of the features, and no others.
     """
 
     def __init__(

@@ -54,8 +54,8 @@ def open_features(
 ) -> list[KeptFeatures] | None:
     """Return the features of the images of these parts, one set for each, computed where they are not kept yet.
 
-    network: on the device. None where the trial needs its pixels: its backbone learns, or its augmentation makes inputs
-    without end, or ``machine.feature_store`` is off, or there is no space (a warning says so).
+    network: on the device. None where the trial needs its pixels: its backbone learns, its augmentation is random,
+    ``machine.feature_store`` is off, or there is no space for the features, which is logged as a warning.
 
     Raises DataError: an image that cannot be read; a cache that cannot be written.
     """
