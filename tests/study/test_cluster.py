@@ -21,6 +21,7 @@ from raydml.study.process import MachineFault
 from tests.chaos.targets import Cluster, processes
 from tests.study.study_events import started
 from tests.study.test_folder import ROOT, make
+from tests.tracking.team_server import free_port
 
 SMALL = ["study.search.num_trials=4", "study.confirm={top: 1, folds: 2, seeds: 1}", "study.refit=null"]
 
@@ -291,9 +292,13 @@ def test_what_listens_during_a_study_is_what_the_docs_list():
         "with connected(None):\n"
         "    ray.get(ray.remote(lambda: 1).remote()); print('up', flush=True); sys.stdin.read()"
     )
+    # The monitor and the dashboard offer their metrics at fixed ports. Where another Ray of this machine has taken
+    # them, Ray says so in a log and goes on without.
+    ports = {name: str(free_port()) for name in ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")}
     driver = subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-    )
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+        env={**os.environ, **ports},
+    )  # fmt: skip
     try:
         assert driver.stdout.readline() == b"up\n"
         # Some of these processes listen only seconds after the first task has run.

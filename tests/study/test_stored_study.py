@@ -102,7 +102,8 @@ def test_a_study_whose_machine_is_lost_goes_on_from_the_store_with_equal_numbers
     folder = second / "studies" / "digits"
     assert numbers(folder) == numbers(tmp_path / "undisturbed" / "studies" / "digits")
     assert len(events.read(events_path(folder))) > seen
-    assert not [event for event in events.read(events_path(folder)) if event["event"] == "trial_retried"]
+    retried = [event for event in events.read(events_path(folder)) if event["event"] == "trial_retried"]
+    assert not retried, "\n".join(map(str, retried))
     check_store(ObjectStore(server.uri("studies/digits")), folder)
 
 
