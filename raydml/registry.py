@@ -1,4 +1,4 @@
-"""Losses, miners, regularisers, samplers, methods by name: the folder is the registry, the constructor is the schema.
+"""Losses, miners, regularisers, samplers, methods, searchers by name: the folder is the registry, the constructor is the schema.
 
 A plugin is one file `raydml/<kind>/<name>.py` with one public class. Before the `*` its constructor takes parts of the
 trial (CONTEXT); after the `*` are its settings: typed keywords with defaults, limits written into the type with
@@ -32,12 +32,13 @@ from raydml.errors import ABSENT, ConfigError, Problem, problems_from, unknown_n
 _logger = logging.getLogger("raydml")
 
 PACKAGE = Path(__file__).parent
-KINDS = ("losses", "miners", "regularizers", "samplers", "methods")
+KINDS = ("losses", "miners", "regularizers", "samplers", "methods", "searchers")
 
 # What a constructor may take before its `*`. Anything else there is a mistake in the plugin.
 CONTEXT = (
     *("num_classes", "embedding_dim", "network", "loss", "make_loss", "miner", "labels"),
     *("train_labels", "num_epochs", "make_objective", "make_sampler"),
+    *("tree", "study_seed", "first_points"),
 )
 
 

@@ -35,7 +35,8 @@ from raydml.ops.addresses import is_address
 STRICT = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
 
-def _as_tuple(value: object) -> object:
+def as_tuple(value: object) -> object:
+    """Return a list as a tuple, and anything else as it is."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -51,7 +52,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
-Counts = Annotated[tuple[Count, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
+Counts = Annotated[tuple[Count, ...], Field(min_length=1), BeforeValidator(as_tuple)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_as_path)]
 
 
@@ -117,6 +118,10 @@ class MinerBlock(PluginBlock):
 
 class SamplerBlock(PluginBlock):
     kind = "samplers"
+
+
+class SearcherBlock(PluginBlock):
+    kind = "searchers"
 
 
 def _with_defaults(block: object) -> object:
@@ -240,7 +245,7 @@ class Data(Section):
     path: str | None = None
     image: str = "image"
     label: str = "label"
-    extra_tests: Annotated[tuple[ExtraTest, ...], BeforeValidator(_as_tuple)] = ()
+    extra_tests: Annotated[tuple[ExtraTest, ...], BeforeValidator(as_tuple)] = ()
     content: str = ""
     resize_px: Count
     resize: Resize = "short_side"

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, create_model
 
 from raydml.config.rules import problems_of, problems_of_machine, problems_of_plugins, problems_of_stages
 from raydml.config.sections import (
@@ -35,7 +35,9 @@ from raydml.config.sections import (
     RegularizerBlocks,
     SamplerBlock,
     Schedule,
+    SearcherBlock,
     Section,
+    as_tuple,
 )
 from raydml.errors import ConfigError, Problem, problems_from, unknown_name
 
@@ -126,18 +128,45 @@ class Machine(Section):
         return float(num_ranks) if self.device == "cuda" or (are_there and self.device == "auto") else 0.0
 
 
+class Balance(Section):
+    """Fair shares of the options of a choice, such as the losses that a study compares.
+
+    of: the key of the choice below trial. least: trials of each option before the searcher is free to choose. eliminate:
+    whether options that cannot win any more get no further trials.
+    """
+
+    of: str = "loss"
+    least: Annotated[int, Field(ge=3)] = 5
+    eliminate: bool = True
+
+
+def _as_balance(value: object) -> object:
+    return {"of": value} if isinstance(value, str) else value
+
+
 class SearchStage(Section):
     """Stage 1: num_trials trials; a grid is run num_trials times.
 
-    scheduler: asha stops trials early; sync does, too, but decides in trial order and repeats exactly; none stops
-    nothing. grace_epochs and reduction_factor are those of successive halving.
+    scheduler: asha stops trials early; promotion pauses them, and lets the best go on when a slot is free; pasha does so,
+    and adds a rung only while the two highest disagree; sync stops them, but decides in trial order and repeats
+    exactly; none stops nothing. grace_epochs and reduction_factor are those of successive halving.
+
+    searcher: proposes the trials. first: configurations that the search begins with, in part or whole; what they leave
+    out takes its published value. balance: a choice, each option of which gets its share of the trials. generation: with
+    scheduler sync, how many trials in a row a searcher proposes from the same results.
     """
+
+    later: ClassVar[Mapping[str, Any]] = {"searcher": {"name": "random"}, "first": [], "balance": None, "generation": 8}
 
     num_trials: Count = 1
     max_concurrent: Count | None = None
-    scheduler: Literal["asha", "sync", "none"] = "asha"
+    scheduler: Literal["asha", "promotion", "pasha", "sync", "none"] = "asha"
     grace_epochs: Count = 1
     reduction_factor: Annotated[int, Field(ge=2)] = 3
+    searcher: SearcherBlock = Field(default_factory=lambda: SearcherBlock(name="random"))
+    first: Annotated[tuple[Mapping[str, Any], ...], BeforeValidator(as_tuple)] = ()
+    balance: Annotated[Balance | None, BeforeValidator(_as_balance)] = None
+    generation: Count = 8
 
 
 class ConfirmStage(Section):

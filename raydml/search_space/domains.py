@@ -93,7 +93,16 @@ class Range:
             drawn = math.exp(generator.uniform(math.log(self.low), math.log(self.high)))
         else:
             drawn = float(generator.uniform(self.low, self.high))
-        return min(max(float(f"{drawn:.6g}"), self.low), self.high)  # rounding may step over an end
+        return self.rounded(drawn)
+
+    def rounded(self, number: float) -> float:
+        """Return the nearest number that can be drawn: a whole one, one on a step, or one of 6 significant digits."""
+        if self.kind == "randint":
+            return min(max(round(number), int(self.low)), int(self.high) - 1)
+        if self.kind == "quniform":
+            step = round((number - self.low) / float(self.step or 1.0))
+            return self._step_to(min(max(step, 0), self._num_steps()))
+        return min(max(float(f"{number:.6g}"), self.low), self.high)  # rounding may step over an end
 
     def _num_steps(self) -> int:
         return int((Decimal(str(self.high)) - Decimal(str(self.low))) / Decimal(str(self.step)))
@@ -421,3 +430,17 @@ def _range_mistake(name: str, low: float, high: float, step: float | None = None
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def domain_at(node: Node, address: Address) -> Choice | Range:
+    """Return the domain at an address of a tree. Raises KeyError or IndexError where there is nothing."""
+    for step in address:
+        value = node.value
+        if isinstance(value, Choice):
+            node = value.items[int(step)]
+        elif isinstance(value, list):
+            node = value[int(step)]
+        else:
+            node = value[step]
+    assert isinstance(node.value, Choice | Range)
+    return node.value

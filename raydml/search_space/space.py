@@ -57,6 +57,7 @@ from raydml.search_space.shortening import with_epochs
 from raydml.search_space.yaml_reader import Node, decoded_yaml, read_yaml
 
 _Checked = TypeVar("_Checked")
+_Accepted = TypeVar("_Accepted")
 _logger = logging.getLogger("raydml")
 _MAX_REDRAWS = 3_000  # about two seconds
 
@@ -266,25 +267,49 @@ def sample_trials(space: SearchSpace) -> list[Trial]:
     """
     points = grid_points(space.trial)
     num_trials = space.study.search.num_trials * len(points)
-    distinct = num_configurations(space.trial)
-    if distinct < num_trials:
-        raise SpaceError([_too_few(space, num_trials, int(distinct), len(points))])
+    refuse_too_few(space, num_trials)
     trials: list[Trial] = []
     seen: set[str] = set()
     for index in range(num_trials):
-        trials.append(_draw_new(space, index, points[index % len(points)], seen, num_trials, len(points)))
+        picks = _random_picks(space, index, points[index % len(points)], len(points))
+        found = new_trial(space, picks, lambda trial: trial if fingerprint(trial) not in seen else None)
+        if found is None:
+            raise SpaceError([_too_few(space, num_trials, len(seen), len(points))])
+        seen.add(fingerprint(found))
+        trials.append(found)
     return trials
 
 
-def _draw_new(
-    space: SearchSpace, index: int, point: Mapping[Address, int], seen: set[str], num_trials: int, num_points: int
-) -> Trial:
-    """Return trial number ``index``, different from all in ``seen``, and add its fingerprint there."""
+def _random_picks(
+    space: SearchSpace, index: int, point: Mapping[Address, int], num_points: int
+) -> Callable[[int], Callable[[Address, Choice | Range], Any]]:
+    """Return redraw -> the ``pick`` of trial number ``index``."""
+    begins = index == 0 and has_first(space.trial)
+    return lambda redraw: (
+        published_point if begins and not redraw else random_pick(space.study.seed, index, redraw, point, num_points)
+    )
+
+
+def refuse_too_few(space: SearchSpace, num_trials: int) -> None:
+    """Raise SpaceError where a space has fewer different configurations than trials."""
+    distinct = num_configurations(space.trial)
+    if distinct < num_trials:
+        raise SpaceError([_too_few(space, num_trials, int(distinct), len(grid_points(space.trial)))])
+
+
+def new_trial(
+    space: SearchSpace,
+    picks: Callable[[int], Callable[[Address, Choice | Range], Any]],
+    accept: Callable[[Trial], _Accepted | None],
+) -> _Accepted | None:
+    """Return the first configuration of several proposals that is accepted, as `accept` returns it; None for none.
+
+    picks: number of the proposal, from 0 -> a ``pick`` for `resolve`. Raises SpaceError where one is invalid in a way
+    that the check of the space did not find.
+    """
     tried: set[str] = set()
     for redraw in range(_MAX_REDRAWS):
-        begins = index == 0 and has_first(space.trial)
-        pick = published_point if begins else random_pick(space.study.seed, index, redraw, point, num_points)
-        raw, places = resolve(space.trial, pick, "trial")
+        raw, places = resolve(space.trial, picks(redraw), "trial")
         raw.setdefault("seed", space.study.seed)
         written = json.dumps(raw, sort_keys=True)
         if written in tried:
@@ -294,11 +319,9 @@ def _draw_new(
             trial = parse_trial(raw)
         except ConfigError as error:
             raise SpaceError([_located(problem.under("trial"), places) for problem in error.problems]) from None
-        name = fingerprint(trial)
-        if name not in seen:
-            seen.add(name)
-            return trial
-    raise SpaceError([_too_few(space, num_trials, len(seen), num_points)])
+        if (found := accept(trial)) is not None:
+            return found
+    return None
 
 
 def _too_few(space: SearchSpace, num_trials: int, distinct: int, num_points: int) -> Problem:

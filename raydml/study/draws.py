@@ -1,0 +1,191 @@
+"""The configurations of a search, as its searcher proposes them.
+
+A proposal depends on the space, the seed of the study, the number of the trial and what the trials before it have
+shown. The first ones need no results: they are drawn, checked and recorded before the study begins. It is known without
+Ray, so that `--dry-run` and benchmarks use the same draws as a study.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from raydml import registry
+from raydml.config.trial import Trial, fingerprint
+from raydml.errors import Problem
+from raydml.search_space.domains import (
+    Address,
+    Choice,
+    Range,
+    grid_points,
+    has_first,
+    published_point,
+    random_pick,
+    resolve,
+)
+from raydml.search_space.points import Pick, Point, Value, locate, published_defaults, recording, taking
+from raydml.search_space.space import SearchSpace, SpaceError, new_trial, refuse_too_few
+from raydml.searchers._base import Draw, DrawnBefore, Searcher
+from raydml.study.rungs import milestones
+from raydml.study.shares import Elimination, Shares, problems_of_balance
+
+#: After so many refused proposals for a trial the rest are random: a searcher may propose the same point for ever.
+_MAX_PROPOSALS = 20
+
+
+class DrawnTrial(NamedTuple):
+    """A configuration, and where it is in the space."""
+
+    trial: Trial
+    point: Point
+
+
+class TrialDraws:
+    """Draws the trials of a search one after the other. Raises SpaceError where the space and its `first` do not fit.
+
+    num_trials: of the search. num_known: how many of them, from the first on, depend on no result. can_adapt: whether
+    any does.
+    """
+
+    def __init__(self, space: SearchSpace) -> None:
+        self._space, search = space, space.study.search
+        if problems := problems_of_search(space):
+            raise SpaceError(problems)
+        self._grid = grid_points(space.trial)
+        self.num_trials = search.num_trials * len(self._grid)
+        refuse_too_few(space, self.num_trials)
+        self._firsts = self._first_points()
+        named = [point for points in self._firsts for point in points]
+        self.searcher: Searcher = registry.build(
+            "searchers", search.searcher.name, tree=space.trial, study_seed=space.study.seed, first_points=named,
+            **search.searcher.settings,
+        )  # fmt: skip
+        self.shares = None
+        self.num_known = self.searcher.num_independent(self.num_trials)
+        if len(self._grid) == 1:
+            self.num_known = max(self.num_known, len(named))
+        if search.balance is not None:
+            self.shares = Shares(space.trial, search.balance, space.study.seed, self._rungs())
+            if search.balance.eliminate:
+                self.num_known = min(self.num_known, self.shares.num_forced)
+        self.num_known = min(self.num_known, self.num_trials)
+
+    @property
+    def can_adapt(self) -> bool:
+        return self.num_known < self.num_trials
+
+    def _rungs(self) -> list[int]:
+        search = self._space.study.search
+        epochs = resolve(self._space.trial, published_point)[0].get("epochs", Trial.model_fields["epochs"].default)
+        return milestones(
+            max_epochs=int(epochs), grace_epochs=search.grace_epochs, reduction_factor=search.reduction_factor
+        )
+
+    def _first_points(self) -> list[list[Point]]:
+        """Return the points that the search begins with, for each point of the grids."""
+        firsts: list[list[Point]] = [[] for _ in self._grid]
+        if has_first(self._space.trial):
+            firsts[0].append(_point_of(self._space, published_point))
+        defaults = published_defaults(self._space.trial)
+        for configuration in self._space.study.search.first:
+            found = locate(self._space.trial, configuration).point
+            point = _point_of(self._space, taking(found, lambda address, _domain: defaults[address]))
+            place = self._grid.index({address: point[address] for address in self._grid[0]})  # type: ignore[misc]
+            firsts[place].append(point)
+        return firsts
+
+    def draw(
+        self,
+        index: int,
+        before: Sequence[DrawnBefore] = (),
+        taken: Collection[str] = (),
+        finish: Callable[[Trial], Trial] = lambda trial: trial,
+    ) -> DrawnTrial:
+        """Return trial number ``index``.
+
+        before: all trials that were drawn before, in their order. taken: the fingerprints of their configurations, none
+        of which is drawn again. finish: returns a configuration as it runs, after the limits of its images, for example;
+        its fingerprint counts. Raises SpaceError where there is no other configuration, or for one that is invalid in a
+        way that the check of the space did not find.
+        """
+        place, turn = index % len(self._grid), index // len(self._grid)
+        fixed = dict(self._grid[place])
+        excluded: frozenset[int] = frozenset()
+        if self.shares is not None:
+            forced = self.shares.forced(before)
+            if forced is not None:
+                fixed[self.shares.address] = forced
+            else:
+                excluded = frozenset(self.eliminations(index, before))
+        firsts = self._firsts[place]
+        points: list[dict[Address, Value]] = []
+
+        def propose(redraw: int) -> Pick:
+            points.append({})
+            if turn < len(firsts) and not redraw:
+                found = taking(firsts[turn], random_pick(self._space.study.seed, index, redraw, fixed, len(self._grid)))
+                return recording(found, points[-1])
+            draw = Draw(index, redraw, before, fixed, len(self._grid))
+            proposal = self.searcher.pick(draw) if redraw < _MAX_PROPOSALS else self.searcher.random(draw)
+            return recording(self._without(excluded, proposal, draw), points[-1])
+
+        def accept(trial: Trial) -> DrawnTrial | None:
+            finished = finish(trial)
+            return None if fingerprint(finished) in taken else DrawnTrial(finished, points[-1])
+
+        drawn = new_trial(self._space, propose, accept)
+        if drawn is None:
+            message = f"the space has no configuration left after {index} trials"
+            cure = f"write at most {max(1, index // len(self._grid))}, or widen the space"
+            number = self._space.study.search.num_trials
+            raise SpaceError(
+                [Problem("study.search.num_trials", number, message, cure=cure, where=str(self._space.path))]
+            )
+        return drawn
+
+    def eliminations(self, index: int, before: Sequence[DrawnBefore]) -> dict[int, Elimination]:
+        """Return the options of the balanced choice that get no further trials, from trial number ``index`` on."""
+        return {} if self.shares is None else self.shares.eliminated(before, self.num_trials - index)
+
+    def _without(self, excluded: frozenset[int], proposal: Pick, draw: Draw) -> Pick:
+        """Return a proposal with another option in place of one that is excluded, each of those left equally likely."""
+        if not excluded or self.shares is None:
+            return proposal
+        balanced, names = self.shares.address, self.shares.names
+        left = [position for position in range(len(names)) if position not in excluded]
+
+        def pick(address: Address, domain: Choice | Range) -> Value:
+            value = proposal(address, domain)
+            if address != balanced or value not in excluded:
+                return value
+            generator = np.random.default_rng([self._space.study.seed, draw.index, draw.redraw, 0x5348])
+            return left[int(generator.integers(len(left)))]
+
+        return pick
+
+
+def problems_of_search(space: SearchSpace) -> list[Problem]:
+    """Return what does not fit between the settings of the search and the space of its trials."""
+    problems: list[Problem] = []
+    search = space.study.search
+    for number, configuration in enumerate(search.first):
+        outside = [*locate(space.trial, configuration).outside, *unknown_keys(space, configuration)]
+        if outside:
+            cure = "write what the space can draw, or widen it"
+            problems.append(Problem(f"study.search.first.{number}", dict(configuration), "; ".join(outside), cure=cure))
+    if search.balance is not None:
+        problems += problems_of_balance(space.trial, search.balance)
+    return [problem._replace(where=problem.where or str(space.path)) for problem in problems]
+
+
+def unknown_keys(space: SearchSpace, configuration: Mapping[str, object]) -> list[str]:
+    """Return in words which keys of a configuration are none of a trial's."""
+    return [f"{key} is no key of a trial" for key in configuration if key not in Trial.model_fields]
+
+
+def _point_of(space: SearchSpace, pick: Pick) -> Point:
+    point: dict[Address, Value] = {}
+    resolve(space.trial, recording(pick, point))
+    return point

@@ -1,0 +1,170 @@
+"""Fair shares of the options of a choice in a search, and which options cannot win any more.
+
+A ranking of losses is worth as much as its loss with the fewest trials. `Shares` gives each option its least number of
+trials; then the searcher is free, except for options that are eliminated. It is known without Ray.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
+from typing import NamedTuple
+
+import numpy as np
+
+from raydml.config.trial import Balance
+from raydml.errors import Problem, nearest_name
+from raydml.search_space.domains import Address, Choice, shared_keys, to_plain
+from raydml.search_space.points import domains_of
+from raydml.search_space.yaml_reader import Node
+from raydml.searchers._base import DrawnBefore
+
+#: How sure it must be that the best of the remaining trials of an option stays below the best value so far.
+CONFIDENCE = 0.95
+
+
+class Elimination(NamedTuple):
+    """An option that cannot win any more.
+
+    option: its name. num_trials: that it has had. epoch: at which the values are compared; of several epochs the last.
+    reachable: what the best of all its remaining trials stays below. best: the best value of all options there.
+    """
+
+    option: str
+    num_trials: int
+    epoch: int
+    reachable: float
+    best: float
+
+
+class Shares:
+    """The shares of the options of one choice.
+
+    Args:
+        tree: the space of a trial, which has the choice: see `problems_of_balance`.
+        rungs: the epochs at which trials are compared, ascending.
+    """
+
+    def __init__(self, tree: Node, balance: Balance, seed: int, rungs: Sequence[int]) -> None:
+        self.address, self._choice = _choices(tree)[balance.of]
+        self._balance, self._seed, self._rungs = balance, seed, rungs
+        self.names = _names(self._choice)
+
+    @property
+    def num_forced(self) -> int:
+        """How many trials it takes to give each option its least number."""
+        return self._balance.least * len(self.names)
+
+    def forced(self, before: Sequence[DrawnBefore]) -> int | None:
+        """Return the position of the option that the next trial must take; None where the searcher is free.
+
+        It is the one with the fewest trials, and of several the first in an order that the seed and their number give.
+        """
+        counts = Counter(trial.point.get(self.address) for trial in before)
+        fewest = min(counts[position] for position in range(len(self.names)))
+        if fewest >= self._balance.least:
+            return None
+        order = np.random.default_rng([self._seed, fewest, len(self.names)]).permutation(len(self.names))
+        return next(int(position) for position in order if counts[int(position)] == fewest)
+
+    def eliminated(self, before: Sequence[DrawnBefore], num_left: int) -> dict[int, Elimination]:
+        """Return the options that cannot win any more, by their positions. num_left: trials that are still to come.
+
+        At each rung, the best of ``num_left`` further trials of an option is expected below a limit: the bound of the
+        t distribution for the largest of so many new values, given those that the option has. An option is eliminated
+        where that limit is below the best value of all, at every rung that at least `Balance.least` of its trials have
+        reached. The option with the best value is never eliminated.
+        """
+        if not self._balance.eliminate or num_left < 1:
+            return {}
+        found: dict[int, Elimination] = {}
+        kept: set[int] = set()
+        for rung in self._rungs:
+            values = self._values_at(before, rung)
+            if not values:
+                break
+            best = max(max(own) for own in values.values())
+            for position, own in values.items():
+                if len(own) < self._balance.least:
+                    continue
+                reachable = reachable_best(own, num_left)
+                if reachable >= best or max(own) == best:
+                    kept.add(position)
+                else:
+                    found[position] = Elimination(self.names[position], len(own), rung, reachable, best)
+        counts = Counter(trial.point.get(self.address) for trial in before)
+        return {
+            position: one._replace(num_trials=counts[position])
+            for position, one in found.items()
+            if position not in kept
+        }
+
+    def _values_at(self, before: Sequence[DrawnBefore], rung: int) -> dict[int, list[float]]:
+        values: dict[int, list[float]] = {}
+        for trial in before:
+            value, position = trial.curve.get(rung), trial.point.get(self.address)
+            if value is not None and position is not None and math.isfinite(value):
+                values.setdefault(int(position), []).append(value)
+        return values
+
+
+def reachable_best(values: Sequence[float], num_further: int) -> float:
+    """Return what the best of some further values of the same distribution stays below, with `CONFIDENCE`.
+
+    The values are taken as a sample of a normal distribution: the bound is mean + t s sqrt(1 + 1/n), with the quantile
+    t of n - 1 degrees of freedom at CONFIDENCE^(1/num_further) (a prediction interval, Hahn 1969).
+    """
+    from scipy.stats import t  # takes longer to import than most commands that import this module
+
+    num = len(values)
+    quantile = float(t.ppf(CONFIDENCE ** (1 / num_further), num - 1))
+    return fmean(values) + quantile * stdev(values) * math.sqrt(1 + 1 / num)
+
+
+def problems_of_balance(tree: Node, balance: Balance) -> list[Problem]:
+    """Return why a space cannot be balanced so; paths begin with study."""
+    choices = _choices(tree)
+    if balance.of not in choices:
+        nearest = nearest_name(balance.of, tuple(choices))
+        message = "is no choice of the space that stands outside of other choices"
+        cure = f"write {nearest}" if nearest else "name a key with a choice, or remove balance"
+        path = "study.search.balance.of"
+        return [Problem(path, balance.of, message, tuple(choices), nearest, cure)]
+    if choices[balance.of][1].kind == "grid":
+        message = "is a grid, whose items all get the same number of trials"
+        cure = "remove balance, or write choice instead of grid"
+        return [Problem("study.search.balance.of", balance.of, message, cure=cure)]
+    return []
+
+
+def _choices(tree: Node) -> dict[str, tuple[Address, Choice]]:
+    """Return the choices outside of other choices by their keys; one that supplies several keys has each of them."""
+    found: dict[str, tuple[Address, Choice]] = {}
+    for address, domain in domains_of(tree):
+        if isinstance(domain, Choice) and not any(isinstance(step, int) for step in address):
+            *sections, keys = address
+            for key in shared_keys(str(keys)):
+                found[".".join([*(str(step) for step in sections), key])] = (address, domain)
+    return found
+
+
+def _names(choice: Choice) -> list[str]:
+    """Return a name for each item of a choice: of its plugins, or the item as written; equal ones are numbered."""
+    names = []
+    for item in choice.items:
+        plain = to_plain(item)
+        if isinstance(plain, Mapping):
+            blocks = [plain, *plain.values()]
+            named = [str(block["name"]) for block in blocks if isinstance(block, Mapping) and "name" in block]
+            names.append(" + ".join(named) or str(plain))
+        else:
+            names.append(str(plain))
+    counts = Counter(names)
+    seen: Counter[str] = Counter()
+    for place, name in enumerate(names):
+        if counts[name] > 1:
+            seen[name] += 1
+            names[place] = f"{name} ({seen[name]})"
+    return names
