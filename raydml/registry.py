@@ -1,4 +1,4 @@
-"""Losses, miners, regularisers, samplers, methods, searchers by name: the folder is the registry, the constructor is the schema.
+"""Losses, miners, samplers, searchers ... by name: the folder is the registry, the constructor is the schema.
 
 A plugin is one file `raydml/<kind>/<name>.py` with one public class. Before the `*` its constructor takes parts of the
 trial (CONTEXT); after the `*` are its settings: typed keywords with defaults, limits written into the type with

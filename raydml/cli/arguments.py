@@ -472,7 +472,10 @@ def recorded_trial(folder: Path, key: str) -> dict[str, Any]:
     from raydml.study.events import read_state
     from raydml.study.folder import read_study
 
-    planned = {f"search-{index:03d}": trial for index, trial in enumerate(read_study(folder)["trials"])}
+    study = read_study(folder)
+    # Of a searcher that needs results, the others are drawn while the study runs.
+    known = study["trials"][: study.get("num_known")]
+    planned = {f"search-{index:03d}": trial for index, trial in enumerate(known)}
     started = {trial.trial: trial.config for trial in read_state(folder).trials.values() if trial.config}
     known = {**planned, **started}
     if key not in known:

@@ -131,8 +131,8 @@ class Machine(Section):
 class Balance(Section):
     """Fair shares of the options of a choice, such as the losses that a study compares.
 
-    of: the key of the choice below trial. least: trials of each option before the searcher is free to choose. eliminate:
-    whether options that cannot win any more get no further trials.
+    of: the key of the choice below trial. least: trials of each option before the searcher is free to choose.
+    eliminate: whether options that cannot win any more get no further trials.
     """
 
     of: str = "loss"
@@ -147,13 +147,13 @@ def _as_balance(value: object) -> object:
 class SearchStage(Section):
     """Stage 1: num_trials trials; a grid is run num_trials times.
 
-    scheduler: asha stops trials early; promotion pauses them, and lets the best go on when a slot is free; pasha does so,
-    and adds a rung only while the two highest disagree; sync stops them, but decides in trial order and repeats
+    scheduler: asha stops trials early; promotion pauses them, and lets the best go on when a slot is free; pasha does
+    so, and adds a rung only while the two highest disagree; sync stops them, but decides in trial order and repeats
     exactly; none stops nothing. grace_epochs and reduction_factor are those of successive halving.
 
     searcher: proposes the trials. first: configurations that the search begins with, in part or whole; what they leave
-    out takes its published value. balance: a choice, each option of which gets its share of the trials. generation: with
-    scheduler sync, how many trials in a row a searcher proposes from the same results.
+    out takes its published value. balance: a choice, each option of which gets its share of the trials. generation:
+    with scheduler sync, how many trials in a row a searcher proposes from the same results.
     """
 
     later: ClassVar[Mapping[str, Any]] = {"searcher": {"name": "random"}, "first": [], "balance": None, "generation": 8}

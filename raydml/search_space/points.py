@@ -28,13 +28,18 @@ _KIND_OF = {"loss": "losses", "miner": "miners", "sampler": "samplers", "method"
 
 
 def key_of(address: Address) -> str:
-    """Return an address as text, for a JSON file; `address_of` returns it again."""
+    """Return an address as text, for a JSON file or a library that needs names."""
     return json.dumps(address)
 
 
-def address_of(key: str) -> Address:
-    """Return the address whose text this is."""
-    return tuple(json.loads(key))
+def written_point(point: Point) -> dict[str, Value]:
+    """Return a point with its addresses as text, for a JSON file; `read_point` returns it again."""
+    return {key_of(address): value for address, value in point.items()}
+
+
+def read_point(written: Mapping[str, Value]) -> dict[Address, Value]:
+    """Return the point that was written so. Raises ValueError for other text."""
+    return {tuple(json.loads(key)): value for key, value in written.items()}
 
 
 def recording(pick: Pick, point: dict[Address, Value]) -> Pick:
@@ -110,7 +115,7 @@ def _defaults(
 
 
 def _default_of_setting(section: str, key: str, block: Mapping[str, Node] | None) -> float | None:
-    """Return the default of a setting of a plugin, None where there is none. section: loss, miner, ..., of the block."""
+    """Return the default of a setting of a plugin, None where there is none. section: the key of its block."""
     kind, name = _KIND_OF.get(section.removeprefix("auxiliary_")), None if block is None else block.get("name")
     if kind is None or name is None or name.value not in registry.names(kind):
         return None
@@ -162,7 +167,7 @@ def _locate(
         else:
             outside.append(f"{path} = {found} is not in {to_plain(node)}")
     elif isinstance(value, Choice):
-        _locate_in_choice(node, value, found, address, path, point, outside)
+        _locate_in_choice(value, found, address, path, point, outside)
     elif isinstance(value, dict):
         if not isinstance(found, Mapping):
             if strict:
@@ -188,7 +193,7 @@ def _locate(
 
 
 def _locate_in_choice(
-    node: Node, choice: Choice, found: Any, address: Address, path: str, point: dict[Address, Value],
+    choice: Choice, found: Any, address: Address, path: str, point: dict[Address, Value],
     outside: list[str],
 ) -> None:  # fmt: skip
     """Take the first item that gives what was found, else name what the nearest one lacks."""

@@ -301,11 +301,13 @@ def new_trial(
     space: SearchSpace,
     picks: Callable[[int], Callable[[Address, Choice | Range], Any]],
     accept: Callable[[Trial], _Accepted | None],
+    *,
+    refuse_invalid: bool = True,
 ) -> _Accepted | None:
     """Return the first configuration of several proposals that is accepted, as `accept` returns it; None for none.
 
-    picks: number of the proposal, from 0 -> a ``pick`` for `resolve`. Raises SpaceError where one is invalid in a way
-    that the check of the space did not find.
+    picks: number of the proposal, from 0 -> a ``pick`` for `resolve`. refuse_invalid: raise SpaceError for a proposal
+    that is invalid in a way that the check of the space did not find; else the next one is looked at.
     """
     tried: set[str] = set()
     for redraw in range(_MAX_REDRAWS):
@@ -318,6 +320,8 @@ def new_trial(
         try:
             trial = parse_trial(raw)
         except ConfigError as error:
+            if not refuse_invalid:
+                continue
             raise SpaceError([_located(problem.under("trial"), places) for problem in error.problems]) from None
         if (found := accept(trial)) is not None:
             return found

@@ -63,7 +63,7 @@ class ModelSearcher(Searcher):
         return pick
 
     def _frozen(self, trial: DrawnBefore) -> optuna.trial.FrozenTrial:
-        """Return a trial as Optuna keeps it. One that has ended without a value, such as one that diverged, is the worst."""
+        """Return a trial as Optuna keeps it. One that has ended without a value, as one that diverged, is the worst."""
         import optuna
 
         params, distributions = {}, {}

@@ -114,7 +114,7 @@ def _reflected(place: float) -> float:
 
 
 def _log_likelihood(tree: Node, point: Point, centre: Point) -> float:
-    """Return the logarithm of the density of a point around a centre; domains that the centre lacks count as uniform."""
+    """Return the logarithm of the density of a point around a centre; what the centre lacks counts as uniform."""
     total = 0.0
     for address, value in point.items():
         if address not in centre:

@@ -8,12 +8,14 @@ Ray, so that `--dry-run` and benchmarks use the same draws as a study.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from raydml import registry
-from raydml.config.trial import Trial, fingerprint
+from raydml.config.sections import SearcherBlock
+from raydml.config.trial import StudySettings, Trial, fingerprint
 from raydml.errors import Problem
 from raydml.search_space.domains import (
     Address,
@@ -102,13 +104,14 @@ class TrialDraws:
         before: Sequence[DrawnBefore] = (),
         taken: Collection[str] = (),
         finish: Callable[[Trial], Trial] = lambda trial: trial,
-    ) -> DrawnTrial:
-        """Return trial number ``index``.
+        refuse_invalid: bool = True,
+    ) -> DrawnTrial | None:
+        """Return trial number ``index``; None where the space has no other configuration.
 
         before: all trials that were drawn before, in their order. taken: the fingerprints of their configurations, none
-        of which is drawn again. finish: returns a configuration as it runs, after the limits of its images, for example;
-        its fingerprint counts. Raises SpaceError where there is no other configuration, or for one that is invalid in a
-        way that the check of the space did not find.
+        of which is drawn again. finish: returns a configuration as it runs, after the limits of its images, say; its
+        fingerprint counts. refuse_invalid: raise SpaceError for a configuration that is invalid in a way that the check
+        of the space did not find; else another one is drawn.
         """
         place, turn = index % len(self._grid), index // len(self._grid)
         fixed = dict(self._grid[place])
@@ -135,15 +138,27 @@ class TrialDraws:
             finished = finish(trial)
             return None if fingerprint(finished) in taken else DrawnTrial(finished, points[-1])
 
-        drawn = new_trial(self._space, propose, accept)
-        if drawn is None:
-            message = f"the space has no configuration left after {index} trials"
-            cure = f"write at most {max(1, index // len(self._grid))}, or widen the space"
-            number = self._space.study.search.num_trials
-            raise SpaceError(
-                [Problem("study.search.num_trials", number, message, cure=cure, where=str(self._space.path))]
-            )
-        return drawn
+        return new_trial(self._space, propose, accept, refuse_invalid=refuse_invalid)
+
+    def known(self, finish: Callable[[Trial], Trial] = lambda trial: trial) -> list[DrawnTrial]:
+        """Return the trials that depend on no result, and after them random ones, which stand for those to be drawn.
+
+        Equal ones, after `finish`, are one.
+        """
+        random = (
+            TrialDraws(replace(self._space, study=_with_random_search(self._space.study))) if self.can_adapt else self
+        )
+        found: list[DrawnTrial] = []
+        taken: set[str] = set()
+        for index in range(self.num_trials):
+            draws = self if index < self.num_known else random
+            before = [DrawnBefore(drawn.point) for drawn in found]
+            drawn = draws.draw(index, before, taken, finish)
+            if drawn is None:
+                break
+            taken.add(fingerprint(drawn.trial))
+            found.append(drawn)
+        return found
 
     def eliminations(self, index: int, before: Sequence[DrawnBefore]) -> dict[int, Elimination]:
         """Return the options of the balanced choice that get no further trials, from trial number ``index`` on."""
@@ -171,7 +186,7 @@ def problems_of_search(space: SearchSpace) -> list[Problem]:
     problems: list[Problem] = []
     search = space.study.search
     for number, configuration in enumerate(search.first):
-        outside = [*locate(space.trial, configuration).outside, *unknown_keys(space, configuration)]
+        outside = [*locate(space.trial, configuration).outside, *unknown_keys(configuration)]
         if outside:
             cure = "write what the space can draw, or widen it"
             problems.append(Problem(f"study.search.first.{number}", dict(configuration), "; ".join(outside), cure=cure))
@@ -180,7 +195,12 @@ def problems_of_search(space: SearchSpace) -> list[Problem]:
     return [problem._replace(where=problem.where or str(space.path)) for problem in problems]
 
 
-def unknown_keys(space: SearchSpace, configuration: Mapping[str, object]) -> list[str]:
+def _with_random_search(study: StudySettings) -> StudySettings:
+    search = study.search.model_copy(update={"searcher": SearcherBlock(name="random"), "balance": None})
+    return study.model_copy(update={"search": search})
+
+
+def unknown_keys(configuration: Mapping[str, object]) -> list[str]:
     """Return in words which keys of a configuration are none of a trial's."""
     return [f"{key} is no key of a trial" for key in configuration if key not in Trial.model_fields]
 

@@ -170,6 +170,10 @@ _FIELDS: dict[str, tuple[dict[str, _Check], dict[str, _Check]]] = {
         # A row that is no object is left out by the reduction: the stage has finished all the same.
         {"ranking": _list_of(lambda row: not isinstance(row, dict) or _is_result(row))},
     ),
+    "trial_drawn": (
+        {"trial": _is_text, "config": _TRIAL, "point": _block()},
+        {"stage": _is_text, "num_known": _is_count},
+    ),
     "trial_started": (
         {"trial": _is_text},
         {

@@ -230,6 +230,13 @@ class RecordedForecast:
     unit: str
 
 
+class DrawnConfiguration(NamedTuple):
+    """A configuration that the searcher has proposed while the search ran, and its point as in `TrialDraws`."""
+
+    config: Mapping[str, Any]
+    point: Mapping[str, Any]
+
+
 @dataclass(frozen=True)
 class StudyState:
     """A study as its events describe it.
@@ -240,7 +247,8 @@ class StudyState:
     constant: the parameters that all searched trials share; varying: the names of the others, None in older studies.
     splits: for each split, such as ``search``, ``fold 0`` and ``refit``, the numbers of ``images`` and ``classes`` of
     each part. user, command: who started the study, and how. forecast: from measured steps, None without one.
-    forecast_s: how long the study had been active when it was made.
+    forecast_s: how long the study had been active when it was made. drawn: the configurations that were drawn while the
+    search ran, by the keys of their trials.
     """
 
     study: str = ""
@@ -276,6 +284,7 @@ class StudyState:
     command: str = ""
     forecast: RecordedForecast | None = None
     forecast_s: float = 0.0
+    drawn: Mapping[str, DrawnConfiguration] = field(default_factory=dict)
 
     def of_stage(self, stage: str) -> list[TrialState]:
         """Return the trials of a stage in the order of their keys, without those that a longer search superseded."""
@@ -309,7 +318,8 @@ class Reduction:
     def __init__(self, state: StudyState | None = None) -> None:
         before = state or StudyState()
         # A copy that can be changed: a new frozen state for each event takes three times as long.
-        self._study = SimpleNamespace(**{**vars(before), "stages": dict(before.stages), "trials": dict(before.trials)})
+        copied = {"stages": dict(before.stages), "trials": dict(before.trials), "drawn": dict(before.drawn)}
+        self._study = SimpleNamespace(**{**vars(before), **copied})
         self._reports: dict[str, dict[int, EpochReport]] = {}  # copied once a trial, not once an epoch
 
     def add(self, event: Event) -> None:
@@ -345,7 +355,8 @@ class Reduction:
     def copy(self) -> StudyState:
         """Return the state as it is; it does not change. This costs as much as there are trials."""
         self._reports = {}
-        return replace(self.now(), stages=dict(self._study.stages), trials=dict(self._study.trials))
+        study = self._study
+        return replace(self.now(), stages=dict(study.stages), trials=dict(study.trials), drawn=dict(study.drawn))
 
 
 def reduce_event(state: StudyState, event: Event) -> StudyState:
@@ -485,6 +496,8 @@ def _apply(study: SimpleNamespace, event: Event, reports: dict[str, dict[int, Ep
             study.stages[name] = replace(stage, finished=True, ranking=ranking)
         case "trial_started" | "epoch" | "trial_retried" | "trial_ended":
             _apply_to_trial(study, event, reports)
+        case "trial_drawn":
+            study.drawn[str(event["trial"])] = DrawnConfiguration(event["config"], event["point"])
         case "artifact":
             artifact = Artifact(Path(event["path"]), str(event.get("artifact_path") or ""), event.get("trial"))
             study.artifacts = (*study.artifacts, artifact)

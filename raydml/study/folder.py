@@ -1,7 +1,9 @@
 """A study on disk: its folder, its specification and its checkpoints.
 
 <storage>/<name>/study.json      the specification: settings, machine, every trial of the search stage; and how the
-                                 images of a benchmark differ from the published ones, empty if they do not
+                                 images of a benchmark differ from the published ones, empty if they do not. Where the
+                                 searcher needs results, `points` are those of the trials, and the trials that need
+                                 results stand for those that events.jsonl has
                  space.yaml      the user's file; resolved_space.json: the same after --set and the other options
                  split.json      which classes train, validate and are sealed, for the search, each fold and the refits
                  events.jsonl    everything that happened, one line each (raydml.study.events)
@@ -44,10 +46,12 @@ from raydml.ops.addresses import is_address, redacted, without_secrets
 from raydml.ops.files import write_whole
 from raydml.ops.object_store import check_uri
 from raydml.ops.wording import counted
-from raydml.search_space.space import SearchSpace, sample_trials
+from raydml.search_space.points import written_point
+from raydml.search_space.space import SearchSpace
+from raydml.study.draws import TrialDraws
 from raydml.study.driver import only_driver
 from raydml.study.events import events_path, read_state
-from raydml.study.limits import study_within_limits, trials_within_limits
+from raydml.study.limits import Limits, study_within_limits, trials_within_limits
 from raydml.study.mirror import fetch_study
 from raydml.study.remote import StudyPlace, files_of_study
 from raydml.training import checkpoint
@@ -157,24 +161,25 @@ def _cure_of(path: Path) -> str:
 
 class StudyPlan(NamedTuple):
     """What a study is before it has a folder. space: with the settings of the study that its images allow. splits: each
-    split by name, as in split.json. catalogs: of its data sets, as listed."""
+    split by name, as in split.json. catalogs: of its data sets, as listed. later: of `PlannedTrials`."""
 
     space: SearchSpace
     trials: list[Trial]
     splits: dict[str, Any]
     catalogs: Catalogs
+    later: dict[str, Any] | None = None
 
 
 def plan_study(space: SearchSpace, catalogs: Catalogs | None = None) -> StudyPlan:
     """List the images, divide the classes and sample the trials. Raises DataError, ConfigError, StudyError."""
     catalogs = catalogs or Catalogs(space.machine)
-    trials = fingerprinted_trials(space, catalogs)
+    trials, later = planned_trials(space, catalogs)
     space = replace(space, study=study_within_limits(space.study, trials))
     if space.study.refit is not None and space.study.refit.classes == "all":
         _logger.info(
             "note: study.refit.classes is all: refits train on the sealed classes as well, and are never scored"
         )
-    return StudyPlan(space, trials, make_splits(space.study, catalogs, trials), catalogs)
+    return StudyPlan(space, trials, make_splits(space.study, catalogs, trials), catalogs, later)
 
 
 def create_study(
@@ -214,7 +219,7 @@ def _create(
     user: str,
     stored_at: str | None,
 ) -> Path:
-    space, trials, splits, catalogs = plan
+    space, trials, splits, catalogs, later = plan
     recorded = StudyPlace.of(folder).uri
     if (folder / "study.json").exists() and recorded != stored_at:
         there = f"in {recorded}" if recorded else f"on this disk, in {folder}"
@@ -261,6 +266,7 @@ def _create(
         "select_on": trials[0].select_on,
         "machine": machine.model_dump(mode="json"),
         "unlike_published": unlike_published(trials, catalogs, left_out),
+        **(later or {}),
         **specification,
     }
     write_json(folder / "study.json", study)  # last: a folder without it is not a study
@@ -304,19 +310,45 @@ def settings_of(folder: Path, study_json: Mapping[str, Any]) -> tuple[StudySetti
 
 
 def fingerprinted_trials(space: SearchSpace, catalogs: Catalogs) -> list[Trial]:
-    """Return the sampled trials of a space, each with the hash of its images: their fingerprints are final.
+    """Return the trials of `planned_trials`."""
+    return planned_trials(space, catalogs).trials
 
-    Upper limits that the images do not allow are cut before (see `limits`), with a note.
+
+class PlannedTrials(NamedTuple):
+    """The trials of a search, as far as they can be known before it.
+
+    later: None where no trial needs results. Else ``num_known``, the number of the trials that need none, and
+    ``points``, those of all trials in the space.
+    """
+
+    trials: list[Trial]
+    later: dict[str, Any] | None = None
+
+
+def planned_trials(space: SearchSpace, catalogs: Catalogs) -> PlannedTrials:
+    """Return the trials of a space, each with the hash of its images: their fingerprints are final.
+
+    Upper limits that the images do not allow are cut before (see `limits`), with a note. Where the searcher needs
+    results, the trials from the first such one on are random: they stand for those that are drawn during the search.
     """
     num_folds = 0 if space.study.confirm is None else space.study.confirm.folds
-    drawn = trials_within_limits(sample_trials(space), catalogs, num_folds)
-    trials = [with_content(trial, catalogs.of(trial)) for trial in drawn]
+    draws = TrialDraws(space)
+    later = None
+    if draws.can_adapt:
+        limits = Limits(catalogs, num_folds)
+        found = draws.known(lambda trial: with_content(limits.cut(trial), catalogs.of(trial)))
+        limits.say_what_was_cut()
+        trials = [drawn.trial for drawn in found]
+        later = {"num_known": draws.num_known, "points": [written_point(drawn.point) for drawn in found]}
+    else:
+        drawn = trials_within_limits([one.trial for one in draws.known()], catalogs, num_folds)
+        trials = [with_content(trial, catalogs.of(trial)) for trial in drawn]
     if len(metrics := sorted({trial.select_on for trial in trials})) > 1:
         raise StudyError(
             f"trial.select_on = {', '.join(metrics)}: trials that are ranked by different metrics cannot be compared. "
             "Cure: one value instead of a domain"
         )
-    return trials
+    return PlannedTrials(trials, later)
 
 
 def with_absolute_paths(machine: Machine, storage: Path) -> Machine:

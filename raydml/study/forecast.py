@@ -67,7 +67,7 @@ def forecast(plan: StudyPlan, storage: Path, *, as_published: bool = False) -> d
     plan: of `plan_study`, which refuses what a run would refuse. as_published: whether its catalogs have the published
     counts of benchmarks.
     """
-    space, trials, _, catalogs = plan
+    space, trials, _, catalogs, _ = plan
     machine = with_absolute_paths(space.machine, storage)
     return {
         "study": space.study.name,

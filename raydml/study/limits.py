@@ -36,31 +36,51 @@ def trials_within_limits(trials: Sequence[Trial], catalogs: Catalogs, num_folds:
     num_folds: how many folds the confirmation uses. Raises DataError where no split is possible, ConfigError where the
     settings that were cut do not fit together.
     """
-    cut: dict[str, Trial] = {}
-    done: dict[str, Trial] = {}
-    parts: dict[str, _Parts] = {}  # with a large data set, each takes a while
-    changes: dict[tuple[str, str], set[str]] = {}  # (key, new value) -> old values
+    limits, cut = Limits(catalogs, num_folds), dict[str, Trial]()
     for trial in trials:
-        kept = trial.model_dump_json(include={"data", "sampler", "method", "recall_at"})
-        data = trial.data.images_key() + trial.data.split.model_dump_json()
-        if data not in parts:
-            parts[data] = _parts_of(trial.data.split, catalogs.of(trial), num_folds)
-        if kept not in done:
-            done[kept] = _within_limits(trial, parts[data])
-            for key, old, new in _differences(trial, done[kept]):
-                changes.setdefault((key, new), set()).add(old)
-        changed = done[kept].model_dump(mode="json", include={"data", "sampler", "method", "recall_at"})
-        whole = trial.model_dump(mode="json")
-        result = trial if all(whole[key] == changed[key] for key in changed) else parse_trial({**whole, **changed})
+        result = limits.cut(trial)
         cut.setdefault(result.model_dump_json(), result)
-    for line in dict.fromkeys(one.line for one in parts.values()):
-        _logger.info("%s", line)
-    if changes:
-        cuts = [f"{key} {' and '.join(sorted(olds, key=_size))} -> {new}" for (key, new), olds in changes.items()]
-        _logger.info("note: cut to what the images allow: %s", ", ".join(cuts))
+    limits.say_what_was_cut()
     if len(cut) < len(trials):
         _logger.info("note: %d trials are left of %d, the others became equal to one of these", len(cut), len(trials))
     return list(cut.values())
+
+
+class Limits:
+    """Cuts the upper limits of trials. What it takes to know the limits of a data set is done once.
+
+    num_folds: how many folds the confirmation uses.
+    """
+
+    def __init__(self, catalogs: Catalogs, num_folds: int) -> None:
+        self._catalogs, self._num_folds = catalogs, num_folds
+        self._done: dict[str, Trial] = {}
+        self._parts: dict[str, _Parts] = {}  # with a large data set, each takes a while
+        self._changes: dict[tuple[str, str], set[str]] = {}  # (key, new value) -> old values
+
+    def cut(self, trial: Trial) -> Trial:
+        """Return a trial with its upper limits cut; see `trials_within_limits` for what it raises."""
+        kept = trial.model_dump_json(include={"data", "sampler", "method", "recall_at"})
+        data = trial.data.images_key() + trial.data.split.model_dump_json()
+        if data not in self._parts:
+            self._parts[data] = _parts_of(trial.data.split, self._catalogs.of(trial), self._num_folds)
+        if kept not in self._done:
+            self._done[kept] = _within_limits(trial, self._parts[data])
+            for key, old, new in _differences(trial, self._done[kept]):
+                self._changes.setdefault((key, new), set()).add(old)
+        changed = self._done[kept].model_dump(mode="json", include={"data", "sampler", "method", "recall_at"})
+        whole = trial.model_dump(mode="json")
+        return trial if all(whole[key] == changed[key] for key in changed) else parse_trial({**whole, **changed})
+
+    def say_what_was_cut(self) -> None:
+        """Log how the classes are divided, and a note on what was cut so far."""
+        for line in dict.fromkeys(one.line for one in self._parts.values()):
+            _logger.info("%s", line)
+        if self._changes:
+            cuts = [
+                f"{key} {' and '.join(sorted(old, key=_size))} -> {new}" for (key, new), old in self._changes.items()
+            ]
+            _logger.info("note: cut to what the images allow: %s", ", ".join(cuts))
 
 
 def study_within_limits(study: StudySettings, trials: Iterable[Trial]) -> StudySettings:

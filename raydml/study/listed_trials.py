@@ -1,8 +1,8 @@
-"""The trials of one Tune run, which are all known before it starts."""
+"""The trials of one Tune run: those that are known before it starts, and those that are drawn while it runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray.tune.experiment import Experiment, Trial
@@ -17,28 +17,55 @@ class ListedTrials(BasicVariantGenerator):
     of 1,000 trials that takes minutes, of 10,000 hours.
 
     configs: of the trials; each is the value ``config["run"]`` of its trial. max_concurrent: how many run at once at
-    most, 0 for no bound. Deriving from Tune's generator keeps how many trials Tune asks for in advance.
+    most, 0 for no bound. later: number of the trials that wait for a slot -> the next config, or None while there is
+    none; and whether none comes any more. Deriving from Tune's generator keeps how many trials Tune asks for at once.
     """
 
-    def __init__(self, configs: Sequence[dict[str, Any]], max_concurrent: int = 0) -> None:
+    def __init__(
+        self,
+        configs: Sequence[dict[str, Any]],
+        max_concurrent: int = 0,
+        later: Callable[[int], tuple[dict[str, Any] | None, bool]] | None = None,
+    ) -> None:
         super().__init__(max_concurrent=max_concurrent)
-        self._configs = configs
+        self._configs, self._later = configs, later
+        self._number = 0
+        self._waiting: list[Trial] = []
 
     def add_configurations(self, experiments: list[Experiment]) -> None:
         """Take the one experiment of the run, whose settings each trial gets. Raises ValueError for several."""
         (experiment,) = experiments
         self._total_samples = len(self._configs)
-        self._trial_generator = self._trials(experiment.spec)
+        self._spec, self._parser = experiment.spec, _make_parser()
 
-    def _trials(self, spec: dict[str, Any]) -> Iterator[Trial]:
-        parser = _make_parser()
-        for number, config in enumerate(self._configs):
-            yield _create_trial_from_spec(
-                {**spec, "config": {"run": config}},
-                parser,
-                trial_id=f"{self._uuid_prefix}{number:05d}",
-                experiment_tag=str(number),
-            )
+    def next_trial(self) -> Trial | None:
+        """Return the next trial, None where it has to wait or there is none."""
+        if self.is_finished() or 0 < self.max_concurrent <= len(self._live_trials):
+            return None
+        config = self._next_config()
+        if config is None:
+            return None
+        trial = _create_trial_from_spec(
+            {**self._spec, "config": {"run": config}},
+            self._parser,
+            trial_id=f"{self._uuid_prefix}{self._number:05d}",
+            experiment_tag=str(self._number),
+        )
+        self._number += 1
+        self._live_trials.add(trial.trial_id)
+        self._waiting.append(trial)
+        return trial
+
+    def _next_config(self) -> dict[str, Any] | None:
+        if self._number < len(self._configs):
+            return self._configs[self._number]
+        config, is_over = None, True
+        if self._later is not None:
+            self._waiting = [trial for trial in self._waiting if trial.status == Trial.PENDING]
+            config, is_over = self._later(len(self._waiting))
+        if config is None and is_over:
+            self.set_finished()
+        return config
 
     def save_to_dir(self, dirpath: str, session_str: str) -> None:
         """Save nothing: a restart is a new Tune run over the trials that have not ended."""

@@ -59,7 +59,7 @@ def probe_study(plan: StudyPlan, storage: Path, expected: dict[str, Any]) -> dic
     that are not on this machine are replaced by random ones, which take the same time. Raises StudyError where a trial
     finds no memory, or would train on classes that are sealed otherwise.
     """
-    space, trials, _, catalogs = plan
+    space, trials, _, catalogs, _ = plan
     if any(map(trains_on_test_classes, trials)):
         raise StudyError(
             "--probe: its steps train on every class (trial.data.split.test_fraction = 0), and a forecast opens no "

@@ -28,6 +28,7 @@ from raydml.analysis.trials import FAILURES, LOST_NODE, PREEMPTED
 from raydml.config.trial import Machine, StudySettings, Trial, fingerprint
 from raydml.study import events
 from raydml.study.actor import OUT_OF_MEMORY, TrialActor
+from raydml.study.drawing import DrawnSearch
 from raydml.study.events import StudyReader, TrialState, events_path, read_trials
 from raydml.study.faults import FaultStop, fault_in, is_without_memory, with_half_batch
 from raydml.study.folder import newest_checkpoint
@@ -381,15 +382,17 @@ def count_deaths_once() -> None:
 
 
 def run_trials(session: StudySession, stage: str, trials: Mapping[str, Trial], configurations: Mapping[str, str],
-                scheduler: str) -> dict[str, TrialState]:  # fmt: skip
+                scheduler: str, later: DrawnSearch | None = None) -> dict[str, TrialState]:  # fmt: skip
     """Run the trials of a stage that have not ended, and return the states of all its trials by key.
 
     Where the time limit ends the search, the trials that run end with the reason ``time``; others never start. Trials
     that have found no memory run once more after the others, one at a time, on a whole device. Raises MachineFault
     where disk or images end every trial; the trials that run then have not ended.
 
-    configurations: for each key the fingerprint of the searched configuration. scheduler: ``asha``, ``sync``, ``none``.
+    configurations: for each key the fingerprint of the searched configuration. scheduler: as in `SearchStage`. later:
+    draws the trials of a search that are not known yet.
     """
+    trials, configurations = dict(trials), dict(configurations)
     reader = StudyReader(session.folder)
 
     def read_states() -> dict[str, TrialState]:
@@ -399,8 +402,8 @@ def run_trials(session: StudySession, stage: str, trials: Mapping[str, Trial], c
     states = read_states()
     waiting = [key for key in trials if key not in states or not states[key].ended]
     session.record(
-        "stage_started", stage=stage, num_trials=len(trials), num_ended=len(trials) - len(waiting),
-        max_epochs=max(trial.epochs for trial in trials.values()), resources=session.resources,
+        "stage_started", stage=stage, num_trials=later.num_trials if later else len(trials),
+        num_ended=len(trials) - len(waiting), max_epochs=_max_epochs(trials, later), resources=session.resources,
         configurations=[] if stage == "search" else list(dict.fromkeys(configurations.values())),
         num_slots=num_slots(session, list(trials.values())), reused=list(states),
     )  # fmt: skip
@@ -415,7 +418,11 @@ def run_trials(session: StudySession, stage: str, trials: Mapping[str, Trial], c
         resume_from = {key: _newest_checkpoint(session, stage, key, states.get(key)) for key in group}
         if _put_back_lost_epochs(session, stage, trials, states, resume_from):
             states = read_states()
-        if not group or _run_group(session, stage, trials, resume_from, states, configurations, scheduler, is_alone):
+        drawn = None if is_alone or later is None or later.is_over else later
+        is_idle = not group and drawn is None
+        if is_idle or _run_group(
+            session, stage, trials, resume_from, states, configurations, scheduler, is_alone, drawn
+        ):
             if is_alone:
                 break
             is_alone = True
@@ -427,6 +434,10 @@ def run_trials(session: StudySession, stage: str, trials: Mapping[str, Trial], c
         states = read_states()
     reader.read_on()  # the start of the stage says which of the trials of a finished stage count again
     return {trial.trial: trial for trial in reader.now().of_stage(stage)}
+
+
+def _max_epochs(trials: Mapping[str, Trial], later: DrawnSearch | None) -> int:
+    return max([trial.epochs for trial in trials.values()] + ([later.max_epochs] if later else []))
 
 
 def _put_back_lost_epochs(
@@ -485,61 +496,81 @@ def _newest_checkpoint(session: StudySession, stage: str, key: str, state: Trial
 def _run_group(
     session: StudySession,
     stage: str,
-    trials: Mapping[str, Trial],
+    trials: dict[str, Trial],
     resume_from: Mapping[str, Path | None],
     states: Mapping[str, TrialState],
-    configurations: Mapping[str, str],
+    configurations: dict[str, str],
     scheduler: str,
     is_alone: bool,
+    later: DrawnSearch | None,
 ) -> bool:
     """Run some trials of a stage in one Tune run. resume_from: their keys, each with its checkpoint or None.
+
+    later: draws further ones while they run, which are added to the trials and to the configurations.
 
     Returns False where a node has to be left out, and the trials that have not ended run without it next.
     """
     folder, study, machine = session.folder, session.study, session.machine
-    held = {key: session.resources_of(trials[key]) for key in resume_from}
-    if is_alone:
-        machine = with_half_batch(machine)
-        held = {key: {**one, "gpu": max(1.0, one["gpu"]) if one["gpu"] else 0.0} for key, one in held.items()}
+    machine = with_half_batch(machine) if is_alone else machine
     rungs = []
     if scheduler != "none":
         rungs = milestones(
-            max_epochs=max(trial.epochs for trial in trials.values()),
+            max_epochs=_max_epochs(trials, later),
             grace_epochs=study.search.grace_epochs,
             reduction_factor=study.search.reduction_factor,
         )
     runs = files_of_study(folder).runs(stage)  # a folder that was fetched from a store has not all of them
     run = f"run-{int(runs[-1].rpartition('-')[2]) + 1 if runs else 0:03d}"
-    configs = [
-        {
+
+    def config_of(key: str) -> dict[str, Any]:
+        gpus, found = session.resources_of(trials[key])["gpu"], resume_from.get(key)
+        return {
             "key": key,
             "trial": trials[key].model_dump(mode="json"),
             "fingerprint": fingerprint(trials[key]),
             "configuration": configurations[key],
             "machine": machine.model_dump(mode="json"),
             "metric": session.metric,
-            "gpus": held[key]["gpu"],
+            "gpus": max(1.0, gpus) if is_alone and gpus else gpus,
             "needs": session.needs,
             "place": session.place,
-            "resume_from": str(resume_from[key]) if resume_from[key] else None,
+            "resume_from": str(found) if found else None,
             "checkpoints": str(folder / stage / run / key),
             "rungs": rungs,
         }
-        for key in resume_from
-    ]
+
+    def draw(num_waiting: int) -> tuple[dict[str, Any] | None, bool]:
+        """Return the configuration of the next trial, None while there is none; and whether none comes any more."""
+        assert later is not None
+        drawn = later.next(num_waiting)
+        if drawn is None:
+            return None, later.is_over
+        key, trials[drawn[0]] = drawn
+        configurations[key] = fingerprint(drawn[1])
+        return config_of(key), False
+
+    # With plain values alone: Tune pickles it.
+    resources, selector = dict(session.resources), session.selector
+
+    def place(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+        return _placement({**resources, "gpu": config["run"]["gpus"]}, selector)
+
     ended = [key for key in trials if key not in resume_from]
     search = stage == "search"
     limit = session.limit if search else None
     stop = FaultStop()
     session.step("starting the trials")
     count_deaths_once()
-    places = {key: _placement(one, session.selector) for key, one in held.items()}
     tuner = tune.Tuner(
-        tune.with_resources(TrialActor, lambda config: places[config["run"]["key"]]),
+        tune.with_resources(TrialActor, place),
         tune_config=tune.TuneConfig(
             # What runs is what was validated and fingerprinted.
-            search_alg=ListedTrials(configs, max_concurrent=1 if is_alone else study.search.max_concurrent or 0),
-            scheduler=_scheduler(session, scheduler, trials, ended, _history(states, resume_from)),
+            search_alg=ListedTrials(
+                [config_of(key) for key in resume_from],
+                max_concurrent=1 if is_alone else study.search.max_concurrent or 0,
+                later=None if later is None else draw,
+            ),
+            scheduler=_scheduler(session, scheduler, trials, ended, _history(states, resume_from), later),
             reuse_actors=True,
             trial_name_creator=trial_key,
             trial_dirname_creator=trial_key,
@@ -568,7 +599,7 @@ def _run_group(
         raise MachineFault(stop.fault)
     session.leave_out(stop.bad_nodes)
     if limit is not None and limit.is_over:
-        _end_by_time(session, trials)
+        _end_by_time(session, later.num_trials if later else len(trials))
         return True
     return not stop.bad_nodes
 
@@ -579,7 +610,7 @@ def _placement(resources: Mapping[str, float], selector: Mapping[str, str]) -> t
     return tune.PlacementGroupFactory([held], **({"bundle_label_selector": [dict(selector)]} if selector else {}))
 
 
-def _end_by_time(session: StudySession, trials: Mapping[str, Trial]) -> None:
+def _end_by_time(session: StudySession, num_trials: int) -> None:
     """Record the end of the trials that Tune stopped for the time limit: it does not report them."""
     states = read_trials(session.folder, "search")
     unended = [key for key, state in states.items() if not state.ended]
@@ -589,7 +620,7 @@ def _end_by_time(session: StudySession, trials: Mapping[str, Trial]) -> None:
         if not state.ended:
             _count_saved_epochs(session.folder, "search", key)
             session.record("trial_ended", stage="search", trial=key, reason="time", error=None)
-    session.note(f"the time limit ended the search: {len(states)} of {len(trials)} trials started")
+    session.note(f"the time limit ended the search: {len(states)} of {num_trials} trials started")
 
 
 def num_slots(session: StudySession, trials: Sequence[Trial] = ()) -> int:
@@ -627,16 +658,22 @@ def _history(
 
 
 def _scheduler(
-    session: StudySession, name: str, trials: Mapping[str, Trial], ended: list[str], history: dict[str, Any]
+    session: StudySession,
+    name: str,
+    trials: Mapping[str, Trial],
+    ended: list[str],
+    history: dict[str, Any],
+    later: DrawnSearch | None,
 ) -> Any:
     search = session.study.search
     if name == "none":
         return InOrder()
     rungs: dict[str, Any] = {
         "metric": session.metric,
-        "max_epochs": max(trial.epochs for trial in trials.values()),
+        "max_epochs": _max_epochs(trials, later),
         "grace_epochs": search.grace_epochs,
         "reduction_factor": search.reduction_factor,
         "history": history,
     }
-    return Asha(**rungs) if name == "asha" else SyncHalving(**rungs, keys=list(trials), ended=ended)
+    keys = later.keys if later else list(trials)
+    return Asha(**rungs) if name == "asha" else SyncHalving(**rungs, keys=keys, ended=ended)

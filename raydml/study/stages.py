@@ -26,6 +26,7 @@ from raydml.metrics.intervals import t_interval
 from raydml.study.actor import evaluate_ensemble_remotely, evaluate_remotely, illustrate_remotely
 from raydml.study.cluster import Interrupted, address_of_job, catch_signals, connected, trial_resources
 from raydml.study.description import description_of
+from raydml.study.drawing import DrawnSearch, is_drawn_later, trials_of_search
 from raydml.study.driver import only_driver
 from raydml.study.events import TrialState, events_path, rank, read_state
 from raydml.study.extension import RETRIED
@@ -342,17 +343,23 @@ def _is_usable(
     return True
 
 
-def search_trials(study_json: Mapping[str, Any]) -> dict[str, Trial]:
-    """Return the trials of the search by key."""
-    return {f"search-{index:03d}": parse_trial(trial) for index, trial in enumerate(study_json["trials"])}
+def search_trials(folder: Path) -> dict[str, Trial]:
+    """Return the trials of the search by key, as far as they are known."""
+    study_json = read_study(folder)
+    return trials_of_search(study_json, read_state(folder).drawn if is_drawn_later(study_json) else {})
 
 
 def _search(session: StudySession) -> None:
-    trials = search_trials(read_study(session.folder))
+    study_json = read_study(session.folder)
+    later = DrawnSearch(session.folder, study_json) if is_drawn_later(study_json) else None
+    trials = later.trials if later else search_trials(session.folder)
     configurations = {key: fingerprint(trial) for key, trial in trials.items()}
-    states = run_trials(session, "search", trials, configurations, session.study.search.scheduler)
+    states = run_trials(session, "search", trials, configurations, session.study.search.scheduler, later)
+    trials = later.trials if later else trials
     if session.limit is not None and session.limit.is_over:
         trials = {key: trial for key, trial in trials.items() if key in states}
+    elif later is not None and not later.is_over:
+        return  # cut short: some have not been drawn
     failed = [key for key, state in states.items() if state.ended and state.best is None]
     if len(failed) == len(trials):
         raise StudyError(
@@ -413,7 +420,7 @@ def _fingerprint_of_checkpoint(folder: Path, stage: str, key: str) -> str:
 
 
 def _confirm(session: StudySession) -> None:
-    searched = search_trials(read_study(session.folder))
+    searched = search_trials(session.folder)
     rows = confirm_trials(read_json(session.folder / RESULT_FILES["search"]), searched, session.study)
     by_key = keys_of_runs(session.folder, "confirm", rows)
     trials = {key: row["trial"] for key, row in by_key.items()}
@@ -456,7 +463,7 @@ def _confirmed(rows: Mapping[str, Mapping[str, Any]], states: Mapping[str, Trial
 
 
 def _refit(session: StudySession) -> None:
-    searched = search_trials(read_study(session.folder))
+    searched = search_trials(session.folder)
     state = read_state(session.folder)
     rows = refit_trials(configurations_to_refit(session.folder, state, searched), searched, session.study)
     for note in notes_on_refits(rows, session.study, state):

@@ -8,6 +8,7 @@ import ray
 from raydml.config.sections import Sgd
 from raydml.config.trial import Machine, fingerprint
 from raydml.study import events
+from raydml.study.drawing import trials_of_search
 from raydml.study.events import events_path, read_state, reduce_events
 from raydml.study.first_steps import (
     PROBE_FILE,
@@ -24,7 +25,7 @@ from raydml.study.node import needs_of
 from raydml.study.probe import by_shape, shape_key
 from raydml.study.remote import StudyPlace
 from raydml.study.runner import StudySession, num_slots, run_trials
-from raydml.study.stages import run_study, search_trials
+from raydml.study.stages import run_study
 from raydml.training.trial_images import Catalogs
 from tests.study.test_folder import make
 
@@ -82,7 +83,7 @@ def test_the_forecast_is_that_of_the_measured_steps(tmp_path):
     folder = make(tmp_path, overrides=["study.search.scheduler=none"])
     study_json = read_study(folder)
     study, machine = settings_of(folder, study_json)
-    trials = list(search_trials(study_json).values())
+    trials = list(trials_of_search(study_json).values())
     planned = [
         {"stage": "search", "num_trials": 3, "max_epochs": 2},
         {"stage": "confirm", "num_trials": 4, "max_epochs": 2},
@@ -124,7 +125,7 @@ def test_what_was_measured_on_another_kind_of_device_does_not_count(device, kind
 
 
 def test_a_shape_is_also_its_optimizer_and_its_regularizers_and_no_warm_up(tmp_path):
-    first = next(iter(search_trials(read_study(make(tmp_path))).values()))
+    first = next(iter(trials_of_search(read_study(make(tmp_path))).values()))
     memory = {"cross_batch_memory": {"size": 150, "start_step": 2}}
     others = [
         first.model_copy(update={"optimizer": Sgd(name="sgd")}),
@@ -140,7 +141,7 @@ def with_dim(trial, dim):
 
 
 def test_trials_are_grouped_by_shape_in_the_order_of_the_first_ones(tmp_path):
-    first = next(iter(search_trials(read_study(make(tmp_path))).values()))
+    first = next(iter(trials_of_search(read_study(make(tmp_path))).values()))
     trials = [with_dim(first, dim) for dim in (16, 8, 16, 4)]
     groups = by_shape(trials)
     assert [[trial.model.embedding_dim for trial in group] for group in groups.values()] == [[16, 16], [8], [4]]
@@ -179,10 +180,10 @@ def test_a_study_measures_its_shapes_once_and_says_how_far_the_forecast_was_off(
         assert summary["forecast"]["took_seconds"] == pytest.approx(state.time_s - begun, abs=5)
         assert "the forecast was" in (folder / "summary.md").read_text()
         # What is known is not measured again, and another shape is.
-        third = with_dim(next(iter(search_trials(read_study(folder)).values())), 4)
+        third = with_dim(next(iter(trials_of_search(read_study(folder)).values())), 4)
         place = StudyPlace.of(folder)
         again = measure_shapes(
-            folder, [*search_trials(read_study(folder)).values(), third], settings_of(folder, read_study(folder))[1],
+            folder, [*trials_of_search(read_study(folder)).values(), third], settings_of(folder, read_study(folder))[1],
             needs_of(place, None, joined=False), place, {"num_cpus": 1}, [],
             is_stopping=lambda: False, note=pytest.fail,
         )  # fmt: skip
@@ -213,7 +214,7 @@ def test_small_and_large_trials_share_a_gpu_as_their_shares_allow(tmp_path):
     folder = make(tmp_path, overrides=[*TWO_SHAPES, "trial.epochs=50"])  # longer than a second process takes to start
     study_json = read_study(folder)
     study, machine = settings_of(folder, study_json)
-    trials = dict(sorted(search_trials(study_json).items(), key=lambda pair: pair[1].model.embedding_dim))
+    trials = dict(sorted(trials_of_search(study_json).items(), key=lambda pair: pair[1].model.embedding_dim))
     small = {key for key, trial in trials.items() if trial.model.embedding_dim == 8}
     assert len(small) == 2
     share = {shape_key(trials[key]): 0.5 for key in small}

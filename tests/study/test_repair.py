@@ -9,6 +9,7 @@ import torch
 
 from raydml.config.trial import fingerprint
 from raydml.study import events, stages
+from raydml.study.drawing import trials_of_search
 from raydml.study.events import events_path, read_state, read_trials
 from raydml.study.folder import StudyError, read_json
 from raydml.study.node import needs_of
@@ -16,7 +17,7 @@ from raydml.study.process import MachineFault
 from raydml.study.remote import StudyPlace
 from raydml.study.results import refuse_lost_events
 from raydml.study.runner import StudySession, _newest_checkpoint, _put_back_lost_epochs
-from raydml.study.stages import run_study, search_trials
+from raydml.study.stages import run_study
 from raydml.training import checkpoint
 from tests.cli.commands import refused
 from tests.study.in_process import without_ray
@@ -53,7 +54,7 @@ def report(folder, key, epoch, value):
 
 def test_epochs_that_only_a_checkpoint_has_are_put_back_and_noted(tmp_path):
     folder = make(tmp_path)
-    trials = search_trials(read_json(folder / "study.json"))
+    trials = trials_of_search(read_json(folder / "study.json"))
     values = {1: 0.1, 2: 0.9, 3: 0.3, 4: 0.4}
     first, second, third = trials
     report(folder, first, 1, 0.1)  # its best epoch, 2, is lost
@@ -82,7 +83,7 @@ def test_epochs_that_only_a_checkpoint_has_are_put_back_and_noted(tmp_path):
 def test_an_epoch_that_a_signal_left_to_the_checkpoint_is_put_back_without_a_word(tmp_path):
     """The driver is ending, and does not take the last report; the trial is saved all the same."""
     folder = make(tmp_path)
-    trials = search_trials(read_json(folder / "study.json"))
+    trials = trials_of_search(read_json(folder / "study.json"))
     key = next(iter(trials))
     report(folder, key, 1, 0.1)
     write_checkpoint(folder, key, {1: 0.1, 2: 0.2})
@@ -92,7 +93,7 @@ def test_an_epoch_that_a_signal_left_to_the_checkpoint_is_put_back_without_a_wor
 
 def test_missing_epochs_that_no_checkpoint_has_are_noted(tmp_path):
     folder = make(tmp_path)
-    trials = search_trials(read_json(folder / "study.json"))
+    trials = trials_of_search(read_json(folder / "study.json"))
     key = next(iter(trials))
     for epoch in (1, 3):
         report(folder, key, epoch, 0.1)
@@ -288,7 +289,7 @@ def test_a_search_whose_stage_lines_are_lost_counts_when_a_later_stage_is_opened
 def test_a_run_whose_start_was_lost_keeps_its_key(tmp_path):
     """Epochs that were put back from a checkpoint do not say which configuration a run has; the checkpoint does."""
     folder = make(tmp_path)
-    trials = list(search_trials(read_json(folder / "study.json")).values())
+    trials = list(trials_of_search(read_json(folder / "study.json")).values())
     rows = [{"trial": trial} for trial in trials]
 
     def epoch_of(key, fingerprint_):
