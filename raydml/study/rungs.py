@@ -54,7 +54,8 @@ def expected_spans(
     """Return (last epoch, expected number of trials that train there) of the epochs up to each rung and to the end.
 
     scheduler: "asha", where the numbers are means over random orders of the trials (see `_asha_arrivals`); "sync" and
-    "none", where they are exact. No trial is taken to fail.
+    "none", where they are exact; "promotion", where as many pass a rung as with "sync", up to a few that were among the
+    best when they arrived; and "pasha", of which they are the upper limit. No trial is taken to fail.
     """
     if scheduler == "none":
         return ((max_epochs, float(num_trials)),)

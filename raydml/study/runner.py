@@ -38,6 +38,7 @@ from raydml.study.node import NodeNeeds, fit_nodes, node_fault_in, node_of_actor
 from raydml.study.preemption import PreemptionWatch
 from raydml.study.probe import shape_key
 from raydml.study.process import MachineFault
+from raydml.study.promotion import Pasha, Promotion
 from raydml.study.remote import StudyPlace, files_of_study
 from raydml.study.retention import Retention
 from raydml.study.rungs import milestones
@@ -570,7 +571,7 @@ def _run_group(
                 max_concurrent=1 if is_alone else study.search.max_concurrent or 0,
                 later=None if later is None else draw,
             ),
-            scheduler=_scheduler(session, scheduler, trials, ended, _history(states, resume_from), later),
+            scheduler=_scheduler(session, scheduler, trials, ended, states, resume_from, later),
             reuse_actors=True,
             trial_name_creator=trial_key,
             trial_dirname_creator=trial_key,
@@ -643,16 +644,19 @@ def _longest_epochs_s(states: Mapping[str, TrialState]) -> dict[str, float]:
 
 
 def _history(
-    states: Mapping[str, TrialState], resume_from: Mapping[str, Path | None]
+    states: Mapping[str, TrialState], resume_from: Mapping[str, Path | None], *, is_kept: bool = False
 ) -> dict[str, list[tuple[int, float]]]:
-    """Return the values that no trial will report again (see :class:`raydml.study.scheduler.Asha`)."""
+    """Return the values that no trial will report again (see :class:`raydml.study.scheduler.Asha`).
+
+    is_kept: also that of the checkpoint from which a trial goes on, which it reports again.
+    """
     history = {}
     for key, state in states.items():
         rows = state.curve(state.metric)
         if not state.ended and key in resume_from:
             found = resume_from[key]
             resumed = checkpoint.load_card(found)["epoch"] if found else 0
-            rows = [(epoch, value) for epoch, value in rows if epoch < resumed]
+            rows = [(epoch, value) for epoch, value in rows if epoch < resumed + is_kept]
         history[key] = rows
     return history
 
@@ -662,7 +666,8 @@ def _scheduler(
     name: str,
     trials: Mapping[str, Trial],
     ended: list[str],
-    history: dict[str, Any],
+    states: Mapping[str, TrialState],
+    resume_from: Mapping[str, Path | None],
     later: DrawnSearch | None,
 ) -> Any:
     search = session.study.search
@@ -673,7 +678,11 @@ def _scheduler(
         "max_epochs": _max_epochs(trials, later),
         "grace_epochs": search.grace_epochs,
         "reduction_factor": search.reduction_factor,
-        "history": history,
     }
+    if name == "asha":
+        return Asha(**rungs, history=_history(states, resume_from))
     keys = later.keys if later else list(trials)
-    return Asha(**rungs) if name == "asha" else SyncHalving(**rungs, keys=keys, ended=ended)
+    if name == "sync":
+        return SyncHalving(**rungs, keys=keys, ended=ended, history=_history(states, resume_from))
+    promoting = Promotion if name == "promotion" else Pasha
+    return promoting(**rungs, keys=keys, history=_history(states, resume_from, is_kept=True))
