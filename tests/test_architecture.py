@@ -17,7 +17,18 @@ PACKAGE = ROOT / "raydml"
 ORDER = (  # "export" is the door that models outside of this package import, "api" the one of a user's Python code
     [
         *("errors", "registry", "ops", "metrics", "data", "images", "models", "losses", "miners", "regularizers"),
-        *("samplers", "methods", "config", "search_space", "evaluation", "training", "inference", "export", "analysis"),
+        *(
+            "samplers",
+            "methods",
+            "config",
+            "search_space",
+            "searchers",
+            "evaluation",
+            "training",
+            "inference",
+            "export",
+            "analysis",
+        ),
         *("report", "study", "tracking", "cli", "__main__", "api"),
     ]
 )

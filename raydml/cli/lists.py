@@ -23,7 +23,16 @@ if TYPE_CHECKING:
 
 SCHEMA_FILE = Path("search_spaces/schema.json")
 Kind = Literal[
-    "losses", "miners", "regularizers", "methods", "samplers", "optimizers", "schedules", "backbones", "spaces"
+    "losses",
+    "miners",
+    "regularizers",
+    "methods",
+    "samplers",
+    "searchers",
+    "optimizers",
+    "schedules",
+    "backbones",
+    "spaces",
 ]
 
 

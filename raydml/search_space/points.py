@@ -193,11 +193,10 @@ def _locate(
 
 
 def _locate_in_choice(
-    choice: Choice, found: Any, address: Address, path: str, point: dict[Address, Value],
-    outside: list[str],
-) -> None:  # fmt: skip
-    """Take the first item that gives what was found, else name what the nearest one lacks."""
-    nearest: list[str] | None = None
+    choice: Choice, found: Any, address: Address, path: str, point: dict[Address, Value], outside: list[str]
+) -> None:
+    """Take the first item that gives what was found, else say what the nearest one lacks."""
+    lacking: list[tuple[Node, list[str]]] = []
     for position, item in enumerate(choice.items):
         within: dict[Address, Value] = {}
         wrong: list[str] = []
@@ -205,11 +204,34 @@ def _locate_in_choice(
         if not wrong:
             point.update({address: position, **within})
             return
-        if nearest is None or len(wrong) < len(nearest):
-            nearest = wrong
-    names = [item.value["name"].value for item in choice.items if isinstance(item.value, dict) and "name" in item.value]
-    is_other = isinstance(found, Mapping) and names and found.get("name") not in names
-    outside += [f"{path} = {found['name']} is none of {', '.join(map(str, names))}"] if is_other else nearest or []
+        lacking.append((item, wrong))
+    # An item with the same plugins is nearer than one with fewer differences.
+    nearest, wrong = min(lacking, key=lambda pair: (sum(".name = " in text for text in pair[1]), len(pair[1])))
+    for key, _ in _names_in(nearest):
+        names = {str(named) for item in choice.items for other, named in _names_in(item) if other == key}
+        given = found.get("name") if not key and isinstance(found, Mapping) else _name_of(found, key)
+        if given is not None and str(given) not in names:
+            outside.append(f"{join_path(path, key) if key else path} = {given} is none of {', '.join(sorted(names))}")
+            return
+    outside += wrong
+
+
+def _names_in(item: Node) -> list[tuple[str, Any]]:
+    """Return (key, name) of the plugins of a block: with an empty key its own, else of the blocks at its keys."""
+    if not isinstance(item.value, dict):
+        return []
+    own = [("", item.value["name"].value)] if "name" in item.value else []
+    inner = [
+        (key, child.value["name"].value)
+        for key, child in item.value.items()
+        if isinstance(child.value, dict) and "name" in child.value
+    ]
+    return own + inner
+
+
+def _name_of(found: Any, key: str) -> Any:
+    block = found.get(key) if isinstance(found, Mapping) else None
+    return block.get("name") if isinstance(block, Mapping) else None
 
 
 def _is_number(value: object) -> bool:

@@ -12,7 +12,7 @@ from raydml.search_space.yaml_reader import Node
 from raydml.searchers._base import Draw, Searcher
 
 
-class Random(Searcher):
+class RandomSearch(Searcher):
     """Draws every trial from the domains, whatever came before."""
 
     def __init__(self, tree: Node, study_seed: int, first_points: Sequence[Point] = ()) -> None:

@@ -29,6 +29,7 @@ from raydml.study.draws import TrialDraws
 from raydml.study.events import DrawnConfiguration, StudyReader, events_path
 from raydml.study.folder import decode_images, settings_of
 from raydml.study.limits import Limits
+from raydml.study.retention import drop_checkpoints
 from raydml.study.rungs import milestones
 from raydml.training.trial_images import Catalogs, with_content
 
@@ -93,6 +94,10 @@ class DrawnSearch:
         self._states: list[TrialState | None] = [None] * len(self.trials)
         self._taken = {fingerprint(trial) for trial in self.trials.values()}
         self._eliminated: set[str] = set()
+        # Of trials whose draw was lost with the end of the events: they are drawn again, and may be others.
+        for key in self.keys[len(self.trials) :]:
+            if any((folder / "search").glob(f"run-*/{key}")):
+                drop_checkpoints(folder, "search", key)
         self.is_over = len(self.trials) >= len(self.keys)
 
     @property

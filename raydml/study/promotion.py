@@ -68,9 +68,9 @@ class Promotion(FIFOScheduler):
     """Asynchronous successive halving that promotes (Li et al. 2020).
 
     When a slot is free, the best trial that waits at the highest possible rung goes on, if it is among the best 1/η of
-    the trials that have reached this rung; else a new trial starts. A trial that cannot be promoted any more, whatever
-    the trials to come, is stopped, and so are all that wait once nothing else is left. Then the best of the highest
-    rung goes on, so that a search of few trials also trains one to its end.
+    the trials that have reached this rung; else a new trial starts. A trial at the first rung that cannot be promoted
+    any more, whatever the trials to come, is stopped, and so are all that wait once nothing else is left. Then the best
+    of the highest rung goes on, so that a search of few trials also trains one to its end.
 
     Args:
         keys: of all trials of the stage, in order; some may never start.
@@ -93,9 +93,7 @@ class Promotion(FIFOScheduler):
         epochs = milestones(max_epochs=max_epochs, grace_epochs=grace_epochs, reduction_factor=reduction_factor)
         self._indices = {epoch: rung for rung, epoch in enumerate(epochs)}
         self._rungs = [_Rung() for _ in epochs]
-        self._most = [len(keys)]  # how many trials can reach each rung
-        for _ in epochs:
-            self._most.append(max(1, self._most[-1] // reduction_factor))
+        self._most = max(1, len(keys) // reduction_factor)  # that can be promoted from the first rung
         self._active = set[str]()  # those that have not ended
         self._saving: dict[str, tuple[TuneTrial, int]] = {}  # those that are to pause, and their rungs
         self._handed_out: dict[str, TuneTrial] = {}
@@ -178,10 +176,11 @@ class Promotion(FIFOScheduler):
         num_waiting = sum(len(rung.waiting) for rung in self._rungs)
         if num_waiting == len(self._active) and tune_controller.search_alg.is_finished():
             return self._last(open_rungs, tune_controller)
-        for rung, most in zip(self._rungs, self._most[1:], strict=True):
+        # Of later rungs it is not known how many trials will reach them.
+        for rung in self._rungs[:1]:
             if rung.has_changed:
                 rung.has_changed = False
-                late = [key for key in rung.waiting if rung.rank(key, self._places[key]) >= most]
+                late = [key for key in rung.waiting if rung.rank(key, self._places[key]) >= self._most]
                 self._stop([rung.waiting[key] for key in late], tune_controller)
         return None
 

@@ -20,6 +20,8 @@ LAUNCH = Path(__file__).parents[2] / "launch.py"
 NAME = "digits"
 OPTIONS = ["--num-trials", "6", "--max-epochs", "6", "--scheduler", "sync", "--set", "study.confirm.seeds=1"]
 OPTIONS += ["--set", "study.confirm.folds=2", "--set", "study.refit={seeds: 2}"]
+# What is drawn depends on results from the third trial on: draws and results may be lost together.
+OPTIONS += ["--set", "study.search.searcher={name: tpe, num_random: 2}", "--set", "study.search.generation=2"]
 #: Faults that end the command, which is then run again; the other ones it has to survive.
 ENDING = {
     "command": "kill -9 of the command",

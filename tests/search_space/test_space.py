@@ -139,7 +139,8 @@ trial:
 MESSAGES = [
     """\
 space.yaml:1: study.search.schedular = 'asha': is an unknown key
-    choices: num_trials, max_concurrent, scheduler, grace_epochs, reduction_factor
+    choices: num_trials, max_concurrent, scheduler, grace_epochs, reduction_factor, searcher, first, balance, \
+generation
     did you mean: scheduler
     cure: write scheduler""",
     """\

@@ -41,13 +41,20 @@ def _fetch(references):
     return [one.value for one in references] if isinstance(references, list) else references.value
 
 
-def _run_trials(session, stage, trials, configurations, scheduler):  # noqa: ARG001 - all trials run to their end
+def _with_drawn(trials, later):
+    """The trials that are known, and then those that are drawn, each when all before have ended."""
+    yield from list(trials.items())
+    while later is not None and (drawn := later.next(0)) is not None:
+        yield drawn
+
+
+def _run_trials(session, stage, trials, configurations, scheduler, later=None):  # noqa: ARG001 - all run to their end
     record = StudyEvents(str(session.folder), stage, None, None)
     most = max(trial.epochs for trial in trials.values())
     session.record("stage_started", stage=stage, num_trials=len(trials), num_ended=0, max_epochs=most)
-    for key, settings in trials.items():
+    for key, settings in _with_drawn(trials, later):
         run = {"key": key, "trial": settings.model_dump(mode="json"), "fingerprint": fingerprint(settings)}
-        config = {"run": {**run, "configuration": configurations[key], "gpus": 0.0}}
+        config = {"run": {**run, "configuration": configurations.get(key, fingerprint(settings)), "gpus": 0.0}}
         trial = SimpleNamespace(
             config=config,
             last_result=None,

@@ -1,0 +1,147 @@
+"""Trials that are drawn while a search runs: the same ones, whenever the driver is killed and whoever comes first."""
+
+import random
+
+import pytest
+
+from raydml.config.trial import fingerprint
+from raydml.study import events
+from raydml.study.drawing import DrawnSearch, trials_of_search
+from raydml.study.events import events_path, read_state
+from raydml.study.folder import create_study, read_study
+from tests.searchers.spaces import space_at
+from tests.study.study_events import ended, epoch
+
+OVERRIDES = ("study.search.num_trials=9", "study.search.searcher={name: tpe, num_random: 2}")
+SYNC = (*OVERRIDES, "study.search.scheduler=sync", "study.search.generation=3", "trial.epochs=3")
+
+
+def made(folder, *overrides):
+    folder.mkdir(exist_ok=True)
+    return create_study(
+        space_at(folder, *overrides), storage=folder / "studies", tracking_uri="sqlite:///x.db", space_text="text"
+    )
+
+
+def value_of(trial):
+    """A result that depends on the configuration alone, as that of a trial on a CPU does."""
+    return int(fingerprint(trial), 16) % 1000 / 1000
+
+
+def run(folder, order):
+    """Let all trials reach the first rung, each time the waiting one that `order` picks; return them by key."""
+    search, path = DrawnSearch(folder, read_study(folder)), events_path(folder)
+    state = read_state(folder)
+    running = [key for key in search.trials if key not in state.trials or not state.trials[key].num_epochs]
+    while running or not search.is_over:
+        while (drawn := search.next(len(running))) is not None:
+            running.append(drawn[0])
+        assert running, "nothing runs, and no trial is drawn"
+        key = running.pop(order.randrange(len(running)))
+        number = int(key.rpartition("-")[2])
+        trial = search.trials[key]
+        config = trial.model_dump(mode="json")
+        events.append(path, {"event": "trial_started", "trial": key, "stage": "search", "config": config,
+                             "fingerprint": fingerprint(trial), "configuration": "", "gpus": 0.0})  # fmt: skip
+        if number == 1:  # it diverges
+            events.append(path, ended(number, "non_finite_loss"))
+        else:
+            events.append(path, epoch(number, 1, value_of(trial)))
+    return search.trials
+
+
+def names(trials):
+    return {key: fingerprint(trial) for key, trial in trials.items()}
+
+
+def test_with_sync_the_trials_are_the_same_in_any_order_of_arrival(tmp_path):
+    found = [names(run(made(tmp_path / str(seed), *SYNC), random.Random(seed))) for seed in range(2)]
+    assert len(found[0]) == 9
+    assert found[0] == found[1]
+
+
+def test_with_sync_they_are_the_same_after_a_kill_at_any_event(tmp_path):
+    folder = made(tmp_path / "whole", *SYNC)
+    expected = names(run(folder, random.Random(0)))
+    lines = events_path(folder).read_bytes().splitlines(keepends=True)
+    assert sum(b'"trial_drawn"' in line for line in lines) == 7
+    for number in range(1, len(lines), 4):  # each takes a second
+        events_path(folder).write_bytes(b"".join(lines[:number]))
+        assert names(run(folder, random.Random(number))) == expected, number
+
+
+def test_results_change_what_is_drawn_later(tmp_path, monkeypatch):
+    expected = names(run(made(tmp_path / "a", *SYNC), random.Random(0)))
+    monkeypatch.setattr(
+        "tests.study.test_drawing.value_of", lambda trial: 1 - int(fingerprint(trial), 16) % 1000 / 1000
+    )
+    found = names(run(made(tmp_path / "b", *SYNC), random.Random(0)))
+    assert [expected[key] == found[key] for key in sorted(expected)] == [True] * 3 + [False] * 6, "the first generation"
+
+
+def test_without_sync_a_trial_is_drawn_when_none_waits(tmp_path):
+    folder = made(tmp_path / "a", *OVERRIDES)
+    search = DrawnSearch(folder, read_study(folder))
+    assert list(search.trials) == ["search-000", "search-001"]
+    assert search.next(num_waiting=1) is None
+    key, trial = search.next(num_waiting=0)
+    assert key == "search-002"
+    state = read_state(folder)
+    assert state.drawn[key].config == trial.model_dump(mode="json")
+    known = trials_of_search(read_study(folder), state.drawn)
+    assert names(known) == names(search.trials)
+
+
+def test_a_killed_study_goes_on_from_the_same_results_with_the_same_trial(tmp_path):
+    """Also where trials stop at different moments, as with asha: events are all that a draw depends on."""
+    folder = made(tmp_path / "a", *OVERRIDES)
+    search = DrawnSearch(folder, read_study(folder))
+    for number in range(4):
+        trial = search.trials.get(f"search-{number:03d}") or search.next(0)[1]
+        events.append(events_path(folder), epoch(number, 1, value_of(trial)))
+        if number != 2:
+            events.append(events_path(folder), ended(number, "stopped_early"))
+    before = events_path(folder).read_bytes()
+    _, expected = search.next(0)
+    events_path(folder).write_bytes(before)
+    _, again = DrawnSearch(folder, read_study(folder)).next(0)
+    assert fingerprint(again) == fingerprint(expected)
+
+
+def test_a_space_without_a_further_configuration_ends_the_search_with_a_note(tmp_path):
+    text = """
+study: {name: few, search: {num_trials: 6, searcher: {name: tpe, num_random: 2}}}
+trial:
+  data: {name: digits, resize_px: 16, crop_px: 16}
+  model: {backbone: convnet, weights: none, embedding_dim: 16}
+  loss: {choice: [{name: contrastive}, {name: triplet}, {name: margin}]}
+  sampler: {name: class_balanced, classes_per_batch: {choice: [2, 64]}, images_per_class: 4}
+  optimizer: {name: adamw, learning_rate: 1.0e-3}
+"""
+    tmp_path.joinpath("a").mkdir()
+    space = space_at(tmp_path / "a", text=text)
+    folder = create_study(space, storage=tmp_path / "studies", tracking_uri="sqlite:///x.db", space_text="text")
+    search = DrawnSearch(folder, read_study(folder))
+    # Digits have 5 classes to train on: batches of 2 and of 64 classes differ by no more than 2 and 3 or so.
+    while search.next(0) is not None:
+        pass
+    assert search.is_over
+    assert search.num_trials == len(search.trials) <= 6
+
+
+def test_checkpoints_of_a_trial_whose_draw_was_lost_are_not_taken_for_those_of_the_next_one(tmp_path):
+    folder = made(tmp_path / "a", *OVERRIDES)
+    left = folder / "search" / "run-000" / "search-002" / "checkpoint_000000"
+    kept = folder / "search" / "run-000" / "search-001" / "checkpoint_000000"
+    for path in (left, kept):
+        path.mkdir(parents=True)
+    DrawnSearch(folder, read_study(folder))
+    assert not left.exists()
+    assert kept.exists()
+
+
+@pytest.mark.parametrize("name", ["random", "grid"])
+def test_a_searcher_without_results_leaves_the_study_as_it_was_before_there_were_any(tmp_path, name):
+    study = read_study(made(tmp_path / "a", "study.search.num_trials=3", f"study.search.searcher={{name: {name}}}"))
+    assert "points" not in study
+    assert len(study["trials"]) == 3

@@ -1,0 +1,163 @@
+"""What a search begins with, and the shares of its options."""
+
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from raydml.config.trial import Balance
+from raydml.search_space.points import locate, published_defaults, read_point, written_point
+from raydml.search_space.space import SpaceError
+from raydml.searchers._base import DrawnBefore
+from raydml.study.draws import TrialDraws
+from raydml.study.shares import Shares, reachable_best
+from tests.searchers.spaces import space_at
+
+FIRST = "study.search.first=[{loss: {name: triplet, margin: 0.3}, miner: {name: all, tuples: triplets}}, \
+{optimizer: {learning_rate: 0.002}}]"
+
+
+def loss_of(drawn):
+    return drawn.trial.loss.name
+
+
+def test_a_search_begins_with_the_points_that_the_space_names_and_defaults_fill_them_up(tmp_path):
+    first, second = (TrialDraws(space_at(tmp_path, FIRST)).draw(index).trial for index in range(2))
+    assert first.loss.settings["margin"] == 0.3
+    assert first.miner.settings["tuples"] == "triplets"
+    # The first item of a choice; the middle of 1e-5 to 1e-2 by its logarithm; the default of the sampler.
+    assert first.model.embedding_dim == 16
+    assert first.optimizer.learning_rate == pytest.approx(10**-3.5, rel=1e-5)
+    assert first.sampler.settings["images_per_class"] == 4
+    assert second.loss.name == "margin"
+    assert second.loss.settings["beta"] == 1.2, "the default of the margin loss, which the range holds"
+    assert second.optimizer.learning_rate == 0.002
+
+
+def test_trials_after_the_named_points_are_those_that_the_searcher_draws(tmp_path):
+    with_first, without = TrialDraws(space_at(tmp_path, FIRST)), TrialDraws(space_at(tmp_path))
+    assert with_first.draw(2).trial == without.draw(2).trial
+
+
+@pytest.mark.parametrize(
+    ("first", "words"),
+    [
+        (
+            "{loss: {name: triplet, margin: 0.7}}",
+            r"first\.0 .*margin = 0.7 is not in \{'quniform': \[0.1, 0.5, 0.1\]\}",
+        ),
+        ("{loss: {name: circle}}", r"trial.loss = circle is none of margin, multi_similarity, triplet"),
+        ("{optimizer: {learning_rate: 0.5}}", r"trial.optimizer.learning_rate = 0.5 is not in \{'loguniform'"),
+        ("{los: {name: triplet}}", r"los is no key of a trial"),
+    ],
+)
+def test_a_point_outside_of_the_space_is_refused_with_its_value(tmp_path, first, words):
+    with pytest.raises(SpaceError, match=words):
+        TrialDraws(space_at(tmp_path, f"study.search.first=[{first}]"))
+
+
+def test_the_point_of_a_configuration_gives_the_configuration_again(tmp_path):
+    space = space_at(tmp_path)
+    for index in range(12):
+        drawn = TrialDraws(space).draw(index)
+        found = locate(space.trial, drawn.trial.model_dump(mode="json"))
+        assert found.outside == ()
+        assert found.point == drawn.point
+        assert read_point(written_point(drawn.point)) == drawn.point
+
+
+def test_defaults_are_of_every_domain_also_those_that_the_default_point_does_not_take(tmp_path):
+    found = published_defaults(space_at(tmp_path).trial)
+    by_name = {str(address[-1]): value for address, value in found.items()}
+    assert by_name["epsilon"] == 0.1, "the published default of the multi-similarity miner"
+    assert by_name["alpha"] == 2.0, "of the multi-similarity loss"
+
+
+def balanced(folder, *overrides):
+    return TrialDraws(space_at(folder, "study.search.balance={of: loss, least: 4}", *overrides))
+
+
+def test_each_option_gets_its_least_number_of_trials_first(tmp_path):
+    draws = balanced(tmp_path, "study.search.searcher={name: tpe, num_random: 1}")
+    before, losses = [], []
+    for index in range(12):
+        drawn = draws.draw(index, before)
+        losses.append(loss_of(drawn))
+        # The worst loss for ever: without shares it would hardly be drawn again.
+        before.append(DrawnBefore(drawn.point, 0.0 if losses[-1] == "margin" else 0.9, 9, True, {1: 0.0}))
+    assert Counter(losses) == {"margin": 4, "triplet": 4, "multi_similarity": 4}
+    for turn in range(4):
+        assert len(set(losses[3 * turn : 3 * turn + 3])) == 3, "in turn, so that any prefix is fair"
+
+
+def shares(folder, *, eliminate=True, rungs=(1, 3)):
+    space = space_at(folder)
+    return Shares(space.trial, Balance(of="loss", least=4, eliminate=eliminate), 0, rungs)
+
+
+def with_values(address, values_at):
+    """One trial for each value: position of the option -> values at epoch 1, or (at 1, at 3)."""
+    return [
+        DrawnBefore({address: position}, max(pair), 9, True, dict(zip((1, 3), pair, strict=False)))
+        for position, values in values_at.items()
+        for pair in (value if isinstance(value, tuple) else (value,) for value in values)
+    ]
+
+
+def test_an_option_is_eliminated_where_the_best_of_its_further_trials_stays_below(tmp_path):
+    found = shares(tmp_path)
+    before = with_values(found.address, {0: [0.10, 0.11, 0.12, 0.13], 1: [0.5, 0.6, 0.7, 0.8], 2: [0.3, 0.5, 0.7, 0.6]})
+    # mean 0.115, s 0.01291, n = 4; the best of 10: t of 3 degrees of freedom at 0.95^(1/10).
+    reachable = 0.115 + stats.t(3).ppf(0.95**0.1) * 0.0129099 * (1 + 1 / 4) ** 0.5
+    eliminated = found.eliminated(before, num_left=10)
+    assert list(eliminated) == [0]
+    assert eliminated[0].option == "margin + distance_weighted"
+    assert eliminated[0].reachable == pytest.approx(reachable, rel=1e-4)
+    assert eliminated[0].best == 0.8
+    assert found.eliminated(before, num_left=10**9) == {}, "some of very many trials could be the best"
+    assert shares(tmp_path, eliminate=False).eliminated(before, 10) == {}
+
+
+def test_every_rung_with_enough_trials_has_to_agree(tmp_path):
+    """At the second rung the option is ahead: it learns slowly."""
+    found = shares(tmp_path)
+    slow = [(0.10, 0.90), (0.11, 0.91), (0.12, 0.92), (0.13, 0.93)]
+    before = with_values(found.address, {0: slow, 1: [(0.5, 0.5), (0.6, 0.6), (0.7, 0.7), (0.8, 0.8)]})
+    assert 0 not in found.eliminated(before, 10)
+    assert 0 in shares(tmp_path, rungs=(1,)).eliminated(before, 10)
+
+
+def test_the_bound_holds_in_19_of_20_searches():
+    generator = np.random.default_rng(0)
+    held = []
+    for _ in range(2000):
+        values = generator.normal(0.4, 0.1, 5 + 20)
+        held.append(values[5:].max() < reachable_best(list(values[:5]), 20))
+    assert np.mean(held) > 0.95 - 3 * (0.95 * 0.05 / 2000) ** 0.5
+
+
+def test_an_eliminated_option_is_not_drawn_any_more(tmp_path):
+    draws = balanced(tmp_path, "study.search.num_trials=24")
+    before = []
+    for index in range(24):
+        drawn = draws.draw(index, before)
+        value = {"margin": 0.1, "triplet": 0.8, "multi_similarity": 0.79}[loss_of(drawn)] + index / 1000
+        before.append(DrawnBefore(drawn.point, value, 9, True, {1: value, 3: value}))
+    losses = [draws.draw(index, before[:index]).trial.loss.name for index in range(24)]
+    assert "margin" not in losses[12:]
+    assert {"triplet", "multi_similarity"} == set(losses[12:])
+
+
+@pytest.mark.parametrize(
+    ("of", "words"),
+    [
+        ("losss", r"balance.of = 'losss': is no choice .*did you mean: loss"),
+        ("optimizer.learning_rate", r"choices: model.embedding_dim, loss, miner"),
+    ],
+)
+def test_a_balance_of_something_else_is_refused(tmp_path, of, words):
+    with pytest.raises(SpaceError) as error:
+        TrialDraws(space_at(tmp_path, f"study.search.balance={of}"))
+    assert re.search(words, str(error.value), re.DOTALL)
