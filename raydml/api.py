@@ -53,6 +53,7 @@ class Study:
         seed: int | None = None,
         scheduler: str | None = None,
         stages: str | None = None,
+        start_from: str | Path | None = None,
         recipe: str | None = None,
         seeds: int | None = None,
         settings: Sequence[str] = (),
@@ -60,6 +61,8 @@ class Study:
         storage: str | Path = "studies",
         tracking_uri: str | None = None,
         time_limit: str | None = None,
+        max_gpu_hours: float | None = None,
+        until_settled: bool = False,
         address: str | None = None,
     ) -> Study:
         """Start a study in a process of its own and return at once; a finished one is returned as it is.
@@ -70,13 +73,14 @@ class Study:
 
         Raises ConfigError, StudyError, DataError or CommandError for what `sweep` refuses.
         """
-        from raydml.cli.arguments import divided_storage, seconds_of
+        from raydml.cli.arguments import budget_of, divided_storage
         from raydml.cli.main import prepare_environment
         from raydml.cli.studies import create, load_with_options, with_secrets
         from raydml.ops.object_store import check_uri, joined
 
         prepare_environment()
-        seconds_of(time_limit)  # refused here rather than in the process of the study
+        budget_of(time_limit, max_gpu_hours, until_settled)  # refused here rather than in the process of the study
+        here, storage_uri = divided_storage(str(storage))
         loaded, file = load_with_options(
             Path(space),
             settings,
@@ -89,13 +93,16 @@ class Study:
             recipe=recipe,
             seeds=seeds,
             data_root=None if data_root is None else Path(data_root),
+            start_from=None if start_from is None else str(start_from),
+            storage=here,
         )
-        here, storage_uri = divided_storage(str(storage))
         uri = None if storage_uri is None else joined(check_uri(storage_uri), loaded.study.name)
         folder = create(loaded, file, here, tracking_uri, f"Study.start({str(space)!r})", uri)
         study = cls.open(folder)
         study._tracking_uri = with_secrets(tracking_uri)
-        return study.resume(time_limit=time_limit, address=address)
+        return study.resume(
+            time_limit=time_limit, max_gpu_hours=max_gpu_hours, until_settled=until_settled, address=address
+        )
 
     @classmethod
     def open(cls, study: str | Path, *, storage: str | Path = "studies") -> Study:
@@ -105,7 +112,13 @@ class Study:
         return cls(find_study(str(study), Path(storage)))
 
     def resume(
-        self, *, num_trials: int | None = None, time_limit: str | None = None, address: str | None = None
+        self,
+        *,
+        num_trials: int | None = None,
+        time_limit: str | None = None,
+        max_gpu_hours: float | None = None,
+        until_settled: bool = False,
+        address: str | None = None,
     ) -> Study:
         """Continue the study in a process of its own, and return this object; a running one is left as it is.
 
@@ -114,8 +127,10 @@ class Study:
         if self._is_running() or (self.state == "finished" and num_trials is None):
             return self
         command = [sys.executable, "-m", "raydml", "resume", str(self.folder)]
-        options = {"--num-trials": num_trials, "--time": time_limit, "--address": address}
+        options = {"--num-trials": num_trials, "--time": time_limit, "--max-gpu-hours": max_gpu_hours}
+        options |= {"--address": address}
         command += [text for name, value in options.items() if value is not None for text in (name, str(value))]
+        command += ["--until-settled"] if until_settled else []
         from raydml.cli.main import environment_with
 
         addressed = {} if self._tracking_uri is None else {"MLFLOW_TRACKING_URI": self._tracking_uri}

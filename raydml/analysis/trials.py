@@ -17,6 +17,8 @@ ENDINGS = {
     "finished": "ran to the end",
     "stopped_early": "stopped early",
     "time": "ended by the time limit",
+    "budget": "ended by the budget",
+    "settled": "ended when the search had settled",
     "non_finite_loss": "non-finite loss",
     "collapsed": "collapsed",
     "out_of_memory": "out of memory",
@@ -24,6 +26,8 @@ ENDINGS = {
     "crashed": "crashed",
     "": "not ended",
 }
+#: Endings by a limit of the search. Such a trial can go on in a longer one.
+LIMITS = ("time", "budget", "settled")
 #: Endings that mean that something went wrong.
 FAILURES = ("non_finite_loss", "collapsed", "out_of_memory", "stuck", "crashed")
 #: Reasons, in words, for which a trial is started again that are none of its own.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import re
 import shlex
 import socket
@@ -21,6 +22,7 @@ from raydml.cli import tables
 from raydml.ops.addresses import is_address, redacted
 from raydml.ops.object_store import check_uri
 from raydml.ops.wording import printable
+from raydml.study.budget import Budget
 
 if TYPE_CHECKING:
     from raydml.config.trial import Machine
@@ -154,6 +156,23 @@ TimeLimitOption = Annotated[
     str | None,
     typer.Option("--time", metavar="T", help="End the search early enough to finish within T, such as 15m or 1h30m."),
 ]
+StartFromOption = Annotated[
+    str | None,
+    typer.Option(
+        "--start-from", metavar="STUDY", help="Begin with the best trials of STUDY, or with the points of a YAML file."
+    ),
+]
+DeviceHoursOption = Annotated[
+    float | None,
+    typer.Option(
+        "--max-gpu-hours",
+        metavar="H",
+        help="End the search early enough for the study to take H GPU-hours (without GPUs: CPU-hours) in all.",
+    ),
+]
+UntilSettledOption = Annotated[
+    bool, typer.Option("--until-settled", help="End the search once the ranking of its recipes has settled.")
+]
 DataRoot = Annotated[
     Path | None,
     typer.Option(
@@ -218,6 +237,13 @@ def seconds_of(text: str | None) -> float | None:
     if not seconds:
         raise CommandError(f"--time = {text!r}: is not a duration. Cure: write 90s, 15m, 2h or 1h30m")
     return float(seconds)
+
+
+def budget_of(time_limit: str | None, device_hours: float | None, until_settled: bool) -> Budget:
+    """The limits that the options of a study name. Raises CommandError."""
+    if device_hours is not None and not (0 < device_hours < math.inf):
+        raise CommandError(f"--max-gpu-hours = {device_hours:g}: is not above 0. Cure: write 0.5, 8 or 40")
+    return Budget(seconds_of(time_limit), device_hours, until_settled)
 
 
 def program_of(context: typer.Context) -> str:

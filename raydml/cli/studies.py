@@ -22,6 +22,7 @@ from raydml.cli.arguments import (
     AddressOption,
     CommandError,
     DataRoot,
+    DeviceHoursOption,
     ImagesOption,
     Invocation,
     MaxEpochs,
@@ -35,11 +36,14 @@ from raydml.cli.arguments import (
     SmokeOption,
     SpaceArgument,
     StagesOption,
+    StartFromOption,
     StorageOption,
     SweepStorageOption,
     Target,
     TimeLimitOption,
     TrackingUri,
+    UntilSettledOption,
+    budget_of,
     command_of,
     divided_storage,
     echo,
@@ -49,7 +53,6 @@ from raydml.cli.arguments import (
     refuse_addresses,
     refuse_unanswered,
     refuse_used,
-    seconds_of,
     started_again,
     store_of,
     study_argument,
@@ -60,6 +63,7 @@ from raydml.cli.loading import notice, without_import_notices
 from raydml.data.formats import LIST_SUFFIXES
 from raydml.errors import did_you_mean
 from raydml.ops.object_store import ObjectStore, joined
+from raydml.study.budget import UNLIMITED, Budget
 from raydml.study.events import STAGES
 
 if TYPE_CHECKING:
@@ -89,6 +93,7 @@ def sweep(
     settings: Settings = None,
     scheduler: SchedulerOption = None,
     stages: StagesOption = None,
+    start_from: StartFromOption = None,
     recipe: RecipeOption = None,
     seeds: SeedsOption = None,
     data_root: ImagesOption = None,
@@ -96,6 +101,8 @@ def sweep(
     tracking_uri: TrackingUri = None,
     address: AddressOption = None,
     time_limit: TimeLimitOption = None,
+    device_hours: DeviceHoursOption = None,
+    until_settled: UntilSettledOption = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Print a forecast (images, steps, epochs, disk, weights) and start nothing."),
@@ -113,15 +120,15 @@ def sweep(
     The same command again continues where it stopped; after resume --num-trials, use resume. --set overrides SPACE; the
     other options override --set.
     """
-    time_limit_s = seconds_of(time_limit)
+    budget = budget_of(time_limit, device_hours, until_settled)
     if as_published and not dry_run:
         raise CommandError("--as-published counts without images, and only --dry-run needs none. Cure: add --dry-run")
     if probe and as_published:
         raise CommandError("--probe measures for a forecast. Cure: leave out --as-published: the steps need the images")
     storage, storage_uri = divided_storage(storage_or_uri)
-    others = {"--dry-run": dry_run, "--data-root": data_root is not None, "--time": time_limit is not None}
+    others = {"--dry-run": dry_run, "--data-root": data_root is not None}
     others |= {f"--storage {storage_or_uri}": storage_uri is not None, "--probe": probe and not dry_run}
-    refuse_beside_each_other(others, recipe=recipe, smoke=smoke)
+    refuse_beside_each_other(others, budget, recipe=recipe, smoke=smoke)
     measured = ["machine.probe=on"] if probe and not dry_run else []
     without_images = ["machine.data_root=."] if as_published or smoke else []  # required of a space, and not read
     loaded, file = load_with_options(
@@ -136,6 +143,8 @@ def sweep(
         data_root=data_root,
         recipe=recipe,
         seeds=seeds,
+        start_from=start_from,
+        storage=storage,
     )
     if dry_run:
         from raydml.study.folder import plan_study
@@ -168,15 +177,18 @@ def sweep(
     with loading_driver(context) as driver:
         uri = None if storage_uri is None else joined(storage_uri, loaded.study.name)
         folder = create(loaded, file, storage, tracking_uri, command_of(context), uri)
-        run_and_show(context, folder, address, time_limit_s, with_secrets(tracking_uri), driver)
+        run_and_show(context, folder, address, budget, with_secrets(tracking_uri), driver)
 
 
-def refuse_beside_each_other(others: Mapping[str, bool], *, recipe: str | None, smoke: bool) -> None:
-    """Refuse options that exclude each other. others: by name, whether --time and those that a study has are given."""
-    if others["--time"] and recipe is not None:
-        raise CommandError("--time ends a search early, and --recipe published has no search. Cure: leave out --time")
-    if smoke and any(others.values()):
-        other = next(name for name, is_given in others.items() if is_given)
+def refuse_beside_each_other(others: Mapping[str, bool], budget: Budget, *, recipe: str | None, smoke: bool) -> None:
+    """Refuse options that exclude each other. others: by name, whether those that a study has are given."""
+    if budget.options and recipe is not None:
+        limit = budget.options[0]
+        cure = f"leave out {limit}"
+        raise CommandError(f"{limit} ends a search early, and --recipe published has no search. Cure: {cure}")
+    given = [*(name for name, is_given in others.items() if is_given), *budget.options]
+    if smoke and given:
+        other = given[0]
         raise CommandError(
             f"--smoke runs a miniature on generated images, and {other} is for a study. Cure: leave it out"
         )
@@ -195,11 +207,14 @@ def load_with_options(
     data_root: Path | None,
     recipe: str | None = None,
     seeds: int | None = None,
+    start_from: str | None = None,
+    storage: Path = STORAGE,
 ) -> tuple[SearchSpace, Path]:
     """Return the space that SPACE names, after --set (settings) and the other options of `sweep`, and its file.
 
-    recipe: ``published`` or None. Raises CommandError, ConfigError or DataError for what `sweep` refuses before it
-    looks at the images.
+    recipe: ``published`` or None. start_from, storage: a study or a file whose points come first, and where studies
+    are. Raises CommandError, ConfigError, StudyError or DataError for what `sweep` refuses before it looks at the
+    images.
     """
     if seeds is not None and recipe is None:
         cure = "add --recipe published, or --set study.refit.seeds=N for the models of a search"
@@ -208,7 +223,13 @@ def load_with_options(
         raise CommandError(f"recipe = {recipe!r}: is not one. Cure: published, or None for the search")
     if recipe is not None:
         refuse_beside_recipe(
-            settings, {"--num-trials": num_trials, "--scheduler": scheduler, "--stages": stages}.items()
+            settings,
+            {
+                "--num-trials": num_trials,
+                "--scheduler": scheduler,
+                "--stages": stages,
+                "--start-from": start_from,
+            }.items(),
         )
     file, for_folder = space_of(space, data_root)
     refuse_unusable_name(name)
@@ -229,6 +250,10 @@ def load_with_options(
         from raydml.search_space.published import published_recipe
 
         loaded = published_recipe(loaded, seeds=seeds or DEFAULT_SEEDS, name=name)
+    if start_from is not None:
+        from raydml.study.warm_start import with_first_points
+
+        loaded = with_first_points(loaded, start_from, storage)
     return loaded, file
 
 
@@ -307,6 +332,8 @@ def resume(
         ),
     ] = False,
     time_limit: TimeLimitOption = None,
+    device_hours: DeviceHoursOption = None,
+    until_settled: UntilSettledOption = False,
     data_root: DataRoot = None,
     storage: StorageOption = STORAGE,
     tracking_uri: TrackingUri = None,
@@ -316,7 +343,7 @@ def resume(
 
     Finished trials stay finished; the others continue from their newest complete checkpoint.
     """
-    time_limit_s = seconds_of(time_limit)
+    budget = budget_of(time_limit, device_hours, until_settled)
     from raydml.study.driver import only_driver
     from raydml.study.folder import find_study, move_data_root
     from raydml.study.mirror import refuse_held, up_to_date
@@ -342,7 +369,7 @@ def resume(
 
             failed = retry_failed(folder)
             echo(new_console(), f"to be run again: {', '.join(failed)}" if failed else "no trial has crashed")
-        run_and_show(context, folder, address, time_limit_s, tracking_uri, driver)
+        run_and_show(context, folder, address, budget, tracking_uri, driver)
 
 
 def trial(
@@ -420,7 +447,7 @@ def run_and_show(
     context: typer.Context,
     folder: Path,
     address: str | None,
-    time_limit_s: float | None = None,
+    budget: Budget = UNLIMITED,
     tracking_uri: str | None = None,
     driver: DriverProcess | None = None,
 ) -> None:
@@ -455,9 +482,7 @@ def run_and_show(
                 tracker = _start_delivery(folder, tracking_uri, live)
                 live.doing("starting the driver")
                 phase = "running"
-                outcome = run_driver(
-                    folder, command, received, live.show, address=address, time_limit_s=time_limit_s, first=driver
-                )
+                outcome = run_driver(folder, command, received, live.show, address=address, budget=budget, first=driver)
                 phase = "ending"
                 live.doing("sending the results to MLflow")
                 tracker.finish(INTERRUPTED_DELIVERY_S if received else DELIVERY_S)

@@ -17,6 +17,7 @@ from rich.console import Console
 from raydml.cli import tables
 from raydml.cli.arguments import (
     CommandError,
+    DeviceHoursOption,
     ImagesOption,
     MaxEpochs,
     NameOption,
@@ -30,13 +31,14 @@ from raydml.cli.arguments import (
     StagesOption,
     TimeLimitOption,
     TrackingUri,
+    UntilSettledOption,
+    budget_of,
     command_of,
     echo,
     new_console,
     program_of,
     refuse_addresses,
     refuse_other_encodings,
-    seconds_of,
 )
 from raydml.cli.studies import load_with_options, refuse_beside_each_other
 from raydml.data.formats import LIST_SUFFIXES
@@ -86,6 +88,8 @@ def submit(
     data_root: ImagesOption = None,
     tracking_uri: TrackingUri = None,
     time_limit: TimeLimitOption = None,
+    device_hours: DeviceHoursOption = None,
+    until_settled: UntilSettledOption = False,
     smoke: SmokeOption = False,
     variables: Annotated[
         list[str] | None,
@@ -104,9 +108,8 @@ def submit(
     Nothing has to be open or running here meanwhile. raydml's code, SPACE and your MLFLOW_* variables are sent; images,
     studies and results are not. The same command again goes on with the study.
     """
-    seconds_of(time_limit)
-    others = {"--data-root": data_root is not None, "--time": time_limit is not None}
-    refuse_beside_each_other(others, recipe=recipe, smoke=smoke)
+    budget = budget_of(time_limit, device_hours, until_settled)
+    refuse_beside_each_other({"--data-root": data_root is not None}, budget, recipe=recipe, smoke=smoke)
     invocation = context.find_root().obj
     inherited: Mapping[str, str] = invocation.inherited if invocation else {}
     address, storage = _job_address(address), _shared_storage(storage)
@@ -135,9 +138,9 @@ def submit(
     options = {
         "--num-trials": num_trials, "--max-epochs": max_epochs, "--seed": seed, "--name": name, "--stages": stages,
         "--scheduler": scheduler, "--recipe": recipe, "--seeds": seeds, "--data-root": data_root, "--time": time_limit,
-        "--storage": storage,
+        "--max-gpu-hours": device_hours, "--storage": storage,
     }  # fmt: skip
-    command = shlex.join([python, *_words_of_sweep(files, settings or [], options), *(["--smoke"] if smoke else [])])
+    command = shlex.join([python, *_words_of_sweep(files, settings or [], options), *_flags(smoke, until_settled)])
     package, archive = archive_of(files.contents)
     console, study = new_console(), loaded.study.name + ("-smoke" if smoke else "")
     rows = _what_is_sent(files, len(archive), sent, tracking_uri, command)
@@ -255,6 +258,10 @@ def _variables(inherited: Mapping[str, str], tracking_uri: str | None, names: Se
     if tracking_uri:  # not in the command: it may hold a password, and everybody sees the commands of a machine
         sent["MLFLOW_TRACKING_URI"] = tracking_uri
     return {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **sent}
+
+
+def _flags(smoke: bool, until_settled: bool) -> list[str]:
+    return [*(["--smoke"] if smoke else []), *(["--until-settled"] if until_settled else [])]
 
 
 def _words_of_sweep(files: JobFiles, settings: Sequence[str], options: Mapping[str, object]) -> list[str]:

@@ -32,6 +32,8 @@ STATES: dict[str, tuple[str, str]] = {
     "finished": ("finished", "green"),
     "stopped_early": ("stopped", "yellow"),
     "time": ("time over", "yellow"),
+    "budget": ("budget spent", "yellow"),
+    "settled": ("settled", "yellow"),
     "non_finite_loss": ("NaN loss", "red"),
     "collapsed": ("collapsed", "red"),
     "out_of_memory": ("no memory", "red"),

@@ -36,7 +36,10 @@ HOW_INTERVALS_ARE_MADE = (
 MODEL_KINDS = ("refit", "metrics", "ensemble", "untrained", "validation")
 HOW_INTERVALS_OF_SEEDS_ARE_MADE = "Intervals are 95 % t intervals of the mean over seeds."
 _MAIN_METRICS, _MAX_MAIN_METRICS = re.compile(r"recall_at_\d+|r_precision|map_at_r"), 7
-_SCHEDULERS = {"asha": "ASHA", "sync": "synchronous halving"}
+_SCHEDULERS = {
+    "asha": "ASHA", "sync": "synchronous halving", "promotion": "ASHA with promotion", "pasha": "PASHA",
+}  # fmt: skip
+_LIMITS = {"time": "The time limit", "budget": "The budget", "settled": "Its settled ranking"}
 _NOT_INDEPENDENT = "Choices made after such a read are not independent of the test."
 _MAX_SEARCHED = 10  # trials in the Markdown; trials.csv has all
 _MARKDOWN = re.compile(r"([\\<>|\[\]])")  # what starts HTML, links, images and cells
@@ -192,13 +195,20 @@ def _question(summary: Mapping[str, Any]) -> list[str]:
         plan["scheduler"], f", with early stopping ({_SCHEDULERS.get(plan['scheduler'])})"
     )
     sentences.append(f"{searched}.")
+    if num := plan.get("num_from_results"):
+        sentences.append(
+            f"{counted(num, 'trial')} of them came from results before, by the searcher {plan['searcher']}."
+        )
+    if num := plan.get("num_eliminated"):
+        sentences.append(f"{counted(num, 'option')} that could not win any more got no further trials; see the notes.")
     if summary["confirm"]:
         runs = f"{counted(plan['folds'], 'fold')} × {counted(plan['seeds'], 'seed')}"
         number = len(summary["confirm"])
         top = "The best configuration was" if number == 1 else f"The top {number} configurations were"
         sentences.append(f"{top} re-trained on {runs}.")
     if 0 < len(summary["search"]) < plan["num_trials"]:
-        sentences.append(f"The time limit ended the search after {len(summary['search'])} of these trials had started.")
+        limit = _LIMITS[plan.get("ended_by") or "time"]
+        sentences.append(f"{limit} ended the search after {len(summary['search'])} of these trials had started.")
     return [*sentences, *_unfinished(plan)]
 
 
@@ -351,6 +361,10 @@ def _cost(cost: Mapping[str, Any], forecast: Mapping[str, Any] | None) -> list[s
     if not hours:
         return []
     sentences = [f"Training took {hours_text(hours)} of {cost['unit'].removesuffix('-hours')} time."]
+    if (budget := cost.get("budget")) is not None:
+        left = budget - hours
+        rest = f"{hours_text(left)} were left" if left > 0 else f"{hours_text(-left)} more than allowed"
+        sentences.append(f"The budget was {hours_text(budget)}; {rest}.")
     sentences += [f"Early stopping saved about {hours_text(saved)}."] if saved else []
     return sentences + ([_forecast_error(forecast)] if forecast else [])
 

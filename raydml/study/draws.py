@@ -94,7 +94,7 @@ class TrialDraws:
         for configuration in self._space.study.search.first:
             found = locate(self._space.trial, configuration).point
             point = _point_of(self._space, taking(found, lambda address, _domain: defaults[address]))
-            place = self._grid.index({address: point[address] for address in self._grid[0]})  # type: ignore[misc]
+            place = next(number for number, fixed in enumerate(self._grid) if fixed.items() <= point.items())
             firsts[place].append(point)
         return firsts
 

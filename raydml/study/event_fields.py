@@ -145,6 +145,7 @@ _FIELDS: dict[str, tuple[dict[str, _Check], dict[str, _Check]]] = {
             "constant": _block(),
             "varying": _list_of(_is_text),
             "time_limit_s": _is_number,
+            "max_device_hours": _is_number,
             "planned": _list_of(_block({"stage": _is_text, "num_trials": _is_count, "max_epochs": _is_count})),
             "splits": lambda splits: (
                 type(splits) is dict

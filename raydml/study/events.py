@@ -24,7 +24,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from raydml.analysis.trials import MOVES, EpochReport, TrialState
+from raydml.analysis.trials import LIMITS, MOVES, EpochReport, TrialState
 from raydml.study.event_fields import is_event
 
 _logger = logging.getLogger("raydml")
@@ -275,6 +275,7 @@ class StudyState:
     dataset: str = ""
     active_s: float = 0.0
     time_limit_s: float | None = None
+    max_device_hours: float | None = None
     step: StudyStep | None = None
     extensions: tuple[Extension, ...] = ()
     constant: Mapping[str, Any] = field(default_factory=dict)
@@ -462,7 +463,8 @@ def _apply(study: SimpleNamespace, event: Event, reports: dict[str, dict[int, Ep
             study.config = event.get("config") or {}
             study.metric = str(study.config.get("select_on") or study.metric)
             study.state, study.changed_s = "running", study.time_s
-            study.time_limit_s, study.step = event.get("time_limit_s"), None
+            study.time_limit_s, study.max_device_hours = event.get("time_limit_s"), event.get("max_device_hours")
+            study.step = None
             study.dataset = str(event.get("dataset") or study.dataset)
             study.constant = event.get("constant") or {}
             study.varying = None if event.get("varying") is None else tuple(event["varying"])
@@ -535,7 +537,7 @@ def _reopen(study: SimpleNamespace, num_trials_before: int) -> None:
     study.active_s = 0.0
     _open_stage(study, "search")
     for key, trial in study.trials.items():
-        if trial.stage == "search" and trial.ended == "time":
+        if trial.stage == "search" and trial.ended in LIMITS:
             study.trials[key] = replace(trial, state="interrupted", changed_s=study.time_s)
 
 

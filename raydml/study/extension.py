@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from raydml.analysis.trials import LIMITS
 from raydml.config.refit import has_search
 from raydml.config.trial import Machine, parse_trial
 from raydml.data.digests import ImageRecord
@@ -19,9 +20,10 @@ from raydml.study.driver import only_driver
 from raydml.study.events import STAGES, events_path, read_state
 from raydml.study.folder import (
     RESULT_FILES,
+    PlannedTrials,
     StudyError,
-    fingerprinted_trials,
     make_splits,
+    planned_trials,
     prepare_images,
     read_study,
     specification_of,
@@ -94,7 +96,7 @@ def _extend(folder: Path, num_trials: int) -> None:
         )
     planned = int(study["study"]["search"]["num_trials"])
     missing = len(study["trials"]) > len(state.of_stage("search")) or any(
-        trial.ended == "time" for trial in state.of_stage("search")
+        trial.ended in LIMITS for trial in state.of_stage("search")
     )
     if num_trials < planned:
         raise StudyError(
@@ -104,24 +106,27 @@ def _extend(folder: Path, num_trials: int) -> None:
     is_ranked = (folder / RESULT_FILES["search"]).exists()
     if num_trials == planned and not (missing and is_ranked):
         return
-    trials = _trials(folder, study, num_trials) if num_trials > planned else study["trials"]
+    trials, later = study["trials"], {}
+    if num_trials > planned:
+        found = _trials(folder, study, num_trials)
+        trials, later = [trial.model_dump(mode="json") for trial in found.trials], found.later or {}
     started = state.of_stage("search")
-    _keep_results(folder, len(started), [trial.trial for trial in started if trial.ended == "time"])
+    _keep_results(folder, len(started), [trial.trial for trial in started if trial.ended in LIMITS])
     events.append(events_path(folder), {"event": "search_extended", "num_trials_before": len(started)})
     settings = {**study["study"], "search": {**study["study"]["search"], "num_trials": num_trials}}
-    write_json(folder / "study.json", {**study, **specification_of(settings, trials)})
+    write_json(folder / "study.json", {**study, **later, **specification_of(settings, trials)})
 
 
-def _trials(folder: Path, study: dict[str, Any], num_trials: int) -> list[dict[str, Any]]:
-    """Return the trials of the longer search as plain values, after the checks that a new study gets."""
+def _trials(folder: Path, study: dict[str, Any], num_trials: int) -> PlannedTrials:
+    """Return the trials of the longer search, after the checks that a new study gets."""
     machine = Machine.model_validate(study["machine"])
     try:
         space = dataclasses.replace(_space(folder, study, num_trials), machine=machine)
         catalogs = Catalogs(machine, record=ImageRecord.of_study(folder))
-        drawn = fingerprinted_trials(space, catalogs)
+        planned = planned_trials(space, catalogs)
     except ConfigError as error:
         raise StudyError(f"study {folder.name!r} cannot have {num_trials} trials: {error}") from error
-    trials = [trial.model_dump(mode="json") for trial in drawn]
+    trials = [trial.model_dump(mode="json") for trial in planned.trials]
     # Through the model: an older study lacks keys that have been added since.
     before = [parse_trial(trial).model_dump(mode="json") for trial in study["trials"]]
     if trials[: len(before)] != before:
@@ -130,10 +135,10 @@ def _trials(folder: Path, study: dict[str, Any], num_trials: int) -> list[dict[s
             f"{len(before)} that have run. Either the study is older than this version and its options are not "
             "recorded, or sampling has changed. Cure: a new study with this number of trials (sweep ... --name)"
         )
-    splits = make_splits(space.study, catalogs, drawn)
-    prepare_images(machine, drawn, catalogs)
+    splits = make_splits(space.study, catalogs, planned.trials)
+    prepare_images(machine, planned.trials, catalogs)
     write_json(folder / "split.json", splits)
-    return trials
+    return planned
 
 
 def _space(folder: Path, study: dict[str, Any], num_trials: int) -> SearchSpace:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from raydml.study import events
+from raydml.study.budget import UNLIMITED, Budget
 from raydml.study.events import events_path, read_state
 
 #: Signals that stop a study in order: Ctrl-C, a scheduler's notice, a closed terminal.
@@ -99,7 +100,7 @@ class DriverProcess:
         for reader in self._readers:
             reader.start()
 
-    def start(self, folder: Path, address: str | None, time_limit_s: float | None, show: Callable[[str], None]) -> None:
+    def start(self, folder: Path, address: str | None, budget: Budget, show: Callable[[str], None]) -> None:
         """Start to run the study in a folder. show: is called with each line that the process prints."""
         with self._lock:
             for line in self._unshown:
@@ -110,7 +111,7 @@ class DriverProcess:
         assert self._process is not None
         assert self._process.stdin is not None
         request = {
-            "folder": str(folder), "address": address, "time_limit_s": time_limit_s, "outcome": self._outcome_end,
+            "folder": str(folder), "address": address, "budget": budget._asdict(), "outcome": self._outcome_end,
         }  # fmt: skip
         with suppress(BrokenPipeError):  # it has died already: `wait` reports that
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -172,7 +173,7 @@ def run_driver(
     show: Callable[[str], None],
     *,
     address: str | None = None,
-    time_limit_s: float | None = None,
+    budget: Budget = UNLIMITED,
     first: DriverProcess | None = None,
 ) -> DriverOutcome:
     """Run a study in a driver process, and in further ones where Ray ends under it, and return how it ended.
@@ -182,12 +183,13 @@ def run_driver(
     have been loaded. The events say what has happened, also where the driver could not write them any more.
     """
     path = events_path(folder)
-    until_s = None if time_limit_s is None else time.monotonic() + time_limit_s
+    until_s = None if budget.time_s is None else time.monotonic() + budget.time_s
     num_failures = 0
     while True:
         begin, num_tested = path.stat().st_size if path.exists() else 0, _num_tested(folder)
         driver, first = first or DriverProcess(command), None
-        driver.start(folder, address, None if until_s is None else max(until_s - time.monotonic(), 1.0), show)
+        left_s = None if until_s is None else max(until_s - time.monotonic(), 1.0)
+        driver.start(folder, address, budget._replace(time_s=left_s), show)
         outcome = driver.wait(received)
         if outcome.status == "finished":
             return outcome
@@ -278,7 +280,7 @@ def serve_driver(request: IO[str], run: Callable[..., Any]) -> int:
         os.write(asked["outcome"], line.encode("utf-8", "backslashreplace"))
 
     try:
-        ended = run(Path(asked["folder"]), address=asked["address"], time_limit_s=asked["time_limit_s"])
+        ended = run(Path(asked["folder"]), address=asked["address"], budget=Budget(**asked["budget"]))
     except RayEnded as error:
         report("broken", text=str(error))
         return 1

@@ -43,8 +43,8 @@ from raydml.study.remote import StudyPlace, files_of_study
 from raydml.study.retention import Retention
 from raydml.study.rungs import milestones
 from raydml.study.scheduler import Asha, InOrder, SyncHalving, trial_key
+from raydml.study.search_limit import Reached, SearchLimit
 from raydml.study.stuck import StuckWatch
-from raydml.study.time_limit import TimeLimit
 from raydml.training import checkpoint
 
 STUCK = "stuck"
@@ -82,7 +82,7 @@ class StudySession(NamedTuple):
     needs: NodeNeeds
     bad_nodes: dict[str, str]
     seen_nodes: set[str]
-    limit: TimeLimit | None = None
+    limit: SearchLimit | None = None
     shares: Mapping[str, float] = {}
 
     def record(self, event: str, **fields: Any) -> None:
@@ -386,7 +386,7 @@ def run_trials(session: StudySession, stage: str, trials: Mapping[str, Trial], c
                 scheduler: str, later: DrawnSearch | None = None) -> dict[str, TrialState]:  # fmt: skip
     """Run the trials of a stage that have not ended, and return the states of all its trials by key.
 
-    Where the time limit ends the search, the trials that run end with the reason ``time``; others never start. Trials
+    Where a limit ends the search, the trials that run end with its reason, such as ``time``; others never start. Trials
     that have found no memory run once more after the others, one at a time, on a whole device. Raises MachineFault
     where disk or images end every trial; the trials that run then have not ended.
 
@@ -599,8 +599,8 @@ def _run_group(
     if stop.fault:
         raise MachineFault(stop.fault)
     session.leave_out(stop.bad_nodes)
-    if limit is not None and limit.is_over:
-        _end_by_time(session, later.num_trials if later else len(trials))
+    if limit is not None and limit.reached is not None:
+        _end_by_limit(session, limit.reached, later.num_trials if later else len(trials))
         return True
     return not stop.bad_nodes
 
@@ -611,8 +611,8 @@ def _placement(resources: Mapping[str, float], selector: Mapping[str, str]) -> t
     return tune.PlacementGroupFactory([held], **({"bundle_label_selector": [dict(selector)]} if selector else {}))
 
 
-def _end_by_time(session: StudySession, num_trials: int) -> None:
-    """Record the end of the trials that Tune stopped for the time limit: it does not report them."""
+def _end_by_limit(session: StudySession, reached: Reached, num_trials: int) -> None:
+    """Record the end of the trials that Tune stopped for a limit of the search: it does not report them."""
     states = read_trials(session.folder, "search")
     unended = [key for key, state in states.items() if not state.ended]
     if _put_back_lost_epochs(session, "search", unended, states, {}):
@@ -620,8 +620,8 @@ def _end_by_time(session: StudySession, num_trials: int) -> None:
     for key, state in states.items():
         if not state.ended:
             _count_saved_epochs(session.folder, "search", key)
-            session.record("trial_ended", stage="search", trial=key, reason="time", error=None)
-    session.note(f"the time limit ended the search: {len(states)} of {num_trials} trials started")
+            session.record("trial_ended", stage="search", trial=key, reason=reached.reason, error=None)
+    session.note(f"{reached.words}: {len(states)} of {num_trials} trials started")
 
 
 def num_slots(session: StudySession, trials: Sequence[Trial] = ()) -> int:

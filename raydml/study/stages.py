@@ -24,6 +24,7 @@ from raydml.data.digests import ImageRecord
 from raydml.evaluation.saved_embeddings import SavedEmbeddingsError, load_embeddings
 from raydml.metrics.intervals import t_interval
 from raydml.study.actor import evaluate_ensemble_remotely, evaluate_remotely, illustrate_remotely
+from raydml.study.budget import UNLIMITED, Budget
 from raydml.study.cluster import Interrupted, address_of_job, catch_signals, connected, trial_resources
 from raydml.study.description import description_of
 from raydml.study.drawing import DrawnSearch, is_drawn_later, trials_of_search
@@ -60,7 +61,7 @@ from raydml.study.results import (
 )
 from raydml.study.retention import drop_checkpoints
 from raydml.study.runner import StudySession, num_slots, run_trials
-from raydml.study.time_limit import TimeLimit
+from raydml.study.search_limit import SearchLimit
 from raydml.training import checkpoint
 from raydml.training.trial_images import Catalogs
 
@@ -72,23 +73,23 @@ class Outcome(NamedTuple):
     signal: int | None = None
 
 
-def run_study(folder: Path, *, address: str | None = None, time_limit_s: float | None = None) -> Outcome:
+def run_study(folder: Path, *, address: str | None = None, budget: Budget = UNLIMITED) -> Outcome:
     """Run the stages of a study that are not finished, and return when they are.
 
-    address: of a running Ray cluster; None starts an embedded one that ends with this call. time_limit_s: of this run;
-    the search ends early enough for the stages after it. Raises DataError before anything starts if the images are
+    address: of a running Ray cluster; None starts an embedded one that ends with this call. budget: what this run may
+    spend. Raises DataError before anything starts if the images are
     missing or not those of the study, and StudyHeld if another process runs the study.
     """
     with only_driver(folder):
         refuse_lost_events(folder)
-        return drive_study(folder, address=address, time_limit_s=time_limit_s)
+        return drive_study(folder, address=address, budget=budget)
 
 
 def drive_study(
     folder: Path,
     *,
     address: str | None = None,
-    time_limit_s: float | None = None,
+    budget: Budget = UNLIMITED,
     own_environment: MutableMapping[str, str] | None = None,
 ) -> Outcome:
     """Do what `run_study` does, for a process that holds the study or was started by the one that does.
@@ -96,7 +97,7 @@ def drive_study(
     own_environment: see `raydml.study.cluster.connected`.
     """
     try:
-        return _drive(folder, address, time_limit_s, own_environment)
+        return _drive(folder, address, budget, own_environment)
     except OSError as error:  # before the study has begun; `_run` has put the others into words
         if (fault := fault_of(error)) is None:
             raise
@@ -106,29 +107,30 @@ def drive_study(
 
 
 def _drive(
-    folder: Path, address: str | None, time_limit_s: float | None, own_environment: MutableMapping[str, str] | None
+    folder: Path, address: str | None, budget: Budget, own_environment: MutableMapping[str, str] | None
 ) -> Outcome:
-    deadline_s = None if time_limit_s is None else time.time() + time_limit_s
+    deadline_s = None if budget.time_s is None else time.time() + budget.time_s
     study_json = read_study(folder)
     study, machine = settings_of(folder, study_json)
     if is_finished(folder):
         return Outcome("finished")
-    if deadline_s is not None and "search" not in stages_of(study, study_json["trials"]):
+    if budget.options and "search" not in stages_of(study, study_json["trials"]):
         raise StudyError(
-            f"--time ends a search early, and study {folder.name!r} has none: its trials have no validation classes, "
-            "and their number of epochs is fixed. Cure: leave it out; Ctrl-C and resume split the time"
+            f"{budget.options[0]} ends a search early, and study {folder.name!r} has none: its trials have no "
+            "validation classes, and their number of epochs is fixed. Cure: leave it out; Ctrl-C and resume split the "
+            "time"
         )
     address = None if address == "local" else address or address_of_job(own_environment)
     place = StudyPlace.of(folder)
     needs = needs_of(place, machine.data_root, joined=address is not None)
     session = StudySession(folder, place, study, machine, study_json["select_on"], {}, needs, {}, set())
-    if deadline_s is not None:
-        session = session._replace(limit=TimeLimit(str(folder), deadline_s))
+    if budget.options:
+        session = session._replace(limit=SearchLimit(str(folder), budget, deadline_s))
     began_s = time.time()
     catalogs = _refuse_other_images(folder, study_json, machine)
     packs = packs_in(machine.cache_dir, began_s - 60) if address is not None else {}  # clocks of file systems differ
     about = description_of(folder, study_json, catalogs.of(parse_trial(study_json["trials"][0])))
-    return _run(session, study_json, about, address, time_limit_s, own_environment, packs, catalogs)
+    return _run(session, study_json, about, address, budget, own_environment, packs, catalogs)
 
 
 def _run(
@@ -136,7 +138,7 @@ def _run(
     study_json: dict[str, Any],
     about: Mapping[str, Any],
     address: str | None,
-    time_limit_s: float | None,
+    budget: Budget,
     own_environment: MutableMapping[str, str] | None,
     packs: Mapping[str, int],
     catalogs: Catalogs,
@@ -156,7 +158,8 @@ def _run(
         commit=study_json["commit"],
         dataset=study_json["trials"][0]["data"]["name"],
         planned=planned_stages(study, study_json["trials"]),
-        time_limit_s=time_limit_s,
+        time_limit_s=budget.time_s,
+        **({} if budget.device_hours is None else {"max_device_hours": budget.device_hours}),
         **about,
     )
     num_steps = _num_steps(study, study_json["trials"])

@@ -6,7 +6,10 @@
     "unlike_published": [how its images differ from those of the published benchmark, in words]; empty where they do
                         not, and of older studies, which did not record it,
     "plan": {"dataset", "num_trials", "num_grid_points" (trials that each of --num-trials stands for), "scheduler",
-             "epochs" (the longest trial's), "rungs": [epoch], "folds" | None, "seeds" | None,
+             "searcher" (its name), "num_from_results" (searched trials that were drawn from results), "ended_by" (the
+             limit that ended the search: time, budget, settled) | None, "num_eliminated" (options of a balanced choice
+             that got no further trials), "epochs" (the longest trial's), "rungs": [epoch], "folds" | None,
+             "seeds" | None,
              "refit": its settings {"top", "seeds", "epochs", "classes"} | None,
              "stages": [those planned], "finished": [those with a result]},
     "search":  [{"trial", "recipe" (method, loss, miner, regularisers in words), "best" | None,
@@ -34,7 +37,8 @@
     "published": [{"system", "variant", "dataset", "metrics": {name: {"mean", "deviation" | None}}, "protocol",
                  "backbone" | None, "embedding_dim" | None, "source", "status", "chosen_on_test" | None,
                  "ours": [letters of the configurations that run this system]}]; None is not known,
-    "cost": fields of cost.Cost, "importance": fields of importance.Importance,
+    "cost": fields of cost.Cost, and "budget": the largest number of device hours that was allowed last | None,
+    "importance": fields of importance.Importance,
     "forecast": {"seconds", "took_seconds", "device_hours", "unit"}, of a finished study that made one | None,
     "test_reads": [records of test_reads.jsonl],
     "extensions": [{"num_trials_before", "time" (UTC, ISO)}]: each time when the search was given more trials,
@@ -55,7 +59,7 @@ from raydml.analysis.cost import cost_of
 from raydml.analysis.importance import importance_of
 from raydml.analysis.published import is_system, published_of
 from raydml.analysis.rank_stability import search_stability
-from raydml.analysis.trials import TrialState, parameters_of, varying
+from raydml.analysis.trials import LIMITS, TrialState, parameters_of, varying
 from raydml.config.recipe import recipe_of
 from raydml.data.benchmarks import BENCHMARKS, metric_prefix
 from raydml.data.seal import TestReads
@@ -109,7 +113,7 @@ def summarise(folder: Path) -> dict[str, Any]:
         ],
         "metric": metric,
         "question": question_of(_text(folder / "space.yaml")),
-        "plan": _plan(study, found),
+        "plan": _plan(study, found, state),
         "search": [
             {
                 "trial": row["trial"],
@@ -126,7 +130,8 @@ def summarise(folder: Path) -> dict[str, Any]:
         "final": final,
         "stability": None,
         "published": published,
-        "cost": cost._asdict() | {"stages": [stage._asdict() for stage in cost.stages]},
+        "cost": cost._asdict()
+        | {"stages": [stage._asdict() for stage in cost.stages], "budget": state.max_device_hours},
         "forecast": _forecast(state, stages_of(study["study"], study["trials"]), found),
         "importance": importance_of(parameters, values, varying(parameters))._asdict(),
         "extensions": [
@@ -136,8 +141,8 @@ def summarise(folder: Path) -> dict[str, Any]:
     }
     summary |= _compared(_values(confirmed), "") | _compared(_tested(final, metric.removeprefix("val_")), "test_")
     if found["search"]:
-        # What the time limit ended before its first epoch is not known; other trials without a value found nothing.
-        known = [trial for trial in searched if trial.best is not None or trial.ended != "time"]
+        # What a limit ended before its first epoch is not known; other trials without a value found nothing.
+        known = [trial for trial in searched if trial.best is not None or trial.ended not in LIMITS]
         stability = search_stability([t.best for t in known], [t.recipe for t in known], noun="recipes")
         summary["stability"] = stability._asdict()
     return summary
@@ -181,7 +186,7 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
-def _plan(study: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+def _plan(study: Mapping[str, Any], found: Mapping[str, Any], state: StudyState) -> dict[str, Any]:
     settings, trials = study["study"], study["trials"]
     search, confirm = settings["search"], settings["confirm"]
     epochs = max((trial["epochs"] for trial in trials if "epochs" in trial), default=0)
@@ -194,6 +199,10 @@ def _plan(study: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
         "num_trials": len(trials),
         "num_grid_points": max(len(trials) // search.get("num_trials", 1), 1),
         "scheduler": search["scheduler"],
+        "searcher": search.get("searcher", {"name": "random"})["name"],
+        "num_from_results": len(state.drawn),
+        "ended_by": next((trial.ended for trial in state.of_stage("search") if trial.ended in LIMITS), None),
+        "num_eliminated": len({note for note in state.notes if note.startswith("search.balance: ")}),
         "epochs": epochs,
         "rungs": rungs if search["scheduler"] != "none" else [],
         "folds": confirm["folds"] if confirm else None,

@@ -42,6 +42,7 @@ from raydml.study.events import (
     letters_of,
     reduce_events,
 )
+from raydml.study.rungs import milestones
 from raydml.study.summary import question_of
 
 #: Longest values that MLflow stores whole (a tag: the limit of older servers; newer ones take 8000).
@@ -80,6 +81,8 @@ STATUS = {
     "finished": "FINISHED",
     "stopped_early": "FINISHED",
     "time": "FINISHED",
+    "budget": "FINISHED",
+    "settled": "FINISHED",
 }
 
 
@@ -366,6 +369,7 @@ def _describe_study(update: RunUpdate, study: StudyState, folder: Path) -> None:
     update.params = params_of({**study.config, **study.constant})
     _set_status(update, study.state, study.changed_s)
     update.tags |= {**_origin(study), "raydml.stage": study.stage, "mlflow.note.content": _note(folder)}
+    update.tags |= {f"raydml.{name}": text for name, text in search_words(study.config).items()}
     update.tags["raydml.command"] = study.command
     if study.config.get("smoke"):
         update.tags["raydml.smoke"] = "true"
@@ -398,12 +402,39 @@ def _describe_trial(update: RunUpdate, trial: TrialState, study: StudyState) -> 
         "moves": trial.num_moves or None,
         "retried_after": trial.retried_after,
         "gpus": trial.gpus,
+        **(_place_in_search(trial, study) if trial.stage == "search" else {}),
         "node": trial.node or None,
         "device": trial.device or None,
         "non_finite": _non_finite(trial.epochs),
     }
     update.tags |= {f"raydml.{name}": str(fact) for name, fact in facts.items() if fact is not None}
     _make_tags_legal(update)
+
+
+def search_words(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the names of the searcher and of the scheduler of a study. config: its settings."""
+    search = config.get("search") or {}
+    searcher = (search.get("searcher") or {}).get("name", "random")
+    return {"searcher": str(searcher), "scheduler": str(search.get("scheduler", ""))}
+
+
+def _place_in_search(trial: TrialState, study: StudyState) -> dict[str, str | None]:
+    """Return who has proposed a searched trial, and how many of the rungs of its search it has reached."""
+    words, search = search_words(study.config), study.config.get("search") or {}
+    is_random = trial.trial not in study.drawn and words["searcher"] in ("tpe", "gp")
+    plan = study.stages.get("search")
+    rungs = []
+    if words["scheduler"] not in ("", "none") and plan is not None and plan.max_epochs:
+        rungs = milestones(
+            max_epochs=plan.max_epochs,
+            grace_epochs=int(search.get("grace_epochs", 1)),
+            reduction_factor=int(search.get("reduction_factor", 3)),
+        )
+    reached = sum(rung <= trial.num_epochs for rung in rungs)
+    return {
+        "searcher": "random" if is_random else words["searcher"],
+        "bracket": f"rung {reached} of {len(rungs)}" if rungs else None,
+    }
 
 
 def _params_of_trial(trial: TrialState, study: StudyState) -> dict[str, str]:

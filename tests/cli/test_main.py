@@ -296,8 +296,8 @@ def fake_run(monkeypatch, outcome):
         def hint(self, command):
             return f"deliver it later: {command}"
 
-    def run_driver(folder, _command, _received, _show, *, address, time_limit_s, first):
-        calls.append((folder, address, time_limit_s))
+    def run_driver(folder, _command, _received, _show, *, address, budget, first):
+        calls.append((folder, address, budget.time_s))
         calls.append(first)
         return outcome
 

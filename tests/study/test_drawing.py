@@ -8,6 +8,7 @@ from raydml.config.trial import fingerprint
 from raydml.study import events
 from raydml.study.drawing import DrawnSearch, trials_of_search
 from raydml.study.events import events_path, read_state
+from raydml.study.extension import extend_search
 from raydml.study.folder import create_study, read_study
 from tests.searchers.spaces import space_at
 from tests.study.study_events import ended, epoch
@@ -145,3 +146,16 @@ def test_a_searcher_without_results_leaves_the_study_as_it_was_before_there_were
     study = read_study(made(tmp_path / "a", "study.search.num_trials=3", f"study.search.searcher={{name: {name}}}"))
     assert "points" not in study
     assert len(study["trials"]) == 3
+
+
+def test_a_longer_search_keeps_the_trials_that_were_drawn_and_draws_the_others(tmp_path):
+    folder = made(tmp_path / "a", *SYNC)
+    before = names(run(folder, random.Random(0)))
+    extend_search(folder, 12)
+    study = read_study(folder)
+    assert (len(study["trials"]), len(study["points"]), study["num_known"]) == (12, 12, 2)
+    after = names(run(folder, random.Random(1)))
+    assert len(after) == 12
+    assert {key: after[key] for key in before} == before
+    straight = names(run(made(tmp_path / "b", *SYNC, "study.search.num_trials=12"), random.Random(2)))
+    assert after == straight, "as if it had been that long from the start"

@@ -5,7 +5,7 @@ import pytest
 
 from raydml.study.events import reduce_events
 from raydml.study.pace import remaining_s
-from raydml.study.time_limit import has_to_end
+from raydml.study.search_limit import has_to_end
 from tests.study.study_events import ended, epoch, stage_started, started, study_started
 from tests.study.test_rungs import simulated_asha
 

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from raydml.study import events, process
+from raydml.study.budget import UNLIMITED
 from raydml.study.events import events_path, read_state
 from raydml.study.process import DriverProcess, run_driver
 
@@ -26,7 +27,7 @@ from raydml.study import events
 from raydml.study.events import events_path
 from raydml.study.process import MachineFault, RayEnded, serve_driver
 Outcome = namedtuple("Outcome", "status signal", defaults=[None])
-def run(folder, *, address, time_limit_s):
+def run(folder, *, address, budget):
     path = events_path(folder)
 {lines}
     return Outcome("finished")
@@ -152,9 +153,10 @@ def test_a_driver_ends_when_the_process_that_started_it_is_gone(tmp_path):
     inner = command_of(f"open({str(file)!r}, 'w').write(str(os.getpid())); time.sleep(60)")
     program = f"""
 from pathlib import Path
+from raydml.study.budget import UNLIMITED
 from raydml.study.process import DriverProcess
 driver = DriverProcess({inner!r})
-driver.start(Path({str(tmp_path)!r}), None, None, print)
+driver.start(Path({str(tmp_path)!r}), None, UNLIMITED, print)
 driver.wait([])
 """
     starter = subprocess.Popen([sys.executable, "-c", program])
@@ -176,7 +178,7 @@ def test_output_that_is_not_utf8_and_a_driver_that_cannot_start(tmp_path):
     outcome, lines = run(tmp_path, "sys.stdout.buffer.write(b'\\xff\\n'); sys.stdout.flush()")
     assert (outcome.status, lines) == ("finished", ["\ufffd"])
     driver = DriverProcess([sys.executable, "-c", "import sys; sys.exit('no such thing')"])
-    driver.start(tmp_path, None, None, lines.append)
+    driver.start(tmp_path, None, UNLIMITED, lines.append)
     assert driver.wait([]).text.splitlines() == ["exit code 1", "no such thing"]
 
 

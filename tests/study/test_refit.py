@@ -14,6 +14,7 @@ from raydml.analysis.trials import TrialState
 from raydml.config.trial import fingerprint, parse_study, parse_trial
 from raydml.data.catalog import DataError
 from raydml.study import actor, runner, stages
+from raydml.study.budget import Budget
 from raydml.study.events import append, events_path, read, read_state
 from raydml.study.folder import StudyError, create_study, newest_checkpoint, read_json
 from raydml.study.refit import configurations_to_refit, notes_on_refits, refit_trials, refitted
@@ -293,7 +294,7 @@ def test_a_study_without_validation_classes_is_refit_and_finalize(tmp_path, monk
     assert illustrated_runs(folder) == {}
     (folder / "final.json").unlink()
     with pytest.raises(StudyError, match="--time ends a search early, and study 'mini' has none"):
-        run_study(folder, time_limit_s=60)
+        run_study(folder, budget=Budget(time_s=60))
 
 
 @pytest.mark.slow

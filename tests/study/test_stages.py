@@ -24,6 +24,7 @@ from raydml.data.splits import make_split
 from raydml.report.text import findings
 from raydml.search_space.space import load_space
 from raydml.study import events, stages
+from raydml.study.budget import Budget
 from raydml.study.driver import LOCK, StudyHeld
 from raydml.study.events import events_path, read_trials
 from raydml.study.extension import extend_search
@@ -397,7 +398,7 @@ def test_a_time_limit_ends_the_search_for_the_later_stages_and_more_trials_run_l
     monkeypatch.setattr("raydml.study.time_limit.CHECK_EVERY_S", 0.05)  # an epoch takes a third of a second
     settings = {"study.search.num_trials": 3, "study.search.scheduler": "none", "trial.epochs": 3}
     folder = new_study(tmp_path, **settings, **{"study.confirm.seeds": 1, "trial.sampler.batches_per_epoch": 40})
-    assert run_study(folder, time_limit_s=0.1).status == "finished"
+    assert run_study(folder, budget=Budget(time_s=0.1)).status == "finished"
     (cut,) = read_trials(folder, "search").values()
     assert (cut.trial, cut.ended) == ("search-000", "time"), "the first value ends the search; the others never start"
     assert 1 <= cut.num_epochs < 3, "the epoch that ran meanwhile counts: it is saved"
