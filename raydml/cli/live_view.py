@@ -93,15 +93,18 @@ def stage_line(study: StudyState) -> Text:
     return text
 
 
+_ROOM_FOR_SEARCH = 16  # lines of a terminal from which a line is spared for the searcher
+
+
 def search_text(study: StudyState) -> str:
-    """Return ``tpe with asha: best MAP@R 0.8049 (search-009), 26 trials to come``; empty before the first trial."""
+    """Return ``tpe with asha: best MAP@R 0.8049, 26 trials to come``; empty before the first trial."""
     plan, trials = study.stages.get("search"), study.of_stage("search")
     if plan is None or plan.finished or not trials:
         return ""
     search = study.config.get("search") or {}
     searcher = (search.get("searcher") or {}).get("name", "random")
     best, to_come = study.best_of_stage("search"), max(plan.num_trials - len(trials), 0)
-    found = f"best {metric_label(study.metric)} {best.best:.4f} ({best.trial}), " if best and best.best else ""
+    found = f"best {metric_label(study.metric)} {best.best:.4f}, " if best and best.best else ""
     scheduler = search.get("scheduler", "none")
     how = searcher if scheduler == "none" else f"{searcher} with {scheduler}"
     return f"{how}: {found}{counted(to_come, 'trial') if to_come else 'no trial'} to come"
@@ -143,7 +146,7 @@ def view(
         parts.append(stage_line(study))
     trials = study.of_stage(study.stage)
     below: list[RenderableType] = []
-    if study.stage == "search" and (words := search_text(study)):
+    if study.stage == "search" and height >= _ROOM_FOR_SEARCH and (words := search_text(study)):
         below.append(Text(words, style="dim", no_wrap=True, overflow="ellipsis"))
     if study.stage == "confirm" and (means := confirmed_means(study)):
         below.append(Text(means, no_wrap=True, overflow="ellipsis"))

@@ -27,7 +27,7 @@ from raydml.searchers._base import DrawnBefore
 from raydml.study import events
 from raydml.study.draws import TrialDraws
 from raydml.study.events import DrawnConfiguration, StudyReader, events_path
-from raydml.study.folder import decode_images, settings_of
+from raydml.study.folder import prepare_images, prepared_by, settings_of
 from raydml.study.limits import Limits
 from raydml.study.retention import drop_checkpoints
 from raydml.study.rungs import milestones
@@ -94,6 +94,8 @@ class DrawnSearch:
         self._states: list[TrialState | None] = [None] * len(self.trials)
         self._taken = {fingerprint(trial) for trial in self.trials.values()}
         self._eliminated: set[str] = set()
+        # The driver has prepared those of all planned trials before.
+        self._prepared = {prepared_by(parse_trial(trial)) for trial in study_json["trials"]}
         # Of trials whose draw was lost with the end of the events: they are drawn again, and may be others.
         for key in self.keys[len(self.trials) :]:
             if any((folder / "search").glob(f"run-*/{key}")):
@@ -123,7 +125,9 @@ class DrawnSearch:
             self.is_over = True
             self._note(f"the space has no further configuration: the search has {counted(index, 'trial')}")
             return None
-        decode_images(self._machine, [drawn.trial], self._catalogs)
+        if (needed := prepared_by(drawn.trial)) not in self._prepared:
+            prepare_images(self._machine, [drawn.trial], self._catalogs)
+            self._prepared.add(needed)
         self._note_eliminations(index, before)
         key, config = self.keys[index], drawn.trial.model_dump(mode="json")
         events.append(

@@ -433,16 +433,25 @@ def prepare_images(machine: Machine, trials: Sequence[Trial], catalogs: Catalogs
     return decode_images(machine, trials, catalogs)
 
 
+def prepared_by(trial: Trial) -> str:
+    """Return what `prepare_images` depends on: trials of which it is equal share their weights and decoded images."""
+    data = trial.data.model_dump_json(include={"name", *_DECODED_BY})
+    return data + trial.model.model_dump_json(include={"backbone", "weights"})
+
+
+#: The settings of the data that decoded images depend on.
+_DECODED_BY = {"content", "resize_px", "resize", "interpolation", "split"}
+
+
 def decode_images(machine: Machine, trials: Sequence[Trial], catalogs: Catalogs) -> dict[str, set[str]]:
     """Decode the development images unless they are in the cache, and compare their bytes with the study's record.
 
     Images of trials that train on every class are left to those trials, which record that they open them. Returns data
     set -> paths of the unreadable images that are left out. Raises DataError for missing, changed and unreadable ones.
     """
-    include = {"content", "resize_px", "resize", "interpolation", "split"}
     left_out: dict[str, set[str]] = {}
     sealed = [trial for trial in trials if not trains_on_test_classes(trial)]
-    for trial in {trial.data.model_dump_json(include=include): trial for trial in sealed}.values():
+    for trial in {trial.data.model_dump_json(include=_DECODED_BY): trial for trial in sealed}.values():
         opened = open_development(trial, machine, augmented=False, catalogs=catalogs)
         skipped = (*opened.train.skipped, *opened.val.skipped)
         left_out.setdefault(trial.data.name, set()).update(path for path, _reason in skipped)

@@ -13,7 +13,17 @@ import pytest
 from rich.console import Console
 
 from raydml.analysis.trials import TrialState
-from raydml.cli.live_view import STOPPING, STOPPING_NOW, LiveStudy, StepBars, duration, line, rough_time, view
+from raydml.cli.live_view import (
+    STOPPING,
+    STOPPING_NOW,
+    LiveStudy,
+    StepBars,
+    duration,
+    line,
+    rough_time,
+    search_text,
+    view,
+)
 from raydml.cli.tables import chosen_rows, confirmed_means, learning_rate, metric_label
 from raydml.ops.progress import report_progress
 from raydml.study.events import StudyState, reduce_event, reduce_events
@@ -217,6 +227,17 @@ def test_a_pipe_gets_plain_lines_while_the_study_runs(tmp_path):
     assert re.fullmatch(r"\[0:0\d\] search-000 finished after epoch 1/9, best MAP@R 0.5000", text.splitlines()[-1])
     assert "\x1b" not in text
     assert len(text.splitlines()) == 4, "a line longer than the console must not be broken"
+
+
+def test_the_search_says_who_proposes_its_trials_and_how_many_are_to_come():
+    config = {"select_on": "val_map_at_r", "search": {"searcher": {"name": "tpe"}, "scheduler": "promotion"}}
+    begun = [{**study_started(), "config": config}, stage_started(3), started(0)]
+    assert search_text(reduce_events(begun[:2])) == ""
+    assert search_text(reduce_events(begun)) == "tpe with promotion: 2 trials to come"
+    found = search_text(reduce_events([*begun, epoch(0, 1, 0.5)]))
+    assert found == "tpe with promotion: best MAP@R 0.5000, 2 trials to come"
+    over = [*begun, *(started(number) for number in (1, 2)), epoch(2, 1, 0.6)]
+    assert search_text(reduce_events(over)) == "tpe with promotion: best MAP@R 0.6000, no trial to come"
 
 
 def test_on_resume_the_past_is_one_line(tmp_path):

@@ -9,7 +9,7 @@ from raydml.study import events
 from raydml.study.drawing import DrawnSearch, trials_of_search
 from raydml.study.events import events_path, read_state
 from raydml.study.extension import extend_search
-from raydml.study.folder import create_study, read_study
+from raydml.study.folder import create_study, read_study, specification_of
 from tests.searchers.spaces import space_at
 from tests.study.study_events import ended, epoch
 
@@ -159,3 +159,17 @@ def test_a_longer_search_keeps_the_trials_that_were_drawn_and_draws_the_others(t
     assert {key: after[key] for key in before} == before
     straight = names(run(made(tmp_path / "b", *SYNC, "study.search.num_trials=12"), random.Random(2)))
     assert after == straight, "as if it had been that long from the start"
+
+
+def test_weights_and_images_are_prepared_once_also_for_what_no_planned_trial_has(tmp_path, monkeypatch):
+    prepared = []
+    monkeypatch.setattr(
+        "raydml.study.drawing.prepare_images", lambda _machine, trials, _catalogs: prepared.append(trials)
+    )
+    folder = made(tmp_path / "a", *OVERRIDES)
+    study = read_study(folder)
+    for trial in study["trials"]:
+        trial["data"]["resize_px"] = 20  # no drawn trial has this size
+    search = DrawnSearch(folder, {**study, **specification_of(study["study"], study["trials"])})
+    drawn = [search.next(0)[1] for _ in range(3)]
+    assert prepared == [[drawn[0]]]

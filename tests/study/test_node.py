@@ -253,7 +253,7 @@ def test_a_stage_goes_on_without_a_bad_node_with_the_same_trials(tmp_path, monke
     """Of two runs of Tune, the first one ends for a node; a trial that found no memory waits for the others."""
     session, calls = session_of(tmp_path), []
 
-    def run_group(session, stage, trials, resume_from, states, configurations, scheduler, is_alone):  # noqa: ARG001
+    def run_group(session, stage, trials, resume_from, states, configurations, scheduler, is_alone, later):  # noqa: ARG001
         calls.append((sorted(resume_from), is_alone))
         if len(calls) == 1:
             session.record("trial_retried", stage=stage, trial="a", error="no memory", reason="out_of_memory")
