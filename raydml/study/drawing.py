@@ -176,8 +176,8 @@ class DrawnSearch:
                 continue
             self._eliminated.add(found.option)
             self._note(
-                f"{text} after {found.num_trials}: the best of all that are left would stay below "
-                f"{found.reachable:.4f} at epoch {found.epoch}, where the best has {found.best:.4f}"
+                f"{text} after {found.num_trials}: by their values at epoch {found.epoch}, the best of all that are "
+                f"left would stay below {found.reachable:.4f}, and the best so far has {found.best:.4f}"
             )
 
     def _note(self, text: str) -> None:

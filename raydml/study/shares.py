@@ -28,8 +28,8 @@ CONFIDENCE = 0.95
 class Elimination(NamedTuple):
     """An option that cannot win any more.
 
-    option: its name. num_trials: that it has had. epoch: at which the values are compared; of several epochs the last.
-    reachable: what the best of all its remaining trials stays below. best: the best value of all options there.
+    option: its name. num_trials: that it has had. epoch: of the last rung at which it was judged. reachable: what the
+    best of all its remaining trials stays below in the end. best: the best value so far of all options.
     """
 
     option: str
@@ -72,42 +72,41 @@ class Shares:
     def eliminated(self, before: Sequence[DrawnBefore], num_left: int) -> dict[int, Elimination]:
         """Return the options that cannot win any more, by their positions. num_left: trials that are still to come.
 
-        At each rung, the best of ``num_left`` further trials of an option is expected below a limit: the bound of the
-        t distribution for the largest of so many new values, given those that the option has. An option is eliminated
-        where that limit is below the best value of all, at every rung that at least `Balance.least` of its trials have
-        reached. The option with the best value is never eliminated.
+        At each rung, the best of ``num_left`` further trials of an option is expected below a limit (`reachable_best`),
+        and no trial is expected to gain more after the rung than the one that has gained most so far. An option is
+        eliminated where both together stay below the best value of all, at every rung that at least `Balance.least` of
+        its trials have reached and some trial has passed. The option with the best value is never eliminated.
         """
-        if not self._balance.eliminate or num_left < 1:
+        curves = [(trial.point.get(self.address), trial.curve) for trial in before if trial.curve]
+        if not self._balance.eliminate or num_left < 1 or not curves:
             return {}
+        best, winner = max(((max(curve.values()), position) for position, curve in curves), key=lambda found: found[0])
         found: dict[int, Elimination] = {}
-        kept: set[int] = set()
+        kept = {winner}
         for rung in self._rungs:
-            values = self._values_at(before, rung)
-            if not values:
-                break
-            best = max(max(own) for own in values.values())
-            for position, own in values.items():
-                if len(own) < self._balance.least:
+            passed = [(curve, max(curve)) for _, curve in curves if rung in curve]
+            gains = [
+                max(value for epoch, value in curve.items() if epoch >= rung) - curve[rung]
+                for curve, last in passed
+                if last > rung
+            ]
+            if not gains:
+                continue
+            for position in range(len(self.names)):
+                values = [curve[rung] for own, curve in curves if own == position and rung in curve]
+                if len(values) < self._balance.least:
                     continue
-                reachable = reachable_best(own, num_left)
-                if reachable >= best or max(own) == best:
+                reachable = reachable_best(values, num_left) + max(gains)
+                if reachable >= best:
                     kept.add(position)
                 else:
-                    found[position] = Elimination(self.names[position], len(own), rung, reachable, best)
+                    found[position] = Elimination(self.names[position], len(values), rung, reachable, best)
         counts = Counter(trial.point.get(self.address) for trial in before)
         return {
             position: one._replace(num_trials=counts[position])
             for position, one in found.items()
             if position not in kept
         }
-
-    def _values_at(self, before: Sequence[DrawnBefore], rung: int) -> dict[int, list[float]]:
-        values: dict[int, list[float]] = {}
-        for trial in before:
-            value, position = trial.curve.get(rung), trial.point.get(self.address)
-            if value is not None and position is not None and math.isfinite(value):
-                values.setdefault(int(position), []).append(value)
-        return values
 
 
 def reachable_best(values: Sequence[float], num_further: int) -> float:

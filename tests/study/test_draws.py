@@ -98,35 +98,50 @@ def shares(folder, *, eliminate=True, rungs=(1, 3)):
 
 
 def with_values(address, values_at):
-    """One trial for each value: position of the option -> values at epoch 1, or (at 1, at 3)."""
+    """One trial for each value at epoch 1, or values at epochs 1, 3 and 9: by the position of its option."""
     return [
-        DrawnBefore({address: position}, max(pair), 9, True, dict(zip((1, 3), pair, strict=False)))
+        DrawnBefore({address: position}, max(pair), 9, True, dict(zip((1, 3, 9), pair, strict=False)))
         for position, values in values_at.items()
         for pair in (value if isinstance(value, tuple) else (value,) for value in values)
     ]
 
 
+#: Values at epoch 1 of a weak option, two good ones, and one trial that has gained 0.05 until epoch 3.
+WEAK = {0: [0.10, 0.11, 0.12, 0.13], 1: [0.5, 0.6, 0.7, (0.8, 0.85)], 2: [0.3, 0.5, 0.7, 0.6]}
+
+
 def test_an_option_is_eliminated_where_the_best_of_its_further_trials_stays_below(tmp_path):
     found = shares(tmp_path)
-    before = with_values(found.address, {0: [0.10, 0.11, 0.12, 0.13], 1: [0.5, 0.6, 0.7, 0.8], 2: [0.3, 0.5, 0.7, 0.6]})
-    # mean 0.115, s 0.01291, n = 4; the best of 10: t of 3 degrees of freedom at 0.95^(1/10).
-    reachable = 0.115 + stats.t(3).ppf(0.95**0.1) * 0.0129099 * (1 + 1 / 4) ** 0.5
+    before = with_values(found.address, WEAK)
+    # mean 0.115, s 0.01291, n = 4; the best of 10: t of 3 degrees of freedom at 0.95^(1/10); the gain of 0.05.
+    reachable = 0.115 + stats.t(3).ppf(0.95**0.1) * 0.0129099 * (1 + 1 / 4) ** 0.5 + 0.05
     eliminated = found.eliminated(before, num_left=10)
     assert list(eliminated) == [0]
     assert eliminated[0].option == "margin + distance_weighted"
     assert eliminated[0].reachable == pytest.approx(reachable, rel=1e-4)
-    assert eliminated[0].best == 0.8
+    assert eliminated[0].best == 0.85
     assert found.eliminated(before, num_left=10**9) == {}, "some of very many trials could be the best"
     assert shares(tmp_path, eliminate=False).eliminated(before, 10) == {}
 
 
-def test_every_rung_with_enough_trials_has_to_agree(tmp_path):
-    """At the second rung the option is ahead: it learns slowly."""
+def test_what_trials_gain_after_a_rung_counts(tmp_path):
+    """An option behind at the first rung may win, as long as no trial has shown how little is gained after it."""
     found = shares(tmp_path)
-    slow = [(0.10, 0.90), (0.11, 0.91), (0.12, 0.92), (0.13, 0.93)]
-    before = with_values(found.address, {0: slow, 1: [(0.5, 0.5), (0.6, 0.6), (0.7, 0.7), (0.8, 0.8)]})
-    assert 0 not in found.eliminated(before, 10)
-    assert 0 in shares(tmp_path, rungs=(1,)).eliminated(before, 10)
+    unknown = {**WEAK, 1: [0.5, 0.6, 0.7, 0.8]}
+    assert found.eliminated(with_values(found.address, unknown), 10) == {}
+    large = {**WEAK, 2: [(0.1, 0.85), 0.5, 0.7, 0.6]}
+    assert 0 not in found.eliminated(with_values(found.address, large), 10), "one trial has gained 0.75"
+
+
+def test_every_rung_with_enough_trials_has_to_agree(tmp_path):
+    """At the second rung the option may win, because its values there are spread."""
+    found = shares(tmp_path)
+    others = {1: [(0.5, 0.5, 0.5), (0.6, 0.6, 0.6), (0.7, 0.7, 0.7), (0.8, 0.8, 0.8)]}
+    near, spread = (
+        [(0.1 + n / 100, value) for n, value in enumerate(at_3)] for at_3 in ([0.1] * 4, [0.1, 0.4, 0.7, 0.1])
+    )
+    assert 0 in found.eliminated(with_values(found.address, {0: near, **others}), 10)
+    assert 0 not in found.eliminated(with_values(found.address, {0: spread, **others}), 10)
 
 
 def test_the_bound_holds_in_19_of_20_searches():
@@ -144,7 +159,7 @@ def test_an_eliminated_option_is_not_drawn_any_more(tmp_path):
     for index in range(24):
         drawn = draws.draw(index, before)
         value = {"margin": 0.1, "triplet": 0.8, "multi_similarity": 0.79}[loss_of(drawn)] + index / 1000
-        before.append(DrawnBefore(drawn.point, value, 9, True, {1: value, 3: value}))
+        before.append(DrawnBefore(drawn.point, value, 9, True, {1: value, 3: value, 9: value}))
     losses = [draws.draw(index, before[:index]).trial.loss.name for index in range(24)]
     assert "margin" not in losses[12:]
     assert {"triplet", "multi_similarity"} == set(losses[12:])
