@@ -788,16 +788,19 @@ def read_trial(
     from raydml.study.folder import find_study, read_study, with_absolute_paths
 
     if not colon or Path(config).is_file():
-        from raydml.search_space.space import load_space, sample_trials
+        from raydml.search_space.space import load_space
 
         file, for_folder = space_of(Path(config), data_root)
         options = [] if data_root is None else [f"machine.data_root={json.dumps(str(data_root))}"]
         space = load_space(file, [*for_folder, *overrides, *options], bare_trial=True)
+        from raydml.study.draws import TrialDraws
         from raydml.study.limits import trials_within_limits
         from raydml.training.trial_images import Catalogs
 
         folds = 0 if space.study.confirm is None else space.study.confirm.folds
-        (first,) = trials_within_limits(sample_trials(space)[:1], Catalogs(space.machine), folds)
+        drawn = TrialDraws(space).draw(0)
+        assert drawn is not None
+        (first,) = trials_within_limits([drawn.trial], Catalogs(space.machine), folds)
         return first, with_absolute_paths(space.machine, storage)
     if overrides:
         raise CommandError(

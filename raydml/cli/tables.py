@@ -496,6 +496,10 @@ def bytes_text(num_bytes: float) -> str:
 def _sampled_title(plan: Mapping[str, Any]) -> Text:
     number = plan["num_trials"]
     first = "; trial 0 is the published point" if plan["published_point"] else ""
+    if num_first := plan["num_first"]:
+        first += f"; {counted(num_first, 'point')} of study.search.first"
+    if num_later := plan["num_later"]:
+        first += f"; {num_later} are random here, and drawn by {plan['searcher']} from results in a study"
     if not plan["keys"]:
         return Text(f"sampled: nothing varies{first}", style="bold")
     return Text(f"sampled in {counted(number, 'trial')}{first}", style="bold")

@@ -80,6 +80,10 @@ def problems_of_stages(sections: Mapping[str, Any]) -> list[Problem]:
     return problems
 
 
+#: Searchers that propose all trials without results.
+_WITHOUT_RESULTS = ("random", "grid")
+
+
 def problems_without_validation(study: Any, trials: Sequence[Any]) -> list[Problem]:
     """Return where a study needs validation classes that its trials do not have; paths begin with study or trial.
 
@@ -97,6 +101,12 @@ def problems_without_validation(study: Any, trials: Sequence[Any]) -> list[Probl
     if "scheduler" in search.model_fields_set and search.scheduler != "none":
         message = f"stops trials by their validation metrics, and no class validates: {why}"
         problems.append(Problem("study.search.scheduler", search.scheduler, message, cure="remove it, or write none"))
+    for key in ("searcher", "balance"):
+        block = getattr(search, key)
+        if block is not None and getattr(block, "name", "") not in _WITHOUT_RESULTS:
+            message = f"proposes trials from their validation metrics, and no class validates: {why}"
+            cure = f"remove it (--set study.search.{key}=null)" if key == "balance" else "write {name: random}"
+            problems.append(Problem(f"study.search.{key}", block.model_dump(), message, cure=cure))
     written = [trial.select_on for trial in without if "select_on" in trial.model_fields_set]
     if written:
         message = f"selects nothing: {why}, so the weights of the last epoch are kept"

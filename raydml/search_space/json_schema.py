@@ -27,9 +27,18 @@ def json_schema() -> dict[str, Any]:
         "type": "object",
         "additionalProperties": False,
         "required": ["trial"],
-        "properties": {"study": _flat(StudySettings), "machine": _flat(Machine), "trial": trial},
+        "properties": {"study": _study_schema(), "machine": _flat(Machine), "trial": trial},
         "$defs": dict(sorted(builder.definitions.items())),
     }
+
+
+def _study_schema() -> dict[str, Any]:
+    schema = _flat(StudySettings)
+    searchers = [_plugin("searchers", name) for name in registry.names("searchers")]
+    schema["properties"]["search"]["properties"]["searcher"] = {"anyOf": searchers}
+    balance = schema["properties"]["search"]["properties"]["balance"]
+    balance["anyOf"] = [*balance["anyOf"], {"type": "string"}]
+    return schema
 
 
 def _trial_schema() -> dict[str, Any]:

@@ -17,7 +17,7 @@ import yaml
 
 from raydml.config.recipe import flatten
 from raydml.config.refit import trains_on_test_classes, validates
-from raydml.config.sections import IMAGES_KEYS
+from raydml.config.sections import IMAGES_KEYS, SearcherBlock
 from raydml.config.trial import StudySettings, Trial
 from raydml.data.benchmarks import BENCHMARK_OF, BENCHMARKS
 from raydml.data.catalog import OWN_IMAGES
@@ -83,7 +83,9 @@ def chosen_trials(trials: Sequence[Trial]) -> list[Trial]:
 def small_study(study: StudySettings) -> StudySettings:
     """Return the same stages: one configuration confirmed on at most two folds with one seed, refitted with at most two
     seeds, and tested."""
-    search = study.search.model_copy(update={"num_trials": 1, "max_concurrent": None, "grace_epochs": 1})
+    # The trials are a grid: nothing is searched, and no point of the space is left.
+    unsearched = {"searcher": SearcherBlock(name="random"), "first": (), "balance": None}
+    search = study.search.model_copy(update={"num_trials": 1, "max_concurrent": None, "grace_epochs": 1, **unsearched})
     confirm = study.confirm and study.confirm.model_copy(
         update={"top": 1, "seeds": 1, "folds": min(study.confirm.folds, 2)}
     )

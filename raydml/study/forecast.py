@@ -14,7 +14,8 @@
     "slots": {"num_slots" (trials at a time on this machine; 0 where it lacks what a trial needs), "in_words"},
     "cache": {"folder", "free_bytes", "development_bytes", "test_bytes"} | None where no image file is decoded,
     "weights": [{"backbone", "found" (True, False, or None for random weights), "in_words"}],
-    "num_trials", "published_point" (whether trial 0 is one),
+    "num_trials", "published_point" (whether trial 0 is one), "num_first" (points of study.search.first), "searcher",
+    "num_later" (trials that are random here, and drawn from results when the search runs),
     "keys": [{"key", "domain" (in words), "values": [of each trial that has the key]}],
     "probe": [{"num_trials", "shape" (the settings in which the shapes differ), "epoch_s", and the fields of
                `training.probe.StepCost`}] | None, "hours" | None, "device" (only with a probe),
@@ -67,7 +68,7 @@ def forecast(plan: StudyPlan, storage: Path, *, as_published: bool = False) -> d
     plan: of `plan_study`, which refuses what a run would refuse. as_published: whether its catalogs have the published
     counts of benchmarks.
     """
-    space, trials, _, catalogs, _ = plan
+    space, trials, _, catalogs, later = plan
     machine = with_absolute_paths(space.machine, storage)
     return {
         "study": space.study.name,
@@ -79,6 +80,9 @@ def forecast(plan: StudyPlan, storage: Path, *, as_published: bool = False) -> d
         "weights": _weights(trials),
         "num_trials": len(trials),
         "published_point": has_first(space.trial),
+        "num_first": len(space.study.search.first),
+        "num_later": len(trials) - later["num_known"] if later else 0,
+        "searcher": space.study.search.searcher.name,
         "keys": _keys(space, trials),
         "probe": None,
         "hours": None,

@@ -9,11 +9,13 @@ from scipy import stats
 
 from raydml.config.trial import Balance
 from raydml.search_space.points import locate, published_defaults, read_point, written_point
-from raydml.search_space.space import SpaceError
+from raydml.search_space.published import published_recipe
+from raydml.search_space.smoke import write_smoke_space
+from raydml.search_space.space import SpaceError, load_space
 from raydml.searchers._base import DrawnBefore
 from raydml.study.draws import TrialDraws
 from raydml.study.shares import Shares, reachable_best
-from tests.searchers.spaces import space_at
+from tests.searchers.spaces import TEXT, space_at
 
 FIRST = "study.search.first=[{loss: {name: triplet, margin: 0.3}, miner: {name: all, tuples: triplets}}, \
 {optimizer: {learning_rate: 0.002}}]"
@@ -176,3 +178,30 @@ def test_a_balance_of_something_else_is_refused(tmp_path, of, words):
     with pytest.raises(SpaceError) as error:
         TrialDraws(space_at(tmp_path, f"study.search.balance={of}"))
     assert re.search(words, str(error.value), re.DOTALL)
+
+
+UNSEARCHED = (
+    "study.search.searcher={name: tpe}", "study.search.balance=loss",
+    "study.search.first=[{optimizer: {learning_rate: 0.002}}]",
+)  # fmt: skip
+
+
+def test_a_miniature_and_a_published_recipe_search_nothing(tmp_path):
+    """Their trials are fixed: points, shares and a searcher of the space would have nothing to choose from."""
+    space = space_at(tmp_path, *UNSEARCHED, "study.search.num_trials=6")
+    small = load_space(write_smoke_space(space, tmp_path / "smoke"))
+    assert len(TrialDraws(small).known()) > 1
+    firsts = TEXT
+    for ends, value in {"[0.6, 1.4]": 1.2, "[4, 9]": 5, "[1.0e-5, 1.0e-2]": 1.0e-3}.items():
+        firsts = firsts.replace(f"{ends}}}", f"{ends}, first: {value}}}")
+    recipe = published_recipe(space_at(tmp_path, *UNSEARCHED, text=firsts), seeds=1)
+    (only,) = TrialDraws(recipe).known()
+    assert only.trial.optimizer.learning_rate == 0.001
+
+
+@pytest.mark.parametrize(("key", "value"), [("searcher", "{name: tpe}"), ("balance", "loss")])
+def test_without_validation_classes_nothing_can_be_proposed_from_results(tmp_path, key, value):
+    fixed = ("trial.data.split.val_fraction=0", "study.refit={seeds: 1}", "study.search.scheduler=none")
+    with pytest.raises(SpaceError, match=rf"study.search.{key} = .*proposes trials from their validation metrics"):
+        space_at(tmp_path, *fixed, f"study.search.{key}={value}")
+    assert space_at(tmp_path, *fixed, "study.search.searcher={name: grid}")
