@@ -33,6 +33,7 @@ from raydml.report.clusters import (
 )
 from raydml.report.embedding_map import draw_embedding_map, draw_image_map, embedding_map
 from raydml.report.image_rows import LabelledImages
+from raydml.report.mislabelled import suspects, write_suspects
 from raydml.report.page import PICTURE_SECTIONS, Illustration
 from raydml.report.retrievals import (
     FRAMES_IN_WORDS,
@@ -64,10 +65,10 @@ def draw_illustrations(
     """Draw what the networks of these checkpoints do with the validation classes of their own trials.
 
     Every run gets ``retrievals-<key>.png``, the clusters it keeps (Divide & Conquer, MIC), and its validation
-    embeddings as ``embeddings-<key>.npz``. The first run also gets its best and worst retrievals, its failing classes
-    and a map. The first two runs with the same validation classes get the queries on which they differ. Runs with
-    different validation classes are never compared, because the classes of the one trained the other. No test image is
-    opened.
+    embeddings as ``embeddings-<key>.npz``. The first run also gets its best and worst retrievals, its failing classes,
+    the images that are probably mislabelled, with a table, and a map. The first two runs with the same validation
+    classes get the queries on which they differ. Runs with different validation classes are never compared, because the
+    classes of the one trained the other. No test image is opened.
 
     Args:
         checkpoints: key of a run -> its checkpoint folder, best first.
@@ -90,7 +91,11 @@ def draw_illustrations(
         drawn.append(_sample(run, folder))
         if number == 1:
             drawn += [*_best_and_worst(run, folder), _failures(key, "validation", run.ranked, saved, folder)]
-            drawn += [*_confusions(run, folder), *_maps(key, "validation", saved, folder, run.opened.val.pixels)]
+            drawn += [
+                *_mislabelled(run, folder),
+                *_confusions(run, folder),
+                *_maps(key, "validation", saved, folder, run.opened.val.pixels),
+            ]
         drawn += _clusters(run, folder)
         runs.append(run)
     pairs = [(one, other) for place, one in enumerate(runs) for other in runs[place + 1 :] if one.validates_as(other)]
@@ -195,6 +200,25 @@ def _confusions(run: ValidatedRun, folder: Path) -> list[Illustration]:
         "queries beside their wrong nearest neighbour, the nearest first. The number is the distance."
     )
     return [Illustration("classes", title, caption, run.key, path)]
+
+
+def _mislabelled(run: ValidatedRun, folder: Path) -> list[Illustration]:
+    """Draw the validation images whose label is probably wrong, and list all of them in a table."""
+    images, paths = run.val, run.opened.val.paths
+    found = suspects(run.embeddings, images.labels, device=run.device)
+    place_of = {int(row): place for place, row in enumerate(run.ranked.queries)}
+    places = [place_of[one.row] for one in found if one.row in place_of]
+    if not places:
+        return []
+    table = write_suspects(found, paths, images.class_names, folder / f"mislabelled-{run.key}.csv")
+    path, title = folder / f"mislabelled-{run.key}.png", f"Labels to look at, {run.key}"
+    draw_queries(places[:_NUM_QUERIES], {"": run.ranked}, images, path, title=title)
+    caption = (
+        f"{counted(len(found), 'validation image')} of {len(images.labels):,} in {run.name} whose nearest neighbours "
+        f"are nearly all of one other class, the clearest first. Some have a wrong label, others only look like that "
+        f"class. No image is left out for it. All are listed in illustrations/{table.name}. {FRAMES_IN_WORDS}"
+    )
+    return [Illustration("labels", title, caption, run.key, path)]
 
 
 def _maps(

@@ -45,6 +45,7 @@ PICTURE_SECTIONS = {
     "retrievals": "Sample retrievals",
     "changed": "What changed between two runs",
     "classes": "Hardest classes",
+    "labels": "Labels that may be wrong",
     "map": "A map of the embedding",
     "clusters": "Clusters",
 }
