@@ -22,7 +22,7 @@ from raydml.ops.files import write_whole
 
 MAX_NEIGHBOURS, _FEWEST_NEIGHBOURS = 10, 3
 #: Of the neighbours: at least of the other class, and at most of the image's own.
-LEAST_SHARE, LARGEST_OWN = 0.8, 0.1
+LEAST_SHARE, LARGEST_OWN = 0.6, 0.0
 
 
 class Suspect(NamedTuple):
