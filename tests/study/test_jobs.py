@@ -19,6 +19,7 @@ from raydml.study.job_server import read_token
 from raydml.study.package import digest_of_package
 from raydml.training.checkpoint import git_commit, load_card
 from tests.chaos.targets import Cluster, kill, processes
+from tests.study.in_process import finished_here
 from tests.study.test_folder import ROOT
 
 pytestmark = [
@@ -32,7 +33,7 @@ pytestmark = [
     ),
 ]
 SMALL = ["study.search.num_trials=4", "study.search.scheduler=none", "study.confirm=null", "study.refit=null"]
-SMALL += ["study.finalize=null", "trial.epochs=30", "machine.checkpoint_every_s=0"]
+SMALL += ["study.finalize=null", "trial.epochs=15", "machine.checkpoint_every_s=0"]
 RAY = str(os.path.join(os.path.dirname(sys.executable), "ray"))
 
 
@@ -143,11 +144,9 @@ def test_a_job_whose_driver_is_killed_goes_on_where_it_was_and_nothing_runs_twic
     assert {trial: starts.count(trial) for trial in before} == dict.fromkeys(before, 1)
     assert sorted(ends) == [f"search-{number:03d}" for number in range(4)]
 
-    undisturbed = tmp_path / "undisturbed"
-    words = [sys.executable, str(ROOT / "launch.py"), "sweep", "digits", "--storage", str(undisturbed)]
-    subprocess.run([*words, *(f"--set={setting}" for setting in SMALL)], check=True, capture_output=True, timeout=600)
-    assert values(folder) == values(undisturbed / "digits")
-    assert all(len(epochs) == 30 and all(epochs.values()) for epochs in values(folder).values())
+    undisturbed = finished_here(ROOT / "search_spaces" / "digits.yaml", SMALL, tmp_path / "undisturbed")
+    assert values(folder) == values(undisturbed)
+    assert all(len(epochs) == 15 and all(epochs.values()) for epochs in values(folder).values())
 
     assert read_study(folder)["commit"] == commit
     card = load_card(max((folder / "search").glob("run-*/search-*/checkpoint_*")))

@@ -20,6 +20,7 @@ from raydml.study.remote import StudyPlace
 from raydml.training import checkpoint
 from tests.chaos.targets import Cluster, driver_of, kill, members
 from tests.store_server import store_server
+from tests.study.in_process import finished_here
 from tests.study.test_cluster import trials_of
 from tests.study.test_folder import ROOT
 from tests.study.test_node import can_mount
@@ -27,11 +28,12 @@ from tests.study.test_node import can_mount
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(600)]
 
 SMALL = (
-    "study.search.num_trials=3", "study.search.scheduler=sync", "study.confirm={top: 1, folds: 2, seeds: 1}",
+    "study.search.num_trials=2", "study.search.scheduler=none", "study.confirm={top: 1, folds: 2, seeds: 1}",
     "study.refit=null", "study.finalize={top: 1}", "trial.epochs=6", "study.keep_checkpoints=1",
     "machine.device=cpu", "machine.checkpoint_every_s=0",
 )  # fmt: skip
-SWEEP = ("sweep", str(ROOT / "search_spaces" / "digits.yaml"), *(f"--set={setting}" for setting in SMALL))
+DIGITS = ROOT / "search_spaces" / "digits.yaml"
+SWEEP = ("sweep", str(DIGITS), *(f"--set={setting}" for setting in SMALL))
 
 
 @pytest.fixture
@@ -82,9 +84,7 @@ def numbers(folder):
 
 def test_a_study_whose_machine_is_lost_goes_on_from_the_store_with_equal_numbers(tmp_path, server):
     """The driver is killed with all that it has started, and its disk is lost. The store fails now and then."""
-    uri = server.uri()
-    with launched(tmp_path / "undisturbed", *SWEEP) as process:
-        assert process.wait(300) == 0, said(tmp_path / "undisturbed")
+    uri, undisturbed = server.uri(), finished_here(DIGITS, SMALL, tmp_path / "undisturbed")
     number = iter(range(10**9))
     server.faults.append(lambda method, path: "error" if next(number) % 17 == 0 else None)  # noqa: ARG005
     first, second = tmp_path / "first", tmp_path / "second"
@@ -100,7 +100,7 @@ def test_a_study_whose_machine_is_lost_goes_on_from_the_store_with_equal_numbers
     with launched(second, "resume", f"{uri.partition('?')[0]}/digits?{uri.partition('?')[2]}") as process:
         assert process.wait(300) == 0, said(second)
     folder = second / "studies" / "digits"
-    assert numbers(folder) == numbers(tmp_path / "undisturbed" / "studies" / "digits")
+    assert numbers(folder) == numbers(undisturbed)
     assert len(events.read(events_path(folder))) > seen
     retried = [event for event in events.read(events_path(folder)) if event["event"] == "trial_retried"]
     assert not retried, "\n".join(map(str, retried))
