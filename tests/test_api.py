@@ -20,6 +20,7 @@ from raydml.errors import ConfigError
 from raydml.study.driver import LOCK
 from tests.cli.commands import done
 from tests.report.written_study import add_refits, write_published_study, write_study
+from tests.study.pictures import leave_pictures_out
 
 HEAVY = ("torch", "ray", "mlflow", "pandas", "matplotlib", "faiss")
 
@@ -106,6 +107,7 @@ def test_a_study_from_python(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     space = tmp_path / "space.yaml"
     space.write_text(SPACE, encoding="utf-8")
+    leave_pictures_out(tmp_path / "studies" / "python")
     study = Study.start(space, name="python")
     with pytest.raises(TimeoutError, match="continues"):
         study.wait(0.1)

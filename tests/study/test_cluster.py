@@ -19,6 +19,7 @@ from raydml.study.events import events_path, read_state, read_trials
 from raydml.study.folder import StudyError, read_json
 from raydml.study.process import MachineFault
 from tests.chaos.targets import Cluster, processes
+from tests.study.pictures import leave_pictures_out
 from tests.study.study_events import started
 from tests.study.test_folder import ROOT, make
 from tests.tracking.team_server import free_port
@@ -36,6 +37,7 @@ def sweep_on(cluster, storage):
     command = [sys.executable, str(ROOT / "launch.py"), "sweep", str(ROOT / "search_spaces" / "digits.yaml")]
     command += ["--storage", str(storage), "--address", cluster.address]
     command += [word for setting in SMALL for word in ("--set", setting)]
+    leave_pictures_out(storage / "digits")
     cluster.folder.mkdir()
     cluster.start()
     environment = {**os.environ, "RAY_AUTH_MODE": "token"}

@@ -20,6 +20,7 @@ from raydml.study.package import digest_of_package
 from raydml.training.checkpoint import git_commit, load_card
 from tests.chaos.targets import Cluster, kill, processes
 from tests.study.in_process import finished_here
+from tests.study.pictures import leave_pictures_out
 from tests.study.test_folder import ROOT
 
 pytestmark = [
@@ -119,6 +120,7 @@ def values(folder):
 
 def test_a_job_whose_driver_is_killed_goes_on_where_it_was_and_nothing_runs_twice(cluster, tmp_path):
     secrets, commit = {"MLFLOW_TRACKING_PASSWORD": "first-secret"}, git_commit()
+    folder = leave_pictures_out(tmp_path / "digits")
     said = submit(cluster, tmp_path, variables=secrets)
     assert "secret" not in said
     assert "MLFLOW_TRACKING_PASSWORD (values are not shown)" in said
@@ -126,7 +128,6 @@ def test_a_job_whose_driver_is_killed_goes_on_where_it_was_and_nothing_runs_twic
     assert job(cluster, first)["runtime_env"]["env_vars"]["MLFLOW_TRACKING_PASSWORD"] == "first-secret"
     assert f"digits runs already as job {first}" in submit(cluster, tmp_path, variables=secrets)
     assert "with other options" in submit(cluster, tmp_path, "--num-trials", 5, code=2)
-    folder = tmp_path / "digits"
     wait_for(
         lambda: [trial for trial in trials_of(folder) if trial.ended] and
         [trial for trial in trials_of(folder) if not trial.ended and len(trial.epochs) > 1],
@@ -174,6 +175,7 @@ def test_an_installed_raydml_without_a_checkout_can_submit_a_space_of_its_user(c
     (tmp_path / "mine.yaml").write_text((ROOT / "search_spaces" / "digits.yaml").read_text())
     program, environment = (sys.executable, "-m", "raydml"), {"PYTHONPATH": str(site)}
     settings = [*SMALL, "study.search.num_trials=1", "trial.epochs=1"]
+    leave_pictures_out(tmp_path / "studies" / "mine")
     said = submit(
         cluster, tmp_path / "studies", "--follow", program=program, variables=environment, cwd=tmp_path,
         space="mine.yaml", settings=settings,
@@ -184,6 +186,7 @@ def test_an_installed_raydml_without_a_checkout_can_submit_a_space_of_its_user(c
 
 def test_ray_job_submit_as_it_is_typed_by_hand_runs_the_study_on_the_cluster(cluster, tmp_path):
     settings = [*SMALL, "study.search.num_trials=1", "trial.epochs=1"]
+    leave_pictures_out(tmp_path / "digits")
     checkout = tmp_path / "checkout"
     for name in ("raydml", "search_spaces"):
         shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))

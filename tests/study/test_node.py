@@ -22,6 +22,7 @@ from raydml.study.process import MachineFault
 from raydml.study.remote import StudyPlace
 from raydml.study.runner import StudyEvents, StudySession, run_trials
 from tests.chaos.targets import Cluster
+from tests.study.pictures import leave_pictures_out
 from tests.study.test_folder import ROOT
 
 can_mount = shutil.which("unshare") is not None and subprocess.call(["unshare", "--mount", "true"]) == 0
@@ -329,6 +330,7 @@ def sweep(checkout, storage, cluster, *settings):
     command = [sys.executable, str(checkout / "launch.py"), "sweep", str(ROOT / "search_spaces" / "digits.yaml")]
     command += ["--storage", str(storage), "--address", cluster.address]
     command += [f"--set={setting}" for setting in settings]
+    leave_pictures_out(storage / "digits")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with open(storage / "output.txt", "w") as output:
         process = subprocess.Popen(

@@ -21,6 +21,7 @@ from raydml.training import checkpoint
 from tests.chaos.targets import Cluster, driver_of, kill, members
 from tests.store_server import store_server
 from tests.study.in_process import finished_here
+from tests.study.pictures import leave_pictures_out
 from tests.study.test_cluster import trials_of
 from tests.study.test_folder import ROOT
 from tests.study.test_node import can_mount
@@ -45,7 +46,7 @@ def server(monkeypatch):
 @contextmanager
 def launched(here, *arguments, **environment):
     """Run a command in a folder, and yield its process, which prints into ``output.txt`` there."""
-    here.mkdir(exist_ok=True)
+    here.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(ROOT / "launch.py"), *arguments]
     with open(here / "output.txt", "a") as output:
         process = subprocess.Popen(
@@ -88,6 +89,7 @@ def test_a_study_whose_machine_is_lost_goes_on_from_the_store_with_equal_numbers
     number = iter(range(10**9))
     server.faults.append(lambda method, path: "error" if next(number) % 17 == 0 else None)  # noqa: ARG005
     first, second = tmp_path / "first", tmp_path / "second"
+    leave_pictures_out(first / "studies" / "digits")
     with launched(first, *SWEEP, "--storage", uri) as process:
         folder = first / "studies" / "digits"
         wait_for(lambda: sum(len(trial.epochs) for trial in trials_of(folder)) >= 5, process, first)
