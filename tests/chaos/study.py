@@ -14,8 +14,8 @@ from pathlib import Path
 from raydml.study import events
 from raydml.study.events import read_state
 from tests.chaos.targets import Cluster, driver_of, kill, members, processes
-from tests.study.pictures import leave_pictures_out
 from tests.study.repeatable import repeatable
+from tests.study.small import leave_pictures_out
 
 LAUNCH = Path(__file__).parents[2] / "launch.py"
 NAME = "digits"

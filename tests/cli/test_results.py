@@ -15,11 +15,11 @@ from raydml.study.driver import LOCK
 from raydml.study.folder import read_study
 from raydml.tracking.store import connect, default_uri
 from tests.cli.commands import done, refused
-from tests.study.pictures import leave_pictures_out
+from tests.study.small import ONE_PROCESS, leave_pictures_out
 from tests.study.test_folder import make
 
 ROOT = Path(__file__).parents[2]
-OPTIONS = ["--num-trials", "2", "--max-epochs", "1", "--set", "study.confirm={top: 1, folds: 2, seeds: 1}"]
+OPTIONS = ["--num-trials", "2", "--max-epochs", "1", "--set", "study.confirm=null", *ONE_PROCESS]
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
@@ -92,7 +92,7 @@ def test_a_study_works_after_its_storage_was_copied_moved_and_renamed(tmp_path, 
     assert not (filled / "mlflow.db").exists()
     done("sync", "digits", "--storage", filled)
     uri = default_uri(filled)
-    assert len(connect(uri).search_runs([connect(uri).get_experiment_by_name("raydml").experiment_id])) == 5
+    assert len(connect(uri).search_runs([connect(uri).get_experiment_by_name("raydml").experiment_id])) == 3
 
 
 def make_study(storage, **more):

@@ -15,7 +15,7 @@ from raydml.cli.smoke import SmokeError, miniature, show_smoke_outcome
 from raydml.search_space.space import load_space
 from raydml.study.events import read_state
 from tests.cli.commands import refused
-from tests.study.pictures import leave_pictures_out
+from tests.study.small import ONE_PROCESS, leave_pictures_out
 from tests.study.study_events import ended, epoch, stage_started, started, study_started
 
 SPACE = Path(__file__).parents[2] / "search_spaces" / "image_folder.yaml"
@@ -26,7 +26,7 @@ def smoke_run(*arguments):
 
     In a process of its own: Ray keeps the token of its first cluster for as long as a process lives.
     """
-    command = [sys.executable, SPACE.parents[1] / "launch.py", "sweep", "--smoke", *arguments]
+    command = [sys.executable, SPACE.parents[1] / "launch.py", "sweep", "--smoke", *arguments, *ONE_PROCESS]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout.splitlines()[-1]

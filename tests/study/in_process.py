@@ -20,7 +20,7 @@ from raydml.study.events import read_trials
 from raydml.study.folder import create_study
 from raydml.study.runner import StudyEvents
 from raydml.training.trainer import Trainer
-from tests.study.pictures import leave_pictures_out
+from tests.study.small import leave_pictures_out
 
 
 class _Task:

@@ -19,7 +19,7 @@ from raydml.study.events import events_path, read_state, read_trials
 from raydml.study.folder import StudyError, read_json
 from raydml.study.process import MachineFault
 from tests.chaos.targets import Cluster, processes
-from tests.study.pictures import leave_pictures_out
+from tests.study.small import leave_pictures_out
 from tests.study.study_events import started
 from tests.study.test_folder import ROOT, make
 from tests.tracking.team_server import free_port

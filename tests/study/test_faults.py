@@ -22,7 +22,7 @@ from raydml.study.faults import FaultStop, fault_in, fault_of, faults_named, is_
 from raydml.study.process import MachineFault
 from raydml.study.runner import StudyEvents, _forgive, count_deaths_once
 from raydml.training import checkpoint
-from tests.study.pictures import leave_pictures_out
+from tests.study.small import leave_pictures_out
 from tests.study.test_folder import image_folder
 
 ROOT = Path(__file__).parents[2]

@@ -26,7 +26,7 @@ from raydml.study.remote import StudyPlace
 from raydml.study.runner import StudySession, num_slots, run_trials
 from raydml.study.stages import run_study, search_trials
 from raydml.training.trial_images import Catalogs
-from tests.study.pictures import leave_pictures_out
+from tests.study.small import leave_pictures_out
 from tests.study.test_folder import make
 
 GIB = 2**30

@@ -20,7 +20,7 @@ from raydml.study.package import digest_of_package
 from raydml.training.checkpoint import git_commit, load_card
 from tests.chaos.targets import Cluster, kill, processes
 from tests.study.in_process import finished_here
-from tests.study.pictures import leave_pictures_out
+from tests.study.small import leave_pictures_out
 from tests.study.test_folder import ROOT
 
 pytestmark = [

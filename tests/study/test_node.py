@@ -22,7 +22,7 @@ from raydml.study.process import MachineFault
 from raydml.study.remote import StudyPlace
 from raydml.study.runner import StudyEvents, StudySession, run_trials
 from tests.chaos.targets import Cluster
-from tests.study.pictures import leave_pictures_out
+from tests.study.small import leave_pictures_out
 from tests.study.test_folder import ROOT
 
 can_mount = shutil.which("unshare") is not None and subprocess.call(["unshare", "--mount", "true"]) == 0

@@ -20,8 +20,8 @@ from raydml.study.stages import run_study, search_trials
 from raydml.training import checkpoint
 from tests.cli.commands import refused
 from tests.study.in_process import without_ray
-from tests.study.pictures import leave_pictures_out
 from tests.study.repeatable import repeatable
+from tests.study.small import leave_pictures_out
 from tests.study.test_folder import make
 
 METRIC = "val_map_at_r"

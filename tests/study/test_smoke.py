@@ -13,7 +13,7 @@ from raydml.study.folder import create_study, read_json
 from raydml.study.smoke import mark_as_smoke, smoke_outcome
 from raydml.study.stages import run_study
 from tests.study.in_process import without_ray
-from tests.study.pictures import leave_pictures_out
+from tests.study.small import leave_pictures_out
 
 SPACES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
 # These run with their own backbone, one of each system and of each benchmark; the others with a tiny one.

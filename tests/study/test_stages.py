@@ -33,8 +33,8 @@ from raydml.study.stages import run_study
 from raydml.training import checkpoint
 from raydml.training.trainer import Trainer
 from tests.study.in_process import without_ray
-from tests.study.pictures import leave_pictures_out
 from tests.study.repeatable import repeatable
+from tests.study.small import leave_pictures_out
 from tests.study.test_folder import SPACE, image_folder
 
 METRIC = "val_map_at_r"

@@ -21,7 +21,7 @@ from raydml.training import checkpoint
 from tests.chaos.targets import Cluster, driver_of, kill, members
 from tests.store_server import store_server
 from tests.study.in_process import finished_here
-from tests.study.pictures import leave_pictures_out
+from tests.study.small import ONE_PROCESS, leave_pictures_out
 from tests.study.test_cluster import trials_of
 from tests.study.test_folder import ROOT
 from tests.study.test_node import can_mount
@@ -90,7 +90,7 @@ def test_a_study_whose_machine_is_lost_goes_on_from_the_store_with_equal_numbers
     server.faults.append(lambda method, path: "error" if next(number) % 17 == 0 else None)  # noqa: ARG005
     first, second = tmp_path / "first", tmp_path / "second"
     leave_pictures_out(first / "studies" / "digits")
-    with launched(first, *SWEEP, "--storage", uri) as process:
+    with launched(first, *SWEEP, *ONE_PROCESS, "--storage", uri) as process:
         folder = first / "studies" / "digits"
         wait_for(lambda: sum(len(trial.epochs) for trial in trials_of(folder)) >= 5, process, first)
         time.sleep(2.5)  # the copy is at most five seconds behind
@@ -179,7 +179,7 @@ def test_a_store_that_cannot_be_used_is_refused_before_any_work(tmp_path, server
 
 def test_ctrl_c_leaves_a_whole_copy(tmp_path, server):
     here = tmp_path / "here"
-    with launched(here, *SWEEP, "--storage", server.uri()) as process:
+    with launched(here, *SWEEP, *ONE_PROCESS, "--storage", server.uri()) as process:
         folder = here / "studies" / "digits"
         wait_for(lambda: sum(len(trial.epochs) for trial in trials_of(folder)) >= 2, process, here)
         process.send_signal(signal.SIGINT)

@@ -20,7 +20,7 @@ from raydml.study import events
 from raydml.study.folder import create_study, read_json
 from raydml.tracking.delivery import Tracker, sync
 from raydml.tracking.store import StoreUnavailable, TrackingError, connect, reach_store
-from tests.study.pictures import leave_pictures_out
+from tests.study.small import ONE_PROCESS, leave_pictures_out
 from tests.tracking.team_server import FILES, Login, TeamServer, settings_of, team_server, what_is_missing
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -180,7 +180,7 @@ def test_two_studies_of_two_users_begin_at_once_in_an_empty_store(
 def swept(server: TeamServer, ann: Login, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A study of three trials on Ray, which reports to the server, and what its command printed."""
     storage = tmp_path_factory.mktemp("studies")
-    words = ["sweep", DIGITS, "--num-trials", 3, "--max-epochs", 2, "--stages", "search,finalize"]
+    words = ["sweep", DIGITS, "--num-trials", 3, "--max-epochs", 2, "--stages", "search,finalize", *ONE_PROCESS]
     leave_pictures_out(storage / "digits")
     done = run(ann, *words, "--storage", storage, "--tracking-uri", server.uri, timeout_s=500)
     assert done.returncode == 0, done.stdout + done.stderr
