@@ -13,7 +13,7 @@ SEED = 20261129
 
 @pytest.mark.slow
 @pytest.mark.cluster
-@pytest.mark.xdist_group("cluster")
+@pytest.mark.xdist_group("faults")
 @pytest.mark.timeout(900)
 def test_a_study_under_faults_of_most_kinds_ends_as_the_undisturbed_one(tmp_path):
     """One of each group of kinds that end in the same way; ``python -m tests.chaos`` draws from all of them."""

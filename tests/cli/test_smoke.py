@@ -26,7 +26,7 @@ def smoke_run(*arguments):
 
     In a process of its own: Ray keeps the token of its first cluster for as long as a process lives.
     """
-    command = [sys.executable, SPACE.parents[1] / "launch.py", "sweep", "--smoke", *arguments, *ONE_PROCESS]
+    command = [sys.executable, SPACE.parents[1] / "launch.py", "sweep", "--smoke", *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout.splitlines()[-1]
@@ -36,7 +36,7 @@ def smoke_run(*arguments):
 @pytest.mark.xdist_group("ray")
 def test_a_smoke_run_ends_with_one_line_and_is_marked_everywhere(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing must be sent there
-    last = smoke_run(SPACE, "--storage", tmp_path, "--stages", "search,confirm", "--name", "x")
+    last = smoke_run(SPACE, "--storage", tmp_path, "--stages", "search,confirm", "--name", "x", *ONE_PROCESS)
     assert last.startswith("recipe runs: ")
     assert "peak memory" in last
     assert last.endswith("s per step")

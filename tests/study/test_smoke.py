@@ -31,9 +31,9 @@ NUM_TRIALS |= dict.fromkeys(("divide_conquer_sop", "classification_cars196", "mi
 NUM_TRIALS["foundation_cub200"] = 6  # each network with each part that learns
 
 
-def smoke_overrides(name):
+def smoke_overrides(name, has_own_backbone=None):
     overrides = ["machine.data_root=.", "machine.device=cpu"]
-    if name in OWN_BACKBONE:
+    if name in OWN_BACKBONE if has_own_backbone is None else has_own_backbone:
         return overrides
     if name in FOUNDATIONS:
         return [*overrides, "trial.model.backbone=timm:test_vit"]

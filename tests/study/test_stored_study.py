@@ -26,7 +26,7 @@ from tests.study.test_cluster import trials_of
 from tests.study.test_folder import ROOT
 from tests.study.test_node import can_mount
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.xdist_group("faults"), pytest.mark.timeout(600)]
 
 SMALL = (
     "study.search.num_trials=2", "study.search.scheduler=none", "study.confirm={top: 1, folds: 2, seeds: 1}",

@@ -29,7 +29,7 @@ MISSING = what_is_missing()
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.cluster,
-    pytest.mark.xdist_group("cluster"),
+    pytest.mark.xdist_group("team server"),
     pytest.mark.timeout(800),
     pytest.mark.skipif(bool(MISSING), reason=MISSING or "nothing is missing"),
 ]
