@@ -20,6 +20,7 @@ from raydml.errors import ConfigError
 from raydml.study.driver import LOCK
 from tests.cli.commands import done
 from tests.report.written_study import add_refits, write_published_study, write_study
+from tests.study.small import leave_pictures_out
 
 HEAVY = ("torch", "ray", "mlflow", "pandas", "matplotlib", "faiss")
 
@@ -37,7 +38,7 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
 
 SPACE = """
 study:
-  search: {num_trials: 1, scheduler: none}
+  search: {num_trials: 1, scheduler: none, max_concurrent: 1}
   confirm: {top: 1, folds: 2, seeds: 1}
   finalize: {top: 1}
 trial:
@@ -106,6 +107,7 @@ def test_a_study_from_python(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     space = tmp_path / "space.yaml"
     space.write_text(SPACE, encoding="utf-8")
+    leave_pictures_out(tmp_path / "studies" / "python")
     study = Study.start(space, name="python")
     with pytest.raises(TimeoutError, match="continues"):
         study.wait(0.1)

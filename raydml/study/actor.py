@@ -112,6 +112,8 @@ class TrialActor(tune.Trainable):
     _notes: list[str]  # for the study's events, with the next result
     _trainer: Trainer | None = None
     _is_between_epochs: bool = False  # and so has a state that can be saved
+    _trains: bool = False  # has begun to train the trial
+    _pulled: Path | None = None  # the checkpoint of an earlier run that was fetched for the trial
     _writer: CheckpointWriter | None = None
     _snapshots: Snapshots
     _system: SystemUse | None = None
@@ -171,6 +173,7 @@ class TrialActor(tune.Trainable):
         self.cleanup()
         # Free the old trial first: two of them may not fit into one share of a GPU.
         self._free()
+        self._trains, self._pulled = False, None
         self._storage = None  # of Tune: it would copy what is written where it stays
         self._metric, self._rungs = str(config["metric"]), set(config["rungs"])
         machine = Machine.model_validate(config["machine"])
@@ -226,7 +229,7 @@ class TrialActor(tune.Trainable):
         record = self._trainer.restore(begins_from)
         self._writer.goes_on_from(begins_from, self._trainer)
         if begins_from.parent != self._writer.folder:
-            self._files.tidy(begins_from)
+            self._pulled = begins_from
         if found is None:
             # The scheduler of this run does not have the saved epoch: it decides on it now, with full rungs.
             self._repeat = record
@@ -257,6 +260,9 @@ class TrialActor(tune.Trainable):
         assert self._writer is not None
         while time.monotonic() < self._leaves_by_s:
             time.sleep(0.1)
+        if not self._trains:
+            self._trains = True
+            self._tidy_pulled()
         if self._repeat is not None:
             record, self._repeat = self._repeat, None
         else:
@@ -292,11 +298,19 @@ class TrialActor(tune.Trainable):
             return
         try:
             self._writer.wait()
+            # Tune may prepare a trial in a second process that never trains it, while the first one uses these files.
+            if not self._trains:
+                return
             if self._trainer is not None and self._is_between_epochs and self._writer.is_behind(self._trainer):
                 self._writer.write(self._trainer)
+            self._tidy_pulled()
             self._files.tidy(self._writer.folder)
         except Exception as error:  # on a full disk, say; the trial that takes over this actor must not fail for it
             logger.warning("the last epochs of the trial are not saved: %s: %s", type(error).__name__, error)
+
+    def _tidy_pulled(self) -> None:
+        if self._pulled is not None:
+            self._files.tidy(self._pulled)
 
     def save_between_epochs(self) -> None:
         """Write what the newest checkpoint lacks, where there is a state that can be saved: this node is going away.

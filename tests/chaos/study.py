@@ -15,6 +15,7 @@ from raydml.study import events
 from raydml.study.events import read_state
 from tests.chaos.targets import Cluster, driver_of, kill, members, processes
 from tests.study.repeatable import repeatable
+from tests.study.small import leave_pictures_out
 
 LAUNCH = Path(__file__).parents[2] / "launch.py"
 NAME = "digits"
@@ -46,9 +47,9 @@ TIMING = ("_s", "peak_memory_bytes")
 
 class StudyUnderFaults:
     """A study in a folder of its own. cluster: joined by its address; None is an embedded Ray. every_s: the least time
-    between two checkpoints of a trial."""
+    between two checkpoints of a trial. pictures: whether it draws any."""
 
-    def __init__(self, folder, draw, cluster=None, every_s=0):
+    def __init__(self, folder, draw, cluster=None, every_s=0, *, pictures=True):
         self._every_s = every_s
         self.storage, self.folder = folder / "studies", folder / "studies" / NAME
         self._draw, self._cluster = draw, cluster
@@ -57,6 +58,8 @@ class StudyUnderFaults:
         self._drivers = set()  # sessions of all drivers so far
         self.command = None
         folder.mkdir(parents=True, exist_ok=True)
+        if not pictures:
+            leave_pictures_out(self.folder)
 
     def start(self):
         """Start the command: `sweep` the first time, `resume` from then on."""
@@ -288,19 +291,19 @@ def runs_of(storage):
     return sorted((run.info.run_name, run.info.status) for run in client.search_runs(experiments, max_results=5000))
 
 
-def undisturbed(folder):
+def undisturbed(folder, *, pictures=True):
     """Run the study once without a fault, and return its results and its runs."""
-    study = StudyUnderFaults(folder, random.Random(0))
+    study = StudyUnderFaults(folder, random.Random(0), pictures=pictures)
     study.run([], lambda: True)
     return results_of(study.folder), runs_of(study.storage)
 
 
-def disturbed(folder, seed, kinds, until, expected, *, on_cluster=False, every_s=0, shown=print):
+def disturbed(folder, seed, kinds, until, expected, *, on_cluster=False, every_s=0, shown=print, pictures=True):
     """Run the study under faults, and return a row of what happened. Raises AssertionError where a promise broke."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     cluster = Cluster(folder) if on_cluster else None
-    study = StudyUnderFaults(folder, random.Random(seed), cluster, every_s)
+    study = StudyUnderFaults(folder, random.Random(seed), cluster, every_s, pictures=pictures)
     try:
         study.run(kinds, until, shown)
     finally:

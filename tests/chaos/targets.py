@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from raydml.study.cluster import _protect_token
@@ -93,8 +94,8 @@ class Cluster:
             binds = " && ".join(f"mount --bind {shlex.quote(str(a))} {shlex.quote(str(b))}" for a, b in mounts)
             command = ["unshare", "--mount", "sh", "-c", f"{binds} && exec {shlex.join(command)}"]
         for _ in range(5):  # several on one machine draw their ports at random, and may meet
-            log = self.folder / f"node-{len(list(self.folder.glob('node-*'))):03d}.txt"
-            with open(log, "wb") as output:
+            with tempfile.NamedTemporaryFile(dir=self.folder, prefix="node-", suffix=".txt", delete=False) as output:
+                log = Path(output.name)
                 node = subprocess.Popen(
                     command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=environment
                 )
@@ -165,8 +166,11 @@ class Cluster:
             arguments = ["--head", "--port", str(self.port), "--num-cpus", "0", *dashboard, *arguments]
             self.head = self._node(*arguments, variables=variables)
         self.nodes = [node for node in self.nodes if node.poll() is None]
-        while len(self.nodes) < self._num_nodes:
-            self.nodes.append(self._node("--address", self.address, "--num-cpus", "1"))
+        if num_missing := max(0, self._num_nodes - len(self.nodes)):
+            with ThreadPoolExecutor(num_missing) as pool:
+                arguments = ("--address", self.address, "--num-cpus", "1")
+                started = [pool.submit(self._node, *arguments) for _ in range(num_missing)]
+                self.nodes += [one.result() for one in started]
 
     def add_node(self, *arguments, mounts=()):
         """Start one more node. mounts: pairs of folders; for the node the first is in the place of the second."""

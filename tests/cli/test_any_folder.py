@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.cli.commands import done, refused, run
+from tests.study.small import ONE_PROCESS
 
 ROOT = Path(__file__).parents[2]
 SPLIT = "6 classes in class folders, 12 images: 2 train / 2 validate / 2 test, sealed"
@@ -64,7 +65,7 @@ def test_a_disk_without_room_for_the_model_is_found_before_the_training(photos, 
 @pytest.mark.xdist_group("ray")
 def test_a_folder_of_six_classes_becomes_a_finished_study(photos, tmp_path):
     command = [sys.executable, "-m", "raydml", "sweep", photos, "--num-trials", "2", "--max-epochs", "1"]
-    command += ["--set", "study.confirm.seeds=1", "--set", "study.confirm.top=1"]
+    command += ["--set", "study.confirm.seeds=1", "--set", "study.confirm.top=1", *ONE_PROCESS]
     run = subprocess.run(
         command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
     )

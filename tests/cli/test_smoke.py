@@ -15,6 +15,7 @@ from raydml.cli.smoke import SmokeError, miniature, show_smoke_outcome
 from raydml.search_space.space import load_space
 from raydml.study.events import read_state
 from tests.cli.commands import refused
+from tests.study.small import ONE_PROCESS, leave_pictures_out
 from tests.study.study_events import ended, epoch, stage_started, started, study_started
 
 SPACE = Path(__file__).parents[2] / "search_spaces" / "image_folder.yaml"
@@ -35,7 +36,7 @@ def smoke_run(*arguments):
 @pytest.mark.xdist_group("ray")
 def test_a_smoke_run_ends_with_one_line_and_is_marked_everywhere(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing must be sent there
-    last = smoke_run(SPACE, "--storage", tmp_path, "--stages", "search,confirm", "--name", "x")
+    last = smoke_run(SPACE, "--storage", tmp_path, "--stages", "search,confirm", "--name", "x", *ONE_PROCESS)
     assert last.startswith("recipe runs: ")
     assert "peak memory" in last
     assert last.endswith("s per step")
@@ -54,9 +55,9 @@ def test_a_smoke_run_ends_with_one_line_and_is_marked_everywhere(tmp_path, monke
 def test_a_published_recipe_trains_refits_on_all_classes_and_tests_them_without_a_search(tmp_path):
     space = SPACE.with_name("mdr_cub200.yaml")
     tiny = ("--set", "trial.model.backbone=convnet", "--set", "trial.model.weights=none", "--set", "machine.device=cpu")
+    folder = leave_pictures_out(tmp_path / "mdr_cub200-published-smoke")
     last = smoke_run(space, "--recipe", "published", "--storage", tmp_path, *tiny)
     assert last.startswith("recipe runs: 2 trials, peak memory")
-    folder = tmp_path / "mdr_cub200-published-smoke"
     state = read_state(folder)
     assert dict.fromkeys(trial.stage for trial in state.trials.values()) == {"refit": None}
     assert {key: trial.ended for key, trial in state.trials.items()} == {

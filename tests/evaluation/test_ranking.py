@@ -276,7 +276,7 @@ def searches(draw):
     return rows[:num_queries], gallery, labels[:num_queries], gallery_labels, None, depth, working_bytes
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(searches())
 def test_any_rows_labels_depth_and_chunks_give_the_full_sort(search):
     queries, gallery, query_labels, gallery_labels, own, depth, working_bytes = search

@@ -184,7 +184,7 @@ def test_a_trial_goes_on_anywhere_as_if_it_had_not_stopped(tmp_path, name, famil
     expected = without_times([result for result in results if result is not None])
     assert expected[-1]["ended"] == "finished"
     other = trainer_with(name, family)
-    chosen = sorted({0, 1, len(states) // 2, len(states) // 2 + 1, len(states) - 2})
+    chosen = (1, len(states) // 2, len(states) // 2 + 1)  # within an epoch, where one ends, where the next begins
     for number in chosen:
         other.load_state_dict(states[number])
         steps = other.steps()

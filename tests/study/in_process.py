@@ -4,17 +4,23 @@ A worker of Ray takes seconds to start. Where only it matters that a study runs 
 saves nearly all the time.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import ray
 
 from raydml.config.trial import fingerprint
 from raydml.data.seal import TestReads
+from raydml.search_space.space import load_space
 from raydml.study import stages
 from raydml.study.events import read_trials
+from raydml.study.folder import create_study
 from raydml.study.runner import StudyEvents
 from raydml.training.trainer import Trainer
+from tests.study.small import leave_pictures_out
 
 
 class _Task:
@@ -82,3 +88,17 @@ def without_ray(monkeypatch):
     monkeypatch.setattr(stages, "num_slots", lambda *_: 1)
     waiting = SimpleNamespace(wait=lambda pending, **_: (pending[:1], pending[1:]), exceptions=ray.exceptions)
     monkeypatch.setattr(stages, "ray", waiting)
+
+
+def finished_here(space: Path, settings: Sequence[str], storage: Path) -> Path:
+    """Run a study in this process from its first trial to its report, without pictures, and return its folder.
+
+    Its scheduler has to be ``none``. Its numbers are those of the same study on Ray, bit for bit.
+    """
+    made = create_study(
+        load_space(space, settings), storage=storage, tracking_uri="sqlite:///unused.db", space_text="text"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        without_ray(patch)
+        assert stages.run_study(leave_pictures_out(made)).status == "finished"
+    return made

@@ -1,5 +1,6 @@
 """The actor of a trial, called as Tune calls it: step, save, restore, reset."""
 
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -89,6 +90,39 @@ def test_a_trial_that_is_stopped_in_the_middle_is_saved(configs):
     actor.stop()
     assert checkpoints_of(configs[0]) == ["checkpoint_000002"]
     assert rows(TrialActor(configs[0]), 2) == unbroken[2:]
+
+
+@pytest.mark.parametrize(("is_stored", "is_resumed"), [(True, False), (True, True), (False, True)])
+def test_a_process_that_never_trains_a_trial_leaves_the_files_of_the_one_that_does(
+    configs, tmp_path, monkeypatch, is_stored, is_resumed
+):
+    """Tune prepares a trial in a new process, and drops that process when another one is free for the trial first."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "node"))
+    place = StudyPlace(str(tmp_path), f"file://{tmp_path}/store" if is_stored else None)
+    machine = {**configs[0]["run"]["machine"], "checkpoint_every_s": 0}
+    config = {"run": {**configs[0]["run"], "place": place, "machine": machine}}
+    files = place.files_of_node()
+    if is_resumed:
+        before = TrialActor(config)
+        before.step()
+        before.stop()
+        names = {"resume_from": f"{tmp_path}/search-000/checkpoint_000001", "checkpoints": f"{tmp_path}/run-001"}
+        config = {"run": {**config["run"], **names}}
+    here = files.local(config["run"]["checkpoints"], place)
+    unused, actor = TrialActor(config), TrialActor(config)
+    assert (files.root / "search-000").exists() == is_resumed, "fetched, and needed until the trial trains"
+    assert rows(actor, 2)[-1][0] == 2
+    actor.save()
+    found = sorted(here.iterdir())
+    assert found
+    unused.stop()
+    assert sorted(here.iterdir()) == found
+    actor.step()
+    actor.stop()
+    if is_stored:
+        assert not here.exists()
+        assert not list(files.root.glob("search-000/*"))
+    assert TrialActor(config)._trainer.epoch == 3
 
 
 def test_a_trial_is_saved_where_it_is_compared(configs):

@@ -19,11 +19,13 @@ from raydml.study.events import events_path, read_state, read_trials
 from raydml.study.folder import StudyError, read_json
 from raydml.study.process import MachineFault
 from tests.chaos.targets import Cluster, processes
+from tests.study.small import leave_pictures_out
 from tests.study.study_events import started
 from tests.study.test_folder import ROOT, make
 from tests.tracking.team_server import free_port
 
-SMALL = ["study.search.num_trials=4", "study.confirm={top: 1, folds: 2, seeds: 1}", "study.refit=null"]
+SMALL = ["study.search.num_trials=2", "study.search.scheduler=none", "study.confirm={top: 1, folds: 2, seeds: 1}"]
+SMALL += ["study.refit=null", "study.max_retries=0", "trial.epochs=15", "machine.checkpoint_every_s=0"]
 
 
 @contextmanager
@@ -35,6 +37,7 @@ def sweep_on(cluster, storage):
     command = [sys.executable, str(ROOT / "launch.py"), "sweep", str(ROOT / "search_spaces" / "digits.yaml")]
     command += ["--storage", str(storage), "--address", cluster.address]
     command += [word for setting in SMALL for word in ("--set", setting)]
+    leave_pictures_out(storage / "digits")
     cluster.folder.mkdir()
     cluster.start()
     environment = {**os.environ, "RAY_AUTH_MODE": "token"}
@@ -54,23 +57,21 @@ def sweep_on(cluster, storage):
 @pytest.mark.xdist_group("cluster")
 @pytest.mark.timeout(600)
 def test_a_study_survives_the_loss_of_a_node(tmp_path):
+    """Its trials have no second try: the loss of a node is no failure of a trial."""
     cluster, folder = Cluster(tmp_path / "cluster"), tmp_path / "digits"
     with sweep_on(cluster, tmp_path) as (process, log):
         deadline = time.monotonic() + 120
-        while sum(len(trial.epochs) for trial in trials_of(folder)) < 3:
+        while sorted(len(trial.epochs) > 2 for trial in trials_of(folder)) != [True, True]:
             assert time.monotonic() < deadline, Path(log).read_text()
             assert process.poll() is None, Path(log).read_text()
-            time.sleep(0.2)
+            time.sleep(0.1)
         cluster.kill_node(cluster.nodes[1])
         assert process.wait(240) == 0, Path(log).read_text()
     search, confirm = read_trials(folder, "search"), read_trials(folder, "confirm")
-    assert len(search) == 4
-    assert {record.ended for record in search.values()} <= {"finished", "stopped_early"}
-    assert {record.ended for record in confirm.values()} == {"finished"}
-    retried = {event["trial"] for event in events.read(events_path(folder)) if event["event"] == "trial_retried"}
-    assert retried  # somebody was on the node that went
-    for record in (*search.values(), *confirm.values()):
-        assert sorted(record.epochs) == list(range(1, max(record.epochs) + 1))
+    assert (len(search), len(confirm)) == (2, 2)
+    assert sorted(trial.num_moves for trial in search.values()) == [0, 1]
+    for trial in (*search.values(), *confirm.values()):
+        assert (trial.ended, trial.num_retries, list(trial.epochs)) == ("finished", 0, list(range(1, 16)))
     assert len(read_json(folder / "final.json")[0]["runs"]) == 2
 
 
@@ -83,7 +84,7 @@ def trials_of(folder):
 @pytest.mark.xdist_group("cluster")
 def test_a_cluster_without_the_token_of_the_command_is_named(tmp_path):
     """Ray's GCS cannot reach the driver then, and gives every trial up."""
-    with sweep_on(Cluster(tmp_path / "cluster", auth="disabled"), tmp_path) as (process, log):
+    with sweep_on(Cluster(tmp_path / "cluster", num_nodes=1, auth="disabled"), tmp_path) as (process, log):
         assert process.wait(120) == 2, Path(log).read_text()
         assert "Cure: start all nodes and this command with the same RAY_AUTH_MODE" in Path(log).read_text()
     assert not any(trial.ended for trial in trials_of(tmp_path / "digits"))
@@ -164,22 +165,28 @@ def test_a_study_that_has_trials_pauses_where_its_cluster_is_gone_and_another_on
     assert read_state(folder).state == "interrupted"
 
 
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    """A cluster that no study runs on."""
+    cluster = Cluster(tmp_path_factory.mktemp("head"), num_nodes=0)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
 @pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.xdist_group("cluster")
-def test_a_wrong_token_is_refused_within_seconds(tmp_path):
-    cluster = Cluster(tmp_path, num_nodes=0)
-    try:
-        cluster.start()
-        program = "import sys; from raydml.study.cluster import connected\nwith connected(sys.argv[1]):\n    pass"
-        environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 32}
-        began_s = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-c", program, cluster.address], env=environment, cwd=ROOT, capture_output=True, text=True,
-            timeout=120, check=False,
-        )  # fmt: skip
-    finally:
-        cluster.stop()
+def test_a_wrong_token_is_refused_within_seconds(head):
+    program = "import sys; from raydml.study.cluster import connected\nwith connected(sys.argv[1]):\n    pass"
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 32}
+    began_s = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", program, head.address], env=environment, cwd=ROOT, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
     assert "no Ray cluster can be joined there" in done.stderr
     assert "token" in done.stderr.splitlines()[-1]
     assert time.monotonic() - began_s < 30  # most of it are imports
@@ -188,25 +195,18 @@ def test_a_wrong_token_is_refused_within_seconds(tmp_path):
 @pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.xdist_group("cluster")
-def test_a_cluster_of_other_versions_is_refused_in_words(tmp_path):
-    cluster = Cluster(tmp_path, num_nodes=0)
-    try:
-        cluster.start()
-        program = (
-            "import sys; from ray._private import utils; from raydml.study.cluster import connected\n"
-            "utils.compute_version_info = lambda: ('2.59.0', '3.10.1')\n"
-            "with connected(sys.argv[1]):\n    pass"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", program, cluster.address], env={**os.environ, "RAY_AUTH_MODE": "token"}, cwd=ROOT,
-            capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
-    finally:
-        cluster.stop()
-    here = f"Ray {ray.__version__} on Python {'.'.join(map(str, sys.version_info[:3]))}"
-    said = (
-        f"--address {cluster.address}: the cluster has {here}, and this command Ray 2.59.0 on Python 3.10.1: Ray joins"
+def test_a_cluster_of_other_versions_is_refused_in_words(head):
+    program = (
+        "import sys; from ray._private import utils; from raydml.study.cluster import connected\n"
+        "utils.compute_version_info = lambda: ('2.59.0', '3.10.1')\n"
+        "with connected(sys.argv[1]):\n    pass"
     )
+    done = subprocess.run(
+        [sys.executable, "-c", program, head.address], env={**os.environ, "RAY_AUTH_MODE": "token"}, cwd=ROOT,
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    here = f"Ray {ray.__version__} on Python {'.'.join(map(str, sys.version_info[:3]))}"
+    said = f"--address {head.address}: the cluster has {here}, and this command Ray 2.59.0 on Python 3.10.1: Ray joins"
     assert said in done.stderr
     assert "Cure: install requirements.lock with the same Python on all machines" in done.stderr
 

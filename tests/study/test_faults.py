@@ -22,6 +22,7 @@ from raydml.study.faults import FaultStop, fault_in, fault_of, faults_named, is_
 from raydml.study.process import MachineFault
 from raydml.study.runner import StudyEvents, _forgive, count_deaths_once
 from raydml.training import checkpoint
+from tests.study.small import leave_pictures_out
 from tests.study.test_folder import image_folder
 
 ROOT = Path(__file__).parents[2]
@@ -343,6 +344,7 @@ trial:
 
 
 def launch(folder, *arguments, plan=(), timeout_s=280):
+    leave_pictures_out(folder / "studies" / "faulty")
     (folder / "plan.json").write_text(json.dumps(plan))
     path = os.pathsep.join([str(FAULTY), str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "FAULT_PLAN": str(folder / "plan.json")}

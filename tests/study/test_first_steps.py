@@ -27,6 +27,7 @@ from raydml.study.remote import StudyPlace
 from raydml.study.runner import StudySession, num_slots, run_trials
 from raydml.study.stages import run_study
 from raydml.training.trial_images import Catalogs
+from tests.study.small import leave_pictures_out
 from tests.study.test_folder import make
 
 GIB = 2**30
@@ -159,7 +160,7 @@ TWO_SHAPES = [
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 def test_a_study_measures_its_shapes_once_and_says_how_far_the_forecast_was_off(tmp_path):
-    folder = make(tmp_path, overrides=[*TWO_SHAPES, "machine.probe=on"])
+    folder = leave_pictures_out(make(tmp_path, overrides=[*TWO_SHAPES, "machine.probe=on"]))
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
         assert run_study(folder).status == "finished"

@@ -19,6 +19,8 @@ from raydml.study.job_server import read_token
 from raydml.study.package import digest_of_package
 from raydml.training.checkpoint import git_commit, load_card
 from tests.chaos.targets import Cluster, kill, processes
+from tests.study.in_process import finished_here
+from tests.study.small import leave_pictures_out
 from tests.study.test_folder import ROOT
 
 pytestmark = [
@@ -32,7 +34,7 @@ pytestmark = [
     ),
 ]
 SMALL = ["study.search.num_trials=4", "study.search.scheduler=none", "study.confirm=null", "study.refit=null"]
-SMALL += ["study.finalize=null", "trial.epochs=30", "machine.checkpoint_every_s=0"]
+SMALL += ["study.finalize=null", "trial.epochs=15", "machine.checkpoint_every_s=0"]
 RAY = str(os.path.join(os.path.dirname(sys.executable), "ray"))
 
 
@@ -118,6 +120,7 @@ def values(folder):
 
 def test_a_job_whose_driver_is_killed_goes_on_where_it_was_and_nothing_runs_twice(cluster, tmp_path):
     secrets, commit = {"MLFLOW_TRACKING_PASSWORD": "first-secret"}, git_commit()
+    folder = leave_pictures_out(tmp_path / "digits")
     said = submit(cluster, tmp_path, variables=secrets)
     assert "secret" not in said
     assert "MLFLOW_TRACKING_PASSWORD (values are not shown)" in said
@@ -125,7 +128,6 @@ def test_a_job_whose_driver_is_killed_goes_on_where_it_was_and_nothing_runs_twic
     assert job(cluster, first)["runtime_env"]["env_vars"]["MLFLOW_TRACKING_PASSWORD"] == "first-secret"
     assert f"digits runs already as job {first}" in submit(cluster, tmp_path, variables=secrets)
     assert "with other options" in submit(cluster, tmp_path, "--num-trials", 5, code=2)
-    folder = tmp_path / "digits"
     wait_for(
         lambda: [trial for trial in trials_of(folder) if trial.ended] and
         [trial for trial in trials_of(folder) if not trial.ended and len(trial.epochs) > 1],
@@ -143,11 +145,9 @@ def test_a_job_whose_driver_is_killed_goes_on_where_it_was_and_nothing_runs_twic
     assert {trial: starts.count(trial) for trial in before} == dict.fromkeys(before, 1)
     assert sorted(ends) == [f"search-{number:03d}" for number in range(4)]
 
-    undisturbed = tmp_path / "undisturbed"
-    words = [sys.executable, str(ROOT / "launch.py"), "sweep", "digits", "--storage", str(undisturbed)]
-    subprocess.run([*words, *(f"--set={setting}" for setting in SMALL)], check=True, capture_output=True, timeout=600)
-    assert values(folder) == values(undisturbed / "digits")
-    assert all(len(epochs) == 30 and all(epochs.values()) for epochs in values(folder).values())
+    undisturbed = finished_here(ROOT / "search_spaces" / "digits.yaml", SMALL, tmp_path / "undisturbed")
+    assert values(folder) == values(undisturbed)
+    assert all(len(epochs) == 15 and all(epochs.values()) for epochs in values(folder).values())
 
     assert read_study(folder)["commit"] == commit
     card = load_card(max((folder / "search").glob("run-*/search-*/checkpoint_*")))
@@ -175,6 +175,7 @@ def test_an_installed_raydml_without_a_checkout_can_submit_a_space_of_its_user(c
     (tmp_path / "mine.yaml").write_text((ROOT / "search_spaces" / "digits.yaml").read_text())
     program, environment = (sys.executable, "-m", "raydml"), {"PYTHONPATH": str(site)}
     settings = [*SMALL, "study.search.num_trials=1", "trial.epochs=1"]
+    leave_pictures_out(tmp_path / "studies" / "mine")
     said = submit(
         cluster, tmp_path / "studies", "--follow", program=program, variables=environment, cwd=tmp_path,
         space="mine.yaml", settings=settings,
@@ -185,6 +186,7 @@ def test_an_installed_raydml_without_a_checkout_can_submit_a_space_of_its_user(c
 
 def test_ray_job_submit_as_it_is_typed_by_hand_runs_the_study_on_the_cluster(cluster, tmp_path):
     settings = [*SMALL, "study.search.num_trials=1", "trial.epochs=1"]
+    leave_pictures_out(tmp_path / "digits")
     checkout = tmp_path / "checkout"
     for name in ("raydml", "search_spaces"):
         shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -22,6 +22,7 @@ from raydml.study.process import MachineFault
 from raydml.study.remote import StudyPlace
 from raydml.study.runner import StudyEvents, StudySession, run_trials
 from tests.chaos.targets import Cluster
+from tests.study.small import leave_pictures_out
 from tests.study.test_folder import ROOT
 
 can_mount = shutil.which("unshare") is not None and subprocess.call(["unshare", "--mount", "true"]) == 0
@@ -329,6 +330,7 @@ def sweep(checkout, storage, cluster, *settings):
     command = [sys.executable, str(checkout / "launch.py"), "sweep", str(ROOT / "search_spaces" / "digits.yaml")]
     command += ["--storage", str(storage), "--address", cluster.address]
     command += [f"--set={setting}" for setting in settings]
+    leave_pictures_out(storage / "digits")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with open(storage / "output.txt", "w") as output:
         process = subprocess.Popen(
@@ -350,67 +352,49 @@ SMALL = ("study.search.num_trials=3", "study.confirm=null", "study.refit=null", 
 @pytest.mark.xdist_group("cluster")
 @pytest.mark.skipif(not can_mount, reason="needs the right to mount folders for a process alone")
 @pytest.mark.timeout(400)
-def test_a_node_with_older_code_runs_the_drivers_and_one_without_the_storage_is_left_out_when_it_joins(tmp_path):
-    """Each has a checkout at the path of the driver's, as `ray up` makes them."""
-    checkout, older, storage, empty = (tmp_path / name for name in ("checkout", "older", "studies", "empty"))
+def test_a_node_with_older_code_runs_the_drivers_and_those_that_join_without_storage_or_library_are_left_out(tmp_path):
+    """Each has a checkout at the path of the driver's, as `ray up` makes them.
+
+    Where a library is missing, Ray's worker cannot load the code of a trial at all, and so not look at its node.
+    """
+    checkout, older, storage, empty, broken = (
+        tmp_path / name for name in ("checkout", "older", "studies", "empty", "torch")
+    )
     for folder in (checkout, older):
         shutil.copytree(ROOT / "raydml", folder / "raydml", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "launch.py", folder)
-    for folder in (storage, empty):
+    for folder in (storage, empty, broken):
         folder.mkdir()
+    (broken / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\")\n")
     actor = older / "raydml" / "study" / "actor.py"
     actor.write_text(f"{actor.read_text()}\nPath({str(tmp_path / 'ran older code')!r}).touch()\n")
     cluster = Cluster(tmp_path / "cluster", num_nodes=0)
     cluster.folder.mkdir()
     cluster.start()
     cluster.add_node(mounts=[(older, checkout)])
-    folder, longer = storage / "digits", ("trial.epochs=40", "study.search.scheduler=none")
+    folder, longer = storage / "digits", ("trial.epochs=30", "study.search.scheduler=none")
     with sweep(checkout, storage, cluster, *SMALL, *longer) as process:
         deadline = time.monotonic() + 120
         while not (events_path(folder).exists() and read_state(folder).of_stage("search")):
             assert time.monotonic() < deadline, (storage / "output.txt").read_text()
             time.sleep(0.2)
         cluster.add_node(mounts=[(empty, storage)])
+        cluster.add_node(mounts=[(broken, Path(torch.__file__).parent)])
         assert process.wait(200) == 0, (storage / "output.txt").read_text()
     assert not (tmp_path / "ran older code").exists()
-    state = read_state(folder)
-    assert {trial.ended for trial in state.of_stage("search")} == {"finished"}
-    assert [list(trial.epochs) for trial in state.of_stage("search")] == [list(range(1, 41))] * 3
-    assert [note for note in state.notes if "a node is left out" in note and "does not see the study" in note]
-    found = events.read(events_path(folder))
-    assert not [event for event in found if event["event"] == "trial_retried"]
-    assert len({event["node"] for event in found if event["event"] == "trial_started"}) == 1
-
-
-@pytest.mark.slow
-@pytest.mark.cluster
-@pytest.mark.xdist_group("cluster")
-@pytest.mark.skipif(not can_mount, reason="needs the right to mount folders for a process alone")
-@pytest.mark.timeout(600)
-def test_a_node_that_joins_late_and_lacks_a_library_is_left_out(tmp_path):
-    """Ray's worker there cannot load the code of a trial at all, and so not look at its node."""
-    broken = tmp_path / "torch"
-    broken.mkdir()
-    (broken / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\")\n")
-    cluster = Cluster(tmp_path / "cluster", num_nodes=1)
-    cluster.folder.mkdir()
-    cluster.start()
-    longer = ("trial.epochs=40", "study.search.scheduler=none")
-    with sweep(ROOT, tmp_path, cluster, *SMALL, *longer) as process:
-        deadline = time.monotonic() + 200
-        while not (events_path(tmp_path / "digits").exists() and read_state(tmp_path / "digits").of_stage("search")):
-            assert time.monotonic() < deadline, (tmp_path / "output.txt").read_text()
-            time.sleep(0.2)
-        cluster.add_node(mounts=[(broken, Path(torch.__file__).parent)])
-        assert process.wait(400) == 0, (tmp_path / "output.txt").read_text()
-    state, errors = read_state(tmp_path / "digits"), (tmp_path / "digits" / "search").rglob("error.txt")
+    state, errors = read_state(folder), (folder / "search").rglob("error.txt")
     assert [trial.ended for trial in state.of_stage("search")] == ["finished"] * 3, [
         each.read_text() for each in errors
     ]
-    [note] = [note for note in state.notes if "a node is left out" in note]
-    assert "it cannot load raydml (ModuleNotFoundError: No module named 'torch'). Cure: install" in note
-    found = events.read(events_path(tmp_path / "digits"))
+    assert [list(trial.epochs) for trial in state.of_stage("search")] == [list(range(1, 31))] * 3
+    left_out = sorted(note for note in state.notes if "a node is left out" in note)
+    assert len(left_out) == 2, left_out
+    assert any("does not see the study" in note for note in left_out), left_out
+    words = "it cannot load raydml (ModuleNotFoundError: No module named 'torch'). Cure: install"
+    assert any(words in note for note in left_out), left_out
+    found = events.read(events_path(folder))
     assert not [event for event in found if event["event"] == "trial_retried"]
+    assert len({event["node"] for event in found if event["event"] == "trial_started"}) == 1
 
 
 @pytest.mark.slow

@@ -113,66 +113,58 @@ def nodes_of(cluster):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def process_of(cluster, row):
+    """The process of a node, which has a folder for temporary files of its own."""
+    (found,) = [node for node in cluster.nodes if any(row["RayletSocketName"].startswith(word) for word in node.args
+                if word.startswith("/") and word != node.args[0])]  # fmt: skip
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.xdist_group("cluster")
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("by", ["ray drain-node", "TERM"])
-def test_a_trial_leaves_its_node_within_the_notice_and_trains_no_reported_epoch_twice(tmp_path, by):
+def test_a_trial_leaves_its_node_within_the_notice_and_trains_no_reported_epoch_twice(tmp_path):
     """Ray gives the notice to a node by its autoscaler, and by itself where TERM ends it, as Kubernetes does.
 
-    The trials have no second try, and write no checkpoint unless they must: what is not saved would be trained again.
+    Each of two trials gets one of these. They have no second try, and write no checkpoint unless they must: what is not
+    saved would be trained again. One of them moves to a node that is free, the other one waits for it.
     """
-    cluster, folder = Cluster(tmp_path / "cluster"), tmp_path / "digits"
+    cluster, folder = Cluster(tmp_path / "cluster", num_nodes=3), tmp_path / "digits"
     cluster.folder.mkdir()
     cluster.start()
+    rows = {row["NodeID"]: row for row in nodes_of(cluster)}
+
+    def row_of(trial):
+        (started,) = [
+            e for e in events.read(events_path(folder)) if e["event"] == "trial_started" and e["trial"] == trial
+        ]
+        (node_id,) = [node_id for node_id in rows if node_id.startswith(started["node"][-7:-1])]
+        return rows[node_id]
+
     with sweep(ROOT, tmp_path, cluster, *TWO) as process:
         wait_for(lambda: sorted(len(t.epochs) > 2 for t in trials_of(folder)) == [True, True], process, tmp_path)
-        started = [event for event in events.read(events_path(folder)) if event["event"] == "trial_started"]
-        gone = started[0]["node"]
-        if by == "TERM":
-            node = cluster.nodes[0]
-            node.send_signal(signal.SIGTERM)
-            node.wait(60)
-        else:
-            (node_id,) = [row["NodeID"] for row in nodes_of(cluster) if row["NodeID"].startswith(gone[-7:-1])]
-            subprocess.run(
-                [str(Path(sys.executable).with_name("ray")), "drain-node", "--address", cluster.address, "--node-id",
-                 node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot",
-                 "--deadline-remaining-seconds", "60"],
-                check=True, capture_output=True, env=cluster.environment(),
-            )  # fmt: skip
+        process_of(cluster, row_of("search-000")).send_signal(signal.SIGTERM)
+        subprocess.run(
+            [str(Path(sys.executable).with_name("ray")), "drain-node", "--address", cluster.address, "--node-id",
+             row_of("search-001")["NodeID"], "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot",
+             "--deadline-remaining-seconds", "60"],
+            check=True, capture_output=True, env=cluster.environment(),
+        )  # fmt: skip
         assert process.wait(200) == 0, (tmp_path / "output.txt").read_text()
-    found = events.read(events_path(folder))
-    (moved,) = [event for event in found if event["event"] == "trial_retried"]
-    assert moved["reason"] == "preempted"
-    trial = read_state(folder).trials[moved["trial"]]
-    assert (trial.ended, trial.num_moves, trial.num_retries) == ("finished", 1, 0)
-    reported = [event["epoch"] for event in found if event["event"] == "epoch" and event["trial"] == moved["trial"]]
-    assert reported == list(range(1, 31))
-    nodes = [e["node"] for e in found if e["event"] == "trial_started" and e["trial"] == moved["trial"]]
-    assert len(set(nodes)) == 2
-    (newest, *_) = checkpoint.newest_first(next((folder / "search").glob(f"run-*/{moved['trial']}")))
-    assert checkpoint.load_card(newest)["epoch"] == 30
-    said = (tmp_path / "output.txt").read_text()
-    assert f"{moved['trial']}: {moved['node']} is about to be taken away" in " ".join(said.split())
-
-
-@pytest.mark.slow
-@pytest.mark.cluster
-@pytest.mark.xdist_group("cluster")
-@pytest.mark.timeout(400)
-def test_a_trial_without_a_second_try_survives_the_loss_of_its_node(tmp_path):
-    cluster, folder = Cluster(tmp_path / "cluster"), tmp_path / "digits"
-    cluster.folder.mkdir()
-    cluster.start()
-    often = (*tuple(setting for setting in TWO if "checkpoint" not in setting), "machine.checkpoint_every_s=0")
-    with sweep(ROOT, tmp_path, cluster, *often) as process:
-        wait_for(lambda: sorted(len(t.epochs) > 2 for t in trials_of(folder)) == [True, True], process, tmp_path)
-        cluster.kill_node(cluster.nodes[0])
-        assert process.wait(200) == 0, (tmp_path / "output.txt").read_text()
-    state = read_state(folder)
-    assert {trial.ended for trial in state.trials.values()} == {"finished"}
-    assert sorted(trial.num_moves for trial in state.trials.values()) == [0, 1]
-    assert [trial.num_retries for trial in state.trials.values()] == [0, 0]
-    assert [list(trial.epochs) for trial in state.trials.values()] == [list(range(1, 31))] * 2
+    found, state = events.read(events_path(folder)), read_state(folder)
+    said = " ".join((tmp_path / "output.txt").read_text().split())
+    moved = {event["trial"]: event for event in found if event["event"] == "trial_retried"}
+    assert sorted(event["trial"] for event in found if event["event"] == "trial_retried") == [
+        "search-000",
+        "search-001",
+    ]
+    for key, event in moved.items():
+        assert event["reason"] == "preempted"
+        trial = state.trials[key]
+        assert (trial.ended, trial.num_moves, trial.num_retries) == ("finished", 1, 0)
+        assert [e["epoch"] for e in found if e["event"] == "epoch" and e["trial"] == key] == list(range(1, 31))
+        assert len({e["node"] for e in found if e["event"] == "trial_started" and e["trial"] == key}) == 2
+        (newest, *_) = checkpoint.newest_first(next((folder / "search").glob(f"run-*/{key}")))
+        assert checkpoint.load_card(newest)["epoch"] == 30
+        assert f"{key}: {event['node']} is about to be taken away" in said

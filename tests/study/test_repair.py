@@ -22,6 +22,7 @@ from raydml.training import checkpoint
 from tests.cli.commands import refused
 from tests.study.in_process import without_ray
 from tests.study.repeatable import repeatable
+from tests.study.small import leave_pictures_out
 from tests.study.test_folder import make
 
 METRIC = "val_map_at_r"
@@ -163,6 +164,7 @@ def test_a_full_disk_at_any_write_of_the_driver_stops_the_study_with_one_message
         tmp_path,
         overrides=["study.search={num_trials: 2, scheduler: none}", "study.confirm=null", "machine.device=cpu"],
     )
+    leave_pictures_out(folder)
     append, written = events.append, []
 
     def full_at(number):

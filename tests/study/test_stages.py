@@ -35,6 +35,7 @@ from raydml.training import checkpoint
 from raydml.training.trainer import Trainer
 from tests.study.in_process import without_ray
 from tests.study.repeatable import repeatable
+from tests.study.small import leave_pictures_out
 from tests.study.test_folder import SPACE, image_folder
 
 METRIC = "val_map_at_r"
@@ -48,18 +49,20 @@ def cluster():
     ray.shutdown()
 
 
-def new_study(folder, *, name="digits", **settings):
+def new_study(folder, *, name="digits", pictures=False, **settings):
     path = folder / "mini.yaml"
     path.write_text(SPACE % name)
     space = load_space(path, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
-    return create_study(space, storage=folder / "studies", tracking_uri="sqlite:///unused.db", space_text="text")
+    made = create_study(space, storage=folder / "studies", tracking_uri="sqlite:///unused.db", space_text="text")
+    return made if pictures else leave_pictures_out(made)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A small study: two trials of one epoch, the better one confirmed on two folds and tested."""
     settings = {"study.search.num_trials": 2, "trial.epochs": 1, "study.confirm.seeds": 1, "study.finalize": {"top": 1}}
-    folder = new_study(tmp_path_factory.mktemp("finished"), **settings, **{"study.search.scheduler": "none"})
+    settings |= {"study.search.scheduler": "none"}
+    folder = new_study(tmp_path_factory.mktemp("finished"), pictures=True, **settings)
     assert run_study(folder).status == "finished"
     return folder
 
@@ -200,7 +203,7 @@ def cut_short(halved, folder):
     results = ("ranking.json", "confirmed.json", "refit.json", "final.json", "summary.json", "test_reads.jsonl")
     for name in results:
         (folder / name).unlink()
-    for name in ("confirm", "refit", "final", "model", "illustrations", "report"):
+    for name in ("confirm", "refit", "final", "model", "report"):
         shutil.rmtree(folder / name)
     loser, winner, unborn = (
         next(key for key, r in read_trials(halved, "search").items() if r.ended == "stopped_early"),

@@ -20,18 +20,21 @@ from raydml.study.remote import StudyPlace
 from raydml.training import checkpoint
 from tests.chaos.targets import Cluster, driver_of, kill, members
 from tests.store_server import store_server
+from tests.study.in_process import finished_here
+from tests.study.small import ONE_PROCESS, leave_pictures_out
 from tests.study.test_cluster import trials_of
 from tests.study.test_folder import ROOT
 from tests.study.test_node import can_mount
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.xdist_group("faults"), pytest.mark.timeout(600)]
 
 SMALL = (
-    "study.search.num_trials=3", "study.search.scheduler=sync", "study.confirm={top: 1, folds: 2, seeds: 1}",
+    "study.search.num_trials=2", "study.search.scheduler=none", "study.confirm={top: 1, folds: 2, seeds: 1}",
     "study.refit=null", "study.finalize={top: 1}", "trial.epochs=6", "study.keep_checkpoints=1",
     "machine.device=cpu", "machine.checkpoint_every_s=0",
 )  # fmt: skip
-SWEEP = ("sweep", str(ROOT / "search_spaces" / "digits.yaml"), *(f"--set={setting}" for setting in SMALL))
+DIGITS = ROOT / "search_spaces" / "digits.yaml"
+SWEEP = ("sweep", str(DIGITS), *(f"--set={setting}" for setting in SMALL))
 
 
 @pytest.fixture
@@ -43,7 +46,7 @@ def server(monkeypatch):
 @contextmanager
 def launched(here, *arguments, **environment):
     """Run a command in a folder, and yield its process, which prints into ``output.txt`` there."""
-    here.mkdir(exist_ok=True)
+    here.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(ROOT / "launch.py"), *arguments]
     with open(here / "output.txt", "a") as output:
         process = subprocess.Popen(
@@ -82,13 +85,12 @@ def numbers(folder):
 
 def test_a_study_whose_machine_is_lost_goes_on_from_the_store_with_equal_numbers(tmp_path, server):
     """The driver is killed with all that it has started, and its disk is lost. The store fails now and then."""
-    uri = server.uri()
-    with launched(tmp_path / "undisturbed", *SWEEP) as process:
-        assert process.wait(300) == 0, said(tmp_path / "undisturbed")
+    uri, undisturbed = server.uri(), finished_here(DIGITS, SMALL, tmp_path / "undisturbed")
     number = iter(range(10**9))
     server.faults.append(lambda method, path: "error" if next(number) % 17 == 0 else None)  # noqa: ARG005
     first, second = tmp_path / "first", tmp_path / "second"
-    with launched(first, *SWEEP, "--storage", uri) as process:
+    leave_pictures_out(first / "studies" / "digits")
+    with launched(first, *SWEEP, *ONE_PROCESS, "--storage", uri) as process:
         folder = first / "studies" / "digits"
         wait_for(lambda: sum(len(trial.epochs) for trial in trials_of(folder)) >= 5, process, first)
         time.sleep(2.5)  # the copy is at most five seconds behind
@@ -100,7 +102,7 @@ def test_a_study_whose_machine_is_lost_goes_on_from_the_store_with_equal_numbers
     with launched(second, "resume", f"{uri.partition('?')[0]}/digits?{uri.partition('?')[2]}") as process:
         assert process.wait(300) == 0, said(second)
     folder = second / "studies" / "digits"
-    assert numbers(folder) == numbers(tmp_path / "undisturbed" / "studies" / "digits")
+    assert numbers(folder) == numbers(undisturbed)
     assert len(events.read(events_path(folder))) > seen
     retried = [event for event in events.read(events_path(folder)) if event["event"] == "trial_retried"]
     assert not retried, "\n".join(map(str, retried))
@@ -177,7 +179,7 @@ def test_a_store_that_cannot_be_used_is_refused_before_any_work(tmp_path, server
 
 def test_ctrl_c_leaves_a_whole_copy(tmp_path, server):
     here = tmp_path / "here"
-    with launched(here, *SWEEP, "--storage", server.uri()) as process:
+    with launched(here, *SWEEP, *ONE_PROCESS, "--storage", server.uri()) as process:
         folder = here / "studies" / "digits"
         wait_for(lambda: sum(len(trial.epochs) for trial in trials_of(folder)) >= 2, process, here)
         process.send_signal(signal.SIGINT)

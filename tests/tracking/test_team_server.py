@@ -20,6 +20,7 @@ from raydml.study import events
 from raydml.study.folder import create_study, read_json
 from raydml.tracking.delivery import Tracker, sync
 from raydml.tracking.store import StoreUnavailable, TrackingError, connect, reach_store
+from tests.study.small import ONE_PROCESS, leave_pictures_out
 from tests.tracking.team_server import FILES, Login, TeamServer, settings_of, team_server, what_is_missing
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -28,7 +29,7 @@ MISSING = what_is_missing()
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.cluster,
-    pytest.mark.xdist_group("cluster"),
+    pytest.mark.xdist_group("team server"),
     pytest.mark.timeout(800),
     pytest.mark.skipif(bool(MISSING), reason=MISSING or "nothing is missing"),
 ]
@@ -177,21 +178,22 @@ def test_two_studies_of_two_users_begin_at_once_in_an_empty_store(
 
 @pytest.fixture(scope="module")
 def swept(server: TeamServer, ann: Login, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A study of eight trials on Ray, which reports to the server, and what its command printed."""
+    """A study of three trials on Ray, which reports to the server, and what its command printed."""
     storage = tmp_path_factory.mktemp("studies")
-    words = ["sweep", DIGITS, "--num-trials", 8, "--max-epochs", 3, "--stages", "search,finalize"]
+    words = ["sweep", DIGITS, "--num-trials", 3, "--max-epochs", 2, "--stages", "search,finalize", *ONE_PROCESS]
+    leave_pictures_out(storage / "digits")
     done = run(ann, *words, "--storage", storage, "--tracking-uri", server.uri, timeout_s=500)
     assert done.returncode == 0, done.stdout + done.stderr
     return storage / "digits", done.stdout + done.stderr
 
 
 @pytest.mark.usefixtures("as_ann")
-def test_a_study_of_eight_trials_on_ray_is_there_as_its_events_have_it(
+def test_a_study_of_three_trials_on_ray_is_there_as_its_events_have_it(
     server: TeamServer, swept: tuple[Path, str]
 ) -> None:
     folder, _ = swept
     runs = assert_delivered(server.uri, folder)
-    assert sum(str(trial).startswith("search-") for trial in runs) == 8
+    assert sum(str(trial).startswith("search-") for trial in runs) == 3
     client = connect(server.uri)
     version = client.get_model_version_by_alias("raydml-digits", "champion")
     assert int(version.version) == 1
