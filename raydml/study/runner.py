@@ -545,6 +545,8 @@ def _run_group(
         assert later is not None
         drawn = later.next(num_waiting)
         if drawn is None:
+            if later.is_over and isinstance(made_scheduler, SyncHalving):
+                made_scheduler.leave_out(later.keys[later.num_trials :])
             return None, later.is_over
         key, trials[drawn[0]] = drawn
         configurations[key] = fingerprint(drawn[1])
@@ -560,6 +562,7 @@ def _run_group(
     search = stage == "search"
     limit = session.limit if search else None
     stop = FaultStop()
+    made_scheduler = _scheduler(session, scheduler, trials, ended, states, resume_from, later)
     session.step("starting the trials")
     count_deaths_once()
     tuner = tune.Tuner(
@@ -571,7 +574,7 @@ def _run_group(
                 max_concurrent=1 if is_alone else study.search.max_concurrent or 0,
                 later=None if later is None else draw,
             ),
-            scheduler=_scheduler(session, scheduler, trials, ended, states, resume_from, later),
+            scheduler=made_scheduler,
             reuse_actors=True,
             trial_name_creator=trial_key,
             trial_dirname_creator=trial_key,

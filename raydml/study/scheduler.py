@@ -10,7 +10,7 @@ import heapq
 import math
 from bisect import insort
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
@@ -254,6 +254,11 @@ class SyncHalving(FIFOScheduler):
     def _end(self, key: str) -> None:
         self._ended.add(key)
         self._missing.discard(key)
+
+    def leave_out(self, keys: Iterable[str]) -> None:
+        """Wait no longer for trials that will never start."""
+        for key in keys:
+            self._end(key)
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:  # noqa: ARG002
         key = trial_key(trial)

@@ -141,6 +141,15 @@ def test_a_trial_that_died_below_the_rung_does_not_block_it():
     assert scheduler.survivors(0) is None
 
 
+def test_trials_that_never_start_do_not_block_a_rung():
+    scheduler = sync(["t0", "t1", "t2", "t3"])
+    for key, value in [("t0", 0.1), ("t1", 0.2)]:
+        scheduler.on_trial_result(None, tune_trial(key), result(1, value))
+    assert scheduler.survivors(0) is None
+    scheduler.leave_out(["t2", "t3"])
+    assert scheduler.survivors(0) == ["t1"]
+
+
 def test_trials_that_wait_at_a_rung_are_found_when_it_is_decided_a_second_time():
     scheduler, trials = sync(["t0", "t1", "t2"]), [tune_trial(key) for key in ("t0", "t1", "t2")]
     stopped = []
