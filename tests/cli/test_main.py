@@ -20,6 +20,7 @@ from raydml import registry
 from raydml.cli import arguments, main, server, studies, tables
 from raydml.cli.arguments import seconds_of, study_argument
 from raydml.study import events
+from raydml.study.budget import Budget
 from raydml.study.driver import LOCK
 from raydml.study.folder import read_study, write_json
 from raydml.study.summary import summarise
@@ -706,6 +707,22 @@ def test_list_shows_every_plugin_with_its_settings(kind):
     text = " ".join(run("list", kind, name).output.split())
     for part in (row["about"], row["source"], row["fits"], *(one["about"] for one in row["settings"].values())):
         assert part in text
+
+
+def test_a_search_may_start_from_points_and_limits_are_those_of_the_options(monkeypatch):
+    """The dry run says what it begins with; what the space does not hold is named, and a wrong budget refused."""
+    Path("space.yaml").write_text(SPACE)
+    Path("points.yaml").write_text("first: [{seed: 3}, {seed: 400}]")
+    begun = ("sweep", "space.yaml", "--set", "trial.seed={randint: [0, 9]}", "--num-trials", "3")
+    said = done(*begun, "--start-from", "points.yaml", "--dry-run")
+    assert "1 point of study.search.first" in " ".join(said.output.split())
+    assert "trial.seed = 400 is not in {'randint': [0, 9]}" in " ".join(said.stderr.split())
+    assert "is not above 0. Cure: write 0.5, 8 or 40" in refused(*begun, "--max-gpu-hours", "0")
+    calls = []
+    monkeypatch.setattr("raydml.cli.studies.create", lambda *_: Path("x"))
+    monkeypatch.setattr("raydml.cli.studies.run_and_show", lambda *arguments: calls.append(arguments[3]))
+    done(*begun, "--max-gpu-hours", "2.5", "--until-settled", "--time", "10m")
+    assert calls == [Budget(600.0, 2.5, True)]
 
 
 def test_list_without_a_kind_names_all_and_a_wrong_name_gives_the_nearest():
