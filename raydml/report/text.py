@@ -196,11 +196,9 @@ def _question(summary: Mapping[str, Any]) -> list[str]:
     )
     sentences.append(f"{searched}.")
     if num := plan.get("num_from_results"):
-        sentences.append(
-            f"{counted(num, 'trial')} of them came from results before, by the searcher {plan['searcher']}."
-        )
-    if num := plan.get("num_eliminated"):
-        sentences.append(f"{counted(num, 'option')} that could not win any more got no further trials; see the notes.")
+        sentences.append(f"The searcher {plan['searcher']} drew {num} of them from results.")
+    if names := plan.get("eliminated"):
+        sentences.append(f"{' and '.join(names)} could not win any more, and got no further trials.")
     if summary["confirm"]:
         runs = f"{counted(plan['folds'], 'fold')} × {counted(plan['seeds'], 'seed')}"
         number = len(summary["confirm"])
@@ -362,9 +360,7 @@ def _cost(cost: Mapping[str, Any], forecast: Mapping[str, Any] | None) -> list[s
         return []
     sentences = [f"Training took {hours_text(hours)} of {cost['unit'].removesuffix('-hours')} time."]
     if (budget := cost.get("budget")) is not None:
-        left = budget - hours
-        rest = f"{hours_text(left)} were left" if left > 0 else f"{hours_text(-left)} more than allowed"
-        sentences.append(f"The budget was {hours_text(budget)}; {rest}.")
+        sentences.append(f"Of the {budget:g} {cost['unit']} allowed, {hours:.2f} were used.")
     sentences += [f"Early stopping saved about {hours_text(saved)}."] if saved else []
     return sentences + ([_forecast_error(forecast)] if forecast else [])
 

@@ -7,8 +7,8 @@
                         not, and of older studies, which did not record it,
     "plan": {"dataset", "num_trials", "num_grid_points" (trials that each of --num-trials stands for), "scheduler",
              "searcher" (its name), "num_from_results" (searched trials that were drawn from results), "ended_by" (the
-             limit that ended the search: time, budget, settled) | None, "num_eliminated" (options of a balanced choice
-             that got no further trials), "epochs" (the longest trial's), "rungs": [epoch], "folds" | None,
+             limit that ended the search: time, budget, settled) | None, "eliminated": [options of a balanced choice
+             that got no further trials], "epochs" (the longest trial's), "rungs": [epoch], "folds" | None,
              "seeds" | None,
              "refit": its settings {"top", "seeds", "epochs", "classes"} | None,
              "stages": [those planned], "finished": [those with a result]},
@@ -48,6 +48,7 @@ A stage that has not ended is an empty list. Intervals are 95 % t intervals.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timezone
@@ -186,6 +187,10 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
+#: The note of `raydml.study.drawing` on an option.
+_ELIMINATED = re.compile(r"search\.balance: (.+) gets no further trials after ")
+
+
 def _plan(study: Mapping[str, Any], found: Mapping[str, Any], state: StudyState) -> dict[str, Any]:
     settings, trials = study["study"], study["trials"]
     search, confirm = settings["search"], settings["confirm"]
@@ -202,7 +207,7 @@ def _plan(study: Mapping[str, Any], found: Mapping[str, Any], state: StudyState)
         "searcher": search.get("searcher", {"name": "random"})["name"],
         "num_from_results": len(state.drawn),
         "ended_by": next((trial.ended for trial in state.of_stage("search") if trial.ended in LIMITS), None),
-        "num_eliminated": len({note for note in state.notes if note.startswith("search.balance: ")}),
+        "eliminated": list(dict.fromkeys(name for note in state.notes for name in _ELIMINATED.findall(note))),
         "epochs": epochs,
         "rungs": rungs if search["scheduler"] != "none" else [],
         "folds": confirm["folds"] if confirm else None,

@@ -21,6 +21,8 @@ from raydml.report.text import (
     score_text,
     summary_markdown,
 )
+from raydml.study import events
+from raydml.study.events import events_path
 from raydml.study.summary import histories, question_of, summarise
 from tests.report.written_study import CURVES, ENDED, ERROR, REFITS, add_refits, write_published_study, write_study
 
@@ -53,6 +55,10 @@ def test_the_summary_of_a_finished_study(study):
         "num_trials": 4,
         "num_grid_points": 1,
         "scheduler": "asha",
+        "searcher": "random",
+        "num_from_results": 0,
+        "ended_by": None,
+        "eliminated": [],
         "epochs": 4,
         "rungs": [2],
         "folds": 2,
@@ -576,3 +582,15 @@ def test_each_list_of_vehicleid_is_compared_with_the_published_numbers_of_that_l
         "Leave_one_out.", "One_gallery_image.", "Small_leave_one_out.", "Small_one_gallery_image.",
         "Large_leave_one_out.",
     ]  # fmt: skip
+
+
+def test_the_summary_says_who_proposed_the_trials_and_what_ended_the_search(study):
+    """From events: a note on an option that got no further trials, and a drawn configuration."""
+    folder = study
+    text = "search.balance: margin + distance_weighted gets no further trials after 4: by their values at epoch 1"
+    events.append(events_path(folder), {"event": "note", "text": text})
+    drawn = {"event": "trial_drawn", "stage": "search", "trial": "search-001", "config": {}, "point": {}}
+    events.append(events_path(folder), drawn)
+    plan = summarise(folder)["plan"]
+    assert plan["eliminated"] == ["margin + distance_weighted"]
+    assert (plan["searcher"], plan["num_from_results"], plan["ended_by"]) == ("random", 1, None)

@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from raydml.study import events
-from raydml.study.events import StudyState
-from raydml.tracking.updates import RunUpdate, grouped, nested, updates_of
+from raydml.study.events import StudyState, reduce_events
+from raydml.tracking.updates import RunUpdate, _place_in_search, grouped, nested, search_words, updates_of
+from tests.study import study_events
 from tests.tracking.test_delivery import Spool
 
 SIZES = {
@@ -266,3 +267,27 @@ def test_dotted_names_become_blocks() -> None:
         "a": {"b": [2]},
     }
     assert nested({}) == {}
+
+
+def test_tags_say_who_proposed_a_trial_and_how_far_it_came_in_the_rungs() -> None:
+    search = {"searcher": {"name": "tpe"}, "scheduler": "promotion", "grace_epochs": 1, "reduction_factor": 3}
+    begun = {**study_events.study_started(), "config": {"select_on": "val_map_at_r", "search": search}}
+    drawn = {"event": "trial_drawn", "stage": "search", "trial": "search-001", "config": {}, "point": {}}
+    state = reduce_events(
+        [
+            begun,
+            study_events.stage_started(2),
+            study_events.started(0),
+            study_events.epoch(0, 1, 0.5),
+            drawn,
+            study_events.started(1),
+            study_events.epoch(1, 1, 0.5),
+            study_events.epoch(1, 3, 0.6),
+        ]
+    )
+    first, second = (_place_in_search(state.trials[f"search-00{number}"], state) for number in (0, 1))
+    # Rungs of 9 epochs: 1 and 3.
+    assert first == {"searcher": "random", "bracket": "rung 1 of 2"}
+    assert second == {"searcher": "tpe", "bracket": "rung 2 of 2"}
+    assert search_words(state.config) == {"searcher": "tpe", "scheduler": "promotion"}
+    assert search_words({"search": {"scheduler": "asha"}}) == {"searcher": "random", "scheduler": "asha"}
