@@ -114,12 +114,12 @@ def schedulers(num_trials, num_draws):
     from raydml.study.scheduler import Asha, SyncHalving
 
     keys = [f"search-{number:05d}" for number in range(num_trials)]
-    rungs = {"metric": "value", "max_epochs": 27, "grace_epochs": 1, "reduction_factor": 3, "history": {}}
+    rungs = {"metric": "value", "max_epochs": 27, "grace_epochs": 1, "reduction_factor": 3, "history": ()}
     made = {
-        "asha": Asha(**rungs),
+        "asha": Asha(**{**rungs, "history": {}}),
         "promotion": Promotion(**rungs, keys=[*keys, "more"]),
         "pasha": Pasha(**rungs, keys=[*keys, "more"]),
-        "sync": SyncHalving(**rungs, keys=[*keys, "more"], ended=[]),
+        "sync": SyncHalving(**{**rungs, "history": {}}, keys=[*keys, "more"], ended=[]),
     }
     generator = random.Random(0)
     values = [generator.random() for _ in keys]

@@ -26,6 +26,8 @@ ENDINGS = {
     "crashed": "crashed",
     "": "not ended",
 }
+#: The reason of a trial that found no memory.
+OUT_OF_MEMORY = "out_of_memory"
 #: Endings by a limit of the search. Such a trial can go on in a longer one.
 LIMITS = ("time", "budget", "settled")
 #: Endings that mean that something went wrong.

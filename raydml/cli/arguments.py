@@ -191,8 +191,11 @@ SeedOption = Annotated[int | None, typer.Option(min=0, metavar="N", help="Seed o
 NameOption = Annotated[str | None, typer.Option(metavar="S", help="Name of the study.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Set any key of SPACE; repeatable.")]
 SchedulerOption = Annotated[
-    Literal["asha", "sync", "none"] | None,
-    typer.Option(metavar="asha|sync|none", help="Early stopping. With sync, the same seed repeats the study exactly."),
+    Literal["asha", "promotion", "pasha", "sync", "none"] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Early stopping: asha, promotion, pasha, sync, none. With sync, the same seed repeats the study exactly.",
+    ),
 ]
 StagesOption = Annotated[
     str | None,

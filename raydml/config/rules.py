@@ -73,15 +73,15 @@ def problems_of_stages(sections: Mapping[str, Any]) -> list[Problem]:
             message = "may have to test checkpoints that max_checkpoint_gib has dropped"
             cure = "write 1, add a confirm stage, or remove max_checkpoint_gib"
             problems.append(Problem("finalize.top", finalize.top, message, cure=cure))
-    if search is not None and search.scheduler == "sync" and search.max_concurrent is not None:
-        message = "cannot be kept by scheduler sync: trials that wait at a rung count, so the others would never start"
+    if search is not None and search.scheduler in ("sync", "promotion", "pasha") and search.max_concurrent is not None:
+        message = f"cannot be kept by scheduler {search.scheduler}: trials that wait at a rung would count"
         cure = "remove max_concurrent (machine.cpus_per_trial also limits how many run at once), or scheduler: asha"
         problems.append(Problem("search.max_concurrent", search.max_concurrent, message, cure=cure))
     return problems
 
 
 #: Searchers that propose all trials without results.
-_WITHOUT_RESULTS = ("random", "grid")
+WITHOUT_RESULTS = ("random", "grid")
 
 
 def problems_without_validation(study: Any, trials: Sequence[Any]) -> list[Problem]:
@@ -103,7 +103,7 @@ def problems_without_validation(study: Any, trials: Sequence[Any]) -> list[Probl
         problems.append(Problem("study.search.scheduler", search.scheduler, message, cure="remove it, or write none"))
     for key in ("searcher", "balance"):
         block = getattr(search, key)
-        if block is not None and getattr(block, "name", "") not in _WITHOUT_RESULTS:
+        if block is not None and getattr(block, "name", "") not in WITHOUT_RESULTS:
             message = f"proposes trials from their validation metrics, and no class validates: {why}"
             cure = f"remove it (--set study.search.{key}=null)" if key == "balance" else "write {name: random}"
             problems.append(Problem(f"study.search.{key}", block.model_dump(), message, cure=cure))

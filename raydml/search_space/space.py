@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import combinations, islice
 from pathlib import Path
@@ -274,7 +275,7 @@ def sample_trials(space: SearchSpace) -> list[Trial]:
         picks = _random_picks(space, index, points[index % len(points)], len(points))
         found = new_trial(space, picks, lambda trial: trial if fingerprint(trial) not in seen else None)
         if found is None:
-            raise SpaceError([_too_few(space, num_trials, len(seen), len(points))])
+            raise SpaceError([too_few(space, num_trials, len(seen), len(points))])
         seen.add(fingerprint(found))
         trials.append(found)
     return trials
@@ -294,7 +295,7 @@ def refuse_too_few(space: SearchSpace, num_trials: int) -> None:
     """Raise SpaceError where a space has fewer different configurations than trials."""
     distinct = num_configurations(space.trial)
     if distinct < num_trials:
-        raise SpaceError([_too_few(space, num_trials, int(distinct), len(grid_points(space.trial)))])
+        raise SpaceError([too_few(space, num_trials, int(distinct), len(grid_points(space.trial)))])
 
 
 def new_trial(
@@ -328,7 +329,8 @@ def new_trial(
     return None
 
 
-def _too_few(space: SearchSpace, num_trials: int, distinct: int, num_points: int) -> Problem:
+def too_few(space: SearchSpace, num_trials: int, distinct: int, num_points: int) -> Problem:
+    """Return the problem of a space that has fewer configurations than trials. num_points: of its grids."""
     needed = f"{num_trials} trials" + (f" ({num_points} grid points, each num_trials times)" if num_points > 1 else "")
     message = f"{needed} are needed, and the space has only {distinct} distinct configuration(s)"
     cure = f"write at most {max(1, distinct // num_points)}, or widen the space"
@@ -505,6 +507,14 @@ def covering_picks(node: Node) -> Iterator[Callable[[Address, Choice | Range], A
     compatible = (fixes for first, second in pairs if (fixes := _together(first, second)) is not None)
     for fixes in islice(compatible, MAX_CONFIGURATIONS):
         yield _taking(fixes)
+
+
+def each_alternative(space: SearchSpace) -> Iterator[Trial]:
+    """Yield valid trials of a space: each item of each choice and both ends of each range occur in one of them."""
+    picks = list(_picks(space.trial, (), ()))
+    for pick in (_taking({}), *(_taking(one.fixes()) for one in picks)):
+        with suppress(ConfigError):  # a combination that no searched trial has either
+            yield parse_values(resolve(space.trial, pick, "trial")[0])
 
 
 def _picks(node: Node, address: Address, on_the_way: tuple[tuple[Address, int], ...]) -> Iterator[_Pick]:

@@ -12,22 +12,23 @@ from raydml.search_space.yaml_reader import Node
 
 
 class DrawnBefore(NamedTuple):
-    """A trial that was drawn before, as a searcher sees it.
+    """A trial that was drawn before, and what is known of it.
 
     point: where it is in the space. value: its best value of the selection metric so far, None without one. num_epochs:
-    that it has trained. is_over: whether it has ended, so that the value is final. curve: epoch -> value.
+    that it has trained. has_result: whether it has ended or reached a rung, so that its value says something. curve:
+    epoch -> value.
     """
 
     point: Point
     value: float | None = None
     num_epochs: int = 0
-    is_over: bool = False
+    has_result: bool = False
     curve: Mapping[int, float] = {}
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What a searcher knows when it proposes a configuration.
+    """What a proposal of a searcher depends on, beside the seed of the study.
 
     index: the number of the trial, from 0. redraw: how often its proposals for this trial were refused, because they
     were drawn before or are not valid. before: the trials drawn before, by their numbers. fixed: the positions that

@@ -2,7 +2,7 @@
 
 For each proposal, the study of Optuna is built anew from the trials drawn before, and the sampler is seeded by the seed
 of the study and the number of the trial. A sampler that lived on would have to be saved and restored, and what it
-proposes would depend on the order in which the results arrived. (Measured: docs/LOG.md.)
+proposes would depend on the order in which the results arrived.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class ModelSearcher(Searcher):
         return [frozen for _, frozen in self._frozen_before]
 
     def _frozen(self, trial: DrawnBefore) -> optuna.trial.FrozenTrial:
-        """Return a trial as Optuna keeps it. One that has ended without a value, as one that diverged, is the worst."""
+        """Return a trial as Optuna keeps it: without a result as running; ended without a value as the worst."""
         import optuna
 
         params, distributions = {}, {}
@@ -82,7 +82,7 @@ class ModelSearcher(Searcher):
             name, distribution = self._distributions[address]
             params[name], distributions[name] = value, distribution
         states = optuna.trial.TrialState
-        if not trial.is_over:
+        if not trial.has_result:
             return optuna.trial.create_trial(state=states.RUNNING, params=params, distributions=distributions)
         value = _WORST if trial.value is None else trial.value
         return optuna.trial.create_trial(state=states.COMPLETE, value=value, params=params, distributions=distributions)

@@ -59,7 +59,7 @@ class Priors(Searcher):
         if begin == end:
             return otherwise
         centre = self._centres[int(generator.integers(len(self._centres)))]
-        ended = sorted((trial for trial in draw.before if trial.is_over and trial.value is not None), key=_value)
+        ended = sorted((trial for trial in draw.before if trial.has_result and trial.value is not None), key=_value)
         if len(ended) >= self._least_ended:
             best = ended[-1].point
             weight_of_best = self._weight_of_best(centre, best, ended[-max(1, len(ended) // _REDUCTION) :])

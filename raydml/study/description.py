@@ -16,7 +16,8 @@ from raydml.study.folder import read_json
 def description_of(folder: Path, study_json: Mapping[str, Any], catalog: Catalog) -> dict[str, Any]:
     """Return ``constant``, ``varying``, ``splits``, ``user`` and ``command`` (see `raydml.study.events.StudyState`)."""
     parameters = [parameters_of(trial) for trial in study_json["trials"]]
-    names = varying(parameters)
+    # Of trials that are drawn later, also what differs between none of those that stand for them.
+    names = list(dict.fromkeys([*varying(parameters), *study_json.get("varying", ())]))
     return {
         "constant": {name: value for name, value in constant(parameters).items() if name not in names},
         "varying": names,

@@ -17,21 +17,25 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from raydml.analysis.trials import TrialState
+from raydml.analysis.trials import OUT_OF_MEMORY, TrialState
 from raydml.config.trial import Trial, fingerprint, parse_trial
 from raydml.data.digests import ImageRecord
 from raydml.ops.wording import counted
-from raydml.search_space.points import read_point, written_point
+from raydml.search_space.points import Point, read_point, written_point
 from raydml.search_space.space import load_space
 from raydml.searchers._base import DrawnBefore
 from raydml.study import events
-from raydml.study.draws import TrialDraws
+from raydml.study.draws import TrialDraws, max_epochs_of
 from raydml.study.events import DrawnConfiguration, StudyReader, events_path
 from raydml.study.folder import prepare_images, prepared_by, settings_of
 from raydml.study.limits import Limits
-from raydml.study.retention import drop_checkpoints
+from raydml.study.remote import files_of_study
 from raydml.study.rungs import milestones
+from raydml.study.shares import ELIMINATED
 from raydml.training.trial_images import Catalogs, with_content
+
+#: How many draws can be lost with the end of the events: more than a driver makes in the seconds before a crash.
+_MAX_LOST_DRAWS = 64
 
 
 def search_key(index: int) -> str:
@@ -73,7 +77,7 @@ class DrawnSearch:
         space = load_space(folder / "resolved_space.json", [number])
         self._draws = TrialDraws(replace(space, study=self._study, machine=self._machine))
         self.keys = [search_key(index) for index in range(len(study_json["trials"]))]
-        self.max_epochs = max(int(trial["epochs"]) for trial in study_json["trials"])
+        self.max_epochs = max_epochs_of(space)
         self._is_sync = self._study.search.scheduler == "sync"
         self._rungs = milestones(
             max_epochs=self.max_epochs,
@@ -92,14 +96,18 @@ class DrawnSearch:
             for index, key in enumerate(self.trials)
         ]
         self._states: list[TrialState | None] = [None] * len(self.trials)
+        self._num_arrived = 0  # of the trials in their order, with sync: at the first rung
         self._taken = {fingerprint(trial) for trial in self.trials.values()}
-        self._eliminated: set[str] = set()
+        # Those that the notes name stay without further trials, also where later results would let them go on.
+        self._eliminated = {name for note in state.notes for name in ELIMINATED.findall(note)}
         # The driver has prepared those of all planned trials before.
         self._prepared = {prepared_by(parse_trial(trial)) for trial in study_json["trials"]}
         # Of trials whose draw was lost with the end of the events: they are drawn again, and may be others.
-        for key in self.keys[len(self.trials) :]:
-            if any((folder / "search").glob(f"run-*/{key}")):
-                drop_checkpoints(folder, "search", key)
+        if state.trials:
+            files = files_of_study(folder)
+            for key in self.keys[len(self.trials) :][:_MAX_LOST_DRAWS]:
+                for failure in files.drop_checkpoints("search", key):
+                    self._note(failure)
         self.is_over = len(self.trials) >= len(self.keys)
 
     @property
@@ -107,20 +115,23 @@ class DrawnSearch:
         """Of the search, also where the space has no further configurations."""
         return len(self.trials) if self.is_over else len(self.keys)
 
-    def next(self, num_waiting: int) -> tuple[str, Trial] | None:
+    def next(self, *, is_slot_free: bool = True) -> tuple[str, Trial] | None:
         """Draw the next trial, record it and return it with its key; None where that has to wait, or none is left.
 
-        num_waiting: the trials that are drawn and have not started. Without the scheduler ``sync``, a trial is drawn
-        when none waits: so it knows the results that there are when a slot becomes free.
+        is_slot_free: whether fewer trials run, or wait for a slot, than there are slots. With the scheduler ``sync`` a
+        trial is drawn as soon as its generation begins.
         """
         index = len(self.trials)
-        if self.is_over or (num_waiting and not self._is_sync):
+        if self.is_over or not (is_slot_free or self._is_sync):
             return None
         self._reader.read_on()
         before = self._known_to(index)
         if before is None:
             return None
-        drawn = self._draws.draw(index, before, self._taken, self._finished, refuse_invalid=False)
+        eliminated = self._all_eliminated(index, before)
+        drawn = self._draws.draw(
+            index, before, self._taken, self._finished, refuse_invalid=False, eliminated=eliminated
+        )
         if drawn is None:
             self.is_over = True
             self._note(f"the space has no further configuration: the search has {counted(index, 'trial')}")
@@ -128,12 +139,12 @@ class DrawnSearch:
         if (needed := prepared_by(drawn.trial)) not in self._prepared:
             prepare_images(self._machine, [drawn.trial], self._catalogs)
             self._prepared.add(needed)
-        self._note_eliminations(index, before)
         key, config = self.keys[index], drawn.trial.model_dump(mode="json")
+        num_known = sum(trial.has_result and trial.value is not None for trial in before)
         events.append(
             self._path,
             {"event": "trial_drawn", "stage": "search", "trial": key, "config": config,
-             "point": written_point(drawn.point), "num_known": sum(trial.value is not None for trial in before)},
+             "point": written_point(drawn.point), "num_known": num_known},
         )  # fmt: skip
         self.trials[key] = drawn.trial
         self._before.append(DrawnBefore(drawn.point))
@@ -147,49 +158,73 @@ class DrawnSearch:
 
     def _known_to(self, index: int) -> Sequence[DrawnBefore] | None:
         """Return the trials before one, with the results that its proposal knows; None while some have to arrive."""
-        for number, key in enumerate(self.trials):
-            state = self._reader.trials.get(key)
-            if state is not self._states[number]:
-                self._states[number] = state
-                self._before[number] = _as_drawn(self._before[number], state)
-        if not self._is_sync:
-            return self._before
         generation = self._study.search.generation
-        num_earlier = index // generation * generation
-        rung = self._rungs[0] if self._rungs else self.max_epochs
-        known = []
-        for number, trial in enumerate(self._before):
-            if number >= num_earlier:
-                known.append(DrawnBefore(trial.point))
-            elif rung in trial.curve or trial.is_over:
-                value = trial.curve.get(rung)
-                curve = {} if value is None else {rung: value}
-                known.append(DrawnBefore(trial.point, value, rung, True, curve))
-            else:
+        num_earlier = index // generation * generation if self._is_sync else index
+        keys = list(self.trials)
+        while self._is_sync and self._num_arrived < num_earlier:
+            if self._first_result(self._reader.trials.get(keys[self._num_arrived]), self._num_arrived) is None:
                 return None
-        return known
+            self._num_arrived += 1
+        known = []
+        for number, key in enumerate(keys):
+            state = self._reader.trials.get(key)
+            if not self._is_sync:
+                if state is not self._states[number]:
+                    self._states[number] = state
+                    self._before[number] = self._with_results(self._before[number].point, state)
+            elif number < num_earlier:
+                found = self._first_result(state, number)
+                assert found is not None
+                known.append(found)
+            else:
+                known.append(DrawnBefore(self._before[number].point))
+        return known if self._is_sync else self._before
 
-    def _note_eliminations(self, index: int, before: Sequence[DrawnBefore]) -> None:
+    def _first_result(self, state: TrialState | None, number: int) -> DrawnBefore | None:
+        """Return a trial with its value at the first rung; None while it has yet to arrive there.
+
+        One that ended before has its last value, and none if it failed. One that has found no memory runs again after
+        all others, and does not keep them waiting.
+        """
+        point = self._before[number].point
+        if state is None:
+            return None
+        curve = dict(state.curve(state.metric))
+        rung = self._rungs[0] if self._rungs else self.max_epochs
+        if rung in curve and math.isfinite(curve[rung]):
+            return DrawnBefore(point, curve[rung], rung, True, {rung: curve[rung]})
+        if state.ended == "finished":
+            return DrawnBefore(point, state.best, state.num_epochs, True)
+        if state.ended or OUT_OF_MEMORY in state.retry_reasons:
+            return DrawnBefore(point, None, state.num_epochs, True)
+        return None
+
+    def _with_results(self, point: Point, state: TrialState | None) -> DrawnBefore:
+        """Return a trial with its results so far. Its value counts from the first rung on, where it may wait long."""
+        if state is None:
+            return DrawnBefore(point)
+        curve = {epoch: value for epoch, value in state.curve(state.metric) if math.isfinite(value)}
+        has_result = bool(state.ended) or (bool(self._rungs) and state.num_epochs >= self._rungs[0])
+        return DrawnBefore(point, state.best, state.num_epochs, has_result, curve)
+
+    def _all_eliminated(self, index: int, before: Sequence[DrawnBefore]) -> set[int]:
+        """Return the positions of the options that get no further trials, and note those that are new."""
+        shares = self._draws.shares
+        if shares is None:
+            return set()
         for found in self._draws.eliminations(index, before).values():
-            text = f"search.balance: {found.option} gets no further trials"
-            if found.option in self._eliminated or any(text in note for note in self._reader.now().notes):
+            if found.option in self._eliminated:
                 continue
             self._eliminated.add(found.option)
             self._note(
-                f"{text} after {found.num_trials}: by their values at epoch {found.epoch}, the best of all that are "
-                f"left would stay below {found.reachable:.4f}, and the best so far has {found.best:.4f}"
+                f"search.balance: {found.option} gets no further trials after {found.num_trials}: by their values at "
+                f"epoch {found.epoch}, the best of all that are left would stay below {found.reachable:.4f}, and the "
+                f"best so far has {found.best:.4f}"
             )
+        return {position for position, name in enumerate(shares.names) if name in self._eliminated}
 
     def _note(self, text: str) -> None:
         events.append(self._path, {"event": "note", "text": text})
-
-
-def _as_drawn(drawn: DrawnBefore, state: TrialState | None) -> DrawnBefore:
-    """Return a trial with its results so far."""
-    if state is None:
-        return DrawnBefore(drawn.point)
-    curve = {epoch: value for epoch, value in state.curve(state.metric) if math.isfinite(value)}
-    return DrawnBefore(drawn.point, state.best, state.num_epochs, bool(state.ended), curve)
 
 
 def is_drawn_later(study_json: Mapping[str, Any]) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 from raydml import registry
 from raydml.config.sections import SearcherBlock
 from raydml.config.trial import StudySettings, Trial, fingerprint
-from raydml.errors import Problem
+from raydml.errors import ConfigError, Problem
 from raydml.search_space.domains import (
     Address,
     Choice,
@@ -28,7 +28,8 @@ from raydml.search_space.domains import (
     resolve,
 )
 from raydml.search_space.points import Pick, Point, Value, locate, published_defaults, recording, taking
-from raydml.search_space.space import SearchSpace, SpaceError, new_trial, refuse_too_few
+from raydml.search_space.space import SearchSpace, SpaceError, new_trial, refuse_too_few, too_few
+from raydml.search_space.yaml_reader import Node
 from raydml.searchers._base import Draw, DrawnBefore, Searcher
 from raydml.study.rungs import milestones
 from raydml.study.shares import Elimination, Shares, problems_of_balance
@@ -69,8 +70,11 @@ class TrialDraws:
         if len(self._grid) == 1:
             self.num_known = max(self.num_known, len(named))
         if search.balance is not None:
-            self.shares = Shares(space.trial, search.balance, space.study.seed, self._rungs())
-            if search.balance.eliminate:
+            # With sync, all trials are drawn before one passes the first rung: nothing could be eliminated.
+            eliminates = search.balance.eliminate and search.scheduler != "sync"
+            balance = search.balance.model_copy(update={"eliminate": eliminates})
+            self.shares = Shares(space.trial, balance, space.study.seed, self._rungs(), max_epochs_of(space))
+            if eliminates:
                 self.num_known = min(self.num_known, self.shares.num_forced)
         self.num_known = min(self.num_known, self.num_trials)
 
@@ -80,9 +84,10 @@ class TrialDraws:
 
     def _rungs(self) -> list[int]:
         search = self._space.study.search
-        epochs = resolve(self._space.trial, published_point)[0].get("epochs", Trial.model_fields["epochs"].default)
         return milestones(
-            max_epochs=int(epochs), grace_epochs=search.grace_epochs, reduction_factor=search.reduction_factor
+            max_epochs=max_epochs_of(self._space),
+            grace_epochs=search.grace_epochs,
+            reduction_factor=search.reduction_factor,
         )
 
     def _first_points(self) -> list[list[Point]]:
@@ -105,23 +110,40 @@ class TrialDraws:
         taken: Collection[str] = (),
         finish: Callable[[Trial], Trial] = lambda trial: trial,
         refuse_invalid: bool = True,
+        eliminated: Collection[int] = (),
     ) -> DrawnTrial | None:
         """Return trial number ``index``; None where the space has no other configuration.
 
         before: all trials that were drawn before, in their order. taken: the fingerprints of their configurations, none
         of which is drawn again. finish: returns a configuration as it runs, after the limits of its images, say; its
         fingerprint counts. refuse_invalid: raise SpaceError for a configuration that is invalid in a way that the check
-        of the space did not find; else another one is drawn.
+        of the space did not find; else another one is drawn. eliminated: options of the balanced choice that get no
+        further trials, beside those that `eliminations` finds.
         """
+        options = [None] if self.shares is None else [*self.shares.forced(before), None]
+        excluded = frozenset(eliminated) | frozenset(self.eliminations(index, before))
+        for option in options:
+            drawn = self._draw(index, before, taken, finish, option, excluded, refuse_invalid=refuse_invalid)
+            if drawn is not None:  # else this option has no configuration left
+                return drawn
+        return None
+
+    def _draw(
+        self,
+        index: int,
+        before: Sequence[DrawnBefore],
+        taken: Collection[str],
+        finish: Callable[[Trial], Trial],
+        option: int | None,
+        excluded: frozenset[int],
+        *,
+        refuse_invalid: bool,
+    ) -> DrawnTrial | None:
+        """Draw a trial with this option of the balanced choice; None: with any but the excluded ones."""
         place, turn = index % len(self._grid), index // len(self._grid)
         fixed = dict(self._grid[place])
-        excluded: frozenset[int] = frozenset()
-        if self.shares is not None:
-            forced = self.shares.forced(before)
-            if forced is not None:
-                fixed[self.shares.address] = forced
-            else:
-                excluded = frozenset(self.eliminations(index, before))
+        if option is not None and self.shares is not None:
+            fixed[self.shares.address] = option
         firsts = self._firsts[place]
         points: list[dict[Address, Value]] = []
 
@@ -132,32 +154,41 @@ class TrialDraws:
                 return recording(found, points[-1])
             draw = Draw(index, redraw, before, fixed, len(self._grid))
             proposal = self.searcher.pick(draw) if redraw < _MAX_PROPOSALS else self.searcher.random(draw)
-            return recording(self._without(excluded, proposal, draw), points[-1])
+            return recording(self._without(excluded, proposal, draw) if option is None else proposal, points[-1])
 
         def accept(trial: Trial) -> DrawnTrial | None:
-            finished = finish(trial)
+            try:
+                finished = finish(trial)
+            except ConfigError:
+                if refuse_invalid:
+                    raise
+                return None
             return None if fingerprint(finished) in taken else DrawnTrial(finished, points[-1])
 
         return new_trial(self._space, propose, accept, refuse_invalid=refuse_invalid)
 
-    def known(self, finish: Callable[[Trial], Trial] = lambda trial: trial) -> list[DrawnTrial]:
+    def known(self, finish: Callable[[Trial], Trial] | None = None) -> list[DrawnTrial]:
         """Return the trials that depend on no result, and after them random ones, which stand for those to be drawn.
 
-        Equal ones, after `finish`, are one.
+        finish: see `draw`. Equal trials after it are one: there may be fewer then. Without it, SpaceError is raised
+        where the space has fewer configurations than trials.
         """
         random = (
             TrialDraws(replace(self._space, study=_with_random_search(self._space.study))) if self.can_adapt else self
         )
         found: list[DrawnTrial] = []
+        before: list[DrawnBefore] = []
         taken: set[str] = set()
         for index in range(self.num_trials):
             draws = self if index < self.num_known else random
-            before = [DrawnBefore(drawn.point) for drawn in found]
-            drawn = draws.draw(index, before, taken, finish)
+            drawn = draws.draw(index, before, taken, finish or (lambda trial: trial))
             if drawn is None:
+                if finish is None:
+                    raise SpaceError([too_few(self._space, self.num_trials, len(found), len(self._grid))])
                 break
             taken.add(fingerprint(drawn.trial))
             found.append(drawn)
+            before.append(DrawnBefore(drawn.point))
         return found
 
     def eliminations(self, index: int, before: Sequence[DrawnBefore]) -> dict[int, Elimination]:
@@ -191,7 +222,8 @@ def problems_of_search(space: SearchSpace) -> list[Problem]:
             cure = "write what the space can draw, or widen it"
             problems.append(Problem(f"study.search.first.{number}", dict(configuration), "; ".join(outside), cure=cure))
     if search.balance is not None:
-        problems += problems_of_balance(space.trial, search.balance)
+        num_trials = search.num_trials * len(grid_points(space.trial))
+        problems += problems_of_balance(space.trial, search.balance, num_trials)
     return [problem._replace(where=problem.where or str(space.path)) for problem in problems]
 
 
@@ -203,6 +235,20 @@ def _with_random_search(study: StudySettings) -> StudySettings:
 def unknown_keys(configuration: Mapping[str, object]) -> list[str]:
     """Return in words which keys of a configuration are none of a trial's."""
     return [f"{key} is no key of a trial" for key in configuration if key not in Trial.model_fields]
+
+
+def max_epochs_of(space: SearchSpace) -> int:
+    """Return the largest number of epochs that a trial of a space can have."""
+    node = space.trial.value.get("epochs")
+    return int(max(_numbers_in(node))) if node is not None else int(Trial.model_fields["epochs"].default)
+
+
+def _numbers_in(node: Node) -> list[float]:
+    if isinstance(node.value, Range):
+        return list(node.value.ends())
+    if isinstance(node.value, Choice):
+        return [number for item in node.value.items for number in _numbers_in(item)]
+    return [node.value] if isinstance(node.value, int) else []
 
 
 def _point_of(space: SearchSpace, pick: Pick) -> Point:

@@ -351,7 +351,7 @@ class Reduction:
         key = str(event.get("trial"))
         self._reports.pop(key, None)
         trials = {key: self.trials[key]} if key in self.trials else {}
-        return replace(self.now(), stages=dict(self._study.stages), trials=trials)
+        return replace(self.now(), stages=dict(self._study.stages), trials=trials, drawn={})
 
     def copy(self) -> StudyState:
         """Return the state as it is; it does not change. This costs as much as there are trials."""

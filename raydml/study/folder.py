@@ -33,6 +33,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from pydantic import ValidationError
 
+from raydml.analysis.trials import parameters_of, varying
 from raydml.config.refit import has_search, refit_split, trains_on_test_classes
 from raydml.config.sections import ExtraTest, SplitSettings
 from raydml.config.trial import Machine, StudySettings, Trial, fingerprint
@@ -47,7 +48,7 @@ from raydml.ops.files import write_whole
 from raydml.ops.object_store import check_uri
 from raydml.ops.wording import counted
 from raydml.search_space.points import written_point
-from raydml.search_space.space import SearchSpace
+from raydml.search_space.space import SearchSpace, each_alternative
 from raydml.study.draws import TrialDraws
 from raydml.study.driver import only_driver
 from raydml.study.events import events_path, read_state
@@ -244,7 +245,7 @@ def _create(
             folder / "study.json", {**made, **here, "tracking_uri": _recorded_store(tracking_uri, folder.parent)}
         )
         return folder
-    study_id = _study_id_before(folder, trials)
+    study_id = _study_id_before(folder, trials, later)
     StudyPlace(str(folder), stored_at).record()
     machine = with_absolute_paths(space.machine, storage)
     record = ImageRecord.of_study(folder)
@@ -273,13 +274,14 @@ def _create(
     return folder
 
 
-def _study_id_before(folder: Path, trials: Sequence[Trial]) -> str:
+def _study_id_before(folder: Path, trials: Sequence[Trial], later: Mapping[str, Any] | None) -> str:
     """Return the id of the study whose study.json was deleted; empty where the folder has no events.
 
     Raises StudyError where the events are those of other trials.
     """
     state = read_state(folder)
-    prints = {f"search-{index:03d}": fingerprint(trial) for index, trial in enumerate(trials)}
+    known = trials if later is None else trials[: later["num_known"]]
+    prints = {f"search-{index:03d}": fingerprint(trial) for index, trial in enumerate(known)}
     if any(prints.get(trial.trial, trial.fingerprint) != trial.fingerprint for trial in state.of_stage("search")):
         raise StudyError(
             f"{events_path(folder)} is of other trials than those of {folder.name!r}. Cure: a name of its own "
@@ -317,8 +319,8 @@ def fingerprinted_trials(space: SearchSpace, catalogs: Catalogs) -> list[Trial]:
 class PlannedTrials(NamedTuple):
     """The trials of a search, as far as they can be known before it.
 
-    later: None where no trial needs results. Else ``num_known``, the number of the trials that need none, and
-    ``points``, those of all trials in the space.
+    later: None where no trial needs results. Else ``num_known``, the number of the trials that need none, ``points``,
+    those of all trials in the space, and ``varying``, the names of the parameters that may differ between trials.
     """
 
     trials: list[Trial]
@@ -339,7 +341,11 @@ def planned_trials(space: SearchSpace, catalogs: Catalogs) -> PlannedTrials:
         found = draws.known(lambda trial: with_content(limits.cut(trial), catalogs.of(trial)))
         limits.say_what_was_cut()
         trials = [drawn.trial for drawn in found]
-        later = {"num_known": draws.num_known, "points": [written_point(drawn.point) for drawn in found]}
+        later = {
+            "num_known": draws.num_known,
+            "points": [written_point(drawn.point) for drawn in found],
+            "varying": varying([parameters_of(trial.model_dump(mode="json")) for trial in each_alternative(space)]),
+        }
     else:
         drawn = trials_within_limits([one.trial for one in draws.known()], catalogs, num_folds)
         trials = [with_content(trial, catalogs.of(trial)) for trial in drawn]

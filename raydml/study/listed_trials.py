@@ -17,8 +17,9 @@ class ListedTrials(BasicVariantGenerator):
     of 1,000 trials that takes minutes, of 10,000 hours.
 
     configs: of the trials; each is the value ``config["run"]`` of its trial. max_concurrent: how many run at once at
-    most, 0 for no bound. later: number of the trials that wait for a slot -> the next config, or None while there is
-    none; and whether none comes any more. Deriving from Tune's generator keeps how many trials Tune asks for at once.
+    most, 0 for no bound. later: number of the trials that run, or wait for a slot -> the next config, or None while
+    there is none; and whether none comes any more. Deriving from Tune's generator keeps how many trials Tune asks for
+    at once.
     """
 
     def __init__(
@@ -30,7 +31,7 @@ class ListedTrials(BasicVariantGenerator):
         super().__init__(max_concurrent=max_concurrent)
         self._configs, self._later = configs, later
         self._number = 0
-        self._waiting: list[Trial] = []
+        self._running: list[Trial] = []  # those that have not ended
 
     def add_configurations(self, experiments: list[Experiment]) -> None:
         """Take the one experiment of the run, whose settings each trial gets. Raises ValueError for several."""
@@ -40,9 +41,12 @@ class ListedTrials(BasicVariantGenerator):
 
     def next_trial(self) -> Trial | None:
         """Return the next trial, None where it has to wait or there is none."""
-        if self.is_finished() or 0 < self.max_concurrent <= len(self._live_trials):
+        self._running = [trial for trial in self._running if not trial.is_finished()]
+        num_running = sum(trial.status in (Trial.PENDING, Trial.RUNNING) for trial in self._running)
+        # One that waits at a rung does not run: if it counted, the trials that it waits for would never start.
+        if self.is_finished() or 0 < self.max_concurrent <= num_running:
             return None
-        config = self._next_config()
+        config = self._next_config(num_running)
         if config is None:
             return None
         trial = _create_trial_from_spec(
@@ -52,17 +56,15 @@ class ListedTrials(BasicVariantGenerator):
             experiment_tag=str(self._number),
         )
         self._number += 1
-        self._live_trials.add(trial.trial_id)
-        self._waiting.append(trial)
+        self._running.append(trial)
         return trial
 
-    def _next_config(self) -> dict[str, Any] | None:
+    def _next_config(self, num_running: int) -> dict[str, Any] | None:
         if self._number < len(self._configs):
             return self._configs[self._number]
         config, is_over = None, True
         if self._later is not None:
-            self._waiting = [trial for trial in self._waiting if trial.status == Trial.PENDING]
-            config, is_over = self._later(len(self._waiting))
+            config, is_over = self._later(num_running)
         if config is None and is_over:
             self.set_finished()
         return config

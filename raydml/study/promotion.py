@@ -1,8 +1,8 @@
 """Successive halving that promotes: trials pause at each rung, and the best go on when a slot is free.
 
 ASHA as Li et al. (2020, Algorithm 2) wrote it. Ray's scheduler of that name stops trials instead, and has to let the
-first ones pass that reach a rung, whatever their values. Here they wait until a third of the rung is known to be worse:
-few slots are spent on bad trials. The price is a checkpoint for each trial that waits.
+first ones pass that reach a rung, whatever their values. Here they wait until two thirds of the rung are known to be
+worse: few slots are spent on bad trials. The price is a checkpoint for each trial that waits.
 
 `Pasha` (Bohdal et al., ICLR 2023) also lets no trial beyond a highest rung, and adds the next one only where the two
 highest rungs rank their trials differently.
@@ -13,15 +13,15 @@ from __future__ import annotations
 import heapq
 import math
 from bisect import bisect_left, insort
-from collections.abc import Mapping, Sequence
-from itertools import combinations, pairwise
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from raydml.study.rungs import milestones
-from raydml.study.scheduler import History, TrialQueue, trial_key
+from raydml.study.scheduler import TrialQueue, trial_key
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial as TuneTrial
@@ -74,7 +74,8 @@ class Promotion(FIFOScheduler):
 
     Args:
         keys: of all trials of the stage, in order; some may never start.
-        history: the values that are known from before, with that of the checkpoint from which a trial goes on.
+        history: key, epoch and value of all reports of earlier runs, in their order. Trials that go on from a
+            checkpoint report some of them again.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Promotion(FIFOScheduler):
         max_epochs: int,
         grace_epochs: int,
         reduction_factor: int,
-        history: History,
+        history: Iterable[tuple[str, int, float]],
     ) -> None:
         super().__init__()
         self._metric, self._reduction_factor = metric, reduction_factor
@@ -99,8 +100,8 @@ class Promotion(FIFOScheduler):
         self._handed_out: dict[str, TuneTrial] = {}
         self._queue = TrialQueue()
         self._highest = len(epochs)  # the rung that trials may train to; this one is their last epoch
-        for key, rows in history.items():
-            for epoch, value in rows:
+        for key, epoch, value in history:
+            if key in self._places:
                 self._know(key, epoch, value)
 
     def _know(self, key: str, epoch: int, value: float) -> None:
@@ -127,7 +128,8 @@ class Promotion(FIFOScheduler):
         if rung is None:
             return TrialScheduler.CONTINUE
         rank = self._rungs[rung].rank(key, self._places[key])
-        if self._can_promote(rung, rank):  # without a pause
+        # Without a pause; also one that was promoted before a restart.
+        if key in self._rungs[rung].promoted or self._can_promote(rung, rank):
             self._rungs[rung].promoted.add(key)
             return TrialScheduler.CONTINUE
         self._saving[key] = trial, rung
@@ -221,11 +223,14 @@ class Pasha(Promotion):
 
     def __init__(self, **settings: Any) -> None:
         self._curves: dict[str, dict[int, float]] = {}
-        super().__init__(**settings)
+        self._distances: list[float] = []  # of the pairs of trials at the highest rung whose curves cross
+        self._compared: list[str] = []
+        history = settings.pop("history")
+        super().__init__(**settings, history=())
         self._highest = min(1, len(self._rungs))
-        passed = [rung for rung, found in enumerate(self._rungs) if found.promoted]
-        self._highest = max([self._highest, *(rung + 1 for rung in passed)])
-        self._raise_if_unstable()
+        for key, epoch, value in history:
+            if key in self._places:
+                self._know(key, epoch, value)
 
     def _know(self, key: str, epoch: int, value: float) -> None:
         if math.isfinite(value):
@@ -238,17 +243,22 @@ class Pasha(Promotion):
         while 0 < self._highest < len(self._rungs):
             before, top = self._rungs[self._highest - 1].values, self._rungs[self._highest].values
             keys = [key for key in top if key in before]
-            if len(keys) < 2 or is_same_ranking(before, top, keys, self._noise(keys)):
+            self._compare(keys)
+            noise = float(np.percentile(self._distances, _NOISE_PERCENTILE)) if self._distances else 0.0
+            if len(keys) < 2 or is_same_ranking(before, top, keys, noise):
                 return
             self._highest += 1
+            self._distances, self._compared = [], []
 
-    def _noise(self, keys: Sequence[str]) -> float:
-        distances = [
-            distance
-            for first, second in combinations(keys, 2)
-            for distance in distances_of_crossing(self._curves[first], self._curves[second])
-        ]
-        return float(np.percentile(distances, _NOISE_PERCENTILE)) if distances else 0.0
+    def _compare(self, keys: Sequence[str]) -> None:
+        """Add the distances between trials that are new at the highest rung and those that were there."""
+        known = set(self._compared)
+        for key in keys:
+            if key in known:
+                continue
+            for other in self._compared:
+                self._distances += distances_of_crossing(self._curves[key], self._curves[other])
+            self._compared.append(key)
 
 
 def is_same_ranking(before: Mapping[str, float], after: Mapping[str, float], keys: Sequence[str], noise: float) -> bool:

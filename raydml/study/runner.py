@@ -61,6 +61,7 @@ _DEAD_PROCESS = re.compile(r"worker process has died|worker process was killed|s
 #: How often in a row Ray may give up a trial whose process has not died.
 _MAX_GIVEN_UP = 10
 _CHECK_EVERY_S = 1.0  # for stuck trials
+_SLOTS_EVERY_S = 5.0  # how often it is asked how many trials there is room for
 _MAX_LEFT_OUT = 5  # nodes that join a stage, and cannot run a trial
 
 
@@ -540,10 +541,12 @@ def _run_group(
             "rungs": rungs,
         }
 
-    def draw(num_waiting: int) -> tuple[dict[str, Any] | None, bool]:
+    slots = _Slots(session)
+
+    def draw(num_running: int) -> tuple[dict[str, Any] | None, bool]:
         """Return the configuration of the next trial, None while there is none; and whether none comes any more."""
         assert later is not None
-        drawn = later.next(num_waiting)
+        drawn = later.next(is_slot_free=num_running < slots.number())
         if drawn is None:
             if later.is_over and isinstance(made_scheduler, SyncHalving):
                 made_scheduler.leave_out(later.keys[later.num_trials :])
@@ -640,6 +643,18 @@ def num_slots(session: StudySession, trials: Sequence[Trial] = ()) -> int:
     return max(1, int(min(sum(rooms), session.study.search.max_concurrent or math.inf)))
 
 
+class _Slots:
+    """How many trials the cluster has room for at once, which is asked anew every few seconds: nodes come and go."""
+
+    def __init__(self, session: StudySession) -> None:
+        self._session, self._number, self._asked_s = session, 1, -math.inf
+
+    def number(self) -> int:
+        if time.monotonic() - self._asked_s > _SLOTS_EVERY_S:
+            self._number, self._asked_s = num_slots(self._session), time.monotonic()
+        return self._number
+
+
 def _longest_epochs_s(states: Mapping[str, TrialState]) -> dict[str, float]:
     """Return the longest time of an epoch of each trial that has reported one."""
     times = {key: [row.get("epoch_s", 0.0) for row in state.epochs.values()] for key, state in states.items()}
@@ -647,21 +662,29 @@ def _longest_epochs_s(states: Mapping[str, TrialState]) -> dict[str, float]:
 
 
 def _history(
-    states: Mapping[str, TrialState], resume_from: Mapping[str, Path | None], *, is_kept: bool = False
+    states: Mapping[str, TrialState], resume_from: Mapping[str, Path | None]
 ) -> dict[str, list[tuple[int, float]]]:
-    """Return the values that no trial will report again (see :class:`raydml.study.scheduler.Asha`).
-
-    is_kept: also that of the checkpoint from which a trial goes on, which it reports again.
-    """
+    """Return the values that no trial will report again (see :class:`raydml.study.scheduler.Asha`)."""
     history = {}
     for key, state in states.items():
         rows = state.curve(state.metric)
         if not state.ended and key in resume_from:
             found = resume_from[key]
             resumed = checkpoint.load_card(found)["epoch"] if found else 0
-            rows = [(epoch, value) for epoch, value in rows if epoch < resumed + is_kept]
+            rows = [(epoch, value) for epoch, value in rows if epoch < resumed]
         history[key] = rows
     return history
+
+
+def _all_reports(states: Mapping[str, TrialState]) -> list[tuple[str, int, float]]:
+    """Return key, epoch and value of all reports in the order of their times, those included that will come again."""
+    rows = [
+        (report.time_s, key, epoch, report.metrics[state.metric])
+        for key, state in states.items()
+        for epoch, report in state.reports.items()
+        if state.metric in report.metrics
+    ]
+    return [(key, epoch, value) for _, key, epoch, value in sorted(rows)]
 
 
 def _scheduler(
@@ -688,4 +711,4 @@ def _scheduler(
     if name == "sync":
         return SyncHalving(**rungs, keys=keys, ended=ended, history=_history(states, resume_from))
     promoting = Promotion if name == "promotion" else Pasha
-    return promoting(**rungs, keys=keys, history=_history(states, resume_from, is_kept=True))
+    return promoting(**rungs, keys=keys, history=_all_reports(states))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections import Counter
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -19,6 +21,8 @@ from raydml.study.pace import remaining_s
 CHECK_EVERY_S = 0.5
 CHECK_SHARE = 0.02  # largest part of the time that the checks take: the estimate reads every trial
 RESERVE = 1.3  # of the estimated time and device hours of the later stages: estimates are rough
+_LOOKS = (0.8, 0.9, 1.0)  # shares of the trials for which a search has to have settled
+_LEAST_TRIALS = 8  # of each recipe
 _TESTED_EPOCHS = 1.0  # that a test takes, see `raydml.study.pace`
 
 
@@ -104,10 +108,18 @@ def device_hours(study: StudyState) -> tuple[float, float, str]:
 def settled(trials: list[TrialState]) -> str:
     """Return why the search of these trials has settled, in words; empty while it has not.
 
-    Trials that run still count with their best value so far. A search of one recipe cannot settle.
+    A verdict that is looked up after every trial is right by chance sooner or later. So it has to hold for the trials
+    so far, without the last tenth of them and without the last fifth, and every recipe needs `_LEAST_TRIALS`. Trials
+    that run still count with their best value so far. A search of one recipe cannot settle.
     """
-    recipes = [trial.recipe for trial in trials]
-    if len(set(recipes)) < 2:
+    counts = Counter(trial.recipe for trial in trials)
+    if len(counts) < 2 or min(counts.values()) < _LEAST_TRIALS:
         return ""
-    found = search_stability([trial.best for trial in trials], recipes, noun="recipes")
-    return found.verdict if found.settled else ""
+    verdict = ""
+    for share in _LOOKS:
+        some = trials[: math.ceil(share * len(trials))]
+        found = search_stability([trial.best for trial in some], [trial.recipe for trial in some], noun="recipes")
+        if not found.settled:
+            return ""
+        verdict = found.verdict
+    return verdict

@@ -7,6 +7,7 @@ trials; then the searcher is free, except for options that are eliminated. It is
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
@@ -21,6 +22,8 @@ from raydml.search_space.points import domains_of
 from raydml.search_space.yaml_reader import Node
 from raydml.searchers._base import DrawnBefore
 
+#: The note on an option that gets no further trials.
+ELIMINATED = re.compile(r"search\.balance: (.+) gets no further trials after ")
 #: How sure it must be that the best of the remaining trials of an option stays below the best value so far.
 CONFIDENCE = 0.95
 
@@ -44,12 +47,12 @@ class Shares:
 
     Args:
         tree: the space of a trial, which has the choice: see `problems_of_balance`.
-        rungs: the epochs at which trials are compared, ascending.
+        rungs: the epochs at which trials are compared, ascending. max_epochs: of a trial.
     """
 
-    def __init__(self, tree: Node, balance: Balance, seed: int, rungs: Sequence[int]) -> None:
+    def __init__(self, tree: Node, balance: Balance, seed: int, rungs: Sequence[int], max_epochs: int) -> None:
         self.address, self._choice = _choices(tree)[balance.of]
-        self._balance, self._seed, self._rungs = balance, seed, rungs
+        self._balance, self._seed, self._rungs, self._max_epochs = balance, seed, rungs, max_epochs
         self.names = _names(self._choice)
 
     @property
@@ -57,25 +60,25 @@ class Shares:
         """How many trials it takes to give each option its least number."""
         return self._balance.least * len(self.names)
 
-    def forced(self, before: Sequence[DrawnBefore]) -> int | None:
-        """Return the position of the option that the next trial must take; None where the searcher is free.
+    def forced(self, before: Sequence[DrawnBefore]) -> list[int]:
+        """Return the positions of the options that have too few trials yet; none where the searcher is free.
 
-        It is the one with the fewest trials, and of several the first in an order that the seed and their number give.
+        The one with the fewest comes first, and of several the first in an order that the seed and their number give.
         """
         counts = Counter(trial.point.get(self.address) for trial in before)
         fewest = min(counts[position] for position in range(len(self.names)))
-        if fewest >= self._balance.least:
-            return None
-        order = np.random.default_rng([self._seed, fewest, len(self.names)]).permutation(len(self.names))
-        return next(int(position) for position in order if counts[int(position)] == fewest)
+        order = np.random.default_rng([self._seed, fewest, len(self.names)]).permutation(len(self.names)).tolist()
+        lacking = [position for position in order if counts[position] < self._balance.least]
+        return sorted(lacking, key=lambda position: counts[position])
 
     def eliminated(self, before: Sequence[DrawnBefore], num_left: int) -> dict[int, Elimination]:
         """Return the options that cannot win any more, by their positions. num_left: trials that are still to come.
 
         At each rung, the best of ``num_left`` further trials of an option is expected below a limit (`reachable_best`),
-        and no trial is expected to gain more after the rung than the one that has gained most so far. An option is
-        eliminated where both together stay below the best value of all, at every rung that at least `Balance.least` of
-        its trials have reached and some trial has passed. The option with the best value is never eliminated.
+        and no trial is expected to gain more after the rung than the one that has gained most, of those that have
+        reached the next rung. An option is eliminated where both together stay below the best value of all, at every
+        rung that at least `Balance.least` of its trials have reached and some trial has passed so. The option with the
+        best value is never eliminated.
         """
         curves = [(trial.point.get(self.address), trial.curve) for trial in before if trial.curve]
         if not self._balance.eliminate or num_left < 1 or not curves:
@@ -83,12 +86,13 @@ class Shares:
         best, winner = max(((max(curve.values()), position) for position, curve in curves), key=lambda found: found[0])
         found: dict[int, Elimination] = {}
         kept = {winner}
-        for rung in self._rungs:
+        for rung, following in zip(self._rungs, [*self._rungs[1:], self._max_epochs], strict=True):
             passed = [(curve, max(curve)) for _, curve in curves if rung in curve]
             gains = [
                 max(value for epoch, value in curve.items() if epoch >= rung) - curve[rung]
                 for curve, last in passed
-                if last > rung
+                # One that has just passed the rung has yet to gain.
+                if last >= following
             ]
             if not gains:
                 continue
@@ -122,7 +126,7 @@ def reachable_best(values: Sequence[float], num_further: int) -> float:
     return fmean(values) + quantile * stdev(values) * math.sqrt(1 + 1 / num)
 
 
-def problems_of_balance(tree: Node, balance: Balance) -> list[Problem]:
+def problems_of_balance(tree: Node, balance: Balance, num_trials: int) -> list[Problem]:
     """Return why a space cannot be balanced so; paths begin with study."""
     choices = _choices(tree)
     if balance.of not in choices:
@@ -135,6 +139,11 @@ def problems_of_balance(tree: Node, balance: Balance) -> list[Problem]:
         message = "is a grid, whose items all get the same number of trials"
         cure = "remove balance, or write choice instead of grid"
         return [Problem("study.search.balance.of", balance.of, message, cure=cure)]
+    num_options = len(choices[balance.of][1].items)
+    if balance.least * num_options > num_trials:
+        message = f"times {num_options} options is more than study.search.num_trials: {num_trials}"
+        cure = f"write at most {num_trials // num_options}, or num_trials: {balance.least * num_options}"
+        return [Problem("study.search.balance.least", balance.least, message, cure=cure)]
     return []
 
 

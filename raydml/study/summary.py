@@ -48,7 +48,6 @@ A stage that has not ended is an empty list. Intervals are 95 % t intervals.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timezone
@@ -62,6 +61,7 @@ from raydml.analysis.published import is_system, published_of
 from raydml.analysis.rank_stability import search_stability
 from raydml.analysis.trials import LIMITS, TrialState, parameters_of, varying
 from raydml.config.recipe import recipe_of
+from raydml.config.rules import WITHOUT_RESULTS
 from raydml.data.benchmarks import BENCHMARKS, metric_prefix
 from raydml.data.seal import TestReads
 from raydml.inference.footprint import median_footprint
@@ -69,6 +69,7 @@ from raydml.search_space.shipped import heading_of
 from raydml.study.events import StudyState, events_path, letter_of, letters_of, read_state
 from raydml.study.folder import RESULT_FILES, StudyError, read_json, read_study, stages_of, without_some
 from raydml.study.rungs import milestones
+from raydml.study.shares import ELIMINATED
 
 _Runs = dict[str, dict[tuple[Any, Any], float]]
 
@@ -187,13 +188,10 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
-#: The note of `raydml.study.drawing` on an option.
-_ELIMINATED = re.compile(r"search\.balance: (.+) gets no further trials after ")
-
-
 def _plan(study: Mapping[str, Any], found: Mapping[str, Any], state: StudyState) -> dict[str, Any]:
     settings, trials = study["study"], study["trials"]
     search, confirm = settings["search"], settings["confirm"]
+    searcher = search.get("searcher", {"name": "random"})["name"]
     epochs = max((trial["epochs"] for trial in trials if "epochs" in trial), default=0)
     rungs = milestones(
         max_epochs=epochs, grace_epochs=search["grace_epochs"], reduction_factor=search["reduction_factor"]
@@ -204,10 +202,10 @@ def _plan(study: Mapping[str, Any], found: Mapping[str, Any], state: StudyState)
         "num_trials": len(trials),
         "num_grid_points": max(len(trials) // search.get("num_trials", 1), 1),
         "scheduler": search["scheduler"],
-        "searcher": search.get("searcher", {"name": "random"})["name"],
-        "num_from_results": len(state.drawn),
+        "searcher": searcher,
+        "num_from_results": len(state.drawn) if searcher not in WITHOUT_RESULTS else 0,
         "ended_by": next((trial.ended for trial in state.of_stage("search") if trial.ended in LIMITS), None),
-        "eliminated": list(dict.fromkeys(name for note in state.notes for name in _ELIMINATED.findall(note))),
+        "eliminated": list(dict.fromkeys(name for note in state.notes for name in ELIMINATED.findall(note))),
         "epochs": epochs,
         "rungs": rungs if search["scheduler"] != "none" else [],
         "folds": confirm["folds"] if confirm else None,

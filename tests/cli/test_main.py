@@ -185,7 +185,7 @@ for command in json.loads(sys.argv[1]):
         ("sweep SPACE --seed x", "--seed = 'x': must be a whole number"),
         (
             "sweep SPACE --scheduler asah",
-            "--scheduler = 'asah': is not one of the choices\n    choices: asha, sync, none",
+            "--scheduler = 'asah': is not one of the choices\n    choices: asha, promotion, pasha, sync, none",
         ),
         ("sweep SPACE --name a/b", "--name = 'a/b': is not a usable name of a folder"),
         ("list nosuch", "KIND = 'nosuch' is not one of the kinds"),
@@ -1149,3 +1149,13 @@ def test_a_command_that_trains_here_ends_at_a_signal_in_one_line(tmp_path, numbe
     assert process.returncode == code
     assert err.splitlines()[-1] == "interrupted"
     assert "Traceback" not in err
+
+
+def test_the_option_of_the_scheduler_has_the_choices_of_the_setting():
+    from typing import get_args
+
+    from raydml.cli.arguments import SchedulerOption
+    from raydml.config.trial import SearchStage
+
+    of_option = get_args(get_args(get_args(SchedulerOption)[0])[0])
+    assert of_option == get_args(SearchStage.model_fields["scheduler"].annotation)

@@ -11,7 +11,7 @@ from raydml.study.draws import TrialDraws
 from tests.searchers.spaces import space_at, with_searcher
 
 SEARCHERS = registry.names("searchers")
-#: How many draws of each are checked here; `benchmarks/search.py --draws 1000` checks more of them.
+#: How many draws of each are checked, where a draw takes long.
 NUM_DRAWS = {"gp": 12, "tpe": 40}
 
 
@@ -90,3 +90,19 @@ def test_random_draws_are_those_of_a_search_without_a_searcher(tmp_path):
     space = space_at(tmp_path, "study.search.num_trials=20")
     assert "searcher" not in space.study.model_dump(mode="json")["search"]
     assert [drawn.trial for drawn in TrialDraws(space).known()] == sample_trials(space)
+
+
+@pytest.mark.parametrize("name", ["tpe", "priors"])
+def test_a_diverged_trial_counts_as_a_bad_one(tmp_path, name):
+    """Where all trials with a high learning rate have diverged, few further ones have it."""
+    draws = TrialDraws(with_searcher(tmp_path, name, "study.search.num_trials=60", "study.seed=2"))
+    before = []
+    for index in range(30):
+        drawn = draws.draw(index, before)
+        rate = drawn.trial.optimizer.learning_rate
+        value = None if rate > 3e-4 else 0.5 + 0.01 * math.log10(rate)
+        before.append(DrawnBefore(drawn.point, value, 1, True))
+    later = [draws.draw(index, before).trial.optimizer.learning_rate for index in range(30, 50)]
+    high = sum(rate > 3e-4 for rate in later)
+    # Of random draws, half. As good ones, tpe would draw 20 of them.
+    assert high <= (8 if name == "tpe" else 12)

@@ -51,3 +51,11 @@ def test_numbers_of_a_loguniform_range_are_evenly_spaced_in_their_logarithms(tmp
     draws = TrialDraws(with_searcher(tmp_path, "grid, points: 5", "study.search.num_trials=40", text=text))
     found, _ = drawn_by(draws, 40)
     assert {one.trial.optimizer.learning_rate for one in found} == {1e-6, 1e-5, 1e-4, 1e-3, 1e-2}
+
+
+def test_a_grid_of_very_many_combinations_takes_all_of_them_equally_and_none_twice(tmp_path):
+    draws = TrialDraws(with_searcher(tmp_path, "grid, points: 101", "study.search.num_trials=200"))
+    found = [draws.draw(index) for index in range(200)]
+    assert len({str(one.point) for one in found}) == 200
+    assert {one.trial.model.embedding_dim for one in found} == {16, 32, 64}
+    assert len({one.trial.optimizer.learning_rate for one in found}) > 60

@@ -50,7 +50,7 @@ def _fetch(references):
 def _with_drawn(trials, later):
     """The trials that are known, and then those that are drawn, each when all before have ended."""
     yield from list(trials.items())
-    while later is not None and (drawn := later.next(0)) is not None:
+    while later is not None and (drawn := later.next()) is not None:
         yield drawn
 
 

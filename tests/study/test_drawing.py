@@ -35,7 +35,7 @@ def run(folder, order):
     state = read_state(folder)
     running = [key for key in search.trials if key not in state.trials or not state.trials[key].num_epochs]
     while running or not search.is_over:
-        while (drawn := search.next(len(running))) is not None:
+        while (drawn := search.next(is_slot_free=not running)) is not None:
             running.append(drawn[0])
         assert running, "nothing runs, and no trial is drawn"
         key = running.pop(order.randrange(len(running)))
@@ -80,12 +80,12 @@ def test_results_change_what_is_drawn_later(tmp_path, monkeypatch):
     assert [expected[key] == found[key] for key in sorted(expected)] == [True] * 3 + [False] * 6, "the first generation"
 
 
-def test_without_sync_a_trial_is_drawn_when_none_waits(tmp_path):
+def test_without_sync_a_trial_is_drawn_when_a_slot_is_free(tmp_path):
     folder = made(tmp_path / "a", *OVERRIDES)
     search = DrawnSearch(folder, read_study(folder))
     assert list(search.trials) == ["search-000", "search-001"]
-    assert search.next(num_waiting=1) is None
-    key, trial = search.next(num_waiting=0)
+    assert search.next(is_slot_free=False) is None
+    key, trial = search.next()
     assert key == "search-002"
     state = read_state(folder)
     assert state.drawn[key].config == trial.model_dump(mode="json")
@@ -98,14 +98,14 @@ def test_a_killed_study_goes_on_from_the_same_results_with_the_same_trial(tmp_pa
     folder = made(tmp_path / "a", *OVERRIDES)
     search = DrawnSearch(folder, read_study(folder))
     for number in range(4):
-        trial = search.trials.get(f"search-{number:03d}") or search.next(0)[1]
+        trial = search.trials.get(f"search-{number:03d}") or search.next()[1]
         events.append(events_path(folder), epoch(number, 1, value_of(trial)))
         if number != 2:
             events.append(events_path(folder), ended(number, "stopped_early"))
     before = events_path(folder).read_bytes()
-    _, expected = search.next(0)
+    _, expected = search.next()
     events_path(folder).write_bytes(before)
-    _, again = DrawnSearch(folder, read_study(folder)).next(0)
+    _, again = DrawnSearch(folder, read_study(folder)).next()
     assert fingerprint(again) == fingerprint(expected)
 
 
@@ -124,7 +124,7 @@ trial:
     folder = create_study(space, storage=tmp_path / "studies", tracking_uri="sqlite:///x.db", space_text="text")
     search = DrawnSearch(folder, read_study(folder))
     # Digits have 5 classes to train on: batches of 2 and of 64 classes differ by no more than 2 and 3 or so.
-    while search.next(0) is not None:
+    while search.next() is not None:
         pass
     assert search.is_over
     assert search.num_trials == len(search.trials) <= 6
@@ -136,6 +136,7 @@ def test_checkpoints_of_a_trial_whose_draw_was_lost_are_not_taken_for_those_of_t
     kept = folder / "search" / "run-000" / "search-001" / "checkpoint_000000"
     for path in (left, kept):
         path.mkdir(parents=True)
+    started_and_at(folder, 1, 1, 0.5)
     DrawnSearch(folder, read_study(folder))
     assert not left.exists()
     assert kept.exists()
@@ -171,5 +172,75 @@ def test_weights_and_images_are_prepared_once_also_for_what_no_planned_trial_has
     for trial in study["trials"]:
         trial["data"]["resize_px"] = 20  # no drawn trial has this size
     search = DrawnSearch(folder, {**study, **specification_of(study["study"], study["trials"])})
-    drawn = [search.next(0)[1] for _ in range(3)]
+    drawn = [search.next()[1] for _ in range(3)]
     assert prepared == [[drawn[0]]]
+
+
+def started_and_at(folder, number, epoch_number, value):
+    key = f"search-{number:03d}"
+    events.append(events_path(folder), {"event": "trial_started", "trial": key, "stage": "search", "config": {}})
+    events.append(events_path(folder), epoch(number, epoch_number, value))
+
+
+def test_with_sync_only_values_at_the_first_rung_count_and_memory_is_not_waited_for(tmp_path):
+    """Later epochs may or may not be there yet; a trial without memory runs again after all others."""
+    folder = made(tmp_path / "a", *SYNC)
+    search = DrawnSearch(folder, read_study(folder))
+    search.next()
+    for number, value in ((0, 0.2), (1, 0.3)):
+        started_and_at(folder, number, 1, value)
+    assert search.next() is None, "the third of the generation has no result"
+    retried = {
+        "event": "trial_retried",
+        "trial": "search-002",
+        "stage": "search",
+        "reason": "out_of_memory",
+        "error": "x",
+    }
+    events.append(events_path(folder), retried)
+    known = events_path(folder).read_bytes()
+    _, expected = search.next()
+    events_path(folder).write_bytes(known)
+    events.append(events_path(folder), epoch(0, 2, 0.9))
+    _, again = DrawnSearch(folder, read_study(folder)).next()
+    assert fingerprint(again) == fingerprint(expected), "an epoch after the first rung changes nothing"
+
+
+def test_values_of_trials_that_wait_at_a_rung_change_what_is_drawn(tmp_path):
+    drawn = []
+    for turned in (False, True):
+        folder = made(
+            tmp_path / str(turned), *OVERRIDES, "study.search.scheduler=promotion", "study.search.num_trials=20"
+        )
+        search = DrawnSearch(folder, read_study(folder))
+        for number in range(12):
+            trial = search.trials.get(f"search-{number:03d}") or search.next()[1]
+            value = value_of(trial)
+            started_and_at(folder, number, 1, 1 - value if turned else value)
+        drawn.append(list(names(search.trials).values()))
+    assert drawn[0][:2] == drawn[1][:2]
+    assert drawn[0] != drawn[1]
+
+
+def test_a_study_whose_file_was_lost_is_made_again_with_its_drawn_trials(tmp_path):
+    folder = made(tmp_path / "a", *SYNC)
+    run(folder, random.Random(0))
+    events.append(events_path(folder), {"event": "study_started", "study": "spaces", "study_id": "abc", "config": {}})
+    (folder / "study.json").unlink()
+    again = create_study(
+        space_at(tmp_path / "a", *SYNC), storage=folder.parent, tracking_uri="sqlite:///x.db", space_text="text"
+    )
+    assert read_study(again)["study_id"] == "abc"
+
+
+def test_an_eliminated_option_stays_without_trials(tmp_path):
+    """Also where a trial that runs on would let it win: the note and the report have said so."""
+    folder = made(tmp_path / "a", *OVERRIDES, "study.search.balance=loss", "study.search.num_trials=30")
+    text = "search.balance: margin + distance_weighted gets no further trials after 5: by their values at epoch 1, ..."
+    events.append(events_path(folder), {"event": "note", "text": text})
+    search = DrawnSearch(folder, read_study(folder))
+    while search.next() is not None:
+        pass
+    losses = [trial.loss.name for trial in search.trials.values()]
+    assert losses.count("margin") == 5, "its fair share"
+    assert "margin" not in losses[15:]

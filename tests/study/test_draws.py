@@ -96,7 +96,7 @@ def test_each_option_gets_its_least_number_of_trials_first(tmp_path):
 
 def shares(folder, *, eliminate=True, rungs=(1, 3)):
     space = space_at(folder)
-    return Shares(space.trial, Balance(of="loss", least=4, eliminate=eliminate), 0, rungs)
+    return Shares(space.trial, Balance(of="loss", least=4, eliminate=eliminate), 0, rungs, 9)
 
 
 def with_values(address, values_at):
@@ -205,3 +205,45 @@ def test_without_validation_classes_nothing_can_be_proposed_from_results(tmp_pat
     with pytest.raises(SpaceError, match=rf"study.search.{key} = .*proposes trials from their validation metrics"):
         space_at(tmp_path, *fixed, f"study.search.{key}={value}")
     assert space_at(tmp_path, *fixed, "study.search.searcher={name: grid}")
+
+
+def test_an_option_without_a_further_configuration_leaves_its_share_to_the_others(tmp_path):
+    text = TEXT.replace(
+        "model: {backbone: convnet, weights: none, embedding_dim: {choice: [16, 32, 64]}}",
+        "model: {backbone: convnet, weights: none, embedding_dim: 16}",
+    )
+    for domain, value in (
+        ("{randint: [4, 9]}", "4"),
+        ("{loguniform: [1.0e-5, 1.0e-2]}", "1.0e-3"),
+        ("{quniform: [0.1, 0.5, 0.1]}", "0.2"),
+    ):
+        text = text.replace(domain, value)
+    draws = TrialDraws(
+        space_at(tmp_path, "study.search.balance={of: loss, least: 4}", "study.search.num_trials=20", text=text)
+    )
+    found = draws.known()
+    assert len(found) == 20
+    assert Counter(map(loss_of, found))["triplet"] == 1, "it has one configuration"
+
+
+def test_shares_that_cannot_be_met_and_too_few_configurations_are_refused(tmp_path):
+    with pytest.raises(SpaceError, match=r"balance.least = 8: times 3 options is more than .*: 6\n.*at most 2"):
+        TrialDraws(space_at(tmp_path, "study.search.balance={of: loss, least: 8}", "study.search.num_trials=6"))
+    same = """
+study: {name: same, search: {num_trials: 2}}
+trial:
+  data: {name: digits, resize_px: 16, crop_px: 16}
+  model: {backbone: convnet, weights: none}
+  loss: {choice: [{name: contrastive}, {name: contrastive, positive_margin: 0.0}]}
+  sampler: {name: class_balanced, classes_per_batch: 2, images_per_class: 4}
+"""
+    with pytest.raises(SpaceError, match="2 trials are needed, and the space has only 1 distinct"):
+        TrialDraws(space_at(tmp_path, text=same)).known()
+
+
+def test_an_excluded_option_is_replaced_by_each_of_the_others(tmp_path):
+    draws = balanced(tmp_path, "study.search.num_trials=60")
+    before = [DrawnBefore({draws.shares.address: position}) for position in (0, 1, 2) for _ in range(4)]
+    losses = Counter(loss_of(draws.draw(index, before, eliminated={0})) for index in range(12, 48))
+    assert losses["margin"] == 0
+    assert min(losses["triplet"], losses["multi_similarity"]) > 8

@@ -106,7 +106,7 @@ def keys_of(number):
 
 
 def run(num_trials, value, *, num_slots=1, seed=0, cls=Promotion, history=None, epochs=None, keys=None):
-    scheduler = cls(**SETTINGS, keys=keys_of(num_trials), history=history or {})
+    scheduler = cls(**SETTINGS, keys=keys_of(num_trials), history=history or ())
     waiting = keys_of(num_trials) if keys is None else keys
     return SimulatedTune(
         scheduler, waiting, value, num_slots=num_slots, order=random.Random(seed), epochs=epochs
@@ -155,7 +155,7 @@ def test_it_promotes_what_the_algorithm_promotes(num_trials, num_slots, seed):
     """After each report, what is above is promoted; at the end nothing promotable is left."""
     order = random.Random(seed)
     values = {key: [order.choice([0.1, 0.2, 0.3, 0.4, 0.5]) for _ in range(9)] for key in keys_of(num_trials)}
-    scheduler = Promotion(**SETTINGS, keys=keys_of(num_trials), history={})
+    scheduler = Promotion(**SETTINGS, keys=keys_of(num_trials), history=())
     slow = SlowAsha(keys_of(num_trials), [1, 3], 3)
     tune = SimulatedTune(
         scheduler, keys_of(num_trials), lambda key, epoch: values[key][epoch - 1], num_slots=num_slots, order=order
@@ -209,7 +209,7 @@ def test_it_promotes_what_the_algorithm_promotes(num_trials, num_slots, seed):
 def test_after_a_restart_waiting_trials_meet_full_rungs():
     """Nine trials have reached epoch 1 when the driver is killed; all report their checkpoints again, t00 first."""
     values = {key: int(key[1:]) / 10 for key in keys_of(9)}
-    history = {key: [(1, values[key])] for key in keys_of(9)}
+    history = [(key, 1, values[key]) for key in keys_of(9)]
     found = run(
         9, lambda key, epoch: values[key] + epoch / 1000 - 0.001, history=history, epochs=dict.fromkeys(keys_of(9), 0)
     )
@@ -218,14 +218,22 @@ def test_after_a_restart_waiting_trials_meet_full_rungs():
 
 
 def test_what_was_promoted_before_a_restart_is_not_promoted_a_second_time():
-    history = {"t00": [(1, 0.9), (2, 0.9)], "t01": [(1, 0.1)], "t02": [(1, 0.2)]}
-    scheduler = Promotion(**SETTINGS, keys=keys_of(3), history=history)
+    history = [("t00", 1, 0.9), ("t01", 1, 0.1), ("t02", 1, 0.2), ("t00", 2, 0.9)]
+    scheduler = Promotion(**SETTINGS, keys=keys_of(6), history=history)
     assert scheduler._rungs[0].promoted == {"t00"}
+    tune = SimulatedTune(scheduler, [], None, num_slots=1, order=random.Random(0))
+    for key, value in (("t03", 0.95), ("t04", 0.96), ("t05", 0.97)):
+        tune.add(key)
+        scheduler.on_trial_result(tune, tune.trials[key], {"epoch": 1, METRIC: value})
+    tune.add("t00")  # from its checkpoint of the first epoch: it is no longer among the best, and goes on all the same
+    assert scheduler.on_trial_result(tune, tune.trials["t00"], {"epoch": 1, METRIC: 0.9}) == "CONTINUE"
+    tune.add("t02")
+    assert scheduler.on_trial_result(tune, tune.trials["t02"], {"epoch": 1, METRIC: 0.2}) == "PAUSE"
 
 
 def test_a_decision_at_1000_waiting_trials_looks_at_no_trial_twice():
     """Not a time: the number of comparisons. A search over all would look at 1,000 trials at each of 1,000 steps."""
-    scheduler = Promotion(**SETTINGS, keys=[f"t{index:04d}" for index in range(1000)], history={})
+    scheduler = Promotion(**SETTINGS, keys=[f"t{index:04d}" for index in range(1000)], history=())
     looked = 0
     rank = scheduler._rungs[0].rank
 
@@ -256,7 +264,7 @@ def test_a_decision_at_1000_waiting_trials_looks_at_no_trial_twice():
 
 @pytest.mark.parametrize("cls", [Promotion, Pasha])
 def test_it_is_plain_data_for_tune_to_pickle(cls):
-    scheduler = cls(**SETTINGS, keys=keys_of(2), history={})
+    scheduler = cls(**SETTINGS, keys=keys_of(2), history=())
     assert pickle.loads(pickle.dumps(scheduler))._highest == scheduler._highest
 
 
@@ -273,6 +281,53 @@ def test_pasha_adds_a_rung_where_the_ranking_has_turned():
         return quality if epoch < 3 else -quality
 
     assert max(run(9, value, cls=Pasha).epochs.values()) == 9
+
+
+def test_a_rung_that_pasha_has_added_is_there_after_a_restart():
+    """Two trials change places at the second rung, and later ones make the rankings equal again."""
+    reports = [("t00", 1, 0.5), ("t01", 1, 0.6), ("t00", 3, 0.8), ("t01", 3, 0.7)]
+    scheduler = Pasha(**SETTINGS, keys=keys_of(2), history=reports)
+    assert scheduler._highest == 2
+    assert Pasha(**SETTINGS, keys=keys_of(2), history=reports[:3])._highest == 1
+    # In the order of the reports: sorted by trial, the second rung would never have been compared.
+    live = Pasha(**SETTINGS, keys=keys_of(2), history=())
+    for key, epoch, value in reports:
+        live._know(key, epoch, value)
+    assert live._highest == 2
+
+
+def test_a_trial_that_is_trained_again_with_another_result_counts_once():
+    scheduler = Promotion(**SETTINGS, keys=keys_of(6), history=[("t00", 1, 0.9), ("t00", 1, 0.1), ("t01", 1, 0.5)])
+    rung = scheduler._rungs[0]
+    assert (rung.rank("t00", 0), rung.rank("t01", 1), len(rung._order)) == (1, 0, 2)
+
+
+def test_a_handed_out_trial_is_given_again_while_tune_has_no_place_for_it_and_an_error_ends_its_wait():
+    scheduler = Promotion(**SETTINGS, keys=keys_of(9), history=())
+    tune = SimulatedTune(scheduler, ["more"], None, num_slots=1, order=random.Random(0))
+    for key, value in (("t00", 0.9), ("t01", 0.1), ("t02", 0.2)):
+        tune.add(key)
+        assert scheduler.on_trial_result(tune, tune.trials[key], {"epoch": 1, METRIC: value}) == "PAUSE"
+        tune.trials[key].status = "PAUSED"
+    chosen = scheduler.choose_trial_to_run(tune)
+    assert chosen is tune.trials["t00"]
+    assert scheduler.choose_trial_to_run(tune) is chosen, "it is still paused"
+    chosen.status = "RUNNING"
+    assert scheduler.choose_trial_to_run(tune) is None
+    scheduler.on_trial_error(tune, tune.trials["t01"])
+    assert "t01" not in scheduler._rungs[0].waiting
+    assert len(scheduler._active) == 2
+
+
+def test_nothing_ends_while_trials_may_still_come():
+    scheduler = Promotion(**SETTINGS, keys=keys_of(4), history=())
+    tune = SimulatedTune(scheduler, ["more"], None, num_slots=1, order=random.Random(0))
+    tune.add("t00")
+    scheduler.on_trial_result(tune, tune.trials["t00"], {"epoch": 1, METRIC: 0.5})
+    tune.trials["t00"].status = "PAUSED"
+    assert (scheduler.choose_trial_to_run(tune), tune.log) == (None, [])
+    tune.waiting.clear()
+    assert scheduler.choose_trial_to_run(tune) is tune.trials["t00"], "the last one goes on"
 
 
 def test_trials_within_the_noise_may_change_places():

@@ -398,7 +398,7 @@ def test_a_study_whose_images_are_gone_starts_nothing_and_goes_on_when_they_are_
 
 @pytest.mark.slow
 def test_a_time_limit_ends_the_search_for_the_later_stages_and_more_trials_run_later(tmp_path, monkeypatch):
-    monkeypatch.setattr("raydml.study.time_limit.CHECK_EVERY_S", 0.05)  # an epoch takes a third of a second
+    monkeypatch.setattr("raydml.study.search_limit.CHECK_EVERY_S", 0.05)  # an epoch takes a third of a second
     settings = {"study.search.num_trials": 3, "study.search.scheduler": "none", "trial.epochs": 3}
     folder = new_study(tmp_path, **settings, **{"study.confirm.seeds": 1, "trial.sampler.batches_per_epoch": 40})
     assert run_study(folder, budget=Budget(time_s=0.1)).status == "finished"

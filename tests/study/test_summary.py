@@ -593,4 +593,4 @@ def test_the_summary_says_who_proposed_the_trials_and_what_ended_the_search(stud
     events.append(events_path(folder), drawn)
     plan = summarise(folder)["plan"]
     assert plan["eliminated"] == ["margin + distance_weighted"]
-    assert (plan["searcher"], plan["num_from_results"], plan["ended_by"]) == ("random", 1, None)
+    assert (plan["searcher"], plan["num_from_results"], plan["ended_by"]) == ("random", 0, None)
