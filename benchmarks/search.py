@@ -1,0 +1,167 @@
+"""Searches of hyperparameters against each other, in simulated studies: how good a configuration after how many epochs.
+
+    python benchmarks/search.py grocery --seeds 100 --json /tmp/search_grocery.json
+    python benchmarks/search.py omniglot --only tpe+promotion --slots 4
+
+A study is simulated event by event, without Ray and without training: a searcher of raydml is asked for the next
+configuration when a slot is free, the scheduler that a study has decides after each epoch, and the epochs come from
+benchmarks/search_surrogate.py. Every epoch takes the same time. An arm is a searcher and a scheduler; all of them run
+60 trials with each seed.
+
+- chosen: the value without noise of the configuration that the study has found best by what was reported, at its best
+  epoch of all. Median over the seeds, with quartiles, after so many epochs of all trials and at the end.
+- to the reference: epochs until the median of `chosen` is that of random search with ASHA after its last trial; in
+  brackets, the share of the epochs that random search with ASHA takes in all.
+- losses ranked: trials drawn until the best reported value of each loss ranks the losses as the whole table does, with
+  Kendall's tau >= 0.8, from then on to the end; in brackets, the share of studies that end so.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from search_surrogate import Surrogate
+from search_table import FOLDER, Point
+from simulated_study import Report, SimulatedStudy, scheduler_of, searcher_of
+
+from raydml.search_space.domains import Address
+
+REFERENCE = "random+asha"
+ARMS = (REFERENCE, "random+none", "random+sync")
+LOSS: Address = ("loss, miner",)  # where the spaces choose a loss
+TAU = 0.8
+BUDGETS = (60, 120, 240)  # epochs of the columns
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One simulated study. chosen: after each epoch. ranked_after: trials; None where the losses end in disorder."""
+
+    chosen: NDArray[np.float64]
+    ranked_after: int | None
+
+
+def tau(values: Sequence[float], others: Sequence[float]) -> float:
+    """Return Kendall's tau (a) of two rankings: a pair that is a tie in one of them counts as half right."""
+    signs = [np.sign(np.subtract.outer(ranked, ranked)) for ranked in map(_without_infinity, (values, others))]
+    above = np.triu_indices(len(values), 1)
+    return float((signs[0] * signs[1])[above].mean())
+
+
+def _without_infinity(values: Sequence[float]) -> NDArray[np.float64]:
+    return np.nan_to_num(np.array(values, float), neginf=-1.0)
+
+
+def outcome(
+    reports: Sequence[Report], points: Sequence[Point], truths: Sequence[float], best: Sequence[float]
+) -> Outcome:
+    """Return what a study has found. truths: of its trials. best: of each loss in the table."""
+    chosen: list[float] = []
+    found, incumbent, value = [-np.inf] * len(best), 0, -np.inf
+    ranked_after: int | None = None
+    for report in reports:
+        if report.value > value:
+            incumbent, value = report.index, report.value
+        chosen.append(truths[incumbent])
+        loss = int(points[report.index][LOSS])
+        if report.value > found[loss]:
+            found[loss] = report.value
+            if tau(found, best) < TAU:
+                ranked_after = None
+            elif ranked_after is None:
+                ranked_after = report.num_drawn
+    return Outcome(np.array(chosen), ranked_after)
+
+
+def run_arm(arm: str, slots: int, surrogate: Surrogate, seeds: int, num_trials: int) -> list[Outcome]:
+    """Return the outcomes of an arm for each seed."""
+    searcher, scheduler = arm.split("+")
+    space = surrogate.space
+    num_losses = len(space.trial.value[LOSS[0]].value.items)
+    best = [max(max(row.curve) for row in surrogate.rows if row.point[LOSS] == loss) for loss in range(num_losses)]
+    outcomes = []
+    for seed in range(seeds):
+        study = SimulatedStudy(
+            space=space,
+            curve_of=lambda point, seed=seed: surrogate.observed(point, seed).tolist(),
+            searcher=searcher_of(searcher, space, seed),
+            scheduler=scheduler_of(scheduler, space, surrogate.num_epochs, num_trials),
+            num_trials=num_trials,
+            num_slots=slots,
+        ).run()
+        points = [trial.point for trial in study.trials]
+        truths = [float(surrogate.truth(point).max()) for point in points]
+        outcomes.append(outcome(study.reports, points, truths, best))
+    return outcomes
+
+
+def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Return quartiles of `chosen` after each epoch (a study that is over keeps its choice), epochs and ranking."""
+    longest = max(len(one.chosen) for one in outcomes)
+    curves = np.stack([np.pad(one.chosen, (0, longest - len(one.chosen)), mode="edge") for one in outcomes])
+    low, median, high = (np.round(curve, 5).tolist() for curve in np.quantile(curves, [0.25, 0.5, 0.75], axis=0))
+    ranked = [np.inf if one.ranked_after is None else one.ranked_after for one in outcomes]
+    after = statistics.median(ranked)
+    return {
+        "epochs": statistics.median(len(one.chosen) for one in outcomes),
+        "low": low, "median": median, "high": high,
+        "ranked_after": None if np.isinf(after) else after,
+        "ranked_share": float(np.mean(np.isfinite(ranked))),
+    }  # fmt: skip
+
+
+def epochs_to(value: float, medians: Sequence[float]) -> int | None:
+    """Return after how many epochs the median is at least a value, from then on to the end."""
+    below = [epoch for epoch, median in enumerate(medians, 1) if median < value]
+    return None if below and below[-1] == len(medians) else (below[-1] if below else 0) + 1
+
+
+def main() -> None:
+    """Run the arms, print their table and write it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=sorted(path.stem for path in FOLDER.glob("*.json")))
+    parser.add_argument("--only", nargs="+", default=ARMS, help="arms; the reference is added")
+    parser.add_argument("--slots", nargs="+", type=int, default=[2, 4])
+    parser.add_argument("--seeds", type=int, default=100)
+    parser.add_argument("--trials", type=int, default=60)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    from rich.console import Console
+    from rich.table import Table
+
+    surrogate = Surrogate.of(arguments.table)
+    table = Table("arm", "slots", *(f"after {budget}" for budget in BUDGETS), "at the end", "epochs",
+                  "to the reference", "losses ranked", box=None, pad_edge=False)  # fmt: skip
+    for column in table.columns[1:]:
+        column.justify = "right"
+    rows: list[dict[str, Any]] = []
+    reference: dict[str, Any] = {}
+    for slots in arguments.slots:
+        for arm in dict.fromkeys([REFERENCE, *arguments.only]):
+            row = summary(run_arm(arm, slots, surrogate, arguments.seeds, arguments.trials))
+            if arm == REFERENCE:
+                reference = row
+            row["reaches_reference"] = epochs_to(reference["median"][-1], row["median"])
+            rows.append({"arm": arm, "slots": slots, **row})
+            low, median, high = (row[name] for name in ("low", "median", "high"))
+            reached, after = row["reaches_reference"], row["ranked_after"]
+            share = "" if reached is None else f"{reached} ({reached / reference['epochs']:.2f})"
+            table.add_row(
+                arm, str(slots), *(f"{median[min(budget, len(median)) - 1]:.4f}" for budget in BUDGETS),
+                f"{median[-1]:.4f} ({low[-1]:.4f} to {high[-1]:.4f})", f"{row['epochs']:.0f}", share or "never",
+                f"{'never' if after is None else f'{after:.0f}'} ({row['ranked_share']:.2f})",
+            )  # fmt: skip
+            print(f"{arm}, {slots} slots: {median[-1]:.4f}", flush=True)
+    Console(width=140).print(table)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({**vars(arguments), "json": None, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
