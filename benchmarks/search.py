@@ -5,8 +5,8 @@
 
 A study is simulated event by event, without Ray and without training: a searcher of raydml is asked for the next
 configuration when a slot is free, the scheduler that a study has decides after each epoch, and the epochs come from
-benchmarks/search_surrogate.py. Every epoch takes the same time. An arm is a searcher and a scheduler; all of them run
-60 trials with each seed.
+benchmarks/search_surrogate.py. Every epoch takes the same time. An arm is a searcher and a scheduler, the latter with
+the settings of the space, and perhaps `balance`; all of them run 60 trials with each seed.
 
 - chosen: the value without noise of the configuration that the study has found best by what was reported, at its best
   epoch of all. Median over the seeds, with quartiles, after so many epochs of all trials and at the end.
@@ -27,13 +27,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from search_surrogate import Surrogate
-from search_table import FOLDER, Point
-from simulated_study import Report, SimulatedStudy, scheduler_of, searcher_of
+from search_table import FOLDER
+from simulated_study import Report, SimulatedStudy, draws_of, scheduler_of
 
 from raydml.search_space.domains import Address
+from raydml.search_space.points import Point
 
 REFERENCE = "random+asha"
-ARMS = (REFERENCE, "random+none", "random+sync")
+ARMS = (
+    *("random+none", "random+sync", "random+promotion", "random+pasha"),
+    *(
+        "priors+asha",
+        "tpe+asha",
+        "gp+asha",
+        "priors+promotion",
+        "tpe+promotion",
+        "gp+promotion",
+        "tpe+promotion+balance",
+    ),
+)
 LOSS: Address = ("loss, miner",)  # where the spaces choose a loss
 TAU = 0.8
 BUDGETS = (60, 120, 240)  # epochs of the columns
@@ -81,21 +93,20 @@ def outcome(
 
 def run_arm(arm: str, slots: int, surrogate: Surrogate, seeds: int, num_trials: int) -> list[Outcome]:
     """Return the outcomes of an arm for each seed."""
-    searcher, scheduler = arm.split("+")
+    searcher, scheduler, *others = arm.split("+")
     space = surrogate.space
     num_losses = len(space.trial.value[LOSS[0]].value.items)
     best = [max(max(row.curve) for row in surrogate.rows if row.point[LOSS] == loss) for loss in range(num_losses)]
     outcomes = []
     for seed in range(seeds):
         study = SimulatedStudy(
-            space=space,
+            draws=draws_of(space, searcher, seed, num_trials, is_balanced="balance" in others),
             curve_of=lambda point, seed=seed: surrogate.observed(point, seed).tolist(),
-            searcher=searcher_of(searcher, space, seed),
             scheduler=scheduler_of(scheduler, space, surrogate.num_epochs, num_trials),
             num_trials=num_trials,
             num_slots=slots,
         ).run()
-        points = [trial.point for trial in study.trials]
+        points = [trial.drawn.point for trial in study.trials]
         truths = [float(surrogate.truth(point).max()) for point in points]
         outcomes.append(outcome(study.reports, points, truths, best))
     return outcomes

@@ -7,29 +7,20 @@ al., AAAI 2015). What a simulated trial reports is that curve plus the differenc
 configuration with different seeds, divided by the square root of 2. Everything is a function of point and seed.
 """
 
-import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from search_table import FOLDER, METRIC, Point, Row, read_table, space_of
+from search_table import FOLDER, METRIC, Row, read_table, space_of
 
-from raydml.search_space.domains import Address, Choice, Range, children
+from raydml.search_space.domains import Choice
+from raydml.search_space.points import Point, domains_of, key_of, to_unit
 from raydml.search_space.space import SearchSpace
-from raydml.search_space.yaml_reader import Node
 
 NUM_TREES = 200
 Curve = NDArray[np.float64]
-
-
-def domains_of(node: Node, address: Address = ()) -> Iterator[tuple[Address, Choice | Range]]:
-    """Yield every domain of a tree with its address."""
-    if isinstance(node.value, Choice | Range):
-        yield address, node.value
-    for step, child in children(node):
-        yield from domains_of(child, (*address, step))
 
 
 class Coordinates:
@@ -46,12 +37,8 @@ class Coordinates:
         for address, domain in self._domains:
             if isinstance(domain, Choice):
                 found += [float(point.get(address) == item) for item in range(len(domain.items))]
-            elif address not in point:
-                found.append(-1.0)
             else:
-                ends = np.array([point[address], domain.low, domain.high], float)
-                value, low, high = np.log(ends) if domain.kind == "loguniform" else ends
-                found.append((value - low) / (high - low))
+                found.append(to_unit(domain, point[address]) if address in point else -1.0)
         return np.array(found, np.float32)
 
 
@@ -116,8 +103,9 @@ class Surrogate:
         """Return the curve of one run of a configuration: (epochs,)."""
         if not self.noises:
             return self.truth(point)
-        key = zlib.crc32(json.dumps([seed, sorted(map(str, point.items()))]).encode())
-        return self.truth(point) + self.noises[key % len(self.noises)]
+        written = sorted((key_of(address), value) for address, value in point.items())
+        place = zlib.crc32(repr((seed, written)).encode()) % len(self.noises)
+        return self.truth(point) + self.noises[place]
 
     def left_out(self) -> Curve:
         """Return for each trial of the table what a forest of all others predicts: (N, epochs)."""

@@ -14,21 +14,19 @@ diverged has a shorter curve.
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from raydml.config.trial import Trial, parse_machine, parse_trial
 from raydml.ops.files import write_whole
-from raydml.search_space.domains import Address, Choice, Range, random_pick, resolve
+from raydml.search_space.domains import Address, random_pick, resolve
+from raydml.search_space.points import Point, Value, read_point, recording, written_point
 from raydml.search_space.space import SearchSpace, load_space
 
 FOLDER = Path(__file__).parent / "search_tables"
 METRIC = "val_map_at_r"
 NUM_REPEATED = 10
-Pick = Callable[[Address, Choice | Range], Any]
-Point = Mapping[Address, float]
 
 
 @dataclass(frozen=True)
@@ -49,32 +47,15 @@ def space_of(name: str, images: Path | None = None) -> SearchSpace:
     return load_space(FOLDER / f"{name}.yaml", [f"machine.data_root={images or FOLDER}"])
 
 
-def drawn(space: SearchSpace, pick: Pick) -> tuple[Point, dict[str, Any]]:
-    """Return what a pick chooses at each address that it comes to, and the configuration."""
-    point: dict[Address, float] = {}
-
-    def noted(address: Address, domain: Choice | Range) -> Any:
-        point[address] = pick(address, domain)
-        return point[address]
-
-    configuration, _ = resolve(space.trial, noted)
-    return point, configuration
-
-
 def read_table(name: str) -> list[Row]:
     """Return the trials of a table."""
     rows = json.loads((FOLDER / f"{name}.json").read_text())
-    return [
-        Row(
-            **{**row, "point": {tuple(address): value for address, value in row["point"]}, "curve": tuple(row["curve"])}
-        )
-        for row in rows
-    ]
+    return [Row(**{**row, "point": read_point(row["point"]), "curve": tuple(row["curve"])}) for row in rows]
 
 
 def write_table(name: str, rows: list[Row]) -> None:
     """Write one line for each trial."""
-    lines = [json.dumps({**asdict(row), "point": [[list(a), v] for a, v in row.point.items()]}) for row in rows]
+    lines = [json.dumps({**asdict(row), "point": written_point(row.point)}) for row in rows]
     write_whole(FOLDER / f"{name}.json", "[\n" + ",\n".join(lines) + "\n]\n")
 
 
@@ -110,7 +91,8 @@ def main() -> None:
     for index, seed in runs[len(rows) :]:
         if time.monotonic() > end_s:
             break
-        point, configuration = drawn(space, random_pick(space.study.seed, index, 0, {}))
+        point: dict[Address, Value] = {}
+        configuration, _ = resolve(space.trial, recording(random_pick(space.study.seed, index, 0, {}), point))
         trial = parse_trial({**configuration, "seed": seed})
         rows.append(train(index, point, trial, arguments.images, arguments.cache))
         write_table(arguments.name, rows)

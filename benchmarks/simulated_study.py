@@ -7,49 +7,39 @@ each epoch. Every epoch takes the same time, and a paused trial goes on where it
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol
 
-from search_table import METRIC, Pick, Point, drawn
+from search_table import METRIC
 
-from raydml.search_space.domains import random_pick
+from raydml.config.sections import SearcherBlock
+from raydml.config.trial import Balance, fingerprint
+from raydml.search_space.points import Point
 from raydml.search_space.space import SearchSpace
+from raydml.searchers._base import DrawnBefore
+from raydml.study.draws import DrawnTrial, TrialDraws
+from raydml.study.promotion import Pasha, Promotion
 from raydml.study.scheduler import Asha, InOrder, SyncHalving
 
 
-class Told(NamedTuple):
-    """What a searcher learns of a trial."""
+class Draws(Protocol):
+    """What draws the trials of a study: `raydml.study.draws.TrialDraws`."""
 
-    point: Point
-    value: float | None
-    is_over: bool
-    num_epochs: int
+    def draw(self, index: int, before: Sequence[DrawnBefore], taken: Collection[str]) -> DrawnTrial | None:
+        """Return trial number `index`."""
 
 
-class Searcher(Protocol):
-    """What is asked for the next configuration."""
-
-    def pick(self, index: int, redraw: int, told: Sequence[Told]) -> Pick:
-        """Return what picks trial number `index`."""
-
-
-@dataclass
-class RandomSearch:
-    """The draws of a study without a searcher."""
-
-    space: SearchSpace
-    seed: int
-
-    def pick(self, index: int, redraw: int, told: Sequence[Told]) -> Pick:  # noqa: ARG002
-        """Return what picks trial number `index`."""
-        return random_pick(self.seed, index, redraw, {})
-
-
-def searcher_of(name: str, space: SearchSpace, seed: int) -> Searcher:
-    """Return a searcher by its name."""
-    assert name == "random"
-    return RandomSearch(space, seed)
+def draws_of(space: SearchSpace, searcher: str, seed: int, num_trials: int, *, is_balanced: bool = False) -> TrialDraws:
+    """Return the draws of a study. is_balanced: with `search.balance` of the losses."""
+    changes = {
+        "searcher": SearcherBlock(name=searcher),
+        "num_trials": num_trials,
+        "balance": Balance() if is_balanced else None,
+    }
+    search = space.study.search.model_copy(update=changes)
+    return TrialDraws(replace(space, study=space.study.model_copy(update={"seed": seed, "search": search})))
 
 
 def scheduler_of(name: str, space: SearchSpace, num_epochs: int, num_trials: int) -> Any:
@@ -59,11 +49,17 @@ def scheduler_of(name: str, space: SearchSpace, num_epochs: int, num_trials: int
         "metric": METRIC, "max_epochs": num_epochs, "grace_epochs": search.grace_epochs,
         "reduction_factor": search.reduction_factor, "history": {},
     }  # fmt: skip
-    if name == "none":
-        return InOrder()
-    if name == "asha":
-        return Asha(**halving)
-    return SyncHalving(**halving, keys=[key_of(index) for index in range(num_trials)], ended=[])
+    keys = [key_of(index) for index in range(num_trials)]
+    match name:
+        case "none":
+            return InOrder()
+        case "asha":
+            return Asha(**halving)
+        case "sync":
+            return SyncHalving(**halving, keys=keys, ended=[])
+        case "promotion" | "pasha":
+            return (Promotion if name == "promotion" else Pasha)(**halving, keys=keys)
+    raise ValueError(f"{name} is no scheduler; choices: none, asha, sync, promotion, pasha")
 
 
 def key_of(index: int) -> str:
@@ -73,10 +69,10 @@ def key_of(index: int) -> str:
 
 @dataclass(eq=False)
 class SimulatedTrial:
-    """One trial as the schedulers of Tune see it, with the epochs that it has yet to report."""
+    """One trial as the schedulers of Tune see it. curve: of all its epochs, also those that it has yet to report."""
 
     index: int
-    point: Point
+    drawn: DrawnTrial
     curve: Sequence[float]
     status: str = "PENDING"
     last_result: dict[str, Any] = field(default_factory=lambda: {"epoch": 0, METRIC: math.nan})
@@ -92,9 +88,11 @@ class SimulatedTrial:
         """The epochs that it has reported."""
         return int(self.last_result["epoch"])
 
-    def told(self) -> Told:
-        """Return what a searcher learns of it."""
-        return Told(self.point, max(self.curve[: self.epoch], default=None), self.status == "TERMINATED", self.epoch)
+    def as_drawn(self) -> DrawnBefore:
+        """Return what a searcher sees of it."""
+        reported = dict(enumerate(self.curve[: self.epoch], 1))
+        best = max(reported.values(), default=None)
+        return DrawnBefore(self.drawn.point, best, self.epoch, self.status == "TERMINATED", reported)
 
 
 class Report(NamedTuple):
@@ -111,9 +109,8 @@ class Report(NamedTuple):
 class SimulatedStudy:
     """A study in place of Tune's controller. curve_of: the values that a configuration reports, epoch by epoch."""
 
-    space: SearchSpace
+    draws: Draws
     curve_of: Callable[[Point], Sequence[float]]
-    searcher: Searcher
     scheduler: Any
     num_trials: int
     num_slots: int
@@ -152,12 +149,10 @@ class SimulatedStudy:
         return self._next()
 
     def _draw(self) -> SimulatedTrial:
-        index, told = len(self.trials), [trial.told() for trial in self.trials]
-        for redraw in itertools.count():
-            point, _ = drawn(self.space, self.searcher.pick(index, redraw, told))
-            if all(point != trial.point for trial in self.trials):
-                break
-        return SimulatedTrial(index, point, self.curve_of(point))
+        before = [trial.as_drawn() for trial in self.trials]
+        drawn = self.draws.draw(len(self.trials), before, {fingerprint(trial.drawn.trial) for trial in self.trials})
+        assert drawn is not None, "the space has too few configurations"
+        return SimulatedTrial(len(self.trials), drawn, self.curve_of(drawn.point))
 
     def _report(self, trial: SimulatedTrial, time: int) -> None:
         result = {"epoch": trial.epoch + 1, METRIC: trial.curve[trial.epoch]}
@@ -172,6 +167,11 @@ class SimulatedStudy:
             trial.status = "PAUSED"
         elif decision == "STOP":
             self.stop_trial(trial)
+
+    @property
+    def search_alg(self) -> Any:
+        """What Tune's controller draws trials from, which a scheduler asks whether there are further ones."""
+        return SimpleNamespace(is_finished=lambda: len(self.trials) == self.num_trials)
 
     def get_trials(self) -> list[SimulatedTrial]:
         """Return all trials, as Tune's controller does."""

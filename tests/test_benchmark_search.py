@@ -3,6 +3,7 @@
 import importlib
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -10,6 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from scipy.stats import kendalltau
+
+from raydml.search_space.points import domains_of
+from raydml.search_space.space import sample_trials
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 RATE = ("optimizer", "learning_rate")
@@ -36,13 +40,12 @@ def space(modules):
     return modules.search_table.space_of("grocery")
 
 
-def run(modules, space, curves, scheduler, num_slots, searcher=None):
+def run(modules, space, curves, scheduler, num_slots, draws=None):
     """Run a study whose trials report these curves, in the order in which they are drawn."""
     remaining = iter(curves)
     return modules.simulated_study.SimulatedStudy(
-        space=space,
+        draws=draws or modules.simulated_study.draws_of(space, "random", 0, len(curves)),
         curve_of=lambda _point: next(remaining),
-        searcher=searcher or modules.simulated_study.searcher_of("random", space, 0),
         scheduler=scheduler,
         num_trials=len(curves),
         num_slots=num_slots,
@@ -76,9 +79,12 @@ def test_without_a_scheduler_the_slots_go_through_all_trials(modules, space, num
 def halving(modules, name, num_trials):
     """A scheduler with rungs at 1 and 2 epochs, of which every other trial goes on."""
     arguments = {"metric": "val_map_at_r", "max_epochs": 4, "grace_epochs": 1, "reduction_factor": 2, "history": {}}
+    if name != "asha":
+        arguments["keys"] = [modules.simulated_study.key_of(index) for index in range(num_trials)]
     if name == "sync":
-        arguments |= {"keys": [modules.simulated_study.key_of(index) for index in range(num_trials)], "ended": []}
-    return {"asha": modules.simulated_study.Asha, "sync": modules.simulated_study.SyncHalving}[name](**arguments)
+        arguments["ended"] = []
+    classes = {"asha": "Asha", "sync": "SyncHalving", "promotion": "Promotion"}
+    return getattr(modules.simulated_study, classes[name])(**arguments)
 
 
 def test_asha_stops_what_is_below_the_median_of_those_before(modules, space):
@@ -95,27 +101,37 @@ def test_synchronous_halving_waits_for_all_trials(modules, space):
     assert reports == [(1, 0, 1), (1, 1, 1), (2, 2, 1), (2, 3, 1), (3, 3, 2), (3, 2, 2), (4, 3, 3), (5, 3, 4)]
 
 
-def test_a_searcher_learns_what_has_been_reported_until_then(modules, space):
-    heard = []
+def test_promotion_lets_the_best_go_on_when_a_slot_is_free(modules, space):
+    study = run(modules, space, [[v] * 4 for v in (0.2, 0.1, 0.3, 0.4)], halving(modules, "promotion", 4), 1)
+    # 0.2 waits until a second trial is there, and waits again after 2 epochs. 0.3 and 0.4 are the best of each rung
+    # when they reach it, and go on without a pause.
+    order = [(report.index, report.epoch) for report in study.reports]
+    assert order[:3] == [(0, 1), (1, 1), (0, 2)]
+    assert order[3:] == [(index, epoch) for index in (2, 3) for epoch in (1, 2, 3, 4)]
 
-    class Listening(modules.simulated_study.RandomSearch):
-        def pick(self, index, redraw, told):
-            heard.append([(one.value, one.is_over, one.num_epochs) for one in told])
-            assert all(RATE in one.point for one in told)
-            return super().pick(index, redraw, told)
+
+def test_a_searcher_sees_what_has_been_reported_until_then(modules, space):
+    seen = []
+
+    class Listening:
+        def __init__(self):
+            self.draws = modules.simulated_study.draws_of(space, "random", 0, 3)
+
+        def draw(self, index, before, taken):
+            seen.append([(one.value, one.num_epochs, one.is_over, dict(one.curve)) for one in before])
+            assert len(taken) == len({one.point[RATE] for one in before}) == index
+            return self.draws.draw(index, before, taken)
 
     curves = [[0.3, 0.1, 0.2], [0.5], [0.7, 0.6]]
-    run(modules, space, curves, modules.simulated_study.InOrder(), 2, Listening(space, 0))
-    assert heard == [[], [(None, False, 0)], [(0.3, False, 1), (0.5, True, 1)]]
+    run(modules, space, curves, modules.simulated_study.InOrder(), 2, Listening())
+    assert seen == [[], [(None, 0, False, {})], [(0.3, 1, False, {1: 0.3}), (0.5, 1, True, {1: 0.5})]]
 
 
-def test_a_point_that_was_drawn_before_is_drawn_again(modules, space):
-    class Repeating(modules.simulated_study.RandomSearch):
-        def pick(self, index, redraw, told):  # noqa: ARG002
-            return super().pick(0, redraw, told)
-
-    study = run(modules, space, [[0.1]] * 3, modules.simulated_study.InOrder(), 1, Repeating(space, 0))
-    assert len({trial.point[RATE] for trial in study.trials}) == 3
+def test_random_search_draws_the_trials_of_a_study(modules, space):
+    study = run(modules, space, [[0.1]] * 3, modules.simulated_study.InOrder(), 1)
+    search = space.study.search.model_copy(update={"num_trials": 3})
+    settings = space.study.model_copy(update={"seed": 0, "search": search})
+    assert [trial.drawn.trial for trial in study.trials] == sample_trials(replace(space, study=settings))
 
 
 def test_the_choice_follows_what_was_reported_and_has_the_value_without_noise(modules):
@@ -145,7 +161,7 @@ def test_epochs_to_a_value_count_where_it_stays(modules):
 
 def test_coordinates_of_a_point(modules, space):
     coordinates = modules.search_surrogate.Coordinates(space)
-    domains = dict(modules.search_surrogate.domains_of(space.trial))
+    domains = dict(domains_of(space.trial))
     rate = domains[RATE]
     point = {RATE: (rate.low * rate.high) ** 0.5, ("loss, miner",): 4}
     row = coordinates(point)
