@@ -116,6 +116,7 @@ class SimulatedStudy:
     num_slots: int
     trials: list[SimulatedTrial] = field(default_factory=list)
     reports: list[Report] = field(default_factory=list)
+    _taken: set[str] = field(default_factory=set)
 
     def run(self) -> "SimulatedStudy":
         """Run all trials. A trial that starts at some time reports its first epoch one later."""
@@ -150,8 +151,9 @@ class SimulatedStudy:
 
     def _draw(self) -> SimulatedTrial:
         before = [trial.as_drawn() for trial in self.trials]
-        drawn = self.draws.draw(len(self.trials), before, {fingerprint(trial.drawn.trial) for trial in self.trials})
+        drawn = self.draws.draw(len(self.trials), before, self._taken)
         assert drawn is not None, "the space has too few configurations"
+        self._taken.add(fingerprint(drawn.trial))
         return SimulatedTrial(len(self.trials), drawn, self.curve_of(drawn.point))
 
     def _report(self, trial: SimulatedTrial, time: int) -> None:
