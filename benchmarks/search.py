@@ -8,10 +8,11 @@ configuration when a slot is free, the scheduler that a study has decides after 
 benchmarks/search_surrogate.py. Every epoch takes the same time. An arm is a searcher and a scheduler, the latter with
 the settings of the space, and perhaps `balance`; all of them run 60 trials with each seed.
 
-- chosen: the value without noise of the configuration that the study has found best by what was reported, at its best
-  epoch of all. Median over the seeds, with quartiles, after so many epochs of all trials and at the end.
-- to the reference: epochs until the median of `chosen` is that of random search with ASHA after its last trial; in
-  brackets, the share of the epochs that random search with ASHA takes in all.
+- chosen: the value without noise (at its best epoch of all) of the configuration with the best report so far. top 3:
+  the best such value of the three configurations with the best reports: what `confirm` can find. Median over the seeds
+  after so many epochs of all trials, and with quartiles at the end.
+- reached: epochs until that median is what random search with ASHA has after its last trial; in brackets, the share of
+  the epochs that random search with ASHA takes in all. It may itself be there earlier.
 - losses ranked: trials drawn until the best reported value of each loss ranks the losses as the whole space does, with
   Kendall's tau >= 0.8, from then on to the end; in brackets, the share of studies that end so. The whole space: the
   best of 3,000 random configurations, without noise.
@@ -36,28 +37,22 @@ from raydml.search_space.points import Point, Value, recording
 
 REFERENCE = "random+asha"
 ARMS = (
-    *("random+none", "random+sync", "random+promotion", "random+pasha"),
-    *(
-        "priors+asha",
-        "tpe+asha",
-        "gp+asha",
-        "priors+promotion",
-        "tpe+promotion",
-        "gp+promotion",
-        "tpe+promotion+balance",
-    ),
+    *("random+none", "random+sync", "random+promotion", "random+pasha", "priors+asha", "priors+promotion"),
+    *("tpe+asha", "tpe+promotion", "gp+asha", "gp+promotion"),
 )
 LOSS: Address = ("loss, miner",)  # where the spaces choose a loss
 TAU = 0.8
 NUM_OF_SPACE = 3000  # random configurations that stand for the whole space
-BUDGETS = (60, 120, 240)  # epochs of the columns
+BUDGET = 120  # epochs of a column
+NUM_CONFIRMED = 3
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One simulated study. chosen: after each epoch. ranked_after: trials; None where the losses end in disorder."""
+    """One simulated study. chosen, top: after each epoch. ranked_after: trials; None where losses end in disorder."""
 
     chosen: NDArray[np.float64]
+    top: NDArray[np.float64]
     ranked_after: int | None
 
 
@@ -76,13 +71,14 @@ def outcome(
     reports: Sequence[Report], points: Sequence[Point], truths: Sequence[float], best: Sequence[float]
 ) -> Outcome:
     """Return what a study has found. truths: of its trials. best: of each loss in the whole space."""
-    chosen: list[float] = []
-    found, incumbent, value = [-np.inf] * len(best), 0, -np.inf
+    chosen, top = [], []
+    found, reported = [-np.inf] * len(best), dict[int, float]()
     ranked_after: int | None = None
     for report in reports:
-        if report.value > value:
-            incumbent, value = report.index, report.value
-        chosen.append(truths[incumbent])
+        reported[report.index] = max(report.value, reported.get(report.index, -np.inf))
+        order = [truths[index] for index in sorted(reported, key=lambda index: -reported[index])]
+        chosen.append(order[0])
+        top.append(max(order[:NUM_CONFIRMED]))
         loss = int(points[report.index][LOSS])
         if report.value > found[loss]:
             found[loss] = report.value
@@ -90,7 +86,7 @@ def outcome(
                 ranked_after = None
             elif ranked_after is None:
                 ranked_after = report.num_drawn
-    return Outcome(np.array(chosen), ranked_after)
+    return Outcome(np.array(chosen), np.array(top), ranked_after)
 
 
 def best_of_losses(surrogate: Surrogate) -> list[float]:
@@ -125,25 +121,29 @@ def run_arm(
     return outcomes
 
 
+def quartiles(curves: Sequence[NDArray[np.float64]]) -> list[list[float]]:
+    """Return low quartile, median and high quartile after each epoch. A study that is over keeps its last value."""
+    longest = max(map(len, curves))
+    padded = np.stack([np.pad(curve, (0, longest - len(curve)), mode="edge") for curve in curves])
+    return np.round(np.quantile(padded, [0.25, 0.5, 0.75], axis=0), 5).tolist()
+
+
 def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Return quartiles of `chosen` after each epoch (a study that is over keeps its choice), epochs and ranking."""
-    longest = max(len(one.chosen) for one in outcomes)
-    curves = np.stack([np.pad(one.chosen, (0, longest - len(one.chosen)), mode="edge") for one in outcomes])
-    low, median, high = (np.round(curve, 5).tolist() for curve in np.quantile(curves, [0.25, 0.5, 0.75], axis=0))
+    """Return what the table shows of an arm, with the quartiles after each epoch."""
     ranked = [np.inf if one.ranked_after is None else one.ranked_after for one in outcomes]
     after = statistics.median(ranked)
     return {
         "epochs": statistics.median(len(one.chosen) for one in outcomes),
-        "low": low, "median": median, "high": high,
+        "chosen": quartiles([one.chosen for one in outcomes]),
+        "top": quartiles([one.top for one in outcomes]),
         "ranked_after": None if np.isinf(after) else after,
         "ranked_share": float(np.mean(np.isfinite(ranked))),
-    }  # fmt: skip
+    }
 
 
 def epochs_to(value: float, medians: Sequence[float]) -> int | None:
-    """Return after how many epochs the median is at least a value, from then on to the end."""
-    below = [epoch for epoch, median in enumerate(medians, 1) if median < value]
-    return None if below and below[-1] == len(medians) else (below[-1] if below else 0) + 1
+    """Return after how many epochs the median is first at least a value."""
+    return next((epoch for epoch, median in enumerate(medians, 1) if median >= value), None)
 
 
 def main() -> None:
@@ -162,8 +162,8 @@ def main() -> None:
     surrogate = Surrogate.of(arguments.table)
     best = best_of_losses(surrogate)
     print("best of each loss:", ", ".join(f"{value:.4f}" for value in best), flush=True)
-    table = Table("arm", "slots", *(f"after {budget}" for budget in BUDGETS), "at the end", "epochs",
-                  "to the reference", "losses ranked", box=None, pad_edge=False)  # fmt: skip
+    names = [f"{name} {what}" for name in ("chosen", "top 3") for what in (f"after {BUDGET}", "at the end", "reached")]
+    table = Table("arm", "slots", "epochs", *names, "losses ranked", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
     rows: list[dict[str, Any]] = []
@@ -173,18 +173,22 @@ def main() -> None:
             row = summary(run_arm(arm, slots, surrogate, arguments.seeds, arguments.trials, best))
             if arm == REFERENCE:
                 reference = row
-            row["reaches_reference"] = epochs_to(reference["median"][-1], row["median"])
+            after = row["ranked_after"]
+            cells = [arm, str(slots), f"{row['epochs']:.0f}"]
+            for name in ("chosen", "top"):
+                low, median, high = row[name]
+                reached = epochs_to(reference[name][1][-1], median)
+                row[f"{name}_reached"] = reached
+                cells += [
+                    f"{median[min(BUDGET, len(median)) - 1]:.4f}",
+                    f"{median[-1]:.4f} ({low[-1]:.4f} to {high[-1]:.4f})",
+                    "never" if reached is None else f"{reached} ({reached / reference['epochs']:.2f})",
+                ]
+            ranked = f"{'never' if after is None else f'{after:.0f}'} ({row['ranked_share']:.2f})"
             rows.append({"arm": arm, "slots": slots, **row})
-            low, median, high = (row[name] for name in ("low", "median", "high"))
-            reached, after = row["reaches_reference"], row["ranked_after"]
-            share = "" if reached is None else f"{reached} ({reached / reference['epochs']:.2f})"
-            table.add_row(
-                arm, str(slots), *(f"{median[min(budget, len(median)) - 1]:.4f}" for budget in BUDGETS),
-                f"{median[-1]:.4f} ({low[-1]:.4f} to {high[-1]:.4f})", f"{row['epochs']:.0f}", share or "never",
-                f"{'never' if after is None else f'{after:.0f}'} ({row['ranked_share']:.2f})",
-            )  # fmt: skip
-            print(f"{arm}, {slots} slots: {median[-1]:.4f}", flush=True)
-    Console(width=140).print(table)
+            table.add_row(*cells, ranked)
+            print(f"{arm}, {slots} slots: {' '.join(cells[2:])}", flush=True)
+    Console(width=180).print(table)
     if arguments.json:
         arguments.json.write_text(json.dumps({**vars(arguments), "json": None, "best_of_losses": best, "rows": rows}))
 

@@ -79,7 +79,7 @@ class Surrogate:
         num_epochs = int(space.trial.value["epochs"].value)
         table = read_table(name)
         rows = [row for row in table if row.seed == 0]
-        curves = [whole(row, num_epochs) for row in rows]
+        curves = {row.index: whole(row, num_epochs) for row in rows}
         noises = [
             (whole(row, num_epochs) - curves[row.index]) * sign / 2**0.5
             for row in table if row.seed for sign in (-1, 1)

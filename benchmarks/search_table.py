@@ -78,6 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=sorted(path.stem for path in FOLDER.glob("*.yaml")))
     parser.add_argument("images", type=Path)
+    parser.add_argument("--trials", type=int, help="without the repetitions; default: as many as the space names")
     parser.add_argument("--hours", type=float, default=1.0)
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "raydml")
     arguments = parser.parse_args()
@@ -85,12 +86,15 @@ def main() -> None:
     rows = read_table(arguments.name) if (FOLDER / f"{arguments.name}.json").exists() else []
     end_s = time.monotonic() + 3600 * arguments.hours
     runs = [
-        *((index, 0) for index in range(space.study.search.num_trials)),
+        *((index, 0) for index in range(arguments.trials or space.study.search.num_trials)),
         *((index, 1) for index in range(NUM_REPEATED)),
     ]
-    for index, seed in runs[len(rows) :]:
+    done = {(row.index, row.seed) for row in rows}
+    for index, seed in runs:
         if time.monotonic() > end_s:
             break
+        if (index, seed) in done:
+            continue
         point: dict[Address, Value] = {}
         configuration, _ = resolve(space.trial, recording(random_pick(space.study.seed, index, 0, {}), point))
         trial = parse_trial({**configuration, "seed": seed})

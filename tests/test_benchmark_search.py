@@ -141,6 +141,7 @@ def test_the_choice_follows_what_was_reported_and_has_the_value_without_noise(mo
     points = [{modules.search.LOSS: loss} for loss in (0, 1, 0)]
     found = modules.search.outcome(reports, points, truths=[0.25, 0.5, 0.4], best=[0.9, 0.8])
     assert found.chosen.tolist() == [0.25, 0.25, 0.25, 0.5, 0.4]
+    assert found.top.tolist() == [0.25, 0.5, 0.5, 0.5, 0.5]
     # Loss 0 leads after the first epoch, and again for good when the third trial is there.
     assert found.ranked_after == 3
 
@@ -153,10 +154,16 @@ def test_tau_is_that_of_scipy(modules):
     assert modules.search.tau([1.0, -np.inf, -np.inf], [3.0, 2.0, 1.0]) == pytest.approx(2 / 3)
 
 
-def test_epochs_to_a_value_count_where_it_stays(modules):
-    assert modules.search.epochs_to(0.5, [0.1, 0.6, 0.4, 0.5, 0.7]) == 4
-    assert modules.search.epochs_to(0.1, [0.1, 0.6]) == 1
+def test_epochs_to_a_value(modules):
+    assert modules.search.epochs_to(0.5, [0.1, 0.6, 0.4, 0.5, 0.7]) == 2
     assert modules.search.epochs_to(0.8, [0.1, 0.6]) is None
+
+
+def test_quartiles_keep_the_last_value_of_a_study_that_is_over(modules):
+    curves = [np.array(values) for values in ([1.0], [2.0, 4.0], [3.0, 5.0, 9.0])]
+    low, median, high = modules.search.quartiles(curves)
+    assert median == [2.0, 4.0, 4.0]
+    assert (low[2], high[2]) == (2.5, 6.5)
 
 
 def test_coordinates_of_a_point(modules, space):
