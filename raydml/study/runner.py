@@ -541,7 +541,7 @@ def _run_group(
             "rungs": rungs,
         }
 
-    slots = _Slots(session)
+    slots = _Slots(session, trials)
 
     def draw(num_running: int) -> tuple[dict[str, Any] | None, bool]:
         """Return the configuration of the next trial, None while there is none; and whether none comes any more."""
@@ -644,14 +644,19 @@ def num_slots(session: StudySession, trials: Sequence[Trial] = ()) -> int:
 
 
 class _Slots:
-    """How many trials the cluster has room for at once, which is asked anew every few seconds: nodes come and go."""
+    """How many trials the cluster has room for at once, which is asked anew every few seconds: nodes come and go.
 
-    def __init__(self, session: StudySession) -> None:
-        self._session, self._number, self._asked_s = session, 1, -math.inf
+    trials: those of the stage, whose shares of a GPU count.
+    """
+
+    def __init__(self, session: StudySession, trials: Mapping[str, Trial]) -> None:
+        self._session, self._trials = session, trials
+        self._number, self._asked_s = 1, -math.inf
 
     def number(self) -> int:
         if time.monotonic() - self._asked_s > _SLOTS_EVERY_S:
-            self._number, self._asked_s = num_slots(self._session), time.monotonic()
+            self._number = num_slots(self._session, list(self._trials.values()))
+            self._asked_s = time.monotonic()
         return self._number
 
 

@@ -3,13 +3,15 @@
 import random
 
 import pytest
+from ray.tune.experiment import Experiment
 
 from raydml.config.trial import fingerprint
-from raydml.study import events
+from raydml.study import events, runner
 from raydml.study.drawing import DrawnSearch, trials_of_search
 from raydml.study.events import events_path, read_state
 from raydml.study.extension import extend_search
 from raydml.study.folder import create_study, read_study, specification_of
+from raydml.study.listed_trials import ListedTrials
 from tests.searchers.spaces import space_at
 from tests.study.study_events import ended, epoch
 
@@ -244,3 +246,45 @@ def test_an_eliminated_option_stays_without_trials(tmp_path):
     losses = [trial.loss.name for trial in search.trials.values()]
     assert losses.count("margin") == 5, "its fair share"
     assert "margin" not in losses[15:]
+
+
+def test_slots_are_counted_with_the_shares_of_the_trials_and_not_at_every_step(monkeypatch):
+    asked = []
+    monkeypatch.setattr(runner, "num_slots", lambda session, trials: asked.append((session, trials)) or 4)
+    slots = runner._Slots("session", {"a": 1, "b": 2})
+    assert [slots.number() for _ in range(3)] == [4, 4, 4]
+    assert asked == [("session", [1, 2])]
+    monkeypatch.setattr(runner, "_SLOTS_EVERY_S", -1.0)
+    slots.number()
+    assert len(asked) == 2
+
+
+def test_a_trial_is_drawn_for_a_free_slot_and_a_waiting_one_holds_none():
+    """`ListedTrials` counts what runs or is about to: with room for two, the third is drawn when one pauses or ends."""
+    drawn = []
+
+    def later(num_running):
+        if num_running >= 2 or len(drawn) == 4:
+            return None, len(drawn) == 4
+        drawn.append(num_running)
+        return {"key": f"t{len(drawn)}"}, False
+
+    listed = ListedTrials([], later=later)
+    listed.add_configurations([Experiment("x", lambda _: None)])
+    first, second = listed.next_trial(), listed.next_trial()
+    assert (listed.next_trial(), listed.is_finished()) == (None, False)
+    first.set_status("RUNNING")
+    first.set_status("PAUSED")
+    third = listed.next_trial()
+    assert third.config["run"]["key"] == "t3"
+    assert listed.next_trial() is None
+    second.set_status("TERMINATED")
+    assert listed.next_trial().config["run"]["key"] == "t4"
+    third.set_status("TERMINATED")
+    assert (listed.next_trial(), listed.is_finished()) == (None, True)
+    limited = ListedTrials([{"key": "a"}, {"key": "b"}], max_concurrent=1)
+    limited.add_configurations([Experiment("x", lambda _: None)])
+    waiting = limited.next_trial()
+    assert limited.next_trial() is None
+    waiting.set_status("PAUSED")
+    assert limited.next_trial().config["run"]["key"] == "b"
