@@ -45,5 +45,5 @@ def test_no_more_trials_than_allowed_are_handed_out_before_one_ends(tmp_path):
     first, _ = trials.next_trial(), trials.next_trial()
     assert trials.next_trial() is None
     assert not trials.is_finished()
-    trials.on_trial_complete(first.trial_id)
+    first.set_status("TERMINATED")
     assert trial_key(trials.next_trial()) == "search-002"
