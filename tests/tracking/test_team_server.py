@@ -178,9 +178,9 @@ def test_two_studies_of_two_users_begin_at_once_in_an_empty_store(
 
 @pytest.fixture(scope="module")
 def swept(server: TeamServer, ann: Login, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A study of three trials on Ray, which reports to the server, and what its command printed."""
+    """A study of eight trials on Ray, which reports to the server, and what its command printed."""
     storage = tmp_path_factory.mktemp("studies")
-    words = ["sweep", DIGITS, "--num-trials", 3, "--max-epochs", 2, "--stages", "search,finalize", *ONE_PROCESS]
+    words = ["sweep", DIGITS, "--num-trials", 8, "--max-epochs", 2, "--stages", "search,finalize", *ONE_PROCESS]
     leave_pictures_out(storage / "digits")
     done = run(ann, *words, "--storage", storage, "--tracking-uri", server.uri, timeout_s=500)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -188,12 +188,12 @@ def swept(server: TeamServer, ann: Login, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.usefixtures("as_ann")
-def test_a_study_of_three_trials_on_ray_is_there_as_its_events_have_it(
+def test_a_study_of_eight_trials_on_ray_is_there_as_its_events_have_it(
     server: TeamServer, swept: tuple[Path, str]
 ) -> None:
     folder, _ = swept
     runs = assert_delivered(server.uri, folder)
-    assert sum(str(trial).startswith("search-") for trial in runs) == 3
+    assert sum(str(trial).startswith("search-") for trial in runs) == 8
     client = connect(server.uri)
     version = client.get_model_version_by_alias("raydml-digits", "champion")
     assert int(version.version) == 1

@@ -400,13 +400,9 @@ def test_adapters_get_the_gradient_of_the_whole_batch():
 
 
 @pytest.mark.slow
-def test_every_loss_miner_regulariser_and_method_is_the_same_on_two_ranks():
-    assert_equal_to_one_rank(by_ranks(2, train_all, cases()))
-
-
-@pytest.mark.slow
-def test_some_of_each_kind_are_the_same_on_four_ranks():
-    assert_equal_to_one_rank(by_ranks(4, train_all, {name: cases()[name] for name in SELECTED}))
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_every_loss_miner_regulariser_and_method_is_the_same_on_several_ranks(num_ranks):
+    assert_equal_to_one_rank(by_ranks(num_ranks, train_all, cases()))
 
 
 def train_on_gpus(ranks: RankGroup) -> Trained:
