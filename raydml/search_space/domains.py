@@ -389,7 +389,7 @@ def _domain(name: str, node: Node, path: str, problems: list[Problem], in_choice
         return Node(Choice(name, items, position), node.where)
     numbers = [item.value for item in argument.value]
     num_ends = 3 if name == "quniform" else 2
-    if len(numbers) != num_ends or not all(_is_number(number) for number in numbers):
+    if len(numbers) != num_ends or not all(is_number(number) for number in numbers):
         spelling = "[low, high, q]" if num_ends == 3 else "[low, high]"
         return report(f"{name} needs {num_ends} numbers", f"write {{{name}: {spelling}}}")
     mistake = _range_mistake(name, *numbers)
@@ -398,7 +398,7 @@ def _domain(name: str, node: Node, path: str, problems: list[Problem], in_choice
     found = Range(name, *numbers)
     if first is None:
         return Node(found, node.where)
-    if not _is_number(first.value) or not found.holds(first.value):
+    if not is_number(first.value) or not found.holds(first.value):
         return report("first cannot be drawn from it", "write a number of the range, or widen it", first.where)
     return Node(replace(found, first=first.value), node.where)
 
@@ -428,7 +428,8 @@ def _range_mistake(name: str, low: float, high: float, step: float | None = None
     return None
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Return whether a value is a finite number: true and false are none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from raydml import registry
 from raydml.errors import join_path
-from raydml.search_space.domains import Address, Choice, Range, children, shared_keys, to_plain
+from raydml.search_space.domains import Address, Choice, Range, children, is_number, shared_keys, to_plain
 from raydml.search_space.yaml_reader import Node
 
 #: The position of the item of a choice, or the number of a range.
@@ -162,7 +162,7 @@ def _locate(
         return
     if isinstance(value, Range):
         low, high = _ends(value)
-        if _is_number(found) and low <= found <= high:
+        if is_number(found) and low <= found <= high:
             point[address] = value.rounded(found)
         else:
             outside.append(f"{path} = {found} is not in {to_plain(node)}")
@@ -232,7 +232,3 @@ def _names_in(item: Node) -> list[tuple[str, Any]]:
 def _name_of(found: Any, key: str) -> Any:
     block = found.get(key) if isinstance(found, Mapping) else None
     return block.get("name") if isinstance(block, Mapping) else None
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

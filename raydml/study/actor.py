@@ -17,6 +17,7 @@ import torch
 from ray import tune
 from ray.tune.result import SHOULD_CHECKPOINT
 
+from raydml.analysis.trials import OUT_OF_MEMORY
 from raydml.config.refit import validates
 from raydml.config.trial import Machine, Trial, parse_trial
 from raydml.data.digests import ImageRecord
@@ -48,7 +49,6 @@ from raydml.training.trainer import Trainer
 from raydml.training.trial_images import Catalogs
 
 logger = logging.getLogger(__name__)
-OUT_OF_MEMORY = "out_of_memory"
 _LEAVE_S = 10.0  # for the driver to start a trial elsewhere that is saved
 
 

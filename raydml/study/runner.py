@@ -24,10 +24,10 @@ from ray.tune.logger import JsonLoggerCallback
 from ray.tune.result import SHOULD_CHECKPOINT
 from ray.tune.stopper import CombinedStopper
 
-from raydml.analysis.trials import FAILURES, LOST_NODE, PREEMPTED
+from raydml.analysis.trials import FAILURES, LOST_NODE, OUT_OF_MEMORY, PREEMPTED
 from raydml.config.trial import Machine, StudySettings, Trial, fingerprint
 from raydml.study import events
-from raydml.study.actor import OUT_OF_MEMORY, TrialActor
+from raydml.study.actor import TrialActor
 from raydml.study.drawing import DrawnSearch
 from raydml.study.events import StudyReader, TrialState, events_path, read_trials
 from raydml.study.faults import FaultStop, fault_in, is_without_memory, with_half_batch

@@ -16,14 +16,13 @@ from raydml.analysis.rank_stability import search_stability
 from raydml.analysis.trials import TrialState
 from raydml.study.budget import Budget
 from raydml.study.events import STAGES, StudyReader, StudyState
-from raydml.study.pace import remaining_s
+from raydml.study.pace import TEST_EPOCHS, remaining_s
 
 CHECK_EVERY_S = 0.5
 CHECK_SHARE = 0.02  # largest part of the time that the checks take: the estimate reads every trial
 RESERVE = 1.3  # of the estimated time and device hours of the later stages: estimates are rough
 _LOOKS = (0.8, 0.9, 1.0)  # shares of the trials for which a search has to have settled
 _LEAST_TRIALS = 8  # of each recipe
-_TESTED_EPOCHS = 1.0  # that a test takes, see `raydml.study.pace`
 
 
 class Reached(NamedTuple):
@@ -100,7 +99,7 @@ def device_hours(study: StudyState) -> tuple[float, float, str]:
     times = [row["epoch_s"] for trial in trials for row in trial.epochs.values() if "epoch_s" in row]
     held = fmean([study.cpus if not study.gpus else trial.gpus or study.gpus for trial in trials])
     later = [plan for stage, plan in study.planned.items() if stage != "search"]
-    epochs = sum(plan.num_trials * (plan.max_epochs or _TESTED_EPOCHS) for plan in later)
+    epochs = sum(plan.num_trials * (plan.max_epochs or TEST_EPOCHS) for plan in later)
     needed = epochs * fmean(times) * held / 3600 if times else 0.0
     return sum(stage.hours for stage in cost.stages), needed, cost.unit
 
