@@ -499,12 +499,9 @@ def record_test_read(found: FoundModel | None, target: str, storage: Path, image
 def recorded_trial(folder: Path, key: str) -> dict[str, Any]:
     """The configuration of a planned trial of the search, or of any trial that has started. Raises CommandError."""
     from raydml.study.events import read_state
-    from raydml.study.folder import read_study
+    from raydml.study.folder import planned_search, read_study
 
-    study = read_study(folder)
-    # Of a searcher that needs results, the others are drawn while the study runs.
-    known = study["trials"][: study.get("num_known")]
-    planned = {f"search-{index:03d}": trial for index, trial in enumerate(known)}
+    planned = planned_search(read_study(folder))
     started = {trial.trial: trial.config for trial in read_state(folder).trials.values() if trial.config}
     known = {**planned, **started}
     if key not in known:

@@ -25,22 +25,16 @@ from raydml.search_space.points import Point, read_point, written_point
 from raydml.search_space.space import load_space
 from raydml.searchers._base import DrawnBefore
 from raydml.study import events
-from raydml.study.draws import TrialDraws, max_epochs_of
+from raydml.study.draws import TrialDraws
 from raydml.study.events import DrawnConfiguration, StudyReader, events_path
-from raydml.study.folder import prepare_images, prepared_by, settings_of
+from raydml.study.folder import all_search_keys, planned_search, prepare_images, prepared_by, settings_of
 from raydml.study.limits import Limits
 from raydml.study.remote import files_of_study
-from raydml.study.rungs import milestones
 from raydml.study.shares import ELIMINATED
 from raydml.training.trial_images import Catalogs, with_content
 
 #: How many draws can be lost with the end of the events: more than a driver makes in the seconds before a crash.
 _MAX_LOST_DRAWS = 64
-
-
-def search_key(index: int) -> str:
-    """Return the key of a trial of the search."""
-    return f"search-{index:03d}"
 
 
 def trials_of_search(
@@ -50,14 +44,8 @@ def trials_of_search(
 
     Of a search whose searcher needs results, the trials that need none are known, and those that were drawn.
     """
-    planned = {search_key(index): trial for index, trial in enumerate(study_json["trials"])}
-    num_known = study_json.get("num_known")
-    if num_known is not None:
-        known = list(planned)[:num_known]
-        planned = {
-            key: drawn[key].config if key in drawn else planned[key] for key in planned if key in {*known, *drawn}
-        }
-    return {key: parse_trial(trial) for key, trial in planned.items()}
+    later = {key: drawn[key].config for key in all_search_keys(study_json) if key in drawn}
+    return {key: parse_trial(trial) for key, trial in {**planned_search(study_json), **later}.items()}
 
 
 class DrawnSearch:
@@ -76,14 +64,9 @@ class DrawnSearch:
         number = f"study.search.num_trials={self._study.search.num_trials}"
         space = load_space(folder / "resolved_space.json", [number])
         self._draws = TrialDraws(replace(space, study=self._study, machine=self._machine))
-        self.keys = [search_key(index) for index in range(len(study_json["trials"]))]
-        self.max_epochs = max_epochs_of(space)
+        self.keys = all_search_keys(study_json)
+        self.max_epochs, self._rungs = self._draws.max_epochs, self._draws.rungs
         self._is_sync = self._study.search.scheduler == "sync"
-        self._rungs = milestones(
-            max_epochs=self.max_epochs,
-            grace_epochs=self._study.search.grace_epochs,
-            reduction_factor=self._study.search.reduction_factor,
-        )
         self._catalogs = Catalogs(self._machine, record=ImageRecord.of_study(folder))
         self._limits = Limits(self._catalogs, 0 if self._study.confirm is None else self._study.confirm.folds)
         self._reader = StudyReader(folder)

@@ -49,7 +49,7 @@ class TrialDraws:
     """Draws the trials of a search one after the other. Raises SpaceError where the space and its `first` do not fit.
 
     num_trials: of the search. num_known: how many of them, from the first on, depend on no result. can_adapt: whether
-    any does.
+    any does. max_epochs: of any trial. rungs: the epochs at which the scheduler compares trials.
     """
 
     def __init__(self, space: SearchSpace) -> None:
@@ -59,6 +59,10 @@ class TrialDraws:
         self._grid = grid_points(space.trial)
         self.num_trials = search.num_trials * len(self._grid)
         refuse_too_few(space, self.num_trials)
+        self.max_epochs = max_epochs_of(space)
+        self.rungs = milestones(
+            max_epochs=self.max_epochs, grace_epochs=search.grace_epochs, reduction_factor=search.reduction_factor
+        )
         self._firsts = self._first_points()
         named = [point for points in self._firsts for point in points]
         self.searcher: Searcher = registry.build(
@@ -73,7 +77,7 @@ class TrialDraws:
             # With sync, all trials are drawn before one passes the first rung: nothing could be eliminated.
             eliminates = search.balance.eliminate and search.scheduler != "sync"
             balance = search.balance.model_copy(update={"eliminate": eliminates})
-            self.shares = Shares(space.trial, balance, space.study.seed, self._rungs(), max_epochs_of(space))
+            self.shares = Shares(space.trial, balance, space.study.seed, self.rungs, self.max_epochs)
             if eliminates:
                 self.num_known = min(self.num_known, self.shares.num_forced)
         self.num_known = min(self.num_known, self.num_trials)
@@ -81,14 +85,6 @@ class TrialDraws:
     @property
     def can_adapt(self) -> bool:
         return self.num_known < self.num_trials
-
-    def _rungs(self) -> list[int]:
-        search = self._space.study.search
-        return milestones(
-            max_epochs=max_epochs_of(self._space),
-            grace_epochs=search.grace_epochs,
-            reduction_factor=search.reduction_factor,
-        )
 
     def _first_points(self) -> list[list[Point]]:
         """Return the points that the search begins with, for each point of the grids."""
@@ -110,7 +106,7 @@ class TrialDraws:
         taken: Collection[str] = (),
         finish: Callable[[Trial], Trial] = lambda trial: trial,
         refuse_invalid: bool = True,
-        eliminated: Collection[int] = (),
+        eliminated: Collection[int] | None = None,
     ) -> DrawnTrial | None:
         """Return trial number ``index``; None where the space has no other configuration.
 
@@ -118,10 +114,10 @@ class TrialDraws:
         of which is drawn again. finish: returns a configuration as it runs, after the limits of its images, say; its
         fingerprint counts. refuse_invalid: raise SpaceError for a configuration that is invalid in a way that the check
         of the space did not find; else another one is drawn. eliminated: options of the balanced choice that get no
-        further trials, beside those that `eliminations` finds.
+        further trials; None: those that `eliminations` finds.
         """
         options = [None] if self.shares is None else [*self.shares.forced(before), None]
-        excluded = frozenset(eliminated) | frozenset(self.eliminations(index, before))
+        excluded = frozenset(self.eliminations(index, before) if eliminated is None else eliminated)
         for option in options:
             drawn = self._draw(index, before, taken, finish, option, excluded, refuse_invalid=refuse_invalid)
             if drawn is not None:  # else this option has no configuration left
@@ -239,8 +235,11 @@ def unknown_keys(configuration: Mapping[str, object]) -> list[str]:
 
 def max_epochs_of(space: SearchSpace) -> int:
     """Return the largest number of epochs that a trial of a space can have."""
-    node = space.trial.value.get("epochs")
-    return int(max(_numbers_in(node))) if node is not None else int(Trial.model_fields["epochs"].default)
+    whole = space.trial.value
+    # The trials of a small copy of a study are a grid of whole trials.
+    trials = [item.value for item in whole.items] if isinstance(whole, Choice) else [whole]
+    default = Node(Trial.model_fields["epochs"].default, "epochs")
+    return int(max(number for trial in trials for number in _numbers_in(trial.get("epochs", default))))
 
 
 def _numbers_in(node: Node) -> list[float]:

@@ -281,13 +281,29 @@ def _study_id_before(folder: Path, trials: Sequence[Trial], later: Mapping[str, 
     """
     state = read_state(folder)
     known = trials if later is None else trials[: later["num_known"]]
-    prints = {f"search-{index:03d}": fingerprint(trial) for index, trial in enumerate(known)}
+    prints = {search_key(index): fingerprint(trial) for index, trial in enumerate(known)}
     if any(prints.get(trial.trial, trial.fingerprint) != trial.fingerprint for trial in state.of_stage("search")):
         raise StudyError(
             f"{events_path(folder)} is of other trials than those of {folder.name!r}. Cure: a name of its own "
             f"(--name {_free_name(folder)}), or the settings of the study that the folder had"
         )
     return state.study_id
+
+
+def search_key(index: int) -> str:
+    """Return the key of a trial of the search."""
+    return f"search-{index:03d}"
+
+
+def all_search_keys(study_json: Mapping[str, Any]) -> list[str]:
+    """Return the keys of all trials of a search in their order, also of those that are drawn while it runs."""
+    return [search_key(index) for index in range(len(study_json["trials"]))]
+
+
+def planned_search(study_json: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configurations by key that a search has before it starts: of trials that need no results."""
+    known = study_json["trials"][: study_json.get("num_known")]
+    return {search_key(index): trial for index, trial in enumerate(known)}
 
 
 def specification_of(study: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

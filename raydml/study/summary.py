@@ -67,7 +67,7 @@ from raydml.data.seal import TestReads
 from raydml.inference.footprint import median_footprint
 from raydml.search_space.shipped import heading_of
 from raydml.study.events import StudyState, events_path, letter_of, letters_of, read_state
-from raydml.study.folder import RESULT_FILES, StudyError, read_json, read_study, stages_of, without_some
+from raydml.study.folder import RESULT_FILES, StudyError, read_json, read_study, search_key, stages_of, without_some
 from raydml.study.rungs import milestones
 from raydml.study.shares import ELIMINATED
 
@@ -248,7 +248,7 @@ def _configs(
 
     searched: the trials of the search, of study.json, for those whose events have none.
     """
-    configs = _ByTrial(folder, {f"search-{number:03d}": config for number, config in enumerate(searched)})
+    configs = _ByTrial(folder, {search_key(number): config for number, config in enumerate(searched)})
     configs.update({key: trial.config for key, trial in trials.items() if trial.config})
     for row in rows:
         runs = row["runs"] or (row.get("refit") or {}).get("runs", {})
