@@ -167,7 +167,7 @@ DeviceHoursOption = Annotated[
     typer.Option(
         "--max-gpu-hours",
         metavar="H",
-        help="End the search early enough for the study to take H GPU-hours (without GPUs: CPU-hours) in all.",
+        help="End the search early, so that the whole study takes about H GPU-hours (CPU-hours without a GPU).",
     ),
 ]
 UntilSettledOption = Annotated[

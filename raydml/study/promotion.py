@@ -152,7 +152,7 @@ class Promotion(FIFOScheduler):
         self._active.discard(key)
 
     def _forget(self, key: str) -> None:
-        """Expect no longer that a trial waits: it runs again, or has ended."""
+        """Drop a trial from all lists of those that wait or will: it runs again, or has ended."""
         self._saving.pop(key, None)
         self._handed_out.pop(key, None)
         for rung in self._rungs:

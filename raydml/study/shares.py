@@ -114,7 +114,7 @@ class Shares:
 
 
 def reachable_best(values: Sequence[float], num_further: int) -> float:
-    """Return what the best of some further values of the same distribution stays below, with `CONFIDENCE`.
+    """Return an upper bound, with `CONFIDENCE`, on the best of some further values of the same distribution.
 
     The values are taken as a sample of a normal distribution: the bound is mean + t s sqrt(1 + 1/n), with the quantile
     t of n - 1 degrees of freedom at CONFIDENCE^(1/num_further) (a prediction interval, Hahn 1969).
