@@ -20,6 +20,7 @@ from raydml.training.gradient_cache import train_in_chunks
 from raydml.training.randomness import seed_for
 from raydml.training.rank_group import RankGroup
 from raydml.training.rank_layers import spread_over_ranks
+from raydml.training.uncompiled import without_compiler
 
 
 def network_arguments(trial: Trial) -> dict[str, Any]:
@@ -195,7 +196,8 @@ def build_optimizer(
         for factor, those in by_factor.items():
             rate = rates[group] * factor
             listed.append({"params": those, "name": group, "lr": rate, "base_lr": rate, "weight_decay": decays[group]})
-    return OPTIMIZERS[name](listed, **settings)
+    with without_compiler():
+        return OPTIMIZERS[name](listed, **settings)
 
 
 def check_every_parameter_learns(

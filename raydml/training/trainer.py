@@ -38,6 +38,7 @@ from raydml.training.randomness import Randomness
 from raydml.training.rank_group import RankGroup
 from raydml.training.snapshot import Snapshots, copy_of
 from raydml.training.trial_images import Catalogs, open_development
+from raydml.training.uncompiled import without_compiler
 from raydml.training.weight_average import WeightAverage
 
 #: Training images that show whether a trial without validation has diverged; no setting of a machine may decide that.
@@ -169,6 +170,8 @@ class Trainer:
 
     def _state(self) -> dict[str, Any]:
         """Return the state without the best weights; what is in it changes while the trial goes on."""
+        with without_compiler():
+            optimizer = self.optimizer.state_dict()
         return {
             "fingerprint": fingerprint(self.trial),
             "epoch": self.epoch,
@@ -178,7 +181,7 @@ class Trainer:
             "under_way": None if self.epoch_state is None else self.epoch_state.to_dict(),
             "method": self.method.state_dict(),
             "samplers": {name: sampler.state_dict() for name, sampler in self.method.samplers.items()},
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             **({} if self.average is None else {"average": self.average.state_dict()}),
             "scaler": self.scaler.state_dict(),
             "randomness": self.randomness.state_dict(),
@@ -198,7 +201,8 @@ class Trainer:
         for name, sampler in self.method.samplers.items():
             sampler.load_state_dict(state["samplers"][name])
         # A copy: the optimiser updates the tensors of its state in place.
-        self.optimizer.load_state_dict(copy_of(state["optimizer"]))
+        with without_compiler():
+            self.optimizer.load_state_dict(copy_of(state["optimizer"]))
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.scaler.load_state_dict(state["scaler"])
@@ -417,7 +421,8 @@ class Trainer:
             torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None),
         ):
             loss = self.method.batch_loss(batch, self.randomness.mining)
-        self.optimizer.zero_grad(set_to_none=True)
+        with without_compiler():
+            self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         groups = self.optimizer.param_groups
         parameters = [p for group in groups for p in group["params"]]
@@ -433,7 +438,8 @@ class Trainer:
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.trial.optimizer.gradient_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.trial.optimizer.gradient_clip, norm)
-        self.scaler.step(self.optimizer)
+        with without_compiler():
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
             self.average.update()
