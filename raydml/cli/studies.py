@@ -24,7 +24,6 @@ from raydml.cli.arguments import (
     DataRoot,
     DeviceHoursOption,
     ImagesOption,
-    Invocation,
     MaxEpochs,
     NameOption,
     NumTrials,
@@ -131,6 +130,10 @@ def sweep(
     refuse_beside_each_other(others, budget, recipe=recipe, smoke=smoke)
     measured = ["machine.probe=on"] if probe and not dry_run else []
     without_images = ["machine.data_root=."] if as_published or smoke else []  # required of a space, and not read
+    driver = None
+    if not dry_run and not smoke:
+        refuse_unanswered(address)
+        driver = context.with_resource(loading_driver(context, address))
     loaded, file = load_with_options(
         space,
         [*(settings or []), *without_images, *measured],
@@ -173,11 +176,9 @@ def sweep(
             mark_as_smoke(folder)
             run_and_show(context, folder, address, tracking_uri=with_secrets(small.tracking_uri))
         return
-    refuse_unanswered(address)
-    with loading_driver(context) as driver:
-        uri = None if storage_uri is None else joined(storage_uri, loaded.study.name)
-        folder = create(loaded, file, storage, tracking_uri, command_of(context), uri)
-        run_and_show(context, folder, address, budget, with_secrets(tracking_uri), driver)
+    uri = None if storage_uri is None else joined(storage_uri, loaded.study.name)
+    folder = create(loaded, file, storage, tracking_uri, command_of(context), uri)
+    run_and_show(context, folder, address, budget, with_secrets(tracking_uri), driver)
 
 
 def refuse_beside_each_other(others: Mapping[str, bool], budget: Budget, *, recipe: str | None, smoke: bool) -> None:
@@ -353,7 +354,7 @@ def resume(
     runs = num_trials is not None or retry_crashed or not is_finished(folder)
     # The lock is taken before anything is changed.
     refuse_unanswered(address)
-    with loading_driver(context) if runs else nullcontext() as driver, only_driver(folder):
+    with loading_driver(context, address) if runs else nullcontext() as driver, only_driver(folder):
         refuse_held(folder)
         if runs or tracking_uri is not None:
             check_store(store_of(folder, tracking_uri), folder.parent)
@@ -431,16 +432,20 @@ def trial(
 
 
 @contextmanager
-def loading_driver(context: typer.Context) -> Iterator[DriverProcess]:
-    """Start a driver, which takes 3 s to import its libraries, while the study is made; end it at last if unused."""
+def loading_driver(context: typer.Context, address: str | None) -> Iterator[DriverProcess]:
+    """Start a driver, which takes seconds to load its libraries and Ray, while the study is made; end it if unused."""
     from raydml.study.process import DriverProcess
 
-    driver = DriverProcess([*started_again(context), "drive"])
+    driver = DriverProcess(_command_of_driver(context, address))
     driver.load()
     try:
         yield driver
     finally:
         driver.end_unused()
+
+
+def _command_of_driver(context: typer.Context, address: str | None) -> list[str]:
+    return [*started_again(context), "drive", *([] if address else ["--embedded"])]
 
 
 def run_and_show(
@@ -468,7 +473,7 @@ def run_and_show(
         show_finished(program, folder, console)
         return
     refuse_lost_events(folder)  # before anything of it reaches MLflow
-    command, phase = [*started_again(context), "drive"], "starting"
+    command, phase = _command_of_driver(context, address), "starting"
 
     def on_signal(_number: int) -> None:
         if phase != "running":  # a driver that runs is ended in order by `run_driver`
@@ -528,14 +533,23 @@ def run_and_show(
             raise typer.Exit(128 + received[0])
 
 
-def drive(context: typer.Context) -> None:
-    """Run a study for the process that has started this one, which describes it on standard input."""
+def drive(context: typer.Context, embedded: Annotated[bool, typer.Option("--embedded")] = False) -> None:
+    """Run a study for the process that has started this one, which describes it on standard input.
+
+    embedded: it will run on a Ray of its own, which is started at once.
+    """
     with without_import_notices():  # the starting process shows what happens
+        from raydml.study.cluster import EarlyRay, address_of_job
+
+        environment = context.find_root().obj.environment
+        early_ray = None
+        if embedded and address_of_job(environment) is None:
+            early_ray = EarlyRay(environment)
+            early_ray.start()
         from raydml.study.process import serve_driver
         from raydml.study.stages import drive_study
 
-        invocation: Invocation = context.find_root().obj
-        code = serve_driver(sys.stdin, partial(drive_study, own_environment=invocation.environment))
+        code = serve_driver(sys.stdin, partial(drive_study, own_environment=environment, early_ray=early_ray))
     raise typer.Exit(code)
 
 

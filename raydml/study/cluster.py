@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
 from raydml.config.trial import Machine
 from raydml.study.folder import StudyError
+from raydml.study.lean_ray import few_processes, shared_workers
 from raydml.study.node import note_of_room
 from raydml.study.package import staged_package
 from raydml.study.process import STOP_SIGNALS, RayEnded, stop_signals
@@ -216,7 +217,7 @@ def connected(address: str | None, own_environment: MutableMapping[str, str] | N
             _refuse_unreachable(address)
         # On a cluster the workers get the driver's copy of the package, as their working directory: else Ray would look
         # first into the driver's folders, where a node may have a copy of its own.
-        with staged_package() if address else nullcontext() as staged:
+        with staged_package() if address else nullcontext() as staged, nullcontext() if address else few_processes():
             ray.init(
                 address=address or "local",  # without "local" Ray would join any cluster that it finds
                 runtime_env={"working_dir": str(staged)} if staged else {},
@@ -246,10 +247,37 @@ def connected(address: str | None, own_environment: MutableMapping[str, str] | N
     if own_environment is not None and not address:
         threading.Thread(target=_end_without_ray, args=(over,), name="ray-watch", daemon=True).start()
     try:
-        yield
+        with nullcontext() if address else shared_workers():
+            yield
     finally:
         over.set()
         ray.shutdown()
+
+
+class EarlyRay:
+    """An embedded Ray that starts before it is known which study needs it: the one of a process that waits for that.
+
+    own_environment: see `connected`.
+    """
+
+    def __init__(self, own_environment: MutableMapping[str, str]) -> None:
+        self._own_environment, self._stack = own_environment, ExitStack()
+        self._error: StudyError | RayEnded | None = None
+
+    def start(self) -> None:
+        """Start it. What goes wrong is raised where it is used."""
+        try:
+            self._stack.enter_context(connected(None, self._own_environment))
+        except (StudyError, RayEnded) as error:
+            self._error = error
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Use it, and end it with the context. Raises StudyError or RayEnded where it did not start."""
+        with self._stack:
+            if self._error is not None:
+                raise self._error
+            yield
 
 
 def trial_resources(machine: Machine, note: Callable[[str], None], *, joined: bool) -> dict[str, float]:

@@ -20,10 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
-import torch
 
 from raydml.ops.object_store import ObjectStore, StoreError
-from raydml.study.faults import is_without_memory
 from raydml.study.health import note_of_shared_memory, shared_memory_bytes
 from raydml.study.package import PACKAGE, digest_of_package
 from raydml.study.remote import StudyPlace
@@ -104,6 +102,8 @@ def needs_of(place: StudyPlace | None, data_root: Path | None, *, joined: bool) 
 
 
 def _version_of_torch() -> str:
+    import torch  # not before Ray is started
+
     return torch.__version__.partition("+")[0]  # what follows is the kind of build: a head may have no GPU
 
 
@@ -147,6 +147,10 @@ def _fault_of_store(uri: str) -> str:
 
 
 def _fault_of_gpu() -> str:
+    import torch
+
+    from raydml.study.faults import is_without_memory
+
     try:
         torch.zeros(1, device="cuda").item()
     except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA

@@ -33,6 +33,7 @@ from raydml.study.events import StudyReader, TrialState, events_path, read_trial
 from raydml.study.faults import FaultStop, fault_in, is_without_memory, with_half_batch
 from raydml.study.folder import newest_checkpoint
 from raydml.study.gauges import StudyGauges
+from raydml.study.lean_ray import uncounted_callbacks
 from raydml.study.listed_trials import ListedTrials
 from raydml.study.node import NodeNeeds, fit_nodes, node_fault_in, node_of_actor, selector_of
 from raydml.study.preemption import PreemptionWatch
@@ -601,7 +602,8 @@ def _run_group(
             verbose=0,
         ),
     )  # fmt: skip
-    tuner.fit()
+    with uncounted_callbacks():
+        tuner.fit()
     if stop.fault:
         raise MachineFault(stop.fault)
     session.leave_out(stop.bad_nodes)

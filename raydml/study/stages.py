@@ -25,7 +25,7 @@ from raydml.evaluation.saved_embeddings import SavedEmbeddingsError, load_embedd
 from raydml.metrics.intervals import t_interval
 from raydml.study.actor import evaluate_ensemble_remotely, evaluate_remotely, illustrate_remotely
 from raydml.study.budget import UNLIMITED, Budget
-from raydml.study.cluster import Interrupted, address_of_job, catch_signals, connected, trial_resources
+from raydml.study.cluster import EarlyRay, Interrupted, address_of_job, catch_signals, connected, trial_resources
 from raydml.study.description import description_of
 from raydml.study.drawing import DrawnSearch, is_drawn_later, trials_of_search
 from raydml.study.driver import only_driver
@@ -91,13 +91,14 @@ def drive_study(
     address: str | None = None,
     budget: Budget = UNLIMITED,
     own_environment: MutableMapping[str, str] | None = None,
+    early_ray: EarlyRay | None = None,
 ) -> Outcome:
     """Do what `run_study` does, for a process that holds the study or was started by the one that does.
 
-    own_environment: see `raydml.study.cluster.connected`.
+    own_environment: see `raydml.study.cluster.connected`. early_ray: to be used where no cluster is joined.
     """
     try:
-        return _drive(folder, address, budget, own_environment)
+        return _drive(folder, address, budget, own_environment, early_ray)
     except OSError as error:  # before the study has begun; `_run` has put the others into words
         if (fault := fault_of(error)) is None:
             raise
@@ -107,7 +108,11 @@ def drive_study(
 
 
 def _drive(
-    folder: Path, address: str | None, budget: Budget, own_environment: MutableMapping[str, str] | None
+    folder: Path,
+    address: str | None,
+    budget: Budget,
+    own_environment: MutableMapping[str, str] | None,
+    early_ray: EarlyRay | None,
 ) -> Outcome:
     deadline_s = None if budget.time_s is None else time.time() + budget.time_s
     study_json = read_study(folder)
@@ -130,7 +135,7 @@ def _drive(
     catalogs = _refuse_other_images(folder, study_json, machine)
     packs = packs_in(machine.cache_dir, began_s - 60) if address is not None else {}  # clocks of file systems differ
     about = description_of(folder, study_json, catalogs.of(parse_trial(study_json["trials"][0])))
-    return _run(session, study_json, about, address, budget, own_environment, packs, catalogs)
+    return _run(session, study_json, about, address, budget, own_environment, early_ray, packs, catalogs)
 
 
 def _run(
@@ -140,6 +145,7 @@ def _run(
     address: str | None,
     budget: Budget,
     own_environment: MutableMapping[str, str] | None,
+    early_ray: EarlyRay | None,
     packs: Mapping[str, int],
     catalogs: Catalogs,
 ) -> Outcome:
@@ -168,7 +174,7 @@ def _run(
             if address is not None and address == address_of_job(own_environment):
                 session.note("This is a job of a Ray cluster: the study runs on that cluster.")
             session.step("starting Ray")
-            with _joined(session, address, own_environment):
+            with _joined(session, address, own_environment, early_ray):
                 resources = trial_resources(machine, session.note, joined=address is not None)
                 session = session._replace(resources=resources)
                 is_measured = False
@@ -201,7 +207,10 @@ def _run(
 
 @contextmanager
 def _joined(
-    session: StudySession, address: str | None, own_environment: MutableMapping[str, str] | None
+    session: StudySession,
+    address: str | None,
+    own_environment: MutableMapping[str, str] | None,
+    early_ray: EarlyRay | None,
 ) -> Iterator[None]:
     """Do what `connected` does. Raises MachineFault where a study that has trials finds no cluster any more.
 
@@ -209,7 +218,10 @@ def _joined(
     """
     with ExitStack() as stack:
         try:
-            stack.enter_context(connected(address, own_environment=own_environment))
+            if early_ray is not None and address is None:
+                stack.enter_context(early_ray.used())
+            else:
+                stack.enter_context(connected(address, own_environment=own_environment))
         except StudyError as error:
             if not read_state(session.folder).trials:
                 raise

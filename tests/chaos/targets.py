@@ -43,7 +43,7 @@ def kill(pid, number=signal.SIGKILL):
 
 def driver_of(command):
     """The driver that a command has started, or None."""
-    children = [pid for pid, (parent, _, words) in processes().items() if parent == command and words.endswith("drive")]
+    children = [pid for pid, (parent, _, words) in processes().items() if parent == command and " drive" in words]
     return children[0] if children else None
 
 

@@ -304,7 +304,7 @@ def fake_run(monkeypatch, outcome):
 
     class Driver:
         def __init__(self, command):
-            assert command[-1] == "drive"
+            self.command = command
 
         def load(self):
             calls.append("load")
@@ -330,7 +330,16 @@ def test_an_interrupted_study_says_how_to_go_on(monkeypatch, tmp_path, number, c
     assert "MLflow: http://127.0.0.1:9" in result.output, "the server's address"
     assert calls.index("start") < calls.index((folder, "auto", 5400.0)) < calls.index("finish")
     assert (calls[0], calls[-1]) == ("load", "end_unused"), "the driver imports its libraries from the beginning"
-    assert any(type(call).__name__ == "Driver" for call in calls), "and is the one that runs the study"
+    (driver,) = [call for call in calls if type(call).__name__ == "Driver"]  # and is the one that runs the study
+    assert driver.command[-1] == "drive", "no Ray of its own, beside the cluster that is joined"
+
+
+def test_a_driver_that_joins_no_cluster_starts_ray_at_once(monkeypatch, tmp_path):
+    make_study(tmp_path / "studies", "digits")
+    calls = fake_run(monkeypatch, SimpleNamespace(status="interrupted", signal=2))
+    assert run("resume", "digits").exit_code == 130
+    (driver,) = [call for call in calls if type(call).__name__ == "Driver"]
+    assert driver.command[-2:] == ["drive", "--embedded"]
 
 
 def test_a_time_limit_is_a_duration_with_units(tmp_path):

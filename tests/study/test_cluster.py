@@ -17,12 +17,11 @@ from raydml.study import cluster as study_cluster
 from raydml.study import events, stages
 from raydml.study.events import events_path, read_state, read_trials
 from raydml.study.folder import StudyError, read_json
-from raydml.study.process import MachineFault
+from raydml.study.process import MachineFault, RayEnded
 from tests.chaos.targets import Cluster, processes
 from tests.study.small import leave_pictures_out
 from tests.study.study_events import started
 from tests.study.test_folder import ROOT, make
-from tests.tracking.team_server import free_port
 
 SMALL = ["study.search.num_trials=2", "study.search.scheduler=none", "study.confirm={top: 1, folds: 2, seeds: 1}"]
 SMALL += ["study.refit=null", "study.max_retries=0", "trial.epochs=15", "machine.checkpoint_every_s=0"]
@@ -239,8 +238,8 @@ def test_rays_token_is_readable_by_this_user_alone(tmp_path, monkeypatch, caplog
 
 #: What listens during a study on an embedded Ray, and where, as docs/reliability.md lists it.
 LISTENERS = {"driver": {"all"}, "gcs_server": {"all"}, "raylet": {"all"}, "trial": {"all"}, "agent": {"host"}}
-#: The same with the extra `cluster`, with whose libraries Ray counts its metrics and offers them.
-CLUSTER_LISTENERS = {**LISTENERS, "agent": {"host", "all"}, "monitor": {"all"}, "dashboard": {"all"}}
+#: The same with the extra `cluster`, with whose libraries Ray's agent counts its metrics and offers them.
+CLUSTER_LISTENERS = {**LISTENERS, "agent": {"host", "all"}}
 
 
 def role_of(words):
@@ -292,13 +291,9 @@ def test_what_listens_during_a_study_is_what_the_docs_list():
         "with connected(None):\n"
         "    ray.get(ray.remote(lambda: 1).remote()); print('up', flush=True); sys.stdin.read()"
     )
-    # The monitor and the dashboard offer their metrics at fixed ports. Where another Ray of this machine has taken
-    # them, Ray says so in a log and goes on without.
-    ports = {name: str(free_port()) for name in ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")}
     driver = subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
-        env={**os.environ, **ports},
-    )  # fmt: skip
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    )
     try:
         assert driver.stdout.readline() == b"up\n"
         # Some of these processes listen only seconds after the first task has run.
@@ -310,6 +305,31 @@ def test_what_listens_during_a_study_is_what_the_docs_list():
         assert driver.wait(60) == 0
         driver.stdout.close()
     assert found == expected
+
+
+def test_what_goes_wrong_with_an_early_ray_is_raised_where_it_is_used(tmp_path, monkeypatch):
+    def fail(**_options):
+        raise OSError("no memory for the object store")
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(ray, "init", fail)
+    early = study_cluster.EarlyRay({})
+    early.start()
+    with pytest.raises(RayEnded, match="no memory for the object store"), early.used():
+        pytest.fail("a study without Ray")
+
+
+def test_an_early_ray_ends_where_its_use_ends(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(ray, "init", lambda **_options: calls.append("init"))
+    monkeypatch.setattr(ray, "shutdown", lambda: calls.append("shutdown"))
+    early = study_cluster.EarlyRay({})
+    early.start()
+    assert calls == ["init"]
+    with early.used():
+        calls.append("study")
+    assert calls == ["init", "study", "shutdown"]
 
 
 def test_a_study_protects_the_token_before_ray_starts(tmp_path, monkeypatch):
