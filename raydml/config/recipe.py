@@ -22,6 +22,8 @@ def _part_that_learns(config: Mapping[str, Any]) -> str:
     model = config.get("model") or {}
     name, train = str(model.get("backbone", "")), model.get("train", "all")
     short = name.removeprefix("timm:").partition(".")[0]  # without the tag that names the weights
+    if name.startswith("timm:hf-hub:"):
+        short = name.rpartition("/")[2]
     if train == "head":
         return f"head of {short}"
     if isinstance(train, Mapping):

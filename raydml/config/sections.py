@@ -27,7 +27,7 @@ from raydml import registry
 from raydml.errors import ConfigError, Problem, unknown_name
 from raydml.images.augmentation_settings import Augmentation
 from raydml.images.preprocessing import Interpolation, Resize
-from raydml.models.backbones import BACKBONES, TIMM, ModelError
+from raydml.models.backbones import BACKBONES, HUB, TIMM, ModelError
 from raydml.models.choices import AdaptedPart, HeadInit, Normalisation, Pooling, Projection
 from raydml.models.lookup import facts_of, with_prefix_of_timm
 from raydml.ops.addresses import is_address
@@ -289,7 +289,8 @@ def _known_backbone(name: str) -> str:
         try:
             facts_of(name)
         except ModelError as error:
-            cure = "python -c 'import timm; print(timm.list_models())' lists the names"
+            names = "python -c 'import timm; print(timm.list_models())' lists the names"
+            cure = "" if name.startswith(f"{TIMM}{HUB}") else names  # of the hub: the error has it
             raise ConfigError([Problem("", name, f"is not a backbone: {error}", cure=cure)]) from error
     elif name not in BACKBONES:
         problem = unknown_name("", name, (*BACKBONES, f"{TIMM}NAME"), "one of the backbones")

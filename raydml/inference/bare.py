@@ -4,6 +4,7 @@
     backbone:resnet50:none       the same with random weights;  backbone:bn_inception:PATH  weights from a file
     timm:vit_small_patch16_224   any model of timm, its published weights and preprocessing;  timm:NAME:none  random
     timm:NAME:PATH               the same with weights from a file
+    timm:hf-hub:OWNER/NAME       a network of timm that somebody has published on the Hugging Face hub
 
 The embedding of such a backbone is its pooled features, scaled to length 1.
 """
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raydml.errors import did_you_mean
 from raydml.images.preprocessing import Preprocessing
-from raydml.models.backbones import BACKBONES, TIMM, ModelError
+from raydml.models.backbones import BACKBONES, HUB, TIMM, ModelError
 from raydml.models.lookup import facts_of
 from raydml.models.pretrained import WeightsError, published_weights
 
@@ -57,7 +58,9 @@ def parse_target(text: str) -> BareTarget:
     Raises ModelError for an unknown name, WeightsError for a backbone without published weights or a missing file.
     """
     kind, _, rest = text.partition(":")
-    name, _, weights = rest.partition(":")
+    prefix = HUB if kind == "timm" and rest.startswith(HUB) else ""
+    name, _, weights = rest.removeprefix(prefix).partition(":")
+    name = f"{prefix}{name}" if name else ""
     target = BareTarget(kind, name, weights or "default")
     if f"{kind}:" not in PREFIXES or not name:
         raise ModelError(f"{text!r}: a bare backbone is backbone:NAME or timm:NAME")
@@ -141,12 +144,12 @@ def _with_unit_features(trunk: nn.Module) -> nn.Module:
 
 
 def _of_timm(target: BareTarget) -> BareBackbone:
-    from raydml.models.timm_trunk import weights_of_timm
+    from raydml.models.timm_source import source_of
 
     facts_of(f"{TIMM}{target.name}")  # an unknown name has no weights either
     weights = target.weights
     if weights == "default":
-        weights = str(weights_of_timm(target.name, _random(target)))
+        weights = str(source_of(target.name).fetched_weights(_random(target)))
     trunk = _trunk(f"{TIMM}{target.name}", weights)
     preprocessing = _preprocessing_of(target.name, trunk.get_submodule("model"))
     return BareBackbone(str(target), _with_unit_features(trunk), preprocessing)

@@ -12,8 +12,9 @@ if TYPE_CHECKING:  # torch is slow to import, and a configuration is checked wit
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-#: What the name of a network of timm begins with.
+#: What the name of a network of timm begins with, and behind that the name of one of the Hugging Face hub.
 TIMM = "timm:"
+HUB = "hf-hub:"
 #: How the last map of a backbone of the table becomes a vector.
 TABLE_POOLINGS = ("average", "max", "gem")
 _BN_INCEPTION_CROP_PX = 31  # the smallest

@@ -1,6 +1,6 @@
 """The facts about any backbone by its name; without torch for those of the table."""
 
-from raydml.models.backbones import BACKBONES, TIMM, BackboneFacts, ModelError
+from raydml.models.backbones import BACKBONES, HUB, TIMM, BackboneFacts, ModelError
 
 
 def facts_of(backbone: str) -> BackboneFacts:
@@ -15,7 +15,9 @@ def facts_of(backbone: str) -> BackboneFacts:
 
 
 def with_prefix_of_timm(name: str) -> str | None:
-    """Return ``timm:NAME`` where timm has a network of this name; None otherwise."""
+    """Return ``timm:NAME`` where timm has a network of this name, or can load it from the hub; None otherwise."""
+    if name.startswith(HUB):
+        return f"{TIMM}{name}"
     import timm  # 2 s, which only a name that is not in the table costs
 
     return f"{TIMM}{name}" if timm.is_model(name) else None

@@ -411,9 +411,9 @@ def fetch_weights(backbone: str, weights: str) -> Path | None:
         if facts.weights_file is None:
             raise WeightsError(f"weights: default; backbone {backbone} has no published weights: {facts.weights_cure}")
         if facts.is_timm:
-            from raydml.models.timm_trunk import weights_of_timm
+            from raydml.models.timm_source import source_of
 
-            return weights_of_timm(backbone.removeprefix(TIMM), "set weights: none, or weights: PATH")
+            return source_of(backbone.removeprefix(TIMM)).fetched_weights("set weights: none, or weights: PATH")
         return published_weights(facts.weights_file)
     file = Path(weights).expanduser()
     if not file.is_file():

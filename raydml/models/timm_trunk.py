@@ -7,7 +7,6 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +17,8 @@ from raydml.models.adapters import adaptable_layers
 from raydml.models.backbones import TIMM, BackboneFacts, ModelError
 from raydml.models.choices import Pooling
 from raydml.models.pooling import GeM
-from raydml.models.pretrained import WeightsError, differences, path_of_published, published_weights, refuse_unreachable
+from raydml.models.pretrained import WeightsError, differences
+from raydml.models.timm_source import source_of
 from raydml.models.trunk_parts import block_ends, has_batch_norm, layers_of
 
 _SMALLEST_PX = 32  # of networks without a fixed size: their five halvings leave one pixel
@@ -99,7 +99,6 @@ def facts_of_timm(backbone: str) -> BackboneFacts:
     """Return the facts about ``timm:NAME``. Raises ModelError for a name that timm does not have."""
     name = backbone.removeprefix(TIMM)
     found = _look_at(name)
-    file = _published(name)
     dims = {"average": found.map_dim, "max": found.map_dim, "gem": found.map_dim}
     if not found.is_map and found.num_prefix:
         dims |= {"cls": found.map_dim, "cls_mean": 2 * found.map_dim}
@@ -110,7 +109,7 @@ def facts_of_timm(backbone: str) -> BackboneFacts:
         feature_dim=found.feature_dim,
         minimum_crop_px=found.patch_px or (found.size_px if found.is_fixed else _SMALLEST_PX),
         fixed_crop_px=found.size_px if found.is_fixed and not found.patch_px else None,
-        weights_file=file,
+        weights_file=source_of(name).address,
         classifier=(),
         stages=tuple(f"model.{stage}" for stage in found.stages),
         mean=found.mean,
@@ -139,17 +138,18 @@ def _look_at(name: str) -> _Found:
     import timm
     from timm.data import resolve_model_data_config
 
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=5, cutoff=0.5)
+    source = source_of(name)
+    if not timm.is_model(source.architecture):
+        near = difflib.get_close_matches(source.architecture.partition(".")[0], timm.list_models(), n=5, cutoff=0.5)
         hint = f" Names like it: {', '.join(near)}." if near else ""
-        raise ModelError(f"timm {timm.__version__} has no network {name!r}.{hint}")
-    if timm.is_model_pretrained(name) is False and "." in name:
+        raise ModelError(f"timm {timm.__version__} has no network {source.architecture!r}.{hint}")
+    if not source.is_of_hub and timm.is_model_pretrained(name) is False and "." in name:
         arch, _, tag = name.partition(".")
         tags = ", ".join(timm.list_models(f"{arch}.*", pretrained=True)[:8]) or "none"
         raise ModelError(f"timm {timm.__version__} has no weights {tag!r} of {arch!r}. Names with weights: {tags}")
     try:
         with torch.device("meta"), torch.no_grad():
-            model = timm.create_model(name, pretrained=False, num_classes=0).eval()
+            model = source.create().eval()
             config: dict[str, Any] = resolve_model_data_config(model)
             channels, height, width = config["input_size"]
             images = torch.empty(1, 3, height, width)
@@ -193,11 +193,9 @@ def _look_at(name: str) -> _Found:
 
 def _takes(name: str, **settings: Any) -> bool:
     """Return whether a network can be built with a setting, such as another size of its images."""
-    import timm
-
     try:
         with torch.device("meta"):
-            timm.create_model(name, pretrained=False, num_classes=0, **settings)
+            source_of(name).create(**settings)
     except (TypeError, AssertionError, RuntimeError):
         return False
     return True
@@ -237,21 +235,17 @@ def _build(
     crop_px: the side of its images; None for its own. origin: of the weights. Raises WeightsError where they do not
     fit, or are not complete.
     """
-    import timm
-
-    found = _look_at(name)
+    found, source = _look_at(name), source_of(name)
     settings: dict[str, Any] = {}
     if found.patch_px is not None and crop_px is not None:
         settings["img_size"] = crop_px
     if drop_path:
         settings["drop_path_rate"] = drop_path
     if state is None:
-        return TimmTrunk(timm.create_model(name, pretrained=False, num_classes=0, **settings), pooling, own)
+        return TimmTrunk(source.create(**settings), pooling, own)
     with _warnings_of_timm() as warnings:
         try:
-            model = timm.create_model(
-                name, pretrained=True, num_classes=0, pretrained_cfg_overlay={"state_dict": dict(state)}, **settings
-            )
+            model = source.create(pretrained_cfg_overlay={"state_dict": dict(state)}, **settings)
         except (RuntimeError, KeyError) as error:
             raise _misfit(name, settings, state, origin) from error
     if warnings:
@@ -261,9 +255,7 @@ def _build(
 
 def _misfit(name: str, settings: Mapping[str, Any], state: Mapping[str, Tensor], origin: str) -> WeightsError:
     """Return the error for weights of another network: how many tensors differ, and the first of each kind."""
-    import timm
-
-    model = timm.create_model(name, pretrained=False, num_classes=0, **settings)
+    model = source_of(name).create(**settings)
     own, given = (
         {key: value for key, value in tensors.items() if not key.endswith("num_batches_tracked")}
         for tensors in (model.state_dict(), state)
@@ -297,64 +289,3 @@ def _warnings_of_timm() -> Iterator[list[str]]:
         logger.removeHandler(handler)
         logger.propagate = before[0]
         logger.setLevel(before[1])
-
-
-def _published(name: str) -> str | None:
-    """Return the name on the Hugging Face hub, or the address, of timm's weights of a network; None without any."""
-    import timm
-
-    facts = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    return (facts.hf_hub_id or facts.url) if facts is not None else None
-
-
-def weights_of_timm(name: str, instead: str) -> Path:
-    """Return the file of timm's published weights on this machine, fetched if necessary.
-
-    It is looked for in the cache of the Hugging Face hub and beside the other published weights. Raises WeightsError
-    for a network without weights, and where the server cannot be reached. instead: what else the user can do.
-    """
-    import timm
-    from huggingface_hub import hf_hub_download, hf_hub_url
-
-    facts = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    if facts is None or not (facts.hf_hub_id or facts.url):
-        raise WeightsError(f"{TIMM}{name}: timm has no weights of this model. Cure: {instead}, or another name")
-    if (file := local_weights_of_timm(name)) is not None:
-        return file
-    if facts.hf_hub_id is None:
-        return published_weights(str(facts.url).rpartition("/")[2], instead, url=str(facts.url))
-    file_name = facts.hf_hub_filename or "model.safetensors"
-    refuse_unreachable(hf_hub_url(facts.hf_hub_id, file_name), place_of_timm(name), instead)
-    try:
-        return Path(hf_hub_download(facts.hf_hub_id, file_name))
-    except OSError as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise WeightsError(
-            f"{TIMM}{name}: the weights cannot be fetched: {reason}. Cure: try again, or {instead}"
-        ) from error
-
-
-def local_weights_of_timm(name: str) -> Path | None:
-    """Return the file of timm's published weights that is on this machine, if there is one."""
-    import timm
-    from huggingface_hub import try_to_load_from_cache
-
-    facts = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    if facts is not None and facts.hf_hub_id is not None:
-        for known in (facts.hf_hub_filename or "model.safetensors", "pytorch_model.bin"):
-            if isinstance(cached := try_to_load_from_cache(facts.hf_hub_id, known), str):
-                return Path(cached)
-    file = place_of_timm(name)
-    return file if file.is_file() else None
-
-
-def place_of_timm(name: str) -> Path:
-    """Return where a copy of timm's weights is looked for that a user has fetched elsewhere."""
-    import timm
-
-    facts = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    assert facts is not None
-    if facts.hf_hub_id is None:
-        return path_of_published(str(facts.url).rpartition("/")[2])
-    suffix = Path(facts.hf_hub_filename or "model.safetensors").suffix
-    return path_of_published(f"{facts.hf_hub_id.replace('/', '--')}{suffix}")

@@ -256,13 +256,12 @@ def find_weights(trial: Trial) -> tuple[bool | None, str]:
         return None, "random weights"
     path = Path(weights).expanduser()
     if weights == "default" and facts.is_timm:
-        from raydml.models.timm_trunk import local_weights_of_timm, place_of_timm
+        from raydml.models.timm_source import source_of
 
-        name = trial.model.backbone.removeprefix(TIMM)
-        if (local := local_weights_of_timm(name)) is not None:
+        source = source_of(trial.model.backbone.removeprefix(TIMM))
+        if (local := source.local_weights()) is not None:
             return True, f"found: {local}"
-        place = place_of_timm(name)
-        return False, f"missing: {place}; a run fetches it from {facts.weights_file} where there is a network"
+        return False, f"missing: {source.place}; a run fetches it from {facts.weights_file} where there is a network"
     if weights == "default" and facts.weights_file is not None:
         path = path_of_published(facts.weights_file)
     if path.is_file():

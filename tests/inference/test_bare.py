@@ -76,7 +76,7 @@ def test_what_does_not_exist_is_explained(target, message):
 
 def test_timm_without_a_network_is_refused_after_one_try_with_the_place_for_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: None)
     tried = []
 
     def refuse(url, **_):
