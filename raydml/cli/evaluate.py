@@ -151,6 +151,10 @@ def evaluate(
             "--verification", help="Also verify pairs: TAR@FAR, FNMR@FMR, EER, ROC AUC; and CMC of a gallery."
         ),
     ] = False,
+    roc: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --verification: write the ROC curve, as .csv, .png or .svg."),
+    ] = None,
     footprint: Annotated[
         bool,
         typer.Option("--footprint", help="Also measure parameters, MACs, ms and bytes an image; takes some seconds."),
@@ -181,6 +185,8 @@ def evaluate(
         refuse_unwritable(f"--save-embeddings {save_embeddings}", save_embeddings, "file")
         with writing(f"--save-embeddings {save_embeddings}", "file"):
             save_embeddings.parent.mkdir(parents=True, exist_ok=True)
+    if roc is not None:
+        _refuse_roc(roc, is_verified=verification)
     is_saved = target.endswith(".npz")
     is_file = _is_weight_file(target, release)
     options: dict[str, Any] = {"--on": on if data is None else None, "--untrained": untrained}
@@ -213,7 +219,9 @@ def evaluate(
     if is_bare:
         parse_target(target)
     if is_saved:
-        _print(_of_embeddings(Path(target), settings, choice, tracking_uri), as_json, None)
+        of_file = _of_embeddings(Path(target), settings, choice, tracking_uri)
+        _write_roc(roc, of_file)
+        _print(of_file, as_json, None, roc)
         return
     with tempfile.TemporaryDirectory(prefix="raydml-") as folder:
         scratch = Path(folder)
@@ -234,7 +242,8 @@ def evaluate(
             result = _on_other_images(
                 source, data, catalog, on, distractors, settings, choice, footprint, save_embeddings
             )
-    _print(result, as_json, save_embeddings)
+    _write_roc(roc, result)
+    _print(result, as_json, save_embeddings, roc)
 
 
 def _is_weight_file(target: str, release: str | None) -> bool:
@@ -647,7 +656,7 @@ def _of_embeddings(
     return _Result(evaluated, about, origin + _mark(facts), facts)
 
 
-def _print(result: _Result, as_json: bool, saved_to: Path | None) -> None:
+def _print(result: _Result, as_json: bool, saved_to: Path | None, roc: Path | None) -> None:
     scores = result.evaluated.metrics
     trained = {name: value for name, value in scores.items() if not name.startswith("untrained_")}
     untrained = {name.removeprefix("untrained_"): scores[name] for name in scores if name.startswith("untrained_")}
@@ -680,9 +689,31 @@ def _print(result: _Result, as_json: bool, saved_to: Path | None) -> None:
         for sentence in one.evaluation.protocols.values():
             echo(console, f"  {sentence}")
         console.print(tables.scores(one.evaluation.metrics, {}, one.evaluation.intervals, title=one.name))
+    if roc is not None:
+        echo(console, f"ROC curve: {roc}")
     if saved_to is not None:
         plain = " (without test-time augmentation, whitening and re-ranking)" if result.evaluated.refined else ""
         echo(console, f"embeddings: {saved_to}{plain}")
+
+
+def _refuse_roc(file: Path, *, is_verified: bool) -> None:
+    """Raise CommandError, before any work is done, for a file that the ROC curve cannot be written to."""
+    if not is_verified:
+        raise CommandError(f"--roc {file} goes with --verification. Cure: add --verification")
+    if file.suffix not in (".csv", ".png", ".svg"):
+        raise CommandError(f"--roc {file}: is no table and no picture. Cure: name it *.csv, *.png or *.svg")
+    refuse_unwritable(f"--roc {file}", file, "file")
+
+
+def _write_roc(file: Path | None, result: _Result) -> None:
+    if file is None:
+        return
+    from raydml.report.roc import write_roc
+
+    assert result.evaluated.verification is not None
+    with writing(f"--roc {file}", "file"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_roc(file, result.evaluated.verification.roc, result.title)
 
 
 def _print_verification(console: Console, evaluated: Evaluation) -> None:

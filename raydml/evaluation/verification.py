@@ -19,9 +19,11 @@ from raydml.metrics.verification import (
     FALSE_ACCEPT_RATES,
     LEAST_ACCEPTED,
     PairCounts,
+    RocPoints,
     equal_error_rate,
     is_measured,
     roc_auc,
+    roc_points,
     tar_at_far,
 )
 from raydml.ops.progress import report_progress
@@ -34,11 +36,13 @@ _SEED = 0  # of the images that are drawn where there are more
 
 
 class Verification(NamedTuple):
-    """metrics: by name. sentence: which pairs were compared. notes: which rates could not be measured, and why."""
+    """metrics: by name. sentence: which pairs were compared. notes: which rates could not be measured, and why. roc:
+    points of the ROC curve."""
 
     metrics: dict[str, float]
     sentence: str
     notes: tuple[str, ...]
+    roc: RocPoints
 
 
 def verify(
@@ -105,7 +109,9 @@ def verify(
         f"verification: {len(counts.distances):,} genuine and {counts.num_impostors:,} impostor pairs "
         f"({what}{more}), by Euclidean distance"
     )
-    return Verification(found, sentence, tuple(notes))
+    points = roc_points(counts)
+    roc = points._replace(distances=np.sqrt(points.distances))  # pairs are compared by squared distances
+    return Verification(found, sentence, tuple(notes), roc)
 
 
 def _same(codes: Integers) -> PairMask:

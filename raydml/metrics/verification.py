@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 FALSE_ACCEPT_RATES = ("1e-1", "1e-2", "1e-3", "1e-4")
 #: False acceptances below which a rate is not reported: with 30 the true rate is within 30 % of it, at 90 % confidence.
 LEAST_ACCEPTED = 30
+MOST_POINTS = 1000  # of a ROC curve
 
 
 class PairCounts(NamedTuple):
@@ -32,6 +33,36 @@ class PairCounts(NamedTuple):
     nearer: NDArray[np.int64]
     within: NDArray[np.int64]
     num_impostors: int
+
+
+class RocPoints(NamedTuple):
+    """Points of the ROC curve, the threshold rising: P at most MOST_POINTS.
+
+    distances: (P,) the thresholds; pairs at most so far apart are accepted. far, tar: (P,) the shares of impostor and
+    of genuine pairs that are accepted.
+    """
+
+    distances: NDArray[np.float64]
+    far: NDArray[np.float64]
+    tar: NDArray[np.float64]
+
+
+def roc_points(counts: PairCounts) -> RocPoints:
+    """Return the points of the ROC curve at distances of genuine pairs.
+
+    Where there are more than MOST_POINTS distances, some are chosen: half of them evenly by TAR, and half evenly by the
+    logarithm of FAR, so that small rates are there as well.
+    """
+    distances, starts, sizes = np.unique(counts.distances, return_index=True, return_counts=True)
+    far = counts.within[starts] / counts.num_impostors
+    tar = (starts + sizes) / len(counts.distances)
+    if len(distances) > MOST_POINTS:
+        half = MOST_POINTS // 2
+        by_tar = np.searchsorted(tar, np.linspace(tar[0], 1, half))
+        by_far = np.searchsorted(far, np.geomspace(1 / counts.num_impostors, 1, half))
+        chosen = np.unique(np.minimum(np.concatenate([by_tar, by_far]), len(distances) - 1))
+        distances, far, tar = distances[chosen], far[chosen], tar[chosen]
+    return RocPoints(distances, far, tar)
 
 
 def tar_at_far(counts: PairCounts, far: float) -> float:

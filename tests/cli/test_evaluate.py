@@ -6,6 +6,7 @@ import re
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -167,6 +168,18 @@ def test_verification_is_beside_the_ranks_and_states_its_pairs(tmp_path):
     assert "CMC rank-1 0.5000" in shown
     assert "the same as Recall@k here" in shown
     assert "verification" not in scored(tmp_path / "kept.npz")
+    for name in ("curve.csv", "curve.png", "curve.svg"):
+        file = tmp_path / "new" / name
+        done = commands.done("evaluate", tmp_path / "kept.npz", "--verification", "--roc", file)
+        assert "ROC curve: " in done.output
+        assert file.stat().st_size > 0
+    curve = pd.read_csv(tmp_path / "new" / "curve.csv")
+    assert list(curve) == ["distance", "false_accept_rate", "true_accept_rate"]
+    assert curve.to_numpy() == pytest.approx(np.array([[1, 1 / 3, 2 / 3], [3.5, 2 / 3, 1]]))
+    refused = commands.refused("evaluate", tmp_path / "kept.npz", "--roc", tmp_path / "curve.csv")
+    assert "goes with --verification. Cure: add --verification" in refused
+    refused = commands.refused("evaluate", tmp_path / "kept.npz", "--verification", "--roc", tmp_path / "curve.txt")
+    assert "name it *.csv, *.png or *.svg" in refused
     save_embeddings(tmp_path / "kept.npz", saved._replace(roles=None))
     assert "cmc_rank_1" not in scored(tmp_path / "kept.npz", "--verification")["verification"]["metrics"]
 

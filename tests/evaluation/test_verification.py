@@ -9,7 +9,15 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from raydml.evaluation.scoring import ScoringError
 from raydml.evaluation.verification import verify
-from raydml.metrics.verification import PairCounts, equal_error_rate, is_measured, roc_auc, tar_at_far
+from raydml.metrics.verification import (
+    MOST_POINTS,
+    PairCounts,
+    equal_error_rate,
+    is_measured,
+    roc_auc,
+    roc_points,
+    tar_at_far,
+)
 
 
 def clouds(num_images, seed, lattice=False):
@@ -54,6 +62,34 @@ def test_every_two_images(lattice, working_bytes):
         "TAR@FAR=1e-3 is not measured: it needs 30,000 impostor pairs (rule of 30)",
         "TAR@FAR=1e-4 is not measured: it needs 300,000 impostor pairs (rule of 30)",
     )
+
+
+@pytest.mark.parametrize("lattice", [False, True])
+def test_the_points_of_the_curve_are_scikit_learns(lattice):
+    rows, labels = clouds(60, seed=4, lattice=lattice)
+    pairs = list(itertools.combinations(range(60), 2))
+    squares = np.array([((rows[i].astype(float) - rows[j].astype(float)) ** 2).sum() for i, j in pairs]).round(9)
+    genuine = np.array([labels[i] == labels[j] for i, j in pairs])
+    false, true, thresholds = roc_curve(genuine, -squares, drop_intermediate=False)
+    expected = {(threshold, fpr, tpr) for threshold, fpr, tpr in zip(-thresholds, false, true, strict=True)}
+    found = verify(rows, labels, None, "leave_one_out").roc
+    assert len(found.distances) == len(np.unique(squares[genuine]))
+    for distance, far, tar in zip(*found, strict=True):
+        nearest = min(expected, key=lambda point: abs(point[0] - distance**2))
+        assert (far, tar) == pytest.approx(nearest[1:], abs=1e-12)
+
+
+def test_a_long_curve_keeps_its_ends_and_small_rates():
+    distances = np.sort(np.random.default_rng(0).random(50_000))
+    within = np.floor(distances**4 * 1_000_000).astype(np.int64)
+    found = roc_points(PairCounts(distances, within, within, 1_000_000))
+    assert len(found.tar) <= MOST_POINTS
+    assert found.tar[-1] == 1
+    assert found.tar[0] == 1 / 50_000
+    assert (np.diff(found.tar) > 0).all()
+    assert np.diff(found.tar).max() < 0.005, "no part of the curve is left out"
+    decades = np.floor(np.log10(found.far[found.far > 0])).astype(int)
+    assert (np.bincount(-decades)[1:6] >= 30).all(), "nor of its logarithmic axis"
 
 
 @pytest.mark.parametrize("lattice", [False, True])
