@@ -29,6 +29,7 @@ from raydml.cli.arguments import (
     Settings,
     SmokeOption,
     StagesOption,
+    StartFromOption,
     TimeLimitOption,
     TrackingUri,
     UntilSettledOption,
@@ -83,6 +84,7 @@ def submit(
     settings: Settings = None,
     scheduler: SchedulerOption = None,
     stages: StagesOption = None,
+    start_from: StartFromOption = None,
     recipe: RecipeOption = None,
     seeds: SeedsOption = None,
     data_root: ImagesOption = None,
@@ -125,20 +127,22 @@ def submit(
 
     server = JobServer(address, read_token(invocation.environment if invocation else {}))
     version = None if dry_run else server.check()
+    # A study is looked for by the job, in the storage that it sees.
+    points = Path(start_from) if start_from and Path(start_from).suffix in (".yaml", ".yml") else None
     loaded, file = load_with_options(
         space, [*(settings or []), *(["machine.data_root=."] if smoke else [])],
         num_trials=num_trials, max_epochs=max_epochs, seed=seed, name=name, scheduler=scheduler, stages=stages,
-        data_root=data_root, recipe=recipe, seeds=seeds,
+        data_root=data_root, recipe=recipe, seeds=seeds, start_from=str(points) if points else None,
     )  # fmt: skip
     if not smoke:
         _refuse_relative(loaded)
     from raydml.study.job_files import archive_of, files_of_job
 
-    files = files_of_job(file)
+    files = files_of_job(file, points)
     options = {
         "--num-trials": num_trials, "--max-epochs": max_epochs, "--seed": seed, "--name": name, "--stages": stages,
         "--scheduler": scheduler, "--recipe": recipe, "--seeds": seeds, "--data-root": data_root, "--time": time_limit,
-        "--max-gpu-hours": device_hours, "--storage": storage,
+        "--max-gpu-hours": device_hours, "--start-from": files.points or start_from, "--storage": storage,
     }  # fmt: skip
     command = shlex.join([python, *_words_of_sweep(files, settings or [], options), *_flags(smoke, until_settled)])
     package, archive = archive_of(files.contents)

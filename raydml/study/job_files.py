@@ -1,9 +1,10 @@
-"""What is sent to a cluster for a job: the files of raydml that a study needs, and its search space, as one archive."""
+"""What is sent to a cluster for a job: the files of raydml that a study needs, and the user's own, as one archive."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import subprocess
 import zipfile
 from collections.abc import Mapping
@@ -24,12 +25,14 @@ _OLDEST = (1980, 1, 1, 0, 0, 0)  # that zip can name: the same files make the sa
 class JobFiles(NamedTuple):
     """The working directory of a job.
 
-    contents: of each file, by its name there. space: the name of the search space. left_out: files beside them that git
-    does not track, and that are too large for code.
+    contents: of each file, by its name there. space: the name of the search space. points: that of the file of points
+    that the search begins with, empty without one. left_out: files beside them that git does not track, and that are
+    too large for code.
     """
 
     contents: dict[str, bytes]
     space: str
+    points: str = ""
     left_out: tuple[str, ...] = ()
 
     @property
@@ -38,21 +41,32 @@ class JobFiles(NamedTuple):
         return "launch.py" in self.contents
 
 
-def files_of_job(space: Path) -> JobFiles:
+def files_of_job(space: Path, points: Path | None = None) -> JobFiles:
     """Return what a study of a search space needs, as it is in the working tree now.
+
+    points: a file of points that its search begins with.
 
     Of a git checkout these are the tracked files, and others that are small and not ignored, such as a loss that was
     just written; else the files of the package, with launch.py and the search spaces beside it.
     """
     found, left_out = _files_of_checkout() or (_files_without_git(), ())
-    name = next((name for name, path in found.items() if path.resolve() == space.resolve()), None)
-    if name is None:
-        name = f"{_SUBMITTED}/{space.name}"
-        found[name] = space
+    names = [_place_of(file, found) for file in (space, points) if file is not None]
     contents = {name: path.read_bytes() for name, path in sorted(found.items())}
     if commit := git_commit():
         contents[f"{PACKAGE.name}/{COMMIT_FILE}"] = f"{commit}\n".encode()
-    return JobFiles(contents, name, left_out)
+    return JobFiles(contents, names[0], names[1] if points else "", left_out)
+
+
+def _place_of(file: Path, found: dict[str, Path]) -> str:
+    """Return the name of a file among those found; one from elsewhere is added to them."""
+    for name, path in found.items():
+        if path.resolve() == file.resolve():
+            return name
+    name = next(
+        name for number in itertools.count() if (name := f"{_SUBMITTED}/{number or ''}{file.name}") not in found
+    )
+    found[name] = file
+    return name
 
 
 def _files_of_checkout() -> tuple[dict[str, Path], tuple[str, ...]] | None:

@@ -76,6 +76,16 @@ def test_a_dry_run_says_what_would_be_sent_and_needs_no_server():
     assert "tests" not in said
 
 
+def test_points_to_start_from_are_sent_or_named(tmp_path):
+    file = tmp_path / "points.yaml"
+    file.write_text("- {loss: {name: margin}}\n")
+    command = ("submit", "digits", *SERVER, "--storage", "/mnt/s", "--dry-run", "--start-from")
+    assert "--start-from submitted/points.yaml --storage /mnt/s" in " ".join(done(*command, file).stdout.split())
+    assert "--start-from older --storage /mnt/s" in " ".join(done(*command, "older").stdout.split())
+    file.write_text("- {loss: {name: no_such}}\n")
+    assert "the space holds none of its 1 point" in " ".join(refused(*command, file).split())
+
+
 def test_variables_are_named_and_their_values_are_not_shown():
     variables = {
         "MLFLOW_TRACKING_URI": "https://me:first-secret@mlflow.example.org",

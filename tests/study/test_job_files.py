@@ -82,6 +82,17 @@ def test_a_space_from_elsewhere_goes_along_under_its_own_name(tmp_path):
     assert found.contents["submitted/my space.yaml"] == b"trial: {}"
 
 
+@pytest.mark.usefixtures("checkout")
+def test_a_file_of_points_goes_along(tmp_path):
+    for folder in ("spaces", "points"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "margin.yaml").write_text(folder)
+    found = files_of_job(tmp_path / "spaces" / "margin.yaml", tmp_path / "points" / "margin.yaml")
+    assert found.contents[found.space] == b"spaces"
+    assert found.contents[found.points] == b"points", "two files of one name"
+    assert files_of_job(tmp_path / "spaces" / "margin.yaml").points == ""
+
+
 def test_the_archive_follows_from_the_files_alone():
     name, archive = archive_of({"b": b"2", "a/c": b"1"})
     assert archive_of({"a/c": b"1", "b": b"2"}) == (name, archive)
