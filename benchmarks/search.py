@@ -38,7 +38,8 @@ from raydml.search_space.points import Point, Value, recording
 
 REFERENCE = "random+asha"
 ARMS = (
-    *("random+none", "random+sync", "random+promotion", "random+pasha", "priors+asha", "priors+promotion"),
+    *("random+none", "random+sync", "random+promotion", "random+pasha", "random+hyperband"),
+    *("priors+asha", "priors+promotion"),
     *("tpe+asha", "tpe+promotion", "gp+asha", "gp+promotion"),
 )
 LOSS: Address = ("loss, miner",)  # where the spaces choose a loss

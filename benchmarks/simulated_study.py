@@ -21,6 +21,7 @@ from raydml.search_space.space import SearchSpace
 from raydml.searchers._base import DrawnBefore
 from raydml.study.draws import DrawnTrial, TrialDraws
 from raydml.study.promotion import Pasha, Promotion
+from raydml.study.rungs import milestones
 from raydml.study.scheduler import Asha, InOrder, SyncHalving
 
 
@@ -42,8 +43,48 @@ def draws_of(space: SearchSpace, searcher: str, seed: int, num_trials: int, *, i
     return TrialDraws(replace(space, study=space.study.model_copy(update={"seed": seed, "search": search})))
 
 
+class Brackets:
+    """Asynchronous Hyperband (Li et al. 2020): ASHA in brackets, each of which begins to compare one rung later.
+
+    No study has it: see docs/LOG.md for how it compares. Trials are shared out as in Hyperband (Li et al. 2018): with
+    three brackets and a factor of three 9, 5 and 3 of 17.
+    """
+
+    def __init__(self, *, max_epochs: int, grace_epochs: int, reduction_factor: int, **others: Any) -> None:
+        rungs = milestones(max_epochs=max_epochs, grace_epochs=grace_epochs, reduction_factor=reduction_factor)
+        self._brackets = [
+            Asha(max_epochs=max_epochs, grace_epochs=rung, reduction_factor=reduction_factor, **others)
+            for rung in [*rungs, max_epochs]
+        ]
+        most = len(rungs)
+        sizes = [math.ceil((most + 1) / (s + 1) * reduction_factor**s) for s in range(most, -1, -1)]
+        # Spread: at each place the bracket that is furthest behind its share.
+        self._order: list[int] = []
+        for number in range(1, sum(sizes) + 1):
+            behind = [number * size / sum(sizes) - self._order.count(place) for place, size in enumerate(sizes)]
+            self._order.append(behind.index(max(behind)))
+
+    def _of(self, trial: "SimulatedTrial") -> Asha:
+        return self._brackets[self._order[trial.index % len(self._order)]]
+
+    def choose_trial_to_run(self, study: "SimulatedStudy") -> None:
+        """Leave the start of trials to the study."""
+
+    def on_trial_add(self, study: "SimulatedStudy", trial: "SimulatedTrial") -> None:
+        self._of(trial).on_trial_add(study, trial)
+
+    def on_trial_result(self, study: "SimulatedStudy", trial: "SimulatedTrial", result: dict[str, Any]) -> str:
+        return str(self._of(trial).on_trial_result(study, trial, result))
+
+    def on_trial_complete(self, study: "SimulatedStudy", trial: "SimulatedTrial", result: dict[str, Any]) -> None:
+        self._of(trial).on_trial_complete(study, trial, result)
+
+    def on_trial_remove(self, study: "SimulatedStudy", trial: "SimulatedTrial") -> None:
+        self._of(trial).on_trial_remove(study, trial)
+
+
 def scheduler_of(name: str, space: SearchSpace, num_epochs: int, num_trials: int) -> Any:
-    """Return a scheduler by the name that it has in a study."""
+    """Return a scheduler by the name that it has in a study, or ``hyperband``."""
     search = space.study.search
     halving: dict[str, Any] = {
         "metric": METRIC, "max_epochs": num_epochs, "grace_epochs": search.grace_epochs,
@@ -55,11 +96,13 @@ def scheduler_of(name: str, space: SearchSpace, num_epochs: int, num_trials: int
             return InOrder()
         case "asha":
             return Asha(**halving)
+        case "hyperband":
+            return Brackets(**halving)
         case "sync":
             return SyncHalving(**halving, keys=keys, ended=[])
         case "promotion" | "pasha":
             return (Promotion if name == "promotion" else Pasha)(**halving, keys=keys)
-    raise ValueError(f"{name} is no scheduler; choices: none, asha, sync, promotion, pasha")
+    raise ValueError(f"{name} is no scheduler; choices: none, asha, hyperband, sync, promotion, pasha")
 
 
 def key_of(index: int) -> str:

@@ -2,12 +2,16 @@
 
     uv run python benchmarks/study.py                                   # 64 trials without work, 16 that sleep 4 x 1 s
     uv run python benchmarks/study.py --turns 3 --before ../other       # beside another checkout; medians
+    uv run python benchmarks/study.py --commands --before ../other      # whole commands: launch.py sweep of digits
 
 Each row is a process of its own, on an embedded Ray with two slots, and without early stopping:
 
 - tune: a class of two methods with reused actors, as a user would write it, which saves a small file in each epoch.
 - tune + MLflow: the same with Ray's own MLflow callback and an SQLite file.
 - raydml: the trials of a stage with their events, checkpoints and retention, and the delivery to an SQLite file.
+
+With --commands each row is `launch.py sweep` with 4 trials, 8 confirmations and a final test of real training: seconds
+to the start of the study, to the first trial, from the search to the first confirmation, and to the end.
 
 - wall: seconds from the start of the process to the end of the trials. / ideal: divided by the time of the trials on
   all slots. first trial: seconds to its start, of them Ray's own start. gap: median milliseconds in a slot from the end
@@ -25,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +178,8 @@ def run_raydml(folder: Path, num_trials: int, epochs: int, epoch_s: float) -> fl
             super()._start(config)
 
     runner.TrialActor = SleepingActor
-    settings = [f"study.search={{num_trials: {num_trials}, scheduler: none}}", f"trial.epochs={epochs}", "study.name=s"]
+    search = f"{{num_trials: {num_trials}, scheduler: none, max_concurrent: {SLOTS}}}"
+    settings = [f"study.search={search}", f"trial.epochs={epochs}", "study.name=s"]
     space = load_space(ROOT / "search_spaces" / "digits.yaml", [*settings, f"machine.cache_dir={folder}/cache"])
     trials = {f"search-{number:03d}": trial for number, trial in enumerate(sample_trials(space))}
     study = folder / "s"
@@ -202,15 +208,18 @@ def measure(mode: str, num_trials: int, epochs: int, epoch_s: float, begun_s: fl
     from raydml.cli.main import prepare_environment
 
     prepare_environment()
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         folder = Path(scratch)
         if mode == "raydml":
-            import raydml.study.runner  # noqa: F401  before Ray starts, as the driver of a study imports it
-        ray_s = start_ray()
-        if mode == "raydml":
+            from raydml.study.cluster import connected
+
+            start_s = time.time()
+            stack.enter_context(connected(None, os.environ))
+            ray_s = time.time() - start_s
             driver_s = run_raydml(folder, num_trials, epochs, epoch_s)
             ended_s = float((folder / "ended").read_text())
         else:
+            ray_s = start_ray()
             driver_s = run_tune(folder, num_trials, epochs, epoch_s, with_mlflow="MLflow" in mode)
             ended_s = time.time()
         lines = (folder / "marks").read_text().splitlines()
@@ -251,15 +260,64 @@ def measured(checkout: Path, mode: str, sizes: tuple[int, int, float]) -> dict[s
     return found
 
 
+def time_command(checkout: Path) -> dict[str, float]:
+    """Run ``launch.py sweep`` of a checkout, and return the seconds of the columns of `show_commands`."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable,
+            "launch.py",
+            "sweep",
+            "digits",
+            "--num-trials",
+            "4",
+            "--name",
+            "s",
+            "--storage",
+            folder,
+        ]
+        begun_s = time.time()
+        subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=600, check=True)
+        ended_s = time.time()
+        lines = (Path(folder) / "s" / "events.jsonl").read_text().splitlines()
+    times: dict[tuple[str, str], float] = {}
+    for event in map(json.loads, lines):
+        times.setdefault((event["event"], event.get("stage", "")), event["time"])
+    return {
+        "study s": times["study_started", ""] - begun_s,
+        "first trial s": times["trial_started", "search"] - begun_s,
+        "to confirmation s": times["trial_started", "confirm"] - times["stage_finished", "search"],
+        "all s": ended_s - begun_s,
+    }
+
+
+def show_commands(checkouts: dict[str, Path], turns: int) -> None:
+    """Print a table of whole commands, in turns."""
+    from rich.console import Console
+    from rich.table import Table
+
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
+    for _ in range(turns):
+        for name, checkout in checkouts.items():
+            found[name].append(time_command(checkout))
+    table = Table("launch.py sweep", *next(iter(found.values()))[0], box=None, pad_edge=False)
+    for name, rows in found.items():
+        table.add_row(name, *(f"{statistics.median(row[column] for row in rows):.1f}" for column in rows[0]))
+    Console(width=130).print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=1)
     parser.add_argument("--before", type=Path, help="another checkout")
+    parser.add_argument("--commands", action="store_true", help="time whole commands instead")
     parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         mode, num_trials, epochs, epoch_s, begun_s = options.measure
         print(json.dumps(measure(mode, int(num_trials), int(epochs), float(epoch_s), float(begun_s))))
+        return
+    if options.commands:
+        show_commands({"now": ROOT, **({"before": options.before} if options.before else {})}, options.turns)
         return
     from rich.console import Console
     from rich.table import Table
