@@ -30,6 +30,7 @@ from raydml.metrics.ranking import average_precision, precision_at_r, recall, re
 from raydml.ops.clustering import KMeans, cluster
 
 DEPTH = 1000  # of mAP@1000
+MAX_CLASS_VALUES = 500  # of `class_values`, which go into one line of a file
 
 # As the release of MIC: 20 iterations over all points, one run.
 _K_MEANS = KMeans(iterations=20, max_points_per_centroid=1_000_000_000)
@@ -265,6 +266,23 @@ def query_values(found: QueryScores, spec: MetricSpec) -> dict[str, NDArray[np.f
     if found.average_precision_of_all is not None:
         values["map"] = found.average_precision_of_all
     return values
+
+
+def class_values(found: QueryScores, labels: NDArray[np.int64], spec: MetricSpec, metric: str) -> list[float]:
+    """Return the mean of a metric over the queries of each class, in the order of the labels.
+
+    Each metric by which trials are ranked is a mean over queries, so each has such values. A class without a query that
+    has a value is left out. Of more than `MAX_CLASS_VALUES` classes, the means of so many groups of consecutive classes
+    are returned, each class with the same weight in its group.
+
+    labels: (N,) of the embeddings that were scored. metric: one of `query_values`, such as ``map_at_r``.
+    """
+    values, of_query = query_values(found, spec)[metric], labels[found.rows]
+    has_value = np.isfinite(values)
+    places = np.unique(of_query[has_value], return_inverse=True)[1]
+    means = np.bincount(places, values[has_value]) / np.bincount(places)
+    groups = np.array_split(means, min(len(means), MAX_CLASS_VALUES))
+    return [float(group.mean()) for group in groups]
 
 
 def _of_classes(

@@ -22,7 +22,7 @@ from raydml.data.catalog import digests_of_files
 from raydml.data.seal import TestReads
 from raydml.evaluation import embed
 from raydml.evaluation.protocols import protocols_of
-from raydml.evaluation.scoring import is_collapsed, score_by_all
+from raydml.evaluation.scoring import class_values, is_collapsed, score_by_all
 from raydml.images.features import FeatureLoader, KeptFeatures
 from raydml.images.loader import Loader
 from raydml.images.pixels import Pixels
@@ -64,6 +64,9 @@ class Trainer:
 
     Where the split has no validation classes (``val_fraction: 0``), results have no ``val_`` metrics and no
     ``best_<select_on>``, and the best weights are those of the last epoch.
+
+    by_class: also keep `best_class_values`, the values of ``select_on`` at the best epoch for each validation class
+    (see `raydml.evaluation.scoring.class_values`); empty without it, and on other ranks than the first.
     """
 
     def __init__(
@@ -75,8 +78,10 @@ class Trainer:
         catalogs: Catalogs | None = None,
         reads: TestReads | None = None,
         ranks: RankGroup | None = None,
+        by_class: bool = False,
     ) -> None:
         self.ranks = ranks or RankGroup()
+        self.by_class = by_class
         torch.set_num_threads(max(1, machine.cpus_per_trial // self.ranks.num_ranks))
         self.machine = machine
         self.catalogs, self.reads = catalogs or Catalogs(machine), reads
@@ -133,6 +138,8 @@ class Trainer:
         self.history: list[dict[str, Any]] = []  # the results of all epochs
         self.best_epoch = 0  # 0: the network as it was built
         self.best_metrics: dict[str, float] = {}
+        self.best_class_values: list[float] = []
+        self._class_values: list[float] = []  # of the newest validation
         self.best_weights = copy_of(self.method.network.plain_state_dict())
 
     def epochs(self) -> Iterator[dict[str, Any]]:
@@ -187,6 +194,7 @@ class Trainer:
             "randomness": self.randomness.state_dict(),
             "best_epoch": self.best_epoch,
             "best_metrics": dict(self.best_metrics),
+            **({"best_class_values": list(self.best_class_values)} if self.by_class else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -213,6 +221,7 @@ class Trainer:
         epoch_state = state["under_way"]  # the key that checkpoints have had from the beginning
         self.epoch_state = None if epoch_state is None else EpochState.from_dict(copy_of(epoch_state), self.device)
         self.best_epoch, self.best_metrics = state["best_epoch"], dict(state["best_metrics"])
+        self.best_class_values = list(state.get("best_class_values", ()))
         self.best_weights = copy_of(state["best_weights"])
 
     def save(self, folder: Path) -> Path:
@@ -469,6 +478,11 @@ class Trainer:
         protocols = protocols_of(roles, (), groups)
         spec = embed.metric_spec_of(self.trial)
         scores = score_by_all(embeddings, labels, roles, protocols, spec, self.device, groups)
+        if self.by_class:
+            assert scores.queries is not None  # no protocol of validation classes draws several galleries
+            self._class_values = class_values(
+                scores.queries, np.asarray(labels), spec, self.trial.select_on.removeprefix("val_")
+            )
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # the memory of the scores is free for training and for other trials on this GPU
         return {f"val_{name}": value for name, value in scores.metrics.items()}
@@ -479,6 +493,7 @@ class Trainer:
             self.best_epoch, self.best_metrics = epoch, dict(metrics)
             if not self.ranks.is_first:
                 return
+            self.best_class_values = self._class_values
             self.best_weights = {}  # given back first: a trial holds most memory here, with the copy of its state
             self.best_weights = copy_of(self.method.network.plain_state_dict())
 

@@ -9,7 +9,16 @@ import torch
 from raydml.evaluation import scoring
 from raydml.evaluation.nearness import RetrievalError
 from raydml.evaluation.protocols import RetrievalTask, retrieval_tasks
-from raydml.evaluation.scoring import MetricSpec, ScoringError, is_collapsed, query_values, score_by_all, score_queries
+from raydml.evaluation.scoring import (
+    MetricSpec,
+    QueryScores,
+    ScoringError,
+    class_values,
+    is_collapsed,
+    query_values,
+    score_by_all,
+    score_queries,
+)
 from raydml.metrics.names import METRIC_GROUPS
 from tests.evaluation.scored import score
 from tests.evaluation.slow_ranking import slow_recall_and_map
@@ -32,6 +41,39 @@ def test_score_by_hand():
     assert metrics["recall_at_4"] == 1.0
     assert metrics["r_precision"] == pytest.approx((1 / 2 + 0 + 1 / 2 + 1 / 2 + 0) / 5)
     assert metrics["map_at_r"] == pytest.approx((1 / 4 + 0 + 1 / 2 + 1 / 2 + 0) / 5)
+
+
+def test_the_values_of_classes_by_hand():
+    """The images of `test_score_by_hand`, and one of a class that has no other: it has no value."""
+    embeddings = np.array([[0.0], [1.0], [2.0], [2.5], [10.0], [99.0]], dtype=np.float32)
+    labels, spec = np.array([5, 9, 5, 5, 9, 7]), MetricSpec((1, 2))
+    queries = score_by_all(embeddings, labels, None, ("leave_one_out",), spec).queries
+    expected = {
+        "map_at_r": [(1 / 4 + 1 / 2 + 1 / 2) / 3, 0],
+        "r_precision": [1 / 2, 0],
+        "recall_at_1": [2 / 3, 0],
+        "recall_at_2": [1, 0],
+    }
+    assert {metric: class_values(queries, labels, spec, metric) for metric in expected} == {
+        metric: pytest.approx(values) for metric, values in expected.items()
+    }
+    roles = ["query", "gallery", "gallery", "gallery", "query", "gallery"]
+    queries = score_by_all(embeddings, labels, roles, ("query_gallery",), MetricSpec((1,))).queries
+    # The query of class 5 finds that of 9, 5 and 5; that of class 9 finds 7, and R is 1.
+    assert class_values(queries, labels, MetricSpec((1,)), "map_at_r") == pytest.approx([1 / 4, 0])
+
+
+def test_the_values_of_many_classes_are_those_of_500_groups():
+    numbers = np.arange(1001)
+    values = numbers.astype(float)
+    queries = QueryScores(numbers, numbers, numbers + 1, values, values, None, None, numbers)
+    found = class_values(queries, numbers[::-1].copy(), MetricSpec((1,)), "r_precision")
+    # In the order of the labels: 1000, 999, 998 in the first group, and then two in each.
+    assert found == [999.0] + [997.5 - 2 * group - 1 for group in range(499)]
+    found = class_values(queries, numbers // 2, MetricSpec((1,)), "r_precision")
+    assert len(found) == 500
+    # Two images a class, of which the first has 0 and 1: 501 classes, two of them in the first group.
+    assert found[:2] == [(0.5 + 2.5) / 2, 4.5]
 
 
 def test_score_of_perfect_and_of_random_embeddings():

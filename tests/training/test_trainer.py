@@ -236,6 +236,41 @@ def test_saving_changes_nothing_and_a_state_in_memory_is_a_copy(tmp_path):
     assert_same(again.state_dict(), plain.state_dict())
 
 
+def by_class(**changes) -> Trainer:
+    return Trainer(trial_of(**changes), parse_machine({}), device="cpu", by_class=True)
+
+
+@pytest.mark.parametrize("select_on", ["val_map_at_r", "val_recall_at_2"])
+def test_the_values_of_the_classes_are_those_of_the_best_epoch_also_after_a_resume(tmp_path, select_on):
+    assert_resume_is_exact(lambda: by_class(select_on=select_on), tmp_path / "exact")
+    trainer = by_class(select_on=select_on)
+    epochs = trainer.epochs()
+    results = [next(epochs), next(epochs)]
+    best = max(result[select_on] for result in results)
+    sizes = np.bincount(trainer.val_images.labels)
+    # Every image is a query: the metric is the mean over the classes, weighted with their images.
+    assert sizes @ np.array(trainer.best_class_values) / sizes.sum() == pytest.approx(best, abs=1e-12)
+    trainer.save(tmp_path / "c")
+    kept = list(trainer.best_class_values)
+    resumed = by_class(select_on=select_on)
+    resumed.restore(tmp_path / "c")
+    assert resumed.best_class_values == kept
+    resumed.best_metrics[select_on] = 2.0  # no later epoch is better
+    assert [result["epoch"] for result in resumed.epochs()] == [3, 4]
+    assert resumed.best_class_values == kept
+
+
+def test_the_values_of_the_classes_are_kept_only_on_request(tmp_path):
+    trainer = trainer_of(epochs=1)
+    list(trainer.epochs())
+    assert trainer.best_class_values == []
+    assert "best_class_values" not in trainer.state_dict()
+    folder = trainer.save(tmp_path / "c")
+    resumed = by_class(epochs=1)
+    resumed.restore(folder)  # as of a study that was made before there were any
+    assert resumed.best_class_values == []
+
+
 def test_an_ended_trial_stays_ended(tmp_path):
     trainer = trainer_of(epochs=1)
     (result,) = trainer.epochs()
