@@ -36,6 +36,13 @@ FAILURES = ("non_finite_loss", "collapsed", "out_of_memory", "stuck", "crashed")
 MOVES = {(PREEMPTED := "preempted"): "was about to be taken away", (LOST_NODE := "lost_node"): "is gone"}
 #: Blocks of a configuration that are chosen by name.
 CHOICES = ("loss", "method", "miner", "sampler", "regularizers")
+#: In the keys of runs of searched trials on further folds: ``search-003-fold-1`` is search-003 on fold 1.
+_ON_FOLD = "-fold-"
+
+
+def further_key(searched: str, fold: int) -> str:
+    """Return the key of a run of a searched trial on a further fold."""
+    return f"{searched}{_ON_FOLD}{fold}"
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,8 @@ class TrialState:
     retry_reasons: ``out_of_memory``, ``stuck`` or one of `MOVES`, for each new start that had such a reason.
     is_superseded: whether it belongs to a stage that is run again after a longer search, and is not part of it.
     gpus: what it holds; None in older studies. node, device: where it trained last, known once it has ended or been
-    retried; device is the name of the GPU, or ``cpu``.
+    retried; device is the name of the GPU, or ``cpu``. class_values: of the metric at the best epoch, one for each
+    validation class; known of some trials once they have ended (see `raydml.study.folds`).
     """
 
     trial: str
@@ -88,6 +96,17 @@ class TrialState:
     gpus: float | None = None
     node: str = ""
     device: str = ""
+    class_values: tuple[float, ...] = ()
+
+    @property
+    def searched(self) -> str:
+        """The key of the searched trial that this is a run of: itself, unless it runs on a further fold."""
+        return self.trial.partition(_ON_FOLD)[0]
+
+    @property
+    def is_further_fold(self) -> bool:
+        """Whether it is a run of a searched trial on a further fold (`study.search.folds`)."""
+        return _ON_FOLD in self.trial
 
     @property
     def ended(self) -> str:
@@ -142,6 +161,12 @@ class TrialState:
         return [(epoch, metrics[metric]) for epoch, metrics in self.epochs.items() if metric in metrics]
 
 
+def folds_text(row: Mapping[str, Any]) -> str:
+    """Return over how many folds the value of a searched trial is a mean. row: of the summary's ``search``."""
+    num_folds = row.get("num_folds", 1)
+    return f"mean of {num_folds}" if num_folds > 1 else "1, pruned" if row.get("pruned") else "1"
+
+
 def level_of(config: Mapping[str, Any], choice: str) -> str:
     """Return the name that a trial has in a block of `CHOICES`: ``margin``; ``none`` without one; ``mdr + rho``."""
     block = config.get(choice) or {}
@@ -183,3 +208,8 @@ def constant(parameters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def by_stage(trials: Iterable[TrialState], stage: str) -> list[TrialState]:
     return [trial for trial in trials if trial.stage == stage]
+
+
+def searched_trials(trials: Iterable[TrialState]) -> list[TrialState]:
+    """Return the trials of the search on its first fold."""
+    return [trial for trial in by_stage(trials, "search") if not trial.is_further_fold]

@@ -814,7 +814,7 @@ def read_trial(
         folds = 0 if space.study.confirm is None else space.study.confirm.folds
         drawn = TrialDraws(space).draw(0)
         assert drawn is not None
-        (first,) = trials_within_limits([drawn.trial], Catalogs(space.machine), folds)
+        (first,) = trials_within_limits([drawn.trial], Catalogs(space.machine), folds, space.study.search.folds)
         return first, with_absolute_paths(space.machine, storage)
     if overrides:
         raise CommandError(

@@ -77,6 +77,15 @@ def problems_of_stages(sections: Mapping[str, Any]) -> list[Problem]:
         message = f"cannot be kept by scheduler {search.scheduler}: trials that wait at a rung would count"
         cure = "remove max_concurrent (machine.cpus_per_trial also limits how many run at once), or scheduler: asha"
         problems.append(Problem("search.max_concurrent", search.max_concurrent, message, cure=cure))
+    if search is not None and search.folds > 1 and search.scheduler == "pasha":
+        message = "needs trials that have run to their end, and with scheduler pasha the best ones may not have"
+        problems.append(Problem("search.folds", search.folds, message, cure="scheduler: promotion, or write 1"))
+    if search is not None and search.folds > 1 and sections.get("max_checkpoint_gib") is not None:
+        message = (
+            "may need checkpoints that max_checkpoint_gib has dropped: the first fold does not show which is the best"
+        )
+        cure = "remove max_checkpoint_gib (keep_checkpoints still holds at the end of the search), or write 1"
+        problems.append(Problem("search.folds", search.folds, message, cure=cure))
     return problems
 
 
@@ -107,6 +116,9 @@ def problems_without_validation(study: Any, trials: Sequence[Any]) -> list[Probl
             message = f"proposes trials from their validation metrics, and no class validates: {why}"
             cure = f"remove it (--set study.search.{key}=null)" if key == "balance" else "write {name: random}"
             problems.append(Problem(f"study.search.{key}", block.model_dump(), message, cure=cure))
+    if search.folds > 1:
+        message = f"compares trials on their validation classes, and no class validates: {why}"
+        problems.append(Problem("study.search.folds", search.folds, message, cure="--set study.search.folds=1"))
     written = [trial.select_on for trial in without if "select_on" in trial.model_fields_set]
     if written:
         message = f"selects nothing: {why}, so the weights of the last epoch are kept"

@@ -154,9 +154,18 @@ class SearchStage(Section):
     searcher: proposes the trials. first: configurations that the search begins with, in part or whole; what they leave
     out takes its published value. balance: a choice, each option of which gets its share of the trials. generation:
     with scheduler sync, how many trials in a row a searcher proposes from the same results.
+
+    folds: on how many folds a configuration is trained. The trials that ran to their end on the first fold, and are not
+    significantly worse than the best one there, run on the others as well, and the mean over all folds counts.
     """
 
-    later: ClassVar[Mapping[str, Any]] = {"searcher": {"name": "random"}, "first": [], "balance": None, "generation": 8}
+    later: ClassVar[Mapping[str, Any]] = {
+        "searcher": {"name": "random"},
+        "first": [],
+        "balance": None,
+        "generation": 8,
+        "folds": 1,
+    }
 
     num_trials: Count = 1
     max_concurrent: Count | None = None
@@ -167,6 +176,7 @@ class SearchStage(Section):
     first: Annotated[tuple[Mapping[str, Any], ...], BeforeValidator(as_tuple)] = ()
     balance: Annotated[Balance | None, BeforeValidator(_as_balance)] = None
     generation: Count = 8
+    folds: Count = 1
 
 
 class ConfirmStage(Section):
@@ -181,7 +191,7 @@ class RefitStage(Section):
     """Stage 3: the best ``top`` configurations train on the validation classes as well, ``seeds`` times each.
 
     Nothing validates them: their last weights count. epochs: confirmed is the median of the best epochs of the
-    configuration's confirmed runs (of its searched trial without a confirm stage); or a number. classes: all also
+    configuration's confirmed runs (without a confirm stage, of its runs in the search); or a number. classes: all also
     trains on the test classes; such models are never scored.
     """
 

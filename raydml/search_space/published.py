@@ -41,7 +41,9 @@ def published_recipe(space: SearchSpace, *, seeds: int, name: str | None = None)
     data["split"] = {**data.get("split", {}), "val_fraction": 0.0, "fold": None}
     study = space.study.model_dump(mode="json")
     stages = {"confirm": None, "refit": {"top": 1, "seeds": seeds}, "finalize": {"top": 1}}
-    search = {key: value for key, value in study["search"].items() if key not in ("searcher", "first", "balance")}
+    search = {
+        key: value for key, value in study["search"].items() if key not in ("searcher", "first", "balance", "folds")
+    }
     search |= {"num_trials": 1, "scheduler": "none"}
     made = parse_study({**study, **stages, "search": search, "name": name or f"{space.study.name}{_SUFFIX}"})
     return replace(space, study=made, trial=_tree({**raw, "data": data}, "trial", places))

@@ -81,10 +81,11 @@ def chosen_trials(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def small_study(study: StudySettings) -> StudySettings:
-    """Return the same stages: one configuration confirmed on at most two folds with one seed, refitted with at most two
-    seeds, and tested."""
+    """Return the same stages: a search on at most two folds, one configuration confirmed on at most two folds with one
+    seed, refitted with at most two seeds, and tested."""
     # The trials are a grid: nothing is searched, and no point of the space is left.
     unsearched = {"searcher": SearcherBlock(name="random"), "first": (), "balance": None}
+    unsearched |= {"folds": min(study.search.folds, 2)}
     search = study.search.model_copy(update={"num_trials": 1, "max_concurrent": None, "grace_epochs": 1, **unsearched})
     confirm = study.confirm and study.confirm.model_copy(
         update={"top": 1, "seeds": 1, "folds": min(study.confirm.folds, 2)}

@@ -250,6 +250,10 @@ def _across(trial: Trial, study: StudySettings | None, machine: Machine | None) 
         cure = f"write at most {num_folds}, or raise trial.data.split.num_folds"
         message = f"trial.data.split.num_folds is {num_folds}"
         problems.append(Problem("study.confirm.folds", study.confirm.folds, message, cure=cure))
+    if study.search.folds > num_folds:
+        cure = f"write at most {num_folds}, or raise trial.data.split.num_folds"
+        message = f"trial.data.split.num_folds is {num_folds}"
+        problems.append(Problem("study.search.folds", study.search.folds, message, cure=cure))
     if study.search.scheduler != "none" and study.search.grace_epochs > num_epochs:
         cure = f"write at most {num_epochs}, or scheduler: none"
         message = f"no trial lasts that long: trial.epochs is {num_epochs}"

@@ -90,7 +90,8 @@ class TrialActor(tune.Trainable):
     """A trial as Tune runs it: one :meth:`step` is one epoch, and a checkpoint holds the whole state.
 
     ``config["run"]``: ``key`` (``search-003``), ``trial`` and ``machine`` (dictionaries), ``metric`` (what the
-    scheduler compares), ``gpus`` (what it holds), ``needs`` (of :class:`raydml.study.node.NodeNeeds`), ``place`` (of
+    scheduler compares), ``by_class`` (whether the trial reports, with its last epoch, the value of its best epoch for
+    each validation class), ``gpus`` (what it holds), ``needs`` (of :class:`raydml.study.node.NodeNeeds`), ``place`` (of
     :class:`raydml.study.remote.StudyPlace`), ``checkpoints``, the folder of its checkpoints in this Tune run,
     ``rungs``, the epochs at which trials are compared, and ``resume_from``, a checkpoint folder of an earlier run
     of the study or None.
@@ -203,6 +204,7 @@ class TrialActor(tune.Trainable):
             catalogs=self._catalogs,
             reads=self._files.reads(),
             ranks=None if self._ranks is None else self._ranks.group,
+            by_class=config["by_class"],
         )
         if not validates(trial):  # it has opened images that the driver had not
             self._files.share(record.folder)
@@ -282,6 +284,7 @@ class TrialActor(tune.Trainable):
             self._metric: record.get(self._metric, math.nan),
             "record": record,
             "done": bool(record["ended"]),
+            **({"class_values": self._trainer.best_class_values} if record["ended"] and self._trainer.by_class else {}),
             # Trials are compared here: one that goes on must not come back with another value.
             SHOULD_CHECKPOINT: record["epoch"] in self._rungs,
         }

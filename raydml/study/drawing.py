@@ -68,7 +68,8 @@ class DrawnSearch:
         self.max_epochs, self._rungs = self._draws.max_epochs, self._draws.rungs
         self._is_sync = self._study.search.scheduler == "sync"
         self._catalogs = Catalogs(self._machine, record=ImageRecord.of_study(folder))
-        self._limits = Limits(self._catalogs, 0 if self._study.confirm is None else self._study.confirm.folds)
+        confirmed = 0 if self._study.confirm is None else self._study.confirm.folds
+        self._limits = Limits(self._catalogs, confirmed, self._study.search.folds)
         self._reader = StudyReader(folder)
         self._reader.read_on()
         state = self._reader.now()

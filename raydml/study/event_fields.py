@@ -133,7 +133,7 @@ _TRIAL = _block(
     method=_NAMED,
 )
 
-_is_result = _block(runs=_are_runs, refit=_block(runs=_are_runs))
+_is_result = _block(runs=_are_runs, refit=_block(runs=_are_runs), num_folds=_is_count, value=_is_number)
 
 #: Kind -> the fields that it must have, and those that it may have. Older studies lack some of the latter.
 _FIELDS: dict[str, tuple[dict[str, _Check], dict[str, _Check]]] = {
@@ -184,7 +184,13 @@ _FIELDS: dict[str, tuple[dict[str, _Check], dict[str, _Check]]] = {
         },
     ),
     "trial_retried": ({"trial": _is_text}, dict.fromkeys(("stage", "error", "reason", "node", "device"), _is_text)),
-    "trial_ended": ({"trial": _is_text}, dict.fromkeys(("stage", "error", "reason", "node", "device"), _is_text)),
+    "trial_ended": (
+        {"trial": _is_text},
+        {
+            **dict.fromkeys(("stage", "error", "reason", "node", "device"), _is_text),
+            "class_values": _list_of(_is_number),
+        },
+    ),
     "artifact": ({"path": _is_text}, {"artifact_path": _is_text, "trial": _is_text}),
     "model": ({"folder": _is_text, "name": _is_text}, {"checkpoint": _is_text, "trial": _is_text}),
     "test_read": ({}, dict.fromkeys(("stage", "trial", "checkpoint", "commit"), _is_text)),

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from raydml.analysis.trials import LIMITS, MOVES, EpochReport, TrialState
+from raydml.analysis.trials import LIMITS, MOVES, EpochReport, TrialState, searched_trials
 from raydml.study.event_fields import is_event
 
 _logger = logging.getLogger("raydml")
@@ -292,9 +292,16 @@ class StudyState:
         found = (trial for trial in self.trials.values() if trial.stage == stage and not trial.is_superseded)
         return sorted(found, key=lambda trial: trial.trial)
 
+    @property
+    def searched(self) -> list[TrialState]:
+        """The trials of the search on its first fold, in the order of their keys."""
+        return searched_trials(self.of_stage("search"))
+
     def best_of_stage(self, stage: str) -> TrialState | None:
-        """Return the trial with the highest value of the metric; of equal ones the first."""
-        scored = [trial for trial in self.of_stage(stage) if trial.best is not None]
+        """Return the trial with the highest value of the metric; of equal ones the first. In the search only the first
+        fold counts: values on different folds cannot be compared."""
+        trials = self.searched if stage == "search" else self.of_stage(stage)
+        scored = [trial for trial in trials if trial.best is not None]
         return max(scored, key=lambda trial: trial.best or 0.0, default=None)
 
     @property
@@ -549,7 +556,8 @@ def _open_stage(study: SimpleNamespace, stage: str) -> None:
     study.stages = {name: one for name, one in study.stages.items() if name not in later}
     study.stages[stage] = replace(study.stages.get(stage, StageState(stage)), finished=False, ranking=None)
     for key, trial in study.trials.items():
-        if trial.stage in later:
+        # Trials of the search may be compared with another one now: which of them have further folds is decided anew.
+        if trial.stage in later or (stage == "search" and trial.is_further_fold):
             study.trials[key] = replace(trial, is_superseded=True)
 
 
@@ -596,6 +604,7 @@ def _apply_to_trial(study: SimpleNamespace, event: Event, reports: dict[str, dic
                 changes["retry_reasons"] = (*trial.retry_reasons, reason)
         case _:
             changes = {"state": str(event.get("reason") or "finished"), "error": event.get("error") or None}
+            changes["class_values"] = tuple(event.get("class_values") or ())
             changes |= _device_of(event)
     if key not in study.trials or changes["state"] != trial.state:
         changes["changed_s"] = study.time_s

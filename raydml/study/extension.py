@@ -25,10 +25,12 @@ from raydml.study.folder import (
     make_splits,
     planned_trials,
     prepare_images,
+    read_json,
     read_study,
     specification_of,
     write_json,
 )
+from raydml.study.folds import lack_folds
 from raydml.training.trial_images import Catalogs
 
 #: What the stages leave in the folder of a study and would be overwritten. The ranking of the search comes last: while
@@ -95,7 +97,7 @@ def _extend(folder: Path, num_trials: int) -> None:
             "classes (trial.data.split.val_fraction is 0). Cure: another study with more trials (sweep ... --name)"
         )
     planned = int(study["study"]["search"]["num_trials"])
-    missing = len(study["trials"]) > len(state.of_stage("search")) or any(
+    missing = len(study["trials"]) > len(state.searched) or any(
         trial.ended in LIMITS for trial in state.of_stage("search")
     )
     if num_trials < planned:
@@ -103,16 +105,18 @@ def _extend(folder: Path, num_trials: int) -> None:
             f"--num-trials = {num_trials}: study {folder.name!r} has {planned} trials already, and trials are not "
             f"taken away. Cure: more than {planned}, or another study (--name)"
         )
-    is_ranked = (folder / RESULT_FILES["search"]).exists()
+    ranked, num_folds = folder / RESULT_FILES["search"], study["study"]["search"].get("folds", 1)
+    is_ranked = ranked.exists()
+    missing = missing or (is_ranked and num_folds > 1 and lack_folds(read_json(ranked), num_folds))
     if num_trials == planned and not (missing and is_ranked):
         return
     trials, later = study["trials"], {}
     if num_trials > planned:
         found = _trials(folder, study, num_trials)
         trials, later = [trial.model_dump(mode="json") for trial in found.trials], found.later or {}
-    started = state.of_stage("search")
-    _keep_results(folder, len(started), [trial.trial for trial in started if trial.ended in LIMITS])
-    events.append(events_path(folder), {"event": "search_extended", "num_trials_before": len(started)})
+    num_started = len(state.searched)
+    _keep_results(folder, num_started, [one.trial for one in state.of_stage("search") if one.ended in LIMITS])
+    events.append(events_path(folder), {"event": "search_extended", "num_trials_before": num_started})
     settings = {**study["study"], "search": {**study["study"]["search"], "num_trials": num_trials}}
     write_json(folder / "study.json", {**study, **later, **specification_of(settings, trials)})
 

@@ -25,7 +25,7 @@ from raydml.ops.wording import counted, hours_text
 from raydml.study.actor import assigned_device
 from raydml.study.events import StudyState
 from raydml.study.folder import StudyError, num_confirmed, num_refits, read_json, write_json
-from raydml.study.forecast import stages_with_epochs
+from raydml.study.forecast import num_run_to_end, stages_with_epochs
 from raydml.study.node import NodeNeeds, refuse_unfit_node
 from raydml.study.pace import STAGE_START_S, Pace, remaining_s
 from raydml.study.packing import GpuRoom, share_of, trials_per_gpu
@@ -241,6 +241,8 @@ def forecast_of(
 def _num_checkpoints(study: StudySettings, trials: Sequence[Trial], num_slots: int) -> int:
     """Return how many checkpoints are on the disk at a time, at most: those kept, and two of each trial that runs."""
     searched = min(study.keep_checkpoints, len(trials))
+    if study.search.folds > 1:  # all of these stay until the search has ended
+        searched += num_run_to_end(study, trials) * study.search.folds
     confirmed = num_confirmed(study, len(trials)) if study.confirm else 0
     refits = num_refits(study, trials) if study.refit else 0
     return searched + confirmed + refits + 2 * num_slots

@@ -52,6 +52,7 @@ from raydml.search_space.space import SearchSpace, each_alternative
 from raydml.study.draws import TrialDraws
 from raydml.study.driver import only_driver
 from raydml.study.events import events_path, read_state
+from raydml.study.folds import further_folds
 from raydml.study.limits import Limits, study_within_limits, trials_within_limits
 from raydml.study.mirror import fetch_study
 from raydml.study.remote import StudyPlace, files_of_study
@@ -353,7 +354,7 @@ def planned_trials(space: SearchSpace, catalogs: Catalogs) -> PlannedTrials:
     draws = TrialDraws(space)
     later = None
     if draws.can_adapt:
-        limits = Limits(catalogs, num_folds)
+        limits = Limits(catalogs, num_folds, space.study.search.folds)
         found = draws.known(lambda trial: with_content(limits.cut(trial), catalogs.of(trial)))
         limits.say_what_was_cut()
         trials = [drawn.trial for drawn in found]
@@ -363,12 +364,20 @@ def planned_trials(space: SearchSpace, catalogs: Catalogs) -> PlannedTrials:
             "varying": varying([parameters_of(trial.model_dump(mode="json")) for trial in each_alternative(space)]),
         }
     else:
-        drawn = trials_within_limits([one.trial for one in draws.known()], catalogs, num_folds)
+        known = [one.trial for one in draws.known()]
+        drawn = trials_within_limits(known, catalogs, num_folds, space.study.search.folds)
         trials = [with_content(trial, catalogs.of(trial)) for trial in drawn]
     if len(metrics := sorted({trial.select_on for trial in trials})) > 1:
         raise StudyError(
             f"trial.select_on = {', '.join(metrics)}: trials that are ranked by different metrics cannot be compared. "
             "Cure: one value instead of a domain"
+        )
+    parts = {trial.data.images_key() + trial.data.split.model_dump_json() for trial in trials}
+    if space.study.search.folds > 1 and len(parts) > 1:
+        raise StudyError(
+            f"study.search.folds = {space.study.search.folds}: the trials have {len(parts)} different splits or sets "
+            "of images, and are compared class by class. Cure: one value instead of each domain below "
+            "trial.data.split and of those that decide on the images, or study.search.folds: 1"
         )
     return PlannedTrials(trials, later)
 
@@ -486,7 +495,8 @@ def splits_of_stages(study: StudySettings, split: SplitSettings) -> dict[str, Sp
     split: of the trial. A fold that the search itself validates on is not repeated.
     """
     places = {"search": split}
-    for fold in range(study.confirm.folds) if study.confirm else ():
+    confirmed = range(study.confirm.folds) if study.confirm else ()
+    for fold in sorted({*further_folds(split, study.search.folds), *confirmed}):
         if fold != split.fold:
             places[f"fold {fold}"] = split.model_copy(update={"fold": fold})
     if study.refit is not None:
@@ -507,7 +517,7 @@ def check_split(trial: Trial, catalog: Catalog, split: Split, place: str = "sear
     except DataError as error:
         if place == "search":
             raise
-        where = "a refit" if place == "refit" else f"a confirming run on {place}"
+        where = "a refit" if place == "refit" else f"a run on {place}"
         raise StudyError(f"{where} trains on {len(split.train):,} classes, and its sampler cannot: {error}") from error
     if split.val:
         _refuse_unscorable(trial, catalog, split.val, "val")

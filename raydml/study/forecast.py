@@ -9,8 +9,8 @@
               set and split,
     "steps": {"per_epoch", "batch", "images_per_epoch", "epochs", "per_trial", "images_per_trial": each [least, most]
               over the trials, and "are_expected": whether a method decides on the number while it trains},
-    "stages": [{"stage", "num_trials", "epochs" (expected, of all trials), "most_epochs" (of all trials),
-                "in_words"}],
+    "stages": [{"stage", "num_trials", "epochs" (expected, of all trials, with those on further folds at most),
+                "most_epochs" (of all trials), "in_words"}],
     "slots": {"num_slots" (trials at a time on this machine; 0 where it lacks what a trial needs), "in_words"},
     "cache": {"folder", "free_bytes", "development_bytes", "test_bytes"} | None where no image file is decoded,
     "weights": [{"backbone", "found" (True, False, or None for random weights), "in_words"}],
@@ -24,6 +24,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -57,7 +58,7 @@ from raydml.study.folder import (
     stages_of,
     with_absolute_paths,
 )
-from raydml.study.rungs import expected_epochs
+from raydml.study.rungs import expected_epochs, expected_spans
 from raydml.training.parts import make_sampler
 from raydml.training.trial_images import Catalogs, split_for, storage_for
 
@@ -167,6 +168,12 @@ def stages_with_epochs(study: StudySettings, trials: Sequence[Trial]) -> list[di
         first = min(search.grace_epochs, shortest)
         words = f"{counted(len(trials), 'trial')} of {first} to {longest} epochs, about {epochs:,.0f} of "
         words += f"{most:,} epochs with {search.scheduler}"
+    if search.folds > 1:
+        num_ended = num_run_to_end(study, trials)
+        further = min(num_ended * longest, most) * (search.folds - 1)
+        words += f"; then at most {counted(num_ended * (search.folds - 1), 'run')} on "
+        words += f"{counted(search.folds - 1, 'further fold')}, {further:,} epochs: of each trial that runs to its end"
+        epochs, most = epochs + further, most * search.folds
     stages = [{"stage": "search", "num_trials": len(trials), "epochs": epochs, "most_epochs": most, "in_words": words}]
     stages = stages if "search" in stages_of(study, trials) else []
     if study.confirm is not None:
@@ -183,6 +190,15 @@ def stages_with_epochs(study: StudySettings, trials: Sequence[Trial]) -> list[di
         words = f"{counted(runs, noun)} scored on the test classes"
         stages.append({"stage": "finalize", "num_trials": runs, "epochs": 0, "most_epochs": 0, "in_words": words})
     return stages
+
+
+def num_run_to_end(study: StudySettings, trials: Sequence[Trial]) -> int:
+    """Return how many trials of a search are expected to run to their end, at most, where none fails."""
+    search, lengths = study.search, {trial.epochs for trial in trials}
+    if len(lengths) > 1:  # the shorter ones end by themselves
+        return len(trials)
+    rungs = {"grace_epochs": search.grace_epochs, "reduction_factor": search.reduction_factor}
+    return math.ceil(expected_spans(len(trials), search.scheduler, max_epochs=max(lengths), **rungs)[-1][1])
 
 
 def _epochs_in_words(each_epochs: Sequence[int]) -> str:

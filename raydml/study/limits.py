@@ -17,7 +17,7 @@ import numpy as np
 from raydml import registry
 from raydml.config.recipe import flatten, value_text
 from raydml.config.sections import SplitSettings
-from raydml.config.trial import StudySettings, Trial, parse_trial
+from raydml.config.trial import ConfirmStage, SearchStage, StudySettings, Trial, parse_trial
 from raydml.data.catalog import Catalog
 from raydml.data.splits import used_splits
 from raydml.evaluation.protocols import ProtocolError, protocols_of, retrieval_tasks
@@ -27,16 +27,18 @@ from raydml.training.trial_images import Catalogs
 _logger = logging.getLogger("raydml")
 
 
-def trials_within_limits(trials: Sequence[Trial], catalogs: Catalogs, num_folds: int) -> list[Trial]:
+def trials_within_limits(
+    trials: Sequence[Trial], catalogs: Catalogs, num_folds: int, search_folds: int = 1
+) -> list[Trial]:
     """Return the trials with their upper limits cut; trials that become equal are one.
 
     The divisions of the classes are logged first, such as "26 classes in class folders, 930 images: 9 train / 4
     validate / 13 test, sealed", then a note that names what was cut.
 
-    num_folds: how many folds the confirmation uses. Raises DataError where no split is possible, ConfigError where the
-    settings that were cut do not fit together.
+    num_folds, search_folds: how many folds the confirmation and the search use. Raises DataError where no split is
+    possible, ConfigError where the settings that were cut do not fit together.
     """
-    limits, cut = Limits(catalogs, num_folds), dict[str, Trial]()
+    limits, cut = Limits(catalogs, num_folds, search_folds), dict[str, Trial]()
     for trial in trials:
         result = limits.cut(trial)
         cut.setdefault(result.model_dump_json(), result)
@@ -49,11 +51,11 @@ def trials_within_limits(trials: Sequence[Trial], catalogs: Catalogs, num_folds:
 class Limits:
     """Cuts the upper limits of trials. What it takes to know the limits of a data set is done once.
 
-    num_folds: how many folds the confirmation uses.
+    num_folds, search_folds: how many folds the confirmation and the search use.
     """
 
-    def __init__(self, catalogs: Catalogs, num_folds: int) -> None:
-        self._catalogs, self._num_folds = catalogs, num_folds
+    def __init__(self, catalogs: Catalogs, num_folds: int, search_folds: int = 1) -> None:
+        self._catalogs, self._num_folds, self._search_folds = catalogs, num_folds, search_folds
         self._done: dict[str, Trial] = {}
         self._parts: dict[str, _Parts] = {}  # with a large data set, each takes a while
         self._changes: dict[tuple[str, str], set[str]] = {}  # (key, new value) -> old values
@@ -63,7 +65,9 @@ class Limits:
         kept = trial.model_dump_json(include={"data", "sampler", "method", "recall_at"})
         data = trial.data.images_key() + trial.data.split.model_dump_json()
         if data not in self._parts:
-            self._parts[data] = _parts_of(trial.data.split, self._catalogs.of(trial), self._num_folds)
+            own = -1 if trial.data.split.fold is None else trial.data.split.fold
+            last = own + self._search_folds if self._search_folds > 1 else 0
+            self._parts[data] = _parts_of(trial.data.split, self._catalogs.of(trial), max(self._num_folds, last))
         if kept not in self._done:
             self._done[kept] = _within_limits(trial, self._parts[data])
             for key, old, new in _differences(trial, self._done[kept]):
@@ -84,14 +88,13 @@ class Limits:
 
 
 def study_within_limits(study: StudySettings, trials: Iterable[Trial]) -> StudySettings:
-    """Return the settings of a study that confirms on no more folds than its trials have."""
-    if study.confirm is None:
-        return study
+    """Return the settings of a study that searches and confirms on no more folds than its trials have."""
+    stages: dict[str, ConfirmStage | SearchStage | None] = {"search": study.search, "confirm": study.confirm}
     most = min(trial.data.split.num_folds for trial in trials)
-    if study.confirm.folds <= most:
-        return study
-    _logger.info("note: cut to what the images allow: study.confirm.folds %d -> %d", study.confirm.folds, most)
-    return study.model_copy(update={"confirm": study.confirm.model_copy(update={"folds": most})})
+    cut = {name: stage for name, stage in stages.items() if stage is not None and stage.folds > most}
+    for name, stage in cut.items():
+        _logger.info("note: cut to what the images allow: study.%s.folds %d -> %d", name, stage.folds, most)
+    return study.model_copy(update={name: stage.model_copy(update={"folds": most}) for name, stage in cut.items()})
 
 
 class _Parts(NamedTuple):

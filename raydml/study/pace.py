@@ -85,7 +85,8 @@ def _stage_s(study: StudyState, stage: str, pace: Pace, num_slots: int | None = 
             TEST_EPOCHS * pace.epoch_s + TEST_S
         )
     trials = study.of_stage(stage)
-    search = study.config.get("search", {}) if stage == "search" else {}
+    is_on_further_folds = any(trial.is_further_fold for trial in trials)
+    search = study.config.get("search", {}) if stage == "search" and not is_on_further_folds else {}
     spans = _spans(search, plan)
     rest = [
         expected_epochs_left(spans, num_planned=t.num_planned_epochs, num_done=t.num_epochs)
@@ -99,6 +100,9 @@ def _stage_s(study: StudyState, stage: str, pace: Pace, num_slots: int | None = 
     # Equal trials run in waves: with fewer of them than places the stage lasts as long as one.
     waiting_s = num_waiting * whole_s / num_slots if num_waiting >= num_slots else whole_s * bool(num_waiting)
     start_s = 0.0 if trials else pace.stage_start_s
+    # At most: those that are significantly worse than the best have no further folds.
+    num_further = spans[-1][1] * (int(search.get("folds", 1)) - 1)
+    start_s += num_further * plan.max_epochs * pace.epoch_s / num_slots
     return start_s + max(waiting_s + sum(busy_s) / num_slots, max(busy_s, default=0.0))
 
 

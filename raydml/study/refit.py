@@ -41,7 +41,12 @@ def configurations_to_refit(folder: Path, state: StudyState, trials: Mapping[str
             for row in read_json(confirmed)
         ]
     return [
-        {"configuration": row["fingerprint"], "from_trial": row["trial"], "best_epochs": [row["epoch_of_best"]]}
+        {
+            "configuration": row["fingerprint"],
+            "from_trial": row["trial"],
+            # Of a configuration that lacks a fold, the first one counts here as in the ranking.
+            "best_epochs": [run["epoch_of_best"] for run in row.get("runs", [row])[: row.get("num_folds", 1)]],
+        }
         for row in read_json(folder / RESULT_FILES["search"])
         if row["value"] is not None
     ]
@@ -79,6 +84,8 @@ def notes_on_refits(rows: Sequence[Mapping[str, Any]], study: StudySettings, sta
             why = "as study.refit.epochs says"
         elif not row["best_epochs"]:
             why = "its own; without validation classes there is nothing to select by"
+        elif study.confirm is None and len(row["best_epochs"]) > 1:
+            why = f"the median of the best epochs {listed} of {row['from_trial']} on its folds"
         elif study.confirm is None:
             why = f"the best epoch of {row['from_trial']}"
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +39,7 @@ def is_finished(folder: Path) -> bool:
 def trials_of(folder: Path, stage: str) -> list[str]:
     """Return the keys of the trials that the result of a stage is about; none without a result, and of finalize."""
     rows = _rows(folder, stage) if stage != "finalize" and is_whole(folder / RESULT_FILES[stage]) else []
-    return [key for row in rows for key in ([row["trial"]] if stage == "search" else _keys(row["runs"]))]
+    return [key for row in rows for key in _keys(row.get("runs") or [row])]
 
 
 def _keys(runs: list[dict[str, Any]]) -> list[str]:
@@ -123,8 +123,19 @@ def _best_validated(folder: Path) -> tuple[str, str, str] | None:
         run = max(confirmed[0]["runs"], key=lambda run: run["value"])
         return run["trial"], "confirm", confirmed[0]["configuration"]
     if ranked := _rows(folder, "search"):
-        return ranked[0]["trial"], "search", ranked[0]["fingerprint"]
+        return tested_run(folder, ranked[0]), "search", ranked[0]["fingerprint"]
     return None
+
+
+def tested_run(folder: Path, row: Mapping[str, Any]) -> str:
+    """Return the key of the run whose model stands for a configuration of the search. row: of its result.
+
+    It is the trial on the first fold. Where that has lost its checkpoint, which happens where a longer search has made
+    the best of a configuration that had none, it is the first run on another fold that has one.
+    """
+    keys = _keys(row.get("runs") or [])
+    kept = (key for key in keys if newest_checkpoint(folder, "search", key, whole=False) is not None)
+    return next(kept, row["trial"])
 
 
 def _winner(folder: Path, key: str, stage: str, configuration: str) -> Winner:

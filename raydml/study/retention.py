@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import insort
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,26 @@ class Retention:
     Checkpoints of trials that have not ended are never deleted. The winner's are kept even beyond the limit: without
     them the search is lost. A trial is beyond the limit if its checkpoints and those of all better trials are.
 
+    all_finished: keep those of every trial that ran to its end as well, and count only the others: which of them is the
+    best, only its runs on further folds will show (see `raydml.study.folds`).
+
     The ranking is kept from one call to the next, because a study may have many trials: the end of one reads the new
     events, measures the checkpoints of that trial and deletes what has lost. A pickled copy holds nothing that was
     read, and begins with all events.
     """
 
-    def __init__(self, folder: Path, stage: str, keep: int, max_bytes: int | None) -> None:
+    def __init__(
+        self, folder: Path, stage: str, keep: int, max_bytes: int | None, *, all_finished: bool = False
+    ) -> None:
         self._folder, self._stage, self._keep, self._max_bytes = folder, stage, keep, max_bytes
+        self._all_finished = all_finished
         self._reader = StudyReader(folder)
         self._changed: set[str] | None = None  # keys since the last call of `drop_losers`; None: any trial
         self._begin_anew()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Retention, (self._folder, self._stage, self._keep, self._max_bytes)
+        given = (self._folder, self._stage, self._keep, self._max_bytes)
+        return partial(Retention, all_finished=self._all_finished), given
 
     def _begin_anew(self) -> None:
         self._ended: set[str] = set()
@@ -71,6 +79,8 @@ class Retention:
         self._changed = set()
 
     def _add(self, trial: TrialState) -> None:
+        if self._all_finished and trial.ended == "finished":
+            return
         rank = (trial.best is None, -(trial.best or 0.0), trial.trial)
         self._ended.add(trial.trial)
         insort(self._best, rank)

@@ -132,9 +132,9 @@ class StudyEvents(tune.Callback):
     started elsewhere; neither that nor the loss of a node counts as a failure of the trial. Retries count in a row: an
     epoch between two failures begins a new row.
 
-    Tune pickles its callbacks, hence plain data. keep, max_bytes: see `Retention`; a ``keep`` of None keeps everything.
-    alone: whether the trials run one after the other, after they have found no memory. joined: whether nodes may come
-    and go.
+    Tune pickles its callbacks, hence plain data. keep, max_bytes, all_finished: see `Retention`; a ``keep`` of None
+    keeps everything. alone: whether the trials run one after the other, after they have found no memory. joined:
+    whether nodes may come and go.
     """
 
     def __init__(
@@ -144,6 +144,7 @@ class StudyEvents(tune.Callback):
         keep: int | None,
         max_bytes: int | None,
         *,
+        all_finished: bool = False,
         stop: FaultStop | None = None,
         stuck_after_s: float = math.inf,
         stuck_before: Iterable[str] = (),
@@ -152,7 +153,9 @@ class StudyEvents(tune.Callback):
         joined: bool = False,
     ) -> None:
         self._folder, self._stage = folder, stage
-        self._retention = None if keep is None else Retention(Path(folder), stage, keep, max_bytes)
+        self._retention = (
+            None if keep is None else Retention(Path(folder), stage, keep, max_bytes, all_finished=all_finished)
+        )
         self._alone = alone
         self._stop, self._watch = stop or FaultStop(), StuckWatch(stuck_after_s, longest_s)
         self._preemption = PreemptionWatch() if joined else None
@@ -272,7 +275,9 @@ class StudyEvents(tune.Callback):
         if ended == OUT_OF_MEMORY and not self._alone:  # `run_trials` runs it again
             self._append("trial_retried", trial, error=record["error"], reason=OUT_OF_MEMORY)
             return
-        self._end(trial, ended or "stopped_early", record.get("error"))
+        class_values = (trial.last_result or {}).get("class_values")
+        more = {} if class_values is None else {"class_values": class_values}
+        self._end(trial, ended or "stopped_early", record.get("error"), **more)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         if self._stop_for_fault(trial):
@@ -297,11 +302,11 @@ class StudyEvents(tune.Callback):
             self._stop.bad_nodes.update([node_fault])
         return fault is not None or node_fault is not None
 
-    def _end(self, trial: Any, reason: str, error: str | None) -> None:
+    def _end(self, trial: Any, reason: str, error: str | None, **more: Any) -> None:
         if reason in _WITHOUT_SAVING:
             _count_saved_epochs(Path(self._folder), self._stage, trial_key(trial))
         self._num_failed += reason in FAILURES
-        self._append("trial_ended", trial, reason=reason, error=error)
+        self._append("trial_ended", trial, reason=reason, error=error, **more)
         if self._retention is not None:
             self._retention.drop_losers()
 
@@ -514,7 +519,7 @@ def _run_group(
     Returns False where a node has to be left out, and the trials that have not ended run without it next.
     """
     folder, study, machine = session.folder, session.study, session.machine
-    machine = with_half_batch(machine) if is_alone else machine
+    machine, search = with_half_batch(machine) if is_alone else machine, stage == "search"
     rungs = []
     if scheduler != "none":
         rungs = milestones(
@@ -534,6 +539,8 @@ def _run_group(
             "configuration": configurations[key],
             "machine": machine.model_dump(mode="json"),
             "metric": session.metric,
+            # Each searched trial may be compared with the best one, class by class.
+            "by_class": search and study.search.folds > 1 and not TrialState(key, stage).is_further_fold,
             "gpus": max(1.0, gpus) if is_alone and gpus else gpus,
             "needs": session.needs,
             "place": session.place,
@@ -563,7 +570,6 @@ def _run_group(
         return _placement({**resources, "gpu": config["run"]["gpus"]}, selector)
 
     ended = [key for key in trials if key not in resume_from]
-    search = stage == "search"
     limit = session.limit if search else None
     stop = FaultStop()
     made_scheduler = _scheduler(session, scheduler, trials, ended, states, resume_from, later)
@@ -594,8 +600,8 @@ def _run_group(
                 JsonLoggerCallback(),  # Tune itself reads these files
                 StudyEvents(str(folder), stage, study.keep_checkpoints if search else None,
                             int(study.max_checkpoint_gib * 2**30) if study.max_checkpoint_gib else None,
-                            stop=stop, stuck_after_s=machine.stuck_after_s, alone=is_alone,
-                            joined=session.needs.is_joined,
+                            all_finished=study.search.folds > 1, stop=stop, alone=is_alone,
+                            stuck_after_s=machine.stuck_after_s, joined=session.needs.is_joined,
                             longest_s=_longest_epochs_s(states),
                             stuck_before=[key for key, state in states.items() if STUCK in state.retry_reasons])
             ],

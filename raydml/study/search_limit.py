@@ -44,12 +44,21 @@ class SearchLimit(tune.Stopper):
 
     def __init__(self, folder: str, budget: Budget, deadline_s: float | None) -> None:
         self.reached: Reached | None = None
-        self._budget, self._deadline_s, self._next_check_s = budget, deadline_s, 0.0
+        self._folder, self._budget, self._deadline_s, self._next_check_s = folder, budget, deadline_s, 0.0
         self._reader = StudyReader(Path(folder))
 
     @property
     def is_over(self) -> bool:
         return self.reached is not None
+
+    def of_further_folds(self) -> SearchLimit | None:
+        """Return the limit of the runs on further folds after this search; None where they have no time left.
+
+        That a ranking has settled does not end them.
+        """
+        if self.reached is not None and self.reached.reason != "settled":
+            return None
+        return SearchLimit(self._folder, self._budget._replace(until_settled=False), self._deadline_s)
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:  # noqa: ARG002
         return False
@@ -76,7 +85,7 @@ def limit_reached(study: StudyState, budget: Budget, left_s: float | None) -> Re
         if spent + RESERVE * later >= budget.device_hours:
             words = f"the budget of {budget.device_hours:g} {unit} ended the search after {spent:.2f}"
             return Reached("budget", f"{words}, with {later:.2f} for the stages after it")
-    if budget.until_settled and (verdict := settled(study.of_stage("search"))):
+    if budget.until_settled and (verdict := settled(study.searched)):
         return Reached("settled", f"the search has settled: {verdict}")
     return None
 

@@ -46,6 +46,7 @@ from raydml.study.folder import (
     stages_of,
     write_json,
 )
+from raydml.study.folds import further_trials, note_on_pruned, p_values_of, rank_over_folds, runs_without_use
 from raydml.study.node import look_at_nodes, needs_of, packs_in
 from raydml.study.process import MachineFault, RayEnded
 from raydml.study.refit import configurations_to_refit, lost_refits, notes_on_refits, refit_trials, refitted
@@ -55,6 +56,7 @@ from raydml.study.results import (
     illustrated_runs,
     is_finished,
     refuse_lost_events,
+    tested_run,
     top_trials,
     trials_of,
     write_results,
@@ -365,9 +367,13 @@ def search_trials(folder: Path) -> dict[str, Trial]:
 
 
 def _search(session: StudySession) -> None:
-    study_json = read_study(session.folder)
-    later = DrawnSearch(session.folder, study_json) if is_drawn_later(study_json) else None
+    study_json, state = read_study(session.folder), read_state(session.folder)
+    # With a run on a further fold the first fold is over, also where a limit has kept some trials from starting.
+    is_over = any(trial.is_further_fold for trial in state.of_stage("search"))
+    later = DrawnSearch(session.folder, study_json) if is_drawn_later(study_json) and not is_over else None
     trials = later.trials if later else search_trials(session.folder)
+    if is_over:
+        trials = {key: trial for key, trial in trials.items() if key in state.trials}
     configurations = {key: fingerprint(trial) for key, trial in trials.items()}
     states = run_trials(session, "search", trials, configurations, session.study.search.scheduler, later)
     trials = later.trials if later else trials
@@ -375,13 +381,47 @@ def _search(session: StudySession) -> None:
         trials = {key: trial for key, trial in trials.items() if key in states}
     elif later is not None and not later.is_over:
         return  # cut short: some have not been drawn
+    states = {key: states[key] for key in trials if key in states}  # without those on further folds
     failed = [key for key, state in states.items() if state.ended and state.best is None]
     if len(failed) == len(trials):
         raise StudyError(
             f"no trial of the search has a value of {session.metric}: {_endings(states)}. Nothing can be ranked. "
             f"Cure: {_cure_of(states, session.folder)}"
         )
-    _finish(session, "search", trials, states, lambda: rank(states.values()))
+    if session.study.search.folds == 1:
+        _finish(session, "search", trials, states, lambda: rank(states.values()))
+    elif all(key in states and states[key].ended for key in trials):
+        _search_further_folds(session, trials, states)
+
+
+def _search_further_folds(
+    session: StudySession, searched: Mapping[str, Trial], states: Mapping[str, TrialState]
+) -> None:
+    """Run the trials that are not significantly worse than the best on the other folds, and rank by the means.
+
+    searched, states: all trials on the first fold, which have ended.
+    """
+    num_folds, tested = session.study.search.folds, p_values_of(states.values())
+    session.note(note_on_pruned(tested))
+    further = further_trials(tested, searched, session.study)
+    limit = session.limit and session.limit.of_further_folds()
+    if session.limit is not None and limit is None:
+        session.note("no configuration is trained on further folds: the limit of the search leaves no time for them")
+        further = {}
+    trials = {**searched, **{key: trial for key, (_, trial) in further.items()}}
+    found = dict(states)
+    if further:
+        first_of = {key: key for key in searched} | {key: first for key, (first, _) in further.items()}
+        configurations = {key: fingerprint(searched[first]) for key, first in first_of.items()}
+        found = run_trials(session._replace(limit=limit), "search", trials, configurations, "none")
+    if limit is not None and limit.is_over:
+        trials = {key: trial for key, trial in trials.items() if key in found}
+    on_further = {key: found[key] for key in further if key in found}
+    _finish(session, "search", trials, found, lambda: rank_over_folds(states, tested, on_further, num_folds))
+    result = session.folder / RESULT_FILES["search"]
+    if result.exists():
+        for key in runs_without_use(read_json(result), session.study.keep_checkpoints):
+            drop_checkpoints(session.folder, "search", key)
 
 
 def confirm_trials(
@@ -622,7 +662,7 @@ def _winners(folder: Path, study: StudySettings) -> list[dict[str, Any]]:
                 "configuration": row["fingerprint"],
                 "from_trial": row["trial"],
                 "stage": "search",
-                "keys": [row["trial"]],
+                "keys": [tested_run(folder, row)],
                 "runs": [],
             }
             for row in read_json(ranked)

@@ -6,15 +6,17 @@
     "unlike_published": [how its images differ from those of the published benchmark, in words]; empty where they do
                         not, and of older studies, which did not record it,
     "plan": {"dataset", "num_trials", "num_grid_points" (trials that each of --num-trials stands for), "scheduler",
-             "searcher" (its name), "num_from_results" (searched trials that were drawn from results), "ended_by" (the
-             limit that ended the search: time, budget, settled) | None, "eliminated": [options of a balanced choice
-             that got no further trials], "epochs" (the longest trial's), "rungs": [epoch], "folds" | None,
-             "seeds" | None,
+             "search_folds" (of the search), "searcher" (its name), "num_from_results" (searched trials that were drawn
+             from results), "ended_by" (the limit that ended the search: time, budget, settled) | None, "eliminated":
+             [options of a balanced choice that got no further trials], "epochs" (the longest trial's), "rungs":
+             [epoch], "folds" (of the confirmation) | None, "seeds" | None,
              "refit": its settings {"top", "seeds", "epochs", "classes"} | None,
              "stages": [those planned], "finished": [those with a result]},
     "search":  [{"trial", "recipe" (method, loss, miner, regularisers in words), "best" | None,
-                 "epoch_of_best" | None, "ended"}], best first,
-    "best_so_far": {"trial", "recipe", "best", "epoch_of_best"} of all searched trials | None, also while they run,
+                 "epoch_of_best" | None (on the first fold), "ended", "num_folds" (over so many "best" is the mean),
+                 "pruned" (whether it was significantly worse than the best on the first fold)}], best first,
+    "best_so_far": {"trial", "recipe", "best", "epoch_of_best", "num_folds"} of all searched trials | None, also while
+                   they run,
     "confirm": [{"configuration" (fingerprint), "letter" (A was the best of the search), "label" (its recipe, and its
                  trial where two have the same one), "recipe", "from_trial", "mean" | None, "half_width" | None,
                  "num_runs", "runs": [{"trial", "fold", "seed", "value" | None, "ended"}]}], best first,
@@ -86,12 +88,13 @@ def _started(state: StudyState) -> list[TrialState]:
 def summarise(folder: Path) -> dict[str, Any]:
     """Return the dictionary that this module describes, from the result files and the events there are."""
     study, state = read_study(folder), read_state(folder)
-    searched, trials = state.of_stage("search"), _started(state)
+    searched, trials = state.searched, _started(state)
     found = {stage: _result(folder / name) for stage, name in RESULT_FILES.items()}
     by_key = _ByTrial(folder, {trial.trial: trial for trial in trials})
     rows = [*found["confirm"], *found["refit"], *found["finalize"]]
     configs = _configs(folder, rows, by_key, study["trials"])
     names = _names(list({row["configuration"]: row for row in rows}.values()), configs, letters_of(state))
+    ranked = [_ranked(row, configs) for row in found["search"]]
     confirmed = [_confirmed(row, names) for row in found["confirm"]]
     refits = [_refit(row, names) for row in found["refit"]]
     try:
@@ -116,17 +119,8 @@ def summarise(folder: Path) -> dict[str, Any]:
         "metric": metric,
         "question": question_of(_text(folder / "space.yaml")),
         "plan": _plan(study, found, state),
-        "search": [
-            {
-                "trial": row["trial"],
-                "recipe": recipe_of(configs[row["trial"]]),
-                "best": row["value"],
-                "epoch_of_best": row["epoch_of_best"],
-                "ended": row["ended"],
-            }
-            for row in found["search"]
-        ],
-        "best_so_far": _best_so_far(state),
+        "search": ranked,
+        "best_so_far": _best_so_far(ranked, state),
         "confirm": confirmed,
         "refit": refits,
         "final": final,
@@ -202,6 +196,7 @@ def _plan(study: Mapping[str, Any], found: Mapping[str, Any], state: StudyState)
         "num_trials": len(trials),
         "num_grid_points": max(len(trials) // search.get("num_trials", 1), 1),
         "scheduler": search["scheduler"],
+        "search_folds": search.get("folds", 1),
         "searcher": searcher,
         "num_from_results": len(state.drawn) if searcher not in WITHOUT_RESULTS else 0,
         "ended_by": next((trial.ended for trial in state.of_stage("search") if trial.ended in LIMITS), None),
@@ -216,11 +211,25 @@ def _plan(study: Mapping[str, Any], found: Mapping[str, Any], state: StudyState)
     }
 
 
-def _best_so_far(state: StudyState) -> dict[str, Any] | None:
+def _ranked(row: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        "trial": row["trial"],
+        "recipe": recipe_of(configs[row["trial"]]),
+        "best": row["value"],
+        "epoch_of_best": row["epoch_of_best"],
+        "ended": row["ended"],
+        "num_folds": row.get("num_folds", 1),
+        "pruned": row.get("pruned", False),
+    }
+
+
+def _best_so_far(ranked: Sequence[Mapping[str, Any]], state: StudyState) -> dict[str, Any] | None:
+    """Return the best of the search by its result or, while it has none, on the first fold."""
+    names = ("trial", "recipe", "best", "epoch_of_best")
+    if ranked and ranked[0]["best"] is not None:
+        return {name: ranked[0][name] for name in (*names, "num_folds")}
     best = state.best_of_stage("search")
-    if best is None:
-        return None
-    return {"trial": best.trial, "recipe": best.recipe, "best": best.best, "epoch_of_best": best.epoch_of_best}
+    return None if best is None else {**{name: getattr(best, name) for name in names}, "num_folds": 1}
 
 
 class _ByTrial(dict[str, Any]):

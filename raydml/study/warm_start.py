@@ -63,11 +63,12 @@ def _points_of_study(folder: Path) -> list[tuple[str, Mapping[str, Any]]]:
     """Return the best configurations of a study by the names of their trials, best first: confirmed ones, if any."""
     state = read_state(folder)
     by_configuration: dict[str, TrialState] = {}
-    scored = [trial for trial in state.of_stage("search") if trial.best is not None and trial.config]
+    scored = [trial for trial in state.searched if trial.best is not None and trial.config]
     for trial in sorted(scored, key=lambda trial: -(trial.best or 0.0)):
         by_configuration.setdefault(trial.fingerprint or trial.trial, trial)
-    confirmed = [row["configuration"] for row in (_ranking_of(state, "confirm") or ())]
-    order = [*confirmed, *(name for name in by_configuration if name not in confirmed)]
+    ranked = [row["configuration"] for row in (_ranking_of(state, "confirm") or ())]
+    ranked += [row.get("fingerprint") for row in (_ranking_of(state, "search") or ())]  # over all its folds
+    order = dict.fromkeys([*ranked, *by_configuration])
     best = [by_configuration[name] for name in order if name in by_configuration][:NUM_POINTS]
     if not best:
         raise StudyError(

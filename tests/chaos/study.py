@@ -20,7 +20,7 @@ from tests.study.small import leave_pictures_out
 LAUNCH = Path(__file__).parents[2] / "launch.py"
 NAME = "digits"
 OPTIONS = ["--num-trials", "6", "--max-epochs", "6", "--scheduler", "sync", "--set", "study.confirm.seeds=1"]
-OPTIONS += ["--set", "study.confirm.folds=2", "--set", "study.refit={seeds: 2}"]
+OPTIONS += ["--set", "study.confirm.folds=2", "--set", "study.refit={seeds: 2}", "--set", "study.search.folds=2"]
 # What is drawn depends on results from the third trial on: draws and results may be lost together.
 OPTIONS += ["--set", "study.search.searcher={name: tpe, num_random: 2}", "--set", "study.search.generation=2"]
 #: Faults that end the command, which is then run again; the other ones it has to survive.
@@ -114,6 +114,20 @@ class StudyUnderFaults:
                 self.start()
             elif is_over:
                 raise AssertionError(f"the study has not ended in 10 minutes:\n{self._log.read_text()[-3000:]}")
+
+    def run_with(self, kind, when, longest_s=300.0):
+        """Run the study to its end, with one fault that ends the command, as soon as ``when(events)``."""
+        self.start()
+        path, end_s = self.folder / "events.jsonl", time.monotonic() + longest_s
+        while not (path.exists() and when(events.read(path))):
+            assert time.monotonic() < end_s, self._log.read_text()[-3000:]
+            assert self.command.poll() is None, self._log.read_text()[-3000:]
+            time.sleep(0.02)
+        self._sessions()
+        assert self._do(kind)
+        self._nothing_left()
+        self.start()
+        assert self._wait(longest_s) == 0, self._log.read_text()[-3000:]
 
     def _wait(self, seconds):
         try:

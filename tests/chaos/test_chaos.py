@@ -1,12 +1,23 @@
 """A study under faults of most kinds ends as the undisturbed one; and what compares them sees what it has to see."""
 
 import json
+import random
 
 import pytest
 
 from raydml.study import events
+from raydml.study.events import read_state
 from raydml.tracking.store import default_uri, prepare_store
-from tests.chaos.study import contradictions, differences, disturbed, lost_epochs, runs_of, undisturbed
+from tests.chaos.study import (
+    StudyUnderFaults,
+    contradictions,
+    differences,
+    disturbed,
+    lost_epochs,
+    results_of,
+    runs_of,
+    undisturbed,
+)
 
 SEED = 20261129
 
@@ -30,6 +41,23 @@ def test_a_study_under_faults_of_most_kinds_ends_as_the_undisturbed_one(tmp_path
     assert row["duplicates"] == 0
     assert row["runs as undisturbed"]
     assert row["most at once"] <= 3, "what trains, what is written, and one more where that was damaged"
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.xdist_group("faults")
+@pytest.mark.timeout(600)
+def test_a_study_that_is_killed_while_it_trains_on_further_folds_ends_as_the_undisturbed_one(tmp_path):
+    whole = StudyUnderFaults(tmp_path / "whole", random.Random(0), pictures=False)
+    whole.run([], lambda: True)
+    further = [key for key in read_state(whole.folder).trials if "-fold-" in key]
+    assert further
+    killed = StudyUnderFaults(tmp_path / "killed", random.Random(0), pictures=False)
+    killed.run_with("command", lambda seen: any(one["event"] == "epoch" and "-fold-" in one["trial"] for one in seen))
+    starts = [one["event"] == "study_started" for one in events.read(killed.folder / "events.jsonl")]
+    assert sum(starts) == 2
+    assert differences(results_of(whole.folder), results_of(killed.folder)) == []
+    assert contradictions(killed.folder) == []
 
 
 def test_a_difference_in_any_result_is_found():

@@ -44,8 +44,9 @@ def space_at(folder, text=SPACE, overrides=()):
 
 
 def test_the_recipe_is_trial_0_without_validation_and_nothing_is_searched(tmp_path):
-    space = space_at(tmp_path)
+    space = space_at(tmp_path, overrides=["study.search.folds=2"])
     recipe = published_recipe(space, seeds=5)
+    assert recipe.study.search.folds == 1, "nothing validates"
     study = recipe.study
     assert (study.name, study.seed, study.search.num_trials, study.search.scheduler) == ("mine-published", 7, 1, "none")
     assert (study.confirm, study.refit.model_dump(), study.finalize.model_dump()) == (

@@ -140,7 +140,7 @@ MESSAGES = [
     """\
 space.yaml:1: study.search.schedular = 'asha': is an unknown key
     choices: num_trials, max_concurrent, scheduler, grace_epochs, reduction_factor, searcher, first, balance, \
-generation
+generation, folds
     did you mean: scheduler
     cure: write scheduler""",
     """\

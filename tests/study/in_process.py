@@ -16,7 +16,7 @@ from raydml.config.trial import fingerprint
 from raydml.data.seal import TestReads
 from raydml.search_space.space import load_space
 from raydml.study import stages
-from raydml.study.events import read_trials
+from raydml.study.events import read_state, read_trials
 from raydml.study.folder import create_study
 from raydml.study.runner import StudyEvents
 from raydml.training.trainer import Trainer
@@ -57,8 +57,14 @@ def _with_drawn(trials, later):
 def _run_trials(session, stage, trials, configurations, scheduler, later=None):  # noqa: ARG001 - all run to their end
     record = StudyEvents(str(session.folder), stage, None, None)
     most = max(trial.epochs for trial in trials.values())
-    session.record("stage_started", stage=stage, num_trials=len(trials), num_ended=0, max_epochs=most)
+    by_class = stage == "search" and session.study.search.folds > 1
+    before = {key: trial for key, trial in read_state(session.folder).trials.items() if key in trials and by_class}
+    session.record(
+        "stage_started", stage=stage, num_trials=len(trials), num_ended=0, max_epochs=most, reused=list(before)
+    )
     for key, settings in _with_drawn(trials, later):
+        if key in before and before[key].ended:
+            continue
         run = {"key": key, "trial": settings.model_dump(mode="json"), "fingerprint": fingerprint(settings)}
         config = {"run": {**run, "configuration": configurations.get(key, fingerprint(settings)), "gpus": 0.0}}
         trial = SimpleNamespace(
@@ -68,9 +74,11 @@ def _run_trials(session, stage, trials, configurations, scheduler, later=None): 
             temporary_state=SimpleNamespace(ray_actor=None),
         )
         record.on_trial_start(0, [], trial)
-        trainer = Trainer(settings, session.machine, device="cpu", reads=TestReads(session.folder / "test_reads.jsonl"))
+        reads = TestReads(session.folder / "test_reads.jsonl")
+        trainer = Trainer(settings, session.machine, device="cpu", reads=reads, by_class=by_class)
         for epoch in trainer.epochs():
-            trial.last_result = {"record": epoch, "device": "cpu"}
+            of_classes = {"class_values": trainer.best_class_values} if by_class and epoch["ended"] else {}
+            trial.last_result = {"record": epoch, "device": "cpu", **of_classes}
             record.on_trial_result(0, [], trial, trial.last_result)
         trainer.save(session.folder / stage / "run-000" / key / "checkpoint_000000")
         record.on_trial_complete(0, [], trial)

@@ -29,7 +29,7 @@ def configs(tmp_path):
     machine = Machine(device="cpu").model_dump(mode="json")
     return [
         {"run": {"key": f"search-{i:03d}", "trial": t.model_dump(mode="json"), "machine": machine, "metric": METRIC,
-                 "place": StudyPlace(str(tmp_path)), "resume_from": None, "gpus": 0.0,
+                 "by_class": False, "place": StudyPlace(str(tmp_path)), "resume_from": None, "gpus": 0.0,
                  "checkpoints": str(tmp_path / f"search-{i:03d}"), "rungs": [2]}}
         for i, t in enumerate(fingerprinted_trials(space, Catalogs(space.machine)))
     ]  # fmt: skip
@@ -207,6 +207,18 @@ def test_a_trial_that_died_after_its_last_epoch_reports_it_again(configs):
     again = TrialActor(configs[0])
     assert rows(again, 1) == reported[3:]
     assert again.save().checkpoint.path == saved, "it is whole, and not written again"
+
+
+def test_the_values_of_the_classes_come_with_the_last_result_also_from_a_checkpoint(configs):
+    config = {"run": {**configs[0]["run"], "by_class": True}}
+    actor = TrialActor(config)
+    results = [actor.step() for _ in range(4)]
+    assert ["class_values" in result for result in results] == [False, False, False, True]
+    assert len(results[3]["class_values"]) == 2
+    actor.save()
+    assert TrialActor(config).step()["class_values"] == results[3]["class_values"]
+    plain = TrialActor({"run": {**configs[1]["run"], "by_class": False}})
+    assert not any("class_values" in plain.step() for _ in range(4))
 
 
 def test_a_reused_actor_gives_the_numbers_of_a_fresh_one(configs):

@@ -49,6 +49,26 @@ def test_trials_of_different_lengths_are_counted_one_by_one(tmp_path):
     assert (search["epochs"], search["most_epochs"]) == (22, 22)
 
 
+def test_runs_on_further_folds_are_counted_at_most_and_in_words(tmp_path):
+    def search(*more):
+        overrides = ["trial.epochs=9", "study.search.num_trials=9", "study.confirm=null", "study.search.folds=2", *more]
+        plan = forecast(plan_study(space_at(tmp_path, overrides=overrides)), tmp_path)
+        return plan["stages"][0], [row["split"] for row in plan["data"][0]["splits"]]
+
+    row, splits = search("study.search.scheduler=none")
+    assert (row["num_trials"], row["epochs"], row["most_epochs"]) == (9, 9 * 9 + 9 * 9, 2 * 9 * 9)
+    assert row["in_words"] == (
+        "9 trials of 9 epochs; then at most 9 runs on 1 further fold, 81 epochs: of each trial that runs to its end"
+    )
+    assert splits == ["search", "fold 0"]
+    # Rungs at 1 and 3: of 9 trials 3 and then 1 go on.
+    row, _ = search("study.search.scheduler=sync")
+    assert (row["epochs"], row["most_epochs"]) == (9 + 3 * 2 + 1 * 6 + 9, 2 * 81)
+    # Trials of 2 epochs end by themselves.
+    row, _ = search("study.search.scheduler=sync", "trial.epochs={grid: [2, 9]}", "study.search.num_trials=2")
+    assert "then at most 4 runs on 1 further fold, 22 epochs" in row["in_words"]
+
+
 def test_a_forecast_refuses_what_a_run_would(tmp_path):
     with pytest.raises(DataError, match="batches_per_epoch = 1 cannot show all 3 classes"):
         forecast(plan_study(space_at(tmp_path, overrides=["trial.sampler.batches_per_epoch=1"])), tmp_path)

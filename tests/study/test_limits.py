@@ -147,6 +147,25 @@ def test_a_study_confirms_on_the_folds_that_there_are():
     assert study_within_limits(study, [trial()]) == study
     alone = parse_study({"confirm": None})
     assert study_within_limits(alone, [cut]) == alone
+    searching = parse_study({"search": {"folds": 3}})
+    assert study_within_limits(searching, [cut]).search.folds == 2
+    assert study_within_limits(searching, [trial()]) == searching
+
+
+def test_the_folds_of_a_search_are_limits_too():
+    # 13 development classes in 4 folds validate on 4, 3, 3, 3; at 0.1 the search itself trains on 11.
+    data = {**TRIAL["data"], "split": {"val_fraction": 0.1, "num_folds": 4}}
+    (cut,) = trials_within_limits([trial(data=data)], Listed(26, 5), 0, 2)
+    assert cut.sampler.settings["classes_per_batch"] == 9, "of fold 0, which follows the split without a fold"
+    # Of 4 development classes in 3 folds 2, 1 and 1 validate, and each needs 2: so a second fold means 2 folds.
+    for num_folds, expected in ((1, 4), (2, 3), (3, 2)):
+        (cut,) = trials_within_limits([trial()], Listed(8, 2), 0, num_folds)
+        assert cut.data.split.num_folds == expected
+    # Of 5 in 3 folds 2, 2 and 1 validate: from fold 0 on, the third is one too many.
+    on_fold = {**TRIAL["data"], "split": {"val_fraction": 0.5, "num_folds": 3, "fold": 0}}
+    for num_folds, expected in ((1, 3), (2, 3), (3, 2)):
+        (cut,) = trials_within_limits([trial(data=on_fold)], Listed(10, 2), 0, num_folds)
+        assert cut.data.split.num_folds == expected
 
 
 def test_where_no_part_is_scored_no_image_limits_recall(caplog):

@@ -45,6 +45,26 @@ def test_the_rest_of_a_study_is_epochs_over_slots_in_every_stage():
     assert remaining_s(study, ("confirm",)) == pytest.approx(confirm)
 
 
+def test_runs_on_further_folds_count_as_if_all_trials_had_them_and_then_as_they_are():
+    events = running_study()
+    one_fold = remaining_s(reduce_events(events), ("search",))
+    events[0]["config"]["search"]["folds"] = 3
+    # 4 trials of 4 epochs of 2 s on 2 more folds, 2 at a time.
+    assert remaining_s(reduce_events(events), ("search",)) == pytest.approx(one_fold + 4 * 4 * 2 * 2 / 2)
+    # With halving, 2 of 4 trials pass epoch 1, and 1 of these epoch 2; but no run on a further fold is stopped.
+    events = running_study("sync")
+    events[0]["config"]["search"]["folds"] = 2
+    events.append(at(14.0, ended(0, "finished")))
+    for number in (1, 2, 3):
+        events += [at(14.0, started(number, epochs=4)), at(14.0, ended(number, "finished"))]
+    events.append(at(14.0, stage_started(6, 4) | {"num_slots": 2}))
+    further = {**started(0, epochs=4), "trial": "search-000-fold-0"}
+    events += [at(20.0, further), at(22.0, {**epoch(0, 1, 0.5), "trial": "search-000-fold-0"})]
+    events += [at(24.0, {**epoch(0, 2, 0.5), "trial": "search-000-fold-0"})]
+    # It has 2 epochs left, and one waits, in a slot of its own.
+    assert remaining_s(reduce_events(events), ("search",)) == pytest.approx(2 * 2 / 2 + 8.4)
+
+
 def test_an_estimate_does_not_jump_where_one_stage_ends_and_the_next_begins():
     events = running_study()
     for number in (1, 2, 3):

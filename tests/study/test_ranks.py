@@ -38,6 +38,7 @@ def config_of(folder, num_ranks, key="search-000", epochs=3):
             "trial": trial.model_dump(mode="json"),
             "machine": machine.model_dump(mode="json"),
             "metric": METRIC,
+            "by_class": False,
             "place": (str(folder), None),
             "checkpoints": str(folder / key),
             "rungs": [],

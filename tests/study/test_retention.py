@@ -38,6 +38,18 @@ def test_retention_keeps_the_best_ended_trials_and_every_running_one(tmp_path):
     assert left() == ["search-001", "search-003", "search-004"]
 
 
+def test_what_ran_to_its_end_can_be_kept_whatever_its_value(tmp_path):
+    left = retention_study(tmp_path, [0.1, 2.0, 2.1, 2.2])
+    for number, value in ((1, 0.2), (2, 0.3), (3, 0.4)):
+        events.append(events_path(tmp_path), epoch(number, 1, value))
+        events.append(events_path(tmp_path), ended(number, "stopped_early"))
+    kept = Retention(tmp_path, "search", keep=2, max_bytes=None, all_finished=True)
+    pickle.loads(pickle.dumps(kept)).drop_losers()
+    assert left() == ["search-000", "search-002", "search-003"], "and of the others the best two"
+    Retention(tmp_path, "search", keep=2, max_bytes=None).drop_losers()
+    assert left() == ["search-002", "search-003"]
+
+
 def test_retention_by_bytes_never_drops_the_best(tmp_path):
     left = retention_study(tmp_path, [0.1, 0.8, 0.5])
     Retention(tmp_path, "search", keep=3, max_bytes=4500).drop_losers()  # 2000 bytes a trial: the best two fit

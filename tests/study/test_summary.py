@@ -55,6 +55,7 @@ def test_the_summary_of_a_finished_study(study):
         "num_trials": 4,
         "num_grid_points": 1,
         "scheduler": "asha",
+        "search_folds": 1,
         "searcher": "random",
         "num_from_results": 0,
         "ended_by": None,
