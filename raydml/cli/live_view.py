@@ -27,7 +27,15 @@ from rich.text import Text
 
 from raydml.analysis.trials import ENDINGS, FAILURES, LIMITS, MOVES, TrialState
 from raydml.cli.arguments import echo
-from raydml.cli.tables import confirmed_means, embedding_dim, learning_rate, metric_label, run_name, trial_table
+from raydml.cli.tables import (
+    best_searched,
+    confirmed_means,
+    embedding_dim,
+    learning_rate,
+    metric_label,
+    run_name,
+    trial_table,
+)
 from raydml.ops.progress import StepProgress, progress_of
 from raydml.ops.wording import counted
 from raydml.study import events
@@ -206,8 +214,13 @@ def _won(study: StudyState, stage: str) -> str:
     """Return the best of a stage that has finished: a mean after a confirmation, else the best trial."""
     if stage == "confirm" and (means := confirmed_means(study)):
         return f": {means}"
+    label = metric_label(study.metric)
+    if stage == "search":
+        first = best_searched(study)
+        over = f" ({first.runs})" if first and first.runs != "1 run" else ""
+        return f", best {first.trial} {label} {first.value:.4f}{over}" if first else ""
     best = study.best_of_stage(stage)
-    return f", best {best.trial} {metric_label(study.metric)} {best.best:.4f}" if best else ""
+    return f", best {best.trial} {label} {best.best:.4f}" if best else ""
 
 
 def _trial_line(study: StudyState, trial: TrialState, kind: str, reason: str) -> str:

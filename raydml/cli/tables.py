@@ -17,7 +17,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from raydml.analysis.trials import TrialState
+from raydml.analysis.trials import TrialState, folds_text
 from raydml.config.recipe import value_text
 from raydml.inference.footprint import footprint_text
 from raydml.metrics.names import interval_text, metric_label
@@ -73,7 +73,7 @@ def chosen_rows(trials: list[TrialState], limit: int) -> list[TrialState]:
 
 def run_name(trial: TrialState, letters: Mapping[str, str]) -> str:
     """Return ``search-003``, ``confirm-003 (A, fold 1, seed 0)`` or ``refit-003 (A, seed 0)``."""
-    if trial.stage == "search":
+    if trial.stage == "search":  # the key of a run on a further fold names that
         return trial.trial
     fold = [f"fold {trial.fold}"] if trial.stage == "confirm" else []
     letter = letters.get(trial.configuration)
@@ -184,12 +184,14 @@ def summary(results: Mapping[str, Any]) -> RenderableType:
         parts += ["", table]
     if not searched:
         return Group(*parts)
-    table = _table("search", "recipe", label, "epoch", "ended", right=(label, "epoch"))
+    folds = ["folds"] if any(row.get("num_folds", 1) > 1 for row in searched) else []
+    table = _table("search", "recipe", label, "epoch", "ended", *folds, right=(label, "epoch"))
     for row in searched[:NUM_TOP]:
         best = "-" if row["best"] is None else f"{row['best']:.4f}"
         ended, colour = STATES.get(row["ended"], (row["ended"], ""))
         epoch = "" if row["epoch_of_best"] is None else str(row["epoch_of_best"])
-        table.add_row(row["trial"], Text(row["recipe"]), best, epoch, Text(ended, style=colour))
+        over = [folds_text(row)] if folds else []
+        table.add_row(row["trial"], Text(row["recipe"]), best, epoch, Text(ended, style=colour), *over)
     parts += ["", table]
     if len(searched) > NUM_TOP:
         parts.append(Text(f"... and {len(searched) - NUM_TOP} more", style="dim"))
@@ -208,7 +210,9 @@ def _winner(results: Mapping[str, Any], label: str) -> Text:
         first = next(iter(searched.values()), None)
         if first is None or first["best"] is None:
             return Text("no trial has a value yet", style="yellow")
-        key, score, how = first["trial"], f"{first['best']:.4f}", "on validation, one run"
+        num_folds = first.get("num_folds", 1)
+        key, score = first["trial"], f"{first['best']:.4f}"
+        how = f"on validation, mean over {num_folds} folds" if num_folds > 1 else "on validation, one run"
     what = searched.get(key, {}).get("recipe", "")
     return Text.assemble(
         ("winner  ", "bold green"), (f"{key} ({what})\n", "bold"), " " * 8, (f"{label} {score}", "bold"), f" {how}"
@@ -294,7 +298,8 @@ def studies(rows: Sequence[StudyRow], *, width: int) -> Table:
 
 
 def best_text(study: StudyState, label: str = "") -> str:
-    """Return ``search-010, 0.7202 ± 0.2096`` of a confirmed study, else ``search-010, 0.8262 (1 run)``.
+    """Return ``search-010, 0.7202 ± 0.2096`` of a confirmed study, else ``search-010, 0.8262 (1 run)``, or ``(mean of 2
+    folds)`` where the search has ended and had several.
 
     A single run of the confirmation is not shown: the best of them is the luckiest fold and seed.
     """
@@ -302,8 +307,26 @@ def best_text(study: StudyState, label: str = "") -> str:
     if plan is not None and plan.ranking:
         first = plan.ranking[0]
         return f"{first['from_trial']},{label} {interval_text(first['mean'], first['half_width'])}"
+    best = best_searched(study)
+    return "" if best is None else f"{best.trial},{label} {best.value:.4f} ({best.runs})"
+
+
+class BestSearched(NamedTuple):
+    """The best configuration of a search: its trial, its value, and what that is of: ``1 run``, ``mean of 2 folds``."""
+
+    trial: str
+    value: float
+    runs: str
+
+
+def best_searched(study: StudyState) -> BestSearched | None:
+    """Return the best of a search by its result or, while it has none, on the first fold; None without a value."""
+    ranking = study.stages["search"].ranking if "search" in study.stages else None
+    for row in (ranking or ())[:1]:
+        if (num_folds := row.get("num_folds", 1)) > 1:
+            return BestSearched(str(row["trial"]), float(row["value"]), f"mean of {num_folds} folds")
     best = study.best_of_stage("search")
-    return "" if best is None else f"{best.trial},{label} {best.best:.4f} (1 run)"
+    return None if best is None or best.best is None else BestSearched(best.trial, best.best, "1 run")
 
 
 def state_text(row: StudyRow) -> str:

@@ -104,6 +104,8 @@ def epochs_rule(summary: Values) -> str:
         rule = "is that of study.refit.epochs"
     elif plan["folds"]:
         rule = "was found in validation: the median of the best epochs of the confirmed runs"
+    elif plan.get("search_folds", 1) > 1:
+        rule = "was found in validation: the median of the best epochs of the searched trial on its folds"
     else:
         rule = "was found in validation: the best epoch of the searched trial"
     return f"The number of epochs {rule}."

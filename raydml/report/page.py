@@ -19,7 +19,7 @@ import jinja2
 import markupsafe
 import yaml
 
-from raydml.analysis.trials import ENDINGS, TrialState, by_stage
+from raydml.analysis.trials import ENDINGS, TrialState, searched_trials
 from raydml.ops.files import write_whole
 from raydml.ops.wording import counted
 from raydml.report.footprints import footprint_section
@@ -167,7 +167,7 @@ def _sections(
     summary: Mapping[str, Any], trials: Sequence[TrialState], illustrations: Sequence[Illustration]
 ) -> list[PageSection]:
     """Return the sections that have content, in the order of the page."""
-    searched = by_stage(trials, "search")
+    searched = searched_trials(trials)
     published = published_section(summary)
     beside = "Compared with published numbers" if published and published["has_ours"] else "Published numbers"
     made: list[tuple[str, str, str, Any]] = [

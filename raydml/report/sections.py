@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from raydml.analysis.importance import Importance, crossing_of
-from raydml.analysis.trials import ENDINGS, FAILURES, TrialState, by_stage, parameters_of, varying
+from raydml.analysis.trials import ENDINGS, FAILURES, TrialState, by_stage, parameters_of, searched_trials, varying
 from raydml.metrics.names import metric_label, metric_name
 from raydml.ops.wording import counted, hours_text
 from raydml.report.charts import (
@@ -296,7 +296,8 @@ def settled_section(summary: Values, searched: Sequence[TrialState]) -> Values |
 
 def curves_section(summary: Values, trials: Sequence[TrialState]) -> Values | None:
     """Every trial's ranking metric by epoch, the training loss of the refits, and small charts of all else."""
-    searched, confirmed, refits = (by_stage(trials, stage) for stage in ("search", "confirm", "refit"))
+    searched = searched_trials(trials)
+    confirmed, refits = (by_stage(trials, stage) for stage in ("confirm", "refit"))
     best_first = _by_value(searched)
     styles = _colours(list(dict.fromkeys(trial.recipe for trial in best_first or refits)))
     section = {

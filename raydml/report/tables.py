@@ -99,13 +99,14 @@ def trial_rows(trials: Sequence[TrialState], summary: Mapping[str, Any]) -> list
     }
     rows = []
     for trial in trials:
+        own = trial.configuration or trial.fingerprint  # older events lack the first
         at_best = trial.epochs.get(trial.epoch_of_best, {}) if trial.epoch_of_best is not None else {}
         row: dict[str, Any] = {
             "trial": trial.trial,
             "stage": trial.stage,
             "fingerprint": trial.fingerprint,
-            # A searched trial is its own configuration; a confirmed one repeats it on other folds and seeds.
-            "configuration": configurations.get(trial.trial, trial.fingerprint if trial.stage == "search" else None),
+            # A searched trial is its own configuration; others repeat it on other folds and seeds.
+            "configuration": configurations.get(trial.trial, own if trial.stage == "search" else None),
             "recipe": trial.recipe,
             "fold": trial.fold,
             "seed": trial.seed,
@@ -175,7 +176,10 @@ def final_latex(summary: Mapping[str, Any]) -> str:
         names = [summary["metric"]]
         best = summary["search"][:10]
         rows = [[_latex(f"{row['trial']}: {row['recipe']}"), _latex_percent(row["best"])] for row in best]
-        about = "of the best trials on the validation classes, one run each"
+        over = {row.get("num_folds", 1) for row in best}
+        what = "one run each" if max(over, default=1) == 1 else f"means over {max(over)} folds"
+        what += ", those of one run below them" if len(over) > 1 else ""
+        about = f"of the best trials on the validation classes, {what}"
     caption = f"Study {_latex(summary['study'])}: {_latex(', '.join(map(metric_name, names)))} {about}, in percent"
     if summary["final"] or summary["confirm"]:
         runs = max((one.num_runs or 1 for one in final_models(summary)), default=0)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from raydml.analysis.trials import ENDINGS, FAILURES
+from raydml.analysis.trials import ENDINGS, FAILURES, folds_text
 from raydml.data.benchmarks import TEST_LISTS
 from raydml.evaluation.protocols import PROTOCOLS
 from raydml.inference.footprint import MEASURES, measure_text
@@ -199,6 +199,7 @@ def _question(summary: Mapping[str, Any]) -> list[str]:
         sentences.append(f"The searcher {plan['searcher']} drew {num} of them from results.")
     if names := plan.get("eliminated"):
         sentences.append(f"{' and '.join(names)} could not win any more, and got no further trials.")
+    sentences += _further_folds(summary)
     if summary["confirm"]:
         runs = f"{counted(plan['folds'], 'fold')} × {counted(plan['seeds'], 'seed')}"
         number = len(summary["confirm"])
@@ -208,6 +209,25 @@ def _question(summary: Mapping[str, Any]) -> list[str]:
         limit = _LIMITS[plan.get("ended_by") or "time"]
         sentences.append(f"{limit} ended the search after {len(summary['search'])} of these trials had started.")
     return [*sentences, *_unfinished(plan)]
+
+
+def _further_folds(summary: Mapping[str, Any]) -> list[str]:
+    """Return how many configurations of a search on several folds have all of them, once it has ended."""
+    rows, num_folds = summary["search"], summary["plan"].get("search_folds", 1)
+    if num_folds == 1 or not rows:
+        return []
+    num_all = sum(row["num_folds"] > 1 for row in rows)
+    num_ended, num_pruned = sum(row["ended"] == "finished" for row in rows), sum(row["pruned"] for row in rows)
+    sentences = [
+        f"{counted(num_all, 'configuration')} with a mean over {num_folds} folds "
+        f"{'is' if num_all == 1 else 'are'} ranked first, and the others by their value on the first fold."
+    ]
+    if num_pruned:
+        sentences.append(
+            f"Of {num_ended} that ran to their end, {num_pruned} {'was' if num_pruned == 1 else 'were'} significantly "
+            "worse than the best on the first fold, and got no further folds."
+        )
+    return sentences
 
 
 def _unfinished(plan: Mapping[str, Any]) -> list[str]:
@@ -225,6 +245,8 @@ def _winner(summary: Mapping[str, Any]) -> list[str]:
             return ["No epoch has ended yet."]
         name = f"{best['trial']} ({best['recipe']})"
         so_far = "" if summary["search"] else " so far"
+        if (num_folds := best.get("num_folds", 1)) > 1:
+            return [f"The best trial{so_far} is {name}: {metric} {best['best']:.4f}, the mean over {num_folds} folds."]
         return [
             f"The best trial{so_far} is {name}: {metric} {best['best']:.4f} at epoch {best['epoch_of_best']}, one run."
         ]
@@ -504,12 +526,14 @@ def _confirmed_table(summary: Mapping[str, Any]) -> list[str]:
 def _search_table(summary: Mapping[str, Any]) -> list[str]:
     if not summary["search"]:
         return []
+    has_folds = summary["plan"].get("search_folds", 1) > 1
     rows = [
         [rank, row["trial"], row["recipe"], None if row["best"] is None else f"{row['best']:.4f}",
-         row["epoch_of_best"], ENDINGS.get(row["ended"], row["ended"])]
+         row["epoch_of_best"], ENDINGS.get(row["ended"], row["ended"]), *([folds_text(row)] if has_folds else [])]
         for rank, row in enumerate(summary["search"][:_MAX_SEARCHED], start=1)
     ]  # fmt: skip
     header = ["", "trial", "recipe", f"best {metric_name(summary['metric'])}", "at epoch", "ended"]
+    header += ["folds"] if has_folds else []
     num_hidden = len(summary["search"]) - len(rows)
     more = [f"... and {num_hidden} more in trials.csv"] if num_hidden else []
     return [f"## Search: {counted(len(summary['search']), 'trial')}", _table(header, rows), *more]

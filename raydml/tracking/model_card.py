@@ -80,7 +80,9 @@ def facts_of(name: str, model: Path, study: Path | None) -> ModelFacts:
     chosen_by = data if validates(trial) else _searched_data(study)
     split = {key: value for key, value in (chosen_by.get("split") or {}).items() if key != "fold"}
     protocol = {"data": data.get("content"), "split": split, "metric": metric}
-    protocol |= {"folds": plan.get("folds"), "seeds": plan.get("seeds")} if confirmed else {"fold": None}
+    over = searched.get("num_folds", 1)  # the score of a search on several folds is a mean
+    of_search = {"search_folds": over} if over > 1 else {"fold": None}
+    protocol |= {"folds": plan.get("folds"), "seeds": plan.get("seeds")} if confirmed else of_search
     # The score of a refit is that of its configuration; the refit itself has seen more classes than a fold model.
     protocol |= {} if validates(trial) else {"refit": "all" if trains_on_test_classes(trial) else "development"}
     content = str(data.get("content") or "")[:MAX_DIGEST_CHARACTERS]

@@ -391,6 +391,7 @@ def _describe_trial(update: RunUpdate, trial: TrialState, study: StudyState) -> 
     facts: dict[str, Any] = {
         "stage": trial.stage,
         "fold": trial.fold,
+        "from_trial": trial.searched if trial.is_further_fold else None,
         "seed": trial.seed,
         "recipe": trial.recipe or None,
         "fingerprint": trial.fingerprint,
@@ -421,10 +422,11 @@ def search_words(config: Mapping[str, Any]) -> dict[str, str]:
 def _place_in_search(trial: TrialState, study: StudyState) -> dict[str, str | None]:
     """Return who has proposed a searched trial, and how many of the rungs of its search it has reached."""
     words, search = search_words(study.config), study.config.get("search") or {}
-    is_random = trial.trial not in study.drawn and words["searcher"] in ("tpe", "gp")
+    is_random = trial.searched not in study.drawn and words["searcher"] in ("tpe", "gp")
     plan = study.stages.get("search")
     rungs = []
-    if words["scheduler"] not in ("", "none") and plan is not None and plan.max_epochs:
+    is_halved = words["scheduler"] not in ("", "none") and not trial.is_further_fold
+    if is_halved and plan is not None and plan.max_epochs:
         rungs = milestones(
             max_epochs=plan.max_epochs,
             grace_epochs=int(search.get("grace_epochs", 1)),
@@ -444,6 +446,7 @@ def _params_of_trial(trial: TrialState, study: StudyState) -> dict[str, str]:
     parameters = {name: value for name, value in parameters_of(trial.config).items() if name in study.varying}
     own = {"confirm": {"fold": trial.fold, "seed": trial.seed}}
     own |= {"refit": {"seed": trial.seed, "epochs": trial.config.get("epochs")}}
+    own |= {"search": {"fold": trial.fold}} if trial.is_further_fold else {}
     return params_of({**own.get(trial.stage, {}), **parameters})
 
 

@@ -17,16 +17,18 @@ from PIL import Image
 from rich.console import Console
 
 from raydml import registry
-from raydml.cli import arguments, main, server, studies, tables
+from raydml.cli import arguments, live_view, main, server, studies, tables
 from raydml.cli.arguments import seconds_of, study_argument
 from raydml.study import events
 from raydml.study.budget import Budget
 from raydml.study.driver import LOCK
+from raydml.study.events import reduce_events
 from raydml.study.folder import read_study, write_json
 from raydml.study.summary import summarise
 from raydml.tracking import store as mlflow_store
 from tests.cli.commands import done, refused, run
 from tests.report.written_study import footprint, write_published_study
+from tests.study.study_events import epoch, stage_started, started, study_started
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
@@ -540,6 +542,33 @@ def test_the_end_of_a_study(tmp_path, capsys):
         "resume digits --num-trials 16",
     ):
         assert f"uv run launch.py {command}\n" in text, "a command must be alone on its line to be copied"
+
+
+def test_the_end_of_a_search_on_several_folds_says_what_is_a_mean():
+    console = studies.new_console()
+    first, second, third, *others = SUMMARY["search"]
+    searched = [{**first, "num_folds": 2}, {**second, "pruned": True, "num_folds": 1}, third, *others]
+    with console.capture() as captured:
+        console.print(tables.summary({**SUMMARY, "confirm": [], "final": [], "search": searched}))
+    text = captured.get()
+    assert "MAP@R 0.9000 on validation, mean over 2 folds" in text
+    assert re.search(r"search-000 .* mean of 2\s*\n", text)
+    assert re.search(r"search-001 .* 1, pruned\s*\n", text)
+    assert re.search(r"search-002 .* 1\s*\n", text)
+
+
+def test_the_list_of_studies_says_what_is_a_mean():
+    row = {"trial": "search-001", "value": 0.75, "num_folds": 2}
+    searched = [started(0), epoch(0, 1, 0.9), {**started(0), "trial": "search-000-fold-1"}]
+    searched += [{**epoch(0, 1, 0.99), "trial": "search-000-fold-1"}]
+    before = reduce_events([study_started(), stage_started(2), *searched])
+    assert tables.best_text(before) == "search-000, 0.9000 (1 run)", "values of other folds are no better or worse"
+    finished = {"event": "stage_finished", "stage": "search", "ranking": [row, {**row, "num_folds": 1}]}
+    after = reduce_events([finished], before)
+    assert tables.best_text(after) == "search-001, 0.7500 (mean of 2 folds)"
+    assert live_view.line(after, finished) == "search finished, best search-001 MAP@R 0.7500 (mean of 2 folds)"
+    plain = reduce_events([{**finished, "ranking": [{**row, "num_folds": 1}]}], before)
+    assert tables.best_text(plain) == "search-000, 0.9000 (1 run)"
 
 
 def test_a_search_alone_has_an_end_too():

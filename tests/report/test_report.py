@@ -6,6 +6,7 @@ import base64
 import csv
 import html
 import io
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -18,6 +19,7 @@ from raydml.cli.main import app
 from raydml.report.page import ReportError, read_illustrations, report_page, write_report
 from raydml.report.tables import epochs_csv, final_latex, trials_csv
 from raydml.report.text import summary_markdown
+from raydml.study import events
 from raydml.study.summary import histories, summarise
 from tests.report.written_study import (
     CURVES,
@@ -25,6 +27,7 @@ from tests.report.written_study import (
     METRIC,
     REFITS,
     add_refits,
+    config_of,
     png,
     write_published_study,
     write_study,
@@ -359,6 +362,45 @@ def test_a_study_that_only_refits_has_no_empty_section(tmp_path):
     assert [(row["trial"], row["stage"], row["seed"], row["configuration"], row["test.map_at_r"]) for row in rows] == [
         (f"refit-00{seed}", "refit", str(seed), "print-search-002", str(value)) for seed, value in REFITS.items()
     ]
+
+
+def test_the_report_says_which_values_are_means_over_folds_and_who_was_pruned(tmp_path):
+    folder = write_study(tmp_path / "birds", stages=1)
+    study = json.loads((folder / "study.json").read_text())
+    study["study"]["search"]["folds"] = 2
+    (folder / "study.json").write_text(json.dumps(study))
+    rows = {row["trial"]: row for row in json.loads((folder / "ranking.json").read_text())}
+    rows["search-002"] |= {"value": 0.5, "num_folds": 2, "pruned": False}
+    rows["search-000"] |= {"num_folds": 1, "pruned": True}
+    ranked = [rows["search-002"], *(row for key, row in rows.items() if key != "search-002")]
+    (folder / "ranking.json").write_text(json.dumps(ranked))
+    further = {"trial": "search-002-fold-1", "stage": "search"}
+    config = {**config_of("search-002", fold=1), "data": {"name": "cub200", "split": {"fold": 1}}}
+    for event in (
+        {"event": "trial_started", "fingerprint": "other", "configuration": "print-search-002", "config": config},
+        {"event": "epoch", "epoch": 1, "metrics": {METRIC: 0.97, "train_loss": 1.0}},
+        {"event": "trial_ended", "reason": "finished"},
+    ):
+        events.append(events.events_path(folder), {**event, **further})
+    summary, trials = summarise(folder), histories(folder)
+    text = summary_markdown(summary)
+    assert (
+        "1 configuration with a mean over 2 folds is ranked first, and the others by their value on the first" in text
+    )
+    assert "Of 2 that ran to their end, 1 was significantly worse than the best on the first fold" in text
+    assert (
+        "The best trial is search-002 (mic: margin, distance_weighted): validation MAP@R 0.5000, the mean over 2 "
+        in text
+    )
+    assert "| 1 | search-002 | mic: margin, distance_weighted | 0.5000 | 4 | ran to the end | mean of 2 |" in text
+    assert "| 2 | search-000 | margin, distance_weighted | 0.5500 | 3 | ran to the end | 1, pruned |" in text
+    assert "means over 2 folds, those of one run below them, in percent" in final_latex(summary)
+    # Best so far, choices and importance are of the first fold: 0.97 on another one is no better.
+    assert max(summary["stability"]["best_so_far"]) == 0.55
+    page = report_page(summary, trials, [])
+    assert page.count("search-002-fold-1") == 1, "in the table of all trials"
+    (row,) = [row for row in csv_rows(trials_csv(trials, summary)) if row["trial"] == "search-002-fold-1"]
+    assert (row["stage"], row["fold"], row["configuration"]) == ("search", "1", "print-search-002")
 
 
 def test_a_long_search_is_cut_in_the_markdown(made):

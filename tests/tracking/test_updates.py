@@ -1,5 +1,6 @@
 """What MLflow gets of a study: groups of metrics, the best epoch, what varies, names, data sets and notes."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,25 @@ def test_names_and_tags_are_for_people(spool: Spool) -> None:
         assert [text for text in update.tags.values() if text.startswith("/")] == []
 
 
+def test_a_run_on_a_further_fold_says_so(spool: Spool) -> None:
+    start(spool)
+    started(spool, "search-000")
+    started(spool, "search-000-fold-1", fold=1)
+    found = updates(spool)
+    further = found["search-000-fold-1"]
+    assert further.name == "search-000-fold-1 margin"
+    assert {name: further.tags[f"raydml.{name}"] for name in ("stage", "fold", "from_trial")} == {
+        "stage": "search",
+        "fold": "1",
+        "from_trial": "search-000",
+    }
+    assert further.params == {"fold": "1", "optimizer.learning_rate": "0.001"}
+    assert "raydml.from_trial" not in found["search-000"].tags
+    assert "fold" not in found["search-000"].params
+    (train, _) = further.datasets
+    assert train.name == "glyphs fold 1 train"
+
+
 def test_data_sets_carry_their_hash_counts_and_use(spool: Spool) -> None:
     start(spool)
     started(spool, "search-000")
@@ -289,5 +309,7 @@ def test_tags_say_who_proposed_a_trial_and_how_far_it_came_in_the_rungs() -> Non
     # Rungs of 9 epochs: 1 and 3.
     assert first == {"searcher": "random", "bracket": "rung 1 of 2"}
     assert second == {"searcher": "tpe", "bracket": "rung 2 of 2"}
+    further = replace(state.trials["search-001"], trial="search-001-fold-1")
+    assert _place_in_search(further, state) == {"searcher": "tpe", "bracket": None}, "no rung stops it"
     assert search_words(state.config) == {"searcher": "tpe", "scheduler": "promotion"}
     assert search_words({"search": {"scheduler": "asha"}}) == {"searcher": "random", "scheduler": "asha"}
