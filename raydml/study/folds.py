@@ -97,6 +97,10 @@ def further_trials(
 def note_on_pruned(tested: Mapping[str, float | None]) -> str:
     """Return in a sentence how many configurations get no further folds."""
     num_pruned = sum(map(is_pruned, tested.values()))
+    if not tested:
+        return "no configuration is trained on further folds: none ran to its end on the first"
+    if len(tested) == 1:
+        return "the only configuration that ran to its end on the first fold is trained on further folds"
     if not num_pruned:
         return (
             f"none of the {len(tested)} configurations that ran to their end is significantly worse than the best on "

@@ -402,12 +402,13 @@ def _search_further_folds(
     searched, states: all trials on the first fold, which have ended.
     """
     num_folds, tested = session.study.search.folds, p_values_of(states.values())
-    session.note(note_on_pruned(tested))
     further = further_trials(tested, searched, session.study)
     limit = session.limit and session.limit.of_further_folds()
     if session.limit is not None and limit is None:
-        session.note("no configuration is trained on further folds: the limit of the search leaves no time for them")
+        session.note("no configuration is trained on further folds: the limit of the search leaves nothing for them")
         further = {}
+    else:
+        session.note(note_on_pruned(tested))
     trials = {**searched, **{key: trial for key, (_, trial) in further.items()}}
     found = dict(states)
     if further:
