@@ -538,18 +538,23 @@ def drive(context: typer.Context, embedded: Annotated[bool, typer.Option("--embe
 
     embedded: it will run on a Ray of its own, which is started at once.
     """
-    with without_import_notices():  # the starting process shows what happens
+    environment = context.find_root().obj.environment
+
+    def load() -> Callable[..., Any]:
         from raydml.study.cluster import EarlyRay, address_of_job
 
-        environment = context.find_root().obj.environment
         early_ray = None
         if embedded and address_of_job(environment) is None:
             early_ray = EarlyRay(environment)
             early_ray.start()
-        from raydml.study.process import serve_driver
         from raydml.study.stages import drive_study
 
-        code = serve_driver(sys.stdin, partial(drive_study, own_environment=environment, early_ray=early_ray))
+        return partial(drive_study, own_environment=environment, early_ray=early_ray)
+
+    with without_import_notices():  # the starting process shows what happens
+        from raydml.study.process import serve_driver
+
+        code = serve_driver(sys.stdin, load)
     raise typer.Exit(code)
 
 

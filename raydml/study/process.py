@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import threading
@@ -261,19 +262,21 @@ def _session_of(pid: int) -> int | None:
     return session
 
 
-def serve_driver(request: IO[str], run: Callable[..., Any]) -> int:
+def serve_driver(request: IO[str], load: Callable[[], Callable[..., Any]]) -> int:
     """Run the study that the first line of a stream describes, report how it ended, and return the exit code.
 
     A stream that ends before it has a line describes none.
 
-    request: a stream of the starting process. At its end that process is gone, and this one ends at once.
-    run: `raydml.study.stages.run_study`, or a function that is called like it.
+    request: a pipe from the starting process. When its other end is closed, that process is gone, and this one ends at
+    once, with all of its session. load: is called at once, takes its time, and returns
+    `raydml.study.stages.run_study`, or a function that is called like it.
     """
+    threading.Thread(target=_end_with, args=(request,), name="lifeline", daemon=True).start()
+    run = load()
     line = request.readline()
     if not line:  # the starting process has ended, or refused the study, before it had anything to run
         return 0
     asked = json.loads(line)
-    threading.Thread(target=_end_with, args=(request,), name="lifeline", daemon=True).start()
 
     def report(status: str, number: int | None = None, text: str = "") -> None:
         line = json.dumps({"status": status, "signal": number, "text": text}) + "\n"
@@ -294,8 +297,12 @@ def serve_driver(request: IO[str], run: Callable[..., Any]) -> int:
     return 0
 
 
-def _end_with(stream: IO[str]) -> None:
-    stream.read()
+def _end_with(pipe: IO[str]) -> None:
+    # Nothing is read: what the pipe holds is the request. Asked for no event, `poll` reports those that it always does,
+    # and one of them is that the other end was closed.
+    closed = select.poll()
+    closed.register(pipe, 0)
+    closed.poll()
     # An embedded Ray would end by itself, but its agents take long for it. A resume goes on from the checkpoints.
     end_session(os.getpid())
     os.kill(os.getpid(), signal.SIGKILL)

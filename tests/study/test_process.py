@@ -15,6 +15,8 @@ from raydml.study import events, process
 from raydml.study.budget import UNLIMITED
 from raydml.study.events import events_path, read_state
 from raydml.study.process import DriverProcess, run_driver
+from tests.chaos.targets import processes
+from tests.study.test_folder import ROOT
 
 
 def command_of(body):
@@ -31,7 +33,7 @@ def run(folder, *, address, budget):
     path = events_path(folder)
 {lines}
     return Outcome("finished")
-sys.exit(serve_driver(sys.stdin, run))
+sys.exit(serve_driver(sys.stdin, lambda: run))
 """
     return [sys.executable, "-c", program]
 
@@ -169,6 +171,23 @@ driver.wait([])
     while process._session_of(pid) is not None and time.monotonic() < deadline:
         time.sleep(0.05)
     assert process._session_of(pid) is None
+
+
+def test_a_driver_that_still_starts_ray_ends_with_the_process_that_started_it():
+    """Ray takes seconds to start, and meanwhile nothing reads the pipe."""
+    command = [sys.executable, str(ROOT / "launch.py"), "drive", "--embedded"]
+    driver = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline_s = time.monotonic() + 60
+    while not any("gcs_server" in words for words in words_of_session(driver.pid)) and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    assert driver.poll() is None
+    driver.stdin.close()
+    assert driver.wait(5) == -signal.SIGKILL
+    assert words_of_session(driver.pid) == []
+
+
+def words_of_session(leader):
+    return [words for _, session, words in processes().values() if session == leader]
 
 
 def test_output_that_is_not_utf8_and_a_driver_that_cannot_start(tmp_path):
