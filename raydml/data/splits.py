@@ -121,15 +121,26 @@ class UsedSplits(NamedTuple):
     splits: list[Split]
 
 
-def used_splits(catalog: Catalog, num_used: int, **settings: Any) -> UsedSplits:
+def further_folds(own: int | None, num_folds: int, number: int) -> list[int]:
+    """Return the folds that follow a fold, so that there are ``number`` with it, and begin again at 0 after the last.
+
+    own: None is the split without a fold. It validates on the last of the development classes, so fold 0 follows.
+    """
+    return [((-1 if own is None else own) + step) % num_folds for step in range(1, number)]
+
+
+def used_splits(catalog: Catalog, num_used: int, num_in_row: int = 1, **settings: Any) -> UsedSplits:
     """Divide the classes for a search and the first ``num_used`` folds, with fewer folds where the classes are few.
 
-    settings: the arguments of `make_split`, from which it raises DataError.
+    num_in_row: on how many folds the search itself runs, from its own one on. settings: the arguments of `make_split`,
+    from which it raises DataError.
     """
     search, own, num_folds = make_split(catalog, **settings), settings["fold"], settings["num_folds"]
-    if last := max(num_used, 0 if own is None else own + 1):
+    further = further_folds(own, num_folds, num_in_row)
+    if last := max(num_used, *(fold + 1 for fold in (own, *further) if fold is not None), 0):
         num_folds = largest_num_folds(len(search.train) + len(search.val), num_folds, last)
-    folds = dict.fromkeys((own, *range(min(num_used, num_folds))))
+    further = further_folds(own, num_folds, num_in_row)
+    folds = dict.fromkeys((own, *range(min(num_used, num_folds)), *further))
     splits = [make_split(catalog, **{**settings, "num_folds": num_folds, "fold": fold}) for fold in folds]
     return UsedSplits(search, num_folds, splits)
 

@@ -217,6 +217,11 @@ def _further_folds(summary: Mapping[str, Any]) -> list[str]:
     if num_folds == 1 or not rows:
         return []
     num_all = sum(row["num_folds"] > 1 for row in rows)
+    if not num_all:
+        return [
+            f"No configuration has a mean over {num_folds} folds: all are ranked by their value on the first fold. "
+            "`resume --num-trials` with the same number runs what a limit has kept from running."
+        ]
     num_ended, num_pruned = sum(row["ended"] == "finished" for row in rows), sum(row["pruned"] for row in rows)
     sentences = [
         f"{counted(num_all, 'configuration')} with a mean over {num_folds} folds "

@@ -40,7 +40,7 @@ from raydml.config.trial import Machine, StudySettings, Trial, fingerprint
 from raydml.data.benchmarks import BENCHMARK_OF
 from raydml.data.catalog import Catalog, DataError, log_notes
 from raydml.data.digests import ImageRecord
-from raydml.data.splits import Split, make_split
+from raydml.data.splits import Split, further_folds, make_split
 from raydml.errors import did_you_mean
 from raydml.evaluation.protocols import protocols_of, reason_unscorable
 from raydml.ops.addresses import is_address, redacted, without_secrets
@@ -52,7 +52,6 @@ from raydml.search_space.space import SearchSpace, each_alternative
 from raydml.study.draws import TrialDraws
 from raydml.study.driver import only_driver
 from raydml.study.events import events_path, read_state
-from raydml.study.folds import further_folds
 from raydml.study.limits import Limits, study_within_limits, trials_within_limits
 from raydml.study.mirror import fetch_study
 from raydml.study.remote import StudyPlace, files_of_study
@@ -372,7 +371,8 @@ def planned_trials(space: SearchSpace, catalogs: Catalogs) -> PlannedTrials:
             f"trial.select_on = {', '.join(metrics)}: trials that are ranked by different metrics cannot be compared. "
             "Cure: one value instead of a domain"
         )
-    parts = {trial.data.images_key() + trial.data.split.model_dump_json() for trial in trials}
+    possible = each_alternative(space) if draws.can_adapt else trials  # what is drawn later is not known
+    parts = {trial.data.images_key() + trial.data.split.model_dump_json() for trial in possible}
     if space.study.search.folds > 1 and len(parts) > 1:
         raise StudyError(
             f"study.search.folds = {space.study.search.folds}: the trials have {len(parts)} different splits or sets "
@@ -496,7 +496,7 @@ def splits_of_stages(study: StudySettings, split: SplitSettings) -> dict[str, Sp
     """
     places = {"search": split}
     confirmed = range(study.confirm.folds) if study.confirm else ()
-    for fold in sorted({*further_folds(split, study.search.folds), *confirmed}):
+    for fold in sorted({*further_folds(split.fold, split.num_folds, study.search.folds), *confirmed}):
         if fold != split.fold:
             places[f"fold {fold}"] = split.model_copy(update={"fold": fold})
     if study.refit is not None:

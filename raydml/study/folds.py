@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from raydml.analysis.trials import TrialState, further_key
-from raydml.config.sections import SplitSettings
 from raydml.config.trial import StudySettings, Trial
+from raydml.data.splits import further_folds
 from raydml.study.events import rank
 
 #: A trial is pruned where p is below it. It is that of Optuna's pruner, and not 0.05: a bad configuration that goes on
@@ -29,16 +29,6 @@ from raydml.study.events import rank
 FOLD_LEVEL = 0.1
 #: Differences are compared to so many decimals: equal means may differ in their last bits.
 _DECIMALS = 12
-
-
-def further_folds(split: SplitSettings, num_folds: int) -> list[int]:
-    """Return the numbers of the folds after the first one that a search on ``num_folds`` folds has.
-
-    They go on from the fold of the split, and begin again at 0 after the last one. A split without a fold validates on
-    the last of the development classes, so it is followed by fold 0.
-    """
-    own = -1 if split.fold is None else split.fold
-    return [(own + step) % split.num_folds for step in range(1, num_folds)]
 
 
 def p_of_worse(values: Sequence[float], reference: Sequence[float]) -> float:
@@ -87,7 +77,7 @@ def further_trials(
     found = {}
     for searched in (key for key, p in tested.items() if not is_pruned(p)):
         data = trials[searched].data
-        for fold in further_folds(data.split, study.search.folds):
+        for fold in further_folds(data.split.fold, data.split.num_folds, study.search.folds):
             on_fold = data.model_copy(update={"split": data.split.model_copy(update={"fold": fold})})
             trial = trials[searched].model_copy(update={"data": on_fold})
             found[further_key(searched, fold)] = (searched, trial)
@@ -159,14 +149,14 @@ def _run(state: TrialState) -> dict[str, Any]:
     }
 
 
-def runs_without_use(rows: Sequence[Mapping[str, Any]], keep: int) -> list[str]:
-    """Return the keys of the runs that ran to their end and whose checkpoints nothing needs after the search.
+def runs_of_use(rows: Sequence[Mapping[str, Any]], keep: int) -> set[str]:
+    """Return the keys of the runs whose checkpoints are kept after the search.
 
     The best ``keep`` configurations keep those of all their folds. The others that have all folds keep that of the
     first one: where a longer search compares with another trial, they may be ahead. rows: of `rank_over_folds`.
     """
-    useless = []
+    kept: set[str] = set()
     for place, row in enumerate(rows):
-        runs = row["runs"][1 if row["num_folds"] > 1 else 0 :] if place >= keep else []
-        useless += [run["trial"] for run in runs if run["ended"] == "finished"]
-    return useless
+        runs = row["runs"] if place < keep else row["runs"][:1] if row["num_folds"] > 1 else []
+        kept.update(run["trial"] for run in runs)
+    return kept

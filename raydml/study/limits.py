@@ -65,9 +65,9 @@ class Limits:
         kept = trial.model_dump_json(include={"data", "sampler", "method", "recall_at"})
         data = trial.data.images_key() + trial.data.split.model_dump_json()
         if data not in self._parts:
-            own = -1 if trial.data.split.fold is None else trial.data.split.fold
-            last = own + self._search_folds if self._search_folds > 1 else 0
-            self._parts[data] = _parts_of(trial.data.split, self._catalogs.of(trial), max(self._num_folds, last))
+            self._parts[data] = _parts_of(
+                trial.data.split, self._catalogs.of(trial), self._num_folds, self._search_folds
+            )
         if kept not in self._done:
             self._done[kept] = _within_limits(trial, self._parts[data])
             for key, old, new in _differences(trial, self._done[kept]):
@@ -110,8 +110,8 @@ class _Parts(NamedTuple):
     line: str
 
 
-def _parts_of(split: SplitSettings, catalog: Catalog, num_folds: int) -> _Parts:
-    search, most, splits = used_splits(catalog, num_folds, **split.model_dump())
+def _parts_of(split: SplitSettings, catalog: Catalog, num_folds: int, search_folds: int) -> _Parts:
+    search, most, splits = used_splits(catalog, num_folds, search_folds, **split.model_dump())
     what = catalog.description or counted(len(catalog.class_names), "class", "classes")
     validate = f"{len(search.val):,} validate" if search.val else "none validates"
     test = f"{len(search.test):,} test, sealed" if search.test else "none is sealed"

@@ -614,7 +614,7 @@ def _run_group(
         raise MachineFault(stop.fault)
     session.leave_out(stop.bad_nodes)
     if limit is not None and limit.reached is not None:
-        _end_by_limit(session, limit.reached, later.num_trials if later else len(trials))
+        _end_by_limit(session, limit.reached, trials, later.num_trials if later else len(trials))
         return True
     return not stop.bad_nodes
 
@@ -625,12 +625,15 @@ def _placement(resources: Mapping[str, float], selector: Mapping[str, str]) -> t
     return tune.PlacementGroupFactory([held], **({"bundle_label_selector": [dict(selector)]} if selector else {}))
 
 
-def _end_by_limit(session: StudySession, reached: Reached, num_trials: int) -> None:
-    """Record the end of the trials that Tune stopped for a limit of the search: it does not report them."""
-    states = read_trials(session.folder, "search")
+def _end_by_limit(session: StudySession, reached: Reached, trials: Iterable[str], num_trials: int) -> None:
+    """Record the end of the trials that Tune stopped for a limit of the search: it does not report them.
+
+    trials: the keys of the run. Those on further folds may wait meanwhile for their own.
+    """
+    states = {key: state for key, state in read_trials(session.folder, "search").items() if key in set(trials)}
     unended = [key for key, state in states.items() if not state.ended]
     if _put_back_lost_epochs(session, "search", unended, states, {}):
-        states = read_trials(session.folder, "search")
+        states = {key: state for key, state in read_trials(session.folder, "search").items() if key in states}
     for key, state in states.items():
         if not state.ended:
             _count_saved_epochs(session.folder, "search", key)

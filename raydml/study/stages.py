@@ -29,7 +29,7 @@ from raydml.study.cluster import EarlyRay, Interrupted, address_of_job, catch_si
 from raydml.study.description import description_of
 from raydml.study.drawing import DrawnSearch, is_drawn_later, trials_of_search
 from raydml.study.driver import only_driver
-from raydml.study.events import TrialState, events_path, rank, read_state
+from raydml.study.events import TrialState, events_path, rank, read_state, read_trials
 from raydml.study.extension import RETRIED
 from raydml.study.faults import fault_in, fault_of
 from raydml.study.first_steps import forecast_in_words, forecast_of, is_wanted, measure_shapes, shares, shares_in_words
@@ -46,7 +46,7 @@ from raydml.study.folder import (
     stages_of,
     write_json,
 )
-from raydml.study.folds import further_trials, note_on_pruned, p_values_of, rank_over_folds, runs_without_use
+from raydml.study.folds import further_trials, note_on_pruned, p_values_of, rank_over_folds, runs_of_use
 from raydml.study.node import look_at_nodes, needs_of, packs_in
 from raydml.study.process import MachineFault, RayEnded
 from raydml.study.refit import configurations_to_refit, lost_refits, notes_on_refits, refit_trials, refitted
@@ -418,11 +418,17 @@ def _search_further_folds(
     if limit is not None and limit.is_over:
         trials = {key: trial for key, trial in trials.items() if key in found}
     on_further = {key: found[key] for key in further if key in found}
-    _finish(session, "search", trials, found, lambda: rank_over_folds(states, tested, on_further, num_folds))
-    result = session.folder / RESULT_FILES["search"]
-    if result.exists():
-        for key in runs_without_use(read_json(result), session.study.keep_checkpoints):
-            drop_checkpoints(session.folder, "search", key)
+
+    def ranking() -> list[dict[str, Any]]:
+        """Rank, and drop the checkpoints that nothing needs: before the result says that the stage is over."""
+        rows = rank_over_folds(states, tested, on_further, num_folds)
+        kept = runs_of_use(rows, session.study.keep_checkpoints)
+        for key in read_trials(session.folder, "search"):
+            if key not in kept:
+                drop_checkpoints(session.folder, "search", key)
+        return rows
+
+    _finish(session, "search", trials, found, ranking)
 
 
 def confirm_trials(

@@ -52,6 +52,10 @@ def test_a_study_that_is_killed_while_it_trains_on_further_folds_ends_as_the_und
     whole.run([], lambda: True)
     further = [key for key in read_state(whole.folder).trials if "-fold-" in key]
     assert further
+    trials = read_state(whole.folder).trials
+    assert all(trials[key].num_epochs == 6 for key in further), "without early stopping"
+    finished = [trial for key, trial in trials.items() if key.startswith("search-") and trial.ended == "finished"]
+    assert all(len(trial.class_values) == 2 for trial in finished if "-fold-" not in trial.trial)
     killed = StudyUnderFaults(tmp_path / "killed", random.Random(0), pictures=False)
     killed.run_with("command", lambda seen: any(one["event"] == "epoch" and "-fold-" in one["trial"] for one in seen))
     starts = [one["event"] == "study_started" for one in events.read(killed.folder / "events.jsonl")]

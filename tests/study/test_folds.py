@@ -3,30 +3,29 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from raydml.analysis.trials import EpochReport, TrialState
-from raydml.config.sections import SplitSettings
 from raydml.config.trial import fingerprint, parse_trial
 from raydml.data.datasets import open_catalog
-from raydml.data.splits import make_split
+from raydml.data.splits import further_folds, make_split
 from raydml.search_space.space import SpaceError
-from raydml.study import events
+from raydml.study import events, runner
 from raydml.study.budget import Budget
-from raydml.study.events import StudyState, events_path, read_state, reduce_events
+from raydml.study.events import StudyState, events_path, read_state, read_trials, reduce_events
 from raydml.study.extension import extend_search
 from raydml.study.folder import StudyError, newest_checkpoint, read_json
 from raydml.study.folds import (
-    further_folds,
     further_trials,
     is_pruned,
     note_on_pruned,
     p_of_worse,
     p_values_of,
     rank_over_folds,
-    runs_without_use,
+    runs_of_use,
 )
 from raydml.study.refit import configurations_to_refit
 from raydml.study.results import find_winner
@@ -48,7 +47,7 @@ METRIC = "val_map_at_r"
     [(0, 2, [1]), (2, 3, [3, 0]), (3, 4, [0, 1, 2]), (None, 2, [0]), (None, 4, [0, 1, 2]), (1, 1, [])],
 )
 def test_further_folds_go_on_from_the_own_one(fold, num_folds, expected):
-    assert further_folds(SplitSettings(num_folds=4, fold=fold), num_folds) == expected
+    assert further_folds(fold, 4, num_folds) == expected
 
 
 @pytest.mark.parametrize(
@@ -159,9 +158,8 @@ def test_configurations_with_all_folds_come_first_by_their_mean():
     ]
     # With three folds a second one is not enough.
     assert [row["num_folds"] for row in rank_over_folds(first, tested, further, 3)] == [1] * 6
-    # Of the best two all stays. What did not run to its end is dropped as soon as it ends.
-    assert runs_without_use(rows, 2) == ["search-002", "search-003"]
-    assert runs_without_use(rows, 1) == ["search-000-fold-1", "search-002", "search-003"]
+    assert runs_of_use(rows, 2) == {"search-001", "search-001-fold-1", "search-000", "search-000-fold-1"}
+    assert runs_of_use(rows, 1) == {"search-001", "search-001-fold-1", "search-000"}
 
 
 K2 = ("study.search.folds=2", "study.search.scheduler=none", "study.confirm=null", "trial.epochs=1")
@@ -533,3 +531,21 @@ def test_a_trial_without_value_leaves_no_configuration_to_compare(here, tmp_path
     folder = make(tmp_path, overrides=[*K2, *FOUR, "study.search.num_trials=1", "trial.optimizer.learning_rate=1e25"])
     with pytest.raises(StudyError, match="no trial of the search has a value"):
         run(folder)
+
+
+def test_a_limit_of_the_first_fold_ends_no_run_on_a_further_one(tmp_path):
+    """After resume --retry-crashed, a trial of the first fold runs while a run on a further fold has yet to go on."""
+    path = events_path(tmp_path)
+    for key in ("search-000", "search-000-fold-1", "search-001"):
+        events.append(path, {**started(0), "trial": key})
+    events.append(path, {"event": "trial_ended", "stage": "search", "trial": "search-000", "reason": "finished"})
+    noted = []
+    session = SimpleNamespace(
+        folder=tmp_path,
+        record=lambda event, **fields: events.append(path, {"event": event, **fields}),
+        note=noted.append,
+    )
+    runner._end_by_limit(session, Reached("settled", "the ranking is settled"), ["search-000", "search-001"], 4)
+    ended = {key: trial.ended for key, trial in read_trials(tmp_path, "search").items()}
+    assert ended == {"search-000": "finished", "search-000-fold-1": "", "search-001": "settled"}
+    assert noted == ["the ranking is settled: 2 of 4 trials started"]
