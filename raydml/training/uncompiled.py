@@ -1,7 +1,7 @@
 """Optimizers without torch's compiler, which they import in their first step and do not use.
 
-The import takes 2 s of processor time and 170 MB of memory in each process that trains. Where torch.compile is used, it
-has happened before the first step.
+The import takes 2 s of processor time and 170 MB of memory in each process that trains. A trial with `compile` has
+imported it before its optimizer is made.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def without_compiler() -> Iterator[None]:
     """Keep torch's compiler from being imported by the optimizer that is made or used meanwhile.
 
     Optimizers call two of its functions, which have no effect outside of compiled code. It stays as it is where it has
-    been imported. Nothing else may be done meanwhile that needs it.
+    been imported. No thread may import a part of it meanwhile. What torch wraps for it meanwhile stays unwrapped.
     """
     if _NAME in sys.modules:
         yield

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from ray._private.node import Node
 
 from raydml.study.lean_ray import LEFT_OUT, few_processes, shared_workers, uncounted_callbacks
@@ -39,6 +40,9 @@ with connected(None, os.environ):
 """
 
 
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.xdist_group("cluster")
 def test_an_embedded_ray_runs_a_trial_without_what_it_does_not_need(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path)], cwd=ROOT, env={**os.environ, "HOME": str(tmp_path)},
