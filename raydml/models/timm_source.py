@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _CONFIG = "config.json"
 _FILES = ("model.safetensors", "pytorch_model.bin")
+_TIMEOUT_S = 10.0  # behind a silent firewall; without any network the attempt fails at once
 
 
 class TimmSource(NamedTuple):
@@ -121,17 +122,13 @@ def source_of(name: str) -> TimmSource:
 
     if not name.startswith(HUB):
         return TimmSource(name, name, {}, timm.get_pretrained_cfg(name, allow_unregistered=True))
-    identity = name.removeprefix(HUB)
-    file = _cached(identity, _CONFIG)  # first, so that no trial asks the hub
-    if file is None:
-        try:
-            file = _downloaded(identity, _CONFIG)
-        except (OSError, ValueError) as error:  # ValueError: no name of a repository
-            raise ModelError(
-                f"{TIMM}{name}: its {_CONFIG} is not in this machine's cache of the Hugging Face hub, and cannot be "
-                f"fetched: {_first_line(error)}. Names are {TIMM}{HUB}OWNER/NAME. Cure without a network: hf download "
-                "OWNER/NAME where there is one, and a copy of that cache here (HF_HOME is its place)"
-            ) from error
+    file = _description_of(name.removeprefix(HUB))
+    if isinstance(file, str):
+        raise ModelError(
+            f"{TIMM}{name}: its {_CONFIG} is not in this machine's cache of the Hugging Face hub, and cannot be "
+            f"fetched: {file}. Names are {TIMM}{HUB}OWNER/NAME. Cure without a network: hf download OWNER/NAME where "
+            "there is one, and a copy of that cache here (HF_HOME is its place)"
+        )
     try:
         return _described(name, json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -139,6 +136,18 @@ def source_of(name: str) -> TimmSource:
             f"{TIMM}{name}: its {_CONFIG} does not describe a network of timm ({type(error).__name__}: {error}); only "
             "those that timm.create_model can load are backbones"
         ) from error
+
+
+@lru_cache(maxsize=256)
+def _description_of(identity: str) -> Path | str:
+    """Return the config.json of a repository, or in words why it is not to be had: a space is checked many times."""
+    if (file := _cached(identity, _CONFIG)) is not None:  # first, so that no trial asks the hub
+        return file
+    try:
+        _refuse_without_connection(identity)
+        return _downloaded(identity, _CONFIG)
+    except (OSError, ValueError) as error:  # ValueError: no name of a repository
+        return _first_line(error)
 
 
 def _described(name: str, content: dict[str, Any]) -> TimmSource:
@@ -172,6 +181,18 @@ def _cached(identity: str, file_name: str) -> Path | None:
     except HFValidationError:  # no name of a repository: the download says so
         return None
     return Path(found) if isinstance(found, str) else None
+
+
+def _refuse_without_connection(identity: str) -> None:
+    """Raise ConnectionError where the hub does not answer once; its own library tries for half a minute."""
+    import requests
+    from huggingface_hub import hf_hub_url
+
+    repository, revision = _divided(identity)
+    try:
+        requests.head(hf_hub_url(repository, _CONFIG, revision=revision), timeout=_TIMEOUT_S).close()
+    except requests.RequestException as error:
+        raise ConnectionError("no connection to the hub") from error
 
 
 def _downloaded(identity: str, *file_names: str) -> Path:

@@ -4,6 +4,7 @@ import json
 
 import huggingface_hub
 import pytest
+import requests
 import timm
 import torch
 from timm.models import save_for_hf
@@ -30,7 +31,7 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
-    for cached in (timm_source.source_of, timm_trunk.facts_of_timm, timm_trunk._look_at):
+    for cached in (timm_source.source_of, timm_source._description_of, timm_trunk.facts_of_timm, timm_trunk._look_at):
         cached.cache_clear()
     return tmp_path
 
@@ -73,10 +74,19 @@ def test_weights_of_the_older_form_are_found(hub):
     assert fetch_weights(NAME, "default") == folder / "pytorch_model.bin"
 
 
-def test_what_is_not_here_and_cannot_be_fetched_is_said_with_the_cure(hub):
+def test_what_is_not_here_and_cannot_be_fetched_is_said_with_the_cure(hub, monkeypatch):
+    tried = []
+
+    def refuse(url, **_):
+        tried.append(url)
+        raise requests.ConnectionError("Max retries exceeded")
+
+    monkeypatch.setattr(requests, "head", refuse)
     with pytest.raises(ConfigError, match=r"config\.json is not in this machine's cache .* hf download "):
         parse_trial(trial(backbone=NAME))
+    assert tried == ["https://huggingface.co/wild-life/turtles/resolve/main/config.json"], "once, not for half a minute"
     (publish(hub) / "model.safetensors").unlink()
+    timm_source._description_of.cache_clear()
     with pytest.raises(WeightsError, match=r"wild-life--turtles\.safetensors"):
         fetch_weights(NAME, "default")
 
