@@ -118,7 +118,7 @@ def test_a_gpu_that_is_full_is_no_fault_of_its_node(needs, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
 
     with monkeypatch.context() as patch:
-        patch.setattr(node.torch, "zeros", full)
+        patch.setattr(torch, "zeros", full)
         assert fault_of_node(needs, has_gpu=True) == ""
 
 
