@@ -208,6 +208,13 @@ def _has_named_digest(path: Path, file_name: str) -> bool:
     return named is None or digest_of(path).startswith(named[1])
 
 
+def ask_once(url: str) -> None:
+    """Ask a server for the header of a file. Raises requests.RequestException where it gives no answer."""
+    import requests
+
+    requests.head(url, timeout=_TIMEOUT_S).close()
+
+
 def refuse_unreachable(url: str, path: Path, instead: str) -> None:
     """Raise WeightsError where the server of some weights gives no answer.
 
@@ -216,7 +223,7 @@ def refuse_unreachable(url: str, path: Path, instead: str) -> None:
     import requests
 
     try:
-        requests.head(url, timeout=_TIMEOUT_S).close()
+        ask_once(url)
     except requests.RequestException as error:
         raise _cannot_fetch(url, path, instead, error) from error
 

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raydml.models.backbones import HUB, TIMM, ModelError
-from raydml.models.pretrained import WeightsError, path_of_published, published_weights, refuse_unreachable
+from raydml.models.pretrained import WeightsError, ask_once, path_of_published, published_weights, refuse_unreachable
 
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg
 
 _CONFIG = "config.json"
 _FILES = ("model.safetensors", "pytorch_model.bin")
-_TIMEOUT_S = 10.0  # behind a silent firewall; without any network the attempt fails at once
 
 
 class TimmSource(NamedTuple):
@@ -126,8 +125,8 @@ def source_of(name: str) -> TimmSource:
     if isinstance(file, str):
         raise ModelError(
             f"{TIMM}{name}: its {_CONFIG} is not in this machine's cache of the Hugging Face hub, and cannot be "
-            f"fetched: {file}. Names are {TIMM}{HUB}OWNER/NAME. Cure without a network: hf download OWNER/NAME where "
-            "there is one, and a copy of that cache here (HF_HOME is its place)"
+            f"fetched: {file}. Names are {TIMM}{HUB}OWNER/NAME. Cure: without a network, run hf download OWNER/NAME "
+            "on a machine that has one, and copy its cache here (HF_HOME says where it is)"
         )
     try:
         return _described(name, json.loads(file.read_text(encoding="utf-8")))
@@ -140,7 +139,10 @@ def source_of(name: str) -> TimmSource:
 
 @lru_cache(maxsize=256)
 def _description_of(identity: str) -> Path | str:
-    """Return the config.json of a repository, or in words why it is not to be had: a space is checked many times."""
+    """Return the config.json of a repository, or the reason why it cannot be fetched.
+
+    The reason is kept as well: the check of a space asks many times.
+    """
     if (file := _cached(identity, _CONFIG)) is not None:  # first, so that no trial asks the hub
         return file
     try:
@@ -190,7 +192,7 @@ def _refuse_without_connection(identity: str) -> None:
 
     repository, revision = _divided(identity)
     try:
-        requests.head(hf_hub_url(repository, _CONFIG, revision=revision), timeout=_TIMEOUT_S).close()
+        ask_once(hf_hub_url(repository, _CONFIG, revision=revision))
     except requests.RequestException as error:
         raise ConnectionError("no connection to the hub") from error
 
